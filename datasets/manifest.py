@@ -1,0 +1,230 @@
+"""``manifest.json``: which shards make a data set, and how to tell that they are unaltered."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from cavmae.datasets import storage
+from cavmae.datasets.errors import ShardError
+from cavmae.datasets.sample import SCHEMA
+
+NAME = "manifest.json"
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}\.tar", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardEntry:
+    """One shard.
+
+    Attributes:
+        file: name inside the data set's folder.
+        samples: number of samples.
+        bytes: size of the file.
+        sha256: of the file.
+        labels: for each sample the numbers of its labels in ``Manifest.labels``; None without any.
+    """
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+    labels: tuple[tuple[int, ...], ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """A data set.
+
+    Attributes:
+        folder: path or URL of the folder the shards lie in.
+        shards: in order.
+        settings: what the samples were made with.
+        labels: class names, sorted.
+        inputs: how many inputs were turned into samples or skipped.
+        skipped: lines of ``skipped.jsonl``.
+    """
+
+    folder: str
+    shards: tuple[ShardEntry, ...]
+    settings: dict[str, Any]
+    labels: tuple[str, ...] = ()
+    inputs: int = 0
+    skipped: int = 0
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    def path_of(self, shard: ShardEntry) -> str:
+        return storage.join(self.folder, shard.file)
+
+    def sample_labels(self, shard: ShardEntry) -> list[tuple[str, ...]]:
+        """Label names of each sample of a shard."""
+        if shard.labels is None:
+            return [()] * shard.samples
+        return [tuple(self.labels[i] for i in numbers) for numbers in shard.labels]
+
+    def to_bytes(self) -> bytes:
+        shards = []
+        for shard in self.shards:
+            record = dataclasses.asdict(shard)
+            if shard.labels is None:
+                del record["labels"]
+            shards.append(record)
+        return (
+            json.dumps(
+                {
+                    "schema": SCHEMA,
+                    "settings": self.settings,
+                    "labels": list(self.labels),
+                    "inputs": self.inputs,
+                    "skipped": self.skipped,
+                    "samples": self.samples,
+                    "shards": shards,
+                },
+                indent=1,
+                sort_keys=True,
+            )
+            + "\n"
+        ).encode()
+
+    @classmethod
+    def load(cls, where: str | Path) -> "Manifest":
+        """Reads the manifest of a data set.
+
+        Args:
+            where: the folder (path or URL), or the manifest itself.
+
+        Raises:
+            ShardError: there is none, or it is not one of ours.
+        """
+        text = str(where).rstrip("/")
+        folder = text[: -len(NAME)].rstrip("/") or "." if text.endswith(NAME) else text
+        name = storage.join(folder, NAME)
+        try:
+            record = json.loads(storage.read_bytes(name))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ShardError(
+                f"There is no {name}: {folder} is no data set, or `cavmae shard` has not finished "
+                "it; run that again with the same words."
+            ) from error
+        except (OSError, ValueError) as error:
+            raise ShardError(f"Cannot read {name}: {error}.") from error
+        return cls._from_record(folder, name, record)
+
+    @classmethod
+    def _from_record(cls, folder: str, name: str, record: Any) -> "Manifest":
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            found = record.get("schema") if isinstance(record, dict) else None
+            raise ShardError(
+                f"{name} has schema {found!r}; this program knows {SCHEMA}. "
+                "Use the version of cavmae that made it, or make the data set anew."
+            )
+        try:
+            shards = tuple(
+                ShardEntry(
+                    file=str(entry["file"]),
+                    samples=int(entry["samples"]),
+                    bytes=int(entry["bytes"]),
+                    sha256=str(entry["sha256"]),
+                    labels=tuple(tuple(map(int, x)) for x in entry["labels"])
+                    if "labels" in entry
+                    else None,
+                )
+                for entry in record["shards"]
+            )
+            manifest = cls(
+                folder=folder,
+                shards=shards,
+                settings=dict(record["settings"]),
+                labels=tuple(map(str, record["labels"])),
+                inputs=int(record["inputs"]),
+                skipped=int(record["skipped"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ShardError(f"{name} is damaged: {type(error).__name__} {error}.") from error
+        for shard in shards:
+            # A name in a manifest must not lead out of the folder.
+            if not _SHARD_NAME.fullmatch(shard.file) or not re.fullmatch(
+                "[0-9a-f]{64}", shard.sha256
+            ):
+                raise ShardError(f"{name} names a shard {shard.file!r} that cannot be one.")
+            if shard.samples < 1 or (shard.labels and len(shard.labels) != shard.samples):
+                raise ShardError(f"{name} is damaged: shard {shard.file} has no sensible counts.")
+        if len({shard.file for shard in shards}) != len(shards):
+            raise ShardError(f"{name} is damaged: it names a shard twice.")
+        return manifest
+
+    def verify(
+        self, how: Literal["size", "hash"], shards: Sequence[ShardEntry] | None = None
+    ) -> None:
+        """Checks that shards are there and unaltered.
+
+        Remote shards are checked by size here, and by hash whenever they are copied.
+
+        Args:
+            how: ``size`` asks the file system only; ``hash`` reads every byte.
+            shards: some of them; None: all.
+
+        Raises:
+            ShardError: naming the first shard that is not as it was.
+        """
+        chosen = self.shards if shards is None else shards
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            for problem in pool.map(lambda shard: self.problem_with(shard, how), chosen):
+                if problem is not None:
+                    raise ShardError(f"{problem} Copy it again, or make the data set anew.")
+
+    def problem_with(self, shard: ShardEntry, how: Literal["size", "hash"]) -> str | None:
+        """What is wrong with a shard, as a sentence; None if nothing is."""
+        name = self.path_of(shard)
+        try:
+            size = storage.size_of(name)
+            if size != shard.bytes:
+                return f"Shard {name} has {size} bytes, the manifest says {shard.bytes}."
+            if how == "hash" and not storage.is_url(name):
+                found = storage.sha256_of(Path(name))
+                if found != shard.sha256:
+                    return f"Shard {name} was altered: its SHA-256 is not the manifest's."
+        except FileNotFoundError:
+            return f"Shard {name} is missing."
+        except OSError as error:
+            return f"Cannot read shard {name}: {error}."
+        return None
+
+
+def merge(folder: str, parts: Sequence[Manifest]) -> Manifest:
+    """One data set of the parts that several machines made.
+
+    Raises:
+        ShardError: the parts were made with different settings.
+    """
+    labels = sorted({label for part in parts for label in part.labels})
+    number = {label: i for i, label in enumerate(labels)}
+    shards: list[ShardEntry] = []
+    for part in parts:
+        if part.settings != parts[0].settings:
+            raise ShardError(
+                f"The parts in {folder} were made with different settings; make them anew "
+                "with the same ones."
+            )
+        for shard in part.shards:
+            if labels:
+                numbers = tuple(
+                    tuple(sorted(number[name] for name in names))
+                    for names in part.sample_labels(shard)
+                )
+                shard = dataclasses.replace(shard, labels=numbers)
+            shards.append(shard)
+    return Manifest(
+        folder,
+        tuple(shards),
+        parts[0].settings,
+        tuple(labels),
+        sum(part.inputs for part in parts),
+        sum(part.skipped for part in parts),
+    )

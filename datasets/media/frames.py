@@ -1,0 +1,237 @@
+"""Frames by presentation time, through decord or PyAV behind one small protocol.
+
+Measured (see docs/results.md): decord is the faster reader when nearly every frame is wanted.
+When few are wanted PyAV is, because it can be told to pass over frames that no other frame is
+predicted from and whole groups of pictures between two wanted frames. decord also cannot open some
+codecs and lists frames that an edit list hides, so it is used only where its list of frames is the
+container's. Both scale bilinearly with FFmpeg's swscale and agree to a fraction of a grey level.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import av
+import numpy as np
+import torch  # noqa: F401 - decord crashes when it is imported before torch
+from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
+
+from cavmae.datasets.media.geometry import Geometry
+from cavmae.datasets.media.probe import MediaError, Probe, first_video, open_container
+
+# From this share of wanted frames on, decord is the faster reader.
+DENSE = 0.5
+_FULL, _REFERENCES, _DROP = 0, 1, 2
+
+
+class Decoder(Protocol):
+    """Gives frames of one video, in time order.
+
+    ``wanted`` (indices into ``Probe.frame_times``) is fixed when a decoder is made, so that it can
+    pass over everything else.
+    """
+
+    name: str
+
+    def read(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
+        """Frames uint8 RGB [height, width, 3] of these indices, each later than all read before.
+
+        Frames that cannot be decoded are left out.
+
+        Raises:
+            MediaError: ``decode_error`` when this decoder cannot go on.
+        """
+        ...
+
+
+class DecordDecoder:
+    """decord's VideoReader; one thread, since parallelism is by process.
+
+    Raises:
+        MediaError: ``decode_error`` if decord cannot open the file or sees other frames in it.
+    """
+
+    name = "decord"
+
+    def __init__(self, probe: Probe, geometry: Geometry, wanted: np.ndarray):
+        # Not at module level: its FFmpeg is loaded only by processes that read with it.
+        import decord
+
+        self._error = decord.DECORDError
+        self._geometry = geometry
+        decord.logging.set_level(decord.logging.QUIET)
+        height, width = geometry.resized
+        try:
+            self._reader = decord.VideoReader(
+                probe.path, ctx=decord.cpu(0), num_threads=1, width=width, height=height
+            )
+            frames = len(self._reader)
+            if frames != len(probe.frame_times):
+                raise MediaError(
+                    "decode_error", f"decord sees {frames} frames, not {len(probe.frame_times)}"
+                )
+            times = self._reader.get_frame_timestamp(np.arange(frames))[:, 0]
+        except (decord.DECORDError, RuntimeError) as error:
+            raise MediaError("decode_error", f"decord: {error}") from error
+        expected = probe.frame_times - probe.frame_times[0]
+        if not np.allclose(times - times[0], expected, atol=2e-3):
+            raise MediaError("decode_error", "decord sees other frame times")
+
+    def read(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
+        if not indices:
+            return {}
+        try:
+            batch = self._reader.get_batch(list(indices)).asnumpy()
+        except (self._error, RuntimeError) as error:
+            raise MediaError("decode_error", f"decord: {error}") from error
+        return {
+            index: self._geometry.finish(picture)
+            for index, picture in zip(indices, batch, strict=True)
+        }
+
+
+class PyAVDecoder:
+    """PyAV, one thread, decoding no more than the wanted frames need."""
+
+    name = "pyav"
+
+    def __init__(self, probe: Probe, geometry: Geometry, wanted: np.ndarray):
+        self._probe = probe
+        self._geometry = geometry
+        self._wanted = frozenset(int(i) for i in wanted)
+        self._reformatter = VideoReformatter()
+        self._index_of: dict[int, int] | None = None
+        if probe.timestamps_trusted:
+            self._index_of = {int(stamp): i for i, stamp in enumerate(probe.frame_stamps)}
+        self._start(shortcuts=probe.timestamps_trusted)
+
+    def _start(self, shortcuts: bool) -> None:
+        self._shortcuts = shortcuts
+        self._plan = self._plan_packets() if shortcuts else None
+        self._stash: dict[int, np.ndarray] = {}
+        self._last = -1  # highest index that came out of the decoder
+        self._output = self._decode()
+
+    def _plan_packets(self) -> np.ndarray:
+        """What to do with each packet: decode, decode only if a reference, or drop."""
+        assert self._index_of is not None
+        stamps, keys = self._probe.packet_pts, self._probe.packet_keys
+        wanted_stamps = {stamp for stamp, i in self._index_of.items() if i in self._wanted}
+        wanted = np.fromiter((int(s) in wanted_stamps for s in stamps), bool, len(stamps))
+        starts = np.flatnonzero(keys)
+        if starts.size == 0 or starts[0] != 0:
+            starts = np.concatenate([[0], starts])
+        group = np.searchsorted(starts, np.arange(len(stamps)), side="right") - 1
+        needed = np.zeros(len(starts), dtype=bool)
+        last = np.full(len(starts), -1)  # last packet needed of each group
+        for packet in np.flatnonzero(wanted):
+            number = group[packet]
+            needed[number] = True
+            last[number] = packet
+            # A frame shown before its group's key frame is predicted from the group before.
+            if stamps[packet] < stamps[starts[number]] and number:
+                needed[number - 1] = True
+                last[number - 1] = starts[number] - 1
+        used = needed[group] & (np.arange(len(stamps)) <= last[group])
+        return np.where(wanted, _FULL, np.where(used, _REFERENCES, _DROP))
+
+    def _decode(self) -> Iterator[tuple[int, av.VideoFrame]]:
+        with open_container(self._probe.path) as container:
+            video = first_video(container)
+            codec = video.codec_context
+            codec.thread_count = 1
+            number = -1
+            dropping = False
+            try:
+                for packet in container.demux(video):
+                    if packet.size and packet.pts is None and packet.dts is None:
+                        continue
+                    number += 1
+                    action = _FULL
+                    if self._plan is not None and packet.size:
+                        action = self._plan[number] if number < len(self._plan) else _DROP
+                    if action == _DROP:
+                        if not dropping:
+                            yield from self._emit(_decode_packet(codec, None))
+                            codec.flush_buffers()
+                        dropping = True
+                        continue
+                    if dropping and not packet.size:
+                        break  # the decoder is drained already
+                    dropping = False
+                    codec.skip_frame = "NONREF" if action == _REFERENCES else "DEFAULT"
+                    yield from self._emit(_decode_packet(codec, packet))
+            except (FFmpegError, OSError):
+                return  # the rest of the file cannot be read: those frames are missing
+
+    def _emit(self, frames: list[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
+        for frame in frames:
+            if self._index_of is None:
+                index = self._last + 1  # no usable time stamps: frames in the order they come
+            elif frame.pts is None or frame.pts not in self._index_of:
+                continue
+            else:
+                index = self._index_of[frame.pts]
+            self._last = max(self._last, index)
+            if index in self._wanted and not frame.is_corrupt:
+                yield index, frame
+
+    def read(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
+        if not indices:
+            return {}
+        self._pump(indices[-1])
+        if self._shortcuts and any(i not in self._stash for i in indices):
+            # Some streams cannot be entered at every packet marked as a key frame.
+            self._start(shortcuts=False)
+            self._pump(indices[-1], keep_from=indices[0])
+        found = {i: self._stash[i] for i in indices if i in self._stash}
+        for index in [i for i in self._stash if i <= indices[-1]]:
+            del self._stash[index]
+        return found
+
+    def _pump(self, until: int, keep_from: int = 0) -> None:
+        while until not in self._stash and self._last <= until:
+            item = next(self._output, None)
+            if item is None:
+                return
+            index, frame = item
+            if index >= keep_from:
+                self._stash[index] = self._convert(frame)
+
+    def _convert(self, frame: av.VideoFrame) -> np.ndarray:
+        height, width = self._geometry.resized
+        small = self._reformatter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR")
+        return self._geometry.finish(small.to_ndarray())
+
+
+def _decode_packet(codec: av.VideoCodecContext, packet: av.Packet | None) -> list[av.VideoFrame]:
+    try:
+        return list(codec.decode(packet))
+    except FFmpegError:
+        return []  # a damaged packet costs its own frames
+
+
+def open_decoder(
+    probe: Probe, geometry: Geometry, wanted: np.ndarray, kind: str = "auto"
+) -> Decoder:
+    """A decoder for the wanted frames of a video.
+
+    Args:
+        wanted: sorted indices into ``probe.frame_times``.
+        kind: ``decord``, ``pyav``, or ``auto``: decord for dense reading of files whose frames it
+            lists rightly, otherwise PyAV.
+
+    Raises:
+        MediaError: ``decode_error``.
+    """
+    if kind == "pyav":
+        return PyAVDecoder(probe, geometry, wanted)
+    if kind == "decord":
+        return DecordDecoder(probe, geometry, wanted)
+    dense = len(wanted) and len(wanted) >= DENSE * (wanted[-1] - wanted[0] + 1)
+    if dense and probe.timestamps_trusted and not probe.truncated:
+        try:
+            return DecordDecoder(probe, geometry, wanted)
+        except MediaError:
+            return PyAVDecoder(probe, geometry, wanted)
+    return PyAVDecoder(probe, geometry, wanted)

@@ -1,0 +1,63 @@
+"""From a coded picture to the stored frame: square pixels, upright, resized, cropped."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from cavmae.datasets.media.probe import Probe
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """How pictures of one video become frames.
+
+    Attributes:
+        resized: (height, width) that the decoder scales to, before rotation.
+        rotation: degrees counter-clockwise: 0, 90, 180 or 270.
+        size: (height, width) of the stored frame, cut from the middle.
+    """
+
+    resized: tuple[int, int]
+    rotation: int
+    size: tuple[int, int]
+
+    def finish(self, picture: np.ndarray) -> np.ndarray:
+        """Turns and crops a picture [*resized, ...] to [*size, ...]."""
+        picture = np.rot90(picture, self.rotation // 90)
+        height, width = self.size
+        top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+        return picture[top : top + height, left : left + width]
+
+    def mask(self, mask: Image.Image, display: tuple[int, int]) -> np.ndarray:
+        """Mask of the stored frame from a mask of the video's picture.
+
+        Args:
+            mask: as shown (after rotation) or as coded; the two differ only for turned videos.
+            display: (height, width) of the picture as shown.
+        """
+        height, width = self.resized
+        if (mask.height, mask.width) == display and self.rotation % 180:
+            mask = mask.rotate(-self.rotation, Image.Resampling.NEAREST, expand=True)
+        elif (mask.height, mask.width) == display and self.rotation:
+            mask = mask.rotate(-self.rotation, Image.Resampling.NEAREST)
+        scaled = mask.resize((width, height), Image.Resampling.NEAREST)
+        return self.finish(np.asarray(scaled).astype(np.uint8))
+
+
+def geometry(probe: Probe, shorter_side: int, crop: str) -> Geometry:
+    """Geometry that scales the shorter side as shown to ``shorter_side`` pixels.
+
+    Args:
+        crop: ``square`` cuts the middle square; ``patches`` cuts both sides to multiples of 16,
+            so that the picture is whole 16x16 patches.
+    """
+    height, width = probe.coded_display
+    scale = shorter_side / min(height, width)
+    resized = max(shorter_side, round(height * scale)), max(shorter_side, round(width * scale))
+    shown = resized[::-1] if probe.rotation % 180 else resized
+    if crop == "square":
+        size = (shorter_side, shorter_side)
+    else:
+        size = (max(16, shown[0] // 16 * 16), max(16, shown[1] // 16 * 16))
+    return Geometry(resized, probe.rotation, size)

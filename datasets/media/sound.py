@@ -1,0 +1,114 @@
+"""The sound of a media file as mono 16 kHz waveforms of stretches of its timeline."""
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from cavmae.datasets.features import SAMPLE_RATE, resample
+from cavmae.datasets.media.probe import Probe, open_container
+
+# Sound kept on both sides of a stretch while it is resampled, so that its ends are right.
+MARGIN = 0.05  # s
+# Decoded chunks whose time stamps differ from the running sample count by more than this are placed
+# by their stamp (a gap or an overlap); less is rounding of the container.
+JITTER = 0.02  # s
+
+
+class Sound:
+    """Reads stretches of a file's sound in time order, in bounded memory.
+
+    Args:
+        probe: of the file.
+        downmix: ``mean`` of all channels, or ``first`` channel, as the CAV-MAE reference does.
+    """
+
+    def __init__(self, probe: Probe, downmix: str = "mean"):
+        self._probe = probe
+        self._downmix = downmix
+        self._rate = probe.sound_rate
+        self._chunks: list[tuple[int, np.ndarray]] = []  # (first sample, float32 [samples])
+        self._source = self._decode()
+        self._end = -1  # sample after the last one decoded, from the origin
+        self.damaged = 0  # packets that did not decode
+
+    def _decode(self):  # type: ignore[no-untyped-def]
+        with open_container(self._probe.path) as container:
+            audio = container.streams.audio[0]
+            codec = audio.codec_context
+            codec.thread_count = 1
+            try:
+                for packet in container.demux(audio):
+                    try:
+                        yield from codec.decode(packet if packet.size else None)
+                    except FFmpegError:
+                        self.damaged += 1
+            except (FFmpegError, OSError):
+                self.damaged += 1
+
+    def _mono(self, frame: av.AudioFrame) -> np.ndarray:
+        samples = frame.to_ndarray()
+        channels = frame.layout.nb_channels
+        if not frame.format.is_planar:
+            samples = samples.reshape(-1, channels).T
+        samples = samples[:1] if self._downmix == "first" else samples
+        if samples.dtype == np.uint8:
+            samples = (samples.astype(np.float32) - 128) / 128
+        elif samples.dtype.kind == "i":
+            samples = samples.astype(np.float32) / float(2 ** (8 * samples.dtype.itemsize - 1))
+        mono: np.ndarray = samples.astype(np.float32).mean(axis=0)
+        # Broken float streams hold NaN and Inf; they must not spread through the resampler.
+        return np.nan_to_num(mono, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def _fill(self, until: int) -> None:
+        while self._end < until:
+            frame = next(self._source, None)
+            if frame is None:
+                return
+            if not frame.samples:
+                continue
+            mono = self._mono(frame)
+            if frame.sample_rate != self._rate:  # some streams change their rate on the way
+                mono = resample(mono, frame.sample_rate, self._rate)
+            first = self._end
+            if frame.pts is not None and frame.time_base is not None:
+                stamp = frame.pts * float(frame.time_base) - self._probe.origin
+                expected = round(stamp * self._rate)
+                if self._end < 0 or abs(expected - self._end) > JITTER * self._rate:
+                    first = expected
+            elif self._end < 0:
+                first = 0
+            self._chunks.append((first, mono))
+            self._end = first + len(mono)
+
+    def read(self, start: float, end: float) -> tuple[np.ndarray, tuple[float, float] | None]:
+        """Waveform of a stretch, later than all stretches read before.
+
+        Args:
+            start, end: seconds from the file's origin.
+
+        Returns:
+            float32 [samples] at 16 kHz of exactly the stretch, or shorter where the file's sound
+            ends before; and the part of it, in seconds from ``start``, for which there is sound
+            (None: nowhere). Gaps before and between sound are silence, as a player plays them.
+        """
+        rate = self._rate
+        first = round((start - MARGIN) * rate)
+        last = round((end + MARGIN) * rate)
+        self._fill(last)
+        buffer = np.zeros(last - first, dtype=np.float32)
+        sound_first, sound_last = last, first
+        for begin, samples in self._chunks:
+            low, high = max(begin, first), min(begin + len(samples), last)
+            if low < high:
+                buffer[low - first : high - first] = samples[low - begin : high - begin]
+                sound_first, sound_last = min(sound_first, low), max(sound_last, high)
+        keep = round((end - MARGIN) * rate)
+        self._chunks = [c for c in self._chunks if c[0] + len(c[1]) > keep]
+        low, high = max(sound_first, round(start * rate)), min(sound_last, round(end * rate))
+        if low >= high:
+            return np.zeros(0, dtype=np.float32), None
+        waveform = resample(buffer, rate)
+        offset = round(MARGIN * SAMPLE_RATE)
+        length = round((min(end, high / rate) - start) * SAMPLE_RATE)
+        span = (low / rate - start, high / rate - start)
+        return waveform[offset : offset + length], (max(0.0, round(span[0], 4)), round(span[1], 4))

@@ -1,0 +1,270 @@
+"""What a sample is: one clip of one video, as bytes in a shard and as arrays.
+
+A sample's members are ``KEY.EXT``: ``json`` (:class:`SampleInfo`), ``fbank.npy`` (float16
+[frames, 128]), ``000.jpg`` ... (RGB frames in time order), ``000.png`` ... (label mask of the frame
+of that number) and ``flac`` (16 kHz mono). Shards are untrusted: nothing here unpickles, every size
+is checked before memory is spent on it, and no name ever becomes a path.
+"""
+
+import dataclasses
+import io
+import json
+import re
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import soundfile
+from PIL import Image
+
+from cavmae.datasets.errors import SampleError
+from cavmae.datasets.features import MEL_BINS, SAMPLE_RATE
+
+SCHEMA = 1
+KEY_PATTERN = r"[A-Za-z0-9_-]{1,88}"
+MAX_SIDE = 4096  # pixels of a stored frame
+MAX_SECONDS = 3600  # of one clip
+# Largest size accepted of a member, in bytes, by the end of its name.
+MEMBER_LIMITS = {
+    "json": 4 << 20,
+    "npy": 128 + MAX_SECONDS * 100 * MEL_BINS * 2,
+    "flac": MAX_SECONDS * SAMPLE_RATE * 3,
+    "jpg": 32 << 20,
+    "png": 32 << 20,
+}
+_MEMBER = re.compile(
+    rf"({KEY_PATTERN})\.((?:\d{{3,6}}\.)?(?:jpg|png)|fbank\.npy|flac|json)", re.ASCII
+)
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '<f2', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9})\), \} *\n"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleInfo:
+    """The ``json`` member.
+
+    Attributes:
+        source: the video as it was named when the shard was made.
+        start: where the clip begins in the video, in seconds from the video's start.
+        duration: of the clip, in seconds.
+        labels: class names of the clip.
+        speaker: who speaks, if known.
+        frame_times: presentation time of every stored frame, in seconds from the clip's start.
+        frame_size: (height, width) of the frames in pixels.
+        sample_rate: of the waveform, in Hz; always 16,000.
+        fbank_frames: rows of ``fbank.npy``.
+        mask_values: meaning of the values of the mask PNGs; None where there are no masks.
+        decoder: which library read the frames.
+        audio_span: the part of the clip, in seconds from its start, for which the video had sound.
+        masked_frames: numbers of the frames that have a mask.
+        missing_frames: frames the video should have had in this clip but could not be decoded.
+    """
+
+    source: str
+    start: float
+    duration: float
+    labels: tuple[str, ...]
+    speaker: str | None
+    frame_times: tuple[float, ...]
+    frame_size: tuple[int, int]
+    fbank_frames: int
+    mask_values: dict[str, str] | None = None
+    sample_rate: int = SAMPLE_RATE
+    decoder: str = ""
+    audio_span: tuple[float, float] | None = None
+    masked_frames: tuple[int, ...] = ()
+    missing_frames: int = 0
+
+    def to_bytes(self) -> bytes:
+        record = {"schema": SCHEMA, **dataclasses.asdict(self)}
+        return json.dumps(record, sort_keys=True, allow_nan=False).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "SampleInfo":
+        """Reads and checks the ``json`` member.
+
+        Raises:
+            SampleError: ``bad_json`` for what is not such a record, ``unknown_schema``.
+        """
+        try:
+            record = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise SampleError("bad_json", str(error)) from error
+        if not isinstance(record, dict):
+            raise SampleError("bad_json", "not an object")
+        if record.get("schema") != SCHEMA:
+            raise SampleError("unknown_schema", f"schema {record.get('schema')!r}, not {SCHEMA}")
+        try:
+            info = cls(
+                source=_typed(record, "source", str),
+                start=float(_typed(record, "start", int, float)),
+                duration=float(_typed(record, "duration", int, float)),
+                labels=tuple(str(x) for x in _typed(record, "labels", list)),
+                speaker=_typed(record, "speaker", str, type(None)),
+                frame_times=tuple(float(x) for x in _typed(record, "frame_times", list)),
+                frame_size=tuple(int(x) for x in _typed(record, "frame_size", list)),  # type: ignore[arg-type]
+                fbank_frames=_typed(record, "fbank_frames", int),
+                mask_values=_typed(record, "mask_values", dict, type(None)),
+                sample_rate=_typed(record, "sample_rate", int),
+                decoder=str(record.get("decoder", "")),
+                audio_span=tuple(record["audio_span"]) if record.get("audio_span") else None,
+                masked_frames=tuple(int(x) for x in record.get("masked_frames", ())),
+                missing_frames=int(record.get("missing_frames", 0)),
+            )
+        except (TypeError, ValueError) as error:
+            raise SampleError("bad_json", str(error)) from error
+        info._check()
+        return info
+
+    def _check(self) -> None:
+        if not 0 < self.duration <= MAX_SECONDS:
+            raise SampleError("bad_json", f"duration {self.duration}")
+        if len(self.frame_size) != 2 or not all(0 < x <= MAX_SIDE for x in self.frame_size):
+            raise SampleError("bad_json", f"frame_size {self.frame_size}")
+        if self.sample_rate != SAMPLE_RATE:
+            raise SampleError("bad_json", f"sample_rate {self.sample_rate}")
+        if not self.frame_times or list(self.frame_times) != sorted(self.frame_times):
+            raise SampleError("bad_json", "frame_times are missing or not in order")
+
+
+def _typed(record: dict[str, Any], field: str, *types: type) -> Any:
+    if field not in record:
+        raise ValueError(f"field {field} is missing")
+    value = record[field]
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise ValueError(f"field {field} is a {type(value).__name__}")
+    return value
+
+
+def frame_member(number: int) -> str:
+    return f"{number:03d}.jpg"
+
+
+def mask_member(number: int) -> str:
+    return f"{number:03d}.png"
+
+
+def split_member(name: str) -> tuple[str, str]:
+    """("KEY", "EXT") of a member's name.
+
+    Raises:
+        SampleError: ``bad_member`` for any name that is not a sample's.
+    """
+    match = _MEMBER.fullmatch(name)
+    if match is None:
+        raise SampleError("bad_member", f"member {name[:100]!r} is not one of a sample")
+    return match[1], match[2]
+
+
+def member_limit(extension: str) -> int:
+    """Largest size accepted of a member, in bytes."""
+    return MEMBER_LIMITS[extension.rpartition(".")[2]]
+
+
+def encode_fbank(fbank: np.ndarray) -> bytes:
+    """float [frames, 128] as the bytes of a float16 ``.npy`` file."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, fbank.astype("<f2"), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_fbank(data: bytes, frames: int) -> np.ndarray:
+    """float16 [frames, 128] of an ``fbank.npy`` member, without a copy.
+
+    The header is matched as text rather than evaluated: it is untrusted, and this is faster.
+
+    Raises:
+        SampleError: ``bad_fbank`` for any other kind of array (object arrays, so pickles, too).
+    """
+    header_size = int.from_bytes(data[8:10], "little")
+    header = _NPY_HEADER.fullmatch(data[10 : 10 + header_size])
+    if data[:8] != _NPY_MAGIC or header is None:
+        raise SampleError("bad_fbank", "not a little-endian float16 array of two axes")
+    shape = int(header[1]), int(header[2])
+    if shape != (frames, MEL_BINS) or len(data) != 10 + header_size + 2 * frames * MEL_BINS:
+        raise SampleError("bad_fbank", f"shape {shape}, the json says {(frames, MEL_BINS)}")
+    return np.frombuffer(data, "<f2", offset=10 + header_size).reshape(shape)
+
+
+def encode_frame(frame: np.ndarray, quality: int) -> bytes:
+    """uint8 RGB [height, width, 3] as JPEG (4:2:0)."""
+    data: bytes = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(frame), quality=quality, colorspace="RGB", colorsubsampling="420"
+    )
+    return data
+
+
+def decode_frame(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+    """uint8 RGB [height, width, 3] of a JPEG.
+
+    Args:
+        size: the (height, width) it must have; checked before memory is spent on pixels.
+
+    Raises:
+        SampleError: ``bad_frame``.
+    """
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        if (size is not None and (height, width) != tuple(size)) or max(height, width) > MAX_SIDE:
+            raise SampleError("bad_frame", f"{height}x{width} pixels, the json says {size}")
+        image: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError as error:
+        raise SampleError("bad_frame", str(error)) from error
+    return image
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """uint8 [height, width] as a grey PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(mask, mode=None).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def decode_mask(data: bytes, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [height, width] of a mask PNG.
+
+    Raises:
+        SampleError: ``bad_mask``.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if (image.height, image.width) != tuple(size) or image.mode not in ("L", "P", "1"):
+                raise SampleError(
+                    "bad_mask",
+                    f"{image.mode} image of {image.height}x{image.width}, the json says {size}",
+                )
+            # Values are labels: those of a palette image are its indices, not its colours.
+            return np.asarray(image).astype(np.uint8)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SampleError("bad_mask", str(error)) from error
+
+
+def encode_waveform(waveform: np.ndarray) -> bytes:
+    """int16 [samples] at 16 kHz as FLAC."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def decode_waveform(data: bytes, start: int = 0, samples: int = -1) -> np.ndarray:
+    """int16 [samples] at 16 kHz of a ``flac`` member, or of a part of it.
+
+    Raises:
+        SampleError: ``bad_waveform``.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            if (file.format, file.channels, file.samplerate) != ("FLAC", 1, SAMPLE_RATE):
+                raise SampleError(
+                    "bad_waveform",
+                    f"{file.format} with {file.channels} channels at {file.samplerate} Hz",
+                )
+            if file.frames > MAX_SECONDS * SAMPLE_RATE:
+                raise SampleError("bad_waveform", f"{file.frames} samples")
+            file.seek(min(start, file.frames))
+            waveform: np.ndarray = file.read(samples, dtype="int16")
+    except soundfile.SoundFileError as error:
+        raise SampleError("bad_waveform", str(error)) from error
+    return waveform

@@ -1,0 +1,182 @@
+"""Files near and far: atomic writes, and fsspec URLs brought to local disk.
+
+Remote files are never read through a shell (no ``pipe:`` URLs): any scheme that fsspec knows
+(``s3://``, ``gs://``, ``hf://``, ``https://``) works once its package is installed.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+from cavmae.datasets.errors import CavmaeError
+
+CHUNK = 1 << 20
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def is_url(name: str) -> bool:
+    """Whether ``name`` is an fsspec URL rather than a path of this machine."""
+    return _URL.match(name) is not None
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path on it.
+
+    Raises:
+        CavmaeError: no such scheme, or its package is not installed.
+    """
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise CavmaeError(f"Cannot open {url}: {error}. Install the scheme's package.") from error
+
+
+def join(folder: str, name: str) -> str:
+    """``name`` inside a folder that is a path or a URL."""
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else str(Path(folder) / name)
+
+
+def read_bytes(name: str) -> bytes:
+    """Whole content of a path or URL. Raises OSError."""
+    if not is_url(name):
+        return Path(name).read_bytes()
+    with _as_os_errors(name):
+        system, path = filesystem(name)
+        data: bytes = system.cat_file(path)
+    return data
+
+
+def size_of(name: str) -> int:
+    """Bytes of a path or URL. Raises OSError."""
+    if not is_url(name):
+        return Path(name).stat().st_size
+    with _as_os_errors(name):
+        system, path = filesystem(name)
+        return int(system.info(path)["size"])
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under its name whole or not at all.
+
+    Written beside its final name, flushed to disk, renamed. On any error the half-written file is
+    removed and an older file of that name is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        flush_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Makes renames inside a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _as_os_errors(url: str) -> Iterator[None]:
+    """Backends raise exceptions of their own (botocore's, aiohttp's); callers handle OSError."""
+    try:
+        yield
+    except (OSError, CavmaeError):
+        raise
+    except Exception as error:
+        raise OSError(f"{url}: {type(error).__name__}: {error}") from error
+
+
+def download(url: str, path: Path) -> None:
+    """Copies a URL to a local file, whole or not at all. Raises OSError."""
+    system, remote = filesystem(url)
+    with _as_os_errors(url), system.open(remote, "rb") as source, write_atomically(path) as target:
+        shutil.copyfileobj(source, target, CHUNK)
+
+
+class Cache:
+    """Local copies of remote files, shared by the processes of a machine, of bounded size.
+
+    The copies used longest ago are removed first. Removing a file that a process has open is safe:
+    its content stays until that process closes it.
+
+    Args:
+        folder: where copies lie; None: a folder of this user's in the system's temporary folder.
+        limit: bytes kept at most.
+    """
+
+    def __init__(self, folder: str | None, limit: int):
+        self.limit = limit
+        default = Path(tempfile.gettempdir()) / f"cavmae-cache-{os.getuid()}"
+        self.folder = Path(folder) if folder else default
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder is None and self.folder.stat().st_uid != os.getuid():
+            raise CavmaeError(
+                f"Cache folder {self.folder} belongs to another user; name one with cache_dir."
+            )
+
+    def fetch(self, url: str, sha256: str) -> Path:
+        """Local path of a URL's content, checked against its hash when it is downloaded.
+
+        Raises:
+            CavmaeError: the content is not what the hash says, or cannot be had.
+        """
+        path = self.folder / f"{sha256}.tar"
+        try:
+            os.utime(path)  # marks it as used just now
+            return path
+        except FileNotFoundError:
+            pass
+        partial = path.with_name(f"{sha256}.{os.getpid()}.part")
+        try:
+            self._make_room(size_of(url))
+            download(url, partial)
+            if (found := sha256_of(partial)) != sha256:
+                raise CavmaeError(
+                    f"{url} was altered: its SHA-256 is {found}, the manifest says {sha256}. "
+                    "Copy it again or make the data set anew."
+                )
+            partial.replace(path)
+        except OSError as error:
+            advice = "free disk or set cache_dir" if error.errno == errno.ENOSPC else "try again"
+            raise CavmaeError(f"Cannot copy {url} to {self.folder}: {error}; {advice}.") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    def _make_room(self, wanted: int) -> None:
+        files = []
+        for path in self.folder.glob("*.tar"):
+            with contextlib.suppress(FileNotFoundError):  # removed by another process
+                status = path.stat()
+                files.append((status.st_mtime, status.st_size, path))
+        total = wanted + sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= self.limit:
+                break
+            path.unlink(missing_ok=True)
+            total -= size

@@ -1,0 +1,41 @@
+"""The program `cavmae`: finds a command and runs it. Nothing heavy is imported before that."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from cavmae.datasets.errors import UsageError
+from cavmae.tools.commandline import run
+
+# command: (module with a `main(words)`, what it does)
+COMMANDS = {
+    "shard": ("cavmae.tools.shard", "videos to shards"),
+    "check": ("cavmae.tools.check", "verify a data set; counts, statistics, a contact sheet"),
+    "bench": ("cavmae.tools.bench", "measure the speed of sharding and loading"),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:<8} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: cavmae COMMAND ...", "", *lines, "", "cavmae COMMAND --help tells more."]
+    )
+
+
+def dispatch(words: Sequence[str]) -> int | None:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] not in COMMANDS:
+        raise UsageError(f"There is no command {words[0]!r}; there are {', '.join(COMMANDS)}.")
+    module = importlib.import_module(COMMANDS[words[0]][0])
+    result: int | None = module.main(words[1:])
+    return result
+
+
+def main() -> None:
+    sys.exit(run(dispatch))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What every command of the program shares: parsing, exit codes, messages."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+
+log = logging.getLogger("cavmae")
+
+
+def parser(command: str, description: str) -> ArgumentParser:
+    """A parser with ``--config FILE`` and ``--print_config``."""
+    made = ArgumentParser(prog=f"cavmae {command}", description=description)
+    made.add_argument(
+        "--config", action="config", help="YAML file with values for the options below."
+    )
+    return made
+
+
+def parse(made: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Parses; options may be written with dashes or underscores. Bad usage exits with 2."""
+    written: list[str] = []
+    for number, word in enumerate(words):
+        if word == "--":
+            written += words[number:]
+            break
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            word = "--" + name[2:].replace("-", "_") + equals + value
+        written.append(word)
+    return made.parse_args(written)
+
+
+@contextlib.contextmanager
+def _messages() -> Iterator[None]:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def run(command: Callable[[Sequence[str]], int | None], words: Sequence[str] | None = None) -> int:
+    """Runs a command and turns its errors into one sentence and an exit code.
+
+    Returns:
+        0 done, 1 the job failed, 2 bad usage.
+    """
+    with _messages():
+        try:
+            return command(sys.argv[1:] if words is None else words) or 0
+        except UsageError as error:
+            log.error("cavmae: %s", error)
+            return 2
+        except CavmaeError as error:
+            log.error("cavmae: %s", error)
+            return 1
+        except KeyboardInterrupt:
+            log.error("cavmae: interrupted; the same command goes on where it stopped.")
+            return 1
+        except OSError as error:
+            log.error("cavmae: %s", error)
+            return 1
+
+
+def module_main(command: Callable[[Sequence[str]], Any]) -> None:
+    """For ``python -m cavmae.ROOM.MODULE``."""
+    sys.exit(run(command))

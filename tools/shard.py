@@ -1,0 +1,223 @@
+"""`cavmae shard INPUT... --out DIR`: videos to shards."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.manifest import Manifest
+from cavmae.tools.commandline import module_main, parse, parser
+from cavmae.tools.sharding import pool
+from cavmae.tools.sharding.assembly import (
+    Assembler,
+    Layout,
+    Plan,
+    State,
+    locked,
+    merge_parts,
+    read_lines,
+    retries,
+)
+from cavmae.tools.sharding.clips import Skip, Written, shard_input
+from cavmae.tools.sharding.inputs import Input, collect, parse_part
+from cavmae.tools.sharding.progress import ShardProgress
+from cavmae.tools.sharding.settings import ShardSettings
+
+log = logging.getLogger("cavmae")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """How a run goes about it; none of this changes the samples.
+
+    Args:
+        name: what the shards' file names begin with.
+        workers: processes; 0: one for each core.
+        timeout: seconds without a finished clip after which an input is given up.
+        memory_gb: memory of a worker above which its input is given up, in 10^9 bytes.
+        part: I/N: this machine does the I-th of N shares of the inputs.
+        keep_order: keep the order in which inputs are named; by default they are mixed, so that
+            neighbours in a shard have nothing to do with each other.
+        retry_skipped: try again what an earlier run skipped.
+    """
+
+    name: str = "clips"
+    workers: int = 0
+    timeout: float = 300.0
+    memory_gb: float = 4.0
+    part: str | None = None
+    keep_order: bool = False
+    retry_skipped: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """What a worker needs to know of its work."""
+
+    item: Input
+    settings: ShardSettings
+    part: Path
+
+
+def work(task: _Task, report: Any) -> None:
+    """Runs in a worker process."""
+    shard_input(task.item, task.settings, task.part, report)
+
+
+def main(words: Sequence[str]) -> int:
+    made = parser("shard", "Videos (files, folders, lists, tables, URLs) to shards.")
+    made.add_argument(
+        "inputs",
+        nargs="+",
+        type=str,
+        metavar="INPUT",
+        help="Video file or URL; folder (searched for videos); .txt list; .csv table with the "
+        "columns path and optionally start, end, labels (separated by ;), speaker, masks; .json "
+        "data file of the CAV-MAE reference.",
+    )
+    made.add_argument("--out", required=True, type=str, help="Folder of the data set.")
+    made.add_class_arguments(ShardSettings)
+    made.add_class_arguments(RunSettings)
+    options = parse(made, words)
+    values = options.as_dict()
+    settings = ShardSettings(**{f.name: values[f.name] for f in dataclasses.fields(ShardSettings)})
+    how = RunSettings(**{f.name: values[f.name] for f in dataclasses.fields(RunSettings)})
+    with _stop_on_signals():
+        return shard(options.inputs, Path(options.out), settings, how)
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[None]:
+    """A polite kill is an interrupt: workers are stopped and what is done stays done."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def shard(names: Sequence[str], out: Path, settings: ShardSettings, how: RunSettings) -> int:
+    """Makes or completes a data set.
+
+    Returns:
+        0, or 1 if nothing gave a sample.
+
+    Raises:
+        CavmaeError: bad usage, a folder made with other settings, a full or read-only disk.
+    """
+    settings = settings.resolved()
+    part = parse_part(how.part) if how.part else None
+    layout = Layout(out, how.name, part)
+    items = _choose(names, how, part)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(layout):
+            manifest = _make(layout, items, settings, how)
+        _summary(layout, manifest)
+        if part is not None:
+            whole = merge_parts(out, part[1])
+            log.info(
+                "All %d parts are there: %s joins them."
+                if whole
+                else "Of %d parts some are still missing; the last to finish writes %s.",
+                part[1],
+                out / "manifest.json",
+            )
+    except OSError as error:
+        raise CavmaeError(
+            f"Cannot write to {out}: {error.strerror or error}; what is done stays, run the same "
+            "command again once that is mended."
+        ) from error
+    return 0 if manifest.samples else 1
+
+
+def _choose(names: Sequence[str], how: RunSettings, part: tuple[int, int] | None) -> list[Input]:
+    items, repeated = collect(names)
+    if repeated:
+        log.info("%d inputs are named more than once; each is taken once.", len(repeated))
+    if not items:
+        raise CavmaeError(f"No videos in {', '.join(map(repr, names))}.")
+    if not how.keep_order:
+        items.sort(key=lambda item: item.identity)
+    if part is not None:
+        items = items[part[0] - 1 :: part[1]]
+    return items
+
+
+def _make(
+    layout: Layout, items: list[Input], settings: ShardSettings, how: RunSettings
+) -> Manifest:
+    state = State.load(layout, dataclasses.asdict(settings))
+    plan = Plan(layout)
+    plan.extend(items)
+    if how.retry_skipped:
+        plan.extend(retries(layout, state))
+    if state.item == len(plan.items) and layout.manifest.exists():
+        log.info("%s is complete; nothing is left to do.", layout.folder)
+        return Assembler(layout, plan, state, 1, 1).finish()
+    assembler = Assembler(
+        layout, plan, state, settings.shard_samples, settings.shard_megabytes * 1e6
+    )
+    assembler.find_finished()
+    damaged = assembler.advance()
+    while True:
+        _run_pool(layout, plan, assembler, settings, how)
+        damaged = assembler.advance()
+        if damaged is None:
+            return assembler.finish()
+        log.info("The part of %s was damaged on disk; making it again.", plan.items[damaged].source)
+
+
+def _run_pool(
+    layout: Layout, plan: Plan, assembler: Assembler, settings: ShardSettings, how: RunSettings
+) -> None:
+    first = assembler.state.item
+    todo = [i for i in range(first, len(plan.items)) if not assembler.has(i)]
+    progress = ShardProgress(len(plan.items), len(plan.items) - len(todo))
+    tasks = ((i, _Task(plan.items[i], settings, layout.part_file(plan.items[i]))) for i in todo)
+    messages: dict[int, list[Written | Skip]] = {}
+    events = pool.run(
+        tasks, work, how.workers or len(os.sched_getaffinity(0)), how.timeout, how.memory_gb * 1e9
+    )
+    try:
+        for event in events:
+            heard = messages.setdefault(event.task, [])
+            if isinstance(event, pool.Progress):
+                heard.append(event.message)
+                if isinstance(event.message, Written):
+                    progress.clip(event.message.seconds)
+                continue
+            if isinstance(event, pool.Lost):
+                heard.append(Skip(None, None, event.reason, event.detail))
+            assembler.finish_item(event.task, messages.pop(event.task))
+            progress.input_done()
+            if assembler.advance() is not None:
+                return  # the caller makes it again
+    finally:
+        events.close()
+        progress.close()
+    log.info(progress.rates())
+
+
+def _summary(layout: Layout, manifest: Manifest) -> None:
+    log.info(
+        "%d samples in %d shards in %s.", manifest.samples, len(manifest.shards), layout.folder
+    )
+    reasons = Counter(record["reason"] for record in read_lines(layout.skipped))
+    if reasons:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        log.info("Skipped (%s): %s.", layout.skipped, counts)
+
+
+if __name__ == "__main__":
+    module_main(main)

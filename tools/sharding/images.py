@@ -1,0 +1,102 @@
+"""Entries of the CAV-MAE reference's data files: a WAV, and frames in ``frame_N/ID.jpg``."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from cavmae.datasets import sample
+from cavmae.datasets.features import SAMPLE_RATE, resample
+from cavmae.datasets.media import MediaError
+from cavmae.tools.sharding.inputs import Input
+from cavmae.tools.sharding.settings import ShardSettings
+
+FRAMES = 10  # frame_0 ... frame_9, at i / 10 of the clip
+
+
+class WavAndFrames:
+    """Reads one entry.
+
+    Raises:
+        MediaError: ``missing``, ``no_audio``, ``no_video``, ``too_short`` or ``decode_error``.
+    """
+
+    def __init__(self, item: Input, settings: ShardSettings):
+        assert item.frames is not None and settings.min_seconds is not None
+        self._settings = settings
+        root = Path(item.frames)
+        self._files = [root.parent / f"frame_{i}" / f"{root.name}.jpg" for i in range(FRAMES)]
+        if not any(file.exists() for file in self._files):
+            raise MediaError("no_video", f"no {self._files[0]} nor any other frame")
+        self._waveform = self._read_wav(item.source)
+        self.duration = len(self._waveform) / SAMPLE_RATE
+        self.missing = 0
+        if self.duration < settings.min_seconds:
+            raise MediaError("too_short", f"{self.duration:.3f} s of sound")
+
+    def _read_wav(self, path: str) -> np.ndarray:
+        assert self._settings.clip_seconds is not None
+        if not Path(path).exists():
+            raise MediaError("missing", f"no {path}")
+        try:
+            with soundfile.SoundFile(path) as file:
+                wanted = int(self._settings.clip_seconds * file.samplerate)
+                samples = file.read(wanted, dtype="float32", always_2d=True)
+                rate = file.samplerate
+        except soundfile.SoundFileError as error:
+            raise MediaError("no_audio", f"{path}: {error}") from error
+        mono = samples[:, 0] if self._settings.downmix == "first" else samples.mean(axis=1)
+        return resample(np.ascontiguousarray(mono, dtype=np.float32), rate)
+
+    def read(
+        self,
+    ) -> tuple[
+        list[tuple[float, bytes]],
+        tuple[int, int],
+        tuple[np.ndarray, tuple[float, float] | None],
+    ]:
+        """Frames as (time, JPEG), their (height, width), and the sound.
+
+        A JPEG that has the right size already is kept as it is: coding it again would only lose.
+        """
+        frames = []
+        sizes = set()
+        problem = "none"
+        for number, file in enumerate(self._files):
+            try:
+                data = file.read_bytes()
+                with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+                    data, size = self._fit(image, data)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                problem = str(error)
+                self.missing += 1
+                continue
+            frames.append((number * self.duration / FRAMES, data))
+            sizes.add(size)
+        if not frames or self.missing > self._settings.max_missing * FRAMES:
+            raise MediaError(
+                "decode_error", f"{self.missing} of {FRAMES} frames cannot be read ({problem})"
+            )
+        if len(sizes) > 1:
+            raise MediaError("decode_error", f"frames of several sizes: {sorted(sizes)}")
+        span = (0.0, round(self.duration, 4))
+        return frames, sizes.pop(), (self._waveform, span)
+
+    def _fit(self, image: Image.Image, data: bytes) -> tuple[bytes, tuple[int, int]]:
+        side = self._settings.shorter_side
+        scale = side / min(image.size)
+        width, height = round(image.width * scale), round(image.height * scale)
+        if self._settings.crop == "square":
+            cut_width, cut_height = side, side
+        else:
+            cut_width, cut_height = width // 16 * 16, height // 16 * 16
+        if image.size == (cut_width, cut_height) and image.mode == "RGB":
+            image.load()  # a broken file is found here, not in training
+            return data, (cut_height, cut_width)
+        left, top = (width - cut_width) // 2, (height - cut_height) // 2
+        scaled = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        cut = scaled.crop((left, top, left + cut_width, top + cut_height))
+        data = sample.encode_frame(np.asarray(cut), self._settings.jpeg_quality)
+        return data, (cut_height, cut_width)

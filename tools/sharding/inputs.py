@@ -1,0 +1,248 @@
+"""What there is to shard: files, folders, lists, tables, URLs and CAV-MAE data files."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cavmae.datasets.errors import UsageError
+from cavmae.datasets.storage import is_url
+
+VIDEO_ENDINGS = frozenset(
+    """.3gp .asf .avi .divx .dv .f4v .flv .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg .mpg .mts
+    .mxf .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv""".split()  # noqa: SIM905
+)
+LIST_ENDINGS = frozenset({".txt", ".lst", ".list"})
+COLUMNS = ("path", "start", "end", "labels", "speaker", "masks")
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """One video, or one stretch of one.
+
+    Attributes:
+        source: path or URL that is opened.
+        start, end: the stretch, in seconds as a player shows them; None: the video's own.
+        labels: class names.
+        speaker: who speaks.
+        masks: folder of mask PNGs named by frame number from 0 (``0000.png``).
+        frames: for CAV-MAE data files: the folder with ``frame_N`` folders; ``source`` is the WAV.
+        first_clip: make the clips from this number on; None: none of them. For retries.
+        clips: make these clips too: start times in seconds. For retries.
+        attempt: 0 at first, more for retries.
+    """
+
+    source: str
+    start: float | None = None
+    end: float | None = None
+    labels: tuple[str, ...] = ()
+    speaker: str | None = None
+    masks: str | None = None
+    frames: str | None = None
+    first_clip: int | None = 0
+    clips: tuple[float, ...] = ()
+    attempt: int = 0
+
+    @property
+    def identity(self) -> str:
+        """Hex name of what this is, whatever its labels: part of the samples' keys."""
+        text = json.dumps([self.source, self.start, self.end, self.speaker, self.frames])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def task(self) -> str:
+        """Hex name of this piece of work; differs for a retry."""
+        return f"{self.identity}-{self.attempt}"
+
+    def wants(self, number: int, start: float) -> bool:
+        """Whether clip ``number``, which begins at ``start`` seconds, is to be made."""
+        if self.first_clip is not None and number >= self.first_clip:
+            return True
+        return any(abs(start - other) < 1e-3 for other in self.clips)
+
+    def retry(self, clip: float | None = None, done: tuple[int, float] | None = None) -> "Input":
+        """What to do again after a failure.
+
+        Args:
+            clip: start of the one clip that failed; None: everything failed,
+            done: or everything after the clip of this (number, start).
+        """
+        first, clips = self.first_clip, self.clips
+        if clip is not None:
+            first, clips = None, (clip,)
+        elif done is not None:
+            number, start = done
+            first = None if first is None else max(first, number + 1)
+            clips = tuple(c for c in clips if c > start)
+        return dataclasses.replace(self, first_clip=first, clips=clips, attempt=self.attempt + 1)
+
+    def joined(self, other: "Input") -> "Input":
+        """This retry and another of the same input in one."""
+        firsts = [x.first_clip for x in (self, other) if x.first_clip is not None]
+        return dataclasses.replace(
+            self,
+            first_clip=min(firsts) if firsts else None,
+            clips=tuple(sorted({*self.clips, *other.clips})),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        record = dataclasses.asdict(self)
+        return {k: v for k, v in record.items() if k == "source" or v != defaults[k]}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "Input":
+        for field in ("labels", "clips"):
+            if field in record:
+                record = {**record, field: tuple(record[field])}
+        return cls(**record)
+
+
+def key_of(item: Input, start: float) -> str:
+    """Key of the clip of an input that begins at ``start`` seconds: safe as a file name, unique."""
+    stem = re.sub(r"[^A-Za-z0-9_]+", "-", Path(item.source).stem).strip("-")[:40] or "clip"
+    return f"{stem}-{item.identity}-{max(0, round(start * 1000)):09d}"
+
+
+def collect(names: Iterable[str]) -> tuple[list[Input], list[Input]]:
+    """All inputs that the words of a command line name, and those named more than once.
+
+    Raises:
+        UsageError: a word that names nothing, or a list or table that cannot be read.
+    """
+    seen: dict[tuple[object, ...], Input] = {}
+    repeated = []
+    for name in names:
+        for item in _expand(name):
+            real = item.source if is_url(item.source) else os.path.realpath(item.source)
+            identity = (real, item.start, item.end, item.speaker, item.frames)
+            if identity in seen:
+                repeated.append(item)
+            else:
+                seen[identity] = item
+    return list(seen.values()), repeated
+
+
+def _expand(name: str) -> Iterator[Input]:
+    if is_url(name):
+        yield Input(name)
+        return
+    path = Path(name)
+    ending = path.suffix.lower()
+    if path.is_dir():
+        yield from _folder(path)
+    elif not os.path.lexists(path):
+        raise UsageError(f"There is no file or folder {name!r}.")
+    elif ending == ".csv":
+        yield from _table(path)
+    elif ending == ".json":
+        yield from _data_file(path)
+    elif ending in LIST_ENDINGS:
+        for line in _text(path).splitlines():
+            if line.strip() and not line.startswith("#"):
+                yield Input(_beside(path, line.strip()))
+    else:
+        yield Input(str(path))
+
+
+def _folder(folder: Path) -> Iterator[Input]:
+    def unreadable(error: OSError) -> None:
+        raise UsageError(f"Cannot list folder {error.filename!r}: {error.strerror}.") from error
+
+    for root, folders, files in os.walk(folder, onerror=unreadable):
+        folders.sort()
+        for file in sorted(files):
+            if Path(file).suffix.lower() in VIDEO_ENDINGS:
+                yield Input(str(Path(root) / file))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a UTF-8 text file.") from error
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _beside(path: Path, name: str) -> str:
+    """A name in a list or table is relative to that file's folder."""
+    return name if is_url(name) else str(path.parent / name)
+
+
+def _table(path: Path) -> Iterator[Input]:
+    rows = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    try:
+        columns = [c.strip() for c in rows.fieldnames or ()]
+        if "path" not in columns:
+            raise UsageError(
+                f"{path} has no column 'path'; its first line must name the columns "
+                f"{', '.join(COLUMNS)} (only path is needed), it names {', '.join(columns)}."
+            )
+        for row in rows:
+            values = {k.strip(): (v or "").strip() for k, v in row.items() if isinstance(k, str)}
+            if None in row or not values["path"]:
+                raise UsageError(f"{path}, line {rows.line_num}: wrong number of fields.")
+            yield Input(
+                _beside(path, values["path"]),
+                start=_seconds(path, rows.line_num, "start", values),
+                end=_seconds(path, rows.line_num, "end", values),
+                labels=tuple(x.strip() for x in values.get("labels", "").split(";") if x.strip()),
+                speaker=values.get("speaker") or None,
+                masks=_beside(path, values["masks"]) if values.get("masks") else None,
+            )
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {rows.line_num}: {error}.") from error
+
+
+def _seconds(path: Path, line: int, column: str, values: dict[str, str]) -> float | None:
+    text = values.get(column, "")
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+        if not 0 <= seconds < 1e9:
+            raise ValueError
+    except ValueError as error:
+        raise UsageError(
+            f"{path}, line {line}: {column} {text!r} is not a number of seconds."
+        ) from error
+    return seconds
+
+
+def _data_file(path: Path) -> Iterator[Input]:
+    """The CAV-MAE reference's data files: WAVs, and frames in ``frame_N/ID.jpg``."""
+    try:
+        entries = json.loads(_text(path))["data"]
+        for number, entry in enumerate(entries):
+            if not {"wav", "video_path", "video_id"} <= set(entry):
+                raise UsageError(
+                    f"{path}, entry {number}: needs wav, video_path and video_id as in CAV-MAE."
+                )
+            yield Input(
+                _beside(path, entry["wav"]),
+                labels=tuple(x for x in str(entry.get("labels", "")).split(",") if x),
+                frames=str(Path(_beside(path, entry["video_path"])) / str(entry["video_id"])),
+            )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{path} is not a CAV-MAE data file: it needs a list under 'data' ({error})."
+        ) from error
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """(I, N) of ``I/N``, 1 <= I <= N.
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--part {text!r} is not I/N with I from 1 to N, as in --part 2/8.")
+    return int(match[1]), int(match[2])
