@@ -196,11 +196,15 @@ def encode_frame(frame: np.ndarray, quality: int) -> bytes:
     return data
 
 
-def decode_frame(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+def decode_frame(
+    data: bytes, size: tuple[int, int] | None = None, enough: tuple[int, int] | None = None
+) -> np.ndarray:
     """uint8 RGB [height, width, 3] of a JPEG.
 
     Args:
         size: the (height, width) it must have; checked before memory is spent on pixels.
+        enough: a (height, width) that is enough: the picture may come smaller, though not smaller
+            than this, which saves most of the work.
 
     Raises:
         SampleError: ``bad_frame``.
@@ -209,7 +213,10 @@ def decode_frame(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         if (size is not None and (height, width) != tuple(size)) or max(height, width) > MAX_SIDE:
             raise SampleError("bad_frame", f"{height}x{width} pixels, the json says {size}")
-        image: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB")
+        least = enough if enough is not None else (height, width)
+        image: np.ndarray = simplejpeg.decode_jpeg(
+            data, colorspace="RGB", min_height=least[0], min_width=least[1], min_factor=2
+        )
     except ValueError as error:
         raise SampleError("bad_frame", str(error)) from error
     return image

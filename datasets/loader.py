@@ -1,0 +1,134 @@
+"""Batches of a stream with worker processes, and a place to go on from."""
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.utils.data
+
+from cavmae.datasets.batch import Batch
+from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.stream import Delivery, Position, Stream, TrainStream
+
+log = logging.getLogger("cavmae")
+
+
+class Loader:
+    """Iterates over a stream's batches; for a training stream, resumable to the batch.
+
+    ``state_dict`` tells where the *consumer* is, not the workers, which are ahead of it: a loader
+    that loads it gives exactly the batches that the other one would have given next.
+
+    Args:
+        stream: what to load.
+        workers: processes; 0 loads in this one.
+        prefetch: batches each worker is ahead.
+        pin_memory: lay batches in page-locked memory, for faster copies to a GPU.
+
+    Raises:
+        UsageError: a training stream with fewer shards than readers.
+    """
+
+    def __init__(
+        self, stream: Stream, workers: int = 0, prefetch: int = 2, pin_memory: bool = False
+    ):
+        if isinstance(stream, TrainStream):
+            stream.check_workers(workers)
+        self.stream = stream
+        self.workers = workers
+        self._prefetch = prefetch
+        self._pin = pin_memory
+        self._turn = 0
+        self._positions = [Position() for _ in range(max(1, workers))]
+        self._broken: list[dict[str, int]] = [{} for _ in self._positions]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that all workers have reached."""
+        return min(position.epoch for position in self._positions)
+
+    @property
+    def broken(self) -> dict[str, int]:
+        """Broken samples met by this loader, by reason."""
+        total: Counter[str] = Counter()
+        for counts in self._broken:
+            total.update(counts)
+        return dict(total)
+
+    def __iter__(self) -> Iterator[Batch]:
+        stream = self.stream
+        if isinstance(stream, TrainStream):
+            stream.positions = [dataclasses.replace(p) for p in self._positions]
+            stream.first_worker = self._turn
+        loader = torch.utils.data.DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=self._prefetch if self.workers else None,
+            collate_fn=_as_is,
+        )
+        if not isinstance(stream, TrainStream):
+            self._broken = [{} for _ in self._positions]
+            self._positions = [Position() for _ in self._positions]
+        for delivery in loader:
+            if isinstance(delivery, CavmaeError):
+                raise delivery
+            self._note(delivery)
+            batch = delivery.batch
+            if self._pin:
+                batch = {
+                    k: v.pin_memory() if isinstance(v, torch.Tensor) else v
+                    for k, v in batch.items()
+                }
+            yield batch
+
+    def _note(self, delivery: Delivery) -> None:
+        worker = delivery.worker
+        self._positions[worker] = delivery.position
+        self._broken[worker] = delivery.broken
+        self._turn = (worker + 1) % len(self._positions)
+        same = [p.broken for p in self._positions if p.epoch == delivery.position.epoch]
+        self.stream.check_broken(sum(same), self.broken)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the consumer is, as JSON-able values. Raises TypeError for evaluation streams."""
+        return {
+            "signature": self._training().signature(self.workers),
+            "turn": self._turn,
+            "positions": [dataclasses.asdict(p) for p in self._positions],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state; call before iterating.
+
+        With other ranks, workers, batches or data than then, goes on at the beginning of the epoch
+        and says so.
+        """
+        now = self._training().signature(self.workers)
+        then = state["signature"]
+        positions = [Position(**record) for record in state["positions"]]
+        changed = [name for name in now if now[name] != then.get(name)]
+        if not changed:
+            self._positions, self._turn = positions, state["turn"]
+            return
+        epoch = min(position.epoch for position in positions)
+        log.warning(
+            "The stream cannot go on in the middle of an epoch, as %s changed: it goes on at the "
+            "beginning of epoch %d.",
+            ", ".join(changed),
+            epoch,
+        )
+        self._positions = [Position(epoch=epoch) for _ in self._positions]
+        self._turn = 0
+
+    def _training(self) -> TrainStream:
+        if not isinstance(self.stream, TrainStream):
+            raise TypeError("an evaluation stream has no state")
+        return self.stream
+
+
+def _as_is(delivery: Any) -> Any:
+    return delivery
