@@ -53,23 +53,25 @@ class Pending:
         return self.members is not None or self.problem is not None
 
 
-class Reader:
-    """Loads and decodes visits; keeps a few shards open. One for each worker process."""
+class ShardOpener:
+    """Opens shards by number, wherever they lie, and keeps a few open."""
 
-    def __init__(self, manifest: Manifest, view: View, access: Access, seed: int):
+    def __init__(self, manifest: Manifest, access: Access):
         self._manifest = manifest
-        self._view = view
         self._access = access
-        self._seed = seed
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._cache: Cache | None = None
-        self.broken: Counter[str] = Counter()
 
     def close(self) -> None:
         while self._open:
             self._open.popitem()[1].close()
 
-    def _shard(self, number: int) -> Shard:
+    def get(self, number: int) -> Shard:
+        """An open shard.
+
+        Raises:
+            ShardError: it is missing or altered.
+        """
         shard = self._open.get(number)
         if shard is not None:
             self._open.move_to_end(number)
@@ -95,13 +97,28 @@ class Reader:
             self._open.popitem(last=False)[1].close()
         return shard
 
+
+class Reader:
+    """Loads and decodes visits. One for each worker process."""
+
+    def __init__(self, manifest: Manifest, view: View, access: Access, seed: int):
+        self._manifest = manifest
+        self._view = view
+        self._access = access
+        self._seed = seed
+        self._shards = ShardOpener(manifest, access)
+        self.broken: Counter[str] = Counter()
+
+    def close(self) -> None:
+        self._shards.close()
+
     def load(self, pending: Pending, epoch: int) -> None:
         """Reads the bytes that the visit shows, and no others.
 
         Raises:
             ShardError: the shard is missing or altered.
         """
-        shard = self._shard(pending.visit.shard)
+        shard = self._shards.get(pending.visit.shard)
         entry = shard.entries[pending.visit.sample]
         pending.key = entry.key
         try:

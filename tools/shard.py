@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import os
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,8 +11,9 @@ from typing import Any
 
 from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.manifest import Manifest
+from cavmae.tools import pool
 from cavmae.tools.commandline import module_main, parse, parser
-from cavmae.tools.sharding import pool
+from cavmae.tools.progress import ShardProgress
 from cavmae.tools.sharding.assembly import (
     Assembler,
     Layout,
@@ -26,7 +26,6 @@ from cavmae.tools.sharding.assembly import (
 )
 from cavmae.tools.sharding.clips import Skip, Written, shard_input
 from cavmae.tools.sharding.inputs import Input, collect, parse_part
-from cavmae.tools.sharding.progress import ShardProgress
 from cavmae.tools.sharding.settings import ShardSettings
 
 log = logging.getLogger("cavmae")
@@ -183,13 +182,11 @@ def _run_pool(
 ) -> None:
     first = assembler.state.item
     todo = [i for i in range(first, len(plan.items)) if not assembler.has(i)]
-    progress = ShardProgress(len(plan.items), len(plan.items) - len(todo))
     tasks = ((i, _Task(plan.items[i], settings, layout.part_file(plan.items[i]))) for i in todo)
     messages: dict[int, list[Written | Skip]] = {}
-    events = pool.run(
-        tasks, work, how.workers or len(os.sched_getaffinity(0)), how.timeout, how.memory_gb * 1e9
-    )
-    try:
+    events = pool.run(tasks, work, how.workers or pool.cores(), how.timeout, how.memory_gb * 1e9)
+    progress = ShardProgress(len(plan.items), len(plan.items) - len(todo))
+    with progress, contextlib.closing(events):
         for event in events:
             heard = messages.setdefault(event.task, [])
             if isinstance(event, pool.Progress):
@@ -200,13 +197,10 @@ def _run_pool(
             if isinstance(event, pool.Lost):
                 heard.append(Skip(None, None, event.reason, event.detail))
             assembler.finish_item(event.task, messages.pop(event.task))
-            progress.input_done()
+            progress.done()
             if assembler.advance() is not None:
                 return  # the caller makes it again
-    finally:
-        events.close()
-        progress.close()
-    log.info(progress.rates())
+    log.info("%s.", progress.note())
 
 
 def _summary(layout: Layout, manifest: Manifest) -> None:

@@ -22,6 +22,12 @@ from cavmae.datasets.errors import CavmaeError
 WATCH_EVERY = 0.5  # s between looks at time and memory
 RECYCLE_AFTER = 500  # tasks: a fresh process returns whatever its libraries have leaked
 
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 # A task's function gets its arguments and a callable that reports progress to the parent.
 Work = Callable[[Any, Callable[[Any], None]], Any]
 

@@ -1,0 +1,166 @@
+"""`cavmae check SHARDS`: verifies a data set, adds up what is in it, draws a contact sheet."""
+
+import dataclasses
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from cavmae.datasets.errors import UsageError
+from cavmae.datasets.manifest import Manifest, ShardEntry
+from cavmae.datasets.reading import Access
+from cavmae.datasets.storage import Cache, is_url, write_atomically
+from cavmae.tools import pool
+from cavmae.tools.checking import sheet
+from cavmae.tools.checking.survey import Damage, Survey, statistics, survey_shard
+from cavmae.tools.commandline import module_main, parse, parser
+from cavmae.tools.progress import Progress
+
+log = logging.getLogger("cavmae")
+NAMED = 50  # damaged samples named on the screen; the file names all
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckSettings:
+    """How a data set is checked.
+
+    Args:
+        out: folder for stats.json, contact_sheet.png and damage.jsonl; by default the data set's.
+        verify: ``hash`` reads every byte of every shard, ``size`` trusts sizes.
+        workers: processes; 0: one for each core.
+        sheet: samples on the contact sheet; 0: none.
+        seed: of the choice of these.
+        timeout: seconds a shard may take.
+    """
+
+    out: str | None = None
+    verify: Literal["hash", "size"] = "hash"
+    workers: int = 0
+    sheet: int = 12
+    seed: int = 0
+    timeout: float = 1800.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    manifest: Manifest
+    shard: ShardEntry
+    settings: CheckSettings
+
+
+def work(task: _Task, report: Any) -> Survey:
+    """Runs in a worker process."""
+    access = Access()
+    remote = is_url(task.manifest.folder)
+    cache = Cache(access.cache_dir, int(access.cache_gb * 1e9)) if remote else None
+    return survey_shard(task.manifest, task.shard, task.settings.verify, cache)
+
+
+def main(words: Sequence[str]) -> int:
+    made = parser("check", "Verifies a data set and tells what is in it.")
+    made.add_argument(
+        "data_set", type=str, metavar="SHARDS", help="Folder (path or URL) of the shards."
+    )
+    made.add_class_arguments(CheckSettings)
+    options = parse(made, words)
+    values = options.as_dict()
+    fields = [f.name for f in dataclasses.fields(CheckSettings)]
+    return check(options.data_set, CheckSettings(**{name: values[name] for name in fields}))
+
+
+def check(data_set: str, settings: CheckSettings) -> int:
+    """Checks a data set.
+
+    Returns:
+        0 if all is well, 1 if anything is damaged.
+
+    Raises:
+        CavmaeError: there is no data set, or the results cannot be written.
+    """
+    manifest = Manifest.load(data_set)
+    if settings.out is None and is_url(manifest.folder):
+        raise UsageError(f"{manifest.folder} is remote: name a local folder with --out.")
+    out = Path(settings.out if settings.out is not None else manifest.folder)
+    out.mkdir(parents=True, exist_ok=True)
+    survey = _survey(manifest, settings)
+    for key, times in Counter(survey.keys).items():
+        if times > 1:
+            survey.damage.append(Damage("", key, "repeated_key", f"{times} samples have this key"))
+    with write_atomically(out / "stats.json") as file:
+        text = json.dumps(statistics(manifest, survey), indent=1, sort_keys=True)
+        file.write(text.encode() + b"\n")
+    with write_atomically(out / "damage.jsonl") as file:
+        for damage in survey.damage:
+            file.write(json.dumps(damage._asdict(), sort_keys=True).encode() + b"\n")
+    print(report(manifest, survey))
+    print(f"Statistics: {out / 'stats.json'}")
+    if settings.sheet and not any(not damage.key for damage in survey.damage):
+        path = out / "contact_sheet.png"
+        drawn = sheet.draw(manifest, Access(verify="size"), settings.sheet, settings.seed, path)
+        print(f"Contact sheet of {drawn} samples: {path}")
+    if not survey.damage:
+        return 0
+    for damage in survey.damage[:NAMED]:
+        print(f"DAMAGED {damage.shard} {damage.key} {damage.reason}: {damage.detail}")
+    print(f"{len(survey.damage)} damaged; all are named in {out / 'damage.jsonl'}")
+    return 1
+
+
+def _survey(manifest: Manifest, settings: CheckSettings) -> Survey:
+    total = Survey()
+    tasks = ((i, _Task(manifest, s, settings)) for i, s in enumerate(manifest.shards))
+    found: dict[int, Survey] = {}
+    with Progress(len(manifest.shards), "shard") as progress:
+        for event in pool.run(
+            tasks, work, settings.workers or pool.cores(), settings.timeout, memory_bytes=8e9
+        ):
+            if isinstance(event, pool.Finished):
+                found[event.task] = event.result
+            elif isinstance(event, pool.Lost):
+                name = manifest.shards[event.task].file
+                damage = Damage(name, "", event.reason, f"reading it: {event.detail}")
+                found[event.task] = Survey(damage=[damage])
+            progress.done()
+    for number in sorted(found):
+        total += found[number]
+    return total
+
+
+def _most(counts: Counter[str], unit: str, limit: int = 6) -> str:
+    if not counts:
+        return "none"
+    shown = ", ".join(f"{name} ({n})" for name, n in counts.most_common(limit))
+    more = f", ... {len(counts)} {unit}" if len(counts) > limit else ""
+    return shown + more
+
+
+def report(manifest: Manifest, survey: Survey) -> str:
+    """A page of text about a data set."""
+    quiet = survey.quiet_frames / max(1, survey.fbank_rows)
+    lines = [
+        ("Data set", manifest.folder),
+        (
+            "Samples",
+            f"{survey.samples} of {manifest.samples} sound, in {len(manifest.shards)} shards",
+        ),
+        (
+            "Inputs",
+            f"{manifest.inputs}, with {manifest.skipped} inputs or clips skipped",
+        ),
+        ("Duration", f"{survey.seconds / 3600:.3f} h, {survey.seconds:.1f} s"),
+        ("Frames", f"{survey.frames}, {survey.masks} with masks, {survey.missing_frames} missing"),
+        ("Frames a second", _most(survey.frame_rates, "rates")),
+        ("Frame sizes", _most(survey.sizes, "sizes")),
+        ("Decoders", _most(survey.decoders, "decoders")),
+        ("Labels", _most(survey.labels, "labels")),
+        ("Speakers", _most(survey.speakers, "speakers")),
+        ("Silence", f"{100 * quiet:.1f} % of the time, {survey.silent} silent clips"),
+        ("Fbank", f"mean {survey.fbank_mean:.4f}, std {survey.fbank_std:.4f}"),
+    ]
+    return "\n".join(f"{name + ':':<17}{value}" for name, value in lines)
+
+
+if __name__ == "__main__":
+    module_main(main)

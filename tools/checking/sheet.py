@@ -1,0 +1,120 @@
+"""A contact sheet: some samples as a person would want to see them."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")  # a file is drawn, no window
+
+from matplotlib import pyplot
+
+from cavmae.datasets import sample
+from cavmae.datasets.errors import SampleError
+from cavmae.datasets.features import FRAME_RATE
+from cavmae.datasets.manifest import Manifest
+from cavmae.datasets.reading import Access, ShardOpener
+from cavmae.datasets.sample import SampleInfo
+from cavmae.datasets.storage import write_atomically
+
+PICTURES = 4  # frames of a sample that are shown
+# Colours of mask values 1, 2, ...: told apart by colour-blind eyes (Okabe and Ito).
+MASK_COLOURS = np.array(
+    [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0]]
+)
+
+
+def draw(manifest: Manifest, access: Access, count: int, seed: int, path: Path) -> int:
+    """Draws random samples: frames (with masks), spectrogram, labels.
+
+    Returns:
+        Number of samples drawn; broken ones are left out.
+    """
+    places = [(s, i) for s, e in enumerate(manifest.shards) for i in range(e.samples)]
+    chosen = sorted(random.Random(seed).sample(places, min(count, len(places))))
+    opener = ShardOpener(manifest, access)
+    drawn = []
+    for number, place in chosen:
+        shard = opener.get(number)
+        if place >= len(shard.entries):
+            continue
+        entry = shard.entries[place]
+        try:
+            members = {name: shard.read(entry, name) for name in entry.members}
+            drawn.append((entry.key, *_decode(members)))
+        except (SampleError, KeyError):
+            continue
+    opener.close()
+    figure, axes = pyplot.subplots(
+        max(1, len(drawn)),
+        PICTURES + 1,
+        figsize=(17, 2.5 * max(1, len(drawn)) + 0.6),
+        squeeze=False,
+        gridspec_kw={"width_ratios": [1] * PICTURES + [2.2]},
+    )
+    figure.suptitle(
+        f"{manifest.folder}: {len(drawn)} of {manifest.samples} samples. Frames with their time; "
+        "masks in colour; log-mel filter bank, 128 mel bins over seconds",
+        fontsize=10,
+    )
+    for row, (key, info, pictures, fbank) in zip(axes, drawn, strict=False):
+        _row(row, key, info, pictures, fbank)
+    figure.tight_layout(rect=(0, 0, 1, 0.99))
+    with write_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=80)
+    pyplot.close(figure)
+    return len(drawn)
+
+
+def _decode(
+    members: dict[str, bytes],
+) -> tuple[SampleInfo, list[tuple[float, np.ndarray]], np.ndarray]:
+    info = SampleInfo.from_bytes(members["json"])
+    fbank = sample.decode_fbank(members["fbank.npy"], info.fbank_frames)
+    numbers = np.linspace(0, len(info.frame_times) - 1, PICTURES).round().astype(int)
+    pictures = []
+    for number in dict.fromkeys(numbers.tolist()):
+        picture = sample.decode_frame(members[sample.frame_member(number)], info.frame_size)
+        data = members.get(sample.mask_member(number))
+        if data is not None:
+            picture = _overlay(picture, sample.decode_mask(data, info.frame_size))
+        pictures.append((info.frame_times[number], picture))
+    return info, pictures, fbank
+
+
+def _overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    colours = MASK_COLOURS[(mask.astype(int) - 1) % len(MASK_COLOURS)]
+    mixed = picture * 0.5 + colours * 0.5
+    return np.where(mask[..., None] > 0, mixed, picture).astype(np.uint8)
+
+
+def _row(
+    row: Any,
+    key: str,
+    info: SampleInfo,
+    pictures: list[tuple[float, np.ndarray]],
+    fbank: np.ndarray,
+) -> None:
+    for axis in row[:PICTURES]:
+        axis.axis("off")
+    for axis, (time, picture) in zip(row, pictures, strict=False):
+        axis.imshow(picture)
+        axis.set_title(f"{time:.2f} s", fontsize=8, pad=2)
+    axis = row[PICTURES]
+    seconds = len(fbank) / FRAME_RATE
+    axis.imshow(
+        fbank.T.astype(np.float32),
+        origin="lower",
+        aspect="auto",
+        extent=(0, seconds, 0, fbank.shape[1]),
+        vmin=-16,
+        vmax=4,
+        cmap="magma",
+    )
+    axis.set_xlim(0, info.duration)
+    axis.tick_params(labelsize=7)
+    words = [*info.labels[:4], *([f"speaker {info.speaker}"] if info.speaker else [])]
+    text = f"{key}  from {info.start:.2f} s  ({info.decoder})\n{', '.join(words) or 'no labels'}"
+    axis.set_title(text, fontsize=7, loc="left", pad=3, parse_math=False)
