@@ -1,10 +1,12 @@
 """Frames by presentation time, through decord or PyAV behind one small protocol.
 
-Measured (see docs/results.md): decord is the faster reader when nearly every frame is wanted.
-When few are wanted PyAV is, because it can be told to pass over frames that no other frame is
-predicted from and whole groups of pictures between two wanted frames. decord also cannot open some
-codecs and lists frames that an edit list hides, so it is used only where its list of frames is the
-container's. Both scale bilinearly with FFmpeg's swscale and agree to a fraction of a grey level.
+decord reads consecutive frames a little faster. But when frames are passed over it jumps to key
+frames, and in streams with open groups of pictures or intra refresh it then gives *other frames*
+without a word (tests/datasets/test_media.py shows it); it lists frames that an edit list hides; and it
+cannot open some codecs. So it is used where every frame is wanted and its list of frames is the
+container's, and PyAV everywhere else. When few frames are wanted PyAV is the faster one too: it is
+told to pass over frames that no other is predicted from, and whole groups between wanted frames.
+Both scale bilinearly with FFmpeg's swscale and agree to a fraction of a grey level.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,8 +21,6 @@ from av.video.reformatter import VideoReformatter
 from cavmae.datasets.media.geometry import Geometry
 from cavmae.datasets.media.probe import MediaError, Probe, first_video, open_container
 
-# From this share of wanted frames on, decord is the faster reader.
-DENSE = 0.5
 _FULL, _REFERENCES, _DROP = 0, 1, 2
 
 
@@ -144,11 +144,15 @@ class PyAVDecoder:
             dropping = False
             try:
                 for packet in container.demux(video):
-                    if packet.size and packet.pts is None and packet.dts is None:
-                        continue
+                    if packet.pts is None and packet.dts is None:
+                        if packet.size:
+                            continue  # cannot be placed; the probe left it out too
+                        break  # the end
+                    if not packet.size:
+                        continue  # would be taken for the end by the decoder
                     number += 1
                     action = _FULL
-                    if self._plan is not None and packet.size:
+                    if self._plan is not None:
                         action = self._plan[number] if number < len(self._plan) else _DROP
                     if action == _DROP:
                         if not dropping:
@@ -156,11 +160,11 @@ class PyAVDecoder:
                             codec.flush_buffers()
                         dropping = True
                         continue
-                    if dropping and not packet.size:
-                        break  # the decoder is drained already
                     dropping = False
                     codec.skip_frame = "NONREF" if action == _REFERENCES else "DEFAULT"
                     yield from self._emit(_decode_packet(codec, packet))
+                if not dropping:
+                    yield from self._emit(_decode_packet(codec, None))
             except (FFmpegError, OSError):
                 return  # the rest of the file cannot be read: those frames are missing
 
@@ -218,8 +222,8 @@ def open_decoder(
 
     Args:
         wanted: sorted indices into ``probe.frame_times``.
-        kind: ``decord``, ``pyav``, or ``auto``: decord for dense reading of files whose frames it
-            lists rightly, otherwise PyAV.
+        kind: ``decord``, ``pyav``, or ``auto``: decord if all frames from the first on are wanted
+            and it lists them rightly, otherwise PyAV.
 
     Raises:
         MediaError: ``decode_error``.
@@ -228,8 +232,8 @@ def open_decoder(
         return PyAVDecoder(probe, geometry, wanted)
     if kind == "decord":
         return DecordDecoder(probe, geometry, wanted)
-    dense = len(wanted) and len(wanted) >= DENSE * (wanted[-1] - wanted[0] + 1)
-    if dense and probe.timestamps_trusted and not probe.truncated:
+    consecutive = len(wanted) > 0 and wanted[-1] == len(wanted) - 1
+    if consecutive and probe.timestamps_trusted and not probe.truncated:
         try:
             return DecordDecoder(probe, geometry, wanted)
         except MediaError:

@@ -46,7 +46,7 @@ class Probe:
             (edit lists) are left out of ``frame_times`` but not here.
         time_base: seconds of one unit of ``packet_pts``.
         packet_keys: bool [packets]: a decoder can start here.
-        timestamps_trusted: whether every packet had a presentation time of its own.
+        timestamps_trusted: whether a packet's time is that of the frame in it.
         width, height: coded size in pixels.
         pixel_aspect: width of a pixel over its height.
         rotation: degrees counter-clockwise that the picture is turned for showing: 0, 90, 180, 270.
@@ -155,19 +155,23 @@ def probe(path: str) -> Probe:
         keys: list[bool] = []
         shown: list[bool] = []
         last_duration = 0
-        trusted = True
+        # AVI has no presentation times, it counts frames as they are coded. Coded in another order
+        # than shown, a frame's place among all decoded ones tells its time, not its own packet.
+        counted = container.format.name == "avi"
+        trusted = not (counted and codec.has_b_frames)
         truncated = False
         sound_first, sound_last = math.inf, -math.inf
         sound_base = float(audio.time_base or 0)
         try:
             for packet in container.demux([video, audio]):
                 if packet.stream_index == video.index:
-                    stamp = packet.pts
+                    if not packet.size:
+                        continue  # the end, or an AVI's "show the last frame again"
+                    stamp = packet.dts if counted else packet.pts
                     if stamp is None:
-                        if packet.dts is None:
-                            trusted = trusted and packet.size == 0
-                            continue
                         stamp, trusted = packet.dts, False
+                    if stamp is None:
+                        continue
                     pts.append(stamp)
                     keys.append(packet.is_keyframe)
                     shown.append(not packet.is_discard)

@@ -58,10 +58,11 @@ def draw(manifest: Manifest, access: Access, count: int, seed: int, path: Path) 
         f"{manifest.folder}: {len(drawn)} of {manifest.samples} samples. Frames with their time; "
         "masks in colour; log-mel filter bank, 128 mel bins over seconds",
         fontsize=10,
+        y=1 - 0.1 / figure.get_figheight(),
     )
     for row, (key, info, pictures, fbank) in zip(axes, drawn, strict=False):
         _row(row, key, info, pictures, fbank)
-    figure.tight_layout(rect=(0, 0, 1, 0.99))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=80)
     pyplot.close(figure)

@@ -1,0 +1,1 @@
+"""Made input for measuring and testing, and tables of what was measured."""
