@@ -114,10 +114,10 @@ class Manifest:
             ) from error
         except (OSError, ValueError) as error:
             raise ShardError(f"Cannot read {name}: {error}.") from error
-        return cls._from_record(folder, name, record)
+        return cls.from_record(folder, name, record)
 
     @classmethod
-    def _from_record(cls, folder: str, name: str, record: Any) -> "Manifest":
+    def from_record(cls, folder: str, name: str, record: Any) -> "Manifest":
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             found = record.get("schema") if isinstance(record, dict) else None
             raise ShardError(

@@ -14,8 +14,10 @@ from cavmae.datasets.manifest import Manifest
 from cavmae.tools import pool
 from cavmae.tools.commandline import module_main, parse, parser
 from cavmae.tools.progress import ShardProgress
-from cavmae.tools.sharding.assembly import (
-    Assembler,
+from cavmae.tools.sharding.assembly import Assembler
+from cavmae.tools.sharding.clips import Skip, Written, shard_input
+from cavmae.tools.sharding.inputs import Input, collect, parse_part
+from cavmae.tools.sharding.plan import (
     Layout,
     Plan,
     State,
@@ -24,8 +26,6 @@ from cavmae.tools.sharding.assembly import (
     read_lines,
     retries,
 )
-from cavmae.tools.sharding.clips import Skip, Written, shard_input
-from cavmae.tools.sharding.inputs import Input, collect, parse_part
 from cavmae.tools.sharding.settings import ShardSettings
 
 log = logging.getLogger("cavmae")

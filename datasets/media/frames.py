@@ -2,14 +2,15 @@
 
 decord reads consecutive frames a little faster. But when frames are passed over it jumps to key
 frames, and in streams with open groups of pictures or intra refresh it then gives *other frames*
-without a word (tests/datasets/test_media.py shows it); it lists frames that an edit list hides; and it
-cannot open some codecs. So it is used where every frame is wanted and its list of frames is the
+without a word (tests/datasets/test_media.py shows it); it lists frames that an edit list hides; and
+it cannot open some codecs. So it is used where every frame is wanted and its list of frames is the
 container's, and PyAV everywhere else. When few frames are wanted PyAV is the faster one too: it is
 told to pass over frames that no other is predicted from, and whole groups between wanted frames.
 Both scale bilinearly with FFmpeg's swscale and agree to a fraction of a grey level.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import av
@@ -31,7 +32,10 @@ class Decoder(Protocol):
     pass over everything else.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Which library reads: ``decord`` or ``pyav``."""
+        ...
 
     def read(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
         """Frames uint8 RGB [height, width, 3] of these indices, each later than all read before.
@@ -54,6 +58,10 @@ class DecordDecoder:
     name = "decord"
 
     def __init__(self, probe: Probe, geometry: Geometry, wanted: np.ndarray):
+        if probe.rotation:
+            raise MediaError("decode_error", "decord turns pictures in a way of its own")
+        # Frames it cannot decode it replaces by others and says nothing up to this share.
+        os.environ.setdefault("DECORD_DUPLICATE_WARNING_THRESHOLD", "0")
         # Not at module level: its FFmpeg is loaded only by processes that read with it.
         import decord
 
@@ -208,6 +216,37 @@ class PyAVDecoder:
         return self._geometry.finish(small.to_ndarray())
 
 
+class AutoDecoder:
+    """decord where it can be trusted; PyAV from the first frame on that it cannot give."""
+
+    def __init__(self, probe: Probe, geometry: Geometry, wanted: np.ndarray):
+        self._arguments = probe, geometry
+        self._wanted = wanted
+        self._decoder: Decoder
+        consecutive = len(wanted) > 0 and wanted[-1] == len(wanted) - 1
+        if consecutive and probe.timestamps_trusted and not probe.truncated:
+            try:
+                self._decoder = DecordDecoder(probe, geometry, wanted)
+                return
+            except MediaError:
+                pass  # the name that is stored with each sample tells
+        self._decoder = PyAVDecoder(probe, geometry, wanted)
+
+    @property
+    def name(self) -> str:
+        return self._decoder.name
+
+    def read(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
+        try:
+            return self._decoder.read(indices)
+        except MediaError:
+            if isinstance(self._decoder, PyAVDecoder):
+                raise
+            later = self._wanted[self._wanted >= indices[0]]
+            self._decoder = PyAVDecoder(*self._arguments, later)
+            return self._decoder.read(indices)
+
+
 def _decode_packet(codec: av.VideoCodecContext, packet: av.Packet | None) -> list[av.VideoFrame]:
     try:
         return list(codec.decode(packet))
@@ -228,14 +267,9 @@ def open_decoder(
     Raises:
         MediaError: ``decode_error``.
     """
-    if kind == "pyav":
-        return PyAVDecoder(probe, geometry, wanted)
-    if kind == "decord":
-        return DecordDecoder(probe, geometry, wanted)
-    consecutive = len(wanted) > 0 and wanted[-1] == len(wanted) - 1
-    if consecutive and probe.timestamps_trusted and not probe.truncated:
-        try:
-            return DecordDecoder(probe, geometry, wanted)
-        except MediaError:
-            return PyAVDecoder(probe, geometry, wanted)
-    return PyAVDecoder(probe, geometry, wanted)
+    kinds: dict[str, Callable[[Probe, Geometry, np.ndarray], Decoder]] = {
+        "auto": AutoDecoder,
+        "decord": DecordDecoder,
+        "pyav": PyAVDecoder,
+    }
+    return kinds[kind](probe, geometry, wanted)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -22,6 +23,7 @@ class VideoSpec:
         size: (width, height).
         codec, pixel_format: of the picture, FFmpeg's names.
         codec_options: for the encoder.
+        pixel_aspect: width of a pixel over its height.
         rotation: degrees counter-clockwise in the display matrix.
         frame_times: presentation times instead of a constant rate, in seconds.
         picture_start: when the picture begins.
@@ -39,6 +41,7 @@ class VideoSpec:
     codec: str = "libx264"
     pixel_format: str = "yuv420p"
     codec_options: tuple[tuple[str, str], ...] = ()
+    pixel_aspect: Fraction = Fraction(1)
     rotation: int = 0
     frame_times: tuple[float, ...] | None = None
     picture_start: float = 0.0
@@ -113,24 +116,26 @@ def make_video(path: Path, spec: VideoSpec) -> Path:
     times = spec.times
     base = Fraction(1, 90_000)
     with av.open(str(path), "w") as container:
-        video = container.add_stream(
-            spec.codec, rate=Fraction(spec.fps).limit_denominator(1001)
-        )
+        rate = Fraction(spec.fps).limit_denominator(1001)
+        video = cast(av.VideoStream, container.add_stream(spec.codec, rate=rate))
         video.width, video.height = spec.size
         video.pix_fmt = spec.pixel_format
         video.options = dict(spec.codec_options)
         fine = spec.frame_times is not None or spec.picture_start > 0
         if fine:  # coders with a clock of their own frame rate could not tell these times
             video.codec_context.time_base = base
+        video.codec_context.sample_aspect_ratio = spec.pixel_aspect
         if spec.rotation:
             video.set_display_rotation(spec.rotation)
         audio = None
         if spec.audio is not None:
-            audio = container.add_stream(spec.audio, rate=spec.rate, layout=LAYOUTS[spec.channels])
+            layout = LAYOUTS[spec.channels]
+            track = container.add_stream(spec.audio, rate=spec.rate, layout=layout)
+            audio = cast(av.AudioStream, track)
         for number, time in enumerate(times):
             flash = any(time <= event < time + 1 / spec.fps for event in spec.events)
             frame = av.VideoFrame.from_ndarray(draw_frame(number, spec, flash), "rgb24")
-            frame.time_base = base if fine else Fraction(1) / video.codec_context.framerate
+            frame.time_base = base if fine else 1 / rate
             frame.pts = round(time / float(frame.time_base))
             container.mux(video.encode(frame))
         container.mux(video.encode(None))

@@ -1,200 +1,24 @@
 """Joins parts into shards, in the order of the plan, so that a kill at any moment loses nothing.
 
-A folder under construction holds ``inputs.jsonl`` (the plan: only ever appended to), finished
-shards, and ``.work/`` with parts (one file of samples for each input) and ``state.json`` (which
-shards are sealed and how far into the plan they reach). Each step is written beside its final name
-and renamed, so a rerun finds either the step or what came before it.
+Each step is written beside its final name and renamed, so a rerun finds either the step or what
+came before it.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from cavmae.datasets.errors import CavmaeError
-from cavmae.datasets.manifest import NAME, Manifest, ShardEntry, merge
+from cavmae.datasets.manifest import Manifest, ShardEntry
 from cavmae.datasets.shards import END
 from cavmae.datasets.storage import flush_folder, write_atomically
 from cavmae.tools.sharding.clips import Skip, Written
 from cavmae.tools.sharding.inputs import Input
-
-FINAL_REASONS = frozenset({"too_short"})  # trying again cannot help
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Names of the files of a data set, or of one part of N of it.
-
-    Args:
-        folder: of the data set.
-        name: what shards' names begin with.
-        part: (I, N) if this machine makes one part of N.
-    """
-
-    folder: Path
-    name: str = "clips"
-    part: tuple[int, int] | None = None
-
-    @property
-    def suffix(self) -> str:
-        return "" if self.part is None else f"-part-{self.part[0]}-of-{self.part[1]}"
-
-    @property
-    def manifest(self) -> Path:
-        return self.folder / NAME.replace(".json", f"{self.suffix}.json")
-
-    @property
-    def skipped(self) -> Path:
-        return self.folder / f"skipped{self.suffix}.jsonl"
-
-    @property
-    def plan(self) -> Path:
-        return self.folder / f"inputs{self.suffix}.jsonl"
-
-    @property
-    def work(self) -> Path:
-        return self.folder / f".work{self.suffix}"
-
-    @property
-    def state(self) -> Path:
-        return self.work / "state.json"
-
-    def shard(self, number: int) -> Path:
-        return self.folder / f"{self.name}{self.suffix}-{number:06d}.tar"
-
-    def part_file(self, item: Input) -> Path:
-        return self.work / f"{item.task}.part"
-
-    def part_record(self, item: Input) -> Path:
-        return self.work / f"{item.task}.json"
-
-
-@contextlib.contextmanager
-def locked(layout: Layout):  # type: ignore[no-untyped-def]
-    """Holds a data set's folder for this process.
-
-    Raises:
-        CavmaeError: another process is at it.
-    """
-    layout.work.mkdir(parents=True, exist_ok=True)
-    with (layout.work / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CavmaeError(
-                f"Another `cavmae shard` is writing to {layout.folder}; wait for it to end."
-            ) from error
-        yield
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a JSON-lines file; a last line cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines if line]
-
-
-class Plan:
-    """The ordered list of everything to do, kept in ``inputs.jsonl``."""
-
-    def __init__(self, layout: Layout):
-        self._layout = layout
-        self.items = [Input.from_json(record) for record in read_lines(layout.plan)]
-
-    def extend(self, items: Sequence[Input]) -> list[Input]:
-        """Adds those items that the plan does not have yet, and returns them.
-
-        Raises:
-            CavmaeError: an item is planned already with other labels or masks.
-        """
-        known = {item.task: item for item in self.items}
-        fresh = []
-        for item in items:
-            old = known.get(item.task)
-            if old is None:
-                fresh.append(item)
-            elif old != item:
-                raise CavmaeError(
-                    f"{item.source} is in {self._layout.plan} with other labels or masks; choose "
-                    "another --out folder for the changed list."
-                )
-        if fresh:
-            self.items += fresh
-            with write_atomically(self._layout.plan) as file:
-                for item in self.items:
-                    file.write(_line(item.to_json()))
-        return fresh
-
-
-def _line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, sort_keys=True).encode() + b"\n"
-
-
-@dataclasses.dataclass
-class State:
-    """How far the sealed shards reach.
-
-    Attributes:
-        settings: what samples are made with.
-        item, sample: the next input of the plan, and its next sample, to go into a shard.
-        shards: sealed ones; their labels are numbers in ``labels``.
-        labels: class names in the order they came.
-        skipped_bytes: valid length of ``skipped.jsonl``.
-        skipped: valid lines of it.
-    """
-
-    settings: dict[str, Any]
-    item: int = 0
-    sample: int = 0
-    shards: list[ShardEntry] = dataclasses.field(default_factory=list)
-    labels: list[str] = dataclasses.field(default_factory=list)
-    skipped_bytes: int = 0
-    skipped: int = 0
-
-    @classmethod
-    def load(cls, layout: Layout, settings: dict[str, Any]) -> "State":
-        """Where an earlier run in this folder stopped, or the beginning.
-
-        Raises:
-            CavmaeError: that run had other settings.
-        """
-        state = cls(settings)
-        if layout.state.exists():
-            record = json.loads(layout.state.read_bytes())
-            shards = [ShardEntry(**entry) for entry in record.pop("shards")]
-            state = cls(**record, shards=shards)
-        elif layout.manifest.exists():
-            text = json.loads(layout.manifest.read_bytes())
-            manifest = Manifest._from_record(str(layout.folder), str(layout.manifest), text)
-            size = layout.skipped.stat().st_size if layout.skipped.exists() else 0
-            state = cls(
-                manifest.settings,
-                manifest.inputs,
-                0,
-                list(manifest.shards),
-                list(manifest.labels),
-                size,
-                manifest.skipped,
-            )
-        for name, value in settings.items():
-            if state.settings.get(name) != value:
-                raise CavmaeError(
-                    f"{layout.folder} holds samples made with {name} {state.settings.get(name)!r}, "
-                    f"not {value!r}; choose another --out folder or the old setting."
-                )
-        return state
-
-    def save(self, layout: Layout) -> None:
-        with write_atomically(layout.state) as file:
-            file.write(json.dumps(dataclasses.asdict(self)).encode())
+from cavmae.tools.sharding.plan import Layout, Plan, State, line, skip_record
 
 
 class Assembler:
@@ -261,7 +85,7 @@ class Assembler:
                 self._position = number, one + 1
             done = (written[-1].clip, written[-1].start) if written else None
             for skip in skips:
-                self._skips.append(_line(_skip_record(item, skip, done)))
+                self._skips.append(line(skip_record(item, skip, done)))
             self._used.append(item)
             del self._records[number]
             self._position = number + 1, 0
@@ -373,53 +197,3 @@ class Assembler:
             file.write(manifest.to_bytes())
         shutil.rmtree(self._layout.work)
         return manifest
-
-
-def _skip_record(item: Input, skip: Skip, done: tuple[int, float] | None) -> dict[str, Any]:
-    """A line of ``skipped.jsonl``: what, why, and what a retry would do."""
-    record: dict[str, Any] = {"source": item.source, **skip._asdict()}
-    if skip.reason not in FINAL_REASONS:
-        retry = item.retry(skip.start) if skip.start is not None else item.retry(done=done)
-        record["retry"] = retry.to_json()
-    return record
-
-
-def retries(layout: Layout, state: State) -> list[Input]:
-    """Inputs of ``skipped.jsonl`` to be tried again; their lines are taken out of it."""
-    again: dict[str, Input] = {}
-    kept = []
-    for record in read_lines(layout.skipped):
-        if "retry" not in record:
-            kept.append(_line(record))
-            continue
-        item = Input.from_json(record["retry"])
-        again[item.task] = again[item.task].joined(item) if item.task in again else item
-    with write_atomically(layout.skipped) as file:
-        file.write(b"".join(kept))
-    state.skipped_bytes = layout.skipped.stat().st_size
-    state.skipped = len(kept)
-    state.save(layout)
-    return list(again.values())
-
-
-def merge_parts(folder: Path, parts: int) -> Manifest | None:
-    """Writes the manifest of all parts' shards once every part's own is there.
-
-    Returns:
-        The whole data set's manifest; None while parts are missing.
-    """
-    layouts = [Layout(folder, part=(i + 1, parts)) for i in range(parts)]
-    if not all(layout.manifest.exists() for layout in layouts):
-        return None
-    manifests = []
-    for layout in layouts:
-        record = json.loads(layout.manifest.read_bytes())
-        manifests.append(Manifest._from_record(str(folder), str(layout.manifest), record))
-    whole = merge(str(folder), manifests)
-    whole_layout = Layout(folder)
-    with write_atomically(whole_layout.skipped) as file:
-        for layout in layouts:
-            file.write(layout.skipped.read_bytes() if layout.skipped.exists() else b"")
-    with write_atomically(whole_layout.manifest) as file:
-        file.write(whole.to_bytes())
-    return whole

@@ -238,9 +238,7 @@ def video_clips(item: Input, path: str, settings: ShardSettings) -> Iterator[Cli
     wanted = [choose_frames(info, *clip, settings) for clip in clips]
     shape = geometry(info, settings.shorter_side, str(settings.crop))
     everything = np.unique(np.concatenate(wanted)) if wanted else np.zeros(0, dtype=np.int64)
-    state = _VideoState(
-        info, shape, everything, open_decoder(info, shape, everything, settings.decoder)
-    )
+    state = _VideoState(info, shape, open_decoder(info, shape, everything, settings.decoder))
     sound = Sound(info, settings.downmix)
     masks = None
     if item.masks is not None:
@@ -256,7 +254,6 @@ def video_clips(item: Input, path: str, settings: ShardSettings) -> Iterator[Cli
 class _VideoState:
     info: Probe
     shape: Geometry
-    wanted: np.ndarray
     decoder: Decoder
 
     def members(
@@ -269,7 +266,7 @@ class _VideoState:
         masks: MaskFolder | None,
     ) -> dict[str, bytes]:
         waveform = sound.read(*clip)  # read in any case: stretches must be read in order
-        pictures = self._pictures(indices)
+        pictures = self.decoder.read([int(i) for i in indices])
         missing = len(indices) - len(pictures)
         if not pictures or missing > settings.max_missing * len(indices):
             raise MediaError(
@@ -300,18 +297,6 @@ class _VideoState:
             self.decoder.name,
             missing,
         )
-
-    def _pictures(self, indices: np.ndarray) -> dict[int, np.ndarray]:
-        wanted = [int(i) for i in indices]
-        try:
-            return self.decoder.read(wanted)
-        except MediaError:
-            if self.decoder.name == "pyav":
-                raise
-            # The sample's json tells which decoder gave its frames.
-            later = self.wanted[self.wanted >= wanted[0]]
-            self.decoder = open_decoder(self.info, self.shape, later, "pyav")
-            return self.decoder.read(wanted)
 
 
 def image_clips(item: Input, settings: ShardSettings) -> Iterator[Clip]:

@@ -1,0 +1,77 @@
+"""What several tests share: made videos and data sets of them."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cavmae.datasets.manifest import Manifest
+from cavmae.tools.benching.media import VideoSpec, make_video
+from cavmae.tools.shard import RunSettings, shard
+from cavmae.tools.sharding.settings import ShardSettings
+
+torch.set_num_threads(1)
+
+SMALL = VideoSpec(seconds=2.0, size=(96, 64), rate=16000, channels=1)
+
+
+@pytest.fixture(scope="session")
+def media_root() -> Path:
+    """Folder of real recordings."""
+    root = os.environ.get("CAVMAE_MEDIA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("CAVMAE_MEDIA does not name a folder of real recordings")
+    return Path(root)
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a small video: ``video("name.mp4", seconds=3)``."""
+
+    def make(name: str = "video.mp4", **changes: object) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return make_video(path, dataclasses.replace(SMALL, **changes))  # type: ignore[arg-type]
+
+    return make
+
+
+def make_shards(
+    inputs: list[str] | str,
+    out: Path,
+    how: RunSettings = RunSettings(workers=2, timeout=60.0),  # noqa: B008 - frozen
+    **settings: object,
+) -> int:
+    """`cavmae shard` in this process, with workers of its own."""
+    names = [inputs] if isinstance(inputs, str) else inputs
+    return shard(names, out, ShardSettings(**settings), how)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """24 clips of 2 s with labels and speakers in 8 shards."""
+    root = tmp_path_factory.mktemp("made")
+    videos = root / "videos"
+    videos.mkdir()
+    rows = ["path,labels,speaker"]
+    for number in range(12):
+        spec = dataclasses.replace(SMALL, seconds=4.0, seed=number)
+        make_video(videos / f"v{number}.mp4", spec)
+        labels = "speech" if number % 3 else "speech;music"
+        rows.append(f"v{number}.mp4,{labels},s{number % 4}")
+    (videos / "list.csv").write_text("\n".join(rows))
+    out = root / "shards"
+    made = make_shards(
+        str(videos / "list.csv"),
+        out,
+        profile="speakers",
+        clip_seconds=2.0,
+        min_seconds=1.0,
+        shorter_side=32,
+        shard_samples=3,
+    )
+    assert made == 0
+    return Manifest.load(out)
