@@ -29,6 +29,7 @@ from cavmae.tools.sharding.settings import ShardSettings
 # Errors of the machine rather than of the input: they end the whole run.
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 TAIL_IGNORED = 0.2  # s: a remainder shorter than this is never worth sharing a clip for
+NEAR = 0.05  # s: a frame that comes up later than this after a moment is not that moment's
 
 
 class Written(NamedTuple):
@@ -96,7 +97,7 @@ def plan_clips(
 def choose_frames(info: Probe, start: float, end: float, settings: ShardSettings) -> np.ndarray:
     """Indices of the frames of a clip, by presentation time, each at most once.
 
-    Wanted moments take the frame that is on screen then, or begins within half a step.
+    Wanted moments take the frame that is on screen then, or the next if that one is nearer.
     """
     times = info.frame_times
     step = 1 / info.frame_rate
@@ -105,11 +106,12 @@ def choose_frames(info: Probe, start: float, end: float, settings: ShardSettings
         if info.frame_rate <= settings.frame_rate * 1.02 and inside.size:
             return inside
         grid = start + np.arange(round((end - start) * settings.frame_rate)) / settings.frame_rate
-        tolerance = min(step, 1 / settings.frame_rate) / 2
+        spacing = 1 / settings.frame_rate
     else:
         assert settings.frames is not None
         grid = start + (end - start) * np.arange(settings.frames) / settings.frames
-        tolerance = min(step, (end - start) / settings.frames) / 2
+        spacing = (end - start) / settings.frames
+    tolerance = min(step / 2, spacing / 2, NEAR)
     indices = np.searchsorted(times, grid + tolerance, side="right") - 1
     return np.unique(np.clip(indices, 0, len(times) - 1))
 

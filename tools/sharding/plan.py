@@ -9,6 +9,8 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,14 +80,22 @@ def locked(layout: Layout) -> Iterator[None]:
         CavmaeError: another process is at it.
     """
     layout.work.mkdir(parents=True, exist_ok=True)
-    with (layout.work / "lock").open("w") as file:
+    path = layout.work / "lock"
+    with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A run that ends removes the folder; a lock on a removed file keeps nobody out.
+            if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+                raise BlockingIOError
         except BlockingIOError as error:
             raise CavmaeError(
                 f"Another `cavmae shard` is writing to {layout.folder}; wait for it to end."
             ) from error
-        yield
+        try:
+            yield
+        finally:
+            if layout.work.exists() and os.listdir(layout.work) == ["lock"]:
+                shutil.rmtree(layout.work)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,38 @@
+"""Work for workers that goes wrong in the ways real libraries do."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from cavmae.tools.shard import work as good_work
+
+
+def work(task: Any, report: Any) -> None:
+    """Like the real one, but what the video is called happens the first time it is read."""
+    fault = Path(task.item.source).stem if task.item.attempt == 0 else ""
+    if fault == "hang":
+        time.sleep(600)
+    if fault == "grow":
+        hoard = [bytearray(os.urandom(1) * 100_000_000) for _ in range(20)]
+        time.sleep(len(hoard) * 30)
+
+    def report_and_crash(message: Any) -> None:
+        report(message)
+        if fault == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    good_work(task, report_and_crash)
+
+
+def say(argument: Any, report: Any) -> Any:
+    """For tests of the pool alone."""
+    report(("started", argument))
+    if argument == "raise":
+        raise ValueError("oh")
+    if argument == "exit":
+        os._exit(3)
+    if argument == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return argument, os.getpid()

@@ -1,0 +1,133 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cavmae.datasets.errors import UsageError
+from cavmae.datasets.sample import split_member
+from cavmae.tools.sharding.inputs import Input, collect, key_of, parse_part
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def test_folders_are_searched_and_files_taken_as_they_are(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b/c.MKV", "b/d/e.webm", "b/notes.doc", "b/mask.png"):
+        touch(tmp_path / name)
+    odd = touch(tmp_path / "b" / "video.bin")
+    items, repeated = collect([str(tmp_path), str(odd), str(tmp_path / "a.mp4")])
+    names = [os.path.relpath(item.source, tmp_path) for item in items]
+    assert names == ["a.mp4", "b/c.MKV", "b/d/e.webm", "b/video.bin"]
+    assert [item.source for item in repeated] == [str(tmp_path / "a.mp4")]
+
+
+def test_lists_are_relative_to_their_folder(tmp_path: Path) -> None:
+    path = tmp_path / "x" / "list.txt"
+    touch(path).write_text("# comment\na.mp4\n\n  b c.mp4  \n/abs/d.mp4\ns3://bucket/e.mp4\n")
+    sources = [item.source for item in collect([str(path)])[0]]
+    root = str(tmp_path / "x")
+    assert sources == [f"{root}/a.mp4", f"{root}/b c.mp4", "/abs/d.mp4", "s3://bucket/e.mp4"]
+
+
+def test_tables(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(
+        '﻿path, start,end,labels,speaker,masks\n"a,1.mp4",1.5,4,speech; music ,s1,m/a\n'
+        '"two\nlines.mp4",,,,,\n',
+        encoding="utf-8",
+    )
+    first, second = collect([str(path)])[0]
+    assert first == Input(
+        f"{tmp_path}/a,1.mp4", 1.5, 4.0, ("speech", "music"), "s1", f"{tmp_path}/m/a"
+    )
+    assert second == Input(f"{tmp_path}/two\nlines.mp4")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("file,start\na.mp4,1\n", "no column 'path'"),
+        ("", "no column 'path'"),
+        ("path,start\na.mp4,one\n", "line 2: start 'one'"),
+        ("path,end\na.mp4,-1\n", "line 2: end '-1'"),
+        ("path,end\na.mp4,nan\n", "line 2: end 'nan'"),
+        ("path,start\n,1\n", "line 2"),
+        ("path\na.mp4,1,2\n", "line 2"),
+    ],
+)
+def test_tables_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=complaint) as caught:
+        collect([str(path)])
+    assert str(path) in str(caught.value)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="UTF-8"):
+        collect([str(path)])
+
+
+def test_data_files_of_the_reference(tmp_path: Path) -> None:
+    entry = {"video_id": "v1", "wav": "w/v1.wav", "video_path": "/frames", "labels": "/m/a,/m/b"}
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps({"data": [entry]}))
+    (item,) = collect([str(path)])[0]
+    assert item == Input(f"{tmp_path}/w/v1.wav", labels=("/m/a", "/m/b"), frames="/frames/v1")
+    for bad in ({"data": [{"wav": "x"}]}, [], {"data": 3}, {"dat": []}):
+        path.write_text(json.dumps(bad))
+        with pytest.raises(UsageError, match=r"data\.json"):
+            collect([str(path)])
+
+
+def test_a_name_that_is_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no file or folder"):
+        collect([str(tmp_path / "missing.mp4")])
+
+
+def test_keys_are_safe_and_unique() -> None:
+    sources = ["a/x.mp4", "b/x.mp4", "a/x.avi", "a/ü ñ\n'\".mp4", "a/\udcff.mp4", "-", "../x.mp4"]
+    sources += ["a/" + "long" * 90 + ".mp4", "x y.mp4", "x-y.mp4"]
+    keys = [key_of(Input(s), start) for s in sources for start in (0.0, 5.12, 7200.001)]
+    keys += [key_of(Input("a/x.mp4", start=1.0), 1.0), key_of(Input("a/x.mp4", speaker="b"), 0.0)]
+    assert len(set(keys)) == len(keys)
+    for key in keys:
+        assert split_member(key + ".fbank.npy") == (key, "fbank.npy")
+        assert len(key + ".fbank.npy") <= 100
+
+
+def test_inputs_survive_json() -> None:
+    item = Input("a\udcff\n.mp4", 1.0, None, ("x",), "s", "m", None, None, (1.0, 2.0), 3)
+    assert Input.from_json(json.loads(json.dumps(item.to_json()))) == item
+    assert Input("a").to_json() == {"source": "a"}
+
+
+def test_retries() -> None:
+    item = Input("a")
+    assert all(item.wants(i, i * 5.0) for i in range(3))
+    one = item.retry(clip=10.0)
+    assert [one.wants(i, i * 5.0) for i in range(4)] == [False, False, True, False]
+    rest = item.retry(done=(1, 5.0))
+    assert [rest.wants(i, i * 5.0) for i in range(4)] == [False, False, True, True]
+    both = rest.joined(item.retry(clip=0.0))
+    assert [both.wants(i, i * 5.0) for i in range(4)] == [True, False, True, True]
+    again = both.retry(done=(2, 10.0))
+    assert [again.wants(i, i * 5.0) for i in range(4)] == [False, False, False, True]
+    assert len({item.task, one.task, again.task}) == 3
+    assert key_of(item, 0.0) == key_of(again, 0.0)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2"])
+def test_parts_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--part"):
+        parse_part(text)
+
+
+def test_parts() -> None:
+    assert parse_part("2/8") == (2, 8)

@@ -1,0 +1,43 @@
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from cavmae.tools import pool
+from tests.tools import faulty
+
+
+def run(arguments: list[str], workers: int) -> dict[int, list[Any]]:
+    events: dict[int, list[Any]] = defaultdict(list)
+    for event in pool.run(iter(enumerate(arguments)), faulty.say, workers, 30, 4e9):
+        events[event.task].append(event)
+    return events
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_every_task_ends_exactly_once(workers: int) -> None:
+    arguments = ["fine", "raise", "exit", "fine", "kill"] * 4
+    events = run(arguments, workers)
+    assert len(events) == len(arguments)
+    for number, argument in enumerate(arguments):
+        first, last = events[number]
+        assert first.message == ("started", argument)
+        if argument == "fine":
+            assert last.result[0] == "fine"
+        else:
+            assert last.reason == "crash"
+            assert {"raise": "ValueError: oh", "exit": "code 3", "kill": "killed"}[argument] in (
+                last.detail
+            )
+
+
+def test_workers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pids = {e[-1].result[1] for e in run(["x"] * 30, 2).values()}
+    assert len(pids) <= 2
+    monkeypatch.setattr(pool, "RECYCLE_AFTER", 5)
+    pids = {e[-1].result[1] for e in run(["x"] * 30, 2).values()}
+    assert len(pids) >= 6
+
+
+def test_nothing_to_do() -> None:
+    assert run([], 2) == {}
