@@ -6,11 +6,13 @@ Remote files are never read through a shell (no ``pipe:`` URLs): any scheme that
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -71,7 +73,7 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     Written beside its final name, flushed to disk, renamed. On any error the half-written file is
     removed and an older file of that name is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -146,12 +148,18 @@ class Cache:
             CavmaeError: the content is not what the hash says, or cannot be had.
         """
         path = self.folder / f"{sha256}.tar"
-        try:
-            os.utime(path)  # marks it as used just now
-            return path
-        except FileNotFoundError:
-            pass
-        partial = path.with_name(f"{sha256}.{os.getpid()}.part")
+        if not _mark_used(path):
+            # One process copies, the others of this machine that want it wait.
+            lock = path.with_suffix(".lock")
+            with lock.open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if not _mark_used(path):
+                    self._copy(url, sha256, path)
+                lock.unlink(missing_ok=True)
+        return path
+
+    def _copy(self, url: str, sha256: str, path: Path) -> None:
+        partial = path.with_suffix(f".{uuid.uuid4().hex[:12]}.part")
         try:
             self._make_room(size_of(url))
             download(url, partial)
@@ -166,7 +174,6 @@ class Cache:
             raise CavmaeError(f"Cannot copy {url} to {self.folder}: {error}; {advice}.") from error
         finally:
             partial.unlink(missing_ok=True)
-        return path
 
     def _make_room(self, wanted: int) -> None:
         files = []
@@ -180,3 +187,12 @@ class Cache:
                 break
             path.unlink(missing_ok=True)
             total -= size
+
+
+def _mark_used(path: Path) -> bool:
+    """Whether a copy is there; if so it counts as used just now."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True

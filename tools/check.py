@@ -33,6 +33,7 @@ class CheckSettings:
         sheet: samples on the contact sheet; 0: none.
         seed: of the choice of these.
         timeout: seconds a shard may take.
+        cache_dir: where copies of remote shards lie; by default in the temporary folder.
     """
 
     out: str | None = None
@@ -41,6 +42,7 @@ class CheckSettings:
     sheet: int = 12
     seed: int = 0
     timeout: float = 1800.0
+    cache_dir: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class _Task:
 
 def work(task: _Task, report: Any) -> Survey:
     """Runs in a worker process."""
-    access = Access()
+    access = Access(cache_dir=task.settings.cache_dir)
     remote = is_url(task.manifest.folder)
     cache = Cache(access.cache_dir, int(access.cache_gb * 1e9)) if remote else None
     return survey_shard(task.manifest, task.shard, task.settings.verify, cache)
@@ -98,7 +100,9 @@ def check(data_set: str, settings: CheckSettings) -> int:
     print(f"Statistics: {out / 'stats.json'}")
     if settings.sheet and not any(not damage.key for damage in survey.damage):
         path = out / "contact_sheet.png"
-        drawn = sheet.draw(manifest, Access(verify="size"), settings.sheet, settings.seed, path)
+        drawn = sheet.draw(
+            manifest, Access(cache_dir=settings.cache_dir), settings.sheet, settings.seed, path
+        )
         print(f"Contact sheet of {drawn} samples: {path}")
     if not survey.damage:
         return 0

@@ -60,8 +60,9 @@ class Lost:
 Event = Progress | Finished | Lost
 
 
-def _serve(connection: Connection, work: Work) -> None:
+def _serve(connection: Connection, work: Work, environment: dict[str, str]) -> None:
     """A worker's life: one task after the other until told to stop."""
+    os.environ.update(environment)  # the server that forks workers may be older than these
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
@@ -95,7 +96,9 @@ def _die_with_parent() -> None:
 class _Worker:
     def __init__(self, context: Any, work: Work):
         self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self.process: BaseProcess = context.Process(
+            target=_serve, args=(theirs, work, dict(os.environ)), daemon=True
+        )
         self.process.start()
         theirs.close()
         self.task: int | None = None

@@ -358,14 +358,26 @@ def shard_input(
 
 @contextlib.contextmanager
 def _local(item: Input, folder: Path) -> Iterator[str]:
-    """Path on this machine of an input; a remote one is copied for as long as it is needed."""
-    if not is_url(item.source):
+    """Path of an input that FFmpeg can open; a remote one is copied for as long as needed."""
+    remote = is_url(item.source)
+    if not remote and _is_utf8(item.source):
         yield item.source
         return
-    with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as scratch:
-        path = Path(scratch) / ("video" + Path(item.source).suffix[:10])
-        try:
-            download(item.source, path)
-        except FileNotFoundError as error:
-            raise MediaError("missing", "no such file") from error
+    with tempfile.TemporaryDirectory(dir=folder, prefix="input-") as scratch:
+        path = Path(scratch) / ("video" + re.sub(r"[^.A-Za-z0-9]", "", Path(item.source).suffix))
+        if remote:
+            try:
+                download(item.source, path)
+            except FileNotFoundError as error:
+                raise MediaError("missing", "no such file") from error
+        else:
+            path.symlink_to(Path(item.source).absolute())
         yield str(path)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,60 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cavmae.tools.cli import COMMANDS, dispatch
+from cavmae.tools.commandline import parse, parser, run
+
+
+def program(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cavmae.tools.cli", *words],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_without_a_command_it_tells_what_there_is() -> None:
+    said = program()
+    assert said.returncode == 2
+    for command in COMMANDS:
+        assert command in said.stdout
+    assert program("--help").returncode == 0
+
+
+def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(dispatch, ["nonsense"]) == 2
+    assert "nonsense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(command: str) -> None:
+    said = program(command, "--help")
+    assert said.returncode == 0
+    assert said.stdout.startswith("usage: cavmae " + command)
+
+
+def test_a_data_set_that_is_none_exits_with_1_and_one_sentence(tmp_path: Path) -> None:
+    said = program("check", str(tmp_path))
+    assert said.returncode == 1
+    assert said.stderr.count("\n") == 1
+    assert str(tmp_path) in said.stderr
+
+
+def test_options_with_dashes_and_underscores() -> None:
+    made = parser("x", "test")
+    made.add_argument("--some_option", type=int, default=1)
+    made.add_argument("rest", nargs="*")
+    assert parse(made, ["--some-option", "2"]).some_option == 2
+    assert parse(made, ["--some_option=3"]).some_option == 3
+    assert parse(made, ["--some-option=4", "a-b", "--", "--x-y"]).rest == ["a-b", "--x-y"]
+
+
+def test_settings_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("profile: speakers\nworkers: 3\n")
+    said = program("shard", "x", "--out", "o", "--config", str(tmp_path / "c.yaml"),
+                   "--workers", "4", "--print_config")  # fmt: skip
+    assert said.returncode == 0
+    assert "profile: speakers" in said.stdout
+    assert "workers: 4" in said.stdout
