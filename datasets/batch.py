@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.features import MEL_BINS
 from cavmae.datasets.view import View, samples_in
 
 Batch = dict[str, Any]
@@ -30,7 +31,9 @@ class Collate:
 
         Returns:
             ``key``, ``speaker``: lists; tensors of the fields of
-            :meth:`cavmae.datasets.view.Choice.decode`, stacked; waveforms padded with zeros.
+            :meth:`cavmae.datasets.view.Choice.decode`, stacked; ``fbank`` and ``waveform`` padded
+            or cut to the view's length, with ``fbank_length`` and ``waveform_length``: int64
+            [batch], how much of them is real.
 
         Raises:
             CavmaeError: frames of several sizes or numbers; a label that is no class.
@@ -39,29 +42,22 @@ class Collate:
             "key": [one["key"] for one in shown],
             "speaker": [one["info"].speaker for one in shown],
         }
-        for field in ("fbank", "frames", "frame_times", "masks", "masked"):
+        for field in ("frames", "frame_times", "masks", "masked"):
             if field in shown[0]:
                 arrays = [one[field] for one in shown]
                 if len({array.shape for array in arrays}) > 1:
                     raise _unequal(field, batch["key"], arrays)
                 batch[field] = torch.from_numpy(np.stack(arrays))
-        if "fbank" in batch:
-            batch["fbank_length"] = torch.tensor([one["fbank_length"] for one in shown])
+        if "fbank" in shown[0]:
+            shape = self._view.length, MEL_BINS
+            padded = _pad([one["fbank"] for one in shown], shape, self._view.padding_value)
+            batch["fbank"], batch["fbank_length"] = padded
         if "waveform" in shown[0]:
-            batch["waveform"] = torch.from_numpy(self._waveforms(shown))
-            lengths = [min(one["waveform_length"], samples_in(self._view)) for one in shown]
-            batch["waveform_length"] = torch.tensor(lengths)
+            padded = _pad([one["waveform"] for one in shown], (samples_in(self._view),), 0)
+            batch["waveform"], batch["waveform_length"] = padded
         if self._classes:
             batch["labels"] = self._labels(shown)
         return batch
-
-    def _waveforms(self, shown: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        samples = samples_in(self._view)
-        waveforms = np.zeros((len(shown), samples), dtype=np.int16)
-        for row, one in zip(waveforms, shown, strict=True):
-            part = one["waveform"][:samples]
-            row[: len(part)] = part
-        return waveforms
 
     def _labels(self, shown: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         labels = torch.zeros(len(shown), len(self._classes))
@@ -74,6 +70,20 @@ class Collate:
                     )
                 row[self._classes[name]] = 1
         return labels
+
+
+def _pad(
+    arrays: list[np.ndarray], shape: tuple[int, ...], value: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[batch, *shape] of arrays cut or padded in their first axis, and their lengths [batch]."""
+    batch = np.empty((len(arrays), *shape), dtype=arrays[0].dtype)
+    lengths = []
+    for row, array in zip(batch, arrays, strict=True):
+        length = min(len(array), shape[0])
+        row[:length] = array[:length]
+        row[length:] = value
+        lengths.append(length)
+    return torch.from_numpy(batch), torch.tensor(lengths)
 
 
 def _unequal(field: str, keys: list[str], arrays: list[np.ndarray]) -> CavmaeError:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cavmae.datasets import sample
 from cavmae.datasets.errors import SampleError, UsageError
-from cavmae.datasets.features import FRAME_RATE, HOP, MEL_BINS, SAMPLE_RATE, SILENCE
+from cavmae.datasets.features import FRAME_RATE, HOP, SAMPLE_RATE, SILENCE
 from cavmae.datasets.sample import SampleInfo
 
 GRID = 25  # Hz: windows begin on this grid, so 4 fbank frames and 640 samples apart
@@ -65,6 +65,11 @@ class View:
     def length(self) -> int:
         """Number of fbank frames shown."""
         return self.fbank_frames if self.window is None else round(self.window * FRAME_RATE)
+
+    @property
+    def padding_value(self) -> float:
+        """Log-mel value of fbank frames that a clip does not have."""
+        return 0.0 if self.padding == "zero" else SILENCE
 
     @property
     def needs_info(self) -> bool:
@@ -153,11 +158,10 @@ class Choice:
         """Arrays of the visit.
 
         Returns:
-            ``info``: SampleInfo; ``fbank``: float16 [length, 128] and ``fbank_length``: how many
-            of its frames are real; ``frames``: uint8 [frames, height, width, 3];
-            ``frame_times``: float32 [frames], seconds from the window's start; ``waveform``:
-            int16 [samples] and ``waveform_length``; ``masks``: uint8 [frames, height, width] and
-            ``masked``: bool [frames], which frames have a mask.
+            ``info``: SampleInfo; ``fbank``: float16 [rows, 128], not padded; ``frames``: uint8
+            [frames, height, width, 3]; ``frame_times``: float32 [frames], seconds from the
+            window's start; ``waveform``: int16 [samples], not padded; ``masks``: uint8
+            [frames, height, width]; ``masked``: bool [frames], which frames have a mask.
 
         Raises:
             SampleError: a member is not what it should be.
@@ -166,31 +170,26 @@ class Choice:
         info = SampleInfo.from_bytes(members["json"])
         shown: dict[str, Any] = {"info": info}
         if view.fbank:
-            shown["fbank"], shown["fbank_length"] = self._fbank(members["fbank.npy"], info)
+            shown["fbank"] = self._fbank(members["fbank.npy"], info)
         if view.waveform:
             shown["waveform"] = self._waveform(members["flac"], info)
-            shown["waveform_length"] = len(shown["waveform"])
         if self.frames:
             if max(self.frames) >= len(info.frame_times):
                 raise SampleError("bad_json", "fewer frame_times than frames")
             pictures = {i: self._picture(members, info, i) for i in dict.fromkeys(self.frames)}
-            shown["frames"] = np.stack([pictures[i] for i in self.frames])
+            first = pictures[self.frames[0]][None]
+            alone = len(self.frames) == 1  # the usual case, and a copy saved
+            shown["frames"] = first if alone else np.stack([pictures[i] for i in self.frames])
             times = np.array([info.frame_times[i] for i in self.frames], dtype=np.float32)
             shown["frame_times"] = times - np.float32(self.start)
         if view.masks:
             shown["masks"], shown["masked"] = self._masks(members, info)
         return shown
 
-    def _fbank(self, data: bytes, info: SampleInfo) -> tuple[np.ndarray, int]:
+    def _fbank(self, data: bytes, info: SampleInfo) -> np.ndarray:
         fbank = sample.decode_fbank(data, info.fbank_frames)
         first = round(self.start * FRAME_RATE)
-        real = fbank[first : first + self.view.length]
-        padding = 0.0 if self.view.padding == "zero" else SILENCE
-        if len(real) == self.view.length:
-            return real, len(real)
-        whole = np.full((self.view.length, MEL_BINS), padding, dtype=np.float16)
-        whole[: len(real)] = real
-        return whole, len(real)
+        return fbank[first : first + self.view.length]
 
     def _waveform(self, data: bytes, info: SampleInfo) -> np.ndarray:
         seconds = info.duration if self.view.window is None else self.view.window

@@ -2,8 +2,10 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from cavmae.datasets import sample
+from cavmae.datasets.batch import Collate
 from cavmae.datasets.errors import UsageError
 from cavmae.datasets.features import SILENCE
 from cavmae.datasets.sample import SampleInfo
@@ -45,7 +47,9 @@ CLIP = members()
 def show(view: View, seed: int = 0, clip: tuple[dict[str, bytes], SampleInfo] = CLIP) -> dict:  # type: ignore[type-arg]
     made, info = clip
     choice = view.choose(list(made), info, random.Random(seed))
-    return choice.decode({name: made[name] for name in choice.members})
+    shown = choice.decode({name: made[name] for name in choice.members})
+    batch = Collate(view)([{"key": "k", **shown}])
+    return {k: v[0].numpy() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
 def greys(shown: dict) -> list[int]:  # type: ignore[type-arg]
@@ -93,7 +97,9 @@ def test_a_clip_shorter_than_the_window_is_padded() -> None:
     assert shown["fbank"].shape == (256, 128)
     assert shown["fbank_length"] == 198
     assert shown["fbank"][198:] == pytest.approx(SILENCE, abs=0.01)
-    assert len(shown["waveform"]) == 32000
+    assert shown["waveform"].shape == (40960,)
+    assert shown["waveform_length"] == 32000
+    assert (shown["waveform"][32000:] == 0).all()
     assert len(shown["frames"]) == 8
 
 

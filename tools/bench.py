@@ -1,0 +1,35 @@
+"""`cavmae bench WHAT`: speed and memory, beside a baseline measured in the same run."""
+
+import dataclasses
+import importlib
+from collections.abc import Sequence
+
+from cavmae.datasets.errors import UsageError
+from cavmae.tools.commandline import module_main, parse, parser
+
+# what: (module with `run(settings)`, its settings class, what is measured)
+BENCHES = {
+    "shard": ("cavmae.tools.benching.sharding", "ShardBench", "videos to shards"),
+    "load": ("cavmae.tools.benching.loading", "LoadBench", "shards to batches"),
+}
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs one benchmark and prints its table."""
+    listing = "\n".join(f"  {name:<6} {what}" for name, (_, _, what) in BENCHES.items())
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: cavmae bench WHAT ...\n\n{listing}\n\ncavmae bench WHAT --help tells more.")
+        return 0 if words else 2
+    if words[0] not in BENCHES:
+        raise UsageError(f"There is no benchmark {words[0]!r}; there are {', '.join(BENCHES)}.")
+    module = importlib.import_module(BENCHES[words[0]][0])
+    kind = getattr(module, BENCHES[words[0]][1])
+    made = parser(f"bench {words[0]}", f"Measures: {BENCHES[words[0]][2]}.")
+    made.add_class_arguments(kind)
+    values = parse(made, words[1:]).as_dict()
+    module.run(kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)}))
+    return 0
+
+
+if __name__ == "__main__":
+    module_main(main)

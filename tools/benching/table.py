@@ -1,0 +1,128 @@
+"""Measuring in processes of their own, and printing what was measured."""
+
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from cavmae.datasets.storage import write_atomically
+
+
+class Row(NamedTuple):
+    """One way of doing a thing.
+
+    Attributes:
+        name: what it is called.
+        seconds: for one unit of work; None: could not be measured.
+        peak_mb: memory of its process, in 10^6 bytes.
+        note: anything to add.
+    """
+
+    name: str
+    seconds: float | None
+    peak_mb: float | None = None
+    note: str = ""
+
+
+def _child(connection: Any, work: Callable[..., float], arguments: tuple[Any, ...]) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    seconds = work(*arguments)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    connection.send((seconds, peak * 1024 / 1e6))
+
+
+def on_one_core(work: Callable[..., float], *arguments: Any) -> tuple[float, float]:
+    """Runs work in a fresh process on one core.
+
+    Args:
+        work: module-level function that returns seconds for one unit.
+
+    Returns:
+        those seconds, and the process's peak memory in 10^6 bytes.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_child, args=(theirs, work, arguments))
+    process.start()
+    theirs.close()
+    try:
+        result: tuple[float, float] = ours.recv()
+    except EOFError as error:
+        process.join()
+        raise RuntimeError(f"{work.__name__} failed with code {process.exitcode}") from error
+    process.join()
+    return result
+
+
+def in_turns(
+    ways: dict[str, tuple[Callable[..., float], tuple[Any, ...]]], rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Measures several ways round after round, so that a slow moment hits all of them.
+
+    Returns:
+        median seconds and largest peak of each.
+    """
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, (work, arguments) in ways.items():
+            found[name].append(on_one_core(work, *arguments))
+    return {
+        name: (statistics.median(s for s, _ in runs), max(m for _, m in runs))
+        for name, runs in found.items()
+    }
+
+
+def resident_mb() -> float:
+    """Memory of this process now, in 10^6 bytes."""
+    return float(psutil.Process().memory_info().rss / 1e6)
+
+
+def machine() -> str:
+    """The hardware, for the caption of a table."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
+
+
+def table(title: str, unit: str, baseline: str, rows: Sequence[Row]) -> str:
+    """A Markdown table with the ratio of every row to the baseline."""
+    base = next(row.seconds for row in rows if row.name == baseline)
+    lines = [
+        f"{title} ({time.strftime('%Y-%m-%d')}, {machine()})",
+        "",
+        f"| way | ms a {unit} | {unit}s/s | times the baseline's time | peak memory | |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        if row.seconds is None or base is None:
+            lines.append(f"| {row.name} | - | - | - | - | {row.note} |")
+            continue
+        memory = "-" if row.peak_mb is None else f"{row.peak_mb:.0f} MB"
+        lines.append(
+            f"| {row.name} | {row.seconds * 1e3:.3g} | {1 / row.seconds:.4g} | "
+            f"{row.seconds / base:.3g} | {memory} | {row.note} |"
+        )
+    return "\n".join(lines)
+
+
+def save(rows: Sequence[Row], path: str | None) -> None:
+    """Writes rows as JSON, if a path is given."""
+    if path is None:
+        return
+    with write_atomically(Path(path)) as file:
+        text = json.dumps({"machine": machine(), "rows": [r._asdict() for r in rows]}, indent=1)
+        file.write(text.encode() + b"\n")
