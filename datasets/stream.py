@@ -7,6 +7,7 @@ mixed in a buffer *of undecoded bytes*, decoding comes last. The order is a pure
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,10 @@ from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.order import buffer_draws, drain_order, epoch_visits, evaluation_visits
 from cavmae.datasets.reading import Access, Pending, Reader
+from cavmae.datasets.storage import is_url
 from cavmae.datasets.view import View
+
+log = logging.getLogger("cavmae")
 
 
 @dataclasses.dataclass
@@ -95,7 +99,13 @@ class Stream(torch.utils.data.IterableDataset):
         # Each rank reads its share: a broken shard stops the launch wherever it is found.
         manifest.verify("size")
         if access.verify == "hash":
-            manifest.verify("hash", manifest.shards[rank::world_size])
+            share = manifest.shards[rank::world_size]
+            gigabytes = sum(shard.bytes for shard in share) / 1e9
+            if gigabytes > 10 and not is_url(manifest.folder):
+                log.info(
+                    "Verifying %d shards, %.0f GB; verify=size skips that.", len(share), gigabytes
+                )
+            manifest.verify("hash", share)
 
     def __iter__(self) -> Iterator[Delivery | CavmaeError]:
         info = torch.utils.data.get_worker_info()

@@ -16,6 +16,13 @@ from av.error import FFmpegError
 # Decoding parameters of hostile files are refused before memory is spent on pictures.
 MAX_PIXELS = 16384 * 16384
 MAX_CHANNELS = 64
+OPTIONS = {
+    # Playlists that name other files or addresses are not followed.
+    "protocol_whitelist": "file",
+    # Streams without a header (MPEG-TS) may begin to sound late; this much is searched for them.
+    "probesize": "50000000",
+    "analyzeduration": "60000000",
+}
 
 
 class MediaError(Exception):
@@ -112,9 +119,8 @@ def open_container(path: str) -> av.container.InputContainer:
             raise MediaError("empty", "the file has no bytes")
         with file.open("rb"):
             pass
-        # `file:` keeps FFmpeg from reading a name with a colon as a protocol; playlists that name
-        # other files or addresses are not followed.
-        return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, timeout=None)
+        # `file:` keeps FFmpeg from reading a name with a colon as a protocol.
+        return av.open(f"file:{path}", options=OPTIONS)
     except FileNotFoundError as error:
         raise MediaError("missing", "no such file") from error
     except PermissionError as error:

@@ -1,5 +1,7 @@
 """The sound of a media file as mono 16 kHz waveforms of stretches of its timeline."""
 
+from collections.abc import Iterator
+
 import av
 import numpy as np
 from av.error import FFmpegError
@@ -9,6 +11,10 @@ from cavmae.datasets.media.probe import Probe, open_container
 
 # Sound kept on both sides of a stretch while it is resampled, so that its ends are right.
 MARGIN = 0.05  # s
+# Decoding begins this long before the first stretch, for codecs that need a run-up, if that saves
+# more than decoding from the beginning costs.
+RUN_UP = 2.0  # s
+WORTH_SEEKING = 20.0  # s
 # Decoded chunks whose time stamps differ from the running sample count by more than this are placed
 # by their stamp (a gap or an overlap); less is rounding of the container.
 JITTER = 0.02  # s
@@ -20,23 +26,40 @@ class Sound:
     Args:
         probe: of the file.
         downmix: ``mean`` of all channels, or ``first`` channel, as the CAV-MAE reference does.
+        start: seconds from the file's origin before which nothing will be read.
     """
 
-    def __init__(self, probe: Probe, downmix: str = "mean"):
+    def __init__(self, probe: Probe, downmix: str = "mean", start: float = 0.0):
         self._probe = probe
         self._downmix = downmix
         self._rate = probe.sound_rate
         self._chunks: list[tuple[int, np.ndarray]] = []  # (first sample, float32 [samples])
-        self._source = self._decode()
+        self._source = self._decode_from(start - RUN_UP if start > WORTH_SEEKING else None)
         self._end = -1  # sample after the last one decoded, from the origin
         self.damaged = 0  # packets that did not decode
 
-    def _decode(self):  # type: ignore[no-untyped-def]
+    def _decode_from(self, start: float | None) -> Iterator[av.AudioFrame]:
+        """Frames from a time on, in seconds; None: from the beginning."""
+        if start is not None:
+            frames = self._decode(start)
+            first = next(frames, None)
+            found = None if first is None else self._time_of(first)
+            if first is not None and found is not None and found <= start + RUN_UP - MARGIN:
+                yield first
+                yield from frames
+                return
+            # The container's index was wrong: what is wanted lies before the place it led to.
+        yield from self._decode(None)
+
+    def _decode(self, start: float | None) -> Iterator[av.AudioFrame]:
         with open_container(self._probe.path) as container:
             audio = container.streams.audio[0]
             codec = audio.codec_context
             codec.thread_count = 1
             try:
+                if start is not None and audio.time_base is not None:
+                    stamp = int((start + self._probe.origin) / audio.time_base)
+                    container.seek(stamp, stream=audio)
                 for packet in container.demux(audio):
                     try:
                         yield from codec.decode(packet if packet.size else None)
@@ -44,6 +67,11 @@ class Sound:
                         self.damaged += 1
             except (FFmpegError, OSError):
                 self.damaged += 1
+
+    def _time_of(self, frame: av.AudioFrame) -> float | None:
+        if frame.pts is None or frame.time_base is None:
+            return None
+        return float(frame.pts * frame.time_base) - self._probe.origin
 
     def _mono(self, frame: av.AudioFrame) -> np.ndarray:
         samples = frame.to_ndarray()
@@ -59,7 +87,7 @@ class Sound:
         # Broken float streams hold NaN and Inf; they must not spread through the resampler.
         return np.nan_to_num(mono, nan=0.0, posinf=0.0, neginf=0.0)
 
-    def _fill(self, until: int) -> None:
+    def _fill(self, first_wanted: int, until: int) -> None:
         while self._end < until:
             frame = next(self._source, None)
             if frame is None:
@@ -70,15 +98,16 @@ class Sound:
             if frame.sample_rate != self._rate:  # some streams change their rate on the way
                 mono = resample(mono, frame.sample_rate, self._rate)
             first = self._end
-            if frame.pts is not None and frame.time_base is not None:
-                stamp = frame.pts * float(frame.time_base) - self._probe.origin
+            stamp = self._time_of(frame)
+            if stamp is not None:
                 expected = round(stamp * self._rate)
                 if self._end < 0 or abs(expected - self._end) > JITTER * self._rate:
                     first = expected
             elif self._end < 0:
                 first = 0
-            self._chunks.append((first, mono))
             self._end = first + len(mono)
+            if self._end > first_wanted:
+                self._chunks.append((first, mono))
 
     def read(self, start: float, end: float) -> tuple[np.ndarray, tuple[float, float] | None]:
         """Waveform of a stretch, later than all stretches read before.
@@ -94,7 +123,7 @@ class Sound:
         rate = self._rate
         first = round((start - MARGIN) * rate)
         last = round((end + MARGIN) * rate)
-        self._fill(last)
+        self._fill(first, last)
         buffer = np.zeros(last - first, dtype=np.float32)
         sound_first, sound_last = last, first
         for begin, samples in self._chunks:

@@ -1,7 +1,7 @@
 """Videos made for measuring and testing: numbered frames, and sounds at known times."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -132,21 +132,27 @@ def make_video(path: Path, spec: VideoSpec) -> Path:
             layout = LAYOUTS[spec.channels]
             track = container.add_stream(spec.audio, rate=spec.rate, layout=layout)
             audio = cast(av.AudioStream, track)
+        sound = _encode_sound(audio, spec) if audio is not None else iter(())
         for number, time in enumerate(times):
             flash = any(time <= event < time + 1 / spec.fps for event in spec.events)
             frame = av.VideoFrame.from_ndarray(draw_frame(number, spec, flash), "rgb24")
             frame.time_base = base if fine else 1 / rate
             frame.pts = round(time / float(frame.time_base))
             container.mux(video.encode(frame))
+            for moment, packets in sound:
+                container.mux(packets)
+                if moment > time:
+                    break
         container.mux(video.encode(None))
-        if audio is not None:
-            _encode_sound(container, audio, spec)
+        for _, packets in sound:
+            container.mux(packets)
     return path
 
 
 def _encode_sound(
-    container: av.container.OutputContainer, stream: av.AudioStream, spec: VideoSpec
-) -> None:
+    stream: av.AudioStream, spec: VideoSpec
+) -> Iterator[tuple[float, list[av.Packet]]]:
+    """Packets of the sound, and up to when they reach."""
     samples = (draw_sound(spec) * 32767).astype(np.int16)
     step = 1024
     for first in range(0, samples.shape[1], step):
@@ -155,8 +161,8 @@ def _encode_sound(
         frame.sample_rate = spec.rate
         frame.time_base = Fraction(1, spec.rate)
         frame.pts = round(spec.sound_start * spec.rate) + first
-        container.mux(stream.encode(frame))
-    container.mux(stream.encode(None))
+        yield spec.sound_start + first / spec.rate, stream.encode(frame)
+    yield float("inf"), stream.encode(None)
 
 
 def make_folder(folder: Path, count: int, specs: Sequence[VideoSpec]) -> list[Path]:

@@ -241,7 +241,7 @@ def video_clips(item: Input, path: str, settings: ShardSettings) -> Iterator[Cli
     shape = geometry(info, settings.shorter_side, str(settings.crop))
     everything = np.unique(np.concatenate(wanted)) if wanted else np.zeros(0, dtype=np.int64)
     state = _VideoState(info, shape, open_decoder(info, shape, everything, settings.decoder))
-    sound = Sound(info, settings.downmix)
+    sound = Sound(info, settings.downmix, start=clips[0][0] if clips else 0.0)
     masks = None
     if item.masks is not None:
         coded = info.coded_display
