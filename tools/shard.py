@@ -21,6 +21,7 @@ from cavmae.tools.sharding.plan import (
     Layout,
     Plan,
     State,
+    forget_retried,
     locked,
     merge_parts,
     read_lines,
@@ -160,7 +161,8 @@ def _make(
     plan = Plan(layout)
     plan.extend(items)
     if how.retry_skipped:
-        plan.extend(retries(layout, state))
+        plan.extend(retries(layout))
+        forget_retried(layout, state)
     if state.item == len(plan.items) and layout.manifest.exists():
         log.info("%s is complete; nothing is left to do.", layout.folder)
         return Assembler(layout, plan, state, 1, 1).finish()

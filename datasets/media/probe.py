@@ -188,7 +188,8 @@ def probe(path: str) -> Probe:
                     sound_last = max(sound_last, first + (packet.duration or 0) * sound_base)
         except (FFmpegError, OSError):
             truncated = True  # what was read before is used
-        rotation = _rotation(container, video) if pts else 0
+        entries = zip(pts, keys, shown, strict=True)
+        rotation = _rotation(container, video, next((t for t, k, s in entries if k and s), None))
         aspect = video.sample_aspect_ratio or codec.sample_aspect_ratio
         return _assemble(
             path,
@@ -257,10 +258,20 @@ def _assemble(
     )
 
 
-def _rotation(container: av.container.InputContainer, video: av.VideoStream) -> int:
-    """Degrees counter-clockwise from the display matrix, which PyAV gives with a decoded frame."""
+def _rotation(
+    container: av.container.InputContainer, video: av.VideoStream, start: int | None
+) -> int:
+    """Degrees counter-clockwise from the display matrix, which PyAV gives with a decoded frame.
+
+    Args:
+        start: time stamp of a key frame that is shown; None: there is none.
+    """
     try:
-        container.seek(0)
+        if start is None:
+            container.seek(0)
+        else:
+            # Frames that an edit list hides would be decoded for nothing.
+            container.seek(start, stream=video)
         for frame in container.decode(video):
             return round(frame.rotation / 90) * 90 % 360
     except (FFmpegError, OSError):

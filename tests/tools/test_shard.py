@@ -245,6 +245,30 @@ def test_retrying_what_was_skipped(tmp_path: Path, video: Maker) -> None:
     assert {Path(i.source).name for i in infos(out)} == {"good.mp4", "late.mp4"}
 
 
+def test_a_retry_that_is_interrupted_is_not_forgotten(
+    tmp_path: Path, video: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = video("good.mp4")
+    late = tmp_path / "in" / "late.mp4"
+    late.parent.mkdir()
+    late.write_text("not yet")
+    out = tmp_path / "out"
+    assert make_shards(str(late.parent), out, **TINY) == 1
+    shutil.copy(good, late)
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    again = dataclasses.replace(HOW, retry_skipped=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("cavmae.tools.shard.forget_retried", interrupt)
+        make_shards(str(late.parent), out, again, **TINY)
+    for how in (HOW, again):
+        assert make_shards(str(late.parent), out, how, **TINY) == 0
+        assert Manifest.load(out).samples == 2
+    assert skipped(out) == {}
+
+
 def test_parts_of_several_machines_merge(videos: Path, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for part in ("2/3", "1/3"):

@@ -147,7 +147,7 @@ class Assembler:
                     len(self._labels),
                     self._size,
                     self._hash.hexdigest(),
-                    tuple(self._labels),
+                    tuple(self._labels) if any(self._labels) else None,
                 )
             )
             self._new_shard()

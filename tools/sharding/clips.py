@@ -8,9 +8,9 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -230,7 +230,7 @@ class Clip(NamedTuple):
     members: Callable[[], dict[str, bytes]]
 
 
-def video_clips(item: Input, path: str, settings: ShardSettings) -> Iterator[Clip]:
+def video_clips(item: Input, path: str, settings: ShardSettings) -> Generator[Clip, None, None]:
     """The clips of a video file. Raises MediaError if it can give none."""
     info = probe(path)
     span = info.video_span
@@ -240,23 +240,31 @@ def video_clips(item: Input, path: str, settings: ShardSettings) -> Iterator[Cli
     wanted = [choose_frames(info, *clip, settings) for clip in clips]
     shape = geometry(info, settings.shorter_side, str(settings.crop))
     everything = np.unique(np.concatenate(wanted)) if wanted else np.zeros(0, dtype=np.int64)
-    state = _VideoState(info, shape, open_decoder(info, shape, everything, settings.decoder))
-    sound = Sound(info, settings.downmix, start=clips[0][0] if clips else 0.0)
     masks = None
     if item.masks is not None:
         coded = info.coded_display
         display = coded[::-1] if info.rotation % 180 else coded
         masks = MaskFolder(item.masks, display, (info.height, info.width))
-    for number, clip, indices in zip(numbers, clips, wanted, strict=True):
-        make = functools.partial(state.members, item, settings, clip, indices, sound, masks)
-        yield Clip(number, clip[0], clip[1] - clip[0], make)
+    first = clips[0][0] if clips else 0.0
+    with (
+        contextlib.closing(open_decoder(info, shape, everything, settings.decoder)) as decoder,
+        contextlib.closing(Sound(info, settings.downmix, first)) as sound,
+    ):
+        video = _Video(info, shape, decoder, sound, masks)
+        for number, clip, indices in zip(numbers, clips, wanted, strict=True):
+            make = functools.partial(video.members, item, settings, clip, indices)
+            yield Clip(number, clip[0], clip[1] - clip[0], make)
 
 
 @dataclasses.dataclass
-class _VideoState:
+class _Video:
+    """An open video, read clip by clip."""
+
     info: Probe
     shape: Geometry
     decoder: Decoder
+    sound: Sound
+    masks: MaskFolder | None
 
     def members(
         self,
@@ -264,10 +272,8 @@ class _VideoState:
         settings: ShardSettings,
         clip: tuple[float, float],
         indices: np.ndarray,
-        sound: Sound,
-        masks: MaskFolder | None,
     ) -> dict[str, bytes]:
-        waveform = sound.read(*clip)  # read in any case: stretches must be read in order
+        waveform = self.sound.read(*clip)  # read in any case: stretches must be read in order
         pictures = self.decoder.read([int(i) for i in indices])
         missing = len(indices) - len(pictures)
         if not pictures or missing > settings.max_missing * len(indices):
@@ -275,9 +281,9 @@ class _VideoState:
                 "decode_error", f"{missing} of {len(indices)} frames could not be decoded"
             )
         labelled = {}
-        if masks is not None:
+        if self.masks is not None:
             for number, index in enumerate(pictures):
-                if (mask := masks.read(index, self.shape)) is not None:
+                if (mask := self.masks.read(index, self.shape)) is not None:
                     labelled[number] = mask
             if not labelled:
                 raise MediaError("no_masks", "the mask folder has none for this clip")
@@ -301,7 +307,7 @@ class _VideoState:
         )
 
 
-def image_clips(item: Input, settings: ShardSettings) -> Iterator[Clip]:
+def image_clips(item: Input, settings: ShardSettings) -> Generator[Clip, None, None]:
     """The one clip of an entry of a CAV-MAE data file: a WAV and its JPEGs."""
     source = WavAndFrames(item, settings)
 
@@ -331,21 +337,13 @@ def shard_input(
     torch.set_num_threads(1)
     try:
         with part.open("wb") as file, _local(item, part.parent) as path:
-            clips = (
-                image_clips(item, settings)
-                if item.frames is not None
-                else video_clips(item, path, settings)
-            )
-            for clip in clips:
-                start = round(clip.start, 6)
-                try:
-                    blocks = encode_sample(key_of(item, start), clip.members())
-                except MediaError as error:
-                    report(Skip(clip.number, start, error.reason, error.detail))
-                    continue
-                file.write(blocks)
-                file.flush()
-                report(Written(clip.number, start, clip.seconds, len(blocks), zlib.crc32(blocks)))
+            if item.frames is not None:
+                clips = image_clips(item, settings)
+            else:
+                clips = video_clips(item, path, settings)
+            with contextlib.closing(clips):
+                for clip in clips:
+                    _write(item, clip, file, report)
     except MediaError as error:
         report(Skip(None, None, error.reason, error.detail))
     except MemoryError:
@@ -354,6 +352,20 @@ def shard_input(
         if error.errno in FATAL:
             raise CavmaeError(f"Cannot write to {part.parent}: {error.strerror}.") from error
         report(Skip(None, None, "unreadable", str(error)))
+
+
+def _write(
+    item: Input, clip: Clip, file: IO[bytes], report: Callable[[Written | Skip], None]
+) -> None:
+    start = round(clip.start, 6)
+    try:
+        blocks = encode_sample(key_of(item, start), clip.members())
+    except MediaError as error:
+        report(Skip(clip.number, start, error.reason, error.detail))
+        return
+    file.write(blocks)
+    file.flush()
+    report(Written(clip.number, start, clip.seconds, len(blocks), zlib.crc32(blocks)))
 
 
 @contextlib.contextmanager

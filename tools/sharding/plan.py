@@ -210,22 +210,24 @@ def skip_record(item: Input, skip: Skip, done: tuple[int, float] | None) -> dict
     return record
 
 
-def retries(layout: Layout, state: State) -> list[Input]:
-    """Inputs of ``skipped.jsonl`` to be tried again; their lines are taken out of it."""
+def retries(layout: Layout) -> list[Input]:
+    """What `--retry-skipped` is to do: failures in ``skipped.jsonl`` that may end otherwise."""
     again: dict[str, Input] = {}
-    kept = []
     for record in read_lines(layout.skipped):
-        if "retry" not in record:
-            kept.append(line(record))
-            continue
-        item = Input.from_json(record["retry"])
-        again[item.task] = again[item.task].joined(item) if item.task in again else item
+        if "retry" in record:
+            item = Input.from_json(record["retry"])
+            again[item.task] = again[item.task].joined(item) if item.task in again else item
+    return list(again.values())
+
+
+def forget_retried(layout: Layout, state: State) -> None:
+    """Takes the lines of :func:`retries` out of ``skipped.jsonl``; the plan has them by now."""
+    kept = [record for record in read_lines(layout.skipped) if "retry" not in record]
     with write_atomically(layout.skipped) as file:
-        file.write(b"".join(kept))
+        file.write(b"".join(line(record) for record in kept))
     state.skipped_bytes = layout.skipped.stat().st_size
     state.skipped = len(kept)
     state.save(layout)
-    return list(again.values())
 
 
 def merge_parts(folder: Path, parts: int) -> Manifest | None:
