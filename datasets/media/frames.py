@@ -1,11 +1,18 @@
 """Frames by presentation time, through decord or PyAV behind one small protocol.
 
-decord reads consecutive frames a little faster. But when frames are passed over it jumps to key
-frames, and in streams with open groups of pictures or intra refresh it then gives *other frames*
-without a word (tests/datasets/test_media.py shows it); it lists frames that an edit list hides; and
-it cannot open some codecs. So it is used where every frame is wanted and its list of frames is the
-container's, and PyAV everywhere else. When few frames are wanted PyAV is the faster one too: it is
-told to pass over frames that no other is predicted from, and whole groups between wanted frames.
+decord reads consecutive frames a little faster, but it must be watched (each of this is a test in
+tests/datasets/test_media.py):
+
+- When frames are passed over it jumps to key frames, and in streams with open groups of pictures or
+  intra refresh it then gives *other frames* without a word. So it is used only where every frame
+  from the first on is wanted.
+- A frame it cannot decode it replaces by a copy of another; of some MPEG-1 files all frames are
+  copies of one. So copies are looked for, and PyAV reads again where there are any.
+- It lists frames that an edit list hides and turns pictures in a way of its own; some codecs it
+  cannot open. So its list of frames must be the container's, and turned videos are not for it.
+
+PyAV reads everything else. When few frames are wanted it is also the faster one: it is told to pass
+over frames that no other is predicted from, and whole groups of pictures between wanted frames.
 Both scale bilinearly with FFmpeg's swscale and agree to a fraction of a grey level.
 """
 
@@ -64,13 +71,14 @@ class DecordDecoder:
     def __init__(self, probe: Probe, geometry: Geometry, wanted: np.ndarray):
         if probe.rotation:
             raise MediaError("decode_error", "decord turns pictures in a way of its own")
-        # Frames it cannot decode it replaces by others and says nothing up to this share.
-        os.environ.setdefault("DECORD_DUPLICATE_WARNING_THRESHOLD", "0")
+        # Copies are looked for below; decord's own warning would go to the user's screen.
+        os.environ.setdefault("DECORD_DUPLICATE_WARNING_THRESHOLD", "1.0")
         # Not at module level: its FFmpeg is loaded only by processes that read with it.
         import decord
 
         self._error = decord.DECORDError
         self._geometry = geometry
+        self._before: np.ndarray | None = None
         decord.logging.set_level(decord.logging.QUIET)
         height, width = geometry.resized
         try:
@@ -96,6 +104,10 @@ class DecordDecoder:
             batch = self._reader.get_batch(list(indices)).asnumpy()
         except (self._error, RuntimeError) as error:
             raise MediaError("decode_error", f"decord: {error}") from error
+        for picture in batch:
+            if self._before is not None and _same(self._before, picture):
+                raise MediaError("decode_error", "decord gives the same picture twice")
+            self._before = picture
         return {
             index: self._geometry.finish(picture)
             for index, picture in zip(indices, batch, strict=True)
@@ -260,6 +272,12 @@ class AutoDecoder:
 
     def close(self) -> None:
         self._decoder.close()
+
+
+def _same(first: np.ndarray, second: np.ndarray) -> bool:
+    if not np.array_equal(first[::8, ::8], second[::8, ::8]):  # nearly always settles it
+        return False
+    return np.array_equal(first, second)
 
 
 def _decode_packet(codec: av.VideoCodecContext, packet: av.Packet | None) -> list[av.VideoFrame]:
