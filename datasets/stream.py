@@ -5,6 +5,7 @@ mixed in a buffer *of undecoded bytes*, decoding comes last. The order is a pure
 (seed, epoch, rank, world size, worker, workers), see :mod:`cavmae.datasets.order`.
 """
 
+import abc
 import dataclasses
 import hashlib
 import logging
@@ -45,7 +46,7 @@ class Delivery:
     broken: dict[str, int]  # by reason, since the stream was opened
 
 
-class Stream(torch.utils.data.IterableDataset):
+class Stream(torch.utils.data.IterableDataset, abc.ABC):
     """What the training and the evaluation stream share.
 
     Iterating gives :class:`Delivery` objects, or, so that it reaches the user as one sentence from
@@ -112,8 +113,9 @@ class Stream(torch.utils.data.IterableDataset):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         return self.deliveries(worker, workers)
 
+    @abc.abstractmethod
     def deliveries(self, worker: int, workers: int) -> Iterator[Delivery | CavmaeError]:
-        raise NotImplementedError
+        """What worker ``worker`` of ``workers`` of this rank gives, or the error that ends it."""
 
     def _deliveries(
         self,

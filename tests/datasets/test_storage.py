@@ -18,7 +18,7 @@ from cavmae.datasets.stream import EvalStream, TrainStream
 from cavmae.datasets.view import View
 from cavmae.tools.check import CheckSettings, check
 from tests.conftest import make_shards
-from tests.tools.test_shard import TINY, infos
+from tests.tools.helpers import TINY, infos
 
 BUCKET = "s3://clips"
 

@@ -18,7 +18,7 @@ from cavmae.tools.benching.media import make_video
 from cavmae.tools.check import CheckSettings, check
 from cavmae.tools.shard import RunSettings
 from tests.conftest import SMALL, make_shards
-from tests.tools.test_shard import TINY, infos, skipped
+from tests.tools.helpers import TINY, infos, skipped
 
 Maker = Callable[..., Path]
 

@@ -1,19 +1,11 @@
-"""`cavmae shard` with real workers, real kills, and everything people point it at."""
+"""`cavmae shard`: what comes out of what goes in."""
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import soundfile
 import torch
@@ -23,72 +15,18 @@ from cavmae.datasets import features, sample
 from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.sample import SampleInfo
-from cavmae.datasets.shards import Shard, samples_of
-from cavmae.tools.benching.media import make_video, read_number
-from cavmae.tools.shard import RunSettings
-from cavmae.tools.sharding.plan import Layout, locked
-from tests.conftest import SMALL, make_shards
-from tests.tools import faulty
-
-Maker = Callable[..., Path]
-Samples = dict[str, dict[str, bytes]]
-
-HOW = RunSettings(workers=2, timeout=60.0)
-# Small clips, so that a few short videos fill several shards.
-TINY = {
-    "profile": "speakers", "clip_seconds": 1.0, "min_seconds": 0.5, "shorter_side": 64,
-    "shard_samples": 3,
-}  # fmt: skip
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def load(folder: Path) -> Samples:
-    manifest = Manifest.load(folder)
-    manifest.verify("hash")
-    found: Samples = {}
-    for entry in manifest.shards:
-        with Shard(folder / entry.file) as shard:
-            assert len(shard.entries) == entry.samples
-            found.update(samples_of(shard))
-    assert len(found) == manifest.samples
-    return found
-
-
-def infos(folder: Path) -> list[SampleInfo]:
-    return [SampleInfo.from_bytes(members["json"]) for members in load(folder).values()]
-
-
-def skipped(folder: Path) -> dict[str, str]:
-    lines = (folder / "skipped.jsonl").read_text().splitlines()
-    return {Path(json.loads(x)["source"]).name: json.loads(x)["reason"] for x in lines}
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine videos of 1 to 3 s, and a broken one."""
-    folder = tmp_path_factory.mktemp("videos")
-    for number in range(9):
-        seconds = 1.0 + number % 3
-        make_video(
-            folder / f"v{number}.mp4", dataclasses.replace(SMALL, seconds=seconds, seed=number)
-        )
-    (folder / "broken.mp4").write_text("no video")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reference(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of those, made by one worker without interruption."""
-    out = tmp_path_factory.mktemp("reference") / "out"
-    assert make_shards(str(videos), out, dataclasses.replace(HOW, workers=1), **TINY) == 0
-    return out
+from cavmae.tools.benching.media import read_number
+from tests.conftest import make_shards
+from tests.tools.helpers import (
+    HOW,
+    TINY,
+    Maker,
+    contents,
+    infos,
+    load,
+    run_command,
+    skipped,
+)
 
 
 def test_what_a_run_leaves(reference: Path) -> None:
@@ -149,52 +87,6 @@ def test_the_same_bytes_from_any_number_of_workers(
     assert contents(tmp_path / "out") == contents(reference)
 
 
-def run_command(*words: str, **options: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "cavmae.tools.shard", *words],
-        stderr=subprocess.PIPE, start_new_session=True, **options,  # type: ignore[call-overload]
-    )  # fmt: skip
-
-
-WORDS = [w for k, v in TINY.items() for w in ("--" + k.replace("_", "-"), str(v))]
-
-
-@pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_the_same_bytes_after_kills_in_mid_run(
-    videos: Path, reference: Path, tmp_path: Path, killer: signal.Signals
-) -> None:
-    out = tmp_path / "out"
-    for stage in (".work/*.json", "clips-000000.tar", "clips-000003.tar"):
-        process = run_command(str(videos), "--out", str(out), "--workers", "2", *WORDS)
-        deadline = time.monotonic() + 60
-        while not list(out.glob(stage)) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        # Only the program itself is hit: its workers must notice on their own.
-        process.send_signal(killer)
-        _, said = process.communicate(timeout=60)
-        if killer != signal.SIGKILL and process.returncode != 0:
-            assert process.returncode == 1
-            assert b"interrupted" in said
-            assert b"Traceback" not in said
-    assert make_shards(str(videos), out, **TINY) == 0
-    assert contents(out) == contents(reference)
-
-
-def test_workers_die_with_the_program(videos: Path, tmp_path: Path) -> None:
-    process = run_command(str(videos), "--out", str(tmp_path / "out"), *WORDS)
-    family: list[psutil.Process] = []
-    deadline = time.monotonic() + 60
-    while len(family) < 3 and time.monotonic() < deadline and process.poll() is None:
-        family = psutil.Process(process.pid).children(recursive=True)
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert len(family) >= 3
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert not alive
-
-
 def test_running_again_does_nothing_and_new_inputs_are_added(
     videos: Path, reference: Path, tmp_path: Path, video: Maker
 ) -> None:
@@ -245,30 +137,6 @@ def test_retrying_what_was_skipped(tmp_path: Path, video: Maker) -> None:
     assert {Path(i.source).name for i in infos(out)} == {"good.mp4", "late.mp4"}
 
 
-def test_a_retry_that_is_interrupted_is_not_forgotten(
-    tmp_path: Path, video: Maker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    good = video("good.mp4")
-    late = tmp_path / "in" / "late.mp4"
-    late.parent.mkdir()
-    late.write_text("not yet")
-    out = tmp_path / "out"
-    assert make_shards(str(late.parent), out, **TINY) == 1
-    shutil.copy(good, late)
-
-    def interrupt(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    again = dataclasses.replace(HOW, retry_skipped=True)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("cavmae.tools.shard.forget_retried", interrupt)
-        make_shards(str(late.parent), out, again, **TINY)
-    for how in (HOW, again):
-        assert make_shards(str(late.parent), out, how, **TINY) == 0
-        assert Manifest.load(out).samples == 2
-    assert skipped(out) == {}
-
-
 def test_parts_of_several_machines_merge(videos: Path, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for part in ("2/3", "1/3"):
@@ -280,31 +148,6 @@ def test_parts_of_several_machines_merge(videos: Path, reference: Path, tmp_path
     manifest = Manifest.load(out)
     assert manifest.inputs == 10
     assert len({shard.file for shard in manifest.shards}) == len(manifest.shards)
-
-
-def test_two_runs_in_one_folder_at_once_are_refused(videos: Path, tmp_path: Path) -> None:
-    with locked(Layout(tmp_path)), pytest.raises(CavmaeError, match="Another"):
-        make_shards(str(videos), tmp_path, **TINY)
-
-
-def test_a_part_damaged_on_disk_is_made_again(
-    videos: Path, reference: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    process = run_command(str(videos), "--out", str(out), "--workers", "1", *WORDS)
-    deadline = time.monotonic() + 60
-    while len(list(out.glob(".work/*.json"))) < 1 and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    for part in out.glob(".work/*.part"):
-        if part.stat().st_size:
-            content = bytearray(part.read_bytes())
-            content[len(content) // 2] ^= 1
-            part.write_bytes(content)
-    assert make_shards(str(videos), out, **TINY) == 0
-    assert contents(out) == contents(reference)
 
 
 def test_a_table_with_everything(tmp_path: Path, video: Maker) -> None:
@@ -384,37 +227,6 @@ def test_data_files_of_the_reference(tmp_path: Path) -> None:
     assert members["003.jpg"] == original
     assert np.abs(sample.decode_waveform(members["flac"])).max() == pytest.approx(4000, rel=0.05)
     assert list(skipped(out).values()) == ["no_video"]
-
-
-def test_a_worker_that_crashes_hangs_or_grows_costs_its_own_input(
-    tmp_path: Path, video: Maker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Real signals to real workers, chosen by the name of the video they are reading."""
-    for name in ("crash", "good1", "good2", "good3", "hang", "grow"):
-        video(f"in/{name}.mp4", seconds=2.0)
-    out = tmp_path / "out"
-    monkeypatch.setattr("cavmae.tools.shard.work", faulty.work)
-    how = RunSettings(workers=2, timeout=4.0, memory_gb=1.0)
-    assert make_shards(str(tmp_path / "in"), out, how, **TINY) == 0
-    expected = {"crash.mp4": "crash", "hang.mp4": "timeout", "grow.mp4": "out_of_memory"}
-    assert skipped(out) == expected
-    saved = Counter(Path(info.source).name for info in infos(out))
-    # The crash comes after its first clip, which is kept.
-    assert saved == {"good1.mp4": 2, "good2.mp4": 2, "good3.mp4": 2, "crash.mp4": 1}
-    again = dataclasses.replace(how, retry_skipped=True)
-    assert make_shards(str(tmp_path / "in"), out, again, **TINY) == 0
-    assert skipped(out) == {}
-    saved = Counter(Path(info.source).name for info in infos(out))
-    assert set(saved.values()) == {2}
-    assert len(saved) == 6
-
-
-def test_a_pipe_that_nobody_writes_to_does_not_hang_the_run(tmp_path: Path, video: Maker) -> None:
-    video("in/good.mp4")
-    os.mkfifo(tmp_path / "in" / "pipe.mp4")
-    how = dataclasses.replace(HOW, timeout=3.0)
-    assert make_shards(str(tmp_path / "in"), tmp_path / "out", how, **TINY) == 0
-    assert len(skipped(tmp_path / "out")) == 1
 
 
 def test_remote_inputs(tmp_path: Path, video: Maker) -> None:

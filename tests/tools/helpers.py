@@ -1,0 +1,61 @@
+"""What the tests of sharding share."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cavmae.datasets.manifest import Manifest
+from cavmae.datasets.sample import SampleInfo
+from cavmae.datasets.shards import Shard, samples_of
+from cavmae.tools.shard import RunSettings
+
+Maker = Callable[..., Path]
+Samples = dict[str, dict[str, bytes]]
+
+HOW = RunSettings(workers=2, timeout=60.0)
+# Small clips, so that a few short videos fill several shards.
+TINY = {
+    "profile": "speakers", "clip_seconds": 1.0, "min_seconds": 0.5, "shorter_side": 64,
+    "shard_samples": 3,
+}  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def load(folder: Path) -> Samples:
+    manifest = Manifest.load(folder)
+    manifest.verify("hash")
+    found: Samples = {}
+    for entry in manifest.shards:
+        with Shard(folder / entry.file) as shard:
+            assert len(shard.entries) == entry.samples
+            found.update(samples_of(shard))
+    assert len(found) == manifest.samples
+    return found
+
+
+def infos(folder: Path) -> list[SampleInfo]:
+    return [SampleInfo.from_bytes(members["json"]) for members in load(folder).values()]
+
+
+def skipped(folder: Path) -> dict[str, str]:
+    lines = (folder / "skipped.jsonl").read_text().splitlines()
+    return {Path(json.loads(x)["source"]).name: json.loads(x)["reason"] for x in lines}
+
+
+def run_command(*words: str, **options: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cavmae.tools.shard", *words],
+        stderr=subprocess.PIPE, start_new_session=True, **options,  # type: ignore[call-overload]
+    )  # fmt: skip
+
+
+WORDS = [w for k, v in TINY.items() for w in ("--" + k.replace("_", "-"), str(v))]
