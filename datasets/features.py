@@ -6,6 +6,7 @@ published weights were trained with Hanning), 25 ms frames every 10 ms, 128 mel 
 """
 
 import functools
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -118,7 +119,12 @@ def resample(waveform: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.n
     """
     if rate == target or waveform.size == 0:
         return waveform
-    result: np.ndarray = _resampler(rate, target)(torch.from_numpy(waveform)).numpy()
+    # The filters of a ratio of large coprime numbers (44,101 Hz from a broken header) would fill
+    # the memory. The nearest ratio of numbers up to 1000 is off by some parts in 100,000.
+    ratio = Fraction(target, rate).limit_denominator(1000)
+    result: np.ndarray = _resampler(ratio.denominator, ratio.numerator)(
+        torch.from_numpy(waveform)
+    ).numpy()
     return result
 
 

@@ -69,6 +69,7 @@ class Loader:
             num_workers=self.workers,
             prefetch_factor=self._prefetch if self.workers else None,
             collate_fn=_as_is,
+            generator=torch.Generator(),  # else it draws from the one that training restores
         )
         if not isinstance(stream, TrainStream):
             self._broken = [{} for _ in self._positions]
@@ -106,8 +107,13 @@ class Loader:
 
         With other ranks, workers, batches or data than then, goes on at the beginning of the epoch
         and says so.
+
+        Raises:
+            CavmaeError: it is not the state of a loader.
         """
         now = self._training().signature(self.workers)
+        if not {"signature", "turn", "positions"} <= set(state):
+            raise CavmaeError("This is not the state of a loader: it has no signature.")
         then = state["signature"]
         positions = [Position(**record) for record in state["positions"]]
         changed = [name for name in now if now[name] != then.get(name)]

@@ -145,7 +145,7 @@ class Manifest:
                 inputs=int(record["inputs"]),
                 skipped=int(record["skipped"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ShardError(f"{name} is damaged: {type(error).__name__} {error}.") from error
         for shard in shards:
             # A name in a manifest must not lead out of the folder.
@@ -155,6 +155,9 @@ class Manifest:
                 raise ShardError(f"{name} names a shard {shard.file!r} that cannot be one.")
             if shard.samples < 1 or (shard.labels and len(shard.labels) != shard.samples):
                 raise ShardError(f"{name} is damaged: shard {shard.file} has no sensible counts.")
+        numbers = {n for shard in shards for one in shard.labels or () for n in one}
+        if numbers and not 0 <= min(numbers) <= max(numbers) < len(manifest.labels):
+            raise ShardError(f"{name} is damaged: it has labels without a name.")
         if len({shard.file for shard in shards}) != len(shards):
             raise ShardError(f"{name} is damaged: it names a shard twice.")
         return manifest

@@ -113,7 +113,7 @@ class SampleInfo:
                 masked_frames=tuple(int(x) for x in record.get("masked_frames", ())),
                 missing_frames=int(record.get("missing_frames", 0)),
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise SampleError("bad_json", str(error)) from error
         info._check()
         return info

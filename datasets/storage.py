@@ -178,6 +178,8 @@ class Cache:
     def _make_room(self, wanted: int) -> None:
         files = []
         for path in self.folder.glob("*.tar"):
+            if not re.fullmatch("[0-9a-f]{64}", path.stem):
+                continue  # not a copy of ours
             with contextlib.suppress(FileNotFoundError):  # removed by another process
                 status = path.stat()
                 files.append((status.st_mtime, status.st_size, path))

@@ -131,11 +131,16 @@ class View:
             number = 1 if self.frames == "middle" else self.frames
             times = start + (np.arange(number) + 0.5) * self.window / number
         stored = np.array(info.frame_times)
+        inside = (stored >= start - 0.5 / GRID) & (stored < start + self.window)
+        offset = 0
+        if inside.any():  # else the nearest of all
+            offset = int(np.flatnonzero(inside)[0])
+            stored = stored[inside]
         after = np.clip(np.searchsorted(stored, times), 1, max(1, len(stored) - 1))
         before = after - 1
         after = np.minimum(after, len(stored) - 1)
         nearer = np.abs(stored[after] - times) < np.abs(stored[before] - times) - 1e-6
-        return [int(i) for i in np.where(nearer, after, before)]
+        return [offset + int(i) for i in np.where(nearer, after, before)]
 
 
 @dataclasses.dataclass(frozen=True)

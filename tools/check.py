@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cavmae.datasets.errors import UsageError
+from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.manifest import Manifest, ShardEntry
 from cavmae.datasets.reading import Access
 from cavmae.datasets.storage import Cache, is_url, write_atomically
@@ -90,14 +90,18 @@ def check(data_set: str, settings: CheckSettings) -> int:
     for key, times in Counter(survey.keys).items():
         if times > 1:
             survey.damage.append(Damage("", key, "repeated_key", f"{times} samples have this key"))
-    with write_atomically(out / "stats.json") as file:
-        text = json.dumps(statistics(manifest, survey), indent=1, sort_keys=True)
-        file.write(text.encode() + b"\n")
+    if not manifest.shards:
+        raise CavmaeError(f"{manifest.folder} has no samples; its skipped.jsonl tells why.")
+    if not survey.damage:  # statistics of a part of the data would be taken for the whole
+        with write_atomically(out / "stats.json") as file:
+            text = json.dumps(statistics(manifest, survey), indent=1, sort_keys=True)
+            file.write(text.encode() + b"\n")
     with write_atomically(out / "damage.jsonl") as file:
         for damage in survey.damage:
             file.write(json.dumps(damage._asdict(), sort_keys=True).encode() + b"\n")
     print(report(manifest, survey))
-    print(f"Statistics: {out / 'stats.json'}")
+    if not survey.damage:
+        print(f"Statistics: {out / 'stats.json'}")
     if settings.sheet and not any(not damage.key for damage in survey.damage):
         path = out / "contact_sheet.png"
         drawn = sheet.draw(
@@ -114,7 +118,8 @@ def check(data_set: str, settings: CheckSettings) -> int:
 
 def _survey(manifest: Manifest, settings: CheckSettings) -> Survey:
     total = Survey()
-    tasks = ((i, _Task(manifest, s, settings)) for i, s in enumerate(manifest.shards))
+    bare = dataclasses.replace(manifest, shards=(), labels=())  # not all of it to every worker
+    tasks = ((i, _Task(bare, s, settings)) for i, s in enumerate(manifest.shards))
     found: dict[int, Survey] = {}
     with Progress(len(manifest.shards), "shard") as progress:
         for event in pool.run(

@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -24,6 +26,8 @@ def parser(command: str, description: str) -> ArgumentParser:
 
 def parse(made: ArgumentParser, words: Sequence[str]) -> Namespace:
     """Parses; options may be written with dashes or underscores. Bad usage exits with 2."""
+    # jsonargparse wants a value for a bool; a person writes the option alone.
+    flags = {a.dest for a in made._actions if getattr(a, "_typehint", None) is bool}
     written: list[str] = []
     for number, word in enumerate(words):
         if word == "--":
@@ -32,6 +36,9 @@ def parse(made: ArgumentParser, words: Sequence[str]) -> Namespace:
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             word = "--" + name[2:].replace("-", "_") + equals + value
+            if name[2:].replace("-", "_") in flags and not equals:
+                following = words[number + 1] if number + 1 < len(words) else ""
+                word += "" if following in ("true", "false") else "=true"
         written.append(word)
     return made.parse_args(written)
 
@@ -63,6 +70,10 @@ def run(command: Callable[[Sequence[str]], int | None], words: Sequence[str] | N
         except CavmaeError as error:
             log.error("cavmae: %s", error)
             return 1
+        except BrokenPipeError:  # as in `cavmae check X | head`: who reads has enough
+            # For the interpreter's last flush.
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+            return 0
         except KeyboardInterrupt:
             log.error("cavmae: interrupted; the same command goes on where it stopped.")
             return 1

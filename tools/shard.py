@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import logging
+import re
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.manifest import Manifest
 from cavmae.tools import pool
 from cavmae.tools.commandline import module_main, parse, parser
@@ -117,6 +118,8 @@ def shard(names: Sequence[str], out: Path, settings: ShardSettings, how: RunSett
     """
     settings = settings.resolved()
     part = parse_part(how.part) if how.part else None
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", how.name):
+        raise UsageError(f"--name {how.name!r}: use letters, digits, _ and - only.")
     layout = Layout(out, how.name, part)
     items = _choose(names, how, part)
     try:
@@ -150,7 +153,8 @@ def _choose(names: Sequence[str], how: RunSettings, part: tuple[int, int] | None
     if not how.keep_order:
         items.sort(key=lambda item: item.identity)
     if part is not None:
-        items = items[part[0] - 1 :: part[1]]
+        # By name, not by place: the share stays the same when others are added.
+        items = [item for item in items if int(item.identity, 16) % part[1] == part[0] - 1]
     return items
 
 
@@ -159,6 +163,8 @@ def _make(
 ) -> Manifest:
     state = State.load(layout, dataclasses.asdict(settings))
     plan = Plan(layout)
+    _check_folder(layout, state)
+    items = plan.without_known(items)
     plan.extend(items)
     if how.retry_skipped:
         plan.extend(retries(layout))
@@ -177,6 +183,23 @@ def _make(
         if damaged is None:
             return assembler.finish()
         log.info("The part of %s was damaged on disk; making it again.", plan.items[damaged].source)
+
+
+def _check_folder(layout: Layout, state: State) -> None:
+    """Raises CavmaeError if the folder is another kind of data set, or shards of it are gone."""
+    for path in layout.folder.glob("inputs*.jsonl"):
+        parts = path.stem.rpartition("-of-")[2] if "-of-" in path.stem else ""
+        wanted = str(layout.part[1]) if layout.part else ""
+        if parts != wanted:
+            made = f"in {parts} parts" if parts else "in one piece, not in parts"
+            raise CavmaeError(f"{layout.folder} was made {made}; choose another --out folder.")
+    for shard in state.shards:
+        path = layout.folder / shard.file
+        if not path.exists() or path.stat().st_size != shard.bytes:
+            raise CavmaeError(
+                f"Shard {path} is missing or altered: copy it back, or make the data set anew in "
+                "another --out folder."
+            )
 
 
 def _run_pool(

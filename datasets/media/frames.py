@@ -45,7 +45,9 @@ class Decoder(Protocol):
         ...
 
     def read(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
-        """Frames uint8 RGB [height, width, 3] of these indices, each later than all read before.
+        """Frames uint8 RGB [height, width, 3] of these indices, none before those read already.
+
+        The last one read may be asked for again: a picture can stay on screen over several clips.
 
         Frames that cannot be decoded are left out.
 
@@ -130,17 +132,16 @@ class PyAVDecoder:
         self._index_of: dict[int, int] | None = None
         if probe.timestamps_trusted:
             self._index_of = {int(stamp): i for i, stamp in enumerate(probe.frame_stamps)}
-        self._start(shortcuts=probe.timestamps_trusted)
+        self._plan = self._plan_packets() if self._index_of is not None else None
+        self._start(self._plan)
 
     def close(self) -> None:
         self._output.close()
 
-    def _start(self, shortcuts: bool) -> None:
-        self._shortcuts = shortcuts
-        self._plan = self._plan_packets() if shortcuts else None
+    def _start(self, plan: np.ndarray | None) -> None:
         self._stash: dict[int, np.ndarray] = {}
         self._last = -1  # highest index that came out of the decoder
-        self._output = self._decode()
+        self._output = self._decode(plan)
 
     def _plan_packets(self) -> np.ndarray:
         """What to do with each packet: decode, decode only if a reference, or drop."""
@@ -165,12 +166,13 @@ class PyAVDecoder:
         used = needed[group] & (np.arange(len(stamps)) <= last[group])
         return np.where(wanted, _FULL, np.where(used, _REFERENCES, _DROP))
 
-    def _decode(self) -> Generator[tuple[int, av.VideoFrame], None, None]:
+    def _decode(self, plan: np.ndarray | None) -> Generator[tuple[int, av.VideoFrame], None, None]:
         with open_container(self._probe.path) as container:
             video = first_video(container)
             codec = video.codec_context
             codec.thread_count = 1
             number = -1
+            fed = given = 0
             dropping = False
             try:
                 for packet in container.demux(video):
@@ -182,8 +184,8 @@ class PyAVDecoder:
                         continue  # would be taken for the end by the decoder
                     number += 1
                     action = _FULL
-                    if self._plan is not None:
-                        action = self._plan[number] if number < len(self._plan) else _DROP
+                    if plan is not None:
+                        action = plan[number] if number < len(plan) else _DROP
                     if action == _DROP:
                         if not dropping:
                             yield from self._emit(_decode_packet(codec, None))
@@ -192,7 +194,13 @@ class PyAVDecoder:
                         continue
                     dropping = False
                     codec.skip_frame = "NONREF" if action == _REFERENCES else "DEFAULT"
-                    yield from self._emit(_decode_packet(codec, packet))
+                    frames = _decode_packet(codec, packet)
+                    fed, given = fed + 1, given + len(frames)
+                    if plan is None and fed - given > codec.reorder_depth:
+                        # A frame was lost. Without time stamps all later ones would be taken for
+                        # their neighbours, out of step with the sound: they count as missing.
+                        return
+                    yield from self._emit(frames)
                 if not dropping:
                     yield from self._emit(_decode_packet(codec, None))
             except (FFmpegError, OSError):
@@ -214,15 +222,28 @@ class PyAVDecoder:
         if not indices:
             return {}
         self._pump(indices[-1])
-        if self._shortcuts and any(i not in self._stash for i in indices):
+        if self._plan is not None and any(i not in self._stash for i in indices):
             # Some streams cannot be entered at every packet marked as a key frame.
+            before = {i: f for i, f in self._stash.items() if i in indices}
             self._output.close()
-            self._start(shortcuts=False)
+            self._start(self._plan_again(indices))
             self._pump(indices[-1], keep_from=indices[0])
+            self._stash = {**self._stash, **before}
         found = {i: self._stash[i] for i in indices if i in self._stash}
-        for index in [i for i in self._stash if i <= indices[-1]]:
-            del self._stash[index]
+        self._stash = {i: f for i, f in self._stash.items() if i >= indices[-1]}
         return found
+
+    def _plan_again(self, indices: Sequence[int]) -> np.ndarray:
+        """The plan for the rest, entered two key frames early and decoding all up to the last."""
+        assert self._plan is not None
+        stamps = self._probe.frame_stamps[[indices[0], indices[-1]]]
+        first, last = (int(np.flatnonzero(self._probe.packet_pts == t)[0]) for t in stamps)
+        keys = np.flatnonzero(self._probe.packet_keys[: first + 1])
+        entry = int(keys[-3]) if len(keys) > 2 else 0
+        plan = self._plan.copy()
+        plan[:entry] = _DROP
+        plan[entry : last + 1] = _FULL
+        return plan
 
     def _pump(self, until: int, keep_from: int = 0) -> None:
         while until not in self._stash and self._last <= until:

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from cavmae.datasets.media.probe import Probe
+from cavmae.datasets.media.probe import MediaError, Probe
+from cavmae.datasets.sample import MAX_SIDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,4 +61,6 @@ def geometry(probe: Probe, shorter_side: int, crop: str) -> Geometry:
         size = (shorter_side, shorter_side)
     else:
         size = (max(16, shown[0] // 16 * 16), max(16, shown[1] // 16 * 16))
+    if max(size) > MAX_SIDE:
+        raise MediaError("bad_size", f"frames of {size[1]}x{size[0]} pixels are too large to store")
     return Geometry(resized, probe.rotation, size)

@@ -272,8 +272,14 @@ def _rotation(
         else:
             # Frames that an edit list hides would be decoded for nothing.
             container.seek(start, stream=video)
-        for frame in container.decode(video):
-            return round(frame.rotation / 90) * 90 % 360
+        for packet in container.demux(video):
+            try:
+                frames = packet.decode()
+            except FFmpegError:
+                continue  # a later frame tells as well
+            for frame in frames:
+                if isinstance(frame, av.VideoFrame):
+                    return round(frame.rotation / 90) * 90 % 360
     except (FFmpegError, OSError):
-        return 0  # a frame that does not decode is reported when frames are asked for
+        return 0  # frames that do not decode are reported when they are asked for
     return 0

@@ -36,6 +36,7 @@ class Sound:
         self._rate = probe.sound_rate
         self._chunks: list[tuple[int, np.ndarray]] = []  # (first sample, float32 [samples])
         self._source = self._decode_from(start - RUN_UP if start > WORTH_SEEKING else None)
+        self._ahead: av.AudioFrame | None = None  # decoded, not yet placed
         self._end = -1  # sample after the last one decoded, from the origin
         self.damaged = 0  # packets that did not decode
 
@@ -91,9 +92,25 @@ class Sound:
         mono: np.ndarray = samples.sum(axis=0, dtype=np.float32) / np.float32(len(samples))
         return mono
 
+    def _next(self) -> av.AudioFrame | None:
+        if self._ahead is not None:
+            frame, self._ahead = self._ahead, None
+            return frame
+        return next(self._source, None)
+
+    def _jumps(self, expected: int, samples: int) -> bool:
+        """Whether the sound goes on at another place; one wrong time stamp alone does not count."""
+        if abs(expected - self._end) <= JITTER * self._rate:
+            return False
+        self._ahead = self._next()
+        stamp = None if self._ahead is None else self._time_of(self._ahead)
+        if stamp is None:
+            return False
+        return abs(stamp * self._rate - (expected + samples)) <= JITTER * self._rate
+
     def _fill(self, first_wanted: int, until: int) -> None:
         while self._end < until:
-            frame = next(self._source, None)
+            frame = self._next()
             if frame is None:
                 return
             if not frame.samples:
@@ -105,7 +122,7 @@ class Sound:
             stamp = self._time_of(frame)
             if stamp is not None:
                 expected = round(stamp * self._rate)
-                if self._end < 0 or abs(expected - self._end) > JITTER * self._rate:
+                if self._end < 0 or self._jumps(expected, len(mono)):
                     first = expected
             elif self._end < 0:
                 first = 0

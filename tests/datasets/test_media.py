@@ -351,6 +351,66 @@ def test_a_playlist_does_not_reach_other_files(tmp_path: Path, video: Maker) -> 
             probe(str(tmp_path / name))
 
 
+def spoil(source: Path, target: Path, bad: set[int]) -> Path:
+    """A copy in which some packets of the picture are zeroed."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        streams = {s.index: new.add_stream_from_template(s) for s in old.streams}
+        number = -1
+        for packet in old.demux():
+            if packet.dts is None:
+                continue
+            stream = streams[packet.stream_index]
+            if stream.type == "video":
+                number += 1
+                if number in bad:
+                    zeros = av.Packet(bytes(packet.size))
+                    zeros.pts, zeros.dts = packet.pts, packet.dts
+                    zeros.time_base, zeros.duration = packet.time_base, packet.duration
+                    packet = zeros
+            packet.stream = stream
+            new.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_frames_lost_from_an_avi_do_not_shift_the_others(
+    video: Maker, tmp_path: Path, codec: str
+) -> None:
+    options = (("bf", "2"), ("g", "50"))
+    whole = video("x.avi", codec=codec, audio="pcm_s16le", seconds=6.0, codec_options=options)
+    info = probe(str(spoil(whole, tmp_path / "bad.avi", {70, 71, 72})))
+    wanted = list(range(len(info.frame_times)))
+    decoder = open_decoder(info, geometry(info, 64, "square"), np.array(wanted))
+    found = read_all(decoder, wanted)
+    assert {i: read_number(f) for i, f in found.items() if i < 66} == {i: i for i in range(66)}
+    late = {i: read_number(f) for i, f in found.items() if i >= 100}  # after the next key frame
+    assert late == {i: i for i in late}
+
+
+def test_one_bad_frame_late_in_a_video_costs_only_itself(video: Maker, tmp_path: Path) -> None:
+    whole = video("x.mkv", seconds=20.0, codec_options=(("g", "25"), ("bf", "0")))
+    info = probe(str(spoil(whole, tmp_path / "bad.mkv", {400})))
+    wanted = list(range(0, 500, 10))
+    decoder = open_decoder(info, geometry(info, 64, "square"), np.array(wanted), "pyav")
+    found = read_all(decoder, wanted)
+    assert set(wanted) - set(found) <= {400, 410, 420}
+    right = {i: i for i in wanted if not 400 <= i < 425}
+    assert {i: read_number(f) for i, f in found.items() if i in right} == right
+
+
+def test_one_wrong_time_stamp_of_the_sound_drops_nothing(video: Maker) -> None:
+    info = probe(str(video("x.mov", audio="pcm_s16le", seconds=20.0, fps=5.0)))
+    expected, _ = Sound(info).read(0.0, 10.0)
+    sound = Sound(info)
+    frames = list(sound._decode(None))
+    frames[60].pts += 16000 * 8
+    sound._source = (frame for frame in frames)
+    first, _ = sound.read(0.0, 5.0)
+    second, span = sound.read(5.0, 10.0)
+    assert span == (0.0, 5.0)
+    np.testing.assert_allclose(np.concatenate([first, second]), expected, atol=1e-3)
+
+
 def test_real_scenes(media_root: Path) -> None:
     """What the headers of these get wrong is in the folder's README."""
     scene = probe(str(media_root / "scenes" / "KlsG1EnBEjc_000361.mp4"))

@@ -47,6 +47,9 @@ def test_info_round_trip() -> None:
         ({"labels": "speech"}, "bad_json"),
         ({"fbank_frames": True}, "bad_json"),
         ({"source": None}, "bad_json"),
+        ({"frame_size": [float("inf"), 1]}, "bad_json"),
+        ({"start": 10**400}, "bad_json"),
+        ({"missing_frames": float("inf")}, "bad_json"),
     ],
 )
 def test_info_rejects(change: dict[str, object], reason: str) -> None:

@@ -151,6 +151,17 @@ def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
     assert cache.fetch(*sources[4]).read_bytes() == bytes([4]) * 1000
 
 
+def test_the_cache_leaves_what_is_not_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "backup.tar").write_bytes(bytes(10_000))
+    cache = storage.Cache(str(folder), 1500)
+    for url, digest in files(tmp_path, 3):
+        cache.fetch(url, digest)
+    assert (folder / "backup.tar").exists()
+    assert len(list(folder.iterdir())) == 2
+
+
 def test_many_readers_may_fetch_at_once(tmp_path: Path) -> None:
     ((url, digest),) = files(tmp_path, 1)
     results = []

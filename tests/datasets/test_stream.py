@@ -138,6 +138,11 @@ def test_epochs_differ_and_the_frames_of_a_sample_too(data_set: Manifest) -> Non
     assert same < 0.5
 
 
+def test_a_state_that_is_none(data_set: Manifest) -> None:
+    with pytest.raises(CavmaeError, match="state"):
+        Loader(TrainStream(data_set, VIEW, 3)).load_state_dict({})
+
+
 def test_the_buffer_mixes(data_set: Manifest) -> None:
     def order(buffer: int) -> list[str]:
         stream = TrainStream(data_set, VIEW, 24, shuffle_buffer=buffer)
@@ -250,6 +255,7 @@ def test_each_rank_hashes_its_share(copied: Path) -> None:
         (lambda m: m["shards"][0].update(sha256="0"), "cannot be one"),
         (lambda m: m["shards"][0].update(samples=0), "counts"),
         (lambda m: m["shards"].append(m["shards"][0]), "twice"),
+        (lambda m: m["shards"][0].update(labels=[[9]] * 3), "without a name"),
     ],
 )
 def test_manifests_refused(copied: Path, change: Any, complaint: str) -> None:
@@ -383,6 +389,15 @@ def test_memory_of_the_buffer_is_bytes_of_what_is_asked_for(data_set: Manifest) 
 def test_options_that_make_no_sense(data_set: Manifest, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         TrainStream(data_set, VIEW, **{"batch_size": 1, **options})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_random_state_of_training_alone(
+    data_set: Manifest, workers: int
+) -> None:
+    before = torch.get_rng_state()
+    keys(Loader(TrainStream(data_set, VIEW, 2), workers), 3)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_workers_do_not_outlive_an_abandoned_loader(data_set: Manifest) -> None:

@@ -91,6 +91,18 @@ def test_frames_of_a_window_are_the_nearest_in_time(rate: float) -> None:
     assert np.abs(shown["frame_times"] - grid).max() <= 0.5 / rate + 1e-3
 
 
+@pytest.mark.parametrize("frames", [8, "random", "all"])
+@pytest.mark.parametrize("rate", [1.0, 5.0])
+def test_a_window_of_a_slow_video_shows_no_frame_of_another_time(
+    rate: float, frames: int | str
+) -> None:
+    clip = members(seconds=10.0, rate=rate, masks=False)
+    for seed in range(20):
+        shown = show(View(window=2.56, frames=frames), seed, clip)  # type: ignore[arg-type]
+        assert shown["frame_times"].min() >= -0.021
+        assert shown["frame_times"].max() < 2.56
+
+
 def test_a_clip_shorter_than_the_window_is_padded() -> None:
     clip = members(seconds=2.0, masks=False)
     shown = show(View(window=2.56, frames=8, waveform=True, padding="silence"), 0, clip)

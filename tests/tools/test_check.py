@@ -89,7 +89,7 @@ def test_shards_missing_cut_and_swapped(copied: Path) -> None:
     assert check(str(copied), SETTINGS) == 1
     found = damages(copied)
     assert {one["shard"] for one in found} == set(names[:4])
-    assert json.loads((copied / "stats.json").read_text())["samples"] >= 12
+    assert not (copied / "stats.json").exists()  # of a part of the data it would mislead
 
 
 def forge(folder: Path, change: Any) -> None:

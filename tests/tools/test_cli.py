@@ -51,6 +51,17 @@ def test_options_with_dashes_and_underscores() -> None:
     assert parse(made, ["--some-option=4", "a-b", "--", "--x-y"]).rest == ["a-b", "--x-y"]
 
 
+@pytest.mark.parametrize(
+    "words", [["--flag", "x"], ["x", "--flag"], ["--flag", "true", "x"], ["--flag=true", "x"]]
+)
+def test_a_flag_may_stand_alone(words: list[str]) -> None:
+    made = parser("x", "test")
+    made.add_argument("--flag", type=bool, default=False)
+    made.add_argument("rest", nargs="*")
+    found = parse(made, words)
+    assert (found.flag, found.rest) == (True, ["x"])
+
+
 def test_settings_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("profile: speakers\nworkers: 3\n")
     said = program("shard", "x", "--out", "o", "--config", str(tmp_path / "c.yaml"),

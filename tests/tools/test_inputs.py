@@ -56,6 +56,7 @@ def test_tables(tmp_path: Path) -> None:
         ("path,end\na.mp4,-1\n", "line 2: end '-1'"),
         ("path,end\na.mp4,nan\n", "line 2: end 'nan'"),
         ("path,start\n,1\n", "line 2"),
+        ("path,start,end\na.mp4,5,4\n", "line 2: end"),
         ("path\na.mp4,1,2\n", "line 2"),
     ],
 )
@@ -84,6 +85,18 @@ def test_data_files_of_the_reference(tmp_path: Path) -> None:
         path.write_text(json.dumps(bad))
         with pytest.raises(UsageError, match=r"data\.json"):
             collect([str(path)])
+
+
+def test_two_rows_about_one_clip_are_one_with_the_labels_of_both(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("path,labels,masks\na.mp4,speech,m\na.mp4,music;speech,\n")
+    (item,), repeated = collect([str(path)])
+    assert item.labels == ("speech", "music")
+    assert item.masks == f"{tmp_path}/m"
+    assert len(repeated) == 1
+    path.write_text("path,masks\na.mp4,m1\na.mp4,m2\n")
+    with pytest.raises(UsageError, match="different masks"):
+        collect([str(path)])
 
 
 def test_a_name_that_is_nothing(tmp_path: Path) -> None:

@@ -89,6 +89,31 @@ def test_a_retry_that_is_interrupted_is_not_forgotten(
     assert skipped(out) == {}
 
 
+def test_a_kill_while_skipped_lines_are_taken_out(
+    tmp_path: Path, video: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    video("in/good.mp4")
+    for name in ("a", "b"):
+        (folder / f"{name}.mp4").write_text("no video")
+    out = tmp_path / "out"
+    assert make_shards(str(folder), out, **TINY) == 0
+
+    def die(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    again = dataclasses.replace(HOW, retry_skipped=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("cavmae.tools.sharding.plan.State.save", die)
+        make_shards(str(folder), out, again, **TINY)
+    assert (out / "skipped.jsonl").read_bytes() == b""
+    for _ in range(2):
+        assert make_shards(str(folder), out, **TINY) == 0
+        assert skipped(out) == {"a.mp4": "decode_error", "b.mp4": "decode_error"}
+        assert Manifest.load(out).skipped == 2
+        assert Manifest.load(out).samples == 2
+
+
 def test_two_runs_in_one_folder_at_once_are_refused(videos: Path, tmp_path: Path) -> None:
     with locked(Layout(tmp_path)), pytest.raises(CavmaeError, match="Another"):
         make_shards(str(videos), tmp_path, **TINY)

@@ -150,6 +150,36 @@ def test_parts_of_several_machines_merge(videos: Path, reference: Path, tmp_path
     assert len({shard.file for shard in manifest.shards}) == len(manifest.shards)
 
 
+def test_more_inputs_for_a_data_set_made_in_parts(
+    videos: Path, tmp_path: Path, video: Maker
+) -> None:
+    out = tmp_path / "out"
+    for part in ("1/2", "2/2"):
+        assert make_shards(str(videos), out, dataclasses.replace(HOW, part=part), **TINY) == 0
+    extra = [str(video(f"extra{i}.mp4", seed=90 + i)) for i in range(4)]
+    with pytest.raises(CavmaeError, match="made in 2 parts"):
+        make_shards(extra, out, **TINY)
+    for part in ("1/2", "2/2"):
+        how = dataclasses.replace(HOW, part=part)
+        assert make_shards([str(videos), *extra], out, how, **TINY) == 0
+    assert len(load(out)) == 18 + 8  # load checks that no key comes twice
+
+
+def test_a_picture_that_stays_on_screen_is_in_every_clip(tmp_path: Path, video: Maker) -> None:
+    times = (*np.arange(0, 1, 0.04), *np.arange(5.5, 7, 0.04))
+    path = video("slides.mkv", frame_times=tuple(np.round(times, 3)), seconds=7.0)
+    out = tmp_path / "out"
+    assert make_shards(str(path), out, **TINY) == 0
+    assert skipped(out) == {}
+    assert sorted(info.start for info in infos(out)) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_pictures_too_wide_to_store(tmp_path: Path, video: Maker) -> None:
+    path = video("wide.mp4", size=(1600, 16))
+    assert make_shards(str(path), tmp_path / "out", **TINY) == 1
+    assert skipped(tmp_path / "out") == {"wide.mp4": "bad_size"}
+
+
 def test_a_table_with_everything(tmp_path: Path, video: Maker) -> None:
     video("a.mp4", seconds=3.0)
     masks = tmp_path / "masks" / "a"
@@ -253,6 +283,28 @@ def test_bad_usage_exits_with_2_and_one_sentence(tmp_path: Path, video: Maker) -
         assert process.returncode == 2, said
         assert complaint in said.decode()
         assert "Traceback" not in said.decode()
+
+
+def test_the_same_file_by_another_name_is_not_taken_twice(
+    tmp_path: Path, video: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video("in/a.mp4")
+    out = tmp_path / "out"
+    assert make_shards(str(tmp_path / "in"), out, **TINY) == 0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    assert make_shards(["in", "link"], out, **TINY) == 0
+    assert len(load(out)) == 2
+
+
+def test_a_lost_shard_is_noticed_when_running_again(
+    videos: Path, reference: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(reference, out)
+    (out / "clips-000002.tar").unlink()
+    with pytest.raises(CavmaeError, match=r"clips-000002\.tar is missing"):
+        make_shards(str(videos), out, **TINY)
 
 
 def test_a_folder_without_videos(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class Survey:
         silent: clips without sound to speak of.
         missing_frames: frames that could not be decoded when the shards were made.
         labels, speakers, frame_rates, sizes, decoders: counts of samples.
-        keys: hashes of all keys, to find repeated ones.
+        keys: of all samples, to find repeated ones.
         damage: what is wrong.
     """
 
@@ -68,9 +68,13 @@ class Survey:
 
     def __iadd__(self, other: "Survey") -> "Survey":
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            added = value + getattr(other, field.name)
-            setattr(self, field.name, added)
+            value, more = getattr(self, field.name), getattr(other, field.name)
+            if isinstance(value, Counter):
+                value.update(more)
+            elif isinstance(value, list):
+                value.extend(more)
+            else:
+                setattr(self, field.name, value + more)
         return self
 
     @property

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,8 @@ from typing import Any
 
 from cavmae.datasets.errors import UsageError
 from cavmae.datasets.storage import is_url
+
+log = logging.getLogger("cavmae")
 
 VIDEO_ENDINGS = frozenset(
     """.3gp .asf .avi .divx .dv .f4v .flv .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg .mpg .mts
@@ -54,6 +57,12 @@ class Input:
         """Hex name of what this is, whatever its labels: part of the samples' keys."""
         text = json.dumps([self.source, self.start, self.end, self.speaker, self.frames])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def real(self) -> tuple[object, ...]:
+        """Like ``identity``, but the same for all names of a file."""
+        source = self.source if is_url(self.source) else os.path.realpath(self.source)
+        return source, self.start, self.end, self.speaker, self.frames
 
     @property
     def task(self) -> str:
@@ -120,13 +129,24 @@ def collect(names: Iterable[str]) -> tuple[list[Input], list[Input]]:
     repeated = []
     for name in names:
         for item in _expand(name):
-            real = item.source if is_url(item.source) else os.path.realpath(item.source)
-            identity = (real, item.start, item.end, item.speaker, item.frames)
+            identity = item.real
             if identity in seen:
+                seen[identity] = _unite(seen[identity], item)
                 repeated.append(item)
             else:
                 seen[identity] = item
     return list(seen.values()), repeated
+
+
+def _unite(first: Input, second: Input) -> Input:
+    """One input of two rows about the same stretch: it has the labels of both."""
+    if first.masks is not None and second.masks not in (None, first.masks):
+        raise UsageError(
+            f"{first.source} is named twice with different masks, {first.masks} and "
+            f"{second.masks}; name the person in the column 'speaker' or leave one out."
+        )
+    labels = tuple(dict.fromkeys((*first.labels, *second.labels)))
+    return dataclasses.replace(first, labels=labels, masks=first.masks or second.masks)
 
 
 def _expand(name: str) -> Iterator[Input]:
@@ -185,14 +205,20 @@ def _table(path: Path) -> Iterator[Input]:
                 f"{path} has no column 'path'; its first line must name the columns "
                 f"{', '.join(COLUMNS)} (only path is needed), it names {', '.join(columns)}."
             )
+        if unused := [c for c in columns if c not in COLUMNS]:
+            log.warning("%s: columns that are not used: %s.", path, ", ".join(unused))
         for row in rows:
             values = {k.strip(): (v or "").strip() for k, v in row.items() if isinstance(k, str)}
             if None in row or not values["path"]:
                 raise UsageError(f"{path}, line {rows.line_num}: wrong number of fields.")
+            start = _seconds(path, rows.line_num, "start", values)
+            end = _seconds(path, rows.line_num, "end", values)
+            if start is not None and end is not None and end <= start:
+                raise UsageError(f"{path}, line {rows.line_num}: end {end} is not after {start}.")
             yield Input(
                 _beside(path, values["path"]),
-                start=_seconds(path, rows.line_num, "start", values),
-                end=_seconds(path, rows.line_num, "end", values),
+                start=start,
+                end=end,
                 labels=tuple(x.strip() for x in values.get("labels", "").split(";") if x.strip()),
                 speaker=values.get("speaker") or None,
                 masks=_beside(path, values["masks"]) if values.get("masks") else None,

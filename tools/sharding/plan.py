@@ -113,6 +113,12 @@ class Plan:
         self._layout = layout
         self.items = [Input.from_json(record) for record in read_lines(layout.plan)]
 
+    def without_known(self, items: Sequence[Input]) -> list[Input]:
+        """The items less those that are planned already under another name of the same file."""
+        tasks = {item.task for item in self.items}
+        known = {item.real for item in self.items}
+        return [item for item in items if item.task in tasks or item.real not in known]
+
     def extend(self, items: Sequence[Input]) -> list[Input]:
         """Adds those items that the plan does not have yet, and returns them.
 
@@ -171,6 +177,11 @@ class State:
             CavmaeError: that run had other settings.
         """
         state = cls(settings)
+        lines = (
+            layout.skipped.read_bytes().splitlines(keepends=True)
+            if (layout.skipped.exists())
+            else []
+        )
         if layout.state.exists():
             record = json.loads(layout.state.read_bytes())
             shards = [ShardEntry(**entry) for entry in record.pop("shards")]
@@ -178,16 +189,21 @@ class State:
         elif layout.manifest.exists():
             text = json.loads(layout.manifest.read_bytes())
             manifest = Manifest.from_record(str(layout.folder), str(layout.manifest), text)
-            size = layout.skipped.stat().st_size if layout.skipped.exists() else 0
             state = cls(
                 manifest.settings,
                 manifest.inputs,
                 0,
                 list(manifest.shards),
                 list(manifest.labels),
-                size,
+                0,
                 manifest.skipped,
             )
+        # A kill leaves lines that are not counted yet (they will be written again), or, in
+        # forget_retried, fewer than were counted.
+        state.skipped = min(state.skipped, len(lines))
+        state.skipped_bytes = sum(map(len, lines[: state.skipped]))
+        if layout.skipped.exists():
+            os.truncate(layout.skipped, state.skipped_bytes)
         for name, value in settings.items():
             if state.settings.get(name) != value:
                 raise CavmaeError(
@@ -198,7 +214,9 @@ class State:
 
     def save(self, layout: Layout) -> None:
         with write_atomically(layout.state) as file:
-            file.write(json.dumps(dataclasses.asdict(self)).encode())
+            # Not dataclasses.asdict, which takes seconds for millions of samples' labels.
+            record = {**vars(self), "shards": [vars(shard) for shard in self.shards]}
+            file.write(json.dumps(record).encode())
 
 
 def skip_record(item: Input, skip: Skip, done: tuple[int, float] | None) -> dict[str, Any]:
