@@ -1,11 +1,10 @@
 """`cavmae bench WHAT`: speed and memory, beside a baseline measured in the same run."""
 
-import dataclasses
 import importlib
 from collections.abc import Sequence
 
 from cavmae.datasets.errors import UsageError
-from cavmae.tools.commandline import module_main, parse, parser
+from cavmae.tools.commandline import fill, module_main, parse, parser
 
 # what: (module with `run(settings)`, its settings class, what is measured)
 BENCHES = {
@@ -26,8 +25,7 @@ def main(words: Sequence[str]) -> int:
     kind = getattr(module, BENCHES[words[0]][1])
     made = parser(f"bench {words[0]}", f"Measures: {BENCHES[words[0]][2]}.")
     made.add_class_arguments(kind)
-    values = parse(made, words[1:]).as_dict()
-    module.run(kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)}))
+    module.run(fill(kind, parse(made, words[1:])))
     return 0
 
 

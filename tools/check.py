@@ -15,7 +15,7 @@ from cavmae.datasets.storage import Cache, is_url, write_atomically
 from cavmae.tools import pool
 from cavmae.tools.checking import sheet
 from cavmae.tools.checking.survey import Damage, Survey, statistics, survey_shard
-from cavmae.tools.commandline import module_main, parse, parser
+from cavmae.tools.commandline import fill, module_main, parse, parser
 from cavmae.tools.progress import Progress
 
 log = logging.getLogger("cavmae")
@@ -67,9 +67,7 @@ def main(words: Sequence[str]) -> int:
     )
     made.add_class_arguments(CheckSettings)
     options = parse(made, words)
-    values = options.as_dict()
-    fields = [f.name for f in dataclasses.fields(CheckSettings)]
-    return check(options.data_set, CheckSettings(**{name: values[name] for name in fields}))
+    return check(options.data_set, fill(CheckSettings, options))
 
 
 def check(data_set: str, settings: CheckSettings) -> int:

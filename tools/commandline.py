@@ -1,18 +1,20 @@
 """What every command of the program shares: parsing, exit codes, messages."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
 from cavmae.datasets.errors import CavmaeError, UsageError
 
 log = logging.getLogger("cavmae")
+Settings = TypeVar("Settings")
 
 
 def parser(command: str, description: str) -> ArgumentParser:
@@ -41,6 +43,13 @@ def parse(made: ArgumentParser, words: Sequence[str]) -> Namespace:
                 word += "" if following in ("true", "false") else "=true"
         written.append(word)
     return made.parse_args(written)
+
+
+def fill(kind: type[Settings], options: Namespace) -> Settings:
+    """A settings dataclass from parsed options of its fields' names."""
+    values = options.as_dict()
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    return kind(**{field.name: values[field.name] for field in fields})
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.manifest import Manifest
 from cavmae.tools import pool
-from cavmae.tools.commandline import module_main, parse, parser
+from cavmae.tools.commandline import fill, module_main, parse, parser
 from cavmae.tools.progress import ShardProgress
 from cavmae.tools.sharding.assembly import Assembler
 from cavmae.tools.sharding.clips import Skip, Written, shard_input
@@ -86,9 +86,7 @@ def main(words: Sequence[str]) -> int:
     made.add_class_arguments(ShardSettings)
     made.add_class_arguments(RunSettings)
     options = parse(made, words)
-    values = options.as_dict()
-    settings = ShardSettings(**{f.name: values[f.name] for f in dataclasses.fields(ShardSettings)})
-    how = RunSettings(**{f.name: values[f.name] for f in dataclasses.fields(RunSettings)})
+    settings, how = fill(ShardSettings, options), fill(RunSettings, options)
     with _stop_on_signals():
         return shard(options.inputs, Path(options.out), settings, how)
 
