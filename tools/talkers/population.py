@@ -1,0 +1,139 @@
+"""Who there is: speakers with their voices, looks and splits."""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cavmae.datasets.errors import UsageError
+from cavmae.tools.talkers import voices
+from cavmae.tools.talkers.settings import RenderSettings
+from cavmae.tools.talkers.voices import Voice
+
+SPLITS = ("train", "valid", "test")
+NEAREST = 3  # speakers of the nearest pitch count as of a kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+    """Somebody with a voice and a look that stay the same in all their clips.
+
+    Attributes:
+        id: unique name.
+        split: the only one this speaker appears in.
+        voice: how they sound.
+        pitch_hz: median fundamental frequency.
+        look: seed of the look: independent of the voice.
+        family: seed that look-alikes share.
+    """
+
+    id: str
+    split: str
+    voice: Voice
+    pitch_hz: float
+    look: int
+    family: int
+
+    def record(self) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**values, "voice": voices.to_record(self.voice)}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Speaker":
+        return cls(**{**record, "voice": voices.from_record(record["voice"])})
+
+
+def lot(*parts: int | str) -> np.random.Generator:
+    """Random numbers that depend on these values and nothing else."""
+    text = "/".join(map(str, parts)).encode()
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text).digest()[:16], "big"))
+
+
+class Population:
+    """All speakers of a corpus, and which of them a clip shows."""
+
+    def __init__(self, speakers: Sequence[Speaker], seed: int):
+        self.speakers = tuple(speakers)
+        self._seed = seed
+        self._named = {s.id: s for s in speakers}
+
+    @classmethod
+    def make(
+        cls, settings: RenderSettings, sounding: Mapping[str, tuple[Voice, float]]
+    ) -> "Population":
+        """Gives voices a split and a look.
+
+        Args:
+            sounding: speaker: (voice, median pitch in Hz).
+
+        Raises:
+            UsageError: too few speakers for the splits and scenes asked for.
+        """
+        ids = sorted(sounding)
+        order = [ids[i] for i in lot(settings.seed, "splits").permutation(len(ids))]
+        counts = [_share(len(ids), s) for s in (settings.valid_share, settings.test_share)]
+        counts.insert(0, len(ids) - sum(counts))
+        _, most = settings.crowd
+        wanted = (
+            settings.valid_share + settings.test_share < 1,
+            settings.valid_share > 0,
+            settings.test_share > 0,
+        )
+        for split, count, used in zip(SPLITS, counts, wanted, strict=True):
+            if used and count < most:
+                raise UsageError(
+                    f"Split {split} has {max(count, 0)} of {len(ids)} speakers, but pictures show "
+                    f"up to {most}: have more speakers, or set --valid-share and --test-share."
+                )
+        pairs = most > 1 and settings.look_alikes > 0
+        speakers = []
+        for split in SPLITS:
+            count = counts.pop(0)
+            mine, order = order[:count], order[count:]
+            for place, name in enumerate(mine):
+                family = mine[place - place % 2] if pairs else name
+                voice, pitch = sounding[name]
+                speakers.append(
+                    Speaker(
+                        name, split, voice, pitch,
+                        look=_number(settings.seed, "look", name),
+                        family=_number(settings.seed, "family", family),
+                    )
+                )  # fmt: skip
+        return cls(sorted(speakers, key=lambda s: s.id), settings.seed)
+
+    def __getitem__(self, name: str) -> Speaker:
+        return self._named[name]
+
+    def main_speaker(self, clip: int) -> Speaker:
+        """Whose clip it is: everybody's turn comes once in as many clips as there are speakers."""
+        turn, place = divmod(clip, len(self.speakers))
+        order = lot(self._seed, "turn", turn).permutation(len(self.speakers))
+        return self.speakers[int(order[place])]
+
+    def others(self, speaker: Speaker, taken: Sequence[Speaker] = ()) -> list[Speaker]:
+        """The speakers of the same split, less this one and those taken."""
+        out = {speaker.id, *(s.id for s in taken)}
+        return [s for s in self.speakers if s.split == speaker.split and s.id not in out]
+
+    def look_alike(self, speaker: Speaker) -> Speaker | None:
+        """Somebody who looks nearly the same."""
+        return next((s for s in self.others(speaker) if s.family == speaker.family), None)
+
+    def of_like_voice(self, speaker: Speaker, rng: np.random.Generator) -> Speaker | None:
+        """Somebody whose pitch is among the nearest."""
+        near = sorted(
+            self.others(speaker), key=lambda s: abs(math.log(s.pitch_hz / speaker.pitch_hz))
+        )[:NEAREST]
+        return near[int(rng.integers(len(near)))] if near else None
+
+
+def _share(count: int, share: float) -> int:
+    return max(1, round(count * share)) if share > 0 else 0
+
+
+def _number(*parts: int | str) -> int:
+    return int(lot(*parts).integers(2**62))

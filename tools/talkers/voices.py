@@ -1,0 +1,172 @@
+"""What a speaker sounds like, whether espeak-ng speaks or a recorded reader."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torchaudio
+
+from cavmae.datasets.features import SAMPLE_RATE, resample
+from cavmae.tools.talkers import espeak, recordings, words
+from cavmae.tools.talkers.espeak import EspeakVoice, Phoneme
+from cavmae.tools.talkers.recordings import Recording
+
+PROBE_SECONDS = 4.0  # of speech, by which a voice's pitch is measured
+LEAST_SPEECH = 0.35  # share of a stretch in which there should be something to hear
+ATTEMPTS = 5  # at finding such a stretch
+SPEECH_BELOW_LOUDEST = 30.0  # dB: quieter than this is a pause
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedVoice:
+    """A reader and their recordings."""
+
+    recordings: tuple[Recording, ...]
+
+
+Voice = EspeakVoice | RecordedVoice
+
+
+class Utterance(NamedTuple):
+    """Something said.
+
+    Attributes:
+        sound: float32 [samples] at 16 kHz.
+        phonemes: with their times in seconds; None: not known.
+    """
+
+    sound: np.ndarray
+    phonemes: list[Phoneme] | None
+
+
+def to_record(voice: Voice) -> dict[str, Any]:
+    kind = "espeak" if isinstance(voice, EspeakVoice) else "recorded"
+    return {"kind": kind, **dataclasses.asdict(voice)}
+
+
+def from_record(record: dict[str, Any]) -> Voice:
+    values = {k: v for k, v in record.items() if k != "kind"}
+    if record["kind"] == "espeak":
+        return EspeakVoice(**values)
+    return RecordedVoice(tuple(Recording(**r) for r in values["recordings"]))
+
+
+def draw_espeak_voice(rng: np.random.Generator) -> EspeakVoice:
+    """A voice by lot."""
+    return EspeakVoice(
+        str(rng.choice(words.LANGUAGES)),
+        str(rng.choice(espeak.VARIANTS)),
+        pitch=int(rng.integers(25, 76)),
+        pitch_range=int(rng.integers(30, 81)),
+        rate=int(rng.integers(135, 216)),
+    )
+
+
+def utter(voice: Voice, seconds: float, rng: np.random.Generator) -> Utterance:
+    """Speech of exactly this length.
+
+    Raises:
+        CavmaeError: a recording is gone or does not decode, or espeak-ng is not installed.
+    """
+    samples = round(seconds * SAMPLE_RATE)
+    if isinstance(voice, EspeakVoice):
+        return _speak(voice, samples, rng)
+    return Utterance(_play(voice, samples, rng), None)
+
+
+def _speak(voice: EspeakVoice, samples: int, rng: np.random.Generator) -> Utterance:
+    # About three words a second, and enough sentences for the length.
+    texts: list[str] = []
+    count = 0
+    while count < samples / SAMPLE_RATE * voice.rate / 60 + 6:
+        texts.append(words.sentence(voice.language, rng))
+        count += len(texts[-1].split())
+    while True:
+        sound, rate, phonemes = espeak.speak(voice, texts)
+        sound = resample(sound, rate)
+        if len(sound) >= samples:
+            break
+        texts += [words.sentence(voice.language, rng) for _ in range(4)]
+    kept = [p for p in phonemes if p.start < samples / SAMPLE_RATE]
+    return Utterance(sound[:samples], kept)
+
+
+def _play(voice: RecordedVoice, samples: int, rng: np.random.Generator) -> np.ndarray:
+    best, most = np.zeros(samples, np.float32), -1.0
+    for _ in range(ATTEMPTS):
+        sound = _stretch(voice, samples, rng)
+        share = speech_share(sound)
+        if share > most:
+            best, most = sound, share
+        if most >= LEAST_SPEECH:
+            break
+    return best
+
+
+def _stretch(voice: RecordedVoice, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Samples from a random place of a random recording, and of more of them if need be."""
+    pieces: list[np.ndarray] = []
+    missing = samples
+    seconds = np.array([r.seconds for r in voice.recordings])
+    while missing > 0:
+        chosen = voice.recordings[int(rng.choice(len(seconds), p=seconds / seconds.sum()))]
+        latest = max(chosen.seconds - missing / SAMPLE_RATE, 0.0)
+        piece = recordings.read(
+            Path(chosen.path), float(rng.uniform(0, latest)), missing / SAMPLE_RATE
+        )[:missing]
+        pieces.append(fade(piece))
+        missing -= len(piece)
+        pause = min(missing, int(rng.uniform(0.2, 0.6) * SAMPLE_RATE))
+        pieces.append(np.zeros(pause, np.float32))
+        missing -= pause
+    return np.concatenate(pieces)
+
+
+def fade(sound: np.ndarray, seconds: float = 0.01) -> np.ndarray:
+    """A copy that begins and ends without a click."""
+    count = min(round(seconds * SAMPLE_RATE), len(sound) // 2)
+    faded = sound.copy()
+    ramp = np.linspace(0, 1, count, endpoint=False, dtype=np.float32)
+    faded[:count] *= ramp
+    faded[len(faded) - count :] *= ramp[::-1]
+    return faded
+
+
+def levels(sound: np.ndarray, hop: int) -> np.ndarray:
+    """float [len // hop]: level of each stretch of ``hop`` samples, in dB (full scale: 0)."""
+    whole = sound[: len(sound) // hop * hop].reshape(-1, hop)
+    power = np.mean(whole.astype(np.float64) ** 2, axis=1)
+    found: np.ndarray = 10 * np.log10(power + 1e-12)
+    return found
+
+
+def speech_share(sound: np.ndarray) -> float:
+    """Share of the time in which there is something to hear."""
+    level = levels(sound, SAMPLE_RATE // 25)
+    if len(level) == 0 or level.max() < -80:
+        return 0.0
+    return float(np.mean(level > level.max() - SPEECH_BELOW_LOUDEST))
+
+
+def active_level(sound: np.ndarray) -> float:
+    """RMS of the parts in which there is something to hear, in dB; -120 for silence."""
+    level = levels(sound, SAMPLE_RATE // 50)
+    if len(level) == 0 or level.max() < -80:
+        return -120.0
+    active = level[level > level.max() - SPEECH_BELOW_LOUDEST]
+    return float(10 * np.log10(np.mean(10 ** (active / 10))))
+
+
+def median_pitch(voice: Voice) -> float:
+    """Median fundamental frequency in Hz, of a few seconds of speech."""
+    sound = utter(voice, PROBE_SECONDS, np.random.default_rng(0)).sound
+    track = torchaudio.functional.detect_pitch_frequency(
+        torch.from_numpy(sound), SAMPLE_RATE, freq_low=60, freq_high=400
+    ).numpy()
+    hop = len(sound) // len(track)
+    level = levels(sound, hop)[: len(track)]
+    track = track[: len(level)]
+    voiced = track[level > level.max() - 15]
+    return float(np.median(voiced if len(voiced) else track))
