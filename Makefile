@@ -9,7 +9,7 @@ READY = $(VENV)/.ready
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[s3,test]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[s3,talkers,test]"
 	touch $(READY)
 
 # The main job from raw video to result. So far there is its first half; what is to come is said.

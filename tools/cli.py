@@ -11,12 +11,16 @@ from cavmae.tools.commandline import run
 COMMANDS = {
     "shard": ("cavmae.tools.shard", "videos to shards"),
     "check": ("cavmae.tools.check", "verify a data set; counts, statistics, a contact sheet"),
+    "render-talkers": (
+        "cavmae.tools.render_talkers",
+        "make talking heads with known voices and masks",
+    ),
     "bench": ("cavmae.tools.bench", "measure the speed of sharding and loading"),
 }
 
 
 def usage() -> str:
-    lines = [f"  {name:<8} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<15} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
         ["usage: cavmae COMMAND ...", "", *lines, "", "cavmae COMMAND --help tells more."]
     )

@@ -4,16 +4,15 @@ import contextlib
 import dataclasses
 import logging
 import re
-import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.manifest import Manifest
 from cavmae.tools import pool
-from cavmae.tools.commandline import fill, module_main, parse, parser
+from cavmae.tools.commandline import fill, module_main, parse, parser, stop_on_signals
 from cavmae.tools.progress import ShardProgress
 from cavmae.tools.sharding.assembly import Assembler
 from cavmae.tools.sharding.clips import Skip, Written, shard_input
@@ -87,22 +86,8 @@ def main(words: Sequence[str]) -> int:
     made.add_class_arguments(RunSettings)
     options = parse(made, words)
     settings, how = fill(ShardSettings, options), fill(RunSettings, options)
-    with _stop_on_signals():
+    with stop_on_signals():
         return shard(options.inputs, Path(options.out), settings, how)
-
-
-@contextlib.contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    """A polite kill is an interrupt: workers are stopped and what is done stays done."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def shard(names: Sequence[str], out: Path, settings: ShardSettings, how: RunSettings) -> int:

@@ -5,19 +5,18 @@ shards, and ``.work/`` with parts (one file of samples for each input) and ``sta
 shards are sealed and how far into the plan they reach).
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.manifest import NAME, Manifest, ShardEntry, merge
 from cavmae.datasets.storage import write_atomically
+from cavmae.tools import locking
 from cavmae.tools.sharding.clips import Skip
 from cavmae.tools.sharding.inputs import Input
 
@@ -72,30 +71,15 @@ class Layout:
         return self.work / f"{item.task}.json"
 
 
-@contextlib.contextmanager
-def locked(layout: Layout) -> Iterator[None]:
+def locked(layout: Layout) -> AbstractContextManager[None]:
     """Holds a data set's folder for this process.
 
     Raises:
         CavmaeError: another process is at it.
     """
-    layout.work.mkdir(parents=True, exist_ok=True)
-    path = layout.work / "lock"
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A run that ends removes the folder; a lock on a removed file keeps nobody out.
-            if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-                raise BlockingIOError
-        except BlockingIOError as error:
-            raise CavmaeError(
-                f"Another `cavmae shard` is writing to {layout.folder}; wait for it to end."
-            ) from error
-        try:
-            yield
-        finally:
-            if layout.work.exists() and os.listdir(layout.work) == ["lock"]:
-                shutil.rmtree(layout.work)
+    return locking.locked(
+        layout.work, f"Another `cavmae shard` is writing to {layout.folder}; wait for it to end."
+    )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

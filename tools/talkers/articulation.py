@@ -77,7 +77,8 @@ def from_sound(sound: np.ndarray) -> np.ndarray:
     """
     steps = len(sound) // STEP
     window = 2 * STEP
-    padded = torch.nn.functional.pad(torch.from_numpy(sound), (window // 2, window // 2))
+    margin = (window - STEP) // 2  # a window has its step in its middle
+    padded = torch.nn.functional.pad(torch.from_numpy(sound), (margin, margin))
     frames = padded.unfold(0, window, STEP)[:steps] * torch.hann_window(window)
     power = torch.fft.rfft(frames).abs() ** 2
     frequency = torch.fft.rfftfreq(window, 1 / SAMPLE_RATE)

@@ -3,7 +3,7 @@
 import numpy as np
 import skia
 
-from cavmae.tools.talkers.canvas import Color, gradient, glow, oval, paint, pen, shade
+from cavmae.tools.talkers.canvas import Color, glow, gradient, oval, paint, pen, shade
 
 MARGIN = 0.08  # of the picture's height, on every side
 KINDS = ("gradient", "texture", "shelf", "room", "street", "bokeh")

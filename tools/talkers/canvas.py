@@ -83,14 +83,10 @@ class Canvas:
         width, height = size
         self.pixels = np.zeros((height, width, 4), np.uint8)
         self.labels = np.zeros((height, width), np.uint8)
-        seen = skia.ImageInfo.Make(
-            width, height, skia.kRGBA_8888_ColorType, skia.kPremul_AlphaType
-        )
+        seen = skia.ImageInfo.Make(width, height, skia.kRGBA_8888_ColorType, skia.kPremul_AlphaType)
         self._surfaces = (
             skia.Surface.MakeRasterDirect(seen, self.pixels, width * 4),
-            skia.Surface.MakeRasterDirect(
-                skia.ImageInfo.MakeA8(width, height), self.labels, width
-            ),
+            skia.Surface.MakeRasterDirect(skia.ImageInfo.MakeA8(width, height), self.labels, width),
         )
         self.seen, self._marked = (s.getCanvas() for s in self._surfaces)
         self._label = skia.Paint(AntiAlias=False, BlendMode=skia.BlendMode.kSrc)

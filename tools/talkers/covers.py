@@ -18,7 +18,7 @@ def raised(cover: Cover, times: np.ndarray) -> np.ndarray:
     for start, end in cover.spans:
         # At the clip's ends there is no coming up: it was, or stays, there.
         up = np.ones(len(times)) if start <= 0 else np.clip((times - start) / RISE + 1, 0, 1)
-        later = end + 1 / 25 >= times[-1]
+        later = end >= times[-1]
         down = np.ones(len(times)) if later else np.clip((end - times) / RISE + 1, 0, 1)
         found = np.maximum(found, up * down)
     smooth: np.ndarray = found * found * (3 - 2 * found)
@@ -94,9 +94,7 @@ class CoverUp:
             top = y - 0.105 + 0.055 * number
             finger = skia.Path()
             reach = (0.20, 0.23, 0.22, 0.17)[number]
-            finger.addRoundRect(
-                skia.Rect(x - reach, top, x + 0.18, top + 0.062), 0.031, 0.031
-            )
+            finger.addRoundRect(skia.Rect(x - reach, top, x + 0.18, top + 0.062), 0.031, 0.031)
             canvas.draw(finger, self._skin, label)
             creases.moveTo(x - reach + 0.03, top + 0.062)
             creases.lineTo(x + 0.12, top + 0.062)

@@ -82,11 +82,16 @@ class Face:
         chin = p(0, 0.48 + drop, 0.35)
         path.moveTo(*p(-c, -0.05, 0.0))
         path.cubicTo(*p(-c, -0.36, 0.0), *self.at(pose, -0.62 * c, -0.50 - grown, 0.0), *crown)
-        path.cubicTo(*self.at(pose, 0.62 * c, -0.50 - grown, 0.0), *p(c, -0.36, 0.0), *p(c, -0.05, 0))
+        path.cubicTo(
+            *self.at(pose, 0.62 * c, -0.50 - grown, 0.0), *p(c, -0.36, 0.0), *p(c, -0.05, 0)
+        )
         for side in (1, -1):
             cheek = (p(side * c, 0.1, 0.05), p(side * (j + 0.03), 0.2, 0.1))
             jaw = p(side * j, 0.29 + 0.5 * drop, 0.15)
-            round_ = (p(side * (j - 0.04), 0.40 + drop, 0.3), p(side * (k + 0.03), 0.48 + drop, 0.35))
+            round_ = (
+                p(side * (j - 0.04), 0.40 + drop, 0.3),
+                p(side * (k + 0.03), 0.48 + drop, 0.35),
+            )
             if side > 0:
                 path.cubicTo(*cheek[0], *cheek[1], *jaw)
                 path.cubicTo(*round_[0], *round_[1], *chin)
@@ -96,9 +101,7 @@ class Face:
         path.close()
         return path
 
-    def draw(
-        self, canvas: Canvas, pose: Pose, shape: tuple[float, ...], label: int
-    ) -> skia.Path:
+    def draw(self, canvas: Canvas, pose: Pose, shape: tuple[float, ...], label: int) -> skia.Path:
         """Draws the face.
 
         Args:
@@ -182,16 +185,20 @@ class Face:
         path = skia.Path()
         path.moveTo(*self.at(pose, -w, look.nose - 0.015, 0.7))
         path.cubicTo(
-            *self.at(pose, -w, look.nose + 0.03, 0.8), *self.at(pose, -0.3 * w, look.nose + 0.01, 0.9),
+            *self.at(pose, -w, look.nose + 0.03, 0.8),
+            *self.at(pose, -0.3 * w, look.nose + 0.01, 0.9),
             *self.at(pose, 0, look.nose + 0.03, 0.95),
         )  # fmt: skip
         path.cubicTo(
-            *self.at(pose, 0.3 * w, look.nose + 0.01, 0.9), *self.at(pose, w, look.nose + 0.03, 0.8),
+            *self.at(pose, 0.3 * w, look.nose + 0.01, 0.9),
+            *self.at(pose, w, look.nose + 0.03, 0.8),
             *self.at(pose, w, look.nose - 0.015, 0.7),
         )  # fmt: skip
         side = 1 if pose.yaw < 0 else -1  # the bridge's shadow lies on the far side
         path.moveTo(*self.at(pose, -side * 0.03, -0.03, 0.6))
-        path.quadTo(*self.at(pose, -side * 0.02, 0.05, 0.8), *self.at(pose, -side * w * 0.8, 0.1, 0.8))
+        path.quadTo(
+            *self.at(pose, -side * 0.02, 0.05, 0.8), *self.at(pose, -side * w * 0.8, 0.1, 0.8)
+        )
         canvas.draw(path, self._line)
 
     def _draw_eye(self, canvas: Canvas, pose: Pose, side: int) -> None:
@@ -210,7 +217,9 @@ class Face:
         with canvas.within(almond):
             canvas.draw(oval(gx, gy, 0.5 * size, 0.5 * size), self._iris)
             canvas.draw(oval(gx, gy, 0.24 * size, 0.24 * size), self._pupil)
-            canvas.draw(oval(gx + 0.15 * size, gy - 0.18 * size, 0.1 * size, 0.1 * size), self._spark)
+            canvas.draw(
+                oval(gx + 0.15 * size, gy - 0.18 * size, 0.1 * size, 0.1 * size), self._spark
+            )
         lid = skia.Path()
         lid.moveTo(x - size, y)
         lid.cubicTo(x - 0.5 * size, y - 1.3 * high, x + 0.5 * size, y - 1.3 * high, x + size, y)

@@ -121,5 +121,4 @@ def draw_look(family: int, own: int) -> Look:
 
 
 def _cloth(rng: np.random.Generator) -> Color:
-    color = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.05, 0.75), rng.uniform(0.15, 0.9))
-    return color
+    return colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.05, 0.75), rng.uniform(0.15, 0.9))

@@ -1,6 +1,7 @@
 """The sound of a clip: each voice alone, what is behind them, and their sum."""
 
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -118,8 +119,10 @@ def mix(settings: RenderSettings, population: Population, script: Script) -> Sou
     behind = _background(settings, population, script, samples)
     peak = float(np.abs(sum(clean) + elsewhere + behind).max())
     gain = min(1.0, PEAK / max(peak, 1e-9)) * 32767
-    parts = [np.rint(part * gain).astype(np.int16) for part in (*clean, elsewhere, behind)]
-    mixture = np.sum(parts, axis=0, dtype=np.int32).astype(np.int16)
+    parts: list[np.ndarray] = [
+        np.rint(part * gain).astype(np.int16) for part in (*clean, elsewhere, behind)
+    ]
+    mixture = np.asarray(np.sum(parts, axis=0, dtype=np.int32)).astype(np.int16)
     return Sounds(parts[:-2], parts[-2], parts[-1], mixture, tracks)
 
 
@@ -221,7 +224,7 @@ def speaking(sound: np.ndarray, frames: int, frame_rate: float) -> list[bool]:
     gap = round(BRIDGE * frame_rate)
     found = heard.copy()
     active = np.flatnonzero(heard)
-    for before, after in zip(active[:-1], active[1:], strict=True):
+    for before, after in itertools.pairwise(active):
         if after - before <= gap + 1:
             found[before:after] = True
     return [bool(x) for x in found]
@@ -230,6 +233,4 @@ def speaking(sound: np.ndarray, frames: int, frame_rate: float) -> list[bool]:
 def spans_of(active: list[bool], frame_rate: float) -> list[Span]:
     """Stretches of frames that are active, in seconds."""
     edges = np.flatnonzero(np.diff([0, *map(int, active), 0]))
-    return [
-        (float(a / frame_rate), float(b / frame_rate)) for a, b in edges.reshape(-1, 2)
-    ]
+    return [(float(a / frame_rate), float(b / frame_rate)) for a, b in edges.reshape(-1, 2)]

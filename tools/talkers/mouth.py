@@ -72,7 +72,9 @@ class Mouth:
         canvas.draw(tongue, self._tongue)
         upper = min(0.012 + 0.045 * shape[TEETH], 0.75 * gap)
         row = skia.Path()
-        row.addRoundRect(skia.Rect(-0.75 * width, top - 0.03, 0.75 * width, top + upper), 0.01, 0.01)
+        row.addRoundRect(
+            skia.Rect(-0.75 * width, top - 0.03, 0.75 * width, top + upper), 0.01, 0.01
+        )
         canvas.draw(row, self._teeth)
         gaps = skia.Path()
         for place in (-0.45, -0.22, 0.0, 0.22, 0.45):

@@ -42,8 +42,12 @@ class Speaker:
         return {**values, "voice": voices.to_record(self.voice)}
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "Speaker":
-        return cls(**{**record, "voice": voices.from_record(record["voice"])})
+    def from_record(cls, record: dict[str, Any], speech: str | None) -> "Speaker":
+        """
+        Args:
+            speech: folder of recordings.
+        """
+        return cls(**{**record, "voice": voices.from_record(record["voice"], speech)})
 
 
 def lot(*parts: int | str) -> np.random.Generator:

@@ -31,8 +31,8 @@ class Recording:
     seconds: float
 
 
-def find(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(reader, file) of every sound file, in the order of their paths.
+def find(folder: Path) -> Iterator[tuple[str, str]]:
+    """(reader, path within the folder) of every sound file, in the order of their paths.
 
     Raises:
         CavmaeError: no such folder, or no sound in it.
@@ -46,7 +46,7 @@ def find(folder: Path) -> Iterator[tuple[str, Path]]:
             "convert them to FLAC or name another folder."
         )
     for path in paths:
-        yield reader_of(path), path
+        yield reader_of(path), path.relative_to(folder).as_posix()
 
 
 def reader_of(path: Path) -> str:
@@ -71,8 +71,9 @@ def read(path: Path, start: float = 0.0, seconds: float | None = None) -> np.nda
     return resample(np.ascontiguousarray(sound), rate)
 
 
-def survey(path: Path) -> Recording | tuple[str, str]:
-    """What a file holds, or why it cannot be used: (reason, detail)."""
+def survey(folder: Path, name: str) -> Recording | tuple[str, str]:
+    """What a file of a folder holds, or why it cannot be used: (reason, detail)."""
+    path = folder / name
     try:
         sound = read(path)
     except CavmaeError as error:
@@ -84,4 +85,4 @@ def survey(path: Path) -> Recording | tuple[str, str]:
         return "decode_error", "samples that are not numbers"
     if float(np.sqrt(np.mean(sound**2))) < QUIETEST:
         return "silent", "nothing to hear"
-    return Recording(str(path), path.stat().st_size, seconds)
+    return Recording(name, path.stat().st_size, seconds)

@@ -158,8 +158,8 @@ def _cast(
     while len(cast) < count:
         left = population.others(main, cast)
         if not alike:  # chance must not make look-alikes that are not labelled
-            families = {s.family for s in cast}
-            left = [s for s in left if s.family not in families] or left
+            seen = {s.family for s in cast}
+            left = [s for s in left if s.family not in seen] or left
         cast.append(left[int(rng.integers(len(left)))])
     order = rng.permutation(len(cast))
     cast = [cast[i] for i in order]

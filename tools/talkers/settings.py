@@ -99,7 +99,7 @@ class RenderSettings:
             "seconds": 0.5 <= self.seconds <= 600,
             "frame_rate": 5 <= self.frame_rate <= 120,
             "height": 64 <= self.height <= 2160 and self.height % 2 == 0,
-            "width": self.width == 0 or 64 <= self.width <= 3840 and self.width % 2 == 0,
+            "width": self.width == 0 or (64 <= self.width <= 3840 and self.width % 2 == 0),
             "valid_share": 0 <= self.valid_share < 1,
             "test_share": 0 <= self.test_share < 1,
             "quality": 0 <= self.quality <= 40,

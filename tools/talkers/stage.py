@@ -154,9 +154,7 @@ class Stage:
         if camera.blur:
             sigma = camera.blur * height / 224
             filling.setImageFilter(skia.ImageFilters.Blur(sigma, sigma, skia.TileMode.kClamp))
-        image = skia.Image.fromarray(
-            self._canvas.pixels, skia.kRGBA_8888_ColorType, copy=False
-        )
+        image = skia.Image.fromarray(self._canvas.pixels, skia.kRGBA_8888_ColorType, copy=False)
         canvas.drawImage(image, 0, 0, skia.SamplingOptions(), filling)
         angle, strength = camera.shadow
         if strength > 0.05:
@@ -170,8 +168,6 @@ class Stage:
         pixels = self._last.pixels
         if self._grain is None:
             return pixels
-        grain = np.roll(
-            self._grain[number % GRAINS], tuple(self._rolls[number]), axis=(0, 1)
-        )
+        grain = np.roll(self._grain[number % GRAINS], tuple(self._rolls[number]), axis=(0, 1))
         np.clip(pixels + grain, 0, 255, out=pixels, casting="unsafe")
         return pixels

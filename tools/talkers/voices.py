@@ -21,8 +21,13 @@ SPEECH_BELOW_LOUDEST = 30.0  # dB: quieter than this is a pause
 
 @dataclasses.dataclass(frozen=True)
 class RecordedVoice:
-    """A reader and their recordings."""
+    """A reader and their recordings.
 
+    Attributes:
+        folder: that the recordings' paths are relative to.
+    """
+
+    folder: str
     recordings: tuple[Recording, ...]
 
 
@@ -42,15 +47,22 @@ class Utterance(NamedTuple):
 
 
 def to_record(voice: Voice) -> dict[str, Any]:
+    """Without the folder of recordings, which may lie elsewhere on another machine."""
     kind = "espeak" if isinstance(voice, EspeakVoice) else "recorded"
-    return {"kind": kind, **dataclasses.asdict(voice)}
+    values = dataclasses.asdict(voice)
+    values.pop("folder", None)
+    return {"kind": kind, **values}
 
 
-def from_record(record: dict[str, Any]) -> Voice:
+def from_record(record: dict[str, Any], folder: str | None) -> Voice:
+    """
+    Args:
+        folder: of the recordings.
+    """
     values = {k: v for k, v in record.items() if k != "kind"}
     if record["kind"] == "espeak":
         return EspeakVoice(**values)
-    return RecordedVoice(tuple(Recording(**r) for r in values["recordings"]))
+    return RecordedVoice(folder or "", tuple(Recording(**r) for r in values["recordings"]))
 
 
 def draw_espeak_voice(rng: np.random.Generator) -> EspeakVoice:
@@ -114,7 +126,7 @@ def _stretch(voice: RecordedVoice, samples: int, rng: np.random.Generator) -> np
         chosen = voice.recordings[int(rng.choice(len(seconds), p=seconds / seconds.sum()))]
         latest = max(chosen.seconds - missing / SAMPLE_RATE, 0.0)
         piece = recordings.read(
-            Path(chosen.path), float(rng.uniform(0, latest)), missing / SAMPLE_RATE
+            Path(voice.folder) / chosen.path, float(rng.uniform(0, latest)), missing / SAMPLE_RATE
         )[:missing]
         pieces.append(fade(piece))
         missing -= len(piece)

@@ -1,0 +1,228 @@
+"""`cavmae render-talkers --out DIR --clips N`: talking heads with known voices and masks."""
+
+import contextlib
+import csv
+import dataclasses
+import importlib
+import io
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.storage import write_atomically
+from cavmae.tools import pool
+from cavmae.tools.commandline import fill, module_main, parse, parser, stop_on_signals
+from cavmae.tools.locking import locked
+from cavmae.tools.progress import Progress
+from cavmae.tools.talkers.settings import RenderSettings
+
+if TYPE_CHECKING:
+    from cavmae.tools.talkers.population import Population
+
+log = logging.getLogger("cavmae")
+SETTINGS, CLIPS, WORK, SKIPPED = "talkers.json", "clips", ".work", "skipped-clips.jsonl"
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """How a run goes about it; none of this changes the clips.
+
+    Args:
+        workers: processes; 0: one for each core.
+        timeout: seconds without a sign of life after which a clip is given up.
+        memory_gb: memory of a worker above which its clip is given up, in 10^9 bytes.
+    """
+
+    workers: int = 0
+    timeout: float = 300.0
+    memory_gb: float = 4.0
+
+
+class ClipProgress(Progress):
+    """Also tells seconds of video a second."""
+
+    def __init__(self, total: int, before: int, seconds: float):
+        super().__init__(total, "clip", before)
+        self._seconds = seconds
+
+    def note(self) -> str:
+        return f"{(self._done - self._before) * self._seconds / self.elapsed:.1f} times real time"
+
+
+def main(words: Sequence[str]) -> int:
+    made = parser("render-talkers", "Talking heads whose every voice and pixel is known.")
+    made.add_argument("--out", required=True, type=str, help="Folder of the corpus.")
+    made.add_argument("--clips", required=True, type=int, help="How many clips it shall have.")
+    made.add_class_arguments(RenderSettings)
+    made.add_class_arguments(RunSettings)
+    options = parse(made, words)
+    settings, how = fill(RenderSettings, options), fill(RunSettings, options)
+    with stop_on_signals():
+        return render_talkers(Path(options.out), options.clips, settings, how)
+
+
+def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RunSettings) -> int:
+    """Makes, completes or lengthens a corpus.
+
+    Returns:
+        0, or 1 if a clip could not be rendered.
+
+    Raises:
+        CavmaeError: bad usage, a missing package, no usable recordings, a folder made with other
+            settings or by something else, a full or read-only disk.
+    """
+    settings.check()
+    if clips < 1:
+        raise UsageError(f"--clips {clips}: ask for at least one.")
+    _require_skia()
+    from cavmae.tools.talkers import roster
+
+    workers = how.workers or pool.cores()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        message = f"Another `cavmae render-talkers` is writing to {out}; wait for it to end."
+        with locked(out / WORK, message):
+            clips = max(clips, _check_folder(out, settings))
+            population = roster.load_or_make(out, settings, workers)
+            (out / CLIPS).mkdir(exist_ok=True)
+            _save_settings(out, clips, settings)
+            rows, skipped = _render(out, clips, settings, how, population)
+            _write_tables(out, rows)
+            _write_skipped(out, skipped)
+    except OSError as error:
+        raise CavmaeError(
+            f"Cannot write to {out}: {error.strerror or error}; what is done stays, run the same "
+            "command again once that is mended."
+        ) from error
+    seconds = sum(row["seconds"] for row in rows)
+    log.info("%d clips, %.2f h, in %s.", len(rows), seconds / 3600, out)
+    if skipped:
+        log.error(
+            "%d clips failed, the first: %s. %s names them; run the same command to try again.",
+            len(skipped), skipped[0]["detail"], out / SKIPPED,
+        )  # fmt: skip
+    return 1 if skipped else 0
+
+
+def _require_skia() -> None:
+    try:
+        importlib.import_module("skia")
+    except ImportError as error:
+        raise CavmaeError(
+            f"Drawing talkers needs skia-python ({error}): pip install 'cavmae[talkers]'; if it "
+            "misses libEGL or libGL, install those (Debian, Ubuntu: apt install libegl1 libgl1)."
+        ) from error
+
+
+def _check_folder(out: Path, settings: RenderSettings) -> int:
+    """How many clips an earlier run was asked for.
+
+    Raises:
+        CavmaeError: it had other settings, or the folder holds something else.
+    """
+    path = out / SETTINGS
+    if not path.exists():
+        strangers = sorted(
+            p.name for p in out.iterdir() if p.name not in (WORK, "speakers.json", "skipped.jsonl")
+        )
+        if strangers:
+            raise CavmaeError(
+                f"{out} already holds {strangers[0]!r}; choose an empty or new --out folder."
+            )
+        return 0
+    try:
+        record = json.loads(path.read_bytes())
+        earlier, clips = record["settings"], int(record["clips"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CavmaeError(f"{path} is damaged ({error}); choose another --out folder.") from error
+    if record.get("schema") != SCHEMA:
+        raise CavmaeError(f"{path} is of another version of this program; choose another folder.")
+    for name, value in _comparable(settings).items():
+        if earlier.get(name) != value:
+            raise CavmaeError(
+                f"{out} was made with --{name.replace('_', '-')} {earlier.get(name)}, not {value}: "
+                "give the same, or choose another --out folder."
+            )
+    return clips
+
+
+def _comparable(settings: RenderSettings) -> dict[str, Any]:
+    """Settings that must not change; recordings may lie elsewhere, and are compared by size."""
+    return {**settings.record(), "speech": settings.speech is not None}
+
+
+def _save_settings(out: Path, clips: int, settings: RenderSettings) -> None:
+    record = {"schema": SCHEMA, "clips": clips, "settings": _comparable(settings)}
+    with write_atomically(out / SETTINGS) as file:
+        file.write(json.dumps(record, indent=1).encode() + b"\n")
+
+
+def _render(
+    out: Path, clips: int, settings: RenderSettings, how: RunSettings, population: "Population"
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Renders what is missing; returns the rows of all clips, and the clips that failed."""
+    from cavmae.tools.talkers import film
+
+    folders = [out / CLIPS / f"{number:06d}" for number in range(clips)]
+    rows = {n: row for n, folder in enumerate(folders) if (row := film.complete(folder))}
+    todo = [number for number in range(clips) if number not in rows]
+    skipped: list[dict[str, Any]] = []
+    shots = ((n, film.Shot(n, settings, population, folders[n], out / WORK)) for n in todo)
+    events = pool.run(
+        shots, film.render, how.workers or pool.cores(), how.timeout, how.memory_gb * 1e9
+    )
+    progress = ClipProgress(clips, len(rows), settings.length)
+    with progress, contextlib.closing(events):
+        for event in events:
+            if isinstance(event, pool.Progress):
+                continue
+            if isinstance(event, pool.Lost):
+                clip = {"clip": event.task, "reason": event.reason, "detail": event.detail}
+                skipped.append(clip)
+            else:
+                rows[event.task] = event.result
+            progress.done()
+    if todo:
+        log.info("%s.", progress.note())
+    return [rows[n] for n in sorted(rows)], sorted(skipped, key=lambda s: s["clip"])
+
+
+def _write_tables(out: Path, rows: list[dict[str, Any]]) -> None:
+    """One table a split, as `cavmae shard` takes it."""
+    for split in ("train", "valid", "test"):
+        mine = [row for row in rows if row["split"] == split]
+        if not mine:
+            continue
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["path", "labels", "speaker", "masks"])
+        for row in mine:
+            folder = f"{CLIPS}/{row['clip']:06d}"
+            table.writerow(
+                [
+                    f"{folder}/{row['clip']:06d}.mp4",
+                    ";".join(row["labels"]),
+                    "+".join(row["speakers"]),
+                    f"{folder}/masks",
+                ]
+            )
+        with write_atomically(out / f"{split}.csv") as file:
+            file.write(text.getvalue().encode())
+
+
+def _write_skipped(out: Path, skipped: list[dict[str, Any]]) -> None:
+    path = out / SKIPPED
+    if skipped:
+        with write_atomically(path) as file:
+            for record in skipped:
+                file.write(json.dumps(record).encode() + b"\n")
+    elif path.exists():
+        path.unlink()
+
+
+if __name__ == "__main__":
+    module_main(main)

@@ -1,0 +1,267 @@
+"""A clip's files: video, voices, masks, and what is true of them.
+
+A clip is a folder that appears under its name whole or not at all::
+
+    000123/000123.mp4       picture (H.264) and the mixture (AAC)
+    000123/mixture.flac     exactly the sum of the sounds below
+    000123/voice-1.flac     person 1 alone; one file a person, silent for who says nothing
+    000123/off-screen.flac  a voice of nobody visible, where there is one
+    000123/background.flac  noise and music, where there are any
+    000123/masks/0000.png   one a frame: 0 background, body of person k 2k - 1, their face 2k
+    000123/truth.json       everything else
+"""
+
+import dataclasses
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+
+from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.features import SAMPLE_RATE
+from cavmae.datasets.storage import flush_folder, write_atomically
+from cavmae.tools.talkers.mixing import Sounds, mix, spans_of, speaking
+from cavmae.tools.talkers.population import Population
+from cavmae.tools.talkers.script import Script, write_script
+from cavmae.tools.talkers.settings import RenderSettings
+from cavmae.tools.talkers.stage import Stage
+
+SCHEMA = 1
+TRUTH = "truth.json"
+BEAT = 100  # frames
+AAC_FRAME = 1024  # samples
+AAC_BITS = 96_000  # a second: the loss stays far below the voices
+
+
+@dataclasses.dataclass(frozen=True)
+class Shot:
+    """What a worker needs to render a clip.
+
+    Attributes:
+        number: of the clip.
+        folder: that will hold it.
+        work: folder for what is unfinished, on the same file system.
+    """
+
+    number: int
+    settings: RenderSettings
+    population: Population
+    folder: Path
+    work: Path
+
+
+class VideoWriter:
+    """H.264 and AAC in an MP4 file, interleaved, both beginning at 0.
+
+    Args:
+        size: (width, height) in pixels, even numbers.
+        quality: x264's CRF.
+        mixture: int16 [samples] at 16 kHz.
+    """
+
+    def __init__(
+        self, path: Path, size: tuple[int, int], frame_rate: int, quality: float,
+        mixture: np.ndarray,
+    ):  # fmt: skip
+        self._rate = frame_rate
+        self._container = av.open(str(path), "w", options={"movflags": "faststart"})
+        video = self._container.add_stream("libx264", rate=frame_rate)
+        video.width, video.height = size
+        video.pix_fmt = "yuv420p"
+        # One thread: the same bytes in any number of processes.
+        video.options = {"preset": "veryfast", "crf": f"{quality:g}", "threads": "1"}
+        video.codec_context.thread_count = 1
+        audio = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+        self._video, self._audio = video, audio
+        self._audio.codec_context.bit_rate = AAC_BITS
+        self._sound = self._encode_sound(mixture)
+        self._heard = 0.0  # seconds of sound written
+
+    def _encode_sound(self, mixture: np.ndarray) -> Iterator[float]:
+        for first in range(0, len(mixture), AAC_FRAME):
+            chunk = mixture[None, first : first + AAC_FRAME].astype(np.float32) / 32768
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(chunk), "fltp", "mono")
+            frame.sample_rate = SAMPLE_RATE
+            frame.time_base = Fraction(1, SAMPLE_RATE)
+            frame.pts = first
+            self._container.mux(self._audio.encode(frame))
+            yield (first + AAC_FRAME) / SAMPLE_RATE
+        self._container.mux(self._audio.encode(None))
+
+    def write(self, number: int, pixels: np.ndarray) -> None:
+        """The frame of this number: uint8 [height, width, 4]."""
+        frame = av.VideoFrame.from_ndarray(pixels, "rgba")
+        frame.time_base = Fraction(1, self._rate)
+        frame.pts = number
+        self._container.mux(self._video.encode(frame))
+        while self._heard is not None and self._heard < (number + 1) / self._rate:
+            self._heard = next(self._sound, float("inf"))
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._container.mux(self._video.encode(None))
+        for _ in self._sound:
+            pass
+        self._container.close()
+
+
+def render(shot: Shot, beat: Callable[[Any], None]) -> dict[str, Any]:
+    """Renders one clip into its folder.
+
+    Args:
+        beat: called with a number of frames now and then, as a sign of life.
+
+    Returns:
+        what the tables need of it: see :func:`row_of`.
+
+    Raises:
+        CavmaeError: a recording does not decode; the disk is full or read-only.
+    """
+    torch.set_num_threads(1)  # processes are the parallelism here
+    script = write_script(shot.settings, shot.population, shot.number)
+    sounds = mix(shot.settings, shot.population, script)
+    working = shot.work / f"{shot.number:06d}"
+    try:
+        shutil.rmtree(working, ignore_errors=True)
+        (working / "masks").mkdir(parents=True)
+        truth = _write(working, shot, script, sounds, beat)
+        if shot.folder.exists():  # incomplete or altered: it is being made again
+            shutil.rmtree(shot.folder)
+        working.rename(shot.folder)
+    except OSError as error:
+        raise CavmaeError(
+            f"Cannot write {shot.folder}: {error.strerror or error}; what is done stays, run the "
+            "same command again once that is mended."
+        ) from error
+    return row_of(truth)
+
+
+def _write(
+    folder: Path, shot: Shot, script: Script, sounds: Sounds, beat: Callable[[Any], None]
+) -> dict[str, Any]:
+    settings = shot.settings
+    video = f"{shot.folder.name}.mp4"
+    stage = Stage(settings, shot.population, script, sounds.tracks)
+    writer = VideoWriter(
+        folder / video, settings.size, settings.frame_rate, settings.quality, sounds.mixture
+    )
+    files: dict[str, int] = {}
+    boxes: list[list[list[float]]] = [[] for _ in script.people]
+    visible: list[list[bool]] = [[] for _ in script.people]
+    try:
+        for number, view in enumerate(stage.frames()):
+            writer.write(number, view.pixels)
+            if number % BEAT == BEAT - 1:
+                beat(number)
+            files[f"masks/{number:04d}.png"] = _write_mask(
+                folder / "masks" / f"{number:04d}.png", view.labels
+            )
+            for person, box in enumerate(view.mouths):
+                boxes[person].append([round(v, 1) for v in box])
+                visible[person].append(view.visible[person])
+    finally:
+        writer.close()
+    voices = {f"voice-{n}.flac": voice for n, voice in enumerate(sounds.voices, 1)}
+    tracks = {"mixture.flac": sounds.mixture, **voices}
+    if script.off_screen is not None:
+        tracks["off-screen.flac"] = sounds.off_screen
+    if script.noise is not None or script.music is not None:
+        tracks["background.flac"] = sounds.background
+    for name, samples in tracks.items():
+        soundfile.write(str(folder / name), samples, SAMPLE_RATE, subtype="PCM_16")
+    for name in (*tracks, video):
+        files[name] = (folder / name).stat().st_size
+    truth = _truth(shot, script, sounds, stage, boxes, visible)
+    truth["files"] = files
+    flush_folder(folder / "masks")
+    with write_atomically(folder / TRUTH) as file:
+        file.write(json.dumps(truth).encode() + b"\n")
+    return truth
+
+
+def _write_mask(path: Path, labels: np.ndarray) -> int:
+    held = io.BytesIO()
+    Image.fromarray(labels).save(held, "PNG", compress_level=1)
+    data = held.getvalue()
+    path.write_bytes(data)
+    return len(data)
+
+
+def _truth(
+    shot: Shot,
+    script: Script,
+    sounds: Sounds,
+    stage: Stage,
+    boxes: list[list[list[float]]],
+    visible: list[list[bool]],
+) -> dict[str, Any]:
+    settings = shot.settings
+    people = []
+    for number, person in enumerate(script.people):
+        speaker = shot.population[person.speaker]
+        active = speaking(sounds.voices[number], settings.frames, settings.frame_rate)
+        people.append(
+            {
+                "speaker": person.speaker,
+                "role": person.role,
+                "activity": person.activity,
+                "voice": f"voice-{number + 1}.flac",
+                "level_db": round(person.level_db, 2),
+                "pitch_hz": round(speaker.pitch_hz, 1),
+                "speaking": spans_of(active, settings.frame_rate),
+                "cover": None if person.cover is None else dataclasses.asdict(person.cover),
+                "mask_values": {"body": 2 * number + 1, "face": 2 * number + 2},
+                "mouth_boxes": boxes[number],
+                "mouth_visible": visible[number],
+                "mouth_opening": [round(float(v), 3) for v in stage.mouths[number][:, 0]],
+            }
+        )
+    return {
+        "schema": SCHEMA,
+        "clip": script.clip,
+        "split": script.split,
+        "seed": settings.seed,
+        "seconds": settings.length,
+        "frames": settings.frames,
+        "frame_rate": settings.frame_rate,
+        "frame_size": [settings.size[1], settings.size[0]],
+        "sample_rate": SAMPLE_RATE,
+        "labels": script.labels,
+        "shift_ms": script.shift_ms,
+        "people": people,
+        "off_screen": None if script.off_screen is None else dataclasses.asdict(script.off_screen),
+        "noise": script.noise,
+        "music": script.music,
+    }
+
+
+def complete(folder: Path) -> dict[str, Any] | None:
+    """What :func:`row_of` tells of a clip whose files are all there, at their sizes; else None."""
+    try:
+        truth: dict[str, Any] = json.loads((folder / TRUTH).read_bytes())
+        for name, size in truth["files"].items():
+            if (folder / name).stat().st_size != size:
+                return None
+    except (OSError, ValueError, KeyError):
+        return None
+    return row_of(truth)
+
+
+def row_of(truth: dict[str, Any]) -> dict[str, Any]:
+    """A clip's line in the tables: number, split, speakers, labels, seconds."""
+    return {
+        "clip": truth["clip"],
+        "split": truth["split"],
+        "speakers": [person["speaker"] for person in truth["people"]],
+        "labels": truth["labels"],
+        "seconds": truth["seconds"],
+    }
