@@ -9,6 +9,8 @@ from cavmae.tools.commandline import fill, module_main, parse, parser
 # what: (module with `run(settings)`, its settings class, what is measured)
 BENCHES = {
     "shard": ("cavmae.tools.benching.sharding", "ShardBench", "videos to shards"),
+    "render": ("cavmae.tools.benching.rendering", "RenderBench", "rendering talkers"),
+    "lips": ("cavmae.tools.benching.lips", "LipsBench", "whether rendered mouths show who speaks"),
     "load": ("cavmae.tools.benching.loading", "LoadBench", "shards to batches"),
 }
 

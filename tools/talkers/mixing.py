@@ -18,6 +18,7 @@ from cavmae.tools.talkers.voices import Voice, active_level, utter
 VOICE_LEVEL = -24.0  # dB: RMS of a voice while it speaks
 PEAK = 0.95  # of the mixture; one gain for all parts keeps below it
 BABBLERS = 5
+LIVELINESS = (0.6, 1.1)  # of mouths
 SPEAKING_ABOVE = -32.0  # dB beside a voice's own level: louder is speech
 BRIDGE = 0.2  # s: shorter gaps are part of speaking
 
@@ -109,6 +110,9 @@ def mix(settings: RenderSettings, population: Population, script: Script) -> Sou
             continue
         said = say(population[person.speaker].voice, person.spans, length, earlier, rng)
         clean.append(_leveled(said.sound, VOICE_LEVEL + person.level_db))
+        # Some people hardly open their mouth, always.
+        liveliness = lot(population[person.speaker].look, "articulation").uniform(*LIVELINESS)
+        said.track[:, articulation.OPENING] *= liveliness
         tracks.append(said.track)
     elsewhere = np.zeros(samples, np.float32)
     if script.off_screen is not None:
