@@ -10,6 +10,7 @@ from cavmae.tools.talkers.looks import Look, mixed
 from cavmae.tools.talkers.mouth import Mouth
 
 TURN, BEND = 0.16, 0.11  # by which what is nearest to the camera moves when a head turns or bends
+EARS = -0.1  # how near they are; further back they would leave a turned head
 DROP = 0.085  # by which an open jaw lowers the chin
 
 
@@ -113,7 +114,7 @@ class Face:
         """
         look, opening = self.look, shape[OPENING]
         for side in (-1, 1):
-            x, y = self.at(pose, side * (look.cheek + 0.01), 0.02, -0.35)
+            x, y = self.at(pose, side * (look.cheek + 0.01), 0.02, EARS)
             canvas.draw(oval(x, y, 0.045, look.ear), self._ear, label)
             canvas.draw(oval(x, y, 0.02, 0.6 * look.ear), self._ear_line)
         outline = self.outline(pose, opening)
