@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cavmae.tools.talkers.population import Population
 
 log = logging.getLogger("cavmae")
+SHEET = "contact_sheet.png"
 SETTINGS, CLIPS, WORK, SKIPPED = "talkers.json", "clips", ".work", "skipped-clips.jsonl"
 SCHEMA = 1
 
@@ -79,7 +80,7 @@ def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RunSett
     if clips < 1:
         raise UsageError(f"--clips {clips}: ask for at least one.")
     _require_skia()
-    from cavmae.tools.talkers import roster
+    from cavmae.tools.talkers import roster, sheet
 
     workers = how.workers or pool.cores()
     try:
@@ -93,13 +94,14 @@ def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RunSett
             rows, skipped = _render(out, clips, settings, how, population)
             _write_tables(out, rows)
             _write_skipped(out, skipped)
+            sheet.draw([out / CLIPS / f"{row['clip']:06d}" for row in rows], out / SHEET)
     except OSError as error:
         raise CavmaeError(
             f"Cannot write to {out}: {error.strerror or error}; what is done stays, run the same "
             "command again once that is mended."
         ) from error
     seconds = sum(row["seconds"] for row in rows)
-    log.info("%d clips, %.2f h, in %s.", len(rows), seconds / 3600, out)
+    log.info("%d clips, %.2f h, in %s; look at %s.", len(rows), seconds / 3600, out, SHEET)
     if skipped:
         log.error(
             "%d clips failed, the first: %s. %s names them; run the same command to try again.",

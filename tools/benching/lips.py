@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -215,8 +214,9 @@ def evaluate(corpus: Path, clips: int) -> dict[str, dict[str, float]]:
         CavmaeError: no corpus, or too few speakers in it.
     """
     lips = list(collect(corpus, clips))
-    held = [x for x in lips if zlib.crc32(x.speaker.encode()) % 2]
-    known = [x for x in lips if not zlib.crc32(x.speaker.encode()) % 2]
+    trained_on = set(sorted({x.speaker for x in lips})[::2])
+    known = [x for x in lips if x.speaker in trained_on]
+    held = [x for x in lips if x.speaker not in trained_on]
     if len(held) < 3 or len(known) < 3:
         raise CavmaeError(f"{corpus} has too few clips of different speakers; render more.")
     weights, reading = _fit(known, "envelope"), _fit(known, "opening")

@@ -195,7 +195,7 @@ def pitch_of(sound: np.ndarray) -> float:
     spectrum = np.abs(np.fft.rfft(frames, 2 * window)) ** 2
     across = np.fft.irfft(spectrum)[:, : longest + 1]
     across /= across[:, :1] + 1e-12
-    # Longer shifts overlap less; half of that is made good, which keeps double periods from winning.
+    # Longer shifts overlap less; half of that is made good: all would make double periods win.
     across *= (1 + window / (window - np.arange(longest + 1))) / 2
     best = across[:, shortest:].argmax(axis=1) + shortest
     strength = across[np.arange(len(best)), best]

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from cavmae.tools.render_talkers import RunSettings, render_talkers
-from cavmae.tools.talkers.settings import RenderSettings
+from cavmae.tools.talkers.settings import CASES, RenderSettings
 
 # Where skia-python's shared libraries (libEGL) are missing, pytest says so.
 pytest.importorskip("skia", exc_type=ImportError)
@@ -25,7 +25,7 @@ def render(out: Path, clips: int, workers: int = 2, **changes: object) -> int:
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten clips of one to three people in which everything happens often."""
     out = tmp_path_factory.mktemp("crowd") / "out"
-    cases = dict.fromkeys(("silent", "pauses", "off_screen_voice", "noise", "music", "look_alikes", "like_voices", "shifted", "hidden_mouth"), 0.5)  # fmt: skip
+    cases = dict.fromkeys(CASES, 0.5)
     share = {"valid_share": 0.0, "test_share": 0.0}
     assert render(out, 10, people="1-3", seconds=1.6, speakers=6, **share, **cases) == 0
     return out

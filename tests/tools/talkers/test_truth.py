@@ -46,6 +46,16 @@ def pictures_of(folder: Path) -> tuple[np.ndarray, list[float]]:
     return np.stack([f.to_ndarray(format="rgb24") for f in frames]), [f.time for f in frames]
 
 
+def assert_equal_to_a_pixel(
+    found: np.ndarray, wanted: np.ndarray, shapes: list[np.ndarray]
+) -> None:
+    """Equal, but for pixels at a shape's edge whose middle lies so near that rounding decides."""
+    differing = found != wanted
+    assert np.count_nonzero(differing) <= 0.01 * wanted.size
+    edges = np.any([binary_dilation(s) & binary_dilation(~s) for s in shapes], axis=0)
+    assert not np.any(differing & ~edges)
+
+
 def sound_of(path: Path) -> np.ndarray:
     samples, rate = soundfile.read(str(path), dtype="int16")
     assert rate == 16_000
@@ -58,6 +68,7 @@ def test_labels_are_the_pixels_whose_middle_lies_in_the_last_shape() -> None:
     rng = np.random.default_rng(3)
     canvas = Canvas((size, size))
     wanted = np.zeros((size, size), np.uint8)
+    drawn: list[np.ndarray] = []
     for number in range(12):
         place = placing(*rng.uniform(10, 38, 2), rng.uniform(0, 90), rng.uniform(5, 20))
         shape = oval(*rng.uniform(-0.5, 0.5, 2), *rng.uniform(0.3, 1, 2))
@@ -72,15 +83,17 @@ def test_labels_are_the_pixels_whose_middle_lies_in_the_last_shape() -> None:
         shape.transform(place)
         if window is not None:
             window.transform(place)
+        inside = np.zeros((size, size), bool)
         for y in range(size):
             for x in range(size):
-                inside = shape.contains(x + 0.5, y + 0.5)
-                inside = inside and (window is None or window.contains(x + 0.5, y + 0.5))
-                if inside and label is not None:
-                    wanted[y, x] = label
-    differing = np.count_nonzero(canvas.labels != wanted)
+                inside[y, x] = shape.contains(x + 0.5, y + 0.5) and (
+                    window is None or window.contains(x + 0.5, y + 0.5)
+                )
+        drawn.append(inside)
+        if label is not None:
+            wanted[inside] = label
     assert len(np.unique(wanted)) > 4
-    assert differing <= 0.003 * wanted.size  # middles within rounding of an edge
+    assert_equal_to_a_pixel(canvas.labels, wanted, drawn)
 
 
 def test_a_line_is_labelled_as_wide_as_it_is_drawn() -> None:
@@ -134,9 +147,8 @@ def test_the_face_is_face_and_what_covers_it_is_body() -> None:
     outline = figure.face.outline(pose, shape[0])
     ears = []
     for side in (-1, 1):
-        ears.append(
-            oval(*figure.face.at(pose, side * (look.cheek + 0.01), 0.02, EARS), 0.045, look.ear)
-        )
+        middle = figure.face.at(pose, side * (look.cheek + 0.01), 0.02, EARS)
+        ears.append(oval(*middle, 0.045, look.ear))
     for path in (outline, *ears):
         path.transform(place)
     wanted = np.array(
@@ -145,8 +157,7 @@ def test_the_face_is_face_and_what_covers_it_is_body() -> None:
             for y in range(128)
         ]
     )
-    differing = wanted != (labels[None] == 6)
-    assert np.count_nonzero(differing) <= 6
+    assert_equal_to_a_pixel(labels[None] == 6, wanted, [wanted])
     # The hand turns face into body and nothing into face.
     assert np.all((labels["hand"] == 6) <= (labels[None] == 6))
     mouth = figure.face.at(pose, 0, look.mouth_y + 0.03, 0.62)
