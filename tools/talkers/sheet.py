@@ -35,7 +35,7 @@ def draw(folders: list[Path], path: Path) -> None:
     figure, axes = pyplot.subplots(
         len(chosen),
         PICTURES + 1,
-        figsize=(20, 1.9 * len(chosen) + 0.5),
+        figsize=(20, 1.9 * len(chosen) + 0.8),
         squeeze=False,
         gridspec_kw={"width_ratios": [1] * PICTURES + [2.6]},
     )

@@ -32,6 +32,17 @@ def test_mouths_go_with_their_own_voice(tmp_path: Path, speech: Path, source: st
     assert found["ms"]["apart"] <= 20
 
 
+def test_real_voices_move_their_mouths(tmp_path: Path, media_root: Path) -> None:
+    share = {"valid_share": 0.0, "test_share": 0.0, "silent": 0.0}
+    speech = str(media_root / "speech" / "valid")
+    assert render(tmp_path / "out", 12, speech=speech, seconds=3.0, **share) == 0
+    found = evaluate(tmp_path / "out", 100)["opening as drawn"]
+    assert found["own voice"] > 0.7
+    assert found["own voice"] > found["other voices"] + 0.4
+    assert found["own voice"] > found["400 ms off"] + 0.4
+    assert found["in step found"] == 1
+
+
 def test_measures_tell_right_from_wrong() -> None:
     rng = np.random.default_rng(0)
     voices = [rng.normal(size=128).cumsum() for _ in range(12)]
