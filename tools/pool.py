@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.errors import CavmaeError, UsageError
 
 WATCH_EVERY = 0.5  # s between looks at time and memory
 RECYCLE_AFTER = 500  # tasks: a fresh process returns whatever its libraries have leaked
@@ -143,8 +143,11 @@ def run(
         Progress, and for every task either Finished or Lost.
 
     Raises:
+        UsageError: a number that makes no sense.
         CavmaeError: the work raised one: the run itself cannot go on.
     """
+    if workers < 1 or timeout <= 0 or memory_bytes <= 0:
+        raise UsageError("--workers, --timeout and --memory-gb must be positive numbers.")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([work.__module__])
     team: list[_Worker] = []

@@ -88,13 +88,15 @@ def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RunSett
         message = f"Another `cavmae render-talkers` is writing to {out}; wait for it to end."
         with locked(out / WORK, message):
             clips = max(clips, _check_folder(out, settings))
+            # First of all: by this file the folder is known as ours after whatever happens.
+            _save_settings(out, clips, settings)
             population = roster.load_or_make(out, settings, workers)
             (out / CLIPS).mkdir(exist_ok=True)
-            _save_settings(out, clips, settings)
             rows, skipped = _render(out, clips, settings, how, population)
             _write_tables(out, rows)
             _write_skipped(out, skipped)
-            sheet.draw([out / CLIPS / f"{row['clip']:06d}" for row in rows], out / SHEET)
+            if rows:
+                sheet.draw([out / CLIPS / f"{row['clip']:06d}" for row in rows], out / SHEET)
     except OSError as error:
         raise CavmaeError(
             f"Cannot write to {out}: {error.strerror or error}; what is done stays, run the same "
@@ -129,7 +131,10 @@ def _check_folder(out: Path, settings: RenderSettings) -> int:
     path = out / SETTINGS
     if not path.exists():
         strangers = sorted(
-            p.name for p in out.iterdir() if p.name not in (WORK, "speakers.json", "skipped.jsonl")
+            p.name
+            for p in out.iterdir()
+            # A kill leaves temporary files.
+            if p.name != WORK and not (p.name.startswith(f".{SETTINGS}.") and p.suffix == ".tmp")
         )
         if strangers:
             raise CavmaeError(
@@ -143,11 +148,17 @@ def _check_folder(out: Path, settings: RenderSettings) -> int:
         raise CavmaeError(f"{path} is damaged ({error}); choose another --out folder.") from error
     if record.get("schema") != SCHEMA:
         raise CavmaeError(f"{path} is of another version of this program; choose another folder.")
+    if not (out / "speakers.json").exists():
+        return 0  # nothing was made with them yet
     for name, value in _comparable(settings).items():
         if earlier.get(name) != value:
+            option = f"--{name.replace('_', '-')}"
+            before, now = f"{option} {earlier.get(name)}", str(value)
+            if name == "speech":
+                before, now = (f"{'with' if x else 'without'} {option}" for x in (not value, value))
             raise CavmaeError(
-                f"{out} was made with --{name.replace('_', '-')} {earlier.get(name)}, not {value}: "
-                "give the same, or choose another --out folder."
+                f"{out} was made {'' if name == 'speech' else 'with '}{before}, not {now}: give "
+                "the same, or choose another --out folder."
             )
     return clips
 
@@ -198,6 +209,7 @@ def _write_tables(out: Path, rows: list[dict[str, Any]]) -> None:
     for split in ("train", "valid", "test"):
         mine = [row for row in rows if row["split"] == split]
         if not mine:
+            (out / f"{split}.csv").unlink(missing_ok=True)
             continue
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")

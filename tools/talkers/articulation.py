@@ -65,7 +65,7 @@ def from_phonemes(phonemes: Sequence[Phoneme], steps: int) -> np.ndarray:
     return track
 
 
-def from_sound(sound: np.ndarray) -> np.ndarray:
+def from_sound(sound: np.ndarray, level: float) -> np.ndarray:
     """A mouth track that follows the energies of four bands, as lips and jaw roughly do.
 
     The jaw opens with the first formant's band (300 to 1000 Hz), fricatives (above 4 kHz) bare the
@@ -74,6 +74,7 @@ def from_sound(sound: np.ndarray) -> np.ndarray:
 
     Args:
         sound: float32 [samples] at 16 kHz of one voice alone.
+        level: of its speech in dB, so that what is quiet beside it opens no mouth.
     """
     steps = len(sound) // STEP
     window = 2 * STEP
@@ -90,9 +91,11 @@ def from_sound(sound: np.ndarray) -> np.ndarray:
 
     track = np.zeros((steps, 4), np.float32)
     jaw = band(300, 1000)
-    loudest = float(np.percentile(jaw, 97))
-    if steps == 0 or loudest < -60:
+    if steps == 0:
         return track
+    # What the band would hold if speech at its level were all in it.
+    usual = level + 10 * float(np.log10(window * torch.hann_window(window).square().sum() / 2))
+    loudest = max(float(np.percentile(jaw, 97)), usual - 6)
     opening = np.clip((jaw - (loudest - 28)) / 28, 0, 1) ** 1.4
     hiss = np.clip((band(4000, 8000) - jaw + 2) / 12, 0, 1) * np.clip(
         (band(4000, 8000) - (loudest - 40)) / 15, 0, 1

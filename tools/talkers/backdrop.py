@@ -5,7 +5,7 @@ import skia
 
 from cavmae.tools.talkers.canvas import Color, glow, gradient, oval, paint, pen, shade
 
-MARGIN = 0.08  # of the picture's height, on every side
+MARGIN = 0.05  # of height and width together, on every side: room for camera shake and roll
 KINDS = ("gradient", "texture", "shelf", "room", "street", "bokeh")
 
 
@@ -15,7 +15,7 @@ def paint_backdrop(size: tuple[int, int], rng: np.random.Generator) -> skia.Imag
     Args:
         size: (width, height) of the picture in pixels; the image is larger by the margin.
     """
-    margin = round(MARGIN * size[1])
+    margin = margin_of(size)
     width, height = size[0] + 2 * margin, size[1] + 2 * margin
     surface = skia.Surface(width, height)
     canvas = surface.getCanvas()
@@ -42,6 +42,11 @@ def paint_backdrop(size: tuple[int, int], rng: np.random.Generator) -> skia.Imag
         surface.makeImageSnapshot(), 0, 0, skia.SamplingOptions(), filling
     )
     return blurred.makeImageSnapshot()
+
+
+def margin_of(size: tuple[int, int]) -> int:
+    """Pixels by which a backdrop is larger than the picture on every side."""
+    return round(MARGIN * sum(size))
 
 
 def _color(rng: np.random.Generator) -> Color:

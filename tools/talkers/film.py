@@ -14,6 +14,7 @@ A clip is a folder that appears under its name whole or not at all::
 import dataclasses
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -36,6 +37,10 @@ from cavmae.tools.talkers.settings import RenderSettings
 from cavmae.tools.talkers.stage import Stage
 
 SCHEMA = 1
+OURS = re.compile(
+    r"\d+\.mp4|(mixture|voice-\d+|off-screen|background)\.flac|masks/\d+\.png"
+    r"|truth\.json|\.truth\.json\..*\.tmp"
+)
 TRUTH = "truth.json"
 BEAT = 100  # frames
 AAC_FRAME = 1024  # samples
@@ -134,8 +139,7 @@ def render(shot: Shot, beat: Callable[[Any], None]) -> dict[str, Any]:
         shutil.rmtree(working, ignore_errors=True)
         (working / "masks").mkdir(parents=True)
         truth = _write(working, shot, script, sounds, beat)
-        if shot.folder.exists():  # incomplete or altered: it is being made again
-            shutil.rmtree(shot.folder)
+        _remove_clip(shot.folder)  # incomplete or altered: it is being made again
         working.rename(shot.folder)
     except OSError as error:
         raise CavmaeError(
@@ -143,6 +147,24 @@ def render(shot: Shot, beat: Callable[[Any], None]) -> dict[str, Any]:
             "same command again once that is mended."
         ) from error
     return row_of(truth)
+
+
+def _remove_clip(folder: Path) -> None:
+    """Removes what is left of a clip, and nothing else.
+
+    Raises:
+        CavmaeError: there is something that the program did not write.
+    """
+    if not folder.exists():
+        return
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not OURS.fullmatch(name):
+            raise CavmaeError(
+                f"{folder} is to be made again, but holds {name!r}, which is not part of a clip: "
+                "move that away and run the same command again."
+            )
+    shutil.rmtree(folder)
 
 
 def _write(
@@ -206,13 +228,18 @@ def _truth(
 ) -> dict[str, Any]:
     settings = shot.settings
     people = []
+    heard = []
     for number, person in enumerate(script.people):
         speaker = shot.population[person.speaker]
-        active = speaking(sounds.voices[number], settings.frames, settings.frame_rate)
+        active = speaking(
+            sounds.voices[number], sounds.levels[number], settings.frames, settings.frame_rate
+        )
+        heard.append(any(active))
         people.append(
             {
                 "speaker": person.speaker,
-                "role": person.role,
+                # Chance may give a speaker a stretch of their recordings in which they pause.
+                "role": "speaking" if heard[-1] else "silent",
                 "activity": person.activity,
                 "voice": f"voice-{number + 1}.flac",
                 "level_db": round(person.level_db, 2),
@@ -235,7 +262,7 @@ def _truth(
         "frame_rate": settings.frame_rate,
         "frame_size": [settings.size[1], settings.size[0]],
         "sample_rate": SAMPLE_RATE,
-        "labels": script.labels,
+        "labels": script.labels(heard),
         "shift_ms": script.shift_ms,
         "people": people,
         "off_screen": None if script.off_screen is None else dataclasses.asdict(script.off_screen),
@@ -251,9 +278,9 @@ def complete(folder: Path) -> dict[str, Any] | None:
         for name, size in truth["files"].items():
             if (folder / name).stat().st_size != size:
                 return None
-    except (OSError, ValueError, KeyError):
+        return row_of(truth)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return row_of(truth)
 
 
 def row_of(truth: dict[str, Any]) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from cavmae.datasets.features import SAMPLE_RATE
 from cavmae.tools.talkers import articulation, voices
 from cavmae.tools.talkers.espeak import Phoneme
 from cavmae.tools.talkers.population import Population, lot
+from cavmae.tools.talkers.recordings import active_level
 from cavmae.tools.talkers.script import Script, Span
 from cavmae.tools.talkers.settings import RenderSettings
-from cavmae.tools.talkers.voices import Voice, active_level, utter
+from cavmae.tools.talkers.voices import LEVEL, Voice, at_level, utter
 
-VOICE_LEVEL = -24.0  # dB: RMS of a voice while it speaks
 PEAK = 0.95  # of the mixture; one gain for all parts keeps below it
 BABBLERS = 5
 LIVELINESS = (0.6, 1.1)  # of mouths
-SPEAKING_ABOVE = -32.0  # dB beside a voice's own level: louder is speech
+SPEAKING_ABOVE = -26.0  # dB beside the level of speech: louder is speech
 BRIDGE = 0.2  # s: shorter gaps are part of speaking
 
 
@@ -44,6 +44,7 @@ class Sounds(NamedTuple):
         off_screen: of somebody else.
         background: noise and music.
         mixture: exactly the sum of all of these.
+        levels: of each person's speech in dB.
         tracks: of each person's mouth, on the picture's timeline.
     """
 
@@ -51,6 +52,7 @@ class Sounds(NamedTuple):
     off_screen: np.ndarray
     background: np.ndarray
     mixture: np.ndarray
+    levels: list[float]
     tracks: list[np.ndarray]
 
 
@@ -81,7 +83,7 @@ def say(
             phonemes.append(Phoneme(end, ""))
     steps = len(whole) // articulation.STEP
     if phonemes is None:
-        track = articulation.from_sound(whole)
+        track = articulation.from_sound(whole, LEVEL)
     else:
         track = articulation.from_phonemes(phonemes, steps)
     samples, shown = round(length * SAMPLE_RATE), round(length * articulation.RATE)
@@ -109,7 +111,7 @@ def mix(settings: RenderSettings, population: Population, script: Script) -> Sou
             tracks.append(made(steps, rng))
             continue
         said = say(population[person.speaker].voice, person.spans, length, earlier, rng)
-        clean.append(_leveled(said.sound, VOICE_LEVEL + person.level_db))
+        clean.append(at_level(said.sound, 0.0, person.level_db))
         # Some people hardly open their mouth, always.
         liveliness = lot(population[person.speaker].look, "articulation").uniform(*LIVELINESS)
         said.track[:, articulation.OPENING] *= liveliness
@@ -119,23 +121,17 @@ def mix(settings: RenderSettings, population: Population, script: Script) -> Sou
         rng = lot(settings.seed, "off-screen", script.clip)
         voice = population[script.off_screen.speaker].voice
         said = say(voice, script.off_screen.spans, length, 0.0, rng)
-        elsewhere = _leveled(said.sound, VOICE_LEVEL + script.off_screen.level_db)
+        elsewhere = at_level(said.sound, 0.0, script.off_screen.level_db)
     behind = _background(settings, population, script, samples)
-    peak = float(np.abs(sum(clean) + elsewhere + behind).max())
+    every = [*clean, elsewhere, behind]
+    # Of the parts too: where others cancel a peak, the part alone must still fit.
+    peak = max(float(np.abs(part).max()) for part in (*every, np.sum(every, axis=0)))
     gain = min(1.0, PEAK / max(peak, 1e-9)) * 32767
-    parts: list[np.ndarray] = [
-        np.rint(part * gain).astype(np.int16) for part in (*clean, elsewhere, behind)
-    ]
+    parts: list[np.ndarray] = [np.rint(part * gain).astype(np.int16) for part in every]
     mixture = np.asarray(np.sum(parts, axis=0, dtype=np.int32)).astype(np.int16)
-    return Sounds(parts[:-2], parts[-2], parts[-1], mixture, tracks)
-
-
-def _leveled(sound: np.ndarray, level: float) -> np.ndarray:
-    """At this RMS while active, in dB."""
-    active = active_level(sound)
-    if active <= -100:
-        return np.zeros_like(sound)
-    return sound * np.float32(10 ** ((level - active) / 20))
+    turned = 20 * float(np.log10(gain / 32767))
+    speech = [LEVEL + person.level_db + turned for person in script.people]
+    return Sounds(parts[:-2], parts[-2], parts[-1], mixture, speech, tracks)
 
 
 def _background(
@@ -149,22 +145,25 @@ def _background(
             sound = _babble(population, script, settings.length, rng)
         else:
             sound = noise(kind, samples, rng)
-        total += _leveled(sound, VOICE_LEVEL - below)
+        total += at_level(sound, active_level(sound), LEVEL - below)
     if script.music is not None:
-        total += _leveled(music(samples, rng), VOICE_LEVEL - script.music)
+        sound = music(samples, rng)
+        total += at_level(sound, active_level(sound), LEVEL - script.music)
     return total
 
 
 def _babble(
     population: Population, script: Script, length: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Many other people of the same split at once; people of the picture if there are no others."""
-    visible = [population[p.speaker] for p in script.people]
-    others = population.others(visible[0], visible) or visible
+    """Many other people of the same split at once."""
+    known = [population[p.speaker] for p in script.people]
+    if script.off_screen is not None:
+        known.append(population[script.off_screen.speaker])
+    others = population.others(known[0], known)
     total = np.zeros(round(length * SAMPLE_RATE), np.float32)
     for _ in range(BABBLERS):
         voice = others[int(rng.integers(len(others)))].voice
-        total += _leveled(utter(voice, length, rng).sound, rng.uniform(-30, -24))
+        total += at_level(utter(voice, length, rng).sound, 0.0, rng.uniform(-6, 0))
     return total
 
 
@@ -212,19 +211,17 @@ def _pluck(frequency: float, samples: int, rng: np.random.Generator) -> np.ndarr
     return tone * np.minimum(time / 0.005, 1)
 
 
-def speaking(sound: np.ndarray, frames: int, frame_rate: float) -> list[bool]:
+def speaking(sound: np.ndarray, level: float, frames: int, frame_rate: float) -> list[bool]:
     """Whether a voice is heard in each frame, bridging the short gaps within speech.
 
     Args:
         sound: int16 [samples] of one voice alone at 16 kHz.
+        level: of its speech in dB.
     """
-    own = active_level(sound.astype(np.float32) / 32768)
-    if own <= -100:
-        return [False] * frames
     edges = np.minimum(np.rint(np.arange(frames + 1) * SAMPLE_RATE / frame_rate), len(sound))
     energy = np.concatenate([[0.0], np.cumsum((sound / 32768.0) ** 2)])[edges.astype(int)]
     power = np.diff(energy) / np.maximum(np.diff(edges), 1)
-    heard = 10 * np.log10(power + 1e-12) > own + SPEAKING_ABOVE
+    heard = 10 * np.log10(power + 1e-12) > level + SPEAKING_ABOVE
     gap = round(BRIDGE * frame_rate)
     found = heard.copy()
     active = np.flatnonzero(heard)

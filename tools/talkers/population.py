@@ -14,7 +14,8 @@ from cavmae.tools.talkers.settings import RenderSettings
 from cavmae.tools.talkers.voices import Voice
 
 SPLITS = ("train", "valid", "test")
-NEAREST = 3  # speakers of the nearest pitch count as of a kind
+NEAREST = 3  # speakers of the nearest pitch count as of a kind,
+NEAR = 0.25  # if they are no more octaves away
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,24 +79,18 @@ class Population:
         """
         ids = sorted(sounding)
         order = [ids[i] for i in lot(settings.seed, "splits").permutation(len(ids))]
-        counts = [_share(len(ids), s) for s in (settings.valid_share, settings.test_share)]
-        counts.insert(0, len(ids) - sum(counts))
+        counts = _split(len(ids), settings.valid_share, settings.test_share)
         _, most = settings.crowd
-        wanted = (
-            settings.valid_share + settings.test_share < 1,
-            settings.valid_share > 0,
-            settings.test_share > 0,
-        )
-        for split, count, used in zip(SPLITS, counts, wanted, strict=True):
-            if used and count < most:
+        for split, count in zip(SPLITS, counts, strict=True):
+            if count is not None and count < most:
                 raise UsageError(
-                    f"Split {split} has {max(count, 0)} of {len(ids)} speakers, but pictures show "
+                    f"Split {split} has {count} of {len(ids)} speakers, but pictures show "
                     f"up to {most}: have more speakers, or set --valid-share and --test-share."
                 )
         pairs = most > 1 and settings.look_alikes > 0
         speakers = []
         for split in SPLITS:
-            count = counts.pop(0)
+            count = counts.pop(0) or 0
             mine, order = order[:count], order[count:]
             for place, name in enumerate(mine):
                 family = mine[place - place % 2] if pairs else name
@@ -128,15 +123,21 @@ class Population:
         return next((s for s in self.others(speaker) if s.family == speaker.family), None)
 
     def of_like_voice(self, speaker: Speaker, rng: np.random.Generator) -> Speaker | None:
-        """Somebody whose pitch is among the nearest."""
-        near = sorted(
-            self.others(speaker), key=lambda s: abs(math.log(s.pitch_hz / speaker.pitch_hz))
-        )[:NEAREST]
+        """Somebody whose pitch is among the nearest, and near; None if there is nobody."""
+
+        def apart(other: Speaker) -> float:
+            return abs(math.log2(max(other.pitch_hz, 1.0) / max(speaker.pitch_hz, 1.0)))
+
+        near = [s for s in sorted(self.others(speaker), key=apart)[:NEAREST] if apart(s) <= NEAR]
         return near[int(rng.integers(len(near)))] if near else None
 
 
-def _share(count: int, share: float) -> int:
-    return max(1, round(count * share)) if share > 0 else 0
+def _split(count: int, valid: float, test: float) -> list[int | None]:
+    """Speakers of train, valid and test; None for a split that nobody asked for."""
+    last = round(count * (1 - test))
+    first = round(count * (1 - valid - test))
+    train = first if 1 - valid - test > 1e-9 else None
+    return [train, last - first if valid > 0 else None, count - last if test > 0 else None]
 
 
 def _number(*parts: int | str) -> int:

@@ -13,7 +13,10 @@ from cavmae.datasets.features import SAMPLE_RATE, resample
 
 ENDINGS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 SHORTEST = 1.0  # s: what is shorter is no utterance
-QUIETEST = 1e-4  # RMS below which there is nothing to hear
+QUIETEST = -80.0  # dB: below it there is nothing to hear
+HOP = SAMPLE_RATE // 50  # samples over which levels are taken
+ACTIVE_BELOW_LOUDEST = 30.0  # dB
+PAUSE_BELOW = 22.0  # dB below the level of speech
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +26,16 @@ class Recording:
     Attributes:
         path: relative to the folder.
         bytes: its size, by which an altered file is noticed.
-        seconds: length.
+        start: when the first sound is heard, in seconds.
+        seconds: from there to the last sound.
+        level_db: RMS while there is something to hear.
     """
 
     path: str
     bytes: int
+    start: float
     seconds: float
+    level_db: float
 
 
 def find(folder: Path) -> Iterator[tuple[str, str]]:
@@ -39,19 +46,30 @@ def find(folder: Path) -> Iterator[tuple[str, str]]:
     """
     if not folder.is_dir():
         raise CavmaeError(f"--speech {folder} is not a folder.")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+    paths = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in ENDINGS and p.is_file() and not p.name.startswith(".")
+    )
     if not paths:
         raise CavmaeError(
             f"--speech {folder} has no recordings ({', '.join(ENDINGS)}) in it; "
             "convert them to FLAC or name another folder."
         )
     for path in paths:
-        yield reader_of(path), path.relative_to(folder).as_posix()
+        inside = path.relative_to(folder)
+        yield reader_of(inside), inside.as_posix()
 
 
 def reader_of(path: Path) -> str:
-    """A recording's reader: its name up to the first ``-`` or ``_``."""
-    return re.split(r"[-_]", path.stem, maxsplit=1)[0] or path.stem
+    """A recording's reader: its name up to the first ``-`` or ``_``, else the folder it is in.
+
+    Args:
+        path: within the folder of all recordings.
+    """
+    parts = re.split(r"[-_]", path.stem, maxsplit=1)
+    name = parts[0] if len(parts) > 1 and parts[0] else (path.parent.name or path.stem)
+    return name.replace("+", "_")  # tables join the speakers of a clip by it
 
 
 def read(path: Path, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
@@ -66,7 +84,7 @@ def read(path: Path, start: float = 0.0, seconds: float | None = None) -> np.nda
             file.seek(min(round(start * rate), file.frames))
             count = -1 if seconds is None else round(seconds * rate)
             sound = file.read(count, dtype="float32", always_2d=True).mean(axis=1)
-    except (soundfile.SoundFileError, OSError) as error:
+    except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise CavmaeError(f"{path} does not decode: {error}") from error
     return resample(np.ascontiguousarray(sound), rate)
 
@@ -78,11 +96,30 @@ def survey(folder: Path, name: str) -> Recording | tuple[str, str]:
         sound = read(path)
     except CavmaeError as error:
         return "decode_error", str(error)
-    seconds = len(sound) / SAMPLE_RATE
-    if seconds < SHORTEST:
-        return "too_short", f"{seconds:.2f} s, needed are {SHORTEST:g} s"
     if not np.isfinite(sound).all():
         return "decode_error", "samples that are not numbers"
-    if float(np.sqrt(np.mean(sound**2))) < QUIETEST:
+    level = active_level(sound)
+    if len(sound) and level < QUIETEST:
         return "silent", "nothing to hear"
-    return Recording(name, path.stat().st_size, seconds)
+    heard = np.flatnonzero(levels(sound, HOP) > level - PAUSE_BELOW) * HOP / SAMPLE_RATE
+    seconds = float(heard[-1] - heard[0]) + HOP / SAMPLE_RATE if len(heard) else 0.0
+    if seconds < SHORTEST:
+        return "too_short", f"{seconds:.2f} s of sound, needed are {SHORTEST:g} s"
+    return Recording(name, path.stat().st_size, float(heard[0]), seconds, round(level, 2))
+
+
+def levels(sound: np.ndarray, hop: int) -> np.ndarray:
+    """float [len // hop]: level of each stretch of ``hop`` samples, in dB (full scale: 0)."""
+    whole = sound[: len(sound) // hop * hop].reshape(-1, hop)
+    power = np.mean(whole.astype(np.float64) ** 2, axis=1)
+    found: np.ndarray = 10 * np.log10(power + 1e-12)
+    return found
+
+
+def active_level(sound: np.ndarray) -> float:
+    """RMS of the parts that are not much quieter than the loudest, in dB; -120 for silence."""
+    level = levels(sound, HOP)
+    if len(level) == 0 or level.max() < QUIETEST:
+        return -120.0
+    active = level[level > level.max() - ACTIVE_BELOW_LOUDEST]
+    return float(10 * np.log10(np.mean(10 ** (active / 10))))

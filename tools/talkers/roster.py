@@ -75,8 +75,13 @@ def load_or_make(out: Path, settings: RenderSettings, workers: int) -> Populatio
     """
     path = out / NAME
     if path.exists():
-        record = json.loads(path.read_bytes())
-        speakers = [Speaker.from_record(s, settings.speech) for s in record["speakers"]]
+        try:
+            record = json.loads(path.read_bytes())
+            speakers = [Speaker.from_record(s, settings.speech) for s in record["speakers"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CavmaeError(
+                f"{path} is damaged ({error!r}); choose another --out folder."
+            ) from error
         _check_recordings(speakers, path)
         return Population(speakers, settings.seed)
     auditions = _recorded(settings) if settings.speech else _made(settings)
@@ -102,7 +107,7 @@ def _made(settings: RenderSettings) -> dict[str, _Audition]:
     found = {}
     for number in range(settings.speakers):
         voice = voices.draw_espeak_voice(lot(settings.seed, "voice", number))
-        found[f"s{number:04d}"] = _Audition("", (), voice)
+        found[f"s{settings.seed}n{number:04d}"] = _Audition("", (), voice)
     return found
 
 

@@ -1,6 +1,7 @@
 """What happens in a clip: a pure function of the settings, the population and the clip's number."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from cavmae.tools.talkers.population import Population, Speaker, lot
 from cavmae.tools.talkers.settings import RenderSettings
 
+SHORTEST_SPAN, SHORTEST_PAUSE = 0.4, 0.5  # s
 SHIFTS = (120, 600)  # ms between picture and sound of a shifted clip
 COVERS = ("hand", "mask", "microphone")
 NOISES = ("white", "pink", "brown", "hum", "babble")
@@ -69,7 +71,8 @@ class Script:
         noise: kind of background noise, and its level below the voices in dB.
         music: level of background music below the voices in dB.
         shift_ms: by which the sound comes later than the picture.
-        look_alikes, like_voices: whether two people of this clip are.
+        look_alikes: whether two people of this clip are.
+        like_voices: two people of this clip whose voices are of a kind.
     """
 
     clip: int
@@ -80,25 +83,29 @@ class Script:
     music: float | None
     shift_ms: int
     look_alikes: bool
-    like_voices: bool
+    like_voices: tuple[str, str] | None
 
-    @property
-    def labels(self) -> list[str]:
-        """What a user of the clip may want to choose by."""
+    def labels(self, heard: Sequence[bool]) -> list[str]:
+        """What a user of the clip may want to choose by.
+
+        Args:
+            heard: whether each person's voice came to be heard.
+        """
         found = {f"people-{len(self.people)}"}
-        for person in self.people:
-            found.add(person.role)
+        for person, sounds in zip(self.people, heard, strict=True):
+            found.add("speaking" if sounds else "silent")
             if person.cover is not None:
                 found.add("hidden_mouth")
-            if person.role == "speaking" and len(person.spans) > 1:
+            if sounds and len(person.spans) > 1:
                 found.add("pauses")
+        talking = {p.speaker for p, sounds in zip(self.people, heard, strict=True) if sounds}
         flags = {
             "off_screen_voice": self.off_screen is not None,
             "noise": self.noise is not None,
             "music": self.music is not None,
-            "shifted": self.shift_ms != 0,
+            "shifted": self.shift_ms != 0 and bool(talking),
             "look_alikes": self.look_alikes,
-            "like_voices": self.like_voices,
+            "like_voices": self.like_voices is not None and talking >= set(self.like_voices),
         }
         return sorted(found | {name for name, has in flags.items() if has})
 
@@ -126,11 +133,15 @@ def write_script(settings: RenderSettings, population: Population, clip: int) ->
         off_screen = OffScreen(voice.id, _spans(settings, rng, False), float(rng.uniform(-8, 3)))
     noise = None
     if rng.random() < settings.noise:
-        noise = (str(rng.choice(NOISES)), float(rng.uniform(0, 20)))
+        kind = str(rng.choice(NOISES))
+        crowded = len(elsewhere) > (off_screen is not None)
+        noise = (kind if kind != "babble" or crowded else "pink", float(rng.uniform(0, 20)))
     music = float(rng.uniform(3, 20)) if rng.random() < settings.music else None
     shift = 0
     if rng.random() < settings.shifted:
         shift = int(rng.integers(SHIFTS[0], SHIFTS[1] + 1)) * (1 if rng.random() < 0.5 else -1)
+        if all(person.role == "silent" for person in people):
+            shift = 0  # there is nothing that could be out of step
     return Script(
         clip, main.split, people, off_screen, noise, music, shift, look_alikes, like_voices
     )
@@ -142,11 +153,14 @@ def _cast(
     main: Speaker,
     count: int,
     rng: np.random.Generator,
-) -> tuple[list[Speaker], bool, bool]:
-    """Who is in the picture, in random order; whether two look alike; whether two sound alike."""
+) -> tuple[list[Speaker], bool, tuple[str, str] | None]:
+    """Who is in the picture, in random order; whether two look alike; which two sound alike."""
     cast = [main]
-    alike = like = False
+    alike = False
+    like = None
     draw_look, draw_voice = rng.random() < settings.look_alikes, rng.random() < settings.like_voices
+    if count == 2 and draw_look and draw_voice:  # there is room for one of both
+        draw_look = rng.random() < 0.5
     if count > 1 and draw_look and (twin := population.look_alike(main)) is not None:
         cast.append(twin)
         alike = True
@@ -154,7 +168,7 @@ def _cast(
         voice = population.of_like_voice(main, rng)
         if voice is not None and voice not in cast:
             cast.append(voice)
-            like = True
+            like = (main.id, voice.id)
     while len(cast) < count:
         left = population.others(main, cast)
         if not alike:  # chance must not make look-alikes that are not labelled
@@ -213,8 +227,14 @@ def _spans(settings: RenderSettings, rng: np.random.Generator, pauses: bool) -> 
     if not pauses:
         return ((0.0, length),)
     count = 1 + max(1, round(length / 4))  # stretches, with pauses between them
-    cuts = np.sort(rng.uniform(0, 1, 2 * count)) * length
-    spans = [(float(a), float(b)) for a, b in cuts.reshape(-1, 2) if b - a >= 0.4]
-    if len(spans) < 2:
-        spans = [(0.05 * length, 0.4 * length), (0.6 * length, 0.95 * length)]
-    return tuple(spans)
+    free = length - count * SHORTEST_SPAN - (count - 1) * SHORTEST_PAUSE
+    if free < 0:
+        return ((0.0, length),)  # too short to pause in
+    # Silence before, stretch, pause, stretch, ..., silence after.
+    extra = rng.dirichlet(np.ones(2 * count + 1)) * free
+    found, time = [], float(extra[0])
+    for number in range(count):
+        end = time + SHORTEST_SPAN + float(extra[2 * number + 1])
+        found.append((time, min(end, length)))
+        time = end + SHORTEST_PAUSE + float(extra[2 * number + 2])
+    return tuple(found)

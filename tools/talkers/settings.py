@@ -20,7 +20,8 @@ class RenderSettings:
     Args:
         seed: of everything that is drawn by lot.
         speech: folder of recordings (FLAC, WAV, OGG, MP3) of people speaking; the name of a file
-            up to its first ``-`` or ``_`` names its reader. Without it, espeak-ng speaks.
+            up to its first ``-`` or ``_`` names its reader, else its folder does. Without it,
+            espeak-ng speaks.
         speakers: how many there are, for espeak-ng; recordings have as many as they have.
         people: in each picture: a number, or a range such as ``1-3``.
         seconds: length of a clip.

@@ -15,7 +15,7 @@ matplotlib.use("Agg")  # a file is drawn, no window
 from matplotlib import pyplot
 
 from cavmae.datasets.storage import write_atomically
-from cavmae.tools.talkers import voices
+from cavmae.tools.talkers.recordings import levels
 
 CLIPS, PICTURES = 8, 6
 RANGE = 40.0  # dB of voices shown
@@ -47,7 +47,8 @@ def draw(folders: list[Path], path: Path) -> None:
     )
     for row, folder in zip(axes, chosen, strict=True):
         _draw_row(row, folder)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
+    high = figure.get_figheight()
+    figure.subplots_adjust(0.01, 0.3 / high, 0.99, 1 - 0.6 / high, wspace=0.08, hspace=0.35)
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=80)
     pyplot.close(figure)
@@ -70,7 +71,7 @@ def _draw_row(row: Any, folder: Path) -> None:
     for number, person in enumerate(truth["people"]):
         sound, sound_rate = soundfile.read(str(folder / person["voice"]), dtype="float32")
         hop = round(sound_rate / rate)
-        level = voices.levels(sound, hop)
+        level = levels(sound, hop)
         loud = np.clip(1 + (level - max(level.max(), -60)) / RANGE, 0, 1)
         base, colour = -1.1 * number, COLOURS[number % len(COLOURS)]
         middles = (np.arange(len(loud)) + 0.5) * hop / sound_rate

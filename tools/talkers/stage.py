@@ -105,7 +105,7 @@ class Stage:
         shake.preRotate(float(camera.roll[number]), width / 2, height / 2)
         boxes = []
         with canvas.placed(shake):
-            margin = round(backdrop.MARGIN * height)
+            margin = backdrop.margin_of(self._size)
             canvas.seen.drawImage(
                 self._backdrop, -margin, -margin, skia.SamplingOptions(skia.FilterMode.kLinear)
             )

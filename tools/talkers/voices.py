@@ -9,13 +9,19 @@ import numpy as np
 from cavmae.datasets.features import SAMPLE_RATE, resample
 from cavmae.tools.talkers import espeak, recordings, words
 from cavmae.tools.talkers.espeak import EspeakVoice, Phoneme
-from cavmae.tools.talkers.recordings import Recording
+from cavmae.tools.talkers.recordings import (
+    HOP,
+    PAUSE_BELOW,
+    Recording,
+    active_level,
+    levels,
+)
 
 PROBE_SECONDS = 4.0  # of speech, by which a voice's pitch is measured
+LEVEL = -24.0  # dB: RMS of every voice while it speaks
 LEAST_SPEECH = 0.35  # share of a stretch in which there should be something to hear
-ATTEMPTS = 5  # at finding such a stretch
+ATTEMPTS = 8  # at finding such a stretch
 VOICED = 12.0  # dB below the loudest: vowels
-SPEECH_BELOW_LOUDEST = 30.0  # dB: quieter than this is a pause
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Utterance(NamedTuple):
     """Something said.
 
     Attributes:
-        sound: float32 [samples] at 16 kHz.
+        sound: float32 [samples] at 16 kHz; speech in it has the level :data:`LEVEL`.
         phonemes: with their times in seconds; None: not known.
     """
 
@@ -101,7 +107,7 @@ def _speak(voice: EspeakVoice, samples: int, rng: np.random.Generator) -> Uttera
             break
         texts += [words.sentence(voice.language, rng) for _ in range(4)]
     kept = [p for p in phonemes if p.start < samples / SAMPLE_RATE]
-    return Utterance(sound[:samples], kept)
+    return Utterance(at_level(sound[:samples], active_level(sound)), kept)
 
 
 def _play(voice: RecordedVoice, samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -123,16 +129,23 @@ def _stretch(voice: RecordedVoice, samples: int, rng: np.random.Generator) -> np
     seconds = np.array([r.seconds for r in voice.recordings])
     while missing > 0:
         chosen = voice.recordings[int(rng.choice(len(seconds), p=seconds / seconds.sum()))]
-        latest = max(chosen.seconds - missing / SAMPLE_RATE, 0.0)
-        piece = recordings.read(
-            Path(voice.folder) / chosen.path, float(rng.uniform(0, latest)), missing / SAMPLE_RATE
-        )[:missing]
-        pieces.append(fade(piece))
+        wanted = min(missing / SAMPLE_RATE, chosen.seconds)
+        start = chosen.start + float(rng.uniform(0, chosen.seconds - wanted))
+        piece = recordings.read(Path(voice.folder) / chosen.path, start, wanted)[:missing]
+        # By the whole recording's level: a pause stays as quiet as it was.
+        pieces.append(fade(at_level(piece, chosen.level_db)))
         missing -= len(piece)
         pause = min(missing, int(rng.uniform(0.2, 0.6) * SAMPLE_RATE))
         pieces.append(np.zeros(pause, np.float32))
         missing -= pause
     return np.concatenate(pieces)
+
+
+def at_level(sound: np.ndarray, level: float, wanted: float = LEVEL) -> np.ndarray:
+    """Louder or quieter, so that what had one level (dB) has another."""
+    if level <= -100:
+        return np.zeros_like(sound)
+    return sound * np.float32(10 ** ((wanted - level) / 20))
 
 
 def fade(sound: np.ndarray, seconds: float = 0.01) -> np.ndarray:
@@ -145,29 +158,10 @@ def fade(sound: np.ndarray, seconds: float = 0.01) -> np.ndarray:
     return faded
 
 
-def levels(sound: np.ndarray, hop: int) -> np.ndarray:
-    """float [len // hop]: level of each stretch of ``hop`` samples, in dB (full scale: 0)."""
-    whole = sound[: len(sound) // hop * hop].reshape(-1, hop)
-    power = np.mean(whole.astype(np.float64) ** 2, axis=1)
-    found: np.ndarray = 10 * np.log10(power + 1e-12)
-    return found
-
-
 def speech_share(sound: np.ndarray) -> float:
-    """Share of the time in which there is something to hear."""
-    level = levels(sound, SAMPLE_RATE // 25)
-    if len(level) == 0 or level.max() < -80:
-        return 0.0
-    return float(np.mean(level > level.max() - SPEECH_BELOW_LOUDEST))
-
-
-def active_level(sound: np.ndarray) -> float:
-    """RMS of the parts in which there is something to hear, in dB; -120 for silence."""
-    level = levels(sound, SAMPLE_RATE // 50)
-    if len(level) == 0 or level.max() < -80:
-        return -120.0
-    active = level[level > level.max() - SPEECH_BELOW_LOUDEST]
-    return float(10 * np.log10(np.mean(10 ** (active / 10))))
+    """Share of the time in which speech at the level :data:`LEVEL` is to be heard."""
+    level = levels(sound, HOP)
+    return float(np.mean(level > LEVEL - PAUSE_BELOW)) if len(level) else 0.0
 
 
 def median_pitch(voice: Voice) -> float:
@@ -183,12 +177,17 @@ def pitch_of(sound: np.ndarray) -> float:
 
     Args:
         sound: float32 [samples] at 16 kHz of one voice.
+
+    Returns:
+        Hz; 0 for silence.
     """
     window, hop = 1024, 256
     if len(sound) < window:
         return 0.0
     frames = np.lib.stride_tricks.sliding_window_view(sound, window)[::hop].astype(np.float64)
     power = np.mean(frames**2, axis=1)
+    if power.max() <= 0:
+        return 0.0
     frames = frames[power > power.max() * 10 ** (-VOICED / 10)]
     frames = frames - frames.mean(axis=1, keepdims=True)
     shortest, longest = SAMPLE_RATE // 400, SAMPLE_RATE // 60

@@ -1,4 +1,4 @@
-"""Random sentences for espeak-ng: common words of ten languages, strung together."""
+"""Random sentences for espeak-ng: common words, three kinds of English among the languages."""
 
 import numpy as np
 

@@ -16,9 +16,11 @@ from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.sample import SampleInfo
 from cavmae.tools.locking import locked
+from cavmae.tools.render_talkers import RunSettings, render_talkers
+from cavmae.tools.talkers.settings import RenderSettings
 from tests.conftest import make_shards
 from tests.tools.helpers import contents, load
-from tests.tools.talkers.conftest import render
+from tests.tools.talkers.conftest import SPLIT, render
 
 
 def rows(folder: Path, split: str) -> list[dict[str, str]]:
@@ -201,6 +203,56 @@ def test_bad_speech_folders(tmp_path: Path) -> None:
     soundfile.write(str(empty / "1-1.wav"), np.random.default_rng(0).normal(0, 0.1, 32_000), 16_000)
     share = {"valid_share": 0.0, "test_share": 0.0}
     assert render(tmp_path / "out", 1, speech=str(empty), **share) == 0
+
+
+def test_damaged_files_of_an_earlier_run(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert render(out, 1) == 0
+    before = contents(out)
+    (out / "clips/000000/truth.json").write_text("[]")
+    assert render(out, 1) == 0  # made again
+    assert contents(out) == before
+    for name in ("speakers.json", "talkers.json"):
+        whole = (out / name).read_bytes()
+        (out / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(CavmaeError, match=f"{name} is damaged"):
+            render(out, 1)
+        (out / name).write_bytes(whole)
+
+
+def test_files_of_the_users_in_a_clip_are_not_lost(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert render(out, 1) == 0
+    (out / "clips/000000/notes.txt").write_text("precious")
+    (out / "clips/000000/masks/0003.png").unlink()
+    with pytest.raises(CavmaeError, match=r"holds 'notes\.txt'"):
+        render(out, 1)
+    assert (out / "clips/000000/notes.txt").read_text() == "precious"
+
+
+def test_clips_that_fail_are_named_and_tried_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = RenderSettings(seconds=1.0, height=96, speakers=8, **SPLIT)
+    starving = RunSettings(workers=1, memory_gb=0.01)
+    assert render_talkers(out, 2, settings, starving) == 1
+    lines = (out / "skipped-clips.jsonl").read_text().splitlines()
+    assert [json.loads(x)["reason"] for x in lines] == ["out_of_memory"] * 2
+    assert render(out, 2) == 0
+    assert not (out / "skipped-clips.jsonl").exists()
+    with pytest.raises(UsageError, match="--workers"):
+        render(out, 3, workers=-1)
+
+
+def test_nothing_made_yet_binds_to_nothing(tmp_path: Path, speech: Path) -> None:
+    """A first try that came to nothing does not decide what the folder is for."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(CavmaeError, match="has no recordings"):
+        render(tmp_path / "out", 1, speech=str(empty), seed=3)
+    (tmp_path / "out" / ".talkers.json.0123.tmp").write_text("left by a kill")
+    assert render(tmp_path / "out", 1, seed=4) == 0
+    with pytest.raises(CavmaeError, match="made without --speech, not with --speech"):
+        render(tmp_path / "out", 1, speech=str(speech), seed=4)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

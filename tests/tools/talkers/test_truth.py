@@ -198,21 +198,32 @@ def test_frames_of_the_file_are_those_drawn_at_their_time(crowd: Path) -> None:
     """Decoded frames are most like those drawn for their presentation times."""
     settings = _settings(crowd)
     population = load_or_make(crowd, settings, 1)
-    folder, truth = next(truths(crowd))
-    script = write_script(settings, population, truth["clip"])
-    sounds = mix(settings, population, script)
-    stage = Stage(settings, population, script, sounds.tracks)
-    drawn = [view.pixels[..., :3].astype(int) for view in stage.frames()]
-    pictures, times = pictures_of(folder)
-    assert times == pytest.approx(np.arange(settings.frames) / settings.frame_rate, abs=1e-4)
     late = []
-    for number, picture in enumerate(pictures):
-        around = range(max(0, number - 2), min(len(drawn), number + 3))
-        nearest = min(around, key=lambda n: float(np.abs(picture - drawn[n]).mean()))
-        late.append(number - nearest)
-    # Where hardly anything moves, coding makes neighbours equal.
-    assert np.mean(np.array(late) == 0) > 0.85
-    assert abs(np.mean(late)) < 0.15
+    for folder, truth in truths(crowd):
+        script = write_script(settings, population, truth["clip"])
+        sounds = mix(settings, population, script)
+        stage = Stage(settings, population, script, sounds.tracks)
+        drawn = [_smooth(view.pixels[..., :3]) for view in stage.frames()]
+        pictures, times = pictures_of(folder)
+        assert times == pytest.approx(np.arange(settings.frames) / settings.frame_rate, abs=1e-4)
+        for number, picture in enumerate(map(_smooth, pictures)):
+            around = range(max(0, number - 2), min(len(drawn), number + 3))
+            apart = {n: _apart(picture, drawn[n]) for n in around}
+            moves = min(_apart(drawn[number], drawn[n]) for n in around if n != number)
+            if moves > apart[number]:  # less movement is lost in coding
+                late.append(number - min(apart, key=lambda n: apart[n]))
+    assert len(late) > 30
+    assert not any(late)
+
+
+def _apart(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.mean((first - second) ** 2))
+
+
+def _smooth(picture: np.ndarray) -> np.ndarray:
+    """Without the grain, which coding takes for its own."""
+    found: np.ndarray = gaussian_filter(picture.astype(float), (1, 1, 0))
+    return found
 
 
 def test_the_sound_of_the_file_is_the_mixture_in_step(crowd: Path) -> None:
@@ -288,7 +299,9 @@ def test_labels_name_what_is_there(crowd: Path) -> None:
         labels = set(truth["labels"])
         found |= labels
         assert f"people-{len(truth['people'])}" in labels
-        assert ("shifted" in labels) == (truth["shift_ms"] != 0)
+        talking = [p for p in truth["people"] if p["role"] == "speaking"]
+        assert ("shifted" in labels) == (truth["shift_ms"] != 0 and bool(talking))
+        assert ("speaking" in labels) == bool(talking)
         assert ("noise" in labels) == (truth["noise"] is not None)
         assert ("hidden_mouth" in labels) == any(p["cover"] for p in truth["people"])
         values = {v for p in truth["people"] for v in p["mask_values"].values()}
@@ -305,7 +318,7 @@ def test_shifted_sound_is_the_same_sound_at_another_time(
     voice: EspeakVoice | RecordedVoice = EspeakVoice("de", "f3", 50, 50, 160)
     if source == "recordings":
         file = speech / "set0" / "1-0.wav"
-        recording = Recording("set0/1-0.wav", file.stat().st_size, 3.0)
+        recording = Recording("set0/1-0.wav", file.stat().st_size, 0.0, 3.0, -30.0)
         voice = RecordedVoice(str(speech), (recording,))
     length, margin = 2.0, abs(earlier)
     shifted = say(voice, ((0.0, length),), length, earlier, np.random.default_rng(1))
