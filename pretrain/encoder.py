@@ -1,0 +1,234 @@
+"""The encoder of CAV-MAE: what pretraining teaches and fine-tuning uses.
+
+Gong et al., *Contrastive Audio-Visual Masked Autoencoder*, ICLR 2023, arXiv 2210.07839. A branch of
+transformer blocks for sound and one for pictures, then joint blocks that take both together or
+each alone. Several joint blocks are chained on every path; the authors' pretraining pass uses the
+last one only (with one joint block, theirs, both agree).
+
+Shapes: N samples, L tokens or patches, D width, P values of a patch.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cavmae.pretrain.blocks import NORM_EPS, Block, Modality
+from cavmae.pretrain.masking import Masking
+from cavmae.pretrain.positions import Grid, sin_cos_positions
+
+
+@dataclasses.dataclass(frozen=True)
+class CAVMAEConfig:
+    """Shape of a model. The defaults are the published base model's.
+
+    Args:
+        image_size: (height, width) of a frame in pixels.
+        audio_size: (mel bins, fbank frames).
+        patch: side of a patch.
+        width, heads: of the encoder's tokens and attention.
+        depth: blocks of each modality's own branch.
+        joint_depth: blocks shared by both.
+        mlp_ratio: width of an MLP over that of a token.
+        decoder_width, decoder_heads, decoder_depth: of the decoder.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    audio_size: tuple[int, int] = (128, 1024)
+    patch: int = 16
+    width: int = 768
+    heads: int = 12
+    depth: int = 11
+    joint_depth: int = 1
+    mlp_ratio: float = 4.0
+    decoder_width: int = 512
+    decoder_heads: int = 16
+    decoder_depth: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "audio_size"):
+            size = tuple(getattr(self, name))
+            object.__setattr__(self, name, size)  # a list, where it was read from JSON
+            if any(side < self.patch or side % self.patch for side in size):
+                raise ValueError(f"{name} {size} is not made of patches of {self.patch}.")
+        for prefix in ("", "decoder_"):
+            width, heads = getattr(self, f"{prefix}width"), getattr(self, f"{prefix}heads")
+            if width % heads or width % 4:
+                raise ValueError(
+                    f"{prefix}width {width} is not a multiple of 4 and of {heads} heads."
+                )
+
+    @property
+    def image_grid(self) -> Grid:
+        """Rows and columns of image patches."""
+        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+
+    @property
+    def audio_grid(self) -> Grid:
+        """Rows (mel) and columns (time) of patches of sound."""
+        return self.audio_size[0] // self.patch, self.audio_size[1] // self.patch
+
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"width": 192, "heads": 3, "depth": 5, "decoder_width": 128, "decoder_heads": 4,
+             "decoder_depth": 2},
+    "small": {"width": 384, "heads": 6, "depth": 11, "decoder_width": 256, "decoder_heads": 8,
+              "decoder_depth": 4},
+    "base": {},
+    "large": {"width": 1024, "heads": 16, "depth": 23},
+}  # fmt: skip
+
+
+def config_of(size: str, **changes: Any) -> CAVMAEConfig:
+    """The shape of a size: ``tiny``, ``small``, ``base`` or ``large``.
+
+    Raises:
+        ValueError: no such size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"There is no size {size!r}; there are {', '.join(SIZES)}.")
+    return CAVMAEConfig(**{**SIZES[size], **changes})
+
+
+class PatchEmbedding(nn.Module):
+    """A linear map of patches to tokens; its weights are those of the usual convolution."""
+
+    def __init__(self, channels: int, patch: int, width: int):
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+
+    def patches(self, picture: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, L, C * p * p], row by row, in the order of the weights."""
+        n, c, h, w = picture.shape
+        p = self.patch
+        cut = picture.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)
+        return cut.reshape(n, (h // p) * (w // p), c * p * p)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[N, L, C * p * p] -> [N, L, D]."""
+        return nn.functional.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Encoder(nn.Module):
+    """Both branches and the joint blocks.
+
+    Args:
+        config: its shape.
+    """
+
+    pos_embed_a: nn.Parameter
+    pos_embed_v: nn.Parameter
+    modality_a: nn.Parameter
+    modality_v: nn.Parameter
+
+    def __init__(self, config: CAVMAEConfig):
+        super().__init__()
+        self.config = config
+        c = config
+
+        def blocks(count: int) -> nn.ModuleList:
+            return nn.ModuleList(Block(c.width, c.heads, c.mlp_ratio) for _ in range(count))
+
+        self.patch_embed_a = PatchEmbedding(1, c.patch, c.width)
+        self.patch_embed_v = PatchEmbedding(3, c.patch, c.width)
+        self.pos_embed_a = fixed_positions(c.width, c.audio_grid)
+        self.pos_embed_v = fixed_positions(c.width, c.image_grid)
+        self.modality_a = nn.Parameter(torch.zeros(1, 1, c.width))
+        self.modality_v = nn.Parameter(torch.zeros(1, 1, c.width))
+        self.blocks_a = blocks(c.depth)
+        self.blocks_v = blocks(c.depth)
+        self.blocks_u = blocks(c.joint_depth)
+        self.norm_a = nn.LayerNorm(c.width, eps=NORM_EPS)
+        self.norm_v = nn.LayerNorm(c.width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(c.width, eps=NORM_EPS)
+
+    def initialise(self) -> None:
+        """As MAE: Xavier for linear maps (patches too), small normal tokens."""
+        for name, parameter in self.named_parameters():
+            if name == "mask_token" or "modality_" in name:
+                nn.init.normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, PatchEmbedding):
+                nn.init.xavier_uniform_(module.proj.weight.flatten(1))
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def patchify(self, audio: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches as they are embedded.
+
+        Args:
+            audio: normalised fbanks [N, frames, mel].
+            image: normalised frames [N, 3, H, W].
+
+        Returns:
+            [N, La, p * p] of sound, mel by mel, time running fastest; [N, Lv, 3 * p * p].
+
+        Raises:
+            ValueError: sizes that are not the model's.
+        """
+        wanted = self.config.audio_size[::-1], (3, *self.config.image_size)
+        if (tuple(audio.shape[1:]), tuple(image.shape[1:])) != wanted:
+            raise ValueError(
+                f"This model takes fbanks of {wanted[0]} and frames of {wanted[1]}, not "
+                f"{tuple(audio.shape[1:])} and {tuple(image.shape[1:])}."
+            )
+        sound = self.patch_embed_a.patches(audio.transpose(1, 2)[:, None])
+        return sound, self.patch_embed_v.patches(image)
+
+    def embed(self, patches: Tensor, modality: str, masking: Masking | None = None) -> Tensor:
+        """Tokens of (the visible) patches: [N, L, P] -> [N, kept, D]."""
+        embedding: PatchEmbedding = getattr(self, f"patch_embed_{modality}")
+        position: Tensor = getattr(self, f"pos_embed_{modality}")
+        kind: Tensor = getattr(self, f"modality_{modality}")
+        positions = position + kind
+        if masking is None:
+            return embedding(patches) + positions
+        visible = take(patches, masking.keep)
+        return embedding(visible) + take(positions.expand(len(patches), -1, -1), masking.keep)
+
+    def forward_branch(self, patches: Tensor, modality: str, masking: Masking | None) -> Tensor:
+        """One modality through its own blocks: [N, L, P] -> [N, kept, D].
+
+        Args:
+            modality: ``a`` (sound) or ``v`` (pictures).
+            masking: None: every patch is visible.
+        """
+        x = self.embed(patches, modality, masking)
+        for block in self.blocks_a if modality == "a" else self.blocks_v:
+            x = block(x)
+        return x
+
+    def forward_joint(self, x: Tensor, modality: Modality) -> Tensor:
+        """Through the joint blocks and the last norm: [N, L, D] -> [N, L, D].
+
+        Args:
+            modality: whose norms are used; None: those of both together.
+        """
+        for block in self.blocks_u:
+            x = block(x, modality)
+        norm = {None: self.norm, "a": self.norm_a, "v": self.norm_v}[modality]
+        return norm(x)
+
+    def features(self, audio: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Unmasked tokens of each modality alone: [N, La, D] and [N, Lv, D].
+
+        Args:
+            audio: [N, frames, mel].
+            image: [N, 3, H, W].
+        """
+        a, v = self.patchify(audio, image)
+        a, v = self.forward_branch(a, "a", None), self.forward_branch(v, "v", None)
+        return self.forward_joint(a, "a"), self.forward_joint(v, "v")
+
+
+def fixed_positions(width: int, grid: Grid) -> nn.Parameter:
+    """Sin-cos positions as part of a state dict, as the published weights have them."""
+    return nn.Parameter(sin_cos_positions(width, grid), requires_grad=False)
+
+
+def take(tokens: Tensor, numbers: Tensor) -> Tensor:
+    """[N, L, D] and [N, K] -> [N, K, D]."""
+    return tokens.gather(1, numbers[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -1,0 +1,87 @@
+"""Which patches are hidden: unstructured, or whole times and frequencies of sound.
+
+Masking by the argsort of uniform noise as in MAE; the structured modes are those of CAV-MAE (Gong
+et al., ICLR 2023): their bands are hidden first, chance decides about the rest, so that every
+sample of a batch keeps equally many tokens.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cavmae.pretrain.positions import Grid
+
+MaskMode = Literal["unstructured", "time", "freq", "tf"]
+# Of the ratio, that each of both axes gets in the mode "tf".
+BOTH_AXES = 0.7
+
+
+class Masking(NamedTuple):
+    """The masks of a batch.
+
+    Attributes:
+        keep: int64 [N, kept]: numbers of the visible patches, in the order of their tokens.
+        hidden: int64 [N, L - kept]: numbers of the masked ones.
+        restore: int64 [N, L]: where each patch is in (visible, masked).
+        mask: float32 [N, L]: 1 where a patch is masked.
+    """
+
+    keep: Tensor
+    hidden: Tensor
+    restore: Tensor
+    mask: Tensor
+
+
+def kept(patches: int, ratio: float) -> int:
+    """How many of the patches stay visible at a mask ratio.
+
+    Raises:
+        ValueError: a ratio outside [0, 1), or one that leaves nothing to see.
+    """
+    if not 0 <= ratio < 1:
+        raise ValueError(f"A mask ratio of {ratio} is not in [0, 1).")
+    count = int(patches * (1 - ratio))
+    if count < 1:
+        raise ValueError(f"A mask ratio of {ratio} leaves none of {patches} patches visible.")
+    return count
+
+
+def structured_noise(noise: Tensor, grid: Grid, ratio: float, mode: MaskMode) -> Tensor:
+    """Noise by whose order whole columns (times) or rows (frequencies) are hidden first.
+
+    Args:
+        noise: uniform in [0, 1), [N, rows * columns].
+        grid: rows (mel) and columns (time) of patches.
+        ratio: of patches to be masked.
+        mode: ``time`` and ``freq`` hide that share of the columns or rows, ``tf`` 0.7 of it of
+            both.
+
+    Returns:
+        [N, rows * columns]: the noise, with 1 added where a band is hidden.
+    """
+    if mode == "unstructured":
+        return noise
+    rows, columns = grid
+    share = ratio * (BOTH_AXES if mode == "tf" else 1.0)
+    band = torch.zeros(noise.shape[0], rows, columns, dtype=torch.bool, device=noise.device)
+    if mode in ("time", "tf"):
+        chosen = torch.rand(noise.shape[0], columns, device=noise.device).argsort(1)
+        band |= (chosen < int(columns * share))[:, None, :]
+    if mode in ("freq", "tf"):
+        chosen = torch.rand(noise.shape[0], rows, device=noise.device).argsort(1)
+        band |= (chosen < int(rows * share))[:, :, None]
+    return noise + band.flatten(1)
+
+
+def mask_by(noise: Tensor, ratio: float) -> Masking:
+    """Hides the patches of the largest noise.
+
+    Args:
+        noise: [N, L].
+        ratio: share of patches to be masked.
+    """
+    count = kept(noise.shape[1], ratio)
+    order = noise.argsort(dim=1)
+    restore = order.argsort(dim=1)
+    return Masking(order[:, :count], order[:, count:], restore, (restore >= count).float())

@@ -1,0 +1,62 @@
+"""Positions of patches: fixed sin-cos ones for any grid, learned ones moved to another grid.
+
+Sin-cos positions are those of MAE (He et al., CVPR 2022, arXiv 2111.06377), which CAV-MAE uses.
+"""
+
+import torch
+from torch import Tensor
+
+Grid = tuple[int, int]  # rows, columns
+
+
+def _sin_cos_1d(width: int, places: Tensor) -> Tensor:
+    """float64 [N, width]: sines, then cosines, of geometrically falling frequencies."""
+    rates = 10_000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+    angles = places[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def sin_cos_positions(width: int, grid: Grid) -> Tensor:
+    """Fixed positions of a grid of patches, row by row.
+
+    Args:
+        width: of a token, a multiple of 4.
+        grid: rows (mel bins, image height) and columns (time, image width) of patches.
+
+    Returns:
+        float32 [1, rows * columns, width]: the first half tells the column, the second the row.
+
+    Raises:
+        ValueError: a width that is not a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"Sin-cos positions need a width that is a multiple of 4, not {width}.")
+    rows, columns = grid
+    row = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns)
+    column = torch.arange(columns, dtype=torch.float64).repeat(rows)
+    both = torch.cat([_sin_cos_1d(width // 2, column), _sin_cos_1d(width // 2, row)], dim=1)
+    return both.float()[None]
+
+
+def interpolate_positions(positions: Tensor, grid: Grid, target: Grid) -> Tensor:
+    """Learned positions of one grid on another, by bicubic interpolation.
+
+    Args:
+        positions: [1, rows * columns, width].
+        grid, target: rows and columns now and then.
+
+    Returns:
+        [1, target rows * target columns, width]; the same tensor if the grid stays.
+
+    Raises:
+        ValueError: the grid is not that of the positions.
+    """
+    if grid[0] * grid[1] != positions.shape[1]:
+        raise ValueError(f"{positions.shape[1]} positions are not a grid of {grid[0]}x{grid[1]}.")
+    if grid == target:
+        return positions
+    square = positions.reshape(1, *grid, -1).permute(0, 3, 1, 2)
+    moved = torch.nn.functional.interpolate(
+        square.float(), size=target, mode="bicubic", align_corners=False, antialias=True
+    )
+    return moved.permute(0, 2, 3, 1).reshape(1, target[0] * target[1], -1).to(positions.dtype)

@@ -1,0 +1,136 @@
+"""The pretraining model is numerically the reference: its own weights, inputs and outputs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.losses import info_nce
+from cavmae.pretrain.masking import mask_by
+from cavmae.pretrain.model import CAVMAE, Latents
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "cav_mae_tiny.safetensors"
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def golden() -> tuple[CAVMAE, dict[str, Tensor]]:
+    """The model with the reference's weights, and its inputs and outputs."""
+    weights, values = {}, {}
+    with safe_open(str(GOLDEN), "pt") as file:
+        told: dict[str, Any] = json.loads(file.metadata()["config"])
+        for key in file.keys():  # noqa: SIM118 - not a dict
+            kind, _, name = key.partition(".")
+            if kind in ("model", "io"):
+                (weights if kind == "model" else values)[name] = file.get_tensor(key)
+    model = CAVMAE(
+        CAVMAEConfig(
+            image_size=(told["img_size"],) * 2,
+            audio_size=(128, told["audio_length"]),
+            width=told["embed_dim"],
+            heads=told["num_heads"],
+            depth=told["modality_specific_depth"],
+            joint_depth=12 - told["modality_specific_depth"],
+            decoder_width=told["decoder_embed_dim"],
+            decoder_heads=told["decoder_num_heads"],
+            decoder_depth=told["decoder_depth"],
+        )
+    )
+    model.load_state_dict(weights, strict=True)
+    return model.eval(), values
+
+
+def encode(
+    model: CAVMAE, values: dict[str, Tensor], ratio_a: float = 0.75, ratio_v: float = 0.75
+) -> tuple[Tensor, Tensor, Latents]:
+    a, v = model.patchify(values["audio"], values["image"])
+    noise = values["noise_a"], values["noise_v"]
+    masking = model.mask(len(a), ratio_a, ratio_v, noise=noise)
+    return a, v, model.forward_encoder(a, v, *masking)
+
+
+def test_masks_and_latents(golden: tuple[CAVMAE, dict[str, Tensor]]) -> None:
+    model, values = golden
+    _, _, latents = encode(model, values)
+    for m, masking in (("a", latents.masking_a), ("v", latents.masking_v)):
+        assert torch.equal(masking.mask, values[f"mask_{m}"])
+        assert torch.equal(masking.restore, values[f"ids_restore_{m}"])
+    torch.testing.assert_close(latents.joint, values["latent"], **CLOSE)
+    torch.testing.assert_close(latents.audio, values["latent_a"], **CLOSE)
+    torch.testing.assert_close(latents.video, values["latent_v"], **CLOSE)
+
+
+def test_reconstructions(golden: tuple[CAVMAE, dict[str, Tensor]]) -> None:
+    model, values = golden
+    a, v = model.reconstruct(encode(model, values)[2])
+    torch.testing.assert_close(a, values["pred_a"], **CLOSE)
+    torch.testing.assert_close(v, values["pred_v"], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("name", "ratios", "weight", "norm"),
+    [
+        ("losses_normpix0", (0.75, 0.75), 0.01, False),
+        ("losses_normpix1", (0.75, 0.75), 0.01, True),
+        ("losses_a50_v60_c0.1", (0.5, 0.6), 0.1, True),
+    ],
+)
+def test_losses(
+    golden: tuple[CAVMAE, dict[str, Tensor]],
+    name: str,
+    ratios: tuple[float, float],
+    weight: float,
+    norm: bool,
+) -> None:
+    model, values = golden
+    a, v, latents = encode(model, values, *ratios)
+    losses = model.forward_loss(a, v, latents, 1.0, weight, norm)
+    found = [
+        losses.total, losses.audio + losses.video, losses.audio, losses.video,
+        weight * losses.contrastive, losses.accuracy,
+    ]  # fmt: skip
+    torch.testing.assert_close(torch.stack(found), values[name], **CLOSE)
+
+
+def test_contrast_in_one_and_both_directions(
+    golden: tuple[CAVMAE, dict[str, Tensor]],
+) -> None:
+    _, values = golden
+    audio, video = values["latent_a"].mean(1), values["latent_v"].mean(1)
+    for name, both in (("nce_single", False), ("nce_bidirectional", True)):
+        found = info_nce(audio, video, 0.05, both)
+        torch.testing.assert_close(torch.stack(list(found)), values[name], **CLOSE)
+
+
+def test_features(golden: tuple[CAVMAE, dict[str, Tensor]]) -> None:
+    model, values = golden
+    a, v = model.features(values["audio"], values["image"])
+    torch.testing.assert_close(a, values["feat_a"], **CLOSE)
+    torch.testing.assert_close(v, values["feat_v"], **CLOSE)
+
+
+def test_gradients(golden: tuple[CAVMAE, dict[str, Tensor]]) -> None:
+    model, values = golden
+    a, v, latents = encode(model, values)
+    model.zero_grad()
+    model.forward_loss(a, v, latents, norm_pix_loss=True).total.backward()
+    named = dict(model.named_parameters())
+    wanted = {k.removeprefix("grad."): x for k, x in values.items() if k.startswith("grad.")}
+    assert len(wanted) >= 6
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(named[name].grad, gradient, **CLOSE)
+
+
+def test_masking_keeps_the_least_noise() -> None:
+    noise = torch.rand(5, 37)
+    masking = mask_by(noise, 0.6)
+    for row in range(5):
+        kept, hidden = masking.keep[row], masking.hidden[row]
+        assert noise[row, kept].max() < noise[row, hidden].min()
+        assert sorted([*kept.tolist(), *hidden.tolist()]) == list(range(37))
+        assert torch.equal(torch.cat([kept, hidden])[masking.restore[row]], torch.arange(37))
