@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from cavmae.pretrain.blocks import NORM_EPS
@@ -11,18 +12,18 @@ from cavmae.pretrain.encoder import CAVMAEConfig, Encoder
 Mode = Literal["multimodal", "audioonly", "videoonly", "missingaudioonly", "missingvideoonly"]
 
 
-class EventClassifier(Encoder):
+class EventClassifier(Encoder, PyTorchModelHubMixin, library_name="cavmae", tags=["audio-visual"]):
     """The encoder and a linear head on the mean token.
 
     Args:
-        config: shape of the encoder; what it says of a decoder is not used.
+        shape: of the encoder; what it says of a decoder is not used.
         classes: how many there are.
     """
 
-    def __init__(self, config: CAVMAEConfig, classes: int):
-        super().__init__(config)
+    def __init__(self, shape: CAVMAEConfig, classes: int):
+        super().__init__(shape)
         self.mlp_head = nn.Sequential(
-            nn.LayerNorm(config.width, eps=NORM_EPS), nn.Linear(config.width, classes)
+            nn.LayerNorm(shape.width, eps=NORM_EPS), nn.Linear(shape.width, classes)
         )
         self.initialise()
 

@@ -115,7 +115,7 @@ class Encoder(nn.Module):
     """Both branches and the joint blocks.
 
     Args:
-        config: its shape.
+        shape: of the model.
     """
 
     pos_embed_a: nn.Parameter
@@ -123,10 +123,10 @@ class Encoder(nn.Module):
     modality_a: nn.Parameter
     modality_v: nn.Parameter
 
-    def __init__(self, config: CAVMAEConfig):
+    def __init__(self, shape: CAVMAEConfig):
         super().__init__()
-        self.config = config
-        c = config
+        self.config = shape
+        c = shape
 
         def blocks(count: int) -> nn.ModuleList:
             return nn.ModuleList(Block(c.width, c.heads, c.mlp_ratio) for _ in range(count))

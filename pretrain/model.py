@@ -11,6 +11,7 @@ Shapes: N samples, L tokens or patches, D width, P values of a patch.
 from typing import NamedTuple
 
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from cavmae.pretrain.blocks import NORM_EPS, Block
@@ -47,19 +48,22 @@ class Losses(NamedTuple):
     accuracy: Tensor
 
 
-class CAVMAE(Encoder):
+class CAVMAE(Encoder, PyTorchModelHubMixin, library_name="cavmae", tags=["audio-visual"]):
     """The pretraining model: the encoder, and a decoder that reconstructs what was masked.
 
+    ``CAVMAE.from_pretrained(FOLDER or name on the hub)`` loads one, ``save_pretrained`` and
+    ``push_to_hub`` write one.
+
     Args:
-        config: its shape.
+        shape: of the model.
     """
 
     decoder_pos_embed_a: nn.Parameter
     decoder_pos_embed_v: nn.Parameter
 
-    def __init__(self, config: CAVMAEConfig):
-        super().__init__(config)
-        c = config
+    def __init__(self, shape: CAVMAEConfig):
+        super().__init__(shape)
+        c = shape
         self.decoder_embed = nn.Linear(c.width, c.decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, c.decoder_width))
         self.decoder_modality_a = nn.Parameter(torch.zeros(1, 1, c.decoder_width))

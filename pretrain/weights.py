@@ -1,0 +1,213 @@
+"""Weights in and out: published files, ours, another grid, an ImageNet MAE.
+
+A published file is a flat state dict whose keys may start with ``module.``. Ours is a folder with
+``model.safetensors`` and ``config.json``, as ``from_pretrained`` and ``push_to_hub`` of
+:class:`huggingface_hub.PyTorchModelHubMixin` read and write it.
+"""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cavmae.datasets.errors import CavmaeError
+from cavmae.pretrain.encoder import CAVMAEConfig, Encoder
+from cavmae.pretrain.positions import Grid, interpolate_positions, sin_cos_positions
+
+PREFIX = "module."
+MEL_BINS = 128
+HEAD_WIDTH = 64  # of an attention head in every published model of this family
+DECODER_HEADS = 16
+SHOWN = 6  # names in a message; the rest are counted
+
+Weights = dict[str, Tensor]
+
+
+def read_weights(path: Path) -> Weights:
+    """The state dict of a file: ``.safetensors``, or what ``torch.save`` wrote, tensors only.
+
+    Nothing is unpickled but tensors (``weights_only``). The prefix ``module.`` is taken off.
+
+    Raises:
+        CavmaeError: no such file, a damaged one, or one that is no state dict.
+    """
+    if not path.is_file():
+        raise CavmaeError(f"There is no file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = load_file(str(path))
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise CavmaeError(f"{path} is damaged or holds more than tensors: {reason}") from error
+    for name in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise CavmaeError(f"{path} is not a state dict: it must map names to tensors.")
+    return {str(key).removeprefix(PREFIX): value for key, value in found.items()}
+
+
+def _blocks(weights: Mapping[str, Tensor], name: str) -> int:
+    found = [int(m[1]) for key in weights if (m := re.match(rf"{name}\.(\d+)\.", key))]
+    return max(found, default=-1) + 1
+
+
+def config_from(
+    weights: Mapping[str, Tensor],
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> CAVMAEConfig:
+    """The shape of the model that a published state dict belongs to.
+
+    Args:
+        heads, decoder_heads: cannot be read off the weights; None: 64 values a head in the encoder
+            and 16 heads in the decoder, as published.
+        image_size: (height, width) in pixels; None: a square.
+
+    Raises:
+        CavmaeError: the weights are not those of a CAV-MAE.
+    """
+    try:
+        width, _, patch, _ = weights["patch_embed_v.proj.weight"].shape
+        columns = weights["pos_embed_a"].shape[1] // (MEL_BINS // patch)
+        if image_size is None:
+            side = round(weights["pos_embed_v"].shape[1] ** 0.5)
+            image_size = (side * patch, side * patch)
+        decoder: dict[str, int] = {}
+        if "decoder_embed.weight" in weights:
+            decoder = {
+                "decoder_width": weights["decoder_embed.weight"].shape[0],
+                "decoder_depth": _blocks(weights, "decoder_blocks"),
+                "decoder_heads": decoder_heads or DECODER_HEADS,
+            }
+        return CAVMAEConfig(
+            image_size=image_size,
+            audio_size=(MEL_BINS, columns * patch),
+            patch=patch,
+            width=width,
+            heads=heads or max(1, width // HEAD_WIDTH),
+            depth=_blocks(weights, "blocks_a"),
+            joint_depth=_blocks(weights, "blocks_u"),
+            mlp_ratio=weights["blocks_u.0.mlp.fc1.bias"].shape[0] / width,
+            **decoder,
+        )
+    except KeyError as error:
+        raise CavmaeError(f"These are not the weights of a CAV-MAE: {error} is missing.") from error
+    except ValueError as error:
+        raise CavmaeError(
+            f"The shape of the model cannot be read off its weights ({error}); give heads, "
+            "decoder heads or the image size."
+        ) from error
+
+
+def move_positions(weights: Weights, source: CAVMAEConfig, target: CAVMAEConfig) -> Weights:
+    """The same weights for a model of another image size or audio length.
+
+    Sin-cos positions are made for the new grid; learned ones are interpolated.
+    """
+    grids = {"a": (source.audio_grid, target.audio_grid),
+             "v": (source.image_grid, target.image_grid)}  # fmt: skip
+    moved = dict(weights)
+    for key, value in weights.items():
+        if re.fullmatch(r"(decoder_)?pos_embed_[av]", key):
+            moved[key] = _moved(value, *grids[key[-1]])
+    return moved
+
+
+def _moved(positions: Tensor, grid: Grid, target: Grid) -> Tensor:
+    if grid == target:
+        return positions
+    width = positions.shape[2]
+    fixed = sin_cos_positions(width, grid)
+    if fixed.shape == positions.shape and torch.allclose(fixed, positions.float(), atol=1e-4):
+        return sin_cos_positions(width, target).to(positions.dtype)
+    return interpolate_positions(positions, grid, target)
+
+
+def load_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], partial: bool = False
+) -> list[str]:
+    """Puts weights into a model, all of them or none.
+
+    Args:
+        partial: load what fits, and say what did not.
+
+    Returns:
+        what was left: empty unless ``partial``.
+
+    Raises:
+        CavmaeError: a key is missing, left over, or of the wrong shape, and ``partial`` is False;
+            or nothing fits at all.
+    """
+    own = model.state_dict()
+    wrong = [k for k in own if k in weights and own[k].shape != weights[k].shape]
+    left = [f"{key} is missing" for key in own if key not in weights]
+    left += [f"{key} is left over" for key in weights if key not in own]
+    left += [f"{k} is {tuple(weights[k].shape)}, not {tuple(own[k].shape)}" for k in wrong]
+    if left and not partial:
+        more = f", and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+        raise CavmaeError(
+            f"The weights do not fit the model: {'; '.join(left[:SHOWN])}{more}. Load them "
+            "partially if that is meant."
+        )
+    fitting = {k: v for k, v in weights.items() if k in own and k not in wrong}
+    if not fitting:
+        raise CavmaeError("None of the weights fits the model; is it another kind of file?")
+    model.load_state_dict(fitting, strict=False)
+    return left
+
+
+def initialise_from_mae(model: Encoder, weights: Mapping[str, Tensor]) -> None:
+    """Starts both branches and the joint blocks from an ImageNet MAE, by the reference's recipe.
+
+    Block i goes to block i of both branches, the blocks after those to the joint ones (and their
+    norms to the norms of both modalities); the patch embedding of sound is the sum over RGB.
+    Positions stay the model's own.
+
+    Args:
+        weights: of timm's ``vit_base_patch16_224.mae``, or of a ViT of the model's width.
+
+    Raises:
+        CavmaeError: a weight is missing or of the wrong shape; the model is unchanged.
+    """
+    depth, joint = model.config.depth, model.config.joint_depth
+    taken: Weights = {}
+
+    def take(name: str) -> Tensor:
+        if name not in weights:
+            raise CavmaeError(f"The MAE's weights lack {name}; a ViT as timm names it is needed.")
+        return weights[name]
+
+    kernel = take("patch_embed.proj.weight")
+    taken["patch_embed_v.proj.weight"] = kernel
+    taken["patch_embed_a.proj.weight"] = kernel.sum(dim=1, keepdim=True)
+    for modality in ("a", "v"):
+        taken[f"patch_embed_{modality}.proj.bias"] = take("patch_embed.proj.bias")
+    own = model.state_dict()
+    for branch, count, first in (("a", depth, 0), ("v", depth, 0), ("u", joint, depth)):
+        for number in range(count):
+            for key in own:
+                place = f"blocks_{branch}.{number}."
+                if key.startswith(place):
+                    inner = re.sub(r"^(norm[12])_[av]\.", r"\1.", key.removeprefix(place))
+                    taken[key] = take(f"blocks.{first + number}.{inner}")
+    for norm in ("norm", "norm_a", "norm_v"):
+        for kind in ("weight", "bias"):
+            if f"norm.{kind}" in weights:
+                taken[f"{norm}.{kind}"] = weights[f"norm.{kind}"]
+    for key, value in taken.items():
+        if own[key].shape != value.shape:
+            raise CavmaeError(
+                f"The MAE's weights do not fit: {key} is {tuple(value.shape)}, the model's is "
+                f"{tuple(own[key].shape)}."
+            )
+    model.load_state_dict(taken, strict=False)

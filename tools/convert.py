@@ -1,0 +1,117 @@
+"""`cavmae convert WEIGHTS --out WHERE`: published weights to ours, and back."""
+
+import dataclasses
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.storage import flush_folder, write_atomically
+from cavmae.finetune.classifier import EventClassifier
+from cavmae.pretrain.model import CAVMAE
+from cavmae.pretrain.weights import PREFIX, config_from, load_weights, read_weights
+from cavmae.tools.commandline import fill, module_main, parse, parser
+
+log = logging.getLogger("cavmae")
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertSettings:
+    """What a published file does not say of itself.
+
+    Args:
+        heads: of the encoder's attention; 0: one for every 64 values of a token.
+        decoder_heads: of the decoder's attention; 0: 16.
+        image_height: of the frames in pixels; 0: frames are square.
+        image_width: of the frames in pixels; 0: frames are square.
+        partial: take what fits the model, and list what does not.
+    """
+
+    heads: int = 0
+    decoder_heads: int = 0
+    image_height: int = 0
+    image_width: int = 0
+    partial: bool = False
+
+
+def main(words: Sequence[str]) -> int:
+    made = parser("convert", "Published CAV-MAE weights to ours, and back.")
+    made.add_argument(
+        "weights", type=str, help="Published file (.pth, .pt, .safetensors), or a folder of ours."
+    )
+    made.add_argument(
+        "--out",
+        required=True,
+        type=str,
+        help="Folder to make of a published file; or file (.pth) to make of a folder of ours.",
+    )
+    made.add_class_arguments(ConvertSettings)
+    options = parse(made, words)
+    source, out = Path(options.weights), Path(options.out)
+    if out.exists():
+        raise UsageError(f"--out {out} is there already; name one that is not.")
+    if source.is_dir():
+        to_published(source, out)
+    else:
+        for line in to_ours(source, out, fill(ConvertSettings, options)):
+            log.warning("Left: %s.", line)
+    log.info("Wrote %s.", out)
+    return 0
+
+
+def to_ours(source: Path, out: Path, settings: ConvertSettings) -> list[str]:
+    """A published file to a folder that ``from_pretrained`` reads.
+
+    Returns:
+        names of what did not fit: empty unless settings say ``partial``.
+
+    Raises:
+        CavmaeError: the file is damaged, or not (all of) a CAV-MAE.
+    """
+    weights = read_weights(source)
+    if bool(settings.image_height) != bool(settings.image_width):
+        raise UsageError("Give both --image-height and --image-width, or neither.")
+    size = (settings.image_height, settings.image_width) if settings.image_height else None
+    config = config_from(weights, settings.heads or None, settings.decoder_heads or None, size)
+    model: CAVMAE | EventClassifier
+    if "mlp_head.1.weight" in weights:
+        model = EventClassifier(config, weights["mlp_head.1.weight"].shape[0])
+    else:
+        model = CAVMAE(config)
+    left = load_weights(model, weights, settings.partial)
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        model.save_pretrained(temporary)
+        flush_folder(temporary)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return left
+
+
+def to_published(source: Path, out: Path) -> None:
+    """A folder of ours to a state dict as the authors publish them, keys with ``module.``.
+
+    Raises:
+        CavmaeError: the folder is not one of ours, or damaged.
+    """
+    if out.suffix not in (".pth", ".pt"):
+        raise UsageError(f"--out {out}: the name of a published file ends with .pth.")
+    try:
+        json.loads((source / CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
+        raise CavmaeError(f"{source} is not a folder of weights: {CONFIG}: {error}.") from error
+    weights = read_weights(source / WEIGHTS)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(out) as file:
+        torch.save({PREFIX + key: value for key, value in weights.items()}, file)
+
+
+if __name__ == "__main__":
+    module_main(main)
