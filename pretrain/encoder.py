@@ -169,14 +169,21 @@ class Encoder(nn.Module):
         Raises:
             ValueError: sizes that are not the model's.
         """
-        wanted = self.config.audio_size[::-1], (3, *self.config.image_size)
-        if (tuple(audio.shape[1:]), tuple(image.shape[1:])) != wanted:
-            raise ValueError(
-                f"This model takes fbanks of {wanted[0]} and frames of {wanted[1]}, not "
-                f"{tuple(audio.shape[1:])} and {tuple(image.shape[1:])}."
-            )
-        sound = self.patch_embed_a.patches(audio.transpose(1, 2)[:, None])
-        return sound, self.patch_embed_v.patches(image)
+        return self.patchify_audio(audio), self.patchify_image(image)
+
+    def patchify_audio(self, audio: Tensor) -> Tensor:
+        """The first of :meth:`patchify`."""
+        wanted = self.config.audio_size[::-1]
+        if tuple(audio.shape[1:]) != wanted:
+            raise ValueError(f"This model takes fbanks of {wanted}, not {tuple(audio.shape[1:])}.")
+        return self.patch_embed_a.patches(audio.transpose(1, 2)[:, None])
+
+    def patchify_image(self, image: Tensor) -> Tensor:
+        """The second of :meth:`patchify`."""
+        wanted = (3, *self.config.image_size)
+        if tuple(image.shape[1:]) != wanted:
+            raise ValueError(f"This model takes frames of {wanted}, not {tuple(image.shape[1:])}.")
+        return self.patch_embed_v.patches(image)
 
     def embed(self, patches: Tensor, modality: str, masking: Masking | None = None) -> Tensor:
         """Tokens of (the visible) patches: [N, L, P] -> [N, kept, D]."""
@@ -219,9 +226,17 @@ class Encoder(nn.Module):
             audio: [N, frames, mel].
             image: [N, 3, H, W].
         """
-        a, v = self.patchify(audio, image)
-        a, v = self.forward_branch(a, "a", None), self.forward_branch(v, "v", None)
-        return self.forward_joint(a, "a"), self.forward_joint(v, "v")
+        return self.sound_features(audio), self.picture_features(image)
+
+    def sound_features(self, audio: Tensor) -> Tensor:
+        """The first of :meth:`features`."""
+        branch = self.forward_branch(self.patchify_audio(audio), "a", None)
+        return self.forward_joint(branch, "a")
+
+    def picture_features(self, image: Tensor) -> Tensor:
+        """The second of :meth:`features`."""
+        branch = self.forward_branch(self.patchify_image(image), "v", None)
+        return self.forward_joint(branch, "v")
 
 
 def fixed_positions(width: int, grid: Grid) -> nn.Parameter:

@@ -15,6 +15,7 @@ COMMANDS = {
         "cavmae.tools.render_talkers",
         "make talking heads with known voices and masks",
     ),
+    "retrieve": ("cavmae.tools.retrieve", "which sound goes with which picture; features"),
     "convert": ("cavmae.tools.convert", "published weights to ours, and back"),
     "bench": ("cavmae.tools.bench", "measure the speed of sharding and loading"),
 }

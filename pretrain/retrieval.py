@@ -1,0 +1,98 @@
+"""Does a clip's sound find its picture? Features of many clips, and ranks in both directions.
+
+The evaluation of CAV-MAE (Gong et al., ICLR 2023): mean-pooled unmasked tokens of each modality
+alone, cosine similarity, recall at 1, 5 and 10 and the median rank.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cavmae.pretrain.encoder import Encoder
+
+BLOCK = 2048  # rows of a matrix of similarities at a time: 100,000 clips never lie in one
+
+
+class Features(NamedTuple):
+    """Pooled features of clips.
+
+    Attributes:
+        keys: of the clips.
+        audio, video: float32 [N, D], of unit length, on the CPU.
+    """
+
+    keys: list[str]
+    audio: Tensor
+    video: Tensor
+
+
+@torch.inference_mode()
+def extract(model: Encoder, batches: Iterable[Mapping[str, Any]], device: torch.device) -> Features:
+    """Features of every clip.
+
+    Args:
+        batches: as :class:`~cavmae.datasets.transforms.DeviceTransform` gives them: ``key``,
+            ``fbank`` [N, frames, mel], ``frames`` [N, F, 3, H, W]. Features of several frames of
+            a clip are averaged.
+    """
+    model = model.to(device).eval()
+    keys: list[str] = []
+    audio, video = [], []
+    for batch in batches:
+        sound = model.sound_features(batch["fbank"]).mean(dim=1)
+        pictures = [model.picture_features(f).mean(dim=1) for f in batch["frames"].unbind(dim=1)]
+        keys += batch["key"]
+        audio.append(functional.normalize(sound.float(), dim=-1).cpu())
+        video.append(functional.normalize(torch.stack(pictures).mean(dim=0).float(), dim=-1).cpu())
+    width = model.config.width
+    empty = torch.zeros(0, width)
+    return Features(keys, torch.cat([empty, *audio]), torch.cat([empty, *video]))
+
+
+def ranks(queries: Tensor, gallery: Tensor, block: int = BLOCK) -> Tensor:
+    """Rank of each query's partner (the row of its own number) among all of the gallery.
+
+    By matrix products of blocks: memory grows with the number of clips, not with its square. Equal
+    similarities share their ranks, so that features that are all the same are as good as chance.
+
+    Args:
+        queries, gallery: [N, D].
+
+    Returns:
+        float64 [N]: 1 is the best.
+    """
+    own = (queries * gallery).sum(dim=1)
+    found = torch.zeros(len(queries), dtype=torch.float64)
+    for first in range(0, len(queries), block):
+        rows = slice(first, first + block)
+        for start in range(0, len(gallery), block):
+            similar = queries[rows] @ gallery[start : start + block].T
+            # The product that a row has with its own partner, rounded as its rivals' are.
+            at = torch.arange(first, min(first + block, len(queries)))
+            inside = (at >= start) & (at < start + similar.shape[1])
+            mine = own[rows].clone()
+            mine[inside] = similar[inside, at[inside] - start]
+            found[rows] += (similar > mine[:, None]).sum(1) + 0.5 * (similar == mine[:, None]).sum(
+                1
+            )
+    return found + 0.5
+
+
+def measures(found: Tensor) -> dict[str, float]:
+    """Recall at 1, 5 and 10 (shares of the queries) and the median rank."""
+    result = {f"R@{k}": float((found <= k).double().mean()) for k in (1, 5, 10)}
+    return {**result, "median rank": float(found.median())}
+
+
+def retrieval(features: Features) -> dict[str, dict[str, float]]:
+    """Measures in both directions, and what chance gives."""
+    count = len(features.keys)
+    chance = {f"R@{k}": min(1.0, k / count) for k in (1, 5, 10)}
+    return {
+        "video to audio": measures(ranks(features.video, features.audio)),
+        "audio to video": measures(ranks(features.audio, features.video)),
+        "chance": {**chance, "median rank": (count + 1) / 2},
+    }

@@ -1,0 +1,109 @@
+"""Ranks against a naive loop, features against the model, the command on real shards."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.manifest import Manifest
+from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.model import CAVMAE
+from cavmae.pretrain.retrieval import Features, measures, ranks, retrieval
+from cavmae.tools.commandline import run
+from cavmae.tools.retrieve import main
+
+SHAPE = CAVMAEConfig(
+    image_size=(32, 32), audio_size=(128, 96), width=16, heads=2, depth=1,
+    decoder_width=8, decoder_heads=2, decoder_depth=1,
+)  # fmt: skip
+
+
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_ranks_against_a_naive_loop(count: int, block: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # Whole numbers: products are exact, and some are equal.
+    queries, gallery = (
+        torch.randint(-2, 3, (count, 3), generator=generator).float() for _ in range(2)
+    )
+    found = ranks(queries, gallery, block)
+    for n in range(count):
+        similar = [float(queries[n] @ g) for g in gallery]
+        better = sum(s > similar[n] for s in similar)
+        same = sum(s == similar[n] for s in similar)
+        assert found[n] == better + (same + 1) / 2
+
+
+def test_features_that_are_all_the_same_are_as_good_as_chance() -> None:
+    same = torch.ones(101, 4)
+    found = measures(ranks(same, same))
+    assert found == {"R@1": 0.0, "R@5": 0.0, "R@10": 0.0, "median rank": 51.0}
+
+
+def test_partners_find_each_other() -> None:
+    torch.manual_seed(0)
+    audio = torch.nn.functional.normalize(torch.randn(50, 16), dim=1)
+    found = retrieval(Features([str(n) for n in range(50)], audio, audio.clone()))
+    assert found["video to audio"]["R@1"] == found["audio to video"]["R@1"] == 1
+    assert found["chance"] == {"R@1": 0.02, "R@5": 0.1, "R@10": 0.2, "median rank": 25.5}
+
+
+@pytest.mark.parametrize("ending", [".npy", ".safetensors"])
+def test_the_command(
+    tmp_path: Path, data_set: Manifest, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Features are those of the model on the clips themselves, each clip once."""
+    torch.manual_seed(0)
+    model = CAVMAE(SHAPE)
+    model.save_pretrained(tmp_path / "model")
+    out, figures = tmp_path / f"features{ending}", tmp_path / "figures.json"
+    words = [str(tmp_path / "model"), data_set.folder, "--features", str(out)]
+    words += ["--statistics", "audioset", "--json", str(figures), "--batch", "5"]
+    assert run(main, words) == 0
+    assert "video to audio" in capsys.readouterr().out
+    keys = out.with_suffix(".keys.txt").read_text().split()
+    assert len(set(keys)) == len(keys) == data_set.samples
+    if ending == ".npy":
+        both = np.load(out)
+    else:
+        found = load_file(str(out))
+        both = torch.cat([found["audio"], found["video"]], dim=1).numpy()
+    assert both.shape == (data_set.samples, 32)
+    assert np.allclose(np.linalg.norm(both[:, :16], axis=1), 1, atol=1e-5)
+    record = json.loads(figures.read_bytes())
+    assert record["clips"] == data_set.samples
+    again = tmp_path / "again.npy"
+    words = [str(tmp_path / "model"), data_set.folder, "--features", str(again)]
+    assert run(main, [*words, "--statistics", "audioset", "--batch", "7"]) == 0
+    order = again.with_suffix(".keys.txt").read_text().split()
+    assert np.allclose(np.load(again), both[[keys.index(k) for k in order]], atol=1e-5)
+
+
+def test_bad_input(tmp_path: Path, data_set: Manifest) -> None:
+    with pytest.raises(CavmaeError, match="is no folder of weights"):
+        main([str(tmp_path / "nothing"), data_set.folder])
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CavmaeError, match="is no folder of weights"):
+        main([str(tmp_path), data_set.folder])
+    CAVMAE(SHAPE).save_pretrained(tmp_path / "model")
+    with pytest.raises(UsageError, match=r"\.npy or \.safetensors"):
+        main([str(tmp_path / "model"), data_set.folder, "--features", "x.txt"])
+    with pytest.raises(UsageError, match="--device cuda:77"):
+        main(
+            [
+                str(tmp_path / "model"),
+                data_set.folder,
+                "--statistics",
+                "audioset",
+                "--device",
+                "cuda:77",
+            ]
+        )
+    with pytest.raises(CavmaeError):
+        main([str(tmp_path / "model"), str(tmp_path / "no-shards")])

@@ -1,0 +1,177 @@
+"""`cavmae retrieve MODEL SHARDS`: which sound goes with which picture; features of many clips."""
+
+import dataclasses
+import io
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors.torch import save as save_tensors
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.features import FRAME_RATE
+from cavmae.datasets.loader import Loader
+from cavmae.datasets.manifest import Manifest
+from cavmae.datasets.storage import write_atomically
+from cavmae.datasets.stream import EvalStream
+from cavmae.datasets.transforms import DeviceTransform, Statistics
+from cavmae.datasets.view import View
+from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.model import CAVMAE
+from cavmae.pretrain.retrieval import Features, extract, retrieval
+from cavmae.tools.commandline import fill, module_main, parse, parser
+from cavmae.tools.progress import Progress
+
+log = logging.getLogger("cavmae")
+WHOLE_CLIP = 1000  # fbank frames from which on a model hears whole clips, padded or cut
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrieveSettings:
+    """What is compared, and where to.
+
+    Args:
+        frames: the ``middle`` frame of a clip, or ``all`` of them, their features averaged.
+        statistics: by which fbanks are normalised: the ``data`` set's own, which `cavmae check`
+            measured, or ``audioset``'s, for published weights.
+        batch: clips at a time.
+        workers: processes that load.
+        device: ``auto``: a GPU if there is one.
+        json: also write the measures to this file.
+        features: also write the features to this file: .safetensors (``audio``, ``video``), or .npy
+            (both, one after the other); the keys go to a .keys.txt beside it.
+    """
+
+    frames: Literal["middle", "all"] = "middle"
+    statistics: Literal["data", "audioset"] = "data"
+    batch: int = 32
+    workers: int = 0
+    device: str = "auto"
+    json: str | None = None
+    features: str | None = None
+
+
+def view_of(config: CAVMAEConfig, frames: Literal["middle", "all"]) -> View:
+    """What a model of this shape is shown of a clip: its middle, or all of it if it hears 10 s."""
+    count = config.audio_size[1]
+    window = None if count >= WHOLE_CLIP else count / FRAME_RATE
+    return View(
+        fbank_frames=count,
+        frames=frames,
+        window=window,
+        random_window=False,
+        frame_size=config.image_size,
+    )
+
+
+def load_model(name: str) -> CAVMAE:
+    """A folder of ours, or a name on the hub.
+
+    Raises:
+        CavmaeError: there is none, or it is damaged.
+    """
+    try:
+        return CAVMAE.from_pretrained(name)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        HfHubHTTPError,
+        HFValidationError,
+    ) as error:
+        raise CavmaeError(
+            f"{name} is no folder of weights, nor a model on the hub "
+            f"({str(error).splitlines()[0]}): make one with `cavmae convert`."
+        ) from error
+
+
+def main(words: Sequence[str]) -> int:
+    made = parser("retrieve", "Which sound goes with which picture.")
+    made.add_argument("model", type=str, help="Folder of weights, or a name on the hub.")
+    made.add_argument("shards", type=str, help="Folder or URL of a data set.")
+    made.add_class_arguments(RetrieveSettings)
+    options = parse(made, words)
+    settings = fill(RetrieveSettings, options)
+    if settings.batch < 1 or settings.workers < 0:
+        raise UsageError("--batch must be at least 1, --workers at least 0.")
+    if settings.features and Path(settings.features).suffix not in (".npy", ".safetensors"):
+        raise UsageError(f"--features {settings.features}: end the name with .npy or .safetensors.")
+    model = load_model(options.model)
+    features = _extract(model, options.shards, settings)
+    if settings.features:
+        _save_features(Path(settings.features), features)
+    found = retrieval(features)
+    print(table(found, len(features.keys)))
+    if settings.json:
+        with write_atomically(Path(settings.json)) as file:
+            record = {"clips": len(features.keys), **found}
+            file.write(json.dumps(record, indent=1).encode() + b"\n")
+    return 0
+
+
+def _extract(model: CAVMAE, shards: str, settings: RetrieveSettings) -> Features:
+    manifest = Manifest.load(shards)
+    statistics = Statistics.load(shards) if settings.statistics == "data" else Statistics()
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    transform = DeviceTransform(statistics).to(device).eval()
+    stream = EvalStream(manifest, view_of(model.config, settings.frames), settings.batch)
+    loader = Loader(stream, workers=settings.workers)
+
+    def batches() -> Iterator[dict[str, Any]]:
+        with Progress(manifest.samples, "clip") as progress:
+            for batch in loader:
+                moved = {
+                    k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
+                }
+                yield transform(moved)
+                for _ in batch["key"]:
+                    progress.done()
+
+    features = extract(model, batches(), device)
+    if loader.broken:
+        log.warning("Broken samples left out: %s.", dict(loader.broken))
+    if not features.keys:
+        raise CavmaeError(f"{shards} has no clip that could be read.")
+    return features
+
+
+def _save_features(path: Path, features: Features) -> None:
+    with write_atomically(path.with_suffix(".keys.txt")) as file:
+        file.write("".join(f"{key}\n" for key in features.keys).encode())
+    with write_atomically(path) as file:
+        if path.suffix == ".npy":
+            held = io.BytesIO()
+            np.save(held, torch.cat([features.audio, features.video], dim=1).numpy())
+            file.write(held.getvalue())
+        else:
+            file.write(save_tensors({"audio": features.audio, "video": features.video}))
+
+
+def table(found: dict[str, dict[str, float]], clips: int) -> str:
+    """A Markdown table."""
+    names = list(next(iter(found.values())))
+    lines = [
+        f"| {clips} clips | {' | '.join(names)} |",
+        "|---|" + "---:|" * len(names),
+    ]
+    for direction, values in found.items():
+        cells = [f"{v:.1%}" if n.startswith("R@") else f"{v:g}" for n, v in values.items()]
+        lines.append(f"| {direction} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    module_main(main)
