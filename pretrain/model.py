@@ -163,7 +163,7 @@ class CAVMAE(Encoder, PyTorchModelHubMixin, library_name="cavmae", tags=["audio-
             )
             loss_v = reconstruction_loss(
                 self.decoder_pred_v(take(v, hidden_v)),
-                _channels_last(take(patches_v, hidden_v)),
+                channels_last(take(patches_v, hidden_v)),
                 norm_pix_loss,
             )
         if contrastive_weight:
@@ -182,6 +182,6 @@ class CAVMAE(Encoder, PyTorchModelHubMixin, library_name="cavmae", tags=["audio-
         return self.decoder_pred_a(a), self.decoder_pred_v(v)
 
 
-def _channels_last(patches: Tensor) -> Tensor:
+def channels_last(patches: Tensor) -> Tensor:
     """[N, L, 3 * p * p] with the channel slowest -> the same values with the channel fastest."""
     return patches.unflatten(-1, (3, -1)).transpose(-1, -2).flatten(-2)

@@ -16,6 +16,7 @@ COMMANDS = {
         "make talking heads with known voices and masks",
     ),
     "retrieve": ("cavmae.tools.retrieve", "which sound goes with which picture; features"),
+    "inpaint": ("cavmae.tools.inpaint", "original, masked, reconstructed: a picture"),
     "convert": ("cavmae.tools.convert", "published weights to ours, and back"),
     "bench": ("cavmae.tools.bench", "measure the speed of sharding and loading"),
 }

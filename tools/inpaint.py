@@ -1,0 +1,123 @@
+"""`cavmae inpaint MODEL SHARDS --out FILE.png`: original, masked, reconstructed."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import matplotlib
+import numpy as np
+import torch
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.loader import Loader
+from cavmae.datasets.manifest import Manifest
+from cavmae.datasets.storage import write_atomically
+from cavmae.datasets.stream import EvalStream
+from cavmae.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, DeviceTransform, Statistics
+from cavmae.pretrain.inpainting import Inpainting, inpaint
+from cavmae.tools.commandline import fill, module_main, parse, parser
+from cavmae.tools.retrieve import load_model, view_of
+
+matplotlib.use("Agg")  # a file is drawn, no window
+
+from matplotlib import pyplot
+
+log = logging.getLogger("cavmae")
+COLUMNS = ("original", "masked", "reconstructed")
+
+
+@dataclasses.dataclass(frozen=True)
+class InpaintSettings:
+    """What is masked and drawn.
+
+    Args:
+        clips: how many, from the beginning of the data set.
+        mask_ratio: share of the patches that are masked.
+        mode: which patches of sound are masked.
+        norm_pix_loss: the model was trained on normalised patches, as the published ones were.
+        statistics: by which fbanks are normalised: the ``data`` set's own, which `cavmae check`
+            measured, or ``audioset``'s, for published weights.
+        seed: of the masks.
+    """
+
+    clips: int = 4
+    mask_ratio: float = 0.75
+    mode: Literal["unstructured", "time", "freq", "tf"] = "unstructured"
+    norm_pix_loss: bool = True
+    statistics: Literal["data", "audioset"] = "data"
+    seed: int = 0
+
+
+def main(words: Sequence[str]) -> int:
+    made = parser("inpaint", "What a model makes of masked sound and pictures.")
+    made.add_argument("model", type=str, help="Folder of weights, or a name on the hub.")
+    made.add_argument("shards", type=str, help="Folder or URL of a data set.")
+    made.add_argument("--out", required=True, type=str, help="PNG file to write.")
+    made.add_class_arguments(InpaintSettings)
+    options = parse(made, words)
+    settings = fill(InpaintSettings, options)
+    if not 0 < settings.mask_ratio < 1 or settings.clips < 1:
+        raise UsageError("--mask-ratio must lie between 0 and 1, --clips be at least 1.")
+    model = load_model(options.model)
+    statistics = Statistics.load(options.shards) if settings.statistics == "data" else Statistics()
+    view = view_of(model.config, "middle")
+    stream = EvalStream(Manifest.load(options.shards), view, settings.clips)
+    batch = next(iter(Loader(stream)), None)
+    if batch is None:
+        raise CavmaeError(f"{options.shards} has no clip that could be read.")
+    batch = DeviceTransform(statistics).eval()(batch)
+    torch.manual_seed(settings.seed)
+    found = inpaint(
+        model,
+        batch["fbank"],
+        batch["frames"][:, 0],
+        settings.mask_ratio,
+        settings.mode,
+        settings.norm_pix_loss,
+    )
+    draw(found, batch["key"], Path(options.out))
+    log.info("Wrote %s.", options.out)
+    return 0
+
+
+def draw(found: Inpainting, keys: list[str], path: Path) -> None:
+    """A row a clip: three pictures, three spectrograms. What is masked is grey."""
+    figure, axes = pyplot.subplots(
+        len(keys),
+        6,
+        figsize=(20, 2.3 * len(keys) + 0.6),
+        squeeze=False,
+        gridspec_kw={"width_ratios": [1, 1, 1, 2, 2, 2]},
+    )
+    mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
+    pictures = (found.image, found.image_masked, found.image_rebuilt)
+    sounds = (found.audio, found.audio_masked, found.audio_rebuilt)
+    colours = matplotlib.colormaps["magma"].copy()
+    colours.set_bad("0.6")
+    for number, (row, key) in enumerate(zip(axes, keys, strict=True)):
+        for axis, title, picture in zip(row[:3], COLUMNS, pictures, strict=True):
+            values = picture[number].permute(1, 2, 0).numpy() * std + mean
+            axis.imshow(np.where(np.isnan(values), 0.6, values).clip(0, 1))
+            axis.axis("off")
+            axis.set_title(title, fontsize=8)
+        low, high = (float(x) for x in np.percentile(found.audio[number], (1, 99.5)))
+        for axis, title, sound in zip(row[3:], COLUMNS, sounds, strict=True):
+            axis.imshow(
+                np.ma.masked_invalid(sound[number].T.numpy()),
+                origin="lower", aspect="auto", cmap=colours, vmin=low, vmax=high,
+                extent=(0, sound.shape[1] / 100, 0, sound.shape[2]),
+            )  # fmt: skip
+            axis.tick_params(labelsize=6)
+            axis.set_title(f"{title}: mel bins over seconds", fontsize=8)
+        row[0].set_title(f"{key}\n{COLUMNS[0]}", fontsize=6, parse_math=False)
+    high = figure.get_figheight()
+    figure.subplots_adjust(0.01, 0.3 / high, 0.99, 1 - 0.5 / high, wspace=0.12, hspace=0.4)
+    with write_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=80)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    module_main(main)
