@@ -3,16 +3,15 @@
 from typing import Literal
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from cavmae.pretrain.blocks import NORM_EPS
-from cavmae.pretrain.encoder import CAVMAEConfig, Encoder
+from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, HubWeights
 
 Mode = Literal["multimodal", "audioonly", "videoonly", "missingaudioonly", "missingvideoonly"]
 
 
-class EventClassifier(Encoder, PyTorchModelHubMixin, library_name="cavmae", tags=["audio-visual"]):
+class EventClassifier(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
     """The encoder and a linear head on the mean token.
 
     Args:

@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any
 
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from cavmae.pretrain.blocks import NORM_EPS, Block, Modality
@@ -109,6 +110,15 @@ class PatchEmbedding(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """[N, L, C * p * p] -> [N, L, D]."""
         return nn.functional.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class HubWeights(PyTorchModelHubMixin):
+    """``from_pretrained``, ``save_pretrained``, ``push_to_hub``: all weights are loaded or none."""
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> Any:
+        # The mixin's default is to load what fits and to say nothing.
+        return super()._from_pretrained(strict=strict, **options)
 
 
 class Encoder(nn.Module):

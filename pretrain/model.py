@@ -11,11 +11,10 @@ Shapes: N samples, L tokens or patches, D width, P values of a patch.
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from cavmae.pretrain.blocks import NORM_EPS, Block
-from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, fixed_positions, take
+from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, HubWeights, fixed_positions, take
 from cavmae.pretrain.losses import Contrast, info_nce, reconstruction_loss
 from cavmae.pretrain.masking import Masking, MaskMode, mask_by, structured_noise
 
@@ -48,7 +47,7 @@ class Losses(NamedTuple):
     accuracy: Tensor
 
 
-class CAVMAE(Encoder, PyTorchModelHubMixin, library_name="cavmae", tags=["audio-visual"]):
+class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
     """The pretraining model: the encoder, and a decoder that reconstructs what was masked.
 
     ``CAVMAE.from_pretrained(FOLDER or name on the hub)`` loads one, ``save_pretrained`` and

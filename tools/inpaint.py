@@ -94,8 +94,7 @@ def draw(found: Inpainting, keys: list[str], path: Path) -> None:
     mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
     pictures = (found.image, found.image_masked, found.image_rebuilt)
     sounds = (found.audio, found.audio_masked, found.audio_rebuilt)
-    colours = matplotlib.colormaps["magma"].copy()
-    colours.set_bad("0.6")
+    colours = matplotlib.colormaps["magma"].with_extremes(bad="0.6")
     for number, (row, key) in enumerate(zip(axes, keys, strict=True)):
         for axis, title, picture in zip(row[:3], COLUMNS, pictures, strict=True):
             values = picture[number].permute(1, 2, 0).numpy() * std + mean

@@ -1,9 +1,11 @@
 """`cavmae retrieve MODEL SHARDS`: which sound goes with which picture; features of many clips."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +78,8 @@ def load_model(name: str) -> CAVMAE:
         CavmaeError: there is none, or it is damaged.
     """
     try:
-        return CAVMAE.from_pretrained(name)
+        with contextlib.redirect_stdout(sys.stderr):  # the hub's library prints
+            return CAVMAE.from_pretrained(name)
     except (
         OSError,
         ValueError,

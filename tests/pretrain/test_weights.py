@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm import create_model
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from cavmae.pretrain.weights import (
 )
 from cavmae.tools.commandline import run
 from cavmae.tools.convert import main
+from cavmae.tools.retrieve import load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cav_mae_tiny.safetensors"
 HEADS = ["--heads", "3", "--decoder-heads", "2"]
@@ -95,6 +96,18 @@ def test_missing_left_over_and_misshapen_weights(tmp_path: Path) -> None:
     assert run(main, [str(source), "--out", str(tmp_path / "out"), *HEADS]) == 1
     assert not (tmp_path / "out").exists()
     assert run(main, [str(source), "--out", str(tmp_path / "out"), *HEADS, "--partial"]) == 0
+
+
+def test_a_folder_that_lacks_a_weight_is_not_loaded(tmp_path: Path) -> None:
+    model = CAVMAE(config_from(golden("model"), 3, 2))
+    model.save_pretrained(tmp_path)
+    weights = load_file(str(tmp_path / "model.safetensors"))
+    save_file({k: v for k, v in weights.items() if k != "norm_a.bias"},
+              str(tmp_path / "model.safetensors"))  # fmt: skip
+    with pytest.raises(RuntimeError, match=r"norm_a\.bias"):
+        CAVMAE.from_pretrained(str(tmp_path))
+    with pytest.raises(CavmaeError, match="no folder of weights"):
+        load_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "pickle", "list", "empty"])
