@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,7 @@ def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RunSett
             population = roster.load_or_make(out, settings, workers)
             (out / CLIPS).mkdir(exist_ok=True)
             rows, skipped = _render(out, clips, settings, how, population)
-            _write_tables(out, rows)
+            _write_tables(out, rows, settings)
             _write_skipped(out, skipped)
             if rows:
                 sheet.draw([out / CLIPS / f"{row['clip']:06d}" for row in rows], out / SHEET)
@@ -102,8 +103,12 @@ def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RunSett
             f"Cannot write to {out}: {error.strerror or error}; what is done stays, run the same "
             "command again once that is mended."
         ) from error
-    seconds = sum(row["seconds"] for row in rows)
-    log.info("%d clips, %.2f h, in %s; look at %s.", len(rows), seconds / 3600, out, SHEET)
+    counts = Counter(row["split"] for row in rows)
+    log.info(
+        "%d clips, %.0f s, in %s (train %d, valid %d, test %d); look at %s.",
+        len(rows), sum(row["seconds"] for row in rows), out,
+        counts["train"], counts["valid"], counts["test"], SHEET,
+    )  # fmt: skip
     if skipped:
         log.error(
             "%d clips failed, the first: %s. %s names them; run the same command to try again.",
@@ -204,13 +209,15 @@ def _render(
     return [rows[n] for n in sorted(rows)], sorted(skipped, key=lambda s: s["clip"])
 
 
-def _write_tables(out: Path, rows: list[dict[str, Any]]) -> None:
-    """One table a split, as `cavmae shard` takes it."""
-    for split in ("train", "valid", "test"):
+def _write_tables(out: Path, rows: list[dict[str, Any]], settings: RenderSettings) -> None:
+    """One table a split that was asked for, as `cavmae shard` takes it."""
+    shares = {
+        "train": 1 - settings.valid_share - settings.test_share,
+        "valid": settings.valid_share,
+        "test": settings.test_share,
+    }
+    for split in (name for name, share in shares.items() if share > 1e-9):
         mine = [row for row in rows if row["split"] == split]
-        if not mine:
-            (out / f"{split}.csv").unlink(missing_ok=True)
-            continue
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["path", "labels", "speaker", "masks"])

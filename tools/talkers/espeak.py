@@ -108,6 +108,7 @@ def speak(voice: EspeakVoice, texts: Sequence[str]) -> tuple[np.ndarray, int, li
             raise CavmaeError(f"espeak-ng cannot read its voices in {folder!r}; reinstall it.")
         library.espeak_SetSynthCallback(receive)
         library.espeak_ng_SetRandSeed(ctypes.c_long(_SEED))
+        ctypes.CDLL(None).srand(_SEED)  # breath of Klatt voices comes from the C library's rand()
         name = f"{voice.language}+{voice.variant}"
         if library.espeak_SetVoiceByName(name.encode()) != 0:
             raise CavmaeError(f"espeak-ng has no voice {name!r}; update espeakng-loader.")

@@ -266,8 +266,10 @@ def _truth(
         "shift_ms": script.shift_ms,
         "people": people,
         "off_screen": None if script.off_screen is None else dataclasses.asdict(script.off_screen),
-        "noise": script.noise,
-        "music": script.music,
+        "noise": None
+        if script.noise is None
+        else {"kind": script.noise[0], "below_voice_db": round(script.noise[1], 2)},
+        "music": None if script.music is None else {"below_voice_db": round(script.music, 2)},
     }
 
 

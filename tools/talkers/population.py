@@ -85,7 +85,8 @@ class Population:
             if count is not None and count < most:
                 raise UsageError(
                     f"Split {split} has {count} of {len(ids)} speakers, but pictures show "
-                    f"up to {most}: have more speakers, or set --valid-share and --test-share."
+                    f"up to {most}: have more speakers, or let --valid-share and --test-share "
+                    f"be 0 or at least {most / len(ids) + 0.005:.2f}, and leave that for train."
                 )
         pairs = most > 1 and settings.look_alikes > 0
         speakers = []

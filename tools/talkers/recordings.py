@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.features import SAMPLE_RATE, resample
 
 ENDINGS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
@@ -42,17 +42,17 @@ def find(folder: Path) -> Iterator[tuple[str, str]]:
     """(reader, path within the folder) of every sound file, in the order of their paths.
 
     Raises:
-        CavmaeError: no such folder, or no sound in it.
+        UsageError: no such folder, or no sound in it.
     """
     if not folder.is_dir():
-        raise CavmaeError(f"--speech {folder} is not a folder.")
+        raise UsageError(f"--speech {folder} is not a folder.")
     paths = sorted(
         p
         for p in folder.rglob("*")
         if p.suffix.lower() in ENDINGS and p.is_file() and not p.name.startswith(".")
     )
     if not paths:
-        raise CavmaeError(
+        raise UsageError(
             f"--speech {folder} has no recordings ({', '.join(ENDINGS)}) in it; "
             "convert them to FLAC or name another folder."
         )

@@ -19,12 +19,12 @@ class RenderSettings:
 
     Args:
         seed: of everything that is drawn by lot.
-        speech: folder of recordings (FLAC, WAV, OGG, MP3) of people speaking; the name of a file
-            up to its first ``-`` or ``_`` names its reader, else its folder does. Without it,
+        speech: folder of recordings (FLAC, WAV, OGG, Opus, MP3) of people speaking; the name of a
+            file up to its first ``-`` or ``_`` names its reader, else its folder does. Without it,
             espeak-ng speaks.
         speakers: how many there are, for espeak-ng; recordings have as many as they have.
         people: in each picture: a number, or a range such as ``1-3``.
-        seconds: length of a clip.
+        seconds: length of a clip; below 2.56 `cavmae shard` needs a lower ``--min-seconds``.
         frame_rate: frames a second.
         height: of the picture in pixels.
         width: of the picture in pixels; 0: the height for one person, twice the height for more.
@@ -93,22 +93,26 @@ class RenderSettings:
     def check(self) -> None:
         """Raises UsageError for a value that makes no sense, named."""
         least, most = self.crowd
-        ranges = {
-            "people": least <= most <= 4,
-            "seed": 0 <= self.seed < 2**63,
-            "speakers": 1 <= self.speakers <= 100_000,
-            "seconds": 0.5 <= self.seconds <= 600,
-            "frame_rate": 5 <= self.frame_rate <= 120,
-            "height": 64 <= self.height <= 2160 and self.height % 2 == 0,
-            "width": self.width == 0 or (64 <= self.width <= 3840 and self.width % 2 == 0),
-            "valid_share": 0 <= self.valid_share < 1,
-            "test_share": 0 <= self.test_share < 1,
-            "quality": 0 <= self.quality <= 40,
+        ranges: dict[str, tuple[bool, str]] = {
+            "people": (least <= most <= 4, "1 to 4"),
+            "seed": (0 <= self.seed < 2**63, "at least 0"),
+            "speakers": (1 <= self.speakers <= 100_000, "1 to 100000"),
+            "seconds": (0.5 <= self.seconds <= 600, "0.5 to 600"),
+            "frame_rate": (5 <= self.frame_rate <= 120, "5 to 120"),
+            "height": (64 <= self.height <= 2160 and self.height % 2 == 0, "even, 64 to 2160"),
+            "width": (
+                self.width == 0 or (64 <= self.width <= 3840 and self.width % 2 == 0),
+                "0, or even, 64 to 3840",
+            ),
+            "quality": (0 <= self.quality <= 40, "0 to 40"),
         }
-        ranges |= {case: 0 <= getattr(self, case) <= 1 for case in CASES}
-        for name, good in ranges.items():
+        for share in ("valid_share", "test_share", *CASES):
+            ranges[share] = (0 <= getattr(self, share) <= 1, "a share, 0 to 1")
+        for name, (good, wanted) in ranges.items():
             if not good:
                 option = name.replace("_", "-")
-                raise UsageError(f"--{option} {getattr(self, name)} is out of range.")
+                raise UsageError(
+                    f"--{option} {getattr(self, name)} is out of range: it must be {wanted}."
+                )
         if self.valid_share + self.test_share > 1:
             raise UsageError("--valid-share and --test-share together are more than 1.")

@@ -78,8 +78,10 @@ def _draw_row(row: Any, folder: Path) -> None:
         axis.fill_between(middles, base, base + loud, color=colour, alpha=0.5)
         axis.plot(times, base + np.array(person["mouth_opening"]), color="black", linewidth=0.8)
         name = f"{number + 1}: {person['speaker']}, {person['activity']}"
-        axis.text(0.0, base + 0.85, name, fontsize=7, parse_math=False)
+        box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
+        axis.text(0.02, base + 0.97, name, fontsize=7, va="top", parse_math=False, bbox=box)
     axis.set_xlim(0, truth["seconds"])
+    axis.set_ylim(-1.1 * (len(truth["people"]) - 1) - 0.05, 1.05)
     axis.set_yticks([])
     axis.tick_params(labelsize=7)
     shift = f", sound {truth['shift_ms']:+d} ms" if truth["shift_ms"] else ""
@@ -89,8 +91,11 @@ def _draw_row(row: Any, folder: Path) -> None:
 
 def _outlined(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     edge = np.zeros(mask.shape, bool)
-    edge[:-1] |= mask[:-1] != mask[1:]
-    edge[:, :-1] |= mask[:, :-1] != mask[:, 1:]
+    down, right = mask[:-1] != mask[1:], mask[:, :-1] != mask[:, 1:]
+    edge[:-1] |= down
+    edge[1:] |= down
+    edge[:, :-1] |= right
+    edge[:, 1:] |= right
     drawn = picture.copy()
     for value in np.unique(mask[mask > 0]):
         colour = matplotlib.colors.to_rgb(COLOURS[(int(value) - 1) // 2 % len(COLOURS)])
