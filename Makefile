@@ -16,8 +16,8 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 demo: $(READY)
 	@$(BIN)/cavmae --help
 	@echo
-	@echo "To come: render talkers, shard and check them, pretrain, fine-tune, separate, report."
-	@echo "Until then: cavmae shard YOUR_VIDEOS --out clips && cavmae check clips (see README.md)."
+	@echo "To come: talkers rendered, sharded, pretrained on, fine-tuned, separated, reported."
+	@echo "Until then: cavmae render-talkers, cavmae shard and cavmae check (see README.md)."
 
 lint: $(READY)
 	$(BIN)/ruff check .
