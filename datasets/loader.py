@@ -1,6 +1,7 @@
 """Batches of a stream with worker processes, and a place to go on from."""
 
 import dataclasses
+import gc
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,21 @@ from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.stream import Delivery, Position, Stream, TrainStream
 
 log = logging.getLogger("cavmae")
+
+
+def _forked_without_garbage(loader: Any) -> Iterator[Any]:
+    """The loader's iterator; its worker processes never collect garbage of this process.
+
+    A picture scaler of PyAV's that lay in garbage was freed in a forked worker, where its threads
+    do not exist, and waited for them forever (seen in the tests).
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        found: Iterator[Any] = iter(loader)
+        return found
+    finally:
+        gc.unfreeze()
 
 
 class Loader:
@@ -74,7 +90,7 @@ class Loader:
         if not isinstance(stream, TrainStream):
             self._broken = [{} for _ in self._positions]
             self._positions = [Position() for _ in self._positions]
-        for delivery in loader:
+        for delivery in _forked_without_garbage(loader):
             if isinstance(delivery, CavmaeError):
                 raise delivery
             self._note(delivery)
