@@ -153,7 +153,7 @@ def _check_folder(out: Path, settings: RenderSettings) -> int:
         raise CavmaeError(f"{path} is damaged ({error}); choose another --out folder.") from error
     if record.get("schema") != SCHEMA:
         raise CavmaeError(f"{path} is of another version of this program; choose another folder.")
-    if not (out / "speakers.json").exists():
+    if not (out / "speakers.json").exists() and not (out / CLIPS).exists():
         return 0  # nothing was made with them yet
     for name, value in _comparable(settings).items():
         if earlier.get(name) != value:

@@ -1,5 +1,7 @@
 """What hides a mouth: a hand, a face mask, a microphone. Units: the head's height."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import skia
 
@@ -81,13 +83,8 @@ class CoverUp:
 
     def _draw_hand(self, canvas: Canvas, at: Point, label: int) -> None:
         x, y = at
-        arm = skia.Path()
-        arm.moveTo(x + 0.10, y + 0.10)
-        arm.lineTo(x + 0.30, y + 1.4)
-        arm.lineTo(x + 0.62, y + 1.4)
-        arm.lineTo(x + 0.27, y + 0.06)
-        arm.close()
-        canvas.draw(arm, self._sleeve, label)
+        arm = ((0.10, 0.10), (0.30, 1.4), (0.62, 1.4), (0.27, 0.06))
+        canvas.draw(_polygon(at, arm), self._sleeve, label)
         canvas.draw(oval(x + 0.12, y + 0.06, 0.17, 0.15), self._skin, label)
         creases = skia.Path()
         for number in range(4):
@@ -114,11 +111,16 @@ class CoverUp:
             mesh.moveTo(x - 0.13, y + 0.01 + offset)
             mesh.lineTo(x + 0.13, y + 0.01 + offset)
         canvas.draw(mesh, self._mesh)
-        arm = skia.Path()
-        arm.moveTo(x + 0.04, y + 0.45)
-        arm.lineTo(x + 0.18, y + 1.6)
-        arm.lineTo(x + 0.50, y + 1.6)
-        arm.lineTo(x + 0.22, y + 0.42)
-        arm.close()
-        canvas.draw(arm, self._sleeve, label)
+        arm = ((0.04, 0.45), (0.18, 1.6), (0.50, 1.6), (0.22, 0.42))
+        canvas.draw(_polygon(at, arm), self._sleeve, label)
         canvas.draw(oval(x + 0.10, y + 0.42, 0.12, 0.11), self._skin, label)
+
+
+def _polygon(at: Point, corners: Sequence[Point]) -> skia.Path:
+    """Corners are relative to ``at``."""
+    path = skia.Path()
+    path.moveTo(at[0] + corners[0][0], at[1] + corners[0][1])
+    for x, y in corners[1:]:
+        path.lineTo(at[0] + x, at[1] + y)
+    path.close()
+    return path

@@ -108,7 +108,7 @@ class VideoWriter:
         frame.time_base = Fraction(1, self._rate)
         frame.pts = number
         self._container.mux(self._video.encode(frame))
-        while self._heard is not None and self._heard < (number + 1) / self._rate:
+        while self._heard < (number + 1) / self._rate:
             self._heard = next(self._sound, float("inf"))
 
     def close(self) -> None:

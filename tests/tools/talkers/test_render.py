@@ -270,6 +270,10 @@ def test_other_settings_in_the_same_folder(tmp_path: Path) -> None:
     before = contents(out)
     with pytest.raises(CavmaeError, match="made with --seed 0, not 5"):
         render(out, 1, seed=5)
+    (out / "speakers.json").rename(tmp_path / "speakers.json")
+    with pytest.raises(CavmaeError, match="made with --seed 0, not 5"):
+        render(out, 1, seed=5)
+    (tmp_path / "speakers.json").rename(out / "speakers.json")
     with (
         locked(out / ".work", "busy"),
         pytest.raises(CavmaeError, match="Another `cavmae render-talkers`"),
