@@ -34,6 +34,8 @@ class View:
             digital silence gives.
         frames: ``random`` one of the clip, the ``middle`` one, ``all``, ``none``, or a number of
             them, evenly spaced. With a window, ``all`` is one for each 1/25 s of it.
+        moments: draw the (number of) frames from the middles of so many equal parts of the window,
+            in random order and no part twice; None: evenly spaced, in order of time.
         window: length in seconds of the part of the clip that is shown; None: the whole clip.
             Sound, frames and masks are of exactly that part.
         random_window: begin it anywhere (training), or in the middle (evaluation).
@@ -47,6 +49,7 @@ class View:
     fbank_frames: int = 1024
     padding: Literal["zero", "silence"] = "zero"
     frames: Literal["random", "middle", "all", "none"] | int = "random"
+    moments: int | None = None
     window: float | None = None
     random_window: bool = True
     waveform: bool = False
@@ -58,6 +61,14 @@ class View:
             raise UsageError(f"frames {self.frames}: the number of frames must be at least 1.")
         if self.window is not None and round(self.window * GRID, 6) % 1:
             raise UsageError(f"window {self.window}: must be a multiple of {1 / GRID} s.")
+        if self.moments is not None and (
+            self.window is None
+            or not isinstance(self.frames, int)
+            or not self.frames <= self.moments
+        ):
+            raise UsageError(
+                f"moments {self.moments}: needs a window, and a number of frames that is not more."
+            )
         if self.masks and self.frames == "none":
             raise UsageError("masks need frames: set frames to random, middle, all or a number.")
 
@@ -129,7 +140,9 @@ class View:
             times = np.array([start + chance.random() * self.window])
         else:
             number = 1 if self.frames == "middle" else self.frames
-            times = start + (np.arange(number) + 0.5) * self.window / number
+            parts = self.moments or number
+            drawn = chance.sample(range(parts), number) if self.moments else range(number)
+            times = start + (np.array(drawn) + 0.5) * self.window / parts
         stored = np.array(info.frame_times)
         inside = (stored >= start - 0.5 / GRID) & (stored < start + self.window)
         offset = 0
@@ -150,7 +163,8 @@ class Choice:
     Attributes:
         view: whose choice this is.
         members: extensions to be read.
-        frames: numbers of the frames, in order; repeated where the video is slower than asked.
+        frames: numbers of the frames, in order (as drawn, with ``moments``); repeated where the
+            video is slower than asked.
         start: of the window, in seconds from the clip's start.
     """
 

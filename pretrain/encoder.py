@@ -9,11 +9,12 @@ Shapes: N samples, L tokens or patches, D width, P values of a patch.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cavmae.pretrain.blocks import NORM_EPS, Block, Modality
 from cavmae.pretrain.masking import Masking
@@ -33,6 +34,9 @@ class CAVMAEConfig:
         joint_depth: blocks shared by both.
         mlp_ratio: width of an MLP over that of a token.
         decoder_width, decoder_heads, decoder_depth: of the decoder.
+        decoder: ``self``: attention among all tokens, as published; ``cross``: from masked tokens
+            to visible ones only, about half the work of a training step.
+        contrast_width: of the embeddings of moments (:mod:`cavmae.pretrain.aligned`); 0: none.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -46,6 +50,8 @@ class CAVMAEConfig:
     decoder_width: int = 512
     decoder_heads: int = 16
     decoder_depth: int = 8
+    decoder: Literal["self", "cross"] = "self"
+    contrast_width: int = 0
 
     def __post_init__(self) -> None:
         for name in ("image_size", "audio_size"):
@@ -53,6 +59,8 @@ class CAVMAEConfig:
             object.__setattr__(self, name, size)  # a list, where it was read from JSON
             if any(side < self.patch or side % self.patch for side in size):
                 raise ValueError(f"{name} {size} is not made of patches of {self.patch}.")
+        if self.decoder not in ("self", "cross"):
+            raise ValueError(f"decoder {self.decoder!r} is neither 'self' nor 'cross'.")
         for prefix in ("", "decoder_"):
             width, heads = getattr(self, f"{prefix}width"), getattr(self, f"{prefix}heads")
             if width % heads or width % 4:
@@ -112,8 +120,12 @@ class PatchEmbedding(nn.Module):
         return nn.functional.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
-class HubWeights(PyTorchModelHubMixin):
+class HubWeights(nn.Module, PyTorchModelHubMixin):
     """``from_pretrained``, ``save_pretrained``, ``push_to_hub``: all weights are loaded or none."""
+
+    def config_values(self) -> dict[str, Any]:
+        """What ``config.json`` says: the arguments that this model was made with."""
+        return dict(self._hub_mixin_config)
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> Any:
@@ -153,6 +165,16 @@ class Encoder(nn.Module):
         self.norm_a = nn.LayerNorm(c.width, eps=NORM_EPS)
         self.norm_v = nn.LayerNorm(c.width, eps=NORM_EPS)
         self.norm = nn.LayerNorm(c.width, eps=NORM_EPS)
+        # Blocks' inner activations are computed again in the backward pass instead of kept.
+        self.checkpoint_activations = False
+
+    def run(self, block: nn.Module, *inputs: Any) -> Tensor:
+        """A block's output, its inner activations kept or not."""
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            found: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+        else:
+            found = block(*inputs)
+        return found
 
     def initialise(self) -> None:
         """As MAE: Xavier for linear maps (patches too), small normal tokens."""
@@ -215,7 +237,7 @@ class Encoder(nn.Module):
         """
         x = self.embed(patches, modality, masking)
         for block in self.blocks_a if modality == "a" else self.blocks_v:
-            x = block(x)
+            x = self.run(block, x)
         return x
 
     def forward_joint(self, x: Tensor, modality: Modality) -> Tensor:
@@ -225,7 +247,7 @@ class Encoder(nn.Module):
             modality: whose norms are used; None: those of both together.
         """
         for block in self.blocks_u:
-            x = block(x, modality)
+            x = self.run(block, x, modality)
         norm = {None: self.norm, "a": self.norm_a, "v": self.norm_v}[modality]
         return norm(x)
 

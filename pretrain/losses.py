@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cavmae.pretrain.processes import everyone, first_row
+
 PIXEL_EPS = 1e-6  # of the variance of a patch
 
 
@@ -39,20 +41,28 @@ class Contrast(NamedTuple):
 
 
 def info_nce(audio: Tensor, video: Tensor, temperature: Tensor | float, both: bool) -> Contrast:
-    """InfoNCE over the batch: row i of both belongs together.
+    """InfoNCE over the batches of all processes: row i of both belongs together.
 
     Args:
         audio, video: [N, D], of any length; their cosine counts.
         temperature: that similarities are divided by.
         both: from every video among the sounds and from every sound among the videos (their
             mean); else only the former, as CAV-MAE does.
+
+    Returns:
+        of this process's rows; its mean over processes is that of one process with all rows.
     """
     audio, video = (functional.normalize(x.float(), dim=-1) for x in (audio, video))
-    total = video @ audio.T / temperature  # [videos, sounds]
-    right = torch.arange(len(total), device=total.device)
-    loss = functional.cross_entropy(total, right)
-    accuracy = (total.argmax(dim=1) == right).float().mean()
+    all_audio, all_video = everyone(torch.cat([audio, video], dim=1)).chunk(2, dim=1)
+    right = first_row(len(audio)) + torch.arange(len(audio), device=audio.device)
+
+    def one_way(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        logits = queries @ keys.T / temperature
+        accuracy = (logits.argmax(dim=1) == right).float().mean()
+        return functional.cross_entropy(logits, right), accuracy
+
+    loss, accuracy = one_way(video, all_audio)
     if both:
-        loss = (loss + functional.cross_entropy(total.T, right)) / 2
-        accuracy = (accuracy + (total.argmax(dim=0) == right).float().mean()) / 2
+        other_loss, other_accuracy = one_way(audio, all_video)
+        loss, accuracy = (loss + other_loss) / 2, (accuracy + other_accuracy) / 2
     return Contrast(loss, accuracy)

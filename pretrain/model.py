@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cavmae.pretrain.blocks import NORM_EPS, Block
+from cavmae.pretrain.aligned import MomentHead, columns
+from cavmae.pretrain.blocks import NORM_EPS, Block, CrossBlock
 from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, HubWeights, fixed_positions, take
 from cavmae.pretrain.losses import Contrast, info_nce, reconstruction_loss
 from cavmae.pretrain.masking import Masking, MaskMode, mask_by, structured_noise
@@ -69,12 +70,16 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.decoder_modality_v = nn.Parameter(torch.zeros(1, 1, c.decoder_width))
         self.decoder_pos_embed_a = fixed_positions(c.decoder_width, c.audio_grid)
         self.decoder_pos_embed_v = fixed_positions(c.decoder_width, c.image_grid)
+        kind = Block if c.decoder == "self" else CrossBlock
         self.decoder_blocks = nn.ModuleList(
-            Block(c.decoder_width, c.decoder_heads, c.mlp_ratio) for _ in range(c.decoder_depth)
+            kind(c.decoder_width, c.decoder_heads, c.mlp_ratio) for _ in range(c.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(c.decoder_width, eps=NORM_EPS)
         self.decoder_pred_a = nn.Linear(c.decoder_width, c.patch**2)
         self.decoder_pred_v = nn.Linear(c.decoder_width, 3 * c.patch**2)
+        if c.contrast_width:
+            self.moment_a = MomentHead(c.width, c.heads, c.contrast_width)
+            self.moment_v = MomentHead(c.width, c.heads, c.contrast_width)
         self.initialise()
 
     def mask(
@@ -100,22 +105,46 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         return mask_by(sound, ratio_a), mask_by(noise[1], ratio_v)
 
     def forward_encoder(
-        self, patches_a: Tensor, patches_v: Tensor, masking_a: Masking, masking_v: Masking
+        self,
+        patches_a: Tensor,
+        patches_v: Tensor,
+        masking_a: Masking,
+        masking_v: Masking,
+        together: bool = True,
+        alone: bool = True,
     ) -> Latents:
         """Three passes through the joint blocks: both together, sound alone, pictures alone.
 
         Args:
             patches_a, patches_v: [N, L, P].
+            together: make the first pass, which the reconstruction needs.
+            alone: make the other two, which the contrast needs. What is not made is empty.
         """
         a = self.forward_branch(patches_a, "a", masking_a)
         v = self.forward_branch(patches_v, "v", masking_v)
-        joint = self.forward_joint(torch.cat([a, v], dim=1), None)
-        audio, video = self.forward_joint(a, "a"), self.forward_joint(v, "v")
+        joint = audio = video = a.new_empty(0)
+        if together:
+            joint = self.forward_joint(torch.cat([a, v], dim=1), None)
+        if alone:
+            audio, video = self.forward_joint(a, "a"), self.forward_joint(v, "v")
         return Latents(joint, audio, video, masking_a, masking_v)
 
-    def forward_decoder(self, latents: Latents) -> tuple[Tensor, Tensor]:
-        """Decoded tokens of all patches: [N, La, D'] and [N, Lv, D']."""
+    def forward_decoder(
+        self, latents: Latents, wanted_a: Tensor | None = None, wanted_v: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Decoded tokens of some patches: [N, Ma, D'] of sound and [N, Mv, D'] of pictures.
+
+        Args:
+            wanted_a, wanted_v: int64 [N, M], numbers of the patches; None: all of them.
+        """
         x = self.decoder_embed(latents.joint)
+        decode = self._decode_all if self.config.decoder == "self" else self._decode_wanted
+        return decode(x, latents, wanted_a, wanted_v)
+
+    def _decode_all(
+        self, x: Tensor, latents: Latents, wanted_a: Tensor | None, wanted_v: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attention among the tokens of all patches, visible and masked, as published."""
         count = latents.masking_a.keep.shape[1]
         a = self._restored(x[:, :count], latents.masking_a)
         v = self._restored(x[:, count:], latents.masking_v)
@@ -124,7 +153,36 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         sound = a.shape[1]
         x = torch.cat([a, v], dim=1)
         for block in self.decoder_blocks:
-            x = block(x)
+            x = self.run(block, x)
+        a, v = x[:, :sound], x[:, sound:]
+        a = a if wanted_a is None else take(a, wanted_a)
+        v = v if wanted_v is None else take(v, wanted_v)
+        return self.decoder_norm(a), self.decoder_norm(v)
+
+    def _decode_wanted(
+        self, x: Tensor, latents: Latents, wanted_a: Tensor | None, wanted_v: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mask tokens of the wanted patches look at the visible tokens (CrossMAE)."""
+        count = latents.masking_a.keep.shape[1]
+        positions = [
+            (self.decoder_pos_embed_a + self.decoder_modality_a).expand(len(x), -1, -1),
+            (self.decoder_pos_embed_v + self.decoder_modality_v).expand(len(x), -1, -1),
+        ]
+        seen = torch.cat(
+            [
+                x[:, :count] + take(positions[0], latents.masking_a.keep),
+                x[:, count:] + take(positions[1], latents.masking_v.keep),
+            ],
+            dim=1,
+        )
+        a, v = (
+            self.mask_token + (p if wanted is None else take(p, wanted))
+            for p, wanted in zip(positions, (wanted_a, wanted_v), strict=True)
+        )
+        sound = a.shape[1]
+        x = torch.cat([a, v], dim=1)
+        for block in self.decoder_blocks:
+            x = self.run(block, x, seen)
         x = self.decoder_norm(x)
         return x[:, :sound], x[:, sound:]
 
@@ -133,6 +191,28 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         missing = masking.hidden.shape[1]
         tokens = self.mask_token.expand(len(visible), missing, -1).to(visible.dtype)
         return take(torch.cat([visible, tokens], dim=1), masking.restore)
+
+    def reconstruction(
+        self,
+        patches_a: Tensor,
+        patches_v: Tensor,
+        latents: Latents,
+        norm_pix_loss: bool = True,
+        fraction: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of the masked patches of sound and of pictures.
+
+        Args:
+            fraction: of the masked patches that are decoded, drawn for every sample.
+        """
+        hidden_a = part_of(latents.masking_a.hidden, fraction)
+        hidden_v = part_of(latents.masking_v.hidden, fraction)
+        a, v = self.forward_decoder(latents, hidden_a, hidden_v)
+        loss_a = reconstruction_loss(
+            self.decoder_pred_a(a), take(patches_a, hidden_a), norm_pix_loss
+        )
+        target_v = channels_last(take(patches_v, hidden_v))
+        return loss_a, reconstruction_loss(self.decoder_pred_v(v), target_v, norm_pix_loss)
 
     def forward_loss(
         self,
@@ -155,22 +235,24 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         loss_a = loss_v = zero
         contrast = Contrast(zero, zero)
         if mae_weight:
-            a, v = self.forward_decoder(latents)
-            hidden_a, hidden_v = latents.masking_a.hidden, latents.masking_v.hidden
-            loss_a = reconstruction_loss(
-                self.decoder_pred_a(take(a, hidden_a)), take(patches_a, hidden_a), norm_pix_loss
-            )
-            loss_v = reconstruction_loss(
-                self.decoder_pred_v(take(v, hidden_v)),
-                channels_last(take(patches_v, hidden_v)),
-                norm_pix_loss,
-            )
+            loss_a, loss_v = self.reconstruction(patches_a, patches_v, latents, norm_pix_loss)
         if contrastive_weight:
             contrast = info_nce(
                 latents.audio.mean(1), latents.video.mean(1), temperature, both_directions
             )
         total = mae_weight * (loss_a + loss_v) + contrastive_weight * contrast.loss
         return Losses(total, loss_a, loss_v, contrast.loss, contrast.accuracy)
+
+    def moment_embeddings(self, audio: Tensor) -> Tensor:
+        """Embeddings of every moment of sound, nothing masked: [N, frames, mel] -> [N, T, C]."""
+        tokens = columns(self.sound_features(audio), self.config.audio_grid)
+        found: Tensor = self.moment_a(tokens)
+        return found.unflatten(0, (len(audio), -1))
+
+    def frame_embeddings(self, frames: Tensor) -> Tensor:
+        """Embeddings of frames, nothing masked: [N, F, 3, H, W] -> [N, F, C]."""
+        found: Tensor = self.moment_v(self.picture_features(frames.flatten(0, 1)))
+        return found.unflatten(0, frames.shape[:2])
 
     def reconstruct(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """Predicted values of all patches: [N, La, p * p] and [N, Lv, p * p * 3].
@@ -179,6 +261,15 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         """
         a, v = self.forward_decoder(latents)
         return self.decoder_pred_a(a), self.decoder_pred_v(v)
+
+
+def part_of(numbers: Tensor, fraction: float) -> Tensor:
+    """[N, M] -> [N, fraction * M] of them, at least one, drawn anew for every row."""
+    if fraction >= 1:
+        return numbers
+    count = max(1, round(numbers.shape[1] * fraction))
+    chosen = torch.rand(numbers.shape, device=numbers.device).argsort(dim=1)[:, :count]
+    return numbers.gather(1, chosen)
 
 
 def channels_last(patches: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 import importlib
 from collections.abc import Sequence
 
+from cavmae.datasets.commandline import fill, module_main, parse, parser
 from cavmae.datasets.errors import UsageError
-from cavmae.tools.commandline import fill, module_main, parse, parser
 
 # what: (module with `run(settings)`, its settings class, what is measured)
 BENCHES = {

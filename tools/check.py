@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from cavmae.datasets.commandline import fill, module_main, parse, parser
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.manifest import Manifest, ShardEntry
+from cavmae.datasets.progress import Progress
 from cavmae.datasets.reading import Access
 from cavmae.datasets.storage import Cache, is_url, write_atomically
 from cavmae.tools import pool
 from cavmae.tools.checking import sheet
 from cavmae.tools.checking.survey import Damage, Survey, statistics, survey_shard
-from cavmae.tools.commandline import fill, module_main, parse, parser
-from cavmae.tools.progress import Progress
 
 log = logging.getLogger("cavmae")
 NAMED = 50  # damaged samples named on the screen; the file names all

@@ -4,8 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from cavmae.datasets.commandline import run
 from cavmae.datasets.errors import UsageError
-from cavmae.tools.commandline import run
 
 # command: (module with a `main(words)`, what it does)
 COMMANDS = {
@@ -15,10 +15,11 @@ COMMANDS = {
         "cavmae.tools.render_talkers",
         "make talking heads with known voices and masks",
     ),
+    "pretrain": ("cavmae.pretrain.train", "train CAV-MAE on shards"),
     "retrieve": ("cavmae.tools.retrieve", "which sound goes with which picture; features"),
     "inpaint": ("cavmae.tools.inpaint", "original, masked, reconstructed: a picture"),
     "convert": ("cavmae.tools.convert", "published weights to ours, and back"),
-    "bench": ("cavmae.tools.bench", "measure the speed of sharding and loading"),
+    "bench": ("cavmae.tools.bench", "measure speed and memory, beside a baseline"),
 }
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
+from cavmae.datasets.commandline import fill, module_main, parse, parser
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.storage import flush_folder, write_atomically
 from cavmae.finetune.classifier import EventClassifier
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.weights import PREFIX, config_from, load_weights, read_weights
-from cavmae.tools.commandline import fill, module_main, parse, parser
 
 log = logging.getLogger("cavmae")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

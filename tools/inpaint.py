@@ -10,15 +10,16 @@ import matplotlib
 import numpy as np
 import torch
 
+from cavmae.datasets.commandline import fill, module_main, parse, parser
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.loader import Loader
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.storage import write_atomically
 from cavmae.datasets.stream import EvalStream
 from cavmae.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, DeviceTransform, Statistics
+from cavmae.pretrain.building import load_model
 from cavmae.pretrain.inpainting import Inpainting, inpaint
-from cavmae.tools.commandline import fill, module_main, parse, parser
-from cavmae.tools.retrieve import load_model, view_of
+from cavmae.tools.retrieve import view_of
 
 matplotlib.use("Agg")  # a file is drawn, no window
 

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cavmae.datasets.commandline import fill, module_main, parse, parser, stop_on_signals
 from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.locking import locked
+from cavmae.datasets.progress import Progress
 from cavmae.datasets.storage import write_atomically
 from cavmae.tools import pool
-from cavmae.tools.commandline import fill, module_main, parse, parser, stop_on_signals
-from cavmae.tools.locking import locked
-from cavmae.tools.progress import Progress
 from cavmae.tools.talkers.settings import RenderSettings
 
 if TYPE_CHECKING:

@@ -1,33 +1,31 @@
 """`cavmae retrieve MODEL SHARDS`: which sound goes with which picture; features of many clips."""
 
-import contextlib
 import dataclasses
 import io
 import json
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors.torch import save as save_tensors
 
+from cavmae.datasets.commandline import fill, module_main, parse, parser
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.features import FRAME_RATE
 from cavmae.datasets.loader import Loader
 from cavmae.datasets.manifest import Manifest
+from cavmae.datasets.progress import Progress
 from cavmae.datasets.storage import write_atomically
 from cavmae.datasets.stream import EvalStream
 from cavmae.datasets.transforms import DeviceTransform, Statistics
 from cavmae.datasets.view import View
+from cavmae.pretrain.building import load_model
 from cavmae.pretrain.encoder import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.retrieval import Features, extract, retrieval
-from cavmae.tools.commandline import fill, module_main, parse, parser
-from cavmae.tools.progress import Progress
 
 log = logging.getLogger("cavmae")
 WHOLE_CLIP = 1000  # fbank frames from which on a model hears whole clips, padded or cut
@@ -69,29 +67,6 @@ def view_of(config: CAVMAEConfig, frames: Literal["middle", "all"]) -> View:
         random_window=False,
         frame_size=config.image_size,
     )
-
-
-def load_model(name: str) -> CAVMAE:
-    """A folder of ours, or a name on the hub.
-
-    Raises:
-        CavmaeError: there is none, or it is damaged.
-    """
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # the hub's library prints
-            return CAVMAE.from_pretrained(name)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        HfHubHTTPError,
-        HFValidationError,
-    ) as error:
-        raise CavmaeError(
-            f"{name} is no folder of weights, nor a model on the hub "
-            f"({str(error).splitlines()[0]}): make one with `cavmae convert`."
-        ) from error
 
 
 def main(words: Sequence[str]) -> int:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cavmae.datasets.commandline import fill, module_main, parse, parser, stop_on_signals
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.manifest import Manifest
+from cavmae.datasets.progress import ShardProgress
 from cavmae.tools import pool
-from cavmae.tools.commandline import fill, module_main, parse, parser, stop_on_signals
-from cavmae.tools.progress import ShardProgress
 from cavmae.tools.sharding.assembly import Assembler
 from cavmae.tools.sharding.clips import Skip, Written, shard_input
 from cavmae.tools.sharding.inputs import Input, collect, parse_part

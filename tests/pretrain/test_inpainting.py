@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cavmae.datasets.commandline import run
 from cavmae.datasets.errors import UsageError
 from cavmae.datasets.manifest import Manifest
 from cavmae.pretrain.encoder import CAVMAEConfig
@@ -13,7 +14,6 @@ from cavmae.pretrain.inpainting import inpaint, unpatchify
 from cavmae.pretrain.losses import normalised
 from cavmae.pretrain.masking import Masking
 from cavmae.pretrain.model import CAVMAE, Latents, channels_last
-from cavmae.tools.commandline import run
 from cavmae.tools.inpaint import main
 
 SHAPE = CAVMAEConfig(

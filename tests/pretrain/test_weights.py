@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from timm import create_model
 from torch import Tensor
 
+from cavmae.datasets.commandline import run
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.finetune.classifier import EventClassifier
+from cavmae.pretrain.building import load_model
 from cavmae.pretrain.encoder import CAVMAEConfig, config_of
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.positions import sin_cos_positions
@@ -25,9 +27,7 @@ from cavmae.pretrain.weights import (
     move_positions,
     read_weights,
 )
-from cavmae.tools.commandline import run
 from cavmae.tools.convert import main
-from cavmae.tools.retrieve import load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cav_mae_tiny.safetensors"
 HEADS = ["--heads", "3", "--decoder-heads", "2"]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from cavmae.datasets.commandline import parse, parser, run
 from cavmae.tools.cli import COMMANDS, dispatch
-from cavmae.tools.commandline import parse, parser, run
 
 
 def program(*words: str) -> subprocess.CompletedProcess[str]:

@@ -13,10 +13,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from cavmae.datasets import locking
 from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.manifest import NAME, Manifest, ShardEntry, merge
 from cavmae.datasets.storage import write_atomically
-from cavmae.tools import locking
 from cavmae.tools.sharding.clips import Skip
 from cavmae.tools.sharding.inputs import Input
 

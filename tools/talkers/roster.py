@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.progress import Progress
 from cavmae.datasets.storage import write_atomically
 from cavmae.tools import pool
-from cavmae.tools.progress import Progress
 from cavmae.tools.talkers import recordings, voices
 from cavmae.tools.talkers.population import Population, Speaker, lot
 from cavmae.tools.talkers.recordings import Recording

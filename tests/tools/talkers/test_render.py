@@ -13,9 +13,9 @@ import pytest
 import soundfile
 
 from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.locking import locked
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.sample import SampleInfo
-from cavmae.tools.locking import locked
 from cavmae.tools.render_talkers import RunSettings, render_talkers
 from cavmae.tools.talkers.settings import RenderSettings
 from tests.conftest import make_shards
@@ -296,14 +296,14 @@ def test_missing_packages_are_named(tmp_path: Path, package: str, message: str) 
     code = (
         f"import sys; sys.modules[{package!r}] = None\n"
         "from cavmae.tools.render_talkers import main\n"
-        "from cavmae.tools.commandline import run\n"
+        "from cavmae.datasets.commandline import run\n"
         f"sys.exit(run(main, ['--out', {str(tmp_path / 'out')!r}, '--clips', '1']))"
     )
     if package == "espeakng_loader":  # workers are processes of their own: ask the function
         code = (
             f"import sys; sys.modules[{package!r}] = None\n"
             "from cavmae.tools.talkers.espeak import EspeakVoice, speak\n"
-            "from cavmae.tools.commandline import run\n"
+            "from cavmae.datasets.commandline import run\n"
             "voice = EspeakVoice('de', 'f1', 50, 50, 150)\n"
             "sys.exit(run(lambda words: len(speak(voice, ['nein']))))"
         )

@@ -53,6 +53,27 @@ def fill(kind: type[Settings], options: Namespace) -> Settings:
     return kind(**{field.name: values[field.name] for field in fields})
 
 
+def named_config(words: Sequence[str], folder: Path) -> list[str]:
+    """The words, ``--config NAME`` replaced by the file of that name in a folder of ours.
+
+    Raises:
+        UsageError: neither a file nor one of ours has that name.
+    """
+    found: list[str] = []
+    for number, word in enumerate(words):
+        before = words[number - 1] if number else ""
+        option, equals, value = word.partition("=")
+        name = value if option == "--config" and equals else word if before == "--config" else ""
+        if name and not Path(name).exists():
+            path = folder / f"{name}.yaml"
+            if not path.is_file():
+                ours = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+                raise UsageError(f"--config {name}: there is no such file; ours are {ours}.")
+            word = f"--config={path}" if equals else str(path)
+        found.append(word)
+    return found
+
+
 @contextlib.contextmanager
 def _messages() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)

@@ -1,0 +1,131 @@
+"""The model of a run, and what it starts from."""
+
+import contextlib
+import logging
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import Tensor, nn
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.pretrain.encoder import CAVMAEConfig, config_of
+from cavmae.pretrain.model import CAVMAE
+from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings
+from cavmae.pretrain.weights import (
+    config_from,
+    initialise_from_mae,
+    load_weights,
+    move_positions,
+    read_weights,
+)
+
+log = logging.getLogger("cavmae")
+IMAGENET_MAE = "vit_base_patch16_224.mae"
+
+
+def shape_of(settings: ModelSettings, objective: ObjectiveSettings) -> CAVMAEConfig:
+    """The shape of the model.
+
+    Raises:
+        UsageError: settings that make no model.
+    """
+    if objective.decode_fraction < 1 and settings.decoder != "cross":
+        raise UsageError("objective.decode_fraction below 1 needs model.decoder cross.")
+    try:
+        return config_of(
+            settings.size,
+            image_size=(settings.image_height, settings.image_width),
+            audio_size=(128, settings.audio_frames),
+            joint_depth=settings.joint_depth,
+            decoder=settings.decoder,
+            contrast_width=settings.contrast_width if objective.aligned_weight else 0,
+        )
+    except ValueError as error:
+        raise UsageError(f"model: {error}") from error
+
+
+def build_model(settings: ModelSettings, objective: ObjectiveSettings, seed: int) -> CAVMAE:
+    """The model, with the weights it starts from; the same in every process.
+
+    Raises:
+        CavmaeError: weights are missing, damaged, or of another model.
+    """
+    if settings.weights and settings.mae:
+        raise UsageError("Start from model.weights or from model.mae, not from both.")
+    torch.manual_seed(seed)
+    model = CAVMAE(shape_of(settings, objective))
+    if settings.mae:
+        initialise_from_mae(model, imagenet_mae(settings.mae))
+    if settings.weights:
+        source, weights = _named(settings.weights)
+        moved = move_positions(weights, source, model.config)
+        for line in load_weights(model, moved, settings.partial):
+            log.warning("Left: %s.", line)
+    return model
+
+
+def imagenet_mae(name: str) -> dict[str, Tensor]:
+    """Weights of timm's MAE: from a file, or fetched with the name ``timm``.
+
+    Raises:
+        CavmaeError: they cannot be had.
+    """
+    if name != "timm":
+        return read_weights(Path(name))
+    try:
+        found = timm.create_model(IMAGENET_MAE, pretrained=True, num_classes=0)
+    except (OSError, RuntimeError) as error:
+        raise CavmaeError(
+            f"{IMAGENET_MAE} could not be fetched ({error}); give its file with --model.mae."
+        ) from error
+    return dict(found.state_dict())
+
+
+def _named(name: str) -> tuple[CAVMAEConfig, dict[str, Tensor]]:
+    """Shape and weights of a folder, a published file, or a name on the hub."""
+    if Path(name).is_file():
+        weights = read_weights(Path(name))
+        return config_from(weights), weights
+    model = load_model(name)
+    return model.config, dict(model.state_dict())
+
+
+def load_model(name: str) -> CAVMAE:
+    """A folder of ours, or a name on the hub.
+
+    Raises:
+        CavmaeError: there is none, or it is damaged.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the hub's library prints
+            return CAVMAE.from_pretrained(name)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        HfHubHTTPError,
+        HFValidationError,
+    ) as error:
+        raise CavmaeError(
+            f"{name} is no folder of weights, nor a model on the hub "
+            f"({str(error).splitlines()[0]}): make one with `cavmae convert`."
+        ) from error
+
+
+def compile_blocks(model: nn.Module, backend: str) -> None:
+    """Compiles the transformer blocks in place: few, small graphs, the same names of weights.
+
+    Raises:
+        UsageError: no such backend.
+    """
+    if backend not in torch._dynamo.list_backends(exclude_tags=()):
+        known = ", ".join(torch._dynamo.list_backends())
+        raise UsageError(f"loop.compile {backend}: there is no such backend; there are {known}.")
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        if len(parts) == 2 and "blocks" in parts[0]:
+            module.compile(backend=backend)

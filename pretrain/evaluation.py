@@ -1,0 +1,172 @@
+"""Measures of a pretraining model on held-out clips.
+
+- Reconstruction of masked patches, beside what predicting each patch's mean gives.
+- Contrast of clips in a batch, and retrieval among all of them.
+- The moment of a frame among the moments of its window; and sound in step told from the same sound
+  against frames of 400 ms later.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics.functional.classification import binary_auroc
+
+from cavmae.datasets.batch import Batch
+from cavmae.datasets.features import FRAME_RATE
+from cavmae.datasets.view import GRID
+from cavmae.pretrain.aligned import voiced
+from cavmae.pretrain.encoder import take
+from cavmae.pretrain.losses import normalised
+from cavmae.pretrain.model import CAVMAE, channels_last
+from cavmae.pretrain.retrieval import Features, ranks, retrieval
+from cavmae.pretrain.settings import ObjectiveSettings
+
+SHIFT = 0.4  # s
+FEWEST = 4  # moments with sound, without which a clip says nothing of its step
+
+
+def measure(
+    model: CAVMAE, objective: ObjectiveSettings, shown: Batch, raw: Batch
+) -> dict[str, Any]:
+    """What :func:`summarise` needs of a batch.
+
+    Args:
+        shown: normalised (:class:`~cavmae.datasets.transforms.DeviceTransform`); with the aligned
+            contrast all frames of a window at 25 a second, else one.
+        raw: as loaded.
+    """
+    found: dict[str, Any] = {"key": list(raw["key"])}
+    fbank, frames = shown["fbank"], shown["frames"]
+    middle = frames[:, frames.shape[1] // 2]
+    if objective.mae_weight:
+        found |= _reconstruction(model, objective, fbank, middle)
+    if objective.contrastive_weight:
+        sound = model.sound_features(fbank).mean(dim=1)
+        picture = model.picture_features(middle).mean(dim=1)
+        found["audio features"] = functional.normalize(sound.float(), dim=-1).cpu()
+        found["video features"] = functional.normalize(picture.float(), dim=-1).cpu()
+    if objective.aligned_weight:
+        found |= _alignment(model, objective, fbank, frames, raw)
+    return found
+
+
+def _reconstruction(
+    model: CAVMAE, objective: ObjectiveSettings, fbank: Tensor, image: Tensor
+) -> dict[str, Tensor]:
+    patches_a, patches_v = model.patchify(fbank, image)
+    masking_a, masking_v = model.mask(
+        len(fbank), objective.mask_ratio_audio, objective.mask_ratio_image, objective.mask_mode
+    )
+    latents = model.forward_encoder(patches_a, patches_v, masking_a, masking_v, alone=False)
+    decoded = model.forward_decoder(latents, masking_a.hidden, masking_v.hidden)
+    heads = model.decoder_pred_a, model.decoder_pred_v
+    targets = (
+        take(patches_a, masking_a.hidden),
+        channels_last(take(patches_v, masking_v.hidden)),
+    )
+    found = {}
+    names = ("audio", "video")
+    for name, tokens, head, target in zip(names, decoded, heads, targets, strict=True):
+        mean = target.mean(dim=-1, keepdim=True).expand_as(target)
+        if objective.norm_pix_loss:
+            target, mean = normalised(target), torch.zeros_like(target)
+        found[name] = (head(tokens).float() - target).square().mean(dim=(1, 2)).cpu()
+        found[f"{name} of patch means"] = (mean - target).square().mean(dim=(1, 2)).cpu()
+    return found
+
+
+def _alignment(
+    model: CAVMAE, objective: ObjectiveSettings, fbank: Tensor, frames: Tensor, raw: Batch
+) -> dict[str, Tensor]:
+    moments = model.config.audio_grid[1]
+    seconds = fbank.shape[1] / FRAME_RATE
+    middles = ((torch.arange(moments) + 0.5) * seconds / moments * GRID).long()
+    later = middles + round(SHIFT * GRID)
+    both = int((later < frames.shape[1]).sum())  # moments whose later frame is in the window
+    heard = voiced(raw["fbank"], raw["fbank_length"], moments, objective.quiet_db)
+    wanted = torch.cat([middles, later[:both]]).to(frames.device)
+    seen = model.frame_embeddings(frames[:, wanted])
+    sound = functional.normalize(model.moment_embeddings(fbank).float(), dim=-1)
+    similar = functional.normalize(seen.float(), dim=-1) @ sound.transpose(1, 2)
+    own, shifted = similar[:, :moments], similar[:, moments:, :both]
+    order = torch.arange(moments, device=own.device)
+    right = own[:, order, order]
+    rank = (own > right[..., None]).sum(-1) + 0.5 * ((own == right[..., None]).sum(-1) - 1) + 1
+    inside = heard[:, :both]
+    return {
+        "moment rank": rank.masked_fill(~heard, float("nan")).cpu(),
+        "moments": torch.full((len(own),), moments),
+        "step": _score(own[:, :both, :both], inside).cpu(),
+        "shifted": _score(shifted, inside).cpu(),
+    }
+
+
+def _score(similar: Tensor, heard: Tensor) -> Tensor:
+    """How much more frames fit their own moments than others, over moments with sound.
+
+    Args:
+        similar: [N, K frames, K moments].
+        heard: bool [N, K].
+
+    Returns:
+        [N]; NaN where there is hardly any sound.
+    """
+    gain = similar.diagonal(dim1=1, dim2=2) - similar.mean(dim=2)
+    score = (gain * heard).sum(1) / heard.sum(1).clamp(min=1)
+    return score.masked_fill(heard.sum(1) < FEWEST, float("nan"))
+
+
+def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Measures of a held-out set.
+
+    Returns:
+        ``audio``, ``video``: mean squared errors, beside those ``of patch means``; retrieval in
+        both directions, and what chance gives; ``moment found``: share of frames (with sound)
+        whose own moment is the most similar, ``moment chance``; ``shift AUC``.
+    """
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([record[name] for record in records])
+
+    found: dict[str, float] = {}
+    names = set().union(*records)
+    for name in ("audio", "audio of patch means", "video", "video of patch means"):
+        if name in names:
+            found[name] = float(joined(name).double().mean())
+    if "audio features" in names:
+        found |= _contrast(records)
+        keys = [key for record in records for key in record["key"]]
+        features = Features(keys, joined("audio features"), joined("video features"))
+        for direction, values in retrieval(features).items():
+            found |= {f"{direction} {measure}": value for measure, value in values.items()}
+    if "moment rank" in names:
+        rank = joined("moment rank").flatten()
+        rank = rank[~rank.isnan()]
+        found["moments with sound"] = float(len(rank))
+        found["moment chance"] = 1 / float(records[0]["moments"][0])
+        step, shifted = joined("step"), joined("shifted")
+        known = ~(step.isnan() | shifted.isnan())
+        if len(rank):
+            found["moment found"] = float((rank < 1.5).double().mean())
+        if known.any():
+            scores = torch.cat([step[known], shifted[known]])
+            truth = torch.arange(len(scores)) < known.sum()
+            # Ranks of the scores, since the metric takes probabilities.
+            places = scores.double().unique(return_inverse=True)[1] / len(scores)
+            found["shift AUC"] = float(binary_auroc(places, truth.long()))
+    return found
+
+
+def _contrast(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Contrastive accuracy within batches, both ways, and what chance gives there."""
+    right = chance = count = 0.0
+    for record in records:
+        audio, video = record["audio features"], record["video features"]
+        both = torch.cat([ranks(video, audio), ranks(audio, video)])
+        right += float((both < 1.5).sum()) / 2
+        chance += 1.0
+        count += len(audio)
+    return {"contrastive accuracy": right / count, "contrastive chance": chance / count}

@@ -1,0 +1,76 @@
+"""The start of a run: its processes, its folder."""
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+
+from cavmae.datasets.errors import UsageError
+from cavmae.datasets.locking import locked
+from cavmae.datasets.storage import write_atomically
+from cavmae.pretrain import checkpoints
+from cavmae.pretrain.processes import Processes
+from cavmae.pretrain.settings import LoopSettings
+
+log = logging.getLogger("cavmae")
+CONFIG = "config.yaml"
+
+
+def make_accelerator(settings: LoopSettings, run: Path) -> Accelerator:
+    """Joins the processes that were launched, and sets precision and device.
+
+    Raises:
+        UsageError: a device or precision that is not to be had here.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("loop.device cuda: PyTorch sees no GPU here; use auto or cpu.")
+    precision = {"fp32": "no"}.get(settings.precision, settings.precision)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=settings.device == "cpu",
+            log_with=None if settings.tracker == "none" else settings.tracker,
+            project_config=ProjectConfiguration(str(run), logging_dir=str(run)),
+            # Buffers are the same everywhere, gradients need not lie in memory twice.
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            ],
+        )
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"loop: {str(error).splitlines()[0]}") from error
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    # All processes tell what goes wrong, the first one tells what goes on.
+    if not Processes().first:
+        log.setLevel(logging.WARNING)
+    return accelerator
+
+
+def open_run(stack: ExitStack, run: Path, resume: bool, text: str) -> None:
+    """Takes the run's folder for this run and writes down its configuration.
+
+    Args:
+        stack: holds the folder.
+        resume: the folder may hold an interrupted run.
+        text: of ``config.yaml``.
+
+    Raises:
+        CavmaeError: another process is in it, or it holds a run already.
+    """
+    message = f"Another process is training in {run}: wait for it, or choose another --out."
+    stack.enter_context(locked(run / ".lock", message))
+    before = checkpoints.complete(run)
+    if before and not resume:
+        raise UsageError(
+            f"{run} holds a run already: go on with --resume auto, or choose another --out."
+        )
+    path = run / CONFIG
+    if before and path.exists() and path.read_text() != text:
+        kept = run / f"config.until-{before[-1].name}.yaml"
+        path.replace(kept)
+        log.warning("The configuration has changed; that of the steps before is kept as %s.", kept)
+    with write_atomically(path) as file:
+        file.write(text.encode())

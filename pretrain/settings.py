@@ -1,0 +1,230 @@
+"""What a person sets of a run; the parts that the loop reads are the same for fine-tuning."""
+
+import dataclasses
+from typing import Literal
+
+from cavmae.datasets.errors import UsageError
+from cavmae.pretrain.masking import MaskMode
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """What is trained on.
+
+    Args:
+        train: folder or URL of the shards to learn from.
+        held_out: folder or URL of the shards to measure on; None: no evaluation.
+        batch: clips that one process takes at a time.
+        window: seconds of a clip that are shown; None: as much as the model hears, from the
+            beginning.
+        frames: of a clip that are shown; more than one only serve the aligned contrast.
+        workers: processes that load, for each process that trains.
+        shuffle_buffer: clips held as bytes to mix them.
+        statistics: by which fbanks are normalised: the ``data`` set's own, which `cavmae check`
+            measured, or ``audioset``'s, for published weights.
+        padding: of clips that are too short: ``zero`` as the reference, or ``silence``.
+        noise: add the reference's noise to the sound.
+        roll: roll the sound in time by up to so many fbank frames (reference: 1024).
+        verify: check shards before the first step by ``hash`` or by ``size``.
+        max_broken: share of broken clips an epoch that is still no error.
+        cache_dir: for copies of remote shards.
+        cache_gb: room for them.
+    """
+
+    train: str = ""
+    held_out: str | None = None
+    batch: int = 48
+    window: float | None = None
+    frames: int = 1
+    workers: int = 4
+    shuffle_buffer: int = 500
+    statistics: Literal["data", "audioset"] = "data"
+    padding: Literal["zero", "silence"] = "zero"
+    noise: bool = True
+    roll: int = 0
+    verify: Literal["hash", "size"] = "hash"
+    max_broken: float = 0.01
+    cache_dir: str | None = None
+    cache_gb: float = 50.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """The model, and what it starts from.
+
+    Args:
+        size: ``tiny``, ``small``, ``base`` or ``large``.
+        image_height: of a frame in pixels.
+        image_width: of a frame in pixels.
+        audio_frames: fbank frames heard (10 ms each).
+        joint_depth: blocks shared by sound and picture.
+        decoder: ``self``: attention among all tokens, as published; ``cross``: from masked to
+            visible tokens only.
+        contrast_width: of the embeddings of the aligned contrast.
+        weights: start from these: a folder of ours, a published file, a name on the hub. Positions
+            are moved to this model's grid.
+        partial: take of the weights what fits, and list what was left.
+        mae: start from an ImageNet MAE: a file of timm's vit_base_patch16_224.mae, or ``timm`` to
+            fetch it.
+    """
+
+    size: Literal["tiny", "small", "base", "large"] = "base"
+    image_height: int = 224
+    image_width: int = 224
+    audio_frames: int = 1024
+    joint_depth: int = 1
+    decoder: Literal["self", "cross"] = "self"
+    contrast_width: int = 128
+    weights: str | None = None
+    partial: bool = False
+    mae: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveSettings:
+    """What is minimised: a weighted sum.
+
+    Args:
+        mae_weight: of the reconstruction; 0 leaves it out (CAV).
+        contrastive_weight: of the contrast of whole clips; 0 leaves it out (AV-MAE).
+        aligned_weight: of the contrast of frames and moments; 0 leaves it out.
+        norm_pix_loss: reconstruct patches normalised one by one.
+        mask_ratio_audio: share of the sound's patches that is masked.
+        mask_ratio_image: share of the picture's patches that is masked.
+        mask_mode: of the sound.
+        decode_fraction: share of the masked patches that is decoded (decoder ``cross``).
+        both_directions: also find the picture of every sound.
+        temperature: of the contrasts.
+        learned_temperature: learn one for each contrast, starting there.
+        hard_share: of negatives of the same clip in the aligned contrast, once they count.
+        hard_after: share of training after which they count.
+        quiet_db: moments so far below the loudest of their window are near-silent.
+    """
+
+    mae_weight: float = 1.0
+    contrastive_weight: float = 0.01
+    aligned_weight: float = 0.0
+    norm_pix_loss: bool = True
+    mask_ratio_audio: float = 0.75
+    mask_ratio_image: float = 0.75
+    mask_mode: MaskMode = "unstructured"
+    decode_fraction: float = 1.0
+    both_directions: bool = False
+    temperature: float = 0.05
+    learned_temperature: bool = False
+    hard_share: float = 0.25
+    hard_after: float = 0.5
+    quiet_db: float = 30.0
+
+    def __post_init__(self) -> None:
+        weights = self.mae_weight, self.contrastive_weight, self.aligned_weight
+        if min(weights) < 0 or not any(weights):
+            raise UsageError("objective: weights cannot be negative, and one must be above 0.")
+        for name in ("mask_ratio_audio", "mask_ratio_image"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"objective.{name} {getattr(self, name)} is not in [0, 1).")
+        for name in ("hard_share", "hard_after"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"objective.{name} {getattr(self, name)} is not in [0, 1].")
+        if not 0 < self.decode_fraction <= 1:
+            raise UsageError(f"objective.decode_fraction {self.decode_fraction} is not in (0, 1].")
+        if self.temperature <= 0 or self.quiet_db <= 0:
+            raise UsageError("objective.temperature and objective.quiet_db must be above 0.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """How weights move. Shares are of all steps.
+
+    Args:
+        name: ``adamw`` (fused; no decay of biases, norms and tokens) or ``adam``, the reference's.
+        lr: largest learning rate.
+        beta1: of the running mean of gradients (reference: 0.95).
+        beta2: of the running mean of their squares.
+        weight_decay: reference: 5e-7.
+        clip: largest norm of a gradient; 0: as it is.
+        schedule: ``cosine`` falls to ``floor``; ``halving``: the reference's; or ``constant``.
+        warmup: share of steps in which the rate rises from 0.
+        floor: of the cosine, as a share of ``lr``.
+        halve_from: share of steps after which the rate is halved (reference: epoch 10 of 25).
+        halve_every: share of steps between halvings (reference: 5 epochs of 25).
+        ema: decay of averaged weights, which are saved beside the others; 0: none.
+    """
+
+    name: Literal["adamw", "adam"] = "adamw"
+    lr: float = 2e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    schedule: Literal["cosine", "halving", "constant"] = "cosine"
+    warmup: float = 0.05
+    floor: float = 0.01
+    halve_from: float = 0.4
+    halve_every: float = 0.2
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"optimizer.{name} {getattr(self, name)} is not in [0, 1).")
+        for name in ("warmup", "floor", "halve_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"optimizer.{name} {getattr(self, name)} is not in [0, 1].")
+        if self.lr <= 0 or self.halve_every <= 0 or self.clip < 0 or self.weight_decay < 0:
+            raise UsageError(
+                "optimizer: lr and halve_every must be above 0, clip and weight_decay not below."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopSettings:
+    """How long and how it runs.
+
+    Args:
+        steps: of the optimizer; 0: as many as ``epochs`` take.
+        epochs: over the data, if ``steps`` is 0.
+        accumulate: batches of a step; contrasts are over all of them.
+        precision: of the mathematics.
+        seed: of everything random.
+        device: ``auto``: a GPU if there is one.
+        threads: of a process on the CPU; 0: PyTorch's choice.
+        compile: a backend of torch.compile such as ``inductor`` for the blocks; ``off``.
+        checkpoint_activations: compute activations again instead of keeping them: less memory.
+        log_every: steps between lines of metrics.jsonl.
+        evaluate_every: steps between evaluations; 0: only at the end.
+        save_every: steps between checkpoints; 0: by time, and at the end.
+        save_minutes: minutes between checkpoints; 0: by steps.
+        keep: newest checkpoints that are kept.
+        max_bad_steps: so many steps in a row without a finite gradient end the run.
+        tracker: beside metrics.jsonl.
+    """
+
+    steps: int = 0
+    epochs: float = 25.0
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    compile: str = "off"
+    checkpoint_activations: bool = False
+    log_every: int = 20
+    evaluate_every: int = 0
+    save_every: int = 1000
+    save_minutes: float = 30.0
+    keep: int = 3
+    max_bad_steps: int = 5
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+
+    def __post_init__(self) -> None:
+        for name in ("accumulate", "log_every", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"loop.{name} {getattr(self, name)} must be at least 1.")
+        for name in ("steps", "epochs", "threads", "evaluate_every", "save_every", "save_minutes"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"loop.{name} {getattr(self, name)} cannot be negative.")
+        if self.keep < 2:
+            raise UsageError(f"loop.keep {self.keep}: at least 2, as the newest may be damaged.")
+        if not self.steps and not self.epochs:
+            raise UsageError("Set loop.steps or loop.epochs.")

@@ -1,0 +1,114 @@
+"""`cavmae pretrain --out RUN`: trains CAV-MAE; also `accelerate launch -m cavmae.pretrain.train`."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+from cavmae.datasets.commandline import module_main, named_config, parse, parser
+from cavmae.pretrain import checkpoints, feeding
+from cavmae.pretrain.building import build_model, compile_blocks, shape_of
+from cavmae.pretrain.launching import make_accelerator, open_run
+from cavmae.pretrain.loop import Loop
+from cavmae.pretrain.pretraining import Pretraining
+from cavmae.pretrain.processes import Processes
+from cavmae.pretrain.settings import (
+    DataSettings,
+    LoopSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+)
+
+log = logging.getLogger("cavmae")
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainSettings:
+    """A pretraining run.
+
+    Args:
+        data: what is trained on.
+        model: what is trained.
+        objective: what is minimised.
+        optimizer: how weights move.
+        loop: how long and how it runs.
+    """
+
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    loop: LoopSettings = LoopSettings()
+
+
+def main(words: Sequence[str]) -> int:
+    """Trains; exit code 0 also after a signal, when everything is saved."""
+    made = parser("pretrain", "Pretrains CAV-MAE on shards.")
+    made.add_argument("--out", required=True, type=str, help="Folder of the run.")
+    made.add_argument(
+        "--resume",
+        type=Literal["no", "auto"],
+        default="no",
+        help="`auto` goes on from the newest checkpoint in --out, if there is one.",
+    )
+    made.add_class_arguments(PretrainSettings)
+    options = parse(made, named_config(words, CONFIGS))
+    filled = made.instantiate_classes(options)
+    settings = PretrainSettings(
+        filled.data, filled.model, filled.objective, filled.optimizer, filled.loop
+    )
+    text = made.dump(options, skip_none=False)
+    train(settings, Path(options.out), options.resume == "auto", text)
+    return 0
+
+
+def train(settings: PretrainSettings, run: Path, resume: bool, text: str) -> bool:
+    """Runs it, as one process of however many were launched.
+
+    Args:
+        run: its folder.
+        resume: go on from the newest checkpoint.
+        text: the configuration, for ``config.yaml``.
+
+    Returns:
+        whether it came to its end; False: a signal stopped it.
+
+    Raises:
+        CavmaeError: see :class:`~cavmae.pretrain.loop.Loop`.
+    """
+    data, how = settings.data, settings.loop
+    shape = shape_of(settings.model, settings.objective)
+    views = feeding.views(data, settings.objective, shape)
+    accelerator = make_accelerator(how, run)
+    processes = Processes()
+    with ExitStack() as stack:
+        with processes.first_does():
+            if processes.first:
+                open_run(stack, run, resume, text)
+        quarantine = str(run / f"broken-{processes.rank}.jsonl")
+        pin = accelerator.device.type == "cuda"
+        loader, held_out = feeding.loaders(data, *views, how.seed, quarantine, pin)
+        model = build_model(settings.model, settings.objective, how.seed)
+        model.checkpoint_activations = how.checkpoint_activations
+        if how.compile != "off":
+            compile_blocks(model, how.compile)
+        transform = feeding.transform_of(data)
+        task = Pretraining(model, settings.objective, transform, data.frames)
+        samples = loader.stream.manifest.samples
+        steps = how.steps or feeding.steps_of(data, how.epochs, how.accumulate, samples)
+        loop = Loop(task, loader, held_out, steps, how, settings.optimizer, run, accelerator)
+        found = checkpoints.complete(run) if resume else []
+        if found:
+            loop.resume(found[-1])
+        if loop.step >= steps:
+            log.info("%s is done: %d steps. Raise loop.steps to go on.", run, loop.step)
+            return True
+        return loop.train()
+
+
+if __name__ == "__main__":
+    module_main(main)

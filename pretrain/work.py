@@ -1,0 +1,84 @@
+"""Floating-point operations of a training step, counted from the shapes of the model.
+
+Two for each multiplication with addition; linear maps and attention only, as is customary. The
+backward pass counts twice the forward pass.
+"""
+
+from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.masking import kept
+from cavmae.pretrain.settings import ObjectiveSettings
+
+# Vendors' data sheets, dense, 10^12 operations/s: name, fp32 without tensor cores, 16 bit with.
+PEAKS = (
+    ("H200", 67.0, 989.0),
+    ("H100", 67.0, 989.0),
+    ("A100", 19.5, 312.0),
+    ("L40S", 91.6, 362.0),
+    ("RTX 4090", 82.6, 165.2),
+    ("L4", 30.3, 121.0),
+    ("T4", 8.1, 65.0),
+)
+
+
+def block_products(tokens: float, width: int, mlp_ratio: float = 4.0) -> float:
+    """Multiplications with addition of a block with self-attention."""
+    return tokens * width**2 * (4 + 2 * mlp_ratio) + 2 * tokens**2 * width
+
+
+def cross_products(queries: float, seen: float, width: int, mlp_ratio: float = 4.0) -> float:
+    """The same of a block with cross-attention."""
+    maps = queries * width**2 * (2 + 2 * mlp_ratio) + 2 * seen * width**2
+    return maps + 2 * queries * seen * width
+
+
+def forward_products(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int = 1) -> float:
+    """Multiplications with addition of a forward pass, for one clip.
+
+    Args:
+        frames: of the clip that the aligned contrast looks at.
+    """
+    pixels = c.patch**2
+    all_a, all_v = c.audio_grid[0] * c.audio_grid[1], c.image_grid[0] * c.image_grid[1]
+    a, v = kept(all_a, objective.mask_ratio_audio), kept(all_v, objective.mask_ratio_image)
+
+    def branch(tokens: int, values: int) -> float:
+        return tokens * values * c.width + c.depth * block_products(tokens, c.width, c.mlp_ratio)
+
+    def joint(tokens: int) -> float:
+        return c.joint_depth * block_products(tokens, c.width, c.mlp_ratio)
+
+    total = 0.0
+    if objective.mae_weight or objective.contrastive_weight:
+        total += branch(a, pixels) + branch(v, 3 * pixels)
+    if objective.contrastive_weight:
+        total += joint(a) + joint(v)
+    if objective.mae_weight:
+        masked_a, masked_v = all_a - a, all_v - v
+        if c.decoder == "cross":
+            masked_a = round(masked_a * objective.decode_fraction)
+            masked_v = round(masked_v * objective.decode_fraction)
+            block = cross_products(masked_a + masked_v, a + v, c.decoder_width, c.mlp_ratio)
+        else:
+            block = block_products(all_a + all_v, c.decoder_width, c.mlp_ratio)
+        total += joint(a + v) + (a + v) * c.width * c.decoder_width + c.decoder_depth * block
+        total += c.decoder_width * pixels * (masked_a + 3 * masked_v)
+    if objective.aligned_weight:
+        total += branch(all_a, pixels) + joint(all_a)
+        total += frames * (branch(all_v, 3 * pixels) + joint(all_v))
+        keys = 2 * c.width**2 + 2 * c.width  # of a token that is pooled
+        head = 2 * c.width**2 + c.width * c.contrast_width + 8 * c.contrast_width**2
+        total += all_a * keys + c.audio_grid[1] * head + frames * (all_v * keys + head)
+    return total
+
+
+def step_operations(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int = 1) -> float:
+    """Operations of a forward and a backward pass, for one clip."""
+    return 6 * forward_products(c, objective, frames)
+
+
+def peak_of(device_name: str, precision: str) -> float | None:
+    """Operations a second that a device can do at most; None: not known."""
+    for name, single, half in PEAKS:
+        if name in device_name:
+            return (single if precision == "fp32" else half) * 1e12
+    return None
