@@ -3,9 +3,9 @@
 One still frame and ten seconds of sound say nothing of who speaks now. Here several frames of a
 window are each contrasted with the sound of their own moment: a column of patches of the
 spectrogram (160 ms where a patch has 16 fbank frames). After ideas of CAV-MAE Sync (Araujo et al.,
-CVPR 2025), which aligns frames with seconds of sound, and of the synchronisation task of audiovisual
-SlowFast (Xiao et al., arXiv 2001.08740): its hard negatives, which come late in training, and its
-leaving out of near-silent sound.
+CVPR 2025), which aligns frames with seconds of sound, and of the synchronisation task of
+audiovisual SlowFast (Xiao et al., arXiv 2001.08740): its hard negatives, which come late in
+training, and its leaving out of near-silent sound.
 
 Frames carry no time of their own, or they would be matched by it; sound is never rolled.
 

@@ -9,7 +9,7 @@ Shapes: N samples, L tokens or patches, D width, P values of a patch.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -125,7 +125,7 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
 
     def config_values(self) -> dict[str, Any]:
         """What ``config.json`` says: the arguments that this model was made with."""
-        return dict(self._hub_mixin_config)
+        return dict(cast(dict[str, Any], self._hub_mixin_config))
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> Any:

@@ -1,5 +1,7 @@
 """The streams of a pretraining run."""
 
+from typing import Any
+
 from cavmae.datasets.errors import UsageError
 from cavmae.datasets.features import FRAME_RATE
 from cavmae.datasets.loader import Loader
@@ -29,24 +31,23 @@ def views(
     if data.frames < 1:
         raise UsageError(f"data.frames {data.frames}: at least one is shown.")
     aligned = objective.aligned_weight > 0
-    if aligned and (
-        data.window is None or data.frames < 2 or data.roll or not config.contrast_width
-    ):
+    fit = data.window is not None and data.frames > 1 and not data.roll and config.contrast_width
+    if aligned and not fit:
         raise UsageError(
             "The aligned contrast (objective.aligned_weight) needs data.window, at least 2 "
             "data.frames, model.contrast_width, and no data.roll, which breaks what it looks for."
         )
     if not aligned and data.frames > 1:
         raise UsageError("data.frames: more than one only serve objective.aligned_weight.")
-    common = {
+    common: dict[str, Any] = {
         "fbank_frames": config.audio_size[1],
         "padding": data.padding,
         "window": data.window,
         "frame_size": config.image_size,
     }
     moments = config.audio_grid[1] if aligned else None
-    training = View(frames=data.frames if aligned else "random", moments=moments, **common)  # type: ignore[arg-type]
-    held_out = View(frames="all" if aligned else "middle", random_window=False, **common)  # type: ignore[arg-type]
+    training = View(frames=data.frames if aligned else "random", moments=moments, **common)
+    held_out = View(frames="all" if aligned else "middle", random_window=False, **common)
     return training, held_out
 
 
@@ -66,7 +67,12 @@ def loaders(
         raise UsageError("Name the shards to learn from: --data.train FOLDER.")
     processes = Processes()
     access = Access(data.verify, data.cache_dir, data.cache_gb, data.max_broken, quarantine)
-    where = {"seed": seed, "rank": processes.rank, "world_size": processes.count, "access": access}
+    where: dict[str, Any] = {
+        "seed": seed,
+        "rank": processes.rank,
+        "world_size": processes.count,
+        "access": access,
+    }
     manifest = Manifest.load(data.train)
     stream = TrainStream(
         manifest, training, data.batch, shuffle_buffer=data.shuffle_buffer, **where
@@ -74,7 +80,7 @@ def loaders(
     loader = Loader(stream, data.workers, pin_memory=pin)
     if data.held_out is None:
         return loader, None
-    measured = EvalStream(Manifest.load(data.held_out), held_out, data.batch, **where)  # type: ignore[arg-type]
+    measured = EvalStream(Manifest.load(data.held_out), held_out, data.batch, **where)
     return loader, Loader(measured, data.workers, pin_memory=pin)
 
 

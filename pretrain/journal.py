@@ -40,7 +40,8 @@ class Journal:
             accelerator.init_trackers(tracker, init_kwargs=options)
 
     def _take_back(self, run: Path, step: int) -> None:
-        kept, later = [], []
+        kept: list[str] = []
+        later: list[str] = []
         for line in self._path.read_text().splitlines():
             try:
                 (kept if json.loads(line)["step"] <= step else later).append(line)

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import nn
 
 from cavmae.pretrain.settings import OptimizerSettings
@@ -24,7 +24,7 @@ def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opt
         )
     # Tokens of shape [1, 1, width] are vectors, whatever their number of axes.
     tokens = [name for name, p in module.named_parameters() if p.dim() == 3 and p.shape[0] == 1]
-    groups = param_groups_weight_decay(module, settings.weight_decay, tokens)
+    groups = param_groups_weight_decay(module, settings.weight_decay, no_weight_decay_list=tokens)
     return torch.optim.AdamW(groups, settings.lr, betas, fused=True)
 
 

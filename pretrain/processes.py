@@ -92,7 +92,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # What every process's loss says of this process's rows.
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
@@ -108,7 +108,7 @@ def everyone(x: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x
-    found: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    found: Tensor = _Gather.apply(x)
     return found
 
 

@@ -1,4 +1,4 @@
-"""`cavmae pretrain --out RUN`: trains CAV-MAE; also `accelerate launch -m cavmae.pretrain.train`."""
+"""`cavmae pretrain --out RUN` trains CAV-MAE; so does `python -m cavmae.pretrain.train`."""
 
 import dataclasses
 import logging
@@ -38,11 +38,11 @@ class PretrainSettings:
         loop: how long and how it runs.
     """
 
-    data: DataSettings = DataSettings()
-    model: ModelSettings = ModelSettings()
-    objective: ObjectiveSettings = ObjectiveSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    loop: LoopSettings = LoopSettings()
+    data: DataSettings = DataSettings()  # noqa: RUF009 - frozen
+    model: ModelSettings = ModelSettings()  # noqa: RUF009 - frozen
+    objective: ObjectiveSettings = ObjectiveSettings()  # noqa: RUF009 - frozen
+    optimizer: OptimizerSettings = OptimizerSettings()  # noqa: RUF009 - frozen
+    loop: LoopSettings = LoopSettings()  # noqa: RUF009 - frozen
 
 
 def main(words: Sequence[str]) -> int:

@@ -69,8 +69,8 @@ def take_apart(
         weights of the task's model; the trainer's tensors (``optimizer.NAME.KIND`` and
         ``task.NAME``); the optimizer's groups. With FSDP empty except in the first process.
     """
-    state = get_model_state_dict(module, options=_WHOLE)
-    moved = get_optimizer_state_dict(module, optimizer, options=_WHOLE)
+    state: dict[str, Any] = dict(get_model_state_dict(module, options=_WHOLE))
+    moved: dict[str, Any] = dict(get_optimizer_state_dict(module, optimizer, options=_WHOLE))
     weights = {k.removeprefix(MODEL): v for k, v in state.items() if k.startswith(MODEL)}
     tensors = {f"task.{k}": v for k, v in state.items() if not k.startswith(MODEL)}
     for name, values in moved.get("state", {}).items():
@@ -91,23 +91,23 @@ def put_together(
     Raises:
         CavmaeError: the checkpoint is of another model or optimizer; nothing was changed.
     """
-    state = {MODEL + k: v for k, v in weights.items()}
+    state: dict[str, Any] = {MODEL + k: v for k, v in weights.items()}
     state |= {k[len("task.") :]: v for k, v in tensors.items() if k.startswith("task.")}
     _check(module, state)
-    moved: dict[str, dict[str, Tensor]] = {}
+    moved: dict[str, Any] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             name, _, kind = key.removeprefix("optimizer.").rpartition(".")
             moved.setdefault(name, {})[kind] = value
     names = [sorted(group["params"]) for group in groups]
-    fresh = get_optimizer_state_dict(module, optimizer, options=_WHOLE)
+    fresh: dict[str, Any] = dict(get_optimizer_state_dict(module, optimizer, options=_WHOLE))
     own = [sorted(group["params"]) for group in fresh.get("param_groups", [])]
     if own and own != names:
         raise CavmaeError(
             "The checkpoint's optimizer moved other parameters than this run's: keep the "
             "objective and the optimizer, or start a new run from its weights (--model.weights)."
         )
-    set_model_state_dict(module, state, options=_WHOLE)
+    set_model_state_dict(module, dict(state), options=_WHOLE)
     if own:  # a rate or decay that was changed on purpose counts
         groups = fresh["param_groups"]
     set_optimizer_state_dict(
@@ -116,7 +116,7 @@ def put_together(
 
 
 def _check(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = get_model_state_dict(module)
+    own: dict[str, Any] = dict(get_model_state_dict(module))
     for name, value in own.items():
         if name not in state:
             raise CavmaeError(f"The checkpoint lacks {name}: it is of another model.")

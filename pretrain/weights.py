@@ -82,7 +82,7 @@ def config_from(
         if image_size is None:
             side = round(weights["pos_embed_v"].shape[1] ** 0.5)
             image_size = (side * patch, side * patch)
-        decoder: dict[str, int] = {}
+        decoder: dict[str, Any] = {}
         if "decoder_embed.weight" in weights:
             decoder = {
                 "decoder_width": weights["decoder_embed.weight"].shape[0],
