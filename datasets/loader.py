@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import logging
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -85,6 +86,7 @@ class Loader:
             num_workers=self.workers,
             prefetch_factor=self._prefetch if self.workers else None,
             collate_fn=_as_is,
+            worker_init_fn=_patient,
             generator=torch.Generator(),  # else it draws from the one that training restores
         )
         if not isinstance(stream, TrainStream):
@@ -150,6 +152,20 @@ class Loader:
         if not isinstance(self.stream, TrainStream):
             raise TypeError("an evaluation stream has no state")
         return self.stream
+
+
+def _patient(worker: int) -> None:
+    """Lets a worker outlive a signal that was sent to its whole group, as clusters send it.
+
+    Its parent decides: it saves first and then ends its workers. A second SIGTERM is obeyed.
+    """
+
+    def obey_next(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, obey_next)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_is(delivery: Any) -> Any:

@@ -125,7 +125,7 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
 
     def config_values(self) -> dict[str, Any]:
         """What ``config.json`` says: the arguments that this model was made with."""
-        return dict(cast(dict[str, Any], self._hub_mixin_config))
+        return dict(cast(dict[str, Any], self._hub_mixin_config or {}))
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> Any:

@@ -57,12 +57,15 @@ def main(words: Sequence[str]) -> int:
     )
     made.add_class_arguments(PretrainSettings)
     options = parse(made, named_config(words, CONFIGS))
-    filled = made.instantiate_classes(options)
+    run, resume = Path(options.out), options.resume == "auto"
+    filled = made.instantiate(options)
     settings = PretrainSettings(
         filled.data, filled.model, filled.objective, filled.optimizer, filled.loop
     )
-    text = made.dump(options, skip_none=False)
-    train(settings, Path(options.out), options.resume == "auto", text)
+    for name in ("config", "out", "resume"):
+        options.pop(name, None)
+    text = made.dump(options, skip_unset=False, skip_validation=True)
+    train(settings, run, resume, text)
     return 0
 
 

@@ -1,0 +1,124 @@
+"""What the tests of training share: a run of all objectives on small clips, in real processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SETTINGS: dict[str, Any] = {
+    "data": {
+        "batch": 2, "window": 0.96, "frames": 2, "workers": 1, "shuffle_buffer": 4,
+        "statistics": "audioset",
+    },
+    "model": {
+        "size": "tiny", "image_height": 32, "image_width": 48, "audio_frames": 96,
+        "contrast_width": 16,
+    },
+    "objective": {"aligned_weight": 0.5, "hard_share": 0.5, "learned_temperature": True},
+    "optimizer": {"lr": 1e-3, "ema": 0.9},
+    "loop": {
+        "steps": 8, "log_every": 1, "evaluate_every": 3, "save_every": 2, "threads": 1,
+        "tracker": "none", "device": "cpu",
+    },
+}  # fmt: skip
+# What may differ from one run to the next.
+CLOCKS = {
+    "samples a second", "seconds a step", "waiting for data", "operations a second", "memory GB",
+}  # fmt: skip
+
+
+def words(folder: Path, run: Path, shards: str | Path, **changes: Any) -> list[str]:
+    """The command's words; ``changes`` like ``loop={"steps": 3}``."""
+    settings = {part: {**values, **changes.get(part, {})} for part, values in SETTINGS.items()}
+    settings["data"] |= {"train": str(shards), "held_out": str(shards)}
+    path = folder / f"{run.name}.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return ["--config", str(path), "--out", str(run)]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("localhost", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def launch(
+    command: Sequence[str],
+    processes: int = 1,
+    preexec: Callable[[], None] | None = None,
+) -> list[subprocess.Popen[str]]:
+    """Starts ``python COMMAND`` once or several times, joined as torchrun would join them."""
+    port = str(free_port())
+    started = []
+    for rank in range(processes):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if processes > 1:
+            environment |= {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost",
+                "MASTER_PORT": port,
+            }  # fmt: skip
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *command], env=environment, text=True, preexec_fn=preexec,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+            )
+        )  # fmt: skip
+    return started
+
+
+def train(command: Sequence[str], processes: int = 1, **options: Any) -> list[Any]:
+    """Starts the training command."""
+    return launch(["-m", "cavmae.pretrain.train", *command], processes, **options)
+
+
+def finish(started: Sequence[subprocess.Popen[str]], seconds: float = 240) -> list[tuple[int, str]]:
+    """Exit codes and what was said; a process that hangs is killed, and a failure."""
+    found = []
+    try:
+        for process in started:
+            _, told = process.communicate(timeout=seconds)
+            found.append((process.returncode, told))
+    finally:
+        kill(started)
+    return found
+
+
+def kill(started: Sequence[subprocess.Popen[str]]) -> None:
+    """kill -9 of whole process groups: loader workers too."""
+    for process in started:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        process.wait()
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def wait_for(what: Callable[[], bool], started: Sequence[Any], seconds: float = 180) -> None:
+    """Waits until something is so, while the processes live."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it took too long"
+        assert all(process.poll() is None for process in started), finish(started)
+        time.sleep(0.0005)
+
+
+def trace(run: Path) -> list[dict[str, Any]]:
+    """Every number that a run told of itself, without its clocks."""
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines(run)]
