@@ -27,6 +27,8 @@ def make_accelerator(settings: LoopSettings, run: Path) -> Accelerator:
     """
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("loop.device cuda: PyTorch sees no GPU here; use auto or cpu.")
+    if settings.precision == "fp16" and (settings.device == "cpu" or not torch.cuda.is_available()):
+        raise UsageError("loop.precision fp16 needs a GPU; use bf16 or fp32 on the CPU.")
     precision = {"fp32": "no"}.get(settings.precision, settings.precision)
     try:
         accelerator = Accelerator(
