@@ -11,13 +11,14 @@ BENCHES = {
     "shard": ("cavmae.tools.benching.sharding", "ShardBench", "videos to shards"),
     "render": ("cavmae.tools.benching.rendering", "RenderBench", "rendering talkers"),
     "lips": ("cavmae.tools.benching.lips", "LipsBench", "whether rendered mouths show who speaks"),
+    "pretrain": ("cavmae.tools.benching.pretraining", "PretrainBench", "steps of pretraining"),
     "load": ("cavmae.tools.benching.loading", "LoadBench", "shards to batches"),
 }
 
 
 def main(words: Sequence[str]) -> int:
     """Runs one benchmark and prints its table."""
-    listing = "\n".join(f"  {name:<6} {what}" for name, (_, _, what) in BENCHES.items())
+    listing = "\n".join(f"  {name:<8} {what}" for name, (_, _, what) in BENCHES.items())
     if not words or words[0] in ("-h", "--help"):
         print(f"usage: cavmae bench WHAT ...\n\n{listing}\n\ncavmae bench WHAT --help tells more.")
         return 0 if words else 2

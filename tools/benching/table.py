@@ -33,11 +33,15 @@ class Row(NamedTuple):
     note: str = ""
 
 
-def _child(connection: Any, work: Callable[..., float], arguments: tuple[Any, ...]) -> None:
-    if hasattr(os, "sched_setaffinity"):
+def _child(
+    connection: Any, pinned: bool, work: Callable[..., float], arguments: tuple[Any, ...]
+) -> None:
+    if pinned and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     seconds = work(*arguments)
-    connection.send((seconds, peak_mb()))
+    torch: Any = sys.modules.get("torch")
+    gpu = torch is not None and torch.cuda.is_initialized()
+    connection.send((seconds, torch.cuda.max_memory_allocated() / 1e6 if gpu else peak_mb()))
 
 
 def peak_mb() -> float:
@@ -51,18 +55,21 @@ def peak_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def on_one_core(work: Callable[..., float], *arguments: Any) -> tuple[float, float]:
+def on_one_core(
+    work: Callable[..., float], *arguments: Any, pinned: bool = True
+) -> tuple[float, float]:
     """Runs work in a fresh process on one core.
 
     Args:
         work: module-level function that returns seconds for one unit.
+        pinned: on one core; else on all.
 
     Returns:
-        those seconds, and the process's peak memory in 10^6 bytes.
+        those seconds, and the process's peak memory in 10^6 bytes: of the GPU, if it used one.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_child, args=(theirs, work, arguments))
+    process = context.Process(target=_child, args=(theirs, pinned, work, arguments))
     process.start()
     theirs.close()
     try:
@@ -75,7 +82,7 @@ def on_one_core(work: Callable[..., float], *arguments: Any) -> tuple[float, flo
 
 
 def in_turns(
-    ways: dict[str, tuple[Callable[..., float], tuple[Any, ...]]], rounds: int
+    ways: dict[str, tuple[Callable[..., float], tuple[Any, ...]]], rounds: int, pinned: bool = True
 ) -> dict[str, tuple[float, float]]:
     """Measures several ways round after round, so that a slow moment hits all of them.
 
@@ -85,7 +92,7 @@ def in_turns(
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, (work, arguments) in ways.items():
-            found[name].append(on_one_core(work, *arguments))
+            found[name].append(on_one_core(work, *arguments, pinned=pinned))
     return {
         name: (statistics.median(s for s, _ in runs), max(m for _, m in runs))
         for name, runs in found.items()

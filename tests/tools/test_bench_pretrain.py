@@ -1,0 +1,47 @@
+"""The baseline of `cavmae bench pretrain` is the same mathematics, and the command works."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.model import CAVMAE
+from cavmae.tools.bench import main
+from cavmae.tools.benching.pretraining import BASELINE, ReferenceWay
+
+SHAPE = CAVMAEConfig(
+    image_size=(32, 48), audio_size=(128, 96), width=24, heads=2, depth=1, decoder_width=16,
+    decoder_heads=2, decoder_depth=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_references_way_is_the_same_mathematics(normalised: bool) -> None:
+    torch.manual_seed(0)
+    ours, theirs = CAVMAE(SHAPE), ReferenceWay(SHAPE)
+    theirs.load_state_dict(ours.state_dict())
+    sound, picture = torch.randn(3, 96, 128), torch.randn(3, 3, 32, 48)
+    masking = ours.mask(3, 0.75, 0.75)
+    for model in (ours, theirs):
+        patches = model.patchify(sound, picture)
+        latents = model.forward_encoder(*patches, *masking)
+        model.forward_loss(*patches, latents, norm_pix_loss=normalised).total.backward()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        if a.grad is not None and b.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "pretrain --size tiny --batch 2 --steps 1 --rounds 1 --image 32 --audio-frames 96 "
+        f"--device cpu --out {tmp_path / 'rows.json'}"
+    )
+    assert main(words.split()) == 0
+    told = capsys.readouterr().out
+    assert "times as fast: ours, fp32, decoder of cross-attention" in told
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert rows[0]["name"] == BASELINE
+    assert all(row["seconds"] > 0 and "TFLOP/s" in row["note"] for row in rows)

@@ -1,0 +1,253 @@
+"""`cavmae bench pretrain`: steps of training, the reference's way against ours, in one run.
+
+The reference's way: eager fp32; every patch embedded and those that stay visible picked out;
+attention matrices written out; the decoder's predictions and the loss over all patches, then
+masked; an optimizer of separate kernels; losses read at every step. Same mathematics as ours
+(tests/tools/test_bench_pretrain.py).
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from timm.layers.attention import Attention
+from torch import Tensor
+
+from cavmae.datasets.batch import Batch
+from cavmae.datasets.errors import UsageError
+from cavmae.datasets.loader import Loader
+from cavmae.datasets.manifest import Manifest
+from cavmae.datasets.reading import Access
+from cavmae.datasets.stream import TrainStream
+from cavmae.datasets.transforms import Augmentation, DeviceTransform, Statistics
+from cavmae.datasets.view import View
+from cavmae.pretrain.building import compile_blocks
+from cavmae.pretrain.encoder import SIZES, CAVMAEConfig, config_of, take
+from cavmae.pretrain.losses import normalised
+from cavmae.pretrain.masking import Masking
+from cavmae.pretrain.model import CAVMAE, Latents, channels_last
+from cavmae.pretrain.optimizing import build_optimizer
+from cavmae.pretrain.pretraining import Pretraining
+from cavmae.pretrain.settings import ObjectiveSettings, OptimizerSettings
+from cavmae.pretrain.work import peak_of, step_operations
+from cavmae.tools.benching.table import Row, in_turns, save, table
+
+BASELINE = "the reference's way: eager fp32, all patches decoded and predicted"
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainBench:
+    """What is measured.
+
+    Args:
+        size: of the model: tiny, small, base or large.
+        batch: clips of a step.
+        steps: measured in a round, after as many that are not.
+        rounds: measured in turns; medians count.
+        image: side of the frames in pixels.
+        audio_frames: fbank frames heard.
+        data_set: folder of shards for real batches; None: made batches, which cost no loading.
+        workers: that load real batches.
+        device: ``auto``: a GPU if there is one.
+        precision: of ours; ``auto``: bf16 on a GPU, fp32 on the CPU.
+        compile: also measure ours with its blocks compiled by inductor.
+        fraction: of the masked patches that the cross-attention decoder decodes.
+        out: JSON file for the rows.
+    """
+
+    size: str = "small"
+    batch: int = 8
+    steps: int = 3
+    rounds: int = 3
+    image: int = 224
+    audio_frames: int = 1024
+    data_set: str | None = None
+    workers: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    fraction: float = 0.5
+    out: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way of making a step."""
+
+    reference: bool = False
+    decoder: Literal["self", "cross"] = "self"
+    fraction: float = 1.0
+    precision: str = "fp32"
+    compile: bool = False
+
+
+class ReferenceWay(CAVMAE):
+    """The same model, computed as the authors' implementation computes it."""
+
+    def __init__(self, shape: CAVMAEConfig):
+        super().__init__(shape)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.fused_attn = False  # type: ignore[misc]
+
+    def embed(self, patches: Tensor, modality: str, masking: Masking | None = None) -> Tensor:
+        """See :meth:`Encoder.embed`: all patches are embedded, then some are kept."""
+        tokens = super().embed(patches, modality)
+        return tokens if masking is None else take(tokens, masking.keep)
+
+    def reconstruction(
+        self,
+        patches_a: Tensor,
+        patches_v: Tensor,
+        latents: Latents,
+        norm_pix_loss: bool = True,
+        fraction: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`CAVMAE.reconstruction`: all patches are predicted, then masked."""
+        predicted_a, predicted_v = self.reconstruct(latents)
+        losses = []
+        for predicted, target, masking in (
+            (predicted_a, patches_a, latents.masking_a),
+            (predicted_v, channels_last(patches_v), latents.masking_v),
+        ):
+            target = normalised(target) if norm_pix_loss else target
+            error = ((predicted - target) ** 2).mean(dim=-1)
+            losses.append((error * masking.mask).sum() / masking.mask.sum())
+        return losses[0], losses[1]
+
+
+def shape_of(bench: PretrainBench, way: Way) -> CAVMAEConfig:
+    """The shape of the model that a way trains."""
+    return config_of(
+        bench.size,
+        image_size=(bench.image, bench.image),
+        audio_size=(128, bench.audio_frames),
+        decoder=way.decoder,
+    )
+
+
+def _batches(bench: PretrainBench) -> Iterator[Batch]:
+    """Real or made batches, as loaded."""
+    view = View(fbank_frames=bench.audio_frames, frame_size=(bench.image, bench.image))
+    if bench.data_set is not None:
+        manifest = Manifest.load(bench.data_set)
+        stream = TrainStream(manifest, view, bench.batch, access=Access(verify="size"))
+        yield from Loader(stream, bench.workers, pin_memory=torch.cuda.is_available())
+    made: Batch = {
+        "key": ["made"] * bench.batch,
+        "fbank": torch.randn(bench.batch, bench.audio_frames, 128).half() * 4 - 5,
+        "fbank_length": torch.full((bench.batch,), bench.audio_frames),
+        "frames": torch.randint(256, (bench.batch, 1, bench.image, bench.image, 3)).byte(),
+    }
+    while True:
+        yield made
+
+
+def _device(bench: PretrainBench) -> str:
+    gpu = torch.cuda.is_available() if bench.device == "auto" else bench.device == "cuda"
+    return "cuda" if gpu else "cpu"
+
+
+def steps(bench: PretrainBench, way: Way) -> float:
+    """Seconds for a clip, of training steps."""
+    device = torch.device(_device(bench))
+    torch.manual_seed(0)
+    shape = shape_of(bench, way)
+    objective = ObjectiveSettings(decode_fraction=way.fraction)
+    model = ReferenceWay(shape) if way.reference else CAVMAE(shape)
+    task = Pretraining(model, objective, DeviceTransform(Statistics(), Augmentation(noise=True)))
+    task.to(device)
+    if way.compile:
+        compile_blocks(model, "inductor")
+    optimizer: Any
+    if way.reference:
+        trained = [p for p in task.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(
+            trained, 5e-5, (0.95, 0.999), weight_decay=5e-7, foreach=False, fused=False
+        )
+    else:
+        optimizer = build_optimizer(task, OptimizerSettings(name="adam", weight_decay=5e-7))
+    batches = _batches(bench)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=way.precision == "bf16")
+    told = 0.0
+    for number in range(2 * bench.steps):
+        if number == bench.steps:
+            _wait(device)
+            started = time.perf_counter()
+        batch = {
+            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
+            for k, v in next(batches).items()
+        }
+        with half:
+            outcome = task("learn", batch)
+        outcome.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if way.reference:  # as it logs every step
+            told += sum(float(value) for value in outcome.logs.values())
+    _wait(device)
+    return (time.perf_counter() - started) / (bench.steps * bench.batch)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def ways_of(bench: PretrainBench) -> dict[str, Way]:
+    """What is compared, by name."""
+    precision = bench.precision
+    if precision == "auto":
+        precision = "bf16" if _device(bench) == "cuda" else "fp32"
+    ours = Way(precision=precision)
+    cross = dataclasses.replace(ours, decoder="cross")
+    share = f"{bench.fraction:.0%}"
+    ways = {
+        BASELINE: Way(reference=True),
+        f"ours, {precision}": ours,
+        f"ours, {precision}, decoder of cross-attention": cross,
+        f"ours, {precision}, that decoder on {share} of the masked patches": dataclasses.replace(
+            cross, fraction=bench.fraction
+        ),
+    }
+    if bench.compile:
+        ways |= {
+            f"{name}, compiled": dataclasses.replace(way, compile=True)
+            for name, way in list(ways.items())[1:]
+        }
+    return ways
+
+
+def run(bench: PretrainBench) -> None:
+    """Measures and prints."""
+    if bench.size not in SIZES:
+        raise UsageError(f"--size {bench.size}: there are {', '.join(SIZES)}.")
+    if min(bench.batch, bench.steps, bench.rounds) < 1 or not 0 < bench.fraction <= 1:
+        raise UsageError("--batch, --steps and --rounds are at least 1, --fraction in (0, 1].")
+    gpu = _device(bench) == "cuda"
+    ways = ways_of(bench)
+    found = in_turns(
+        {name: (steps, (bench, way)) for name, way in ways.items()}, bench.rounds, pinned=not gpu
+    )
+    name = torch.cuda.get_device_name() if gpu else "one core"
+    rows = []
+    for title, (seconds, peak) in found.items():
+        way = ways[title]
+        objective = ObjectiveSettings(decode_fraction=way.fraction)
+        rate = step_operations(shape_of(bench, way), objective) / seconds
+        most = peak_of(name, way.precision)
+        share = f", {rate / most:.0%} of peak" if most else ""
+        rows.append(Row(title, seconds, peak, f"{rate / 1e12:.3g} TFLOP/s{share}"))
+    data = "made batches" if bench.data_set is None else f"batches of {bench.data_set}"
+    caption = (
+        f"cavmae bench pretrain: {bench.size}, {bench.image}x{bench.image}, "
+        f"{bench.audio_frames} fbank frames, batch {bench.batch}, {data}, {name}"
+    )
+    print(table(caption, "clip", BASELINE, rows))
+    base = rows[0].seconds
+    for row in rows[1:]:
+        if base and row.seconds:
+            print(f"{base / row.seconds:5.2f} times as fast: {row.name}")
+    save(rows, bench.out)
