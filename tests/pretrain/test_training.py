@@ -16,14 +16,16 @@ from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.transforms import DeviceTransform, Statistics
 from cavmae.pretrain import checkpoints
+from cavmae.pretrain import train as train_module
 from cavmae.pretrain.building import build_model, compile_blocks, shape_of
 from cavmae.pretrain.encoder import CAVMAEConfig, config_of
+from cavmae.pretrain.feeding import views
 from cavmae.pretrain.masking import mask_by
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.optimizing import build_optimizer, learning_rate
 from cavmae.pretrain.pretraining import Pretraining
 from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings, OptimizerSettings
-from cavmae.pretrain.train import main
+from cavmae.pretrain.train import PretrainSettings, main
 from cavmae.pretrain.work import forward_products
 from tests.pretrain.running import lines, trace, words
 
@@ -338,3 +340,25 @@ def test_compiling_blocks_keeps_their_names() -> None:
     before = list(model.state_dict())
     compile_blocks(model, "aot_eager")
     assert list(model.state_dict()) == before
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "pretrain" / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configurations_of_ours(
+    path: Path, tmp_path: Path, data_set: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is found by its name and fits together as far as its data and model."""
+    seen: list[PretrainSettings] = []
+    monkeypatch.setattr(train_module, "train", lambda settings, *_: seen.append(settings))
+    assert main(["--config", path.stem, "--out", str(tmp_path), "--data.train", "x"]) == 0
+    (settings,) = seen
+    shape = shape_of(settings.model, settings.objective)
+    training, held_out = views(settings.data, settings.objective, shape)
+    assert training.length == held_out.length == shape.audio_size[1]
+
+
+def test_a_configuration_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match="ours are aligned, base"):
+        main(["--config", "bass", "--out", "x"])
