@@ -260,6 +260,10 @@ class Encoder(nn.Module):
         """
         return self.sound_features(audio), self.picture_features(image)
 
+    def frame_features(self, frames: Tensor) -> Tensor:
+        """Unmasked tokens of several frames: [N, F, 3, H, W] -> [N, F, Lv, D]."""
+        return self.picture_features(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+
     def sound_features(self, audio: Tensor) -> Tensor:
         """The first of :meth:`features`."""
         branch = self.forward_branch(self.patchify_audio(audio), "a", None)

@@ -88,8 +88,9 @@ def _alignment(
     both = int((later < frames.shape[1]).sum())  # moments whose later frame is in the window
     heard = voiced(raw["fbank"], raw["fbank_length"], moments, objective.quiet_db)
     wanted = torch.cat([middles, later[:both]]).to(frames.device)
-    seen = model.frame_embeddings(frames[:, wanted])
-    sound = functional.normalize(model.moment_embeddings(fbank).float(), dim=-1)
+    seen = model.frame_embeddings(model.frame_features(frames[:, wanted]))
+    sound = model.moment_embeddings(model.sound_features(fbank))
+    sound = functional.normalize(sound.float(), dim=-1)
     similar = functional.normalize(seen.float(), dim=-1) @ sound.transpose(1, 2)
     own, shifted = similar[:, :moments], similar[:, moments:, :both]
     order = torch.arange(moments, device=own.device)

@@ -243,16 +243,15 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         total = mae_weight * (loss_a + loss_v) + contrastive_weight * contrast.loss
         return Losses(total, loss_a, loss_v, contrast.loss, contrast.accuracy)
 
-    def moment_embeddings(self, audio: Tensor) -> Tensor:
-        """Embeddings of every moment of sound, nothing masked: [N, frames, mel] -> [N, T, C]."""
-        tokens = columns(self.sound_features(audio), self.config.audio_grid)
-        found: Tensor = self.moment_a(tokens)
-        return found.unflatten(0, (len(audio), -1))
+    def moment_embeddings(self, tokens: Tensor) -> Tensor:
+        """Embeddings of every moment out of unmasked tokens of sound: [N, La, D] -> [N, T, C]."""
+        found: Tensor = self.moment_a(columns(tokens, self.config.audio_grid))
+        return found.unflatten(0, (len(tokens), -1))
 
-    def frame_embeddings(self, frames: Tensor) -> Tensor:
-        """Embeddings of frames, nothing masked: [N, F, 3, H, W] -> [N, F, C]."""
-        found: Tensor = self.moment_v(self.picture_features(frames.flatten(0, 1)))
-        return found.unflatten(0, frames.shape[:2])
+    def frame_embeddings(self, tokens: Tensor) -> Tensor:
+        """Embeddings of frames out of their unmasked tokens: [N, F, Lv, D] -> [N, F, C]."""
+        found: Tensor = self.moment_v(tokens.flatten(0, 1))
+        return found.unflatten(0, tokens.shape[:2])
 
     def reconstruct(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """Predicted values of all patches: [N, La, p * p] and [N, Lv, p * p * 3].

@@ -51,6 +51,7 @@ class Pretraining(Task):
         self.transform = transform
         self.frames = frames
         self.joined = bool(objective.contrastive_weight or objective.aligned_weight)
+        self.sees_whole = objective.sees_whole
         scale = torch.tensor(math.log(1 / objective.temperature))
         learned = objective.learned_temperature
         self.scale_clips = nn.Parameter(
@@ -150,25 +151,26 @@ class Pretraining(Task):
             objective.mask_mode,
         )
         latents = Latents(empty, empty, empty, *masking)
-        if objective.mae_weight or objective.contrastive_weight:
+        masked = objective.contrastive_weight > 0 and objective.contrast_view == "masked"
+        if objective.mae_weight or masked:
             latents = model.forward_encoder(
-                patches_a,
-                patches_v,
-                *masking,
-                together=objective.mae_weight > 0,
-                alone=objective.contrastive_weight > 0,
+                patches_a, patches_v, *masking, together=objective.mae_weight > 0, alone=masked
             )
-        if objective.contrastive_weight:
+        if masked:
             pieces |= {"audio": latents.audio.mean(1), "video": latents.video.mean(1)}
-        if objective.aligned_weight:
+        if self.sees_whole:
             # No mask here: the mouth must be seen, and every moment have its sound.
+            tokens_a, tokens_v = model.sound_features(fbank), model.frame_features(frames)
+        if self.sees_whole and not masked and objective.contrastive_weight:
+            pieces |= {"audio": tokens_a.mean(1), "video": tokens_v.mean((1, 2))}
+        if objective.aligned_weight:
             moments = model.config.audio_grid[1]
             seconds = fbank.shape[1] / FRAME_RATE
             own = moments_of(batch["frame_times"], seconds, moments)
             heard = voiced(batch["fbank"], batch["fbank_length"], moments, objective.quiet_db)
             pieces |= {
-                "sound": model.moment_embeddings(fbank),
-                "frames": model.frame_embeddings(frames),
+                "sound": model.moment_embeddings(tokens_a),
+                "frames": model.frame_embeddings(tokens_v),
                 "own": own,
                 "heard": heard.gather(1, own),
             }

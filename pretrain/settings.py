@@ -88,6 +88,9 @@ class ObjectiveSettings:
         mae_weight: of the reconstruction; 0 leaves it out (CAV).
         contrastive_weight: of the contrast of whole clips; 0 leaves it out (AV-MAE).
         aligned_weight: of the contrast of frames and moments; 0 leaves it out.
+        contrast_view: clips are contrasted by what was left ``masked`` for the reconstruction, as
+            published, or by ``whole`` sounds and frames, which passes of their own see; the aligned
+            contrast needs those anyway.
         norm_pix_loss: reconstruct patches normalised one by one.
         mask_ratio_audio: share of the sound's patches that is masked.
         mask_ratio_image: share of the picture's patches that is masked.
@@ -104,6 +107,7 @@ class ObjectiveSettings:
     mae_weight: float = 1.0
     contrastive_weight: float = 0.01
     aligned_weight: float = 0.0
+    contrast_view: Literal["masked", "whole"] = "masked"
     norm_pix_loss: bool = True
     mask_ratio_audio: float = 0.75
     mask_ratio_image: float = 0.75
@@ -130,6 +134,12 @@ class ObjectiveSettings:
             raise UsageError(f"objective.decode_fraction {self.decode_fraction} is not in (0, 1].")
         if self.temperature <= 0 or self.quiet_db <= 0:
             raise UsageError("objective.temperature and objective.quiet_db must be above 0.")
+
+    @property
+    def sees_whole(self) -> bool:
+        """Whether there are passes over whole sounds and frames, nothing masked."""
+        whole = self.contrastive_weight > 0 and self.contrast_view == "whole"
+        return whole or self.aligned_weight > 0
 
 
 @dataclasses.dataclass(frozen=True)

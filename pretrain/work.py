@@ -48,9 +48,10 @@ def forward_products(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int 
         return c.joint_depth * block_products(tokens, c.width, c.mlp_ratio)
 
     total = 0.0
-    if objective.mae_weight or objective.contrastive_weight:
+    masked = objective.contrastive_weight > 0 and objective.contrast_view == "masked"
+    if objective.mae_weight or masked:
         total += branch(a, pixels) + branch(v, 3 * pixels)
-    if objective.contrastive_weight:
+    if masked:
         total += joint(a) + joint(v)
     if objective.mae_weight:
         masked_a, masked_v = all_a - a, all_v - v
@@ -62,9 +63,10 @@ def forward_products(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int 
             block = block_products(all_a + all_v, c.decoder_width, c.mlp_ratio)
         total += joint(a + v) + (a + v) * c.width * c.decoder_width + c.decoder_depth * block
         total += c.decoder_width * pixels * (masked_a + 3 * masked_v)
-    if objective.aligned_weight:
+    if objective.sees_whole:
         total += branch(all_a, pixels) + joint(all_a)
         total += frames * (branch(all_v, 3 * pixels) + joint(all_v))
+    if objective.aligned_weight:
         keys = 2 * c.width**2 + 2 * c.width  # of a token that is pooled
         head = 2 * c.width**2 + c.width * c.contrast_width + 8 * c.contrast_width**2
         total += all_a * keys + c.audio_grid[1] * head + frames * (all_v * keys + head)

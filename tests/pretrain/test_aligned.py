@@ -132,21 +132,23 @@ def test_embeddings_of_frames_do_not_know_their_place_in_time() -> None:
     torch.manual_seed(0)
     model = CAVMAE(SHAPE).eval()
     frames = torch.randn(2, 5, 3, 32, 32)
-    found = model.frame_embeddings(frames)
+    found = model.frame_embeddings(model.frame_features(frames))
     assert found.shape == (2, 5, 8)
     order = torch.tensor([3, 0, 4, 1, 2])
-    torch.testing.assert_close(model.frame_embeddings(frames[:, order]), found[:, order])
+    moved = model.frame_embeddings(model.frame_features(frames[:, order]))
+    torch.testing.assert_close(moved, found[:, order])
 
 
 def test_embeddings_of_moments_see_their_sound() -> None:
     torch.manual_seed(0)
     model = CAVMAE(SHAPE).eval()
     sound = torch.randn(1, 96, 128)
-    before = model.moment_embeddings(sound)
+    before = model.moment_embeddings(model.sound_features(sound))
     assert before.shape == (1, 6, 8)
     changed = sound.clone()
     changed[:, 32:48] += 3  # the third moment
-    moved = (model.moment_embeddings(changed) - before).norm(dim=-1)[0]
+    after = model.moment_embeddings(model.sound_features(changed))
+    moved = (after - before).norm(dim=-1)[0]
     assert moved.argmax() == 2
 
 

@@ -33,12 +33,14 @@ SHAPE = CAVMAEConfig(
     image_size=(32, 48), audio_size=(128, 96), width=24, heads=2, depth=1, decoder_width=16,
     decoder_heads=2, decoder_depth=2, contrast_width=8,
 )  # fmt: skip
-OBJECTIVES: dict[str, dict[str, float]] = {
+OBJECTIVES: dict[str, dict[str, Any]] = {
     "CAV-MAE": {},
     "CAV": {"mae_weight": 0},
     "AV-MAE": {"contrastive_weight": 0},
     "aligned alone": {"mae_weight": 0, "contrastive_weight": 0, "aligned_weight": 1},
     "all": {"aligned_weight": 1},
+    "all, whole": {"aligned_weight": 1, "contrast_view": "whole"},
+    "CAV, whole": {"mae_weight": 0, "contrast_view": "whole"},
 }
 
 
@@ -141,7 +143,7 @@ def test_operations_of_the_base_model_are_those_of_the_reference() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["CAV", "aligned alone"])
+@pytest.mark.parametrize("name", ["CAV", "CAV, whole", "aligned alone"])
 def test_accumulating_keeps_the_negatives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two batches of a step have the gradient of one batch of all their clips."""
     objective = {**OBJECTIVES[name], "mask_ratio_audio": 0, "mask_ratio_image": 0}
