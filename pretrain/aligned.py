@@ -107,7 +107,9 @@ class AlignedLosses(NamedTuple):
     hard_accuracy: Tensor
 
 
-def aligned_contrast(batch: Moments, temperature: Tensor | float) -> AlignedLosses:
+def aligned_contrast(
+    batch: Moments, temperature: Tensor | float, centred: bool = False
+) -> AlignedLosses:
     """InfoNCE of frames and their own moments, in both directions.
 
     *Easy* negatives are the frames and moments of other clips, over all processes. *Hard* ones are
@@ -116,48 +118,68 @@ def aligned_contrast(batch: Moments, temperature: Tensor | float) -> AlignedLoss
 
     Args:
         temperature: that cosines are divided by.
+        centred: compare what differs from the mean: of all clips' frames and moments (easy), of
+            the clip's own (hard).
 
     Returns:
         losses whose mean over processes is that of one process with all their clips.
     """
     n, f = batch.own.shape
-    sound = functional.normalize(batch.sound.float(), dim=-1)
-    frames = functional.normalize(batch.frames.float(), dim=-1)
-    own_sound = sound.gather(1, batch.own[..., None].expand(-1, -1, sound.shape[-1]))
+    sound, frames = batch.sound.float(), batch.frames.float()
+    own_sound = _of_frames(sound, batch.own)
     heard = batch.heard.flatten().float()
     all_heard = everyone(heard[:, None])
     # The mean over processes of sums divided by this is the mean over all frames that are heard.
     share = heard / (all_heard.sum() * n * f / len(all_heard)).clamp(min=1)
 
-    gathered = everyone(torch.cat([own_sound, frames], dim=-1).flatten(0, 1))
-    all_sound, all_frames = gathered.chunk(2, dim=-1)
-    rows = first_row(n * f) + torch.arange(n * f, device=sound.device)
-    clip = torch.arange(len(gathered), device=sound.device) // f
-    same = (clip[rows, None] == clip[None]) & (
-        torch.arange(len(gathered), device=sound.device)[None] != rows[:, None]
-    )
+    gathered = everyone(torch.stack([own_sound, frames], dim=-2).flatten(0, 1))  # [all, 2, C]
+    if centred:
+        gathered = gathered - gathered.mean(dim=0)
+    all_sound, all_frames = functional.normalize(gathered, dim=-1).unbind(dim=1)
+    number = torch.arange(len(gathered), device=sound.device)
+    rows = first_row(n * f) + number[: n * f]
+    clip = number // f
+    same = (clip[rows, None] == clip) & (number != rows[:, None])
 
     def against(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         logits = (queries @ keys.T / temperature).masked_fill(same, float("-inf"))
         loss = functional.cross_entropy(logits, rows, reduction="none")
         return loss @ share, (logits.argmax(1) == rows).float() @ share
 
-    easy_v, accuracy = against(frames.flatten(0, 1), all_sound)
-    easy_a, _ = against(own_sound.flatten(0, 1), all_frames)
+    easy_v, accuracy = against(all_frames[rows], all_sound)
+    easy_a, _ = against(all_sound[rows], all_frames)
 
-    inside = frames @ sound.transpose(1, 2) / temperature  # [N, F, T]
+    sound, frames = inside_clips(sound, frames, centred)
+    inside = (frames @ sound.transpose(1, 2) / temperature).flatten(0, 1)  # [N * F, T]
     targets = batch.own.flatten()
-    hard_v = functional.cross_entropy(inside.flatten(0, 1), targets, reduction="none") @ share
-    found = (inside.flatten(0, 1).argmax(1) == targets).float() @ share
-    back = own_sound @ frames.transpose(1, 2) / temperature  # [N, F, F]
+    hard_v = functional.cross_entropy(inside, targets, reduction="none") @ share
+    found = (inside.argmax(1) == targets).float() @ share
+    back = _of_frames(sound, batch.own) @ frames.transpose(1, 2) / temperature  # [N, F, F]
     # Two frames of one moment (slow video) are both right: the other one is no negative.
     twin = (batch.own[:, :, None] == batch.own[:, None]) & ~torch.eye(
         f, dtype=torch.bool, device=sound.device
     )
     back = back.masked_fill(twin, float("-inf")).flatten(0, 1)
-    order = torch.arange(f, device=sound.device).repeat(n)
+    order = number[:f].repeat(n)
     hard_a = functional.cross_entropy(back, order, reduction="none") @ share
     return AlignedLosses((easy_v + easy_a) / 2, (hard_v + hard_a) / 2, accuracy, found)
+
+
+def _of_frames(sound: Tensor, own: Tensor) -> Tensor:
+    """The moments of frames: [N, T, C] and [N, F] -> [N, F, C]."""
+    return sound.gather(1, own[..., None].expand(-1, -1, sound.shape[-1]))
+
+
+def inside_clips(sound: Tensor, frames: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
+    """Embeddings of unit length, as they are compared within a clip: [N, T, C] and [N, F, C].
+
+    Args:
+        centred: less the mean of the clip's moments, and of its frames.
+    """
+    if centred:
+        sound = sound - sound.mean(dim=1, keepdim=True)
+        frames = frames - frames.mean(dim=1, keepdim=True)
+    return functional.normalize(sound, dim=-1), functional.normalize(frames, dim=-1)
 
 
 def hard_share(progress: float, share: float, after: float) -> float:

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torchmetrics.functional.classification import binary_auroc
 
 from cavmae.datasets.batch import Batch
 from cavmae.datasets.features import FRAME_RATE
 from cavmae.datasets.view import GRID
-from cavmae.pretrain.aligned import voiced
+from cavmae.pretrain.aligned import inside_clips, voiced
 from cavmae.pretrain.encoder import take
 from cavmae.pretrain.losses import normalised
 from cavmae.pretrain.model import CAVMAE, channels_last
@@ -46,8 +45,11 @@ def measure(
     if objective.contrastive_weight:
         sound = model.sound_features(fbank).mean(dim=1)
         picture = model.picture_features(middle).mean(dim=1)
-        found["audio features"] = functional.normalize(sound.float(), dim=-1).cpu()
-        found["video features"] = functional.normalize(picture.float(), dim=-1).cpu()
+        found["audio features"], found["video features"] = (
+            sound.float().cpu(),
+            picture.float().cpu(),
+        )
+        found["centred"] = objective.centred
     if objective.aligned_weight:
         found |= _alignment(model, objective, fbank, frames, raw)
     return found
@@ -88,11 +90,16 @@ def _alignment(
     both = int((later < frames.shape[1]).sum())  # moments whose later frame is in the window
     heard = voiced(raw["fbank"], raw["fbank_length"], moments, objective.quiet_db)
     wanted = torch.cat([middles, later[:both]]).to(frames.device)
-    seen = model.frame_embeddings(model.frame_features(frames[:, wanted]))
-    sound = model.moment_embeddings(model.sound_features(fbank))
-    sound = functional.normalize(sound.float(), dim=-1)
-    similar = functional.normalize(seen.float(), dim=-1) @ sound.transpose(1, 2)
-    own, shifted = similar[:, :moments], similar[:, moments:, :both]
+    seen = model.frame_embeddings(model.frame_features(frames[:, wanted])).float()
+    sound = model.moment_embeddings(model.sound_features(fbank)).float()
+
+    def similar(sound: Tensor, frames: Tensor) -> Tensor:
+        sound, frames = inside_clips(sound, frames, objective.centred)
+        return frames @ sound.transpose(1, 2)
+
+    own = similar(sound, seen[:, :moments])
+    in_step = similar(sound[:, :both], seen[:, :both])
+    shifted = similar(sound[:, :both], seen[:, moments:])
     order = torch.arange(moments, device=own.device)
     right = own[:, order, order]
     rank = (own > right[..., None]).sum(-1) + 0.5 * ((own == right[..., None]).sum(-1) - 1) + 1
@@ -100,7 +107,7 @@ def _alignment(
     return {
         "moment rank": rank.masked_fill(~heard, float("nan")).cpu(),
         "moments": torch.full((len(own),), moments),
-        "step": _score(own[:, :both, :both], inside).cpu(),
+        "step": _score(in_step, inside).cpu(),
         "shifted": _score(shifted, inside).cpu(),
     }
 
@@ -138,9 +145,10 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         if name in names:
             found[name] = float(joined(name).double().mean())
     if "audio features" in names:
-        found |= _contrast(records)
         keys = [key for record in records for key in record["key"]]
         features = Features(keys, joined("audio features"), joined("video features"))
+        features = features.compared(records[0]["centred"])
+        found |= _contrast(features, [len(record["key"]) for record in records])
         for direction, values in retrieval(features).items():
             found |= {f"{direction} {measure}": value for measure, value in values.items()}
     if "moment rank" in names:
@@ -161,13 +169,18 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _contrast(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Contrastive accuracy within batches, both ways, and what chance gives there."""
-    right = chance = count = 0.0
-    for record in records:
-        audio, video = record["audio features"], record["video features"]
+def _contrast(features: Features, batches: Sequence[int]) -> dict[str, float]:
+    """Contrastive accuracy within batches, both ways, and what chance gives there.
+
+    Args:
+        batches: clips of each.
+    """
+    right = 0.0
+    parts = zip(
+        features.audio.split(list(batches)), features.video.split(list(batches)), strict=True
+    )
+    for audio, video in parts:
         both = torch.cat([ranks(video, audio), ranks(audio, video)])
         right += float((both < 1.5).sum()) / 2
-        chance += 1.0
-        count += len(audio)
-    return {"contrastive accuracy": right / count, "contrastive chance": chance / count}
+    count = len(features.keys)
+    return {"contrastive accuracy": right / count, "contrastive chance": len(batches) / count}

@@ -40,7 +40,13 @@ class Contrast(NamedTuple):
     accuracy: Tensor
 
 
-def info_nce(audio: Tensor, video: Tensor, temperature: Tensor | float, both: bool) -> Contrast:
+def info_nce(
+    audio: Tensor,
+    video: Tensor,
+    temperature: Tensor | float,
+    both: bool,
+    centred: bool = False,
+) -> Contrast:
     """InfoNCE over the batches of all processes: row i of both belongs together.
 
     Args:
@@ -48,13 +54,17 @@ def info_nce(audio: Tensor, video: Tensor, temperature: Tensor | float, both: bo
         temperature: that similarities are divided by.
         both: from every video among the sounds and from every sound among the videos (their
             mean); else only the former, as CAV-MAE does.
+        centred: compare what differs from the mean of all rows.
 
     Returns:
         of this process's rows; its mean over processes is that of one process with all rows.
     """
-    audio, video = (functional.normalize(x.float(), dim=-1) for x in (audio, video))
-    all_audio, all_video = everyone(torch.cat([audio, video], dim=1)).chunk(2, dim=1)
     right = first_row(len(audio)) + torch.arange(len(audio), device=audio.device)
+    both_kinds = everyone(torch.stack([audio, video], dim=1).float())  # [all, 2, D]
+    if centred:
+        both_kinds = both_kinds - both_kinds.mean(dim=0)
+    all_audio, all_video = functional.normalize(both_kinds, dim=-1).unbind(dim=1)
+    audio, video = all_audio[right], all_video[right]
 
     def one_way(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         logits = queries @ keys.T / temperature

@@ -111,6 +111,7 @@ class Pretraining(Task):
                 whole["video"],
                 self._temperature(self.scale_clips),
                 objective.both_directions,
+                objective.centred,
             )
             loss = loss + objective.contrastive_weight * contrast.loss
             total = total + objective.contrastive_weight * contrast.loss.detach()
@@ -119,6 +120,7 @@ class Pretraining(Task):
             aligned = aligned_contrast(
                 Moments(whole["sound"], whole["frames"], whole["own"], whole["heard"]),
                 self._temperature(self.scale_moments),
+                objective.centred,
             )
             hard = hard_share(progress, objective.hard_share, objective.hard_after)
             mixed = (1 - hard) * aligned.easy + hard * aligned.hard

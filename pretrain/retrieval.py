@@ -28,6 +28,14 @@ class Features(NamedTuple):
     audio: Tensor
     video: Tensor
 
+    def compared(self, centred: bool) -> "Features":
+        """Of unit length; ``centred``: less the mean of all clips, each modality its own."""
+        audio, video = self.audio, self.video
+        if centred:
+            audio, video = audio - audio.mean(dim=0), video - video.mean(dim=0)
+        unit = functional.normalize
+        return Features(self.keys, unit(audio, dim=-1), unit(video, dim=-1))
+
 
 @torch.inference_mode()
 def extract(model: Encoder, batches: Iterable[Mapping[str, Any]], device: torch.device) -> Features:

@@ -91,6 +91,9 @@ class ObjectiveSettings:
         contrast_view: clips are contrasted by what was left ``masked`` for the reconstruction, as
             published, or by ``whole`` sounds and frames, which passes of their own see; the aligned
             contrast needs those anyway.
+        centred: contrast what differs from the mean of the batch (aligned: of the clip, among its
+            own moments). Started from scratch, contrasts of nearly equal embeddings otherwise
+            make them all equal first, and stay there.
         norm_pix_loss: reconstruct patches normalised one by one.
         mask_ratio_audio: share of the sound's patches that is masked.
         mask_ratio_image: share of the picture's patches that is masked.
@@ -108,6 +111,7 @@ class ObjectiveSettings:
     contrastive_weight: float = 0.01
     aligned_weight: float = 0.0
     contrast_view: Literal["masked", "whole"] = "masked"
+    centred: bool = False
     norm_pix_loss: bool = True
     mask_ratio_audio: float = 0.75
     mask_ratio_image: float = 0.75
