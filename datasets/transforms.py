@@ -159,6 +159,7 @@ class DeviceTransform(nn.Module):
             raise UsageError(f"freq_mask {augmentation.freq_mask}: there are {MEL_BINS} mel bins.")
         self.statistics = statistics
         self.augmentation = augmentation
+        self.padding = padding
         self._padding = 0.0 if padding == "zero" else SILENCE
         # iid: every clip of a batch has its own masks.
         self._freq = torchaudio.transforms.FrequencyMasking(augmentation.freq_mask, iid_masks=True)

@@ -1,9 +1,11 @@
 """The model of a run, and what it starts from."""
 
 import contextlib
+import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -11,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 
 from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.pretrain.checkpoints import PREPROCESSING
 from cavmae.pretrain.encoder import CAVMAEConfig, config_of
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings
@@ -114,6 +117,26 @@ def load_model(name: str) -> CAVMAE:
             f"{name} is no folder of weights, nor a model on the hub "
             f"({str(error).splitlines()[0]}): make one with `cavmae convert`."
         ) from error
+
+
+def preprocessing_of(name: str) -> dict[str, Any] | None:
+    """What a folder of weights says of the data they were trained on; None: nothing.
+
+    Raises:
+        CavmaeError: it is damaged.
+    """
+    path = Path(name) / PREPROCESSING
+    if not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        return {
+            **found,
+            "fbank_mean": float(found["fbank_mean"]),
+            "fbank_std": float(found["fbank_std"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CavmaeError(f"{path} is damaged ({error}); give --statistics data.") from error
 
 
 def compile_blocks(model: nn.Module, backend: str) -> None:

@@ -1,9 +1,10 @@
 """Checkpoints: written whole or not at all, checked before anything of them is used.
 
 ``RUN/checkpoints/000001200/`` holds ``model.safetensors`` and ``config.json`` (what
-``from_pretrained`` reads), the same under ``average/`` where weights are averaged, the trainer's
-state in ``trainer.safetensors`` and ``trainer.json``, and, written last, ``COMPLETE``: size and
-SHA-256 of every file. The folder is made beside its final name, flushed, then renamed.
+``from_pretrained`` reads) and ``preprocessing.json`` (how its data were normalised), the same under
+``average/`` where weights are averaged, the trainer's state in ``trainer.safetensors`` and
+``trainer.json``, and, written last, ``COMPLETE``: size and SHA-256 of every file. The folder is
+made beside its final name, flushed, then renamed.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ log = logging.getLogger("cavmae")
 SCHEMA = 1
 COMPLETE = "COMPLETE"
 WEIGHTS, CONFIG, AVERAGE = "model.safetensors", "config.json", "average"
+PREPROCESSING = "preprocessing.json"
 _NAME = re.compile(r"\d{9}", re.ASCII)
 _UNFINISHED = re.compile(r"\.\d{9}\.[0-9a-f]{12}\.tmp", re.ASCII)
 
@@ -38,6 +40,7 @@ class Checkpoint(NamedTuple):
     Attributes:
         weights: of the model.
         config: of the model, as its ``config.json`` says it.
+        preprocessing: of the data, for who uses the weights.
         averaged: the averaged weights of the model; None: there are none.
         tensors: of the trainer: optimizer, parameters beside the model's.
         trainer: everything else, as JSON-able values.
@@ -45,6 +48,7 @@ class Checkpoint(NamedTuple):
 
     weights: Mapping[str, Tensor]
     config: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
     averaged: Mapping[str, Tensor] | None
     tensors: Mapping[str, Tensor]
     trainer: Mapping[str, Any]
@@ -80,13 +84,12 @@ def save(run: Path, step: int, checkpoint: Checkpoint, keep: int) -> None:
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         (temporary / AVERAGE if checkpoint.averaged else temporary).mkdir(parents=True)
-        config = _as_json(checkpoint.config)
-        _write_tensors(temporary / WEIGHTS, checkpoint.weights)
-        _write(temporary / CONFIG, config)
-        if checkpoint.averaged:
-            _write_tensors(temporary / AVERAGE / WEIGHTS, checkpoint.averaged)
-            _write(temporary / AVERAGE / CONFIG, config)
-            flush_folder(temporary / AVERAGE)
+        for part, weights in (("", checkpoint.weights), (AVERAGE, checkpoint.averaged)):
+            if weights:
+                _write_tensors(temporary / part / WEIGHTS, weights)
+                _write(temporary / part / CONFIG, _as_json(checkpoint.config))
+                _write(temporary / part / PREPROCESSING, _as_json(checkpoint.preprocessing))
+                flush_folder(temporary / part)
         _write_tensors(temporary / "trainer.safetensors", checkpoint.tensors)
         _write(temporary / "trainer.json", _as_json({"schema": SCHEMA, **checkpoint.trainer}))
         listing = {
@@ -163,6 +166,7 @@ def load(folder: Path) -> Checkpoint:
         return Checkpoint(
             weights=load_file(str(folder / WEIGHTS)),
             config=json.loads((folder / CONFIG).read_bytes()),
+            preprocessing=json.loads((folder / PREPROCESSING).read_bytes()),
             averaged=load_file(str(average)) if average.is_file() else None,
             tensors=load_file(str(folder / "trainer.safetensors")),
             trainer=trainer,

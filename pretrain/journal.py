@@ -74,4 +74,5 @@ class Journal:
     def close(self) -> None:
         """Ends the tracker too."""
         self._file.close()
-        self._accelerator.end_training()
+        for tracker in self._accelerator.trackers:
+            tracker.finish()

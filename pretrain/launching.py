@@ -1,10 +1,13 @@
 """The start of a run: its processes, its folder."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
@@ -49,6 +52,23 @@ def make_accelerator(settings: LoopSettings, run: Path) -> Accelerator:
     if not Processes().first:
         log.setLevel(logging.WARNING)
     return accelerator
+
+
+@contextlib.contextmanager
+def joined(settings: LoopSettings, run: Path) -> Iterator[Accelerator]:
+    """The processes that were launched, as long as they work together.
+
+    Left without a word, a process group's threads may crash a process that is already done.
+    For arguments and errors see :func:`make_accelerator`.
+    """
+    accelerator = make_accelerator(settings, run)
+    try:
+        yield accelerator
+        if dist.is_initialized():
+            dist.barrier()  # no process leaves while another still listens to it
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def open_run(stack: ExitStack, run: Path, resume: bool, text: str) -> None:

@@ -387,7 +387,8 @@ class Loop:
             "ranks": ranks,
         }
         config = self.task.model.config_values()
-        found = checkpoints.Checkpoint(weights, config, averaged, tensors, trainer)
+        preprocessing = self.task.preprocessing()
+        found = checkpoints.Checkpoint(weights, config, preprocessing, averaged, tensors, trainer)
         checkpoints.save(self._run, self.step, found, self.settings.keep)
         log.info("Saved %s.", checkpoints.folder_of(self._run, self.step))
 

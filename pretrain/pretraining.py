@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -186,6 +187,16 @@ class Pretraining(Task):
     def summarise(self, records: Sequence[Record]) -> Mapping[str, float]:
         """See :func:`cavmae.pretrain.evaluation.summarise`."""
         return evaluation.summarise(records)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """See :meth:`Task.preprocessing`."""
+        statistics = self.transform.statistics
+        return {
+            "fbank_mean": statistics.mean,
+            "fbank_std": statistics.std,
+            "padding": self.transform.padding,
+            "centred": self.objective.centred,
+        }
 
     def work(self) -> float:
         """See :func:`cavmae.pretrain.work.step_operations`."""

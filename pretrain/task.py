@@ -82,5 +82,9 @@ class Task(nn.Module, abc.ABC):
         """Measures of a held-out set from the records of all its batches."""
 
     @abc.abstractmethod
+    def preprocessing(self) -> dict[str, Any]:
+        """How batches are prepared, as JSON-able values, for who uses the weights."""
+
+    @abc.abstractmethod
     def work(self) -> float:
         """Floating-point operations of a training step, for one clip."""

@@ -10,7 +10,7 @@ from typing import Literal
 from cavmae.datasets.commandline import module_main, named_config, parse, parser
 from cavmae.pretrain import checkpoints, feeding
 from cavmae.pretrain.building import build_model, compile_blocks, shape_of
-from cavmae.pretrain.launching import make_accelerator, open_run
+from cavmae.pretrain.launching import joined, open_run
 from cavmae.pretrain.loop import Loop
 from cavmae.pretrain.pretraining import Pretraining
 from cavmae.pretrain.processes import Processes
@@ -86,9 +86,9 @@ def train(settings: PretrainSettings, run: Path, resume: bool, text: str) -> boo
     data, how = settings.data, settings.loop
     shape = shape_of(settings.model, settings.objective)
     views = feeding.views(data, settings.objective, shape)
-    accelerator = make_accelerator(how, run)
-    processes = Processes()
     with ExitStack() as stack:
+        accelerator = stack.enter_context(joined(how, run))
+        processes = Processes()
         with processes.first_does():
             if processes.first:
                 open_run(stack, run, resume, text)

@@ -16,10 +16,10 @@ from cavmae.datasets.loader import Loader
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.storage import write_atomically
 from cavmae.datasets.stream import EvalStream
-from cavmae.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, DeviceTransform, Statistics
+from cavmae.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, DeviceTransform
 from cavmae.pretrain.building import load_model
 from cavmae.pretrain.inpainting import Inpainting, inpaint
-from cavmae.tools.retrieve import view_of
+from cavmae.tools.retrieve import statistics_of, view_of
 
 matplotlib.use("Agg")  # a file is drawn, no window
 
@@ -38,8 +38,9 @@ class InpaintSettings:
         mask_ratio: share of the patches that are masked.
         mode: which patches of sound are masked.
         norm_pix_loss: the model was trained on normalised patches, as the published ones were.
-        statistics: by which fbanks are normalised: the ``data`` set's own, which `cavmae check`
-            measured, or ``audioset``'s, for published weights.
+        statistics: by which fbanks are normalised: ``auto``, those the model was trained with, as
+            its folder says, else the data set's; the ``data`` set's own, which `cavmae check`
+            measured; ``audioset``'s, for published weights.
         seed: of the masks.
     """
 
@@ -47,7 +48,7 @@ class InpaintSettings:
     mask_ratio: float = 0.75
     mode: Literal["unstructured", "time", "freq", "tf"] = "unstructured"
     norm_pix_loss: bool = True
-    statistics: Literal["data", "audioset"] = "data"
+    statistics: Literal["auto", "data", "audioset"] = "auto"
     seed: int = 0
 
 
@@ -62,8 +63,8 @@ def main(words: Sequence[str]) -> int:
     if not 0 < settings.mask_ratio < 1 or settings.clips < 1:
         raise UsageError("--mask-ratio must lie between 0 and 1, --clips be at least 1.")
     model = load_model(options.model)
-    statistics = Statistics.load(options.shards) if settings.statistics == "data" else Statistics()
-    view = view_of(model.config, "middle")
+    statistics = statistics_of(options.model, options.shards, settings.statistics)
+    view = view_of(model.config, "middle", options.model)
     stream = EvalStream(Manifest.load(options.shards), view, settings.clips)
     batch = next(iter(Loader(stream)), None)
     if batch is None:

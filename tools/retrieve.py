@@ -22,7 +22,7 @@ from cavmae.datasets.storage import write_atomically
 from cavmae.datasets.stream import EvalStream
 from cavmae.datasets.transforms import DeviceTransform, Statistics
 from cavmae.datasets.view import View
-from cavmae.pretrain.building import load_model
+from cavmae.pretrain.building import load_model, preprocessing_of
 from cavmae.pretrain.encoder import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.retrieval import Features, extract, retrieval
@@ -37,36 +37,61 @@ class RetrieveSettings:
 
     Args:
         frames: the ``middle`` frame of a clip, or ``all`` of them, their features averaged.
-        statistics: by which fbanks are normalised: the ``data`` set's own, which `cavmae check`
-            measured, or ``audioset``'s, for published weights.
+        statistics: by which fbanks are normalised: ``auto``, those the model was trained with, as
+            its folder says, else the data set's; the ``data`` set's own, which `cavmae check`
+            measured; ``audioset``'s, for published weights.
         batch: clips at a time.
         workers: processes that load.
         device: ``auto``: a GPU if there is one.
+        centred: compare what differs from the mean of all clips; ``auto``: if the model was trained
+            so (`objective.centred`).
         json: also write the measures to this file.
         features: also write the features to this file: .safetensors (``audio``, ``video``), or .npy
             (both, one after the other); the keys go to a .keys.txt beside it.
     """
 
     frames: Literal["middle", "all"] = "middle"
-    statistics: Literal["data", "audioset"] = "data"
+    statistics: Literal["auto", "data", "audioset"] = "auto"
     batch: int = 32
     workers: int = 0
     device: str = "auto"
+    centred: Literal["auto", "yes", "no"] = "auto"
     json: str | None = None
     features: str | None = None
 
 
-def view_of(config: CAVMAEConfig, frames: Literal["middle", "all"]) -> View:
-    """What a model of this shape is shown of a clip: its middle, or all of it if it hears 10 s."""
+def view_of(config: CAVMAEConfig, frames: Literal["middle", "all"], model: str) -> View:
+    """What a model of this shape is shown of a clip: its middle, or all of it if it hears 10 s.
+
+    Args:
+        model: its folder or name; a folder may say how short clips are padded.
+    """
     count = config.audio_size[1]
     window = None if count >= WHOLE_CLIP else count / FRAME_RATE
     return View(
         fbank_frames=count,
+        padding=(preprocessing_of(model) or {}).get("padding", "zero"),
         frames=frames,
         window=window,
         random_window=False,
         frame_size=config.image_size,
     )
+
+
+def statistics_of(
+    model: str, shards: str, which: Literal["auto", "data", "audioset"]
+) -> Statistics:
+    """By which fbanks are normalised for a model: see :class:`RetrieveSettings`.
+
+    Raises:
+        CavmaeError: they are not there, or damaged.
+    """
+    if which == "audioset":
+        return Statistics()
+    trained = preprocessing_of(model) if which == "auto" else None
+    if trained is None:
+        return Statistics.load(shards)
+    return Statistics(trained["fbank_mean"], trained["fbank_std"])
 
 
 def main(words: Sequence[str]) -> int:
@@ -81,10 +106,12 @@ def main(words: Sequence[str]) -> int:
     if settings.features and Path(settings.features).suffix not in (".npy", ".safetensors"):
         raise UsageError(f"--features {settings.features}: end the name with .npy or .safetensors.")
     model = load_model(options.model)
-    features = _extract(model, options.shards, settings)
+    features = _extract(model, options.model, options.shards, settings)
     if settings.features:
         _save_features(Path(settings.features), features)
-    found = retrieval(features)
+    trained = preprocessing_of(options.model) or {}
+    centred = {"yes": True, "no": False}.get(settings.centred, trained.get("centred", False))
+    found = retrieval(features.compared(centred))
     print(table(found, len(features.keys)))
     if settings.json:
         with write_atomically(Path(settings.json)) as file:
@@ -93,19 +120,21 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _extract(model: CAVMAE, shards: str, settings: RetrieveSettings) -> Features:
+def _extract(model: CAVMAE, name: str, shards: str, settings: RetrieveSettings) -> Features:
     manifest = Manifest.load(shards)
-    statistics = Statistics.load(shards) if settings.statistics == "data" else Statistics()
-    name = settings.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    statistics = statistics_of(name, shards, settings.statistics)
+    where = settings.device
+    if where == "auto":
+        where = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(where)
         model.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UsageError(
+            f"--device {where} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
     transform = DeviceTransform(statistics).to(device).eval()
-    stream = EvalStream(manifest, view_of(model.config, settings.frames), settings.batch)
+    stream = EvalStream(manifest, view_of(model.config, settings.frames, name), settings.batch)
     loader = Loader(stream, workers=settings.workers)
 
     def batches() -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ from cavmae.datasets.batch import Batch
 from cavmae.datasets.errors import CavmaeError
 from cavmae.pretrain.aligned import Moments, aligned_contrast
 from cavmae.pretrain.encoder import HubWeights
+from cavmae.pretrain.launching import joined
 from cavmae.pretrain.loop import Loop
 from cavmae.pretrain.losses import info_nce
 from cavmae.pretrain.processes import Processes
@@ -106,6 +107,9 @@ class Toy(Task):
     def summarise(self, records: Sequence[Record]) -> Mapping[str, float]:
         return {}
 
+    def preprocessing(self) -> dict[str, Any]:
+        return {}
+
     def work(self) -> float:
         return 12.0
 
@@ -143,7 +147,11 @@ def loop_of(folder: Path, task: Toy, loader: Batches, steps: int = 8) -> Loop:
 
 def main(folder: Path, what: str) -> None:
     torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
+    with joined(LoopSettings(device="cpu", tracker="none"), folder) as accelerator:
+        work(folder, what, accelerator)
+
+
+def work(folder: Path, what: str, accelerator: Accelerator) -> None:
     processes = Processes()
     rank = processes.rank
     assert processes.count == 2

@@ -160,7 +160,13 @@ def test_a_checkpoint_that_is_not_what_it_was(
     run = tmp_path / "run"
     shutil.copytree(whole[1], run)
     newest = checkpoints.complete(run)[-1]
-    for name in ("model.safetensors", "trainer.safetensors", "trainer.json", "config.json"):
+    for name in (
+        "model.safetensors",
+        "trainer.safetensors",
+        "trainer.json",
+        "config.json",
+        "preprocessing.json",
+    ):
         sound = (newest / name).read_bytes()
         spoilt = bytearray(sound)
         spoilt[len(sound) // 2] ^= 4
