@@ -10,7 +10,6 @@ import logging
 import math
 import signal
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from cavmae.datasets.batch import Batch
 from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.loader import Loader
 from cavmae.pretrain import checkpoints, trainer_state
+from cavmae.pretrain.health import Health
 from cavmae.pretrain.journal import Journal
 from cavmae.pretrain.meters import Meters
 from cavmae.pretrain.optimizing import build_optimizer, learning_rate
@@ -64,7 +64,7 @@ class Loop:
     ):
         self.task = task
         self.settings = settings
-        self.step = self.samples = self.skipped = 0
+        self.step = self.samples = 0
         self._loader, self._held_out = loader, held_out
         self._steps, self._optimizing, self._run = steps, optimizer, run
         self._accelerator = accelerator
@@ -81,9 +81,8 @@ class Loop:
             self._average = AveragedModel(
                 task.model, multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema)
             )
-        self._in_row = 0  # bad steps
-        self._pending: Tensor | None = None  # whether the last step was bad, not yet looked at
-        self._keys: deque[list[str]] = deque(maxlen=settings.max_bad_steps)
+        searching = SCALE_SEARCH if accelerator.scaler is not None else 0
+        self.health = Health(settings.max_bad_steps + searching, self._processes)
         self._saved = -1
         self._saved_at = time.monotonic()
         self._caught: str | None = None
@@ -125,7 +124,7 @@ class Loop:
                     if every and self.step % every == 0 and self.step < self._steps:
                         with meters.paused():
                             self.evaluate()
-                self._look_at_last_step()
+                self.health.look()
                 self.evaluate()
                 self._save(self._loader.state_dict())
             finally:
@@ -171,7 +170,7 @@ class Loop:
         )
         regular = settings.save_every and self.step and self.step % settings.save_every == 0
         if stop or failed or late or regular:
-            self._look_at_last_step()
+            self.health.look()
             if self.step:
                 self._save(position)
         if failed:
@@ -214,7 +213,7 @@ class Loop:
         assert norm is not None
         if hasattr(norm, "full_tensor"):  # of FSDP
             norm = norm.full_tensor()
-        self._look_at_last_step()
+        self.health.look()
         bad = ~norm.isfinite()
         if self._accelerator.scaler is None:
             # The fused optimizers leave a step out on the device, without waiting for it.
@@ -223,34 +222,10 @@ class Loop:
         self._optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
             self._average.update_parameters(self.task.model)
-        self._pending = bad
-        self._keys.append([key for batch in micro for key in batch["key"]])
+        self.health.note(bad, [key for batch in micro for key in batch["key"]])
         self.step += 1
         self.samples += self._processes.count * sum(len(batch["key"]) for batch in micro)
         return outcomes, norm, rate
-
-    def _look_at_last_step(self) -> None:
-        """Counts it if it was bad: a step late, so that the device is never waited for.
-
-        Raises:
-            CavmaeError: too many in a row.
-        """
-        if self._pending is None:
-            return
-        bad, self._pending = bool(self._pending), None
-        self._in_row = self._in_row + 1 if bad else 0
-        self.skipped += bad
-        allowed = self.settings.max_bad_steps
-        if self._accelerator.scaler is not None:
-            allowed += SCALE_SEARCH
-        if self._in_row >= allowed:
-            keys = self._processes.gather(list(self._keys))
-            batches = "; ".join(", ".join(batch) for own in keys for batch in own)
-            raise CavmaeError(
-                f"{self._in_row} steps in a row had a loss or gradient that is not finite; the "
-                f"last batches: {batches}. The weights are untouched by them: look at those clips "
-                "(`cavmae check`), lower optimizer.lr, or use bf16 instead of fp16."
-            )
 
     def _chances(self) -> tuple[Tensor, Tensor | None]:
         gpu = self._accelerator.device.type == "cuda"
@@ -277,7 +252,7 @@ class Loop:
     # --- telling, measuring ---
 
     def _tell(self, meters: Meters, outcomes: Sequence[Outcome], norm: Tensor, rate: float) -> None:
-        self._look_at_last_step()
+        self.health.look()
         names = sorted(outcomes[0].logs)
         logs = torch.stack(
             [
@@ -287,7 +262,7 @@ class Loop:
         )
         values = dict(zip(names, self._processes.mean(logs).tolist(), strict=True))
         values |= {"lr": rate, "gradient norm": float(norm), "samples": self.samples}
-        values |= {"skipped steps": self.skipped, **meters.read(self._loader)}
+        values |= {"skipped steps": self.health.skipped, **meters.read(self._loader)}
         if self._journal is not None:
             self._journal.tell(self.step, "train", values)
         left = (self._steps - self.step) * values["seconds a step"] / 60
@@ -379,8 +354,7 @@ class Loop:
         trainer = {
             "step": self.step,
             "samples": self.samples,
-            "skipped": self.skipped,
-            "in_row": self._in_row,
+            "health": self.health.state_dict(),
             "averages": int(self._average.n_averaged) if self._average is not None else 0,
             "groups": groups,
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -416,7 +390,7 @@ class Loop:
         if self._accelerator.scaler is not None and trainer["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(trainer["scaler"])
         self.step, self.samples = trainer["step"], trainer["samples"]
-        self.skipped, self._in_row = trainer["skipped"], trainer["in_row"]
+        self.health.load_state_dict(trainer["health"])
         ranks = trainer["ranks"]
         own = ranks[self._processes.rank % len(ranks)]
         self._loader.load_state_dict(own["loader"])

@@ -82,7 +82,7 @@ def test_a_bad_step_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     without = loop_of(tmp_path / "other", Toy(), Without(5), steps=4)
     without._steps = 5  # the same schedule
-    assert with_bad.skipped == 1
+    assert with_bad.health.skipped == 1
     rates = [line["lr"] for line in lines(tmp_path / "run")]
     # A rate belongs to a step: the four good ones are made with those of the other run.
     good = iter([rates[0], rates[1], rates[3], rates[4]])

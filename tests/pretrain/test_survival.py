@@ -14,7 +14,17 @@ from cavmae.datasets.manifest import Manifest
 from cavmae.pretrain import checkpoints
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.train import main
-from tests.pretrain.running import finish, kill, lines, trace, train, wait_for, words
+from tests.pretrain.running import (
+    finish,
+    free_port,
+    kill,
+    launch,
+    lines,
+    trace,
+    train,
+    wait_for,
+    words,
+)
 
 RESUME = ["--resume", "auto"]
 
@@ -252,3 +262,23 @@ def test_a_shard_that_breaks_during_training_stops_all(tmp_path: Path, copied: P
     assert all("Traceback" not in told for _, told in results)
     assert any("broken" in told or "damaged" in told for _, told in results), results
     assert checkpoints.complete(run)  # what was learnt is kept
+
+
+@pytest.mark.parametrize(
+    ("launcher", "clips"),
+    [
+        (["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "PORT"], 4),
+        (["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1",
+          "--mixed_precision", "no", "--dynamo_backend", "no"], 2),
+    ],
+    ids=["torchrun", "accelerate"],
+)  # fmt: skip
+def test_launchers(tmp_path: Path, data_set: Manifest, launcher: list[str], clips: int) -> None:
+    run = tmp_path / "run"
+    module = ["-m", "cavmae.pretrain.train"]
+    command = [*module, *words(tmp_path, run, data_set.folder, loop={"steps": 2})]
+    port = [str(free_port()) if word == "PORT" else word for word in launcher]
+    ((code, told),) = finish(launch(["-m", *port, *command]))
+    assert code == 0, told
+    told_samples = [line["samples"] for line in lines(run) if line["kind"] == "train"]
+    assert told_samples == [clips, 2 * clips]
