@@ -52,20 +52,26 @@ def views(
 
 
 def loaders(
-    data: DataSettings, training: View, held_out: View, seed: int, quarantine: str, pin: bool
+    data: DataSettings,
+    training: View,
+    held_out: View,
+    seed: int,
+    quarantine: str,
+    pin: bool,
+    processes: Processes,
 ) -> tuple[Loader, Loader | None]:
     """Batches of this process's share: endless ones to learn from, finite ones to measure on.
 
     Args:
         quarantine: JSON-lines file in which broken clips are named.
         pin: lay batches in page-locked memory.
+        processes: that share the data sets.
 
     Raises:
         CavmaeError: a data set is missing, altered, or too small for so many readers.
     """
     if not data.train:
         raise UsageError("Name the shards to learn from: --data.train FOLDER.")
-    processes = Processes()
     access = Access(data.verify, data.cache_dir, data.cache_gb, data.max_broken, quarantine)
     where: dict[str, Any] = {
         "seed": seed,
@@ -82,12 +88,6 @@ def loaders(
         return loader, None
     measured = EvalStream(Manifest.load(data.held_out), held_out, data.batch, **where)
     return loader, Loader(measured, data.workers, pin_memory=pin)
-
-
-def steps_of(data: DataSettings, epochs: float, accumulate: int, samples: int) -> int:
-    """Steps that so many epochs over a data set take."""
-    together = data.batch * accumulate * Processes().count
-    return max(1, round(epochs * samples / together))
 
 
 def transform_of(data: DataSettings) -> DeviceTransform:

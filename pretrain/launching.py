@@ -15,7 +15,6 @@ from cavmae.datasets.errors import UsageError
 from cavmae.datasets.locking import locked
 from cavmae.datasets.storage import write_atomically
 from cavmae.pretrain import checkpoints
-from cavmae.pretrain.processes import Processes
 from cavmae.pretrain.settings import LoopSettings
 
 log = logging.getLogger("cavmae")
@@ -49,7 +48,7 @@ def make_accelerator(settings: LoopSettings, run: Path) -> Accelerator:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     # All processes tell what goes wrong, the first one tells what goes on.
-    if not Processes().first:
+    if not accelerator.is_main_process:
         log.setLevel(logging.WARNING)
     return accelerator
 

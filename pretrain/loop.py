@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cavmae.datasets.batch import Batch
-from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.loader import Loader
 from cavmae.pretrain import checkpoints, trainer_state
 from cavmae.pretrain.health import Health
@@ -49,6 +49,10 @@ class Loop:
         settings, optimizer: of the run.
         run: its folder.
         accelerator: made with the run's precision and device.
+        processes: of the run.
+
+    Raises:
+        UsageError: FSDP of a kind, or with settings, that it does not go with.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Loop:
         optimizer: OptimizerSettings,
         run: Path,
         accelerator: Accelerator,
+        processes: Processes,
     ):
         self.task = task
         self.settings = settings
@@ -68,10 +73,12 @@ class Loop:
         self._loader, self._held_out = loader, held_out
         self._steps, self._optimizing, self._run = steps, optimizer, run
         self._accelerator = accelerator
-        self._processes = Processes()
+        self._processes = processes
         self._sharded = accelerator.distributed_type == DistributedType.FSDP
-        if optimizer.ema and self._sharded:
-            raise CavmaeError("optimizer.ema averages whole models: it does not go with FSDP.")
+        if self._sharded and accelerator.state.fsdp_plugin.fsdp_version != 2:
+            raise UsageError("Launch FSDP with --fsdp_version 2: the first would clip wrongly.")
+        if self._sharded and optimizer.ema:
+            raise UsageError("optimizer.ema averages whole models: it does not go with FSDP.")
         # Model and optimizer only: a prepared loader would drop data, a prepared schedule would
         # step once a process.
         self._module, self._optimizer = accelerator.prepare(task, build_optimizer(task, optimizer))
@@ -215,10 +222,11 @@ class Loop:
             norm = norm.full_tensor()
         self.health.look()
         bad = ~norm.isfinite()
-        if self._accelerator.scaler is None:
+        if self._accelerator.scaler is None and not self._sharded:
             # The fused optimizers leave a step out on the device, without waiting for it.
             self._optimizer.optimizer.found_inf = bad.float()
-        self._optimizer.step()
+        if not (self._sharded and bad):
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
             self._average.update_parameters(self.task.model)

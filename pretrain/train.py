@@ -94,16 +94,19 @@ def train(settings: PretrainSettings, run: Path, resume: bool, text: str) -> boo
                 open_run(stack, run, resume, text)
         quarantine = str(run / f"broken-{processes.rank}.jsonl")
         pin = accelerator.device.type == "cuda"
-        loader, held_out = feeding.loaders(data, *views, how.seed, quarantine, pin)
+        loader, held_out = feeding.loaders(data, *views, how.seed, quarantine, pin, processes)
         model = build_model(settings.model, settings.objective, how.seed)
         model.checkpoint_activations = how.checkpoint_activations
         if how.compile != "off":
             compile_blocks(model, how.compile)
         transform = feeding.transform_of(data)
         task = Pretraining(model, settings.objective, transform, data.frames)
+        together = data.batch * how.accumulate * processes.count
         samples = loader.stream.manifest.samples
-        steps = how.steps or feeding.steps_of(data, how.epochs, how.accumulate, samples)
-        loop = Loop(task, loader, held_out, steps, how, settings.optimizer, run, accelerator)
+        steps = how.steps or max(1, round(how.epochs * samples / together))
+        loop = Loop(
+            task, loader, held_out, steps, how, settings.optimizer, run, accelerator, processes
+        )
         found = checkpoints.complete(run) if resume else []
         if found:
             loop.resume(found[-1])

@@ -140,8 +140,9 @@ def loop_of(folder: Path, task: Toy, loader: Batches, steps: int = 8) -> Loop:
     )
     (folder / "run").mkdir(exist_ok=True)
     accelerator = Accelerator(cpu=True)
+    run, optimizer = folder / "run", OptimizerSettings(lr=0.1)
     return Loop(
-        task, loader, None, steps, settings, OptimizerSettings(lr=0.1), folder / "run", accelerator  # type: ignore[arg-type]
+        task, loader, None, steps, settings, optimizer, run, accelerator, Processes()  # type: ignore[arg-type]
     )  # fmt: skip
 
 
