@@ -86,6 +86,7 @@ class Loader:
             num_workers=self.workers,
             prefetch_factor=self._prefetch if self.workers else None,
             collate_fn=_as_is,
+            pin_memory=self._pin,  # in a thread of its own, if there are workers
             worker_init_fn=_patient,
             generator=torch.Generator(),  # else it draws from the one that training restores
         )
@@ -96,13 +97,7 @@ class Loader:
             if isinstance(delivery, CavmaeError):
                 raise delivery
             self._note(delivery)
-            batch = delivery.batch
-            if self._pin:
-                batch = {
-                    k: v.pin_memory() if isinstance(v, torch.Tensor) else v
-                    for k, v in batch.items()
-                }
-            yield batch
+            yield delivery.batch
 
     def _note(self, delivery: Delivery) -> None:
         worker = delivery.worker

@@ -45,6 +45,13 @@ class Delivery:
     position: Position
     broken: dict[str, int]  # by reason, since the stream was opened
 
+    def pin_memory(self) -> "Delivery":
+        """Itself, its tensors in page-locked memory; called by DataLoader."""
+        self.batch = {
+            k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in self.batch.items()
+        }
+        return self
+
 
 class Stream(torch.utils.data.IterableDataset, abc.ABC):
     """What the training and the evaluation stream share.

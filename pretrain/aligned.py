@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cavmae.datasets.features import MEL_BINS, SILENCE
+from cavmae.pretrain.losses import unit
 from cavmae.pretrain.positions import Grid
 from cavmae.pretrain.processes import everyone, first_row
 
@@ -124,6 +125,11 @@ def aligned_contrast(
     Returns:
         losses whose mean over processes is that of one process with all their clips.
     """
+    with torch.autocast(batch.sound.device.type, enabled=False):
+        return _aligned_contrast(batch, temperature, centred)
+
+
+def _aligned_contrast(batch: Moments, temperature: Tensor | float, centred: bool) -> AlignedLosses:
     n, f = batch.own.shape
     sound, frames = batch.sound.float(), batch.frames.float()
     own_sound = _of_frames(sound, batch.own)
@@ -135,7 +141,7 @@ def aligned_contrast(
     gathered = everyone(torch.stack([own_sound, frames], dim=-2).flatten(0, 1))  # [all, 2, C]
     if centred:
         gathered = gathered - gathered.mean(dim=0)
-    all_sound, all_frames = functional.normalize(gathered, dim=-1).unbind(dim=1)
+    all_sound, all_frames = unit(gathered, centred).unbind(dim=1)
     number = torch.arange(len(gathered), device=sound.device)
     rows = first_row(n * f) + number[: n * f]
     clip = number // f
@@ -179,7 +185,7 @@ def inside_clips(sound: Tensor, frames: Tensor, centred: bool) -> tuple[Tensor, 
     if centred:
         sound = sound - sound.mean(dim=1, keepdim=True)
         frames = frames - frames.mean(dim=1, keepdim=True)
-    return functional.normalize(sound, dim=-1), functional.normalize(frames, dim=-1)
+    return unit(sound, centred), unit(frames, centred)
 
 
 def hard_share(progress: float, share: float, after: float) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.pretrain.checkpoints import PREPROCESSING
 from cavmae.pretrain.encoder import CAVMAEConfig, config_of
+from cavmae.pretrain.masking import kept
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings
 from cavmae.pretrain.weights import (
@@ -38,7 +39,7 @@ def shape_of(settings: ModelSettings, objective: ObjectiveSettings) -> CAVMAECon
     if objective.decode_fraction < 1 and settings.decoder != "cross":
         raise UsageError("objective.decode_fraction below 1 needs model.decoder cross.")
     try:
-        return config_of(
+        shape = config_of(
             settings.size,
             image_size=(settings.image_height, settings.image_width),
             audio_size=(128, settings.audio_frames),
@@ -46,6 +47,9 @@ def shape_of(settings: ModelSettings, objective: ObjectiveSettings) -> CAVMAECon
             decoder=settings.decoder,
             contrast_width=settings.contrast_width if objective.aligned_weight else 0,
         )
+        kept(shape.audio_grid[0] * shape.audio_grid[1], objective.mask_ratio_audio)
+        kept(shape.image_grid[0] * shape.image_grid[1], objective.mask_ratio_image)
+        return shape
     except ValueError as error:
         raise UsageError(f"model: {error}") from error
 
@@ -148,6 +152,8 @@ def compile_blocks(model: nn.Module, backend: str) -> None:
     if backend not in torch._dynamo.list_backends(exclude_tags=()):
         known = ", ".join(torch._dynamo.list_backends())
         raise UsageError(f"loop.compile {backend}: there is no such backend; there are {known}.")
+    # A block is compiled for each kind of norm, width and number of tokens that it meets.
+    torch._dynamo.config.recompile_limit = 64
     for name, module in model.named_modules():
         parts = name.split(".")
         if len(parts) == 2 and "blocks" in parts[0]:

@@ -106,8 +106,6 @@ def save(run: Path, step: int, checkpoint: Checkpoint, keep: int) -> None:
             final.rename(final.with_name(f".{final.name}.{uuid.uuid4().hex[:12]}.tmp"))
         temporary.rename(final)
         flush_folder(final.parent)
-        for path in complete(run)[:-keep]:
-            _remove(path)
     except (OSError, SafetensorError) as error:
         before = complete(run)
         intact = f"{before[-1]} is intact" if before else "there is none before it"
@@ -117,6 +115,11 @@ def save(run: Path, step: int, checkpoint: Checkpoint, keep: int) -> None:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    for path in complete(run)[:-keep]:
+        try:
+            _remove(path)
+        except OSError as error:
+            log.warning("The old checkpoint %s could not be removed: %s.", path, error)
 
 
 def remove_unfinished(run: Path) -> None:

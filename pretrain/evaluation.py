@@ -94,8 +94,9 @@ def _alignment(
     sound = model.moment_embeddings(model.sound_features(fbank)).float()
 
     def similar(sound: Tensor, frames: Tensor) -> Tensor:
-        sound, frames = inside_clips(sound, frames, objective.centred)
-        return frames @ sound.transpose(1, 2)
+        with torch.autocast(sound.device.type, enabled=False):
+            sound, frames = inside_clips(sound, frames, objective.centred)
+            return frames @ sound.transpose(1, 2)
 
     own = similar(sound, seen[:, :moments])
     in_step = similar(sound[:, :both], seen[:, :both])

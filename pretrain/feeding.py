@@ -28,8 +28,6 @@ def views(
             f"data.window {data.window} s has {round(data.window * FRAME_RATE)} fbank frames, the "
             f"model hears {config.audio_size[1]}: set model.audio_frames."
         )
-    if data.frames < 1:
-        raise UsageError(f"data.frames {data.frames}: at least one is shown.")
     aligned = objective.aligned_weight > 0
     fit = data.window is not None and data.frames > 1 and not data.roll and config.contrast_width
     if aligned and not fit:
@@ -86,7 +84,9 @@ def loaders(
     loader = Loader(stream, data.workers, pin_memory=pin)
     if data.held_out is None:
         return loader, None
-    measured = EvalStream(Manifest.load(data.held_out), held_out, data.batch, **where)
+    # Aligned measures look at all frames of a window, which is a lot of memory a clip.
+    batch = max(1, data.batch // 8) if held_out.frames == "all" else data.batch
+    measured = EvalStream(Manifest.load(data.held_out), held_out, batch, **where)
     return loader, Loader(measured, data.workers, pin_memory=pin)
 
 

@@ -3,6 +3,7 @@
 from collections import deque
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cavmae.datasets.errors import CavmaeError
@@ -24,6 +25,7 @@ class Health:
         self._in_row = 0
         self._allowed, self._processes = allowed, processes
         self._pending: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
         self._keys: deque[list[str]] = deque(maxlen=allowed)
 
     def note(self, bad: Tensor, keys: list[str]) -> None:
@@ -33,7 +35,12 @@ class Health:
             bad: bool, on the device.
             keys: of this process's clips in it.
         """
-        self._pending = bad
+        self._pending, self._copied = bad, None
+        if bad.is_cuda:  # the answer travels while the device works on
+            self._pending = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._pending.copy_(bad, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
         self._keys.append(keys)
 
     def look(self) -> None:
@@ -44,6 +51,8 @@ class Health:
         """
         if self._pending is None:
             return
+        if self._copied is not None:
+            self._copied.synchronize()
         bad, self._pending = bool(self._pending), None
         self._in_row = self._in_row + 1 if bad else 0
         self.skipped += bad

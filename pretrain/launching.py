@@ -45,6 +45,11 @@ def make_accelerator(settings: LoopSettings, run: Path) -> Accelerator:
         )
     except (ValueError, ImportError) as error:
         raise UsageError(f"loop: {str(error).splitlines()[0]}") from error
+    if settings.tracker not in ["none", *(str(tracker) for tracker in accelerator.log_with)]:
+        raise UsageError(
+            f"loop.tracker {settings.tracker} is not installed: pip install {settings.tracker}, "
+            "or choose another."
+        )
     if settings.threads:
         torch.set_num_threads(settings.threads)
     # All processes tell what goes wrong, the first one tells what goes on.
@@ -61,12 +66,15 @@ def joined(settings: LoopSettings, run: Path) -> Iterator[Accelerator]:
     For arguments and errors see :func:`make_accelerator`.
     """
     accelerator = make_accelerator(settings, run)
+    well = False
     try:
         yield accelerator
         if dist.is_initialized():
             dist.barrier()  # no process leaves while another still listens to it
+        well = True
     finally:
-        if dist.is_initialized():
+        # NCCL takes leave of the others: after an error they may not be there to answer.
+        if dist.is_initialized() and (well or dist.get_backend() == "gloo"):
             dist.destroy_process_group()
 
 

@@ -25,6 +25,7 @@ from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.loader import Loader
 from cavmae.pretrain import checkpoints, trainer_state
 from cavmae.pretrain.health import Health
+from cavmae.pretrain.held_out import held_out_records
 from cavmae.pretrain.journal import Journal
 from cavmae.pretrain.meters import Meters
 from cavmae.pretrain.optimizing import build_optimizer, learning_rate
@@ -93,6 +94,7 @@ class Loop:
         self._saved = -1
         self._saved_at = time.monotonic()
         self._caught: str | None = None
+        self._trouble: CavmaeError | None = None  # of this process, told at the next boundary
         self._journal: Journal | None = None
         torch.manual_seed(settings.seed + 1 + 1000 * self._processes.rank)
 
@@ -110,8 +112,11 @@ class Loop:
         """
         with self._processes.first_does():
             checkpoints.remove_unfinished(self._run) if self._processes.first else None
-        if self._processes.first:
-            self._journal = Journal(self._run, self.step, self._accelerator, self.settings.tracker)
+        with self._processes.first_does():
+            if self._processes.first:
+                self._journal = Journal(
+                    self._run, self.step, self._accelerator, self.settings.tracker
+                )
         meters = Meters(self.task, self._accelerator.device, self.settings, self._processes)
         self._module.train()
         with self._signals():
@@ -131,7 +136,7 @@ class Loop:
                     if every and self.step % every == 0 and self.step < self._steps:
                         with meters.paused():
                             self.evaluate()
-                self.health.look()
+                self._look()
                 self.evaluate()
                 self._save(self._loader.state_dict())
             finally:
@@ -151,6 +156,8 @@ class Loop:
             )
         except CavmaeError as error:
             return [], error
+        except Exception as error:  # noqa: BLE001 - told in all processes, after a checkpoint
+            return [], CavmaeError(f"Loading a batch failed: {type(error).__name__}: {error}")
         return micro, None
 
     def _moved(self, batch: Batch) -> Batch:
@@ -170,6 +177,7 @@ class Loop:
             whether to stop.
         """
         settings = self.settings
+        problem = problem or self._trouble
         minutes = (time.monotonic() - self._saved_at) / 60
         late = bool(settings.save_minutes) and minutes > settings.save_minutes
         stop, failed, late = self._processes.any(
@@ -177,7 +185,7 @@ class Loop:
         )
         regular = settings.save_every and self.step and self.step % settings.save_every == 0
         if stop or failed or late or regular:
-            self.health.look()
+            self._look(position)
             if self.step:
                 self._save(position)
         if failed:
@@ -211,8 +219,10 @@ class Loop:
             last = turn == len(micro) - 1
             with contextlib.nullcontext() if last else self._accelerator.no_sync(self._module):
                 outcome = self._module("learn", batch, progress, pieces, turn)
+                # A task that is not joined knows nothing of the step's other batches.
+                loss = outcome.loss if pieces else outcome.loss / len(micro)
                 # A loss that is not finite makes every gradient NaN, in every process.
-                self._accelerator.backward(outcome.loss * (1 + 0 * outcome.loss.detach()))
+                self._accelerator.backward(loss * (1 + 0 * loss.detach()))
             outcomes.append(outcome)
         norm = self._accelerator.clip_grad_norm_(
             self._parameters, self._optimizing.clip or math.inf
@@ -220,7 +230,7 @@ class Loop:
         assert norm is not None
         if hasattr(norm, "full_tensor"):  # of FSDP
             norm = norm.full_tensor()
-        self.health.look()
+        self._look()
         bad = ~norm.isfinite()
         if self._accelerator.scaler is None and not self._sharded:
             # The fused optimizers leave a step out on the device, without waiting for it.
@@ -234,6 +244,14 @@ class Loop:
         self.step += 1
         self.samples += self._processes.count * sum(len(batch["key"]) for batch in micro)
         return outcomes, norm, rate
+
+    def _look(self, position: dict[str, Any] | None = None) -> None:
+        """Counts the last step if it was bad; too many end the run, after a checkpoint."""
+        try:
+            self.health.look()
+        except CavmaeError:  # in all processes
+            self._save(self._loader.state_dict() if position is None else position)
+            raise
 
     def _chances(self) -> tuple[Tensor, Tensor | None]:
         gpu = self._accelerator.device.type == "cuda"
@@ -260,7 +278,7 @@ class Loop:
     # --- telling, measuring ---
 
     def _tell(self, meters: Meters, outcomes: Sequence[Outcome], norm: Tensor, rate: float) -> None:
-        self.health.look()
+        self._look()
         names = sorted(outcomes[0].logs)
         logs = torch.stack(
             [
@@ -272,7 +290,10 @@ class Loop:
         values |= {"lr": rate, "gradient norm": float(norm), "samples": self.samples}
         values |= {"skipped steps": self.health.skipped, **meters.read(self._loader)}
         if self._journal is not None:
-            self._journal.tell(self.step, "train", values)
+            try:
+                self._journal.tell(self.step, "train", values)
+            except CavmaeError as error:
+                self._trouble = error
         left = (self._steps - self.step) * values["seconds a step"] / 60
         if self._processes.first:
             log.info(
@@ -285,28 +306,22 @@ class Loop:
         """Measures of the held-out set; the state of training is left as it is.
 
         Raises:
-            CavmaeError: it cannot be read.
+            CavmaeError: it cannot be read, or its measures not be written.
         """
         if self._held_out is None:
             return {}
         module = self._module if self._sharded else self.task
+        device = self._accelerator.device
         module.eval()
-        records: list[Any] = []
-        problem: CavmaeError | None = None
-        gpu = self._accelerator.device.type == "cuda"
-        with torch.random.fork_rng(devices=[self._accelerator.device] if gpu else []):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.settings.seed)
-            with torch.no_grad():
-                try:
-                    for batch, counts in self._evenly(iter(self._held_out)):
-                        record = module("evaluate", batch)
-                        if counts:
-                            records.append(record)
-                except CavmaeError as error:
-                    problem = error
+            records, problem = held_out_records(
+                module, self._held_out, self._moved, self._processes, self._sharded
+            )
         module.train()
         if self._processes.any(problem is not None)[0]:
-            raise problem or CavmaeError("Another process could not read the held-out set.")
+            self._save(self._loader.state_dict())
+            raise problem or CavmaeError("Another process could not evaluate the held-out set.")
         found: dict[str, float] = {}
         gathered = self._processes.gather(records)
         with self._processes.first_does():
@@ -317,23 +332,6 @@ class Loop:
                 told = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
                 log.info("held out, step %d: %s", self.step, told)
         return found
-
-    def _evenly(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
-        """Batches, and whether they count: with FSDP every process must go through as many."""
-        before: Batch | None = None
-        while True:
-            batch = next(batches, None)
-            if self._sharded:
-                if not self._processes.any(batch is not None)[0]:
-                    return
-                if batch is None and before is None:
-                    raise CavmaeError("The held-out set has fewer clips than there are processes.")
-            elif batch is None:
-                return
-            moved = before if batch is None else self._moved(batch)
-            assert moved is not None
-            before = moved
-            yield moved, batch is not None
 
     # --- saving, going on ---
 
@@ -382,7 +380,8 @@ class Loop:
         """
         with self._processes.first_does():
             checkpoints.verify(folder) if self._processes.first else None
-        found = checkpoints.load(folder)
+        with self._processes.agreed():
+            found = checkpoints.load(folder)
         trainer = found.trainer
         trainer_state.put_together(
             self._module,
@@ -400,9 +399,12 @@ class Loop:
         self.step, self.samples = trainer["step"], trainer["samples"]
         self.health.load_state_dict(trainer["health"])
         ranks = trainer["ranks"]
-        own = ranks[self._processes.rank % len(ranks)]
-        self._loader.load_state_dict(own["loader"])
         if len(ranks) == self._processes.count:
+            own = ranks[self._processes.rank]
+            self._loader.load_state_dict(own["loader"])
             trainer_state.set_random_state(own["random"])
+        else:  # the epoch that all of them had reached
+            every = [p for rank in ranks for p in rank["loader"]["positions"]]
+            self._loader.load_state_dict({**ranks[0]["loader"], "positions": every})
         self._saved = self.step
         log.info("Going on from %s.", folder)

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from cavmae.pretrain.processes import everyone, first_row
 
+LEAST_SPREAD = 1e-3  # length of an embedding less a mean, that still counts as a direction
 PIXEL_EPS = 1e-6  # of the variance of a patch
 
 
@@ -31,6 +32,15 @@ def reconstruction_loss(predicted: Tensor, target: Tensor, norm_pix_loss: bool) 
     if norm_pix_loss:
         target = normalised(target)
     return functional.mse_loss(predicted.float(), target.float())
+
+
+def unit(x: Tensor, centred: bool = False) -> Tensor:
+    """Of unit length in the last axis; ``centred`` ones only if they differ from their mean.
+
+    What is the same everywhere (a still picture) has no direction left: noise of its rounding
+    would have gradients that drown all others.
+    """
+    return functional.normalize(x, dim=-1, eps=LEAST_SPREAD if centred else 1e-12)
 
 
 class Contrast(NamedTuple):
@@ -59,11 +69,18 @@ def info_nce(
     Returns:
         of this process's rows; its mean over processes is that of one process with all rows.
     """
+    with torch.autocast(audio.device.type, enabled=False):  # ties of 16 bits hide who is nearest
+        return _info_nce(audio, video, temperature, both, centred)
+
+
+def _info_nce(
+    audio: Tensor, video: Tensor, temperature: Tensor | float, both: bool, centred: bool
+) -> Contrast:
     right = first_row(len(audio)) + torch.arange(len(audio), device=audio.device)
     both_kinds = everyone(torch.stack([audio, video], dim=1).float())  # [all, 2, D]
     if centred:
         both_kinds = both_kinds - both_kinds.mean(dim=0)
-    all_audio, all_video = functional.normalize(both_kinds, dim=-1).unbind(dim=1)
+    all_audio, all_video = unit(both_kinds, centred).unbind(dim=1)
     audio, video = all_audio[right], all_video[right]
 
     def one_way(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:

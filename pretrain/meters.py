@@ -63,7 +63,10 @@ class Meters:
         self._samples += sum(len(batch["key"]) for batch in micro)
 
     def read(self, loader: Loader) -> dict[str, float]:
-        """Values since the last reading: of all processes together, memory of this one."""
+        """Values since the last reading.
+
+        Samples are of all processes together; operations, share of the peak and memory of one.
+        """
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         rate = self._samples / elapsed  # of this process; all make the same number of steps
         values = {

@@ -53,7 +53,8 @@ class Pretraining(Task):
         self.frames = frames
         self.joined = bool(objective.contrastive_weight or objective.aligned_weight)
         self.sees_whole = objective.sees_whole
-        scale = torch.tensor(math.log(1 / objective.temperature))
+        # One axis: FSDP shards no scalars.
+        scale = torch.tensor([math.log(1 / objective.temperature)])
         learned = objective.learned_temperature
         self.scale_clips = nn.Parameter(
             scale.clone(), requires_grad=learned and objective.contrastive_weight > 0
@@ -80,8 +81,12 @@ class Pretraining(Task):
         return False
 
     @staticmethod
-    def _temperature(scale: Tensor) -> Tensor:
-        return 1 / scale.exp().clamp(max=LARGEST_SCALE)
+    def _temperature(scale: nn.Parameter, count: int) -> Tensor:
+        """Of a contrast that each of a step's ``count`` batches computes whole."""
+        with torch.no_grad():
+            scale.clamp_(max=math.log(LARGEST_SCALE))
+        share = scale / count
+        return 1 / (share + (scale - share).detach()).exp()
 
     def learn(self, batch: Batch, progress: float, pieces: Sequence[Pieces], turn: int) -> Outcome:
         """See :meth:`Task.learn`. Logs: every loss before weighting, and accuracies."""
@@ -110,7 +115,7 @@ class Pretraining(Task):
             contrast = info_nce(
                 whole["audio"],
                 whole["video"],
-                self._temperature(self.scale_clips),
+                self._temperature(self.scale_clips, count),
                 objective.both_directions,
                 objective.centred,
             )
@@ -120,7 +125,7 @@ class Pretraining(Task):
         if objective.aligned_weight:
             aligned = aligned_contrast(
                 Moments(whole["sound"], whole["frames"], whole["own"], whole["heard"]),
-                self._temperature(self.scale_moments),
+                self._temperature(self.scale_moments, count),
                 objective.centred,
             )
             hard = hard_share(progress, objective.hard_share, objective.hard_after)

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cavmae.datasets.errors import CavmaeError
+
 
 class Processes:
     """The processes of a run; alone when nothing has set up torch.distributed.
@@ -81,6 +83,25 @@ class Processes:
             raise error
         if shared is not None:
             raise shared
+
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Work that every process does by itself: its failure in one is a failure of all.
+
+        Raises:
+            Exception: this process's own.
+            CavmaeError: another one's.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:  # noqa: BLE001 - raised again
+            error = raised
+        told = [text for text in self.gather(None if error is None else str(error)) if text]
+        if error is not None:
+            raise error
+        if told:
+            raise CavmaeError(f"Another process could not go on: {told[0]}")
 
 
 class _Gather(torch.autograd.Function):

@@ -47,6 +47,11 @@ class DataSettings:
     cache_dir: str | None = None
     cache_gb: float = 50.0
 
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("frames", 1), ("workers", 0), ("shuffle_buffer", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"data.{name} {getattr(self, name)}: at least {least}.")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
@@ -136,8 +141,12 @@ class ObjectiveSettings:
                 raise UsageError(f"objective.{name} {getattr(self, name)} is not in [0, 1].")
         if not 0 < self.decode_fraction <= 1:
             raise UsageError(f"objective.decode_fraction {self.decode_fraction} is not in (0, 1].")
-        if self.temperature <= 0 or self.quiet_db <= 0:
-            raise UsageError("objective.temperature and objective.quiet_db must be above 0.")
+        if self.temperature < 0.01 or self.quiet_db <= 0:
+            raise UsageError(
+                "objective.temperature must be at least 0.01, objective.quiet_db above 0."
+            )
+        if self.mae_weight and not (self.mask_ratio_audio and self.mask_ratio_image):
+            raise UsageError("objective.mask_ratio: nothing masked leaves nothing to reconstruct.")
 
     @property
     def sees_whole(self) -> bool:

@@ -7,7 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
+from accelerate import Accelerator
+
 from cavmae.datasets.commandline import module_main, named_config, parse, parser
+from cavmae.datasets.loader import Loader
+from cavmae.datasets.view import View
 from cavmae.pretrain import checkpoints, feeding
 from cavmae.pretrain.building import build_model, compile_blocks, shape_of
 from cavmae.pretrain.launching import joined, open_run
@@ -92,28 +96,42 @@ def train(settings: PretrainSettings, run: Path, resume: bool, text: str) -> boo
         with processes.first_does():
             if processes.first:
                 open_run(stack, run, resume, text)
-        quarantine = str(run / f"broken-{processes.rank}.jsonl")
-        pin = accelerator.device.type == "cuda"
-        loader, held_out = feeding.loaders(data, *views, how.seed, quarantine, pin, processes)
-        model = build_model(settings.model, settings.objective, how.seed)
-        model.checkpoint_activations = how.checkpoint_activations
-        if how.compile != "off":
-            compile_blocks(model, how.compile)
-        transform = feeding.transform_of(data)
-        task = Pretraining(model, settings.objective, transform, data.frames)
+        with processes.agreed():
+            task, loader, held_out = _prepare(settings, views, run, accelerator, processes)
         together = data.batch * how.accumulate * processes.count
         samples = loader.stream.manifest.samples
         steps = how.steps or max(1, round(how.epochs * samples / together))
         loop = Loop(
             task, loader, held_out, steps, how, settings.optimizer, run, accelerator, processes
         )
-        found = checkpoints.complete(run) if resume else []
+        # A disk may tell different machines different things: the first process's word counts.
+        found = processes.share(checkpoints.complete(run)[-1:] if resume else [])
         if found:
-            loop.resume(found[-1])
+            loop.resume(found[0])
         if loop.step >= steps:
             log.info("%s is done: %d steps. Raise loop.steps to go on.", run, loop.step)
             return True
         return loop.train()
+
+
+def _prepare(
+    settings: PretrainSettings,
+    views: tuple[View, View],
+    run: Path,
+    accelerator: Accelerator,
+    processes: Processes,
+) -> tuple[Pretraining, Loader, Loader | None]:
+    """The task and this process's batches."""
+    data, how = settings.data, settings.loop
+    quarantine = str(run / f"broken-{processes.rank}.jsonl")
+    pin = accelerator.device.type == "cuda"
+    loader, held_out = feeding.loaders(data, *views, how.seed, quarantine, pin, processes)
+    model = build_model(settings.model, settings.objective, how.seed)
+    model.checkpoint_activations = how.checkpoint_activations
+    if how.compile != "off":
+        compile_blocks(model, how.compile)
+    transform = feeding.transform_of(data)
+    return Pretraining(model, settings.objective, transform, data.frames), loader, held_out
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def put_together(
     tensors: Mapping[str, Tensor],
     groups: list[dict[str, Any]],
 ) -> None:
-    """The inverse of :func:`take_apart`. All processes call it together.
+    """The inverse of :func:`take_apart`. All processes call it together, with the same values.
 
     Raises:
         CavmaeError: the checkpoint is of another model or optimizer; nothing was changed.
@@ -100,19 +100,17 @@ def put_together(
             name, _, kind = key.removeprefix("optimizer.").rpartition(".")
             moved.setdefault(name, {})[kind] = value
     names = [sorted(group["params"]) for group in groups]
-    fresh: dict[str, Any] = dict(get_optimizer_state_dict(module, optimizer, options=_WHOLE))
-    own = [sorted(group["params"]) for group in fresh.get("param_groups", [])]
-    if own and own != names:
+    # Of every process: whole states, out of which they could be read too, are the first one's only.
+    fresh: dict[str, Any] = dict(get_optimizer_state_dict(module, optimizer))
+    if [sorted(group["params"]) for group in fresh["param_groups"]] != names:
         raise CavmaeError(
             "The checkpoint's optimizer moved other parameters than this run's: keep the "
             "objective and the optimizer, or start a new run from its weights (--model.weights)."
         )
     set_model_state_dict(module, dict(state), options=_WHOLE)
-    if own:  # a rate or decay that was changed on purpose counts
-        groups = fresh["param_groups"]
-    set_optimizer_state_dict(
-        module, optimizer, {"state": moved, "param_groups": groups}, options=_WHOLE
-    )
+    # A decay that was changed on purpose counts: groups are this run's.
+    whole = {"state": moved, "param_groups": fresh["param_groups"]}
+    set_optimizer_state_dict(module, optimizer, whole, options=_WHOLE)
 
 
 def _check(module: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -4,6 +4,8 @@ Two for each multiplication with addition; linear maps and attention only, as is
 backward pass counts twice the forward pass.
 """
 
+import re
+
 from cavmae.pretrain.encoder import CAVMAEConfig
 from cavmae.pretrain.masking import kept
 from cavmae.pretrain.settings import ObjectiveSettings
@@ -81,6 +83,6 @@ def step_operations(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int =
 def peak_of(device_name: str, precision: str) -> float | None:
     """Operations a second that a device can do at most; None: not known."""
     for name, single, half in PEAKS:
-        if name in device_name:
+        if re.search(rf"\b{name}\b", device_name):
             return (single if precision == "fp32" else half) * 1e12
     return None
