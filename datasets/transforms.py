@@ -5,6 +5,7 @@ The defaults of every augmentation are those of the CAV-MAE reference (Gong et a
 """
 
 import dataclasses
+import functools
 import json
 import math
 from typing import Literal
@@ -79,10 +80,17 @@ class Augmentation:
     label_smoothing: float = 0.0
 
 
+@functools.lru_cache(maxsize=8)
+def _frame_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's, of bytes; copied to a device once, since it waits for the copy."""
+    with torch.inference_mode(False):
+        mean = torch.tensor(IMAGENET_MEAN, device=device) * 255
+        return mean, torch.tensor(IMAGENET_STD, device=device) * 255
+
+
 def normalise_frames(frames: Tensor) -> Tensor:
     """uint8 [..., height, width, 3] to float32 [..., 3, height, width], ImageNet's statistics."""
-    mean = torch.tensor(IMAGENET_MEAN, device=frames.device) * 255
-    std = torch.tensor(IMAGENET_STD, device=frames.device) * 255
+    mean, std = _frame_statistics(frames.device)
     return ((frames.float() - mean) / std).movedim(-1, -3)
 
 

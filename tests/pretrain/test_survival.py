@@ -250,6 +250,35 @@ def test_another_number_of_processes_goes_on_at_the_epoch(
     assert [line["step"] for line in lines(run)][-1] == 10
 
 
+def test_a_changed_setting_counts_in_every_process(
+    tmp_path: Path, data_set: Manifest, whole: dict[int, Path]
+) -> None:
+    """A process that went on with the checkpoint's would drift away from the others."""
+    run = tmp_path / "run"
+    shutil.copytree(whole[2], run)
+    command = words(tmp_path, run, data_set.folder, loop={"steps": 10, "max_bad_steps": 9})
+    command += [*RESUME, "--optimizer.weight_decay", "0.5", "--optimizer.beta2", "0.5"]
+    for code, told in finish(train(command, 2)):
+        assert code == 0, told
+    spread = tmp_path / "spread"
+    check = (
+        "import sys, torch; from cavmae.pretrain import train, trainer_state as t\n"
+        "before = t.put_together\n"
+        "def put(module, optimizer, *rest):\n"
+        "    before(module, optimizer, *rest)\n"
+        f"    open({str(spread)!r} + str(torch.distributed.get_rank()), 'w').write(\n"
+        "        repr([(g['weight_decay'], g['betas']) for g in optimizer.param_groups]))\n"
+        "t.put_together = put\n"
+        "train.main(sys.argv[1:])\n"
+    )
+    again = [*command, "--loop.steps", "11"]
+    for code, told in finish(launch(["-c", check, *again], 2)):
+        assert code == 0, told
+    found = [Path(f"{spread}{rank}").read_text() for rank in range(2)]
+    assert found[0] == found[1]
+    assert "0.5" in found[0]
+
+
 def test_a_shard_that_breaks_during_training_stops_all(tmp_path: Path, copied: Path) -> None:
     run = tmp_path / "run"
     started = train(words(tmp_path, run, copied, loop={"steps": 10_000, "evaluate_every": 0}), 2)
