@@ -138,7 +138,8 @@ class Pretraining(Task):
                 "aligned_easy_accuracy": aligned.easy_accuracy,
                 "aligned_hard_accuracy": aligned.hard_accuracy,
             }
-        return Outcome(loss, {"loss": total, **logs})
+        logs = {"loss": total, **logs}
+        return Outcome(loss, {name: value.detach() for name, value in logs.items()})
 
     def embed(self, batch: Batch) -> Pieces:
         """See :meth:`Task.embed`."""
