@@ -134,7 +134,7 @@ def verify(folder: Path) -> None:
     """Checks every file of a checkpoint against its COMPLETE.
 
     Raises:
-        CavmaeError: a file is missing, left over or altered.
+        CavmaeError: a file is missing or altered.
     """
     advice = (
         f"move {folder} away to go on from the checkpoint before it, or fetch a sound copy of it"

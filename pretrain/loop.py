@@ -111,9 +111,8 @@ class Loop:
                 far as it can be.
         """
         with self._processes.first_does():
-            checkpoints.remove_unfinished(self._run) if self._processes.first else None
-        with self._processes.first_does():
             if self._processes.first:
+                checkpoints.remove_unfinished(self._run)
                 self._journal = Journal(
                     self._run, self.step, self._accelerator, self.settings.tracker
                 )

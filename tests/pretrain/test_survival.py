@@ -42,6 +42,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data_set: Manifest) -> dict[
     return runs
 
 
+@pytest.fixture
+def copy(tmp_path: Path, whole: dict[int, Path]) -> Path:
+    """A copy of the run of one process, to be continued or spoilt."""
+    return Path(shutil.copytree(whole[1], tmp_path / "run"))
+
+
 def same_end(run: Path, other: Path) -> None:
     assert trace(run) == trace(other)
     ours, theirs = (checkpoints.complete(x)[-1] for x in (run, other))
@@ -116,38 +122,34 @@ def test_a_signal_for_the_whole_group_reaches_loader_workers_too(
 
 
 def test_a_disk_that_is_full_leaves_the_checkpoint_before(
-    tmp_path: Path, data_set: Manifest, whole: dict[int, Path]
+    tmp_path: Path, data_set: Manifest, whole: dict[int, Path], copy: Path
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(whole[1], run)
-    shutil.rmtree(run / "checkpoints" / "000000008")
-    before = checkpoints.complete(run)[-1]
+    shutil.rmtree(copy / "checkpoints" / "000000008")
+    before = checkpoints.complete(copy)[-1]
 
     def no_more_than_a_megabyte() -> None:  # a file: writing on fails as on a full disk
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
-    command = [*words(tmp_path, run, data_set.folder), *RESUME]
+    command = [*words(tmp_path, copy, data_set.folder), *RESUME]
     ((code, told),) = finish(train(command, preexec=no_more_than_a_megabyte))
     assert code == 1
     assert "could not be written (" in told
     assert f"{before} is intact" in told
     assert "Traceback" not in told
-    assert checkpoints.complete(run)[-1] == before
-    assert not unfinished(run)
+    assert checkpoints.complete(copy)[-1] == before
+    assert not unfinished(copy)
     assert main(command) == 0
-    same_end(run, whole[1])
+    same_end(copy, whole[1])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the administrator may write everywhere")
-def test_permission_lost(tmp_path: Path, data_set: Manifest, whole: dict[int, Path]) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(whole[1], run)
-    shutil.rmtree(run / "checkpoints" / "000000008")
-    (run / "checkpoints").chmod(0o500)
-    command = [*words(tmp_path, run, data_set.folder), *RESUME]
+def test_permission_lost(tmp_path: Path, data_set: Manifest, copy: Path) -> None:
+    shutil.rmtree(copy / "checkpoints" / "000000008")
+    (copy / "checkpoints").chmod(0o500)
+    command = [*words(tmp_path, copy, data_set.folder), *RESUME]
     assert run_command(main, command) == 1
-    (run / "checkpoints").chmod(0o700)
+    (copy / "checkpoints").chmod(0o700)
     assert run_command(main, command) == 0
 
 
@@ -165,11 +167,10 @@ def test_a_checkpoint_that_is_not_what_it_was(
     tmp_path: Path,
     data_set: Manifest,
     whole: dict[int, Path],
+    copy: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(whole[1], run)
-    newest = checkpoints.complete(run)[-1]
+    newest = checkpoints.complete(copy)[-1]
     for name in (
         "model.safetensors",
         "trainer.safetensors",
@@ -181,61 +182,59 @@ def test_a_checkpoint_that_is_not_what_it_was(
         spoilt = bytearray(sound)
         spoilt[len(sound) // 2] ^= 4
         (newest / name).write_bytes(spoilt)
-        told = damaged(run, tmp_path, data_set, capsys)
+        told = damaged(copy, tmp_path, data_set, capsys)
         assert f"{newest / name} was altered: move {newest} away" in told
         (newest / name).unlink()
-        assert f"{newest / name} is missing" in damaged(run, tmp_path, data_set, capsys)
+        assert f"{newest / name} is missing" in damaged(copy, tmp_path, data_set, capsys)
         (newest / name).write_bytes(sound)
-    told = damaged(run, tmp_path, data_set, capsys, model={"size": "small"}, loop={"steps": 9})
+    told = damaged(copy, tmp_path, data_set, capsys, model={"size": "small"}, loop={"steps": 9})
     assert "is of another model" in told
-    told = damaged(run, tmp_path, data_set, capsys, model={"decoder": "cross"}, loop={"steps": 9})
+    told = damaged(copy, tmp_path, data_set, capsys, model={"decoder": "cross"}, loop={"steps": 9})
     assert "lacks" in told
     told = damaged(
-        run, tmp_path, data_set, capsys,
+        copy, tmp_path, data_set, capsys,
         objective={"learned_temperature": False, "aligned_weight": 0.5}, loop={"steps": 9},
     )  # fmt: skip
     assert "moved other parameters" in told
     # Moved away, as the message says, the one before it is used.
     shutil.move(newest, tmp_path)
-    command = [*words(tmp_path, run, data_set.folder), *RESUME]
+    command = [*words(tmp_path, copy, data_set.folder), *RESUME]
     assert run_command(main, command) == 0
-    same_end(run, whole[1])
+    same_end(copy, whole[1])
 
 
 def test_an_incomplete_checkpoint_is_passed_over(
     tmp_path: Path,
     data_set: Manifest,
     whole: dict[int, Path],
+    copy: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(whole[1], run)
-    newest = checkpoints.complete(run)[-1]
+    newest = checkpoints.complete(copy)[-1]
     (newest / "COMPLETE").unlink()
-    assert run_command(main, [*words(tmp_path, run, data_set.folder), *RESUME]) == 0
+    assert run_command(main, [*words(tmp_path, copy, data_set.folder), *RESUME]) == 0
     assert f"{newest} is not complete and is passed over" in capsys.readouterr().err
-    same_end(run, whole[1])
+    same_end(copy, whole[1])
 
 
 def test_a_run_is_not_begun_over_another(
     tmp_path: Path,
     data_set: Manifest,
     whole: dict[int, Path],
+    copy: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(whole[1], run)
-    command = words(tmp_path, run, data_set.folder)
+    command = words(tmp_path, copy, data_set.folder)
     assert run_command(main, command) == 2
     assert "holds a run already" in capsys.readouterr().err
     assert run_command(main, [*command, *RESUME]) == 0
     assert "is done: 8 steps" in capsys.readouterr().err
-    assert trace(run) == trace(whole[1])
-    assert not list(run.glob("config.until*"))
+    assert trace(copy) == trace(whole[1])
+    assert not list(copy.glob("config.until*"))
     # Its own configuration is loadable as it is.
-    again = ["--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")]
+    again = ["--config", str(copy / "config.yaml"), "--out", str(tmp_path / "again")]
     assert run_command(main, [*again, "--loop.steps", "2"]) == 0
-    assert trace(tmp_path / "again")[0]["loss"] == trace(run)[0]["loss"]
+    assert trace(tmp_path / "again")[0]["loss"] == trace(copy)[0]["loss"]
 
 
 def test_another_number_of_processes_goes_on_at_the_epoch(
