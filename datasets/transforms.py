@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 import torchaudio
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cavmae.datasets import storage
 from cavmae.datasets.batch import Batch
@@ -69,6 +70,9 @@ class Augmentation:
             fine-tuning). Needs waveforms.
         mixup_alpha: both parameters of the Beta distribution of the mixing weight.
         label_smoothing: labels become this / classes, and 1 - this where the clip has the class.
+        crop: the smallest share of a frame's height and width that is shown; each clip draws its
+            own window, the same in all its frames and masks, and it is scaled to the whole size.
+        flip: mirrors every other clip, all of its frames and masks.
     """
 
     freq_mask: int = 0
@@ -78,6 +82,8 @@ class Augmentation:
     mixup: float = 0.0
     mixup_alpha: float = 10.0
     label_smoothing: float = 0.0
+    crop: float = 1.0
+    flip: bool = False
 
 
 @functools.lru_cache(maxsize=8)
@@ -138,10 +144,43 @@ def roll_in_time(fbank: Tensor, most: int) -> Tensor:
     return fbank.gather(1, index[..., None].expand_as(fbank))
 
 
+def windows_of(clips: int, crop: float, flip: bool, device: torch.device) -> Tensor:
+    """Random windows of pictures, for :func:`look_through`: float [clips, 2, 3].
+
+    Args:
+        crop: smallest share of height and width; a window lies anywhere inside.
+        flip: mirror one in two.
+    """
+    scale = crop + (1 - crop) * torch.rand(clips, device=device)
+    middle = (2 * torch.rand(clips, 2, device=device) - 1) * (1 - scale[:, None])
+    sign = 1 - 2 * (torch.rand(clips, device=device) < 0.5).float() if flip else 1.0
+    windows = torch.zeros(clips, 2, 3, device=device)
+    windows[:, 0, 0], windows[:, 1, 1], windows[:, :, 2] = scale * sign, scale, middle
+    return windows
+
+
+def look_through(pictures: Tensor, windows: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
+    """Shows a window of each clip's pictures at the whole size.
+
+    Args:
+        pictures: float [clips, frames, channels, height, width].
+        windows: [clips, 2, 3], from places of the result to places of the picture, both from -1
+            (left, upper edge) to 1.
+        mode: ``nearest`` for labels.
+    """
+    size = [len(pictures), 1, *pictures.shape[-2:]]
+    grid = functional.affine_grid(windows, size, align_corners=False)
+    together = pictures.flatten(1, 2)
+    # Places outside the edge pixels' middles, by rounding only.
+    shown = functional.grid_sample(together, grid, mode, "border", align_corners=False)
+    return shown.view_as(pictures)
+
+
 class DeviceTransform(nn.Module):
     """Turns a batch as loaded into what a model takes. Random only in training mode.
 
-    Order: mixup of waveforms, fbank, padding, SpecAugment, normalising, noise, roll.
+    Order: crop and flip of frames; mixup of waveforms, fbank, padding, SpecAugment, normalising,
+    noise, roll.
 
     Args:
         statistics: of the fbanks of the data set (or AudioSet's, for published weights).
@@ -161,6 +200,8 @@ class DeviceTransform(nn.Module):
         super().__init__()
         if not 0 <= augmentation.mixup <= 1 or not 0 <= augmentation.label_smoothing < 1:
             raise UsageError("mixup and label_smoothing are shares from 0 to 1.")
+        if not 0 < augmentation.crop <= 1:
+            raise UsageError(f"crop {augmentation.crop}: a share above 0, at most 1.")
         if min(augmentation.freq_mask, augmentation.time_mask, augmentation.roll) < 0:
             raise UsageError("freq_mask, time_mask and roll cannot be negative.")
         if augmentation.freq_mask > MEL_BINS:
@@ -189,6 +230,8 @@ class DeviceTransform(nn.Module):
         augmentation = self.augmentation
         if "frames" in batch:
             done["frames"] = normalise_frames(batch["frames"])
+            if self.training and (augmentation.crop < 1 or augmentation.flip):
+                self._crop(done)
         if "waveform" in batch:
             done["waveform"] = batch["waveform"].float() / 32768
         if "labels" in batch and self.training and augmentation.label_smoothing:
@@ -198,6 +241,14 @@ class DeviceTransform(nn.Module):
         if "fbank" in batch:
             done["fbank"] = self._fbank(done["fbank"].float())
         return done
+
+    def _crop(self, done: Batch) -> None:
+        frames, augmentation = done["frames"], self.augmentation
+        windows = windows_of(len(frames), augmentation.crop, augmentation.flip, frames.device)
+        done["frames"] = look_through(frames, windows, "bilinear")
+        if "masks" in done:
+            masks = look_through(done["masks"].unsqueeze(2).float(), windows, "nearest")
+            done["masks"] = masks.squeeze(2).to(done["masks"].dtype)
 
     def _mix(self, done: Batch) -> None:
         if "waveform" not in done:

@@ -93,4 +93,5 @@ def loaders(
 def transform_of(data: DataSettings) -> DeviceTransform:
     """Normalises batches by the training set's statistics; the augmentations of pretraining."""
     statistics = Statistics.load(data.train) if data.statistics == "data" else Statistics()
-    return DeviceTransform(statistics, Augmentation(noise=data.noise, roll=data.roll), data.padding)
+    augmentation = Augmentation(noise=data.noise, roll=data.roll, crop=data.crop, flip=data.flip)
+    return DeviceTransform(statistics, augmentation, data.padding)

@@ -25,6 +25,9 @@ class DataSettings:
         padding: of clips that are too short: ``zero`` as the reference, or ``silence``.
         noise: add the reference's noise to the sound.
         roll: roll the sound in time by up to so many fbank frames (reference: 1024).
+        crop: smallest share of a frame's height and width that training shows, the same window in
+            all frames of a clip; 1: all of it, as the reference.
+        flip: mirror every other clip.
         verify: check shards before the first step by ``hash`` or by ``size``.
         max_broken: share of broken clips an epoch that is still no error.
         cache_dir: for copies of remote shards.
@@ -42,6 +45,8 @@ class DataSettings:
     padding: Literal["zero", "silence"] = "zero"
     noise: bool = True
     roll: int = 0
+    crop: float = 1.0
+    flip: bool = False
     verify: Literal["hash", "size"] = "hash"
     max_broken: float = 0.01
     cache_dir: str | None = None

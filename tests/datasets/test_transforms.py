@@ -12,11 +12,13 @@ from cavmae.datasets.transforms import (
     DeviceTransform,
     Statistics,
     add_noise,
+    look_through,
     mix_waveforms,
     mixing_weights,
     normalise_frames,
     roll_in_time,
     smooth_labels,
+    windows_of,
 )
 
 
@@ -204,6 +206,8 @@ def test_mixup_needs_waveforms() -> None:
 @pytest.mark.parametrize(
     "augmentation",
     [
+        Augmentation(crop=0.0),
+        Augmentation(crop=1.1),
         Augmentation(freq_mask=-1),
         Augmentation(freq_mask=129),
         Augmentation(mixup=1.5),
@@ -214,6 +218,47 @@ def test_mixup_needs_waveforms() -> None:
 def test_augmentations_that_make_no_sense(augmentation: Augmentation) -> None:
     with pytest.raises(UsageError):
         DeviceTransform(Statistics(), augmentation)
+
+
+def test_a_window_shows_what_cutting_and_scaling_shows() -> None:
+    pictures = torch.rand(2, 3, 3, 24, 32)
+    window = torch.tensor([[[0.5, 0, 0.25], [0, 0.5, -0.5]], [[-1, 0, 0], [0, 1, 0]]])
+    shown = look_through(pictures, window, "bilinear")
+    # Half the size; its middle lies at 5/8 of the width and a quarter of the height.
+    cut = pictures[0, :, :, 0:12, 12:28]
+    expected = torch.nn.functional.interpolate(cut, (24, 32), mode="bilinear")
+    # At the cut's edge the window sees what lies beyond, where there is something.
+    torch.testing.assert_close(shown[0][..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
+    torch.testing.assert_close(shown[1], pictures[1].flip(-1))
+
+
+def test_windows_lie_inside_and_mirror_half() -> None:
+    windows = windows_of(4000, 0.4, True, torch.device("cpu"))
+    scale, middle = windows[:, 1, 1], windows[:, :, 2]
+    assert scale.min() > 0.4 - 1e-6
+    assert scale.max() <= 1
+    assert scale.mean().item() == pytest.approx(0.7, abs=0.01)
+    assert (scale[:, None] + middle.abs()).max() <= 1 + 1e-6
+    assert (middle.abs() > 0.3).any(0).all()
+    assert windows[:, 0, 0].abs().equal(scale)
+    assert (windows[:, 0, 0] < 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert (windows_of(50, 1.0, False, torch.device("cpu")) == torch.eye(2, 3)).all()
+
+
+def test_frames_and_masks_of_a_clip_share_their_window() -> None:
+    data = batch()
+    masks = torch.randint(0, 3, (4, 1, 8, 10)).repeat(1, 2, 1, 1).byte()
+    data |= {"masks": masks, "frames": masks[..., None].repeat(1, 1, 1, 1, 3) * 100}
+    transform = DeviceTransform(Statistics(), Augmentation(crop=0.999, flip=True))
+    done = transform(data)
+    assert done["masks"].dtype == torch.uint8
+    mirrored = [not done["masks"][i].equal(masks[i]) for i in range(4)]
+    assert any(mirrored) and not all(mirrored)
+    for clip, flipped in enumerate(mirrored):
+        assert done["masks"][clip].equal(masks[clip].flip(-1) if flipped else masks[clip])
+        torch.testing.assert_close(done["frames"][clip, 0], done["frames"][clip, 1])
+    order = done["frames"][:, :, 0].flatten().argsort()
+    assert done["masks"].flatten()[order].diff().min() == 0  # brighter where the label is higher
 
 
 def test_statistics_come_from_the_check(tmp_path: Path) -> None:
