@@ -39,11 +39,11 @@ class EventClassifier(Encoder, HubWeights, library_name="cavmae", tags=["audio-v
         """
         a, v = self.patchify(audio, image)
         if mode == "multimodal":
-            both = [self.forward_branch(a, "a", None), self.forward_branch(v, "v", None)]
+            both = [self.forward_branch(a, "a"), self.forward_branch(v, "v")]
             x = self.forward_joint(torch.cat(both, dim=1), None)
         else:
             modality: Literal["a", "v"] = "a" if "audio" in mode else "v"
-            branch = self.forward_branch(a if modality == "a" else v, modality, None)
+            branch = self.forward_branch(a if modality == "a" else v, modality)
             x = self.forward_joint(branch, modality)
             if mode.startswith("missing"):
                 x = (x + self.forward_joint(branch, None)) / 2

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cavmae.pretrain.blocks import NORM_EPS, Block, Modality
-from cavmae.pretrain.masking import Masking
 from cavmae.pretrain.positions import Grid, sin_cos_positions
 
 
@@ -217,25 +216,25 @@ class Encoder(nn.Module):
             raise ValueError(f"This model takes frames of {wanted}, not {tuple(image.shape[1:])}.")
         return self.patch_embed_v.patches(image)
 
-    def embed(self, patches: Tensor, modality: str, masking: Masking | None = None) -> Tensor:
-        """Tokens of (the visible) patches: [N, L, P] -> [N, kept, D]."""
+    def embed(self, patches: Tensor, modality: str, keep: Tensor | None = None) -> Tensor:
+        """Tokens of (the visible) patches: [N, L, P] -> [N, K, D]. See :meth:`forward_branch`."""
         embedding: PatchEmbedding = getattr(self, f"patch_embed_{modality}")
         position: Tensor = getattr(self, f"pos_embed_{modality}")
         kind: Tensor = getattr(self, f"modality_{modality}")
         positions = position + kind
-        if masking is None:
+        if keep is None:
             return embedding(patches) + positions
-        visible = take(patches, masking.keep)
-        return embedding(visible) + take(positions.expand(len(patches), -1, -1), masking.keep)
+        visible = take(patches, keep)
+        return embedding(visible) + take(positions.expand(len(patches), -1, -1), keep)
 
-    def forward_branch(self, patches: Tensor, modality: str, masking: Masking | None) -> Tensor:
-        """One modality through its own blocks: [N, L, P] -> [N, kept, D].
+    def forward_branch(self, patches: Tensor, modality: str, keep: Tensor | None = None) -> Tensor:
+        """One modality through its own blocks: [N, L, P] -> [N, K, D].
 
         Args:
             modality: ``a`` (sound) or ``v`` (pictures).
-            masking: None: every patch is visible.
+            keep: int64 [N, K], numbers of the patches that are visible; None: all of them.
         """
-        x = self.embed(patches, modality, masking)
+        x = self.embed(patches, modality, keep)
         for block in self.blocks_a if modality == "a" else self.blocks_v:
             x = self.run(block, x)
         return x
@@ -260,18 +259,24 @@ class Encoder(nn.Module):
         """
         return self.sound_features(audio), self.picture_features(image)
 
-    def frame_features(self, frames: Tensor) -> Tensor:
-        """Unmasked tokens of several frames: [N, F, 3, H, W] -> [N, F, Lv, D]."""
-        return self.picture_features(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    def frame_features(self, frames: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens of several frames: [N, F, 3, H, W] -> [N, F, K, D].
+
+        Args:
+            keep: int64 [N, K], patches that are looked at in every frame of a clip; None: all.
+        """
+        if keep is not None:
+            keep = keep.repeat_interleave(frames.shape[1], dim=0)
+        return self.picture_features(frames.flatten(0, 1), keep).unflatten(0, frames.shape[:2])
 
     def sound_features(self, audio: Tensor) -> Tensor:
         """The first of :meth:`features`."""
-        branch = self.forward_branch(self.patchify_audio(audio), "a", None)
+        branch = self.forward_branch(self.patchify_audio(audio), "a")
         return self.forward_joint(branch, "a")
 
-    def picture_features(self, image: Tensor) -> Tensor:
-        """The second of :meth:`features`."""
-        branch = self.forward_branch(self.patchify_image(image), "v", None)
+    def picture_features(self, image: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The second of :meth:`features`, of all patches or of ``keep`` [N, K]."""
+        branch = self.forward_branch(self.patchify_image(image), "v", keep)
         return self.forward_joint(branch, "v")
 
 

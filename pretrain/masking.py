@@ -85,3 +85,23 @@ def mask_by(noise: Tensor, ratio: float) -> Masking:
     order = noise.argsort(dim=1)
     restore = order.argsort(dim=1)
     return Masking(order[:, :count], order[:, count:], restore, (restore >= count).float())
+
+
+def window_side(grid: Grid, share: float) -> Grid:
+    """Rows and columns of a window of this share of each side: at least one."""
+    rows, columns = grid
+    return max(1, round(rows * share)), max(1, round(columns * share))
+
+
+def random_windows(count: int, grid: Grid, share: float, device: torch.device) -> Tensor:
+    """Patches inside a window of the grid, put at random: int64 [count, K], row by row.
+
+    Args:
+        grid: rows and columns of patches.
+        share: of each side of the grid that the window has.
+    """
+    height, width = window_side(grid, share)
+    top = torch.randint(grid[0] - height + 1, (count, 1, 1), device=device)
+    left = torch.randint(grid[1] - width + 1, (count, 1, 1), device=device)
+    rows = top + torch.arange(height, device=device)[:, None]
+    return (rows * grid[1] + left + torch.arange(width, device=device)).flatten(1)

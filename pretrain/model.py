@@ -120,8 +120,8 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
             together: make the first pass, which the reconstruction needs.
             alone: make the other two, which the contrast needs. What is not made is empty.
         """
-        a = self.forward_branch(patches_a, "a", masking_a)
-        v = self.forward_branch(patches_v, "v", masking_v)
+        a = self.forward_branch(patches_a, "a", masking_a.keep)
+        v = self.forward_branch(patches_v, "v", masking_v.keep)
         joint = audio = video = a.new_empty(0)
         if together:
             joint = self.forward_joint(torch.cat([a, v], dim=1), None)

@@ -19,6 +19,7 @@ from cavmae.pretrain.aligned import (
     voiced,
 )
 from cavmae.pretrain.losses import info_nce
+from cavmae.pretrain.masking import random_windows
 from cavmae.pretrain.model import CAVMAE, Latents
 from cavmae.pretrain.settings import ObjectiveSettings
 from cavmae.pretrain.task import Outcome, Pieces, Record, Task
@@ -169,7 +170,11 @@ class Pretraining(Task):
             pieces |= {"audio": latents.audio.mean(1), "video": latents.video.mean(1)}
         if self.sees_whole:
             # No mask here: the mouth must be seen, and every moment have its sound.
-            tokens_a, tokens_v = model.sound_features(fbank), model.frame_features(frames)
+            keep = None
+            if objective.frame_window < 1:
+                grid, share = model.config.image_grid, objective.frame_window
+                keep = random_windows(len(frames), grid, share, frames.device)
+            tokens_a, tokens_v = model.sound_features(fbank), model.frame_features(frames, keep)
         if self.sees_whole and not masked and objective.contrastive_weight:
             pieces |= {"audio": tokens_a.mean(1), "video": tokens_v.mean((1, 2))}
         if objective.aligned_weight:

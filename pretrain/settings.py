@@ -114,6 +114,9 @@ class ObjectiveSettings:
         learned_temperature: learn one for each contrast, starting there.
         hard_share: of negatives of the same clip in the aligned contrast, once they count.
         hard_after: share of training after which they count.
+        frame_window: share of height and width of the frames that is looked at in training where
+            nothing is masked (aligned contrast): a window of patches put at random, the same in all
+            frames of a clip. 0.5 is a quarter of the work. Evaluation sees whole frames.
         quiet_db: moments so far below the loudest of their window are near-silent.
     """
 
@@ -132,6 +135,7 @@ class ObjectiveSettings:
     learned_temperature: bool = False
     hard_share: float = 0.25
     hard_after: float = 0.5
+    frame_window: float = 1.0
     quiet_db: float = 30.0
 
     def __post_init__(self) -> None:
@@ -144,8 +148,9 @@ class ObjectiveSettings:
         for name in ("hard_share", "hard_after"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"objective.{name} {getattr(self, name)} is not in [0, 1].")
-        if not 0 < self.decode_fraction <= 1:
-            raise UsageError(f"objective.decode_fraction {self.decode_fraction} is not in (0, 1].")
+        for name in ("decode_fraction", "frame_window"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UsageError(f"objective.{name} {getattr(self, name)} is not in (0, 1].")
         if self.temperature < 0.01 or self.quiet_db <= 0:
             raise UsageError(
                 "objective.temperature must be at least 0.01, objective.quiet_db above 0."

@@ -4,10 +4,11 @@ Two for each multiplication with addition; linear maps and attention only, as is
 backward pass counts twice the forward pass.
 """
 
+import math
 import re
 
 from cavmae.pretrain.encoder import CAVMAEConfig
-from cavmae.pretrain.masking import kept
+from cavmae.pretrain.masking import kept, window_side
 from cavmae.pretrain.settings import ObjectiveSettings
 
 # Vendors' data sheets, dense, 10^12 operations/s: name, fp32 without tensor cores, 16 bit with.
@@ -43,6 +44,8 @@ def forward_products(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int 
     all_a, all_v = c.audio_grid[0] * c.audio_grid[1], c.image_grid[0] * c.image_grid[1]
     a, v = kept(all_a, objective.mask_ratio_audio), kept(all_v, objective.mask_ratio_image)
 
+    seen_v = math.prod(window_side(c.image_grid, objective.frame_window))
+
     def branch(tokens: int, values: int) -> float:
         return tokens * values * c.width + c.depth * block_products(tokens, c.width, c.mlp_ratio)
 
@@ -67,11 +70,11 @@ def forward_products(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int 
         total += c.decoder_width * pixels * (masked_a + 3 * masked_v)
     if objective.sees_whole:
         total += branch(all_a, pixels) + joint(all_a)
-        total += frames * (branch(all_v, 3 * pixels) + joint(all_v))
+        total += frames * (branch(seen_v, 3 * pixels) + joint(seen_v))
     if objective.aligned_weight:
         keys = 2 * c.width**2 + 2 * c.width  # of a token that is pooled
         head = 2 * c.width**2 + c.width * c.contrast_width + 8 * c.contrast_width**2
-        total += all_a * keys + c.audio_grid[1] * head + frames * (all_v * keys + head)
+        total += all_a * keys + c.audio_grid[1] * head + frames * (seen_v * keys + head)
     return total
 
 

@@ -19,6 +19,7 @@ from cavmae.pretrain.aligned import (
     voiced,
 )
 from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.masking import random_windows
 from cavmae.pretrain.model import CAVMAE
 
 SHAPE = CAVMAEConfig(
@@ -137,6 +138,28 @@ def test_embeddings_of_frames_do_not_know_their_place_in_time() -> None:
     order = torch.tensor([3, 0, 4, 1, 2])
     moved = model.frame_embeddings(model.frame_features(frames[:, order]))
     torch.testing.assert_close(moved, found[:, order])
+
+
+def test_a_window_of_frames_is_the_same_in_all_of_a_clip() -> None:
+    torch.manual_seed(0)
+    grid = (6, 8)
+    windows = random_windows(500, grid, 0.5, torch.device("cpu"))
+    assert windows.shape == (500, 12)
+    corners = set()
+    for patches in windows.tolist():
+        top, left = divmod(patches[0], 8)
+        corners.add((top, left))
+        assert patches == [(top + y) * 8 + left + x for y in range(3) for x in range(4)]
+    assert corners == {(y, x) for y in range(4) for x in range(5)}
+    model = CAVMAE(SHAPE).eval()
+    frames = torch.randn(2, 5, 3, 32, 32)
+    keep = torch.tensor([[0, 1], [1, 3]])
+    seen = model.frame_features(frames, keep)
+    hidden = frames.clone()
+    hidden[0, :, :, 16:] += 5
+    hidden[1, :, :, :, :16] += 5
+    torch.testing.assert_close(model.frame_features(hidden, keep), seen)
+    assert not model.frame_features(hidden)[0].allclose(model.frame_features(frames)[0])
 
 
 def test_embeddings_of_moments_see_their_sound() -> None:

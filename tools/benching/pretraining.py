@@ -26,7 +26,6 @@ from cavmae.datasets.view import View
 from cavmae.pretrain.building import compile_blocks
 from cavmae.pretrain.encoder import SIZES, CAVMAEConfig, config_of, take
 from cavmae.pretrain.losses import normalised
-from cavmae.pretrain.masking import Masking
 from cavmae.pretrain.model import CAVMAE, Latents, channels_last
 from cavmae.pretrain.optimizing import build_optimizer
 from cavmae.pretrain.pretraining import Pretraining
@@ -92,10 +91,10 @@ class ReferenceWay(CAVMAE):
             if isinstance(module, Attention):
                 module.fused_attn = False  # type: ignore[misc]
 
-    def embed(self, patches: Tensor, modality: str, masking: Masking | None = None) -> Tensor:
+    def embed(self, patches: Tensor, modality: str, keep: Tensor | None = None) -> Tensor:
         """See :meth:`Encoder.embed`: all patches are embedded, then some are kept."""
         tokens = super().embed(patches, modality)
-        return tokens if masking is None else take(tokens, masking.keep)
+        return tokens if keep is None else take(tokens, keep)
 
     def reconstruction(
         self,
