@@ -4,7 +4,7 @@ Usage: python joined_process.py FOLDER WHAT. The test beside it looks at what it
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from accelerate import Accelerator
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from cavmae.datasets.batch import Batch
 from cavmae.datasets.errors import CavmaeError
+from cavmae.pretrain import trainer_state
 from cavmae.pretrain.aligned import Moments, aligned_contrast
 from cavmae.pretrain.encoder import HubWeights
 from cavmae.pretrain.launching import joined
@@ -75,8 +77,47 @@ def contrasts(module: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Tenso
     return found | {f"gradient {k}": p.grad.clone() for k, p in names if p.grad is not None}
 
 
-class Line(nn.Module):
-    pass
+class Scaled(nn.Module):
+    """A task's shape: a model and a number of the task's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Maps()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, given: Mapping[str, Tensor]) -> Tensor:
+        # Nothing is gathered: with the same inputs every process has the whole run's gradient.
+        made = [layer(given[name]) for name, layer in self.model.map.items()]
+        return self.scale.sum() * torch.stack([(x**2).mean() for x in made]).sum()
+
+
+def steps(module: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
+    for _ in range(count):
+        module(inputs()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def interrupted(wrap: Callable[[nn.Module], nn.Module]) -> tuple[dict[str, Tensor], ...]:
+    """Five steps of two runs, the second of which starts with what was taken of the first.
+
+    Returns:
+        weights and the trainer's tensors at the end of the second.
+    """
+    state = None
+    for count in (2, 3):
+        module = wrap(Scaled())
+        optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
+        if state is not None:
+            trainer_state.put_together(module, optimizer, *state)
+        steps(module, optimizer, count)
+        # The first process has the whole, as a checkpoint would.
+        parts = [trainer_state.take_apart(module, optimizer)]
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast_object_list(parts, src=0)
+        state = parts[0]
+    assert state is not None
+    return state[0], state[1]
 
 
 class ToyModel(HubWeights, PyTorchModelHubMixin):
@@ -161,6 +202,10 @@ def work(folder: Path, what: str, accelerator: Accelerator) -> None:
         mine = {k: v[rank * half : (rank + 1) * half] for k, v in inputs().items()}
         found = contrasts(accelerator.prepare(Maps()), mine)
         save_file({k: v.contiguous() for k, v in found.items()}, folder / f"{rank}.safetensors")
+        return
+    if what == "sharded":
+        weights, tensors = interrupted(fully_shard)
+        save_file({**weights, **tensors}, folder / f"{rank}.safetensors")
         return
     loops = {
         "ran out": (Toy(), Batches(8 if rank else 4)),

@@ -7,7 +7,17 @@ import torch
 from safetensors.torch import load_file
 
 from cavmae.pretrain import checkpoints
-from tests.pretrain.joined_process import Batches, Maps, Toy, contrasts, inputs, loop_of
+from tests.pretrain.joined_process import (
+    Batches,
+    Maps,
+    Scaled,
+    Toy,
+    contrasts,
+    inputs,
+    interrupted,
+    loop_of,
+    steps,
+)
 from tests.pretrain.running import finish, launch, lines
 
 SCRIPT = str(Path(__file__).with_name("joined_process.py"))
@@ -32,23 +42,38 @@ def test_contrasts_of_two_processes_are_those_of_one_with_the_whole_batch(tmp_pa
             torch.testing.assert_close(sum(both) / 2, value, rtol=1e-5, atol=1e-6)
 
 
+def test_a_sharded_model_goes_on_as_a_whole_one(tmp_path: Path) -> None:
+    """What is taken out of the parts that FSDP leaves each process, and put back into them."""
+    ours, theirs = two(tmp_path, "sharded")
+    weights, tensors = interrupted(lambda module: module)
+    whole = {**weights, **tensors}
+    assert ours.keys() == theirs.keys() == whole.keys()
+    assert "optimizer.model.map.audio.weight.exp_avg_sq" in whole
+    for name, value in whole.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6)
+    never = Scaled()
+    steps(never, torch.optim.AdamW(never.parameters(), lr=0.01), 5)
+    for name, value in never.model.state_dict().items():
+        torch.testing.assert_close(weights[name], value)
+
+
 @pytest.mark.parametrize(
-    ("what", "steps", "told"),
+    ("what", "made", "told"),
     [
         ("ran out", 4, ["Process 0 has run out of data at step 4"] * 2),
         ("broke", 4, ["the shard clips-000003.tar is damaged", "Another process could not go on"]),
     ],
 )
 def test_data_that_end_in_one_process_end_the_run_in_both(
-    tmp_path: Path, what: str, steps: int, told: list[str]
+    tmp_path: Path, what: str, made: int, told: list[str]
 ) -> None:
     two(tmp_path, what)
     for rank, text in enumerate(told):
         end = (tmp_path / f"{rank}.txt").read_text()
-        assert end.startswith(f"{steps}: ")
+        assert end.startswith(f"{made}: ")
         assert text in end
     # What was learnt before is saved.
-    assert [path.name for path in checkpoints.complete(tmp_path / "run")] == [f"{steps:09d}"]
+    assert [path.name for path in checkpoints.complete(tmp_path / "run")] == [f"{made:09d}"]
 
 
 def test_a_step_that_is_bad_in_one_process_is_left_out_in_both(tmp_path: Path) -> None:
