@@ -1,0 +1,264 @@
+"""Pictures of a scene: people cut out of their clips and put together, with what is seen of each.
+
+A scene is drawn twice: a few key frames in colour, and every frame in grey at a size of its own.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cavmae.datasets.composing.clips import Clip, ClipPool
+from cavmae.datasets.composing.recipe import GRID, Place, Recipe, Seen
+from cavmae.datasets.sample import decode_frame, encode_frame
+
+Size = tuple[int, int]  # height, width
+
+GREY = (0.299, 0.587, 0.114)  # of red, green and blue, as JPEG has it
+PLATE_FRAMES = 8  # that a background is made of
+PLATES = 64  # backgrounds that are kept
+MARGIN = 6  # pixels around a person that do not count as background
+
+
+class Pictures(NamedTuple):
+    """What is seen.
+
+    Attributes:
+        frames: uint8 [F, height, width, 3], key frames.
+        motion: uint8 [T, h, w], all frames.
+        masks: bool [P, F, height, width], of each person what nobody nearer covers.
+        masked: bool [P], whether that is known.
+    """
+
+    frames: np.ndarray
+    motion: np.ndarray
+    masks: np.ndarray
+    masked: np.ndarray
+
+
+class _Canvas:
+    """Pictures of a scene being drawn: float32 [N, C, height, width], 0 to 255.
+
+    Args:
+        size: of the canvas.
+        scene: size that places are told in.
+    """
+
+    def __init__(self, size: Size, scene: Size, count: int, channels: int):
+        self.size = size
+        self.ratio = size[0] / scene[0], size[1] / scene[1]
+        self.picture = torch.zeros(count, channels, *size)
+
+    def size_of(self, clip: Clip, place: Place) -> Size:
+        """How large the whole picture of a clip is here."""
+        height, width = clip.info.frame_size
+        return (
+            max(1, round(height * place.scale * self.ratio[0])),
+            max(1, round(width * place.scale * self.ratio[1])),
+        )
+
+    def placed(
+        self, picture: Tensor, clip: Clip, place: Place
+    ) -> tuple[Tensor, tuple[slice, slice]]:
+        """A clip's picture as it is shown here: what lies inside, and where that is.
+
+        Args:
+            picture: uint8 [N, C, h, w].
+
+        Returns:
+            uint8 [N, C, rows, columns], and those rows and columns; perhaps none.
+        """
+        height, width = self.size_of(clip, place)
+        scaled = functional.interpolate(picture, (height, width), mode="bilinear", antialias=True)
+        if place.flip:
+            scaled = scaled.flip(-1)
+        top, left = round(place.top * self.ratio[0]), round(place.left * self.ratio[1])
+        first, last = 0, self.size[1]
+        if place.window is not None:
+            first, last = (round(x * self.ratio[1]) for x in place.window)
+        rows = slice(max(0, top), max(0, top, min(self.size[0], top + height)))
+        columns = slice(max(first, left), max(first, left, min(last, left + width)))
+        inside = scaled[
+            :, :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+        ]
+        return inside, (rows, columns)
+
+    def draw(self, picture: Tensor, clip: Clip, place: Place, alpha: Tensor | None) -> None:
+        """Puts a clip's picture [N, C, h, w] into the scene.
+
+        Args:
+            alpha: float [N, 1, rows, columns] of what lies inside, how much it covers; None: all.
+        """
+        inside, (rows, columns) = self.placed(picture, clip, place)
+        below = self.picture[:, :, rows, columns]
+        if alpha is None:
+            below.copy_(inside)
+        else:
+            below.lerp_(inside.float(), alpha.expand_as(below))
+
+
+class Painter:
+    """Draws the scenes of recipes.
+
+    Args:
+        pool: that their clips are in.
+        scene: size of the scene, which places are told in, and of the key frames.
+        motion: size of the grey frames.
+        frames: T, 25 a second.
+        keys: F, key frames.
+    """
+
+    def __init__(self, pool: ClipPool, scene: Size, motion: Size, frames: int, keys: int):
+        self.pool, self.scene, self.motion = pool, scene, motion
+        self.times = np.arange(frames) / GRID
+        self.keys = ((np.arange(keys) + 0.5) * frames / keys).astype(np.int64)
+        self._plate = functools.lru_cache(PLATES)(self._made_plate)
+
+    def paint(self, recipe: Recipe) -> Pictures:
+        """Draws a scene.
+
+        Raises:
+            SampleError: a frame or mask of a clip is broken.
+        """
+        colour = _Canvas(self.scene, self.scene, len(self.keys), 3)
+        grey = _Canvas(self.motion, self.scene, len(self.times), 1)
+        if recipe.background is not None:
+            self._fill(colour, grey, self.pool.number[recipe.background])
+        masks = np.zeros((len(recipe.people), len(self.keys), *self.scene), dtype=bool)
+        masked = np.zeros(len(recipe.people), dtype=bool)
+        for depth, number in enumerate(recipe.order):
+            person = recipe.people[number]
+            clip = self.pool.clips[self.pool.number[person.clip]]
+            cut = recipe.kind == "paste" or (recipe.kind == "own" and depth > 0)
+            covered = None
+            if clip.masked:
+                covered, (rows, columns) = self._covered(colour, clip, person, self.keys)
+                seen = (covered[:, 0] > 0.5).numpy()
+                masks[:, :, rows, columns] &= ~seen
+                masks[number, :, rows, columns] = seen
+                masked[number] = True
+            self._draw(colour, grey, clip, person, covered if cut else None, recipe.feather)
+        return Pictures(*_lit(colour.picture, grey.picture, recipe), masks, masked)
+
+    def _shown(self, clip: Clip, person: Seen) -> np.ndarray:
+        """Numbers of the clip's frames that are seen at the scene's times."""
+        return clip.frames_at(person.start + self.times.clip(*person.active))
+
+    def _draw(
+        self,
+        colour: _Canvas,
+        grey: _Canvas,
+        clip: Clip,
+        person: Seen,
+        covered: Tensor | None,
+        feather: float,
+    ) -> None:
+        """Puts a person into both canvases.
+
+        Args:
+            covered: where the person is in the key frames, to be cut out with a soft edge; None:
+                the whole picture is shown.
+        """
+        shown = self._shown(clip, person)
+        picture = self.pool.pictures(clip, shown[self.keys].tolist(), grey=False)
+        small = self.pool.pictures(clip, shown.tolist(), grey=True, size=grey.size_of(clip, person))
+        soft = soft_grey = None
+        if covered is not None:
+            soft = _feathered(covered, feather)
+            # Heads move little within 40 ms: the mask of every second frame is enough to cut by.
+            every = np.arange(0, len(shown), 2)
+            rough = _feathered(self._covered(grey, clip, person, every)[0], feather * grey.ratio[0])
+            soft_grey = rough.repeat_interleave(2, dim=0)[: len(shown)]
+        colour.draw(torch.from_numpy(picture).permute(0, 3, 1, 2), clip, person, soft)
+        grey.draw(torch.from_numpy(small)[:, None], clip, person, soft_grey)
+
+    def _covered(
+        self, canvas: _Canvas, clip: Clip, person: Seen, frames: np.ndarray
+    ) -> tuple[Tensor, tuple[slice, slice]]:
+        """Where a person is in these frames: float [N, 1, rows, columns], 0 to 1."""
+        masks = self.pool.masks(clip, self._shown(clip, person)[frames].tolist())
+        whole = torch.from_numpy((masks > 0).astype(np.uint8) * 255)[:, None]
+        inside, where = canvas.placed(whole, clip, person)
+        return inside.float() / 255, where
+
+    def _fill(self, colour: _Canvas, grey: _Canvas, number: int) -> None:
+        """A background that covers the scene, from its middle."""
+        plate = self._plate(number)
+        for canvas, weights in ((colour, None), (grey, torch.tensor(GREY))):
+            scale = max(canvas.size[0] / plate.shape[1], canvas.size[1] / plate.shape[2])
+            height = max(canvas.size[0], round(plate.shape[1] * scale))
+            width = max(canvas.size[1], round(plate.shape[2] * scale))
+            scaled = functional.interpolate(plate[None], (height, width), mode="bilinear")[0]
+            top, left = (height - canvas.size[0]) // 2, (width - canvas.size[1]) // 2
+            scaled = scaled[:, top : top + canvas.size[0], left : left + canvas.size[1]]
+            if weights is not None:
+                scaled = (scaled * weights[:, None, None]).sum(0, keepdim=True)
+            canvas.picture[:] = scaled
+
+    def _made_plate(self, number: int) -> Tensor:
+        """A clip's background without its person: float [3, h, w], 0 to 255.
+
+        Each pixel's mean over the frames in which the person does not cover it; what is always
+        covered is filled from around.
+        """
+        clip = self.pool.clips[number]
+        frames = ((np.arange(PLATE_FRAMES) + 0.5) * len(clip.times) / PLATE_FRAMES).astype(int)
+        pictures = torch.from_numpy(self.pool.pictures(clip, frames.tolist(), grey=False))
+        person = torch.from_numpy(self.pool.masks(clip, frames.tolist()) > 0).float()[:, None]
+        wide = functional.max_pool2d(person, 2 * MARGIN + 1, stride=1, padding=MARGIN)
+        free = 1 - wide
+        total = (pictures.permute(0, 3, 1, 2).float() * free).sum(0)
+        return filled(total, free.sum(0))
+
+
+def filled(total: Tensor, weight: Tensor) -> Tensor:
+    """Weighted means, and where there is no weight what lies around: [C, H, W] and [1, H, W].
+
+    Halved until every pixel knows something, then laid under what was known in each size.
+    """
+    known = weight > 0
+    if bool(known.all()) or min(weight.shape[-2:]) == 1:
+        return total / weight.clamp(min=1e-6)
+    smaller = [functional.avg_pool2d(x[None], 2, ceil_mode=True)[0] for x in (total, weight)]
+    below = filled(*smaller)
+    size = total.shape[-2:]
+    below = functional.interpolate(below[None], size, mode="bilinear", align_corners=False)[0]
+    return torch.where(known, total / weight.clamp(min=1e-6), below)
+
+
+def _feathered(alpha: Tensor, width: float) -> Tensor:
+    """A soft edge: the mean over a square of about twice ``width`` pixels. [N, 1, h, w]."""
+    side = 2 * round(width) + 1
+    if side == 1 or alpha.numel() == 0:
+        return alpha
+    return functional.avg_pool2d(alpha, side, stride=1, padding=side // 2, count_include_pad=False)
+
+
+def _lit(colour: Tensor, grey: Tensor, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Light, colours and JPEG of a scene, after it was put together: one camera took it all."""
+    brightness, contrast, saturation = recipe.light
+    middle = colour.mean() * brightness
+
+    def lit(picture: Tensor) -> Tensor:
+        return (picture * brightness - middle) * contrast + middle
+
+    weights = torch.tensor(GREY)[:, None, None]
+    colour = lit(colour)
+    pale = (colour * weights).sum(1, keepdim=True)
+    colour = (pale + (colour - pale) * saturation) * torch.tensor(recipe.tint)[:, None, None]
+    frames = colour.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    motion = lit(grey).round().clamp(0, 255).byte()[:, 0].numpy()
+    frames = np.stack([decode_frame(encode_frame(frame, recipe.quality)) for frame in frames])
+    return frames, np.stack([_as_jpeg(frame, recipe.quality) for frame in motion])
+
+
+def _as_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
+    """A grey picture [h, w] after compression."""
+    data = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(frame[..., None]), quality=quality, colorspace="GRAY"
+    )
+    return decode_frame(data, grey=True)
