@@ -38,8 +38,11 @@ def _child(
 ) -> None:
     if pinned and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    seconds = work(*arguments)
     torch: Any = sys.modules.get("torch")
+    if pinned and torch is not None:  # imported before pinning, it has counted every core
+        torch.set_num_threads(1)
+    seconds = work(*arguments)
+    torch = sys.modules.get("torch")
     gpu = torch is not None and torch.cuda.is_initialized()
     connection.send((seconds, torch.cuda.max_memory_allocated() / 1e6 if gpu else peak_mb()))
 
