@@ -13,7 +13,7 @@ import torch.utils.data
 
 from cavmae.datasets.batch import Batch
 from cavmae.datasets.errors import CavmaeError
-from cavmae.datasets.stream import Delivery, Position, Stream, TrainStream
+from cavmae.datasets.stream import Delivery, Position, Stream
 
 log = logging.getLogger("cavmae")
 
@@ -52,7 +52,7 @@ class Loader:
     def __init__(
         self, stream: Stream, workers: int = 0, prefetch: int = 2, pin_memory: bool = False
     ):
-        if isinstance(stream, TrainStream):
+        if stream.endless:
             stream.check_workers(workers)
         self.stream = stream
         self.workers = workers
@@ -77,7 +77,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         stream = self.stream
-        if isinstance(stream, TrainStream):
+        if stream.endless:
             stream.positions = [dataclasses.replace(p) for p in self._positions]
             stream.first_worker = self._turn
         loader = torch.utils.data.DataLoader(
@@ -90,7 +90,7 @@ class Loader:
             worker_init_fn=_patient,
             generator=torch.Generator(),  # else it draws from the one that training restores
         )
-        if not isinstance(stream, TrainStream):
+        if not stream.endless:
             self._broken = [{} for _ in self._positions]
             self._positions = [Position() for _ in self._positions]
         for delivery in _forked_without_garbage(loader):
@@ -143,8 +143,8 @@ class Loader:
         self._positions = [Position(epoch=epoch) for _ in self._positions]
         self._turn = 0
 
-    def _training(self) -> TrainStream:
-        if not isinstance(self.stream, TrainStream):
+    def _training(self) -> Stream:
+        if not self.stream.endless:
             raise TypeError("an evaluation stream has no state")
         return self.stream
 

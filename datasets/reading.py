@@ -157,21 +157,20 @@ class Reader:
 
     def _quarantine(self, pending: Pending, error: SampleError) -> None:
         self.broken[error.reason] += 1
-        if self._access.quarantine is None:
-            return
-        line = json.dumps(
-            {
-                "shard": self._manifest.shards[pending.visit.shard].file,
-                "key": pending.key,
-                "reason": error.reason,
-                "detail": error.detail,
-            }
-        )
-        path = Path(self._access.quarantine)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # One write to a file opened for appending: lines of several processes do not mix.
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line.encode() + b"\n")
-        finally:
-            os.close(descriptor)
+        shard = self._manifest.shards[pending.visit.shard].file
+        quarantine(self._access, error, shard=shard, key=pending.key)
+
+
+def quarantine(access: Access, error: SampleError, **where: str) -> None:
+    """Names a broken sample in the quarantine file, if there is to be one."""
+    if access.quarantine is None:
+        return
+    line = json.dumps({**where, "reason": error.reason, "detail": error.detail})
+    path = Path(access.quarantine)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # One write to a file opened for appending: lines of several processes do not mix.
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode() + b"\n")
+    finally:
+        os.close(descriptor)

@@ -54,7 +54,7 @@ class Delivery:
 
 
 class Stream(torch.utils.data.IterableDataset, abc.ABC):
-    """What the training and the evaluation stream share.
+    """What all streams share: those of samples as they lie in shards, and of composed scenes.
 
     Iterating gives :class:`Delivery` objects, or, so that it reaches the user as one sentence from
     a worker process too, a CavmaeError. :class:`cavmae.datasets.loader.Loader` is the way to use
@@ -62,26 +62,29 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
 
     Args:
         manifest: the data set.
-        view: what is read of each sample.
         batch_size: samples of a batch on this rank.
         seed: of everything random.
         rank, world_size: of this process among those that share the data set.
-        labels: class names for the ``labels`` field; empty: none.
         access: how shards are reached.
+
+    Attributes:
+        endless: whether it goes on for ever, and can go on from a position.
+        positions: of the workers, when going on.
+        first_worker: whose turn it is when going on.
 
     Raises:
         ShardError: shards are missing or altered.
     """
 
+    endless = False
+
     def __init__(
         self,
         manifest: Manifest,
-        view: View,
         batch_size: int,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        labels: Sequence[str] = (),
         access: Access = Access(),  # noqa: B008 - frozen
     ):
         if batch_size < 1 or not 0 <= rank < world_size:
@@ -96,14 +99,13 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
         if not 0 <= seed < 1 << 40:
             raise UsageError(f"seed {seed} is not from 0 to 2^40.")
         self.manifest = manifest
-        self.view = view
+        self.positions: list[Position] | None = None
+        self.first_worker = 0
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.access = access
-        self._collate = Collate(view, labels)
-        self._counts = [shard.samples for shard in manifest.shards]
         # Each rank reads its share: a broken shard stops the launch wherever it is found.
         manifest.verify("size")
         if access.verify == "hash":
@@ -115,6 +117,11 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
                 )
             manifest.verify("hash", share)
 
+    @property
+    def samples(self) -> int:
+        """Samples of an epoch, over all ranks."""
+        return self.manifest.samples
+
     def __iter__(self) -> Iterator[Delivery | CavmaeError]:
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
@@ -123,6 +130,102 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
     @abc.abstractmethod
     def deliveries(self, worker: int, workers: int) -> Iterator[Delivery | CavmaeError]:
         """What worker ``worker`` of ``workers`` of this rank gives, or the error that ends it."""
+
+    def signature(self, workers: int) -> dict[str, Any]:
+        """What the order depends on: a stream goes on exactly only if none of it has changed."""
+        shards = "".join(shard.sha256 for shard in self.manifest.shards)
+        return {
+            "data set": hashlib.sha256(shards.encode()).hexdigest(),
+            "seed": self.seed,
+            "world_size": self.world_size,
+            "rank": self.rank,
+            "workers": max(1, workers),
+            "batch_size": self.batch_size,
+        }
+
+    def check_workers(self, workers: int) -> None:
+        """Raises UsageError if not every reader would have something to read."""
+        readers = self.world_size * max(1, workers)
+        if self.samples < readers:
+            raise UsageError(
+                f"{self.manifest.folder} has {self.samples} samples for {readers} readers "
+                f"({self.world_size} ranks with {max(1, workers)} workers each): use fewer workers."
+            )
+
+    def _starting(self, worker: int, workers: int) -> tuple[int, Position]:
+        """Which worker's part a worker of DataLoader's takes, and where it begins."""
+        # DataLoader asks worker 0 first; after going on it may be another one's turn.
+        worker = (worker + self.first_worker) % workers
+        if self.positions is None:
+            return worker, Position()
+        return worker, dataclasses.replace(self.positions[worker])
+
+    def _batched(
+        self,
+        worker: int,
+        source: Iterator[dict[str, Any]],
+        collate: Callable[[Sequence[dict[str, Any]]], Batch],
+        position: Position,
+        broken: Mapping[str, int],
+        partial: bool,
+    ) -> Iterator[Delivery]:
+        """Samples in batches.
+
+        Args:
+            position, broken: counted on by the source.
+            partial: whether a last batch may be smaller.
+        """
+        gathered: list[dict[str, Any]] = []
+
+        def delivery() -> Delivery:
+            return Delivery(worker, collate(gathered), dataclasses.replace(position), dict(broken))
+
+        for shown in source:
+            gathered.append(shown)
+            if len(gathered) == self.batch_size:
+                yield delivery()
+                gathered = []
+        if gathered and partial:
+            yield delivery()
+
+    def check_broken(self, broken: int, reasons: Mapping[str, int]) -> None:
+        """Raises CavmaeError if so many broken samples in an epoch of this rank are too many."""
+        share = max(1, self.samples // self.world_size)
+        if broken <= self.access.max_broken * share:
+            return
+        counts = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
+        where = f"; they are named in {self.access.quarantine}" if self.access.quarantine else ""
+        raise CavmaeError(
+            f"Too many broken samples in {self.manifest.folder}: {counts} of {share}{where}. "
+            "Run `cavmae check`, or allow more with max_broken."
+        )
+
+
+class ShardStream(Stream):
+    """Samples as they lie in the shards.
+
+    Args:
+        manifest: the data set.
+        view: what is read of each sample.
+        batch_size, seed, rank, world_size, access: see :class:`Stream`.
+        labels: class names for the ``labels`` field; empty: none.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        view: View,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        labels: Sequence[str] = (),
+        access: Access = Access(),  # noqa: B008 - frozen
+    ):
+        super().__init__(manifest, batch_size, seed, rank, world_size, access)
+        self.view = view
+        self._collate = Collate(view, labels)
+        self._counts = [shard.samples for shard in manifest.shards]
 
     def _deliveries(
         self,
@@ -151,14 +254,7 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
                     yield shown
 
         def batched(source: Iterator[dict[str, Any]]) -> Iterator[Delivery]:
-            gathered = []
-            for shown in source:
-                gathered.append(shown)
-                if len(gathered) == self.batch_size:
-                    yield self._deliver(worker, gathered, position, reader)
-                    gathered = []
-            if gathered and partial:
-                yield self._deliver(worker, gathered, position, reader)
+            return self._batched(worker, source, self._collate, position, reader.broken, partial)
 
         try:
             yield from webdataset.DataPipeline(pending, decoded, batched)
@@ -167,33 +263,18 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
         finally:
             reader.close()
 
-    def _deliver(
-        self, worker: int, gathered: list[dict[str, Any]], position: Position, reader: Reader
-    ) -> Delivery:
-        batch = self._collate(gathered)
-        return Delivery(worker, batch, dataclasses.replace(position), dict(reader.broken))
 
-    def check_broken(self, broken: int, reasons: Mapping[str, int]) -> None:
-        """Raises CavmaeError if so many broken samples in an epoch of this rank are too many."""
-        share = max(1, self.manifest.samples // self.world_size)
-        if broken <= self.access.max_broken * share:
-            return
-        counts = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
-        where = f"; they are named in {self.access.quarantine}" if self.access.quarantine else ""
-        raise CavmaeError(
-            f"Too many broken samples in {self.manifest.folder}: {counts} of {share}{where}. "
-            "Run `cavmae check`, or allow more with max_broken."
-        )
-
-
-class TrainStream(Stream):
+class TrainStream(ShardStream):
     """Endless batches: every epoch visits every sample exactly once over all ranks and workers.
 
     Args:
+        arguments, options: of :class:`ShardStream`.
         shuffle_buffer: samples held (as bytes) to mix them.
         repeats: how often each sample is visited an epoch on average, for each shard
             (:func:`cavmae.datasets.order.class_balanced_repeats`); None: once.
     """
+
+    endless = True
 
     def __init__(
         self,
@@ -207,22 +288,13 @@ class TrainStream(Stream):
             raise UsageError(f"shuffle_buffer {shuffle_buffer}: must hold at least one sample.")
         self.shuffle_buffer = shuffle_buffer
         self.repeats = repeats
-        self.positions: list[Position] | None = None  # of the workers, when going on
-        self.first_worker = 0  # whose turn it is when going on
 
     def signature(self, workers: int) -> dict[str, Any]:
-        """What the order depends on: a stream goes on exactly only if none of it has changed."""
-        shards = "".join(shard.sha256 for shard in self.manifest.shards)
-        repeats = b"" if self.repeats is None else np.concatenate(self.repeats).tobytes()
-        return {
-            "data set": hashlib.sha256(shards.encode() + repeats).hexdigest(),
-            "seed": self.seed,
-            "world_size": self.world_size,
-            "rank": self.rank,
-            "workers": max(1, workers),
-            "batch_size": self.batch_size,
-            "shuffle_buffer": self.shuffle_buffer,
-        }
+        """See :meth:`Stream.signature`."""
+        found = super().signature(workers) | {"shuffle_buffer": self.shuffle_buffer}
+        if self.repeats is not None:
+            found["repeats"] = hashlib.sha256(np.concatenate(self.repeats).tobytes()).hexdigest()
+        return found
 
     def check_workers(self, workers: int) -> None:
         """Raises UsageError if there are fewer shards than readers."""
@@ -235,11 +307,7 @@ class TrainStream(Stream):
             )
 
     def deliveries(self, worker: int, workers: int) -> Iterator[Delivery | CavmaeError]:
-        # DataLoader asks worker 0 first; after going on it may be another one's turn.
-        worker = (worker + self.first_worker) % workers
-        position = Position()
-        if self.positions is not None:
-            position = dataclasses.replace(self.positions[worker])
+        worker, position = self._starting(worker, workers)
         reader = Reader(self.manifest, self.view, self.access, self.seed)
         number = self.rank * workers + worker
         readers = self.world_size * workers
@@ -288,7 +356,7 @@ class TrainStream(Stream):
                 yield pending
 
 
-class EvalStream(Stream):
+class EvalStream(ShardStream):
     """Finite batches: every sample exactly once over all ranks and workers, in order.
 
     The last batch of a worker may be smaller. With ``random`` frames or windows in the view the

@@ -99,8 +99,7 @@ def train(settings: PretrainSettings, run: Path, resume: bool, text: str) -> boo
         with processes.agreed():
             task, loader, held_out = _prepare(settings, views, run, accelerator, processes)
         together = data.batch * how.accumulate * processes.count
-        samples = loader.stream.manifest.samples
-        steps = how.steps or max(1, round(how.epochs * samples / together))
+        steps = how.steps or max(1, round(how.epochs * loader.stream.samples / together))
         loop = Loop(
             task, loader, held_out, steps, how, settings.optimizer, run, accelerator, processes
         )

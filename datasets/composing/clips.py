@@ -4,9 +4,12 @@ Training sets of speakers are small, and a mixture takes several clips at random
 stream, but an index of where in the shards every frame, mask and sound lies.
 """
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,14 +96,15 @@ class ClipPool:
         self.manifest = manifest
         self.left_out = 0
         self.clips: list[Clip] = []
-        self._files: list[int] = []
+        self._paths: list[Path] = []
+        self._files: dict[int, int] = {}  # descriptors of shards that were read from
         if access.verify == "hash":
             manifest.verify("hash")
         opener = ShardOpener(manifest, access)
         try:
             for number in range(len(manifest.shards)):
                 shard = opener.get(number)
-                self._files.append(os.open(shard.path, os.O_RDONLY))
+                self._paths.append(shard.path)
                 for entry in shard.entries:
                     clip = _clip(number, entry, shard.read(entry, "json"), exclude)
                     if clip is None:
@@ -118,10 +122,14 @@ class ClipPool:
             )
         self.number = {clip.key: number for number, clip in enumerate(self.clips)}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which opens the shards itself."""
+        return {**self.__dict__, "_files": {}}
+
     def close(self) -> None:
         """Closes the shards."""
         while self._files:
-            os.close(self._files.pop())
+            os.close(self._files.popitem()[1])
 
     def people(self) -> dict[str, list[int]]:
         """Numbers of the clips of each person."""
@@ -138,7 +146,8 @@ class ClipPool:
         """
         found = np.zeros(samples, dtype=np.float32)
         data = self._read(clip, clip.sound)
-        wave = to_float(sample.decode_waveform(data, round(start * SAMPLE_RATE), samples))
+        with _named(clip):
+            wave = to_float(sample.decode_waveform(data, round(start * SAMPLE_RATE), samples))
         found[: len(wave)] = wave
         return found
 
@@ -157,7 +166,8 @@ class ClipPool:
         shown = {}
         for number in dict.fromkeys(frames):
             data = self._read(clip, clip.frames[number])
-            shown[number] = sample.decode_frame(data, clip.info.frame_size, size, grey)
+            with _named(clip):
+                shown[number] = sample.decode_frame(data, clip.info.frame_size, size, grey)
         return np.stack([shown[number] for number in frames])
 
     def masks(self, clip: Clip, frames: Sequence[int]) -> np.ndarray:
@@ -171,16 +181,29 @@ class ClipPool:
             if clip.masks[number, 1] == 0:
                 raise SampleError("missing_member", f"{clip.key} has no mask {number}")
             data = self._read(clip, clip.masks[number])
-            shown[number] = sample.decode_mask(data, clip.info.frame_size)
+            with _named(clip):
+                shown[number] = sample.decode_mask(data, clip.info.frame_size)
         return np.stack([shown[number] for number in frames])
 
     def _read(self, clip: Clip, place: Sequence[int]) -> bytes:
         offset, size = int(place[0]), int(place[1])
+        if clip.shard not in self._files:
+            self._files[clip.shard] = os.open(self._paths[clip.shard], os.O_RDONLY)
         data = os.pread(self._files[clip.shard], size, offset)
         if len(data) != size:
-            file = self.manifest.path_of(self.manifest.shards[clip.shard])
-            raise ShardError(f"Shard {file} ends inside {clip.key}: it has shrunk.")
+            raise ShardError(
+                f"Shard {self._paths[clip.shard]} ends inside {clip.key}: it has shrunk."
+            )
         return data
+
+
+@contextlib.contextmanager
+def _named(clip: Clip) -> Iterator[None]:
+    """Says of which clip it is that a part is broken."""
+    try:
+        yield
+    except SampleError as error:
+        raise SampleError(error.reason, f"{clip.key}: {error.detail}") from error
 
 
 def _clip(shard: int, entry: Entry, data: bytes, exclude: Collection[str]) -> Clip | None:

@@ -141,6 +141,8 @@ class Recipe:
         quality: of the JPEG that every frame went through in the end.
         feather: width of a person's soft edge, in pixels.
         seed: of noise.
+        target: number of the person whom a cue means.
+        reference: another part of what that person says, to know the voice by; None: there is none.
     """
 
     kind: Kind
@@ -155,6 +157,8 @@ class Recipe:
     quality: int
     feather: float
     seed: int
+    target: int = 0
+    reference: Voice | None = None
 
     def to_record(self) -> dict[str, Any]:
         """JSON-able."""
@@ -175,6 +179,8 @@ class Recipe:
         }
         values["people"] = tuple(voice(Seen, told) for told in record["people"])
         values["unseen"] = tuple(voice(Voice, told) for told in record["unseen"])
+        if record["reference"] is not None:
+            values["reference"] = voice(Voice, record["reference"])
         return cls(**values)
 
 
@@ -229,12 +235,15 @@ class RecipeBook:
         voices = self._voices([*seen, *chosen[count:]], [*heard, off_screen], chance)
         people, order = self._placed(kind, seen, voices, chance)
         noises: tuple[Noise, ...] = ("white", "pink", "hum")
+        target = chance.randrange(count)
         return Recipe(
             kind=kind,
             people=people,
             order=order,
             background=self._background(seen, chance) if kind == "paste" else None,
             unseen=tuple(voices[count:]) if off_screen else (),
+            target=target,
+            reference=self._reference(people[target], chance),
             noise=chance.choice(noises) if noisy else None,
             noise_db=-20 * chance.random(),
             light=(chance.uniform(0.8, 1.25), chance.uniform(0.8, 1.25), chance.uniform(0.7, 1.3)),
@@ -398,6 +407,25 @@ class RecipeBook:
                 high = max(0.0, bottom - max(top, other[1]))  # a body reaches down from its head
                 most = max(most, wide * high / max(1.0, (right - left) * (bottom - top)))
         return most
+
+    def _reference(self, person: Voice, chance: random.Random) -> Voice | None:
+        """Something else that somebody says, of another clip or of another part of this one."""
+        seconds = self.settings.seconds
+        shown = self.pool.clips[self.pool.number[person.clip]]
+        said = [self.pool.clips[n] for n in self._speaking.get(shown.person, [])]
+        others = [clip for clip in said if clip.key != shown.key]
+        if others:
+            clip = chance.choice(others)
+            steps = max(0, int((clip.info.duration - seconds) * GRID + 1e-6))
+            start = chance.randrange(steps + 1) / GRID
+        elif shown in said and shown.info.duration >= 2 * seconds - 1e-6:
+            clip, last = shown, shown.info.duration - seconds
+            start = 0.0 if person.start >= last / 2 else last
+            if abs(start - person.start) < seconds / 2:
+                return None
+        else:
+            return None
+        return Voice(clip.key, start, (0.0, seconds), 0.0)
 
     def _background(self, seen: Sequence[int], chance: random.Random) -> str:
         clips = self.pool.clips

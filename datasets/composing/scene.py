@@ -7,7 +7,7 @@ import numpy as np
 from cavmae.datasets.composing.clips import ClipPool
 from cavmae.datasets.composing.picture import Painter, Size
 from cavmae.datasets.composing.recipe import GRID, ComposeSettings, Recipe, Voice
-from cavmae.datasets.composing.sound import faded, mix, noise_of
+from cavmae.datasets.composing.sound import at_level, faded, mix, noise_of
 from cavmae.datasets.features import SAMPLE_RATE
 
 
@@ -24,6 +24,8 @@ class Scene(NamedTuple):
         speaking: bool [P], who is heard.
         masks: bool [P, F, height, width], what is seen of each.
         masked: bool [P], whether that is known.
+        target: number of the person whom a cue means.
+        reference: float32 [samples], that person's voice elsewhere; silence where there is none.
     """
 
     frames: np.ndarray
@@ -34,6 +36,8 @@ class Scene(NamedTuple):
     speaking: np.ndarray
     masks: np.ndarray
     masked: np.ndarray
+    target: int
+    reference: np.ndarray
 
 
 class Composer:
@@ -79,7 +83,14 @@ class Composer:
             speaking=np.array([n in heard for n in range(len(recipe.people))]),
             masks=pictures.masks,
             masked=pictures.masked,
+            target=recipe.target,
+            reference=self._reference(recipe),
         )
+
+    def _reference(self, recipe: Recipe) -> np.ndarray:
+        if recipe.reference is None:
+            return np.zeros(self.samples, dtype=np.float32)
+        return at_level(self._wave(recipe.reference), 0.0)
 
     def _wave(self, voice: Voice) -> np.ndarray:
         clip = self.pool.clips[self.pool.number[voice.clip]]
