@@ -14,13 +14,14 @@ from torch.nn import functional
 
 from cavmae.datasets.composing.clips import Clip, ClipPool
 from cavmae.datasets.composing.recipe import GRID, Place, Recipe, Seen
-from cavmae.datasets.sample import decode_frame, encode_frame
+from cavmae.datasets.sample import MAX_SIDE, decode_frame, encode_frame
 
 Size = tuple[int, int]  # height, width
 
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue, as JPEG has it
 PLATE_FRAMES = 8  # that a background is made of
 PLATES = 64  # backgrounds that are kept
+BLOCK = 8  # pixels of JPEG's blocks
 MARGIN = 6  # pixels around a person that do not count as background
 
 
@@ -240,26 +241,36 @@ def _feathered(alpha: Tensor, width: float) -> Tensor:
 
 
 def _lit(colour: Tensor, grey: Tensor, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Light, colours and JPEG of a scene, after it was put together: one camera took it all."""
+    """Light, colours and JPEG of a scene, after it was put together: one camera took it all.
+
+    Args:
+        colour, grey: the canvases, which are overwritten.
+    """
     brightness, contrast, saturation = recipe.light
-    middle = colour.mean() * brightness
-
-    def lit(picture: Tensor) -> Tensor:
-        return (picture * brightness - middle) * contrast + middle
-
-    weights = torch.tensor(GREY)[:, None, None]
-    colour = lit(colour)
-    pale = (colour * weights).sum(1, keepdim=True)
-    colour = (pale + (colour - pale) * saturation) * torch.tensor(recipe.tint)[:, None, None]
-    frames = colour.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-    motion = lit(grey).round().clamp(0, 255).byte()[:, 0].numpy()
+    gain = brightness * contrast
+    offset = (1 - contrast) * brightness * float(colour.mean())
+    # Pale by the grey of each pixel, then tinted: one matrix of the three colours.
+    matrix = saturation * torch.eye(3) + (1 - saturation) * torch.tensor(GREY).expand(3, 3)
+    matrix = matrix * torch.tensor(recipe.tint)[:, None]
+    lit = functional.conv2d(colour, gain * matrix[:, :, None, None], offset * matrix.sum(1))
+    frames = _bytes(lit).permute(0, 2, 3, 1).contiguous().numpy()
+    motion = _bytes(grey.mul_(gain).add_(offset))[:, 0].numpy()
     frames = np.stack([decode_frame(encode_frame(frame, recipe.quality)) for frame in frames])
-    return frames, np.stack([_as_jpeg(frame, recipe.quality) for frame in motion])
+    return frames, _as_jpeg(motion, recipe.quality)
 
 
-def _as_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
-    """A grey picture [h, w] after compression."""
-    data = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(frame[..., None]), quality=quality, colorspace="GRAY"
-    )
-    return decode_frame(data, grey=True)
+def _bytes(picture: Tensor) -> Tensor:
+    return picture.round_().clamp_(0, 255).byte()
+
+
+def _as_jpeg(frames: np.ndarray, quality: int) -> np.ndarray:
+    """Grey pictures [N, h, w] after compression."""
+    # JPEG's blocks of 8x8 know nothing of each other: pictures of whole blocks go as strips.
+    count, height, width = frames.shape
+    many = 1 if height % BLOCK else max(1, MAX_SIDE // height)
+    shown = []
+    for first in range(0, count, many):
+        strip = np.ascontiguousarray(frames[first : first + many].reshape(-1, width, 1))
+        data = simplejpeg.encode_jpeg(strip, quality=quality, colorspace="GRAY")
+        shown.append(decode_frame(data, grey=True).reshape(-1, height, width))
+    return np.concatenate(shown)
