@@ -67,7 +67,7 @@ def build_model(settings: ModelSettings, objective: ObjectiveSettings, seed: int
     if settings.mae:
         initialise_from_mae(model, imagenet_mae(settings.mae))
     if settings.weights:
-        source, weights = _named(settings.weights)
+        source, weights = named_weights(settings.weights)
         moved = move_positions(weights, source, model.config)
         for line in load_weights(model, moved, settings.partial):
             log.warning("Left: %s.", line)
@@ -91,7 +91,7 @@ def imagenet_mae(name: str) -> dict[str, Tensor]:
     return dict(found.state_dict())
 
 
-def _named(name: str) -> tuple[CAVMAEConfig, dict[str, Tensor]]:
+def named_weights(name: str) -> tuple[CAVMAEConfig, dict[str, Tensor]]:
     """Shape and weights of a folder, a published file, or a name on the hub."""
     if Path(name).is_file():
         weights = read_weights(Path(name))

@@ -1,7 +1,9 @@
 """The start of a run: its processes, its folder."""
 
 import contextlib
+import ctypes
 import logging
+import platform
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +21,7 @@ from cavmae.pretrain.settings import LoopSettings
 
 log = logging.getLogger("cavmae")
 CONFIG = "config.yaml"
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of glibc's mallopt
 
 
 def make_accelerator(settings: LoopSettings, run: Path) -> Accelerator:
@@ -58,6 +61,19 @@ def make_accelerator(settings: LoopSettings, run: Path) -> Accelerator:
     return accelerator
 
 
+def keep_memory() -> None:
+    """Has glibc keep what is freed instead of giving it back: a step takes half the time.
+
+    Every large tensor is else a fresh mapping, whose pages the system clears one by one.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+        if libc.mallopt(option, value) != 1:
+            log.info("The memory allocator takes no options: steps may be slow.")
+
+
 @contextlib.contextmanager
 def joined(settings: LoopSettings, run: Path) -> Iterator[Accelerator]:
     """The processes that were launched, as long as they work together.
@@ -66,6 +82,8 @@ def joined(settings: LoopSettings, run: Path) -> Iterator[Accelerator]:
     For arguments and errors see :func:`make_accelerator`.
     """
     accelerator = make_accelerator(settings, run)
+    if accelerator.device.type == "cpu":
+        keep_memory()
     well = False
     try:
         yield accelerator

@@ -203,7 +203,7 @@ class Loop:
         progress = self.step / self._steps
         rate = learning_rate(self._optimizing, self.step, self._steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         pieces: list[Pieces] = []
         states = []
         if self.task.joined and len(micro) > 1:

@@ -1,31 +1,38 @@
 """Optimizers, and learning rates as functions of the step."""
 
 import math
-from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import nn
 
 from cavmae.pretrain.settings import OptimizerSettings
+from cavmae.pretrain.task import Task
 
 
-def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def build_optimizer(task: Task, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """AdamW without decay of vectors and tokens, or the reference's Adam.
 
     Args:
-        module: whose parameters with ``requires_grad`` are trained.
+        task: whose parameters with ``requires_grad`` are trained; a group of them has a
+            ``lr_scale``, as :meth:`Task.rate` says.
     """
     betas = settings.beta1, settings.beta2
-    if settings.name == "adam":
-        trained: Any = [p for p in module.parameters() if p.requires_grad]
-        return torch.optim.Adam(
-            trained, settings.lr, betas, weight_decay=settings.weight_decay, fused=True
-        )
-    # Tokens of shape [1, 1, width] are vectors, whatever their number of axes.
-    tokens = [name for name, p in module.named_parameters() if p.dim() == 3 and p.shape[0] == 1]
-    groups = param_groups_weight_decay(module, settings.weight_decay, no_weight_decay_list=tokens)
-    return torch.optim.AdamW(groups, settings.lr, betas, fused=True)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in task.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        # Tokens of shape [1, 1, width] are vectors, whatever their number of axes.
+        token = parameter.dim() == 3 and parameter.shape[0] == 1
+        vector = parameter.dim() <= 1 or name.endswith(".bias") or token
+        plain = settings.name == "adam" or not vector
+        decay = settings.weight_decay if plain else 0.0
+        groups.setdefault((decay, task.rate(name)), []).append(parameter)
+    told = [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in groups.items()
+    ]
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return kind(told, settings.lr, betas, weight_decay=settings.weight_decay, fused=True)
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 Grid = tuple[int, int]  # rows, columns
 
 
-def _sin_cos_1d(width: int, places: Tensor) -> Tensor:
+def sin_cos(width: int, places: Tensor) -> Tensor:
     """float64 [N, width]: sines, then cosines, of geometrically falling frequencies."""
     rates = 10_000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
     angles = places[:, None] * rates
@@ -34,7 +34,7 @@ def sin_cos_positions(width: int, grid: Grid) -> Tensor:
     rows, columns = grid
     row = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns)
     column = torch.arange(columns, dtype=torch.float64).repeat(rows)
-    both = torch.cat([_sin_cos_1d(width // 2, column), _sin_cos_1d(width // 2, row)], dim=1)
+    both = torch.cat([sin_cos(width // 2, column), sin_cos(width // 2, row)], dim=1)
     return both.float()[None]
 
 

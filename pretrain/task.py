@@ -73,6 +73,10 @@ class Task(nn.Module, abc.ABC):
         """What a joined task needs of each of a step's batches."""
         raise TypeError("this task compares no clips with each other")
 
+    def rate(self, name: str) -> float:
+        """Share of the run's learning rate at which a parameter moves."""
+        return 1.0
+
     @abc.abstractmethod
     def evaluate(self, batch: Batch) -> Record:
         """What :meth:`summarise` needs of a held-out batch: tensors and lists on the CPU."""

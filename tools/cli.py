@@ -16,6 +16,7 @@ COMMANDS = {
         "make talking heads with known voices and masks",
     ),
     "pretrain": ("cavmae.pretrain.train", "train CAV-MAE on shards"),
+    "finetune": ("cavmae.tools.finetune", "train on labelled clips: `finetune speakers`"),
     "retrieve": ("cavmae.tools.retrieve", "which sound goes with which picture; features"),
     "inpaint": ("cavmae.tools.inpaint", "original, masked, reconstructed: a picture"),
     "convert": ("cavmae.tools.convert", "published weights to ours, and back"),

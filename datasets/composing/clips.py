@@ -7,6 +7,7 @@ stream, but an index of where in the shards every frame, mask and sound lies.
 import contextlib
 import dataclasses
 import os
+import random
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,28 @@ class ClipPool:
         """Closes the shards."""
         while self._files:
             os.close(self._files.popitem()[1])
+
+    def keep(self, count: int, seed: int) -> None:
+        """Leaves out all clips but so many, drawn as evenly from all people as can be.
+
+        A smaller number keeps a part of what a larger one keeps.
+
+        Raises:
+            UsageError: there are not so many.
+        """
+        if count > len(self.clips):
+            raise UsageError(
+                f"{self.manifest.folder} has {len(self.clips)} clips to compose from, not {count}."
+            )
+        chance = random.Random(seed)
+        everyone = self.people()
+        names = chance.sample(sorted(everyone), len(everyone))
+        turns = [chance.sample(everyone[name], len(everyone[name])) for name in names]
+        most = max(len(numbers) for numbers in turns)
+        order = [numbers[turn] for turn in range(most) for numbers in turns if turn < len(numbers)]
+        self.left_out += len(self.clips) - count
+        self.clips = [self.clips[number] for number in sorted(order[:count])]
+        self.number = {clip.key: number for number, clip in enumerate(self.clips)}
 
     def people(self) -> dict[str, list[int]]:
         """Numbers of the clips of each person."""

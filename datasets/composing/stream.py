@@ -106,18 +106,27 @@ class ComposedStream(SceneStream):
     An epoch has as many scenes as there are usable clips. Reader r of R has scenes r, r + R, ...
 
     Args:
+        clips: so many of the usable clips are composed from, drawn by the seed, as evenly from all
+            people as can be; 0: all.
         arguments, options: of :class:`SceneStream`.
 
     Raises:
-        UsageError: there are too few people for such scenes.
+        UsageError: there are too few people, or clips, for such scenes.
     """
 
     endless = True
 
     def __init__(
-        self, manifest: Manifest, compose: ComposeSettings, *arguments: Any, **options: Any
+        self,
+        manifest: Manifest,
+        compose: ComposeSettings,
+        *arguments: Any,
+        clips: int = 0,
+        **options: Any,
     ):
         super().__init__(manifest, compose, *arguments, **options)
+        if clips:
+            self.pool.keep(clips, self.seed)
         self.compose = compose
         self.book = RecipeBook(self.pool, compose)
 
@@ -128,7 +137,8 @@ class ComposedStream(SceneStream):
 
     def signature(self, workers: int) -> dict[str, Any]:
         """See :meth:`cavmae.datasets.stream.Stream.signature`."""
-        return super().signature(workers) | {"compose": repr(self.compose)}
+        told = {"compose": repr(self.compose), "clips": len(self.pool.clips)}
+        return super().signature(workers) | told
 
     def recipe(self, epoch: int, number: int) -> Recipe:
         """The recipe of a scene."""

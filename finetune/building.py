@@ -1,0 +1,95 @@
+"""The speaker model of a run, and what it starts from."""
+
+import logging
+from typing import Any
+
+import torch
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.transforms import Statistics
+from cavmae.finetune.settings import SpeakerModelSettings
+from cavmae.finetune.speaker import SpeakerConfig, SpeakerModel
+from cavmae.pretrain.building import named_weights, preprocessing_of
+from cavmae.pretrain.encoder import CAVMAEConfig, config_of
+from cavmae.pretrain.weights import load_weights, move_positions
+
+log = logging.getLogger("cavmae")
+
+
+def shape_of(
+    settings: SpeakerModelSettings, encoder: CAVMAEConfig, image: tuple[int, int], frames: int
+) -> SpeakerConfig:
+    """The shape of the model.
+
+    Args:
+        encoder: as it was pretrained; it is moved to the scenes' grid.
+        image: (height, width) of the scenes.
+        frames: fbank frames of a scene.
+
+    Raises:
+        UsageError: settings that make no model.
+    """
+    parts = {
+        name: getattr(encoder, name)
+        for name in ("patch", "width", "heads", "depth", "joint_depth", "mlp_ratio")
+    }
+    if encoder.patch != 16:
+        raise UsageError(f"The encoder has patches of {encoder.patch}; the speaker model needs 16.")
+    try:
+        return SpeakerConfig(
+            encoder=CAVMAEConfig(image_size=image, audio_size=(128, frames), **parts),
+            slots=settings.slots,
+            width=settings.width,
+            heads=settings.heads,
+            query_layers=settings.query_layers,
+            slot_layers=settings.slot_layers,
+            voice_layers=settings.voice_layers,
+            mask_width=settings.mask_width,
+            keys=settings.keys,
+            motion_size=(settings.motion_height, settings.motion_width),
+            motion_width=settings.motion_channels,
+            motion_blocks=settings.motion_blocks,
+            separator=settings.separator,
+            separator_width=settings.separator_width,
+            classes=settings.classes,
+        )
+    except ValueError as error:
+        raise UsageError(f"model: {error}") from error
+
+
+def build_speaker(
+    settings: SpeakerModelSettings, image: tuple[int, int], frames: int, seed: int
+) -> SpeakerModel:
+    """The model, its encoder as it was pretrained; the same in every process.
+
+    Raises:
+        CavmaeError: weights are missing, damaged, or not of a CAV-MAE.
+    """
+    torch.manual_seed(seed)
+    if settings.encoder is None:
+        if settings.train_encoder == "frozen":
+            raise UsageError(
+                "An encoder from scratch has to learn: set model.train_encoder all, or give a "
+                "pretrained one with --model.encoder."
+            )
+        source = config_of(settings.encoder_size)
+        return SpeakerModel(shape_of(settings, source, image, frames))
+    source, weights = named_weights(settings.encoder)
+    model = SpeakerModel(shape_of(settings, source, image, frames))
+    own = model.encoder.state_dict()
+    moved = move_positions(weights, source, model.config.encoder)
+    try:
+        load_weights(model.encoder, {k: v for k, v in moved.items() if k in own})
+    except CavmaeError as error:
+        raise CavmaeError(f"{settings.encoder}: {error}") from error
+    return model
+
+
+def statistics_of(settings: SpeakerModelSettings, data_set: str) -> Statistics:
+    """What fbanks are normalised by: what the encoder was trained with, else the data set's own."""
+    told: dict[str, Any] | None = None
+    if settings.encoder is not None:
+        told = preprocessing_of(settings.encoder)
+    if told is None:
+        return Statistics.load(data_set)
+    return Statistics(told["fbank_mean"], told["fbank_std"])

@@ -1,0 +1,205 @@
+"""What the speaker model is to learn. Spectra, energies and SI-SDR in float32.
+
+Shapes: N clips, Q slots (Q' without the residual), P people at most, S samples.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cavmae.finetune.matching import (
+    ACTIVE_DB,
+    People,
+    Points,
+    Weights,
+    assign,
+    draw_points,
+    energies_db,
+    joint_costs,
+    mask_costs,
+    points_of,
+    si_sdr,
+)
+from cavmae.finetune.settings import LossSettings
+from cavmae.finetune.speaker import NONE, SILENT, SPEAKING, Looked, Voices
+from cavmae.finetune.spectra import compressed, spectrum
+
+
+class Truth(NamedTuple):
+    """What is known of a batch of composed scenes.
+
+    Attributes:
+        people: who is seen and heard; voices at the level at which the mixture's RMS is 1.
+        rest: [N, S], what belongs to nobody seen, at that level.
+        mixture: [N, S], likewise.
+        masks: bool [N, P, F, H, W].
+        target: int64 [N], who slot 0 is; -1: there is no cue.
+    """
+
+    people: People
+    rest: Tensor
+    mixture: Tensor
+    masks: Tensor
+    target: Tensor
+
+
+class Losses(NamedTuple):
+    """A loss, its parts for the log, and which slot is who: int64 [N, P]."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    slots: Tensor
+
+
+def seen_slots(looked: Looked, truth: Truth, settings: LossSettings) -> tuple[Tensor, Tensor]:
+    """Which slot is who by masks alone, and the pixels that were looked at.
+
+    To let true masks stand in for the slots' own before there are voices.
+
+    Returns:
+        int64 [N, P] (:func:`cavmae.finetune.matching.assign`), and int64 [N, F, K].
+    """
+    pixels = draw_points(truth.masks.shape, settings.points, truth.masks.device)
+    with torch.no_grad():
+        points = points_of(looked.masks[-1], truth.masks, pixels)
+        entropy, dice = mask_costs(points)
+        costs = (settings.entropy * entropy + settings.dice * dice) * truth.people.masked[:, None]
+    return assign(costs, truth.people.present, truth.target), pixels
+
+
+def with_true_masks(masks: Tensor, truth: Truth, slots: Tensor, chosen: Tensor) -> Tensor:
+    """Masks in which true ones stand in for those of the slots that are assigned.
+
+    Args:
+        masks: [N, Q', F, h, w], 0 to 1.
+        slots: int64 [N, P].
+        chosen: bool [N], clips that get true masks.
+
+    Returns:
+        the same shape, without gradient.
+    """
+    size = masks.shape[-2], masks.shape[-1]
+    true = functional.adaptive_avg_pool2d(truth.masks.flatten(0, 1).float(), size)
+    true = true.unflatten(0, truth.masks.shape[:2])
+    use = truth.people.present & truth.people.masked & chosen[:, None]
+    found = masks.detach().clone()
+    rows, people = use.nonzero(as_tuple=True)
+    found[rows, slots[rows, people]] = true[rows, people].to(found.dtype)
+    return found
+
+
+def speaker_losses(
+    looked: Looked, voices: Voices, truth: Truth, pixels: Tensor, settings: LossSettings
+) -> Losses:
+    """One assignment, and what it costs.
+
+    Args:
+        pixels: of :func:`seen_slots`.
+    """
+    people = truth.people
+    waves = voices.waves(truth.mixture.shape[-1]) / voices.scale
+    weights = Weights(
+        settings.state, settings.entropy, settings.dice, settings.si_sdr, settings.silence
+    )
+    all_points = [points_of(masks, truth.masks, pixels) for masks in looked.masks]
+    costs = joint_costs(
+        people, weights, voices.states, all_points[-1], waves[:, :-1], truth.mixture
+    )
+    slots = assign(costs, people.present, truth.target)
+    rows, whom = people.present.nonzero(as_tuple=True)
+    which = slots[rows, whom]
+
+    parts: dict[str, Tensor] = {}
+    wanted = torch.full(costs.shape[:2], NONE, device=costs.device)
+    wanted[rows, which] = torch.where(people.active[rows, whom], SPEAKING, SILENT)
+    parts["state"] = torch.stack(
+        [_state_loss(s, wanted, settings.no_object) for s in (*looked.states, voices.states)]
+    ).mean()
+    known = people.masked[rows, whom]
+    pairs = rows[known], which[known], whom[known]
+    seen = [_mask_losses(points, pairs) for points in all_points]
+    parts["mask entropy"] = torch.stack([entropy for entropy, _ in seen]).mean()
+    parts["dice"] = torch.stack([dice for _, dice in seen]).mean()
+    parts["mixer"] = _mixer_loss(looked.mixed, truth, pixels)
+    parts |= _voice_losses(voices, waves, truth, slots, settings)
+    factors = {
+        "state": settings.state, "mask entropy": settings.entropy, "dice": settings.dice,
+        "mixer": settings.mixer, "si-sdr": -settings.si_sdr, "spectrum": settings.spectrum,
+        "silence": settings.silence, "unused": settings.silence * settings.no_object,
+    }  # fmt: skip
+    total = torch.stack([factor * parts[name] for name, factor in factors.items()]).sum()
+    return Losses(total, parts, slots)
+
+
+def _state_loss(logits: Tensor, wanted: Tensor, no_object: float) -> Tensor:
+    weight = torch.where(wanted == NONE, no_object, 1.0)
+    losses = functional.cross_entropy(
+        logits.float().flatten(0, 1), wanted.flatten(), reduction="none"
+    )
+    return (losses * weight.flatten()).sum() / weight.sum()
+
+
+def _mask_losses(points: Points, pairs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and dice loss of pairs of (clip, slot, person); 0 if there is none."""
+    rows, slots, people = pairs
+    one = Points(points.predicted[rows, slots][:, None], points.truth[rows, people][:, None])
+    entropy, dice = mask_costs(one)
+    count = max(1, len(rows))
+    return entropy.sum() / count, dice.sum() / count
+
+
+def _mixer_loss(mixed: Tensor, truth: Truth, pixels: Tensor) -> Tensor:
+    """Dice loss of the mixed map's channel mean with the pixels of all who are heard.
+
+    Clips in which the pixels of somebody heard are not known do not count.
+    """
+    people = truth.people
+    heard = (truth.masks & people.active[:, :, None, None, None]).any(1, keepdim=True)
+    _, dice = mask_costs(points_of(mixed[:, None], heard, pixels))
+    known = ~(people.active & ~people.masked).any(1)
+    return (dice[:, 0, 0] * known).sum() / known.sum().clamp(min=1)
+
+
+def _voice_losses(
+    voices: Voices, waves: Tensor, truth: Truth, slots: Tensor, settings: LossSettings
+) -> dict[str, Tensor]:
+    """Of people in their slots and of the residual; whoever is not heard is to be silent."""
+    people = truth.people
+    n, q = waves.shape[:2]
+    # What each slot is to sound like: its person's voice, the rest, or nothing.
+    wanted = torch.zeros_like(waves)
+    rows, whom = people.present.nonzero(as_tuple=True)
+    wanted[rows, slots[rows, whom]] = people.voices[rows, whom]
+    wanted[:, -1] = truth.rest
+    assigned = torch.zeros(n, q, dtype=torch.bool, device=waves.device)
+    assigned[rows, slots[rows, whom]] = True
+    assigned[:, -1] = True
+    active = assigned & (energies_db(wanted, truth.mixture) > ACTIVE_DB)
+    count = active.sum().clamp(min=1)
+    ratio = (si_sdr(waves, wanted) * active).sum() / count
+    own = compressed(voices.spectra[active][..., :-1, :-1])
+    true = compressed(spectrum(wanted[active])[..., :-1, :-1])
+    loudness = energies_db(waves, truth.mixture)
+    silent, unused = assigned & ~active, ~assigned
+    return {
+        "si-sdr": ratio,
+        "spectrum": (own - true).abs().mean(dim=(1, 2, 3)).sum() / count,
+        "silence": (loudness * silent).sum() / silent.sum().clamp(min=1),
+        "unused": (loudness * unused).sum() / unused.sum().clamp(min=1),
+    }
+
+
+def truth_of(batch: dict[str, Tensor], target: Tensor, scale: Tensor) -> Truth:
+    """The truth about a batch of :func:`cavmae.datasets.composing.stream.collate`.
+
+    Args:
+        target: int64 [N], who slot 0 is; -1: there is no cue.
+        scale: [N, 1], RMS of the mixtures.
+    """
+    voices = batch["voices"].float() / scale[:, None]
+    mixture = batch["mixture"].float() / scale
+    loud = energies_db(voices, mixture) > ACTIVE_DB
+    people = People(batch["present"], batch["speaking"] & loud, batch["masked"], voices)
+    return Truth(people, batch["rest"].float() / scale, mixture, batch["masks"], target)

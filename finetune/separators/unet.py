@@ -1,0 +1,90 @@
+"""A complex U-Net with `query` fusion, after IQuery (Chen et al., CVPR 2023).
+
+There, a U-Net of magnitudes makes a map of 32 channels, and one embedding of each source is
+multiplied with it. Here the spectrum is complex, and the embedding varies in time: one static
+vector cannot follow speech.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cavmae.finetune.motion import groups_of
+from cavmae.finetune.separators.base import Heard, Separator, in_step
+from cavmae.finetune.spectra import BINS
+
+LEVELS = (1, 2, 4, 6, 8, 8)  # channels of each, in multiples of the first's
+LATENT_LEVEL = 1  # after two halvings of time there are 25 frames a second
+
+
+class Down(nn.Module):
+    """Half the size: a convolution with a kernel of 4 and a stride of 2."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.conv = nn.Conv2d(before, after, 4, stride=2, padding=1)
+        self.norm = nn.GroupNorm(groups_of(after), after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, B, T] -> [N, C', B / 2, T / 2]."""
+        return functional.gelu(self.norm(self.conv(x)))
+
+
+class Up(nn.Module):
+    """Twice the size: bilinear, then a convolution of what comes from below and from beside."""
+
+    def __init__(self, below: int, beside: int, after: int):
+        super().__init__()
+        self.conv = nn.Conv2d(below + beside, after, 3, padding=1)
+        self.norm = nn.GroupNorm(groups_of(after), after)
+
+    def forward(self, x: Tensor, beside: Tensor) -> Tensor:
+        """[N, C, B, T] and [N, C', 2 B, 2 T] -> [N, C'', 2 B, 2 T]."""
+        size = beside.shape[-2:]
+        x = functional.interpolate(x, size, mode="bilinear", align_corners=False)
+        return functional.gelu(self.norm(self.conv(torch.cat([x, beside], dim=1))))
+
+
+class ComplexUNet(Separator):
+    """Six halvings and doublings; the map has twice the channels of the first level.
+
+    Args:
+        width: D.
+        channels: of the first level.
+    """
+
+    fusion = "query"
+
+    def __init__(self, width: int, channels: int):
+        super().__init__()
+        sizes = [channels * level for level in LEVELS]
+        self.downs = nn.ModuleList(map(Down, [3, *sizes], sizes))
+        after = [*sizes[-2:0:-1], 2 * channels]
+        self.ups = nn.ModuleList(map(Up, [sizes[-1], *after], sizes[-2::-1], after))
+        # The last doubling has most of the places, so it is a single linear map.
+        self.last = nn.ConvTranspose2d(2 * channels, 2 * channels, 4, stride=2, padding=1)
+        self.latent_width = 4 * width
+        bands = BINS >> (LATENT_LEVEL + 1)
+        self.flatten = nn.Linear(sizes[LATENT_LEVEL] * bands, self.latent_width)
+        self.query = nn.Linear(width, 2 * 2 * channels)
+        self.offset = nn.Linear(width, 2)
+        self.scale = (2 * channels) ** -0.5
+
+    def hear(self, spectrum: Tensor) -> Heard:
+        """See :meth:`Separator.hear`. Features: the map [N, C, B, T]."""
+        size = spectrum.square().sum(dim=1, keepdim=True).add(1e-6).sqrt()
+        levels = [torch.cat([spectrum, size], dim=1)]
+        for down in self.downs:
+            levels.append(down(levels[-1]))
+        x = levels[-1]
+        for up, beside in zip(self.ups, levels[-2:0:-1], strict=True):
+            x = up(x, beside)
+        banded = levels[LATENT_LEVEL + 1].flatten(1, 2).transpose(1, 2)  # [N, T', C * bands]
+        return Heard(self.flatten(banded), self.last(x))
+
+    def masks(self, heard: Heard, voices: Tensor) -> Tensor:
+        """See :meth:`Separator.masks`."""
+        frames = heard.features.shape[-1]
+        asked = in_step(self.query(voices), frames).unflatten(2, (2, -1))  # [N, K, 2, C, T]
+        found = torch.einsum("nkpct,ncbt->nkpbt", asked * self.scale, heard.features)
+        return found + in_step(self.offset(voices), frames)[:, :, :, None]

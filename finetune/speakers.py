@@ -1,0 +1,179 @@
+"""The task of fine-tuning: voices and masks of people in composed scenes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from cavmae.datasets.batch import Batch
+from cavmae.datasets.features import FFT, HOP, WINDOW, fbank_batch
+from cavmae.datasets.transforms import Statistics
+from cavmae.finetune.cueing import draw_cues
+from cavmae.finetune.cues import no_cues
+from cavmae.finetune.losses import seen_slots, speaker_losses, truth_of, with_true_masks
+from cavmae.finetune.matching import Weights
+from cavmae.finetune.measures import SceneMeasures, measure, summary
+from cavmae.finetune.settings import LossSettings
+from cavmae.finetune.speaker import QUIETEST, Inputs, SpeakerModel
+from cavmae.pretrain.task import Outcome, Pieces, Record, Task
+
+# Samples after a mixture's end that its last two fbank frames reach into.
+BEYOND = WINDOW - HOP
+
+
+class SpeakerTask(Task):
+    """Tasks 1 to 3: whom a cue means, then everybody.
+
+    Args:
+        model: what is trained.
+        loss: what it is to learn.
+        statistics: of fbanks, those that the encoder was trained with.
+        frozen: whether the encoder stays as it is.
+        decay: how much slower each block of the encoder learns than the one after it.
+    """
+
+    model: SpeakerModel
+
+    def __init__(
+        self,
+        model: SpeakerModel,
+        loss: LossSettings,
+        statistics: Statistics,
+        frozen: bool = True,
+        decay: float = 1.0,
+    ):
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.statistics = statistics
+        self.frozen = frozen
+        self.decay = decay
+        for name, parameter in model.encoder.named_parameters():
+            # DDP waits for gradients that never come: no pass takes sound and picture together.
+            unused = "pos_embed" in name or _only_together(name)
+            if frozen or unused:
+                parameter.requires_grad_(False)
+
+    def rate(self, name: str) -> float:
+        """See :meth:`Task.rate`."""
+        if not name.startswith("model.encoder."):
+            return 1.0
+        depth = self.model.config.encoder.depth
+        joint = self.model.config.encoder.joint_depth
+        part, *rest = name.removeprefix("model.encoder.").split(".")
+        if part.startswith("blocks_"):
+            level = int(rest[0]) + (depth if part == "blocks_u" else 0) + 1
+        else:
+            level = depth + joint + 1 if part.startswith("norm") else 0
+        return float(self.decay ** (depth + joint + 1 - level))
+
+    def fbank(self, waves: Tensor) -> Tensor:
+        """Normalised fbanks of mixtures: [N, S] -> [N, S / 160, mel]."""
+        with torch.autocast(waves.device.type, enabled=False):
+            found = fbank_batch(torch.nn.functional.pad(waves.float(), (0, BEYOND)))
+            return (found - self.statistics.mean) / self.statistics.std
+
+    def inputs_of(self, batch: Batch, share: float) -> tuple[Inputs, Tensor]:
+        """What the model is given of a batch, and whom its cues mean (-1: there is none).
+
+        Args:
+            share: of clips that get a cue.
+        """
+        scale = _scale(batch)
+        truth = truth_of(batch, torch.full_like(batch["target"], -1), scale)
+        voice = self.fbank(batch["reference"])
+        known = batch["reference"].abs().amax(1) > 0
+        cues, target = draw_cues(
+            truth.people, truth.masks, batch["target"], voice, known,
+            self.model.config.encoder.image_grid, share,
+        )  # fmt: skip
+        inputs = Inputs(
+            mixture=batch["mixture"],
+            fbank=self.fbank(batch["mixture"]),
+            frames=batch["frames"],
+            motion=batch["motion"],
+            cues=cues,
+            hint=torch.zeros_like(batch["target"]),
+        )
+        return inputs, target
+
+    def learn(self, batch: Batch, progress: float, pieces: Sequence[Pieces], turn: int) -> Outcome:
+        """See :meth:`Task.learn`."""
+        how = self.loss
+        share = 1.0 if progress < how.cue_only else how.cues
+        inputs, target = self.inputs_of(batch, share)
+        truth = truth_of(batch, target, _scale(batch))
+        looked = self.model.look(inputs)
+        slots, pixels = seen_slots(looked, truth, how)
+        left = max(0.0, 1 - progress / how.true_masks_until) if how.true_masks_until else 0.0
+        chosen = torch.rand(len(slots), device=slots.device) < how.true_masks * left
+        masks = with_true_masks(looked.masks[-1].float().sigmoid(), truth, slots, chosen)
+        voices = self.model.speak(inputs, looked, masks)
+        with torch.autocast(masks.device.type, enabled=False):
+            losses = speaker_losses(looked, voices, truth, pixels, how)
+        return Outcome(losses.total, {"loss": losses.total.detach(), **losses.parts})
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Record:
+        """See :meth:`Task.evaluate`: without cues, with the model's own masks."""
+        inputs, target = self.inputs_of(batch, 0.0)
+        looked, voices = self.model(inputs)
+        truth = truth_of(batch, target, _scale(batch))
+        how = self.loss
+        weights = Weights(how.state, how.entropy, how.dice, how.si_sdr, how.silence)
+        return {"scenes": measure(batch["key"], looked, voices, truth, weights)}
+
+    def summarise(self, records: Sequence[Record]) -> Mapping[str, float]:
+        """See :meth:`Task.summarise`."""
+        scenes: list[SceneMeasures] = [scene for record in records for scene in record["scenes"]]
+        return summary(scenes)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """See :meth:`Task.preprocessing`."""
+        return {
+            "fbank_mean": self.statistics.mean,
+            "fbank_std": self.statistics.std,
+            "sample_rate": 16_000,
+            "fft": FFT,
+        }
+
+    def work(self) -> float:
+        """See :meth:`Task.work`; counted on a forward pass, the backward pass as twice that."""
+        c = self.model.config
+        device = next(self.model.parameters()).device
+        h, w = c.encoder.image_size
+        one = Inputs(
+            mixture=torch.zeros(1, c.samples, device=device),
+            fbank=torch.zeros(1, *c.encoder.audio_size[::-1], device=device),
+            frames=torch.zeros(1, c.keys, h, w, 3, dtype=torch.uint8, device=device),
+            motion=torch.zeros(1, c.frames, *c.motion_size, dtype=torch.uint8, device=device),
+            cues=no_cues(1, c.encoder.image_grid, c.encoder.audio_size[::-1], device),
+            hint=torch.zeros(1, dtype=torch.int64, device=device),
+        )
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            self.model.encode(one)
+        encoder = counter.get_total_flops()
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            self.model(one)
+        whole = counter.get_total_flops()
+        return float(3 * (whole - encoder) + (1 if self.frozen else 3) * encoder)
+
+
+def _scale(batch: Batch) -> Tensor:
+    """RMS of mixtures: [N, 1], as the model levels them."""
+    mixture: Tensor = batch["mixture"]
+    return mixture.square().mean(1, keepdim=True).sqrt().clamp(min=QUIETEST)
+
+
+def _only_together(name: str) -> bool:
+    """Whether a parameter of the encoder is only used where sound and picture pass together."""
+    parts = name.split(".")
+    if parts[0] == "norm":
+        return True
+    norm = parts[2] if len(parts) > 2 else ""
+    if not norm.startswith("norm"):
+        return False
+    single = norm.endswith(("_a", "_v"))
+    return single != (parts[0] == "blocks_u")

@@ -1,0 +1,95 @@
+"""Spectra of mixtures, and voices cut out of them by complex masks. All in float32.
+
+At 16 kHz: FFT 512, Hann window of 400 samples, hop 160, as Looking to Listen (Ephrat et al., 2018).
+Shapes: N mixtures, K voices, S samples, B = 256 bins (without Nyquist's), T = S / 160 frames.
+"""
+
+import torch
+from torch import Tensor
+
+from cavmae.datasets.features import FFT, HOP, WINDOW
+
+BINS = FFT // 2
+POWER = 0.3  # of magnitudes, where spectra are compressed
+SMALL = 1e-2  # added to |X|^2 of a wave of RMS 1, where its usual |X|^2 is about 150
+LARGEST = 5.0  # part of a complex mask
+
+
+def _window(device: torch.device) -> Tensor:
+    return torch.hann_window(WINDOW, device=device)
+
+
+def spectrum(waves: Tensor) -> Tensor:
+    """Complex spectra of waves [..., S] with all bins and frames: [..., B + 1, T + 1]."""
+    flat = waves.reshape(-1, waves.shape[-1]).float()
+    found = torch.stft(flat, FFT, HOP, WINDOW, _window(waves.device), return_complex=True)
+    return found.unflatten(0, waves.shape[:-1])
+
+
+def wave(spectra: Tensor, samples: int) -> Tensor:
+    """The inverse: [..., B + 1, T + 1] -> [..., samples]."""
+    flat = spectra.reshape(-1, *spectra.shape[-2:])
+    found = torch.istft(flat, FFT, HOP, WINDOW, _window(spectra.device), length=samples)
+    return found.unflatten(0, spectra.shape[:-2])
+
+
+def compressed(spectra: Tensor) -> Tensor:
+    """Spectra whose magnitudes are raised to the power of 0.3, their phases kept.
+
+    The gradient is finite everywhere, as nothing is divided by less than a tenth.
+
+    Args:
+        spectra: complex [..., B, T] of waves of an RMS of about 1.
+
+    Returns:
+        real and imaginary part: float32 [..., 2, B, T].
+    """
+    parts = torch.stack([spectra.real, spectra.imag], dim=-3)
+    energy = parts.square().sum(dim=-3, keepdim=True)
+    return parts * (energy + SMALL) ** ((POWER - 1) / 2)
+
+
+def bounded(raw: Tensor) -> Tensor:
+    """A complex mask from -5 to 5 in both parts: 5 tanh(raw / 5)."""
+    return LARGEST * torch.tanh(raw / LARGEST)
+
+
+def masked_voices(mixture: Tensor, masks: Tensor) -> Tensor:
+    """Spectra of voices that add up to the mixture's.
+
+    What the masked spectra lack of the mixture is shared out in proportion to their energy in each
+    place, so that a voice that is silent stays silent.
+
+    Args:
+        mixture: complex [N, B + 1, T + 1].
+        masks: float [N, K, 2, B, T], real and imaginary parts. Nyquist's bin and the last frame
+            take those beside them.
+
+    Returns:
+        complex [N, K, B + 1, T + 1].
+    """
+    masks = _padded(masks.float())
+    found = torch.complex(masks[:, :, 0], masks[:, :, 1]) * mixture[:, None]
+    energy = found.real.square() + found.imag.square()
+    share = (energy + 1e-8) / (energy + 1e-8).sum(dim=1, keepdim=True)
+    return found + share * (mixture - found.sum(dim=1))[:, None]
+
+
+def _padded(masks: Tensor) -> Tensor:
+    """One more bin and frame, copies of the last ones."""
+    masks = torch.cat([masks, masks[..., -1:, :]], dim=-2)
+    return torch.cat([masks, masks[..., -1:]], dim=-1)
+
+
+def oracle_masks(mixture: Tensor, voices: Tensor) -> Tensor:
+    """Ratio masks of the true voices, for comparison: |voice| over the sum of all.
+
+    Args:
+        mixture: complex [N, B + 1, T + 1].
+        voices: complex [N, K, B + 1, T + 1], which add up to it.
+
+    Returns:
+        complex spectra [N, K, B + 1, T + 1] of the mixture so masked.
+    """
+    size = voices.abs()
+    return mixture[:, None] * (size / (size.sum(dim=1, keepdim=True) + 1e-8))
