@@ -1,6 +1,7 @@
 """The speaker model of a run, and what it starts from."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.transforms import Statistics
 from cavmae.finetune.settings import SpeakerModelSettings
 from cavmae.finetune.speaker import SpeakerConfig, SpeakerModel
-from cavmae.pretrain.building import named_weights, preprocessing_of
+from cavmae.pretrain.building import load_hub, named_weights, preprocessing_of
+from cavmae.pretrain.checkpoints import CONFIG, PREPROCESSING
 from cavmae.pretrain.encoder import CAVMAEConfig, config_of
 from cavmae.pretrain.weights import load_weights, move_positions
 
@@ -73,9 +75,9 @@ def build_speaker(
                 "pretrained one with --model.encoder."
             )
         source = config_of(settings.encoder_size)
-        return SpeakerModel(shape_of(settings, source, image, frames))
+        return _made(shape_of(settings, source, image, frames))
     source, weights = named_weights(settings.encoder)
-    model = SpeakerModel(shape_of(settings, source, image, frames))
+    model = _made(shape_of(settings, source, image, frames))
     own = model.encoder.state_dict()
     moved = move_positions(weights, source, model.config.encoder)
     try:
@@ -83,6 +85,13 @@ def build_speaker(
     except CavmaeError as error:
         raise CavmaeError(f"{settings.encoder}: {error}") from error
     return model
+
+
+def _made(shape: SpeakerConfig) -> SpeakerModel:
+    try:
+        return SpeakerModel(shape)
+    except ValueError as error:
+        raise UsageError(f"model: {error}") from error
 
 
 def statistics_of(settings: SpeakerModelSettings, data_set: str) -> Statistics:
@@ -93,3 +102,27 @@ def statistics_of(settings: SpeakerModelSettings, data_set: str) -> Statistics:
     if told is None:
         return Statistics.load(data_set)
     return Statistics(told["fbank_mean"], told["fbank_std"])
+
+
+def load_speaker(name: str) -> tuple[SpeakerModel, Statistics]:
+    """A fine-tuned model, and what its fbanks are normalised by.
+
+    Args:
+        name: folder of a checkpoint, or a name on the hub.
+
+    Raises:
+        CavmaeError: there is none, it is damaged, or it is of another kind.
+    """
+    config = Path(name) / CONFIG
+    if config.is_file() and '"slots"' not in config.read_text():
+        raise CavmaeError(
+            f"{name} is a model of another kind (a pretrained encoder?): fine-tune it first with "
+            "`cavmae finetune speakers --model.encoder`."
+        )
+    model = load_hub(SpeakerModel, name, "make one with `cavmae finetune speakers`")
+    told = preprocessing_of(name)
+    if told is None:
+        raise CavmaeError(
+            f"{name} does not say how sound was normalised: {PREPROCESSING} is missing."
+        )
+    return model, Statistics(told["fbank_mean"], told["fbank_std"])

@@ -80,12 +80,11 @@ class SlotLayer(nn.Module):
         x: Tensor,
         place: Tensor,
         pictures: Tensor,
-        picture_place: Tensor,
         sound: Tensor,
         allowed: Tensor | None,
     ) -> Tensor:
         """[N, Q, D] -> [N, Q, D]."""
-        x = self.pictures(x, place, pictures, picture_place, allowed)
+        x = self.pictures(x, place, pictures, allowed=allowed)
         x = self.sound(x, place, sound)
         x = self.slots(x, place)
         return x + self.mlp(self.norm(x))

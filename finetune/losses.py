@@ -53,6 +53,13 @@ class Losses(NamedTuple):
     slots: Tensor
 
 
+def weights_of(settings: LossSettings) -> Weights:
+    """Of the joint cost: those of the losses."""
+    return Weights(
+        settings.state, settings.entropy, settings.dice, settings.si_sdr, settings.silence
+    )
+
+
 def seen_slots(looked: Looked, truth: Truth, settings: LossSettings) -> tuple[Tensor, Tensor]:
     """Which slot is who by masks alone, and the pixels that were looked at.
 
@@ -100,9 +107,7 @@ def speaker_losses(
     """
     people = truth.people
     waves = voices.waves(truth.mixture.shape[-1]) / voices.scale
-    weights = Weights(
-        settings.state, settings.entropy, settings.dice, settings.si_sdr, settings.silence
-    )
+    weights = weights_of(settings)
     all_points = [points_of(masks, truth.masks, pixels) for masks in looked.masks]
     costs = joint_costs(
         people, weights, voices.states, all_points[-1], waves[:, :-1], truth.mixture
@@ -122,11 +127,13 @@ def speaker_losses(
     seen = [_mask_losses(points, pairs) for points in all_points]
     parts["mask entropy"] = torch.stack([entropy for entropy, _ in seen]).mean()
     parts["dice"] = torch.stack([dice for _, dice in seen]).mean()
+    parts["votes"] = vote_loss(looked.votes, truth, pixels)
     parts["mixer"] = _mixer_loss(looked.mixed, truth, pixels)
     parts |= _voice_losses(voices, waves, truth, slots, settings)
     factors = {
         "state": settings.state, "mask entropy": settings.entropy, "dice": settings.dice,
-        "mixer": settings.mixer, "si-sdr": -settings.si_sdr, "spectrum": settings.spectrum,
+        "votes": settings.votes, "mixer": settings.mixer, "si-sdr": -settings.si_sdr,
+        "spectrum": settings.spectrum,
         "silence": settings.silence, "unused": settings.silence * settings.no_object,
     }  # fmt: skip
     total = torch.stack([factor * parts[name] for name, factor in factors.items()]).sum()
@@ -148,6 +155,27 @@ def _mask_losses(points: Points, pairs: tuple[Tensor, Tensor, Tensor]) -> tuple[
     entropy, dice = mask_costs(one)
     count = max(1, len(rows))
     return entropy.sum() / count, dice.sum() / count
+
+
+def vote_loss(votes: Tensor, truth: Truth, pixels: Tensor) -> Tensor:
+    """How far, on average, pixels of people vote beside their person's middle, along both axes.
+
+    Args:
+        votes: [N, 2, F, h, w].
+    """
+    known = truth.people.masked & truth.people.present
+    masks = (truth.masks & known[:, :, None, None, None]).float()
+    height, width = masks.shape[-2:]
+    x = (torch.arange(width, device=masks.device) + 0.5) / width
+    y = (torch.arange(height, device=masks.device) + 0.5) / height
+    total = masks.flatten(2).sum(-1).clamp(min=1)
+    middle = torch.stack(
+        [(masks.sum((2, 3)) * x).sum(-1) / total, (masks.sum((2, 4)) * y).sum(-1) / total], dim=1
+    )  # [N, 2, P]
+    points = points_of(votes, truth.masks & known[:, :, None, None, None], pixels)
+    apart = (points.predicted - middle @ points.truth).abs().sum(1)
+    here = points.truth.sum(1)
+    return (apart * here).sum() / here.sum().clamp(min=1)
 
 
 def _mixer_loss(mixed: Tensor, truth: Truth, pixels: Tensor) -> Tensor:

@@ -16,7 +16,10 @@ from torchmetrics.functional.audio import (
     scale_invariant_signal_distortion_ratio,
     signal_distortion_ratio,
 )
+from torchmetrics.functional.audio.pesq import perceptual_evaluation_speech_quality
+from torchmetrics.functional.audio.stoi import short_time_objective_intelligibility
 
+from cavmae.datasets.features import SAMPLE_RATE
 from cavmae.finetune.losses import Truth
 from cavmae.finetune.matching import (
     Weights,
@@ -28,6 +31,7 @@ from cavmae.finetune.matching import (
 )
 from cavmae.finetune.speaker import Looked, Voices
 
+GRID = 7  # every so manyeth pixel counts in the assignment
 BETA2 = 0.3  # of the F measure, as AVSBench has it
 
 
@@ -44,7 +48,9 @@ class PersonMeasures:
         bound: whether the slot whose mask is best for them is the one whose voice is.
         confused: whether the voice is nearer to somebody else's.
         state: whether speaking or silent was told rightly.
-        overlap: share of their active samples in which somebody else is active, too.
+        overlap: share of their active time in which somebody else is active, too.
+        stoi, stoi_mixture, pesq, pesq_mixture: where they were asked for.
+        meant: whether a cue means them.
     """
 
     active: bool
@@ -60,6 +66,11 @@ class PersonMeasures:
     confused: float = math.nan
     state: float = math.nan
     overlap: float = math.nan
+    stoi: float = math.nan
+    stoi_mixture: float = math.nan
+    pesq: float = math.nan
+    pesq_mixture: float = math.nan
+    meant: bool = False
 
 
 @dataclasses.dataclass
@@ -75,45 +86,69 @@ class SceneMeasures:
     people: list[PersonMeasures]
 
 
-def measure(
-    keys: Sequence[str],
-    looked: Looked,
-    voices: Voices,
-    truth: Truth,
-    weights: Weights,
-) -> list[SceneMeasures]:
-    """Measures of a batch; people are assigned to slots by the joint cost, or by the cue."""
-    people = truth.people
+def assigned(
+    looked: Looked, voices: Voices, truth: Truth, weights: Weights
+) -> tuple[Tensor, Tensor]:
+    """The slots' waves at the truth's level [N, Q, S], and which slot is who: int64 [N, P].
+
+    By the joint cost that training uses, with pixels of a regular grid instead of random ones;
+    where there is a cue, slot 0 is whom it means.
+    """
     waves = voices.waves(truth.mixture.shape[-1]) / voices.scale
     n, _, f, h, w = truth.masks.shape
-    pixels = torch.arange(h * w, device=waves.device)[None, None, ::7].expand(n, f, -1)
+    pixels = torch.arange(0, h * w, GRID, device=waves.device).expand(n, f, -1)
     points = points_of(looked.masks[-1], truth.masks, pixels)
-    costs = joint_costs(people, weights, voices.states, points, waves[:, :-1], truth.mixture)
-    slots = assign(costs, people.present, truth.target)
-    said = voices.states.argmax(-1)
-    pairs = si_sdr_pairs(waves[:, :-1], people.voices)
-    loud = energies_db(waves, truth.mixture)
+    costs = joint_costs(truth.people, weights, voices.states, points, waves[:, :-1], truth.mixture)
+    return waves, assign(costs, truth.people.present, truth.target)
+
+
+def measure(
+    keys: Sequence[str],
+    waves: Tensor,
+    slots: Tensor,
+    truth: Truth,
+    looked: Looked | None = None,
+    states: Tensor | None = None,
+    quality: Sequence[str] = (),
+) -> list[SceneMeasures]:
+    """Measures of the scenes of a batch.
+
+    Args:
+        waves: [N, K, S].
+        slots: int64 [N, P], whose wave, mask and state a person's are.
+        truth: of the batch.
+        looked: for masks; None: only voices are measured.
+        states: [N, Q - 1, 4], logits; None: they are not measured.
+        quality: of ``stoi`` and ``pesq`` what is measured, too.
+    """
+    people = truth.people
     found = []
+    pairs = si_sdr_pairs(waves, people.voices)
+    loud = energies_db(waves, truth.mixture)
     for row, key in enumerate(keys):
         scene = SceneMeasures(key, [])
         count = int(people.present[row].sum())
-        shown = _shown(looked.masks[-1][row], (h, w))
-        ious = _ious(shown, truth.masks[row, :count])  # [Q', P]
         sounds = people.voices[row, :count]
+        shown = ious = None
+        if looked is not None:
+            shown = _shown(looked.masks[-1][row], (truth.masks.shape[-2], truth.masks.shape[-1]))
+            ious = _ious(shown, truth.masks[row, :count])
         for person in range(count):
             slot = int(slots[row, person])
             active = bool(people.active[row, person])
-            one = PersonMeasures(active, state=float(said[row, slot] == (0 if active else 1)))
-            if bool(people.masked[row, person]):
+            masked = bool(people.masked[row, person])
+            one = PersonMeasures(active, meant=person == int(truth.target[row]))
+            if states is not None:
+                one.state = float(int(states[row, slot].argmax()) == (0 if active else 1))
+            if shown is not None and ious is not None and masked:
                 true = truth.masks[row, person]
-                one.iou = float(ious[slot, person])
-                one.f = _f_measure(shown[slot], true)
+                one.iou, one.f = float(ious[slot, person]), _f_measure(shown[slot], true)
                 one.size = float(true.float().mean())
             if active:
-                _hear(one, waves[row, slot], sounds, person, truth.mixture[row])
-                if bool(people.masked[row, person]):
+                _hear(one, waves[row, slot], sounds, person, truth.mixture[row], quality)
+                if ious is not None and masked:
                     best = int(ious[:, person].argmax())
-                    one.bound = float(best == int(pairs[row, :, person].argmax()))
+                    one.bound = float(best == int(pairs[row, : len(ious), person].argmax()))
             else:
                 one.level = float(loud[row, slot])
             scene.people.append(one)
@@ -145,15 +180,22 @@ def _f_measure(shown: Tensor, true: Tensor) -> float:
     return float(torch.where(nothing, torch.ones(()), score).mean())
 
 
-def _hear(one: PersonMeasures, wave: Tensor, sounds: Tensor, person: int, mixture: Tensor) -> None:
+def _hear(
+    one: PersonMeasures,
+    wave: Tensor,
+    sounds: Tensor,
+    person: int,
+    mixture: Tensor,
+    quality: Sequence[str],
+) -> None:
     true = sounds[person]
-    measures: tuple[tuple[str, Callable[..., Tensor]], ...] = (
-        ("si_sdr", scale_invariant_signal_distortion_ratio),
-        ("sdr", signal_distortion_ratio),
-    )
-    for name, function in measures:
+    for name, function in _MEASURES.items():
         setattr(one, name, float(function(wave, true)))
         setattr(one, f"{name}_mixture", float(function(mixture, true)))
+    for name in quality:
+        function = _QUALITY[name]
+        setattr(one, name, float(function(wave.cpu(), true.cpu())))
+        setattr(one, f"{name}_mixture", float(function(mixture.cpu(), true.cpu())))
     others = [n for n in range(len(sounds)) if n != person and bool(sounds[n].any())]
     if others:
         nearer = [float(scale_invariant_signal_distortion_ratio(wave, sounds[n])) for n in others]
@@ -161,6 +203,21 @@ def _hear(one: PersonMeasures, wave: Tensor, sounds: Tensor, person: int, mixtur
         here = _frames(true)
         there = torch.stack([_frames(sounds[n]) for n in others]).any(0)
         one.overlap = float((here & there).sum() / here.sum().clamp(min=1))
+
+
+def _stoi(wave: Tensor, true: Tensor) -> Tensor:
+    return short_time_objective_intelligibility(wave, true, SAMPLE_RATE)
+
+
+def _pesq(wave: Tensor, true: Tensor) -> Tensor:
+    return perceptual_evaluation_speech_quality(wave, true, SAMPLE_RATE, "wb")
+
+
+_MEASURES: dict[str, Callable[..., Tensor]] = {
+    "si_sdr": scale_invariant_signal_distortion_ratio,
+    "sdr": signal_distortion_ratio,
+}
+_QUALITY: dict[str, Callable[..., Tensor]] = {"stoi": _stoi, "pesq": _pesq}
 
 
 def _frames(wave: Tensor) -> Tensor:
@@ -176,21 +233,33 @@ def mean(values: Sequence[float]) -> float:
 
 
 def summary(scenes: Sequence[SceneMeasures]) -> dict[str, float]:
-    """Means over people, those that could be told."""
-    people = [person for scene in scenes for person in scene.people]
+    """Means over people, those that could be told; with cues, of those who are meant.
+
+    Voices are measured in scenes in which two people, both seen, speak.
+    """
+    meant = any(p.meant for s in scenes for p in s.people)
+    people = [p for s in scenes for p in s.people if p.meant or not meant]
     pairs = [
-        p for s in scenes if sum(q.active for q in s.people) == 2 for p in s.people if p.active
+        p
+        for s in scenes
+        if sum(q.active for q in s.people) == 2
+        for p in s.people
+        if p.active and (p.meant or not meant)
     ]
-    silent = [p for p in people if not p.active]
     told = {
         "SI-SDR improvement": mean([p.si_sdr - p.si_sdr_mixture for p in pairs]),
         "SDR improvement": mean([p.sdr - p.sdr_mixture for p in pairs]),
         "SI-SDR": mean([p.si_sdr for p in pairs]),
+        "SDR": mean([p.sdr for p in pairs]),
+        "STOI": mean([p.stoi for p in pairs]),
+        "STOI of the mixture": mean([p.stoi_mixture for p in pairs]),
+        "PESQ": mean([p.pesq for p in pairs]),
+        "PESQ of the mixture": mean([p.pesq_mixture for p in pairs]),
         "IoU": mean([p.iou for p in people]),
         "F": mean([p.f for p in people]),
         "binding": mean([p.bound for p in people]),
         "confusion": mean([p.confused for p in people]),
-        "silence dB": mean([p.level for p in silent]),
+        "silence dB": mean([p.level for p in people]),
         "states": mean([p.state for p in people]),
     }
     return {name: value for name, value in told.items() if math.isfinite(value)}

@@ -12,8 +12,8 @@ GREY_MEAN, GREY_STD = 110.0, 60.0  # of bytes, roughly those of pictures of peop
 
 
 def groups_of(channels: int) -> int:
-    """Groups of channels that are normalised together: of 8 or, of fewer, all."""
-    return max(1, channels // 8)
+    """How many groups of channels are normalised: of 8 each, or somewhat more."""
+    return next(count for count in range(max(1, channels // 8), 0, -1) if channels % count == 0)
 
 
 class TimeBlock(nn.Module):

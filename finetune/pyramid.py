@@ -1,9 +1,11 @@
-"""A map of features at a quarter of the frame's size, out of tokens of patches of 16 pixels.
+"""A map of features at a quarter of the frame's size, out of tokens, pixels and motion.
 
-A simple pyramid on the last tokens of a plain ViT (Li et al., ECCV 2022), and the pixels
-themselves beside it: tokens say what is where, pixels where exactly it ends.
+Tokens of a plain ViT say what is where, patch by patch (a simple pyramid, Li et al., ECCV 2022);
+pixels say where exactly it ends; and what moves together is one thing: laterals from the fast
+pathway to the slow one, as in audiovisual SlowFast networks.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -11,36 +13,69 @@ from cavmae.finetune.motion import groups_of
 from cavmae.pretrain.positions import Grid
 
 
+class Merge(nn.Module):
+    """A convolution of maps laid side by side, normalised."""
+
+    def __init__(self, before: int, after: int, stride: int = 1):
+        super().__init__()
+        self.conv = nn.Conv2d(before, after, 3, stride=stride, padding=1)
+        self.norm = nn.GroupNorm(groups_of(after), after)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Maps [M, C_i, H, W] of one size -> [M, after, H, W], or less by the stride."""
+        return functional.gelu(self.norm(self.conv(torch.cat(maps, dim=1))))
+
+
 class Pyramid(nn.Module):
-    """Tokens and frames to a map at a quarter of the size.
+    """Levels at 1/16, 1/8 and 1/4 of the frame, from the coarsest to the finest.
 
     Args:
         width: of a token.
-        channels: of the map.
+        motion: channels of the motion map.
+        channels: of the map that comes out.
         grid: rows and columns of tokens.
     """
 
-    def __init__(self, width: int, channels: int, grid: Grid):
+    def __init__(self, width: int, motion: int, channels: int, grid: Grid):
         super().__init__()
         self.grid = grid
-        self.up1 = nn.ConvTranspose2d(width, 2 * channels, 2, stride=2)
-        self.norm1 = nn.GroupNorm(groups_of(2 * channels), 2 * channels)
-        self.up2 = nn.ConvTranspose2d(2 * channels, channels, 2, stride=2)
-        self.pixels = nn.Conv2d(3, channels, 7, stride=4, padding=3)
-        self.norm2 = nn.GroupNorm(groups_of(channels), channels)
-        self.out = nn.Conv2d(channels, channels, 3, padding=1)
+        c = channels
+        self.stem = nn.Conv2d(3, c, 7, stride=4, padding=3)
+        self.stem_norm = nn.GroupNorm(groups_of(c), c)
+        self.down8 = Merge(c, 2 * c, stride=2)
+        self.down16 = Merge(2 * c + motion, 4 * c, stride=2)
+        self.tokens = nn.Conv2d(width, 4 * c, 1)
+        self.merge16 = Merge(8 * c, 4 * c)
+        self.merge8 = Merge(6 * c + motion, 2 * c)
+        self.merge4 = Merge(3 * c, c)
+        self.out = nn.Conv2d(c, c, 1)
+        # What slots are multiplied with has a size of 1 from the first step on.
+        self.out_norm = nn.GroupNorm(1, c)
 
-    def forward(self, tokens: Tensor, frames: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, frames: Tensor, motion: Tensor) -> Tensor:
         """The map of each frame.
 
         Args:
             tokens: [M, rows * columns, width].
             frames: [M, 3, 16 rows, 16 columns], normalised.
+            motion: [M, motion, h, w], of the moment of each frame.
 
         Returns:
             [M, channels, 4 rows, 4 columns].
         """
-        x = tokens.transpose(1, 2).unflatten(2, self.grid)
-        x = self.up2(functional.gelu(self.norm1(self.up1(x))))
-        found: Tensor = self.out(functional.gelu(self.norm2(x + self.pixels(frames))))
+        rows, columns = self.grid
+        eighth = 2 * rows, 2 * columns
+        if motion.shape[-2:] != eighth:
+            motion = functional.interpolate(motion, eighth, mode="bilinear", antialias=True)
+        fine = functional.gelu(self.stem_norm(self.stem(frames)))
+        middle = self.down8(fine)
+        coarse = self.down16(torch.cat([middle, motion], dim=1))
+        told = self.tokens(tokens.transpose(1, 2).unflatten(2, self.grid))
+        x = self.merge16(coarse, told)
+        x = self.merge8(_twice(x), middle, motion)
+        found: Tensor = self.out_norm(self.out(self.merge4(_twice(x), fine)))
         return found
+
+
+def _twice(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2.0, mode="nearest")

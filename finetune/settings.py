@@ -105,6 +105,7 @@ class LossSettings:
         no_object: of slots that are nobody, relative to people.
         entropy: of the masks' binary cross-entropy.
         dice: of the masks' dice loss.
+        votes: of how far pixels vote beside their person's middle, as a share of the picture.
         mixer: of the dice loss of the cross-modal mixer.
         si_sdr: of every dB of the voices' SI-SDR.
         spectrum: of the difference of compressed complex spectra.
@@ -121,6 +122,7 @@ class LossSettings:
     no_object: float = 0.1
     entropy: float = 2.0
     dice: float = 2.0
+    votes: float = 5.0
     mixer: float = 0.1
     si_sdr: float = 0.1
     spectrum: float = 1.0

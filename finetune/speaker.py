@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from cavmae.datasets.features import HOP, SAMPLE_RATE
 from cavmae.datasets.transforms import normalise_frames
+from cavmae.finetune.anchors import Anchors
 from cavmae.finetune.cues import CueEncoder, Cues
 from cavmae.finetune.decoding import SlotLayer, VoiceLayer, mlp_head
 from cavmae.finetune.motion import MotionPathway, MotionReader
@@ -84,8 +85,11 @@ class SpeakerConfig:
             )
         if any(side < 16 or side % 4 for side in self.motion_size):
             raise ValueError(f"motion_size {self.motion_size}: multiples of 4, at least 16.")
-        if self.encoder.audio_size[1] % 16:
-            raise ValueError("audio_size: a clip is made of whole patches of 160 ms.")
+        if self.encoder.audio_size[1] % 16 or self.frames % self.keys:
+            raise ValueError(
+                f"audio_size {self.encoder.audio_size}, keys {self.keys}: a clip is made of whole "
+                "patches of 160 ms, and as many frames belong to each key frame."
+            )
 
     @property
     def frames(self) -> int:
@@ -130,6 +134,7 @@ class Looked(NamedTuple):
         slots: [N, Q, D].
         states: list of [N, Q - 1, 4], logits after each layer.
         masks: list of [N, Q - 1, F, H / 4, W / 4], logits after each layer.
+        votes: [N, 2, F, H / 4, W / 4], where each pixel says its person's middle is.
         mixed: [N, F, H / 4, W / 4], channel mean of the map after the cross-modal mixer: logits of
             whoever is heard.
         heard: of the separator.
@@ -139,6 +144,7 @@ class Looked(NamedTuple):
     slots: Tensor
     states: list[Tensor]
     masks: list[Tensor]
+    votes: Tensor
     mixed: Tensor
     heard: Heard
     motion: Tensor
@@ -178,7 +184,12 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.encoder.initialise()
         self.motion = MotionPathway(c.motion_width, c.motion_blocks)
         self.separator = build_separator(c.separator, c.width, c.separator_width)
-        self.pyramid = Pyramid(e.width, c.mask_width, grid)
+        if e.audio_size[1] < self.separator.least_frames:
+            raise ValueError(
+                f"separator {c.separator} needs clips of at least "
+                f"{self.separator.least_frames / 100} s, not {c.seconds} s."
+            )
+        self.pyramid = Pyramid(e.width, c.motion_width, c.mask_width, grid)
         self.sound = nn.Linear(e.width, c.width)
         self.picture = nn.Linear(e.width, c.width)
         self.sound_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
@@ -191,7 +202,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.mixer = CrossModalMixer(c.mask_width, 4)
         self.slot_layers = nn.ModuleList(SlotLayer(c.width, c.heads) for _ in range(c.slot_layers))
         self.mask_head = mlp_head(c.width, c.width, c.mask_width)
-        self.mask_offset = nn.Parameter(torch.full((1,), -2.0))  # most pixels are not of anybody
+        self.anchors = Anchors(c.width, c.mask_width, c.slots - 1)
         self.state_head = mlp_head(c.width, c.width, len(STATES))
         self.reader = MotionReader(c.motion_width, c.width)
         self.heard = nn.Linear(self.separator.latent_width, c.width)
@@ -224,7 +235,12 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         n = len(inputs.mixture)
         sound_tokens, picture_tokens, voice = self.encode(inputs)
         frames = normalise_frames(inputs.frames)
-        map_ = self.pyramid(picture_tokens.flatten(0, 1), frames.flatten(0, 1))
+        motion = self.motion(inputs.motion)
+        # What moves around each key frame: as many frames before it as after.
+        around = motion.unflatten(1, (c.keys, -1)).mean(2)
+        map_ = self.pyramid(
+            picture_tokens.flatten(0, 1), frames.flatten(0, 1), around.flatten(0, 1)
+        )
         sound = self.sound_norm(self.sound(sound_tokens))
         pictures = self.picture_norm(self.picture(picture_tokens))
         # Each key frame's map is mixed with the sound of its own moment.
@@ -242,23 +258,25 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         cue = self.cues(inputs.cues, pictures, voice)
         slots = slots + hint[:, None]
         slots = torch.cat([slots[:, :1] + cue[:, None], slots[:, 1:]], dim=1)
-        states, masks = [], []
+        states: list[Tensor] = []
+        masks: list[Tensor] = []
         allowed: Tensor | None = None
+        votes = self.anchors.votes(map_)
+        seen = pictures.flatten(1, 2) + cast(Tensor, self.places)
         for layer in self.slot_layers:
-            slots = layer(
-                slots, place, pictures.flatten(1, 2), cast(Tensor, self.places), sound, allowed
-            )
-            found = self._masks(slots, map_)
+            slots = layer(slots, place, seen, sound, allowed)
+            found = self._masks(slots, map_, votes, masks[-1] if masks else None)
             states.append(self.state_head(slots[:, :-1]))
             masks.append(found)
             allowed = self._allowed(found.detach())
-        motion = self.motion(inputs.motion)
-        return Looked(slots, states, masks, mixed, self._hear(inputs.mixture), motion)
+        return Looked(slots, states, masks, votes, mixed, self._hear(inputs.mixture), motion)
 
-    def _masks(self, slots: Tensor, map_: Tensor) -> Tensor:
-        """Logits [N, Q - 1, F, H / 4, W / 4]."""
-        asked = self.mask_head(slots[:, :-1]) * self.config.mask_width**-0.5
-        return torch.einsum("nqc,nfchw->nqfhw", asked, map_) + self.mask_offset
+    def _masks(self, slots: Tensor, map_: Tensor, votes: Tensor, before: Tensor | None) -> Tensor:
+        """Logits [N, Q - 1, F, H / 4, W / 4]: what pixels look like, and whom they vote for."""
+        asked = self.mask_head(slots[:, :-1])
+        found = torch.einsum("nqc,nfchw->nqfhw", asked, map_)
+        near: Tensor = self.anchors(slots[:, :-1], votes, before)
+        return found + near
 
     def _allowed(self, masks: Tensor) -> Tensor:
         """Tokens that slots look at next: those under their masks, or all where that is nothing."""

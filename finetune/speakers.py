@@ -11,10 +11,15 @@ from cavmae.datasets.batch import Batch
 from cavmae.datasets.features import FFT, HOP, WINDOW, fbank_batch
 from cavmae.datasets.transforms import Statistics
 from cavmae.finetune.cueing import draw_cues
-from cavmae.finetune.cues import no_cues
-from cavmae.finetune.losses import seen_slots, speaker_losses, truth_of, with_true_masks
-from cavmae.finetune.matching import Weights
-from cavmae.finetune.measures import SceneMeasures, measure, summary
+from cavmae.finetune.cues import KINDS, CueKind, no_cues
+from cavmae.finetune.losses import (
+    seen_slots,
+    speaker_losses,
+    truth_of,
+    weights_of,
+    with_true_masks,
+)
+from cavmae.finetune.measures import SceneMeasures, assigned, measure, summary
 from cavmae.finetune.settings import LossSettings
 from cavmae.finetune.speaker import QUIETEST, Inputs, SpeakerModel
 from cavmae.pretrain.task import Outcome, Pieces, Record, Task
@@ -75,19 +80,22 @@ class SpeakerTask(Task):
             found = fbank_batch(torch.nn.functional.pad(waves.float(), (0, BEYOND)))
             return (found - self.statistics.mean) / self.statistics.std
 
-    def inputs_of(self, batch: Batch, share: float) -> tuple[Inputs, Tensor]:
+    def inputs_of(
+        self, batch: Batch, share: float, kinds: tuple[CueKind, ...] = KINDS[1:]
+    ) -> tuple[Inputs, Tensor]:
         """What the model is given of a batch, and whom its cues mean (-1: there is none).
 
         Args:
             share: of clips that get a cue.
+            kinds: of cues.
         """
-        scale = _scale(batch)
+        scale = scale_of(batch)
         truth = truth_of(batch, torch.full_like(batch["target"], -1), scale)
         voice = self.fbank(batch["reference"])
         known = batch["reference"].abs().amax(1) > 0
         cues, target = draw_cues(
             truth.people, truth.masks, batch["target"], voice, known,
-            self.model.config.encoder.image_grid, share,
+            self.model.config.encoder.image_grid, share, kinds,
         )  # fmt: skip
         inputs = Inputs(
             mixture=batch["mixture"],
@@ -104,7 +112,7 @@ class SpeakerTask(Task):
         how = self.loss
         share = 1.0 if progress < how.cue_only else how.cues
         inputs, target = self.inputs_of(batch, share)
-        truth = truth_of(batch, target, _scale(batch))
+        truth = truth_of(batch, target, scale_of(batch))
         looked = self.model.look(inputs)
         slots, pixels = seen_slots(looked, truth, how)
         left = max(0.0, 1 - progress / how.true_masks_until) if how.true_masks_until else 0.0
@@ -120,10 +128,9 @@ class SpeakerTask(Task):
         """See :meth:`Task.evaluate`: without cues, with the model's own masks."""
         inputs, target = self.inputs_of(batch, 0.0)
         looked, voices = self.model(inputs)
-        truth = truth_of(batch, target, _scale(batch))
-        how = self.loss
-        weights = Weights(how.state, how.entropy, how.dice, how.si_sdr, how.silence)
-        return {"scenes": measure(batch["key"], looked, voices, truth, weights)}
+        truth = truth_of(batch, target, scale_of(batch))
+        waves, slots = assigned(looked, voices, truth, weights_of(self.loss))
+        return {"scenes": measure(batch["key"], waves, slots, truth, looked, voices.states)}
 
     def summarise(self, records: Sequence[Record]) -> Mapping[str, float]:
         """See :meth:`Task.summarise`."""
@@ -161,7 +168,7 @@ class SpeakerTask(Task):
         return float(3 * (whole - encoder) + (1 if self.frozen else 3) * encoder)
 
 
-def _scale(batch: Batch) -> Tensor:
+def scale_of(batch: Batch) -> Tensor:
     """RMS of mixtures: [N, 1], as the model levels them."""
     mixture: Tensor = batch["mixture"]
     return mixture.square().mean(1, keepdim=True).sqrt().clamp(min=QUIETEST)

@@ -21,16 +21,20 @@ def _window(device: torch.device) -> Tensor:
 
 def spectrum(waves: Tensor) -> Tensor:
     """Complex spectra of waves [..., S] with all bins and frames: [..., B + 1, T + 1]."""
-    flat = waves.reshape(-1, waves.shape[-1]).float()
+    samples = waves.shape[-1]
+    if waves.numel() == 0:  # which torch.stft does not take
+        shape = *waves.shape[:-1], BINS + 1, samples // HOP + 1
+        return torch.zeros(shape, dtype=torch.complex64, device=waves.device)
+    flat = waves.reshape(-1, samples).float()
     found = torch.stft(flat, FFT, HOP, WINDOW, _window(waves.device), return_complex=True)
-    return found.unflatten(0, waves.shape[:-1])
+    return found.reshape(*waves.shape[:-1], *found.shape[-2:])
 
 
 def wave(spectra: Tensor, samples: int) -> Tensor:
     """The inverse: [..., B + 1, T + 1] -> [..., samples]."""
     flat = spectra.reshape(-1, *spectra.shape[-2:])
     found = torch.istft(flat, FFT, HOP, WINDOW, _window(spectra.device), length=samples)
-    return found.unflatten(0, spectra.shape[:-2])
+    return found.reshape(*spectra.shape[:-2], samples)
 
 
 def compressed(spectra: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.pretrain.checkpoints import PREPROCESSING
-from cavmae.pretrain.encoder import CAVMAEConfig, config_of
+from cavmae.pretrain.encoder import CAVMAEConfig, HubWeights, config_of
 from cavmae.pretrain.masking import kept
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings
@@ -27,6 +27,7 @@ from cavmae.pretrain.weights import (
 )
 
 log = logging.getLogger("cavmae")
+Model = TypeVar("Model", bound=HubWeights)
 IMAGENET_MAE = "vit_base_patch16_224.mae"
 
 
@@ -106,9 +107,15 @@ def load_model(name: str) -> CAVMAE:
     Raises:
         CavmaeError: there is none, or it is damaged.
     """
+    return load_hub(CAVMAE, name, "make one with `cavmae convert`")
+
+
+def load_hub(kind: type[Model], name: str, remedy: str) -> Model:
+    """A model of some kind; see :func:`load_model`."""
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the hub's library prints
-            return CAVMAE.from_pretrained(name)
+            found: Model = kind.from_pretrained(name)
+            return found
     except (
         OSError,
         ValueError,
@@ -119,7 +126,7 @@ def load_model(name: str) -> CAVMAE:
     ) as error:
         raise CavmaeError(
             f"{name} is no folder of weights, nor a model on the hub "
-            f"({str(error).splitlines()[0]}): make one with `cavmae convert`."
+            f"({str(error).splitlines()[0]}): {remedy}."
         ) from error
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cavmae.datasets.commandline import fill, module_main, parse, parser
+from cavmae.datasets.composing.recipe import ComposeSettings
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.manifest import Manifest, ShardEntry
 from cavmae.datasets.progress import Progress
 from cavmae.datasets.reading import Access
 from cavmae.datasets.storage import Cache, is_url, write_atomically
 from cavmae.tools import pool
-from cavmae.tools.checking import sheet
+from cavmae.tools.checking import scenes, sheet
 from cavmae.tools.checking.survey import Damage, Survey, statistics, survey_shard
 
 log = logging.getLogger("cavmae")
@@ -31,6 +32,8 @@ class CheckSettings:
         verify: ``hash`` reads every byte of every shard, ``size`` trusts sizes.
         workers: processes; 0: one for each core.
         sheet: samples on the contact sheet; 0: none.
+        compose: also draw composed.png: scenes as `cavmae finetune speakers` composes them.
+        scenes: how they are drawn.
         seed: of the choice of these.
         timeout: seconds a shard may take.
         cache_dir: where copies of remote shards lie; by default in the temporary folder.
@@ -40,6 +43,8 @@ class CheckSettings:
     verify: Literal["hash", "size"] = "hash"
     workers: int = 0
     sheet: int = 12
+    compose: bool = False
+    scenes: ComposeSettings = ComposeSettings()  # noqa: RUF009 - frozen
     seed: int = 0
     timeout: float = 1800.0
     cache_dir: str | None = None
@@ -106,6 +111,12 @@ def check(data_set: str, settings: CheckSettings) -> int:
             manifest, Access(cache_dir=settings.cache_dir), settings.sheet, settings.seed, path
         )
         print(f"Contact sheet of {drawn} samples: {path}")
+    if settings.compose and not survey.damage:
+        access, path = Access("size", settings.cache_dir), out / "composed.png"
+        drawn = scenes.draw_scenes(
+            manifest, access, settings.scenes, settings.sheet, settings.seed, path
+        )
+        print(f"Sheet of {drawn} composed scenes: {path}")
     if not survey.damage:
         return 0
     for damage in survey.damage[:NAMED]:

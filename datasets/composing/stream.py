@@ -13,8 +13,9 @@ import torch
 
 from cavmae.datasets.batch import Batch
 from cavmae.datasets.composing.clips import NOT_SINGLE, ClipPool
+from cavmae.datasets.composing.drawing import RecipeBook
 from cavmae.datasets.composing.picture import Size
-from cavmae.datasets.composing.recipe import ComposeSettings, Recipe, RecipeBook
+from cavmae.datasets.composing.recipe import ComposeSettings, Recipe
 from cavmae.datasets.composing.scene import Composer, Scene
 from cavmae.datasets.errors import CavmaeError, SampleError, UsageError
 from cavmae.datasets.manifest import Manifest

@@ -34,10 +34,12 @@ class Separator(nn.Module, abc.ABC):
     Attributes:
         latent_width: channels of :attr:`Heard.latent`.
         fusion: how it is told of a voice.
+        least_frames: T that it needs at least.
     """
 
     latent_width: int
     fusion: str
+    least_frames: int = STEP
 
     @abc.abstractmethod
     def hear(self, spectrum: Tensor) -> Heard:

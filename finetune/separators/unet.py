@@ -54,6 +54,7 @@ class ComplexUNet(Separator):
     """
 
     fusion = "query"
+    least_frames = 2 ** len(LEVELS)
 
     def __init__(self, width: int, channels: int):
         super().__init__()

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from cavmae.datasets.composing.clips import ClipPool
+from cavmae.datasets.composing.drawing import RecipeBook
 from cavmae.datasets.composing.picture import GREY, Painter, filled
-from cavmae.datasets.composing.recipe import ComposeSettings, Recipe, RecipeBook, Seen
+from cavmae.datasets.composing.recipe import ComposeSettings, Recipe, Seen
 from tests.datasets.clips import clip, data_set_of
 
 SCENE = (32, 48)

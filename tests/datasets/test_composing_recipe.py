@@ -8,13 +8,8 @@ from pathlib import Path
 import pytest
 
 from cavmae.datasets.composing.clips import ClipPool
-from cavmae.datasets.composing.recipe import (
-    GRID,
-    HIDDEN,
-    ComposeSettings,
-    Recipe,
-    RecipeBook,
-)
+from cavmae.datasets.composing.drawing import HIDDEN, RecipeBook
+from cavmae.datasets.composing.recipe import GRID, ComposeSettings, Recipe
 from cavmae.datasets.errors import UsageError
 from tests.datasets.clips import clip, data_set_of
 

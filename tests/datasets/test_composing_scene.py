@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cavmae.datasets.composing.clips import ClipPool
-from cavmae.datasets.composing.recipe import ComposeSettings, Recipe, RecipeBook
+from cavmae.datasets.composing.drawing import RecipeBook
+from cavmae.datasets.composing.recipe import ComposeSettings, Recipe
 from cavmae.datasets.composing.scene import Composer
 from cavmae.datasets.composing.sound import REFERENCE, active_rms
 from tests.datasets.clips import clip, data_set_of

@@ -1,0 +1,131 @@
+"""A speaker model on a fixed list of scenes, beside what it has to be compared with.
+
+The references are made of the same scenes in the same pass: the model with its pictures blanked
+(what sound alone gives), with a still picture (no motion), with the picture of another scene, and
+the mixture under an oracle ratio mask (what a mask can give).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+
+from cavmae.datasets.batch import Batch
+from cavmae.finetune.cues import CueKind
+from cavmae.finetune.losses import Truth, truth_of, weights_of
+from cavmae.finetune.measures import SceneMeasures, assigned, measure
+from cavmae.finetune.motion import GREY_MEAN
+from cavmae.finetune.speaker import Inputs, Looked
+from cavmae.finetune.speakers import SpeakerTask, scale_of
+from cavmae.finetune.spectra import oracle_masks, spectrum, wave
+
+Way = Literal["model", "pictures blanked", "still picture", "wrong picture", "oracle ratio mask"]
+WAYS: tuple[Way, ...] = (
+    "model", "pictures blanked", "still picture", "wrong picture", "oracle ratio mask",
+)  # fmt: skip
+
+
+class Found(NamedTuple):
+    """Of a list of scenes.
+
+    Attributes:
+        scenes: measures of each, by way.
+        dependence: share of a scene's masks that change, means: when the sound is ``muted``, and
+            when it is that of another scene (``swapped``).
+    """
+
+    scenes: dict[Way, list[SceneMeasures]]
+    dependence: dict[str, float]
+
+
+@torch.no_grad()
+def evaluate(
+    task: SpeakerTask,
+    batches: Iterable[Batch],
+    ways: Iterable[Way] = WAYS,
+    cue: CueKind = "none",
+    quality: Sequence[str] = (),
+) -> Found:
+    """Measures of all scenes.
+
+    Args:
+        task: in evaluation mode, on the device of the batches.
+        batches: of a :class:`~cavmae.datasets.composing.stream.ListedStream`.
+        ways: what is measured.
+        cue: kind of cue that says whom slot 0 means; ``none``: everybody is matched.
+        quality: of ``stoi`` and ``pesq`` what is measured of the model's own voices, too.
+    """
+    found: dict[Way, list[SceneMeasures]] = {way: [] for way in ways}
+    changes: dict[str, list[float]] = {"muted": [], "swapped": []}
+    for number, batch in enumerate(batches):
+        torch.manual_seed(number)  # points and boxes of cues: the same every time
+        share = 0.0 if cue == "none" else 1.0
+        kinds = () if cue == "none" else (cue,)
+        inputs, target = task.inputs_of(batch, share, kinds)
+        truth = truth_of(batch, target, scale_of(batch))
+        for way in found:
+            if way == "oracle ratio mask":
+                found[way] += _oracle(batch["key"], truth)
+                continue
+            shown = _seen(inputs, way)
+            if shown is None:
+                continue
+            looked, voices = task.model(shown)
+            waves, slots = assigned(looked, voices, truth, weights_of(task.loss))
+            own = way == "model"
+            found[way] += measure(
+                batch["key"], waves, slots, truth, looked, voices.states, quality if own else ()
+            )
+            if own:
+                _note_changes(changes, task, inputs, looked)
+    means = {name: sum(v) / len(v) for name, v in changes.items() if v}
+    return Found(found, means)
+
+
+def _seen(inputs: Inputs, way: Way) -> Inputs | None:
+    """What the model is shown; None where a batch has no other scene to take a picture of."""
+    if way == "pictures blanked":
+        grey = round(GREY_MEAN)
+        return inputs._replace(
+            frames=torch.full_like(inputs.frames, grey), motion=torch.full_like(inputs.motion, grey)
+        )
+    if way == "still picture":
+        middle = inputs.motion.shape[1] // 2
+        key = inputs.frames.shape[1] // 2
+        return inputs._replace(
+            frames=inputs.frames[:, key : key + 1].expand_as(inputs.frames),
+            motion=inputs.motion[:, middle : middle + 1].expand_as(inputs.motion),
+        )
+    if way == "wrong picture":
+        if len(inputs.frames) < 2:
+            return None
+        return inputs._replace(frames=inputs.frames.roll(1, 0), motion=inputs.motion.roll(1, 0))
+    return inputs
+
+
+def _note_changes(
+    changes: dict[str, list[float]], task: SpeakerTask, inputs: Inputs, looked: Looked
+) -> None:
+    """Shares of masks that are others without the sound, or with that of another scene."""
+    before = looked.masks[-1] > 0
+    silence = torch.zeros_like(inputs.mixture)
+    others = {"muted": inputs._replace(mixture=silence, fbank=task.fbank(silence))}
+    if len(before) > 1:
+        others["swapped"] = inputs._replace(
+            mixture=inputs.mixture.roll(1, 0), fbank=inputs.fbank.roll(1, 0)
+        )
+    for name, other in others.items():
+        after = task.model.look(other).masks[-1] > 0
+        both = (before & after).flatten(1).sum(1)
+        either = (before | after).flatten(1).sum(1)
+        changed = 1 - both / either.clamp(min=1)
+        changes[name] += changed[either > 0].tolist()
+
+
+def _oracle(keys: Sequence[str], truth: Truth) -> list[SceneMeasures]:
+    """What ratio masks made of the true voices give."""
+    parts = torch.cat([truth.people.voices, truth.rest[:, None]], dim=1)
+    found = oracle_masks(spectrum(truth.mixture), spectrum(parts))
+    waves = wave(found, truth.mixture.shape[-1])
+    n, p = truth.people.present.shape
+    return measure(keys, waves, torch.arange(p, device=waves.device).expand(n, -1), truth)

@@ -1,0 +1,262 @@
+"""The speaker model as a whole: shapes, index, cues, losses, gradients, weights in and out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cavmae.datasets.errors import UsageError
+from cavmae.finetune.cues import KINDS, region_of
+from cavmae.finetune.losses import seen_slots, truth_of, with_true_masks
+from cavmae.finetune.motion import MotionPathway, MotionReader
+from cavmae.finetune.separators import SEPARATORS
+from cavmae.finetune.speaker import SpeakerConfig, SpeakerModel
+from tests.finetune.scenes import ENCODER, SAMPLES, SHAPE, batch, model, task
+
+GRID = ENCODER.image_grid
+
+
+@pytest.mark.parametrize("separator", sorted(SEPARATORS))
+def test_every_slot_has_a_mask_a_state_and_a_voice(separator: str) -> None:
+    one = task(model(separator=separator, separator_width=8))
+    inputs, _ = one.inputs_of(batch(), share=0.0)
+    looked, voices = one.model(inputs)
+    assert looked.masks[-1].shape == (2, 4, 2, 8, 12)
+    assert voices.states.shape == (2, 4, 4)
+    waves = voices.waves(SAMPLES)
+    assert waves.shape == (2, 5, SAMPLES)
+    torch.testing.assert_close(waves.sum(1), batch()["mixture"], atol=1e-4, rtol=1e-3)
+
+
+def test_clips_of_a_batch_do_not_know_of_each_other() -> None:
+    one = task().eval()
+    whole, _ = one.inputs_of(batch(3), share=0.0)
+    looked, voices = one.model(whole)
+    single = type(whole)(*(
+        type(x)(*(y[1:2] for y in x)) if isinstance(x, tuple) else x[1:2] for x in whole
+    ))  # fmt: skip
+    alone, voice = one.model(single)
+    torch.testing.assert_close(alone.masks[-1], looked.masks[-1][1:2], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        voice.waves(SAMPLES), voices.waves(SAMPLES)[1:2], atol=1e-4, rtol=1e-2
+    )
+
+
+def test_silence_in_silence_out() -> None:
+    one = task()
+    quiet = batch()
+    for name in ("mixture", "voices", "rest", "reference"):
+        quiet[name] = torch.zeros_like(quiet[name])
+    outcome = one.learn(quiet, 0.5, [], 0)
+    outcome.loss.backward()
+    assert torch.isfinite(outcome.loss)
+    inputs, _ = one.inputs_of(quiet, 0.0)
+    assert one.model(inputs)[1].waves(SAMPLES).abs().max() < 1e-6
+
+
+def _changed(kind: str) -> dict[str, Any]:
+    told = batch()
+    if kind == "silent":
+        told["speaking"][:] = False
+        told["rest"] += told["voices"].sum(1)
+        told["voices"][:] = 0
+    elif kind == "single":
+        told["present"][:, 1] = told["speaking"][:, 1] = told["masked"][:, 1] = False
+        told["masks"][:, 1] = False
+        told["rest"] += told["voices"][:, 1]
+        told["voices"][:, 1] = 0
+    elif kind == "absent":
+        for name in ("present", "speaking", "masked", "masks", "voices"):
+            told[name] = torch.zeros_like(told[name])
+    elif kind == "identical":
+        told["voices"][:, 1] = told["voices"][:, 0]
+        told["mixture"] = told["voices"].sum(1) + told["rest"]
+        told["masks"][:, 1] = told["masks"][:, 0]
+    elif kind == "no masks":
+        told["masked"][:] = False
+        told["masks"][:] = False
+    return told
+
+
+@pytest.mark.parametrize("kind", ["silent", "single", "absent", "identical", "no masks"])
+@pytest.mark.parametrize("progress", [0.0, 0.9])
+def test_losses_and_gradients_are_finite(kind: str, progress: float) -> None:
+    torch.manual_seed(0)
+    one = task()
+    outcome = one.learn(_changed(kind), progress, [], 0)
+    outcome.loss.backward()
+    for name, value in outcome.logs.items():
+        assert torch.isfinite(value), name
+    for name, parameter in one.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name  # DDP waits for those that get none
+            assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_nothing_of_an_unseen_persons_truth_counts() -> None:
+    """Voices of people without a mask are learned; their (empty) masks are not."""
+    one = task()
+    told = _changed("no masks")
+    torch.manual_seed(1)
+    outcome = one.learn(told, 0.9, [], 0)
+    assert float(outcome.logs["dice"]) == 0
+    assert float(outcome.logs["mixer"]) == 0
+    assert float(outcome.logs["spectrum"]) > 0
+
+
+def test_motion_is_read_under_the_mask() -> None:
+    """Who moves elsewhere changes nothing; who moves under the mask does."""
+    torch.manual_seed(0)
+    reader = MotionReader(8, 16, heads=2)
+    torch.nn.init.normal_(reader.score.weight, std=0.3)
+    motion = torch.randn(1, 8, 8, 4, 6)
+    masks = torch.zeros(1, 2, 2, 8, 12)
+    masks[:, 0, :, :, :6] = 1
+    masks[:, 1, :, :, 6:] = 1
+    before = reader(motion, masks)
+    motion[..., 3:] += torch.randn(1, 8, 8, 4, 3)
+    after = reader(motion, masks)
+    torch.testing.assert_close(before[:, 0], after[:, 0], atol=1e-3, rtol=1e-3)
+    assert (before[:, 1] - after[:, 1]).abs().max() > 0.1
+
+
+def test_motion_is_read_when_it_is() -> None:
+    """A change in one frame is told within two blocks' reach of it, and not elsewhere."""
+    torch.manual_seed(0)
+    pathway = MotionPathway(8, 2)
+    frames = torch.full((1, 40, 16, 24), 100, dtype=torch.uint8)
+    other = frames.clone()
+    other[:, 20, 4:12] = 200
+    change = (pathway(other) - pathway(frames)).abs().amax(dim=(0, 2, 3, 4))
+    assert change[20] > 1e-3
+    assert change[20 - 4 : 20 + 5].max() > 1e-3
+    # The norms of a frame are its own.
+    assert change[:15].max() < 1e-5
+    assert change[26:].max() < 1e-5
+
+
+def test_true_masks_stand_in_for_chosen_clips_only() -> None:
+    one = task()
+    told = batch()
+    inputs, target = one.inputs_of(told, 0.0)
+    looked = one.model.look(inputs)
+    truth = truth_of(told, target, torch.ones(2, 1))
+    slots, pixels = seen_slots(looked, truth, one.loss)
+    assert pixels.shape == (2, 2, 64)
+    own = looked.masks[-1].sigmoid()
+    found = with_true_masks(own, truth, slots, torch.tensor([True, False]))
+    torch.testing.assert_close(found[1], own[1])
+    for person in range(2):
+        expected = torch.nn.functional.avg_pool2d(told["masks"][0, person].float(), 4)
+        torch.testing.assert_close(found[0, slots[0, person]], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_a_cue_changes_slot_0(kind: str) -> None:
+    torch.manual_seed(0)
+    one = task().eval()
+    told = batch()
+    inputs, _ = one.inputs_of(told, 0.0)
+    plain = one.model.look(inputs).masks[-1]
+    torch.manual_seed(0)
+    for _ in range(20):
+        cued, target = one.inputs_of(told, 1.0)
+        if int(cued.cues.kind[0]) == KINDS.index(kind):
+            break
+    else:
+        pytest.fail(f"{kind} was never drawn")
+    assert target.tolist() == [0, 0]
+    changed = one.model.look(cued).masks[-1]
+    assert (changed[0] - plain[0]).abs().max() > 1e-4
+
+
+def test_a_cue_lies_on_its_person() -> None:
+    told = batch()
+    one = task()
+    covered = torch.nn.functional.adaptive_avg_pool2d(told["masks"][:, 0, 0].float()[:, None], GRID)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        inputs, _ = one.inputs_of(told, 1.0)
+        cues = inputs.cues
+        for row in range(2):
+            if cues.kind[row] == KINDS.index("voice"):
+                assert not cues.region[row].any()
+                continue
+            inside = float(
+                (cues.region[row] * (covered[row, 0] > 0)).sum() / cues.region[row].sum()
+            )
+            assert inside > 0.8
+            assert (cues.box[row] >= 0).all()
+            assert (cues.box[row] <= 1).all()
+
+
+def test_regions_of_boxes_and_points() -> None:
+    box = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.25, 1.0, 0.75], [0.99, 0.99, 0.99, 0.99]])
+    found = region_of(box, (2, 4))
+    assert found[0].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
+    assert found[1].tolist() == [[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5]]
+    assert found[2].tolist() == [[0, 0, 0, 0], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    "box", [[0.5, 0, 0.4, 1], [0, 0, 1.2, 1], [-0.1, 0, 0.5, 1], [0, 0.9, 1, 0.1]]
+)
+def test_a_cue_outside_the_picture(box: list[float]) -> None:
+    with pytest.raises(UsageError, match="does not lie in the picture"):
+        region_of(torch.tensor([box]), (2, 4))
+
+
+def test_weights_come_back(tmp_path: Path) -> None:
+    one = model().eval()
+    one.save_pretrained(tmp_path)
+    other = SpeakerModel.from_pretrained(tmp_path).eval()
+    assert other.config == one.config
+    inputs, _ = task(one).inputs_of(batch(), 0.0)
+    torch.testing.assert_close(
+        one(inputs)[1].waves(SAMPLES), other(inputs)[1].waves(SAMPLES), atol=0, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slots": 1}, "at least 2"),
+        ({"width": 30}, "multiple"),
+        ({"motion_size": (10, 24)}, "motion_size"),
+    ],
+)
+def test_shapes_that_make_no_model(changes: dict[str, Any], message: str) -> None:
+    values = {f: getattr(SHAPE, f) for f in SHAPE.__dataclass_fields__} | changes
+    with pytest.raises(ValueError, match=message):
+        SpeakerConfig(**values)
+
+
+def test_layers_of_the_encoder_learn_more_slowly_the_deeper_they_lie() -> None:
+    one = task()
+    one.decay = 0.5
+    assert one.rate("model.slot.weight") == 1
+    order = ["patch_embed_a.proj.weight", "blocks_a.0.attn.qkv.weight", "blocks_u.0.mlp.fc1.bias",
+             "norm_a.weight"]  # fmt: skip
+    rates = [one.rate(f"model.encoder.{name}") for name in order]
+    assert rates == [0.125, 0.25, 0.5, 1.0]
+
+
+def test_a_small_model_learns_a_batch() -> None:
+    torch.manual_seed(0)
+    one = task(true_masks=0.0)
+    told = batch()
+    optimizer = torch.optim.Adam(one.parameters(), 3e-3)
+    before = one.summarise([one.evaluate(told)])
+    losses = []
+    for _ in range(60):
+        outcome = one.learn(told, 0.9, [], 0)
+        outcome.loss.backward()
+        torch.nn.utils.clip_grad_norm_(one.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(outcome.loss.detach()))
+    after = one.summarise([one.evaluate(told)])
+    assert losses[-1] < losses[0] - 1
+    assert after["SI-SDR improvement"] > before["SI-SDR improvement"] + 3
+    assert after["IoU"] > before["IoU"] + 0.2

@@ -1,0 +1,101 @@
+"""A sheet of composed scenes: what fine-tuning sees and hears, and the truth about it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+
+matplotlib.use("Agg")  # a file is drawn, no window
+
+from matplotlib import pyplot
+
+from cavmae.datasets.composing.recipe import ComposeSettings, Recipe
+from cavmae.datasets.composing.scene import Scene
+from cavmae.datasets.composing.stream import ComposedStream
+from cavmae.datasets.errors import SampleError
+from cavmae.datasets.features import SAMPLE_RATE, fbank
+from cavmae.datasets.manifest import Manifest
+from cavmae.datasets.reading import Access
+from cavmae.datasets.storage import write_atomically
+from cavmae.tools.checking.sheet import MASK_COLOURS
+
+KEYS = 3  # key frames that are shown
+MOTION = 112  # height of the grey frames
+SOFTEST = -12.0  # of the log-mel energies that are told apart
+
+
+def draw_scenes(
+    manifest: Manifest, access: Access, compose: ComposeSettings, count: int, seed: int, path: Path
+) -> int:
+    """Draws the first scenes of a training run with this seed.
+
+    Returns:
+        how many; scenes with broken clips are left out.
+
+    Raises:
+        CavmaeError: the data set has too few people for such scenes.
+    """
+    width = max(16, round(MOTION * compose.width / compose.height / 4) * 4)
+    stream = ComposedStream(manifest, compose, (MOTION, width), KEYS, 1, seed=seed, access=access)
+    drawn: list[tuple[str, Recipe, Scene]] = []
+    for number in range(min(count, stream.samples)):
+        recipe = stream.recipe(0, number)
+        try:
+            drawn.append((f"0-{number}", recipe, stream.composer.compose(recipe)))
+        except SampleError:
+            continue
+    most = max(len(scene.voices) for _, _, scene in drawn)
+    columns = KEYS + 2 + most
+    figure, axes = pyplot.subplots(
+        len(drawn), columns, figsize=(2.6 * columns, 2.3 * len(drawn) + 0.7), squeeze=False
+    )
+    figure.suptitle(
+        f"{manifest.folder}: scenes as training composes them. Key frames, each person's visible "
+        "pixels in a colour; log-mel filter banks (128 bins over seconds) of the mixture, of every "
+        "person's voice in it, of the rest",
+        fontsize=10,
+        y=1 - 0.1 / figure.get_figheight(),
+    )
+    for row, (key, recipe, scene) in zip(axes, drawn, strict=True):
+        _row(row, key, recipe, scene, most)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.4 / figure.get_figheight()))
+    with write_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=80)
+    pyplot.close(figure)
+    stream.pool.close()
+    return len(drawn)
+
+
+def _row(axes: Sequence[Any], key: str, recipe: Recipe, scene: Scene, most: int) -> None:
+    for number in range(KEYS):
+        picture = scene.frames[number].astype(np.float32)
+        for person, mask in enumerate(scene.masks[:, number]):
+            picture[mask] = 0.6 * picture[mask] + 0.4 * MASK_COLOURS[person]
+        axes[number].imshow(picture.astype(np.uint8))
+        axes[number].set_xticks([])
+        axes[number].set_yticks([])
+    noise = f", {recipe.noise} noise" if recipe.noise else ""
+    axes[0].set_title(f"{key}: {recipe.kind}{noise}, cue: {recipe.target + 1}", fontsize=8)
+    _sound(axes[KEYS], scene.mixture, "mixture", "black")
+    for person, voice in enumerate(scene.voices):
+        level = recipe.people[person].level_db
+        heard = "silent" if level is None else f"{level:+.1f} dB"
+        mask = "" if scene.masked[person] else ", no mask"
+        colour = tuple(MASK_COLOURS[person] / 255)
+        _sound(axes[KEYS + 1 + person], voice, f"person {person + 1}: {heard}{mask}", colour)
+    for column in range(len(scene.voices), most):
+        axes[KEYS + 1 + column].axis("off")
+    _sound(axes[-1], scene.rest, f"rest: {len(recipe.unseen)} unseen", "black")
+
+
+def _sound(axis: Any, wave: np.ndarray, title: str, colour: Any) -> None:
+    picture = fbank(torch.from_numpy(wave)).T.numpy()
+    seconds = len(wave) / SAMPLE_RATE
+    axis.imshow(
+        picture, origin="lower", aspect="auto", vmin=SOFTEST, vmax=2, extent=(0, seconds, 0, 128)
+    )
+    axis.set_title(title, fontsize=8, color=colour)
+    axis.tick_params(labelsize=6)

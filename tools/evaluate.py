@@ -1,0 +1,221 @@
+"""`cavmae evaluate`: measures of a speaker model on a fixed list of scenes; makes such lists."""
+
+import csv
+import dataclasses
+import importlib.util
+import json
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cavmae.datasets.batch import Batch
+from cavmae.datasets.commandline import fill, module_main, parse, parser
+from cavmae.datasets.composing.clips import ClipPool
+from cavmae.datasets.composing.drawing import RecipeBook
+from cavmae.datasets.composing.recipe import ComposeSettings, Recipe
+from cavmae.datasets.composing.stream import ListedStream, read_list, write_list
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.loader import Loader
+from cavmae.datasets.manifest import Manifest
+from cavmae.datasets.progress import Progress
+from cavmae.datasets.storage import write_atomically
+from cavmae.finetune.building import load_speaker
+from cavmae.finetune.cues import CueKind
+from cavmae.finetune.evaluation import WAYS, Found, evaluate
+from cavmae.finetune.measures import summary
+from cavmae.finetune.settings import LossSettings
+from cavmae.finetune.speakers import SpeakerTask
+from cavmae.tools.evaluating.plots import draw
+
+log = logging.getLogger("cavmae")
+# Rows of the table: name, unit, decimals.
+ROWS = (
+    ("SI-SDR improvement", "dB", 2), ("SDR improvement", "dB", 2), ("SI-SDR", "dB", 2),
+    ("SDR", "dB", 2), ("STOI", "", 3), ("STOI of the mixture", "", 3), ("PESQ", "", 2),
+    ("PESQ of the mixture", "", 2), ("IoU", "", 3), ("F", "", 3), ("binding", "", 3),
+    ("confusion", "", 3), ("silence dB", "dB", 1), ("states", "", 3),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings:
+    """What is measured, and on what.
+
+    Args:
+        list: file of the scenes.
+        make: draw so many scenes from the shards and write them to ``list`` instead of measuring.
+        compose: how they are drawn.
+        seed: of drawing them.
+        out: folder for ``measures.json``, ``table.md`` and plots; None: the table is only printed.
+        cue: tell the model by a cue of this kind whom slot 0 means, and measure that person only.
+        references: also measure with pictures blanked, still, or wrong, and an oracle ratio mask.
+        people: CSV file with columns ``speaker`` and ``sex``: measures apart for same and other.
+        batch: scenes at a time.
+        workers: processes that compose.
+        device: ``auto``: a GPU if there is one.
+    """
+
+    list: str = ""
+    make: int = 0
+    compose: ComposeSettings = ComposeSettings()  # noqa: RUF009 - frozen
+    seed: int = 0
+    out: str | None = None
+    cue: Literal["none", "box", "point", "mask", "voice"] = "none"
+    references: bool = True
+    people: str | None = None
+    batch: int = 8
+    workers: int = 1
+    device: str = "auto"
+
+
+def main(words: Sequence[str]) -> int:
+    made = parser("evaluate", "Measures of a speaker model on a fixed list of scenes.")
+    made.add_argument("shards", type=str, help="Folder or URL of the data set of the scenes.")
+    made.add_argument("--model", type=str, default="", help="Checkpoint of `finetune speakers`.")
+    made.add_class_arguments(EvaluateSettings)
+    options = parse(made, words)
+    settings = fill(EvaluateSettings, options)
+    if not settings.list:
+        raise UsageError("Name the list of scenes: --list FILE; --make 200 makes it.")
+    if settings.make:
+        return _make(options.shards, settings)
+    if not options.model:
+        raise UsageError("Name the model to be measured: --model FOLDER.")
+    return _measure(options.model, options.shards, settings)
+
+
+def _make(shards: str, settings: EvaluateSettings) -> int:
+    path = Path(settings.list)
+    if path.exists():
+        raise UsageError(f"{path} is there already: results would no longer compare. Name another.")
+    manifest = Manifest.load(shards)
+    book = RecipeBook(ClipPool(manifest), settings.compose)
+    drawn = [book.draw(random.Random(f"list {settings.seed} {n}")) for n in range(settings.make)]
+    write_list(path, settings.compose, drawn)
+    log.info("Wrote %d scenes to %s.", len(drawn), path)
+    return 0
+
+
+def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
+    if settings.batch < 2:
+        raise UsageError("--batch must be at least 2, to have another scene's picture at hand.")
+    model, statistics = load_speaker(name)
+    where = settings.device
+    if where == "auto":
+        where = "cuda" if torch.cuda.is_available() else "cpu"
+    task = SpeakerTask(model, LossSettings(), statistics).to(where).eval()
+    compose, recipes = read_list(Path(settings.list))
+    c = model.config
+    told = compose.height, compose.width, round(compose.seconds, 6)
+    wanted = *c.encoder.image_size, round(c.seconds, 6)
+    if told != wanted:
+        raise UsageError(
+            f"{settings.list} has scenes of {told} (height, width, seconds), the model was trained "
+            f"on {wanted}: make a list of those."
+        )
+    stream = ListedStream(
+        Manifest.load(shards), compose, recipes, c.motion_size, c.keys, settings.batch
+    )
+    loader = Loader(stream, settings.workers)
+
+    def batches() -> Iterator[Batch]:
+        with Progress(len(recipes), "scene") as progress:
+            for batch in loader:
+                yield {
+                    k: v.to(where) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
+                }
+                for _ in batch["key"]:
+                    progress.done()
+
+    cue: CueKind = settings.cue
+    ways = WAYS if settings.references else WAYS[:1]
+    quality = _quality()
+    found = evaluate(task, batches(), ways, cue, quality)
+    groups = _groups(Path(settings.people), recipes, stream.pool) if settings.people else {}
+    text = table(found, groups)
+    if "pesq" not in quality:
+        text += "\n\nPESQ is missing: it needs a compiler to install (`pip install cavmae[pesq]`)."
+    print(text)
+    if settings.out:
+        _write(Path(settings.out), found, groups, text, name, settings)
+    return 0
+
+
+def _quality() -> list[str]:
+    """Which of the measures of quality are installed."""
+    return ["stoi", "pesq"] if importlib.util.find_spec("pesq") else ["stoi"]
+
+
+def _groups(path: Path, recipes: Sequence[Recipe], pool: ClipPool) -> dict[str, str]:
+    """Of scenes in which two people speak: whether they are of the same sex."""
+    try:
+        with path.open(newline="") as file:
+            sexes = {row["speaker"]: row["sex"] for row in csv.DictReader(file)}
+    except (OSError, KeyError, csv.Error) as error:
+        raise CavmaeError(f"{path} is no table with columns speaker and sex ({error}).") from error
+    found = {}
+    for number, recipe in enumerate(recipes):
+        heard = [p for p in recipe.people if p.level_db is not None]
+        told = [sexes.get(pool.clips[pool.number[p.clip]].person) for p in heard]
+        if len(told) == 2 and None not in told:
+            found[f"{number:05d}"] = "same sex" if told[0] == told[1] else "different sex"
+    return found
+
+
+def table(found: Found, groups: dict[str, str]) -> str:
+    """All measures as a Markdown table, a column each way."""
+    columns = {way: summary(scenes) for way, scenes in found.scenes.items() if scenes}
+    whole = found.scenes["model"]
+    for group in sorted(set(groups.values())):
+        columns[group] = summary([s for s in whole if groups.get(s.key) == group])  # type: ignore[index]
+    lines = [
+        f"| {len(whole)} scenes | {' | '.join(columns)} |",
+        f"|---|{'---:|' * len(columns)}",
+    ]
+    for name, unit, digits in ROWS:
+        values = [column.get(name) for column in columns.values()]
+        if any(value is not None for value in values):
+            told = ["-" if value is None else f"{value:.{digits}f}" for value in values]
+            lines.append(f"| {name}{f', {unit}' if unit and unit not in name else ''} | "
+                         f"{' | '.join(told)} |")  # fmt: skip
+    for name, value in found.dependence.items():
+        rest = " |" * (len(columns) - 1)
+        lines.append(f"| masks that change, sound {name} | {value:.3f} |{rest}")
+    return "\n".join(lines)
+
+
+def _write(
+    out: Path,
+    found: Found,
+    groups: dict[str, str],
+    text: str,
+    name: str,
+    settings: EvaluateSettings,
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {
+        "model": name,
+        "list": settings.list,
+        "cue": settings.cue,
+        "summary": {way: summary(scenes) for way, scenes in found.scenes.items() if scenes},
+        "dependence": found.dependence,
+        "groups": groups,
+        "scenes": {
+            way: [dataclasses.asdict(scene) for scene in scenes]
+            for way, scenes in found.scenes.items()
+        },
+    }
+    with write_atomically(out / "measures.json") as file:
+        file.write(json.dumps(record, indent=1).encode() + b"\n")
+    with write_atomically(out / "table.md") as file:
+        file.write(f"{text}\n".encode())
+    draw(found.scenes["model"], out / "measures.png")
+    log.info("Wrote %s.", out)
+
+
+if __name__ == "__main__":
+    module_main(main)

@@ -1,0 +1,53 @@
+"""Plots of measures: what separation depends on, and masks by size."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cavmae.datasets.storage import write_atomically
+from cavmae.finetune.measures import PersonMeasures, SceneMeasures
+
+COLOUR = "#0072b2"  # that colour-blind eyes tell from grey
+Value = Callable[[PersonMeasures], float]
+
+
+def draw(scenes: Sequence[SceneMeasures], path: Path) -> None:
+    """Three plots side by side, as a PNG: a dot each person, and the mean of each bin."""
+    people = [p for s in scenes for p in s.people]
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    plots: tuple[tuple[str, Value, str, Value], ...] = (
+        ("SI-SDR of the mixture, dB", lambda p: p.si_sdr_mixture,
+         "SI-SDR improvement, dB", lambda p: p.si_sdr - p.si_sdr_mixture),
+        ("share of the time in which somebody else speaks, too", lambda p: p.overlap,
+         "SI-SDR improvement, dB", lambda p: p.si_sdr - p.si_sdr_mixture),
+        ("share of the picture that a person covers", lambda p: p.size, "IoU", lambda p: p.iou),
+    )  # fmt: skip
+    for axis, (x_name, x, y_name, y) in zip(axes, plots, strict=True):
+        pairs = [(x(p), y(p)) for p in people]
+        _dots(axis, [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)])
+        axis.set_xlabel(x_name)
+        axis.set_ylabel(y_name)
+    with write_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def _dots(axis: Axes, pairs: Sequence[tuple[float, float]]) -> None:
+    axis.scatter([a for a, _ in pairs], [b for _, b in pairs], s=8, color="0.6")
+    axis.axhline(0, color="0.8", linewidth=0.8)
+    if len(pairs) < 2:
+        return
+    low, high = min(a for a, _ in pairs), max(a for a, _ in pairs)
+    width = max(high - low, 1e-6) / 6
+    middles, means = [], []
+    for number in range(6):
+        first = low + number * width
+        last = number == 5
+        inside = [b for a, b in pairs if first <= a < first + width or (last and a >= first)]
+        if inside:
+            middles.append(first + width / 2)
+            means.append(sum(inside) / len(inside))
+    axis.plot(middles, means, "o-", color=COLOUR)
