@@ -47,10 +47,20 @@ def parse(made: ArgumentParser, words: Sequence[str]) -> Namespace:
 
 
 def fill(kind: type[Settings], options: Namespace) -> Settings:
-    """A settings dataclass from parsed options of its fields' names."""
-    values = options.as_dict()
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
-    return kind(**{field.name: values[field.name] for field in fields})
+    """A settings dataclass, and those in it, from parsed options of its fields' names."""
+    return _filled(kind, options.as_dict())
+
+
+def _filled(kind: type[Settings], values: dict[str, Any]) -> Settings:
+    found = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value, default = values[field.name], field.default
+        if dataclasses.is_dataclass(default) and isinstance(value, dict):
+            value = _filled(type(default), value)
+        elif isinstance(default, tuple):
+            value = tuple(value)
+        found[field.name] = value
+    return kind(**found)
 
 
 def named_config(words: Sequence[str], folder: Path) -> list[str]:

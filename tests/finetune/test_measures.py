@@ -1,0 +1,122 @@
+"""Measures of predictions whose worth is known."""
+
+import math
+
+import pytest
+import torch
+
+from cavmae.finetune.losses import Truth, truth_of, weights_of
+from cavmae.finetune.measures import SceneMeasures, assigned, measure, summary
+from cavmae.finetune.separators import Heard
+from cavmae.finetune.settings import LossSettings
+from cavmae.finetune.speaker import Looked, Voices
+from cavmae.finetune.spectra import spectrum
+from tests.finetune.scenes import SAMPLES, batch
+
+
+def truth(people: int = 2, target: int = -1) -> Truth:
+    told = batch(2, people)
+    scale = told["mixture"].square().mean(1, keepdim=True).sqrt()
+    return truth_of(told, torch.full((2,), target), scale)
+
+
+def found(
+    known: Truth, masks: torch.Tensor | None = None, voices: torch.Tensor | None = None
+) -> tuple[Looked, Voices]:
+    """A model's output: by default all of the truth, in the order of people, two slots unused."""
+    n, p, f, h, w = known.masks.shape
+    shown = known.masks if masks is None else masks
+    logits = torch.full((n, p + 2, f, h, w), -9.0)
+    logits[:, :p][shown] = 9.0
+    sounds = known.people.voices if voices is None else voices
+    waves = torch.cat([sounds, torch.zeros(n, 2, SAMPLES), known.rest[:, None]], dim=1)
+    states = torch.zeros(n, p + 2, 4)
+    states[:, :p, 0] = 5.0
+    states[:, p:, 3] = 5.0
+    empty = torch.zeros(1)
+    looked = Looked(empty, [states], [logits], empty, empty, Heard(empty, empty), empty)
+    return looked, Voices(spectrum(waves), states, torch.ones(n, 1, 1))
+
+
+def measured(known: Truth, looked: Looked, voices: Voices) -> list[SceneMeasures]:
+    waves, slots = assigned(looked, voices, known, weights_of(LossSettings()))
+    return measure(["a", "b"], waves, slots, known, looked, voices.states)
+
+
+def test_the_truth_is_perfect() -> None:
+    told = summary(measured(truth(), *found(truth())))
+    assert told["IoU"] == 1
+    assert told["F"] == 1
+    assert told["binding"] == 1
+    assert told["confusion"] == 0
+    assert told["states"] == 1
+    assert told["SI-SDR"] > 40
+    assert told["SI-SDR improvement"] > 30
+
+
+def test_the_mixture_is_no_improvement() -> None:
+    known = truth()
+    same = known.mixture[:, None].expand(-1, 2, -1)
+    told = summary(measured(known, *found(known, voices=same)))
+    assert told["SI-SDR improvement"] == pytest.approx(0, abs=0.1)
+
+
+def test_voices_of_the_other_masks_are_not_bound() -> None:
+    """Masks and voices are each perfect, but not under one index."""
+    known = truth()
+    told = summary(measured(known, *found(known, voices=known.people.voices.flip(1))))
+    assert told["binding"] == 0
+    # One of both is right: the assignment is one.
+    assert told["confusion"] == 1 or told["IoU"] < 0.1
+
+
+def test_frames_in_which_nobody_is_to_be_seen_count() -> None:
+    known = truth()
+    known.masks[:, 0, 0] = False
+    clean = summary(measured(known, *found(known)))
+    assert clean["IoU"] == 1
+    alarm = known.masks.clone()
+    alarm[:, 0, 0, :10, :10] = True
+    told = summary(measured(known, *found(known, masks=alarm)))
+    assert told["IoU"] == pytest.approx(0.75)  # one of two people, one of two frames
+    assert told["F"] == pytest.approx(0.75)
+
+
+def test_half_a_mask() -> None:
+    known = truth()
+    half = known.masks.clone()
+    half[:, :, :, 20:] = False  # rows 8 to 20 of 8 to 32
+    told = summary(measured(known, *found(known, masks=half)))
+    assert told["IoU"] == pytest.approx(0.5)
+    assert told["F"] == pytest.approx(1.3 * 0.5 / (0.3 + 0.5))
+
+
+def test_silence_is_measured_by_its_energy() -> None:
+    known = truth()
+    known.people.active[:, 1] = False
+    known.people.voices[:, 1] = 0
+    leak = known.people.voices.clone()
+    leak[:, 1] = 0.1 * known.mixture
+    told = summary(measured(known, *found(known, voices=leak)))
+    assert told["silence dB"] == pytest.approx(-20, abs=0.2)
+
+
+def test_with_a_cue_only_whom_it_means_counts() -> None:
+    known = truth(target=0)
+    wrong = known.masks.clone()
+    wrong[:, 1] = False
+    told = summary(measured(known, *found(known, masks=wrong)))
+    assert told["IoU"] == 1
+    swapped = found(known, masks=known.masks.flip(1), voices=known.people.voices.flip(1))
+    told = summary(measured(known, *swapped))
+    assert told["IoU"] < 0.1  # slot 0 is meant, however well slot 1 would fit
+    assert told["confusion"] == 1
+
+
+def test_what_cannot_be_told_is_left_out() -> None:
+    known = truth()
+    known.people.masked[:] = False
+    told = summary(measured(known, *found(known)))
+    assert "IoU" not in told
+    assert "binding" not in told
+    assert math.isfinite(told["SI-SDR improvement"])

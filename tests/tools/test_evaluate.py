@@ -1,0 +1,104 @@
+"""`cavmae evaluate`: lists, tables, references, what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.manifest import Manifest
+from cavmae.finetune.evaluation import WAYS
+from cavmae.tools.evaluate import main
+from tests.datasets.clips import clip, data_set_of
+from tests.finetune.scenes import model
+
+SIZE = [
+    "--compose.height", "32", "--compose.width", "48", "--compose.seconds", "0.64",
+    "--compose.people", "[0,1,0]", "--compose.unrelated", "0", "--compose.silent", "0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    samples = [clip(n, speaker=f"s{n}", person=True) for n in range(6)]
+    manifest = data_set_of(tmp_path_factory.mktemp("clips") / "set", samples)
+    (Path(manifest.folder) / "manifest.json").write_bytes(manifest.to_bytes())
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "000000001"
+    model().save_pretrained(folder)
+    (folder / "preprocessing.json").write_text('{"fbank_mean": -6.0, "fbank_std": 4.0}')
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def scenes(clips: Manifest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("lists") / "list.jsonl"
+    assert main([clips.folder, "--list", str(path), "--make", "5", *SIZE]) == 0
+    return str(path)
+
+
+def test_all_measures_beside_all_references(
+    clips: Manifest,
+    checkpoint: str,
+    scenes: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    people = tmp_path / "people.csv"
+    people.write_text("speaker,sex\n" + "".join(f"s{n},{'fm'[n % 2]}\n" for n in range(6)))
+    words = [
+        clips.folder, "--model", checkpoint, "--list", scenes, "--out", str(tmp_path / "out"),
+        "--workers", "0", "--batch", "2", "--people", str(people),
+    ]  # fmt: skip
+    assert main(words) == 0
+    told = json.loads((tmp_path / "out" / "measures.json").read_text())
+    assert set(told["scenes"]) == set(WAYS)
+    assert len(told["scenes"]["model"]) == 5
+    assert len(told["scenes"]["oracle ratio mask"]) == 5
+    assert told["summary"]["oracle ratio mask"]["SI-SDR improvement"] > 1
+    assert 0 <= told["dependence"]["muted"] <= 1
+    assert set(told["groups"].values()) <= {"same sex", "different sex"}
+    assert (tmp_path / "out" / "measures.png").read_bytes()[:4] == b"\x89PNG"
+    printed = capsys.readouterr().out
+    assert printed.strip() == (tmp_path / "out" / "table.md").read_text().strip()
+    for name in ("SI-SDR improvement", "STOI", "IoU", "binding", "confusion", "sound muted"):
+        assert f"| {name}" in printed or name in printed
+    assert "PESQ" in printed  # measured, or said to be missing
+
+
+def test_the_same_every_time_and_with_a_cue(
+    clips: Manifest, checkpoint: str, scenes: str, tmp_path: Path
+) -> None:
+    found = []
+    for name in ("a", "b"):
+        words = [
+            clips.folder, "--model", checkpoint, "--list", scenes, "--out", str(tmp_path / name),
+            "--workers", "0", "--batch", "2", "--cue", "box", "--references", "false",
+        ]  # fmt: skip
+        assert main(words) == 0
+        found.append((tmp_path / name / "measures.json").read_text())
+    assert found[0] == found[1]
+    people = [p for scene in json.loads(found[0])["scenes"]["model"] for p in scene["people"]]
+    assert 0 < sum(p["meant"] for p in people) <= 5 < len(people)
+
+
+def test_what_it_refuses(clips: Manifest, checkpoint: str, scenes: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is there already"):
+        main([clips.folder, "--list", scenes, "--make", "3", *SIZE])
+    with pytest.raises(UsageError, match="--list"):
+        main([clips.folder, "--model", checkpoint])
+    with pytest.raises(UsageError, match="--model"):
+        main([clips.folder, "--list", scenes])
+    other = str(tmp_path / "other.jsonl")
+    main([clips.folder, "--list", other, "--make", "2", *SIZE, "--compose.width", "64"])
+    with pytest.raises(UsageError, match="make a list of those"):
+        main([clips.folder, "--model", checkpoint, "--list", other])
+    table = tmp_path / "people.csv"
+    table.write_text("name\nx\n")
+    with pytest.raises(CavmaeError, match="columns speaker and sex"):
+        main([clips.folder, "--model", checkpoint, "--list", scenes, "--people", str(table),
+              "--references", "false", "--workers", "0"])  # fmt: skip
