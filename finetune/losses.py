@@ -1,4 +1,4 @@
-"""What the speaker model is to learn. Spectra, energies and SI-SDR in float32.
+"""What the speaker model is to learn. Spectra, energies and SDR in float32.
 
 Shapes: N clips, Q slots (Q' without the residual), P people at most, S samples.
 """
@@ -20,7 +20,7 @@ from cavmae.finetune.matching import (
     joint_costs,
     mask_costs,
     points_of,
-    si_sdr,
+    sdr,
 )
 from cavmae.finetune.settings import LossSettings
 from cavmae.finetune.speaker import NONE, SILENT, SPEAKING, Looked, Voices
@@ -55,9 +55,7 @@ class Losses(NamedTuple):
 
 def weights_of(settings: LossSettings) -> Weights:
     """Of the joint cost: those of the losses."""
-    return Weights(
-        settings.state, settings.entropy, settings.dice, settings.si_sdr, settings.silence
-    )
+    return Weights(settings.state, settings.entropy, settings.dice, settings.sdr, settings.silence)
 
 
 def seen_slots(looked: Looked, truth: Truth, settings: LossSettings) -> tuple[Tensor, Tensor]:
@@ -132,7 +130,7 @@ def speaker_losses(
     parts |= _voice_losses(voices, waves, truth, slots, settings)
     factors = {
         "state": settings.state, "mask entropy": settings.entropy, "dice": settings.dice,
-        "votes": settings.votes, "mixer": settings.mixer, "si-sdr": -settings.si_sdr,
+        "votes": settings.votes, "mixer": settings.mixer, "sdr": -settings.sdr,
         "spectrum": settings.spectrum,
         "silence": settings.silence, "unused": settings.silence * settings.no_object,
     }  # fmt: skip
@@ -206,13 +204,13 @@ def _voice_losses(
     assigned[:, -1] = True
     active = assigned & (energies_db(wanted, truth.mixture) > ACTIVE_DB)
     count = active.sum().clamp(min=1)
-    ratio = (si_sdr(waves, wanted) * active).sum() / count
+    ratio = (sdr(waves, wanted) * active).sum() / count
     own = compressed(voices.spectra[active][..., :-1, :-1])
     true = compressed(spectrum(wanted[active])[..., :-1, :-1])
     loudness = energies_db(waves, truth.mixture)
     silent, unused = assigned & ~active, ~assigned
     return {
-        "si-sdr": ratio,
+        "sdr": ratio,
         "spectrum": (own - true).abs().mean(dim=(1, 2, 3)).sum() / count,
         "silence": (loudness * silent).sum() / silent.sum().clamp(min=1),
         "unused": (loudness * unused).sum() / unused.sum().clamp(min=1),

@@ -83,32 +83,31 @@ def energies_db(waves: Tensor, mixture: Tensor) -> Tensor:
     return 10 * torch.log10(energy / whole + 10 ** (FLOOR_DB / 10))
 
 
-def si_sdr_pairs(estimates: Tensor, truth: Tensor) -> Tensor:
-    """SI-SDR of every estimate [N, K, S] with every true voice [N, P, S]: [N, K, P], in dB.
+def sdr_pairs(estimates: Tensor, truth: Tensor) -> Tensor:
+    """SDR of every estimate [N, K, S] with every true voice [N, P, S]: [N, K, P], in dB.
 
-    Approaches 30 dB smoothly. For a silent estimate or a silent truth the value means nothing, but
-    it and its gradient are finite.
+    The plain one, energy of the truth over that of the difference: voices are to add up to the
+    mixture, and what does not depend on scale lets masks grow until they are saturated (seen).
+    Approaches 30 dB smoothly. For a silent truth the value means nothing, but it and its gradient
+    are finite.
     """
     estimates, truth = estimates.float(), truth.float()
     cross = estimates @ truth.transpose(1, 2)
     own = estimates.square().sum(-1)[:, :, None]
     true = truth.square().sum(-1)[:, None]
-    return _si_sdr(cross, own, true)
+    return _sdr((own - 2 * cross + true).clamp(min=0), true)
 
 
-def si_sdr(estimates: Tensor, truth: Tensor) -> Tensor:
-    """:func:`si_sdr_pairs` of estimates [..., S] with a truth of their own [..., S]: [...]."""
+def sdr(estimates: Tensor, truth: Tensor) -> Tensor:
+    """:func:`sdr_pairs` of estimates [..., S] with a truth of their own [..., S]: [...]."""
     estimates, truth = estimates.float(), truth.float()
-    cross = (estimates * truth).sum(-1)
-    return _si_sdr(cross, estimates.square().sum(-1), truth.square().sum(-1))
+    return _sdr((estimates - truth).square().sum(-1), truth.square().sum(-1))
 
 
-def _si_sdr(cross: Tensor, own: Tensor, true: Tensor) -> Tensor:
+def _sdr(noise: Tensor, true: Tensor) -> Tensor:
     small = 1e-4  # of energies of waves of an RMS of about 1, thousands of samples long
-    target = cross.square() / (true + small)
-    noise = (own - target).clamp(min=0)
     least = 10 ** (-CAP_DB / 10)
-    return 10 * torch.log10((target + small) / (noise + least * target + small))
+    return 10 * torch.log10((true + small) / (noise + least * true + small))
 
 
 class People(NamedTuple):
@@ -133,7 +132,7 @@ class Weights(NamedTuple):
     state: float
     entropy: float
     dice: float
-    si_sdr: float
+    sdr: float
     silence: float
 
 
@@ -157,7 +156,7 @@ def joint_costs(
         seen = (weights.entropy * entropy + weights.dice * dice) * people.masked[:, None]
         odds = states.float().log_softmax(-1)
         state = -torch.where(people.active[:, None], odds[..., :1], odds[..., 1:2])
-        sounds = -weights.si_sdr * si_sdr_pairs(waves, people.voices)
+        sounds = -weights.sdr * sdr_pairs(waves, people.voices)
         silent = weights.silence * energies_db(waves, mixture)[:, :, None].expand_as(sounds)
         heard = torch.where(people.active[:, None], sounds, silent)
         return seen + weights.state * state + heard

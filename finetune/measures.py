@@ -27,7 +27,6 @@ from cavmae.finetune.matching import (
     energies_db,
     joint_costs,
     points_of,
-    si_sdr_pairs,
 )
 from cavmae.finetune.speaker import Looked, Voices
 
@@ -123,7 +122,7 @@ def measure(
     """
     people = truth.people
     found = []
-    pairs = si_sdr_pairs(waves, people.voices)
+    pairs = _si_sdr_pairs(waves, people.voices)
     loud = energies_db(waves, truth.mixture)
     for row, key in enumerate(keys):
         scene = SceneMeasures(key, [])
@@ -154,6 +153,14 @@ def measure(
             scene.people.append(one)
         found.append(scene)
     return found
+
+
+def _si_sdr_pairs(waves: Tensor, truth: Tensor) -> Tensor:
+    """Of every wave [N, K, S] with every true voice [N, P, S]: [N, K, P], in dB."""
+    n, k, p = len(waves), waves.shape[1], truth.shape[1]
+    return scale_invariant_signal_distortion_ratio(
+        waves[:, :, None].expand(n, k, p, -1), truth[:, None].expand(n, k, p, -1)
+    )
 
 
 def _shown(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -107,7 +107,7 @@ class LossSettings:
         dice: of the masks' dice loss.
         votes: of how far pixels vote beside their person's middle, as a share of the picture.
         mixer: of the dice loss of the cross-modal mixer.
-        si_sdr: of every dB of the voices' SI-SDR.
+        sdr: of every dB of the voices' SDR (not scale-invariant: they add up to the mixture).
         spectrum: of the difference of compressed complex spectra.
         silence: of every dB of the energy of who is not heard, relative to the mixture.
         points: pixels of a key frame that masks are compared in.
@@ -124,7 +124,7 @@ class LossSettings:
     dice: float = 2.0
     votes: float = 5.0
     mixer: float = 0.1
-    si_sdr: float = 0.1
+    sdr: float = 0.1
     spectrum: float = 1.0
     silence: float = 0.02
     points: int = 512

@@ -309,7 +309,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
             x = layer(x, place, heard, steps)
         x = self.voice_norm(x).unflatten(1, (c.slots, -1))
         states = looked.states[-1] + self.state_head(x[:, :-1].mean(2))
-        raw = self.separator.masks(looked.heard, x)
+        raw = self.separator.masks(looked.heard, x[:, :-1])
         with torch.autocast(raw.device.type, enabled=False):
             levelled, scale = _levelled(inputs.mixture.float())
             spectra = masked_voices(spectrum(levelled), bounded(raw.float()))

@@ -59,10 +59,11 @@ def bounded(raw: Tensor) -> Tensor:
 
 
 def masked_voices(mixture: Tensor, masks: Tensor) -> Tensor:
-    """Spectra of voices that add up to the mixture's.
+    """Spectra of voices, and of the residual: what they leave of the mixture.
 
-    What the masked spectra lack of the mixture is shared out in proportion to their energy in each
-    place, so that a voice that is silent stays silent.
+    So they add up to it exactly, and a voice is as silent as its mask says. (Sharing out what is
+    left in proportion to energy, instead, has a dead end: where all masks are nearly 0 each gets
+    the same share, and no gradient.)
 
     Args:
         mixture: complex [N, B + 1, T + 1].
@@ -70,13 +71,11 @@ def masked_voices(mixture: Tensor, masks: Tensor) -> Tensor:
             take those beside them.
 
     Returns:
-        complex [N, K, B + 1, T + 1].
+        complex [N, K + 1, B + 1, T + 1], the residual last.
     """
     masks = _padded(masks.float())
     found = torch.complex(masks[:, :, 0], masks[:, :, 1]) * mixture[:, None]
-    energy = found.real.square() + found.imag.square()
-    share = (energy + 1e-8) / (energy + 1e-8).sum(dim=1, keepdim=True)
-    return found + share * (mixture - found.sum(dim=1))[:, None]
+    return torch.cat([found, mixture[:, None] - found.sum(dim=1, keepdim=True)], dim=1)
 
 
 def _padded(masks: Tensor) -> Tensor:

@@ -12,6 +12,11 @@ BENCHES = {
     "render": ("cavmae.tools.benching.rendering", "RenderBench", "rendering talkers"),
     "lips": ("cavmae.tools.benching.lips", "LipsBench", "whether rendered mouths show who speaks"),
     "pretrain": ("cavmae.tools.benching.pretraining", "PretrainBench", "steps of pretraining"),
+    "finetune": (
+        "cavmae.tools.benching.finetuning",
+        "FinetuneBench",
+        "steps of fine-tuning, composing",
+    ),
     "load": ("cavmae.tools.benching.loading", "LoadBench", "shards to batches"),
 }
 

@@ -1,0 +1,46 @@
+"""The sheet of composed scenes, and the benchmark of composing them."""
+
+from pathlib import Path
+
+import pytest
+
+from cavmae.datasets.composing.recipe import ComposeSettings
+from cavmae.datasets.errors import UsageError
+from cavmae.datasets.manifest import Manifest
+from cavmae.datasets.reading import Access
+from cavmae.tools.bench import main
+from cavmae.tools.checking.scenes import draw_scenes
+from tests.datasets.clips import clip, data_set_of
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    samples = [clip(n, speaker=f"s{n}", person=True) for n in range(6)]
+    manifest = data_set_of(tmp_path_factory.mktemp("clips") / "set", samples)
+    (Path(manifest.folder) / "manifest.json").write_bytes(manifest.to_bytes())
+    return manifest
+
+
+def test_a_sheet_of_scenes(clips: Manifest, tmp_path: Path) -> None:
+    how = ComposeSettings(height=32, width=48, seconds=0.08)
+    path = tmp_path / "composed.png"
+    assert draw_scenes(clips, Access(), how, 4, 0, path) == 4
+    assert path.read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(UsageError, match="add people"):
+        single = data_set_of(tmp_path / "one", [clip(0, person=True)])
+        draw_scenes(single, Access(), how, 4, 0, path)
+
+
+def test_the_benchmark(clips: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        f"finetune --data_set {clips.folder} --batch 1 --steps 1 --scenes 1 --rounds 1 "
+        f"--workers 1 --gpu_step 0.01 --device cpu --out {tmp_path / 'rows.json'}"
+    )
+    assert main(words.split()) == 0
+    told = capsys.readouterr().out
+    assert "| training step |" in told
+    assert "| composing, one core |" in told
+    assert "of the time for data" in told
+    assert (tmp_path / "rows.json").is_file()
+    with pytest.raises(UsageError, match="--data_set"):
+        main(["finetune"])
