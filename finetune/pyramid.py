@@ -12,6 +12,8 @@ from torch.nn import functional
 from cavmae.finetune.motion import groups_of
 from cavmae.pretrain.positions import Grid
 
+REACHES = (1, 2, 4, 1, 2, 4)  # dilations at the coarsest level: half a picture of 14 patches
+
 
 class Merge(nn.Module):
     """A convolution of maps laid side by side, normalised."""
@@ -24,6 +26,27 @@ class Merge(nn.Module):
     def forward(self, *maps: Tensor) -> Tensor:
         """Maps [M, C_i, H, W] of one size -> [M, after, H, W], or less by the stride."""
         return functional.gelu(self.norm(self.conv(torch.cat(maps, dim=1))))
+
+
+class Context(nn.Module):
+    """A residual pair of convolutions, the first of which sees far.
+
+    Args:
+        channels: before and after.
+        reach: dilation of the first.
+    """
+
+    def __init__(self, channels: int, reach: int):
+        super().__init__()
+        c = channels
+        self.norm = nn.GroupNorm(groups_of(c), c)
+        self.far = nn.Conv2d(c, c, 3, padding=reach, dilation=reach)
+        self.near = nn.Conv2d(c, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[M, C, H, W] -> [M, C, H, W]."""
+        found: Tensor = x + self.near(functional.gelu(self.far(self.norm(x))))
+        return found
 
 
 class Pyramid(nn.Module):
@@ -46,14 +69,15 @@ class Pyramid(nn.Module):
         self.down16 = Merge(2 * c + motion, 4 * c, stride=2)
         self.tokens = nn.Conv2d(width, 4 * c, 1)
         self.merge16 = Merge(8 * c, 4 * c)
+        self.context = nn.Sequential(*(Context(4 * c, reach) for reach in REACHES))
         self.merge8 = Merge(6 * c + motion, 2 * c)
         self.merge4 = Merge(3 * c, c)
         self.out = nn.Conv2d(c, c, 1)
         # What slots are multiplied with has a size of 1 from the first step on.
         self.out_norm = nn.GroupNorm(1, c)
 
-    def forward(self, tokens: Tensor, frames: Tensor, motion: Tensor) -> Tensor:
-        """The map of each frame.
+    def forward(self, tokens: Tensor, frames: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+        """The map of each frame, and what stands behind it.
 
         Args:
             tokens: [M, rows * columns, width].
@@ -61,7 +85,8 @@ class Pyramid(nn.Module):
             motion: [M, motion, h, w], of the moment of each frame.
 
         Returns:
-            [M, channels, 4 rows, 4 columns].
+            [M, channels, 4 rows, 4 columns], and the coarsest level: [M, rows * columns,
+            4 channels].
         """
         rows, columns = self.grid
         eighth = 2 * rows, 2 * columns
@@ -71,10 +96,9 @@ class Pyramid(nn.Module):
         middle = self.down8(fine)
         coarse = self.down16(torch.cat([middle, motion], dim=1))
         told = self.tokens(tokens.transpose(1, 2).unflatten(2, self.grid))
-        x = self.merge16(coarse, told)
-        x = self.merge8(_twice(x), middle, motion)
-        found: Tensor = self.out_norm(self.out(self.merge4(_twice(x), fine)))
-        return found
+        whole = self.context(self.merge16(coarse, told))
+        x = self.merge8(_twice(whole), middle, motion)
+        return self.out_norm(self.out(self.merge4(_twice(x), fine))), whole.flatten(2).mT
 
 
 def _twice(x: Tensor) -> Tensor:

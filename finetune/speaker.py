@@ -192,6 +192,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.pyramid = Pyramid(e.width, c.motion_width, c.mask_width, grid)
         self.sound = nn.Linear(e.width, c.width)
         self.picture = nn.Linear(e.width, c.width)
+        self.looked = nn.Linear(4 * c.mask_width, c.width)
         self.sound_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
         self.picture_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
         self.generator = QueryGenerator(c.slots, c.width, c.query_layers, c.heads)
@@ -238,11 +239,12 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         motion = self.motion(inputs.motion)
         # What moves around each key frame: as many frames before it as after.
         around = motion.unflatten(1, (c.keys, -1)).mean(2)
-        map_ = self.pyramid(
+        map_, coarse = self.pyramid(
             picture_tokens.flatten(0, 1), frames.flatten(0, 1), around.flatten(0, 1)
         )
         sound = self.sound_norm(self.sound(sound_tokens))
-        pictures = self.picture_norm(self.picture(picture_tokens))
+        coarse = self.looked(coarse).unflatten(0, (n, -1))
+        pictures = self.picture_norm(self.picture(picture_tokens) + coarse)
         # Each key frame's map is mixed with the sound of its own moment.
         rows, columns = c.encoder.audio_grid
         moments = sound.unflatten(1, (rows, columns)).mean(1).transpose(1, 2)

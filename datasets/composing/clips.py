@@ -28,6 +28,7 @@ NOT_SINGLE = (
     "people-2", "people-3", "people-4", "noise", "music", "off_screen_voice", "shifted",
 )  # fmt: skip
 SILENT = "silent"  # label of somebody who is seen and says nothing
+BACKGROUND = "background"  # label of what is only to stand behind people
 
 Place = tuple[int, int]  # offset and size in the shard, in bytes
 
@@ -65,6 +66,11 @@ class Clip:
     def silent(self) -> bool:
         """Whether the person says nothing."""
         return SILENT in self.info.labels
+
+    @property
+    def background(self) -> bool:
+        """Whether it is only to stand behind people."""
+        return BACKGROUND in self.info.labels
 
     def frames_at(self, times: np.ndarray) -> np.ndarray:
         """Numbers of the frames that are shown at these times: the nearest ones, int64."""
@@ -135,29 +141,33 @@ class ClipPool:
     def keep(self, count: int, seed: int) -> None:
         """Leaves out all clips but so many, drawn as evenly from all people as can be.
 
-        A smaller number keeps a part of what a larger one keeps.
+        Backgrounds stay. A smaller number keeps a part of what a larger one keeps.
 
         Raises:
             UsageError: there are not so many.
         """
-        if count > len(self.clips):
+        everyone = self.people()
+        usable = sum(map(len, everyone.values()))
+        if count > usable:
             raise UsageError(
-                f"{self.manifest.folder} has {len(self.clips)} clips to compose from, not {count}."
+                f"{self.manifest.folder} has {usable} clips to compose from, not {count}."
             )
         chance = random.Random(seed)
-        everyone = self.people()
         names = chance.sample(sorted(everyone), len(everyone))
         turns = [chance.sample(everyone[name], len(everyone[name])) for name in names]
         most = max(len(numbers) for numbers in turns)
         order = [numbers[turn] for turn in range(most) for numbers in turns if turn < len(numbers)]
-        self.left_out += len(self.clips) - count
-        self.clips = [self.clips[number] for number in sorted(order[:count])]
+        behind = [number for number, clip in enumerate(self.clips) if clip.background]
+        self.left_out += usable - count
+        self.clips = [self.clips[number] for number in sorted(order[:count] + behind)]
         self.number = {clip.key: number for number, clip in enumerate(self.clips)}
 
     def people(self) -> dict[str, list[int]]:
-        """Numbers of the clips of each person."""
+        """Numbers of the clips of each person, backgrounds left out."""
         found: dict[str, list[int]] = {}
         for number, clip in enumerate(self.clips):
+            if clip.background:
+                continue
             found.setdefault(clip.person, []).append(number)
         return found
 
@@ -232,7 +242,8 @@ def _named(clip: Clip) -> Iterator[None]:
 def _clip(shard: int, entry: Entry, data: bytes, exclude: Collection[str]) -> Clip | None:
     """The clip of a sample; None where it is of no use."""
     info = SampleInfo.from_bytes(data)
-    if set(exclude) & set(info.labels) or "flac" not in entry.members:
+    behind = BACKGROUND in info.labels
+    if set(exclude) & set(info.labels) or not (behind or "flac" in entry.members):
         return None
     count = len(info.frame_times)
     nothing = (0, 0)
@@ -248,5 +259,5 @@ def _clip(shard: int, entry: Entry, data: bytes, exclude: Collection[str]) -> Cl
         times=np.array(info.frame_times),
         frames=np.array(frames, dtype=np.int64),
         masks=np.array(masks, dtype=np.int64),
-        sound=entry.members["flac"],
+        sound=entry.members.get("flac", nothing),
     )

@@ -45,8 +45,10 @@ class RecipeBook:
             name: [n for n in numbers if not clips[n].silent] for name, numbers in everyone.items()
         }
         self._speaking = {name: numbers for name, numbers in self._speaking.items() if numbers}
-        self._silent = [n for n, clip in enumerate(clips) if clip.silent]
-        self._masked = [n for n, clip in enumerate(clips) if clip.masked]
+        self._silent = [n for n, clip in enumerate(clips) if clip.silent and not clip.background]
+        # What is meant to stand behind people does, or else whatever people can be cut out of.
+        self._behind = [n for n, clip in enumerate(clips) if clip.background]
+        self._behind = self._behind or [n for n, clip in enumerate(clips) if clip.masked]
         self._names = sorted(self._speaking)
         self._extents: dict[int, Box] = {}
         most = max(k + 1 for k, share in enumerate(settings.people) if share)
@@ -271,5 +273,5 @@ class RecipeBook:
 
     def _background(self, seen: Sequence[int], chance: random.Random) -> str:
         clips = self.pool.clips
-        others = [n for n in self._masked if n not in seen]
+        others = [n for n in self._behind if n not in seen]
         return clips[chance.choice(others or list(seen))].key

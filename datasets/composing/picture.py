@@ -22,6 +22,7 @@ GREY = (0.299, 0.587, 0.114)  # of red, green and blue, as JPEG has it
 PLATE_FRAMES = 8  # that a background is made of
 PLATES = 64  # backgrounds that are kept
 BLOCK = 8  # pixels of JPEG's blocks
+MASK_STEP = 4  # frames from mask to mask where grey frames are cut by them
 MARGIN = 6  # pixels around a person that do not count as background
 
 
@@ -117,6 +118,12 @@ class Painter:
         self.pool, self.scene, self.motion = pool, scene, motion
         self.times = np.arange(frames) / GRID
         self.keys = ((np.arange(keys) + 0.5) * frames / keys).astype(np.int64)
+        # A person is cut out of grey frames by every fourth mask and what lies between: heads move
+        # little within 160 ms, and decoding masks costs as much as decoding frames.
+        every = np.arange(0, frames, MASK_STEP)
+        self.masked = np.union1d(every, self.keys)
+        self.keys_masked = np.searchsorted(self.masked, self.keys)
+        self.grey_masked = np.searchsorted(self.masked, every)
         self._plate = functools.lru_cache(PLATES)(self._made_plate)
 
     def paint(self, recipe: Recipe) -> Pictures:
@@ -135,19 +142,24 @@ class Painter:
             person = recipe.people[number]
             clip = self.pool.clips[self.pool.number[person.clip]]
             cut = recipe.kind == "paste" or (recipe.kind == "own" and depth > 0)
-            covered = None
+            shown = clip.frames_at(person.start + self.times.clip(*person.active))
+            soft = None
             if clip.masked:
-                covered, (rows, columns) = self._covered(colour, clip, person, self.keys)
+                here = self._masks(clip, shown)
+                inside, (rows, columns) = colour.placed(here[self.keys_masked], clip, person)
+                covered = inside.float() / 255
                 seen = (covered[:, 0] > 0.5).numpy()
                 masks[:, :, rows, columns] &= ~seen
                 masks[number, :, rows, columns] = seen
                 masked[number] = True
-            self._draw(colour, grey, clip, person, covered if cut else None, recipe.feather)
+                if cut:
+                    rough = grey.placed(here[self.grey_masked], clip, person)[0].float() / 255
+                    soft = (
+                        _feathered(covered, recipe.feather),
+                        self._between(_feathered(rough, recipe.feather * grey.ratio[0])),
+                    )
+            self._draw(colour, grey, clip, person, shown, soft)
         return Pictures(*_lit(colour.picture, grey.picture, recipe), masks, masked)
-
-    def _shown(self, clip: Clip, person: Seen) -> np.ndarray:
-        """Numbers of the clip's frames that are seen at the scene's times."""
-        return clip.frames_at(person.start + self.times.clip(*person.active))
 
     def _draw(
         self,
@@ -155,36 +167,33 @@ class Painter:
         grey: _Canvas,
         clip: Clip,
         person: Seen,
-        covered: Tensor | None,
-        feather: float,
+        shown: np.ndarray,
+        soft: tuple[Tensor, Tensor] | None,
     ) -> None:
         """Puts a person into both canvases.
 
         Args:
-            covered: where the person is in the key frames, to be cut out with a soft edge; None:
-                the whole picture is shown.
+            shown: numbers of the clip's frames that are seen at the scene's times.
+            soft: how much the person covers of each canvas; None: the whole picture is shown.
         """
-        shown = self._shown(clip, person)
         picture = self.pool.pictures(clip, shown[self.keys].tolist(), grey=False)
         small = self.pool.pictures(clip, shown.tolist(), grey=True, size=grey.size_of(clip, person))
-        soft = soft_grey = None
-        if covered is not None:
-            soft = _feathered(covered, feather)
-            # Heads move little within 40 ms: the mask of every second frame is enough to cut by.
-            every = np.arange(0, len(shown), 2)
-            rough = _feathered(self._covered(grey, clip, person, every)[0], feather * grey.ratio[0])
-            soft_grey = rough.repeat_interleave(2, dim=0)[: len(shown)]
-        colour.draw(torch.from_numpy(picture).permute(0, 3, 1, 2), clip, person, soft)
-        grey.draw(torch.from_numpy(small)[:, None], clip, person, soft_grey)
+        alpha, alpha_grey = soft if soft is not None else (None, None)
+        colour.draw(torch.from_numpy(picture).permute(0, 3, 1, 2), clip, person, alpha)
+        grey.draw(torch.from_numpy(small)[:, None], clip, person, alpha_grey)
 
-    def _covered(
-        self, canvas: _Canvas, clip: Clip, person: Seen, frames: np.ndarray
-    ) -> tuple[Tensor, tuple[slice, slice]]:
-        """Where a person is in these frames: float [N, 1, rows, columns], 0 to 1."""
-        masks = self.pool.masks(clip, self._shown(clip, person)[frames].tolist())
-        whole = torch.from_numpy((masks > 0).astype(np.uint8) * 255)[:, None]
-        inside, where = canvas.placed(whole, clip, person)
-        return inside.float() / 255, where
+    def _masks(self, clip: Clip, shown: np.ndarray) -> Tensor:
+        """Where a person is in the frames of :attr:`masked`: uint8 [N, 1, h, w], 0 or 255."""
+        masks = self.pool.masks(clip, shown[self.masked].tolist())
+        return torch.from_numpy((masks > 0).astype(np.uint8) * 255)[:, None]
+
+    def _between(self, alpha: Tensor) -> Tensor:
+        """From every fourth frame to all T, linearly: [T / 4 or so, 1, h, w] -> [T, 1, h, w]."""
+        frame = torch.arange(len(self.times))
+        before = frame // MASK_STEP
+        after = (before + 1).clamp(max=len(alpha) - 1)
+        part = (frame % MASK_STEP / MASK_STEP)[:, None, None, None]
+        return torch.lerp(alpha[before], alpha[after], part)
 
     def _fill(self, colour: _Canvas, grey: _Canvas, number: int) -> None:
         """A background that covers the scene, from its middle."""
@@ -204,10 +213,14 @@ class Painter:
         """A clip's background without its person: float [3, h, w], 0 to 255.
 
         Each pixel's mean over the frames in which the person does not cover it; what is always
-        covered is filled from around.
+        covered is filled from around. Of a clip that is a background, with nobody to cut out: one
+        frame.
         """
         clip = self.pool.clips[number]
         frames = ((np.arange(PLATE_FRAMES) + 0.5) * len(clip.times) / PLATE_FRAMES).astype(int)
+        if not clip.masked:
+            frame = self.pool.pictures(clip, frames[:1].tolist(), grey=False)[0]
+            return torch.from_numpy(frame).permute(2, 0, 1).float()
         pictures = torch.from_numpy(self.pool.pictures(clip, frames.tolist(), grey=False))
         person = torch.from_numpy(self.pool.masks(clip, frames.tolist()) > 0).float()[:, None]
         side = 2 * MARGIN + 1  # one axis after the other: six times as fast

@@ -24,7 +24,8 @@ class ComposeSettings:
         seconds: of a scene, a multiple of 0.04.
         people: how often one, two, three people are seen (relative).
         own: how often people are pasted into the video of one of them (relative).
-        paste: how often into the background of another clip (relative).
+        paste: how often into the background of another clip (relative): of those labelled
+            ``background``, which show nobody, or else of any clip with masks.
         halves: how often videos stand side by side (relative).
         snr_db: levels of the voices differ by up to so much.
         overlap: share of scenes in which all speak all the time; in the others each begins or ends

@@ -133,12 +133,12 @@ class ComposedStream(SceneStream):
 
     @property
     def samples(self) -> int:
-        """Scenes of an epoch."""
-        return len(self.pool.clips)
+        """Scenes of an epoch: as many as there are clips of people."""
+        return sum(map(len, self.pool.people().values()))
 
     def signature(self, workers: int) -> dict[str, Any]:
         """See :meth:`cavmae.datasets.stream.Stream.signature`."""
-        told = {"compose": repr(self.compose), "clips": len(self.pool.clips)}
+        told = {"compose": repr(self.compose), "clips": self.samples}
         return super().signature(workers) | told
 
     def recipe(self, epoch: int, number: int) -> Recipe:

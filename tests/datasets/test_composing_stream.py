@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -194,6 +195,31 @@ def test_a_part_of_the_clips(clips: Manifest) -> None:
         stream(clips, clips=11)
     with pytest.raises(UsageError, match="add people"):
         stream(clips, clips=2)
+
+
+def test_backgrounds_are_behind_people_and_nothing_else(tmp_path: Path) -> None:
+    people = [clip(n, speaker=f"s{n // 2}", person=True) for n in range(CLIPS)]
+    behind = [
+        clip(20, speaker="x", labels=("background", "silent"), masks=False),
+        clip(21, speaker="y", labels=("background",), masks=False),
+    ]
+    del behind[1][1]["flac"]  # a background needs no sound
+    manifest = data_set_of(tmp_path / "set", people + behind)
+    settings = dataclasses.replace(SETTINGS, own=0.0, paste=1.0, halves=0.0, silent=0.5)
+    one = ComposedStream(manifest, settings, (16, 24), 2, 2, clips=8)
+    assert one.samples == 8
+    recipes = [one.recipe(0, n) for n in range(40)]
+    assert {recipe.background for recipe in recipes} == {"k20", "k21"}
+    for recipe in recipes:
+        assert not {"k20", "k21"} & (keys_of(recipe) - {recipe.background})
+    recipe = next(r for r in recipes if r.background == "k21")
+    nobody = dataclasses.replace(
+        recipe, people=(), order=(), unseen=(), noise="white", reference=None,
+        light=(1.0, 1.0, 1.0), tint=(1.0, 1.0, 1.0), quality=95,
+    )  # fmt: skip
+    seen = one.composer.painter.paint(nobody).frames[0]
+    frame = one.pool.pictures(one.pool.clips[one.pool.number["k21"]], [0], grey=False)[0]
+    assert np.abs(seen.astype(int) - frame).mean() < 12  # once more through JPEG, of noise
 
 
 def test_a_pool_goes_to_another_process(clips: Manifest) -> None:
