@@ -17,6 +17,11 @@ BENCHES = {
         "FinetuneBench",
         "steps of fine-tuning, composing",
     ),
+    "labels": (
+        "cavmae.tools.benching.labels",
+        "LabelsBench",
+        "whether pretraining pays on few labelled clips",
+    ),
     "load": ("cavmae.tools.benching.loading", "LoadBench", "shards to batches"),
 }
 
