@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.features import FRAME_RATE
 from cavmae.datasets.transforms import Statistics
 from cavmae.finetune.settings import SpeakerModelSettings
 from cavmae.finetune.speaker import SpeakerConfig, SpeakerModel
@@ -68,6 +69,8 @@ def build_speaker(
         CavmaeError: weights are missing, damaged, or not of a CAV-MAE.
     """
     torch.manual_seed(seed)
+    if settings.start is not None:
+        return _started(settings.start, image, frames)
     if settings.encoder is None:
         if settings.train_encoder == "frozen":
             raise UsageError(
@@ -87,6 +90,19 @@ def build_speaker(
     return model
 
 
+def _started(name: str, image: tuple[int, int], frames: int) -> SpeakerModel:
+    """A fine-tuned model that goes on."""
+    model, _ = load_speaker(name)
+    own = model.config.encoder
+    if (tuple(own.image_size), own.audio_size[1]) != (image, frames):
+        raise UsageError(
+            f"{name} is made for scenes of {own.image_size} pixels and "
+            f"{own.audio_size[1] / FRAME_RATE} s, not {image} and {frames / FRAME_RATE} s: set "
+            "compose.height, compose.width and compose.seconds to those."
+        )
+    return model
+
+
 def _made(shape: SpeakerConfig) -> SpeakerModel:
     try:
         return SpeakerModel(shape)
@@ -95,7 +111,9 @@ def _made(shape: SpeakerConfig) -> SpeakerModel:
 
 
 def statistics_of(settings: SpeakerModelSettings, data_set: str) -> Statistics:
-    """What fbanks are normalised by: what the encoder was trained with, else the data set's own."""
+    """What fbanks are normalised by: what the model was trained with, else the data set's own."""
+    if settings.start is not None:
+        return load_speaker(settings.start)[1]
     told: dict[str, Any] | None = None
     if settings.encoder is not None:
         told = preprocessing_of(settings.encoder)

@@ -45,9 +45,12 @@ class SpeakerDataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SpeakerModelSettings:
-    """The model, and what its encoder starts from.
+    """The model, and what it starts from.
 
     Args:
+        start: a checkpoint of `cavmae finetune speakers`, a folder or a name on the hub: the whole
+            model goes on from there, and of all that follows only ``train_encoder`` and
+            ``layer_decay`` count. None: a new model around the encoder.
         encoder: a checkpoint of pretraining, a folder or a name on the hub; None: from scratch, of
             the size ``encoder_size``.
         encoder_size: ``tiny``, ``small``, ``base`` or ``large``.
@@ -71,6 +74,7 @@ class SpeakerModelSettings:
         classes: of hints; 0: there are none.
     """
 
+    start: str | None = None
     encoder: str | None = None
     encoder_size: Literal["tiny", "small", "base", "large"] = "base"
     train_encoder: Literal["frozen", "all"] = "frozen"
@@ -94,6 +98,10 @@ class SpeakerModelSettings:
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
             raise UsageError(f"model.layer_decay {self.layer_decay} is not in (0, 1].")
+        if self.start is not None and self.encoder is not None:
+            raise UsageError(
+                "model.start is a whole model with an encoder of its own: leave model.encoder out."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

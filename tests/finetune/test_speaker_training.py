@@ -144,6 +144,25 @@ def test_an_encoder_from_scratch(clips: Manifest, tmp_path: Path) -> None:
         main(words(tmp_path / "b", clips, None, model={**scratch, "train_encoder": "frozen"}))
 
 
+def test_a_whole_model_goes_on(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    main(words(first, clips, encoder, loop={"steps": 1, "save_every": 1}))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    start = str(first / "checkpoints" / "000000001")
+    stays = {"model": {"start": start, "encoder": None}, "optimizer": {"lr": 1e-12}}
+    main(words(second, clips, None, loop={"steps": 1}, **stays))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    model, statistics = load_speaker(str(second / "checkpoints" / "000000001"))
+    source, told = load_speaker(start)
+    assert statistics == told
+    for name, weight in source.state_dict().items():
+        assert torch.allclose(model.state_dict()[name], weight, atol=1e-6), name
+    with pytest.raises(UsageError, match=r"made for scenes of .*32, 48.* not .*64, 48"):
+        main(words(tmp_path / "c", clips, None, model=stays["model"], compose={"height": 64}))
+    with pytest.raises(UsageError, match="leave model.encoder out"):
+        main(words(tmp_path / "d", clips, encoder, model={"start": start}))
+
+
 def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
     def refused(message: str, kind: type[CavmaeError] = UsageError, **changes: Any) -> None:
         with pytest.raises(kind, match=message):
