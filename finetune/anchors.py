@@ -25,7 +25,9 @@ class Anchors(nn.Module):
     def __init__(self, width: int, channels: int, slots: int):
         super().__init__()
         across = (torch.arange(slots) + 0.5) / slots
-        self.start = nn.Parameter(torch.stack([across, torch.full_like(across, 0.6)], dim=1))
+        # A vector, so that no decay of weights pulls places to a corner.
+        places = torch.stack([across, torch.full_like(across, 0.6)], dim=1)
+        self.start = nn.Parameter(places.flatten())
         self.offset = nn.Conv2d(channels, 2, 1)
         self.move = nn.Linear(width, 4)
         self.strength = nn.Parameter(torch.full((1,), STRENGTH))
@@ -57,15 +59,18 @@ class Anchors(nn.Module):
             before: [N, Q, F, H, W], logits of the masks before: a place moves to the mean of their
                 votes. None: it is where it begins.
         """
-        moved = self.move(slots).float()
-        centre = self.start.expand(len(slots), -1, -1)
+        with torch.autocast(slots.device.type, enabled=False):
+            return self._near(self.move(slots.float()), votes, before)
+
+    def _near(self, moved: Tensor, votes: Tensor, before: Tensor | None) -> Tensor:
+        centre = self.start.view(-1, 2).expand(len(moved), -1, -1)
         if before is not None:
             chance = before.float().sigmoid()
             total = chance.flatten(2).sum(-1)[..., None] + 1e-3
             centre = torch.einsum("nqfhw,ncfhw->nqc", chance, votes) / total
         centre = centre + moved[..., :2]
-        size = torch.tensor([WIDE, HIGH], device=slots.device) * moved[..., 2:].clamp(-2, 2).exp()
-        far = torch.zeros_like(votes[:, :1]).expand(-1, slots.shape[1], -1, -1, -1)
+        size = torch.tensor([WIDE, HIGH], device=moved.device) * moved[..., 2:].clamp(-2, 2).exp()
+        far = torch.zeros_like(votes[:, :1]).expand(-1, moved.shape[1], -1, -1, -1)
         for axis in range(2):
             apart = votes[:, axis, None] - centre[:, :, axis, None, None, None]
             far = far + (apart / size[:, :, axis, None, None, None]).square()

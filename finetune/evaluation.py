@@ -5,13 +5,15 @@ The references are made of the same scenes in the same pass: the model with its 
 the mixture under an oracle ratio mask (what a mask can give).
 """
 
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from cavmae.datasets.batch import Batch
-from cavmae.finetune.cues import CueKind
+from cavmae.finetune.cues import CueKind, Cues
 from cavmae.finetune.losses import Truth, truth_of, weights_of
 from cavmae.finetune.measures import SceneMeasures, assigned, measure
 from cavmae.finetune.motion import GREY_MEAN
@@ -57,33 +59,62 @@ def evaluate(
     """
     found: dict[Way, list[SceneMeasures]] = {way: [] for way in ways}
     changes: dict[str, list[float]] = {"muted": [], "swapped": []}
-    for number, batch in enumerate(batches):
-        torch.manual_seed(number)  # points and boxes of cues: the same every time
-        share = 0.0 if cue == "none" else 1.0
-        kinds = () if cue == "none" else (cue,)
-        inputs, target = task.inputs_of(batch, share, kinds)
+    before: Inputs | None = None  # the scene before this batch
+    for batch in batches:
+        inputs, target = _inputs(task, batch, cue)
+        before = _row(inputs, len(inputs.mixture) - 1) if before is None else before
+        # Each scene's other scene is the one before it, however they are batched.
+        other = _joined([before, _row(inputs, slice(0, -1))])
+        before = _row(inputs, len(inputs.mixture) - 1)
         truth = truth_of(batch, target, scale_of(batch))
         for way in found:
             if way == "oracle ratio mask":
                 found[way] += _oracle(batch["key"], truth)
                 continue
-            shown = _seen(inputs, way)
-            if shown is None:
-                continue
-            looked, voices = task.model(shown)
+            looked, voices = task.model(_seen(inputs, other, way))
             waves, slots = assigned(looked, voices, truth, weights_of(task.loss))
             own = way == "model"
             found[way] += measure(
                 batch["key"], waves, slots, truth, looked, voices.states, quality if own else ()
             )
             if own:
-                _note_changes(changes, task, inputs, looked)
+                _note_changes(changes, task, inputs, other, looked)
     means = {name: sum(v) / len(v) for name, v in changes.items() if v}
     return Found(found, means)
 
 
-def _seen(inputs: Inputs, way: Way) -> Inputs | None:
-    """What the model is shown; None where a batch has no other scene to take a picture of."""
+def _inputs(task: SpeakerTask, batch: Batch, cue: CueKind) -> tuple[Inputs, Tensor]:
+    """What the model is given, and whom cues mean; a scene's cue depends on the scene alone."""
+    if cue == "none":
+        return task.inputs_of(batch, 0.0)
+    made = []
+    for row, key in enumerate(batch["key"]):
+        torch.manual_seed(zlib.crc32(key.encode()))
+        one = {k: v[row : row + 1] for k, v in batch.items()}
+        made.append(task.inputs_of(one, 1.0, (cue,)))
+    return _joined([inputs for inputs, _ in made]), torch.cat([target for _, target in made])
+
+
+def _row(inputs: Inputs, which: int | slice) -> Inputs:
+    """Some of the scenes."""
+    some = slice(which, which + 1) if isinstance(which, int) else which
+    return _over(lambda one: one[0][some], [inputs])
+
+
+def _joined(parts: Sequence[Inputs]) -> Inputs:
+    """Scenes one after the other."""
+    return _over(torch.cat, parts)
+
+
+def _over(work: Callable[[list[Tensor]], Tensor], parts: Sequence[Inputs]) -> Inputs:
+    """The same with every tensor of the inputs."""
+    cues = Cues(*(work([getattr(p.cues, name) for p in parts]) for name in Cues._fields))
+    names = [name for name in Inputs._fields if name != "cues"]
+    return Inputs(**{name: work([getattr(p, name) for p in parts]) for name in names}, cues=cues)
+
+
+def _seen(inputs: Inputs, other: Inputs, way: Way) -> Inputs:
+    """What the model is shown."""
     if way == "pictures blanked":
         grey = round(GREY_MEAN)
         return inputs._replace(
@@ -97,29 +128,30 @@ def _seen(inputs: Inputs, way: Way) -> Inputs | None:
             motion=inputs.motion[:, middle : middle + 1].expand_as(inputs.motion),
         )
     if way == "wrong picture":
-        if len(inputs.frames) < 2:
-            return None
-        return inputs._replace(frames=inputs.frames.roll(1, 0), motion=inputs.motion.roll(1, 0))
+        return inputs._replace(frames=other.frames, motion=other.motion)
     return inputs
 
 
 def _note_changes(
-    changes: dict[str, list[float]], task: SpeakerTask, inputs: Inputs, looked: Looked
+    changes: dict[str, list[float]],
+    task: SpeakerTask,
+    inputs: Inputs,
+    other: Inputs,
+    looked: Looked,
 ) -> None:
     """Shares of masks that are others without the sound, or with that of another scene."""
     before = looked.masks[-1] > 0
     silence = torch.zeros_like(inputs.mixture)
-    others = {"muted": inputs._replace(mixture=silence, fbank=task.fbank(silence))}
-    if len(before) > 1:
-        others["swapped"] = inputs._replace(
-            mixture=inputs.mixture.roll(1, 0), fbank=inputs.fbank.roll(1, 0)
-        )
-    for name, other in others.items():
-        after = task.model.look(other).masks[-1] > 0
+    others = {
+        "muted": inputs._replace(mixture=silence, fbank=task.fbank(silence)),
+        "swapped": inputs._replace(mixture=other.mixture, fbank=other.fbank),
+    }
+    for name, changed in others.items():
+        after = task.model.look(changed).masks[-1] > 0
         both = (before & after).flatten(1).sum(1)
         either = (before | after).flatten(1).sum(1)
-        changed = 1 - both / either.clamp(min=1)
-        changes[name] += changed[either > 0].tolist()
+        share = 1 - both / either.clamp(min=1)
+        changes[name] += share[either > 0].tolist()
 
 
 def _oracle(keys: Sequence[str], truth: Truth) -> list[SceneMeasures]:

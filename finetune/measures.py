@@ -6,6 +6,7 @@ in the mixture; silence by its energy.
 """
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -22,16 +23,19 @@ from torchmetrics.functional.audio.stoi import short_time_objective_intelligibil
 from cavmae.datasets.features import SAMPLE_RATE
 from cavmae.finetune.losses import Truth
 from cavmae.finetune.matching import (
+    FLOOR_DB,
     Weights,
     assign,
     energies_db,
     joint_costs,
     points_of,
 )
-from cavmae.finetune.speaker import Looked, Voices
+from cavmae.finetune.speaker import SILENT, SPEAKING, Looked, Voices
 
 GRID = 7  # every so manyeth pixel counts in the assignment
 BETA2 = 0.3  # of the F measure, as AVSBench has it
+WORST_DB = -30.0  # (SI-)SDR of a voice that is not there, which has none
+ALONE_DB = 30.0  # SI-SDR of a mixture in which there is nothing but the voice
 
 
 @dataclasses.dataclass
@@ -79,10 +83,12 @@ class SceneMeasures:
     Attributes:
         key: its name.
         people: in the scene's order.
+        phantoms: how many slots claim to be people, and nobody is theirs; NaN: not measured.
     """
 
     key: str
     people: list[PersonMeasures]
+    phantoms: float = math.nan
 
 
 def assigned(
@@ -148,9 +154,13 @@ def measure(
                 if ious is not None and masked:
                     best = int(ious[:, person].argmax())
                     one.bound = float(best == int(pairs[row, : len(ious), person].argmax()))
-            else:
+            elif bool(truth.mixture[row].any()):  # of silence nothing but silence can be made
                 one.level = float(loud[row, slot])
             scene.people.append(one)
+        if states is not None:
+            told = states[row].argmax(-1)
+            told[slots[row, :count]] = -1
+            scene.phantoms = float(((told == SPEAKING) | (told == SILENT)).sum())
         found.append(scene)
     return found
 
@@ -196,8 +206,10 @@ def _hear(
     quality: Sequence[str],
 ) -> None:
     true = sounds[person]
+    audible = bool(energies_db(wave[None, None], mixture[None])[0, 0] > FLOOR_DB + 1)
     for name, function in _MEASURES.items():
-        setattr(one, name, float(function(wave, true)))
+        value = float(function(wave, true)) if audible else WORST_DB
+        setattr(one, name, max(WORST_DB, value))
         setattr(one, f"{name}_mixture", float(function(mixture, true)))
     for name in quality:
         function = _QUALITY[name]
@@ -217,7 +229,11 @@ def _stoi(wave: Tensor, true: Tensor) -> Tensor:
 
 
 def _pesq(wave: Tensor, true: Tensor) -> Tensor:
-    return perceptual_evaluation_speech_quality(wave, true, SAMPLE_RATE, "wb")
+    pesq = importlib.import_module("pesq")
+    try:
+        return perceptual_evaluation_speech_quality(wave, true, SAMPLE_RATE, "wb")
+    except pesq.PesqError:  # too little is said for it to find an utterance
+        return torch.tensor(math.nan)
 
 
 _MEASURES: dict[str, Callable[..., Tensor]] = {
@@ -235,29 +251,36 @@ def _frames(wave: Tensor) -> Tensor:
 
 def mean(values: Sequence[float]) -> float:
     """Of those that could be told; NaN if none could."""
-    known = [value for value in values if math.isfinite(value)]
+    known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
 
-def summary(scenes: Sequence[SceneMeasures]) -> dict[str, float]:
-    """Means over people, those that could be told; with cues, of those who are meant.
+def summary(scenes: Sequence[SceneMeasures], cued: bool = False) -> dict[str, float]:
+    """Means over people, those that could be told.
 
-    Voices are measured in scenes in which two people, both seen, speak.
+    "SI-SDR improvement" and what is said of voices beside it are of scenes in which two people,
+    both seen, speak; others have rows of their own: of three people, and of one voice with
+    something else (noise, somebody unseen).
+
+    Args:
+        cued: only who is meant by a cue counts.
     """
-    meant = any(p.meant for s in scenes for p in s.people)
-    people = [p for s in scenes for p in s.people if p.meant or not meant]
-    pairs = [
-        p
-        for s in scenes
-        if sum(q.active for q in s.people) == 2
-        for p in s.people
-        if p.active and (p.meant or not meant)
-    ]
-    told = {
+    voices: dict[int, list[PersonMeasures]] = {1: [], 2: [], 3: []}
+    people = []
+    for scene in scenes:
+        count = sum(p.active for p in scene.people)
+        told = [p for p in scene.people if p.meant or not cued]
+        people += told
+        voices.get(count, []).extend(p for p in told if p.active)
+    pairs = voices[2]
+    alone = [p for p in voices[1] if p.si_sdr_mixture < ALONE_DB]
+    found = {
         "SI-SDR improvement": mean([p.si_sdr - p.si_sdr_mixture for p in pairs]),
         "SDR improvement": mean([p.sdr - p.sdr_mixture for p in pairs]),
         "SI-SDR": mean([p.si_sdr for p in pairs]),
         "SDR": mean([p.sdr for p in pairs]),
+        "SI-SDR improvement, one voice": mean([p.si_sdr - p.si_sdr_mixture for p in alone]),
+        "SI-SDR improvement, three": mean([p.si_sdr - p.si_sdr_mixture for p in voices[3]]),
         "STOI": mean([p.stoi for p in pairs]),
         "STOI of the mixture": mean([p.stoi_mixture for p in pairs]),
         "PESQ": mean([p.pesq for p in pairs]),
@@ -268,5 +291,6 @@ def summary(scenes: Sequence[SceneMeasures]) -> dict[str, float]:
         "confusion": mean([p.confused for p in people]),
         "silence dB": mean([p.level for p in people]),
         "states": mean([p.state for p in people]),
+        "phantoms": mean([s.phantoms for s in scenes]),
     }
-    return {name: value for name, value in told.items() if math.isfinite(value)}
+    return {name: value for name, value in found.items() if not math.isnan(value)}

@@ -9,6 +9,8 @@ from torch.nn import functional
 
 STRIDE = 4
 GREY_MEAN, GREY_STD = 110.0, 60.0  # of bytes, roughly those of pictures of people
+GAIN = 4.0  # of what changes from frame to frame, which is small beside what is there
+STILL = 0.02  # a mean over a mask that varies by less than this in time is taken as still
 
 
 def groups_of(channels: int) -> int:
@@ -67,7 +69,7 @@ class MotionPathway(nn.Module):
         before = torch.cat([x[:, :1], x[:, :-1]], dim=1)
         after = torch.cat([x[:, 1:], x[:, -1:]], dim=1)
         # As it is, and what has changed and will change: a kernel of 3 frames in another basis.
-        x = torch.stack([x, x - before, after - x], dim=2).flatten(0, 1)
+        x = torch.stack([x, GAIN * (x - before), GAIN * (after - x)], dim=2).flatten(0, 1)
         x = self.down(functional.gelu(self.norm(self.stem(x))))
         for block in self.blocks:
             x = block(x, frames.shape[1])
@@ -78,7 +80,9 @@ class MotionReader(nn.Module):
     """What moves under each slot's mask: this is what binds a voice to pixels.
 
     Several weighted means over the places of a mask. The weights are learned from the motion
-    itself: a plain mean over a body would hold little of its lips.
+    itself: a plain mean over a body would hold little of its lips. Of each mean only how it varies
+    in time counts, at one size: lips change the mean over a body little, beside what the body
+    looks like. Without this nothing moved by lips was learned in the first thousand scenes.
 
     Args:
         channels: C of the motion map.
@@ -102,17 +106,30 @@ class MotionReader(nn.Module):
         Returns:
             [N, Q, T, D].
         """
+        # Sums over thousands of places, and how little changes in time: not in half precision.
+        with torch.autocast(motion.device.type, enabled=False):
+            means = self._means(motion.float(), masks.float())
+        found: Tensor = self.proj(means.to(self.proj.weight.dtype)).transpose(1, 2)
+        return found
+
+    def _means(self, motion: Tensor, masks: Tensor) -> Tensor:
+        """[N, T, Q, heads * C]."""
         n, t, _, h, w = motion.shape
         slots, keys = masks.shape[1:3]
-        masks = functional.adaptive_avg_pool2d(masks.flatten(0, 1).float(), (h, w))
+        masks = functional.adaptive_avg_pool2d(masks.flatten(0, 1), (h, w))
         masks = masks.unflatten(0, (n, slots)).flatten(3).transpose(1, 2)  # [N, F, Q, places]
-        score = self.score(motion.flatten(0, 1)).flatten(2).float().unflatten(0, (n, t))
+        score = self.score(motion.flatten(0, 1)).flatten(2).unflatten(0, (n, t))
         weight = (score - score.amax(-1, keepdim=True)).exp()  # [N, T, heads, places]
-        spread = torch.arange(t, device=motion.device) * keys // t
-        weight = weight[:, :, None] * (masks + 1e-6)[:, spread, :, None]  # [N, T, Q, heads, places]
-        values = motion.flatten(3).transpose(2, 3).float()  # [N, T, places, C]
+        # Between key frames masks change little by little: a step would look like a movement.
+        place = ((torch.arange(t, device=motion.device) + 0.5) * keys / t - 0.5).clamp(0, keys - 1)
+        before = place.long().clamp(max=max(0, keys - 2))
+        part = (place - before)[:, None, None]
+        masks = torch.lerp(masks[:, before], masks[:, (before + 1).clamp(max=keys - 1)], part)
+        weight = weight[:, :, None] * (masks + 1e-6)[:, :, :, None]  # [N, T, Q, heads, places]
+        values = motion.flatten(3).transpose(2, 3)  # [N, T, places, C]
         values = functional.pad(values, (0, 1), value=1.0)  # whose sum is that of the weights
         sums = (weight.flatten(2, 3) @ values).unflatten(2, (slots, -1))
         means = (sums[..., :-1] / sums[..., -1:]).flatten(3)  # [N, T, Q, heads * C]
-        found: Tensor = self.proj(means.to(motion.dtype)).transpose(1, 2)
-        return found
+        means = means - means.mean(1, keepdim=True)
+        size = (means.square().mean(1, keepdim=True) + STILL**2).sqrt()
+        return means / size

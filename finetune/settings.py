@@ -55,7 +55,7 @@ class SpeakerModelSettings:
             the size ``encoder_size``.
         encoder_size: ``tiny``, ``small``, ``base`` or ``large``.
         train_encoder: ``frozen``, or ``all``: every block, each by ``layer_decay`` slower than the
-            one after it.
+            one after it (from scratch all alike).
         layer_decay: see there.
         slots: places for people, and one for the rest.
         width: of slots and voices.

@@ -92,7 +92,10 @@ class SpeakerTask(Task):
         scale = scale_of(batch)
         truth = truth_of(batch, torch.full_like(batch["target"], -1), scale)
         voice = self.fbank(batch["reference"])
-        known = batch["reference"].abs().amax(1) > 0
+        # Who says nothing here cannot be known by their voice.
+        rows = torch.arange(len(voice), device=voice.device)
+        active = truth.people.active[rows, batch["target"]]
+        known = (batch["reference"].abs().amax(1) > 0) & active
         cues, target = draw_cues(
             truth.people, truth.masks, batch["target"], voice, known,
             self.model.config.encoder.image_grid, share, kinds,
@@ -114,7 +117,8 @@ class SpeakerTask(Task):
         inputs, target = self.inputs_of(batch, share)
         truth = truth_of(batch, target, scale_of(batch))
         looked = self.model.look(inputs)
-        slots, pixels = seen_slots(looked, truth, how)
+        with torch.autocast(inputs.mixture.device.type, enabled=False):
+            slots, pixels = seen_slots(looked, truth, how)
         left = max(0.0, 1 - progress / how.true_masks_until) if how.true_masks_until else 0.0
         chosen = torch.rand(len(slots), device=slots.device) < how.true_masks * left
         masks = with_true_masks(looked.masks[-1].float().sigmoid(), truth, slots, chosen)
@@ -129,8 +133,9 @@ class SpeakerTask(Task):
         inputs, target = self.inputs_of(batch, 0.0)
         looked, voices = self.model(inputs)
         truth = truth_of(batch, target, scale_of(batch))
-        waves, slots = assigned(looked, voices, truth, weights_of(self.loss))
-        return {"scenes": measure(batch["key"], waves, slots, truth, looked, voices.states)}
+        with torch.autocast(inputs.mixture.device.type, enabled=False):
+            waves, slots = assigned(looked, voices, truth, weights_of(self.loss))
+            return {"scenes": measure(batch["key"], waves, slots, truth, looked, voices.states)}
 
     def summarise(self, records: Sequence[Record]) -> Mapping[str, float]:
         """See :meth:`Task.summarise`."""

@@ -11,13 +11,14 @@ from accelerate import Accelerator
 
 from cavmae.datasets.commandline import module_main, named_config, parse, parser
 from cavmae.datasets.composing.recipe import ComposeSettings
-from cavmae.datasets.composing.stream import ComposedStream, ListedStream, read_list
+from cavmae.datasets.composing.stream import ComposedStream
 from cavmae.datasets.errors import UsageError
 from cavmae.datasets.features import FRAME_RATE
 from cavmae.datasets.loader import Loader
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.reading import Access
 from cavmae.finetune.building import build_speaker, statistics_of
+from cavmae.finetune.listed import in_both, listed_stream
 from cavmae.finetune.settings import LossSettings, SpeakerDataSettings, SpeakerModelSettings
 from cavmae.finetune.speakers import SpeakerTask
 from cavmae.pretrain import checkpoints
@@ -27,6 +28,7 @@ from cavmae.pretrain.processes import Processes
 from cavmae.pretrain.settings import LoopSettings, OptimizerSettings
 
 log = logging.getLogger("cavmae")
+REMEMBERED = "%d people or videos are both trained and measured on (%s): a model remembers them."
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -120,22 +122,27 @@ def _prepare(
         "rank": processes.rank,
         "world_size": processes.count,
         "access": Access(data.verify, max_broken=data.max_broken, quarantine=quarantine),
-        "exclude": data.exclude,
     }
     shown = model.config.motion_size, model.config.keys, data.batch
     pin = accelerator.device.type == "cuda"
-    stream = ComposedStream(Manifest.load(data.train), compose, *shown, clips=data.clips, **where)
+    stream = ComposedStream(
+        Manifest.load(data.train), compose, *shown, clips=data.clips, exclude=data.exclude, **where
+    )
     loader = Loader(stream, data.workers, pin_memory=pin)
     held_out = None
     if data.held_out is not None and data.held_out_shards is not None:
-        listed, recipes = read_list(Path(data.held_out))
-        measured = ListedStream(
-            Manifest.load(data.held_out_shards), listed, recipes, *shown, **where
+        measured = listed_stream(
+            data.held_out, data.held_out_shards, model.config, data.batch, **where
         )
         held_out = Loader(measured, data.workers, pin_memory=pin)
+        if processes.first and (known := in_both(stream.pool, measured.pool)):
+            log.warning(REMEMBERED, len(known), ", ".join(known[:3]))
     statistics = statistics_of(settings.model, data.train)
     frozen = settings.model.train_encoder == "frozen"
-    task = SpeakerTask(model, settings.loss, statistics, frozen, settings.model.layer_decay)
+    # What starts from nothing has no lower layers to be careful with.
+    pretrained = settings.model.encoder is not None or settings.model.start is not None
+    decay = settings.model.layer_decay if pretrained else 1.0
+    task = SpeakerTask(model, settings.loss, statistics, frozen, decay)
     return task, loader, held_out
 
 

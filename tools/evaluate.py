@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import math
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from cavmae.datasets.batch import Batch
 from cavmae.datasets.commandline import fill, module_main, parse, parser
 from cavmae.datasets.composing.clips import ClipPool
 from cavmae.datasets.composing.drawing import RecipeBook
-from cavmae.datasets.composing.recipe import ComposeSettings, Recipe
-from cavmae.datasets.composing.stream import ListedStream, read_list, write_list
+from cavmae.datasets.composing.recipe import ComposeSettings
+from cavmae.datasets.composing.stream import ListedStream, write_list
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.loader import Loader
 from cavmae.datasets.manifest import Manifest
@@ -26,6 +27,7 @@ from cavmae.datasets.storage import write_atomically
 from cavmae.finetune.building import load_speaker
 from cavmae.finetune.cues import CueKind
 from cavmae.finetune.evaluation import WAYS, Found, evaluate
+from cavmae.finetune.listed import listed_stream
 from cavmae.finetune.measures import summary
 from cavmae.finetune.settings import LossSettings
 from cavmae.finetune.speakers import SpeakerTask
@@ -35,9 +37,11 @@ log = logging.getLogger("cavmae")
 # Rows of the table: name, unit, decimals.
 ROWS = (
     ("SI-SDR improvement", "dB", 2), ("SDR improvement", "dB", 2), ("SI-SDR", "dB", 2),
-    ("SDR", "dB", 2), ("STOI", "", 3), ("STOI of the mixture", "", 3), ("PESQ", "", 2),
-    ("PESQ of the mixture", "", 2), ("IoU", "", 3), ("F", "", 3), ("binding", "", 3),
-    ("confusion", "", 3), ("silence dB", "dB", 1), ("states", "", 3),
+    ("SDR", "dB", 2), ("SI-SDR improvement, one voice", "dB", 2),
+    ("SI-SDR improvement, three", "dB", 2), ("STOI", "", 3), ("STOI of the mixture", "", 3),
+    ("PESQ", "", 2), ("PESQ of the mixture", "", 2), ("IoU", "", 3), ("F", "", 3),
+    ("binding", "", 3), ("confusion", "", 3), ("silence dB", "dB", 1), ("states", "", 3),
+    ("phantoms", "a scene", 2),
 )  # fmt: skip
 
 
@@ -101,29 +105,17 @@ def _make(shards: str, settings: EvaluateSettings) -> int:
 
 
 def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
-    if settings.batch < 2:
-        raise UsageError("--batch must be at least 2, to have another scene's picture at hand.")
     model, statistics = load_speaker(name)
     where = settings.device
     if where == "auto":
         where = "cuda" if torch.cuda.is_available() else "cpu"
     task = SpeakerTask(model, LossSettings(), statistics).to(where).eval()
-    compose, recipes = read_list(Path(settings.list))
-    c = model.config
-    told = compose.height, compose.width, round(compose.seconds, 6)
-    wanted = *c.encoder.image_size, round(c.seconds, 6)
-    if told != wanted:
-        raise UsageError(
-            f"{settings.list} has scenes of {told} (height, width, seconds), the model was trained "
-            f"on {wanted}: make a list of those."
-        )
-    stream = ListedStream(
-        Manifest.load(shards), compose, recipes, c.motion_size, c.keys, settings.batch
-    )
+    stream = listed_stream(settings.list, shards, model.config, settings.batch)
+    groups = _groups(Path(settings.people), stream) if settings.people else {}
     loader = Loader(stream, settings.workers)
 
     def batches() -> Iterator[Batch]:
-        with Progress(len(recipes), "scene") as progress:
+        with Progress(stream.samples, "scene") as progress:
             for batch in loader:
                 yield {
                     k: v.to(where) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
@@ -135,8 +127,13 @@ def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
     ways = WAYS if settings.references else WAYS[:1]
     quality = _quality()
     found = evaluate(task, batches(), ways, cue, quality)
-    groups = _groups(Path(settings.people), recipes, stream.pool) if settings.people else {}
-    text = table(found, groups)
+    cued = cue != "none"
+    if cued and not any(p.meant for scene in found.scenes["model"] for p in scene.people):
+        raise UsageError(
+            f"Nobody in {settings.list} can be meant by a cue of the kind {cue}: such cues are "
+            f"made of {'other recordings of the same people' if cue == 'voice' else 'masks'}."
+        )
+    text = table(found, groups, cued)
     if "pesq" not in quality:
         text += "\n\nPESQ is missing: it needs a compiler to install (`pip install cavmae[pesq]`)."
     print(text)
@@ -150,7 +147,7 @@ def _quality() -> list[str]:
     return ["stoi", "pesq"] if importlib.util.find_spec("pesq") else ["stoi"]
 
 
-def _groups(path: Path, recipes: Sequence[Recipe], pool: ClipPool) -> dict[str, str]:
+def _groups(path: Path, stream: ListedStream) -> dict[str, str]:
     """Of scenes in which two people speak: whether they are of the same sex."""
     try:
         with path.open(newline="") as file:
@@ -158,7 +155,8 @@ def _groups(path: Path, recipes: Sequence[Recipe], pool: ClipPool) -> dict[str, 
     except (OSError, KeyError, csv.Error) as error:
         raise CavmaeError(f"{path} is no table with columns speaker and sex ({error}).") from error
     found = {}
-    for number, recipe in enumerate(recipes):
+    pool = stream.pool
+    for number, recipe in enumerate(stream.recipes):
         heard = [p for p in recipe.people if p.level_db is not None]
         told = [sexes.get(pool.clips[pool.number[p.clip]].person) for p in heard]
         if len(told) == 2 and None not in told:
@@ -166,12 +164,19 @@ def _groups(path: Path, recipes: Sequence[Recipe], pool: ClipPool) -> dict[str, 
     return found
 
 
-def table(found: Found, groups: dict[str, str]) -> str:
-    """All measures as a Markdown table, a column each way."""
-    columns = {way: summary(scenes) for way, scenes in found.scenes.items() if scenes}
+def table(found: Found, groups: dict[str, str], cued: bool) -> str:
+    """All measures as a Markdown table, a column each way.
+
+    Args:
+        cued: only whom cues mean counts, and scenes that have one.
+    """
+    columns = {way: summary(scenes, cued) for way, scenes in found.scenes.items() if scenes}
     whole = found.scenes["model"]
+    if cued:
+        whole = [scene for scene in whole if any(p.meant for p in scene.people)]
     for group in sorted(set(groups.values())):
-        columns[group] = summary([s for s in whole if groups.get(s.key) == group])  # type: ignore[index]
+        chosen = [s for s in whole if groups.get(s.key) == group]
+        columns[group] = summary(chosen, cued)  # type: ignore[index]
     lines = [
         f"| {len(whole)} scenes | {' | '.join(columns)} |",
         f"|---|{'---:|' * len(columns)}",
@@ -188,6 +193,15 @@ def table(found: Found, groups: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+def _known(value: Any) -> Any:
+    """JSON knows no NaN: what cannot be told is null."""
+    if isinstance(value, dict):
+        return {name: _known(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_known(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def _write(
     out: Path,
     found: Found,
@@ -201,11 +215,15 @@ def _write(
         "model": name,
         "list": settings.list,
         "cue": settings.cue,
-        "summary": {way: summary(scenes) for way, scenes in found.scenes.items() if scenes},
+        "summary": {
+            way: summary(scenes, settings.cue != "none")
+            for way, scenes in found.scenes.items()
+            if scenes
+        },
         "dependence": found.dependence,
         "groups": groups,
         "scenes": {
-            way: [dataclasses.asdict(scene) for scene in scenes]
+            way: [_known(dataclasses.asdict(scene)) for scene in scenes]
             for way, scenes in found.scenes.items()
         },
     }

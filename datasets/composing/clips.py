@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import random
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from cavmae.datasets.shards import Entry
 NOT_SINGLE = (
     "people-2", "people-3", "people-4", "noise", "music", "off_screen_voice", "shifted",
 )  # fmt: skip
+OPEN_SHARDS = 64  # descriptors that are kept
 SILENT = "silent"  # label of somebody who is seen and says nothing
 BACKGROUND = "background"  # label of what is only to stand behind people
 
@@ -100,11 +102,11 @@ class ClipPool:
         access: Access = Access(),  # noqa: B008 - frozen
         exclude: Collection[str] = NOT_SINGLE,
     ):
-        self.manifest = manifest
+        self.manifest, self.access = manifest, access
         self.left_out = 0
         self.clips: list[Clip] = []
         self._paths: list[Path] = []
-        self._files: dict[int, int] = {}  # descriptors of shards that were read from
+        self._files: OrderedDict[int, int] = OrderedDict()  # descriptors of shards read from
         if access.verify == "hash":
             manifest.verify("hash")
         opener = ShardOpener(manifest, access)
@@ -131,7 +133,7 @@ class ClipPool:
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process, which opens the shards itself."""
-        return {**self.__dict__, "_files": {}}
+        return {**self.__dict__, "_files": OrderedDict()}
 
     def close(self) -> None:
         """Closes the shards."""
@@ -220,14 +222,26 @@ class ClipPool:
 
     def _read(self, clip: Clip, place: Sequence[int]) -> bytes:
         offset, size = int(place[0]), int(place[1])
-        if clip.shard not in self._files:
-            self._files[clip.shard] = os.open(self._paths[clip.shard], os.O_RDONLY)
-        data = os.pread(self._files[clip.shard], size, offset)
+        data = os.pread(self._opened(clip.shard), size, offset)
         if len(data) != size:
             raise ShardError(
                 f"Shard {self._paths[clip.shard]} ends inside {clip.key}: it has shrunk."
             )
         return data
+
+    def _opened(self, shard: int) -> int:
+        """Descriptor of a shard; the one that was longest not asked for is closed in its place."""
+        if shard not in self._files:
+            path = self._paths[shard]
+            if not path.exists():  # the copy of a remote one, which the cache has given up
+                opener = ShardOpener(self.manifest, self.access)
+                path = self._paths[shard] = opener.get(shard).path
+                opener.close()
+            self._files[shard] = os.open(path, os.O_RDONLY)
+            if len(self._files) > OPEN_SHARDS:
+                os.close(self._files.popitem(last=False)[1])
+        self._files.move_to_end(shard)
+        return self._files[shard]
 
 
 @contextlib.contextmanager

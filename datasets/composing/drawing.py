@@ -1,5 +1,6 @@
 """Recipes drawn at random: who is seen and heard, where they stand, what is behind them."""
 
+import contextlib
 import dataclasses
 import random
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from cavmae.datasets.composing.recipe import (
     Voice,
 )
 from cavmae.datasets.composing.sound import Noise
-from cavmae.datasets.errors import UsageError
+from cavmae.datasets.errors import SampleError, UsageError
 
 TRIES = 12  # to place people so that their heads do not hide each other
 HEAD = 0.5  # the upper share of a person
@@ -72,7 +73,7 @@ class RecipeBook:
         noisy = chance.random() < how.noise
         off_screen = chance.random() < how.off_screen
         if unrelated:  # something is heard all the same
-            noisy, off_screen = (True, off_screen) if chance.random() < 0.5 else (noisy, True)
+            noisy, off_screen = (True, False) if chance.random() < 0.5 else (noisy, True)
         heard = [not unrelated and number != quiet for number in range(count)]
         seen = self._hushed(chosen[:count], heard, set(names), chance)
         kind = self._kind(seen, chance)
@@ -130,7 +131,7 @@ class RecipeBook:
     ) -> list[Voice]:
         how = self.settings
         together = chance.random() < how.overlap
-        found = []
+        found: list[Voice] = []
         for number, sounds in zip(numbers, heard, strict=False):
             clip = self.pool.clips[number]
             steps = max(0, int((clip.info.duration - how.seconds) * GRID + 1e-6))
@@ -140,8 +141,8 @@ class RecipeBook:
             elif sounds and not together:
                 cut = round(chance.uniform(0.3, 1.0) * how.seconds * GRID) / GRID
                 first, last = chance.choice([(0.0, cut), (how.seconds - cut, how.seconds)])
-            # Half on each side, so that any two differ by up to snr_db.
-            level = chance.uniform(-how.snr_db, how.snr_db) / 2
+            first_heard = all(voice.level_db is None for voice in found)
+            level = 0.0 if first_heard else chance.uniform(-how.snr_db, how.snr_db)
             start = chance.randrange(steps + 1) / GRID
             found.append(Voice(clip.key, start, (first, last), level if sounds else None))
         return found
@@ -153,10 +154,12 @@ class RecipeBook:
             height, width = clip.info.frame_size
             box: Box = (0.0, 0.0, float(width), float(height))
             if clip.masked:
-                mask = self.pool.masks(clip, [len(clip.times) // 2])[0] > 0
-                rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-                if len(rows):
-                    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+                # A mask that is broken is found again, counted and named when it is composed.
+                with contextlib.suppress(SampleError):
+                    mask = self.pool.masks(clip, [len(clip.times) // 2])[0] > 0
+                    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+                    if len(rows):
+                        box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
             self._extents[number] = (*(float(x) for x in box),)  # type: ignore[assignment]
         return self._extents[number]
 
@@ -265,7 +268,7 @@ class RecipeBook:
         elif shown in said and shown.info.duration >= 2 * seconds - 1e-6:
             clip, last = shown, shown.info.duration - seconds
             start = 0.0 if person.start >= last / 2 else last
-            if abs(start - person.start) < seconds / 2:
+            if abs(start - person.start) < seconds - 1e-6:  # it would hold what is to be found
                 return None
         else:
             return None

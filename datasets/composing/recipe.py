@@ -27,13 +27,14 @@ class ComposeSettings:
         paste: how often into the background of another clip (relative): of those labelled
             ``background``, which show nobody, or else of any clip with masks.
         halves: how often videos stand side by side (relative).
-        snr_db: levels of the voices differ by up to so much.
+        snr_db: level of every other voice relative to the first: uniform, up to so much.
         overlap: share of scenes in which all speak all the time; in the others each begins or ends
             somewhere, so that voices overlap by 0 to 100 %.
         silent: share of scenes with somebody visible who says nothing.
         off_screen: share of scenes with the voice of somebody who is not seen.
         noise: share of scenes with noise, 0 to 20 dB below the voices.
-        unrelated: share of scenes in which nobody visible is heard, only somebody else or noise.
+        unrelated: share of scenes in which nobody visible is heard: in half of them noise, in half
+            somebody else.
         smallest: scale of a pasted person, of a height that fills the scene.
         largest: likewise.
     """
@@ -50,7 +51,7 @@ class ComposeSettings:
     silent: float = 0.15
     off_screen: float = 0.15
     noise: float = 0.15
-    unrelated: float = 0.1
+    unrelated: float = 0.2
     smallest: float = 0.5
     largest: float = 1.2
 

@@ -88,7 +88,9 @@ class SceneStream(Stream):
         **options: Any,
     ):
         super().__init__(manifest, batch_size, **options)
-        self.pool = ClipPool(manifest, self.access, exclude)
+        # Its bytes are verified: every rank has read its share of the shards.
+        known = dataclasses.replace(self.access, verify="size")
+        self.pool = ClipPool(manifest, known, exclude)
         self.composer = Composer(self.pool, compose, motion, keys)
 
     def _scene(self, key: str, recipe: Recipe, broken: Counter[str]) -> dict[str, Any] | None:

@@ -72,10 +72,13 @@ def test_shares_are_those_asked_for(pool: ClipPool, drawn: list[Recipe]) -> None
 
 def test_levels_and_times(pool: ClipPool, drawn: list[Recipe]) -> None:
     partly = 0
+    apart: list[float] = []
     for recipe in drawn:
         heard = [v for v in (*recipe.people, *recipe.unseen) if v.level_db is not None]
         levels = [v.level_db for v in heard if v.level_db is not None]
-        assert not levels or max(levels) - min(levels) <= SETTINGS.snr_db
+        assert not levels or levels[0] == 0
+        assert all(abs(level) <= SETTINGS.snr_db for level in levels)
+        apart += levels[1:]
         for voice in (*recipe.people, *recipe.unseen):
             info = pool.clips[pool.number[voice.clip]].info
             assert 0 <= voice.start <= info.duration - SETTINGS.seconds + 1e-6
@@ -86,6 +89,9 @@ def test_levels_and_times(pool: ClipPool, drawn: list[Recipe]) -> None:
             if voice.level_db is None:
                 assert "silent" in info.labels or first == last
     assert partly
+    # Uniform: as often in the outer half of the range as in the inner.
+    outer = sum(abs(level) > SETTINGS.snr_db / 2 for level in apart)
+    assert outer / len(apart) == pytest.approx(0.5, abs=0.12)
 
 
 def test_what_has_no_mask_is_not_cut_out(pool: ClipPool, drawn: list[Recipe]) -> None:

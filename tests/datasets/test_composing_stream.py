@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cavmae.datasets import sample
 from cavmae.datasets.composing.clips import ClipPool
 from cavmae.datasets.composing.recipe import ComposeSettings
 from cavmae.datasets.composing.stream import (
@@ -178,6 +179,24 @@ def test_broken_clips_are_left_out_counted_and_named(clips: Manifest, tmp_path: 
     strict = Loader(stream(broken, access=Access(max_broken=0.0)))
     with pytest.raises(CavmaeError, match="Too many broken samples"):
         some(strict, 40)
+
+
+def test_masks_of_another_size_are_broken_clips(tmp_path: Path) -> None:
+    """Also where it is the mask that tells where somebody stands, before anything is composed."""
+    samples = [clip(n, speaker=f"s{n}", person=True) for n in range(CLIPS)]
+    for frame in range(3):
+        small = np.ones((16, 24), dtype=np.uint8)
+        samples[4][1][sample.mask_member(frame)] = sample.encode_mask(small)
+    manifest = data_set_of(tmp_path / "set", samples)
+    told = tmp_path / "broken.jsonl"
+    access = Access(max_broken=0.9, quarantine=str(told))
+    one = stream(manifest, access=access)
+    some(Loader(one), 20)
+    shown = [json.loads(line) for line in told.read_text().splitlines()]
+    assert shown
+    assert all("k4" in line["detail"] for line in shown), shown
+    with pytest.raises(CavmaeError, match="broken"):
+        some(Loader(stream(manifest, access=Access(max_broken=0.0))), 20)
 
 
 def test_fewer_scenes_than_readers(clips: Manifest) -> None:

@@ -101,14 +101,41 @@ def test_silence_is_measured_by_its_energy() -> None:
     assert told["silence dB"] == pytest.approx(-20, abs=0.2)
 
 
+def test_a_voice_that_is_not_there_is_the_worst() -> None:
+    known = truth()
+    nothing = torch.zeros_like(known.people.voices)
+    told = summary(measured(known, *found(known, voices=nothing)))
+    assert told["SI-SDR"] == told["SDR"] == -30
+
+
+def test_of_silence_no_level_is_told() -> None:
+    known = truth()
+    silent = known._replace(
+        people=known.people._replace(
+            active=torch.zeros_like(known.people.active),
+            voices=torch.zeros_like(known.people.voices),
+        ),
+        mixture=torch.zeros_like(known.mixture),
+    )
+    assert "silence dB" not in summary(measured(silent, *found(silent)))
+
+
+def test_slots_that_claim_to_be_people_are_counted() -> None:
+    known = truth()
+    looked, voices = found(known)
+    assert summary(measured(known, looked, voices))["phantoms"] == 0
+    voices.states[:, 2, 0] = 99
+    assert summary(measured(known, looked, voices))["phantoms"] == 1
+
+
 def test_with_a_cue_only_whom_it_means_counts() -> None:
     known = truth(target=0)
     wrong = known.masks.clone()
     wrong[:, 1] = False
-    told = summary(measured(known, *found(known, masks=wrong)))
+    told = summary(measured(known, *found(known, masks=wrong)), cued=True)
     assert told["IoU"] == 1
     swapped = found(known, masks=known.masks.flip(1), voices=known.people.voices.flip(1))
-    told = summary(measured(known, *swapped))
+    told = summary(measured(known, *swapped), cued=True)
     assert told["IoU"] < 0.1  # slot 0 is meant, however well slot 1 would fit
     assert told["confusion"] == 1
 

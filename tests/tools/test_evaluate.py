@@ -1,5 +1,6 @@
 """`cavmae evaluate`: lists, tables, references, what it refuses."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -61,29 +62,52 @@ def test_all_measures_beside_all_references(
     assert len(told["scenes"]["oracle ratio mask"]) == 5
     assert told["summary"]["oracle ratio mask"]["SI-SDR improvement"] > 1
     assert 0 <= told["dependence"]["muted"] <= 1
-    assert set(told["groups"].values()) <= {"same sex", "different sex"}
+    # With seed 0 some of five pairs among three women and three men are alike, some not.
+    assert set(told["groups"].values()) == {"same sex", "different sex"}
     assert (tmp_path / "out" / "measures.png").read_bytes()[:4] == b"\x89PNG"
     printed = capsys.readouterr().out
     assert printed.strip() == (tmp_path / "out" / "table.md").read_text().strip()
     for name in ("SI-SDR improvement", "STOI", "IoU", "binding", "confusion", "sound muted"):
-        assert f"| {name}" in printed or name in printed
-    assert "PESQ" in printed  # measured, or said to be missing
+        assert name in printed
+    missing = importlib.util.find_spec("pesq") is None
+    assert ("PESQ is missing" in printed) == missing
+    assert ("| PESQ |" in printed) != missing
 
 
-def test_the_same_every_time_and_with_a_cue(
-    clips: Manifest, checkpoint: str, scenes: str, tmp_path: Path
+@pytest.mark.parametrize("cue", ["none", "box", "point", "mask", "voice"])
+def test_the_same_however_scenes_are_batched(
+    clips: Manifest, checkpoint: str, scenes: str, tmp_path: Path, cue: str
 ) -> None:
     found = []
-    for name in ("a", "b"):
+    for name, batch in (("a", 2), ("b", 3)):
         words = [
             clips.folder, "--model", checkpoint, "--list", scenes, "--out", str(tmp_path / name),
-            "--workers", "0", "--batch", "2", "--cue", "box", "--references", "false",
+            "--workers", "0", "--batch", str(batch), "--cue", cue, "--references", "false",
         ]  # fmt: skip
+        if cue == "voice":  # nobody has a second clip
+            with pytest.raises(UsageError, match="recordings of the same people"):
+                main(words)
+            return
         assert main(words) == 0
-        found.append((tmp_path / name / "measures.json").read_text())
-    assert found[0] == found[1]
-    people = [p for scene in json.loads(found[0])["scenes"]["model"] for p in scene["people"]]
-    assert 0 < sum(p["meant"] for p in people) <= 5 < len(people)
+        found.append(json.loads((tmp_path / name / "measures.json").read_text()))
+    for one, other in zip(*(f["scenes"]["model"] for f in found), strict=True):
+        for person, same in zip(one["people"], other["people"], strict=True):
+            assert person["meant"] == same["meant"]
+            assert person["iou"] == pytest.approx(same["iou"], abs=1e-3)
+            assert person["si_sdr"] == pytest.approx(same["si_sdr"], abs=1e-2)
+    people = [p for scene in found[0]["scenes"]["model"] for p in scene["people"]]
+    assert sum(p["meant"] for p in people) == (0 if cue == "none" else 5)
+    assert len(people) == 10
+
+
+def test_a_cue_that_nobody_can_be_given(checkpoint: str, tmp_path: Path) -> None:
+    bare = data_set_of(tmp_path / "bare", [clip(n, speaker=f"s{n}", masks=False) for n in range(6)])
+    (Path(bare.folder) / "manifest.json").write_bytes(bare.to_bytes())
+    path = str(tmp_path / "list.jsonl")
+    main([bare.folder, "--list", path, "--make", "2", *SIZE])
+    with pytest.raises(UsageError, match="are made of masks"):
+        main([bare.folder, "--model", checkpoint, "--list", path, "--cue", "box",
+              "--workers", "0", "--references", "false"])  # fmt: skip
 
 
 def test_what_it_refuses(clips: Manifest, checkpoint: str, scenes: str, tmp_path: Path) -> None:
@@ -97,6 +121,13 @@ def test_what_it_refuses(clips: Manifest, checkpoint: str, scenes: str, tmp_path
     main([clips.folder, "--list", other, "--make", "2", *SIZE, "--compose.width", "64"])
     with pytest.raises(UsageError, match="make a list of those"):
         main([clips.folder, "--model", checkpoint, "--list", other])
+    crowd = str(tmp_path / "crowd.jsonl")
+    main([clips.folder, "--list", crowd, "--make", "2", *SIZE, "--compose.people", "[0,0,1]"])
+    few = tmp_path / "few"
+    model(slots=3).save_pretrained(few)
+    (few / "preprocessing.json").write_text('{"fbank_mean": -6.0, "fbank_std": 4.0}')
+    with pytest.raises(UsageError, match="scenes of 3 people, the model has places for 2"):
+        main([clips.folder, "--model", str(few), "--list", crowd])
     table = tmp_path / "people.csv"
     table.write_text("name\nx\n")
     with pytest.raises(CavmaeError, match="columns speaker and sex"):

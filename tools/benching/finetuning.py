@@ -157,7 +157,8 @@ def run(bench: FinetuneBench) -> None:
     found |= in_turns({"composing, one core": (composing, (bench,))}, bench.rounds)
     rows = [Row(name, seconds, peak) for name, (seconds, peak) in found.items()]
     name = torch.cuda.get_device_name() if gpu else "all cores"
-    caption = f"cavmae bench finetune: {bench.size}, batch {bench.batch}, {name}"
+    encoder = "frozen, pretrained" if bench.encoder else f"{bench.encoder_size}, which learns"
+    caption = f"cavmae bench finetune: {bench.size}, encoder {encoder}, batch {bench.batch}, {name}"
     print(table(caption, "scene", BASELINE, rows))
     share = waiting(bench)
     print(

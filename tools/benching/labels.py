@@ -2,7 +2,7 @@
 
 The same fine-tuning from a pretrained encoder and from scratch, on few clips and on more, several
 seeds each. Every run is one of `cavmae finetune speakers`, measured by `cavmae evaluate`; what is
-done already is not done again, so a table that was interrupted goes on.
+done already is not done again, so a table that was interrupted goes on, with the same settings.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.progress import Progress
 from cavmae.datasets.storage import write_atomically
+from cavmae.pretrain.checkpoints import complete
 from cavmae.tools.evaluate import ROWS
 
 log = logging.getLogger("cavmae")
@@ -46,7 +47,7 @@ class LabelsBench:
         clips: how many labelled clips there are.
         seeds: so many runs each.
         steps: of every run.
-        config: recipe of fine-tuning.
+        recipe: configuration of fine-tuning, as `cavmae finetune speakers --config` takes it.
         more: other options of `cavmae finetune speakers`, as on a command line.
         jobs: runs at a time; the processor's cores are shared out among them.
         out: folder of runs, ``labels.json``, ``labels.md`` and ``labels.png``.
@@ -60,7 +61,7 @@ class LabelsBench:
     clips: tuple[int, ...] = (16, 64, 256)
     seeds: int = 3
     steps: int = 150
-    config: str = "tiny"
+    recipe: str = "tiny"
     more: str = ""
     jobs: int = 1
     out: str = ""
@@ -73,8 +74,32 @@ class LabelsBench:
             raise UsageError("--clips, --seeds, --steps and --jobs are at least 1.")
 
 
+def _same(bench: LabelsBench) -> None:
+    """Runs of other settings must not end in one table; more clips or seeds are welcome.
+
+    Raises:
+        UsageError: the folder has runs of other settings.
+    """
+    told = dataclasses.asdict(bench)
+    for name in ("clips", "seeds", "jobs", "out"):
+        del told[name]
+    path = Path(bench.out) / "settings.json"
+    if not path.exists():
+        with write_atomically(path) as file:
+            file.write(json.dumps(told, indent=1).encode() + b"\n")
+        return
+    before = json.loads(path.read_text())
+    changed = [name for name, value in told.items() if before.get(name) != value]
+    if changed:
+        raise UsageError(
+            f"{bench.out} has runs with another {', '.join(changed)}: choose another --out."
+        )
+
+
 def run(bench: LabelsBench) -> None:
     """Trains and measures what is not measured yet, and prints the table."""
+    Path(bench.out).mkdir(parents=True, exist_ok=True)
+    _same(bench)
     cases = list(itertools.product(COLOURS, bench.clips, range(bench.seeds)))
     with Progress(len(cases), "run") as progress, ThreadPoolExecutor(bench.jobs) as threads:
 
@@ -107,14 +132,14 @@ def _measured(bench: LabelsBench, start: str, clips: int, seed: int) -> Mapping[
     if not file.exists():
         encoder = bench.encoder if start == "pretrained" else "null"
         train = [
-            "finetune", "speakers", "--config", bench.config, "--out", str(folder / "run"),
+            "finetune", "speakers", "--config", bench.recipe, "--out", str(folder / "run"),
             "--resume", "auto", "--data.train", bench.train, "--data.clips", str(clips),
             "--data.verify", "size", "--model.train_encoder", "all",
             "--model.encoder", encoder, "--model.encoder_size", bench.encoder_size,
             "--loop.steps", str(bench.steps), "--loop.seed", str(seed), *shlex.split(bench.more),
         ]  # fmt: skip
         _program(train, folder / "train.log", bench.jobs)
-        last = sorted((folder / "run" / "checkpoints").iterdir())[-1]
+        last = complete(folder / "run")[-1]
         measure = [
             "evaluate", bench.shards, "--list", bench.list, "--model", str(last),
             "--references", "false", "--out", str(file.parent),
@@ -146,7 +171,7 @@ def table(found: Measures, bench: LabelsBench) -> str:
     """Means and standard deviations over seeds, a column each number of clips and start."""
     columns = list(found)
     lines = [
-        f"cavmae bench labels: {bench.config}, {bench.steps} steps, {bench.seeds} seeds "
+        f"cavmae bench labels: {bench.recipe}, {bench.steps} steps, {bench.seeds} seeds "
         "(mean ± standard deviation)",
         "",
         "| | " + " | ".join(f"{clips} clips, {start}" for start, clips in columns) + " |",

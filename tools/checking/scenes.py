@@ -15,7 +15,7 @@ from matplotlib import pyplot
 from cavmae.datasets.composing.recipe import ComposeSettings, Recipe
 from cavmae.datasets.composing.scene import Scene
 from cavmae.datasets.composing.stream import ComposedStream
-from cavmae.datasets.errors import SampleError
+from cavmae.datasets.errors import CavmaeError, SampleError
 from cavmae.datasets.features import SAMPLE_RATE, fbank
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.reading import Access
@@ -36,7 +36,7 @@ def draw_scenes(
         how many; scenes with broken clips are left out.
 
     Raises:
-        CavmaeError: the data set has too few people for such scenes.
+        CavmaeError: the data set has too few people for such scenes, or all of them are broken.
     """
     width = max(16, round(MOTION * compose.width / compose.height / 4) * 4)
     stream = ComposedStream(manifest, compose, (MOTION, width), KEYS, 1, seed=seed, access=access)
@@ -47,6 +47,8 @@ def draw_scenes(
             drawn.append((f"0-{number}", recipe, stream.composer.compose(recipe)))
         except SampleError:
             continue
+    if not drawn:
+        raise CavmaeError(f"{manifest.folder}: every scene tried has a broken clip; see above.")
     most = max(len(scene.voices) for _, _, scene in drawn)
     columns = KEYS + 2 + most
     figure, axes = pyplot.subplots(

@@ -1,0 +1,66 @@
+"""`cavmae bench labels`: real runs of both kinds, a table that goes on, and none that lies."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.pretrain.encoder import config_of
+from cavmae.pretrain.model import CAVMAE
+from cavmae.tools import evaluate
+from cavmae.tools.bench import main
+from tests.datasets.clips import clip, data_set_of
+from tests.finetune.test_speaker_training import SETTINGS, write
+
+
+def test_both_starts_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = []
+    for name, first in (("fit", 0), ("others", 20)):
+        samples = [clip(n, speaker=f"s{n}", person=True) for n in range(first, first + 6)]
+        sets.append(data_set_of(tmp_path / name, samples))
+        write(sets[-1])
+    encoder = tmp_path / "encoder"
+    CAVMAE(config_of("tiny", image_size=(32, 48), audio_size=(128, 64))).save_pretrained(encoder)
+    (encoder / "preprocessing.json").write_text('{"fbank_mean": -6.0, "fbank_std": 4.0}')
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(SETTINGS))
+    scenes = tmp_path / "list.jsonl"
+    told = [f"--compose.{k}={v}" for k, v in SETTINGS["compose"].items()]
+    evaluate.main([sets[1].folder, "--list", str(scenes), "--make", "3", *told])
+    capsys.readouterr()
+
+    def bench(**changes: Any) -> None:
+        words = {
+            "train": sets[0].folder, "shards": sets[1].folder, "encoder": str(encoder),
+            "list": str(scenes), "recipe": str(config), "clips": "[5]", "seeds": "1",
+            "steps": "1", "jobs": "2", "out": str(tmp_path / "out"),
+        } | changes  # fmt: skip
+        main(["labels", *(f"--{name}={value}" for name, value in words.items())])
+
+    bench()
+    printed = capsys.readouterr().out
+    assert "| 5 clips, pretrained | 5 clips, from scratch |" in printed
+    assert "| IoU |" in printed
+    found = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert [case["start"] for case in found] == ["pretrained", "from scratch"]
+    assert (tmp_path / "out" / "labels.png").read_bytes()[:4] == b"\x89PNG"
+    # The scratch one starts from nothing and learns evenly; the other from what was given.
+    configs = [
+        yaml.safe_load((tmp_path / "out" / f"{start}-5-0" / "run" / "config.yaml").read_text())
+        for start in ("pretrained", "from-scratch")
+    ]
+    assert configs[0]["model"]["encoder"] == str(encoder)
+    assert configs[1]["model"]["encoder"] is None
+    # What is there is not made again.
+    log = tmp_path / "out" / "pretrained-5-0" / "train.log"
+    log.unlink()
+    bench()
+    assert not log.exists()
+    assert capsys.readouterr().out == printed
+    with pytest.raises(UsageError, match="runs with another steps"):
+        bench(steps="2")
+    with pytest.raises(CavmaeError, match="6 clips to compose from, not 9"):
+        bench(clips="[9]")
