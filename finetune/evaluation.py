@@ -47,6 +47,7 @@ def evaluate(
     ways: Iterable[Way] = WAYS,
     cue: CueKind = "none",
     quality: Sequence[str] = (),
+    hints: bool = False,
 ) -> Found:
     """Measures of all scenes.
 
@@ -56,12 +57,13 @@ def evaluate(
         ways: what is measured.
         cue: kind of cue that says whom slot 0 means; ``none``: everybody is matched.
         quality: of ``stoi`` and ``pesq`` what is measured of the model's own voices, too.
+        hints: the class of each scene's target is told.
     """
     found: dict[Way, list[SceneMeasures]] = {way: [] for way in ways}
     changes: dict[str, list[float]] = {"muted": [], "swapped": []}
     before: Inputs | None = None  # the scene before this batch
     for batch in batches:
-        inputs, target = _inputs(task, batch, cue)
+        inputs, target = _inputs(task, batch, cue, hints)
         before = _row(inputs, len(inputs.mixture) - 1) if before is None else before
         # Each scene's other scene is the one before it, however they are batched.
         other = _joined([before, _row(inputs, slice(0, -1))])
@@ -83,15 +85,15 @@ def evaluate(
     return Found(found, means)
 
 
-def _inputs(task: SpeakerTask, batch: Batch, cue: CueKind) -> tuple[Inputs, Tensor]:
+def _inputs(task: SpeakerTask, batch: Batch, cue: CueKind, hints: bool) -> tuple[Inputs, Tensor]:
     """What the model is given, and whom cues mean; a scene's cue depends on the scene alone."""
     if cue == "none":
-        return task.inputs_of(batch, 0.0)
+        return task.inputs_of(batch, 0.0, hints=float(hints))
     made = []
     for row, key in enumerate(batch["key"]):
         torch.manual_seed(zlib.crc32(key.encode()))
         one = {k: v[row : row + 1] for k, v in batch.items()}
-        made.append(task.inputs_of(one, 1.0, (cue,)))
+        made.append(task.inputs_of(one, 1.0, (cue,), float(hints)))
     return _joined([inputs for inputs, _ in made]), torch.cat([target for _, target in made])
 
 

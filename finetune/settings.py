@@ -71,7 +71,8 @@ class SpeakerModelSettings:
         motion_blocks: of the motion pathway.
         separator: ``unet`` or ``looking-to-listen``.
         separator_width: its channels.
-        classes: of hints; 0: there are none.
+        classes: labels of clips that are hints (a category of people, the topic of a meeting): in a
+            share of scenes the model is told which of them the person has whom a cue would mean.
     """
 
     start: str | None = None
@@ -93,7 +94,7 @@ class SpeakerModelSettings:
     motion_blocks: int = 4
     separator: str = "unet"
     separator_width: int = 32
-    classes: int = 0
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
@@ -121,6 +122,7 @@ class LossSettings:
         points: pixels of a key frame that masks are compared in.
         cue_only: share of training in which every scene comes with a cue.
         cues: share of scenes with a cue afterwards.
+        hints: share of scenes in which the class is told (``model.classes``).
         true_masks: share of scenes in which true masks say where motion is read, at first; it falls
             to 0 until ``true_masks_until``.
         true_masks_until: share of training.
@@ -138,12 +140,13 @@ class LossSettings:
     points: int = 512
     cue_only: float = 0.2
     cues: float = 0.5
+    hints: float = 0.5
     true_masks: float = 0.8
     true_masks_until: float = 0.5
 
     def __post_init__(self) -> None:
         if min(dataclasses.astuple(self)) < 0 or self.points < 1:
             raise UsageError("loss: weights cannot be negative, and points must be at least 1.")
-        for name in ("cue_only", "cues", "true_masks", "true_masks_until"):
+        for name in ("cue_only", "cues", "hints", "true_masks", "true_masks_until"):
             if getattr(self, name) > 1:
                 raise UsageError(f"loss.{name} {getattr(self, name)} is not from 0 to 1.")

@@ -52,8 +52,8 @@ class SpeakerConfig:
         motion_width, motion_blocks: channels and blocks of the motion pathway.
         separator: name of one of :data:`cavmae.finetune.separators.SEPARATORS`.
         separator_width: its channels.
-        classes: of hints (a category of people, the topic of a meeting); a clip without one has the
-            number 0.
+        classes: names of hints (a category of people, the topic of a meeting), numbered from 1; a
+            clip without a hint has the number 0.
     """
 
     encoder: CAVMAEConfig
@@ -70,12 +70,13 @@ class SpeakerConfig:
     motion_blocks: int = 4
     separator: str = "unet"
     separator_width: int = 32
-    classes: int = 0
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.encoder, dict):  # as it is read from JSON
             object.__setattr__(self, "encoder", CAVMAEConfig(**self.encoder))
         object.__setattr__(self, "motion_size", tuple(self.motion_size))
+        object.__setattr__(self, "classes", tuple(self.classes))
         if self.slots < 2:
             raise ValueError(f"slots {self.slots}: one is the residual, so at least 2.")
         if self.width % self.heads or self.width % 4 or self.mask_width % 8:
@@ -197,7 +198,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.picture_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
         self.generator = QueryGenerator(c.slots, c.width, c.query_layers, c.heads)
         self.slot = nn.Embedding(c.slots, c.width)  # the second table: who asks
-        self.hint = nn.Embedding(c.classes + 1, c.width)
+        self.hint = nn.Embedding(len(c.classes) + 1, c.width)
         self.cues = CueEncoder(c.width, e.width)
         self.mixer_query = nn.Linear(c.width, c.mask_width)
         self.mixer = CrossModalMixer(c.mask_width, 4)

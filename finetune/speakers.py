@@ -81,13 +81,18 @@ class SpeakerTask(Task):
             return (found - self.statistics.mean) / self.statistics.std
 
     def inputs_of(
-        self, batch: Batch, share: float, kinds: tuple[CueKind, ...] = KINDS[1:]
+        self,
+        batch: Batch,
+        share: float,
+        kinds: tuple[CueKind, ...] = KINDS[1:],
+        hints: float = 0.0,
     ) -> tuple[Inputs, Tensor]:
         """What the model is given of a batch, and whom its cues mean (-1: there is none).
 
         Args:
             share: of clips that get a cue.
             kinds: of cues.
+            hints: share of clips whose class is told.
         """
         scale = scale_of(batch)
         truth = truth_of(batch, torch.full_like(batch["target"], -1), scale)
@@ -106,15 +111,25 @@ class SpeakerTask(Task):
             frames=batch["frames"],
             motion=batch["motion"],
             cues=cues,
-            hint=torch.zeros_like(batch["target"]),
+            hint=self._hint(batch, hints),
         )
         return inputs, target
+
+    def _hint(self, batch: Batch, share: float) -> Tensor:
+        """Number of the first class that the clip of the scene's target has; 0: none is told."""
+        classes = self.model.config.classes
+        found = [
+            next((n + 1 for n, name in enumerate(classes) if name in labels), 0)
+            for labels in batch["labels"]
+        ]
+        told = torch.tensor(found, device=batch["target"].device)
+        return told * (torch.rand(len(found), device=told.device) < share)
 
     def learn(self, batch: Batch, progress: float, pieces: Sequence[Pieces], turn: int) -> Outcome:
         """See :meth:`Task.learn`."""
         how = self.loss
         share = 1.0 if progress < how.cue_only else how.cues
-        inputs, target = self.inputs_of(batch, share)
+        inputs, target = self.inputs_of(batch, share, hints=how.hints)
         truth = truth_of(batch, target, scale_of(batch))
         looked = self.model.look(inputs)
         with torch.autocast(inputs.mixture.device.type, enabled=False):

@@ -56,6 +56,7 @@ class EvaluateSettings:
         seed: of drawing them.
         out: folder for ``measures.json``, ``table.md`` and plots; None: the table is only printed.
         cue: tell the model by a cue of this kind whom slot 0 means, and measure that person only.
+        hints: tell the model the class of whom a cue would mean (``model.classes`` of training).
         references: also measure with pictures blanked, still, or wrong, and an oracle ratio mask.
         people: CSV file with columns ``speaker`` and ``sex``: measures apart for same and other.
         batch: scenes at a time.
@@ -69,6 +70,7 @@ class EvaluateSettings:
     seed: int = 0
     out: str | None = None
     cue: Literal["none", "box", "point", "mask", "voice"] = "none"
+    hints: bool = False
     references: bool = True
     people: str | None = None
     batch: int = 8
@@ -126,7 +128,7 @@ def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
     cue: CueKind = settings.cue
     ways = WAYS if settings.references else WAYS[:1]
     quality = _quality()
-    found = evaluate(task, batches(), ways, cue, quality)
+    found = evaluate(task, batches(), ways, cue, quality, settings.hints)
     cued = cue != "none"
     if cued and not any(p.meant for scene in found.scenes["model"] for p in scene.people):
         raise UsageError(

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cavmae.datasets.composing.clips import ClipPool
+from cavmae.datasets.composing.clips import Clip, ClipPool
 from cavmae.datasets.composing.picture import Painter, Size
 from cavmae.datasets.composing.recipe import GRID, ComposeSettings, Recipe, Voice
 from cavmae.datasets.composing.sound import at_level, faded, mix, noise_of
@@ -26,6 +26,7 @@ class Scene(NamedTuple):
         masked: bool [P], whether that is known.
         target: number of the person whom a cue means.
         reference: float32 [samples], that person's voice elsewhere; silence where there is none.
+        labels: of that person's clip.
     """
 
     frames: np.ndarray
@@ -38,6 +39,7 @@ class Scene(NamedTuple):
     masked: np.ndarray
     target: int
     reference: np.ndarray
+    labels: tuple[str, ...]
 
 
 class Composer:
@@ -85,7 +87,11 @@ class Composer:
             masked=pictures.masked,
             target=recipe.target,
             reference=self._reference(recipe),
+            labels=self._clip(recipe.people[recipe.target].clip).info.labels,
         )
+
+    def _clip(self, key: str) -> Clip:
+        return self.pool.clips[self.pool.number[key]]
 
     def _reference(self, recipe: Recipe) -> np.ndarray:
         if recipe.reference is None:
@@ -93,7 +99,7 @@ class Composer:
         return at_level(self._wave(recipe.reference), 0.0)
 
     def _wave(self, voice: Voice) -> np.ndarray:
-        clip = self.pool.clips[self.pool.number[voice.clip]]
+        clip = self._clip(voice.clip)
         wave = self.pool.waveform(clip, voice.start, self.samples)
         first, last = (min(round(t * SAMPLE_RATE), self.samples) for t in voice.active)
         return faded(wave, first, last)

@@ -33,8 +33,8 @@ def collate(shown: Sequence[dict[str, Any]]) -> Batch:
         shown: ``key`` and ``scene`` of each.
 
     Returns:
-        ``key`` (list); ``frames``, ``motion``, ``mixture``, ``rest``, ``reference`` of
-        :class:`~cavmae.datasets.composing.scene.Scene`, stacked; ``voices`` [N, P, samples],
+        lists ``key`` and ``labels``; ``frames``, ``motion``, ``mixture``, ``rest``, ``reference``
+        of :class:`~cavmae.datasets.composing.scene.Scene`, stacked; ``voices`` [N, P, samples],
         ``masks`` [N, P, F, height, width]; ``present``, ``speaking``, ``masked``: bool [N, P];
         ``target``: int64 [N].
     """
@@ -48,7 +48,10 @@ def collate(shown: Sequence[dict[str, Any]]) -> Batch:
             row[: len(array)] = array
         return torch.from_numpy(found)
 
-    batch: Batch = {"key": [one["key"] for one in shown]}
+    batch: Batch = {
+        "key": [one["key"] for one in shown],
+        "labels": [scene.labels for scene in scenes],
+    }
     for name in ("frames", "motion", "mixture", "rest", "reference"):
         batch[name] = torch.from_numpy(np.stack([getattr(scene, name) for scene in scenes]))
     for name in ("voices", "masks", "speaking", "masked"):

@@ -47,6 +47,7 @@ def batch(count: int = 2, people: int = 2, seed: int = 1) -> dict[str, Any]:
     noise = 0.005 * torch.randn(count, SAMPLES, generator=chance)
     return {
         "key": [f"s{n}" for n in range(count)],
+        "labels": [(), ("talking", "child")] + [()] * (count - 2),
         "frames": torch.randint(
             256, (count, SHAPE.keys, height, width, 3), generator=chance
         ).byte(),

@@ -168,7 +168,55 @@ def test_a_cue_changes_slot_0(kind: str) -> None:
         pytest.fail(f"{kind} was never drawn")
     assert target.tolist() == [0, 0]
     changed = one.model.look(cued).masks[-1]
-    assert (changed[0] - plain[0]).abs().max() > 1e-4
+    assert (changed[0, 0] - plain[0, 0]).abs().max() > 1e-4  # slot 0 itself
+
+
+def test_a_class_is_told_in_a_share_of_scenes() -> None:
+    one = task(model(classes=("woman", "child")))
+    told = batch()
+    assert one.inputs_of(told, 0.0)[0].hint.tolist() == [0, 0]
+    inputs, _ = one.inputs_of(told, 0.0, hints=1.0)
+    assert inputs.hint.tolist() == [0, 2]
+    plain = one.model.look(inputs._replace(hint=torch.zeros_like(inputs.hint))).slots
+    changed = one.model.look(inputs).slots
+    torch.testing.assert_close(changed[0], plain[0])
+    assert (changed[1] - plain[1]).abs().max() > 1e-3
+    torch.manual_seed(0)
+    shares = torch.stack([one.inputs_of(told, 0.0, hints=0.5)[0].hint[1] for _ in range(60)])
+    assert 0.3 < (shares == 2).float().mean() < 0.7
+    one.learn(told, 0.9, [], 0).loss.backward()
+    assert one.model.hint.weight.grad is not None
+
+
+def test_the_curriculum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First every scene has a cue, then a share; true masks stand in less and less."""
+    one = task(cue_only=0.4, cues=0.0, true_masks=1.0, true_masks_until=0.5)
+    shares: list[float] = []
+    before = one.inputs_of
+
+    def noting(batch: dict, share: float, **options: float) -> object:  # type: ignore[type-arg]
+        shares.append(share)
+        return before(batch, share, **options)
+
+    stood: list[float] = []
+
+    def standing(masks: object, truth: object, slots: object, chosen: torch.Tensor) -> object:
+        stood.append(float(chosen.float().mean()))
+        return with_true_masks(masks, truth, slots, chosen)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(one, "inputs_of", noting)
+    monkeypatch.setattr("cavmae.finetune.speakers.with_true_masks", standing)
+    told = batch(8)
+    means = []
+    for progress in (0.0, 0.25, 0.5, 0.75):
+        stood.clear()
+        for _ in range(6):
+            one.learn(told, progress, [], 0)
+        means.append(sum(stood) / len(stood))
+    assert shares[::6] == [1.0, 1.0, 0.0, 0.0]
+    assert means[0] == 1
+    assert 0.25 < means[1] < 0.75
+    assert means[2] == means[3] == 0
 
 
 def test_a_cue_lies_on_its_person() -> None:
