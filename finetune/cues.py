@@ -50,8 +50,10 @@ class CueEncoder(nn.Module):
         self.seen = nn.Linear(width, width)
         self.heard = nn.Linear(sound, width)
 
-    def forward(self, cues: Cues, tokens: Tensor, voice: Tensor) -> Tensor:
-        """What is added to slot 0: [N, D]; nothing where there is no cue.
+    def forward(self, cues: Cues, tokens: Tensor, voice: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to slot 0, and what of that a voice is known by: [N, D] each.
+
+        Nothing where there is no cue; of the second, nothing but for a reference voice.
 
         Args:
             tokens: [N, F, L, D] of the key frames.
@@ -66,7 +68,7 @@ class CueEncoder(nn.Module):
         heard = self.heard(voice.mean(1))
         by_voice = (cues.kind == KINDS.index("voice"))[:, None]
         told = self.kind(cues.kind) + spatial * seen + by_voice * heard
-        return told * (cues.kind > 0)[:, None]
+        return told * (cues.kind > 0)[:, None], by_voice * heard
 
 
 def _waves(box: Tensor) -> Tensor:

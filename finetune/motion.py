@@ -110,7 +110,8 @@ class MotionReader(nn.Module):
         with torch.autocast(motion.device.type, enabled=False):
             means = self._means(motion.float(), masks.float())
         found: Tensor = self.proj(means.to(self.proj.weight.dtype)).transpose(1, 2)
-        return found
+        # Under a mask of nothing, nothing moves.
+        return found * masks.flatten(2).amax(-1)[..., None, None].to(found.dtype)
 
     def _means(self, motion: Tensor, masks: Tensor) -> Tensor:
         """[N, T, Q, heads * C]."""

@@ -2,7 +2,8 @@
 
 Queries out of sound as AVSegFormer, query-based separation as IQuery, on the encoder of CAV-MAE.
 Slot k's mask says where to look for the motion that cuts voice k out of the mixture: voice k comes
-from the pixels of mask k. The last slot is the residual: voices of people who are not seen, noise.
+from the pixels of mask k, and from nothing else that slot k holds. The last slot is the residual:
+voices of people who are not seen, noise.
 
 Shapes: N clips of 2.56 s, S = 40,960 samples, T = 64 frames of 40 ms, F key frames of H x W pixels,
 Q slots, D width; masks are H / 4 x W / 4.
@@ -133,6 +134,7 @@ class Looked(NamedTuple):
 
     Attributes:
         slots: [N, Q, D].
+        known: [N, D], what slot 0's voice is known by, where a cue told how it sounds; else 0.
         states: list of [N, Q - 1, 4], logits after each layer.
         masks: list of [N, Q - 1, F, H / 4, W / 4], logits after each layer.
         votes: [N, 2, F, H / 4, W / 4], where each pixel says its person's middle is.
@@ -143,6 +145,7 @@ class Looked(NamedTuple):
     """
 
     slots: Tensor
+    known: Tensor
     states: list[Tensor]
     masks: list[Tensor]
     votes: Tensor
@@ -213,7 +216,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
             VoiceLayer(c.width, c.heads) for _ in range(c.voice_layers)
         )
         self.voice_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
-        self.moving = nn.Linear(c.width, c.width)
+        self.known = nn.Linear(c.width, c.width, bias=False)
         places = sin_cos_positions(c.width, grid)[:, None]
         times = sin_cos(c.width, torch.arange(c.keys) * c.frames / c.keys).float()
         self.register_buffer("places", (places + times[None, :, None]).flatten(1, 2), False)
@@ -258,7 +261,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         slots = self.generator(sound)
         place = self.slot.weight.expand(n, -1, -1)
         hint = self.hint(inputs.hint)
-        cue = self.cues(inputs.cues, pictures, voice)
+        cue, known = self.cues(inputs.cues, pictures, voice)
         slots = slots + hint[:, None]
         slots = torch.cat([slots[:, :1] + cue[:, None], slots[:, 1:]], dim=1)
         states: list[Tensor] = []
@@ -272,7 +275,8 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
             states.append(self.state_head(slots[:, :-1]))
             masks.append(found)
             allowed = self._allowed(found.detach())
-        return Looked(slots, states, masks, votes, mixed, self._hear(inputs.mixture), motion)
+        heard = self._hear(inputs.mixture)
+        return Looked(slots, known, states, masks, votes, mixed, heard, motion)
 
     def _masks(self, slots: Tensor, map_: Tensor, votes: Tensor, before: Tensor | None) -> Tensor:
         """Logits [N, Q - 1, F, H / 4, W / 4]: what pixels look like, and whom they vote for."""
@@ -305,7 +309,10 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         moves = torch.cat([moves, torch.zeros_like(moves[:, :1])], dim=1)
         heard = self.heard_norm(self.heard(looked.heard.latent))
         steps = cast(Tensor, self.steps)
-        x = self.moving(looked.slots)[:, :, None] + moves + heard[:, None]
+        # A voice is what its slot's pixels move like, not what they look like: told what slots
+        # hold, voices learned by heart who of few people in training sounds how.
+        known = functional.pad(self.known(looked.known)[:, None], (0, 0, 0, c.slots - 1))
+        x = known[:, :, None] + moves + heard[:, None]
         place = (self.slot.weight[None, :, None] + steps[:, None]).flatten(1, 2)
         x = x.flatten(1, 2)
         for layer in self.voice_layers:

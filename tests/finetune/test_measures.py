@@ -34,7 +34,7 @@ def found(
     states[:, :p, 0] = 5.0
     states[:, p:, 3] = 5.0
     empty = torch.zeros(1)
-    looked = Looked(empty, [states], [logits], empty, empty, Heard(empty, empty), empty)
+    looked = Looked(empty, empty, [states], [logits], empty, empty, Heard(empty, empty), empty)
     return looked, Voices(spectrum(waves), states, torch.ones(n, 1, 1))
 
 

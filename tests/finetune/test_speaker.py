@@ -121,6 +121,49 @@ def test_motion_is_read_under_the_mask() -> None:
     assert (before[:, 1] - after[:, 1]).abs().max() > 0.1
 
 
+def test_of_motion_only_what_varies_counts_and_nothing_where_there_is_no_mask() -> None:
+    torch.manual_seed(0)
+    reader = MotionReader(8, 16, heads=2)
+    motion = torch.randn(1, 8, 8, 4, 6)
+    masks = torch.ones(1, 1, 2, 8, 12)
+    looks = torch.randn(1, 1, 8, 1, 1)  # of somebody else, who moves alike
+    torch.testing.assert_close(reader(motion, masks), reader(motion + looks, masks))
+    still = motion[:, :1].expand_as(motion)
+    assert reader(still, masks).std(dim=2).max() < 1e-5
+    assert reader(motion, masks).std(dim=2).max() > 0.1
+    assert not reader(motion, 0 * masks).any()
+
+
+def test_masks_between_key_frames_move_evenly() -> None:
+    """A mask that jumps from one half to the other is no sudden movement of a still picture."""
+    reader = MotionReader(4, 8, heads=1)
+    motion = torch.randn(1, 1, 4, 4, 6).expand(1, 32, 4, 4, 6)
+    masks = torch.zeros(1, 1, 2, 4, 6)
+    masks[:, :, 0, :, :3] = 1
+    masks[:, :, 1, :, 3:] = 1
+    with torch.no_grad():
+        found = reader(motion, masks)[0, 0]
+    steps = (found[1:] - found[:-1]).norm(dim=1)
+    assert steps.max() < 0.2 * (found[-1] - found[0]).norm()
+
+
+@pytest.mark.parametrize("kind", ["box", "voice"])
+def test_a_voice_knows_its_pixels_motion_and_a_reference_voice_and_nothing_else(kind: str) -> None:
+    one = task().eval()
+    torch.manual_seed(0)
+    inputs, _ = one.inputs_of(batch(), 1.0, (kind,))  # type: ignore[arg-type]
+    looked = one.model.look(inputs)
+    masks = looked.masks[-1].sigmoid()
+    found = one.model.speak(inputs, looked, masks).spectra
+    others = looked._replace(slots=torch.randn_like(looked.slots))
+    assert torch.equal(one.model.speak(inputs, others, masks).spectra, found)
+    unknown = looked._replace(known=torch.zeros_like(looked.known))
+    same = torch.equal(one.model.speak(inputs, unknown, masks).spectra, found)
+    assert same == (kind == "box")
+    moved = looked._replace(motion=torch.randn_like(looked.motion))
+    assert not torch.allclose(one.model.speak(inputs, moved, masks).spectra, found)
+
+
 def test_motion_is_read_when_it_is() -> None:
     """A change in one frame is told within two blocks' reach of it, and not elsewhere."""
     torch.manual_seed(0)
