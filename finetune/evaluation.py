@@ -5,6 +5,8 @@ The references are made of the same scenes in the same pass: the model with its 
 the mixture under an oracle ratio mask (what a mask can give).
 """
 
+import math
+import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
@@ -34,10 +36,12 @@ class Found(NamedTuple):
         scenes: measures of each, by way.
         dependence: share of a scene's masks that change, means: when the sound is ``muted``, and
             when it is that of another scene (``swapped``).
+        real_time: seconds that the model takes for a second of scene.
     """
 
     scenes: dict[Way, list[SceneMeasures]]
     dependence: dict[str, float]
+    real_time: float
 
 
 @torch.no_grad()
@@ -62,6 +66,7 @@ def evaluate(
     found: dict[Way, list[SceneMeasures]] = {way: [] for way in ways}
     changes: dict[str, list[float]] = {"muted": [], "swapped": []}
     before: Inputs | None = None  # the scene before this batch
+    took = shown = 0.0
     for batch in batches:
         inputs, target = _inputs(task, batch, cue, hints)
         before = _row(inputs, len(inputs.mixture) - 1) if before is None else before
@@ -73,16 +78,27 @@ def evaluate(
             if way == "oracle ratio mask":
                 found[way] += _oracle(batch["key"], truth)
                 continue
-            looked, voices = task.model(_seen(inputs, other, way))
-            waves, slots = assigned(looked, voices, truth, weights_of(task.loss))
             own = way == "model"
+            started = _now(inputs.mixture.device)
+            looked, voices = task.model(_seen(inputs, other, way))
+            if own:
+                took += _now(inputs.mixture.device) - started
+                shown += len(inputs.mixture) * task.model.config.seconds
+            waves, slots = assigned(looked, voices, truth, weights_of(task.loss))
             found[way] += measure(
                 batch["key"], waves, slots, truth, looked, voices.states, quality if own else ()
             )
             if own:
                 _note_changes(changes, task, inputs, other, looked)
     means = {name: sum(v) / len(v) for name, v in changes.items() if v}
-    return Found(found, means)
+    return Found(found, means, took / shown if shown else math.nan)
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _inputs(task: SpeakerTask, batch: Batch, cue: CueKind, hints: bool) -> tuple[Inputs, Tensor]:

@@ -136,6 +136,7 @@ def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
             f"made of {'other recordings of the same people' if cue == 'voice' else 'masks'}."
         )
     text = table(found, groups, cued)
+    text += f"\n\nReal-time factor of the model: {found.real_time:.3f} ({where})."
     if "pesq" not in quality:
         text += "\n\nPESQ is missing: it needs a compiler to install (`pip install cavmae[pesq]`)."
     print(text)
@@ -223,6 +224,7 @@ def _write(
             if scenes
         },
         "dependence": found.dependence,
+        "real-time factor": found.real_time,
         "groups": groups,
         "scenes": {
             way: [_known(dataclasses.asdict(scene)) for scene in scenes]

@@ -65,6 +65,7 @@ def test_all_measures_beside_all_references(
     # With seed 0 some of five pairs among three women and three men are alike, some not.
     assert set(told["groups"].values()) == {"same sex", "different sex"}
     assert (tmp_path / "out" / "measures.png").read_bytes()[:4] == b"\x89PNG"
+    assert 0 < told["real-time factor"] < 100
     printed = capsys.readouterr().out
     assert printed.strip() == (tmp_path / "out" / "table.md").read_text().strip()
     for name in ("SI-SDR improvement", "STOI", "IoU", "binding", "confusion", "sound muted"):
