@@ -23,7 +23,7 @@ from cavmae.finetune.matching import (
     sdr,
 )
 from cavmae.finetune.settings import LossSettings
-from cavmae.finetune.speaker import NONE, SILENT, SPEAKING, Looked, Voices
+from cavmae.finetune.speaker import NONE, OFF_SCREEN, SILENT, SPEAKING, Looked, Voices
 from cavmae.finetune.spectra import compressed, spectrum
 
 
@@ -108,15 +108,17 @@ def speaker_losses(
     weights = weights_of(settings)
     all_points = [points_of(masks, truth.masks, pixels) for masks in looked.masks]
     costs = joint_costs(
-        people, weights, voices.states, all_points[-1], waves[:, :-1], truth.mixture
+        people, weights, voices.states[:, :-1], all_points[-1], waves[:, :-1], truth.mixture
     )
     slots = assign(costs, people.present, truth.target)
     rows, whom = people.present.nonzero(as_tuple=True)
     which = slots[rows, whom]
 
     parts: dict[str, Tensor] = {}
-    wanted = torch.full(costs.shape[:2], NONE, device=costs.device)
+    wanted = torch.full(voices.states.shape[:2], NONE, device=costs.device)
     wanted[rows, which] = torch.where(people.active[rows, whom], SPEAKING, SILENT)
+    unseen = energies_db(truth.rest[:, None], truth.mixture)[:, 0] > ACTIVE_DB
+    wanted[unseen, -1] = OFF_SCREEN
     parts["state"] = torch.stack(
         [_state_loss(s, wanted, settings.no_object) for s in (*looked.states, voices.states)]
     ).mean()

@@ -23,6 +23,7 @@ from torchmetrics.functional.audio.stoi import short_time_objective_intelligibil
 from cavmae.datasets.features import SAMPLE_RATE
 from cavmae.finetune.losses import Truth
 from cavmae.finetune.matching import (
+    ACTIVE_DB,
     FLOOR_DB,
     Weights,
     assign,
@@ -30,7 +31,7 @@ from cavmae.finetune.matching import (
     joint_costs,
     points_of,
 )
-from cavmae.finetune.speaker import SILENT, SPEAKING, Looked, Voices
+from cavmae.finetune.speaker import NONE, OFF_SCREEN, SILENT, SPEAKING, Looked, Voices
 
 GRID = 7  # every so manyeth pixel counts in the assignment
 BETA2 = 0.3  # of the F measure, as AVSBench has it
@@ -84,11 +85,13 @@ class SceneMeasures:
         key: its name.
         people: in the scene's order.
         phantoms: how many slots claim to be people, and nobody is theirs; NaN: not measured.
+        unseen: whether the residual tells rightly if there is anything of nobody seen to be heard.
     """
 
     key: str
     people: list[PersonMeasures]
     phantoms: float = math.nan
+    unseen: float = math.nan
 
 
 def assigned(
@@ -103,7 +106,8 @@ def assigned(
     n, _, f, h, w = truth.masks.shape
     pixels = torch.arange(0, h * w, GRID, device=waves.device).expand(n, f, -1)
     points = points_of(looked.masks[-1], truth.masks, pixels)
-    costs = joint_costs(truth.people, weights, voices.states, points, waves[:, :-1], truth.mixture)
+    states = voices.states[:, :-1]
+    costs = joint_costs(truth.people, weights, states, points, waves[:, :-1], truth.mixture)
     return waves, assign(costs, truth.people.present, truth.target)
 
 
@@ -123,7 +127,7 @@ def measure(
         slots: int64 [N, P], whose wave, mask and state a person's are.
         truth: of the batch.
         looked: for masks; None: only voices are measured.
-        states: [N, Q - 1, 4], logits; None: they are not measured.
+        states: [N, Q, 4], logits; None: they are not measured.
         quality: of ``stoi`` and ``pesq`` what is measured, too.
     """
     people = truth.people
@@ -158,9 +162,13 @@ def measure(
                 one.level = float(loud[row, slot])
             scene.people.append(one)
         if states is not None:
-            told = states[row].argmax(-1)
+            told = states[row, :-1].argmax(-1)
             told[slots[row, :count]] = -1
             scene.phantoms = float(((told == SPEAKING) | (told == SILENT)).sum())
+            rest = bool(
+                energies_db(truth.rest[row, None, None], truth.mixture[row, None]) > ACTIVE_DB
+            )
+            scene.unseen = float(int(states[row, -1].argmax()) == (OFF_SCREEN if rest else NONE))
         found.append(scene)
     return found
 
@@ -292,5 +300,6 @@ def summary(scenes: Sequence[SceneMeasures], cued: bool = False) -> dict[str, fl
         "silence dB": mean([p.level for p in people]),
         "states": mean([p.state for p in people]),
         "phantoms": mean([s.phantoms for s in scenes]),
+        "unseen": mean([s.unseen for s in scenes]),
     }
     return {name: value for name, value in found.items() if not math.isnan(value)}

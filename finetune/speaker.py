@@ -135,7 +135,8 @@ class Looked(NamedTuple):
     Attributes:
         slots: [N, Q, D].
         known: [N, D], what slot 0's voice is known by, where a cue told how it sounds; else 0.
-        states: list of [N, Q - 1, 4], logits after each layer.
+        states: list of [N, Q, 4], logits after each layer; the residual's: off-screen (somebody
+            unseen or noise is heard) or none.
         masks: list of [N, Q - 1, F, H / 4, W / 4], logits after each layer.
         votes: [N, 2, F, H / 4, W / 4], where each pixel says its person's middle is.
         mixed: [N, F, H / 4, W / 4], channel mean of the map after the cross-modal mixer: logits of
@@ -159,7 +160,7 @@ class Voices(NamedTuple):
 
     Attributes:
         spectra: complex64 [N, Q, bins, frames] of the mixture at an RMS of 1; they add up to it.
-        states: [N, Q - 1, 4], logits, of who moves how, too.
+        states: [N, Q, 4], logits, of who moves how, too.
         scale: [N, 1, 1], by which waves are multiplied to be at the mixture's level.
     """
 
@@ -272,7 +273,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         for layer in self.slot_layers:
             slots = layer(slots, place, seen, sound, allowed)
             found = self._masks(slots, map_, votes, masks[-1] if masks else None)
-            states.append(self.state_head(slots[:, :-1]))
+            states.append(self.state_head(slots))
             masks.append(found)
             allowed = self._allowed(found.detach())
         heard = self._hear(inputs.mixture)
@@ -304,7 +305,6 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
             masks: [N, Q - 1, F, h, w], 0 to 1, where each slot's motion is read.
         """
         c = self.config
-        n = len(masks)
         moves = self.reader(looked.motion, masks)  # [N, Q - 1, T, D]
         moves = torch.cat([moves, torch.zeros_like(moves[:, :1])], dim=1)
         heard = self.heard_norm(self.heard(looked.heard.latent))
@@ -318,12 +318,12 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         for layer in self.voice_layers:
             x = layer(x, place, heard, steps)
         x = self.voice_norm(x).unflatten(1, (c.slots, -1))
-        states = looked.states[-1] + self.state_head(x[:, :-1].mean(2))
+        states = looked.states[-1] + self.state_head(x.mean(2))
         raw = self.separator.masks(looked.heard, x[:, :-1])
         with torch.autocast(raw.device.type, enabled=False):
             levelled, scale = _levelled(inputs.mixture.float())
             spectra = masked_voices(spectrum(levelled), bounded(raw.float()))
-        return Voices(spectra, states.view(n, c.slots - 1, -1), scale[..., None])
+        return Voices(spectra, states, scale[..., None])
 
     def forward(self, inputs: Inputs) -> tuple[Looked, Voices]:
         """People and voices, each voice from the pixels of its own mask."""

@@ -41,7 +41,7 @@ ROWS = (
     ("SI-SDR improvement, three", "dB", 2), ("STOI", "", 3), ("STOI of the mixture", "", 3),
     ("PESQ", "", 2), ("PESQ of the mixture", "", 2), ("IoU", "", 3), ("F", "", 3),
     ("binding", "", 3), ("confusion", "", 3), ("silence dB", "dB", 1), ("states", "", 3),
-    ("phantoms", "a scene", 2),
+    ("phantoms", "a scene", 2), ("unseen", "", 3),
 )  # fmt: skip
 
 

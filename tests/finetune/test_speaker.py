@@ -23,7 +23,7 @@ def test_every_slot_has_a_mask_a_state_and_a_voice(separator: str) -> None:
     inputs, _ = one.inputs_of(batch(), share=0.0)
     looked, voices = one.model(inputs)
     assert looked.masks[-1].shape == (2, 4, 2, 8, 12)
-    assert voices.states.shape == (2, 4, 4)
+    assert voices.states.shape == (2, 5, 4)
     waves = voices.waves(SAMPLES)
     assert waves.shape == (2, 5, SAMPLES)
     torch.testing.assert_close(waves.sum(1), batch()["mixture"], atol=1e-4, rtol=1e-3)
