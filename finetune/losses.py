@@ -95,6 +95,25 @@ def with_true_masks(masks: Tensor, truth: Truth, slots: Tensor, chosen: Tensor) 
     return found
 
 
+def truly_there(there: Tensor, truth: Truth, slots: Tensor, chosen: Tensor) -> Tensor:
+    """Which slots are somebody, by what they are assigned, where all people's pixels are known.
+
+    Args:
+        there: [N, Q'], of the slots' own states.
+        slots: int64 [N, P].
+        chosen: bool [N], clips that get the truth.
+
+    Returns:
+        the same shape.
+    """
+    people = truth.people
+    known = chosen & (people.masked | ~people.present).all(1)
+    found = torch.where(known[:, None], torch.zeros_like(there), there)
+    rows, whom = (people.present & known[:, None]).nonzero(as_tuple=True)
+    found[rows, slots[rows, whom]] = 1.0
+    return found
+
+
 def speaker_losses(
     looked: Looked, voices: Voices, truth: Truth, pixels: Tensor, settings: LossSettings
 ) -> Losses:
@@ -134,7 +153,7 @@ def speaker_losses(
         "state": settings.state, "mask entropy": settings.entropy, "dice": settings.dice,
         "votes": settings.votes, "mixer": settings.mixer, "sdr": -settings.sdr,
         "spectrum": settings.spectrum,
-        "silence": settings.silence, "unused": settings.silence * settings.no_object,
+        "silence": settings.silence,
     }  # fmt: skip
     total = torch.stack([factor * parts[name] for name, factor in factors.items()]).sum()
     return Losses(total, parts, slots)
@@ -210,12 +229,11 @@ def _voice_losses(
     own = compressed(voices.spectra[active][..., :-1, :-1])
     true = compressed(spectrum(wanted[active])[..., :-1, :-1])
     loudness = energies_db(waves, truth.mixture)
-    silent, unused = assigned & ~active, ~assigned
+    silent = assigned & ~active
     return {
         "sdr": ratio,
         "spectrum": (own - true).abs().mean(dim=(1, 2, 3)).sum() / count,
         "silence": (loudness * silent).sum() / silent.sum().clamp(min=1),
-        "unused": (loudness * unused).sum() / unused.sum().clamp(min=1),
     }
 
 

@@ -298,14 +298,22 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         heard: Heard = self.separator.hear(compressed(spectra))
         return heard
 
-    def speak(self, inputs: Inputs, looked: Looked, masks: Tensor) -> Voices:
+    def speak(
+        self, inputs: Inputs, looked: Looked, masks: Tensor, there: Tensor | None = None
+    ) -> Voices:
         """The voices of slots.
 
         Args:
             masks: [N, Q - 1, F, h, w], 0 to 1, where each slot's motion is read.
+            there: [N, Q - 1], 0 to 1, how surely the slot is somebody; None: as its state says. A
+                slot that is nobody has no voice: two slots may see the same pixels, and what
+                their motion is heard as cannot be told to be silent for one of them.
         """
         c = self.config
+        if there is None:
+            there = self.there(looked)
         moves = self.reader(looked.motion, masks)  # [N, Q - 1, T, D]
+        moves = moves * there[..., None, None].to(moves.dtype)
         moves = torch.cat([moves, torch.zeros_like(moves[:, :1])], dim=1)
         heard = self.heard_norm(self.heard(looked.heard.latent))
         steps = cast(Tensor, self.steps)
@@ -322,8 +330,14 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         raw = self.separator.masks(looked.heard, x[:, :-1])
         with torch.autocast(raw.device.type, enabled=False):
             levelled, scale = _levelled(inputs.mixture.float())
-            spectra = masked_voices(spectrum(levelled), bounded(raw.float()))
+            shares = bounded(raw.float()) * there.float()[..., None, None, None]
+            spectra = masked_voices(spectrum(levelled), shares)
         return Voices(spectra, states, scale[..., None])
+
+    @staticmethod
+    def there(looked: Looked) -> Tensor:
+        """How surely each slot is somebody, by its state: [N, Q - 1], without gradient."""
+        return 1 - looked.states[-1][:, :-1].detach().float().softmax(-1)[..., NONE]
 
     def forward(self, inputs: Inputs) -> tuple[Looked, Voices]:
         """People and voices, each voice from the pixels of its own mask."""

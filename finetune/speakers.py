@@ -15,6 +15,7 @@ from cavmae.finetune.cues import KINDS, CueKind, no_cues
 from cavmae.finetune.losses import (
     seen_slots,
     speaker_losses,
+    truly_there,
     truth_of,
     weights_of,
     with_true_masks,
@@ -137,7 +138,8 @@ class SpeakerTask(Task):
         left = max(0.0, 1 - progress / how.true_masks_until) if how.true_masks_until else 0.0
         chosen = torch.rand(len(slots), device=slots.device) < how.true_masks * left
         masks = with_true_masks(looked.masks[-1].float().sigmoid(), truth, slots, chosen)
-        voices = self.model.speak(inputs, looked, masks)
+        there = truly_there(self.model.there(looked), truth, slots, chosen)
+        voices = self.model.speak(inputs, looked, masks, there)
         with torch.autocast(masks.device.type, enabled=False):
             losses = speaker_losses(looked, voices, truth, pixels, how)
         return Outcome(losses.total, {"loss": losses.total.detach(), **losses.parts})

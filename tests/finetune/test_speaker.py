@@ -8,7 +8,7 @@ import torch
 
 from cavmae.datasets.errors import UsageError
 from cavmae.finetune.cues import KINDS, region_of
-from cavmae.finetune.losses import seen_slots, truth_of, with_true_masks
+from cavmae.finetune.losses import seen_slots, truly_there, truth_of, with_true_masks
 from cavmae.finetune.motion import MotionPathway, MotionReader
 from cavmae.finetune.separators import SEPARATORS
 from cavmae.finetune.speaker import SpeakerConfig, SpeakerModel
@@ -162,6 +162,32 @@ def test_a_voice_knows_its_pixels_motion_and_a_reference_voice_and_nothing_else(
     assert same == (kind == "box")
     moved = looked._replace(motion=torch.randn_like(looked.motion))
     assert not torch.allclose(one.model.speak(inputs, moved, masks).spectra, found)
+
+
+def test_who_is_not_there_has_no_voice() -> None:
+    one = task().eval()
+    inputs, _ = one.inputs_of(batch(), 0.0)
+    looked = one.model.look(inputs)
+    masks = looked.masks[-1].sigmoid()
+    states = looked.states[-1].clone()
+    states[:, 1] = torch.tensor([0.0, 0.0, 0.0, 99.0])  # none
+    states[:, 2] = torch.tensor([99.0, 0.0, 0.0, 0.0])
+    looked = looked._replace(states=[states])
+    waves = one.model.speak(inputs, looked, masks).waves(SAMPLES)
+    assert not waves[:, 1].any()
+    assert waves[:, 2].abs().max() > 1e-5
+    nobody = one.model.speak(inputs, looked, masks, torch.zeros(2, 4)).waves(SAMPLES)
+    torch.testing.assert_close(nobody[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
+
+
+def test_the_truth_about_who_is_there_stands_in_where_it_is_known() -> None:
+    told = batch(3)
+    truth = truth_of(told, torch.full((3,), -1), torch.ones(3, 1))
+    truth.people.masked[1, 0] = False
+    slots = torch.tensor([[2, 0], [1, 0], [3, 1]])
+    found = truly_there(torch.full((3, 4), 0.3), truth, slots, torch.tensor([True, True, False]))
+    assert found[0].tolist() == [1, 0, 1, 0]
+    assert found[1].tolist() == found[2].tolist() == pytest.approx([0.3] * 4)
 
 
 def test_motion_is_read_when_it_is() -> None:
