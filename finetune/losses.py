@@ -148,7 +148,7 @@ def speaker_losses(
     parts["dice"] = torch.stack([dice for _, dice in seen]).mean()
     parts["votes"] = vote_loss(looked.votes, truth, pixels)
     parts["mixer"] = _mixer_loss(looked.mixed, truth, pixels)
-    parts |= _voice_losses(voices, waves, truth, slots, settings)
+    parts |= _voice_losses(voices, waves, truth, slots)
     factors = {
         "state": settings.state, "mask entropy": settings.entropy, "dice": settings.dice,
         "votes": settings.votes, "mixer": settings.mixer, "sdr": -settings.sdr,
@@ -209,9 +209,7 @@ def _mixer_loss(mixed: Tensor, truth: Truth, pixels: Tensor) -> Tensor:
     return (dice[:, 0, 0] * known).sum() / known.sum().clamp(min=1)
 
 
-def _voice_losses(
-    voices: Voices, waves: Tensor, truth: Truth, slots: Tensor, settings: LossSettings
-) -> dict[str, Tensor]:
+def _voice_losses(voices: Voices, waves: Tensor, truth: Truth, slots: Tensor) -> dict[str, Tensor]:
     """Of people in their slots and of the residual; whoever is not heard is to be silent."""
     people = truth.people
     n, q = waves.shape[:2]
