@@ -44,6 +44,14 @@ def clip(number: int, person: bool = False, masks: bool = True, **changes: objec
     return f"k{number}", members
 
 
+def people_of(folder: Path, count: int = 6) -> Manifest:
+    """A data set of people who speak once each, with its manifest beside the shard."""
+    samples = [clip(n, speaker=f"s{n}", person=True) for n in range(count)]
+    manifest = data_set_of(folder, samples)
+    (folder / "manifest.json").write_bytes(manifest.to_bytes())
+    return manifest
+
+
 def data_set_of(folder: Path, *shards: list[Sample]) -> Manifest:
     """Writes shards, and gives their manifest."""
     folder.mkdir()

@@ -10,7 +10,7 @@ from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.manifest import Manifest
 from cavmae.finetune.evaluation import WAYS
 from cavmae.tools.evaluate import main
-from tests.datasets.clips import clip, data_set_of
+from tests.datasets.clips import clip, data_set_of, people_of
 from tests.finetune.scenes import model
 
 SIZE = [
@@ -21,10 +21,7 @@ SIZE = [
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    samples = [clip(n, speaker=f"s{n}", person=True) for n in range(6)]
-    manifest = data_set_of(tmp_path_factory.mktemp("clips") / "set", samples)
-    (Path(manifest.folder) / "manifest.json").write_bytes(manifest.to_bytes())
-    return manifest
+    return people_of(tmp_path_factory.mktemp("clips") / "set")
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,12 @@ from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.reading import Access
 from cavmae.tools.bench import main
 from cavmae.tools.checking.scenes import draw_scenes
-from tests.datasets.clips import clip, data_set_of
+from tests.datasets.clips import clip, data_set_of, people_of
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    samples = [clip(n, speaker=f"s{n}", person=True) for n in range(6)]
-    manifest = data_set_of(tmp_path_factory.mktemp("clips") / "set", samples)
-    (Path(manifest.folder) / "manifest.json").write_bytes(manifest.to_bytes())
-    return manifest
+    return people_of(tmp_path_factory.mktemp("clips") / "set")
 
 
 def test_a_sheet_of_scenes(clips: Manifest, tmp_path: Path) -> None:

@@ -8,22 +8,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cavmae.datasets.storage import write_atomically
-from cavmae.finetune.measures import PersonMeasures, SceneMeasures
+from cavmae.finetune.measures import ALONE_DB, PersonMeasures, SceneMeasures
 
 COLOUR = "#0072b2"  # that colour-blind eyes tell from grey
 Value = Callable[[PersonMeasures], float]
 
 
+def _improvement(person: PersonMeasures) -> float:
+    """In dB; NaN where there was nothing beside the voice."""
+    alone = person.si_sdr_mixture >= ALONE_DB
+    return math.nan if alone else person.si_sdr - person.si_sdr_mixture
+
+
 def draw(scenes: Sequence[SceneMeasures], path: Path) -> None:
-    """Three plots side by side, as a PNG: a dot each person, and the mean of each bin."""
+    """Three plots side by side, as a PNG: a dot each person, and the mean of each bin.
+
+    Voices with nothing beside them leave nothing to improve, and are left out of the first two.
+    """
     people = [p for s in scenes for p in s.people]
     figure = Figure(figsize=(13, 4), layout="constrained")
     axes = figure.subplots(1, 3)
     plots: tuple[tuple[str, Value, str, Value], ...] = (
         ("SI-SDR of the mixture, dB", lambda p: p.si_sdr_mixture,
-         "SI-SDR improvement, dB", lambda p: p.si_sdr - p.si_sdr_mixture),
+         "SI-SDR improvement, dB", _improvement),
         ("share of the time in which somebody else speaks, too", lambda p: p.overlap,
-         "SI-SDR improvement, dB", lambda p: p.si_sdr - p.si_sdr_mixture),
+         "SI-SDR improvement, dB", _improvement),
         ("share of the picture that a person covers", lambda p: p.size, "IoU", lambda p: p.iou),
     )  # fmt: skip
     for axis, (x_name, x, y_name, y) in zip(axes, plots, strict=True):
