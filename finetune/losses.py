@@ -74,40 +74,52 @@ def seen_slots(looked: Looked, truth: Truth, settings: LossSettings) -> tuple[Te
     return assign(costs, truth.people.present, truth.target), pixels
 
 
-def with_true_masks(masks: Tensor, truth: Truth, slots: Tensor, chosen: Tensor) -> Tensor:
-    """Masks in which true ones stand in for those of the slots that are assigned.
+def with_true_masks(
+    masks: Tensor, truth: Truth, slots: Tensor, below: float
+) -> tuple[Tensor, Tensor]:
+    """Masks in which true ones stand in for those of people's slots that are still wrong.
+
+    For as long as they are: voices that were given wrong pixels before they had learned to look at
+    pixels at all, or after, learned to do without them.
 
     Args:
         masks: [N, Q', F, h, w], 0 to 1.
         slots: int64 [N, P].
-        chosen: bool [N], clips that get true masks.
+        below: IoU of a slot's mask with its person's, over all key frames, that is wrong.
 
     Returns:
-        the same shape, without gradient.
+        the same shape, without gradient; and bool [N, P], whose mask was replaced.
     """
     size = masks.shape[-2], masks.shape[-1]
     true = functional.adaptive_avg_pool2d(truth.masks.flatten(0, 1).float(), size)
     true = true.unflatten(0, truth.masks.shape[:2])
-    use = truth.people.present & truth.people.masked & chosen[:, None]
     found = masks.detach().clone()
-    rows, people = use.nonzero(as_tuple=True)
+    replaced = truth.people.present & truth.people.masked
+    rows, people = replaced.nonzero(as_tuple=True)
+    own, wanted = found[rows, slots[rows, people]] > 0.5, true[rows, people] > 0.5
+    both = (own & wanted).flatten(1).sum(1)
+    either = (own | wanted).flatten(1).sum(1).clamp(min=1)
+    replaced[rows, people] = both < below * either
+    rows, people = replaced.nonzero(as_tuple=True)
     found[rows, slots[rows, people]] = true[rows, people].to(found.dtype)
-    return found
+    return found, replaced
 
 
-def truly_there(there: Tensor, truth: Truth, slots: Tensor, chosen: Tensor) -> Tensor:
-    """Which slots are somebody, by what they are assigned, where all people's pixels are known.
+def truly_there(there: Tensor, truth: Truth, slots: Tensor, replaced: Tensor) -> Tensor:
+    """Which slots are somebody, by what they are assigned, where a true mask had to stand in.
+
+    Only in clips in which the pixels of all people are known, so that all slots are.
 
     Args:
         there: [N, Q'], of the slots' own states.
         slots: int64 [N, P].
-        chosen: bool [N], clips that get the truth.
+        replaced: bool [N, P], of :func:`with_true_masks`.
 
     Returns:
         the same shape.
     """
     people = truth.people
-    known = chosen & (people.masked | ~people.present).all(1)
+    known = replaced.any(1) & (people.masked | ~people.present).all(1)
     found = torch.where(known[:, None], torch.zeros_like(there), there)
     rows, whom = (people.present & known[:, None]).nonzero(as_tuple=True)
     found[rows, slots[rows, whom]] = 1.0

@@ -123,9 +123,8 @@ class LossSettings:
         cue_only: share of training in which every scene comes with a cue.
         cues: share of scenes with a cue afterwards.
         hints: share of scenes in which the class is told (``model.classes``).
-        true_masks: share of scenes in which true masks say where motion is read, at first; it falls
-            to 0 until ``true_masks_until``.
-        true_masks_until: share of training.
+        true_masks_below: where the mask of a person's slot has an IoU below this with the true
+            one, the true one says where motion is read; 0: never.
     """
 
     state: float = 0.5
@@ -141,12 +140,11 @@ class LossSettings:
     cue_only: float = 0.2
     cues: float = 0.5
     hints: float = 0.5
-    true_masks: float = 0.8
-    true_masks_until: float = 0.5
+    true_masks_below: float = 0.6
 
     def __post_init__(self) -> None:
         if min(dataclasses.astuple(self)) < 0 or self.points < 1:
             raise UsageError("loss: weights cannot be negative, and points must be at least 1.")
-        for name in ("cue_only", "cues", "hints", "true_masks", "true_masks_until"):
+        for name in ("cue_only", "cues", "hints", "true_masks_below"):
             if getattr(self, name) > 1:
                 raise UsageError(f"loss.{name} {getattr(self, name)} is not from 0 to 1.")

@@ -135,14 +135,15 @@ class SpeakerTask(Task):
         looked = self.model.look(inputs)
         with torch.autocast(inputs.mixture.device.type, enabled=False):
             slots, pixels = seen_slots(looked, truth, how)
-        left = max(0.0, 1 - progress / how.true_masks_until) if how.true_masks_until else 0.0
-        chosen = torch.rand(len(slots), device=slots.device) < how.true_masks * left
-        masks = with_true_masks(looked.masks[-1].float().sigmoid(), truth, slots, chosen)
-        there = truly_there(self.model.there(looked), truth, slots, chosen)
+        own = looked.masks[-1].float().sigmoid()
+        masks, replaced = with_true_masks(own, truth, slots, how.true_masks_below)
+        there = truly_there(self.model.there(looked), truth, slots, replaced)
         voices = self.model.speak(inputs, looked, masks, there)
         with torch.autocast(masks.device.type, enabled=False):
             losses = speaker_losses(looked, voices, truth, pixels, how)
-        return Outcome(losses.total, {"loss": losses.total.detach(), **losses.parts})
+        seen = (truth.people.present & truth.people.masked).sum().clamp(min=1)
+        parts = {**losses.parts, "true masks": replaced.sum() / seen}
+        return Outcome(losses.total, {"loss": losses.total.detach(), **parts})
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Record:

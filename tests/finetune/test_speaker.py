@@ -185,7 +185,8 @@ def test_the_truth_about_who_is_there_stands_in_where_it_is_known() -> None:
     truth = truth_of(told, torch.full((3,), -1), torch.ones(3, 1))
     truth.people.masked[1, 0] = False
     slots = torch.tensor([[2, 0], [1, 0], [3, 1]])
-    found = truly_there(torch.full((3, 4), 0.3), truth, slots, torch.tensor([True, True, False]))
+    replaced = torch.tensor([[True, False], [False, True], [False, False]])
+    found = truly_there(torch.full((3, 4), 0.3), truth, slots, replaced)
     assert found[0].tolist() == [1, 0, 1, 0]
     assert found[1].tolist() == found[2].tolist() == pytest.approx([0.3] * 4)
 
@@ -205,7 +206,7 @@ def test_motion_is_read_when_it_is() -> None:
     assert change[26:].max() < 1e-5
 
 
-def test_true_masks_stand_in_for_chosen_clips_only() -> None:
+def test_true_masks_stand_in_for_wrong_ones_only() -> None:
     one = task()
     told = batch()
     inputs, target = one.inputs_of(told, 0.0)
@@ -213,12 +214,18 @@ def test_true_masks_stand_in_for_chosen_clips_only() -> None:
     truth = truth_of(told, target, torch.ones(2, 1))
     slots, pixels = seen_slots(looked, truth, one.loss)
     assert pixels.shape == (2, 2, 64)
-    own = looked.masks[-1].sigmoid()
-    found = with_true_masks(own, truth, slots, torch.tensor([True, False]))
-    torch.testing.assert_close(found[1], own[1])
-    for person in range(2):
-        expected = torch.nn.functional.avg_pool2d(told["masks"][0, person].float(), 4)
-        torch.testing.assert_close(found[0, slots[0, person]], expected)
+    true = torch.nn.functional.avg_pool2d(told["masks"].float().flatten(0, 1), 4)
+    true = true.unflatten(0, told["masks"].shape[:2])
+    own = looked.masks[-1].sigmoid() * 0.4  # nobody is seen, which is wrong
+    own[0, slots[0, 1]] = true[0, 1] * 0.9  # this one is nearly right
+    truth.people.masked[1, 0] = False  # and this one nobody knows
+    found, replaced = with_true_masks(own, truth, slots, 0.6)
+    assert replaced.tolist() == [[True, False], [False, True]]
+    for row, person in ((0, 0), (1, 1)):
+        torch.testing.assert_close(found[row, slots[row, person]], true[row, person])
+        own[row, slots[row, person]] = true[row, person]
+    torch.testing.assert_close(found, own)  # all others are as they were
+    assert not with_true_masks(own * 0, truth, slots, 0.0)[1].any()
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
@@ -258,8 +265,8 @@ def test_a_class_is_told_in_a_share_of_scenes() -> None:
 
 
 def test_the_curriculum(monkeypatch: pytest.MonkeyPatch) -> None:
-    """First every scene has a cue, then a share; true masks stand in less and less."""
-    one = task(cue_only=0.4, cues=0.0, true_masks=1.0, true_masks_until=0.5)
+    """First every scene has a cue, then a share."""
+    one = task(cue_only=0.4, cues=0.0)
     shares: list[float] = []
     before = one.inputs_of
 
@@ -267,25 +274,33 @@ def test_the_curriculum(monkeypatch: pytest.MonkeyPatch) -> None:
         shares.append(share)
         return before(batch, share, **options)
 
-    stood: list[float] = []
-
-    def standing(masks: object, truth: object, slots: object, chosen: torch.Tensor) -> object:
-        stood.append(float(chosen.float().mean()))
-        return with_true_masks(masks, truth, slots, chosen)  # type: ignore[arg-type]
-
     monkeypatch.setattr(one, "inputs_of", noting)
-    monkeypatch.setattr("cavmae.finetune.speakers.with_true_masks", standing)
-    told = batch(8)
-    means = []
-    for progress in (0.0, 0.25, 0.5, 0.75):
-        stood.clear()
-        for _ in range(6):
-            one.learn(told, progress, [], 0)
-        means.append(sum(stood) / len(stood))
-    assert shares[::6] == [1.0, 1.0, 0.0, 0.0]
-    assert means[0] == 1
-    assert 0.25 < means[1] < 0.75
-    assert means[2] == means[3] == 0
+    told = batch()
+    for progress in (0.0, 0.39, 0.41, 1.0):
+        one.learn(told, progress, [], 0)
+    assert shares == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("below", [0.0, 1.0])
+def test_voices_learn_from_true_masks_until_the_own_are_right(
+    below: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = task(true_masks_below=below)
+    read: list[torch.Tensor] = []
+    speak = one.model.speak
+
+    def reading(inputs: object, looked: object, masks: torch.Tensor, there: object) -> object:
+        read.append(masks)
+        return speak(inputs, looked, masks, there)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(one.model, "speak", reading)
+    told = batch()
+    logged = one.learn(told, 1.0, [], 0).logs
+    assert float(logged["true masks"]) == (1 if below else 0)
+    true = torch.nn.functional.avg_pool2d(told["masks"].float().flatten(0, 1), 4)
+    true = true.unflatten(0, told["masks"].shape[:2])
+    apart = (read[0][:, None] - true[:, :, None]).abs().flatten(3).amax(-1)  # [N, P, Q']
+    assert bool((apart.amin(2) < 1e-5).all()) == bool(below)
 
 
 def test_a_cue_lies_on_its_person() -> None:
@@ -361,7 +376,7 @@ def test_layers_of_the_encoder_learn_more_slowly_the_deeper_they_lie() -> None:
 
 def test_a_small_model_learns_a_batch() -> None:
     torch.manual_seed(0)
-    one = task(true_masks=0.0)
+    one = task(true_masks_below=0.0)
     told = batch()
     optimizer = torch.optim.Adam(one.parameters(), 3e-3)
     before = one.summarise([one.evaluate(told)])
