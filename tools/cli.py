@@ -18,6 +18,7 @@ COMMANDS = {
     "pretrain": ("cavmae.pretrain.train", "train CAV-MAE on shards"),
     "finetune": ("cavmae.tools.finetune", "train on labelled clips: `finetune speakers`"),
     "evaluate": ("cavmae.tools.evaluate", "measures of a speaker model; fixed lists of scenes"),
+    "separate": ("cavmae.tools.separate", "voices and masks of the people in any video"),
     "retrieve": ("cavmae.tools.retrieve", "which sound goes with which picture; features"),
     "inpaint": ("cavmae.tools.inpaint", "original, masked, reconstructed: a picture"),
     "convert": ("cavmae.tools.convert", "published weights to ours, and back"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cavmae.datasets.media.writing import VideoWriter
 from cavmae.tools.benching.table import Row, in_turns, save, table
 from cavmae.tools.talkers import film, roster
 from cavmae.tools.talkers.settings import RenderSettings
@@ -69,7 +70,7 @@ def _encode(settings: RenderSettings, clips: int) -> float:
             stage = Stage(settings, population, script, sounds.tracks)
             pictures = [np.array(view.pixels) for view in stage.frames()]
             started = time.perf_counter()
-            writer = film.VideoWriter(
+            writer = VideoWriter(
                 Path(f"{clip}.mp4"), settings.size, settings.frame_rate, settings.quality,
                 sounds.mixture,
             )  # fmt: skip

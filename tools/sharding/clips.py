@@ -336,7 +336,7 @@ def shard_input(
     """
     torch.set_num_threads(1)
     try:
-        with part.open("wb") as file, _local(item, part.parent) as path:
+        with part.open("wb") as file, local_copy(item.source, part.parent) as path:
             if item.frames is not None:
                 clips = image_clips(item, settings)
             else:
@@ -369,21 +369,21 @@ def _write(
 
 
 @contextlib.contextmanager
-def _local(item: Input, folder: Path) -> Iterator[str]:
-    """Path of an input that FFmpeg can open; a remote one is copied for as long as needed."""
-    remote = is_url(item.source)
-    if not remote and _is_utf8(item.source):
-        yield item.source
+def local_copy(source: str, folder: Path) -> Iterator[str]:
+    """Path of a file or URL that FFmpeg can open; a remote one is copied for as long as needed."""
+    remote = is_url(source)
+    if not remote and _is_utf8(source):
+        yield source
         return
     with tempfile.TemporaryDirectory(dir=folder, prefix="input-") as scratch:
-        path = Path(scratch) / ("video" + re.sub(r"[^.A-Za-z0-9]", "", Path(item.source).suffix))
+        path = Path(scratch) / ("video" + re.sub(r"[^.A-Za-z0-9]", "", Path(source).suffix))
         if remote:
             try:
-                download(item.source, path)
+                download(source, path)
             except FileNotFoundError as error:
                 raise MediaError("missing", "no such file") from error
         else:
-            path.symlink_to(Path(item.source).absolute())
+            path.symlink_to(Path(source).absolute())
         yield str(path)
 
 

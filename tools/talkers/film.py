@@ -16,12 +16,10 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from fractions import Fraction
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import soundfile
 import torch
@@ -29,6 +27,7 @@ from PIL import Image
 
 from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.features import SAMPLE_RATE
+from cavmae.datasets.media.writing import VideoWriter
 from cavmae.datasets.storage import flush_folder, write_atomically
 from cavmae.tools.talkers.mixing import Sounds, mix, spans_of, speaking
 from cavmae.tools.talkers.population import Population
@@ -43,8 +42,6 @@ OURS = re.compile(
 )
 TRUTH = "truth.json"
 BEAT = 100  # frames
-AAC_FRAME = 1024  # samples
-AAC_BITS = 96_000  # a second: the loss stays far below the voices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,61 +59,6 @@ class Shot:
     population: Population
     folder: Path
     work: Path
-
-
-class VideoWriter:
-    """H.264 and AAC in an MP4 file, interleaved, both beginning at 0.
-
-    Args:
-        size: (width, height) in pixels, even numbers.
-        quality: x264's CRF.
-        mixture: int16 [samples] at 16 kHz.
-    """
-
-    def __init__(
-        self, path: Path, size: tuple[int, int], frame_rate: int, quality: float,
-        mixture: np.ndarray,
-    ):  # fmt: skip
-        self._rate = frame_rate
-        self._container = av.open(str(path), "w", options={"movflags": "faststart"})
-        video = self._container.add_stream("libx264", rate=frame_rate)
-        video.width, video.height = size
-        video.pix_fmt = "yuv420p"
-        # One thread: the same bytes in any number of processes.
-        video.options = {"preset": "veryfast", "crf": f"{quality:g}", "threads": "1"}
-        video.codec_context.thread_count = 1
-        audio = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
-        self._video, self._audio = video, audio
-        self._audio.codec_context.bit_rate = AAC_BITS
-        self._sound = self._encode_sound(mixture)
-        self._heard = 0.0  # seconds of sound written
-
-    def _encode_sound(self, mixture: np.ndarray) -> Iterator[float]:
-        for first in range(0, len(mixture), AAC_FRAME):
-            chunk = mixture[None, first : first + AAC_FRAME].astype(np.float32) / 32768
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(chunk), "fltp", "mono")
-            frame.sample_rate = SAMPLE_RATE
-            frame.time_base = Fraction(1, SAMPLE_RATE)
-            frame.pts = first
-            self._container.mux(self._audio.encode(frame))
-            yield (first + AAC_FRAME) / SAMPLE_RATE
-        self._container.mux(self._audio.encode(None))
-
-    def write(self, number: int, pixels: np.ndarray) -> None:
-        """The frame of this number: uint8 [height, width, 4]."""
-        frame = av.VideoFrame.from_ndarray(pixels, "rgba")
-        frame.time_base = Fraction(1, self._rate)
-        frame.pts = number
-        self._container.mux(self._video.encode(frame))
-        while self._heard < (number + 1) / self._rate:
-            self._heard = next(self._sound, float("inf"))
-
-    def close(self) -> None:
-        """Writes what is left."""
-        self._container.mux(self._video.encode(None))
-        for _ in self._sound:
-            pass
-        self._container.close()
 
 
 def render(shot: Shot, beat: Callable[[Any], None]) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""A file as it plays: frames on a grid of 25 a second, with the sound, stretch by stretch."""
+
+import contextlib
+
+import numpy as np
+
+from cavmae.datasets.features import SAMPLE_RATE
+from cavmae.datasets.media.frames import open_decoder
+from cavmae.datasets.media.geometry import Geometry
+from cavmae.datasets.media.probe import Probe
+from cavmae.datasets.media.sound import Sound
+
+RATE = 25  # frames a second
+SAMPLES = SAMPLE_RATE // RATE  # of a frame
+NEAR = 0.499  # of a frame: one that comes up so soon after a moment is that moment's
+GONE = 0.5  # s after the last frame's end from which on there is no picture
+
+
+class Playback:
+    """Reads a file from its beginning, in bounded memory.
+
+    Its time begins where a player shows 0:00 and ends with its picture or its sound, whichever
+    ends later. A moment has the frame that is on screen; before the first frame, and some time
+    after the last, the picture is black.
+
+    Args:
+        info: of the file.
+        geometry: of frames.
+        decoder: ``auto``, ``decord`` or ``pyav``.
+    """
+
+    def __init__(self, info: Probe, geometry: Geometry, decoder: str = "auto"):
+        last = info.video_span[1]
+        self.seconds = max(last, info.sound_span[1], 1 / RATE)
+        self.frames = max(1, int(np.ceil(round(self.seconds * RATE, 3))))
+        moments = np.arange(self.frames) / RATE
+        near = NEAR / max(RATE, info.frame_rate)
+        index = np.searchsorted(info.frame_times, moments + near, side="right") - 1
+        self._index = np.where(moments < last + GONE, index, -1)
+        self._geometry = geometry
+        wanted = np.unique(self._index[self._index >= 0])
+        self._closing = contextlib.ExitStack()
+        self._decoder = open_decoder(info, geometry, wanted, decoder)
+        self._closing.callback(self._decoder.close)
+        self._sound = Sound(info)
+        self._closing.callback(self._sound.close)
+        self._kept: dict[int, np.ndarray] = {}
+        self._before: np.ndarray | None = None  # the last frame that could be decoded
+        self._shown = 0  # grid frames read
+        self._waves = np.zeros(0, dtype=np.float32)
+        self._heard = 0  # grid frames whose sound was read
+        self.missing = 0  # frames that could not be decoded: the one before stays on screen
+
+    def __enter__(self) -> "Playback":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing.close()
+
+    @property
+    def seen(self) -> np.ndarray:
+        """bool [frames], whether there is a picture."""
+        found: np.ndarray = self._index >= 0
+        return found
+
+    def pictures(self, start: int, count: int) -> np.ndarray:
+        """Frames of a stretch that begins no sooner than the one before: [count, h, w, 3], uint8.
+
+        After the end the last one stays.
+        """
+        grid = self._index[start : start + count]
+        first = min((int(i) for i in grid if i >= 0), default=0)
+        self._kept = {i: f for i, f in self._kept.items() if i >= first}
+        told = np.unique(self._index[self._shown : start + count]).tolist()
+        fresh = [i for i in told if i >= 0 and i not in self._kept]
+        self._shown = max(self._shown, start + count)
+        decoded = self._decoder.read(fresh)
+        for index in fresh:
+            picture = decoded.get(index)
+            if picture is None:
+                self.missing += 1
+                picture = self._before if self._before is not None else self._black()
+            self._kept[index] = self._before = np.ascontiguousarray(picture)
+        shown = [self._kept[int(i)] if i >= 0 else self._black() for i in grid]
+        shown += shown[-1:] * (count - len(shown))
+        return np.stack(shown)
+
+    def _black(self) -> np.ndarray:
+        return np.zeros((*self._geometry.size, 3), dtype=np.uint8)
+
+    def sound(self, start: int, count: int) -> np.ndarray:
+        """The sound of a stretch of frames that begins no sooner than the one before: float32
+        [count * 640] at 16 kHz, silence where there is none.
+        """
+        first = self._heard * SAMPLES - len(self._waves)  # of what is kept
+        self._waves = self._waves[max(0, start * SAMPLES - first) :]
+        if self._heard < start + count:
+            fresh, _ = self._sound.read(self._heard / RATE, (start + count) / RATE)
+            wanted = (start + count - self._heard) * SAMPLES
+            fresh = np.pad(fresh, (0, max(0, wanted - len(fresh))))[:wanted]
+            self._waves = np.concatenate([self._waves, fresh])
+            self._heard = start + count
+        begin = start * SAMPLES - (self._heard * SAMPLES - len(self._waves))
+        found: np.ndarray = self._waves[begin : begin + count * SAMPLES]
+        return found

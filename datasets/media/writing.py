@@ -1,0 +1,88 @@
+"""Writing video files."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol
+
+import av
+import numpy as np
+
+from cavmae.datasets.features import SAMPLE_RATE
+
+AAC_FRAME = 1024  # samples
+AAC_BITS = 96_000  # a second: the loss stays far below the voices
+FORMATS = {2: "gray", 3: "rgb24", 4: "rgba"}  # by the number of axes, or of channels
+
+
+class Wave(Protocol):
+    """A mono waveform at 16 kHz, int16 or float32, in memory or read from disk part by part."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
+class VideoWriter:
+    """H.264 in an MP4 file, and AAC where there is sound, interleaved, both beginning at 0.
+
+    Args:
+        size: (width, height) in pixels, even numbers.
+        quality: x264's CRF.
+        sound: None: the video is silent.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        frame_rate: int,
+        quality: float,
+        sound: Wave | None,
+    ):
+        self._rate = frame_rate
+        self._container = av.open(str(path), "w", options={"movflags": "faststart"})
+        video = self._container.add_stream("libx264", rate=frame_rate)
+        video.width, video.height = size
+        video.pix_fmt = "yuv420p"
+        # One thread: the same bytes in any number of processes.
+        video.options = {"preset": "veryfast", "crf": f"{quality:g}", "threads": "1"}
+        video.codec_context.thread_count = 1
+        self._video = video
+        self._sound: Iterator[float] = iter(())
+        if sound is not None:
+            self._audio = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+            self._audio.codec_context.bit_rate = AAC_BITS
+            self._sound = self._encode_sound(sound)
+        self._heard = 0.0  # seconds of sound written
+
+    def _encode_sound(self, sound: Wave) -> Iterator[float]:
+        for first in range(0, len(sound), AAC_FRAME):
+            part = sound[first : first + AAC_FRAME]
+            chunk: np.ndarray = part[None].astype(np.float32)
+            if part.dtype == np.int16:
+                chunk = chunk / 32768
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(chunk), "fltp", "mono")
+            frame.sample_rate = SAMPLE_RATE
+            frame.time_base = Fraction(1, SAMPLE_RATE)
+            frame.pts = first
+            self._container.mux(self._audio.encode(frame))
+            yield (first + AAC_FRAME) / SAMPLE_RATE
+        self._container.mux(self._audio.encode(None))
+
+    def write(self, number: int, pixels: np.ndarray) -> None:
+        """The frame of this number: uint8 [height, width, 4 or 3], or [height, width] in grey."""
+        kind = FORMATS[2 if pixels.ndim == 2 else pixels.shape[2]]
+        frame = av.VideoFrame.from_ndarray(pixels, kind)
+        frame.time_base = Fraction(1, self._rate)
+        frame.pts = number
+        self._container.mux(self._video.encode(frame))
+        while self._heard < (number + 1) / self._rate:
+            self._heard = next(self._sound, float("inf"))
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._container.mux(self._video.encode(None))
+        for _ in self._sound:
+            pass
+        self._container.close()

@@ -1,0 +1,350 @@
+"""`cavmae separate`: any recording in, voices and masks out."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.media import probe
+from cavmae.datasets.media.playback import Playback
+from cavmae.datasets.media.writing import VideoWriter
+from cavmae.tools.separate import main
+from cavmae.tools.separating.separator import Result, Separator
+from cavmae.tools.separating.session import close_up, working_geometry
+from cavmae.tools.separating.settings import SeparateSettings
+from cavmae.tools.separating.target import Target
+from cavmae.tools.separating.voices import spans_of, speech_spans, write_wav
+from tests.finetune.scenes import model
+
+Maker = Callable[..., Path]
+QUICK = SeparateSettings(second_look=False, height=64)
+STEPS = (0.5, 1.5)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that has learned nothing, but sees somebody in every slot."""
+    folder = tmp_path_factory.mktemp("model") / "000000001"
+    made = model()
+    with torch.no_grad():
+        made.state_head[-1].bias.copy_(torch.tensor([3.0, 0.0, -3.0, -3.0]))
+        made.anchors.start.copy_(torch.tensor([0.2, 0.5, 0.8, 0.5, 0.2, 0.5, 0.8, 0.5]))
+    made.save_pretrained(folder)
+    (folder / "preprocessing.json").write_text('{"fbank_mean": -6.0, "fbank_std": 4.0}')
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def separator(checkpoint: str) -> Separator:
+    return Separator.from_pretrained(checkpoint, "cpu")
+
+
+def wave(path: Path) -> tuple[np.ndarray, int]:
+    samples, rate = soundfile.read(str(path), dtype="int16")
+    return samples.astype(np.int64), rate
+
+
+def pictures(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+
+
+def test_everything_that_is_written(separator: Separator, video: Maker, tmp_path: Path) -> None:
+    path = video(seconds=3.12, events=STEPS, audio="pcm_s16le", name="a.mkv", size=(144, 96))
+    settings = SeparateSettings(second_look=False)
+    result = separator.separate(str(path), tmp_path / "out", settings)
+    told = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result.record == told
+    assert told["seconds"] == pytest.approx(3.12)
+    assert len(result.people) >= 2
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    people = {f"person-{p.number}.{e}" for p in result.people for e in ("wav", "mp4")}
+    assert names == {"result.json", "residual.wav", "overlay.mp4", *people}
+    parts = [wave(p.voice) for p in result.people] + [wave(result.residual)]
+    assert {rate for _, rate in parts} == {16_000}
+    assert {len(samples) for samples, _ in parts} == {round(3.12 * 16_000)}
+    assert max(np.abs(samples).max() for samples, _ in parts) <= 0.99 * 32768 + 1
+    info = probe(str(path))
+    with Playback(info, working_geometry(info, (32, 48), False)) as playing:
+        mixture = playing.sound(0, playing.frames)[: round(3.12 * 16_000)]
+    total = sum(samples for samples, _ in parts)
+    apart = total - mixture * told["gain"] * 32768
+    assert np.abs(apart).max() <= len(parts)  # each is rounded once
+    for person in told["people"]:
+        assert person["state"] in ("speaking", "silent")
+        assert all(0 <= a < b <= 3.12 for a, b in person["speech"] + person["visible"])
+        for box in person["boxes"]:
+            left, top, right, bottom = box["box"]
+            assert 0 <= left < right <= 1
+            assert 0 <= top < bottom <= 1
+    overlay = pictures(tmp_path / "out" / "overlay.mp4")
+    assert len(overlay) == 78
+    assert overlay[0].shape == (96, 144, 3)
+    with av.open(str(tmp_path / "out" / "overlay.mp4")) as container:
+        assert container.streams.audio[0].duration is not None
+    for person in result.people:
+        assert person.mask is not None
+        masks = pictures(person.mask)
+        assert len(masks) == 78
+        assert {int(v) for v in np.unique(masks[40] // 128)} == {0, 1}
+
+
+def test_mask_videos_show_the_masks(separator: Separator, video: Maker, tmp_path: Path) -> None:
+    """Of a clip of one window, at its key frames, enlarged to the size of the picture."""
+    path = video(seconds=0.64, size=(96, 64))
+    info = probe(str(path))
+    with Playback(info, working_geometry(info, (32, 48), False)) as playing:
+        found = separator._seer.people(playing.pictures(0, 16), playing.sound(0, 16))
+    result = separator.separate(str(path), tmp_path / "out", QUICK)
+    assert len(found) == len(result.people)
+    for person, shown in zip(found, result.people, strict=True):
+        assert shown.mask is not None
+        frames = pictures(shown.mask)
+        for key, mask in zip(separator._seer.keys, person.masks, strict=True):
+            large = torch.nn.functional.interpolate(
+                torch.from_numpy(mask)[None, None].float(), (64, 96), mode="bilinear"
+            )[0, 0].numpy()
+            sure = np.abs(large / 255 - 0.5) > 0.05  # and not where coding blurs the edge
+            assert ((frames[key][..., 0] > 127) == (large > 127))[sure].mean() > 0.95
+
+
+def test_a_clip_as_long_as_a_window_is_one_forward_pass(
+    separator: Separator, video: Maker, tmp_path: Path
+) -> None:
+    seer = separator._seer
+    path = video(seconds=0.64, size=(96, 64), audio="pcm_s16le", name="a.mkv")
+    info = probe(str(path))
+    with Playback(info, working_geometry(info, (32, 48), False)) as playing:
+        found = seer.people(playing.pictures(0, 16), playing.sound(0, 16))
+    result = separator.separate(str(path), tmp_path / "out", QUICK)
+    gain = result.record["gain"]
+    assert len(found) == len(result.people)
+    samples = round(0.64 * 16_000)
+    expected = [np.rint(p.voice[:samples] * gain * 32768) for p in found]
+    for person in result.people:
+        apart = [np.abs(wave(person.voice)[0] - e).max() for e in expected]
+        assert min(apart) <= 1
+
+
+def test_the_command_gives_what_the_interface_gives(
+    separator: Separator, checkpoint: str, video: Maker, tmp_path: Path
+) -> None:
+    path = video(seconds=1.5)
+    result = separator.separate(str(path), tmp_path / "api", QUICK)
+    words = [
+        sys.executable, "-m", "cavmae.tools.separate", str(path), "--model", checkpoint,
+        "--out", str(tmp_path / "command"), "--second-look", "false", "--height", "64",
+        "--device", "cpu",
+    ]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "people 1 (" in done.stderr
+    other = Result.load(tmp_path / "command" / "video")
+    for one, two in zip(result.people, other.people, strict=True):
+        assert one.voice.read_bytes() == two.voice.read_bytes()
+    assert result.residual.read_bytes() == other.residual.read_bytes()
+    assert result.record == other.record
+
+
+def test_a_broken_file_does_not_stop_the_others(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "videos"
+    whole = [video(f"videos/{name}.mp4", seconds=1.0) for name in ("a", "c")]
+    (folder / "b.mp4").write_bytes(b"no video at all" * 99)
+    (folder / "d.mp4").write_bytes(b"")
+    video("videos/silent.mp4", seconds=1.0, audio=None)
+    out = tmp_path / "out"
+    words = [str(folder), "--model", checkpoint, "--out", str(out), "--second-look", "false",
+             "--overlay", "false", "--masks", "false"]  # fmt: skip
+    assert main(words) == 1
+    assert {p.name for p in out.iterdir()} == {"a", "c"}
+    for text in ("b.mp4: it does not decode", "d.mp4: the file is empty",
+                 "silent.mp4: it has no sound", "3 of 5 videos gave nothing"):  # fmt: skip
+        assert text in caplog.text
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    (folder / "b.mp4").unlink()
+    (folder / "d.mp4").unlink()
+    (folder / "silent.mp4").unlink()
+    assert main(words) == 0  # what is there is not made again
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+    assert len(whole) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "size"),
+    [
+        ("wide.mp4", {"size": (192, 64)}, (64, 192)),
+        ("odd.mkv", {"size": (98, 66), "fps": 12.5}, (64, 96)),
+        ("late.mkv", {"picture_start": 0.32}, (64, 96)),
+        ("96k.mkv", {"audio": "flac", "rate": 96000, "channels": 2}, (64, 96)),
+        ("eight.mkv", {"audio": "pcm_s16le", "rate": 48000, "channels": 8}, (64, 96)),
+        ("one.mp4", {"seconds": 0.04, "sound_seconds": 0.04}, (64, 96)),
+        ("turned.mp4", {"rotation": 90}, (96, 64)),
+    ],
+)
+def test_any_file(
+    separator: Separator, video: Maker, tmp_path: Path, name: str, changes: dict[str, Any],
+    size: tuple[int, int],
+) -> None:  # fmt: skip
+    path = video(name, **changes)
+    settings = SeparateSettings(second_look=False, height=max(size), rate="input")
+    result = separator.separate(str(path), tmp_path / "out", settings)
+    assert result.overlay is not None
+    assert pictures(result.overlay)[0].shape[:2] == pytest.approx(size, abs=2)
+    samples, rate = wave(result.residual)
+    assert rate == changes.get("rate", 16_000)
+    assert len(samples) == pytest.approx(result.record["seconds"] * rate, abs=2)
+
+
+def test_silence_and_nobody(checkpoint: str, tmp_path: Path) -> None:
+    path = tmp_path / "silent.mp4"
+    writer = VideoWriter(path, (96, 64), 25, 23.0, np.zeros(16_000, dtype=np.int16))
+    for number in range(25):
+        writer.write(number, np.full((64, 96, 3), 90, dtype=np.uint8))
+    writer.close()
+    one = Separator.from_pretrained(checkpoint, "cpu")
+    with torch.no_grad():  # now it sees nobody
+        one._seer.task.model.state_head[-1].bias.copy_(torch.tensor([-9.0, -9.0, -9.0, 9.0]))
+    result = one.separate(str(path), tmp_path / "out", QUICK)
+    assert result.people == ()
+    assert not wave(result.residual)[0].any()
+    assert result.record["gain"] == 1
+    assert len(pictures(result.overlay)) == 25  # type: ignore[arg-type]
+
+
+def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path: Path) -> None:
+    separator = Separator.from_pretrained(checkpoint, "cpu")
+    with torch.no_grad():
+        separator._seer.task.model.anchors.move.bias[2:] = -1.5  # whoever it sees is small
+    path = video(seconds=1.0, size=(480, 320))
+    settings = SeparateSettings(overlay=False, masks=False)
+    result = separator.separate(str(path), tmp_path / "out", settings)
+    looks = [look for p in result.record["people"] for look in p["second_look"]]
+    plain = separator.separate(
+        str(path), tmp_path / "plain", SeparateSettings(False, overlay=False, masks=False)
+    )
+    assert not any(p["second_look"] for p in plain.record["people"])
+    assert looks
+    assert all(look["times_larger"] >= 1.5 for look in looks)
+
+
+def test_a_close_up_holds_the_person_and_stays_in_the_picture() -> None:
+    masks = np.zeros((4, 40, 80), dtype=np.uint8)
+    masks[:, 30:38, 2:6] = 255
+    box, closer = close_up(masks, (400, 800), (224, 224))
+    left, top, right, bottom = box
+    assert left == 0
+    assert right > 6 / 80
+    assert top < 30 / 40
+    assert bottom == pytest.approx(1)
+    shown = 224 / ((bottom - top) * 400)
+    assert closer == pytest.approx(shown / (224 / 800))
+    assert (right - left) * 800 == pytest.approx((bottom - top) * 400)  # as the model sees
+    assert shown <= 1.001  # no closer than there are pixels
+    whole, once = close_up(np.full((4, 40, 80), 255, np.uint8), (400, 800), (224, 224))
+    assert whole == pytest.approx((0, 0, 1, 1))
+    assert once == pytest.approx(1)
+
+
+# --- a target ---
+
+
+def test_a_target_alone(separator: Separator, video: Maker, tmp_path: Path) -> None:
+    path = video(seconds=2.0, size=(96, 64))
+    reference = tmp_path / "voice.wav"
+    soundfile.write(str(reference), np.random.default_rng(0).normal(size=48_000) * 0.1, 48_000)
+    mask = np.zeros((64, 96), dtype=np.uint8)
+    mask[20:, 50:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    for number, target in enumerate(
+        (
+            Target(box=(48, 16, 96, 64), time=1.0), Target(point=(0.8, 0.5), time=0.2),
+            Target(mask=str(tmp_path / "mask.png")), Target(voice=str(reference)),
+        )
+    ):  # fmt: skip
+        result = separator.separate(str(path), tmp_path / f"{number}", QUICK, target)
+        assert len(result.people) == 1
+        assert result.record["target"]["kind"] == target.kind
+        total = wave(result.people[0].voice)[0] + wave(result.residual)[0]
+        assert len(total) == 32_000
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (Target(box=(10, 10, 200, 50)), "does not lie in the picture of 96x64"),
+        (Target(box=(50, 10, 20, 50)), "does not lie in the picture"),
+        (Target(point=(-3, 5)), "does not lie in the picture"),
+        (Target(point=(3, 5), time=9.0), "outside the recording of 2 s"),
+        (Target(point=(3, 5), voice="x.wav"), "in one way, not by point and voice"),
+        (Target(voice="x.wav"), "there is no such file"),
+        (Target(mask="x.png"), "not a readable image"),
+    ],
+)
+def test_a_target_that_cannot_be(
+    separator: Separator, video: Maker, tmp_path: Path, target: Target, said: str
+) -> None:
+    with pytest.raises(CavmaeError, match=said):
+        separator.separate(str(video()), tmp_path / "out", QUICK, target)
+    assert not (tmp_path / "out").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]  # nothing is left behind
+
+
+def test_masks_of_another_size_and_black_ones(
+    separator: Separator, video: Maker, tmp_path: Path
+) -> None:
+    path = str(video())
+    for shape, said in (((10, 10), "has 10x10 pixels, the picture 96x64"), ((64, 96), "is black")):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "mask.png")
+        with pytest.raises(UsageError, match=said):
+            separator.separate(path, tmp_path / "o", QUICK, Target(mask=str(tmp_path / "mask.png")))
+
+
+def test_an_output_that_is_there_is_not_touched(
+    separator: Separator, video: Maker, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(UsageError, match="is there already"):
+        separator.separate(str(video()), out, QUICK)
+
+
+# --- voices ---
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
+def test_long_voices_are_written_block_by_block_without_seams(tmp_path: Path, rate: int) -> None:
+    time = np.arange(int(21.3 * 16_000)) / 16_000
+    tone = (0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
+    write_wav(tmp_path / "a.wav", tone, 0.5, rate)
+    found, told = soundfile.read(str(tmp_path / "a.wav"))
+    assert told == rate
+    assert len(found) == round(21.3 * rate)
+    expected = 0.25 * np.sin(2 * np.pi * 440 * np.arange(len(found)) / rate)
+    inside = slice(rate // 10, -rate // 10)
+    assert np.abs(found - expected)[inside].max() < 2e-3
+
+
+def test_speech_is_where_it_is_loud_and_likely() -> None:
+    assert spans_of(np.zeros(10, dtype=bool)) == []
+    active = np.zeros(100, dtype=bool)
+    active[10:20] = active[25:50] = active[80:82] = True
+    assert spans_of(active) == [(0.4, 2.0)]  # a short gap is closed, a blip left out
+    voice = np.full(100, -70.0, dtype=np.float32)
+    voice[30:60] = -20
+    whole = np.full(100, -20.0, dtype=np.float32)
+    likely = np.ones(100, dtype=np.float32)
+    assert speech_spans(voice, whole, likely) == [(1.2, 2.4)]
+    assert speech_spans(voice, whole, likely * 0.2) == []
+    assert speech_spans(voice - 45, whole, likely) == []

@@ -1,0 +1,79 @@
+"""`cavmae separate VIDEO... --model DIR --out OUT`: everybody's voice and pixels."""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from cavmae.datasets.commandline import fill, module_main, parse, parser, stop_on_signals
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.tools.separating.separator import Result, Separator
+from cavmae.tools.separating.settings import SeparateSettings
+from cavmae.tools.separating.target import Target
+from cavmae.tools.sharding.inputs import Input, collect
+
+log = logging.getLogger("cavmae")
+
+
+def main(words: Sequence[str]) -> int:
+    made = parser("separate", "Voices and masks of the people in videos.")
+    made.add_argument(
+        "videos", nargs="+", type=str, metavar="VIDEO",
+        help="Video file or URL; folder (searched for videos); .txt list; .csv table with the "
+        "column path.",
+    )  # fmt: skip
+    made.add_argument("--model", required=True, type=str, help="Checkpoint of `finetune speakers`.")
+    made.add_argument("--out", required=True, type=str, help="Folder; one in it for each video.")
+    made.add_argument("--device", default="auto", type=str, help="`auto`: a GPU if there is one.")
+    made.add_argument("--precision", default="fp32", type=str, help="`fp32`, `bf16` or `fp16`.")
+    made.add_class_arguments(SeparateSettings)
+    made.add_class_arguments(Target, "target")
+    options = parse(made, words)
+    settings, target = fill(SeparateSettings, options), Target(**options.target.as_dict())
+    if options.precision not in ("fp32", "bf16", "fp16"):
+        raise UsageError(f"--precision {options.precision} is none of fp32, bf16 and fp16.")
+    items, _ = collect(options.videos)
+    if not items:
+        raise CavmaeError(f"No videos in {', '.join(map(repr, options.videos))}.")
+    out = Path(options.out)
+    with stop_on_signals():
+        separator = Separator.from_pretrained(options.model, options.device, options.precision)
+        failed = 0
+        for item, folder in zip(items, folders(items, out), strict=True):
+            if (folder / "result.json").exists():
+                log.info("%s: %s is there already.", item.source, folder)
+                continue
+            try:
+                _tell(item, separator.separate(item.source, folder, settings, target))
+            except UsageError:
+                raise
+            except CavmaeError as error:
+                log.error("cavmae: %s", error)
+                failed += 1
+    if failed:
+        log.error("cavmae: %d of %d videos gave nothing.", failed, len(items))
+    return 1 if failed else 0
+
+
+def folders(items: Sequence[Input], out: Path) -> list[Path]:
+    """A folder for each video, named as it is; two of one name get another part."""
+    names = [
+        re.sub(r"[^\w.-]+", "-", Path(item.source).stem).strip("-.") or "video" for item in items
+    ]
+    return [
+        out / (name if names.count(name) == 1 else f"{name}-{item.identity[:6]}")
+        for name, item in zip(names, items, strict=True)
+    ]
+
+
+def _tell(item: Input, result: Result) -> None:
+    people = ", ".join(
+        f"{p.number} ({p.record['state']}, {p.record['level_db']} dB)" for p in result.people
+    )
+    log.info(
+        "%s: %s, in %s.", item.source, f"people {people}" if people else "nobody", result.folder
+    )
+
+
+if __name__ == "__main__":
+    module_main(main)

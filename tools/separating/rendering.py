@@ -1,0 +1,219 @@
+"""The second pass over a recording: mask videos, and the video with everybody outlined."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.nn import functional
+
+from cavmae.datasets.media import Probe
+from cavmae.datasets.media.geometry import Geometry
+from cavmae.datasets.media.playback import RATE, Playback
+from cavmae.datasets.media.writing import VideoWriter, Wave
+from cavmae.finetune.separating.seeing import Box
+from cavmae.finetune.separating.tracking import between
+from cavmae.finetune.separating.windows import Weights
+from cavmae.tools.separating.session import Found, Sighting
+from cavmae.tools.separating.voices import Span
+
+# Okabe and Ito's colours, told apart by colour-blind eyes, too.
+PALETTE = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
+    (204, 121, 167),
+)  # fmt: skip
+TINT = 0.3  # of a colour over a person who speaks
+QUALITY = {"overlay": 23.0, "mask": 20.0}  # x264's CRF
+AT_ONCE = 25  # frames that are read together
+
+
+class Shown(NamedTuple):
+    """Somebody in a frame: where their mask lies, and its values there.
+
+    Attributes:
+        rows, columns: of the picture.
+        mask: float32 [rows, columns], 0 to 1.
+    """
+
+    rows: slice
+    columns: slice
+    mask: np.ndarray
+
+
+class Masks:
+    """Somebody's mask at every frame: the weighted mean of what windows say.
+
+    Args:
+        found: of the first pass.
+        sightings: of the person.
+    """
+
+    def __init__(self, found: Found, sightings: Sequence[Sighting]):
+        self._found = found
+        self._sightings = {sighting.window: sighting for sighting in sightings}
+        self._weights = Weights(found.starts, found.length)
+        self._kept: dict[int, np.ndarray] = {}
+
+    def at(self, frame: int, size: tuple[int, int]) -> list[Shown]:
+        """What windows say of a frame, in a picture of a size; it adds up."""
+        starts, length = self._found.starts, self._found.length
+        first = int(np.searchsorted(starts, frame - length, side="right"))
+        last = int(np.searchsorted(starts, frame, side="right"))
+        windows = [w for w in range(first, last) if w in self._sightings]
+        self._kept = {w: m for w, m in self._kept.items() if w >= first}
+        shown = []
+        for window in windows:
+            sighting = self._sightings[window]
+            if window not in self._kept:
+                self._kept[window] = self._found.masks(sighting)
+            place = frame - starts[window]
+            value = between(self._kept[window], np.array([place]), self._found.keys)[0]
+            share = self._weights.of(window)[place]
+            shown.append(_placed(value * share, sighting.box, size))
+        return shown
+
+
+def _placed(mask: np.ndarray, box: Box, size: tuple[int, int]) -> Shown:
+    """A mask of a box at a picture's size, cut to where there is anything."""
+    top, bottom = round(box[1] * size[0]), max(round(box[3] * size[0]), round(box[1] * size[0]) + 1)
+    left, right = round(box[0] * size[1]), max(round(box[2] * size[1]), round(box[0] * size[1]) + 1)
+    large = functional.interpolate(
+        torch.from_numpy(mask)[None, None], (bottom - top, right - left), mode="bilinear"
+    )[0, 0].numpy()
+    rows, columns = slice(top, min(bottom, size[0])), slice(left, min(right, size[1]))
+    return Shown(rows, columns, large[: rows.stop - top, : columns.stop - left])
+
+
+def _whole(parts: Sequence[Shown], size: tuple[int, int]) -> np.ndarray:
+    found = np.zeros(size, dtype=np.float32)
+    for part in parts:
+        found[part.rows, part.columns] += part.mask
+    return found
+
+
+def display_geometry(info: Probe, height: int) -> Geometry:
+    """Frames of written videos: as shown, at most so high, sides even."""
+    coded = info.coded_display
+    shown = coded[::-1] if info.rotation % 180 else coded
+    scale = min(1.0, height / shown[0])
+    size = tuple(max(2, round(side * scale / 2) * 2) for side in shown)
+    resized = size[::-1] if info.rotation % 180 else size
+    return Geometry((resized[0], resized[1]), info.rotation, (size[0], size[1]))
+
+
+def second_pass(
+    info: Probe,
+    found: Found,
+    people: Mapping[int, Sequence[Sighting]],
+    spans: Mapping[int, Sequence[Span]],
+    sound: Wave,
+    overlay: Path | None,
+    masks: Mapping[int, Path],
+    height: int,
+    decoder: str,
+) -> None:
+    """Writes the videos.
+
+    Args:
+        people: sightings of those who are shown, by number.
+        spans: when they speak.
+        sound: of the overlay.
+        overlay: file of the video with everybody outlined; None: it is not written.
+        masks: files of mask videos by number.
+    """
+    geometry = display_geometry(info, height)
+    size = geometry.size
+    tracks = {number: Masks(found, sightings) for number, sightings in people.items()}
+    labels = {number: _label(number, size) for number in people}
+    speaks = {number: _frames_of(spans[number], found.frames) for number in people}
+    with contextlib.ExitStack() as closing:
+        playing = closing.enter_context(Playback(info, geometry, decoder))
+        writers = {}
+        for number, path in masks.items():
+            writers[number] = VideoWriter(path, size[::-1], RATE, QUALITY["mask"], None)
+            closing.callback(writers[number].close)
+        film = None
+        if overlay is not None:
+            film = VideoWriter(overlay, size[::-1], RATE, QUALITY["overlay"], sound)
+            closing.callback(film.close)
+        for start in range(0, found.frames, AT_ONCE):
+            count = min(AT_ONCE, found.frames - start)
+            pictures = playing.pictures(start, count) if film is not None else None
+            for frame in range(start, start + count):
+                whole = {n: _whole(track.at(frame, size), size) for n, track in tracks.items()}
+                for number, writer in writers.items():
+                    writer.write(frame, (whole[number] > 0.5).astype(np.uint8) * 255)
+                if film is not None and pictures is not None:
+                    picture = pictures[frame - start].copy()
+                    for number, mask in whole.items():
+                        _outline(picture, mask > 0.5, number, speaks[number][frame])
+                    for number, mask in whole.items():
+                        _number(picture, mask > 0.5, labels[number])
+                    film.write(frame, picture)
+
+
+def _frames_of(spans: Sequence[Span], frames: int) -> np.ndarray:
+    found = np.zeros(frames, dtype=bool)
+    for first, last in spans:
+        found[round(first * RATE) : round(last * RATE)] = True
+    return found
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """Of a person's outline; there are seven, then they come again."""
+    return PALETTE[(number - 1) % len(PALETTE)]
+
+
+def _outline(picture: np.ndarray, mask: np.ndarray, number: int, speaks: bool) -> None:
+    """Draws a person's edge, thick and with a tint while they speak."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        return
+    wide = max(1, round(min(picture.shape[:2]) / (120 if speaks else 240)))
+    part = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    inside = mask[part]
+    # What is left when the mask shrinks by the width of the line is not edge.
+    out = torch.from_numpy(~inside)[None, None].float()
+    side = 2 * wide + 1
+    edge = inside & (functional.max_pool2d(
+        functional.pad(out, (wide,) * 4, value=1.0), side, stride=1
+    )[0, 0].numpy() > 0)  # fmt: skip
+    colour = np.array(colour_of(number), dtype=np.float32)
+    here = picture[part]
+    if speaks:
+        tinted = here[inside] * (1 - TINT) + colour * TINT
+        here[inside] = tinted.astype(np.uint8)
+    here[edge] = colour.astype(np.uint8)
+
+
+def _label(number: int, size: tuple[int, int]) -> np.ndarray:
+    """A disc with a person's number: uint8 [h, w, 4]."""
+    side = max(18, round(min(size) / 12))
+    image = Image.new("RGBA", (side, side))
+    pen = ImageDraw.Draw(image)
+    colour = colour_of(number)
+    pen.ellipse((0, 0, side - 1, side - 1), fill=(*colour, 255), outline=(0, 0, 0, 255))
+    dark = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] < 110
+    font = ImageFont.load_default(size=side * 0.62)
+    ink = (255, 255, 255, 255) if dark else (0, 0, 0, 255)
+    pen.text((side / 2, side / 2), str(number), fill=ink, font=font, anchor="mm")
+    return np.asarray(image)
+
+
+def _number(picture: np.ndarray, mask: np.ndarray, label: np.ndarray) -> None:
+    """Puts a label at the top of a mask."""
+    rows = np.flatnonzero(mask.any(1))
+    if not rows.size:
+        return
+    columns = np.flatnonzero(mask[rows[0] : rows[0] + max(1, len(rows) // 10)].any(0))
+    side = label.shape[0]
+    top = min(max(0, int(rows[0]) - side // 2), picture.shape[0] - side)
+    left = min(max(0, int(columns.mean()) - side // 2), picture.shape[1] - side)
+    if top < 0 or left < 0:
+        return  # a picture smaller than a label
+    here = picture[top : top + side, left : left + side]
+    opaque = label[..., 3:] > 127
+    here[:] = np.where(opaque, label[..., :3], here)

@@ -1,0 +1,350 @@
+"""Any recording in, everybody's voice and pixels out: the two lines of Python.
+
+>>> separator = Separator.from_pretrained("runs/speakers/checkpoints/000010000")
+>>> result = separator.separate("meeting.mp4", "out/meeting")
+"""
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.features import SAMPLE_RATE
+from cavmae.datasets.media import MediaError, Probe, probe
+from cavmae.datasets.media.playback import RATE
+from cavmae.datasets.progress import Progress
+from cavmae.datasets.storage import write_atomically
+from cavmae.finetune.building import load_speaker
+from cavmae.finetune.separating.seeing import Cue, Seer
+from cavmae.tools.separating.rendering import second_pass
+from cavmae.tools.separating.session import MIXTURE, Found, Sighting, first_pass
+from cavmae.tools.separating.settings import SeparateSettings
+from cavmae.tools.separating.target import Target
+from cavmae.tools.separating.voices import (
+    CEILING,
+    Span,
+    loudness,
+    peak_of,
+    rest_of,
+    spans_of,
+    speech_spans,
+    write_wav,
+)
+from cavmae.tools.sharding.clips import local_copy
+
+SCHEMA = 1
+RESULT = "result.json"
+EVERY = 25  # frames from box to box in the result
+
+
+@dataclasses.dataclass(frozen=True)
+class PersonResult:
+    """Somebody who was found.
+
+    Attributes:
+        number: from 1.
+        voice: WAV file as long as the recording.
+        mask: mask video; None: none was asked for.
+        record: all that ``result.json`` says of them.
+    """
+
+    number: int
+    voice: Path
+    mask: Path | None
+    record: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a recording was taken apart into.
+
+    Attributes:
+        folder: of the files.
+        people: in the order of their numbers.
+        residual: WAV file of what belongs to none of them.
+        overlay: video; None: none was asked for.
+        record: content of ``result.json``.
+    """
+
+    folder: Path
+    people: tuple[PersonResult, ...]
+    residual: Path
+    overlay: Path | None
+    record: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Result":
+        """Of a finished folder.
+
+        Raises:
+            CavmaeError: it is none.
+        """
+        try:
+            record = json.loads((folder / RESULT).read_text())
+            people = tuple(
+                PersonResult(
+                    told["number"], folder / told["voice"],
+                    folder / told["mask"] if told["mask"] else None, told,
+                )
+                for told in record["people"]
+            )  # fmt: skip
+            overlay = folder / record["overlay"] if record["overlay"] else None
+            return cls(folder, people, folder / record["residual"], overlay, record)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CavmaeError(f"{folder} holds no finished result ({error}).") from error
+
+
+class Separator:
+    """A speaker model, ready for recordings of any length.
+
+    Args:
+        seer: the model.
+        name: what it was loaded from, for the record.
+        precision: that it computes in.
+    """
+
+    def __init__(self, seer: Seer, name: str, precision: str):
+        self._seer = seer
+        self._name = name
+        self._precision = precision
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, device: str = "auto", precision: str = "fp32"
+    ) -> "Separator":
+        """Loads a model.
+
+        Args:
+            name: checkpoint of `cavmae finetune speakers`, or a name on the hub.
+            device: ``auto``: a GPU if there is one.
+            precision: ``fp32``, ``bf16`` or ``fp16``.
+
+        Raises:
+            CavmaeError: there is no such model, or no such device.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, statistics = load_speaker(name)
+        try:
+            model = model.to(device).eval()
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(f"--device {device} cannot be used: {error}") from error
+        return cls(Seer(model, statistics, precision), name, precision)
+
+    def separate(
+        self,
+        video: str,
+        out: str | Path,
+        settings: SeparateSettings | None = None,
+        target: Target | None = None,
+    ) -> Result:
+        """Takes a recording apart.
+
+        Args:
+            video: file or URL.
+            out: folder of the results, which appears whole or not at all.
+            settings: how; None: as usual.
+            target: that person only.
+
+        Raises:
+            CavmaeError: the recording has no sound or no picture, or does not decode; nobody is
+                where a target is said to be; the folder is there already.
+        """
+        settings = settings or SeparateSettings()
+        out = Path(out)
+        if out.exists():
+            raise UsageError(f"{out} is there already: name another folder, or remove it.")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+            work, made = Path(scratch) / "work", Path(scratch) / "made"
+            work.mkdir()
+            made.mkdir()
+            try:
+                with local_copy(video, work) as path:
+                    self._into(video, probe(path), work, made, settings, target or Target())
+            except MediaError as error:
+                raise CavmaeError(f"{video}: {_SAID.get(error.reason, error.reason)} "
+                                  f"({error.detail}).") from error  # fmt: skip
+            made.rename(out)
+        return Result.load(out)
+
+    def _into(
+        self, name: str, info: Probe, work: Path, made: Path, settings: SeparateSettings,
+        who: Target,
+    ) -> None:  # fmt: skip
+        seconds = max(info.video_span[1], info.sound_span[1])
+        target = who.cue(info, seconds, self._seer.shape.samples)
+        with contextlib.ExitStack() as closing:
+
+            def begun(windows: int) -> Callable[[], None]:
+                return closing.enter_context(Progress(windows, "window")).done
+
+            found = first_pass(self._seer, info, work, settings, target, begun)
+        chosen = _chosen(found, settings, target)
+        rate = info.sound_rate if settings.rate == "input" else SAMPLE_RATE
+        # Numbered anew: some of the first pass are left out.
+        voices = {number: found.wave(track) for number, track in enumerate(chosen, 1)}
+        people = dict(enumerate(chosen.values(), 1))
+        mixture = found.wave(MIXTURE)
+        rest = rest_of(mixture, list(voices.values()), work / "rest.f32")
+        peak = max(peak_of(wave) for wave in (mixture, rest, *voices.values()))
+        gain = min(1.0, CEILING / peak) if peak else 1.0
+        record: dict[str, Any] = {
+            "schema": SCHEMA,
+            "source": name,
+            "seconds": found.samples / SAMPLE_RATE,
+            "model": self._name,
+            "precision": self._precision,
+            "settings": dataclasses.asdict(settings),
+            "target": _told(target),
+            "sample_rate": rate,
+            "gain": gain,
+            "frame_rate": RATE,
+            "missing_frames": found.missing,
+            "people": [],
+            "residual": "residual.wav",
+            "overlay": "overlay.mp4" if settings.overlay else None,
+        }
+        loud = loudness(mixture)
+        spans: dict[int, list[Span]] = {}
+        for number, sightings in people.items():
+            write_wav(made / f"person-{number}.wav", voices[number], gain, rate)
+            level = loudness(voices[number])
+            spans[number] = speech_spans(level, loud, _likely(found, sightings))
+            record["people"].append(
+                _person(found, number, sightings, level, spans[number], settings)
+            )
+        write_wav(made / "residual.wav", rest, gain, rate)
+        record["residual_db"] = _decibels(loudness(rest))
+        if settings.overlay or (settings.masks and people):
+            files = {n: made / f"person-{n}.mp4" for n in people} if settings.masks else {}
+            overlay = made / "overlay.mp4" if settings.overlay else None
+            second_pass(
+                info, found, people, spans, mixture, overlay, files, settings.height,
+                settings.decoder,
+            )  # fmt: skip
+        with write_atomically(made / RESULT) as file:
+            file.write(json.dumps(record, indent=1).encode() + b"\n")
+
+
+# What is said of a recording that cannot be taken apart.
+_SAID = {
+    "no_audio": "it has no sound, so there are no voices to be found",
+    "no_video": "it has no picture, so nobody can be seen",
+    "missing": "there is no such file",
+    "empty": "the file is empty",
+    "unreadable": "it cannot be read",
+    "decode_error": "it does not decode",
+}
+
+
+def _chosen(
+    found: Found, settings: SeparateSettings, target: Cue | None
+) -> dict[int, list[Sighting]]:
+    """Who stays, those seen long enough or the target alone, by the first pass's numbers."""
+    if target is None:
+        least = min(settings.min_seconds, found.frames / RATE / 2)
+        return {n: s for n, s in found.people.items() if _seconds(found, s) >= least}
+    meant = {n: sum(s.there for s in some if s.cued) for n, some in found.people.items()}
+    best = max(meant, key=lambda n: meant[n], default=None)
+    if best is None or not meant[best]:
+        raise CavmaeError(
+            f"Nobody was found who is meant by the {target.kind}"
+            f"{'' if target.kind == 'voice' else f' at {target.time:g} s'}: name another moment, "
+            "or another cue."
+        )
+    return {best: found.people[best]}
+
+
+def _seconds(found: Found, sightings: list[Sighting]) -> float:
+    """How long somebody is in windows, overlaps counted once."""
+    covered = np.zeros(found.frames, dtype=bool)
+    for sighting in sightings:
+        start = found.starts[sighting.window]
+        covered[start : start + found.length] = True
+    return float(covered.sum()) / RATE
+
+
+def _likely(found: Found, sightings: list[Sighting]) -> np.ndarray:
+    """float32 [frames], how likely somebody speaks, as the surest window says."""
+    likely = np.zeros(found.frames, dtype=np.float32)
+    for sighting in sightings:
+        start = found.starts[sighting.window]
+        part = likely[start : start + found.length]
+        np.maximum(part, sighting.speaking / max(sighting.there, 1e-6), out=part)
+    return likely
+
+
+def _decibels(levels: np.ndarray) -> float:
+    """Of full scale, over all frames."""
+    return round(float(10 * np.log10(np.power(10, levels / 10).mean() + 1e-12)), 1)
+
+
+def _person(
+    found: Found,
+    number: int,
+    sightings: list[Sighting],
+    level: np.ndarray,
+    spans: list[Span],
+    settings: SeparateSettings,
+) -> dict[str, Any]:
+    visible = np.zeros(found.frames, dtype=bool)
+    boxes: dict[int, list[float]] = {}
+    for sighting in sightings:
+        start = found.starts[sighting.window]
+        visible[start : start + found.length] = True
+        masks = found.masks(sighting)
+        for key, mask in zip(found.keys, masks, strict=True):
+            frame = start + int(key)
+            rows, columns = np.flatnonzero((mask > 127).any(1)), np.flatnonzero((mask > 127).any(0))
+            if rows.size and frame < found.frames:
+                boxes[frame] = _box(sighting, rows, columns, mask.shape)
+    shown: list[int] = []
+    for frame in sorted(boxes):
+        if not shown or frame - shown[-1] >= EVERY:
+            shown.append(frame)
+    close = [s for s in sightings if s.closer is not None]
+    return {
+        "number": number,
+        "voice": f"person-{number}.wav",
+        "mask": f"person-{number}.mp4" if settings.masks else None,
+        "visible": spans_of(visible),
+        "speech": spans,
+        "state": "speaking" if spans else "silent",
+        "there": round(max(s.there for s in sightings), 3),
+        "level_db": _decibels(level),
+        "boxes": [{"time": frame / RATE, "box": boxes[frame]} for frame in shown],
+        "second_look": [
+            {"start": found.starts[s.window] / RATE, "times_larger": round(s.closer or 0, 2)}
+            for s in close
+        ],
+    }
+
+
+def _box(
+    sighting: Sighting, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]
+) -> list[float]:
+    """Left, top, right, bottom as shares of the picture."""
+    left, top, right, bottom = sighting.box
+    wide, high = right - left, bottom - top
+    return [
+        round(left + wide * float(columns[0]) / shape[1], 4),
+        round(top + high * float(rows[0]) / shape[0], 4),
+        round(left + wide * float(columns[-1] + 1) / shape[1], 4),
+        round(top + high * float(rows[-1] + 1) / shape[0], 4),
+    ]
+
+
+def _told(target: Cue | None) -> dict[str, Any] | None:
+    if target is None:
+        return None
+    if target.kind == "voice":
+        return {"kind": "voice"}
+    return {"kind": target.kind, "time": target.time, "box": list(target.box)}

@@ -1,0 +1,128 @@
+"""Voices as files: one global gain, WAV files of any rate, and when somebody speaks."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from cavmae.datasets.features import SAMPLE_RATE, resample
+from cavmae.datasets.media.playback import RATE, SAMPLES
+from cavmae.datasets.media.writing import Wave
+
+BLOCK = 10 * SAMPLE_RATE  # samples that are worked on at a time
+MARGIN = 0.16  # s around a block while it is resampled; whole samples at all usual rates
+CEILING = 0.99  # of the largest sample
+LOUD_DB = -30.0  # of a frame in which somebody speaks, relative to their loud ones
+HEARD_DB = -40.0  # relative to the loud frames of the whole
+PAUSE = 0.3  # s that do not end a stretch of speech
+SHORTEST = 0.12  # s of a stretch of speech
+
+Span = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class RawWave:
+    """float32 samples in a file, read part by part; silent beyond the file's end."""
+
+    path: Path
+    samples: int
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        first, last, _ = part.indices(self.samples)
+        found = np.zeros(max(0, last - first), dtype=np.float32)
+        with self.path.open("rb") as file:
+            file.seek(first * 4)
+            told = np.frombuffer(file.read(found.nbytes), np.float32)
+        found[: len(told)] = told
+        return found
+
+
+def blocks(samples: int) -> Iterator[slice]:
+    """Parts of a long wave."""
+    for first in range(0, samples, BLOCK):
+        yield slice(first, min(first + BLOCK, samples))
+
+
+def peak_of(wave: Wave) -> float:
+    """The largest sample."""
+    return max((float(np.abs(wave[part]).max()) for part in blocks(len(wave))), default=0.0)
+
+
+def write_wav(path: Path, wave: Wave, gain: float, rate: int) -> None:
+    """A 16-bit mono WAV file of exactly a wave's length.
+
+    Args:
+        wave: float32 [samples] at 16 kHz.
+        rate: of the file, in Hz.
+    """
+    margin = round(MARGIN * SAMPLE_RATE)
+    with soundfile.SoundFile(
+        str(path), "w", samplerate=rate, channels=1, subtype="PCM_16", format="RF64"
+        if len(wave) / SAMPLE_RATE * rate * 2 > 4e9 else "WAV",
+    ) as file:  # fmt: skip
+        for part in blocks(len(wave)):
+            first, last = max(0, part.start - margin), min(len(wave), part.stop + margin)
+            made = wave[first:last] * np.float32(gain)
+            if rate != SAMPLE_RATE:
+                made = resample(made, SAMPLE_RATE, rate)
+                begin = round((part.start - first) * rate / SAMPLE_RATE)
+                until = round(part.stop * rate / SAMPLE_RATE) - round(
+                    part.start * rate / SAMPLE_RATE
+                )
+                made = made[begin : begin + until]
+                made = np.pad(made, (0, until - len(made)))
+            else:
+                made = made[part.start - first : part.stop - first]
+            file.write(np.clip(np.rint(made * 32768), -32768, 32767).astype(np.int16))
+
+
+def loudness(wave: Wave) -> np.ndarray:
+    """float32 [frames], RMS of each frame of 40 ms in dB of full scale."""
+    found = []
+    for part in blocks(len(wave)):
+        block = wave[part]
+        power = np.square(np.pad(block, (0, -len(block) % SAMPLES))).reshape(-1, SAMPLES).mean(1)
+        found.append(10 * np.log10(power + 1e-12))
+    return np.concatenate(found).astype(np.float32)
+
+
+def speech_spans(voice: np.ndarray, whole: np.ndarray, likely: np.ndarray) -> list[Span]:
+    """When somebody speaks, in seconds.
+
+    Args:
+        voice: float32 [frames], :func:`loudness` of what they say.
+        whole: likewise, of the mixture.
+        likely: float32 [frames], probability that they say something.
+    """
+    least = max(
+        float(np.percentile(voice, 95)) + LOUD_DB, float(np.percentile(whole, 95)) + HEARD_DB
+    )
+    return spans_of((voice > least) & (likely > 0.5))
+
+
+def spans_of(active: np.ndarray) -> list[Span]:
+    """Stretches of frames that are true, in seconds; short gaps are closed, blips left out."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], active.astype(np.int8), [0]])))
+    joined: list[list[int]] = []
+    for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        if joined and first - joined[-1][1] <= PAUSE * RATE:
+            joined[-1][1] = last
+        else:
+            joined.append([first, last])
+    return [(a / RATE, b / RATE) for a, b in joined if b - a >= SHORTEST * RATE]
+
+
+def rest_of(mixture: Wave, voices: Sequence[Wave], path: Path) -> RawWave:
+    """What voices leave of a mixture, written to a file of raw numbers."""
+    with path.open("wb") as file:
+        for part in blocks(len(mixture)):
+            rest = mixture[part].copy()
+            for voice in voices:
+                rest -= voice[part]
+            file.write(rest.tobytes())
+    return RawWave(path, len(mixture))
