@@ -142,6 +142,11 @@ def measure(
         if looked is not None:
             shown = _shown(looked.masks[-1][row], (truth.masks.shape[-2], truth.masks.shape[-1]))
             ious = _ious(shown, truth.masks[row, :count])
+            # Who is said to be nobody is not given out, and a faint copy of a voice, which
+            # SI-SDR takes for as good as the voice, binds nothing.
+            somebody = torch.ones(len(ious), dtype=torch.bool, device=ious.device)
+            if states is not None:
+                somebody = states[row, :-1].argmax(-1) < OFF_SCREEN
         for person in range(count):
             slot = int(slots[row, person])
             active = bool(people.active[row, person])
@@ -156,8 +161,10 @@ def measure(
             if active:
                 _hear(one, waves[row, slot], sounds, person, truth.mixture[row], quality)
                 if ious is not None and masked:
-                    best = int(ious[:, person].argmax())
-                    one.bound = float(best == int(pairs[row, : len(ious), person].argmax()))
+                    nobody = ~somebody
+                    best = int(ious[:, person].masked_fill(nobody, -1).argmax())
+                    heard = pairs[row, : len(ious), person].masked_fill(nobody, -torch.inf)
+                    one.bound = float(bool(somebody[best]) and best == int(heard.argmax()))
             elif bool(truth.mixture[row].any()):  # of silence nothing but silence can be made
                 one.level = float(loud[row, slot])
             scene.people.append(one)

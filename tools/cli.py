@@ -19,9 +19,11 @@ COMMANDS = {
     "finetune": ("cavmae.tools.finetune", "train on labelled clips: `finetune speakers`"),
     "evaluate": ("cavmae.tools.evaluate", "measures of a speaker model; fixed lists of scenes"),
     "separate": ("cavmae.tools.separate", "voices and masks of the people in any video"),
+    "report": ("cavmae.tools.report", "what was trained, measured and separated, on a page"),
     "retrieve": ("cavmae.tools.retrieve", "which sound goes with which picture; features"),
     "inpaint": ("cavmae.tools.inpaint", "original, masked, reconstructed: a picture"),
     "convert": ("cavmae.tools.convert", "published weights to ours, and back"),
+    "demo": ("cavmae.tools.demo", "the whole way on a small corpus that it makes itself"),
     "bench": ("cavmae.tools.bench", "measure speed and memory, beside a baseline"),
 }
 

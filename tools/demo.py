@@ -1,0 +1,256 @@
+"""`cavmae demo`: the whole way, from rendered people to their voices and masks, on two CPU cores.
+
+Every step is a command that a person could type, and is shown as that. What is done stays done:
+run again, the demo goes on where it was interrupted, or begins anew with ``--clean``.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cavmae.datasets.commandline import fill, module_main, parse, parser, stop_on_signals
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.storage import write_atomically
+
+log = logging.getLogger("cavmae")
+MARK = "made-by-cavmae-demo"
+SEED, SCENE_SEED = 1, 77
+# What the demo must show (dB of SI-SDR beside the mixture, and IoU).
+GAINED, COVERED = 2.0, 0.6
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoSettings:
+    """What is made.
+
+    Args:
+        out: folder of everything.
+        video: also take this recording apart.
+        clean: remove what an earlier demo left there, and begin anew.
+        clips: of one talker each that are rendered to learn from.
+        pretrain_steps: of CAV-MAE.
+        finetune_steps: of the speaker model.
+    """
+
+    out: str = "demo"
+    video: str | None = None
+    clean: bool = False
+    clips: int = 320
+    pretrain_steps: int = 40
+    finetune_steps: int = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A command, and what is there once it has run.
+
+    Attributes:
+        title: that it is announced by.
+        words: of ``cavmae``.
+        made: file by which it is known to be done; None: the command itself knows.
+    """
+
+    title: str
+    words: tuple[str, ...]
+    made: Path | None = None
+
+
+def main(words: Sequence[str]) -> int:
+    made = parser("demo", "The whole way on a small corpus that it makes itself.")
+    made.add_class_arguments(DemoSettings)
+    settings = fill(DemoSettings, parse(made, words))
+    with stop_on_signals():
+        return demo(settings)
+
+
+def demo(settings: DemoSettings) -> int:
+    """Runs what is not done yet.
+
+    Returns:
+        0; 1 if what was learned is less than it must be.
+
+    Raises:
+        CavmaeError: a step failed, or the folder is somebody else's.
+    """
+    out = Path(settings.out)
+    _prepare(out, settings.clean)
+    started = time.monotonic()
+    for number, step in enumerate(steps(out, settings), 1):
+        _run(number, step)
+    page = (out / "report.html").resolve()
+    good = _verdict(out)
+    log.info("\nDone in %.1f minutes. Open %s in a browser.", (time.monotonic() - started) / 60,
+             page.as_uri())  # fmt: skip
+    return 0 if good else 1
+
+
+def _prepare(out: Path, clean: bool) -> None:
+    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+        raise UsageError(f"{out} holds something else: name another folder with --out.")
+    if clean and out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
+
+
+def steps(out: Path, settings: DemoSettings) -> Iterator[Step]:
+    """All steps, in order."""
+    talkers, shards, scenes = out / "talkers", out / "shards", out / "scenes"
+    easy = (
+        "--off-screen-voice", "0", "--noise", "0", "--music", "0", "--shifted", "0",
+        "--hidden-mouth", "0",
+    )  # fmt: skip
+    yield Step(
+        "People are drawn who talk",
+        ("render-talkers", "--out", f"{talkers}", "--clips", f"{settings.clips}", "--seed",
+         f"{SEED}", "--speakers", "80", "--height", "112", "--valid-share", "0.15",
+         "--test-share", "0", "--silent", "0", *easy),
+    )  # fmt: skip
+    for split in ("train", "valid"):
+        yield Step(
+            f"Their clips become shards ({split})",
+            ("shard", f"{talkers / split}.csv", "--out", f"{shards / split}", "--profile",
+             "speakers", "--shorter-side", "112"),
+        )  # fmt: skip
+        yield Step(
+            f"The shards are checked ({split})",
+            ("check", f"{shards / split}", *(("--compose", "true", "--scenes.height", "112",
+             "--scenes.width", "112", "--scenes.people", "[0,1,0]") if split == "train" else ())),
+            shards / split / "stats.json",
+        )  # fmt: skip
+    pretrained = out / "pretrained"
+    encoder = pretrained / "checkpoints" / f"{settings.pretrain_steps:09d}"
+    yield Step(
+        "CAV-MAE learns from them, without labels",
+        ("pretrain", "--config", "tiny", "--out", f"{pretrained}", "--resume", "auto",
+         "--data.train", f"{shards / 'train'}", "--data.held_out", f"{shards / 'valid'}",
+         "--data.batch", "32", "--loop.steps", f"{settings.pretrain_steps}",
+         "--loop.evaluate_every", f"{settings.pretrain_steps}", "--loop.save_every", "20",
+         "--loop.log_every", "5"),
+    )  # fmt: skip
+    yield Step(
+        "What it makes of masked pictures and sound",
+        ("inpaint", f"{encoder}", f"{shards / 'valid'}", "--out",
+         f"{pretrained / 'reconstructions.png'}"),
+        pretrained / "reconstructions.png",
+    )  # fmt: skip
+    yield Step(
+        "Which sound goes with which picture",
+        ("retrieve", f"{encoder}", f"{shards / 'valid'}", "--json",
+         f"{pretrained / 'retrieval.json'}"),
+        pretrained / "retrieval.json",
+    )  # fmt: skip
+    scene = (
+        "--compose.height", "112", "--compose.width", "112", "--compose.people", "[0,1,0]",
+        "--compose.unrelated", "0", "--compose.silent", "0", "--compose.off_screen", "0",
+        "--compose.noise", "0", "--compose.smallest", "0.8", "--compose.largest", "1.1",
+    )  # fmt: skip
+    held_out = out / "held-out.jsonl"
+    yield Step(
+        "Scenes of held-out people are drawn",
+        ("evaluate", f"{shards / 'valid'}", "--list", f"{held_out}", "--make", "40", *scene),
+        held_out,
+    )  # fmt: skip
+    learning = (
+        "--config", "demo", "--resume", "auto", "--data.train", f"{shards / 'train'}",
+        "--model.encoder", f"{encoder}", *scene,
+    )  # fmt: skip
+    before, after = out / "before", out / "finetuned"
+    yield Step(
+        "The speaker model before it learns",
+        ("finetune", "speakers", "--out", f"{before}", *learning, "--loop.steps", "1",
+         "--optimizer.lr", "1e-9"),
+    )  # fmt: skip
+    yield Step(
+        "The speaker model learns who is heard where",
+        ("finetune", "speakers", "--out", f"{after}", *learning, "--loop.steps",
+         f"{settings.finetune_steps}"),
+    )  # fmt: skip
+    model = after / "checkpoints" / f"{settings.finetune_steps:09d}"
+    for name, checkpoint in (("before", before / "checkpoints" / f"{1:09d}"), ("after", model)):
+        found = out / "measured" / name
+        yield Step(
+            f"It is measured on people it never saw ({name})",
+            ("evaluate", f"{shards / 'valid'}", "--list", f"{held_out}", "--model",
+             f"{checkpoint}", "--out", f"{found}", "--references",
+             "true" if name == "after" else "false"),
+            found / "measures.json",
+        )  # fmt: skip
+    yield Step(
+        "Two strangers talk at once",
+        ("render-talkers", "--out", f"{scenes}", "--clips", "2", "--seed", f"{SCENE_SEED}",
+         "--people", "2", "--height", "224", "--width", "224", "--valid-share", "0",
+         "--test-share", "1", "--silent", "0", "--pauses", "0", "--look-alikes", "0",
+         "--like-voices", "0", *easy),
+    )  # fmt: skip
+    videos = [str(scenes / "clips" / f"{n:06d}" / f"{n:06d}.mp4") for n in range(2)]
+    if settings.video is not None:
+        videos.append(settings.video)
+    yield Step(
+        "Voices and masks are taken out of the video",
+        ("separate", *videos, "--model", f"{model}", "--out", f"{out / 'separated'}"),
+    )
+    yield Step(
+        "All of it on a page",
+        ("report", f"{pretrained}", f"{after}", f"{out / 'measured' / 'before'}",
+         f"{out / 'measured' / 'after'}", f"{out / 'separated'}", f"{shards / 'train'}",
+         "--out", f"{out / 'report.html'}", "--title", "cavmae demo"),
+    )  # fmt: skip
+
+
+def _run(number: int, step: Step) -> None:
+    log.info("\n%d. %s", number, step.title)
+    log.info("   $ cavmae %s", shlex.join(step.words))
+    if step.made is not None and step.made.exists():
+        log.info("   done before")
+        return
+    started = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "cavmae.tools.cli", *step.words],
+                               env={**os.environ, "PYTHONUNBUFFERED": "1"})  # fmt: skip
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    if code:
+        raise CavmaeError(
+            f"Step {number} ({step.title}) failed with exit code {code}; what it said stands "
+            "above. Run the same command again to go on."
+        )
+    log.info("   %.0f s", time.monotonic() - started)
+
+
+def _verdict(out: Path) -> bool:
+    """Tells what was learned, and whether it is enough."""
+    found = {}
+    for name in ("before", "after"):
+        record = json.loads((out / "measured" / name / "measures.json").read_text())
+        found[name] = record["summary"]
+    after, before = found["after"]["model"], found["before"]["model"]
+    blank = found["after"]["pictures blanked"]
+    gained, covered = "SI-SDR improvement", "IoU"
+    log.info("\nOn 40 scenes of people it never saw, two talking at once:")
+    for name, values in (("before learning", before), ("after", after),
+                         ("after, pictures blanked", blank)):  # fmt: skip
+        log.info("  %-24s voices %+.1f dB SI-SDR beside the mixture, masks IoU %.2f", name,
+                 values[gained], values[covered])  # fmt: skip
+    good = after[gained] >= GAINED and after[covered] >= COVERED
+    if not good:
+        log.error("That is less than %+.1f dB and IoU %.1f: something is wrong.", GAINED, COVERED)
+    with write_atomically(out / "verdict.json") as file:
+        told = {"before": before, "after": after, "good": good}
+        file.write(json.dumps(told, indent=1).encode() + b"\n")
+    return bool(good)
+
+
+if __name__ == "__main__":
+    module_main(main)

@@ -1,0 +1,52 @@
+"""`cavmae report RUN... --out report.html`: what was trained, measured and separated, on a page."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from cavmae.datasets.commandline import fill, module_main, parse, parser
+from cavmae.datasets.errors import UsageError
+from cavmae.datasets.storage import write_atomically
+from cavmae.tools.reporting.page import page
+from cavmae.tools.reporting.sources import sources_of
+
+log = logging.getLogger("cavmae")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportSettings:
+    """What is written.
+
+    Args:
+        out: HTML file; one that is there is replaced.
+        title: of the page.
+    """
+
+    out: str = "report.html"
+    title: str = "cavmae report"
+
+
+def main(words: Sequence[str]) -> int:
+    made = parser("report", "What was trained, measured and separated, on one page.")
+    made.add_argument(
+        "folders", nargs="+", type=str, metavar="RUN",
+        help="Folder of a training run, an evaluation, a separated recording (or several), or "
+        "shards; those of a kind are shown side by side.",
+    )  # fmt: skip
+    made.add_class_arguments(ReportSettings)
+    options = parse(made, words)
+    settings = fill(ReportSettings, options)
+    out = Path(settings.out)
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder: name a file, as in {out / 'report.html'}.")
+    text = page(sources_of(options.folders), settings.title)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(out) as file:
+        file.write(text.encode())
+    log.info("Wrote %s (%.1f MB).", out, len(text) / 1e6)
+    return 0
+
+
+if __name__ == "__main__":
+    module_main(main)

@@ -1,0 +1,1 @@
+"""What the page of `cavmae report` is made of."""

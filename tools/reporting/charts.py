@@ -1,0 +1,129 @@
+"""Drawings of a page: lines as SVG that takes the page's colours, spectrograms as PNG."""
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from cavmae.datasets.features import SAMPLE_RATE
+from cavmae.tools.separating.rendering import PALETTE
+
+INK = "#010203"  # stands for the colour of the page's text
+STYLES = ("-", "--", ":", "-.")
+SIZE = (5.2, 3.1)  # inches of 72 pixels: as wide as a phone
+BINS, STEP = 512, 160  # of a spectrogram
+RANGE_DB = 70.0
+
+
+class Line(NamedTuple):
+    """Values over steps."""
+
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+def colour(number: int) -> str:
+    """The number-th colour that colour-blind eyes tell apart, from 0; yellow is too pale."""
+    usable = [c for c in PALETTE if c != (240, 228, 66)]
+    return "#" + "".join(f"{v:02x}" for v in usable[number % len(usable)])
+
+
+def lines(title: str, unit: str, named: Mapping[str, Line], logarithmic: bool = False) -> str:
+    """A chart over training steps: inline SVG.
+
+    Args:
+        unit: of the values, beside the axis.
+        named: lines by the names of the legend.
+    """
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif",
+         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
+         "ytick.color": INK, "font.size": 9}
+    ):  # fmt: skip
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axis = figure.subplots()
+        for number, (name, line) in enumerate(named.items()):
+            few = len(line.steps) < 20
+            axis.plot(
+                line.steps, line.values, STYLES[number // 6 % 4], color=colour(number),
+                label=name, linewidth=1.5, marker="o" if few else None, markersize=3,
+            )  # fmt: skip
+        if logarithmic:
+            axis.set_yscale("log")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.set_ylabel(unit)
+        axis.grid(visible=True, alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(named) > 1:
+            legend = axis.legend(fontsize=8, framealpha=0)
+            for text in legend.get_texts():
+                text.set_color(INK)
+        held = io.StringIO()
+        figure.savefig(held, format="svg", transparent=True, metadata={"Date": None})
+    drawn = held.getvalue()
+    drawn = drawn[drawn.index("<svg") :].replace(INK, "currentColor")
+    told = f"{title} over training steps: {_told(named)}"
+    # A drawing is one thing with one description, not a hundred bits of text.
+    return re.sub("<svg ", f'<svg role="img" aria-label="{_attribute(told)}" ', drawn, count=1)
+
+
+def _told(named: Mapping[str, Line]) -> str:
+    parts = []
+    for name, line in named.items():
+        if line.values:
+            parts.append(f"{name} from {line.values[0]:.3g} to {line.values[-1]:.3g}")
+    return ", ".join(parts)
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+
+
+def _sizes(wave: np.ndarray) -> np.ndarray:
+    padded = np.pad(wave, (0, max(0, BINS - len(wave))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, BINS)[::STEP]
+    # A long recording has more frames than the drawing has columns.
+    frames = frames[:: max(1, len(frames) // 1200)]
+    sizes: np.ndarray = np.abs(np.fft.rfft(frames * np.hanning(BINS), axis=1)).T
+    return sizes
+
+
+def loudest(wave: np.ndarray) -> float:
+    """What 0 dB is in a spectrogram of a wave, or of its parts."""
+    return max(float(_sizes(wave).max()), 1e-6)
+
+
+def spectrogram(wave: np.ndarray, top: float) -> str:
+    """A spectrogram as a data URL of a PNG: kHz over seconds, in dB.
+
+    Args:
+        wave: float [samples] at 16 kHz.
+        top: size that is 0 dB (:func:`loudest` of the mixture), so that what is silent looks so.
+    """
+    levels = 20 * np.log10(_sizes(wave) / top + 1e-6)
+    figure = Figure(figsize=(6.4, 1.9), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(
+        levels, origin="lower", aspect="auto", cmap="magma", vmin=-RANGE_DB, vmax=0,
+        extent=(0, len(wave) / SAMPLE_RATE, 0, SAMPLE_RATE / 2000), interpolation="nearest",
+    )  # fmt: skip
+    axis.set_xlabel("seconds", fontsize=8)
+    axis.set_ylabel("kHz", fontsize=8)
+    axis.tick_params(labelsize=7)
+    bar = figure.colorbar(image, ax=axis, pad=0.01)
+    bar.set_label("dB below the\nmixture's loudest", fontsize=7)
+    bar.ax.tick_params(labelsize=6)
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=100)
+    return data_url(held.getvalue(), "image/png")
+
+
+def data_url(data: bytes, kind: str) -> str:
+    """Bytes as part of a page."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
