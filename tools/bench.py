@@ -22,6 +22,11 @@ BENCHES = {
         "LabelsBench",
         "whether pretraining pays on few labelled clips",
     ),
+    "separate": (
+        "cavmae.tools.benching.separating",
+        "SeparateBench",
+        "taking recordings apart",
+    ),
     "load": ("cavmae.tools.benching.loading", "LoadBench", "shards to batches"),
 }
 

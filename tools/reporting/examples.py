@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+import av
 import numpy as np
 import soundfile
 import torch
@@ -19,11 +20,13 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 
 from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.features import SAMPLE_RATE, resample
+from cavmae.datasets.sample import encode_frame
 from cavmae.tools.reporting.charts import data_url, loudest, spectrogram
 from cavmae.tools.reporting.sources import Separation
 from cavmae.tools.talkers.film import TRUTH
 
 LONGEST = 30.0  # s of sound that a page holds
+POSTER = 20  # frame of a video that is shown before it plays
 
 
 class Track(NamedTuple):
@@ -143,8 +146,19 @@ def _video(path: Path, told: str, sound: bool) -> str:
     muted = "" if sound else " muted loop"
     return (
         f'<figure><video controls playsinline preload="metadata"{muted} src="{url}" '
+        f'poster="{_poster(path)}" '
         f'aria-label="{told}"></video><figcaption>{told}</figcaption></figure>'
     )
+
+
+def _poster(path: Path) -> str:
+    """A frame from the first second of a video, or its last, as a data URL."""
+    with av.open(str(path)) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            picture = frame.to_ndarray(format="rgb24")
+            if number == POSTER:
+                break
+    return data_url(encode_frame(picture, 85), "image/jpeg")
 
 
 def _track(track: Track, top: float) -> str:

@@ -1,0 +1,245 @@
+"""`cavmae report`: a page that works from a file, in a real browser."""
+
+import dataclasses
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.manifest import Manifest
+from cavmae.tools.benching.media import make_video
+from cavmae.tools.report import main
+from cavmae.tools.reporting.charts import Line, lines
+from cavmae.tools.reporting.examples import tracks_of
+from cavmae.tools.reporting.sources import Separation, sources_of
+from cavmae.tools.separating.separator import Separator
+from cavmae.tools.separating.settings import SeparateSettings
+from tests.conftest import SMALL
+from tests.finetune.scenes import model
+
+NAMES = ("first & <best>", "second")
+
+
+def run_folder(folder: Path, seed: int) -> Path:
+    chance = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    told = [
+        {"step": step, "kind": "train", "loss": 3 / step + chance.random(), "lr": 1e-3,
+         "samples a second": 20 + chance.random(), "gradient norm": 10 / step,
+         "waiting for data": 0.01}
+        for step in range(10, 300, 10)
+    ]  # fmt: skip
+    told += [
+        {"step": s, "kind": "held_out", "IoU": s / 400, "silence dB": None} for s in (100, 200)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    (folder / "config.yaml").write_text("loop:\n  steps: 300\nnote: <b>\n")
+    retrieval = {"clips": 40, "audio to video": {"R@1": 0.25, "median rank": 3.0}}
+    (folder / "retrieval.json").write_text(json.dumps(retrieval))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, data_set: Manifest) -> list[str]:
+    root = tmp_path_factory.mktemp("report")
+    runs = [run_folder(root / f"run{n}" / name, n) for n, name in enumerate(NAMES)]
+    shutil.copy(Path("docs/talkers.jpg"), runs[0] / "look.png")
+    measures = {
+        "model": "x", "list": "l.jsonl", "cue": "none", "scenes": {"model": [1, 2]},
+        "summary": {"model": {"SI-SDR improvement": 5.25, "IoU": 0.81},
+                    "pictures blanked": {"SI-SDR improvement": -0.5}},
+    }  # fmt: skip
+    for name in ("before", "after"):
+        (root / name).mkdir()
+        (root / name / "measures.json").write_text(json.dumps(measures))
+    # A made clip, with its truth beside it.
+    clip = root / "clips" / "000000"
+    clip.mkdir(parents=True)
+    video = make_video(clip / "000000.mp4", dataclasses.replace(SMALL, seconds=1.0))
+    voice = np.random.default_rng(0).normal(size=16_000) * 0.05
+    soundfile.write(str(clip / "voice-1.flac"), voice, 16_000)
+    people = [{"speaker": "s1", "role": "speaking", "voice": "voice-1.flac"}]
+    (clip / "truth.json").write_text(json.dumps({"people": people}))
+    made = model()
+    with torch.no_grad():
+        made.state_head[-1].bias.copy_(torch.tensor([3.0, 0.0, -3.0, -3.0]))
+    made.save_pretrained(root / "model")
+    (root / "model" / "preprocessing.json").write_text('{"fbank_mean": -6.0, "fbank_std": 4.0}')
+    separator = Separator.from_pretrained(str(root / "model"), "cpu")
+    separator.separate(str(video), root / "separated" / "clip", SeparateSettings(False))
+    return [*map(str, runs), str(root / "before"), str(root / "after"), str(root / "separated"),
+            data_set.folder]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(folders: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    assert main([*folders, "--out", str(path), "--title", "Two runs"]) == 0
+    return path
+
+
+class Tags(HTMLParser):
+    """All start tags and their attributes, and all text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_page_needs_nothing_beside_itself(page: Path) -> None:
+    found = Tags()
+    found.feed(page.read_text())
+    for tag, attributes in found.tags:
+        for name in ("src", "href", "srcset", "poster", "xlink:href"):
+            value = attributes.get(name) or "data:"
+            assert value.startswith(("data:", "#")), (tag, name, value[:80])
+    assert "@import" not in page.read_text()
+    assert "url(http" not in page.read_text()
+
+
+def test_every_picture_has_words(page: Path) -> None:
+    found = Tags()
+    found.feed(page.read_text())
+    for tag, attributes in found.tags:
+        if tag == "img":
+            assert len(attributes.get("alt") or "") > 10
+        if tag in ("svg", "audio", "video"):
+            assert len(attributes.get("aria-label") or "") > 3
+    assert sum(tag == "svg" for tag, _ in found.tags) == 6
+    assert sum(tag == "audio" for tag, _ in found.tags) >= 4
+
+
+def test_what_a_page_tells(page: Path) -> None:
+    found = Tags()
+    found.feed(page.read_text())
+    for text in (*NAMES, "Two runs", "Learning rate", "samples a second", "25.0%", "5.25", "0.81",
+                 "pictures blanked", "person 1", "s1, speaking", "residual", "note: <b>",
+                 "SI-SDR", "before", "after", "Not checked yet"):  # fmt: skip
+        assert text in found.text, text
+
+
+def test_ids_of_drawings_are_their_own(page: Path) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', page.read_text())
+    used = re.findall(r"url\(#([^)]+)\)", page.read_text())
+    clips = [i for i in ids if i in set(used)]
+    assert len(clips) == len(set(clips)) == len(set(used))
+
+
+def test_the_mixture_is_the_sum_and_the_truth_is_matched(folders: list[str]) -> None:
+    separation = next(s for s in sources_of(folders) if isinstance(s, Separation))
+    tracks = {t.name: t for t in tracks_of(separation)}
+    parts = [w.wave for n, w in tracks.items() if n == "residual" or re.fullmatch(r"person \d", n)]
+    np.testing.assert_allclose(tracks["mixture"].wave, np.sum(parts, axis=0), atol=1e-4)
+    noted = [t for t in tracks.values() if "SI-SDR" in t.note]
+    assert len(noted) == 1
+    assert f"{noted[0].name}, truth" in tracks
+
+
+def test_a_chart_of_few_and_of_many_lines() -> None:
+    drawn = lines("Loss", "loss", {f"run {n}": Line([1, 2], [n, n + 1]) for n in range(9)})
+    assert drawn.startswith("<svg ")
+    assert "run 8 from 8 to 9" in drawn
+    assert "#010203" not in drawn
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no folder"):
+        main([str(tmp_path / "none"), "--out", str(tmp_path / "r.html")])
+    with pytest.raises(UsageError, match="none of what a report is made of"):
+        main([str(tmp_path), "--out", str(tmp_path / "r.html")])
+    with pytest.raises(UsageError, match="is a folder"):
+        main([str(tmp_path), "--out", str(tmp_path)])
+    run = run_folder(tmp_path / "run", 0)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 300, "ki')  # it is being written
+    assert main([str(run), "--out", str(tmp_path / "r.html")]) == 0
+    (run / "metrics.jsonl").write_text('{"step"\n{"step": 1, "kind": "train"}\n')
+    with pytest.raises(CavmaeError, match="line 1 is not JSON"):
+        main([str(run), "--out", str(tmp_path / "r.html")])
+
+
+# --- in a browser ---
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not shutil.which("chromedriver"):
+        pytest.skip("there is no Chromium with its driver here")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
+                 "--autoplay-policy=no-user-gesture-required", "--mute-audio"):  # fmt: skip
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options, service)
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser(browser: Any, page: Path, tmp_path: Path, width: int, scheme: str) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get(page.as_uri())
+    assert [e for e in browser.get_log("browser") if e["level"] != "INFO"] == []
+    broken = browser.execute_script(
+        "return [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.alt)"
+    )
+    assert broken == []
+    wide = browser.execute_script("return document.documentElement.scrollWidth")
+    assert wide <= width  # nothing sticks out to the side
+    back, ink = browser.execute_script(
+        "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
+    )
+    light = [sum(map(int, re.findall(r"\d+", c)[:3])) for c in (back, ink)]
+    assert (light[0] > light[1]) == (scheme == "light")
+    drawn = browser.execute_script(
+        "return getComputedStyle(document.querySelector('svg text')).fill"
+    )
+    assert drawn == ink
+    if scheme == "light":
+        _plays(browser)
+    (tmp_path / f"{width}-{scheme}.png").write_bytes(browser.get_screenshot_as_png())
+
+
+def _plays(browser: Any) -> None:
+    """Every recording and video runs."""
+    count = browser.execute_script(
+        "window.all = [...document.querySelectorAll('audio, video')];"
+        "all.forEach(m => { m.muted = true; m.play(); }); return all.length"
+    )
+    assert count >= 6
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        left = browser.execute_script(
+            "return all.filter(m => m.error || !m.duration || m.currentTime <= 0)"
+            ".map(m => [m.getAttribute('aria-label'), m.error && m.error.message])"
+        )
+        if not left:
+            return
+        time.sleep(0.2)
+    pytest.fail(f"these do not play: {left}")
