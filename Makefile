@@ -12,12 +12,10 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[s3,talkers,test]"
 	touch $(READY)
 
-# The main job from raw video to result. So far there is its first half; what is to come is said.
+# The main job from raw video to result, on a corpus it makes itself; VIDEO=path is taken apart, too.
+# Run again it goes on where it stopped; CLEAN=1 begins anew.
 demo: $(READY)
-	@$(BIN)/cavmae --help
-	@echo
-	@echo "To come: talkers rendered, sharded, pretrained on, fine-tuned, separated, reported."
-	@echo "Until then: cavmae render-talkers, cavmae shard and cavmae check (see README.md)."
+	$(BIN)/cavmae demo --out demo $(if $(VIDEO),--video "$(VIDEO)") $(if $(CLEAN),--clean)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 
 import timm
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from torch import Tensor, nn
 
 from cavmae.datasets.errors import CavmaeError, UsageError
@@ -131,12 +138,20 @@ def load_hub(kind: type[Model], name: str, remedy: str) -> Model:
 
 
 def preprocessing_of(name: str) -> dict[str, Any] | None:
-    """What a folder of weights says of the data they were trained on; None: nothing.
+    """What weights say of the data they were trained on; None: nothing.
+
+    Args:
+        name: folder or file, or a name on the hub.
 
     Raises:
         CavmaeError: it is damaged.
     """
     path = Path(name) / PREPROCESSING
+    if not Path(name).exists():
+        fetched = _from_hub(name)
+        if fetched is None:
+            return None
+        path = fetched
     if not path.is_file():
         return None
     try:
@@ -148,6 +163,21 @@ def preprocessing_of(name: str) -> dict[str, Any] | None:
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CavmaeError(f"{path} is damaged ({error}); give --statistics data.") from error
+
+
+def _from_hub(name: str) -> Path | None:
+    """The file of a model on the hub; None: there is none, or no such model."""
+    try:
+        return Path(hf_hub_download(name, PREPROCESSING))
+    except LocalEntryNotFoundError as error:  # the network, not the model, is at fault
+        raise CavmaeError(
+            f"{PREPROCESSING} of {name} could not be fetched from the hub "
+            f"({str(error).splitlines()[0]}); try again, or name a folder."
+        ) from error
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+        return None
+    except (OSError, HfHubHTTPError) as error:
+        raise CavmaeError(f"{PREPROCESSING} of {name} could not be fetched: {error}") from error
 
 
 def compile_blocks(model: nn.Module, backend: str) -> None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "report": ("cavmae.tools.report", "what was trained, measured and separated, on a page"),
     "retrieve": ("cavmae.tools.retrieve", "which sound goes with which picture; features"),
     "inpaint": ("cavmae.tools.inpaint", "original, masked, reconstructed: a picture"),
+    "export": ("cavmae.tools.export", "a model by itself, with a card that says what it is"),
     "convert": ("cavmae.tools.convert", "published weights to ours, and back"),
     "demo": ("cavmae.tools.demo", "the whole way on a small corpus that it makes itself"),
     "bench": ("cavmae.tools.bench", "measure speed and memory, beside a baseline"),

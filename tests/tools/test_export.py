@@ -1,0 +1,94 @@
+"""`cavmae export`: what goes with the weights, and what a card says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.finetune.building import load_speaker
+from cavmae.pretrain.building import preprocessing_of
+from cavmae.pretrain.model import CAVMAE
+from cavmae.tools.export import main
+from tests.finetune.scenes import ENCODER, model
+
+TOLD = {"fbank_mean": -6.0, "fbank_std": 4.0, "sample_rate": 16000}
+
+
+def checkpoint(run: Path, made: torch.nn.Module) -> Path:
+    folder = run / "checkpoints" / "000000120"
+    made.save_pretrained(folder)  # type: ignore[operator]
+    (folder / "preprocessing.json").write_text(json.dumps(TOLD))
+    (folder / "optimizer.pt").write_bytes(b"no part of a model")
+    (run / "config.yaml").write_text(
+        "data:\n  train: /home/somebody/clips\nmodel:\n  slots: 5\n  encoder: null\n"
+    )
+    return folder
+
+
+def test_a_speaker_model_by_itself(tmp_path: Path) -> None:
+    made = model()
+    measures = tmp_path / "measures"
+    measures.mkdir()
+    record = {"list": "/x/pairs.jsonl", "scenes": {"model": [1, 2, 3]},
+              "summary": {"model": {"IoU": 0.8125}, "still picture": {"IoU": 0.5}}}  # fmt: skip
+    (measures / "measures.json").write_text(json.dumps(record))
+    words = [str(checkpoint(tmp_path / "run", made)), "--out", str(tmp_path / "mine"),
+             "--measures", str(measures), "--name", "me/mine"]  # fmt: skip
+    assert main(words) == 0
+    names = {p.name for p in (tmp_path / "mine").iterdir()}
+    assert names == {"model.safetensors", "config.json", "preprocessing.json", "README.md"}
+    loaded, statistics = load_speaker(str(tmp_path / "mine"))
+    assert statistics.mean == -6.0
+    for name, value in made.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value)
+    card = ModelCard.load(tmp_path / "mine" / "README.md")
+    assert card.data.library_name == "cavmae"
+    for text in ("Step 120", "slots: 5", "train: clips", "| IoU | 0.812 | 0.500 |",
+                 "3 scenes of `pairs.jsonl`", 'from_pretrained("me/mine")', "consent"):  # fmt: skip
+        assert text in card.content, text
+    assert "/home" not in card.content
+    with pytest.raises(UsageError, match="is there already"):
+        main(words)
+
+
+def test_an_encoder_by_itself(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "run", CAVMAE(ENCODER))
+    assert main([str(folder), "--out", str(tmp_path / "enc")]) == 0
+    text = (tmp_path / "enc" / "README.md").read_text()
+    assert "CAVMAE.from_pretrained" in text
+    assert "Not measured." in text
+    assert CAVMAE.from_pretrained(tmp_path / "enc").config == ENCODER
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CavmaeError, match="is not a checkpoint"):
+        main([str(tmp_path), "--out", str(tmp_path / "out")])
+    with pytest.raises(UsageError, match="needs the --name"):
+        main([str(tmp_path), "--out", str(tmp_path / "out"), "--push"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preprocessing_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "preprocessing.json"
+    path.write_text(json.dumps(TOLD))
+    asked = []
+
+    def download(name: str, file: str) -> str:
+        asked.append((name, file))
+        if name == "me/none":
+            raise EntryNotFoundError("no such file")
+        if name == "me/offline":
+            raise LocalEntryNotFoundError("no network")
+        return str(path)
+
+    monkeypatch.setattr("cavmae.pretrain.building.hf_hub_download", download)
+    assert preprocessing_of("me/mine") == TOLD
+    assert preprocessing_of("me/none") is None
+    with pytest.raises(CavmaeError, match="could not be fetched"):
+        preprocessing_of("me/offline")
+    assert asked[0] == ("me/mine", "preprocessing.json")
+    assert preprocessing_of(str(tmp_path)) == TOLD

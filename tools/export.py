@@ -1,0 +1,185 @@
+"""`cavmae export CHECKPOINT --out DIR`: a model by itself, with a card that says what it is."""
+
+import dataclasses
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from cavmae.datasets.commandline import fill, parse, parser
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.storage import flush_folder
+from cavmae.pretrain.checkpoints import CONFIG, PREPROCESSING, WEIGHTS
+from cavmae.tools.evaluate import ROWS
+
+log = logging.getLogger("cavmae")
+CARD = "README.md"
+USES = {
+    "speakers": (
+        "Voices and pixels of the people in a video, under one index.",
+        "from cavmae.tools.separating import Separator\n\n"
+        'separator = Separator.from_pretrained("{name}")\n'
+        'result = separator.separate("video.mp4", "out")',
+        "cavmae separate video.mp4 --model {name} --out out",
+    ),
+    "encoder": (
+        "A CAV-MAE: features of sound and pictures, pretrained without labels.",
+        'from cavmae.pretrain.model import CAVMAE\n\nmodel = CAVMAE.from_pretrained("{name}")',
+        "cavmae finetune speakers --config tiny --out run --data.train SHARDS "
+        "--model.encoder {name}",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSettings:
+    """What goes with the weights.
+
+    Args:
+        name: of the model, as in its card; a name on the hub for ``push``.
+        measures: folder of `cavmae evaluate --out`: its table goes into the card.
+        license: of the weights, as the hub names it.
+        push: also upload to the hub, under ``name``.
+    """
+
+    name: str | None = None
+    measures: str | None = None
+    license: str = "apache-2.0"
+    push: bool = False
+
+
+def main(words: Sequence[str]) -> int:
+    made = parser("export", "A model by itself, with a card that says what it is.")
+    made.add_argument("checkpoint", type=str, help="Folder of a checkpoint.")
+    made.add_argument("--out", required=True, type=str, help="Folder to write.")
+    made.add_class_arguments(ExportSettings)
+    options = parse(made, words)
+    settings = fill(ExportSettings, options)
+    if settings.push and settings.name is None:
+        raise UsageError("--push needs the --name under which the model shall be on the hub.")
+    out = Path(options.out)
+    export(Path(options.checkpoint), out, settings)
+    log.info("Wrote %s.", out)
+    if settings.push and settings.name is not None:
+        _push(out, settings.name)
+    return 0
+
+
+def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
+    """Writes weights, configuration, preprocessing and card; the folder appears whole.
+
+    Raises:
+        CavmaeError: there is no checkpoint, it is damaged, or the folder is there already.
+    """
+    if out.exists():
+        raise UsageError(f"{out} is there already: name another folder, or remove it.")
+    for name in (WEIGHTS, CONFIG, PREPROCESSING):
+        if not (checkpoint / name).is_file():
+            raise CavmaeError(
+                f"{checkpoint} is not a checkpoint of cavmae: {name} is missing. Name a folder "
+                "such as RUN/checkpoints/000001000."
+            )
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        for name in (WEIGHTS, CONFIG, PREPROCESSING):
+            shutil.copy(checkpoint / name, temporary / name)
+        card_of(checkpoint, settings, out.name).save(temporary / CARD)
+        flush_folder(temporary)
+        temporary.rename(out)
+    except OSError as error:
+        raise CavmaeError(f"{out} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCard:
+    """What the model is, how it was trained, what it can do, and what nobody should expect."""
+    config = _json(checkpoint / CONFIG)
+    kind = "speakers" if "slots" in json.dumps(config) else "encoder"
+    what, python, command = USES[kind]
+    name = settings.name or folder
+    data = ModelCardData(
+        license=settings.license,
+        library_name="cavmae",
+        tags=["audio-visual", "speech-separation" if kind == "speakers" else "self-supervised"],
+    )
+    parts = [f"# {name}", what, "## Use", f"```python\n{python.format(name=name)}\n```",
+             f"```sh\n{command.format(name=name)}\n```", "## What it was trained with"]  # fmt: skip
+    parts.append(_training(checkpoint))
+    parts.append(f"Preprocessing: `{json.dumps(_json(checkpoint / PREPROCESSING))}`")
+    parts.append("## What it can do")
+    parts.append(_measured(settings.measures))
+    parts.append("## What not to expect")
+    parts.append(
+        "It knows the kind of people, cameras, rooms and languages that it was trained on. Voices "
+        "are estimates: they can hold parts of other voices, and a mask can miss a person. Do not "
+        "take what it gives as evidence of what somebody said. Recordings of people need their "
+        "consent."
+    )
+    text = "\n\n".join(parts)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CavmaeError(f"{path} cannot be read: {error}.") from error
+    return found
+
+
+def _training(checkpoint: Path) -> str:
+    """Step and configuration of the run that a checkpoint lies in."""
+    run = checkpoint.resolve().parent.parent
+    step = checkpoint.resolve().name
+    told = f"Step {int(step)}." if step.isdigit() else ""
+    config = run / "config.yaml"
+    if not config.is_file():
+        return f"{told} Its run's configuration is not known.".strip()
+    values = yaml.safe_load(config.read_text())
+    for part in ("data", "model"):
+        for name, value in (values.get(part) or {}).items():
+            # Where things lay on the machine that trained says nothing to others.
+            if isinstance(value, str) and "/" in value:
+                values[part][name] = Path(value).name
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return f"{told}\n\n```yaml\n{text}```".strip()
+
+
+def _measured(folder: str | None) -> str:
+    if folder is None:
+        return "Not measured."
+    record = _json(Path(folder) / "measures.json")
+    columns = record["summary"]
+    lines = [
+        f"On {len(record['scenes']['model'])} scenes of `{Path(record['list']).name}`:", "",
+        f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}",
+    ]  # fmt: skip
+    for name, unit, digits in ROWS:
+        values = [column.get(name) for column in columns.values()]
+        if any(value is not None for value in values):
+            shown = ["-" if v is None else f"{v:.{digits}f}" for v in values]
+            label = f"{name}, {unit}" if unit and unit not in name else name
+            lines.append(f"| {label} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _push(folder: Path, name: str) -> None:
+    try:
+        huggingface_hub.create_repo(name, exist_ok=True)
+        huggingface_hub.upload_folder(repo_id=name, folder_path=folder)
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        raise CavmaeError(
+            f"{name} could not be uploaded ({str(error).splitlines()[0]}): log in with "
+            f"`hf auth login`; the model lies in {folder}."
+        ) from error
+    log.info("Uploaded to %s.", name)
