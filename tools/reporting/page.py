@@ -6,8 +6,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cavmae.tools.evaluate import ROWS
 from cavmae.tools.reporting.charts import Line, data_url, lines
 from cavmae.tools.reporting.examples import example
@@ -193,5 +191,7 @@ def _data(data_set: DataSet) -> str:
 
 
 def _configuration(run: Run) -> str:
-    told = escape(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+    if not run.config:
+        return ""
+    told = escape(run.config)
     return f"<details><summary>{escape(run.name)}</summary><pre>{told}</pre></details>"

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.tools.separating.separator import RESULT, Result
 
@@ -22,7 +20,7 @@ class Run:
     Attributes:
         name: that it is shown by.
         folder: of the run.
-        config: its whole configuration.
+        config: its whole configuration, as YAML.
         train, held_out: lines of ``metrics.jsonl``.
         pictures: PNG files in its folder: reconstructions, curves.
         retrieval: what ``cavmae retrieve --json`` wrote there.
@@ -30,7 +28,7 @@ class Run:
 
     name: str
     folder: Path
-    config: Numbers
+    config: str
     train: list[Numbers]
     held_out: list[Numbers]
     pictures: list[Path]
@@ -117,7 +115,7 @@ def _run(name: str, folder: Path) -> Run:
                 ) from error
             # The last line of a run that is being written.
     config = folder / "config.yaml"
-    told = yaml.safe_load(config.read_text()) if config.exists() else {}
+    told = config.read_text() if config.exists() else ""
     return Run(
         name,
         folder,
