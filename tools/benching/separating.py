@@ -87,8 +87,8 @@ def run(bench: SeparateBench) -> None:
             ways[f"{name}, second look"] = separating, (bench, video, model, True, False)
             ways[f"{name}, and videos"] = separating, (bench, video, model, True, True)
         found = in_turns(ways, bench.rounds, pinned=False)
-    where = "auto" if bench.device == "auto" else bench.device
-    if torch.cuda.is_available() and where != "cpu":
+    where = "CPU"
+    if torch.cuda.is_available() and bench.device != "cpu":
         where = torch.cuda.get_device_name()
     rows = [
         Row(name, seconds, peak, f"real-time factor {seconds:.2f}")
