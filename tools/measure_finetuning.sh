@@ -8,20 +8,29 @@ train=$1 unseen=$2 encoder=$3 out=$4 minutes=${5:-18}
 mkdir -p "$out"
 gpu=$(python -c 'import torch; print(int(torch.cuda.is_available()))')
 if [ "$gpu" = 1 ]; then
-    size=small how=(--data.batch 32 --data.workers 14 --loop.precision bf16 --loop.steps 20000)
-    bench="--size small --batch 32 --steps 10 --workers 14"
+    size=small batch=16 workers=14 how=(--loop.precision bf16)
+    bench="--steps 10 --rounds 2"
 else
-    size=tiny how=(--data.batch 8 --data.workers 1 --loop.steps "$((minutes * 18))")
-    bench="--size tiny --batch 8 --steps 2 --rounds 1 --workers 1"
+    size=tiny batch=4 workers=1 how=()
+    bench="--steps 2 --rounds 1"
 fi
-cavmae bench finetune --data_set "$train" --encoder "$encoder" $bench --out "$out/speed.json" | tee "$out/speed.md"
+cavmae bench finetune --data_set "$train" --encoder "$encoder" --size $size --batch $batch --workers $workers $bench \
+    --out "$out/speed.json" | tee "$out/speed.md"
+# As many steps as the time allows, so that the learning rate falls to its end; a fifth is for all that is not a step.
+[ -f "$out/steps" ] || python - "$out/speed.json" $batch "$minutes" > "$out/steps" <<'PYTHON'
+import json
+import sys
+
+rows = json.load(open(sys.argv[1]))["rows"]
+seconds = next(row["seconds"] for row in rows if row["name"] == "training step") * int(sys.argv[2])
+print(max(1, int(float(sys.argv[3]) * 60 * 0.8 / seconds)))
+PYTHON
 pairs=$out/pairs.jsonl people=$out/people.jsonl
 [ -f "$pairs" ] || cavmae evaluate "$unseen" --list "$pairs" --make 100 --compose.people '[0,1,0]' \
     --compose.silent 0 --compose.unrelated 0 --compose.off_screen 0 --compose.noise 0
 [ -f "$people" ] || cavmae evaluate "$unseen" --list "$people" --make 100 --seed 1
-# SIGTERM after the time allowed: the run saves and ends well.
-timeout --preserve-status -s TERM $((minutes * 60)) cavmae finetune speakers --config $size --out "$out/run" \
-    --resume auto --data.train "$train" --model.encoder "$encoder" "${how[@]}"
+cavmae finetune speakers --config $size --out "$out/run" --resume auto --data.train "$train" --model.encoder "$encoder" \
+    --data.batch $batch --data.workers $workers --loop.steps "$(cat "$out/steps")" "${how[@]}"
 model=$(ls -d "$out"/run/checkpoints/[0-9]* | tail -n 1)
 cavmae evaluate "$unseen" --model "$model" --list "$pairs" --out "$out/pairs"
 cavmae evaluate "$unseen" --model "$model" --list "$people" --out "$out/people"
