@@ -4,6 +4,7 @@ Windows overlap by half or more. What lies under several is their weighted mean,
 rise and fall smoothly and add up to one everywhere: no clicks, and no part that is louder.
 """
 
+import bisect
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -47,10 +48,10 @@ class Weights:
         """float32 [length], weights of a window; over all windows they add up to 1."""
         start = self.starts[number]
         total = np.zeros(self.length, dtype=np.float32)
-        for other in self.starts:
+        before = bisect.bisect_right(self.starts, start - self.length)
+        after = bisect.bisect_left(self.starts, start + self.length)
+        for other in self.starts[before:after]:
             shift = other - start
-            if abs(shift) >= self.length:
-                continue
             first, last = max(0, shift), min(self.length, self.length + shift)
             total[first:last] += self._shape[first - shift : last - shift]
         weights: np.ndarray = self._shape / total
@@ -71,6 +72,7 @@ class Joiner:
         self._samples = samples
         self._number = 0
         self._pending: dict[int, np.ndarray] = {}
+        self._until: dict[int, int] = {}  # where what is known of somebody ends
 
     def add(self, waves: Mapping[int, np.ndarray]) -> tuple[int, dict[int, np.ndarray]]:
         """The next window.
@@ -79,12 +81,16 @@ class Joiner:
             waves: float32 [length] of whoever is in it, by name; others are silent in it.
 
         Returns:
-            the first sample of the finished part, and that part of everybody who was ever there.
+            the first sample of the finished part, and that part of everybody who is in a window
+            that covers it; others are silent in it.
         """
         weights, length = self._weights, self._weights.length
         start = weights.starts[self._number]
         share = weights.of(self._number)
+        for name in [n for n, until in self._until.items() if until <= start]:
+            del self._pending[name], self._until[name]
         for name, wave in waves.items():
+            self._until[name] = start + length
             pending = self._pending.setdefault(name, np.zeros(length, dtype=np.float32))
             pending += share * wave
         self._number += 1

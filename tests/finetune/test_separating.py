@@ -65,6 +65,16 @@ def test_a_wave_that_all_windows_agree_on_comes_out_as_it_is(
         np.testing.assert_allclose(newcomer, 1, atol=1e-5)
 
 
+def test_who_is_gone_costs_nothing() -> None:
+    """An hour with hundreds of people who come and go keeps no more than two windows of each."""
+    starts = list(range(0, 8 * 300, 8))
+    joiner = Joiner(starts, 16, 8 * 300 + 8)
+    for number in range(300):
+        _, parts = joiner.add({0: np.ones(16, np.float32), 1 + number: np.ones(16, np.float32)})
+        assert len(parts) <= 3
+        assert len(joiner._pending) <= 3
+
+
 # --- who is who ---
 
 

@@ -55,7 +55,7 @@ class Masks:
         self._found = found
         self._sightings = {sighting.window: sighting for sighting in sightings}
         self._weights = Weights(found.starts, found.length)
-        self._kept: dict[int, np.ndarray] = {}
+        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # masks and weights of windows
 
     def at(self, frame: int, size: tuple[int, int]) -> list[Shown]:
         """What windows say of a frame, in a picture of a size; it adds up."""
@@ -68,11 +68,11 @@ class Masks:
         for window in windows:
             sighting = self._sightings[window]
             if window not in self._kept:
-                self._kept[window] = self._found.masks(sighting)
+                self._kept[window] = self._found.masks(sighting), self._weights.of(window)
+            masks, weights = self._kept[window]
             place = frame - starts[window]
-            value = between(self._kept[window], np.array([place]), self._found.keys)[0]
-            share = self._weights.of(window)[place]
-            shown.append(_placed(value * share, sighting.box, size))
+            value = between(masks, np.array([place]), self._found.keys)[0]
+            shown.append(_placed(value * weights[place], sighting.box, size))
         return shown
 
 

@@ -23,6 +23,7 @@ from cavmae.datasets.progress import Progress
 from cavmae.datasets.storage import write_atomically
 from cavmae.finetune.building import load_speaker
 from cavmae.finetune.separating.seeing import Cue, Seer
+from cavmae.finetune.separating.windows import Weights
 from cavmae.tools.separating.rendering import second_pass
 from cavmae.tools.separating.session import MIXTURE, Found, Sighting, first_pass
 from cavmae.tools.separating.settings import SeparateSettings
@@ -251,7 +252,7 @@ def _chosen(
     """Who stays, those seen long enough or the target alone, by the first pass's numbers."""
     if target is None:
         least = min(settings.min_seconds, found.frames / RATE / 2)
-        return {n: s for n, s in found.people.items() if _seconds(found, s) >= least}
+        return {n: s for n, s in found.people.items() if visible(found, s).sum() >= least * RATE}
     meant = {n: sum(s.there for s in some if s.cued) for n, some in found.people.items()}
     best = max(meant, key=lambda n: meant[n], default=None)
     if best is None or not meant[best]:
@@ -263,13 +264,17 @@ def _chosen(
     return {best: found.people[best]}
 
 
-def _seconds(found: Found, sightings: list[Sighting]) -> float:
-    """How long somebody is in windows, overlaps counted once."""
-    covered = np.zeros(found.frames, dtype=bool)
+def visible(found: Found, sightings: list[Sighting]) -> np.ndarray:
+    """bool [frames], when somebody is to be seen: where windows, as they are weighed, say so."""
+    weights = Weights(found.starts, found.length)
+    total = np.zeros(found.frames + found.length, dtype=np.float32)
     for sighting in sightings:
         start = found.starts[sighting.window]
-        covered[start : start + found.length] = True
-    return float(covered.sum()) / RATE
+        shown = (found.masks(sighting) > 127).any(axis=(1, 2)).astype(np.float32)
+        share = np.interp(np.arange(found.length), found.keys, shown)
+        total[start : start + found.length] += share * weights.of(sighting.window)
+    seen: np.ndarray = (total[: found.frames] > 0.5) & found.seen
+    return seen
 
 
 def _likely(found: Found, sightings: list[Sighting]) -> np.ndarray:
@@ -295,11 +300,9 @@ def _person(
     spans: list[Span],
     settings: SeparateSettings,
 ) -> dict[str, Any]:
-    visible = np.zeros(found.frames, dtype=bool)
     boxes: dict[int, list[float]] = {}
     for sighting in sightings:
         start = found.starts[sighting.window]
-        visible[start : start + found.length] = True
         masks = found.masks(sighting)
         for key, mask in zip(found.keys, masks, strict=True):
             frame = start + int(key)
@@ -315,7 +318,7 @@ def _person(
         "number": number,
         "voice": f"person-{number}.wav",
         "mask": f"person-{number}.mp4" if settings.masks else None,
-        "visible": spans_of(visible),
+        "visible": spans_of(visible(found, sightings)),
         "speech": spans,
         "state": "speaking" if spans else "silent",
         "there": round(max(s.there for s in sightings), 3),

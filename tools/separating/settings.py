@@ -13,7 +13,8 @@ class SeparateSettings:
     Args:
         second_look: look again, closely, at people who are small in the picture.
         hop: from a window to the next, as a share of a window; less is slower and smoother.
-        min_seconds: whoever is seen for a shorter time in all is left out, and so is their voice.
+        min_seconds: whoever is seen for a shorter time in all is left out, and so is their voice;
+            somebody in a single window, which may be a mistake, is seen for half of it.
         rate: of the WAV files: ``16000`` Hz, or that of the ``input``.
         overlay: write the video with everybody outlined and numbered.
         masks: write a mask video for each person.
@@ -23,7 +24,7 @@ class SeparateSettings:
 
     second_look: bool = True
     hop: float = 0.5
-    min_seconds: float = 1.0
+    min_seconds: float = 1.5
     rate: Literal["16000", "input"] = "16000"
     overlay: bool = True
     masks: bool = True
