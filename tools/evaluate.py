@@ -52,7 +52,7 @@ class EvaluateSettings:
     Args:
         list: file of the scenes.
         make: draw so many scenes from the shards and write them to ``list`` instead of measuring.
-        compose: how they are drawn.
+        compose: how they are drawn; always at the clips' own speed.
         seed: of drawing them.
         out: folder for ``measures.json``, ``table.md`` and plots; None: the table is only printed.
         cue: tell the model by a cue of this kind whom slot 0 means, and measure that person only.
@@ -99,9 +99,11 @@ def _make(shards: str, settings: EvaluateSettings) -> int:
     if path.exists():
         raise UsageError(f"{path} is there already: results would no longer compare. Name another.")
     manifest = Manifest.load(shards)
-    book = RecipeBook(ClipPool(manifest), settings.compose)
+    # Measured is how people really speak.
+    compose = dataclasses.replace(settings.compose, speed=0.0)
+    book = RecipeBook(ClipPool(manifest), compose)
     drawn = [book.draw(random.Random(f"list {settings.seed} {n}")) for n in range(settings.make)]
-    write_list(path, settings.compose, drawn)
+    write_list(path, compose, drawn)
     log.info("Wrote %d scenes to %s.", len(drawn), path)
     return 0
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cavmae.datasets.composing.clips import ClipPool
+from cavmae.datasets.composing.clips import Clip, ClipPool
 from cavmae.datasets.composing.recipe import (
     GRID,
     ComposeSettings,
@@ -23,6 +23,7 @@ from cavmae.datasets.errors import SampleError, UsageError
 TRIES = 12  # to place people so that their heads do not hide each other
 HEAD = 0.5  # the upper share of a person
 HIDDEN = 0.25  # share of a head that somebody else may hide
+SPEED_STEP = 0.02  # from speed to speed: few ratios, whose filters are kept
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -134,7 +135,8 @@ class RecipeBook:
         found: list[Voice] = []
         for number, sounds in zip(numbers, heard, strict=False):
             clip = self.pool.clips[number]
-            steps = max(0, int((clip.info.duration - how.seconds) * GRID + 1e-6))
+            speed = self._speed(clip, chance)
+            steps = max(0, int((clip.info.duration - how.seconds * speed) * GRID + 1e-6))
             first, last = 0.0, how.seconds
             if not sounds and not clip.silent:
                 last = 0.0
@@ -144,8 +146,17 @@ class RecipeBook:
             first_heard = all(voice.level_db is None for voice in found)
             level = 0.0 if first_heard else chance.uniform(-how.snr_db, how.snr_db)
             start = chance.randrange(steps + 1) / GRID
-            found.append(Voice(clip.key, start, (first, last), level if sounds else None))
+            heard_at = level if sounds else None
+            found.append(Voice(clip.key, start, (first, last), heard_at, speed=speed))
         return found
+
+    def _speed(self, clip: Clip, chance: random.Random) -> float:
+        """How fast a clip plays: never so that it ends before the scene."""
+        most = round(self.settings.speed / SPEED_STEP)
+        if not most:
+            return 1.0
+        speed = 1 + chance.randint(-most, most) * SPEED_STEP
+        return speed if self.settings.seconds * speed <= clip.info.duration + 1e-6 else 1.0
 
     def _extent(self, number: int) -> Box:
         """Where the person is in the middle of a clip, in pixels; without masks all of it."""
@@ -263,16 +274,20 @@ class RecipeBook:
         others = [clip for clip in said if clip.key != shown.key]
         if others:
             clip = chance.choice(others)
-            steps = max(0, int((clip.info.duration - seconds) * GRID + 1e-6))
+            speed = person.speed if seconds * person.speed <= clip.info.duration + 1e-6 else 1.0
+            steps = max(0, int((clip.info.duration - seconds * speed) * GRID + 1e-6))
             start = chance.randrange(steps + 1) / GRID
-        elif shown in said and shown.info.duration >= 2 * seconds - 1e-6:
-            clip, last = shown, shown.info.duration - seconds
+        elif shown in said and shown.info.duration >= 2 * seconds * person.speed - 1e-6:
+            clip, speed = shown, person.speed
+            last = shown.info.duration - seconds * speed
             start = 0.0 if person.start >= last / 2 else last
-            if abs(start - person.start) < seconds - 1e-6:  # it would hold what is to be found
+            if (
+                abs(start - person.start) < seconds * speed - 1e-6
+            ):  # it would hold what is to be found
                 return None
         else:
             return None
-        return Voice(clip.key, start, (0.0, seconds), 0.0)
+        return Voice(clip.key, start, (0.0, seconds), 0.0, speed=speed)
 
     def _background(self, seen: Sequence[int], chance: random.Random) -> str:
         clips = self.pool.clips

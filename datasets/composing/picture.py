@@ -142,7 +142,7 @@ class Painter:
             person = recipe.people[number]
             clip = self.pool.clips[self.pool.number[person.clip]]
             cut = recipe.kind == "paste" or (recipe.kind == "own" and depth > 0)
-            shown = clip.frames_at(person.start + self.times.clip(*person.active))
+            shown = clip.frames_at(person.start + self.times.clip(*person.active) * person.speed)
             soft = None
             if clip.masked:
                 here = self._masks(clip, shown)

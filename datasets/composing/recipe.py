@@ -27,6 +27,8 @@ class ComposeSettings:
         paste: how often into the background of another clip (relative): of those labelled
             ``background``, which show nobody, or else of any clip with masks.
         halves: how often videos stand side by side (relative).
+        speed: clips play by up to this share faster or slower, picture and sound in step: few
+            people then sound like more.
         snr_db: level of every other voice relative to the first: uniform, up to so much.
         overlap: share of scenes in which all speak all the time; in the others each begins or ends
             somewhere, so that voices overlap by 0 to 100 %.
@@ -46,6 +48,7 @@ class ComposeSettings:
     own: float = 0.4
     paste: float = 0.4
     halves: float = 0.2
+    speed: float = 0.1
     snr_db: float = 5.0
     overlap: float = 0.5
     silent: float = 0.15
@@ -60,6 +63,8 @@ class ComposeSettings:
             raise UsageError(f"compose: {self.height}x{self.width} is not made of patches of 16.")
         if self.seconds <= 0 or round(self.seconds * GRID, 6) % 1:
             raise UsageError(f"compose.seconds {self.seconds}: a multiple of {1 / GRID} s.")
+        if not 0 <= self.speed <= 0.5:
+            raise UsageError(f"compose.speed {self.speed} is not from 0 to 0.5.")
         for name in ("overlap", "silent", "off_screen", "noise", "unrelated"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"compose.{name} {getattr(self, name)} is not from 0 to 1.")
@@ -85,12 +90,14 @@ class Voice:
         active: from when to when in the scene it plays, in seconds; before and after the picture
             stands still and nothing is heard, so that sound and picture are always in step.
         level_db: of the voice; None: it is not heard.
+        speed: how many times as fast the clip plays.
     """
 
     clip: str
     start: float
     active: tuple[float, float]
     level_db: float | None
+    speed: float = dataclasses.field(default=1.0, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)

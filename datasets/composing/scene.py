@@ -8,7 +8,7 @@ from cavmae.datasets.composing.clips import Clip, ClipPool
 from cavmae.datasets.composing.picture import Painter, Size
 from cavmae.datasets.composing.recipe import GRID, ComposeSettings, Recipe, Voice
 from cavmae.datasets.composing.sound import at_level, faded, mix, noise_of
-from cavmae.datasets.features import SAMPLE_RATE
+from cavmae.datasets.features import SAMPLE_RATE, resample
 
 
 class Scene(NamedTuple):
@@ -100,6 +100,9 @@ class Composer:
 
     def _wave(self, voice: Voice) -> np.ndarray:
         clip = self._clip(voice.clip)
-        wave = self.pool.waveform(clip, voice.start, self.samples)
+        wave = self.pool.waveform(clip, voice.start, round(self.samples * voice.speed))
+        if voice.speed != 1:
+            played = resample(wave, round(SAMPLE_RATE * voice.speed))[: self.samples]
+            wave = np.pad(played, (0, self.samples - len(played)))
         first, last = (min(round(t * SAMPLE_RATE), self.samples) for t in voice.active)
         return faded(wave, first, last)

@@ -93,6 +93,13 @@ def test_a_person_stands_still_outside_of_the_active_time(pool: ClipPool, painte
     assert not (moving.motion[0] == moving.motion[1]).all()
 
 
+def test_a_clip_plays_faster(painter: Painter) -> None:
+    plain = painter.paint(recipe("own", seen(0)))
+    fast = painter.paint(recipe("own", seen(0, speed=2.0, active=(0.0, 0.04))))
+    assert (fast.motion[0] == plain.motion[0]).all()
+    assert (fast.motion[1] == plain.motion[2]).all()  # 80 ms into the clip after 40 ms
+
+
 def test_side_by_side(pool: ClipPool, painter: Painter) -> None:
     left, right = seen(0, window=(0, 20)), seen(3, left=10, window=(20, 48))
     shown = painter.paint(recipe("halves", left, right))
