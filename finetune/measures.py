@@ -140,7 +140,9 @@ def measure(
         sounds = people.voices[row, :count]
         shown = ious = None
         if looked is not None:
-            shown = _shown(looked.masks[-1][row], (truth.masks.shape[-2], truth.masks.shape[-1]))
+            shown = shown_masks(
+                looked.masks[-1][row], (truth.masks.shape[-2], truth.masks.shape[-1])
+            )
             ious = _ious(shown, truth.masks[row, :count])
             # Who is said to be nobody is not given out, and a faint copy of a voice, which
             # SI-SDR takes for as good as the voice, binds nothing.
@@ -188,8 +190,8 @@ def _si_sdr_pairs(waves: Tensor, truth: Tensor) -> Tensor:
     )
 
 
-def _shown(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks at the scene's size: [Q', F, h, w] -> bool [Q', F, H, W]."""
+def shown_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits of masks as masks of the scene's size: [Q', F, h, w] -> bool [Q', F, H, W]."""
     return functional.interpolate(masks.float(), size, mode="bilinear", align_corners=False) > 0
 
 

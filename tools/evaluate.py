@@ -31,6 +31,7 @@ from cavmae.finetune.listed import listed_stream
 from cavmae.finetune.measures import summary
 from cavmae.finetune.settings import LossSettings
 from cavmae.finetune.speakers import SpeakerTask
+from cavmae.tools.evaluating.examples import draw_examples
 from cavmae.tools.evaluating.plots import draw
 
 log = logging.getLogger("cavmae")
@@ -54,7 +55,8 @@ class EvaluateSettings:
         make: draw so many scenes from the shards and write them to ``list`` instead of measuring.
         compose: how they are drawn; always at the clips' own speed.
         seed: of drawing them.
-        out: folder for ``measures.json``, ``table.md`` and plots; None: the table is only printed.
+        out: folder for ``measures.json``, ``table.md``, plots, and ``examples.png`` (the first
+            scenes, to be looked at); None: the table is only printed.
         cue: tell the model by a cue of this kind whom slot 0 means, and measure that person only.
         hints: tell the model the class of whom a cue would mean (``model.classes`` of training).
         references: also measure with pictures blanked, still, or wrong, and an oracle ratio mask.
@@ -118,12 +120,17 @@ def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
     groups = _groups(Path(settings.people), stream) if settings.people else {}
     loader = Loader(stream, settings.workers)
 
+    first: list[Batch] = []
+
     def batches() -> Iterator[Batch]:
         with Progress(stream.samples, "scene") as progress:
             for batch in loader:
-                yield {
+                moved = {
                     k: v.to(where) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
                 }
+                if not first:
+                    first.append(moved)
+                yield moved
                 for _ in batch["key"]:
                     progress.done()
 
@@ -144,6 +151,7 @@ def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
     print(text)
     if settings.out:
         _write(Path(settings.out), found, groups, text, name, settings)
+        draw_examples(task, first[0], Path(settings.out) / "examples.png")
     return 0
 
 

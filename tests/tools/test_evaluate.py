@@ -61,7 +61,8 @@ def test_all_measures_beside_all_references(
     assert 0 <= told["dependence"]["muted"] <= 1
     # With seed 0 some of five pairs among three women and three men are alike, some not.
     assert set(told["groups"].values()) == {"same sex", "different sex"}
-    assert (tmp_path / "out" / "measures.png").read_bytes()[:4] == b"\x89PNG"
+    for drawn in ("measures.png", "examples.png"):
+        assert (tmp_path / "out" / drawn).read_bytes()[:4] == b"\x89PNG"
     assert 0 < told["real-time factor"] < 100
     printed = capsys.readouterr().out
     assert printed.strip() == (tmp_path / "out" / "table.md").read_text().strip()

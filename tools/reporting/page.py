@@ -163,6 +163,11 @@ def _measures(evaluations: Sequence[Evaluation]) -> str:
                 "overlap, IoU over size; a dot each person"
             )
             text += _image(plot, told_of, "image/png")
+        scenes_drawn = evaluation.folder / "examples.png"
+        if scenes_drawn.exists():
+            told_of = f"{evaluation.name}: first scenes, found masks solid and true ones dotted, "
+            told_of += "spectrograms of the mixture and of each voice, true and found"
+            text += _image(scenes_drawn, told_of, "image/png")
     return text
 
 
