@@ -40,6 +40,7 @@ class DemoSettings:
         clips: of one talker each that are rendered to learn from.
         pretrain_steps: of CAV-MAE.
         finetune_steps: of the speaker model.
+        scenes: of held-out people that it is measured on.
     """
 
     out: str = "demo"
@@ -48,6 +49,7 @@ class DemoSettings:
     clips: int = 320
     pretrain_steps: int = 40
     finetune_steps: int = 400
+    scenes: int = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,7 @@ def demo(settings: DemoSettings) -> int:
     for number, step in enumerate(steps(out, settings), 1):
         _run(number, step)
     page = (out / "report.html").resolve()
-    good = _verdict(out)
+    good = _verdict(out, settings.scenes)
     log.info("\nDone in %.1f minutes. Open %s in a browser.", (time.monotonic() - started) / 60,
              page.as_uri())  # fmt: skip
     return 0 if good else 1
@@ -158,7 +160,8 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[Step]:
     held_out = out / "held-out.jsonl"
     yield Step(
         "Scenes of held-out people are drawn",
-        ("evaluate", f"{shards / 'valid'}", "--list", f"{held_out}", "--make", "40", *scene),
+        ("evaluate", f"{shards / 'valid'}", "--list", f"{held_out}", "--make",
+         f"{settings.scenes}", *scene),
         held_out,
     )  # fmt: skip
     learning = (
@@ -239,7 +242,7 @@ def _in_a_process(words: Sequence[str]) -> int:
         raise
 
 
-def _verdict(out: Path) -> bool:
+def _verdict(out: Path, scenes: int) -> bool:
     """Tells what was learned, and whether it is enough."""
     found = {}
     for name in ("before", "after"):
@@ -248,7 +251,7 @@ def _verdict(out: Path) -> bool:
     after, before = found["after"]["model"], found["before"]["model"]
     blank = found["after"]["pictures blanked"]
     gained, covered = "SI-SDR improvement", "IoU"
-    log.info("\nOn 40 scenes of people it never saw, two talking at once:")
+    log.info("\nOn %d scenes of people it never saw, two talking at once:", scenes)
     for name, values in (("before learning", before), ("after", after),
                          ("after, pictures blanked", blank)):  # fmt: skip
         log.info("  %-24s voices %+.1f dB SI-SDR beside the mixture, masks IoU %.2f", name,
