@@ -29,10 +29,19 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_every_command(command: str) -> None:
-    said = program(command, "--help")
+def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = run(dispatch, [command, "--help"])
+    except SystemExit as end:
+        code = end.code  # type: ignore[assignment]
+    assert not code
+    assert capsys.readouterr().out.startswith("usage: cavmae " + command)
+
+
+def test_help_as_a_program() -> None:
+    said = program("shard", "--help")
     assert said.returncode == 0
-    assert said.stdout.startswith("usage: cavmae " + command)
+    assert said.stdout.startswith("usage: cavmae shard")
 
 
 def test_a_data_set_that_is_none_exits_with_1_and_one_sentence(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`cavmae demo`: every step is run, goes on after a kill, and tells when nothing was learned."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,10 @@ pytest.importorskip("skia", reason="rendering talkers needs skia-python")
 SMALL = ["--clips", "24", "--pretrain-steps", "2", "--finetune-steps", "2", "--scenes", "4"]
 
 
+@pytest.mark.skipif(
+    "CAVMAE_WHOLE_DEMO" not in os.environ,
+    reason="takes minutes: set CAVMAE_WHOLE_DEMO, as .ci/run does",
+)
 def test_the_whole_way_with_a_kill_in_the_middle(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     words = [sys.executable, "-m", "cavmae.tools.demo", "--out", str(folder), *SMALL]
