@@ -163,9 +163,8 @@ def measure(
             if active:
                 _hear(one, waves[row, slot], sounds, person, truth.mixture[row], quality)
                 if ious is not None and masked:
-                    nobody = ~somebody
-                    best = int(ious[:, person].masked_fill(nobody, -1).argmax())
-                    heard = pairs[row, : len(ious), person].masked_fill(nobody, -torch.inf)
+                    best = int(ious[:, person].argmax())
+                    heard = pairs[row, : len(ious), person].masked_fill(~somebody, -torch.inf)
                     one.bound = float(bool(somebody[best]) and best == int(heard.argmax()))
             elif bool(truth.mixture[row].any()):  # of silence nothing but silence can be made
                 one.level = float(loud[row, slot])

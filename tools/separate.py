@@ -28,7 +28,7 @@ def main(words: Sequence[str]) -> int:
     made.add_argument("--precision", default="fp32", type=str, help="`fp32`, `bf16` or `fp16`.")
     made.add_class_arguments(SeparateSettings)
     made.add_class_arguments(Target, "target")
-    options = parse(made, words)
+    options = parse(made, bracketed(words))
     settings, target = fill(SeparateSettings, options), Target(**options.target.as_dict())
     if options.precision not in ("fp32", "bf16", "fp16"):
         raise UsageError(f"--precision {options.precision} is none of fp32, bf16 and fp16.")
@@ -53,6 +53,20 @@ def main(words: Sequence[str]) -> int:
     if failed:
         log.error("cavmae: %d of %d videos gave nothing.", failed, len(items))
     return 1 if failed else 0
+
+
+def bracketed(words: Sequence[str]) -> list[str]:
+    """Numbers of a box or a point may be written ``120,40,300,400``; the parser wants a list."""
+    found = list(words)
+    for number, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name not in ("--target.box", "--target.point"):
+            continue
+        if equals and value[:1].isdigit():
+            found[number] = f"{name}=[{value}]"
+        elif not equals and number + 1 < len(words) and words[number + 1][:1].isdigit():
+            found[number + 1] = f"[{words[number + 1]}]"
+    return found
 
 
 def folders(items: Sequence[Input], out: Path) -> list[Path]:

@@ -71,6 +71,26 @@ def test_voices_of_the_other_masks_are_not_bound() -> None:
     assert told["confusion"] == 1 or told["IoU"] < 0.1
 
 
+def test_only_who_is_said_to_be_somebody_binds() -> None:
+    """A slot that is nobody holds a faint copy of a voice, better than the person's own."""
+    known = truth()
+    rough = known.people.voices + 0.2 * known.mixture[:, None]
+    looked, voices = found(known, voices=rough)
+    waves, slots = assigned(looked, voices, known, weights_of(LossSettings()))
+    waves[:, 2] = 1e-3 * known.people.voices[:, 0]
+
+    def binding(states: torch.Tensor) -> float:
+        return summary(measure(["a", "b"], waves, slots, known, looked, states))["binding"]
+
+    assert binding(voices.states) == 1
+    claimed = voices.states.clone()
+    claimed[:, 2] = torch.tensor([9.0, 0.0, 0.0, 0.0])  # it claims to be somebody who speaks
+    assert binding(claimed) == 0.5
+    nobody = voices.states.clone()
+    nobody[:, 0] = torch.tensor([0.0, 0.0, 0.0, 9.0])  # and a person who is denied is not bound
+    assert binding(nobody) == 0.5
+
+
 def test_frames_in_which_nobody_is_to_be_seen_count() -> None:
     known = truth()
     known.masks[:, 0, 0] = False

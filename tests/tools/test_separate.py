@@ -284,6 +284,30 @@ def test_a_target_alone(separator: Separator, video: Maker, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["--target.box", "48,16,96,64", "--target.time", "0.4"],
+        ["--target.box=[48, 16, 96, 64]"],
+        ["--target.point=0.8,0.5"],
+    ],
+)
+def test_a_target_on_the_command_line(
+    checkpoint: str, video: Maker, tmp_path: Path, words: list[str]
+) -> None:
+    path = video(seconds=1.0, size=(96, 64))
+    out = tmp_path / "out"
+    known = [str(path), "--model", checkpoint, "--out", str(out), "--overlay", "false",
+             "--masks", "false", "--second-look", "false"]  # fmt: skip
+    assert main([*known, *words]) == 0
+    record = Result.load(out / "video").record
+    assert len(record["people"]) == 1
+    if record["target"]["kind"] == "box":
+        assert record["target"]["box"] == [0.5, 0.25, 1.0, 1.0]
+    else:
+        assert record["target"]["box"] == [0.8, 0.5, 0.8, 0.5]
+
+
+@pytest.mark.parametrize(
     ("target", "said"),
     [
         (Target(box=(10, 10, 200, 50)), "does not lie in the picture of 96x64"),

@@ -205,8 +205,10 @@ def _label(number: int, size: tuple[int, int]) -> np.ndarray:
 
 def _number(picture: np.ndarray, mask: np.ndarray, label: np.ndarray) -> None:
     """Puts a label at the top of a mask."""
-    rows = np.flatnonzero(mask.any(1))
-    if not rows.size:
+    # Rows of some width: a speck above a head is not its top.
+    width = mask.sum(1)
+    rows = np.flatnonzero(width > 0.2 * width.max())
+    if not width.any():
         return
     columns = np.flatnonzero(mask[rows[0] : rows[0] + max(1, len(rows) // 10)].any(0))
     side = label.shape[0]
