@@ -163,9 +163,10 @@ def measure(
             if active:
                 _hear(one, waves[row, slot], sounds, person, truth.mixture[row], quality)
                 if ious is not None and masked:
-                    best = int(ious[:, person].argmax())
+                    best = int(ious[:, person].masked_fill(~somebody, -1).argmax())
                     heard = pairs[row, : len(ious), person].masked_fill(~somebody, -torch.inf)
-                    one.bound = float(bool(somebody[best]) and best == int(heard.argmax()))
+                    # Who is denied is not bound, whoever is left.
+                    one.bound = float(bool(somebody[slot]) and best == int(heard.argmax()))
             elif bool(truth.mixture[row].any()):  # of silence nothing but silence can be made
                 one.level = float(loud[row, slot])
             scene.people.append(one)
