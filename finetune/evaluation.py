@@ -80,7 +80,7 @@ def evaluate(
                 continue
             own = way == "model"
             started = _now(inputs.mixture.device)
-            looked, voices = task.model(_seen(inputs, other, way))
+            looked, voices = task.found(_seen(inputs, other, way))
             if own:
                 took += _now(inputs.mixture.device) - started
                 shown += len(inputs.mixture) * task.model.config.seconds

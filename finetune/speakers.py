@@ -12,6 +12,7 @@ from cavmae.datasets.features import FFT, HOP, WINDOW, fbank_batch
 from cavmae.datasets.transforms import Statistics
 from cavmae.finetune.cueing import draw_cues
 from cavmae.finetune.cues import KINDS, CueKind, no_cues
+from cavmae.finetune.likeness import meant_first
 from cavmae.finetune.losses import (
     seen_slots,
     speaker_losses,
@@ -22,7 +23,7 @@ from cavmae.finetune.losses import (
 )
 from cavmae.finetune.measures import SceneMeasures, assigned, measure, summary
 from cavmae.finetune.settings import LossSettings
-from cavmae.finetune.speaker import QUIETEST, Inputs, SpeakerModel
+from cavmae.finetune.speaker import QUIETEST, Inputs, Looked, SpeakerModel, Voices
 from cavmae.pretrain.task import Outcome, Pieces, Record, Task
 
 # Samples after a mixture's end that its last two fbank frames reach into.
@@ -125,6 +126,19 @@ class SpeakerTask(Task):
         ]
         told = torch.tensor(found, device=batch["target"].device)
         return told * (torch.rand(len(found), device=told.device) < share)
+
+    def found(self, inputs: Inputs) -> tuple[Looked, Voices]:
+        """What the model finds, once it has learned.
+
+        Where the cue is a voice, slot 0 is whoever sounds most like it of those that were found:
+        see :mod:`cavmae.finetune.likeness`.
+        """
+        looked, voices = self.model(inputs)
+        if not bool((inputs.cues.kind == KINDS.index("voice")).any()):
+            return looked, voices
+        waves = voices.waves(inputs.mixture.shape[-1])
+        fbanks = self.fbank(waves.flatten(0, 1)).unflatten(0, waves.shape[:2])
+        return meant_first(inputs, looked, voices, waves, fbanks)
 
     def learn(self, batch: Batch, progress: float, pieces: Sequence[Pieces], turn: int) -> Outcome:
         """See :meth:`Task.learn`."""

@@ -11,6 +11,7 @@ from torch.nn import functional
 from cavmae.datasets.composing.picture import GREY
 from cavmae.datasets.transforms import Statistics
 from cavmae.finetune.cues import KINDS, CueKind, Cues, no_cues, region_of
+from cavmae.finetune.likeness import distances
 from cavmae.finetune.settings import LossSettings
 from cavmae.finetune.speaker import NONE, OFF_SCREEN, SPEAKING, Inputs, SpeakerModel
 from cavmae.finetune.speakers import SpeakerTask
@@ -187,7 +188,7 @@ class Seer:
             hint=torch.zeros(1, dtype=torch.int64, device=self.device),
         )
         with torch.autocast(self.device.type, self._type, enabled=self._type is not None):
-            looked, voices = self.task.model(inputs)
+            looked, voices = self.task.found(inputs)
         states = voices.states[0, :-1].float().softmax(-1).cpu()
         masks = fit.masks(looked.masks[-1][0].float().sigmoid()).cpu()
         waves = voices.waves(len(mixture))[0].float().cpu().numpy()
@@ -209,6 +210,13 @@ class Seer:
                 )
             )
         return found
+
+    @torch.no_grad()
+    def unlike(self, voice: np.ndarray, reference: np.ndarray) -> float:
+        """How unlike a voice float32 [S] is to a reference recording float32 [S] of somebody."""
+        both = torch.from_numpy(np.stack([voice, reference])).to(self.device)
+        found, told = self.task.fbank(both)
+        return float(distances(found[None, None], told[None]))
 
     @property
     def _image(self) -> tuple[int, int]:

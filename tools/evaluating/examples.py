@@ -25,7 +25,7 @@ def draw_examples(task: SpeakerTask, batch: Batch, path: Path) -> None:
     mixture's spectrogram, then of each person the true voice's and what was made of it.
     """
     inputs, target = task.inputs_of(batch, 0.0)
-    looked, voices = task.model(inputs)
+    looked, voices = task.found(inputs)
     truth = truth_of(batch, target, scale_of(batch))
     waves, slots = assigned(looked, voices, truth, weights_of(task.loss))
     size = truth.masks.shape[-2], truth.masks.shape[-1]

@@ -22,6 +22,7 @@ from cavmae.datasets.media.playback import RATE
 from cavmae.datasets.progress import Progress
 from cavmae.datasets.storage import write_atomically
 from cavmae.finetune.building import load_speaker
+from cavmae.finetune.likeness import AUDIBLE
 from cavmae.finetune.separating.seeing import Cue, Seer
 from cavmae.finetune.separating.windows import Weights
 from cavmae.tools.separating.rendering import second_pass
@@ -253,14 +254,33 @@ def _chosen(
     if target is None:
         least = min(settings.min_seconds, found.frames / RATE / 2)
         return {n: s for n, s in found.people.items() if visible(found, s).sum() >= least * RATE}
+    if target.kind == "voice":
+        return _most_alike(found)
     meant = {n: sum(s.there for s in some if s.cued) for n, some in found.people.items()}
     best = max(meant, key=lambda n: meant[n], default=None)
     if best is None or not meant[best]:
         raise CavmaeError(
-            f"Nobody was found who is meant by the {target.kind}"
-            f"{'' if target.kind == 'voice' else f' at {target.time:g} s'}: name another moment, "
-            "or another cue."
+            f"Nobody was found who is meant by the {target.kind} at {target.time:g} s: name "
+            "another moment, or another cue."
         )
+    return {best: found.people[best]}
+
+
+def _most_alike(found: Found) -> dict[int, list[Sighting]]:
+    """Whoever sounds most like a reference voice over all windows, the louder ones for more."""
+    power = {n: sum(s.power for s in some) for n, some in found.people.items()}
+    loudest = max(power.values(), default=0.0)
+    apart = {
+        n: sum(s.power * (s.unlike or 0.0) for s in found.people[n]) / power[n]
+        for n in power
+        if power[n] > 0 and power[n] >= AUDIBLE * loudest
+    }
+    if not apart:
+        raise CavmaeError(
+            "Nobody was found who says anything, so the reference voice fits nobody: give "
+            "another cue."
+        )
+    best = min(apart, key=lambda n: apart[n])
     return {best: found.people[best]}
 
 

@@ -38,6 +38,8 @@ class Sighting:
         place: byte in the file of masks.
         closer: how many times larger they were shown in a second look; None: there was none.
         cued: whether a cue meant them.
+        power: of what they say.
+        unlike: how little that sounds like a reference voice; None: there is none.
     """
 
     window: int
@@ -48,6 +50,8 @@ class Sighting:
     place: int
     closer: float | None
     cued: bool
+    power: float
+    unlike: float | None
 
 
 @dataclasses.dataclass
@@ -135,6 +139,9 @@ def first_pass(
                             window, person.there, person.speaking, person.box,
                             (len(seer.keys), *person.masks.shape[1:]), masks.tell(),
                             close.get(person.slot), meant,
+                            float(np.square(person.voice).mean()),
+                            seer.unlike(person.voice, cue.voice)
+                            if cue is not None and cue.voice is not None else None,
                         )
                     )  # fmt: skip
                     masks.write(person.masks.tobytes())
