@@ -105,13 +105,14 @@ def _source(folder: Path) -> Source:
 
 def _run(name: str, folder: Path) -> Run:
     lines: list[Numbers] = []
-    for number, line in enumerate((folder / "metrics.jsonl").read_text().splitlines()):
+    written = (folder / "metrics.jsonl").read_text().splitlines()
+    for number, line in enumerate(written, 1):
         try:
             lines.append(json.loads(line))
         except ValueError as error:
-            if number + 1 < len((folder / "metrics.jsonl").read_text().splitlines()):
+            if number < len(written):
                 raise CavmaeError(
-                    f"{folder / 'metrics.jsonl'}, line {number + 1} is not JSON: {error}."
+                    f"{folder / 'metrics.jsonl'}, line {number} is not JSON: {error}."
                 ) from error
             # The last line of a run that is being written.
     config = folder / "config.yaml"

@@ -145,7 +145,8 @@ def first_pass(
                         )
                     )  # fmt: skip
                     masks.write(person.masks.tobytes())
-                for number, (first, part) in _finished(joiner, waves).items():
+                first, parts = joiner.add(waves)
+                for number, part in parts.items():
                     _append(folder / f"wave-{number}.f32", first, part)
                 done()
         return Found(
@@ -159,11 +160,6 @@ def first_pass(
             people,
             playing.missing,
         )
-
-
-def _finished(joiner: Joiner, waves: dict[int, np.ndarray]) -> dict[int, tuple[int, np.ndarray]]:
-    first, parts = joiner.add(waves)
-    return {number: (first, part) for number, part in parts.items()}
 
 
 def _append(path: Path, first: int, wave: np.ndarray) -> None:
