@@ -1,4 +1,4 @@
-"""What README tells people to type: all of it is understood, and what is cheap is run as written."""
+"""What README tells people to type: all is understood, and what is cheap is run as written."""
 
 import contextlib
 import io

@@ -18,11 +18,17 @@ from pathlib import Path
 
 from cavmae.datasets.commandline import fill, module_main, parse, parser, stop_on_signals
 from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.storage import write_atomically
+from cavmae.datasets.media import MediaError, probe
+from cavmae.datasets.storage import is_url, write_atomically
 from cavmae.tools.cli import COMMANDS
 
 log = logging.getLogger("cavmae")
-MARK = "made-by-cavmae-demo"
+MARK = "made-by-cavmae-demo.json"
+# All that the demo makes in its folder, and all that --clean removes.
+MADE = (
+    "talkers", "shards", "scenes", "pretrained", "held-out.jsonl", "before", "finetuned",
+    "measured", "separated", "report.html", "verdict.json",
+)  # fmt: skip
 APART = ("pretrain", "finetune")
 SEED, SCENE_SEED = 1, 77
 # What the demo must show (dB of SI-SDR beside the mixture, and IoU).
@@ -60,11 +66,13 @@ class Step:
         title: that it is announced by.
         words: of ``cavmae``.
         made: file by which it is known to be done; None: the command itself knows.
+        extra: if it fails, that is told, and the demo goes on.
     """
 
     title: str
     words: tuple[str, ...]
     made: Path | None = None
+    extra: bool = False
 
 
 def main(words: Sequence[str]) -> int:
@@ -85,7 +93,14 @@ def demo(settings: DemoSettings) -> int:
         CavmaeError: a step failed, or the folder is somebody else's.
     """
     out = Path(settings.out)
-    _prepare(out, settings.clean)
+    if settings.video is not None and not is_url(settings.video):
+        try:
+            probe(settings.video)  # not found out after minutes of learning
+        except MediaError as error:
+            raise UsageError(
+                f"--video {settings.video} cannot be taken apart: {error.detail}."
+            ) from error
+    _prepare(out, settings)
     started = time.monotonic()
     for number, step in enumerate(steps(out, settings), 1):
         _run(number, step)
@@ -96,13 +111,29 @@ def demo(settings: DemoSettings) -> int:
     return 0 if good else 1
 
 
-def _prepare(out: Path, clean: bool) -> None:
-    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+def _prepare(out: Path, settings: DemoSettings) -> None:
+    mark = out / MARK
+    if out.exists() and any(out.iterdir()) and not mark.exists():
         raise UsageError(f"{out} holds something else: name another folder with --out.")
-    if clean and out.exists():
-        shutil.rmtree(out)
+    how = {
+        name: value
+        for name, value in dataclasses.asdict(settings).items()
+        if name not in ("out", "video", "clean")
+    }
     out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).touch()
+    if settings.clean:
+        for name in MADE:
+            if (out / name).is_dir():
+                shutil.rmtree(out / name)
+            else:
+                (out / name).unlink(missing_ok=True)
+    elif mark.exists() and json.loads(mark.read_text()) != how:
+        raise UsageError(
+            f"{out} was made with other settings ({mark.read_text().strip()}): name another "
+            "folder with --out, or begin anew with --clean."
+        )
+    with write_atomically(mark) as file:
+        file.write(json.dumps(how).encode() + b"\n")
 
 
 def steps(out: Path, settings: DemoSettings) -> Iterator[Step]:
@@ -196,13 +227,11 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[Step]:
          "--test-share", "1", "--silent", "0", "--pauses", "0", "--look-alikes", "0",
          "--like-voices", "0", *easy),
     )  # fmt: skip
-    videos = [str(scenes / "clips" / f"{n:06d}" / f"{n:06d}.mp4") for n in range(2)]
+    rendered = [str(scenes / "clips" / f"{n:06d}" / f"{n:06d}.mp4") for n in range(2)]
+    apart = ("--model", f"{model}", "--out", f"{out / 'separated'}")
+    yield Step("Voices and masks are taken out of the video", ("separate", *rendered, *apart))
     if settings.video is not None:
-        videos.append(settings.video)
-    yield Step(
-        "Voices and masks are taken out of the video",
-        ("separate", *videos, "--model", f"{model}", "--out", f"{out / 'separated'}"),
-    )
+        yield Step("And out of yours", ("separate", settings.video, *apart), extra=True)
     yield Step(
         "All of it on a page",
         ("report", f"{pretrained}", f"{after}", f"{out / 'measured' / 'before'}",
@@ -222,8 +251,16 @@ def _run(number: int, step: Step) -> None:
         code = _in_a_process(step.words)
     else:  # importing PyTorch anew for every step would take a minute in all
         module = importlib.import_module(COMMANDS[step.words[0]][0])
-        code = module.main(list(step.words[1:])) or 0
-    if code:
+        try:
+            code = module.main(list(step.words[1:])) or 0
+        except CavmaeError as error:
+            if not step.extra:
+                raise
+            log.error("   %s", error)
+            code = 1
+    if code and step.extra:
+        log.error("   This one failed; the rest goes on.")
+    elif code:
         raise CavmaeError(
             f"Step {number} ({step.title}) failed with exit code {code}; what it said stands "
             "above. Run the same command again to go on."

@@ -1,13 +1,16 @@
 """`cavmae separate VIDEO... --model DIR --out OUT`: everybody's voice and pixels."""
 
 import logging
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cavmae.datasets.commandline import fill, module_main, parse, parser, stop_on_signals
 from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.tools.separating.separator import Result, Separator
+from cavmae.datasets.storage import is_url
+from cavmae.tools.separating.separator import RESULT, Result, Separator
 from cavmae.tools.separating.settings import SeparateSettings
 from cavmae.tools.separating.target import Target
 from cavmae.tools.sharding.inputs import Input, collect
@@ -32,22 +35,26 @@ def main(words: Sequence[str]) -> int:
     settings, target = fill(SeparateSettings, options), Target(**options.target.as_dict())
     if options.precision not in ("fp32", "bf16", "fp16"):
         raise UsageError(f"--precision {options.precision} is none of fp32, bf16 and fp16.")
+    target.check()
     items, _ = collect(options.videos)
     if not items:
         raise CavmaeError(f"No videos in {', '.join(map(repr, options.videos))}.")
+    if any(item.start is not None or item.end is not None for item in items):
+        raise UsageError("Recordings are taken apart whole: leave start and end out of the table.")
     out = Path(options.out)
     with stop_on_signals():
         separator = Separator.from_pretrained(options.model, options.device, options.precision)
         failed = 0
         for item, folder in zip(items, folders(items, out), strict=True):
-            if (folder / "result.json").exists():
-                log.info("%s: %s is there already.", item.source, folder)
-                continue
             try:
-                _tell(item, separator.separate(item.source, folder, settings, target))
-            except UsageError:
-                raise
+                if (folder / RESULT).exists():
+                    _check_same(folder, separator.made_of(item.source, settings, target))
+                    log.info("%s: %s is there already.", item.source, folder)
+                else:
+                    _tell(item, separator.separate(item.source, folder, settings, target))
             except CavmaeError as error:
+                if isinstance(error, UsageError) and len(items) == 1:
+                    raise
                 log.error("cavmae: %s", error)
                 failed += 1
     if failed:
@@ -70,14 +77,34 @@ def bracketed(words: Sequence[str]) -> list[str]:
 
 
 def folders(items: Sequence[Input], out: Path) -> list[Path]:
-    """A folder for each video, named as it is; two of one name get another part."""
-    names = [
-        re.sub(r"[^\w.-]+", "-", Path(item.source).stem).strip("-.") or "video" for item in items
-    ]
-    return [
-        out / (name if names.count(name) == 1 else f"{name}-{item.identity[:6]}")
-        for name, item in zip(names, items, strict=True)
-    ]
+    """A folder for each video, named as it is; where that is another's, with a part more."""
+    found: list[Path] = []
+    for item in items:
+        name = re.sub(r"[^\w.-]+", "-", Path(item.source).stem).strip("-.") or "video"
+        plain = out / name
+        known = (plain / RESULT).exists()
+        if plain in found or (known and not _same_file(Result.load(plain), item.source)):
+            plain = out / f"{name}-{item.identity[:6]}"
+        found.append(plain)
+    return found
+
+
+def _same_file(result: Result, source: str) -> bool:
+    told = str(result.record["source"])
+    return told == source or (
+        not is_url(source) and os.path.realpath(told) == os.path.realpath(source)
+    )
+
+
+def _check_same(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Raises UsageError if what is there was made in another way."""
+    record = Result.load(folder).record
+    other = [name for name in wanted if name != "source" and record.get(name) != wanted[name]]
+    if other:
+        raise UsageError(
+            f"{folder} was made with another {' and '.join(other)}: name another --out, or "
+            "remove it."
+        )
 
 
 def _tell(item: Input, result: Result) -> None:

@@ -16,6 +16,12 @@ NEAR = 0.499  # of a frame: one that comes up so soon after a moment is that mom
 GONE = 0.5  # s after the last frame's end from which on there is no picture
 
 
+def extent(seconds: float) -> tuple[int, int]:
+    """Frames and samples of a time: as many frames as it takes to show all samples."""
+    samples = max(1, round(seconds * SAMPLE_RATE))
+    return -(-samples // SAMPLES), samples
+
+
 class Playback:
     """Reads a file from its beginning, in bounded memory.
 
@@ -32,7 +38,7 @@ class Playback:
     def __init__(self, info: Probe, geometry: Geometry, decoder: str = "auto"):
         last = info.video_span[1]
         self.seconds = max(last, info.sound_span[1], 1 / RATE)
-        self.frames = max(1, int(np.ceil(round(self.seconds * RATE, 3))))
+        self.frames, self.samples = extent(self.seconds)
         moments = np.arange(self.frames) / RATE
         near = NEAR / max(RATE, info.frame_rate)
         index = np.searchsorted(info.frame_times, moments + near, side="right") - 1

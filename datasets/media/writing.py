@@ -70,6 +70,15 @@ class VideoWriter:
             yield (first + AAC_FRAME) / SAMPLE_RATE
         self._container.mux(self._audio.encode(None))
 
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self.close()
+        else:  # what is left of the sound is not worth waiting for
+            self._container.close()
+
     def write(self, number: int, pixels: np.ndarray) -> None:
         """The frame of this number: uint8 [height, width, 4 or 3], or [height, width] in grey."""
         kind = FORMATS[2 if pixels.ndim == 2 else pixels.shape[2]]

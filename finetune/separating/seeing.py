@@ -205,7 +205,7 @@ class Seer:
                     speaking=float(states[slot, SPEAKING]),
                     box=box,
                     masks=(masks[slot] * 255).round().byte().numpy(),
-                    voice=waves[slot],
+                    voice=waves[slot].copy(),  # not all slots' as long as this is kept
                     colours=_colours(seen, masks[slot]),
                 )
             )

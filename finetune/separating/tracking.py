@@ -27,14 +27,14 @@ class Track:
     Attributes:
         number: from 1, in the order of appearance.
         window: last window that they were in.
-        person: as they were there.
+        person: as they were there, while that is the window before.
         colours: mean of what was under their masks.
         windows: in how many they were.
     """
 
     number: int
     window: int
-    person: Person
+    person: Person | None
     colours: np.ndarray
     windows: int = 1
 
@@ -55,12 +55,14 @@ class Tracker:
     ):
         self._starts, self._keys, self._length = starts, keys, length
         self._samples, self._rate = samples, rate
-        self.tracks: list[Track] = []
+        self.tracks: list[Track] = []  # who may still come back
         self._window = -1
+        self._numbers = 0
 
     def number(self, people: Sequence[Person]) -> list[int]:
         """Numbers of the people of the next window."""
         self._window += 1
+        self._forget()
         found = [0] * len(people)
         for track, place in self._near(people):
             found[place] = self._seen(track, people[place])
@@ -68,10 +70,18 @@ class Tracker:
             found[place] = self._seen(track, people[place])
         for place, person in enumerate(people):
             if not found[place]:
-                number = len(self.tracks) + 1
-                self.tracks.append(Track(number, self._window, person, person.colours))
-                found[place] = number
+                self._numbers += 1
+                self.tracks.append(Track(self._numbers, self._window, person, person.colours))
+                found[place] = self._numbers
         return found
+
+    def _forget(self) -> None:
+        """What is not needed any more: hours have hundreds of people who come and go."""
+        first = self._starts[self._window] - FORGOTTEN * self._rate
+        self.tracks = [t for t in self.tracks if self._starts[t.window] + self._length >= first]
+        for track in self.tracks:
+            if track.window < self._window - 1:
+                track.person = None
 
     def _seen(self, track: Track, person: Person) -> int:
         track.window, track.person = self._window, person
@@ -81,7 +91,11 @@ class Tracker:
 
     def _near(self, people: Sequence[Person]) -> list[tuple[Track, int]]:
         """Of those in the window before: by places and voices at moments that both windows show."""
-        before = [t for t in self.tracks if t.window == self._window - 1]
+        before = [
+            (track, track.person)
+            for track in self.tracks
+            if track.person is not None and track.window == self._window - 1
+        ]
         if not before or not people:
             return []
         shift = self._starts[self._window] - self._starts[self._window - 1]
@@ -92,27 +106,22 @@ class Tracker:
         if not shared.size:
             shared = self._keys[:1]
         now = [masks_at(p, shared, self._keys) for p in people]
-        then = [masks_at(t.person, shared + shift, self._keys) for t in before]
+        then = [masks_at(last, shared + shift, self._keys) for _, last in before]
         heard = slice(shift * self._samples, None), slice(0, (self._length - shift) * self._samples)
         likeness = np.array(
             [
                 [
-                    _overlap(a, b)
-                    + VOICE * _alike(track.person.voice[heard[0]], person.voice[heard[1]])
+                    overlap_of(a, b) + VOICE * _alike(last.voice[heard[0]], person.voice[heard[1]])
                     for person, b in zip(people, now, strict=True)
                 ]
-                for track, a in zip(before, then, strict=True)
+                for (_, last), a in zip(before, then, strict=True)
             ]
         )
-        return _best(before, likeness, LEAST_LIKE)
+        return _best([track for track, _ in before], likeness, LEAST_LIKE)
 
     def _returned(self, people: Sequence[Person], left: Sequence[int]) -> list[tuple[Track, int]]:
         """Of those who were away for a while: by colours."""
-        first = self._starts[self._window] - FORGOTTEN * self._rate
-        away = [
-            t for t in self.tracks
-            if t.window < self._window and self._starts[t.window] + self._length >= first
-        ]  # fmt: skip
+        away = [t for t in self.tracks if t.window < self._window]
         if not away or not left:
             return []
         likeness = np.array(
@@ -164,7 +173,8 @@ def _on_raster(mask: np.ndarray, box: Box) -> np.ndarray:
     return found
 
 
-def _overlap(first: np.ndarray, second: np.ndarray) -> float:
+def overlap_of(first: np.ndarray, second: np.ndarray) -> float:
+    """IoU of masks with values from 0 to 1."""
     either = float(np.maximum(first, second).sum())
     return float(np.minimum(first, second).sum()) / either if either else 0.0
 

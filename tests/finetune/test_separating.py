@@ -149,6 +149,15 @@ def test_who_was_away_for_long_is_forgotten() -> None:
     assert one.number([person(0.3, 1)]) == [2]
 
 
+def test_of_who_comes_and_goes_nothing_is_kept() -> None:
+    """An hour of cuts has hundreds of people; what is known of them does not add up."""
+    one = tracker(list(range(0, 8 * 3000, 8)))
+    for number in range(3000):
+        assert one.number([person(0.3, number % 64)] if number % 3 == 0 else []) != [0]
+        assert sum(track.person is not None for track in one.tracks) <= 2
+        assert len(one.tracks) <= 32  # those of the last ten seconds
+
+
 def test_masks_lie_where_their_part_of_the_picture_is() -> None:
     whole = person(0.5, 0, masks=48)
     part = whole._replace(masks=whole.masks[:, :, 12:36], box=(0.25, 0.0, 0.75, 1.0))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cavmae.datasets.errors import UsageError
+from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.tools.cli import COMMANDS
-from cavmae.tools.demo import DemoSettings, demo, main, steps
+from cavmae.tools.demo import MADE, DemoSettings, Step, _run, demo, main, steps
 
 pytest.importorskip("skia", reason="rendering talkers needs skia-python")
 
@@ -63,16 +63,53 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
 def test_every_step_is_a_command_and_a_video_is_taken_apart_too(tmp_path: Path) -> None:
     found = list(steps(tmp_path, DemoSettings(video="mine.mp4")))
     assert {step.words[0] for step in found} <= set(COMMANDS)
-    separate = next(step for step in found if step.words[0] == "separate")
-    assert "mine.mp4" in separate.words
+    own = [step for step in found if "mine.mp4" in step.words]
+    assert [(step.words[0], step.extra) for step in own] == [("separate", True)]
+    assert found.index(own[0]) < len(found) - 1  # the page shows it
 
 
-def test_clean_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cavmae.tools.demo.steps", lambda *_: iter(()))
     monkeypatch.setattr("cavmae.tools.demo._verdict", lambda *_: True)
-    assert demo(DemoSettings(out=str(tmp_path / "d"))) == 0
-    (tmp_path / "d" / "talkers").mkdir()
-    assert demo(DemoSettings(out=str(tmp_path / "d"))) == 0
-    assert (tmp_path / "d" / "talkers").exists()
-    assert demo(DemoSettings(out=str(tmp_path / "d"), clean=True)) == 0
-    assert not (tmp_path / "d" / "talkers").exists()
+
+
+@pytest.mark.usefixtures("nothing_to_do")
+def test_clean_removes_what_the_demo_made_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    assert demo(DemoSettings(out=str(out))) == 0
+    (out / "talkers").mkdir()
+    (out / "report.html").write_text("page")
+    (out / "mine.mp4").write_text("precious")
+    assert demo(DemoSettings(out=str(out))) == 0
+    assert (out / "talkers").exists()
+    assert demo(DemoSettings(out=str(out), clean=True)) == 0
+    assert not (out / "talkers").exists()
+    assert not (out / "report.html").exists()
+    assert (out / "mine.mp4").read_text() == "precious"
+    named = {w for s in steps(out, DemoSettings()) for w in s.words if w.startswith(str(out))}
+    assert {Path(word).relative_to(out).parts[0] for word in named} <= set(MADE)
+
+
+@pytest.mark.usefixtures("nothing_to_do")
+def test_other_settings_do_not_go_on_from_what_is_there(tmp_path: Path) -> None:
+    assert demo(DemoSettings(out=str(tmp_path), finetune_steps=5)) == 0
+    assert demo(DemoSettings(out=str(tmp_path), finetune_steps=5)) == 0
+    with pytest.raises(UsageError, match=r"other settings .*5.* --clean"):
+        demo(DemoSettings(out=str(tmp_path), finetune_steps=6))
+    assert demo(DemoSettings(out=str(tmp_path), finetune_steps=6, clean=True)) == 0
+
+
+@pytest.mark.usefixtures("nothing_to_do")
+def test_a_video_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(UsageError, match=r"broken.mp4 cannot be taken apart: not a readable"):
+        demo(DemoSettings(out=str(tmp_path / "d"), video=str(tmp_path / "broken.mp4")))
+    assert not (tmp_path / "d").exists()
+
+
+def test_an_extra_step_that_fails_does_not_end_it(tmp_path: Path) -> None:
+    words = ("check", str(tmp_path / "nothing"))
+    _run(1, Step("Extra", words, extra=True))
+    with pytest.raises(CavmaeError, match="nothing"):
+        _run(2, Step("Needed", words))

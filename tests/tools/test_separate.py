@@ -1,5 +1,6 @@
 """`cavmae separate`: any recording in, voices and masks out."""
 
+import errno
 import json
 import os
 import subprocess
@@ -16,12 +17,14 @@ import torch
 from PIL import Image
 
 from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.locking import locked
 from cavmae.datasets.media import probe
 from cavmae.datasets.media.playback import Playback
 from cavmae.datasets.media.writing import VideoWriter
+from cavmae.finetune.separating.seeing import WHOLE, Box, Cue, Person, Seer
 from cavmae.tools.separate import main
 from cavmae.tools.separating.separator import Result, Separator
-from cavmae.tools.separating.session import close_up, working_geometry
+from cavmae.tools.separating.session import _same, close_up, working_geometry
 from cavmae.tools.separating.settings import SeparateSettings
 from cavmae.tools.separating.target import Target
 from cavmae.tools.separating.voices import spans_of, speech_spans, write_wav
@@ -184,6 +187,70 @@ def test_a_broken_file_does_not_stop_the_others(
     assert len(whole) == 2
 
 
+def test_what_was_made_in_another_way_is_not_taken_for_the_result(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, other = video("x/a.mp4", seconds=0.5), video("y/a.mp4", seconds=0.5)
+    out = tmp_path / "out"
+    words = ["--model", checkpoint, "--out", str(out), "--second-look", "false",
+             "--overlay", "false", "--masks", "false"]  # fmt: skip
+    assert main([str(first), *words]) == 0
+    assert main([str(other), *words]) == 0  # of the same name: beside it
+    assert main([str(first), str(other), *words]) == 0
+    places = {Result.load(p).record["source"]: p for p in out.iterdir()}
+    assert set(places) == {str(first), str(other)}
+    assert places[str(first)].name == "a"
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    for changed, said in (
+        (["--rate", "input"], "made with another settings"),
+        (["--target.point=0.5,0.5"], "made with another asked"),
+    ):
+        assert main([str(first), str(other), *words, *changed]) == 1
+        assert said in caplog.text
+        with pytest.raises(UsageError, match=said):
+            main([str(first), *words, *changed])
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_a_target_that_one_video_does_not_have_does_not_stop_the_others(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short, long = video("short.mp4", seconds=0.5), video("long.mp4", seconds=2.0)
+    out = tmp_path / "out"
+    words = ["--model", checkpoint, "--out", str(out), "--second-look", "false",
+             "--overlay", "false", "--masks", "false",
+             "--target.point=0.5,0.5", "--target.time", "1.5"]  # fmt: skip
+    assert main([str(short), str(long), *words]) == 1
+    assert "outside the recording of 0.5 s" in caplog.text
+    assert [p.name for p in out.iterdir()] == ["long"]
+    table = tmp_path / "table.csv"
+    table.write_text(f"path,start,end\n{long},0.5,1\n")
+    with pytest.raises(UsageError, match="leave start and end out"):
+        main([str(table), *words])
+
+
+def test_what_a_killed_run_left_is_cleared_away(
+    separator: Separator, video: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / ".out.unfinished" / "work" / "wave-0.f32"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x" * 1000)
+    settings = SeparateSettings(False, overlay=False, masks=False)
+    path = str(video(seconds=0.5))
+    with locked(left.parent.parent, "busy"), pytest.raises(CavmaeError, match="Another process"):
+        separator.separate(path, tmp_path / "out", settings)
+    separator.separate(path, tmp_path / "out", settings)
+    assert not left.parent.parent.exists()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("cavmae.tools.separating.separator.write_wav", full)
+    with pytest.raises(CavmaeError, match=r"video.mp4: .*No space left on device"):
+        separator.separate(path, tmp_path / "again", settings)
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "video.mp4"}
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "size"),
     [
@@ -226,8 +293,28 @@ def test_silence_and_nobody(checkpoint: str, tmp_path: Path) -> None:
     assert len(pictures(result.overlay)) == 25  # type: ignore[arg-type]
 
 
+class Obedient(Seer):
+    """Sees whom a mask shows where the mask is, as a model does that has learned."""
+
+    def people(
+        self, frames: np.ndarray, mixture: np.ndarray, box: Box = WHOLE, cue: Cue | None = None,
+        key: int = 0,
+    ) -> list[Person]:  # fmt: skip
+        found = super().people(frames, mixture, box, cue, key)
+        if cue is None or cue.mask is None:
+            return found
+        mask = torch.from_numpy(cue.mask.astype(np.float32))[None, None]
+        across = torch.linspace(2 * box[0] - 1, 2 * box[2] - 1, 48)
+        down = torch.linspace(2 * box[1] - 1, 2 * box[3] - 1, 48)
+        grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)[None]
+        seen = torch.nn.functional.grid_sample(mask, grid, "nearest", align_corners=False)
+        masks = (seen[0].expand(len(self.keys), -1, -1) * 255).byte().numpy()
+        return [found[0]._replace(slot=0, box=box, masks=masks), *found[1:]]
+
+
 def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path: Path) -> None:
-    separator = Separator.from_pretrained(checkpoint, "cpu")
+    model = Separator.from_pretrained(checkpoint, "cpu")._seer.task
+    separator = Separator(Obedient(model.model, model.statistics), checkpoint, "fp32")
     with torch.no_grad():
         separator._seer.task.model.anchors.move.bias[2:] = -1.5  # whoever it sees is small
     path = video(seconds=1.0, size=(480, 320))
@@ -240,6 +327,22 @@ def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path:
     assert not any(p["second_look"] for p in plain.record["people"])
     assert looks
     assert all(look["times_larger"] >= 1.5 for look in looks)
+
+
+def test_a_second_look_at_somebody_else_is_not_believed() -> None:
+    keys = np.array([2, 6])
+
+    def somebody(slot: int, left: float, box: Box = (0.0, 0.0, 1.0, 1.0)) -> Person:
+        masks = np.zeros((2, 96, 96), dtype=np.uint8)
+        first, last = (round((v - box[0]) / (box[2] - box[0]) * 96) for v in (left, left + 0.15))
+        masks[:, 30:70, max(0, first) : max(0, last)] = 255
+        return Person(slot, 0.9, 0.9, box, masks, np.zeros(9, np.float32), np.zeros(64, np.float32))
+
+    one, two = somebody(0, 0.3), somebody(1, 0.5)
+    close = (0.25, 0.0, 0.75, 1.0)
+    assert _same(somebody(0, 0.31, close), one, [one, two], keys)
+    assert not _same(somebody(0, 0.5, close), one, [one, two], keys)  # who stands beside them
+    assert not _same(somebody(0, 0.65, close), one, [one], keys)  # nobody who was there
 
 
 def test_a_close_up_holds_the_person_and_stays_in_the_picture() -> None:
@@ -332,8 +435,10 @@ def test_masks_of_another_size_and_black_ones(
     separator: Separator, video: Maker, tmp_path: Path
 ) -> None:
     path = str(video())
-    for shape, said in (((10, 10), "has 10x10 pixels, the picture 96x64"), ((64, 96), "is black")):
-        Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "mask.png")
+    for shape, value, said in (
+        ((10, 10), 255, "has 10x10 pixels, the picture 96x64"), ((64, 96), 0, "is black"),
+    ):  # fmt: skip
+        Image.fromarray(np.full(shape, value, np.uint8)).save(tmp_path / "mask.png")
         with pytest.raises(UsageError, match=said):
             separator.separate(path, tmp_path / "o", QUICK, Target(mask=str(tmp_path / "mask.png")))
 
@@ -375,3 +480,10 @@ def test_speech_is_where_it_is_loud_and_likely() -> None:
     assert speech_spans(voice, whole, likely) == [(1.2, 2.4)]
     assert speech_spans(voice, whole, likely * 0.2) == []
     assert speech_spans(voice - 45, whole, likely) == []
+    digital = np.full(100, -120.0, dtype=np.float32)
+    assert speech_spans(digital, digital, likely) == []  # however sure the model is
+    rare = np.full(1000, -45.0, dtype=np.float32)  # what leaks of somebody who talks all the time
+    rare[500:520] = -10
+    likely = np.zeros(1000, dtype=np.float32)
+    likely[490:530] = 1
+    assert speech_spans(rare, np.full(1000, -10.0, dtype=np.float32), likely) == [(20.0, 20.8)]

@@ -1,6 +1,6 @@
 """The second pass over a recording: mask videos, and the video with everybody outlined."""
 
-import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from cavmae.datasets.media import Probe
 from cavmae.datasets.media.geometry import Geometry
 from cavmae.datasets.media.playback import RATE, Playback
 from cavmae.datasets.media.writing import VideoWriter, Wave
+from cavmae.datasets.progress import Progress
 from cavmae.finetune.separating.seeing import Box
 from cavmae.finetune.separating.tracking import between
 from cavmae.finetune.separating.windows import Weights
@@ -88,10 +89,12 @@ def _placed(mask: np.ndarray, box: Box, size: tuple[int, int]) -> Shown:
 
 
 def _whole(parts: Sequence[Shown], size: tuple[int, int]) -> np.ndarray:
+    """bool [height, width], what parts say together."""
     found = np.zeros(size, dtype=np.float32)
     for part in parts:
         found[part.rows, part.columns] += part.mask
-    return found
+    whole: np.ndarray = found > 0.5
+    return whole
 
 
 def display_geometry(info: Probe, height: int) -> Geometry:
@@ -115,7 +118,7 @@ def second_pass(
     height: int,
     decoder: str,
 ) -> None:
-    """Writes the videos.
+    """Writes the videos, one after the other: however many people there are, one file is open.
 
     Args:
         people: sightings of those who are shown, by number.
@@ -125,34 +128,52 @@ def second_pass(
         masks: files of mask videos by number.
     """
     geometry = display_geometry(info, height)
-    size = geometry.size
-    tracks = {number: Masks(found, sightings) for number, sightings in people.items()}
-    labels = {number: _label(number, size) for number in people}
-    speaks = {number: _frames_of(spans[number], found.frames) for number in people}
-    with contextlib.ExitStack() as closing:
-        playing = closing.enter_context(Playback(info, geometry, decoder))
-        writers = {}
+    seconds = -(-found.frames // AT_ONCE)
+    with Progress(seconds * (len(masks) + (overlay is not None)), "second of video") as progress:
         for number, path in masks.items():
-            writers[number] = VideoWriter(path, size[::-1], RATE, QUALITY["mask"], None)
-            closing.callback(writers[number].close)
-        film = None
+            _write_masks(path, Masks(found, people[number]), found.frames, geometry.size, progress)
         if overlay is not None:
-            film = VideoWriter(overlay, size[::-1], RATE, QUALITY["overlay"], sound)
-            closing.callback(film.close)
+            with Playback(info, geometry, decoder) as playing:
+                _write_overlay(
+                    overlay, playing, geometry.size, found, people, spans, sound, progress
+                )
+
+
+def _write_masks(
+    path: Path, masks: Masks, frames: int, size: tuple[int, int], progress: Progress
+) -> None:
+    with VideoWriter(path, size[::-1], RATE, QUALITY["mask"], None) as film:
+        for frame in range(frames):
+            film.write(frame, _whole(masks.at(frame, size), size).astype(np.uint8) * 255)
+            if frame % AT_ONCE == 0:
+                progress.done()
+
+
+def _write_overlay(
+    path: Path,
+    playing: Playback,
+    size: tuple[int, int],
+    found: Found,
+    people: Mapping[int, Sequence[Sighting]],
+    spans: Mapping[int, Sequence[Span]],
+    sound: Wave,
+    progress: Progress,
+) -> None:
+    tracks = {number: Masks(found, sightings) for number, sightings in people.items()}
+    speaks = {number: _frames_of(spans[number], found.frames) for number in people}
+    with VideoWriter(path, size[::-1], RATE, QUALITY["overlay"], sound) as film:
         for start in range(0, found.frames, AT_ONCE):
-            count = min(AT_ONCE, found.frames - start)
-            pictures = playing.pictures(start, count) if film is not None else None
-            for frame in range(start, start + count):
-                whole = {n: _whole(track.at(frame, size), size) for n, track in tracks.items()}
-                for number, writer in writers.items():
-                    writer.write(frame, (whole[number] > 0.5).astype(np.uint8) * 255)
-                if film is not None and pictures is not None:
-                    picture = pictures[frame - start].copy()
-                    for number, mask in whole.items():
-                        _outline(picture, mask > 0.5, number, speaks[number][frame])
-                    for number, mask in whole.items():
-                        _number(picture, mask > 0.5, labels[number])
-                    film.write(frame, picture)
+            pictures = playing.pictures(start, min(AT_ONCE, found.frames - start))
+            for frame, picture in enumerate(pictures, start):
+                # Of those who are not in this frame nothing is made: there may be hundreds.
+                parts = {number: track.at(frame, size) for number, track in tracks.items()}
+                shown = {number: _whole(some, size) for number, some in parts.items() if some}
+                for number, mask in shown.items():
+                    _outline(picture, mask, number, bool(speaks[number][frame]))
+                for number, mask in shown.items():
+                    _number(picture, mask, _label(number, size))
+                film.write(frame, picture)
+            progress.done()
 
 
 def _frames_of(spans: Sequence[Span], frames: int) -> np.ndarray:
@@ -189,6 +210,7 @@ def _outline(picture: np.ndarray, mask: np.ndarray, number: int, speaks: bool) -
     here[edge] = colour.astype(np.uint8)
 
 
+@functools.lru_cache(maxsize=64)
 def _label(number: int, size: tuple[int, int]) -> np.ndarray:
     """A disc with a person's number: uint8 [h, w, 4]."""
     side = max(18, round(min(size) / 12))

@@ -7,16 +7,18 @@
 import contextlib
 import dataclasses
 import json
-import tempfile
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
 
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.features import SAMPLE_RATE
+from cavmae.datasets.locking import locked
 from cavmae.datasets.media import MediaError, Probe, probe
 from cavmae.datasets.media.playback import RATE
 from cavmae.datasets.progress import Progress
@@ -164,18 +166,27 @@ class Separator:
         if out.exists():
             raise UsageError(f"{out} is there already: name another folder, or remove it.")
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-            work, made = Path(scratch) / "work", Path(scratch) / "made"
-            work.mkdir()
-            made.mkdir()
+        scratch = out.parent / f".{out.name}.unfinished"
+        with locked(scratch, f"Another process is making {out}."), _told_of(video):
+            work, made = _emptied(scratch / "work"), _emptied(scratch / "made")
             try:
                 with local_copy(video, work) as path:
                     self._into(video, probe(path), work, made, settings, target or Target())
-            except MediaError as error:
-                raise CavmaeError(f"{video}: {_SAID.get(error.reason, error.reason)} "
-                                  f"({error.detail}).") from error  # fmt: skip
-            made.rename(out)
+                made.rename(out)
+            finally:
+                shutil.rmtree(work)
+                shutil.rmtree(made, ignore_errors=True)  # it has gone where it belongs, or failed
         return Result.load(out)
+
+    def made_of(self, video: str, settings: SeparateSettings, target: Target) -> dict[str, Any]:
+        """What a result depends on, as ``result.json`` has it."""
+        return {
+            "source": video,
+            "model": self._name,
+            "precision": self._precision,
+            "settings": dataclasses.asdict(settings),
+            "asked": json.loads(json.dumps(dataclasses.asdict(target))),
+        }
 
     def _into(
         self, name: str, info: Probe, work: Path, made: Path, settings: SeparateSettings,
@@ -200,11 +211,8 @@ class Separator:
         gain = min(1.0, CEILING / peak) if peak else 1.0
         record: dict[str, Any] = {
             "schema": SCHEMA,
-            "source": name,
+            **self.made_of(name, settings, who),
             "seconds": found.samples / SAMPLE_RATE,
-            "model": self._name,
-            "precision": self._precision,
-            "settings": dataclasses.asdict(settings),
             "target": _told(target),
             "sample_rate": rate,
             "gain": gain,
@@ -236,6 +244,36 @@ class Separator:
             file.write(json.dumps(record, indent=1).encode() + b"\n")
 
 
+@contextlib.contextmanager
+def _told_of(video: str) -> Iterator[None]:
+    """Whatever is wrong with a recording, or with the machine, is told of the recording.
+
+    Raises:
+        CavmaeError: something is.
+    """
+    try:
+        yield
+    except MediaError as error:
+        said = f"{_SAID.get(error.reason, error.reason)} ({error.detail})"
+        raise CavmaeError(f"{video}: {said}.") from error
+    except torch.OutOfMemoryError as error:
+        raise CavmaeError(
+            f"{video}: the GPU's memory does not suffice: --precision bf16, or --device cpu."
+        ) from error
+    except MemoryError as error:
+        raise CavmaeError(f"{video}: memory does not suffice.") from error
+    except (OSError, av.FFmpegError) as error:
+        raise CavmaeError(f"{video}: {error}") from error
+
+
+def _emptied(folder: Path) -> Path:
+    """A folder, without what a killed run may have left there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    return folder
+
+
 # What is said of a recording that cannot be taken apart.
 _SAID = {
     "no_audio": "it has no sound, so there are no voices to be found",
@@ -251,11 +289,13 @@ def _chosen(
     found: Found, settings: SeparateSettings, target: Cue | None
 ) -> dict[int, list[Sighting]]:
     """Who stays, those seen long enough or the target alone, by the first pass's numbers."""
+    # A single window gives whom a forward pass gives.
+    least = min(settings.min_seconds * RATE, found.frames / 2) if len(found.starts) > 1 else 0
+    lasting = {n: s for n, s in found.people.items() if visible(found, s).sum() >= least}
     if target is None:
-        least = min(settings.min_seconds, found.frames / RATE / 2)
-        return {n: s for n, s in found.people.items() if visible(found, s).sum() >= least * RATE}
+        return lasting
     if target.kind == "voice":
-        return _most_alike(found)
+        return _most_alike(lasting)
     meant = {n: sum(s.there for s in some if s.cued) for n, some in found.people.items()}
     best = max(meant, key=lambda n: meant[n], default=None)
     if best is None or not meant[best]:
@@ -266,12 +306,13 @@ def _chosen(
     return {best: found.people[best]}
 
 
-def _most_alike(found: Found) -> dict[int, list[Sighting]]:
+def _most_alike(people: Mapping[int, list[Sighting]]) -> dict[int, list[Sighting]]:
     """Whoever sounds most like a reference voice over all windows, the louder ones for more."""
-    power = {n: sum(s.power for s in some) for n, some in found.people.items()}
+    # However rarely: somebody is heard where they are loudest.
+    power = {n: max(s.power for s in some) for n, some in people.items()}
     loudest = max(power.values(), default=0.0)
     apart = {
-        n: sum(s.power * (s.unlike or 0.0) for s in found.people[n]) / power[n]
+        n: sum(s.power * (s.unlike or 0.0) for s in people[n]) / sum(s.power for s in people[n])
         for n in power
         if power[n] > 0 and power[n] >= AUDIBLE * loudest
     }
@@ -281,7 +322,7 @@ def _most_alike(found: Found) -> dict[int, list[Sighting]]:
             "another cue."
         )
     best = min(apart, key=lambda n: apart[n])
-    return {best: found.people[best]}
+    return {best: people[best]}
 
 
 def visible(found: Found, sightings: list[Sighting]) -> np.ndarray:

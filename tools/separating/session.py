@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cavmae.datasets.features import SAMPLE_RATE
 from cavmae.datasets.media import Probe
 from cavmae.datasets.media.geometry import Geometry
 from cavmae.datasets.media.playback import RATE, SAMPLES, Playback
 from cavmae.finetune.separating.seeing import WHOLE, Box, Cue, Person, Seer
-from cavmae.finetune.separating.tracking import Tracker
+from cavmae.finetune.separating.tracking import Tracker, masks_at, overlap_of
 from cavmae.finetune.separating.windows import Joiner, window_starts
 from cavmae.tools.separating.settings import SeparateSettings
 from cavmae.tools.separating.voices import RawWave
@@ -23,6 +22,7 @@ from cavmae.tools.separating.voices import RawWave
 LARGEST = 1280  # pixels of the longer side that pictures are kept at for a second look
 CLOSER = 1.5  # times as large as before is worth a second look
 MARGIN = 0.2  # of a person's size, around them in a second look
+AGREED = 0.25  # IoU of both looks' masks from which on they are of one person
 MIXTURE = 0  # number of the mixture's file; people count from 1
 
 
@@ -112,7 +112,7 @@ def first_pass(
     with Playback(info, geometry, settings.decoder) as playing:
         starts = window_starts(playing.frames, length, max(1, round(settings.hop * length)))
         tracker = Tracker(starts, seer.keys, length, SAMPLES, RATE)
-        samples = round(playing.seconds * SAMPLE_RATE)
+        samples = playing.samples
         joiner = Joiner([s * SAMPLES for s in starts], shape.samples, samples)
         where = None if cue is None or cue.kind == "voice" else _cued(cue, starts, seer.keys)
         people: dict[int, list[Sighting]] = {}
@@ -207,13 +207,20 @@ def _closely(
             cue = Cue("mask", box=_box_of(mask), mask=mask)
             seen = seer.people(frames, wave, box, cue, key)
             again = next((p for p in seen if p.slot == 0), None)
-        if again is None:
+        if again is None or not _same(again, person, people, seer.keys):
             found.append(person)
         else:
             # How sure it is that somebody is there was said before the cue said so.
             found.append(again._replace(slot=person.slot, there=person.there))
             close[person.slot] = closer
     return found, close
+
+
+def _same(again: Person, person: Person, people: list[Person], keys: np.ndarray) -> bool:
+    """Whether a second look shows whom it was to show, and not somebody beside them."""
+    seen = masks_at(again, keys, keys) > 0.5
+    alike = {p.slot: overlap_of(seen, masks_at(p, keys, keys) > 0.5) for p in people}
+    return alike[person.slot] >= AGREED and alike[person.slot] == max(alike.values())
 
 
 def close_up(

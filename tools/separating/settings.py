@@ -13,8 +13,9 @@ class SeparateSettings:
     Args:
         second_look: look again, closely, at people who are small in the picture.
         hop: from a window to the next, as a share of a window; less is slower and smoother.
-        min_seconds: whoever is seen for a shorter time in all is left out, and so is their voice;
-            somebody in a single window, which may be a mistake, is seen for half of it.
+        min_seconds: whoever is seen for a shorter time in all (and for less than half of a short
+            recording) is left out, and so is their voice: somebody in a single window may be a
+            mistake. In a recording of one window everybody stays.
         rate: of the WAV files: ``16000`` Hz, or that of the ``input``.
         overlay: write the video with everybody outlined and numbered.
         masks: write a mask video for each person.

@@ -49,6 +49,18 @@ class Target:
             raise UsageError(f"Name the target in one way, not by {' and '.join(told)}.")
         return told[0] if told else "none"
 
+    def check(self) -> None:
+        """What can be told before there is a recording.
+
+        Raises:
+            UsageError: several ways at once.
+            CavmaeError: a file that cannot be read, or holds nothing.
+        """
+        if self.kind == "voice":
+            _read_voice(str(self.voice))
+        elif self.mask is not None:
+            _read_mask(self.mask)
+
     def cue(self, info: Probe, seconds: float, samples: int) -> Cue | None:
         """What the model is told; None: there is no target.
 
@@ -93,20 +105,25 @@ class Target:
         return Cue(kind, self.time, (left, top, right, bottom))
 
 
-def _of_mask(path: str, time: float, size: tuple[int, int]) -> Cue:
+def _read_mask(path: str) -> np.ndarray:
     try:
         with Image.open(path) as image:
-            mask = np.asarray(image.convert("L")) > 127
+            mask: np.ndarray = np.asarray(image.convert("L")) > 127
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise CavmaeError(f"--target.mask {path} is not a readable image: {error}.") from error
+    if not mask.any():
+        raise UsageError(f"--target.mask {path} is black: it has to be white where the person is.")
+    return mask
+
+
+def _of_mask(path: str, time: float, size: tuple[int, int]) -> Cue:
+    mask = _read_mask(path)
     if mask.shape != size:
         raise UsageError(
             f"--target.mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, the picture "
             f"{size[1]}x{size[0]}."
         )
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not rows.size:
-        raise UsageError(f"--target.mask {path} is black: it has to be white where the person is.")
     box: Box = (
         float(columns[0]) / size[1], float(rows[0]) / size[0],
         float(columns[-1] + 1) / size[1], float(rows[-1] + 1) / size[0],

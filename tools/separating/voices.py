@@ -16,6 +16,7 @@ MARGIN = 0.16  # s around a block while it is resampled; whole samples at all us
 CEILING = 0.99  # of the largest sample
 LOUD_DB = -30.0  # of a frame in which somebody speaks, relative to their loud ones
 HEARD_DB = -40.0  # relative to the loud frames of the whole
+QUIETEST_DB = -70.0  # of full scale: what is fainter is silence
 PAUSE = 0.3  # s that do not end a stretch of speech
 SHORTEST = 0.12  # s of a stretch of speech
 
@@ -99,10 +100,13 @@ def speech_spans(voice: np.ndarray, whole: np.ndarray, likely: np.ndarray) -> li
         whole: likewise, of the mixture.
         likely: float32 [frames], probability that they say something.
     """
-    least = max(
-        float(np.percentile(voice, 95)) + LOUD_DB, float(np.percentile(whole, 95)) + HEARD_DB
-    )
-    return spans_of((voice > least) & (likely > 0.5))
+    likely = likely > 0.5
+    if not likely.any():
+        return []
+    # Their loud frames are among those in which they are likely to speak, be they ever so few.
+    loud = float(np.percentile(voice[likely], 95)) + LOUD_DB
+    least = max(loud, float(np.percentile(whole, 95)) + HEARD_DB, QUIETEST_DB)
+    return spans_of((voice > least) & likely)
 
 
 def spans_of(active: np.ndarray) -> list[Span]:

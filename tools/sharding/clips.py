@@ -26,6 +26,7 @@ from cavmae.tools.sharding.images import WavAndFrames
 from cavmae.tools.sharding.inputs import Input, key_of
 from cavmae.tools.sharding.settings import ShardSettings
 
+LONGEST_ENDING = 16  # characters of a file name that tell its kind
 # Errors of the machine rather than of the input: they end the whole run.
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 TAIL_IGNORED = 0.2  # s: a remainder shorter than this is never worth sharing a clip for
@@ -376,7 +377,9 @@ def local_copy(source: str, folder: Path) -> Iterator[str]:
         yield source
         return
     with tempfile.TemporaryDirectory(dir=folder, prefix="input-") as scratch:
-        path = Path(scratch) / ("video" + re.sub(r"[^.A-Za-z0-9]", "", Path(source).suffix))
+        # A signed URL has a query behind its ending, longer than a name may be.
+        ending = Path(source.split("?")[0]).suffix[:LONGEST_ENDING]
+        path = Path(scratch) / ("video" + re.sub(r"[^.A-Za-z0-9]", "", ending))
         if remote:
             try:
                 download(source, path)

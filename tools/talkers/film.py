@@ -115,13 +115,12 @@ def _write(
     settings = shot.settings
     video = f"{shot.folder.name}.mp4"
     stage = Stage(settings, shot.population, script, sounds.tracks)
-    writer = VideoWriter(
-        folder / video, settings.size, settings.frame_rate, settings.quality, sounds.mixture
-    )
     files: dict[str, int] = {}
     boxes: list[list[list[float]]] = [[] for _ in script.people]
     visible: list[list[bool]] = [[] for _ in script.people]
-    try:
+    with VideoWriter(
+        folder / video, settings.size, settings.frame_rate, settings.quality, sounds.mixture
+    ) as writer:
         for number, view in enumerate(stage.frames()):
             writer.write(number, view.pixels)
             if number % BEAT == BEAT - 1:
@@ -132,8 +131,6 @@ def _write(
             for person, box in enumerate(view.mouths):
                 boxes[person].append([round(v, 1) for v in box])
                 visible[person].append(view.visible[person])
-    finally:
-        writer.close()
     voices = {f"voice-{n}.flac": voice for n, voice in enumerate(sounds.voices, 1)}
     tracks = {"mixture.flac": sounds.mixture, **voices}
     if script.off_screen is not None:
