@@ -34,6 +34,7 @@ STATES = ("speaking", "silent", "off-screen", "none")
 SPEAKING, SILENT, OFF_SCREEN, NONE = range(4)
 RATE = 25  # frames of video a second
 QUIETEST = 1e-4  # RMS of a mixture that is not made louder
+LEAST_CLAIM = 0.05  # of the residual to what no voice takes, however sure nobody unseen speaks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,9 +331,16 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         raw = self.separator.masks(looked.heard, x[:, :-1])
         with torch.autocast(raw.device.type, enabled=False):
             levelled, scale = _levelled(inputs.mixture.float())
-            shares = bounded(raw.float()) * there.float()[..., None, None, None]
-            spectra = masked_voices(spectrum(levelled), shares)
+            own = bounded(raw.float()) * there.float()[..., None, None, None]
+            spectra = masked_voices(spectrum(levelled), own, self._claims(looked, there))
         return Voices(spectra, states, scale[..., None])
+
+    @staticmethod
+    def _claims(looked: Looked, there: Tensor) -> Tensor:
+        """How surely slots speak, and somebody unseen does: [N, Q], without gradient."""
+        states = looked.states[-1].detach().float().softmax(-1)
+        speaks = states[:, :-1, SPEAKING] * there.float()
+        return torch.cat([speaks, states[:, -1:, OFF_SCREEN] + LEAST_CLAIM], dim=1)
 
     @staticmethod
     def there(looked: Looked) -> Tensor:

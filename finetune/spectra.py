@@ -58,22 +58,27 @@ def bounded(raw: Tensor) -> Tensor:
     return LARGEST * torch.tanh(raw / LARGEST)
 
 
-def masked_voices(mixture: Tensor, masks: Tensor) -> Tensor:
-    """Spectra of voices, and of the residual: what they leave of the mixture.
+def masked_voices(mixture: Tensor, masks: Tensor, claims: Tensor) -> Tensor:
+    """Spectra of voices and of the residual, which add up to the mixture.
 
-    So they add up to it exactly, and a voice is as silent as its mask says. (Sharing out what is
-    left in proportion to energy, instead, has a dead end: where all masks are nearly 0 each gets
-    the same share, and no gradient.)
+    What masks leave of the mixture, or take twice, is shared out by claims: of two who speak each
+    gets half of it, so that only the difference of their masks has to be learned, and somebody
+    whose mouth is hidden is what the other leaves. (Sharing it out in proportion to energy,
+    instead, has a dead end: where all masks are nearly 0 each gets the same, and no gradient.)
 
     Args:
         mixture: complex [N, B + 1, T + 1].
         masks: float [N, K, 2, B, T], real and imaginary parts. Nyquist's bin and the last frame
             take those beside them.
+        claims: float [N, K + 1], at least 0 and of a sum above 0, the residual's last.
 
     Returns:
         complex [N, K + 1, B + 1, T + 1], the residual last.
     """
-    masks = _padded(masks.float())
+    share = claims[:, :-1] / claims.sum(1, keepdim=True)
+    left = -masks.float().sum(1, keepdim=True)
+    left = torch.cat([left[:, :, :1] + 1, left[:, :, 1:]], dim=2)
+    masks = _padded(masks.float() + share[..., None, None, None] * left)
     found = torch.complex(masks[:, :, 0], masks[:, :, 1]) * mixture[:, None]
     return torch.cat([found, mixture[:, None] - found.sum(dim=1, keepdim=True)], dim=1)
 

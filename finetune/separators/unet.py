@@ -5,6 +5,8 @@ multiplied with it. Here the spectrum is complex, and the embedding varies in ti
 vector cannot follow speech.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,6 +16,8 @@ from cavmae.finetune.separators.base import Heard, Separator, in_step
 from cavmae.finetune.spectra import BINS
 
 LEVELS = (1, 2, 4, 6, 8, 8)  # channels of each, in multiples of the first's
+PLACES = 8  # channels that say which bin a place is: sines and cosines of its frequency
+BANDS = 32  # in which a voice is turned up and down as a whole
 LATENT_LEVEL = 1  # after two halvings of time there are 25 frames a second
 
 
@@ -59,7 +63,7 @@ class ComplexUNet(Separator):
     def __init__(self, width: int, channels: int):
         super().__init__()
         sizes = [channels * level for level in LEVELS]
-        self.downs = nn.ModuleList(map(Down, [3, *sizes], sizes))
+        self.downs = nn.ModuleList(map(Down, [3 + PLACES, *sizes], sizes))
         after = [*sizes[-2:0:-1], 2 * channels]
         self.ups = nn.ModuleList(map(Up, [sizes[-1], *after], sizes[-2::-1], after))
         # The last doubling has most of the places, so it is a single linear map.
@@ -68,13 +72,19 @@ class ComplexUNet(Separator):
         bands = BINS >> (LATENT_LEVEL + 1)
         self.flatten = nn.Linear(sizes[LATENT_LEVEL] * bands, self.latent_width)
         self.query = nn.Linear(width, 2 * 2 * channels)
-        self.offset = nn.Linear(width, 2)
+        self.offset = nn.Linear(width, 2 * BANDS)
         self.scale = (2 * channels) ** -0.5
+        # A convolution is the same at all frequencies; speech is not.
+        angle = torch.pi * torch.arange(1, PLACES // 2 + 1)[:, None] * torch.arange(BINS) / BINS
+        places = torch.cat([angle.sin(), angle.cos()])[None, :, :, None]
+        self.register_buffer("places", places, persistent=False)
 
     def hear(self, spectrum: Tensor) -> Heard:
         """See :meth:`Separator.hear`. Features: the map [N, C, B, T]."""
         size = spectrum.square().sum(dim=1, keepdim=True).add(1e-6).sqrt()
-        levels = [torch.cat([spectrum, size], dim=1)]
+        places = cast(Tensor, self.places).to(spectrum.dtype)
+        places = places.expand(len(spectrum), -1, -1, spectrum.shape[-1])
+        levels = [torch.cat([spectrum, size, places], dim=1)]
         for down in self.downs:
             levels.append(down(levels[-1]))
         x = levels[-1]
@@ -88,4 +98,7 @@ class ComplexUNet(Separator):
         frames = heard.features.shape[-1]
         asked = in_step(self.query(voices), frames).unflatten(2, (2, -1))  # [N, K, 2, C, T]
         found = torch.einsum("nkpct,ncbt->nkpbt", asked * self.scale, heard.features)
-        return found + in_step(self.offset(voices), frames)[:, :, :, None]
+        # What lips say of sounds' spectra, and how loud a voice is, is said of whole bands.
+        bands = in_step(self.offset(voices), frames).unflatten(2, (2, BANDS)).flatten(0, 1)
+        bands = functional.interpolate(bands, (BINS, frames), mode="bilinear", align_corners=False)
+        return found + bands.unflatten(0, voices.shape[:2])

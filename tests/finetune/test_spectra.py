@@ -59,32 +59,57 @@ def test_masks_reach_below_nought_and_not_beyond_five() -> None:
     torch.testing.assert_close(found[1:4], torch.tensor([-0.1, 0.0, 0.1]), atol=1e-3, rtol=0)
 
 
+REST_ONLY = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
+
+
 @pytest.mark.parametrize("scale", [0.0, 0.01, 3.0])
-def test_voices_add_up_to_the_mixture(scale: float) -> None:
+@pytest.mark.parametrize("claims", [[0, 0, 0, 0, 0.05], [1, 0.5, 0, 0, 0.05], [0.9, 0.9, 1, 0, 1]])
+def test_voices_add_up_to_the_mixture(scale: float, claims: list[float]) -> None:
     mixture = torch.randn(2, SAMPLES)
     masks = scale * torch.randn(2, 4, 2, BINS, SAMPLES // 160)
-    found = wave(masked_voices(spectrum(mixture), masks), SAMPLES)
-    torch.testing.assert_close(found.sum(1), mixture, atol=2e-4, rtol=1e-3)
+    told = torch.tensor([claims] * 2, dtype=torch.float32)
+    found = wave(masked_voices(spectrum(mixture), masks, told), SAMPLES)
+    torch.testing.assert_close(found.sum(1), mixture, atol=5e-4, rtol=1e-3)
 
 
-def test_a_voice_is_as_its_mask_says_and_the_residual_is_the_rest() -> None:
+def test_where_nobody_claims_anything_voices_are_as_their_masks_say() -> None:
     mixture = torch.randn(1, SAMPLES)
     masks = torch.zeros(1, 3, 2, BINS, SAMPLES // 160)
     masks[:, 0, 0] = 0.3
-    found = wave(masked_voices(spectrum(mixture), masks), SAMPLES)
+    found = wave(masked_voices(spectrum(mixture), masks, REST_ONLY), SAMPLES)
     assert found.shape == (1, 4, SAMPLES)
     torch.testing.assert_close(found[:, 0], 0.3 * mixture, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(found[:, 3], 0.7 * mixture, atol=1e-3, rtol=1e-3)
     assert found[:, 1:3].abs().max() == 0
 
 
+def test_what_masks_leave_goes_to_those_who_claim_it() -> None:
+    mixture = torch.randn(1, SAMPLES)
+    masks = torch.zeros(1, 3, 2, BINS, SAMPLES // 160)
+    masks[:, 0, 0], masks[:, 1, 0], masks[:, 1, 1] = 0.6, 0.2, 0.4
+    claims = torch.tensor([[1.0, 1.0, 0.0, 2.0]])
+    found = masked_voices(spectrum(mixture), masks, claims)[0] / spectrum(mixture)
+    # 0.2 and -0.4 i are left: a quarter each to those who speak, half to the residual.
+    expected = torch.tensor([0.65 - 0.1j, 0.25 + 0.3j, 0.0, 0.1 - 0.2j])
+    torch.testing.assert_close(
+        found, expected[:, None, None].expand_as(found), atol=1e-3, rtol=1e-3
+    )
+    # Of two alone only the difference of their masks counts.
+    both = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    other = masks.clone()
+    other[:, :2] += 0.7
+    torch.testing.assert_close(
+        masked_voices(spectrum(mixture), masks, both),
+        masked_voices(spectrum(mixture), other, both), atol=1e-3, rtol=1e-3,
+    )  # fmt: skip
+
+
 def test_masks_of_nothing_still_get_a_gradient() -> None:
     mixture = spectrum(torch.randn(1, SAMPLES))
     masks = torch.zeros(1, 2, 2, BINS, SAMPLES // 160, requires_grad=True)
-    own = compressed(masked_voices(mixture, masks)[:, 0, :-1, :-1])
+    own = compressed(masked_voices(mixture, masks, torch.ones(1, 3))[:, 0, :-1, :-1])
     (own - compressed(mixture[:, :-1, :-1])).abs().mean().backward()
     assert masks.grad[:, 0].abs().mean() > 0
-    assert not masks.grad[:, 1].any()
 
 
 def test_oracle_masks_of_voices_apart_in_pitch_give_them_back() -> None:
