@@ -8,6 +8,7 @@ in the mixture; silence by its energy.
 import dataclasses
 import importlib
 import math
+import statistics
 from collections.abc import Callable, Sequence
 
 import torch
@@ -36,6 +37,7 @@ from cavmae.finetune.speaker import NONE, OFF_SCREEN, SILENT, SPEAKING, Looked, 
 GRID = 7  # every so manyeth pixel counts in the assignment
 BETA2 = 0.3  # of the F measure, as AVSBench has it
 WORST_DB = -30.0  # (SI-)SDR of a voice that is not there, which has none
+TALKED_OVER = 0.9  # of somebody's time, in which another speaks, too
 ALONE_DB = 30.0  # SI-SDR of a mixture in which there is nothing but the voice
 
 
@@ -272,12 +274,19 @@ def mean(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
+def median(values: Sequence[float]) -> float:
+    """Of those that could be told; NaN if none could."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else math.nan
+
+
 def summary(scenes: Sequence[SceneMeasures], cued: bool = False) -> dict[str, float]:
     """Means over people, those that could be told.
 
     "SI-SDR improvement" and what is said of voices beside it are of scenes in which two people,
     both seen, speak; others have rows of their own: of three people, and of one voice with
-    something else (noise, somebody unseen).
+    something else (noise, somebody unseen). A few whom nobody talks over gain tens of dB: hence
+    the median, and the mean of those who are talked over for nine tenths of their time.
 
     Args:
         cued: only who is meant by a cue counts.
@@ -291,8 +300,11 @@ def summary(scenes: Sequence[SceneMeasures], cued: bool = False) -> dict[str, fl
         voices.get(count, []).extend(p for p in told if p.active)
     pairs = voices[2]
     alone = [p for p in voices[1] if p.si_sdr_mixture < ALONE_DB]
+    over = [p for p in pairs if p.overlap >= TALKED_OVER]
     found = {
         "SI-SDR improvement": mean([p.si_sdr - p.si_sdr_mixture for p in pairs]),
+        "SI-SDR improvement, median": median([p.si_sdr - p.si_sdr_mixture for p in pairs]),
+        "SI-SDR improvement, talked over": mean([p.si_sdr - p.si_sdr_mixture for p in over]),
         "SDR improvement": mean([p.sdr - p.sdr_mixture for p in pairs]),
         "SI-SDR": mean([p.si_sdr for p in pairs]),
         "SDR": mean([p.sdr for p in pairs]),
@@ -306,6 +318,7 @@ def summary(scenes: Sequence[SceneMeasures], cued: bool = False) -> dict[str, fl
         "F": mean([p.f for p in people]),
         "binding": mean([p.bound for p in people]),
         "confusion": mean([p.confused for p in people]),
+        "confusion, talked over": mean([p.confused for p in over]),
         "silence dB": mean([p.level for p in people]),
         "states": mean([p.state for p in people]),
         "phantoms": mean([s.phantoms for s in scenes]),

@@ -37,12 +37,13 @@ from cavmae.tools.evaluating.plots import draw
 log = logging.getLogger("cavmae")
 # Rows of the table: name, unit, decimals.
 ROWS = (
-    ("SI-SDR improvement", "dB", 2), ("SDR improvement", "dB", 2), ("SI-SDR", "dB", 2),
+    ("SI-SDR improvement", "dB", 2), ("SI-SDR improvement, median", "dB", 2),
+    ("SI-SDR improvement, talked over", "dB", 2), ("SDR improvement", "dB", 2), ("SI-SDR", "dB", 2),
     ("SDR", "dB", 2), ("SI-SDR improvement, one voice", "dB", 2),
     ("SI-SDR improvement, three", "dB", 2), ("STOI", "", 3), ("STOI of the mixture", "", 3),
     ("PESQ", "", 2), ("PESQ of the mixture", "", 2), ("IoU", "", 3), ("F", "", 3),
-    ("binding", "", 3), ("confusion", "", 3), ("silence dB", "dB", 1), ("states", "", 3),
-    ("phantoms", "a scene", 2), ("unseen", "", 3),
+    ("binding", "", 3), ("confusion", "", 3), ("confusion, talked over", "", 3),
+    ("silence dB", "dB", 1), ("states", "", 3), ("phantoms", "a scene", 2), ("unseen", "", 3),
 )  # fmt: skip
 
 

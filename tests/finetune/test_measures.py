@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cavmae.finetune.losses import Truth, truth_of, weights_of
-from cavmae.finetune.measures import SceneMeasures, assigned, measure, summary
+from cavmae.finetune.measures import PersonMeasures, SceneMeasures, assigned, measure, summary
 from cavmae.finetune.separators import Heard
 from cavmae.finetune.settings import LossSettings
 from cavmae.finetune.speaker import Looked, Voices
@@ -168,3 +168,21 @@ def test_what_cannot_be_told_is_left_out() -> None:
     assert "IoU" not in told
     assert "binding" not in told
     assert math.isfinite(told["SI-SDR improvement"])
+
+
+def test_whom_nobody_talks_over_does_not_hide_the_others() -> None:
+    def spoke(gain: float, overlap: float, confused: float) -> PersonMeasures:
+        return PersonMeasures(
+            True, si_sdr=gain, si_sdr_mixture=0.0, overlap=overlap, confused=confused
+        )
+
+    scenes = [
+        SceneMeasures("a", [spoke(30.0, 0.0, 0.0), spoke(2.0, 0.95, 0.0)]),
+        SceneMeasures("b", [spoke(1.0, 1.0, 1.0), spoke(3.0, 0.5, 0.0)]),
+    ]
+    found = summary(scenes)
+    assert found["SI-SDR improvement"] == pytest.approx(9.0)
+    assert found["SI-SDR improvement, median"] == pytest.approx(2.5)
+    assert found["SI-SDR improvement, talked over"] == pytest.approx(1.5)
+    assert found["confusion"] == pytest.approx(0.25)
+    assert found["confusion, talked over"] == pytest.approx(0.5)
