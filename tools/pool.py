@@ -175,6 +175,8 @@ def run(
             wait(handles, timeout=WATCH_EVERY)
             for worker in busy:
                 yield from _listen(worker, timeout, memory_bytes)
+                if worker.task is not None:
+                    continue  # if it has died just now, what became of its task is told next
                 if not worker.process.is_alive() or worker.done >= RECYCLE_AFTER:
                     worker.stop()
                     team.remove(worker)

@@ -1,4 +1,5 @@
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,6 +30,19 @@ def test_every_task_ends_exactly_once(workers: int) -> None:
             assert {"raise": "ValueError: oh", "exit": "code 3", "kill": "killed"}[argument] in (
                 last.detail
             )
+
+
+def test_who_dies_between_two_looks_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is alive when it is asked, and dead a moment later."""
+    listen = pool._listen
+
+    def late(worker: Any, timeout: float, memory_bytes: float) -> Iterator[Any]:
+        yield from listen(worker, timeout, memory_bytes)
+        worker.process.join(0.3)
+
+    monkeypatch.setattr(pool, "_listen", late)
+    events = run(["kill", "exit"] * 3, 2)
+    assert [events[n][-1].reason for n in range(6)] == ["crash"] * 6
 
 
 def test_workers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
