@@ -2,8 +2,9 @@
 
 Queries out of sound as AVSegFormer, query-based separation as IQuery, on the encoder of CAV-MAE.
 Slot k's mask says where to look for the motion that cuts voice k out of the mixture: voice k comes
-from the pixels of mask k, and from nothing else that slot k holds. The last slot is the residual:
-voices of people who are not seen, noise.
+from the pixels of mask k, and from nothing else that slot k holds but whether it speaks, by which
+what all masks leave is shared out. The last slot is the residual: voices of people who are not
+seen, noise.
 
 Shapes: N clips of 2.56 s, S = 40,960 samples, T = 64 frames of 40 ms, F key frames of H x W pixels,
 Q slots, D width; masks are H / 4 x W / 4.
