@@ -4,9 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from cavmae.tools.benching.media import make_video
+from cavmae.tools.separating.separator import Separator
 from tests.conftest import SMALL, make_shards
+from tests.finetune.scenes import model
 from tests.tools.helpers import HOW, TINY
 
 
@@ -29,3 +32,21 @@ def reference(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("reference") / "out"
     assert make_shards(str(videos), out, dataclasses.replace(HOW, workers=1), **TINY) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that has learned nothing, but sees somebody in every slot."""
+    folder = tmp_path_factory.mktemp("model") / "000000001"
+    made = model()
+    with torch.no_grad():
+        made.state_head[-1].bias.copy_(torch.tensor([3.0, 0.0, -3.0, -3.0]))
+        made.anchors.start.copy_(torch.tensor([0.2, 0.5, 0.8, 0.5, 0.2, 0.5, 0.8, 0.5]))
+    made.save_pretrained(folder)
+    (folder / "preprocessing.json").write_text('{"fbank_mean": -6.0, "fbank_std": 4.0}')
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def separator(checkpoint: str) -> Separator:
+    return Separator.from_pretrained(checkpoint, "cpu")

@@ -1,6 +1,5 @@
 """`cavmae separate`: any recording in, voices and masks out."""
 
-import errno
 import json
 import os
 import subprocess
@@ -17,40 +16,19 @@ import torch
 from PIL import Image
 
 from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.locking import locked
 from cavmae.datasets.media import probe
 from cavmae.datasets.media.playback import Playback
 from cavmae.datasets.media.writing import VideoWriter
-from cavmae.finetune.separating.seeing import WHOLE, Box, Cue, Person, Seer
 from cavmae.tools.separate import main
 from cavmae.tools.separating.separator import Result, Separator
-from cavmae.tools.separating.session import _same, close_up, working_geometry
+from cavmae.tools.separating.session import working_geometry
 from cavmae.tools.separating.settings import SeparateSettings
 from cavmae.tools.separating.target import Target
 from cavmae.tools.separating.voices import spans_of, speech_spans, write_wav
-from tests.finetune.scenes import model
 
 Maker = Callable[..., Path]
 QUICK = SeparateSettings(second_look=False, height=64)
 STEPS = (0.5, 1.5)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model that has learned nothing, but sees somebody in every slot."""
-    folder = tmp_path_factory.mktemp("model") / "000000001"
-    made = model()
-    with torch.no_grad():
-        made.state_head[-1].bias.copy_(torch.tensor([3.0, 0.0, -3.0, -3.0]))
-        made.anchors.start.copy_(torch.tensor([0.2, 0.5, 0.8, 0.5, 0.2, 0.5, 0.8, 0.5]))
-    made.save_pretrained(folder)
-    (folder / "preprocessing.json").write_text('{"fbank_mean": -6.0, "fbank_std": 4.0}')
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def separator(checkpoint: str) -> Separator:
-    return Separator.from_pretrained(checkpoint, "cpu")
 
 
 def wave(path: Path) -> tuple[np.ndarray, int]:
@@ -162,95 +140,6 @@ def test_the_command_gives_what_the_interface_gives(
     assert result.record == other.record
 
 
-def test_a_broken_file_does_not_stop_the_others(
-    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = tmp_path / "videos"
-    whole = [video(f"videos/{name}.mp4", seconds=1.0) for name in ("a", "c")]
-    (folder / "b.mp4").write_bytes(b"no video at all" * 99)
-    (folder / "d.mp4").write_bytes(b"")
-    video("videos/silent.mp4", seconds=1.0, audio=None)
-    out = tmp_path / "out"
-    words = [str(folder), "--model", checkpoint, "--out", str(out), "--second-look", "false",
-             "--overlay", "false", "--masks", "false"]  # fmt: skip
-    assert main(words) == 1
-    assert {p.name for p in out.iterdir()} == {"a", "c"}
-    for text in ("b.mp4: it does not decode", "d.mp4: the file is empty",
-                 "silent.mp4: it has no sound", "3 of 5 videos gave nothing"):  # fmt: skip
-        assert text in caplog.text
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    (folder / "b.mp4").unlink()
-    (folder / "d.mp4").unlink()
-    (folder / "silent.mp4").unlink()
-    assert main(words) == 0  # what is there is not made again
-    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
-    assert len(whole) == 2
-
-
-def test_what_was_made_in_another_way_is_not_taken_for_the_result(
-    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    first, other = video("x/a.mp4", seconds=0.5), video("y/a.mp4", seconds=0.5)
-    out = tmp_path / "out"
-    words = ["--model", checkpoint, "--out", str(out), "--second-look", "false",
-             "--overlay", "false", "--masks", "false"]  # fmt: skip
-    assert main([str(first), *words]) == 0
-    assert main([str(other), *words]) == 0  # of the same name: beside it
-    assert main([str(first), str(other), *words]) == 0
-    places = {Result.load(p).record["source"]: p for p in out.iterdir()}
-    assert set(places) == {str(first), str(other)}
-    assert places[str(first)].name == "a"
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    for changed, said in (
-        (["--rate", "input"], "made with another settings"),
-        (["--target.point=0.5,0.5"], "made with another asked"),
-    ):
-        assert main([str(first), str(other), *words, *changed]) == 1
-        assert said in caplog.text
-        with pytest.raises(UsageError, match=said):
-            main([str(first), *words, *changed])
-    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
-
-
-def test_a_target_that_one_video_does_not_have_does_not_stop_the_others(
-    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    short, long = video("short.mp4", seconds=0.5), video("long.mp4", seconds=2.0)
-    out = tmp_path / "out"
-    words = ["--model", checkpoint, "--out", str(out), "--second-look", "false",
-             "--overlay", "false", "--masks", "false",
-             "--target.point=0.5,0.5", "--target.time", "1.5"]  # fmt: skip
-    assert main([str(short), str(long), *words]) == 1
-    assert "outside the recording of 0.5 s" in caplog.text
-    assert [p.name for p in out.iterdir()] == ["long"]
-    table = tmp_path / "table.csv"
-    table.write_text(f"path,start,end\n{long},0.5,1\n")
-    with pytest.raises(UsageError, match="leave start and end out"):
-        main([str(table), *words])
-
-
-def test_what_a_killed_run_left_is_cleared_away(
-    separator: Separator, video: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left = tmp_path / ".out.unfinished" / "work" / "wave-0.f32"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"x" * 1000)
-    settings = SeparateSettings(False, overlay=False, masks=False)
-    path = str(video(seconds=0.5))
-    with locked(left.parent.parent, "busy"), pytest.raises(CavmaeError, match="Another process"):
-        separator.separate(path, tmp_path / "out", settings)
-    separator.separate(path, tmp_path / "out", settings)
-    assert not left.parent.parent.exists()
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("cavmae.tools.separating.separator.write_wav", full)
-    with pytest.raises(CavmaeError, match=r"video.mp4: .*No space left on device"):
-        separator.separate(path, tmp_path / "again", settings)
-    assert {p.name for p in tmp_path.iterdir()} == {"out", "video.mp4"}
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "size"),
     [
@@ -291,76 +180,6 @@ def test_silence_and_nobody(checkpoint: str, tmp_path: Path) -> None:
     assert not wave(result.residual)[0].any()
     assert result.record["gain"] == 1
     assert len(pictures(result.overlay)) == 25  # type: ignore[arg-type]
-
-
-class Obedient(Seer):
-    """Sees whom a mask shows where the mask is, as a model does that has learned."""
-
-    def people(
-        self, frames: np.ndarray, mixture: np.ndarray, box: Box = WHOLE, cue: Cue | None = None,
-        key: int = 0,
-    ) -> list[Person]:  # fmt: skip
-        found = super().people(frames, mixture, box, cue, key)
-        if cue is None or cue.mask is None:
-            return found
-        mask = torch.from_numpy(cue.mask.astype(np.float32))[None, None]
-        across = torch.linspace(2 * box[0] - 1, 2 * box[2] - 1, 48)
-        down = torch.linspace(2 * box[1] - 1, 2 * box[3] - 1, 48)
-        grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)[None]
-        seen = torch.nn.functional.grid_sample(mask, grid, "nearest", align_corners=False)
-        masks = (seen[0].expand(len(self.keys), -1, -1) * 255).byte().numpy()
-        return [found[0]._replace(slot=0, box=box, masks=masks), *found[1:]]
-
-
-def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path: Path) -> None:
-    model = Separator.from_pretrained(checkpoint, "cpu")._seer.task
-    separator = Separator(Obedient(model.model, model.statistics), checkpoint, "fp32")
-    with torch.no_grad():
-        separator._seer.task.model.anchors.move.bias[2:] = -1.5  # whoever it sees is small
-    path = video(seconds=1.0, size=(480, 320))
-    settings = SeparateSettings(overlay=False, masks=False)
-    result = separator.separate(str(path), tmp_path / "out", settings)
-    looks = [look for p in result.record["people"] for look in p["second_look"]]
-    plain = separator.separate(
-        str(path), tmp_path / "plain", SeparateSettings(False, overlay=False, masks=False)
-    )
-    assert not any(p["second_look"] for p in plain.record["people"])
-    assert looks
-    assert all(look["times_larger"] >= 1.5 for look in looks)
-
-
-def test_a_second_look_at_somebody_else_is_not_believed() -> None:
-    keys = np.array([2, 6])
-
-    def somebody(slot: int, left: float, box: Box = (0.0, 0.0, 1.0, 1.0)) -> Person:
-        masks = np.zeros((2, 96, 96), dtype=np.uint8)
-        first, last = (round((v - box[0]) / (box[2] - box[0]) * 96) for v in (left, left + 0.15))
-        masks[:, 30:70, max(0, first) : max(0, last)] = 255
-        return Person(slot, 0.9, 0.9, box, masks, np.zeros(9, np.float32), np.zeros(64, np.float32))
-
-    one, two = somebody(0, 0.3), somebody(1, 0.5)
-    close = (0.25, 0.0, 0.75, 1.0)
-    assert _same(somebody(0, 0.31, close), one, [one, two], keys)
-    assert not _same(somebody(0, 0.5, close), one, [one, two], keys)  # who stands beside them
-    assert not _same(somebody(0, 0.65, close), one, [one], keys)  # nobody who was there
-
-
-def test_a_close_up_holds_the_person_and_stays_in_the_picture() -> None:
-    masks = np.zeros((4, 40, 80), dtype=np.uint8)
-    masks[:, 30:38, 2:6] = 255
-    box, closer = close_up(masks, (400, 800), (224, 224))
-    left, top, right, bottom = box
-    assert left == 0
-    assert right > 6 / 80
-    assert top < 30 / 40
-    assert bottom == pytest.approx(1)
-    shown = 224 / ((bottom - top) * 400)
-    assert closer == pytest.approx(shown / (224 / 800))
-    assert (right - left) * 800 == pytest.approx((bottom - top) * 400)  # as the model sees
-    assert shown <= 1.001  # no closer than there are pixels
-    whole, once = close_up(np.full((4, 40, 80), 255, np.uint8), (400, 800), (224, 224))
-    assert whole == pytest.approx((0, 0, 1, 1))
-    assert once == pytest.approx(1)
 
 
 # --- a target ---
@@ -441,15 +260,6 @@ def test_masks_of_another_size_and_black_ones(
         Image.fromarray(np.full(shape, value, np.uint8)).save(tmp_path / "mask.png")
         with pytest.raises(UsageError, match=said):
             separator.separate(path, tmp_path / "o", QUICK, Target(mask=str(tmp_path / "mask.png")))
-
-
-def test_an_output_that_is_there_is_not_touched(
-    separator: Separator, video: Maker, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    with pytest.raises(UsageError, match="is there already"):
-        separator.separate(str(video()), out, QUICK)
 
 
 # --- voices ---

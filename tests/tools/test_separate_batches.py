@@ -1,0 +1,116 @@
+"""`cavmae separate` on many videos: one that fails, one already there, after a kill."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.locking import locked
+from cavmae.tools.separate import main
+from cavmae.tools.separating.separator import Result, Separator
+from cavmae.tools.separating.settings import SeparateSettings
+
+Maker = Callable[..., Path]
+QUICK = SeparateSettings(second_look=False, height=64)
+
+
+def words(checkpoint: str, out: Path) -> list[str]:
+    """What is quickest."""
+    return ["--model", checkpoint, "--out", str(out), "--second-look", "false",
+            "--overlay", "false", "--masks", "false"]  # fmt: skip
+
+
+def test_a_broken_file_does_not_stop_the_others(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "videos"
+    whole = [video(f"videos/{name}.mp4", seconds=1.0) for name in ("a", "c")]
+    (folder / "b.mp4").write_bytes(b"no video at all" * 99)
+    (folder / "d.mp4").write_bytes(b"")
+    video("videos/silent.mp4", seconds=1.0, audio=None)
+    out = tmp_path / "out"
+    told = [str(folder), *words(checkpoint, out)]
+    assert main(told) == 1
+    assert {p.name for p in out.iterdir()} == {"a", "c"}
+    for text in ("b.mp4: it does not decode", "d.mp4: the file is empty",
+                 "silent.mp4: it has no sound", "3 of 5 videos gave nothing"):  # fmt: skip
+        assert text in caplog.text
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    (folder / "b.mp4").unlink()
+    (folder / "d.mp4").unlink()
+    (folder / "silent.mp4").unlink()
+    assert main(told) == 0  # what is there is not made again
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+    assert len(whole) == 2
+
+
+def test_what_was_made_in_another_way_is_not_taken_for_the_result(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, other = video("x/a.mp4", seconds=0.5), video("y/a.mp4", seconds=0.5)
+    out = tmp_path / "out"
+    how = words(checkpoint, out)
+    assert main([str(first), *how]) == 0
+    assert main([str(other), *how]) == 0  # of the same name: beside it
+    assert main([str(first), str(other), *how]) == 0
+    places = {Result.load(p).record["source"]: p for p in out.iterdir()}
+    assert set(places) == {str(first), str(other)}
+    assert places[str(first)].name == "a"
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    for changed, said in (
+        (["--rate", "input"], "made with another settings"),
+        (["--target.point=0.5,0.5"], "made with another asked"),
+    ):
+        assert main([str(first), str(other), *how, *changed]) == 1
+        assert said in caplog.text
+        with pytest.raises(UsageError, match=said):
+            main([str(first), *how, *changed])
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_a_target_that_one_video_does_not_have_does_not_stop_the_others(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short, long = video("short.mp4", seconds=0.5), video("long.mp4", seconds=2.0)
+    out = tmp_path / "out"
+    how = [*words(checkpoint, out), "--target.point=0.5,0.5", "--target.time", "1.5"]
+    assert main([str(short), str(long), *how]) == 1
+    assert "outside the recording of 0.5 s" in caplog.text
+    assert [p.name for p in out.iterdir()] == ["long"]
+    table = tmp_path / "table.csv"
+    table.write_text(f"path,start,end\n{long},0.5,1\n")
+    with pytest.raises(UsageError, match="leave start and end out"):
+        main([str(table), *how])
+
+
+def test_what_a_killed_run_left_is_cleared_away(
+    separator: Separator, video: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / ".out.unfinished" / "work" / "wave-0.f32"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x" * 1000)
+    settings = SeparateSettings(False, overlay=False, masks=False)
+    path = str(video(seconds=0.5))
+    with locked(left.parent.parent, "busy"), pytest.raises(CavmaeError, match="Another process"):
+        separator.separate(path, tmp_path / "out", settings)
+    separator.separate(path, tmp_path / "out", settings)
+    assert not left.parent.parent.exists()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("cavmae.tools.separating.separator.write_wav", full)
+    with pytest.raises(CavmaeError, match=r"video.mp4: .*No space left on device"):
+        separator.separate(path, tmp_path / "again", settings)
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "video.mp4"}
+
+
+def test_an_output_that_is_there_is_not_touched(
+    separator: Separator, video: Maker, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(UsageError, match="is there already"):
+        separator.separate(str(video()), out, QUICK)
