@@ -74,7 +74,7 @@ def named_config(words: Sequence[str], folder: Path) -> list[str]:
         before = words[number - 1] if number else ""
         option, equals, value = word.partition("=")
         name = value if option == "--config" and equals else word if before == "--config" else ""
-        if name and not Path(name).exists():
+        if name and not Path(name).is_file():  # a folder `demo` is not the configuration `demo`
             path = folder / f"{name}.yaml"
             if not path.is_file():
                 ours = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))

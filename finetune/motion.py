@@ -92,7 +92,7 @@ class MotionReader(nn.Module):
 
     def __init__(self, channels: int, width: int, heads: int = 4):
         super().__init__()
-        self.score = nn.Conv2d(channels, heads, 1)
+        self.score = nn.Linear(channels, heads)
         nn.init.zeros_(self.score.weight)  # plain means, at first
         self.proj = nn.Linear(heads * channels, width)
 
@@ -119,7 +119,8 @@ class MotionReader(nn.Module):
         slots, keys = masks.shape[1:3]
         masks = functional.adaptive_avg_pool2d(masks.flatten(0, 1), (h, w))
         masks = masks.unflatten(0, (n, slots)).flatten(3).transpose(1, 2)  # [N, F, Q, places]
-        score = self.score(motion.flatten(0, 1)).flatten(2).unflatten(0, (n, t))
+        flat = motion.flatten(3)  # [N, T, C, places]
+        score = self.score.weight @ flat + self.score.bias[:, None]
         weight = (score - score.amax(-1, keepdim=True)).exp()  # [N, T, heads, places]
         # Between key frames masks change little by little: a step would look like a movement.
         place = ((torch.arange(t, device=motion.device) + 0.5) * keys / t - 0.5).clamp(0, keys - 1)
@@ -127,7 +128,7 @@ class MotionReader(nn.Module):
         part = (place - before)[:, None, None]
         masks = torch.lerp(masks[:, before], masks[:, (before + 1).clamp(max=keys - 1)], part)
         weight = weight[:, :, None] * (masks + 1e-6)[:, :, :, None]  # [N, T, Q, heads, places]
-        values = motion.flatten(3).transpose(2, 3)  # [N, T, places, C]
+        values = flat.mT
         values = functional.pad(values, (0, 1), value=1.0)  # whose sum is that of the weights
         sums = (weight.flatten(2, 3) @ values).unflatten(2, (slots, -1))
         means = (sums[..., :-1] / sums[..., -1:]).flatten(3)  # [N, T, Q, heads * C]

@@ -91,7 +91,9 @@ class Pyramid(nn.Module):
         rows, columns = self.grid
         eighth = 2 * rows, 2 * columns
         if motion.shape[-2:] != eighth:
-            motion = functional.interpolate(motion, eighth, mode="bilinear", antialias=True)
+            # In fp32, since the CPU knows no other.
+            small = functional.interpolate(motion.float(), eighth, mode="bilinear", antialias=True)
+            motion = small.to(motion.dtype)
         fine = functional.gelu(self.stem_norm(self.stem(frames)))
         middle = self.down8(fine)
         coarse = self.down16(torch.cat([middle, motion], dim=1))

@@ -392,3 +392,20 @@ def test_a_small_model_learns_a_batch() -> None:
     assert losses[-1] < losses[0] - 1
     assert after["SI-SDR improvement"] > before["SI-SDR improvement"] + 3
     assert after["IoU"] > before["IoU"] + 0.2
+
+
+@pytest.mark.parametrize("size", [(16, 24), (32, 48)])
+def test_half_precision_on_the_cpu(size: tuple[int, int]) -> None:
+    """At the pyramid's own resolution and at another: losses near those of fp32."""
+    one = task(model(motion_size=size)).eval()
+    scenes = batch()
+    scenes["motion"] = scenes["motion"].repeat(1, 1, size[0] // 16, size[1] // 24)
+    found = []
+    for half in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = one("learn", scenes).loss
+        loss.backward()
+        found.append(loss.item())
+    assert found[1] == pytest.approx(found[0], rel=0.1)
+    assert all(p.grad.isfinite().all() for p in one.parameters() if p.grad is not None)

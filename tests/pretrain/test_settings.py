@@ -86,6 +86,17 @@ def test_configurations_of_ours(
     assert training.length == held_out.length == shape.audio_size[1]
 
 
+def test_a_folder_of_the_same_name_is_no_configuration(
+    tmp_path: Path, data_set: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    seen: list[PretrainSettings] = []
+    monkeypatch.setattr(train_module, "train", lambda settings, *_: seen.append(settings))
+    assert main(["--config", "tiny", "--out", "run", "--data.train", "x"]) == 0
+    assert seen[0].model.size == "tiny"
+
+
 def test_a_configuration_that_is_not_there() -> None:
     with pytest.raises(UsageError, match="ours are aligned, base"):
         main(["--config", "bass", "--out", "x"])
