@@ -14,7 +14,7 @@ class SpeakerDataSettings:
     Args:
         train: folder or URL of the shards to compose from (clips of single people, made with
             `--profile speakers`).
-        held_out: list of scenes that is measured on, made with `cavmae evaluate --make-list`; None:
+        held_out: list of scenes that is measured on, made with `cavmae evaluate --make`; None:
             no evaluation.
         held_out_shards: shards that the list was made of.
         batch: scenes that one process takes at a time.

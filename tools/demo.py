@@ -127,11 +127,16 @@ def _prepare(out: Path, settings: DemoSettings) -> None:
                 shutil.rmtree(out / name)
             else:
                 (out / name).unlink(missing_ok=True)
-    elif mark.exists() and json.loads(mark.read_text()) != how:
-        raise UsageError(
-            f"{out} was made with other settings ({mark.read_text().strip()}): name another "
-            "folder with --out, or begin anew with --clean."
-        )
+    elif mark.exists():
+        try:
+            before = json.loads(mark.read_text())
+        except ValueError as error:
+            raise UsageError(f"{mark} is damaged ({error}): begin anew with --clean.") from error
+        if before != how:
+            raise UsageError(
+                f"{out} was made with other settings ({json.dumps(before)}): name another folder "
+                "with --out, or begin anew with --clean."
+            )
     with write_atomically(mark) as file:
         file.write(json.dumps(how).encode() + b"\n")
 

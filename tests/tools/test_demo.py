@@ -11,7 +11,7 @@ import pytest
 
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.tools.cli import COMMANDS
-from cavmae.tools.demo import MADE, DemoSettings, Step, _run, demo, main, steps
+from cavmae.tools.demo import MADE, MARK, DemoSettings, Step, _run, demo, main, steps
 
 pytest.importorskip("skia", reason="rendering talkers needs skia-python")
 
@@ -23,9 +23,11 @@ SMALL = ["--clips", "24", "--pretrain-steps", "2", "--finetune-steps", "2", "--s
     reason="takes minutes: set CAVMAE_WHOLE_DEMO, as .ci/run does",
 )
 def test_the_whole_way_with_a_kill_in_the_middle(tmp_path: Path) -> None:
-    folder = tmp_path / "demo"
-    words = [sys.executable, "-m", "cavmae.tools.demo", "--out", str(folder), *SMALL]
-    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    folder = tmp_path / "demo"  # as `make demo` has it: here, and of that name
+    words = [sys.executable, "-m", "cavmae.tools.demo", "--out", "demo", *SMALL]
+    process = subprocess.Popen(
+        words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=tmp_path
+    )
     until = time.monotonic() + 200
     while not (folder / "pretrained" / "retrieval.json").exists() and time.monotonic() < until:
         time.sleep(0.05)
@@ -39,7 +41,7 @@ def test_the_whole_way_with_a_kill_in_the_middle(tmp_path: Path) -> None:
     assert len(kept) >= 24 + 2 + 1
     before = {path: path.stat().st_mtime_ns for path in kept}
 
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     # In two steps nothing is learned, and that is said.
     assert done.returncode == 1, done.stderr[-3000:]
     assert "That is less than +2.0 dB and IoU 0.6" in done.stderr
@@ -58,6 +60,12 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="holds something else"):
             main(["--out", str(tmp_path), *words])
     assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_a_mark_that_somebody_changed(tmp_path: Path) -> None:
+    (tmp_path / MARK).write_text("{")
+    with pytest.raises(UsageError, match=f"{MARK} is damaged.*--clean"):
+        main(["--out", str(tmp_path)])
 
 
 def test_every_step_is_a_command_and_a_video_is_taken_apart_too(tmp_path: Path) -> None:
