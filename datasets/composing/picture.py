@@ -222,12 +222,29 @@ class Painter:
             frame = self.pool.pictures(clip, frames[:1].tolist(), grey=False)[0]
             return torch.from_numpy(frame).permute(2, 0, 1).float()
         pictures = torch.from_numpy(self.pool.pictures(clip, frames.tolist(), grey=False))
-        person = torch.from_numpy(self.pool.masks(clip, frames.tolist()) > 0).float()[:, None]
-        side = 2 * MARGIN + 1  # one axis after the other: six times as fast
-        wide = functional.max_pool2d(person, (side, 1), stride=1, padding=(MARGIN, 0))
-        free = 1 - functional.max_pool2d(wide, (1, side), stride=1, padding=(0, MARGIN))
+        person = widened(self.pool.masks(clip, frames.tolist()) > 0, MARGIN)
+        free = torch.from_numpy(~person).float()[:, None]
         total = (pictures.permute(0, 3, 1, 2).float() * free).sum(0)
         return filled(total, free.sum(0))
+
+
+def widened(masks: np.ndarray, margin: int) -> np.ndarray:
+    """Masks with all that lies within ``margin`` pixels in height and width: bool [N, h, w].
+
+    What was found is laid over itself, moved by as much as leaves no gap at borders: log2 of the
+    margin times, on bytes, which takes a tenth of the time of pooling.
+    """
+    found = masks.copy()
+    for axis in (1, 2):
+        reach = 0
+        while reach < margin:
+            by = min(reach + 1, margin - reach)
+            before = np.moveaxis(found.copy(), axis, 0)
+            moved = np.moveaxis(found, axis, 0)
+            moved[by:] |= before[:-by]
+            moved[:-by] |= before[by:]
+            reach += by
+    return found
 
 
 def filled(total: Tensor, weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from cavmae.datasets.composing.clips import ClipPool
 from cavmae.datasets.composing.drawing import RecipeBook
-from cavmae.datasets.composing.picture import GREY, Painter, filled
+from cavmae.datasets.composing.picture import GREY, Painter, filled, widened
 from cavmae.datasets.composing.recipe import ComposeSettings, Recipe, Seen
 from tests.datasets.clips import clip, data_set_of
 
@@ -144,3 +144,17 @@ def test_holes_are_filled_from_around() -> None:
     even = filled(torch.full((3, 37, 50), 7.0) * weight, weight)
     torch.testing.assert_close(even, torch.full_like(even, 7.0))
     assert filled(torch.zeros(3, 8, 8), torch.zeros(1, 8, 8)).abs().max() == 0
+
+
+@pytest.mark.parametrize("margin", [0, 1, 2, 3, 4, 6, 20])
+def test_masks_with_what_is_near(margin: int) -> None:
+    """A pixel belongs to it if one of the mask's is within the margin in both directions."""
+    masks = np.random.default_rng(margin).random((3, 9, 14)) < 0.03
+    masks[0, 0, 0] = masks[1, 8, 13] = True
+    near = np.zeros_like(masks)
+    for number, row, column in zip(*np.nonzero(masks), strict=True):
+        top, left = max(0, row - margin), max(0, column - margin)
+        near[number, top : row + margin + 1, left : column + margin + 1] = True
+    before = masks.copy()
+    np.testing.assert_array_equal(widened(masks, margin), near)
+    np.testing.assert_array_equal(masks, before)
