@@ -42,6 +42,7 @@ def run_folder(folder: Path, seed: int) -> Path:
     told += [
         {"step": s, "kind": "held_out", "IoU": s / 400, "silence dB": None} for s in (100, 200)
     ]
+    told.append({"step": 280 + 10 * seed, "kind": "held_out", "once": 0.125 + seed})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
     (folder / "config.yaml").write_text("loop:\n  steps: 300\nnote: <b>\n")
     retrieval = {"clips": 40, "audio to video": {"R@1": 0.25, "median rank": 3.0}}
@@ -101,6 +102,14 @@ class Tags(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def test_what_was_measured_once_is_told_in_a_table(page: Path) -> None:
+    text = page.read_text()
+    assert "second, step 290</th>" in text
+    assert re.search(r'<th scope="row">once</th><td>0\.125</td><td>1\.125</td>', text)
+    assert "once over training steps" not in text
+    assert "IoU over training steps" in text
 
 
 def test_a_page_needs_nothing_beside_itself(page: Path) -> None:

@@ -38,12 +38,12 @@ def page(sources: Sequence[Source], title: str) -> str:
     """
     runs = [s for s in sources if isinstance(s, Run)]
     parts = {
+        "Separated recordings": "".join(example(s) for s in sources if isinstance(s, Separation)),
+        "Measures": _measures([s for s in sources if isinstance(s, Evaluation)]),
         "Training": _training(runs),
         "Measured while training": _held_out(runs),
         "Reconstructions": _pictures(runs),
         "Retrieval": _retrieval(runs),
-        "Measures": _measures([s for s in sources if isinstance(s, Evaluation)]),
-        "Separated recordings": "".join(example(s) for s in sources if isinstance(s, Separation)),
         "Data": "".join(_data(s) for s in sources if isinstance(s, DataSet)),
         "Configuration": "".join(_configuration(run) for run in runs),
     }
@@ -86,13 +86,35 @@ def _training(runs: Sequence[Run]) -> str:
 def _held_out(runs: Sequence[Run]) -> str:
     names = dict.fromkeys(n for run in runs for line in run.held_out for n in line)
     drawn = []
+    once: list[tuple[str, dict[str, Line]]] = []
     units = {name: unit for name, unit, _ in ROWS}
     for name in names:
         named = {run.name: Line(*series(run.held_out, name)) for run in runs}
         named = {k: line for k, line in named.items() if line.steps}
-        if name not in NOT_DRAWN and named:
+        if name in NOT_DRAWN or not named:
+            continue
+        if max(len(line.steps) for line in named.values()) > 1:
             drawn.append(lines(name, units.get(name) or name, named))
-    return _charts(drawn)
+        else:
+            once.append((f"{name}, {unit}" if (unit := units.get(name)) else name, named))
+    return _once(once) + _charts(drawn)
+
+
+def _once(rows: Sequence[tuple[str, dict[str, Line]]]) -> str:
+    """What was measured a single time is no curve."""
+    if not rows:
+        return ""
+    measured = dict.fromkeys(
+        (run, line.steps[0]) for _, named in rows for run, line in named.items()
+    )
+    body = []
+    for name, named in rows:
+        values = [
+            named[run].values[0] if run in named and named[run].steps[0] == step else None
+            for run, step in measured
+        ]
+        body.append((name, [_number(value) for value in values]))
+    return _table(["", *(f"{run}, step {step:.0f}" for run, step in measured)], body)
 
 
 def _pictures(runs: Sequence[Run]) -> str:
