@@ -52,9 +52,9 @@ class DemoSettings:
     out: str = "demo"
     video: str | None = None
     clean: bool = False
-    clips: int = 320
+    clips: int = 240
     pretrain_steps: int = 40
-    finetune_steps: int = 400
+    finetune_steps: int = 280
     scenes: int = 24
 
 
