@@ -123,14 +123,13 @@ def load_hub(kind: type[Model], name: str, remedy: str) -> Model:
         with contextlib.redirect_stdout(sys.stderr):  # the hub's library prints
             found: Model = kind.from_pretrained(name)
             return found
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        HfHubHTTPError,
-        HFValidationError,
-    ) as error:
+    except RuntimeError as error:
+        found_out = " ".join(str(error).split("\n\t")[:2])
+        raise CavmaeError(
+            f"{name} holds weights that are not those of its configuration, since they are of "
+            f"another version of cavmae or of another kind ({found_out}): {remedy}."
+        ) from error
+    except (OSError, ValueError, TypeError, HfHubHTTPError, HFValidationError) as error:
         raise CavmaeError(
             f"{name} is no folder of weights, nor a model on the hub "
             f"({str(error).splitlines()[0]}): {remedy}."

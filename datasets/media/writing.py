@@ -7,6 +7,7 @@ from typing import Protocol
 
 import av
 import numpy as np
+import torch
 
 from cavmae.datasets.features import SAMPLE_RATE
 
@@ -47,6 +48,9 @@ class VideoWriter:
         video.pix_fmt = "yuv420p"
         # One thread: the same bytes in any number of processes.
         video.options = {"preset": "veryfast", "crf": f"{quality:g}", "threads": "1"}
+        if torch.backends.cpu.get_cpu_capability() == "AVX512":
+            # x264 with AVX-512 gives other bytes for the same frames now and then (measured).
+            video.options = {**video.options, "x264-params": "asm=AVX2"}
         video.codec_context.thread_count = 1
         self._video = video
         self._sound: Iterator[float] = iter(())

@@ -228,7 +228,7 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     refused("8 clips to compose from, not 99", data={"clips": 99})
     other = tmp_path / "other"
     EventClassifier(config_of("tiny", image_size=(64, 64)), 3).save_pretrained(other)
-    refused("is no folder of weights", CavmaeError, model={"encoder": str(other)})
+    refused("or of another kind", CavmaeError, model={"encoder": str(other)})
     with pytest.raises(CavmaeError, match="another kind"):
         load_speaker(str(encoder))
     with pytest.raises(UsageError, match="speakers"):
