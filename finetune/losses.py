@@ -11,12 +11,14 @@ from torch.nn import functional
 
 from cavmae.finetune.matching import (
     ACTIVE_DB,
+    HEARD_DB,
     People,
     Points,
     Weights,
     assign,
     draw_points,
     energies_db,
+    frame_energies_db,
     joint_costs,
     mask_costs,
     points_of,
@@ -163,7 +165,7 @@ def speaker_losses(
     parts |= _voice_losses(voices, waves, truth, slots)
     factors = {
         "state": settings.state, "mask entropy": settings.entropy, "dice": settings.dice,
-        "votes": settings.votes, "mixer": settings.mixer, "sdr": -settings.sdr,
+        "votes": settings.votes, "mixer": settings.mixer, "when": settings.when, "sdr": -settings.sdr,
         "spectrum": settings.spectrum,
         "silence": settings.silence,
     }  # fmt: skip
@@ -235,12 +237,17 @@ def _voice_losses(voices: Voices, waves: Tensor, truth: Truth, slots: Tensor) ->
     assigned[:, -1] = True
     active = assigned & (energies_db(wanted, truth.mixture) > ACTIVE_DB)
     count = active.sum().clamp(min=1)
+    loud = frame_energies_db(wanted, truth.mixture, voices.heard.shape[-1]) > HEARD_DB
+    when = functional.binary_cross_entropy_with_logits(
+        voices.heard.float(), loud.float(), reduction="none"
+    ).mean(2)
     ratio = (sdr(waves, wanted) * active).sum() / count
     own = compressed(voices.spectra[active][..., :-1, :-1])
     true = compressed(spectrum(wanted[active])[..., :-1, :-1])
     loudness = energies_db(waves, truth.mixture)
     silent = assigned & ~active
     return {
+        "when": (when * assigned).sum() / assigned.sum(),
         "sdr": ratio,
         "spectrum": (own - true).abs().mean(dim=(1, 2, 3)).sum() / count,
         "silence": (loudness * silent).sum() / silent.sum().clamp(min=1),

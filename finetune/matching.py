@@ -17,6 +17,7 @@ from torch.nn import functional
 CAP_DB = 30.0  # more SI-SDR than this is not asked for
 FLOOR_DB = -60.0  # nor more silence than this, relative to the mixture
 ACTIVE_DB = -40.0  # a voice softer than this, relative to the mixture, is not there
+HEARD_DB = -30.0  # likewise 40 ms of a voice, relative to the mean of its mixture
 
 
 class Points(NamedTuple):
@@ -81,6 +82,16 @@ def energies_db(waves: Tensor, mixture: Tensor) -> Tensor:
     energy = waves.float().square().sum(-1)
     whole = mixture.float().square().sum(-1, keepdim=True) + 1e-8
     return 10 * torch.log10(energy / whole + 10 ** (FLOOR_DB / 10))
+
+
+def frame_energies_db(waves: Tensor, mixture: Tensor, frames: int) -> Tensor:
+    """Power of voices [N, K, S] in each frame, relative to their mixture's [N, S]: [N, K, frames].
+
+    In dB, -60 at least.
+    """
+    power = waves.float().square().unflatten(-1, (frames, -1)).mean(-1)
+    whole = mixture.float().square().mean(-1)[:, None, None] + 1e-8
+    return 10 * torch.log10(power / whole + 10 ** (FLOOR_DB / 10))
 
 
 def sdr_pairs(estimates: Tensor, truth: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class Pyramid(nn.Module):
         rows, columns = self.grid
         eighth = 2 * rows, 2 * columns
         if motion.shape[-2:] != eighth:
-            # In fp32, since the CPU knows no other.
+            # In fp32: the CPU cannot interpolate bf16 without aliasing.
             small = functional.interpolate(motion.float(), eighth, mode="bilinear", antialias=True)
             motion = small.to(motion.dtype)
         fine = functional.gelu(self.stem_norm(self.stem(frames)))

@@ -116,6 +116,7 @@ class LossSettings:
         dice: of the masks' dice loss.
         votes: of how far pixels vote beside their person's middle, as a share of the picture.
         mixer: of the dice loss of the cross-modal mixer.
+        when: of the cross-entropy of who is heard in each 40 ms.
         sdr: of every dB of the voices' SDR (not scale-invariant: they add up to the mixture).
         spectrum: of the difference of compressed complex spectra.
         silence: of every dB of the energy of who is not heard, relative to the mixture.
@@ -133,6 +134,7 @@ class LossSettings:
     dice: float = 2.0
     votes: float = 5.0
     mixer: float = 0.1
+    when: float = 1.0
     sdr: float = 0.1
     spectrum: float = 1.0
     silence: float = 0.02

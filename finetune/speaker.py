@@ -26,6 +26,7 @@ from cavmae.finetune.motion import MotionPathway, MotionReader
 from cavmae.finetune.pyramid import Pyramid
 from cavmae.finetune.queries import CrossModalMixer, QueryGenerator
 from cavmae.finetune.separators import Heard, build_separator
+from cavmae.finetune.separators.base import in_step
 from cavmae.finetune.spectra import bounded, compressed, masked_voices, spectrum, wave
 from cavmae.pretrain.blocks import NORM_EPS
 from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, HubWeights
@@ -35,7 +36,7 @@ STATES = ("speaking", "silent", "off-screen", "none")
 SPEAKING, SILENT, OFF_SCREEN, NONE = range(4)
 RATE = 25  # frames of video a second
 QUIETEST = 1e-4  # RMS of a mixture that is not made louder
-LEAST_CLAIM = 0.05  # of the residual to what no voice takes, however sure nobody unseen speaks
+LEAST_CLAIM = 0.05  # of the residual to what no voice takes, however sure nobody unseen is heard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +164,13 @@ class Voices(NamedTuple):
     Attributes:
         spectra: complex64 [N, Q, bins, frames] of the mixture at an RMS of 1; they add up to it.
         states: [N, Q, 4], logits, of who moves how, too.
+        heard: [N, Q, T], logits: whether the slot is heard in each 40 ms.
         scale: [N, 1, 1], by which waves are multiplied to be at the mixture's level.
     """
 
     spectra: Tensor
     states: Tensor
+    heard: Tensor
     scale: Tensor
 
     def waves(self, samples: int) -> Tensor:
@@ -219,6 +222,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
             VoiceLayer(c.width, c.heads) for _ in range(c.voice_layers)
         )
         self.voice_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
+        self.when = nn.Linear(c.width, 1)
         self.known = nn.Linear(c.width, c.width, bias=False)
         places = sin_cos_positions(c.width, grid)[:, None]
         times = sin_cos(c.width, torch.arange(c.keys) * c.frames / c.keys).float()
@@ -329,19 +333,27 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
             x = layer(x, place, heard, steps)
         x = self.voice_norm(x).unflatten(1, (c.slots, -1))
         states = looked.states[-1] + self.state_head(x.mean(2))
+        when = self.when(x)[..., 0]
         raw = self.separator.masks(looked.heard, x[:, :-1])
         with torch.autocast(raw.device.type, enabled=False):
             levelled, scale = _levelled(inputs.mixture.float())
-            own = bounded(raw.float()) * there.float()[..., None, None, None]
-            spectra = masked_voices(spectrum(levelled), own, self._claims(looked, there))
-        return Voices(spectra, states, scale[..., None])
+            claims = self._claims(when, there, raw.shape[-1])
+            own = bounded(raw.float()) * claims[:, :-1, None, None]
+            spectra = masked_voices(spectrum(levelled), own, claims)
+        return Voices(spectra, states, when, scale[..., None])
 
     @staticmethod
-    def _claims(looked: Looked, there: Tensor) -> Tensor:
-        """How surely slots speak, and somebody unseen does: [N, Q], without gradient."""
-        states = looked.states[-1].detach().float().softmax(-1)
-        speaks = states[:, :-1, SPEAKING] * there.float()
-        return torch.cat([speaks, states[:, -1:, OFF_SCREEN] + LEAST_CLAIM], dim=1)
+    def _claims(when: Tensor, there: Tensor, frames: int) -> Tensor:
+        """How surely slots are heard, and somebody unseen is, at the spectrum's rate: [N, Q, T'].
+
+        A voice is cut out by when its pixels talk before it is by what is said: a silent person
+        claims nothing, and takes nothing. Without gradient: voices would make claims of people
+        who are silent larger, as long as their masks are still to be learned (seen).
+        """
+        heard = when.detach().float().sigmoid()
+        people = heard[:, :-1] * there.float()[..., None]
+        claims = torch.cat([people, heard[:, -1:] + LEAST_CLAIM], dim=1)
+        return in_step(claims[..., None], frames)[:, :, 0]
 
     @staticmethod
     def there(looked: Looked) -> Tensor:

@@ -70,7 +70,7 @@ def masked_voices(mixture: Tensor, masks: Tensor, claims: Tensor) -> Tensor:
         mixture: complex [N, B + 1, T + 1].
         masks: float [N, K, 2, B, T], real and imaginary parts. Nyquist's bin and the last frame
             take those beside them.
-        claims: float [N, K + 1], at least 0 and of a sum above 0, the residual's last.
+        claims: float [N, K + 1, T or 1], at least 0 and of a sum above 0, the residual's last.
 
     Returns:
         complex [N, K + 1, B + 1, T + 1], the residual last.
@@ -78,7 +78,7 @@ def masked_voices(mixture: Tensor, masks: Tensor, claims: Tensor) -> Tensor:
     share = claims[:, :-1] / claims.sum(1, keepdim=True)
     left = -masks.float().sum(1, keepdim=True)
     left = torch.cat([left[:, :, :1] + 1, left[:, :, 1:]], dim=2)
-    masks = _padded(masks.float() + share[..., None, None, None] * left)
+    masks = _padded(masks.float() + share[:, :, None, None] * left)
     found = torch.complex(masks[:, :, 0], masks[:, :, 1]) * mixture[:, None]
     return torch.cat([found, mixture[:, None] - found.sum(dim=1, keepdim=True)], dim=1)
 

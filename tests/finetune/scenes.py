@@ -42,7 +42,7 @@ def batch(count: int = 2, people: int = 2, seed: int = 1) -> dict[str, Any]:
         left = person * width // people
         masks[:, person, :, 8:, left + 2 : left + width // people - 2] = True
     time = torch.arange(SAMPLES) / 16_000
-    pitch = 90 + 60 * torch.arange(people)[None, :] + 10 * torch.arange(count)[:, None]
+    pitch = 150 + 600 * torch.arange(people)[None, :] + 10 * torch.arange(count)[:, None]
     voices = 0.05 * torch.sin(2 * torch.pi * pitch[..., None] * time)
     noise = 0.005 * torch.randn(count, SAMPLES, generator=chance)
     return {

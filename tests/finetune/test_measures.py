@@ -36,7 +36,7 @@ def found(
     states[:, -1, 2] = 5.0  # there is noise
     empty = torch.zeros(1)
     looked = Looked(empty, empty, [states], [logits], empty, empty, Heard(empty, empty), empty)
-    return looked, Voices(spectrum(waves), states, torch.ones(n, 1, 1))
+    return looked, Voices(spectrum(waves), states, empty, torch.ones(n, 1, 1))
 
 
 def measured(known: Truth, looked: Looked, voices: Voices) -> list[SceneMeasures]:

@@ -8,7 +8,13 @@ import torch
 
 from cavmae.datasets.errors import UsageError
 from cavmae.finetune.cues import KINDS, region_of
-from cavmae.finetune.losses import seen_slots, truly_there, truth_of, with_true_masks
+from cavmae.finetune.losses import (
+    seen_slots,
+    speaker_losses,
+    truly_there,
+    truth_of,
+    with_true_masks,
+)
 from cavmae.finetune.motion import MotionPathway, MotionReader
 from cavmae.finetune.separators import SEPARATORS
 from cavmae.finetune.speaker import SpeakerConfig, SpeakerModel
@@ -178,6 +184,37 @@ def test_who_is_not_there_has_no_voice() -> None:
     assert waves[:, 2].abs().max() > 1e-5
     nobody = one.model.speak(inputs, looked, masks, torch.zeros(2, 4)).waves(SAMPLES)
     torch.testing.assert_close(nobody[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
+
+
+def test_who_is_heard_in_no_frame_has_no_voice() -> None:
+    one = task().eval()
+    inputs, _ = one.inputs_of(batch(), 0.0)
+    torch.nn.init.constant_(one.model.when.bias, -30.0)
+    _, voices = one.model(inputs)
+    waves = voices.waves(SAMPLES)
+    torch.testing.assert_close(waves[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
+    assert waves[:, :-1].abs().max() < 1e-6
+
+
+def test_when_people_are_heard_is_learned() -> None:
+    one = task()
+    told = batch()
+    told["voices"][0, 0, : SAMPLES // 2] = 0  # says something in the second half only
+    inputs, target = one.inputs_of(told, 0.0)
+    truth = truth_of(told, target, torch.ones(2, 1))
+    looked, voices = one.model(inputs)
+    _, pixels = seen_slots(looked, truth, one.loss)
+
+    def cost(heard: torch.Tensor) -> float:
+        changed = voices._replace(heard=heard)
+        return float(speaker_losses(looked, changed, truth, pixels, one.loss).parts["when"])
+
+    slots = speaker_losses(looked, voices, truth, pixels, one.loss).slots
+    right = torch.full_like(voices.heard, 20.0)  # the residual's noise is always there
+    right[0, slots[0, 0], : right.shape[-1] // 2] = -20.0
+    assert cost(right) < 1e-3
+    always = torch.full_like(right, 20.0)
+    assert cost(always) == pytest.approx(20 * 0.5 / 6, rel=1e-3)  # half a voice of six
 
 
 def test_the_truth_about_who_is_there_stands_in_where_it_is_known() -> None:
@@ -390,7 +427,7 @@ def test_a_small_model_learns_a_batch() -> None:
         losses.append(float(outcome.loss.detach()))
     after = one.summarise([one.evaluate(told)])
     assert losses[-1] < losses[0] - 1
-    assert after["SI-SDR improvement"] > before["SI-SDR improvement"] + 3
+    assert after["SI-SDR improvement"] > 15  # measured: 26 dB
     assert after["IoU"] > before["IoU"] + 0.2
 
 

@@ -59,7 +59,7 @@ def test_masks_reach_below_nought_and_not_beyond_five() -> None:
     torch.testing.assert_close(found[1:4], torch.tensor([-0.1, 0.0, 0.1]), atol=1e-3, rtol=0)
 
 
-REST_ONLY = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
+REST_ONLY = torch.tensor([[0.0, 0.0, 0.0, 1.0]])[..., None]
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.01, 3.0])
@@ -67,7 +67,7 @@ REST_ONLY = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
 def test_voices_add_up_to_the_mixture(scale: float, claims: list[float]) -> None:
     mixture = torch.randn(2, SAMPLES)
     masks = scale * torch.randn(2, 4, 2, BINS, SAMPLES // 160)
-    told = torch.tensor([claims] * 2, dtype=torch.float32)
+    told = torch.tensor([claims] * 2, dtype=torch.float32)[..., None]
     found = wave(masked_voices(spectrum(mixture), masks, told), SAMPLES)
     torch.testing.assert_close(found.sum(1), mixture, atol=5e-4, rtol=1e-3)
 
@@ -87,7 +87,7 @@ def test_what_masks_leave_goes_to_those_who_claim_it() -> None:
     mixture = torch.randn(1, SAMPLES)
     masks = torch.zeros(1, 3, 2, BINS, SAMPLES // 160)
     masks[:, 0, 0], masks[:, 1, 0], masks[:, 1, 1] = 0.6, 0.2, 0.4
-    claims = torch.tensor([[1.0, 1.0, 0.0, 2.0]])
+    claims = torch.tensor([[1.0, 1.0, 0.0, 2.0]])[..., None]
     found = masked_voices(spectrum(mixture), masks, claims)[0] / spectrum(mixture)
     # 0.2 and -0.4 i are left: a quarter each to those who speak, half to the residual.
     expected = torch.tensor([0.65 - 0.1j, 0.25 + 0.3j, 0.0, 0.1 - 0.2j])
@@ -95,7 +95,7 @@ def test_what_masks_leave_goes_to_those_who_claim_it() -> None:
         found, expected[:, None, None].expand_as(found), atol=1e-3, rtol=1e-3
     )
     # Of two alone only the difference of their masks counts.
-    both = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    both = torch.tensor([[1.0, 1.0, 0.0, 0.0]])[..., None]
     other = masks.clone()
     other[:, :2] += 0.7
     torch.testing.assert_close(
@@ -104,10 +104,22 @@ def test_what_masks_leave_goes_to_those_who_claim_it() -> None:
     )  # fmt: skip
 
 
+def test_claims_count_when_they_are_made() -> None:
+    mixture = spectrum(torch.randn(1, SAMPLES))
+    masks = torch.zeros(1, 1, 2, BINS, SAMPLES // 160)
+    claims = torch.zeros(1, 2, SAMPLES // 160)
+    half = SAMPLES // 320
+    claims[:, 0, :half] = claims[:, 1, half:] = 1
+    first, rest = masked_voices(mixture, masks, claims)[0]
+    torch.testing.assert_close(first[:, :half], mixture[0, :, :half])
+    torch.testing.assert_close(rest[:, half:], mixture[0, :, half:])
+    assert first[:, half:].abs().max() == rest[:, :half].abs().max() == 0
+
+
 def test_masks_of_nothing_still_get_a_gradient() -> None:
     mixture = spectrum(torch.randn(1, SAMPLES))
     masks = torch.zeros(1, 2, 2, BINS, SAMPLES // 160, requires_grad=True)
-    own = compressed(masked_voices(mixture, masks, torch.ones(1, 3))[:, 0, :-1, :-1])
+    own = compressed(masked_voices(mixture, masks, torch.ones(1, 3, 1))[:, 0, :-1, :-1])
     (own - compressed(mixture[:, :-1, :-1])).abs().mean().backward()
     assert masks.grad[:, 0].abs().mean() > 0
 
