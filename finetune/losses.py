@@ -165,9 +165,8 @@ def speaker_losses(
     parts |= _voice_losses(voices, waves, truth, slots)
     factors = {
         "state": settings.state, "mask entropy": settings.entropy, "dice": settings.dice,
-        "votes": settings.votes, "mixer": settings.mixer, "when": settings.when, "sdr": -settings.sdr,
-        "spectrum": settings.spectrum,
-        "silence": settings.silence,
+        "votes": settings.votes, "mixer": settings.mixer, "when": settings.when,
+        "sdr": -settings.sdr, "spectrum": settings.spectrum, "silence": settings.silence,
     }  # fmt: skip
     total = torch.stack([factor * parts[name] for name, factor in factors.items()]).sum()
     return Losses(total, parts, slots)
