@@ -36,8 +36,8 @@ def parse(made: ArgumentParser, words: Sequence[str]) -> Namespace:
         if word == "--":
             written += words[number:]
             break
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and " " not in name:  # with one, it is some option's value
             word = "--" + name[2:].replace("-", "_") + equals + value
             if name[2:].replace("-", "_") in flags and not equals:
                 following = words[number + 1] if number + 1 < len(words) else ""

@@ -23,6 +23,10 @@ from cavmae.datasets.errors import SampleError, UsageError
 TRIES = 12  # to place people so that their heads do not hide each other
 HEAD = 0.5  # the upper share of a person
 HIDDEN = 0.25  # share of a head that somebody else may hide
+HEADROOM = 0.08  # above a head, of the scene's height
+ROOMS = (0.5, 0.85)  # how much of the picture a scene of another shape has of it
+WIDE = 0.7  # of such scenes are wider than the picture, as most videos are
+STEP = 16  # pixels that sides of such scenes are multiples of: whole patches
 SPEED_STEP = 0.02  # from speed to speed: few ratios, whose filters are kept
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -79,7 +83,8 @@ class RecipeBook:
         seen = self._hushed(chosen[:count], heard, set(names), chance)
         kind = self._kind(seen, chance)
         voices = self._voices([*seen, *chosen[count:]], [*heard, off_screen], chance)
-        people, order = self._placed(kind, seen, voices, chance)
+        room = self._room(chance)
+        people, order = self._placed(kind, seen, voices, room or (how.height, how.width), chance)
         noises: tuple[Noise, ...] = ("white", "pink", "hum")
         target = chance.randrange(count)
         return Recipe(
@@ -101,7 +106,19 @@ class RecipeBook:
             quality=chance.randint(50, 95),
             feather=chance.uniform(0.5, 2.0),
             seed=chance.getrandbits(32),
+            room=room,
         )
+
+    def _room(self, chance: random.Random) -> tuple[int, int] | None:
+        """The shape of a scene that does not fill the picture; None: it does."""
+        how = self.settings
+        share = chance.uniform(*ROOMS)
+        wide, boxed = chance.random() < WIDE, chance.random() < how.boxed
+        side = how.height if wide else how.width
+        inner = max(STEP, round(share * side / STEP) * STEP)
+        if not boxed or inner >= side:
+            return None
+        return (inner, how.width) if wide else (how.height, inner)
 
     def _hushed(
         self, chosen: Sequence[int], heard: Sequence[bool], names: set[str], chance: random.Random
@@ -175,14 +192,19 @@ class RecipeBook:
         return self._extents[number]
 
     def _placed(
-        self, kind: Kind, numbers: Sequence[int], voices: Sequence[Voice], chance: random.Random
+        self,
+        kind: Kind,
+        numbers: Sequence[int],
+        voices: Sequence[Voice],
+        room: tuple[int, int],
+        chance: random.Random,
     ) -> tuple[tuple[Seen, ...], tuple[int, ...]]:
         """Where people stand, and their order of depth."""
         count = len(numbers)
         if kind == "halves":
-            cuts = [round(n * self.settings.width / count) for n in range(count + 1)]
+            cuts = [round(n * room[1] / count) for n in range(count + 1)]
             places = [
-                self._filling(number, (left, right), chance)
+                self._filling(number, room, (left, right), chance)
                 for number, left, right in zip(numbers, cuts, cuts[1:], strict=False)
             ]
             order = list(range(count))
@@ -195,9 +217,9 @@ class RecipeBook:
                 for depth, number in enumerate(order):
                     own = kind == "own" and depth == 0
                     tried[number] = (
-                        self._filling(numbers[number], None, chance)
+                        self._filling(numbers[number], room, None, chance)
                         if own
-                        else self._standing(numbers[number], chance)
+                        else self._standing(numbers[number], room, chance)
                     )
                 hidden = self._hidden([self._head(numbers[n], tried[n]) for n in order])
                 if hidden < least:
@@ -212,33 +234,40 @@ class RecipeBook:
         return people, tuple(order)
 
     def _filling(
-        self, number: int, window: tuple[int, int] | None, chance: random.Random
+        self,
+        number: int,
+        room: tuple[int, int],
+        window: tuple[int, int] | None,
+        chance: random.Random,
     ) -> "Place":
         """The clip fills the scene or some of its columns, its person in their middle if it can."""
-        height, width = self.pool.clips[number].info.frame_size
-        first, last = window or (0, self.settings.width)
-        scale = max(self.settings.height / height, (last - first) / width)
+        clip = self.pool.clips[number]
+        height, width = clip.info.frame_size
+        first, last = window or (0, room[1])
+        scale = max(room[0] / height, (last - first) / width)
         flip = chance.random() < 0.5
-        left, _, right, _ = self._extent(number)
+        left, upper, right, _ = self._extent(number)
         middle = (left + right) / 2
         corner = (first + last) / 2 - scale * (width - middle if flip else middle)
         corner = min(first, max(last - scale * width, corner))
-        top = (self.settings.height - scale * height) / 2
+        lowest = room[0] - scale * height
+        # Of what is too tall the head is to be seen, or the middle where no mask tells of heads.
+        top = min(0, max(lowest, HEADROOM * room[0] - scale * upper)) if clip.masked else lowest / 2
         return Place(scale, round(corner), round(top), flip, window)
 
-    def _standing(self, number: int, chance: random.Random) -> "Place":
+    def _standing(self, number: int, room: tuple[int, int], chance: random.Random) -> "Place":
         """A person cut out, whose picture ends at the scene's lower edge or below it."""
         how = self.settings
         height, width = self.pool.clips[number].info.frame_size
         left, upper, right, _ = self._extent(number)
         flip = chance.random() < 0.5
         middle = width - (left + right) / 2 if flip else (left + right) / 2
-        scale = chance.uniform(how.smallest, how.largest) * how.height / height
+        scale = chance.uniform(how.smallest, how.largest) * room[0] / height
         # Not so low that a head of usual size (an upper third) leaves the picture.
-        lowest = max(how.height - scale * height, -scale * upper)
-        sink = max(0.0, how.height - scale * (upper + (height - upper) / 2) - lowest)
-        top = lowest + chance.random() * min(sink, 0.2 * how.height)
-        corner = chance.uniform(0.12, 0.88) * how.width - scale * middle
+        lowest = max(room[0] - scale * height, -scale * upper)
+        sink = max(0.0, room[0] - scale * (upper + (height - upper) / 2) - lowest)
+        top = lowest + chance.random() * min(sink, 0.2 * room[0])
+        corner = chance.uniform(0.12, 0.88) * room[1] - scale * middle
         return Place(scale, round(corner), round(top), flip, None)
 
     def _head(self, number: int, place: "Place") -> Box:

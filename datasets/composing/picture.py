@@ -132,11 +132,14 @@ class Painter:
         Raises:
             SampleError: a frame or mask of a clip is broken.
         """
-        colour = _Canvas(self.scene, self.scene, len(self.keys), 3)
-        grey = _Canvas(self.motion, self.scene, len(self.times), 1)
+        room = recipe.room or self.scene
+        ratio = self.motion[0] / self.scene[0], self.motion[1] / self.scene[1]
+        small = round(room[0] * ratio[0]), round(room[1] * ratio[1])
+        colour = _Canvas(room, room, len(self.keys), 3)
+        grey = _Canvas(small, room, len(self.times), 1)
         if recipe.background is not None:
             self._fill(colour, grey, self.pool.number[recipe.background])
-        masks = np.zeros((len(recipe.people), len(self.keys), *self.scene), dtype=bool)
+        masks = np.zeros((len(recipe.people), len(self.keys), *room), dtype=bool)
         masked = np.zeros(len(recipe.people), dtype=bool)
         for depth, number in enumerate(recipe.order):
             person = recipe.people[number]
@@ -159,7 +162,13 @@ class Painter:
                         self._between(_feathered(rough, recipe.feather * grey.ratio[0])),
                     )
             self._draw(colour, grey, clip, person, shown, soft)
-        return Pictures(*_lit(colour.picture, grey.picture, recipe), masks, masked)
+        frames, motion = _lit(colour.picture, grey.picture, recipe)
+        if recipe.room is not None:
+            frames, motion = _boxed(frames, self.scene), _boxed(motion, self.motion)
+            masks = _boxed(masks.reshape(-1, *room), self.scene).reshape(
+                *masks.shape[:2], *self.scene
+            )
+        return Pictures(frames, motion, masks, masked)
 
     def _draw(
         self,
@@ -287,6 +296,15 @@ def _lit(colour: Tensor, grey: Tensor, recipe: Recipe) -> tuple[np.ndarray, np.n
     motion = _bytes(grey.mul_(gain).add_(offset))[:, 0].numpy()
     frames = np.stack([decode_frame(encode_frame(frame, recipe.quality)) for frame in frames])
     return frames, _as_jpeg(motion, recipe.quality)
+
+
+def _boxed(pictures: np.ndarray, size: Size) -> np.ndarray:
+    """Pictures [N, h, w, ...] in the middle of black (or nobody) of a size."""
+    found = np.zeros((len(pictures), *size, *pictures.shape[3:]), dtype=pictures.dtype)
+    height, width = pictures.shape[1:3]
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    found[:, top : top + height, left : left + width] = pictures
+    return found
 
 
 def _bytes(picture: Tensor) -> Tensor:

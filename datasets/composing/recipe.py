@@ -37,6 +37,8 @@ class ComposeSettings:
         noise: share of scenes with noise, 0 to 20 dB below the voices.
         unrelated: share of scenes in which nobody visible is heard: in half of them noise, in half
             somebody else.
+        boxed: share of scenes of another shape, with black above and below or beside them: what a
+            model sees of a video that is wider or taller than its own picture.
         smallest: scale of a pasted person, of a height that fills the scene.
         largest: likewise.
     """
@@ -55,6 +57,7 @@ class ComposeSettings:
     off_screen: float = 0.15
     noise: float = 0.15
     unrelated: float = 0.2
+    boxed: float = 0.3
     smallest: float = 0.5
     largest: float = 1.2
 
@@ -65,7 +68,7 @@ class ComposeSettings:
             raise UsageError(f"compose.seconds {self.seconds}: a multiple of {1 / GRID} s.")
         if not 0 <= self.speed <= 0.5:
             raise UsageError(f"compose.speed {self.speed} is not from 0 to 0.5.")
-        for name in ("overlap", "silent", "off_screen", "noise", "unrelated"):
+        for name in ("overlap", "silent", "off_screen", "noise", "unrelated", "boxed"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"compose.{name} {getattr(self, name)} is not from 0 to 1.")
         for names in (("people",), ("own", "paste", "halves")):
@@ -143,6 +146,8 @@ class Recipe:
         seed: of noise.
         target: number of the person whom a cue means.
         reference: another part of what that person says, to know the voice by; None: there is none.
+        room: (height, width) of the scene where that is smaller than the picture, in whose middle
+            it lies; places are told in it. None: it fills the picture.
     """
 
     kind: Kind
@@ -159,6 +164,7 @@ class Recipe:
     seed: int
     target: int = 0
     reference: Voice | None = None
+    room: tuple[int, int] | None = None
 
     def to_record(self) -> dict[str, Any]:
         """JSON-able."""

@@ -132,6 +132,27 @@ def test_whatever_is_drawn_can_be_painted(pool: ClipPool) -> None:
         assert shown.masks.sum(axis=0).max() <= 1  # a pixel shows one person at most
 
 
+@pytest.mark.parametrize("room", [(32, 64), (48, 32)])
+def test_a_scene_of_another_shape_lies_in_the_middle_of_black(
+    pool: ClipPool, room: tuple[int, int]
+) -> None:
+    small = tuple(side // 2 for side in room)
+    inside = Painter(pool, room, small, frames=3, keys=2)  # type: ignore[arg-type]
+    whole = Painter(pool, (48, 64), (24, 32), frames=3, keys=2)
+    plain = recipe("paste", seen(0), seen(1, left=9))
+    expected = inside.paint(plain)
+    shown = whole.paint(dataclasses.replace(plain, room=room))
+    top, left = (48 - room[0]) // 2, (64 - room[1]) // 2
+    here = slice(top, top + room[0]), slice(left, left + room[1])
+    assert np.array_equal(shown.frames[:, here[0], here[1]], expected.frames)
+    assert np.array_equal(shown.masks[:, :, here[0], here[1]], expected.masks)
+    assert shown.masks.sum() == expected.masks.sum() > 0
+    assert shown.frames.sum() == expected.frames.sum()
+    grey = slice(top // 2, (top + room[0]) // 2), slice(left // 2, (left + room[1]) // 2)
+    assert np.array_equal(shown.motion[:, grey[0], grey[1]], expected.motion)
+    assert shown.motion.sum() == expected.motion.sum()
+
+
 def test_holes_are_filled_from_around() -> None:
     torch.manual_seed(0)
     picture = torch.rand(3, 37, 50)

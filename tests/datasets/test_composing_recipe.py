@@ -119,14 +119,15 @@ def test_people_stand_where_they_are_seen(pool: ClipPool, drawn: list[Recipe]) -
             recipe.people, numbers, heads, strict=True
         ):
             height, width = pool.clips[number].info.frame_size
-            assert right > 0 and left < SETTINGS.width
-            assert bottom > 0 and top < SETTINGS.height
+            high, wide = recipe.room or (SETTINGS.height, SETTINGS.width)
+            assert right > 0 and left < wide
+            assert bottom > 0 and top < high
             if recipe.kind == "halves":
                 assert place.window is not None
                 assert place.left <= place.window[0]
                 assert place.left + place.scale * width >= place.window[1] - 1
             if recipe.kind == "paste":
-                assert place.top + place.scale * height >= SETTINGS.height - 1
+                assert place.top + place.scale * height >= high - 1
         if recipe.kind != "halves":
             hidden.append(book._hidden([heads[n] for n in recipe.order]))
     assert sum(share <= HIDDEN for share in hidden) / len(hidden) > 0.9
@@ -137,7 +138,37 @@ def test_sides_by_side_cover_the_scene(drawn: list[Recipe]) -> None:
         if recipe.kind == "halves":
             windows = [p.window for p in recipe.people]
             covered = [x for window in windows if window for x in range(*window)]
-            assert sorted(covered) == list(range(SETTINGS.width))
+            wide = recipe.room[1] if recipe.room else SETTINGS.width
+            assert sorted(covered) == list(range(wide))
+
+
+def test_some_scenes_are_of_another_shape(drawn: list[Recipe]) -> None:
+    rooms = [r.room for r in drawn if r.room is not None]
+    assert len(rooms) / len(drawn) == pytest.approx(SETTINGS.boxed, abs=0.06)
+    wide = [room for room in rooms if room[1] == SETTINGS.width]
+    assert len(wide) / len(rooms) == pytest.approx(0.7, abs=0.1)
+    for height, width in rooms:
+        assert height % 16 == width % 16 == 0
+        assert (height < SETTINGS.height) != (width < SETTINGS.width)
+
+
+def test_heads_are_seen_where_a_clip_is_taller_than_the_scene(pool: ClipPool) -> None:
+    book = RecipeBook(pool, SETTINGS)
+    masked = next(n for n, clip in enumerate(pool.clips) if clip.masked)
+    unknown = next(n for n, clip in enumerate(pool.clips) if not clip.masked)
+    height, width = pool.clips[masked].info.frame_size
+    room = height // 2, width  # half of the clip's height is seen, and all of its width
+    shown = {}
+    for upper in (1.0, height / 4, height - 4.0):
+        book._extents[masked] = (0.0, upper, float(width), float(height))
+        place = book._filling(masked, room, None, random.Random(0))
+        assert place.scale == 1
+        assert 0 <= upper + place.top < room[0]
+        shown[upper] = place.top
+    assert list(shown.values()) == sorted(shown.values(), reverse=True)
+    assert shown[1.0] == 0 and shown[height - 4.0] == room[0] - height
+    middle = book._filling(unknown, room, None, random.Random(0)).top
+    assert middle == round((room[0] - height) / 2)
 
 
 def test_too_few_people(tmp_path: Path) -> None:

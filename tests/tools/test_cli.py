@@ -60,6 +60,14 @@ def test_options_with_dashes_and_underscores() -> None:
     assert parse(made, ["--some-option=4", "a-b", "--", "--x-y"]).rest == ["a-b", "--x-y"]
 
 
+def test_an_options_value_may_hold_options() -> None:
+    made = parser("x", "test")
+    made.add_argument("--more", type=str, default="")
+    told = "--loop.log-every 3 --a_b c-d"
+    assert parse(made, ["--more", told]).more == told
+    assert parse(made, [f"--more={told}"]).more == told
+
+
 @pytest.mark.parametrize(
     "words", [["--flag", "x"], ["x", "--flag"], ["--flag", "true", "x"], ["--flag=true", "x"]]
 )
