@@ -236,9 +236,9 @@ def _voice_losses(voices: Voices, waves: Tensor, truth: Truth, slots: Tensor) ->
     assigned[:, -1] = True
     active = assigned & (energies_db(wanted, truth.mixture) > ACTIVE_DB)
     count = active.sum().clamp(min=1)
-    loud = frame_energies_db(wanted, truth.mixture, voices.heard.shape[-1]) > HEARD_DB
+    loud = frame_energies_db(wanted, truth.mixture, voices.when.shape[-1]) > HEARD_DB
     when = functional.binary_cross_entropy_with_logits(
-        voices.heard.float(), loud.float(), reduction="none"
+        voices.when.float(), loud.float(), reduction="none"
     ).mean(2)
     ratio = (sdr(waves, wanted) * active).sum() / count
     own = compressed(voices.spectra[active][..., :-1, :-1])

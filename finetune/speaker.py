@@ -2,9 +2,9 @@
 
 Queries out of sound as AVSegFormer, query-based separation as IQuery, on the encoder of CAV-MAE.
 Slot k's mask says where to look for the motion that cuts voice k out of the mixture: voice k comes
-from the pixels of mask k, and from nothing else that slot k holds but whether it speaks, by which
-what all masks leave is shared out. The last slot is the residual: voices of people who are not
-seen, noise.
+from the pixels of mask k, and from nothing else that slot k holds but whether it is somebody. When
+these pixels talk says when the voice is heard, and by that what all masks leave is shared out. The
+last slot is the residual: voices of people who are not seen, noise.
 
 Shapes: N clips of 2.56 s, S = 40,960 samples, T = 64 frames of 40 ms, F key frames of H x W pixels,
 Q slots, D width; masks are H / 4 x W / 4.
@@ -164,13 +164,13 @@ class Voices(NamedTuple):
     Attributes:
         spectra: complex64 [N, Q, bins, frames] of the mixture at an RMS of 1; they add up to it.
         states: [N, Q, 4], logits, of who moves how, too.
-        heard: [N, Q, T], logits: whether the slot is heard in each 40 ms.
+        when: [N, Q, T], logits: whether the slot is heard in each 40 ms.
         scale: [N, 1, 1], by which waves are multiplied to be at the mixture's level.
     """
 
     spectra: Tensor
     states: Tensor
-    heard: Tensor
+    when: Tensor
     scale: Tensor
 
     def waves(self, samples: int) -> Tensor:
