@@ -191,7 +191,8 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[Step]:
     scene = (
         "--compose.height", "112", "--compose.width", "112", "--compose.people", "[0,1,0]",
         "--compose.unrelated", "0", "--compose.silent", "0", "--compose.off_screen", "0",
-        "--compose.noise", "0", "--compose.smallest", "0.8", "--compose.largest", "1.1",
+        "--compose.noise", "0", "--compose.boxed", "0", "--compose.smallest", "0.8",
+        "--compose.largest", "1.1",
     )  # fmt: skip
     held_out = out / "held-out.jsonl"
     yield Step(
