@@ -64,7 +64,7 @@ SETTINGS: dict[str, Any] = {
     "data": {"batch": 8, "workers": 0},
     "compose": {
         "height": 48, "width": 64, "seconds": 0.64, "people": [0, 1, 0], "silent": 0,
-        "off_screen": 0, "noise": 0, "unrelated": 0, "smallest": 0.8, "largest": 1.0,
+        "off_screen": 0, "noise": 0, "unrelated": 0, "boxed": 0, "smallest": 0.8, "largest": 1.0,
     },
     "model": {
         "encoder": None, "encoder_size": "tiny", "train_encoder": "all", "slots": 4, "width": 32,
