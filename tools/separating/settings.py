@@ -20,7 +20,7 @@ class SeparateSettings:
         overlay: write the video with everybody outlined and numbered.
         masks: write a mask video for each person.
         height: of these videos in pixels at most.
-        decoder: ``auto`` is ``pyav``; ``decord`` is a little faster and takes a gigabyte more.
+        decoder: ``pyav``, or ``decord``, which is a little faster and takes a gigabyte more.
     """
 
     second_look: bool = True
@@ -30,7 +30,7 @@ class SeparateSettings:
     overlay: bool = True
     masks: bool = True
     height: int = 720
-    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    decoder: Literal["pyav", "decord"] = "pyav"
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.hop <= 0.75:
