@@ -80,9 +80,14 @@ class RecipeBook:
         if unrelated:  # something is heard all the same
             noisy, off_screen = (True, False) if chance.random() < 0.5 else (noisy, True)
         heard = [not unrelated and number != quiet for number in range(count)]
-        seen = self._hushed(chosen[:count], heard, set(names), chance)
+        dubbed = [not sounds and chance.random() < how.dubbed for sounds in heard]
+        silent = [not sounds and not other for sounds, other in zip(heard, dubbed, strict=True)]
+        seen = self._hushed(chosen[:count], silent, set(names), chance)
         kind = self._kind(seen, chance)
-        voices = self._voices([*seen, *chosen[count:]], [*heard, off_screen], chance)
+        moving = [sounds or other for sounds, other in zip(heard, dubbed, strict=True)]
+        voices = self._voices(
+            [*seen, *chosen[count:]], [*heard, off_screen], [*moving, off_screen], chance
+        )
         room = self._room(chance)
         people, order = self._placed(kind, seen, voices, room or (how.height, how.width), chance)
         noises: tuple[Noise, ...] = ("white", "pink", "hum")
@@ -121,13 +126,13 @@ class RecipeBook:
         return (inner, how.width) if wide else (how.height, inner)
 
     def _hushed(
-        self, chosen: Sequence[int], heard: Sequence[bool], names: set[str], chance: random.Random
+        self, chosen: Sequence[int], silent: Sequence[bool], names: set[str], chance: random.Random
     ) -> list[int]:
-        """Whoever is not heard is seen in a clip of silence, as far as there are other people's."""
+        """Whoever says nothing is seen in a clip of silence, as far as there are other people's."""
         seen = []
-        for number, sounds in zip(chosen, heard, strict=True):
+        for number, says_nothing in zip(chosen, silent, strict=True):
             others = [n for n in self._silent if self.pool.clips[n].person not in names]
-            if not sounds and others:
+            if says_nothing and others:
                 number = chance.choice(others)
                 names.add(self.pool.clips[number].person)
             seen.append(number)
@@ -145,17 +150,21 @@ class RecipeBook:
         return kind
 
     def _voices(
-        self, numbers: Sequence[int], heard: Sequence[bool], chance: random.Random
+        self,
+        numbers: Sequence[int],
+        heard: Sequence[bool],
+        moving: Sequence[bool],
+        chance: random.Random,
     ) -> list[Voice]:
         how = self.settings
         together = chance.random() < how.overlap
         found: list[Voice] = []
-        for number, sounds in zip(numbers, heard, strict=False):
+        for number, sounds, moves in zip(numbers, heard, moving, strict=False):
             clip = self.pool.clips[number]
             speed = self._speed(clip, chance)
             steps = max(0, int((clip.info.duration - how.seconds * speed) * GRID + 1e-6))
             first, last = 0.0, how.seconds
-            if not sounds and not clip.silent:
+            if not moves and not clip.silent:
                 last = 0.0
             elif sounds and not together:
                 cut = round(chance.uniform(0.3, 1.0) * how.seconds * GRID) / GRID

@@ -19,10 +19,11 @@ from cavmae.datasets.sample import MAX_SIDE, decode_frame, encode_frame
 Size = tuple[int, int]  # height, width
 
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue, as JPEG has it
-PLATE_FRAMES = 8  # that a background is made of
+PLATE_FRAMES = 4  # that a background is made of
 PLATES = 64  # backgrounds that are kept
 BLOCK = 8  # pixels of JPEG's blocks
 MASK_STEP = 4  # frames from mask to mask where grey frames are cut by them
+AT_ONCE = 4  # grey pictures that are scaled together
 MARGIN = 6  # pixels around a person that do not count as background
 
 
@@ -75,7 +76,7 @@ class _Canvas:
             uint8 [N, C, rows, columns], and those rows and columns; perhaps none.
         """
         height, width = self.size_of(clip, place)
-        scaled = functional.interpolate(picture, (height, width), mode="bilinear", antialias=True)
+        scaled = _scaled(picture, (height, width))
         if place.flip:
             scaled = scaled.flip(-1)
         top, left = round(place.top * self.ratio[0]), round(place.left * self.ratio[1])
@@ -148,8 +149,10 @@ class Painter:
             shown = clip.frames_at(person.start + self.times.clip(*person.active) * person.speed)
             soft = None
             if clip.masked:
-                here = self._masks(clip, shown)
-                inside, (rows, columns) = colour.placed(here[self.keys_masked], clip, person)
+                # Where nobody is cut out of grey frames only those of key frames are wanted.
+                here = self._masks(clip, shown[self.masked if cut else self.keys])
+                keys = here[self.keys_masked] if cut else here
+                inside, (rows, columns) = colour.placed(keys, clip, person)
                 covered = inside.float() / 255
                 seen = (covered[:, 0] > 0.5).numpy()
                 masks[:, :, rows, columns] &= ~seen
@@ -192,8 +195,8 @@ class Painter:
         grey.draw(torch.from_numpy(small)[:, None], clip, person, alpha_grey)
 
     def _masks(self, clip: Clip, shown: np.ndarray) -> Tensor:
-        """Where a person is in the frames of :attr:`masked`: uint8 [N, 1, h, w], 0 or 255."""
-        masks = self.pool.masks(clip, shown[self.masked].tolist())
+        """Where a person is in frames of a clip: uint8 [N, 1, h, w], 0 or 255."""
+        masks = self.pool.masks(clip, shown.tolist())
         return torch.from_numpy((masks > 0).astype(np.uint8) * 255)[:, None]
 
     def _between(self, alpha: Tensor) -> Tensor:
@@ -235,6 +238,18 @@ class Painter:
         free = torch.from_numpy(~person).float()[:, None]
         total = (pictures.permute(0, 3, 1, 2).float() * free).sum(0)
         return filled(total, free.sum(0))
+
+
+def _scaled(pictures: Tensor, size: Size) -> Tensor:
+    """Pictures uint8 [N, C, h, w] at another size."""
+    count, channels = pictures.shape[:2]
+    if channels > 1 or count % AT_ONCE:
+        return functional.interpolate(pictures, size, mode="bilinear", antialias=True)
+    # torch lays each picture out as four channels, however many it has: four grey ones as one
+    # picture are the same bytes in a third of the time.
+    four = pictures.contiguous().view(-1, AT_ONCE, *pictures.shape[2:])
+    scaled = functional.interpolate(four, size, mode="bilinear", antialias=True)
+    return scaled.view(count, 1, *size)
 
 
 def widened(masks: np.ndarray, margin: int) -> np.ndarray:

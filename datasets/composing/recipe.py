@@ -33,6 +33,8 @@ class ComposeSettings:
         overlap: share of scenes in which all speak all the time; in the others each begins or ends
             somewhere, so that voices overlap by 0 to 100 %.
         silent: share of scenes with somebody visible who says nothing.
+        dubbed: share of people who are not heard that are seen to speak all the same: lips that move,
+            but not to what is heard. The others are seen in clips of silence, or stand still.
         off_screen: share of scenes with the voice of somebody who is not seen.
         noise: share of scenes with noise, 0 to 20 dB below the voices.
         unrelated: share of scenes in which nobody visible is heard: in half of them noise, in half
@@ -54,6 +56,7 @@ class ComposeSettings:
     snr_db: float = 5.0
     overlap: float = 0.5
     silent: float = 0.15
+    dubbed: float = 0.3
     off_screen: float = 0.15
     noise: float = 0.15
     unrelated: float = 0.2
@@ -68,7 +71,7 @@ class ComposeSettings:
             raise UsageError(f"compose.seconds {self.seconds}: a multiple of {1 / GRID} s.")
         if not 0 <= self.speed <= 0.5:
             raise UsageError(f"compose.speed {self.speed} is not from 0 to 0.5.")
-        for name in ("overlap", "silent", "off_screen", "noise", "unrelated", "boxed"):
+        for name in ("overlap", "silent", "dubbed", "off_screen", "noise", "unrelated", "boxed"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"compose.{name} {getattr(self, name)} is not from 0 to 1.")
         for names in (("people",), ("own", "paste", "halves")):

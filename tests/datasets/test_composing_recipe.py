@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cavmae.datasets.composing.clips import ClipPool
@@ -72,6 +73,7 @@ def test_shares_are_those_asked_for(pool: ClipPool, drawn: list[Recipe]) -> None
 
 def test_levels_and_times(pool: ClipPool, drawn: list[Recipe]) -> None:
     partly = 0
+    dubbed: list[bool] = []
     apart: list[float] = []
     for recipe in drawn:
         heard = [v for v in (*recipe.people, *recipe.unseen) if v.level_db is not None]
@@ -87,8 +89,10 @@ def test_levels_and_times(pool: ClipPool, drawn: list[Recipe]) -> None:
             assert 0 <= first <= last <= SETTINGS.seconds
             partly += 0 < last - first < SETTINGS.seconds
             if voice.level_db is None:
-                assert "silent" in info.labels or first == last
+                dubbed.append("silent" not in info.labels and (first, last) != (0.0, 0.0))
+                assert not dubbed[-1] or (first, last) == (0.0, SETTINGS.seconds)
     assert partly
+    assert np.mean(dubbed) == pytest.approx(SETTINGS.dubbed, abs=0.08)
     # Uniform: as often in the outer half of the range as in the inner.
     outer = sum(abs(level) > SETTINGS.snr_db / 2 for level in apart)
     assert outer / len(apart) == pytest.approx(0.5, abs=0.12)
