@@ -76,16 +76,16 @@ class _Canvas:
             uint8 [N, C, rows, columns], and those rows and columns; perhaps none.
         """
         height, width = self.size_of(clip, place)
-        scaled = _scaled(picture, (height, width))
+        shown = scaled(picture, (height, width))
         if place.flip:
-            scaled = scaled.flip(-1)
+            shown = shown.flip(-1)
         top, left = round(place.top * self.ratio[0]), round(place.left * self.ratio[1])
         first, last = 0, self.size[1]
         if place.window is not None:
             first, last = (round(x * self.ratio[1]) for x in place.window)
         rows = slice(max(0, top), max(0, top, min(self.size[0], top + height)))
         columns = slice(max(first, left), max(first, left, min(last, left + width)))
-        inside = scaled[
+        inside = shown[
             :, :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
         ]
         return inside, (rows, columns)
@@ -214,12 +214,12 @@ class Painter:
             scale = max(canvas.size[0] / plate.shape[1], canvas.size[1] / plate.shape[2])
             height = max(canvas.size[0], round(plate.shape[1] * scale))
             width = max(canvas.size[1], round(plate.shape[2] * scale))
-            scaled = functional.interpolate(plate[None], (height, width), mode="bilinear")[0]
+            large = functional.interpolate(plate[None], (height, width), mode="bilinear")[0]
             top, left = (height - canvas.size[0]) // 2, (width - canvas.size[1]) // 2
-            scaled = scaled[:, top : top + canvas.size[0], left : left + canvas.size[1]]
+            large = large[:, top : top + canvas.size[0], left : left + canvas.size[1]]
             if weights is not None:
-                scaled = (scaled * weights[:, None, None]).sum(0, keepdim=True)
-            canvas.picture[:] = scaled
+                large = (large * weights[:, None, None]).sum(0, keepdim=True)
+            canvas.picture[:] = large
 
     def _made_plate(self, number: int) -> Tensor:
         """A clip's background without its person: float [3, h, w], 0 to 255.
@@ -240,7 +240,7 @@ class Painter:
         return filled(total, free.sum(0))
 
 
-def _scaled(pictures: Tensor, size: Size) -> Tensor:
+def scaled(pictures: Tensor, size: Size) -> Tensor:
     """Pictures uint8 [N, C, h, w] at another size."""
     count, channels = pictures.shape[:2]
     if channels > 1 or count % AT_ONCE:
@@ -248,8 +248,8 @@ def _scaled(pictures: Tensor, size: Size) -> Tensor:
     # torch lays each picture out as four channels, however many it has: four grey ones as one
     # picture are the same bytes in a third of the time.
     four = pictures.contiguous().view(-1, AT_ONCE, *pictures.shape[2:])
-    scaled = functional.interpolate(four, size, mode="bilinear", antialias=True)
-    return scaled.view(count, 1, *size)
+    found = functional.interpolate(four, size, mode="bilinear", antialias=True)
+    return found.view(count, 1, *size)
 
 
 def widened(masks: np.ndarray, margin: int) -> np.ndarray:

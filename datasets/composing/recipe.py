@@ -33,8 +33,8 @@ class ComposeSettings:
         overlap: share of scenes in which all speak all the time; in the others each begins or ends
             somewhere, so that voices overlap by 0 to 100 %.
         silent: share of scenes with somebody visible who says nothing.
-        dubbed: share of people who are not heard that are seen to speak all the same: lips that move,
-            but not to what is heard. The others are seen in clips of silence, or stand still.
+        dubbed: share of people who are not heard that are seen to speak all the same: lips that
+            move, but not to what is heard. The others are seen in clips of silence, or stand still.
         off_screen: share of scenes with the voice of somebody who is not seen.
         noise: share of scenes with noise, 0 to 20 dB below the voices.
         unrelated: share of scenes in which nobody visible is heard: in half of them noise, in half

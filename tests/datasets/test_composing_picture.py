@@ -9,7 +9,7 @@ import torch
 
 from cavmae.datasets.composing.clips import ClipPool
 from cavmae.datasets.composing.drawing import RecipeBook
-from cavmae.datasets.composing.picture import GREY, Painter, filled, widened
+from cavmae.datasets.composing.picture import GREY, Painter, filled, scaled, widened
 from cavmae.datasets.composing.recipe import ComposeSettings, Recipe, Seen
 from tests.datasets.clips import clip, data_set_of
 
@@ -179,3 +179,15 @@ def test_masks_with_what_is_near(margin: int) -> None:
     before = masks.copy()
     np.testing.assert_array_equal(widened(masks, margin), near)
     np.testing.assert_array_equal(masks, before)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 20, 31), (6, 1, 20, 31), (4, 3, 20, 31)])
+@pytest.mark.parametrize("size", [(9, 40), (33, 7)])
+def test_scaled_together_is_scaled_one_by_one(
+    shape: tuple[int, ...], size: tuple[int, int]
+) -> None:
+    pictures = torch.randint(0, 256, shape, dtype=torch.uint8)
+    whole = pictures.expand(-1, 3, -1, -1)  # in colour: never four at once
+    one = [torch.nn.functional.interpolate(p[None], size, mode="bilinear", antialias=True)
+           for p in whole]  # fmt: skip
+    assert torch.equal(scaled(pictures, size), torch.cat(one)[:, : shape[1]])
