@@ -12,14 +12,12 @@ from cavmae.datasets.composing.picture import GREY
 from cavmae.datasets.transforms import Statistics
 from cavmae.finetune.cues import KINDS, CueKind, Cues, no_cues, region_of
 from cavmae.finetune.likeness import distances
+from cavmae.finetune.separating.gathering import people_of, without_specks
 from cavmae.finetune.settings import LossSettings
 from cavmae.finetune.speaker import NONE, OFF_SCREEN, SPEAKING, Inputs, SpeakerModel
 from cavmae.finetune.speakers import SpeakerTask
 
 MASK_STRIDE = 4  # pixels of the model's picture in a pixel of its masks
-THERE = 0.5  # how surely somebody is there who counts
-LEAST = 0.002  # share of the picture that a person covers at least, on average
-SAME = 0.6  # IoU of two slots' masks from which on they are one person
 COLOURS = 4  # steps of red, green and blue in what somebody looks like
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of a picture
@@ -49,7 +47,7 @@ class Person(NamedTuple):
     """Somebody in a window.
 
     Attributes:
-        slot: of the model.
+        slot: of the model; of several that are one person the surest.
         there: probability that this is somebody.
         speaking: probability that they say something.
         box: part of the picture that the masks are of.
@@ -195,18 +193,21 @@ class Seer:
         seen = functional.interpolate(
             fit.cut(pictures[self.keys]), masks.shape[-2:], mode="bilinear", antialias=True
         )
+        votes = fit.masks(looked.votes[0].float()).cpu()
         there = 1 - states[:, NONE] - states[:, OFF_SCREEN]
         found = []
-        for slot in _distinct(masks, there, cue is not None):
+        for slots in people_of(masks, votes, there, cue is not None):
+            shown = without_specks(masks[slots].amax(0))
             found.append(
                 Person(
-                    slot=slot,
-                    there=float(there[slot]),
-                    speaking=float(states[slot, SPEAKING]),
+                    slot=slots[0],
+                    there=float(there[slots[0]]),
+                    speaking=float(states[slots, SPEAKING].max()),
                     box=box,
-                    masks=(masks[slot] * 255).round().byte().numpy(),
-                    voice=waves[slot].copy(),  # not all slots' as long as this is kept
-                    colours=_colours(seen, masks[slot]),
+                    masks=(shown * 255).round().byte().numpy(),
+                    # Voices add up to the mixture, so what slots share of one person's does, too.
+                    voice=waves[slots].sum(0),
+                    colours=_colours(seen, shown),
                 )
             )
         return found
@@ -243,31 +244,6 @@ class Seer:
             region = functional.adaptive_avg_pool2d(seen, grid)[:, 0]
         frame = torch.tensor([key], device=self.device)
         return cues._replace(kind=kind, frame=frame, box=box, region=region)
-
-
-def _distinct(masks: Tensor, there: Tensor, cued: bool) -> list[int]:
-    """Slots that are somebody, the surest first; of several on the same pixels only the surest.
-
-    Args:
-        masks: [Q', F, h, w], 0 to 1.
-        there: [Q'], probabilities.
-        cued: slot 0 comes first: it is whom a cue means.
-    """
-    chosen: list[int] = []
-    shown = masks > 0.5
-    order = there.argsort(descending=True).tolist()
-    if cued:
-        order.sort(key=lambda slot: slot != 0)
-    for slot in order:
-        if there[slot] < THERE or shown[slot].float().mean() < LEAST:
-            continue
-        ious = [
-            float((shown[slot] & shown[other]).sum() / (shown[slot] | shown[other]).sum())
-            for other in chosen
-        ]
-        if max(ious, default=0.0) < SAME:
-            chosen.append(slot)
-    return chosen
 
 
 def _colours(pictures: Tensor, masks: Tensor) -> np.ndarray:
