@@ -14,7 +14,7 @@ from cavmae.finetune.cues import KINDS, CueKind, Cues, no_cues, region_of
 from cavmae.finetune.likeness import distances
 from cavmae.finetune.separating.gathering import people_of, without_specks
 from cavmae.finetune.settings import LossSettings
-from cavmae.finetune.speaker import NONE, OFF_SCREEN, SPEAKING, Inputs, SpeakerModel
+from cavmae.finetune.speaker import NONE, OFF_SCREEN, Inputs, SpeakerModel
 from cavmae.finetune.speakers import SpeakerTask
 
 MASK_STRIDE = 4  # pixels of the model's picture in a pixel of its masks
@@ -49,7 +49,7 @@ class Person(NamedTuple):
     Attributes:
         slot: of the model; of several that are one person the surest.
         there: probability that this is somebody.
-        speaking: probability that they say something.
+        heard: float32 [T], probability that they are heard, every 40 ms.
         box: part of the picture that the masks are of.
         masks: uint8 [F, h, w], 0 to 255, of key frames.
         voice: float32 [samples].
@@ -58,7 +58,7 @@ class Person(NamedTuple):
 
     slot: int
     there: float
-    speaking: float
+    heard: np.ndarray
     box: Box
     masks: np.ndarray
     voice: np.ndarray
@@ -193,6 +193,7 @@ class Seer:
         seen = functional.interpolate(
             fit.cut(pictures[self.keys]), masks.shape[-2:], mode="bilinear", antialias=True
         )
+        when = voices.when[0].float().sigmoid().cpu()
         votes = fit.masks(looked.votes[0].float()).cpu()
         there = 1 - states[:, NONE] - states[:, OFF_SCREEN]
         found = []
@@ -202,7 +203,7 @@ class Seer:
                 Person(
                     slot=slots[0],
                     there=float(there[slots[0]]),
-                    speaking=float(states[slots, SPEAKING].max()),
+                    heard=when[slots].amax(0).numpy(),
                     box=box,
                     masks=(shown * 255).round().byte().numpy(),
                     # Voices add up to the mixture, so what slots share of one person's does, too.

@@ -94,7 +94,7 @@ def moving(where, colour: int, tone: float, start: int, size: int = 24) -> Perso
     colours = np.zeros(64, dtype=np.float32)
     colours[colour] = 1
     voice = np.sin(2 * np.pi * tone * time).astype(np.float32)
-    return Person(0, 0.9, 0.9, WHOLE, values, voice, colours)
+    return Person(0, 0.9, np.ones(LENGTH, np.float32), WHOLE, values, voice, colours)
 
 
 def tracker(starts: list[int]) -> Tracker:
@@ -231,6 +231,8 @@ def test_a_window_of_the_models_size_is_one_forward_pass() -> None:
     for somebody, slots in zip(found, groups, strict=True):
         assert somebody.slot == slots[0]
         torch.testing.assert_close(torch.from_numpy(somebody.voice), waves[slots].sum(0))
+        when = voices.when[0, slots].sigmoid().amax(0)
+        torch.testing.assert_close(torch.from_numpy(somebody.heard), when)
         shown = without_specks(masks[slots].amax(0))
         assert (torch.from_numpy(somebody.masks).float() / 255 - shown).abs().max() < 0.01
         assert somebody.colours.sum() == pytest.approx(1, abs=1e-4)

@@ -58,7 +58,8 @@ def test_a_second_look_at_somebody_else_is_not_believed() -> None:
         masks = np.zeros((2, 96, 96), dtype=np.uint8)
         first, last = (round((v - box[0]) / (box[2] - box[0]) * 96) for v in (left, left + 0.15))
         masks[:, 30:70, max(0, first) : max(0, last)] = 255
-        return Person(slot, 0.9, 0.9, box, masks, np.zeros(9, np.float32), np.zeros(64, np.float32))
+        heard, voice, colours = (np.zeros(n, np.float32) for n in (8, 9, 64))
+        return Person(slot, 0.9, heard, box, masks, voice, colours)
 
     one, two = somebody(0, 0.3), somebody(1, 0.5)
     close = (0.25, 0.0, 0.75, 1.0)

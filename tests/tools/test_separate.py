@@ -20,8 +20,9 @@ from cavmae.datasets.media import probe
 from cavmae.datasets.media.playback import Playback
 from cavmae.datasets.media.writing import VideoWriter
 from cavmae.tools.separate import main
+from cavmae.tools.separating.record import likely_heard
 from cavmae.tools.separating.separator import Result, Separator
-from cavmae.tools.separating.session import working_geometry
+from cavmae.tools.separating.session import Found, Sighting, working_geometry
 from cavmae.tools.separating.settings import SeparateSettings
 from cavmae.tools.separating.target import Target
 from cavmae.tools.separating.voices import spans_of, speech_spans, write_wav
@@ -297,3 +298,21 @@ def test_speech_is_where_it_is_loud_and_likely() -> None:
     likely = np.zeros(1000, dtype=np.float32)
     likely[490:530] = 1
     assert speech_spans(rare, np.full(1000, -10.0, dtype=np.float32), likely) == [(20.0, 20.8)]
+
+
+def test_windows_that_show_somebody_say_when_they_are_heard() -> None:
+    """Each as much as it weighs; where one alone shows them, it alone."""
+    found = Found(
+        Path(), 32, 32 * 640, np.ones(32, bool), [0, 8, 16], 16, np.array([2, 6, 10, 14]), {}, 0
+    )
+
+    def seen(window: int, heard: float) -> Sighting:
+        told = np.full(16, heard, np.float32)
+        return Sighting(window, 0.9, told, (0, 0, 1, 1), (1, 1, 1), 0, None, False, 0.0, None)
+
+    likely = likely_heard(found, [seen(0, 0.2), seen(1, 0.8)])
+    np.testing.assert_allclose(likely[:8], 0.2, atol=1e-5)
+    assert (np.diff(likely[8:16]) > 0).all()
+    assert likely[11:13].mean() == pytest.approx(0.5, abs=0.01)
+    np.testing.assert_allclose(likely[16:24], 0.8, atol=1e-5)
+    assert not likely[24:].any()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import torch
 
 from cavmae.datasets.errors import CavmaeError, UsageError
@@ -26,7 +25,13 @@ from cavmae.datasets.storage import write_atomically
 from cavmae.finetune.building import load_speaker
 from cavmae.finetune.likeness import AUDIBLE
 from cavmae.finetune.separating.seeing import Cue, Seer
-from cavmae.finetune.separating.windows import Weights
+from cavmae.tools.separating.record import (
+    decibels,
+    likely_heard,
+    person_record,
+    target_record,
+    visible,
+)
 from cavmae.tools.separating.rendering import second_pass
 from cavmae.tools.separating.session import MIXTURE, Found, Sighting, first_pass
 from cavmae.tools.separating.settings import SeparateSettings
@@ -37,7 +42,6 @@ from cavmae.tools.separating.voices import (
     loudness,
     peak_of,
     rest_of,
-    spans_of,
     speech_spans,
     write_wav,
 )
@@ -45,7 +49,6 @@ from cavmae.tools.sharding.clips import local_copy
 
 SCHEMA = 1
 RESULT = "result.json"
-EVERY = 25  # frames from box to box in the result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +216,7 @@ class Separator:
             "schema": SCHEMA,
             **self.made_of(name, settings, who),
             "seconds": found.samples / SAMPLE_RATE,
-            "target": _told(target),
+            "target": target_record(target),
             "sample_rate": rate,
             "gain": gain,
             "frame_rate": RATE,
@@ -227,12 +230,12 @@ class Separator:
         for number, sightings in people.items():
             write_wav(made / f"person-{number}.wav", voices[number], gain, rate)
             level = loudness(voices[number])
-            spans[number] = speech_spans(level, loud, _likely(found, sightings))
+            spans[number] = speech_spans(level, loud, likely_heard(found, sightings))
             record["people"].append(
-                _person(found, number, sightings, level, spans[number], settings)
+                person_record(found, number, sightings, level, spans[number], settings)
             )
         write_wav(made / "residual.wav", rest, gain, rate)
-        record["residual_db"] = _decibels(loudness(rest))
+        record["residual_db"] = decibels(loudness(rest))
         if settings.overlay or (settings.masks and people):
             files = {n: made / f"person-{n}.mp4" for n in people} if settings.masks else {}
             overlay = made / "overlay.mp4" if settings.overlay else None
@@ -323,92 +326,3 @@ def _most_alike(people: Mapping[int, list[Sighting]]) -> dict[int, list[Sighting
         )
     best = min(apart, key=lambda n: apart[n])
     return {best: people[best]}
-
-
-def visible(found: Found, sightings: list[Sighting]) -> np.ndarray:
-    """bool [frames], when somebody is to be seen: where windows, as they are weighed, say so."""
-    weights = Weights(found.starts, found.length)
-    total = np.zeros(found.frames + found.length, dtype=np.float32)
-    for sighting in sightings:
-        start = found.starts[sighting.window]
-        shown = (found.masks(sighting) > 127).any(axis=(1, 2)).astype(np.float32)
-        share = np.interp(np.arange(found.length), found.keys, shown)
-        total[start : start + found.length] += share * weights.of(sighting.window)
-    seen: np.ndarray = (total[: found.frames] > 0.5) & found.seen
-    return seen
-
-
-def _likely(found: Found, sightings: list[Sighting]) -> np.ndarray:
-    """float32 [frames], how likely somebody speaks, as the surest window says."""
-    likely = np.zeros(found.frames, dtype=np.float32)
-    for sighting in sightings:
-        start = found.starts[sighting.window]
-        part = likely[start : start + found.length]
-        np.maximum(part, sighting.speaking / max(sighting.there, 1e-6), out=part)
-    return likely
-
-
-def _decibels(levels: np.ndarray) -> float:
-    """Of full scale, over all frames."""
-    return round(float(10 * np.log10(np.power(10, levels / 10).mean() + 1e-12)), 1)
-
-
-def _person(
-    found: Found,
-    number: int,
-    sightings: list[Sighting],
-    level: np.ndarray,
-    spans: list[Span],
-    settings: SeparateSettings,
-) -> dict[str, Any]:
-    boxes: dict[int, list[float]] = {}
-    for sighting in sightings:
-        start = found.starts[sighting.window]
-        masks = found.masks(sighting)
-        for key, mask in zip(found.keys, masks, strict=True):
-            frame = start + int(key)
-            rows, columns = np.flatnonzero((mask > 127).any(1)), np.flatnonzero((mask > 127).any(0))
-            if rows.size and frame < found.frames:
-                boxes[frame] = _box(sighting, rows, columns, mask.shape)
-    shown: list[int] = []
-    for frame in sorted(boxes):
-        if not shown or frame - shown[-1] >= EVERY:
-            shown.append(frame)
-    close = [s for s in sightings if s.closer is not None]
-    return {
-        "number": number,
-        "voice": f"person-{number}.wav",
-        "mask": f"person-{number}.mp4" if settings.masks else None,
-        "visible": spans_of(visible(found, sightings)),
-        "speech": spans,
-        "state": "speaking" if spans else "silent",
-        "there": round(max(s.there for s in sightings), 3),
-        "level_db": _decibels(level),
-        "boxes": [{"time": frame / RATE, "box": boxes[frame]} for frame in shown],
-        "second_look": [
-            {"start": found.starts[s.window] / RATE, "times_larger": round(s.closer or 0, 2)}
-            for s in close
-        ],
-    }
-
-
-def _box(
-    sighting: Sighting, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]
-) -> list[float]:
-    """Left, top, right, bottom as shares of the picture."""
-    left, top, right, bottom = sighting.box
-    wide, high = right - left, bottom - top
-    return [
-        round(left + wide * float(columns[0]) / shape[1], 4),
-        round(top + high * float(rows[0]) / shape[0], 4),
-        round(left + wide * float(columns[-1] + 1) / shape[1], 4),
-        round(top + high * float(rows[-1] + 1) / shape[0], 4),
-    ]
-
-
-def _told(target: Cue | None) -> dict[str, Any] | None:
-    if target is None:
-        return None
-    if target.kind == "voice":
-        return {"kind": "voice"}
-    return {"kind": target.kind, "time": target.time, "box": list(target.box)}

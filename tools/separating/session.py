@@ -32,7 +32,8 @@ class Sighting:
 
     Attributes:
         window: number of the window.
-        there, speaking: probabilities.
+        there: probability that they are there.
+        heard: float32 [length of a window], probability that they are heard in each frame.
         box: part of the picture that the masks are of.
         shape: of the masks, key frames first.
         place: byte in the file of masks.
@@ -44,7 +45,7 @@ class Sighting:
 
     window: int
     there: float
-    speaking: float
+    heard: np.ndarray
     box: Box
     shape: tuple[int, int, int]
     place: int
@@ -136,7 +137,7 @@ def first_pass(
                     meant = told is not None and person.slot == 0
                     people.setdefault(number, []).append(
                         Sighting(
-                            window, person.there, person.speaking, person.box,
+                            window, person.there, person.heard, person.box,
                             (len(seer.keys), *person.masks.shape[1:]), masks.tell(),
                             close.get(person.slot), meant,
                             float(np.square(person.voice).mean()),
