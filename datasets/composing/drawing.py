@@ -80,11 +80,9 @@ class RecipeBook:
         if unrelated:  # something is heard all the same
             noisy, off_screen = (True, False) if chance.random() < 0.5 else (noisy, True)
         heard = [not unrelated and number != quiet for number in range(count)]
-        dubbed = [not sounds and chance.random() < how.dubbed for sounds in heard]
-        silent = [not sounds and not other for sounds, other in zip(heard, dubbed, strict=True)]
-        seen = self._hushed(chosen[:count], silent, set(names), chance)
+        moving = [sounds or chance.random() < how.dubbed for sounds in heard]
+        seen = self._hushed(chosen[:count], moving, set(names), chance)
         kind = self._kind(seen, chance)
-        moving = [sounds or other for sounds, other in zip(heard, dubbed, strict=True)]
         voices = self._voices(
             [*seen, *chosen[count:]], [*heard, off_screen], [*moving, off_screen], chance
         )
@@ -126,13 +124,13 @@ class RecipeBook:
         return (inner, how.width) if wide else (how.height, inner)
 
     def _hushed(
-        self, chosen: Sequence[int], silent: Sequence[bool], names: set[str], chance: random.Random
+        self, chosen: Sequence[int], moving: Sequence[bool], names: set[str], chance: random.Random
     ) -> list[int]:
         """Whoever says nothing is seen in a clip of silence, as far as there are other people's."""
         seen = []
-        for number, says_nothing in zip(chosen, silent, strict=True):
+        for number, moves in zip(chosen, moving, strict=True):
             others = [n for n in self._silent if self.pool.clips[n].person not in names]
-            if says_nothing and others:
+            if not moves and others:
                 number = chance.choice(others)
                 names.add(self.pool.clips[number].person)
             seen.append(number)
@@ -166,7 +164,7 @@ class RecipeBook:
             first, last = 0.0, how.seconds
             if not moves and not clip.silent:
                 last = 0.0
-            elif sounds and not together:
+            elif moves and not together:
                 cut = round(chance.uniform(0.3, 1.0) * how.seconds * GRID) / GRID
                 first, last = chance.choice([(0.0, cut), (how.seconds - cut, how.seconds)])
             first_heard = all(voice.level_db is None for voice in found)

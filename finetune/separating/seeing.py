@@ -47,8 +47,8 @@ class Person(NamedTuple):
     """Somebody in a window.
 
     Attributes:
-        slot: of the model; of several that are one person the surest.
-        there: probability that this is somebody.
+        slot: of the model; of several that are one person the first: the surest, or a cue's.
+        there: its probability that this is somebody.
         heard: float32 [T], probability that they are heard, every 40 ms.
         box: part of the picture that the masks are of.
         masks: uint8 [F, h, w], 0 to 255, of key frames.
@@ -119,6 +119,13 @@ class Fit:
         """Of masks [..., *size] that of the part of the picture."""
         top, left, height, width = self.inner
         return masks[..., top : top + height, left : left + width]
+
+    def votes(self, votes: Tensor) -> Tensor:
+        """Votes [2, F, *size] across and down, of the model's picture, as shares of the part."""
+        top, left, height, width = self.inner
+        across = (self.masks(votes[0]) * self.size[1] - left) / width
+        down = (self.masks(votes[1]) * self.size[0] - top) / height
+        return torch.stack([across, down])
 
     def box(self, box: Box, picture: tuple[int, int]) -> Box:
         """A box of the picture in shares of the model's picture, cut to what is seen of it."""
@@ -194,16 +201,16 @@ class Seer:
             fit.cut(pictures[self.keys]), masks.shape[-2:], mode="bilinear", antialias=True
         )
         when = voices.when[0].float().sigmoid().cpu()
-        votes = fit.masks(looked.votes[0].float()).cpu()
+        votes = fit.votes(looked.votes[0].float()).cpu()
         there = 1 - states[:, NONE] - states[:, OFF_SCREEN]
         found = []
         for slots in people_of(masks, votes, there, cue is not None):
-            shown = without_specks(masks[slots].amax(0))
+            shown = without_specks(masks[slots].amax(0), votes)
             found.append(
                 Person(
                     slot=slots[0],
                     there=float(there[slots[0]]),
-                    heard=when[slots].amax(0).numpy(),
+                    heard=when[slots[0]].numpy(),
                     box=box,
                     masks=(shown * 255).round().byte().numpy(),
                     # Voices add up to the mixture, so what slots share of one person's does, too.

@@ -90,7 +90,6 @@ def test_levels_and_times(pool: ClipPool, drawn: list[Recipe]) -> None:
             partly += 0 < last - first < SETTINGS.seconds
             if voice.level_db is None:
                 dubbed.append("silent" not in info.labels and (first, last) != (0.0, 0.0))
-                assert not dubbed[-1] or (first, last) == (0.0, SETTINGS.seconds)
     assert partly
     assert np.mean(dubbed) == pytest.approx(SETTINGS.dubbed, abs=0.08)
     # Uniform: as often in the outer half of the range as in the inner.

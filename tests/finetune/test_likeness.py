@@ -134,7 +134,7 @@ def test_what_is_given_out_begins_with_the_most_alike() -> None:
 
 
 def sighting(power: float, unlike: float | None) -> Sighting:
-    return Sighting(0, 0.9, np.ones(4), (0, 0, 1, 1), (1, 1, 1), 0, None, False, power, unlike)
+    return Sighting(0, 0.9, (0, 0, 1, 1), (1, 1, 1), 0, None, False, power, unlike)
 
 
 def test_over_a_recording_loud_windows_say_who_is_meant() -> None:

@@ -300,17 +300,21 @@ def test_speech_is_where_it_is_loud_and_likely() -> None:
     assert speech_spans(rare, np.full(1000, -10.0, dtype=np.float32), likely) == [(20.0, 20.8)]
 
 
-def test_windows_that_show_somebody_say_when_they_are_heard() -> None:
+def test_windows_that_show_somebody_say_when_they_are_heard(tmp_path: Path) -> None:
     """Each as much as it weighs; where one alone shows them, it alone."""
     found = Found(
-        Path(), 32, 32 * 640, np.ones(32, bool), [0, 8, 16], 16, np.array([2, 6, 10, 14]), {}, 0
+        tmp_path, 32, 32 * 640, np.ones(32, bool), [0, 8, 16], 16, np.array([2, 6, 10, 14]), {}, 0
     )
-
-    def seen(window: int, heard: float) -> Sighting:
-        told = np.full(16, heard, np.float32)
-        return Sighting(window, 0.9, told, (0, 0, 1, 1), (1, 1, 1), 0, None, False, 0.0, None)
-
-    likely = likely_heard(found, [seen(0, 0.2), seen(1, 0.8)])
+    sightings = []
+    with (tmp_path / "masks.u8").open("wb") as file:
+        for window, heard in ((0, 0.2), (1, 0.8)):
+            sightings.append(
+                Sighting(window, 0.9, (0, 0, 1, 1), (1, 2, 3), file.tell(), None, False, 0.0, None)
+            )
+            file.write(bytes([window, 2, 3, 4, 5, 6]))
+            file.write(np.full(16, heard, np.float32).tobytes())
+    assert found.masks(sightings[1]).tolist() == [[[1, 2, 3], [4, 5, 6]]]
+    likely = likely_heard(found, sightings)
     np.testing.assert_allclose(likely[:8], 0.2, atol=1e-5)
     assert (np.diff(likely[8:16]) > 0).all()
     assert likely[11:13].mean() == pytest.approx(0.5, abs=0.01)

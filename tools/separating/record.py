@@ -38,7 +38,8 @@ def likely_heard(found: Found, sightings: list[Sighting]) -> np.ndarray:
     for sighting in sightings:
         start = found.starts[sighting.window]
         weight = weights.of(sighting.window)
-        total[:, start : start + found.length] += weight * np.stack([sighting.heard, weight > 0])
+        told = np.stack([weight * found.heard(sighting), weight])
+        total[:, start : start + found.length] += told
     likely: np.ndarray = total[0] / np.maximum(total[1], 1e-6)
     return likely[: found.frames]
 

@@ -33,10 +33,9 @@ class Sighting:
     Attributes:
         window: number of the window.
         there: probability that they are there.
-        heard: float32 [length of a window], probability that they are heard in each frame.
         box: part of the picture that the masks are of.
         shape: of the masks, key frames first.
-        place: byte in the file of masks.
+        place: byte in the file of masks; how likely they are heard in each frame follows them.
         closer: how many times larger they were shown in a second look; None: there was none.
         cued: whether a cue meant them.
         power: of what they say.
@@ -45,7 +44,6 @@ class Sighting:
 
     window: int
     there: float
-    heard: np.ndarray
     box: Box
     shape: tuple[int, int, int]
     place: int
@@ -92,6 +90,12 @@ class Found:
             file.seek(sighting.place)
             return np.frombuffer(file.read(count), np.uint8).reshape(sighting.shape)
 
+    def heard(self, sighting: Sighting) -> np.ndarray:
+        """float32 [length], probability that they are heard in each frame of the window."""
+        with (self.folder / "masks.u8").open("rb") as file:
+            file.seek(sighting.place + int(np.prod(sighting.shape)))
+            return np.frombuffer(file.read(4 * self.length), np.float32)
+
 
 def first_pass(
     seer: Seer,
@@ -137,7 +141,7 @@ def first_pass(
                     meant = told is not None and person.slot == 0
                     people.setdefault(number, []).append(
                         Sighting(
-                            window, person.there, person.heard, person.box,
+                            window, person.there, person.box,
                             (len(seer.keys), *person.masks.shape[1:]), masks.tell(),
                             close.get(person.slot), meant,
                             float(np.square(person.voice).mean()),
@@ -146,6 +150,7 @@ def first_pass(
                         )
                     )  # fmt: skip
                     masks.write(person.masks.tobytes())
+                    masks.write(person.heard.tobytes())
                 first, parts = joiner.add(waves)
                 for number, part in parts.items():
                     _append(folder / f"wave-{number}.f32", first, part)

@@ -98,7 +98,7 @@ def speech_spans(voice: np.ndarray, whole: np.ndarray, likely: np.ndarray) -> li
     Args:
         voice: float32 [frames], :func:`loudness` of what they say.
         whole: likewise, of the mixture.
-        likely: float32 [frames], probability that they say something.
+        likely: float32 [frames], probability that they are heard.
     """
     likely = likely > 0.5
     if not likely.any():
