@@ -63,6 +63,8 @@ def meant_first(
         masks=[placed(masks, people) for masks in looked.masks],
     )
     voices = voices._replace(
-        spectra=placed(voices.spectra, order), states=placed(voices.states, order)
+        spectra=placed(voices.spectra, order),
+        states=placed(voices.states, order),
+        when=placed(voices.when, order),
     )
     return looked, voices
