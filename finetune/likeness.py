@@ -1,27 +1,32 @@
 """Whose voice is most like a recording of somebody: how a reference voice finds its person.
 
 What a voice sounds like, and a face looks like, have nothing to do with each other: only what was
-separated can be compared. Compared are the mean and the spread of log-mel filter banks over the
-loudest frames, which tell voices (and rooms and microphones) apart and hardly depend on the words.
+separated can be compared. Compared are the mean and the spread of cepstra over the loudest frames,
+which tell voices (and rooms and microphones) apart and hardly depend on the words. Fine detail,
+beyond the first 40 of them, tells voices that still hold some of each other less well apart, and so
+do log-mel filter banks themselves.
 """
 
 import torch
 from torch import Tensor
+from torchaudio.functional import create_dct
 
 from cavmae.finetune.cues import KINDS
 from cavmae.finetune.speaker import OFF_SCREEN, Inputs, Looked, Voices
 
 LOUDEST = 1 / 3  # of the frames are compared
+CEPSTRA = 40  # without the first of all, which is how loud it is
 AUDIBLE = 0.01  # of the power of the loudest: fainter ones may be what leaked of another voice
 
 
 def traits(fbank: Tensor) -> Tensor:
-    """What a voice is known by: [..., T, mel] -> [..., 2 mel]; how loud it is does not count."""
+    """What a voice is known by, however loud: [..., T, mel] -> [..., 2 CEPSTRA]."""
     count = max(1, round(fbank.shape[-2] * LOUDEST))
     place = fbank.mean(-1).topk(count, dim=-1).indices
     loud = fbank.gather(-2, place[..., None].expand(*place.shape, fbank.shape[-1]))
-    loud = loud - loud.mean((-2, -1), keepdim=True)
-    return torch.cat([loud.mean(-2), loud.std(-2, correction=0)], dim=-1)
+    cosines = create_dct(CEPSTRA + 1, fbank.shape[-1], "ortho")[:, 1:].to(loud)
+    cepstra = loud @ cosines
+    return torch.cat([cepstra.mean(-2), cepstra.std(-2, correction=0)], dim=-1)
 
 
 def distances(voices: Tensor, reference: Tensor) -> Tensor:
