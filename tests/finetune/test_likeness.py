@@ -129,6 +129,11 @@ def test_what_is_given_out_begins_with_the_most_alike() -> None:
     )
     heard = power >= 0.01 * power.amax(1, keepdim=True)
     assert (apart.masked_fill(~heard, torch.inf).argmin(1) == 0).all()
+    # What is found is what is found without a reference, in another order.
+    untold = inputs._replace(cues=inputs.cues._replace(kind=torch.zeros_like(inputs.cues.kind)))
+    without = task.model(untold)[1].waves(SHAPE.samples)[:, :-1]
+    loud = without.square().mean(-1)
+    torch.testing.assert_close(power.sort(1).values, loud.sort(1).values)
     plain = cued(task, inputs.mixture, "none")
     for one, other in zip(task.found(plain), task.model(plain), strict=True):
         torch.testing.assert_close(one.states, other.states)
