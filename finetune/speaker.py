@@ -348,7 +348,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
 
         A voice is cut out by when its pixels talk before it is by what is said: a silent person
         claims nothing, and takes nothing. Without gradient: claims are to say who is heard, not
-        what makes the SDR better for now (with it, and a weight of 0.3, their cross-entropy rose
+        what makes the SDR better at once (with it, and a weight of 0.3, their cross-entropy rose
         above that of a coin).
         """
         heard = when.detach().float().sigmoid()
