@@ -60,6 +60,11 @@ class SampleInfo:
         audio_span: the part of the clip, in seconds from its start, for which the video had sound.
         masked_frames: numbers of the frames that have a mask.
         missing_frames: frames the video should have had in this clip but could not be decoded.
+        video_stream, audio_stream: numbers of the streams that were read, as ``ffprobe`` counts
+            them; None: the sample was not made from a media file.
+        video_streams, audio_streams: how many the file has, cover art left out.
+        mixdown: channel layouts of the clip's sound, and how they were mixed to one channel.
+        tone_mapping: HDR transfer function, ``pq`` or ``hlg``, that was mapped to SDR; or empty.
     """
 
     source: str
@@ -76,6 +81,12 @@ class SampleInfo:
     audio_span: tuple[float, float] | None = None
     masked_frames: tuple[int, ...] = ()
     missing_frames: int = 0
+    video_stream: int | None = None
+    video_streams: int = 0
+    audio_stream: int | None = None
+    audio_streams: int = 0
+    mixdown: str = ""
+    tone_mapping: str = ""
 
     def to_bytes(self) -> bytes:
         record = {"schema": SCHEMA, **dataclasses.asdict(self)}
@@ -112,6 +123,12 @@ class SampleInfo:
                 audio_span=tuple(record["audio_span"]) if record.get("audio_span") else None,
                 masked_frames=tuple(int(x) for x in record.get("masked_frames", ())),
                 missing_frames=int(record.get("missing_frames", 0)),
+                video_stream=_number_or_none(record, "video_stream"),
+                video_streams=int(record.get("video_streams", 0)),
+                audio_stream=_number_or_none(record, "audio_stream"),
+                audio_streams=int(record.get("audio_streams", 0)),
+                mixdown=str(record.get("mixdown", "")),
+                tone_mapping=str(record.get("tone_mapping", "")),
             )
         except (TypeError, ValueError, OverflowError) as error:
             raise SampleError("bad_json", str(error)) from error
@@ -136,6 +153,11 @@ def _typed(record: dict[str, Any], field: str, *types: type) -> Any:
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise ValueError(f"field {field} is a {type(value).__name__}")
     return value
+
+
+def _number_or_none(record: dict[str, Any], field: str) -> int | None:
+    value = record.get(field)
+    return None if value is None else int(value)
 
 
 def frame_member(number: int) -> str:

@@ -15,8 +15,9 @@ from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.progress import ShardProgress
 from cavmae.tools import pool
 from cavmae.tools.sharding.assembly import Assembler
-from cavmae.tools.sharding.clips import Skip, Written, shard_input
+from cavmae.tools.sharding.clips import shard_input
 from cavmae.tools.sharding.inputs import Input, collect, parse_part
+from cavmae.tools.sharding.messages import Alive, Skip, Written
 from cavmae.tools.sharding.plan import (
     Layout,
     Plan,
@@ -198,6 +199,8 @@ def _run_pool(
         for event in events:
             heard = messages.setdefault(event.task, [])
             if isinstance(event, pool.Progress):
+                if isinstance(event.message, Alive):
+                    continue
                 heard.append(event.message)
                 if isinstance(event.message, Written):
                     progress.clip(event.message.seconds)

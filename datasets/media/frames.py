@@ -1,23 +1,26 @@
-"""Frames by presentation time, through decord or PyAV behind one small protocol.
+"""Frames by presentation time, through PyAV or decord behind one small protocol.
 
-decord reads consecutive frames a little faster, but it must be watched (each of this is a test in
-tests/datasets/test_media.py):
+PyAV reads everything, unless decord is asked for. When few frames are wanted it is told to pass
+over frames that no other is predicted from, and whole groups of pictures between wanted frames.
+
+decord was measured once more on 2026-11-26 (docs/results.md): of MP4, Matroska and WebM with H.264,
+HEVC and VP9 it takes 1.0 to 1.2 times as long as PyAV, so it is left to those who ask for it. It
+has to be watched (each of this is a test in tests/datasets/test_media.py):
 
 - When frames are passed over it jumps to key frames, and in streams with open groups of pictures or
   intra refresh it then gives *other frames* without a word. So it is used only where every frame
   from the first on is wanted.
-- A frame it cannot decode it replaces by a copy of another; of some MPEG-1 files all frames are
-  copies of one. So copies are looked for, and PyAV reads again where there are any.
-- It lists frames that an edit list hides and turns pictures in a way of its own; some codecs it
-  cannot open. So its list of frames must be the container's, and turned videos are not for it.
+- A frame it cannot decode it replaces by a copy of another. So copies are an error.
+- It lists frames that an edit list hides, turns frames in a way of its own, and its FFmpeg of 2018
+  reads addresses as well as files. So it gets nothing but absolute paths of files whose container
+  and codec PyAV has named, whose frames are not turned and whose list of frames is PyAV's.
 
-PyAV reads everything else. When few frames are wanted it is also the faster one: it is told to pass
-over frames that no other is predicted from, and whole groups of pictures between wanted frames.
 Both scale bilinearly with FFmpeg's swscale and agree to a fraction of a grey level.
 """
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import av
@@ -26,10 +29,16 @@ import torch  # noqa: F401 - decord crashes when it is imported before torch
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
-from cavmae.datasets.media.geometry import Geometry
-from cavmae.datasets.media.probe import MediaError, Probe, first_video, open_container
+from cavmae.datasets.media.container import MediaError, open_container
+from cavmae.datasets.media.decoding import decode_in_order, decode_packet
+from cavmae.datasets.media.geometry import Geometry, fit_inside
+from cavmae.datasets.media.hdr import to_sdr
+from cavmae.datasets.media.probe import Probe
 
 _FULL, _REFERENCES, _DROP = 0, 1, 2
+# Containers and codecs that decord is trusted with.
+DECORD_CONTAINERS = frozenset({"mov", "matroska"})
+DECORD_CODECS = frozenset({"h264", "hevc", "vp9"})
 
 
 class Decoder(Protocol):
@@ -65,14 +74,14 @@ class DecordDecoder:
     """decord's VideoReader; one thread, since parallelism is by process.
 
     Raises:
-        MediaError: ``decode_error`` if decord cannot open the file or sees other frames in it.
+        MediaError: ``decode_error`` if the file is not for decord, or decord sees other frames in
+            it.
     """
 
     name = "decord"
 
     def __init__(self, probe: Probe, geometry: Geometry, wanted: np.ndarray):
-        if probe.rotation:
-            raise MediaError("decode_error", "decord turns pictures in a way of its own")
+        _check_for_decord(probe, wanted)
         # Copies are looked for below; decord's own warning would go to the user's screen.
         os.environ.setdefault("DECORD_DUPLICATE_WARNING_THRESHOLD", "1.0")
         # Not at module level: its FFmpeg is loaded only by processes that read with it.
@@ -85,8 +94,9 @@ class DecordDecoder:
         height, width = geometry.resized
         try:
             self._reader = decord.VideoReader(
-                probe.path, ctx=decord.cpu(0), num_threads=1, width=width, height=height
-            )
+                str(Path(probe.path).absolute()), ctx=decord.cpu(0), num_threads=1, width=width,
+                height=height,
+            )  # fmt: skip
             frames = len(self._reader)
             if frames != len(probe.frame_times):
                 raise MediaError(
@@ -119,6 +129,26 @@ class DecordDecoder:
         del self._reader
 
 
+def _check_for_decord(probe: Probe, wanted: np.ndarray) -> None:
+    reasons = {
+        f"its container is {probe.container}": not (
+            DECORD_CONTAINERS & set(probe.container.split(","))
+        ),
+        f"its codec is {probe.codec}": probe.codec not in DECORD_CODECS,
+        "its frames are turned or mirrored": probe.rotation or probe.mirrored,
+        "it is HDR": probe.transfer,
+        "its time stamps are irregular": probe.listing is not None,
+        "it is cut off": probe.unused,
+        "it has several video streams": probe.video_streams > 1,
+        "not all its frames from the first on are wanted": (
+            len(wanted) and wanted[-1] != len(wanted) - 1
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise MediaError("decode_error", f"not for decord, --decoder pyav reads it: {reason}")
+
+
 class PyAVDecoder:
     """PyAV, one thread, decoding no more than the wanted frames need."""
 
@@ -129,10 +159,8 @@ class PyAVDecoder:
         self._geometry = geometry
         self._wanted = frozenset(int(i) for i in wanted)
         self._reformatter = VideoReformatter()
-        self._index_of: dict[int, int] | None = None
-        if probe.timestamps_trusted:
-            self._index_of = {int(stamp): i for i, stamp in enumerate(probe.frame_stamps)}
-        self._plan = self._plan_packets() if self._index_of is not None else None
+        self._index_of = {int(stamp): i for i, stamp in enumerate(probe.frame_stamps)}
+        self._plan = self._plan_packets() if probe.listing is None else None
         self._start(self._plan)
 
     def close(self) -> None:
@@ -141,11 +169,14 @@ class PyAVDecoder:
     def _start(self, plan: np.ndarray | None) -> None:
         self._stash: dict[int, np.ndarray] = {}
         self._last = -1  # highest index that came out of the decoder
-        self._output = self._decode(plan)
+        if plan is None:
+            assert self._probe.listing is not None
+            self._output = self._decode_listed(self._probe.listing)
+        else:
+            self._output = self._decode(plan)
 
     def _plan_packets(self) -> np.ndarray:
         """What to do with each packet: decode, decode only if a reference, or drop."""
-        assert self._index_of is not None
         stamps, keys = self._probe.packet_pts, self._probe.packet_keys
         wanted_stamps = {stamp for stamp, i in self._index_of.items() if i in self._wanted}
         wanted = np.fromiter((int(s) in wanted_stamps for s in stamps), bool, len(stamps))
@@ -166,54 +197,51 @@ class PyAVDecoder:
         used = needed[group] & (np.arange(len(stamps)) <= last[group])
         return np.where(wanted, _FULL, np.where(used, _REFERENCES, _DROP))
 
-    def _decode(self, plan: np.ndarray | None) -> Generator[tuple[int, av.VideoFrame], None, None]:
+    def _decode_listed(
+        self, listing: np.ndarray
+    ) -> Generator[tuple[int, av.VideoFrame], None, None]:
+        """Wanted frames by their number among all that are decoded."""
+        probe = self._probe
+        frames = decode_in_order(probe.path, probe.video_stream, probe.video_restarts)
+        for index, (_, frame) in zip(listing.tolist(), frames, strict=False):
+            self._last = max(self._last, index)
+            if index in self._wanted and not frame.is_corrupt:
+                yield index, frame
+
+    def _decode(self, plan: np.ndarray) -> Generator[tuple[int, av.VideoFrame], None, None]:
+        """Wanted frames by their time stamps."""
         with open_container(self._probe.path) as container:
-            video = first_video(container)
+            video = container.streams[self._probe.video_stream]
+            assert isinstance(video, av.VideoStream)
             codec = video.codec_context
             codec.thread_count = 1
             number = -1
-            fed = given = 0
             dropping = False
             try:
                 for packet in container.demux(video):
-                    if packet.pts is None and packet.dts is None:
-                        if packet.size:
-                            continue  # cannot be placed; the probe left it out too
-                        break  # the end
                     if not packet.size:
-                        continue  # would be taken for the end by the decoder
+                        continue  # the end, or a repeat that the decoder would take for it
                     number += 1
-                    action = _FULL
-                    if plan is not None:
-                        action = plan[number] if number < len(plan) else _DROP
+                    action = plan[number] if number < len(plan) else _DROP
                     if action == _DROP:
                         if not dropping:
-                            yield from self._emit(_decode_packet(codec, None))
+                            yield from self._emit(decode_packet(codec, None))
                             codec.flush_buffers()
                         dropping = True
                         continue
                     dropping = False
                     codec.skip_frame = "NONREF" if action == _REFERENCES else "DEFAULT"
-                    frames = _decode_packet(codec, packet)
-                    fed, given = fed + 1, given + len(frames)
-                    if plan is None and fed - given > codec.reorder_depth:
-                        # A frame was lost. Without time stamps all later ones would be taken for
-                        # their neighbours, out of step with the sound: they count as missing.
-                        return
-                    yield from self._emit(frames)
+                    yield from self._emit(decode_packet(codec, packet))
                 if not dropping:
-                    yield from self._emit(_decode_packet(codec, None))
+                    yield from self._emit(decode_packet(codec, None))
             except (FFmpegError, OSError):
                 return  # the rest of the file cannot be read: those frames are missing
 
     def _emit(self, frames: list[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
         for frame in frames:
-            if self._index_of is None:
-                index = self._last + 1  # no usable time stamps: frames in the order they come
-            elif frame.pts is None or frame.pts not in self._index_of:
+            index = None if frame.pts is None else self._index_of.get(frame.pts)
+            if index is None:
                 continue
-            else:
-                index = self._index_of[frame.pts]
             self._last = max(self._last, index)
             if index in self._wanted and not frame.is_corrupt:
                 yield index, frame
@@ -255,57 +283,30 @@ class PyAVDecoder:
                 self._stash[index] = self._convert(frame)
 
     def _convert(self, frame: av.VideoFrame) -> np.ndarray:
-        height, width = self._geometry.resized
-        small = self._reformatter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR")
-        return self._geometry.finish(small.to_ndarray())
-
-
-class AutoDecoder:
-    """decord where it can be trusted; PyAV from the first frame on that it cannot give."""
-
-    def __init__(self, probe: Probe, geometry: Geometry, wanted: np.ndarray):
-        self._arguments = probe, geometry
-        self._wanted = wanted
-        self._decoder: Decoder
-        consecutive = len(wanted) > 0 and wanted[-1] == len(wanted) - 1
-        if consecutive and probe.timestamps_trusted and not probe.truncated:
-            try:
-                self._decoder = DecordDecoder(probe, geometry, wanted)
-                return
-            except MediaError:
-                pass  # the name that is stored with each sample tells
-        self._decoder = PyAVDecoder(probe, geometry, wanted)
-
-    @property
-    def name(self) -> str:
-        return self._decoder.name
-
-    def read(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
-        try:
-            return self._decoder.read(indices)
-        except MediaError:
-            if isinstance(self._decoder, PyAVDecoder):
-                raise
-            self._decoder.close()
-            later = self._wanted[self._wanted >= indices[0]]
-            self._decoder = PyAVDecoder(*self._arguments, later)
-            return self._decoder.read(indices)
-
-    def close(self) -> None:
-        self._decoder.close()
+        info = self._probe
+        resized = self._geometry.resized
+        inside = resized
+        if (frame.width, frame.height) != (info.width, info.height):
+            # A stream may change its size on the way; what it shows keeps its shape.
+            inside = fit_inside((frame.height, round(frame.width * info.pixel_aspect)), resized)
+        kind = "rgb48le" if info.transfer else "rgb24"
+        small = self._reformatter.reformat(
+            frame, inside[1], inside[0], kind, interpolation="BILINEAR"
+        ).to_ndarray()
+        if info.transfer:
+            small = to_sdr(small, info.transfer)
+        if inside != resized:
+            top, left = (resized[0] - inside[0]) // 2, (resized[1] - inside[1]) // 2
+            whole = np.zeros((*resized, 3), dtype=np.uint8)
+            whole[top : top + inside[0], left : left + inside[1]] = small
+            small = whole
+        return self._geometry.finish(small)
 
 
 def _same(first: np.ndarray, second: np.ndarray) -> bool:
     if not np.array_equal(first[::8, ::8], second[::8, ::8]):  # nearly always settles it
         return False
     return np.array_equal(first, second)
-
-
-def _decode_packet(codec: av.VideoCodecContext, packet: av.Packet | None) -> list[av.VideoFrame]:
-    try:
-        return list(codec.decode(packet))
-    except FFmpegError:
-        return []  # a damaged packet costs its own frames
 
 
 def open_decoder(
@@ -315,14 +316,13 @@ def open_decoder(
 
     Args:
         wanted: sorted indices into ``probe.frame_times``.
-        kind: ``decord``, ``pyav``, or ``auto``: decord if all frames from the first on are wanted
-            and it lists them rightly, otherwise PyAV.
+        kind: ``decord``; ``pyav``; or ``auto``, which is PyAV for every file.
 
     Raises:
-        MediaError: ``decode_error``.
+        MediaError: ``decode_error``: decord cannot read this file.
     """
     kinds: dict[str, Callable[[Probe, Geometry, np.ndarray], Decoder]] = {
-        "auto": AutoDecoder,
+        "auto": PyAVDecoder,
         "decord": DecordDecoder,
         "pyav": PyAVDecoder,
     }

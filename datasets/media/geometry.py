@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from cavmae.datasets.media.probe import MediaError, Probe
+from cavmae.datasets.media.container import MediaError
+from cavmae.datasets.media.probe import Probe
 from cavmae.datasets.sample import MAX_SIDE
 
 
@@ -17,14 +18,18 @@ class Geometry:
         resized: (height, width) that the decoder scales to, before rotation.
         rotation: degrees counter-clockwise: 0, 90, 180 or 270.
         size: (height, width) of the stored frame, cut from the middle.
+        mirrored: left and right are swapped before turning.
     """
 
     resized: tuple[int, int]
     rotation: int
     size: tuple[int, int]
+    mirrored: bool = False
 
     def finish(self, picture: np.ndarray) -> np.ndarray:
-        """Turns and crops a picture [*resized, ...] to [*size, ...]."""
+        """Mirrors, turns and crops a picture [*resized, ...] to [*size, ...]."""
+        if self.mirrored:
+            picture = picture[:, ::-1]
         picture = np.rot90(picture, self.rotation // 90)
         height, width = self.size
         top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
@@ -34,14 +39,15 @@ class Geometry:
         """Mask of the stored frame from a mask of the video's picture.
 
         Args:
-            mask: as shown (after rotation) or as coded; the two differ only for turned videos.
+            mask: as shown or as coded; the two differ only for turned and mirrored videos.
             display: (height, width) of the picture as shown.
         """
         height, width = self.resized
-        if (mask.height, mask.width) == display and self.rotation % 180:
-            mask = mask.rotate(-self.rotation, Image.Resampling.NEAREST, expand=True)
-        elif (mask.height, mask.width) == display and self.rotation:
-            mask = mask.rotate(-self.rotation, Image.Resampling.NEAREST)
+        if (mask.height, mask.width) == display:  # undo what finish() does
+            if self.rotation:
+                mask = mask.rotate(-self.rotation, Image.Resampling.NEAREST, expand=True)
+            if self.mirrored:
+                mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         scaled = mask.resize((width, height), Image.Resampling.NEAREST)
         return self.finish(np.asarray(scaled).astype(np.uint8))
 
@@ -63,4 +69,13 @@ def geometry(probe: Probe, shorter_side: int, crop: str) -> Geometry:
         size = (max(16, shown[0] // 16 * 16), max(16, shown[1] // 16 * 16))
     if max(size) > MAX_SIDE:
         raise MediaError("bad_size", f"frames of {size[1]}x{size[0]} pixels are too large to store")
-    return Geometry(resized, probe.rotation, size)
+    return Geometry(resized, probe.rotation, size, probe.mirrored)
+
+
+def fit_inside(shape: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
+    """Largest (height, width) of the given shape inside a box, both in pixels."""
+    scale = min(box[0] / shape[0], box[1] / shape[1])
+    return (
+        min(box[0], max(1, round(shape[0] * scale))),
+        min(box[1], max(1, round(shape[1] * scale))),
+    )

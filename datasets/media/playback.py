@@ -13,7 +13,6 @@ from cavmae.datasets.media.sound import Sound
 RATE = 25  # frames a second
 SAMPLES = SAMPLE_RATE // RATE  # of a frame
 NEAR = 0.499  # of a frame: one that comes up so soon after a moment is that moment's
-GONE = 0.5  # s after the last frame's end from which on there is no picture
 
 
 def extent(seconds: float) -> tuple[int, int]:
@@ -26,8 +25,8 @@ class Playback:
     """Reads a file from its beginning, in bounded memory.
 
     Its time begins where a player shows 0:00 and ends with its picture or its sound, whichever
-    ends later. A moment has the frame that is on screen; before the first frame, and some time
-    after the last, the picture is black.
+    ends later. A moment has the frame that is on screen: the last one stays for as long as the
+    sound goes on. Before the first frame the picture is black.
 
     Args:
         info: of the file.
@@ -37,13 +36,11 @@ class Playback:
     """
 
     def __init__(self, info: Probe, geometry: Geometry, decoder: str = "pyav"):
-        last = info.video_span[1]
-        self.seconds = max(last, info.sound_span[1], 1 / RATE)
+        self.seconds = max(info.span[1], 1 / RATE)
         self.frames, self.samples = extent(self.seconds)
         moments = np.arange(self.frames) / RATE
         near = NEAR / max(RATE, info.frame_rate)
-        index = np.searchsorted(info.frame_times, moments + near, side="right") - 1
-        self._index = np.where(moments < last + GONE, index, -1)
+        self._index = np.searchsorted(info.frame_times, moments + near, side="right") - 1
         self._geometry = geometry
         wanted = np.unique(self._index[self._index >= 0])
         self._closing = contextlib.ExitStack()

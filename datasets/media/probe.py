@@ -1,43 +1,49 @@
-"""What a media file really holds, from its packets rather than from its header.
+"""Facts of a media file, from its packets rather than from its header.
 
 Headers lie: nominal rates, frame counts and durations are often wrong, and edit lists hide
-packets. So the video packets are read once (not decoded), which gives the presentation time of
-every frame, and the sound's first and last packets give its extent.
+packets. So the packets are read once (not decoded), which gives the presentation time of every
+frame and the extent of the sound.
+
+Where packets do not tell which frame is shown when (stamps that repeat, step back or are missing,
+fields coded apart, AVI files with B-frames), all frames are decoded once: the decoder's own times
+and count are believed (``Probe.listed``).
 """
 
 import dataclasses
-import math
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from av.error import FFmpegError
 
-# Decoding parameters of hostile files are refused before memory is spent on pictures.
-MAX_PIXELS = 16384 * 16384
-MAX_CHANNELS = 64
-OPTIONS = {
-    # Playlists that name other files or addresses are not followed.
-    "protocol_whitelist": "file",
-    # Streams without a header (MPEG-TS) may begin to sound late; this much is searched for them.
-    "probesize": "50000000",
-    "analyzeduration": "60000000",
-}
+from cavmae.datasets.media import timeline
+from cavmae.datasets.media.container import MediaError, choose_streams, is_cover, open_container
+from cavmae.datasets.media.decoding import Listing, list_frames, read_first_frame
+from cavmae.datasets.media.packets import StreamPackets, scan_packets
+
+FIELD_CODECS = frozenset({"h264", "hevc", "vc1"})  # whose fields may be packets of their own
+PROGRESSIVE = (0, 1)  # FFmpeg's field orders: unknown, progressive
+CLAIM_SLACK = 1.0  # s: a header may say this much more than there is,
+CLAIM_SHARE = 0.02  # or this share of its duration
 
 
-class MediaError(Exception):
-    """A file that cannot give a sample.
+def _no_beat() -> None:
+    pass
 
-    Args:
-        reason: one word: ``missing``, ``unreadable``, ``empty``, ``decode_error``, ``no_video``,
-            ``no_audio``, ``too_short``, ...
-        detail: what was found.
+
+class Unused(NamedTuple):
+    """A part of a recording that is not read.
+
+    Attributes:
+        start: seconds from the file's origin from which on it is missing.
+        reason: ``truncated``: the file does not give what its header claims, or breaks off;
+            ``gap``: it is minutes away from the rest.
+        detail: a sentence.
     """
 
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+    start: float
+    reason: str
+    detail: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,49 +52,80 @@ class Probe:
 
     Attributes:
         path: of the file.
+        container: FFmpeg's name of its format.
         origin: the container's own time of 0:00, in seconds.
-        frame_times: float64 [frames], presentation times in order.
-        frame_duration: how long the last frame is shown.
+        frame_times: float64 [frames], presentation times, strictly increasing.
+        frame_duration: seconds for which the last frame is shown if the sound does not go on.
+        frame_stamps: int64 [frames], the video stream's own stamp of each frame; empty where a
+            ``listing`` tells frames apart.
+        listing: int64 [decoded frames], index of each frame that the decoder gives; -1: not used.
         packet_pts: int64 [packets] in file order, in the stream's time base; hidden packets
-            (edit lists) are left out of ``frame_times`` but not here.
-        time_base: seconds of one unit of ``packet_pts``.
+            (edit lists, frames that are only predicted from) are left out of ``frame_times`` but
+            not here.
         packet_keys: bool [packets]: a decoder can start here.
-        timestamps_trusted: whether a packet's time is that of the frame in it.
+        video_restarts: numbers of packets at which the pictures' clock begins anew.
+        audio_offsets: (number of the first packet, seconds to add to its stamps) of each stretch
+            of the sound with a clock of its own.
         width, height: coded size in pixels.
         pixel_aspect: width of a pixel over its height.
-        rotation: degrees counter-clockwise that the picture is turned for showing: 0, 90, 180, 270.
+        rotation: degrees counter-clockwise that a frame is turned for showing: 0, 90, 180, 270,
+        mirrored: after its left and right are swapped.
+        transfer: ``pq`` or ``hlg`` for HDR, otherwise empty.
         codec: of the video.
-        sound_rate: Hz; 0 without sound.
+        sound_rate: Hz.
         sound_span: (first, last) time for which there are sound packets.
+        video_stream, audio_stream: numbers of the streams that are read.
+        video_streams, audio_streams: how many there are of each kind, cover art left out.
         truncated: the file ended or broke before its packets did.
+        unused: parts of the recording that are not read.
     """
 
     path: str
+    container: str
     origin: float
     frame_times: np.ndarray
     frame_duration: float
+    frame_stamps: np.ndarray
+    listing: np.ndarray | None
     packet_pts: np.ndarray
     packet_keys: np.ndarray
-    time_base: float
-    timestamps_trusted: bool
+    video_restarts: tuple[int, ...]
+    audio_offsets: tuple[tuple[int, float], ...]
     width: int
     height: int
     pixel_aspect: float
     rotation: int
+    mirrored: bool
+    transfer: str
     codec: str
     sound_rate: int
     sound_span: tuple[float, float]
+    video_stream: int
+    audio_stream: int
+    video_streams: int
+    audio_streams: int
     truncated: bool
+    unused: tuple[Unused, ...] = ()
 
     @property
-    def frame_stamps(self) -> np.ndarray:
-        """int64 [frames]: ``frame_times`` in the video stream's own units."""
-        return np.rint((self.frame_times + self.origin) / self.time_base).astype(np.int64)
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what of the file is not used."""
+        streams = (
+            ("video", self.video_stream, self.video_streams),
+            ("audio", self.audio_stream, self.audio_streams),
+        )
+        choices = (f"of {n} {kind} streams number {i} is read" for kind, i, n in streams if n > 1)
+        return (*choices, *(part.detail for part in self.unused))
 
     @property
     def video_span(self) -> tuple[float, float]:
-        """(first, last) time at which a frame is on screen."""
+        """(first, last) time at which frames follow each other."""
         return float(self.frame_times[0]), float(self.frame_times[-1]) + self.frame_duration
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """(first, last) time at which a frame is on screen: the last stays while sound goes on."""
+        return self.video_span[0], max(self.video_span[1], self.sound_span[1])
 
     @property
     def frame_rate(self) -> float:
@@ -105,181 +142,217 @@ class Probe:
         return round(self.height / self.pixel_aspect), self.width
 
 
-def open_container(path: str) -> av.container.InputContainer:
-    """PyAV's container of a local file.
-
-    Raises:
-        MediaError: ``missing``, ``unreadable``, ``empty`` or ``decode_error``.
-    """
-    file = Path(path)
-    try:
-        if file.is_dir():
-            raise MediaError("unreadable", "is a folder")
-        if file.stat().st_size == 0:
-            raise MediaError("empty", "the file has no bytes")
-        with file.open("rb"):
-            pass
-        # `file:` keeps FFmpeg from reading a name with a colon as a protocol.
-        return av.open(f"file:{path}", options=OPTIONS)
-    except FileNotFoundError as error:
-        raise MediaError("missing", "no such file") from error
-    except PermissionError as error:
-        raise MediaError("unreadable", "permission denied") from error
-    except (FFmpegError, OSError, ValueError) as error:
-        raise MediaError("decode_error", f"not a readable media file: {error}") from error
-
-
-def first_video(container: av.container.InputContainer) -> av.VideoStream:
-    """The first video stream. Raises MediaError: ``no_video``."""
-    for stream in container.streams.video:
-        # Cover art is a video stream of one picture.
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            return stream
-    raise MediaError("no_video", "no video stream")
-
-
-def probe(path: str) -> Probe:
+def probe(
+    path: str,
+    video_stream: int | None = None,
+    audio_stream: int | None = None,
+    beat: Callable[[], None] = _no_beat,
+) -> Probe:
     """Reads a file's packets.
 
+    Args:
+        video_stream, audio_stream: numbers of the streams to read, as ``ffprobe`` counts them;
+            None: those that a player takes.
+        beat: called from time to time, as a sign of life.
+
     Raises:
-        MediaError: not a media file, ``no_video``, ``no_audio`` or ``too_short``.
+        MediaError: not a media file, ``no_video``, ``no_audio``, or ``clocks_apart``: frames and
+            sound are stamped so far from each other that nothing goes together.
     """
     with open_container(path) as container:
-        video = first_video(container)
-        if not container.streams.audio:
-            raise MediaError("no_audio", "no audio stream")
-        audio = container.streams.audio[0]
+        video, audio = choose_streams(container, video_stream, audio_stream)
         codec = video.codec_context
-        if codec is None or video.time_base is None:
-            raise MediaError("decode_error", "no decoder for the video stream")
-        if not 0 < codec.width * codec.height <= MAX_PIXELS:
-            raise MediaError("decode_error", f"picture size {codec.width}x{codec.height}")
-        if audio.codec_context is None or not audio.rate or audio.channels > MAX_CHANNELS:
-            raise MediaError("no_audio", "no decoder for the audio stream")
+        scan = scan_packets(container, video, audio, beat)
+        if not any(scan.video.shown):
+            raise MediaError("no_video", "the video stream has no frames")
+        if not scan.audio.pts:
+            raise MediaError("no_audio", "the audio stream has no packets")
+        first = read_first_frame(container, video, scan.video.first_key)
+        aspect = float(video.sample_aspect_ratio or codec.sample_aspect_ratio or 1)
         origin = container.start_time / av.time_base if container.start_time else 0.0
-        pts: list[int] = []
-        keys: list[bool] = []
-        shown: list[bool] = []
-        last_duration = 0
-        # AVI has no presentation times, it counts frames as they are coded. Coded in another order
-        # than shown, a frame's place among all decoded ones tells its time, not its own packet.
-        counted = container.format.name == "avi"
-        trusted = not (counted and codec.has_b_frames)
-        truncated = False
-        sound_first, sound_last = math.inf, -math.inf
-        sound_base = float(audio.time_base or 0)
-        try:
-            for packet in container.demux([video, audio]):
-                if packet.stream_index == video.index:
-                    if not packet.size:
-                        continue  # the end, or an AVI's "show the last frame again"
-                    stamp = packet.dts if counted else packet.pts
-                    if stamp is None:
-                        stamp, trusted = packet.dts, False
-                    if stamp is None:
-                        continue
-                    pts.append(stamp)
-                    keys.append(packet.is_keyframe)
-                    shown.append(not packet.is_discard)
-                    last_duration = packet.duration or last_duration
-                elif packet.pts is not None:
-                    first = packet.pts * sound_base
-                    sound_first = min(sound_first, first)
-                    sound_last = max(sound_last, first + (packet.duration or 0) * sound_base)
-        except (FFmpegError, OSError):
-            truncated = True  # what was read before is used
-        entries = zip(pts, keys, shown, strict=True)
-        rotation = _rotation(container, video, next((t for t, k, s in entries if k and s), None))
-        aspect = video.sample_aspect_ratio or codec.sample_aspect_ratio
-        return _assemble(
-            path,
-            origin,
-            float(video.time_base),
-            pts,
-            keys,
-            shown,
-            last_duration,
-            trusted,
-            codec,
-            float(aspect) if aspect else 1.0,
-            rotation,
-            audio.rate,
-            (sound_first, sound_last),
-            truncated,
-        )
-
-
-def _assemble(
-    path: str,
-    origin: float,
-    base: float,
-    pts: list[int],
-    keys: list[bool],
-    shown: list[bool],
-    last_duration: int,
-    trusted: bool,
-    codec: av.VideoCodecContext,
-    aspect: float,
-    rotation: int,
-    sound_rate: int,
-    sound_span: tuple[float, float],
-    truncated: bool,
-) -> Probe:
-    stamps = np.array(pts, dtype=np.int64)
-    visible = np.unique(stamps[np.array(shown, dtype=bool)])
-    if visible.size == 0:
-        raise MediaError("no_video", "the video stream has no frames")
-    times = visible * base - origin
-    steps = np.diff(times)
-    usual = float(np.median(steps)) if steps.size else (last_duration * base or 0.04)
-    # A header may claim any duration of the last frame; more than 0.5 s of it is not believed.
-    duration = min(last_duration * base or usual, 0.5, 2 * usual)
-    if sound_span[0] == math.inf:
-        sound_span = (0.0, 0.0)
+        facts: dict[str, Any] = {
+            "path": path,
+            "container": container.format.name,
+            "origin": origin,
+            "width": codec.width,
+            "height": codec.height,
+            "pixel_aspect": aspect if 0.1 < aspect < 10 else 1.0,
+            "codec": codec.name,
+            "sound_rate": audio.rate,
+            "video_stream": video.index,
+            "audio_stream": audio.index,
+            "video_streams": sum(not is_cover(s) for s in container.streams.video),
+            "audio_streams": len(container.streams.audio),
+            "truncated": scan.truncated,
+            **first._asdict(),
+        }
+        joinable = av.format.Flags.ts_discont in av.format.Flags(container.format.flags)
+        # Fields in packets of their own, and frames counted as they are coded, not as shown.
+        in_mov = "mov" in container.format.name.split(",")
+        interlaced = codec.field_order not in PROGRESSIVE
+        fields_apart = codec.name in FIELD_CODECS and interlaced and not in_mov
+        shuffled = container.format.name == "avi" and codec.has_b_frames
+        claims = _claimed_ends(container, video, origin)
+    restarts = timeline.find_restarts(scan.video.clock, scan.audio.clock, joinable)
+    cuts = [r.video for r in restarts if r.video is not None]
+    audio_cuts = [r.audio for r in restarts if r.audio is not None]
+    moves, audio_moves = timeline.offsets(
+        restarts, scan.video.extents(cuts), scan.audio.extents(audio_cuts)
+    )
+    stamps, listing = np.zeros(0, dtype=np.int64), None
+    if not (fields_apart or shuffled or cuts) and scan.video.is_plain:
+        stamps = scan.video.shown_stamps
+        times = stamps * scan.video.base - origin
     else:
-        sound_span = (sound_span[0] - origin, sound_span[1] - origin)
-    return Probe(
-        path=path,
-        origin=origin,
-        frame_times=times,
-        frame_duration=duration,
-        packet_pts=stamps,
-        packet_keys=np.array(keys, dtype=bool),
-        time_base=base,
-        timestamps_trusted=trusted and len(np.unique(stamps)) == len(stamps),
-        width=codec.width,
-        height=codec.height,
-        pixel_aspect=aspect if 0.1 < aspect < 10 else 1.0,
-        rotation=rotation,
-        codec=codec.name,
-        sound_rate=sound_rate,
-        sound_span=sound_span,
-        truncated=truncated,
+        listings = list_frames(path, facts["video_stream"], cuts, beat)
+        times, losses = _listed_times(scan.video, listings, cuts, moves, shuffled)
+        if not times.size:
+            raise MediaError("decode_error", "no frame could be decoded")
+        if not fields_apart:  # second fields give no frame of their own
+            times, decoded = np.sort(np.concatenate([times, losses])), times
+            listing = np.searchsorted(times, decoded)
+        else:
+            listing = np.arange(len(times))
+        times = times - origin
+    audio_times = scan.audio.times - origin
+    audio_times += np.repeat(audio_moves, np.diff([0, *audio_cuts, len(audio_times)]))
+    audio_times = timeline.without_spikes(audio_times)
+    audio_times = audio_times[np.isfinite(audio_times)]
+    kept, gap = _one_recording(times, audio_times)
+    inside = (times >= kept[0]) & (times <= kept[1])
+    audio_times = audio_times[(audio_times >= kept[0]) & (audio_times <= kept[1])]
+    if kept[0] > timeline.LONGEST_GAP:  # hours of nothing are not the beginning of a recording
+        facts["origin"] = origin = origin + kept[0]
+        times, audio_times = times - kept[0], audio_times - kept[0]
+    duration = scan.audio.duration * scan.audio.base
+    made = Probe(
+        frame_times=times[inside],
+        frame_duration=_last_duration(times[inside], scan.video),
+        frame_stamps=stamps[inside] if listing is None else stamps,
+        listing=None if listing is None else np.where(inside, np.cumsum(inside) - 1, -1)[listing],
+        packet_pts=np.array(scan.video.pts, dtype=np.int64),
+        packet_keys=np.array(scan.video.keys, dtype=bool),
+        video_restarts=tuple(cuts),
+        audio_offsets=tuple(
+            (packet, move - origin)
+            for packet, move in zip([0, *audio_cuts], audio_moves, strict=True)
+        ),
+        sound_span=(float(audio_times.min()), float(audio_times.max()) + duration),
+        **facts,
+    )
+    # Where stamps are wrong, so are durations; where recordings were joined, they are the first's.
+    lost = None if restarts or gap else _lost_stretch(made, claims)
+    unused = [Unused(float(made.frame_times[-1]), "gap", gap)] if gap else []
+    if lost is not None:
+        detail = (
+            f"the file is damaged or cut off: it gives {lost[0]:.1f} of the {lost[1]:.1f} s that "
+            "its header claims"
+        )
+        unused.append(Unused(lost[0], "truncated", detail))
+    elif made.truncated:
+        end = made.span[1]
+        unused.append(Unused(end, "truncated", f"the file breaks off at {end:.1f} s"))
+    return dataclasses.replace(made, unused=tuple(unused))
+
+
+def _listed_times(
+    packets: StreamPackets,
+    listings: list[Listing],
+    cuts: list[int],
+    moves: list[float],
+    shuffled: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Times of all decoded frames, strictly increasing, in seconds of the container's clock.
+
+    Args:
+        shuffled: stamps are places in the order of coding: the n-th frame shown has the n-th place,
+            of the places whose frames were decoded.
+
+    Returns:
+        these, and the times of packets that are shown and gave no frame.
+    """
+    parts, lost = [], []
+    usual, own, shown = packets.step, packets.times, np.array(packets.shown)
+    bounds = [0, *cuts, len(own)]
+    for number, listing in enumerate(listings):
+        stamps = listing.stamps
+        given = [n for n in listing.packets if n is not None]
+        if shuffled:
+            stamps = [*sorted(packets.pts[n] for n in given), *[None] * (len(stamps) - len(given))]
+        parts.append(timeline.increasing(packets.seconds(stamps), usual) + moves[number])
+        rest = np.setdiff1d(np.arange(bounds[number], bounds[number + 1]), given)
+        lost.append(own[rest[shown[rest] & np.isfinite(own[rest])]] + moves[number])
+    times = timeline.increasing(np.concatenate(parts), usual)
+    missing = np.unique(np.concatenate(lost))
+    if times.size:
+        after = np.searchsorted(times, missing)
+        near = np.minimum(
+            np.abs(missing - times[np.maximum(after - 1, 0)]),
+            np.abs(missing - times[np.minimum(after, len(times) - 1)]),
+        )
+        missing = missing[near > usual / 4]
+    return times, missing
+
+
+def _last_duration(times: np.ndarray, packets: StreamPackets) -> float:
+    """Seconds for which the last frame is shown.
+
+    A header may claim any duration of it; more than 0.5 s is not believed.
+    """
+    usual = float(np.median(np.diff(times))) if len(times) > 1 else packets.step
+    return min(packets.duration * packets.base or usual, 0.5, 2 * usual)
+
+
+def _one_recording(video: np.ndarray, audio: np.ndarray) -> tuple[tuple[float, float], str]:
+    """The part of a file that is used: before a gap of minutes without frames and sound.
+
+    A single wrong stamp would otherwise make a recording of days.
+
+    Returns:
+        its first and last packet's time, and a sentence if there is more, or an empty one.
+
+    Raises:
+        MediaError: ``clocks_apart``.
+    """
+    parts = timeline.islands(video, audio)
+    whole = [part for part in parts if part.video and part.audio]
+    if not whole:
+        if not audio.size:
+            raise MediaError("no_audio", "no packet of the audio stream has a time stamp")
+        raise MediaError(
+            "clocks_apart",
+            f"the frames are stamped {video.min():.1f} to {video.max():.1f} s, the sound "
+            f"{audio.min():.1f} to {audio.max():.1f} s",
+        )
+    used = max(whole, key=lambda part: part.video + part.audio)
+    bounds = used.start, used.end
+    if len(parts) == 1:
+        return bounds, ""
+    others = [part for part in parts if part is not used]
+    where = ", ".join(f"{part.start:.1f} s" for part in others[:3]) + ", ..." * (len(others) > 3)
+    count = sum(part.video for part in others), sum(part.audio for part in others)
+    return bounds, (
+        f"only {used.start:.1f} to {used.end:.1f} s is used: {count[0]} frames and {count[1]} "
+        f"sound packets are stamped minutes away from it (at {where})"
     )
 
 
-def _rotation(
-    container: av.container.InputContainer, video: av.VideoStream, start: int | None
-) -> int:
-    """Degrees counter-clockwise from the display matrix, which PyAV gives with a decoded frame.
+def _claimed_ends(
+    container: av.container.InputContainer, video: av.VideoStream, origin: float
+) -> tuple[float, float]:
+    """Ends, in seconds, that the header claims of the recording and of its frames; 0: none."""
+    whole = container.duration / av.time_base if container.duration else 0.0
+    # Only MP4's headers count each stream's frames.
+    if "mov" not in container.format.name.split(",") or not video.duration or not video.time_base:
+        return whole, 0.0
+    end = (video.start_time or 0) + video.duration
+    return whole, float(end * video.time_base) - origin
 
-    Args:
-        start: time stamp of a key frame that is shown; None: there is none.
-    """
-    try:
-        if start is None:
-            container.seek(0)
-        else:
-            # Frames that an edit list hides would be decoded for nothing.
-            container.seek(start, stream=video)
-        for packet in container.demux(video):
-            try:
-                frames = packet.decode()
-            except FFmpegError:
-                continue  # a later frame tells as well
-            for frame in frames:
-                if isinstance(frame, av.VideoFrame):
-                    return round(frame.rotation / 90) * 90 % 360
-    except (FFmpegError, OSError):
-        return 0  # frames that do not decode are reported when they are asked for
-    return 0
+
+def _lost_stretch(info: Probe, claims: tuple[float, float]) -> tuple[float, float] | None:
+    """(start, end) of the stretch that the header claims beyond what was read."""
+    ends = info.span[1], info.video_span[1]
+    for end, claim in zip(ends, claims, strict=True):
+        if claim - end > max(CLAIM_SLACK, CLAIM_SHARE * claim):
+            return end, claim
+    return None

@@ -1,14 +1,18 @@
 """The sound of a media file as mono 16 kHz waveforms of stretches of its timeline."""
 
+import bisect
 import contextlib
 from collections.abc import Generator
+from typing import NamedTuple
 
 import av
 import numpy as np
 from av.error import FFmpegError
 
 from cavmae.datasets.features import SAMPLE_RATE, resample
-from cavmae.datasets.media.probe import Probe, open_container
+from cavmae.datasets.media.container import open_container
+from cavmae.datasets.media.downmix import as_float, is_inverted, mix
+from cavmae.datasets.media.probe import Probe
 
 # Sound kept on both sides of a stretch while it is resampled, so that its ends are right.
 MARGIN = 0.05  # s
@@ -21,117 +25,159 @@ WORTH_SEEKING = 20.0  # s
 JITTER = 0.02  # s
 
 
+class _Chunk(NamedTuple):
+    """Sound decoded at once.
+
+    Attributes:
+        first: number of its first sample at its own rate, from the file's origin.
+        rate: Hz.
+        samples: float32 [2, samples], the mix and, of stereo, half the difference.
+        layout: of its channels, FFmpeg's name.
+        stereo: it has two channels.
+    """
+
+    first: int
+    rate: int
+    samples: np.ndarray
+    layout: str
+    stereo: bool
+
+    @property
+    def end(self) -> int:
+        return self.first + self.samples.shape[1]
+
+
+class _Decoded(NamedTuple):
+    """A decoded frame and its time in seconds from the file's origin; None: it has none."""
+
+    frame: av.AudioFrame
+    time: float | None
+
+
 class Sound:
     """Reads stretches of a file's sound in time order, in bounded memory.
 
     Args:
         probe: of the file.
-        downmix: ``mean`` of all channels, or ``first`` channel, as the CAV-MAE reference does.
+        downmix: ``mean``: of stereo the mean, or half the difference where one channel is the
+            other upside down; of more channels the usual weights (:mod:`.downmix`). ``first``:
+            the first channel, as the CAV-MAE reference does.
         start: seconds from the file's origin before which nothing will be read.
+
+    Attributes:
+        damaged: packets that did not decode.
+        mixdown: layouts of the stretch read last, and how their channels were mixed.
     """
 
     def __init__(self, probe: Probe, downmix: str = "mean", start: float = 0.0):
         self._probe = probe
         self._downmix = downmix
-        self._rate = probe.sound_rate
-        self._chunks: list[tuple[int, np.ndarray]] = []  # (first sample, float32 [samples])
-        self._source = self._decode_from(start - RUN_UP if start > WORTH_SEEKING else None)
-        self._ahead: av.AudioFrame | None = None  # decoded, not yet placed
-        self._end = -1  # sample after the last one decoded, from the origin
-        self.damaged = 0  # packets that did not decode
+        self._rate = probe.sound_rate  # of the chunk decoded last
+        self._chunks: list[_Chunk] = []
+        # Where the clock begins anew, a time may lie in two places of the file.
+        seek = start > WORTH_SEEKING and len(probe.audio_offsets) == 1
+        self._source = self._decode_from(start - RUN_UP if seek else None)
+        self._ahead: _Decoded | None = None  # decoded, not yet placed
+        self._end: int | None = None  # sample after the last one decoded, at its rate
+        self.damaged = 0
+        self.mixdown = ""
 
     def close(self) -> None:
         """Closes the file. Left to the garbage collector, PyAV's memory piles up (measured)."""
         self._source.close()
 
-    def _decode_from(self, start: float | None) -> Generator[av.AudioFrame, None, None]:
+    def _decode_from(self, start: float | None) -> Generator[_Decoded, None, None]:
         """Frames from a time on, in seconds; None: from the beginning."""
         if start is not None:
             with contextlib.closing(self._decode(start)) as frames:
                 first = next(frames, None)
-                found = None if first is None else self._time_of(first)
-                if first is not None and found is not None and found <= start + RUN_UP - MARGIN:
+                time = None if first is None else first.time
+                if first is not None and time is not None and time <= start + RUN_UP - MARGIN:
                     yield first
                     yield from frames
                     return
             # The container's index was wrong: what is wanted lies before the place it led to.
         yield from self._decode(None)
 
-    def _decode(self, start: float | None) -> Generator[av.AudioFrame, None, None]:
+    def _decode(self, start: float | None) -> Generator[_Decoded, None, None]:
+        firsts = [first for first, _ in self._probe.audio_offsets]
         with open_container(self._probe.path) as container:
-            audio = container.streams.audio[0]
+            audio = container.streams[self._probe.audio_stream]
+            assert isinstance(audio, av.AudioStream)
             codec = audio.codec_context
             codec.thread_count = 1
+            number = -1
             try:
                 if start is not None and audio.time_base is not None:
                     stamp = int((start + self._probe.origin) / audio.time_base)
                     container.seek(stamp, stream=audio)
                 for packet in container.demux(audio):
+                    number += packet.size > 0
+                    stretch = bisect.bisect_right(firsts, max(number, 0)) - 1
+                    offset = self._probe.audio_offsets[stretch][1]
                     try:
-                        yield from codec.decode(packet if packet.size else None)
+                        for frame in codec.decode(packet if packet.size else None):
+                            yield _Decoded(frame, _seconds(frame, offset))
                     except FFmpegError:
                         self.damaged += 1
             except (FFmpegError, OSError):
                 self.damaged += 1
 
-    def _time_of(self, frame: av.AudioFrame) -> float | None:
-        if frame.pts is None or frame.time_base is None:
-            return None
-        return float(frame.pts * frame.time_base) - self._probe.origin
-
-    def _mono(self, frame: av.AudioFrame) -> np.ndarray:
-        samples = frame.to_ndarray()
-        channels = frame.layout.nb_channels
-        if not frame.format.is_planar:
-            samples = samples.reshape(-1, channels).T
-        samples = samples[:1] if self._downmix == "first" else samples
-        if samples.dtype == np.uint8:
-            samples = (samples.astype(np.float32) - 128) / 128
-        elif samples.dtype.kind == "i":
-            samples = samples.astype(np.float32) / float(2 ** (8 * samples.dtype.itemsize - 1))
-        mono: np.ndarray = samples.sum(axis=0, dtype=np.float32) / np.float32(len(samples))
-        return mono
-
-    def _next(self) -> av.AudioFrame | None:
+    def _next(self) -> _Decoded | None:
         if self._ahead is not None:
-            frame, self._ahead = self._ahead, None
-            return frame
+            decoded, self._ahead = self._ahead, None
+            return decoded
         return next(self._source, None)
 
     def _jumps(self, expected: int, samples: int) -> bool:
         """Whether the sound goes on at another place; one wrong time stamp alone does not count."""
+        assert self._end is not None
         if abs(expected - self._end) <= JITTER * self._rate:
             return False
         self._ahead = self._next()
-        stamp = None if self._ahead is None else self._time_of(self._ahead)
-        if stamp is None:
+        if self._ahead is None or self._ahead.time is None:
             return False
-        return abs(stamp * self._rate - (expected + samples)) <= JITTER * self._rate
+        after = round(self._ahead.time * self._rate)
+        return abs(after - (expected + samples)) <= JITTER * self._rate
 
-    def _fill(self, first_wanted: int, until: int) -> None:
-        while self._end < until:
-            frame = self._next()
-            if frame is None:
+    def _fill(self, first_wanted: float, until: float) -> None:
+        """Decodes up to a time; chunks that end before another one are not kept."""
+        while self._end is None or self._end < until * self._rate:
+            decoded = self._next()
+            if decoded is None:
                 return
+            frame, time = decoded
             if not frame.samples:
                 continue
-            mono = self._mono(frame)
             if frame.sample_rate != self._rate:  # some streams change their rate on the way
-                mono = resample(mono, frame.sample_rate, self._rate)
-            first = self._end
-            stamp = self._time_of(frame)
-            if stamp is not None:
-                expected = round(stamp * self._rate)
-                if self._end < 0 or self._jumps(expected, len(mono)):
+                if self._end is not None:
+                    self._end = round(self._end / self._rate * frame.sample_rate)
+                self._rate = frame.sample_rate
+            first = self._end if self._end is not None else 0
+            if time is not None:
+                expected = round(time * self._rate)
+                if self._end is None or self._jumps(expected, frame.samples):
                     first = expected
-            elif self._end < 0:
-                first = 0
-            self._end = first + len(mono)
-            if self._end > first_wanted:
-                self._chunks.append((first, mono))
+            chunk = self._chunk(frame, first)
+            self._end = chunk.end
+            if chunk.end > first_wanted * self._rate:
+                self._chunks.append(chunk)
+
+    def _chunk(self, frame: av.AudioFrame, first: int) -> _Chunk:
+        samples = as_float(frame.to_ndarray(), frame.layout.nb_channels, frame.format.is_planar)
+        names = tuple(channel.name for channel in frame.layout.channels)
+        if self._downmix == "first":
+            samples, names = samples[:1], names[:1]
+        # Broken float streams hold NaN and Inf; they must not spread through the resampler.
+        samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
+        return _Chunk(
+            first, frame.sample_rate, mix(samples, names), frame.layout.name, len(names) == 2
+        )
 
     def read(self, start: float, end: float) -> tuple[np.ndarray, tuple[float, float] | None]:
         """Waveform of a stretch, later than all stretches read before.
+
+        Where the sound steps back, what was there first stays.
 
         Args:
             start, end: seconds from the file's origin.
@@ -141,25 +187,62 @@ class Sound:
             ends before; and the part of it, in seconds from ``start``, for which there is sound
             (None: nowhere). Gaps before and between sound are silence, as a player plays them.
         """
-        rate = self._rate
-        first = round((start - MARGIN) * rate)
-        last = round((end + MARGIN) * rate)
-        self._fill(first, last)
-        buffer = np.zeros(last - first, dtype=np.float32)
-        sound_first, sound_last = last, first
-        for begin, samples in self._chunks:
-            low, high = max(begin, first), min(begin + len(samples), last)
-            if low < high:
-                buffer[low - first : high - first] = samples[low - begin : high - begin]
-                sound_first, sound_last = min(sound_first, low), max(sound_last, high)
-        keep = round((end - MARGIN) * rate)
-        self._chunks = [c for c in self._chunks if c[0] + len(c[1]) > keep]
-        low, high = max(sound_first, round(start * rate)), min(sound_last, round(end * rate))
+        self._fill(start - MARGIN, end + MARGIN)
+        waveform = np.zeros(0, dtype=np.float32)
+        low, high = end, start
+        layouts: dict[str, None] = {}
+        inverted = self._has_inverted_channel(start, end)
+        for rate in sorted({chunk.rate for chunk in self._chunks}):
+            first, last = round((start - MARGIN) * rate), round((end + MARGIN) * rate)
+            buffer = np.zeros(last - first, dtype=np.float32)
+            free = np.ones(last - first, dtype=bool)
+            for chunk in self._chunks:
+                begin, until = max(chunk.first, first), min(chunk.end, last)
+                if chunk.rate != rate or begin >= until:
+                    continue
+                place = slice(begin - first, until - first)
+                samples = chunk.samples[int(inverted and chunk.stereo)]
+                part = samples[begin - chunk.first : until - chunk.first]
+                buffer[place] = np.where(free[place], part, buffer[place])
+                free[place] = False
+                low, high = min(low, begin / rate), max(high, until / rate)
+                layouts[self._describe(chunk, inverted)] = None
+            resampled = resample(buffer, rate)
+            if resampled.size > waveform.size:
+                waveform, resampled = resampled.copy(), waveform
+            waveform[: resampled.size] += resampled
+        self.mixdown = ", ".join(layouts)
+        keep = end - MARGIN
+        self._chunks = [c for c in self._chunks if c.end > keep * c.rate]
+        low, high = max(low, start), min(high, end)
         if low >= high:
             return np.zeros(0, dtype=np.float32), None
-        # Broken float streams hold NaN and Inf; they must not spread through the resampler.
-        waveform = resample(np.nan_to_num(buffer, nan=0.0, posinf=0.0, neginf=0.0), rate)
         offset = round(MARGIN * SAMPLE_RATE)
-        length = round((min(end, high / rate) - start) * SAMPLE_RATE)
-        span = (low / rate - start, high / rate - start)
-        return waveform[offset : offset + length], (max(0.0, round(span[0], 4)), round(span[1], 4))
+        length = round((high - start) * SAMPLE_RATE)
+        span = (max(0.0, round(low - start, 4)), round(high - start, 4))
+        return waveform[offset : offset + length], span
+
+    def _has_inverted_channel(self, start: float, end: float) -> bool:
+        """Whether the stereo sound of a stretch would cancel itself."""
+        parts = [
+            chunk.samples
+            for chunk in self._chunks
+            if chunk.stereo and chunk.first < end * chunk.rate and chunk.end > start * chunk.rate
+        ]
+        if not parts:
+            return False
+        mean, difference = np.concatenate(parts, axis=1)
+        return is_inverted(mean, difference)
+
+    def _describe(self, chunk: _Chunk, inverted: bool) -> str:
+        if self._downmix == "first":
+            return f"{chunk.layout}: first channel"
+        if chunk.stereo:
+            return f"{chunk.layout}: {'one channel inverted' if inverted else 'mean'}"
+        return chunk.layout if chunk.layout == "mono" else f"{chunk.layout}: weighted"
+
+
+def _seconds(frame: av.AudioFrame, offset: float) -> float | None:
+    if frame.pts is None or frame.time_base is None:
+        return None
+    return float(frame.pts * frame.time_base) + offset

@@ -133,7 +133,7 @@ def test_sound_does_not_pile_up(video: Maker) -> None:
     info = probe(str(video(seconds=40.0, fps=5.0)))
     sound = Sound(info)
     sound.read(39.0, 39.5)
-    assert sum(len(samples) for _, samples in sound._chunks) < 2 * 16000
+    assert sum(chunk.samples.shape[1] for chunk in sound._chunks) < 2 * 16000
 
 
 def test_sound_that_starts_late_and_ends_early(video: Maker) -> None:
@@ -153,7 +153,8 @@ def test_one_wrong_time_stamp_of_the_sound_drops_nothing(video: Maker) -> None:
     expected, _ = Sound(info).read(0.0, 10.0)
     sound = Sound(info)
     frames = list(sound._decode(None))
-    frames[60].pts += 16000 * 8
+    assert frames[60].time is not None
+    frames[60] = frames[60]._replace(time=frames[60].time + 8)
     sound._source = (frame for frame in frames)
     first, _ = sound.read(0.0, 5.0)
     second, span = sound.read(5.0, 10.0)

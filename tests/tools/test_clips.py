@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from cavmae.datasets.errors import UsageError
 from cavmae.datasets.media import MediaError, Probe
-from cavmae.tools.sharding.clips import choose_frames, mask_meaning, plan_clips
+from cavmae.tools.sharding.clips import mask_meaning
+from cavmae.tools.sharding.planning import choose_frames, plan_clips
 from cavmae.tools.sharding.settings import ShardSettings
 
 EVENTS = ShardSettings("events").resolved()
@@ -60,8 +61,12 @@ def test_speakers_clips_cover_the_video(seconds: float, start: float) -> None:
 
 def video(times: np.ndarray) -> Probe:
     return Probe(
-        "x", 0.0, times, 0.04, np.arange(len(times)), np.ones(len(times), bool), 0.04, True,
-        64, 64, 1.0, 0, "h264", 16000, (0.0, 10.0), False,
+        path="x", container="mov", origin=0.0, frame_times=times, frame_duration=0.04,
+        frame_stamps=np.arange(len(times)), listing=None, packet_pts=np.arange(len(times)),
+        packet_keys=np.ones(len(times), bool), video_restarts=(), audio_offsets=((0, 0.0),),
+        width=64, height=64, pixel_aspect=1.0, rotation=0, mirrored=False, transfer="",
+        codec="h264", sound_rate=16000, sound_span=(0.0, 10.0), video_stream=0, audio_stream=1,
+        video_streams=1, audio_streams=1, truncated=False,
     )  # fmt: skip
 
 
@@ -94,6 +99,7 @@ def test_a_slide_show_shows_what_is_on_screen() -> None:
     times = np.array([0.0, 4.0, 9.5])
     assert choose_frames(video(times), 0.0, 10.0, EVENTS).tolist() == [0, 1]
     assert choose_frames(video(times), 5.0, 9.0, EVENTS).tolist() == [1]
+    assert choose_frames(video(times), 7.0, 12.0, SPEAKERS).tolist() == [1, 2]
 
 
 def test_meaning_of_masks() -> None:

@@ -15,8 +15,9 @@ from cavmae.datasets.errors import CavmaeError
 from cavmae.tools.benching.media import VideoSpec, make_folder
 from cavmae.tools.benching.table import Row, in_turns, on_one_core, resident_mb, save, table
 from cavmae.tools.shard import RunSettings, shard
-from cavmae.tools.sharding.clips import Skip, Written, shard_input
+from cavmae.tools.sharding.clips import shard_input
 from cavmae.tools.sharding.inputs import Input, collect
+from cavmae.tools.sharding.messages import Message, Skip
 from cavmae.tools.sharding.settings import ShardSettings
 
 MADE = VideoSpec(seconds=10.0, fps=30.0, size=(1280, 720), rate=44100, channels=2, clutter=True)
@@ -62,17 +63,17 @@ def decode_only(paths: Sequence[str]) -> float:
 def shard_in_process(paths: Sequence[str], profile: str) -> float:
     """Seconds a video that sharding needs in one process, everything included."""
     settings = ShardSettings(profile=profile).resolved()  # type: ignore[arg-type]
-    clips: list[Written | Skip] = []
+    messages: list[Message] = []
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "part"
         # The first call loads libraries: a run over a data set pays for that once.
         shard_input(Input(paths[0]), settings, part, lambda message: None)
         started = time.perf_counter()
         for path in paths:
-            shard_input(Input(path), settings, part, clips.append)
+            shard_input(Input(path), settings, part, messages.append)
         elapsed = time.perf_counter() - started
-    if not clips or any(isinstance(clip, Skip) for clip in clips):
-        raise CavmaeError(f"Some of the videos cannot be sharded: {clips}.")
+    if any(isinstance(message, Skip) for message in messages):
+        raise CavmaeError(f"Some of the videos cannot be sharded: {messages}.")
     return elapsed / len(paths)
 
 

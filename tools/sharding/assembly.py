@@ -16,8 +16,8 @@ from typing import IO
 from cavmae.datasets.manifest import Manifest, ShardEntry
 from cavmae.datasets.shards import END
 from cavmae.datasets.storage import flush_folder, write_atomically
-from cavmae.tools.sharding.clips import Skip, Written
 from cavmae.tools.sharding.inputs import Input
+from cavmae.tools.sharding.messages import Skip, Written
 from cavmae.tools.sharding.plan import Layout, Plan, State, line, skip_record
 
 

@@ -10,7 +10,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,97 +24,13 @@ from cavmae.datasets.shards import encode_sample
 from cavmae.datasets.storage import download, is_url
 from cavmae.tools.sharding.images import WavAndFrames
 from cavmae.tools.sharding.inputs import Input, key_of
+from cavmae.tools.sharding.messages import Message, Reporter, Skip, Written
+from cavmae.tools.sharding.planning import choose_frames, plan_clips
 from cavmae.tools.sharding.settings import ShardSettings
 
 LONGEST_ENDING = 16  # characters of a file name that tell its kind
 # Errors of the machine rather than of the input: they end the whole run.
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
-TAIL_IGNORED = 0.2  # s: a remainder shorter than this is never worth sharing a clip for
-NEAR = 0.05  # s: a frame that comes up later than this after a moment is not that moment's
-
-
-class Written(NamedTuple):
-    """A clip that a worker has written to its part file.
-
-    Attributes:
-        clip: number of the clip in its input.
-        start: of the clip, in seconds.
-        seconds: its length.
-        size: bytes in the part file.
-        crc: CRC-32 of those bytes.
-    """
-
-    clip: int
-    start: float
-    seconds: float
-    size: int
-    crc: int
-
-
-class Skip(NamedTuple):
-    """A clip, or (``clip`` and ``start`` None) an input or the rest of one, that gave no sample."""
-
-    clip: int | None
-    start: float | None
-    reason: str
-    detail: str
-
-
-def plan_clips(
-    span: tuple[float, float], start: float | None, end: float | None, settings: ShardSettings
-) -> list[tuple[float, float]]:
-    """Consecutive clips (start, end) of a video, in seconds.
-
-    Args:
-        span: what the video holds.
-        start, end: the stretch asked for.
-
-    Raises:
-        MediaError: ``too_short``.
-    """
-    assert settings.clip_seconds is not None and settings.min_seconds is not None
-    first = max(span[0], start if start is not None else span[0])
-    last = min(span[1], end if end is not None else span[1])
-    length, least = settings.clip_seconds, settings.min_seconds
-    slack = 1e-3  # rounding of time stamps must not cost a clip
-    if last - first < least - slack:
-        raise MediaError("too_short", f"{max(0.0, last - first):.3f} s, at least {least:g} needed")
-    count = int((last - first + slack) / length)
-    clips = [(first + i * length, min(first + (i + 1) * length, last)) for i in range(count)]
-    rest = first + count * length
-    if last - rest >= least - slack:
-        clips.append((rest, last))
-    elif clips and settings.tail == "share" and last - rest >= TAIL_IGNORED:
-        begin = clips.pop()[0]
-        half = (last - begin) / 2
-        half = round(half * 25) / 25  # on the 25 Hz grid of the speakers profile
-        if min(half, last - begin - half) >= least - slack:
-            clips += [(begin, begin + half), (begin + half, last)]
-        else:
-            clips.append((begin, begin + length))
-    return clips
-
-
-def choose_frames(info: Probe, start: float, end: float, settings: ShardSettings) -> np.ndarray:
-    """Indices of the frames of a clip, by presentation time, each at most once.
-
-    Wanted moments take the frame that is on screen then, or the next if that one is nearer.
-    """
-    times = info.frame_times
-    step = 1 / info.frame_rate
-    if settings.frame_rate is not None:
-        inside = np.flatnonzero((times >= start - step / 2) & (times < end - step / 2))
-        if info.frame_rate <= settings.frame_rate * 1.02 and inside.size:
-            return inside
-        grid = start + np.arange(round((end - start) * settings.frame_rate)) / settings.frame_rate
-        spacing = 1 / settings.frame_rate
-    else:
-        assert settings.frames is not None
-        grid = start + (end - start) * np.arange(settings.frames) / settings.frames
-        spacing = (end - start) / settings.frames
-    tolerance = min(step / 2, spacing / 2, NEAR)
-    indices = np.searchsorted(times, grid + tolerance, side="right") - 1
-    return np.unique(np.clip(indices, 0, len(times) - 1))
 
 
 class MaskFolder:
@@ -181,6 +97,7 @@ def make_members(
     masks: dict[int, np.ndarray],
     decoder: str,
     missing: int,
+    facts: dict[str, Any],
 ) -> dict[str, bytes]:
     """A sample's members from a clip's parts.
 
@@ -189,13 +106,13 @@ def make_members(
         size: (height, width) of the frames.
         sound: 16 kHz waveform and the part of the clip that has sound.
         masks: by number of the frame in ``frames``.
+        facts: more fields of :class:`sample.SampleInfo`.
 
     Raises:
         MediaError: ``no_audio`` for less than one fbank frame of sound.
     """
     waveform, span = sound
-    if span is None or features.fbank_frames(len(waveform)) == 0:
-        raise MediaError("no_audio", "no sound in this clip")
+    _check_sound(sound)
     samples = features.to_int16(waveform)
     fbank = features.fbank(torch.from_numpy(features.to_float(samples))).numpy()
     members = {sample.frame_member(i): jpeg for i, (_, jpeg) in enumerate(frames)}
@@ -218,8 +135,14 @@ def make_members(
         audio_span=span,
         masked_frames=tuple(sorted(masks)),
         missing_frames=missing,
+        **facts,
     ).to_bytes()
     return members
+
+
+def _check_sound(sound: tuple[np.ndarray, tuple[float, float] | None]) -> None:
+    if sound[1] is None or features.fbank_frames(len(sound[0])) == 0:
+        raise MediaError("no_audio", "no sound in this clip")
 
 
 class Clip(NamedTuple):
@@ -231,11 +154,25 @@ class Clip(NamedTuple):
     members: Callable[[], dict[str, bytes]]
 
 
-def video_clips(item: Input, path: str, settings: ShardSettings) -> Generator[Clip, None, None]:
-    """The clips of a video file. Raises MediaError if it can give none."""
-    info = probe(path)
-    span = info.video_span
-    clips = plan_clips(span, item.start, item.end, settings)
+def video_clips(
+    item: Input, path: str, settings: ShardSettings, alive: Callable[[], None]
+) -> Generator[Clip | Skip, None, None]:
+    """The clips of a video file, and last what of it is not used.
+
+    Args:
+        alive: called from time to time while the file is probed.
+
+    Raises:
+        MediaError: it can give none.
+    """
+    info = probe(path, settings.video_stream, settings.audio_stream, alive)
+    unused = [part for part in info.unused if item.end is None or part.start < item.end]
+    try:
+        clips = plan_clips(info.span, item.start, item.end, settings)
+    except MediaError as error:
+        for part in unused:  # the deeper reason
+            raise MediaError(part.reason, f"{part.detail} ({error.detail})") from error
+        raise
     numbers = [i for i, clip in enumerate(clips) if item.wants(i, clip[0])]
     clips = [clips[i] for i in numbers]
     wanted = [choose_frames(info, *clip, settings) for clip in clips]
@@ -255,6 +192,8 @@ def video_clips(item: Input, path: str, settings: ShardSettings) -> Generator[Cl
         for number, clip, indices in zip(numbers, clips, wanted, strict=True):
             make = functools.partial(video.members, item, settings, clip, indices)
             yield Clip(number, clip[0], clip[1] - clip[0], make)
+    for part in unused:
+        yield Skip(None, None, part.reason, part.detail)
 
 
 @dataclasses.dataclass
@@ -274,7 +213,8 @@ class _Video:
         clip: tuple[float, float],
         indices: np.ndarray,
     ) -> dict[str, bytes]:
-        waveform = self.sound.read(*clip)  # read in any case: stretches must be read in order
+        waveform = self.sound.read(*clip)
+        _check_sound(waveform)  # before frames are decoded for nothing
         pictures = self.decoder.read([int(i) for i in indices])
         missing = len(indices) - len(pictures)
         if not pictures or missing > settings.max_missing * len(indices):
@@ -305,17 +245,27 @@ class _Video:
             labelled,
             self.decoder.name,
             missing,
+            {
+                "video_stream": self.info.video_stream,
+                "video_streams": self.info.video_streams,
+                "audio_stream": self.info.audio_stream,
+                "audio_streams": self.info.audio_streams,
+                "mixdown": self.sound.mixdown,
+                "tone_mapping": self.info.transfer if self.decoder.name == "pyav" else "",
+            },
         )
 
 
-def image_clips(item: Input, settings: ShardSettings) -> Generator[Clip, None, None]:
+def image_clips(item: Input, settings: ShardSettings) -> Generator[Clip | Skip, None, None]:
     """The one clip of an entry of a CAV-MAE data file: a WAV and its JPEGs."""
     source = WavAndFrames(item, settings)
 
     def members() -> dict[str, bytes]:
         frames, size, sound = source.read()
         clip = (0.0, source.duration)
-        return make_members(item, settings, clip, frames, size, sound, {}, "jpeg", source.missing)
+        return make_members(
+            item, settings, clip, frames, size, sound, {}, "jpeg", source.missing, {}
+        )
 
     yield Clip(0, 0.0, source.duration, members)
 
@@ -324,7 +274,7 @@ def shard_input(
     item: Input,
     settings: ShardSettings,
     part: Path,
-    report: Callable[[Written | Skip], None],
+    report: Callable[[Message], None],
 ) -> None:
     """Writes an input's samples to a part file.
 
@@ -336,37 +286,44 @@ def shard_input(
         CavmaeError: the machine, not the input, is at fault (disk full, read-only).
     """
     torch.set_num_threads(1)
+    reporter = Reporter(report)
     try:
         with part.open("wb") as file, local_copy(item.source, part.parent) as path:
+            clips: Generator[Clip | Skip, None, None]
             if item.frames is not None:
                 clips = image_clips(item, settings)
             else:
-                clips = video_clips(item, path, settings)
+                clips = video_clips(item, path, settings, reporter.alive)
             with contextlib.closing(clips):
                 for clip in clips:
-                    _write(item, clip, file, report)
+                    if isinstance(clip, Skip):
+                        reporter.skipped(clip)
+                    else:
+                        _write(item, clip, file, reporter)
+        reporter.flush()
     except MediaError as error:
-        report(Skip(None, None, error.reason, error.detail))
+        reporter.skipped(Skip(None, None, error.reason, error.detail))
+        reporter.flush()
     except MemoryError:
-        report(Skip(None, None, "out_of_memory", "not enough memory to read it"))
+        reporter.skipped(Skip(None, None, "out_of_memory", "not enough memory to read it"))
+        reporter.flush()
     except OSError as error:
         if error.errno in FATAL:
             raise CavmaeError(f"Cannot write to {part.parent}: {error.strerror}.") from error
-        report(Skip(None, None, "unreadable", str(error)))
+        reporter.skipped(Skip(None, None, "unreadable", str(error)))
+        reporter.flush()
 
 
-def _write(
-    item: Input, clip: Clip, file: IO[bytes], report: Callable[[Written | Skip], None]
-) -> None:
+def _write(item: Input, clip: Clip, file: IO[bytes], reporter: Reporter) -> None:
     start = round(clip.start, 6)
     try:
         blocks = encode_sample(key_of(item, start), clip.members())
     except MediaError as error:
-        report(Skip(clip.number, start, error.reason, error.detail))
+        reporter.skipped(Skip(clip.number, start, error.reason, error.detail, 1, start))
         return
     file.write(blocks)
     file.flush()
-    report(Written(clip.number, start, clip.seconds, len(blocks), zlib.crc32(blocks)))
+    reporter.written(Written(clip.number, start, clip.seconds, len(blocks), zlib.crc32(blocks)))
 
 
 @contextlib.contextmanager

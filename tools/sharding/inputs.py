@@ -39,6 +39,7 @@ class Input:
         first_clip: make the clips from this number on; None: none of them. For retries.
         clips: make these clips too: start times in seconds. For retries.
         attempt: 0 at first, more for retries.
+        stretches: make the clips that begin in these stretches too, in seconds. For retries.
     """
 
     source: str
@@ -51,6 +52,7 @@ class Input:
     first_clip: int | None = 0
     clips: tuple[float, ...] = ()
     attempt: int = 0
+    stretches: tuple[tuple[float, float], ...] = ()
 
     @property
     def identity(self) -> str:
@@ -73,23 +75,35 @@ class Input:
         """Whether clip ``number``, which begins at ``start`` seconds, is to be made."""
         if self.first_clip is not None and number >= self.first_clip:
             return True
-        return any(abs(start - other) < 1e-3 for other in self.clips)
+        if any(abs(start - other) < 1e-3 for other in self.clips):
+            return True
+        return any(begin - 1e-3 < start < last + 1e-3 for begin, last in self.stretches)
 
-    def retry(self, clip: float | None = None, done: tuple[int, float] | None = None) -> "Input":
+    def retry(
+        self,
+        clip: float | None = None,
+        done: tuple[int, float] | None = None,
+        last: float | None = None,
+    ) -> "Input":
         """What to do again after a failure.
 
         Args:
             clip: start of the one clip that failed; None: everything failed,
             done: or everything after the clip of this (number, start).
+            last: start of the last of several clips that failed, of which ``clip`` is the first.
         """
-        first, clips = self.first_clip, self.clips
+        first, single, stretches = self.first_clip, self.clips, self.stretches
         if clip is not None:
-            first, clips = None, (clip,)
+            first = None
+            single, stretches = ((clip,), ()) if last is None else ((), ((clip, last),))
         elif done is not None:
             number, start = done
             first = None if first is None else max(first, number + 1)
-            clips = tuple(c for c in clips if c > start)
-        return dataclasses.replace(self, first_clip=first, clips=clips, attempt=self.attempt + 1)
+            single = tuple(c for c in single if c > start)
+            stretches = tuple((max(a, start + 2e-3), b) for a, b in stretches if b > start)
+        return dataclasses.replace(
+            self, first_clip=first, clips=single, stretches=stretches, attempt=self.attempt + 1
+        )
 
     def joined(self, other: "Input") -> "Input":
         """This retry and another of the same input in one."""
@@ -98,6 +112,7 @@ class Input:
             self,
             first_clip=min(firsts) if firsts else None,
             clips=tuple(sorted({*self.clips, *other.clips})),
+            stretches=tuple(sorted({*self.stretches, *other.stretches})),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -110,6 +125,8 @@ class Input:
         for field in ("labels", "clips"):
             if field in record:
                 record = {**record, field: tuple(record[field])}
+        if "stretches" in record:
+            record = {**record, "stretches": tuple((a, b) for a, b in record["stretches"])}
         return cls(**record)
 
 

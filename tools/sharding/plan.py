@@ -17,8 +17,8 @@ from cavmae.datasets import locking
 from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.manifest import NAME, Manifest, ShardEntry, merge
 from cavmae.datasets.storage import write_atomically
-from cavmae.tools.sharding.clips import Skip
 from cavmae.tools.sharding.inputs import Input
+from cavmae.tools.sharding.messages import Skip
 
 FINAL_REASONS = frozenset({"too_short"})  # trying again cannot help
 
@@ -206,8 +206,10 @@ class State:
 def skip_record(item: Input, skip: Skip, done: tuple[int, float] | None) -> dict[str, Any]:
     """A line of ``skipped.jsonl``: what, why, and what a retry would do."""
     record: dict[str, Any] = {"source": item.source, **skip._asdict()}
+    if skip.clips == 1:
+        del record["clips"], record["last"]
     if skip.reason not in FINAL_REASONS:
-        retry = item.retry(skip.start) if skip.start is not None else item.retry(done=done)
+        retry = item.retry(skip.start, done if skip.start is None else None, record.get("last"))
         record["retry"] = retry.to_json()
     return record
 

@@ -41,10 +41,14 @@ class ShardSettings:
         shorter_side: pixels of the shorter side of a frame.
         crop: ``square``: the middle square. ``patches``: the whole picture, both sides cut to
             multiples of 16.
-        downmix: of the sound's channels: their ``mean``, or the ``first`` as the CAV-MAE reference.
+        video_stream: number of the video stream to read, as `ffprobe` counts the streams; empty:
+            the one that players show.
+        audio_stream: likewise of the audio stream; empty: the one that players play with it.
+        downmix: of the audio channels: their ``mean`` (of more than two by the usual weights), or
+            the ``first`` as the CAV-MAE reference.
         waveform: keep the 16 kHz waveform (FLAC) beside the fbank.
         jpeg_quality: of stored frames.
-        decoder: ``auto`` reads each video with whichever is right and fast.
+        decoder: ``auto`` is PyAV for every file; ``decord`` reads plain MP4 and Matroska files.
         max_missing: share of a clip's frames that may fail to decode; above it, the clip is left
             out.
         shard_samples: samples in a shard at most.
@@ -59,6 +63,8 @@ class ShardSettings:
     frame_rate: float | None = None
     shorter_side: int = 224
     crop: Literal["square", "patches"] | None = None
+    video_stream: int | None = None
+    audio_stream: int | None = None
     downmix: Literal["mean", "first"] = "mean"
     waveform: bool = True
     jpeg_quality: int = 90

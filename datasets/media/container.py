@@ -1,0 +1,132 @@
+"""Opening media files, and which of their streams are read.
+
+Files are untrusted: only regular local files in real container formats are opened, so that no
+playlist, device or address is read in their name.
+"""
+
+import stat
+from pathlib import Path
+from typing import TypeVar
+
+import av
+from av.error import FFmpegError
+
+# Decoding parameters of hostile files are refused before memory is spent on frames.
+MAX_PIXELS = 16384 * 16384
+MAX_CHANNELS = 64
+# Formats that hold streams themselves. All others, playlists and lists of images above all, name
+# other files.
+FORMATS = (
+    "mov", "matroska", "avi", "flv", "live_flv", "mpegts", "mpeg", "asf", "ogg", "mxf", "rm",
+    "nut", "dv", "gxf", "wtv", "nsv", "ivf", "mpegvideo", "h264", "hevc", "m4v", "vc1", "wav",
+    "mp3", "flac", "aac",
+)  # fmt: skip
+OPTIONS = {
+    "format_whitelist": ",".join(FORMATS),
+    "protocol_whitelist": "file",
+    # Streams without a header (MPEG-TS) may begin to sound late; this much is searched for them.
+    "probesize": "50000000",
+    "analyzeduration": "60000000",
+}
+_Track = TypeVar("_Track", av.VideoStream, av.AudioStream)
+
+
+class MediaError(Exception):
+    """A file that cannot give a sample.
+
+    Args:
+        reason: one word: ``missing``, ``unreadable``, ``empty``, ``decode_error``, ``no_video``,
+            ``no_audio``, ``too_short``, ...
+        detail: the evidence.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def open_container(path: str) -> av.container.InputContainer:
+    """PyAV's container of a local file.
+
+    Raises:
+        MediaError: ``missing``, ``unreadable``, ``empty`` or ``decode_error``.
+    """
+    file = Path(path)
+    try:
+        status = file.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise MediaError("unreadable", "is a folder")
+        if not stat.S_ISREG(status.st_mode):
+            raise MediaError("unreadable", "is not a regular file")
+        if status.st_size == 0:
+            raise MediaError("empty", "the file has no bytes")
+        with file.open("rb"):
+            pass
+        # `file:` keeps FFmpeg from reading a name with a colon as a protocol. Titles in Latin-1 or
+        # Shift-JIS are no reason to refuse a video.
+        return av.open(f"file:{path}", options=OPTIONS, metadata_errors="replace")
+    except FileNotFoundError as error:
+        raise MediaError("missing", "no such file") from error
+    except PermissionError as error:
+        raise MediaError("unreadable", "permission denied") from error
+    except av.ArgumentError as error:
+        raise MediaError(
+            "decode_error", f"damaged, or in a format that holds no streams itself: {error}"
+        ) from error
+    except (FFmpegError, OSError, ValueError) as error:
+        raise MediaError("decode_error", f"not a readable media file: {error}") from error
+
+
+def choose_streams(
+    container: av.container.InputContainer, video: int | None, audio: int | None
+) -> tuple[av.VideoStream, av.AudioStream]:
+    """The streams that a player shows and plays.
+
+    FFmpeg's choice, with sound of the pictures' programme, among streams that have a decoder and
+    are no cover art.
+
+    Args:
+        video, audio: numbers of the streams to read instead, as ``ffprobe`` counts them.
+
+    Raises:
+        MediaError: ``no_video`` or ``no_audio``: there is none, or no decoder for it.
+    """
+    pictures = [s for s in container.streams.video if not is_cover(s)]
+    chosen = _pick("video", pictures, container.streams.best("video"), video)
+    best = container.streams.best("audio", chosen)
+    return chosen, _pick("audio", list(container.streams.audio), best, audio)
+
+
+def is_cover(stream: av.VideoStream) -> bool:
+    """Whether a video stream is one picture attached to sound."""
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _pick(
+    kind: str, streams: list[_Track], best: av.stream.Stream | None, index: int | None
+) -> _Track:
+    reason = f"no_{kind}"
+    if not streams:
+        raise MediaError(reason, f"no {kind} stream")
+    if index is not None:
+        named = [s for s in streams if s.index == index]
+        if not named:
+            numbers = ", ".join(str(s.index) for s in streams)
+            raise MediaError(reason, f"stream {index} is no {kind} stream; they are {numbers}")
+        streams = named
+    # FFmpeg chooses among streams whether or not there is a decoder for them.
+    default = av.stream.Disposition.default
+    ranked = sorted(streams, key=lambda s: (s != best, not s.disposition & default))
+    for stream in ranked:
+        if _is_decodable(stream):
+            return stream
+    raise MediaError(reason, f"no decoder for the {kind} stream, or its parameters are damaged")
+
+
+def _is_decodable(stream: av.VideoStream | av.AudioStream) -> bool:
+    if stream.codec_context is None or stream.time_base is None:
+        return False
+    if isinstance(stream, av.VideoStream):
+        return 0 < stream.codec_context.width * stream.codec_context.height <= MAX_PIXELS
+    return bool(stream.rate) and 0 < stream.channels <= MAX_CHANNELS
