@@ -1,5 +1,6 @@
 """Channels of any layout to one: by the usual weights, and never cancelling each other."""
 
+import av
 import numpy as np
 
 SURROUND = 0.5**0.5  # -3 dB, for the centre and the surround channels (ITU-R BS.775-4)
@@ -11,7 +12,17 @@ WEIGHTS = {
     "TFL": SURROUND / 2, "TFR": SURROUND / 2, "TBL": SURROUND / 2, "TBR": SURROUND / 2,
     "DL": 0.5, "DR": 0.5,
 }  # fmt: skip
+# Layouts of so many channels where a file names none, as FFmpeg guesses them.
+USUAL = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 INVERTED = -0.5  # correlation of two channels below which one is taken for the other upside down
+
+
+def layout_of(layout: av.AudioLayout) -> av.AudioLayout:
+    """A layout with names for its channels, the usual one where a file only counts them."""
+    known = all(channel.name in WEIGHTS for channel in layout.channels)
+    if known or layout.nb_channels not in USUAL:
+        return layout
+    return av.AudioLayout(USUAL[layout.nb_channels])
 
 
 def as_float(samples: np.ndarray, channels: int, planar: bool) -> np.ndarray:

@@ -39,11 +39,13 @@ class Unused(NamedTuple):
         reason: ``truncated``: the file does not give what its header claims, or breaks off;
             ``gap``: it is minutes away from the rest.
         detail: a sentence.
+        in_frames: frames are missing while the sound goes on: no frame is on screen.
     """
 
     start: float
     reason: str
     detail: str
+    in_frames: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +127,8 @@ class Probe:
     @property
     def span(self) -> tuple[float, float]:
         """(first, last) time at which a frame is on screen: the last stays while sound goes on."""
-        return self.video_span[0], max(self.video_span[1], self.sound_span[1])
+        end = max(self.video_span[1], self.sound_span[1])
+        return self.video_span[0], min([end, *(p.start for p in self.unused if p.in_frames)])
 
     @property
     def frame_rate(self) -> float:
@@ -241,14 +244,15 @@ def probe(
         **facts,
     )
     # Where stamps are wrong, so are durations; where recordings were joined, they are the first's.
-    lost = None if restarts or gap else _lost_stretch(made, claims)
+    last = scan.video.duration * scan.video.base  # a still end may be one long frame
+    lost = None if restarts or gap else _lost_stretch(made, last, claims)
     unused = [Unused(float(made.frame_times[-1]), "gap", gap)] if gap else []
     if lost is not None:
         detail = (
             f"the file is damaged or cut off: it gives {lost[0]:.1f} of the {lost[1]:.1f} s that "
             "its header claims"
         )
-        unused.append(Unused(lost[0], "truncated", detail))
+        unused.append(Unused(lost[0], "truncated", detail, lost[0] < made.sound_span[1]))
     elif made.truncated:
         end = made.span[1]
         unused.append(Unused(end, "truncated", f"the file breaks off at {end:.1f} s"))
@@ -349,9 +353,16 @@ def _claimed_ends(
     return whole, float(end * video.time_base) - origin
 
 
-def _lost_stretch(info: Probe, claims: tuple[float, float]) -> tuple[float, float] | None:
-    """(start, end) of the stretch that the header claims beyond what was read."""
-    ends = info.span[1], info.video_span[1]
+def _lost_stretch(
+    info: Probe, last: float, claims: tuple[float, float]
+) -> tuple[float, float] | None:
+    """(start, end) of the stretch that the header claims beyond what was read.
+
+    Args:
+        last: seconds for which the container says that the last frame is shown.
+    """
+    frames_end = float(info.frame_times[-1]) + max(last, info.frame_duration)
+    ends = max(frames_end, info.sound_span[1]), frames_end
     for end, claim in zip(ends, claims, strict=True):
         if claim - end > max(CLAIM_SLACK, CLAIM_SHARE * claim):
             return end, claim

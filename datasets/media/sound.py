@@ -11,7 +11,7 @@ from av.error import FFmpegError
 
 from cavmae.datasets.features import SAMPLE_RATE, resample
 from cavmae.datasets.media.container import open_container
-from cavmae.datasets.media.downmix import as_float, is_inverted, mix
+from cavmae.datasets.media.downmix import as_float, is_inverted, layout_of, mix
 from cavmae.datasets.media.probe import Probe
 
 # Sound kept on both sides of a stretch while it is resampled, so that its ends are right.
@@ -165,14 +165,13 @@ class Sound:
 
     def _chunk(self, frame: av.AudioFrame, first: int) -> _Chunk:
         samples = as_float(frame.to_ndarray(), frame.layout.nb_channels, frame.format.is_planar)
-        names = tuple(channel.name for channel in frame.layout.channels)
+        layout = layout_of(frame.layout)
+        names = tuple(channel.name for channel in layout.channels)
         if self._downmix == "first":
             samples, names = samples[:1], names[:1]
         # Broken float streams hold NaN and Inf; they must not spread through the resampler.
         samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
-        return _Chunk(
-            first, frame.sample_rate, mix(samples, names), frame.layout.name, len(names) == 2
-        )
+        return _Chunk(first, frame.sample_rate, mix(samples, names), layout.name, len(names) == 2)
 
     def read(self, start: float, end: float) -> tuple[np.ndarray, tuple[float, float] | None]:
         """Waveform of a stretch, later than all stretches read before.
@@ -190,8 +189,9 @@ class Sound:
         self._fill(start - MARGIN, end + MARGIN)
         waveform = np.zeros(0, dtype=np.float32)
         low, high = end, start
-        layouts: dict[str, None] = {}
-        inverted = self._has_inverted_channel(start, end)
+        inside = [c for c in self._chunks if c.first < end * c.rate and c.end > start * c.rate]
+        inverted = _is_inverted(inside)
+        self.mixdown = ", ".join(dict.fromkeys(self._describe(c, inverted) for c in inside))
         for rate in sorted({chunk.rate for chunk in self._chunks}):
             first, last = round((start - MARGIN) * rate), round((end + MARGIN) * rate)
             buffer = np.zeros(last - first, dtype=np.float32)
@@ -206,12 +206,10 @@ class Sound:
                 buffer[place] = np.where(free[place], part, buffer[place])
                 free[place] = False
                 low, high = min(low, begin / rate), max(high, until / rate)
-                layouts[self._describe(chunk, inverted)] = None
             resampled = resample(buffer, rate)
             if resampled.size > waveform.size:
                 waveform, resampled = resampled.copy(), waveform
             waveform[: resampled.size] += resampled
-        self.mixdown = ", ".join(layouts)
         keep = end - MARGIN
         self._chunks = [c for c in self._chunks if c.end > keep * c.rate]
         low, high = max(low, start), min(high, end)
@@ -221,18 +219,6 @@ class Sound:
         length = round((high - start) * SAMPLE_RATE)
         span = (max(0.0, round(low - start, 4)), round(high - start, 4))
         return waveform[offset : offset + length], span
-
-    def _has_inverted_channel(self, start: float, end: float) -> bool:
-        """Whether the stereo sound of a stretch would cancel itself."""
-        parts = [
-            chunk.samples
-            for chunk in self._chunks
-            if chunk.stereo and chunk.first < end * chunk.rate and chunk.end > start * chunk.rate
-        ]
-        if not parts:
-            return False
-        mean, difference = np.concatenate(parts, axis=1)
-        return is_inverted(mean, difference)
 
     def _describe(self, chunk: _Chunk, inverted: bool) -> str:
         if self._downmix == "first":
@@ -246,3 +232,12 @@ def _seconds(frame: av.AudioFrame, offset: float) -> float | None:
     if frame.pts is None or frame.time_base is None:
         return None
     return float(frame.pts * frame.time_base) + offset
+
+
+def _is_inverted(chunks: list[_Chunk]) -> bool:
+    """Whether the mean of stereo sound would cancel it."""
+    parts = [chunk.samples for chunk in chunks if chunk.stereo]
+    if not parts:
+        return False
+    mean, difference = np.concatenate(parts, axis=1)
+    return is_inverted(mean, difference)

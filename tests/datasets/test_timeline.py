@@ -1,5 +1,7 @@
 """Time stamps that repeat, are missing, run away or begin anew."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -101,5 +103,5 @@ def test_islands_hold_every_packet_once(video: list[float], audio: list[float]) 
     parts = islands(np.array(video), np.array(audio))
     assert sum(part.video for part in parts) == len(video)
     assert sum(part.audio for part in parts) == len(audio)
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in itertools.pairwise(parts):
         assert after.start - before.end > 300
