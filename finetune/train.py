@@ -22,6 +22,7 @@ from cavmae.finetune.listed import in_both, listed_stream
 from cavmae.finetune.settings import LossSettings, SpeakerDataSettings, SpeakerModelSettings
 from cavmae.finetune.speakers import SpeakerTask
 from cavmae.pretrain import checkpoints
+from cavmae.pretrain.building import compile_blocks
 from cavmae.pretrain.launching import joined, open_run
 from cavmae.pretrain.loop import Loop
 from cavmae.pretrain.processes import Processes
@@ -51,6 +52,15 @@ class SpeakerSettings:
     loss: LossSettings = LossSettings()  # noqa: RUF009 - frozen
     optimizer: OptimizerSettings = OptimizerSettings()  # noqa: RUF009 - frozen
     loop: LoopSettings = LoopSettings()  # noqa: RUF009 - frozen
+
+
+def model_settings(config: str) -> SpeakerModelSettings:
+    """Those of one of our configurations, by name."""
+    made = parser("finetune speakers", "One of our configurations.")
+    made.add_class_arguments(SpeakerSettings)
+    filled = made.instantiate(parse(made, ["--config", str(CONFIGS / f"{config}.yaml")]))
+    settings: SpeakerModelSettings = filled.model
+    return settings
 
 
 def main(words: Sequence[str]) -> int:
@@ -110,6 +120,9 @@ def _prepare(
         raise UsageError("Name the shards to compose from: --data.train FOLDER.")
     heard = round(compose.seconds * FRAME_RATE)
     model = build_speaker(settings.model, (compose.height, compose.width), heard, how.seed)
+    model.encoder.checkpoint_activations = how.checkpoint_activations
+    if how.compile != "off":
+        compile_blocks(model.encoder, how.compile)
     most = max(k + 1 for k, share in enumerate(compose.people) if share)
     if most > model.config.slots - 1:
         raise UsageError(

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cavmae.datasets.commandline import parse, parser
 from cavmae.datasets.composing.recipe import ComposeSettings
 from cavmae.datasets.composing.stream import ComposedStream
 from cavmae.datasets.errors import UsageError
@@ -20,7 +19,7 @@ from cavmae.datasets.transforms import Statistics
 from cavmae.finetune.building import build_speaker
 from cavmae.finetune.settings import LossSettings, SpeakerModelSettings
 from cavmae.finetune.speakers import SpeakerTask
-from cavmae.finetune.train import CONFIGS, SpeakerSettings
+from cavmae.finetune.train import model_settings
 from cavmae.pretrain.launching import keep_memory
 from cavmae.pretrain.optimizing import build_optimizer
 from cavmae.pretrain.settings import OptimizerSettings
@@ -65,13 +64,10 @@ class FinetuneBench:
 
 
 def _model_settings(bench: FinetuneBench) -> SpeakerModelSettings:
-    made = parser("bench finetune", "One of our configurations.")
-    made.add_class_arguments(SpeakerSettings)
-    told = made.instantiate(parse(made, ["--config", str(CONFIGS / f"{bench.size}.yaml")]))
     changes: dict[str, Any] = {"encoder": bench.encoder, "encoder_size": bench.encoder_size}
     if not bench.encoder:
         changes["train_encoder"] = "all"
-    return dataclasses.replace(told.model, **changes)
+    return dataclasses.replace(model_settings(bench.size), **changes)
 
 
 def _stream(bench: FinetuneBench) -> ComposedStream:
@@ -153,7 +149,7 @@ def run(bench: FinetuneBench) -> None:
         raise UsageError("--batch, --steps, --scenes, --rounds and --workers are at least 1.")
     gpu = _device(bench) == "cuda"
     ways: dict[str, Any] = {BASELINE: (step, (bench,))}
-    found = in_turns(ways, bench.rounds, pinned=False)
+    found = in_turns(ways, bench.rounds, pinned=False, gpu=gpu)
     found |= in_turns({"composing, one core": (composing, (bench,))}, bench.rounds)
     rows = [Row(name, seconds, peak) for name, (seconds, peak) in found.items()]
     name = torch.cuda.get_device_name() if gpu else "all cores"
