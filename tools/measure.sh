@@ -2,9 +2,10 @@
 # What docs/results.md says of a GPU, or of a CPU, measured stage by stage on talkers rendered here.
 # Usage: tools/measure.sh OUT [STAGE ...]
 #   corpus    talkers and their shards: `learn`, `same` (other clips of its people), `unseen`, `more` (other people)
-#   parity    a training step beside the CPU in fp32: loss and gradients in every precision, compiled too
+#   parity    a training step beside the CPU in fp32: loss and gradients in every precision
 #   resume    a run that goes on from a checkpoint beside one that was not interrupted
 #   speed     steps of pretraining and of fine-tuning
+#   compiled  parity and speed with compiled blocks (GPU)
 #   clips     CAV-MAE: reconstruction and contrast of clips; retrieval
 #   moments   from its weights the contrast of frames and moments
 #   encoder   reconstruction at 224x224, from nothing: what `speakers` starts from
@@ -27,8 +28,8 @@ device=${DEVICE:-$(python3 -c 'import torch; print("cuda" if torch.cuda.is_avail
 cores=$(nproc) tiny=${TINY:-}
 if [ "$device" = cuda ]; then
     size=small batch=${BATCH:-16} rate=${RATE:-1.2e-3} precision=bf16 parity=base speaker=small try=60
-    bench_pretrain=(--size base --batch 128 --steps 10 --rounds 1 --sweep '[32,64,256,512]')
-    bench_finetune=(--steps 20 --rounds 1)
+    bench_pretrain=(--size base --batch 64 --steps 10 --rounds 1 --sweep '[128,256]')
+    bench_finetune=(--steps 20 --rounds 1 --gpu_step 0.1)
     workers=${WORKERS:-$((cores > 3 ? cores - 3 : 1))}
 else
     size=tiny batch=${BATCH:-4} rate=${RATE:-1e-3} precision=fp32 parity=small speaker=tiny try=12
@@ -52,7 +53,7 @@ newest() { find "$1/checkpoints" -maxdepth 1 -name '[0-9]*' | sort | tail -n 1; 
 limit() { timeout -k 30 "$@"; }
 # Shards may still be made by another process of this script.
 wait_for() {
-    for _ in $(seq "${WAIT:-600}"); do [ -f "$out/$1/manifest.json" ] && return; sleep 1; done
+    for _ in $(seq "${WAIT:-600}"); do [ -f "$out/$1/stats.json" ] && return; sleep 1; done
     echo "There is no $out/$1: run the stage corpus first." >&2
     return 1
 }
@@ -74,7 +75,7 @@ PYTHON
         rm -rf "$run.try/checkpoints"
     fi
     # SIGTERM where it was slower after all: the run saves and ends well.
-    timeout --preserve-status -s TERM -k 60 $((seconds * 11 / 10 + 15)) "$@" --out "$run" --resume auto \
+    timeout --preserve-status -s TERM -k 60 $((seconds * 21 / 20 + 15)) "$@" --out "$run" --resume auto \
         --loop.steps "$(cat "$run.steps")"
 }
 rendered() { # NAME CLIPS RECORDINGS SEED
@@ -84,7 +85,8 @@ rendered() { # NAME CLIPS RECORDINGS SEED
         --valid_share 0 --test_share 0 --workers "$workers" "${@:5}"
 }
 sharded() { # NAME TABLE
-    cavmae shard "$2" --out "$out/$1" --profile speakers --shorter_side $side --shard_samples 60 --workers "$workers"
+    cavmae shard "$2" --out "$out/$1" --profile speakers --shorter_side $side --shard_samples 60 --workers "$workers" &&
+        cavmae check "$out/$1" --workers "$workers"
 }
 corpus() {
     local unseen_speech=${UNSEEN:-} number table
@@ -105,8 +107,6 @@ corpus() {
 parity() {
     limit 150 cavmae bench parity --size $parity --speaker $speaker --device "$device" \
         --out "$out/parity.json" | tee "$out/parity.md"
-    [ "$device" = cpu ] || limit 200 cavmae bench parity --size small --speaker $speaker \
-        --device "$device" --compile inductor --out "$out/parity-compiled.json" | tee "$out/parity-compiled.md"
 }
 # resumed NAME COMMAND...: six steps, and the last three of them once more from the checkpoint between.
 resumed() {
@@ -151,8 +151,13 @@ speed() {
     wait_for unseen && limit 120 cavmae bench finetune --data_set "$out/unseen" --size $size \
         --encoder_size tiny --batch "$batch" --workers "$workers" "${bench_finetune[@]}" --device "$device" \
         --out "$out/finetune.json" | tee "$out/finetune.md"
-    [ "$device" = cpu ] || limit 150 cavmae bench pretrain --size base --batch 128 --steps 10 \
-        --rounds 1 --compile --out "$out/compiled.json" | tee "$out/compiled.md"
+}
+compiled() {
+    [ "$device" = cuda ] || return 0
+    [ -s "$out/parity-compiled.md" ] || limit 120 cavmae bench parity --size small --speaker $speaker --device cuda \
+        --compile inductor --out "$out/parity-compiled.json" | tee "$out/parity-compiled.md"
+    limit 150 cavmae bench pretrain --size base --batch 64 --steps 10 --rounds 1 --compile --out "$out/compiled.json" |
+        tee "$out/compiled.md"
 }
 pretraining=(--data.train "$out/learn" --data.workers "$workers" --data.crop 0.7 --data.flip true --data.batch $encoder_batch
     --model.image_height $side --model.image_width $side "${common[@]}")
@@ -200,7 +205,7 @@ evaluate() {
     wait_for unseen || return
     listed pairs "$out/unseen" "${two[@]}" && measured pairs pairs "$out/unseen"
     listed people "$out/unseen" --seed 1 && measured people people "$out/unseen" --references false
-    if [ -f "$out/more/manifest.json" ]; then
+    if [ -f "$out/more/stats.json" ]; then
         listed more-pairs "$out/more" "${two[@]}" && measured more-pairs more-pairs "$out/more" --references false
     fi
     measured cued pairs "$out/unseen" --cue box --references false
@@ -231,7 +236,7 @@ PYTHON
     done
 }
 : >> "$out/stages.txt"
-for stage in "${@:-corpus parity resume speed clips moments encoder speakers evaluate voices}"; do
+for stage in "${@:-corpus parity resume speed compiled clips moments encoder speakers evaluate voices}"; do
     for name in $stage; do
         began=$SECONDS
         if "$name" > "$out/$name.log" 2>&1; then word="done"; else word="FAILED ($?), see $name.log"; fi

@@ -230,11 +230,13 @@ def ways_of(bench: PretrainBench) -> dict[str, Way]:
         f"ours, {precision}, batch {size}": dataclasses.replace(ours, batch=size)
         for size in bench.sweep
     }
+    if precision != "fp32":
+        ways["the reference's way, " + precision] = Way(reference=True, precision=precision)
     if bench.compile:
         ways |= {
             f"{name}, compiled": dataclasses.replace(way, compile=True)
             for name, way in list(ways.items())[1:]
-            if not way.batch
+            if not way.batch and not way.reference
         }
     return ways
 

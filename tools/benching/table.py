@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -86,13 +87,19 @@ def on_one_core(
 
 
 def on_gpu(work: Callable[..., float], *arguments: Any) -> tuple[float, float]:
-    """The same of work on the GPU, in this process: its memory is counted without a fresh one."""
+    """The same of work on the GPU, in this process: its memory is counted without a fresh one.
+
+    Seconds are infinite where the memory does not suffice.
+    """
     torch: Any = sys.modules["torch"]
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()  # what a compiler still holds of others
-    seconds = work(*arguments)
+    try:
+        seconds = work(*arguments)
+    except torch.OutOfMemoryError:
+        seconds = math.inf
     return seconds, (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
@@ -151,6 +158,9 @@ def table(title: str, unit: str, baseline: str, rows: Sequence[Row]) -> str:
     for row in rows:
         if row.seconds is None or base is None:
             lines.append(f"| {row.name} | - | - | - | - | {row.note} |")
+            continue
+        if math.isinf(row.seconds):
+            lines.append(f"| {row.name} | - | - | - | - | out of memory |")
             continue
         memory = "-" if row.peak_mb is None else f"{row.peak_mb:.0f} MB"
         lines.append(
