@@ -54,15 +54,6 @@ class SpeakerSettings:
     loop: LoopSettings = LoopSettings()  # noqa: RUF009 - frozen
 
 
-def model_settings(config: str) -> SpeakerModelSettings:
-    """Those of one of our configurations, by name."""
-    made = parser("finetune speakers", "One of our configurations.")
-    made.add_class_arguments(SpeakerSettings)
-    filled = made.instantiate(parse(made, ["--config", str(CONFIGS / f"{config}.yaml")]))
-    settings: SpeakerModelSettings = filled.model
-    return settings
-
-
 def main(words: Sequence[str]) -> int:
     """Trains; exit code 0 also after a signal, when everything is saved."""
     made = parser("finetune speakers", "Fine-tunes for voices and masks of people who talk.")

@@ -27,12 +27,12 @@ out=$(mkdir -p "$1" && cd "$1" && pwd) && shift || exit 2
 device=${DEVICE:-$(python3 -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
 cores=$(nproc) tiny=${TINY:-}
 if [ "$device" = cuda ]; then
-    size=small batch=${BATCH:-16} rate=${RATE:-1.2e-3} precision=bf16 parity=base speaker=small try=60
+    size=small batch=${BATCH:-16} rate=${RATE:-1.2e-3} precision=bf16 parity=base speaker=small try=60 slack=1
     bench_pretrain=(--size base --batch 64 --steps 10 --rounds 1 --sweep '[128,256]')
     bench_finetune=(--steps 20 --rounds 1 --gpu_step 0.1)
     workers=${WORKERS:-$((cores > 3 ? cores - 3 : 1))}
 else
-    size=tiny batch=${BATCH:-4} rate=${RATE:-1e-3} precision=fp32 parity=small speaker=tiny try=12
+    size=tiny batch=${BATCH:-4} rate=${RATE:-1e-3} precision=fp32 parity=small speaker=tiny try=12 slack=10
     bench_pretrain=(--size small --batch 8 --steps 2 --rounds 3)
     bench_finetune=(--steps 2 --rounds 1)
     workers=${WORKERS:-1}
@@ -50,7 +50,8 @@ fi
 small=(--compose.height $side --compose.width $side)
 common=(--loop.device "$device" --loop.precision $precision --loop.save_every 0 --loop.save_minutes 2)
 newest() { find "$1/checkpoints" -maxdepth 1 -name '[0-9]*' | sort | tail -n 1; }
-limit() { timeout -k 30 "$@"; }
+# limit SECONDS COMMAND...: a stage's share of a GPU's time; a CPU gets ten times as long.
+limit() { timeout -k 30 $(($1 * slack)) "${@:2}"; }
 # Shards may still be made by another process of this script.
 wait_for() {
     for _ in $(seq "${WAIT:-600}"); do [ -f "$out/$1/stats.json" ] && return; sleep 1; done

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cavmae.datasets.commandline import parse, parser
 from cavmae.datasets.composing.recipe import ComposeSettings
 from cavmae.datasets.composing.stream import ComposedStream
 from cavmae.datasets.errors import UsageError
@@ -19,11 +20,11 @@ from cavmae.datasets.transforms import Statistics
 from cavmae.finetune.building import build_speaker
 from cavmae.finetune.settings import LossSettings, SpeakerModelSettings
 from cavmae.finetune.speakers import SpeakerTask
-from cavmae.finetune.train import model_settings
+from cavmae.finetune.train import CONFIGS, SpeakerSettings
 from cavmae.pretrain.launching import keep_memory
 from cavmae.pretrain.optimizing import build_optimizer
 from cavmae.pretrain.settings import OptimizerSettings
-from cavmae.tools.benching.table import Row, in_turns, save, table
+from cavmae.tools.benching.table import in_turns, row_of, save, table
 
 BASELINE = "training step"
 
@@ -63,11 +64,20 @@ class FinetuneBench:
     out: str | None = None
 
 
+def configured(name: str) -> SpeakerModelSettings:
+    """The model of one of our configurations."""
+    made = parser("finetune speakers", "One of our configurations.")
+    made.add_class_arguments(SpeakerSettings)
+    filled = made.instantiate(parse(made, ["--config", str(CONFIGS / f"{name}.yaml")]))
+    settings: SpeakerModelSettings = filled.model
+    return settings
+
+
 def _model_settings(bench: FinetuneBench) -> SpeakerModelSettings:
     changes: dict[str, Any] = {"encoder": bench.encoder, "encoder_size": bench.encoder_size}
     if not bench.encoder:
         changes["train_encoder"] = "all"
-    return dataclasses.replace(model_settings(bench.size), **changes)
+    return dataclasses.replace(configured(bench.size), **changes)
 
 
 def _stream(bench: FinetuneBench) -> ComposedStream:
@@ -151,7 +161,7 @@ def run(bench: FinetuneBench) -> None:
     ways: dict[str, Any] = {BASELINE: (step, (bench,))}
     found = in_turns(ways, bench.rounds, pinned=False, gpu=gpu)
     found |= in_turns({"composing, one core": (composing, (bench,))}, bench.rounds)
-    rows = [Row(name, seconds, peak) for name, (seconds, peak) in found.items()]
+    rows = [row_of(name, seconds, peak) for name, (seconds, peak) in found.items()]
     name = torch.cuda.get_device_name() if gpu else "all cores"
     encoder = "frozen, pretrained" if bench.encoder else f"{bench.encoder_size}, which learns"
     caption = f"cavmae bench finetune: {bench.size}, encoder {encoder}, batch {bench.batch}, {name}"

@@ -26,7 +26,6 @@ from cavmae.finetune.building import shape_of as speaker_shape_of
 from cavmae.finetune.settings import LossSettings
 from cavmae.finetune.speaker import SpeakerModel
 from cavmae.finetune.speakers import SpeakerTask
-from cavmae.finetune.train import model_settings
 from cavmae.pretrain.building import compile_blocks
 from cavmae.pretrain.encoder import SIZES, config_of
 from cavmae.pretrain.model import CAVMAE
@@ -34,6 +33,7 @@ from cavmae.pretrain.optimizing import build_optimizer
 from cavmae.pretrain.pretraining import Pretraining
 from cavmae.pretrain.settings import ObjectiveSettings, OptimizerSettings
 from cavmae.pretrain.task import Task
+from cavmae.tools.benching.finetuning import configured
 from cavmae.tools.benching.pretraining import made_clips
 from cavmae.tools.benching.scenes import made_scenes
 from cavmae.tools.benching.table import machine, text_of
@@ -217,7 +217,7 @@ def pretraining(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]
 
 def speaking(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]:
     """The task of the speaker model, its encoder learning, too, and a batch of made scenes."""
-    settings = model_settings(bench.speaker)
+    settings = configured(bench.speaker)
     shape = speaker_shape_of(settings, config_of(bench.encoder_size), (224, 224), 256)
 
     def made() -> Task:

@@ -32,7 +32,7 @@ from cavmae.pretrain.optimizing import build_optimizer
 from cavmae.pretrain.pretraining import Pretraining
 from cavmae.pretrain.settings import ObjectiveSettings, OptimizerSettings
 from cavmae.pretrain.work import peak_of, step_operations
-from cavmae.tools.benching.table import Row, in_turns, save, table
+from cavmae.tools.benching.table import in_turns, row_of, save, table
 
 BASELINE = "the reference's way: eager fp32, all patches decoded and predicted"
 
@@ -262,7 +262,7 @@ def run(bench: PretrainBench) -> None:
         rate = step_operations(shape_of(bench, way), objective) / seconds
         most = peak_of(name, way.precision)
         share = f", {rate / most:.0%} of peak" if most else ""
-        rows.append(Row(title, seconds, peak, f"{rate / 1e12:.3g} TFLOP/s{share}"))
+        rows.append(row_of(title, seconds, peak, f"{rate / 1e12:.3g} TFLOP/s{share}"))
     data = "made batches" if bench.data_set is None else f"batches of {bench.data_set}"
     caption = (
         f"cavmae bench pretrain: {bench.size}, {bench.image}x{bench.image}, "

@@ -35,6 +35,13 @@ class Row(NamedTuple):
     note: str = ""
 
 
+def row_of(name: str, seconds: float, peak_mb: float, note: str = "") -> Row:
+    """What :func:`in_turns` measured; infinite seconds: the memory did not suffice."""
+    if math.isinf(seconds):
+        return Row(name, None, None, "out of memory")
+    return Row(name, seconds, peak_mb, note)
+
+
 def _child(
     connection: Any, pinned: bool, work: Callable[..., float], arguments: tuple[Any, ...]
 ) -> None:
@@ -156,16 +163,14 @@ def table(title: str, unit: str, baseline: str, rows: Sequence[Row]) -> str:
         "|---|---:|---:|---:|---:|---|",
     ]
     for row in rows:
-        if row.seconds is None or base is None:
+        if row.seconds is None:
             lines.append(f"| {row.name} | - | - | - | - | {row.note} |")
             continue
-        if math.isinf(row.seconds):
-            lines.append(f"| {row.name} | - | - | - | - | out of memory |")
-            continue
+        ratio = "-" if base is None else f"{row.seconds / base:.3g}"
         memory = "-" if row.peak_mb is None else f"{row.peak_mb:.0f} MB"
         lines.append(
             f"| {row.name} | {row.seconds * 1e3:.3g} | {1 / row.seconds:.4g} | "
-            f"{row.seconds / base:.3g} | {memory} | {row.note} |"
+            f"{ratio} | {memory} | {row.note} |"
         )
     return "\n".join(lines)
 
