@@ -86,7 +86,8 @@ rendered() { # NAME CLIPS RECORDINGS SEED
         --valid_share 0 --test_share 0 --workers "$workers" "${@:5}"
 }
 sharded() { # NAME TABLE
-    cavmae shard "$2" --out "$out/$1" --profile speakers --shorter_side $side --shard_samples 60 --workers "$workers" &&
+    cavmae shard "$2" --out "$out/$1" --profile speakers --shorter_side $side --shard_samples 25 --decoder pyav \
+        --workers "$workers" &&
         cavmae check "$out/$1" --workers "$workers"
 }
 corpus() {
