@@ -11,9 +11,10 @@ from cavmae.datasets.features import FRAME_RATE
 from cavmae.datasets.transforms import Statistics
 from cavmae.finetune.settings import SpeakerModelSettings
 from cavmae.finetune.speaker import SpeakerConfig, SpeakerModel
-from cavmae.pretrain.building import load_hub, named_weights, preprocessing_of
+from cavmae.pretrain.building import compile_blocks, load_hub, named_weights, preprocessing_of
 from cavmae.pretrain.checkpoints import CONFIG, PREPROCESSING
 from cavmae.pretrain.encoder import CAVMAEConfig, config_of
+from cavmae.pretrain.settings import LoopSettings
 from cavmae.pretrain.weights import load_weights, move_positions
 
 log = logging.getLogger("cavmae")
@@ -88,6 +89,17 @@ def build_speaker(
     except CavmaeError as error:
         raise CavmaeError(f"{settings.encoder}: {error}") from error
     return model
+
+
+def computing_as(model: SpeakerModel, how: LoopSettings) -> None:
+    """Sets how a run computes the encoder: its blocks compiled, their activations kept or not.
+
+    Raises:
+        UsageError: no such backend of the compiler.
+    """
+    model.encoder.checkpoint_activations = how.checkpoint_activations
+    if how.compile != "off":
+        compile_blocks(model.encoder, how.compile)
 
 
 def _started(name: str, image: tuple[int, int], frames: int) -> SpeakerModel:

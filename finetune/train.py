@@ -17,7 +17,7 @@ from cavmae.datasets.features import FRAME_RATE
 from cavmae.datasets.loader import Loader
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.reading import Access
-from cavmae.finetune.building import build_speaker, statistics_of
+from cavmae.finetune.building import build_speaker, computing_as, statistics_of
 from cavmae.finetune.listed import in_both, listed_stream
 from cavmae.finetune.settings import LossSettings, SpeakerDataSettings, SpeakerModelSettings
 from cavmae.finetune.speakers import SpeakerTask
@@ -110,6 +110,7 @@ def _prepare(
         raise UsageError("Name the shards to compose from: --data.train FOLDER.")
     heard = round(compose.seconds * FRAME_RATE)
     model = build_speaker(settings.model, (compose.height, compose.width), heard, how.seed)
+    computing_as(model, how)
     most = max(k + 1 for k, share in enumerate(compose.people) if share)
     if most > model.config.slots - 1:
         raise UsageError(
@@ -137,13 +138,12 @@ def _prepare(
         held_out = Loader(measured, data.workers, pin_memory=pin)
         if processes.first and (known := in_both(stream.pool, measured.pool)):
             log.warning(REMEMBERED, len(known), ", ".join(known[:3]))
-    statistics = statistics_of(settings.model, data.train)
     frozen = settings.model.train_encoder == "frozen"
     # What starts from nothing has no lower layers to be careful with.
     pretrained = settings.model.encoder is not None or settings.model.start is not None
     decay = settings.model.layer_decay if pretrained else 1.0
-    task = SpeakerTask(model, settings.loss, statistics, frozen, decay)
-    return task, loader, held_out
+    statistics = statistics_of(settings.model, data.train)
+    return SpeakerTask(model, settings.loss, statistics, frozen, decay), loader, held_out
 
 
 if __name__ == "__main__":

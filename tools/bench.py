@@ -17,6 +17,11 @@ BENCHES = {
         "FinetuneBench",
         "steps of fine-tuning, composing",
     ),
+    "parity": (
+        "cavmae.tools.benching.parity",
+        "ParityBench",
+        "whether a GPU computes what the CPU does, in every precision",
+    ),
     "labels": (
         "cavmae.tools.benching.labels",
         "LabelsBench",

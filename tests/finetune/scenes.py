@@ -10,6 +10,7 @@ from cavmae.finetune.settings import LossSettings
 from cavmae.finetune.speaker import SpeakerConfig, SpeakerModel
 from cavmae.finetune.speakers import SpeakerTask
 from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.tools.benching.scenes import made_scenes
 
 ENCODER = CAVMAEConfig(
     image_size=(32, 48), audio_size=(128, 64), width=24, heads=2, depth=1,
@@ -35,32 +36,4 @@ def task(one: SpeakerModel | None = None, **losses: Any) -> SpeakerTask:
 
 def batch(count: int = 2, people: int = 2, seed: int = 1) -> dict[str, Any]:
     """Scenes of people who stand side by side and hum."""
-    chance = torch.Generator().manual_seed(seed)
-    height, width = ENCODER.image_size
-    masks = torch.zeros(count, people, SHAPE.keys, height, width, dtype=torch.bool)
-    for person in range(people):
-        left = person * width // people
-        masks[:, person, :, 8:, left + 2 : left + width // people - 2] = True
-    time = torch.arange(SAMPLES) / 16_000
-    pitch = 150 + 600 * torch.arange(people)[None, :] + 10 * torch.arange(count)[:, None]
-    voices = 0.05 * torch.sin(2 * torch.pi * pitch[..., None] * time)
-    noise = 0.005 * torch.randn(count, SAMPLES, generator=chance)
-    return {
-        "key": [f"s{n}" for n in range(count)],
-        "labels": [(), ("talking", "child")] + [()] * (count - 2),
-        "frames": torch.randint(
-            256, (count, SHAPE.keys, height, width, 3), generator=chance
-        ).byte(),
-        "motion": torch.randint(
-            256, (count, SHAPE.frames, *SHAPE.motion_size), generator=chance
-        ).byte(),
-        "mixture": voices.sum(1) + noise,
-        "voices": voices,
-        "rest": noise,
-        "reference": voices[:, 0].clone(),
-        "masks": masks,
-        "present": torch.ones(count, people, dtype=torch.bool),
-        "speaking": torch.ones(count, people, dtype=torch.bool),
-        "masked": torch.ones(count, people, dtype=torch.bool),
-        "target": torch.zeros(count, dtype=torch.int64),
-    }
+    return made_scenes(SHAPE, count, people, seed)

@@ -136,6 +136,22 @@ def test_a_trained_encoder_moves(clips: Manifest, encoder: Path, tmp_path: Path)
         assert not torch.equal(own[name], source[name]), name
 
 
+def test_a_compiled_encoder_that_keeps_no_activations_learns_the_same(
+    clips: Manifest, encoder: Path, tmp_path: Path
+) -> None:
+    trained = {"train_encoder": "all"}
+    main(words(tmp_path / "plain", clips, encoder, model=trained, loop={"steps": 2}))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run_with_counts = {"compile": "aot_eager", "checkpoint_activations": True, "steps": 2}
+    torch._dynamo.utils.counters.clear()
+    main(words(tmp_path / "other", clips, encoder, model=trained, loop=run_with_counts))
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    plain, other = (
+        [line["loss"] for line in trace(tmp_path / name)] for name in ("plain", "other")
+    )
+    assert plain == pytest.approx(other, rel=1e-5)
+
+
 def test_an_encoder_from_scratch(clips: Manifest, tmp_path: Path) -> None:
     run = tmp_path / "run"
     scratch = {"encoder": None, "encoder_size": "tiny", "train_encoder": "all"}
@@ -225,6 +241,7 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     refused("is not made of patches", compose={"height": 40})
     refused("is no folder of weights", CavmaeError, model={"encoder": str(tmp_path)})
     refused("go together", data={"held_out": "list.jsonl"})
+    refused("no such backend", loop={"compile": "nonsense"})
     refused("8 clips to compose from, not 99", data={"clips": 99})
     other = tmp_path / "other"
     EventClassifier(config_of("tiny", image_size=(64, 64)), 3).save_pretrained(other)

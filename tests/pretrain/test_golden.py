@@ -18,8 +18,14 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "cav_mae_tiny.safetensors"
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module")
-def golden() -> tuple[CAVMAE, dict[str, Tensor]]:
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def golden(request: pytest.FixtureRequest) -> tuple[CAVMAE, dict[str, Tensor]]:
     """The model with the reference's weights, and its inputs and outputs."""
     weights, values = {}, {}
     with safe_open(str(GOLDEN), "pt") as file:
@@ -42,7 +48,8 @@ def golden() -> tuple[CAVMAE, dict[str, Tensor]]:
         )
     )
     model.load_state_dict(weights, strict=True)
-    return model.eval(), values
+    values = {name: value.to(request.param) for name, value in values.items()}
+    return model.to(request.param).eval(), values
 
 
 def encode(

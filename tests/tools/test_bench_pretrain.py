@@ -37,11 +37,11 @@ def test_the_references_way_is_the_same_mathematics(normalised: bool) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
         "pretrain --size tiny --batch 2 --steps 1 --rounds 1 --image 32 --audio-frames 96 "
-        f"--device cpu --out {tmp_path / 'rows.json'}"
+        f"--sweep [3] --device cpu --out {tmp_path / 'rows.json'}"
     )
     assert main(words.split()) == 0
     told = capsys.readouterr().out
     assert "times as fast: ours, fp32, decoder of cross-attention" in told
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert rows[0]["name"] == BASELINE
+    assert rows[0]["name"] == BASELINE and rows[-1]["name"] == "ours, fp32, batch 3"
     assert all(row["seconds"] > 0 and "TFLOP/s" in row["note"] for row in rows)

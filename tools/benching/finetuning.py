@@ -24,7 +24,7 @@ from cavmae.finetune.train import CONFIGS, SpeakerSettings
 from cavmae.pretrain.launching import keep_memory
 from cavmae.pretrain.optimizing import build_optimizer
 from cavmae.pretrain.settings import OptimizerSettings
-from cavmae.tools.benching.table import Row, in_turns, save, table
+from cavmae.tools.benching.table import in_turns, row_of, save, table
 
 BASELINE = "training step"
 
@@ -64,14 +64,20 @@ class FinetuneBench:
     out: str | None = None
 
 
-def _model_settings(bench: FinetuneBench) -> SpeakerModelSettings:
-    made = parser("bench finetune", "One of our configurations.")
+def configured(name: str) -> SpeakerModelSettings:
+    """The model of one of our configurations."""
+    made = parser("finetune speakers", "One of our configurations.")
     made.add_class_arguments(SpeakerSettings)
-    told = made.instantiate(parse(made, ["--config", str(CONFIGS / f"{bench.size}.yaml")]))
+    filled = made.instantiate(parse(made, ["--config", str(CONFIGS / f"{name}.yaml")]))
+    settings: SpeakerModelSettings = filled.model
+    return settings
+
+
+def _model_settings(bench: FinetuneBench) -> SpeakerModelSettings:
     changes: dict[str, Any] = {"encoder": bench.encoder, "encoder_size": bench.encoder_size}
     if not bench.encoder:
         changes["train_encoder"] = "all"
-    return dataclasses.replace(told.model, **changes)
+    return dataclasses.replace(configured(bench.size), **changes)
 
 
 def _stream(bench: FinetuneBench) -> ComposedStream:
@@ -153,9 +159,9 @@ def run(bench: FinetuneBench) -> None:
         raise UsageError("--batch, --steps, --scenes, --rounds and --workers are at least 1.")
     gpu = _device(bench) == "cuda"
     ways: dict[str, Any] = {BASELINE: (step, (bench,))}
-    found = in_turns(ways, bench.rounds, pinned=False)
+    found = in_turns(ways, bench.rounds, pinned=False, gpu=gpu)
     found |= in_turns({"composing, one core": (composing, (bench,))}, bench.rounds)
-    rows = [Row(name, seconds, peak) for name, (seconds, peak) in found.items()]
+    rows = [row_of(name, seconds, peak) for name, (seconds, peak) in found.items()]
     name = torch.cuda.get_device_name() if gpu else "all cores"
     encoder = "frozen, pretrained" if bench.encoder else f"{bench.encoder_size}, which learns"
     caption = f"cavmae bench finetune: {bench.size}, encoder {encoder}, batch {bench.batch}, {name}"

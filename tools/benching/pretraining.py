@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from timm.layers.attention import Attention
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from cavmae.datasets.batch import Batch
 from cavmae.datasets.errors import UsageError
@@ -31,7 +32,7 @@ from cavmae.pretrain.optimizing import build_optimizer
 from cavmae.pretrain.pretraining import Pretraining
 from cavmae.pretrain.settings import ObjectiveSettings, OptimizerSettings
 from cavmae.pretrain.work import peak_of, step_operations
-from cavmae.tools.benching.table import Row, in_turns, save, table
+from cavmae.tools.benching.table import in_turns, row_of, save, table
 
 BASELINE = "the reference's way: eager fp32, all patches decoded and predicted"
 
@@ -52,6 +53,7 @@ class PretrainBench:
         device: ``auto``: a GPU if there is one.
         precision: of ours; ``auto``: bf16 on a GPU, fp32 on the CPU.
         compile: also measure ours with its blocks compiled by inductor.
+        sweep: more batch sizes that the first of ours is measured with.
         fraction: of the masked patches that the cross-attention decoder decodes.
         out: JSON file for the rows.
     """
@@ -65,21 +67,23 @@ class PretrainBench:
     data_set: str | None = None
     workers: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
+    sweep: tuple[int, ...] = ()
     fraction: float = 0.5
     out: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """One way of making a step."""
+    """One way of making a step; ``batch`` 0: of the benchmark's size."""
 
     reference: bool = False
     decoder: Literal["self", "cross"] = "self"
     fraction: float = 1.0
     precision: str = "fp32"
     compile: bool = False
+    batch: int = 0
 
 
 class ReferenceWay(CAVMAE):
@@ -127,6 +131,16 @@ def shape_of(bench: PretrainBench, way: Way) -> CAVMAEConfig:
     )
 
 
+def made_clips(count: int, audio_frames: int, image: int) -> Batch:
+    """A batch as loaded, of noise."""
+    return {
+        "key": ["made"] * count,
+        "fbank": torch.randn(count, audio_frames, 128).half() * 4 - 5,
+        "fbank_length": torch.full((count,), audio_frames),
+        "frames": torch.randint(256, (count, 1, image, image, 3)).byte(),
+    }
+
+
 def _batches(bench: PretrainBench) -> Iterator[Batch]:
     """Real or made batches, as loaded."""
     view = View(fbank_frames=bench.audio_frames, frame_size=(bench.image, bench.image))
@@ -134,12 +148,9 @@ def _batches(bench: PretrainBench) -> Iterator[Batch]:
         manifest = Manifest.load(bench.data_set)
         stream = TrainStream(manifest, view, bench.batch, access=Access(verify="size"))
         yield from Loader(stream, bench.workers, pin_memory=torch.cuda.is_available())
-    made: Batch = {
-        "key": ["made"] * bench.batch,
-        "fbank": torch.randn(bench.batch, bench.audio_frames, 128).half() * 4 - 5,
-        "fbank_length": torch.full((bench.batch,), bench.audio_frames),
-        "frames": torch.randint(256, (bench.batch, 1, bench.image, bench.image, 3)).byte(),
-    }
+    made = made_clips(bench.batch, bench.audio_frames, bench.image)
+    if torch.cuda.is_available():  # as a loader does
+        made = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in made.items()}
     while True:
         yield made
 
@@ -151,6 +162,8 @@ def _device(bench: PretrainBench) -> str:
 
 def steps(bench: PretrainBench, way: Way) -> float:
     """Seconds for a clip, of training steps."""
+    if way.batch:
+        bench = dataclasses.replace(bench, batch=way.batch)
     device = torch.device(_device(bench))
     torch.manual_seed(0)
     shape = shape_of(bench, way)
@@ -169,7 +182,8 @@ def steps(bench: PretrainBench, way: Way) -> float:
     else:
         optimizer = build_optimizer(task, OptimizerSettings(name="adam", weight_decay=5e-7))
     batches = _batches(bench)
-    half = torch.autocast(device.type, torch.bfloat16, enabled=way.precision == "bf16")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(way.precision)
+    scaler = GradScaler(device.type, enabled=way.precision == "fp16")
     told = 0.0
     for number in range(2 * bench.steps):
         if number == bench.steps:
@@ -179,10 +193,11 @@ def steps(bench: PretrainBench, way: Way) -> float:
             k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
             for k, v in next(batches).items()
         }
-        with half:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
             outcome = task("learn", batch)
-        outcome.loss.backward()
-        optimizer.step()
+        scaler.scale(outcome.loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if way.reference:  # as it logs every step
             told += sum(float(value) for value in outcome.logs.values())
@@ -211,10 +226,17 @@ def ways_of(bench: PretrainBench) -> dict[str, Way]:
             cross, fraction=bench.fraction
         ),
     }
+    ways |= {
+        f"ours, {precision}, batch {size}": dataclasses.replace(ours, batch=size)
+        for size in bench.sweep
+    }
+    if precision != "fp32":
+        ways["the reference's way, " + precision] = Way(reference=True, precision=precision)
     if bench.compile:
         ways |= {
             f"{name}, compiled": dataclasses.replace(way, compile=True)
             for name, way in list(ways.items())[1:]
+            if not way.batch and not way.reference
         }
     return ways
 
@@ -223,12 +245,14 @@ def run(bench: PretrainBench) -> None:
     """Measures and prints."""
     if bench.size not in SIZES:
         raise UsageError(f"--size {bench.size}: there are {', '.join(SIZES)}.")
-    if min(bench.batch, bench.steps, bench.rounds) < 1 or not 0 < bench.fraction <= 1:
-        raise UsageError("--batch, --steps and --rounds are at least 1, --fraction in (0, 1].")
+    if min(bench.batch, bench.steps, bench.rounds, *bench.sweep) < 1 or not 0 < bench.fraction <= 1:
+        raise UsageError(
+            "--batch, --sweep, --steps and --rounds are at least 1, --fraction in (0, 1]."
+        )
     gpu = _device(bench) == "cuda"
     ways = ways_of(bench)
     found = in_turns(
-        {name: (steps, (bench, way)) for name, way in ways.items()}, bench.rounds, pinned=not gpu
+        {name: (steps, (bench, way)) for name, way in ways.items()}, bench.rounds, gpu=gpu
     )
     name = torch.cuda.get_device_name() if gpu else "one core"
     rows = []
@@ -238,7 +262,7 @@ def run(bench: PretrainBench) -> None:
         rate = step_operations(shape_of(bench, way), objective) / seconds
         most = peak_of(name, way.precision)
         share = f", {rate / most:.0%} of peak" if most else ""
-        rows.append(Row(title, seconds, peak, f"{rate / 1e12:.3g} TFLOP/s{share}"))
+        rows.append(row_of(title, seconds, peak, f"{rate / 1e12:.3g} TFLOP/s{share}"))
     data = "made batches" if bench.data_set is None else f"batches of {bench.data_set}"
     caption = (
         f"cavmae bench pretrain: {bench.size}, {bench.image}x{bench.image}, "

@@ -1,6 +1,8 @@
 """Measuring in processes of their own, and printing what was measured."""
 
+import gc
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -31,6 +33,13 @@ class Row(NamedTuple):
     seconds: float | None
     peak_mb: float | None = None
     note: str = ""
+
+
+def row_of(name: str, seconds: float, peak_mb: float, note: str = "") -> Row:
+    """What :func:`in_turns` measured; infinite seconds: the memory did not suffice."""
+    if math.isinf(seconds):
+        return Row(name, None, None, "out of memory")
+    return Row(name, seconds, peak_mb, note)
 
 
 def _child(
@@ -84,10 +93,34 @@ def on_one_core(
     return result
 
 
+def on_gpu(work: Callable[..., float], *arguments: Any) -> tuple[float, float]:
+    """The same of work on the GPU, in this process: its memory is counted without a fresh one.
+
+    Seconds are infinite where the memory does not suffice.
+    """
+    torch: Any = sys.modules["torch"]
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()  # what a compiler still holds of others
+    try:
+        seconds = work(*arguments)
+    except torch.OutOfMemoryError:
+        seconds = math.inf
+    return seconds, (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
 def in_turns(
-    ways: dict[str, tuple[Callable[..., float], tuple[Any, ...]]], rounds: int, pinned: bool = True
+    ways: dict[str, tuple[Callable[..., float], tuple[Any, ...]]],
+    rounds: int,
+    pinned: bool = True,
+    gpu: bool = False,
 ) -> dict[str, tuple[float, float]]:
     """Measures several ways round after round, so that a slow moment hits all of them.
+
+    Args:
+        pinned: on one core each.
+        gpu: all of them run on the GPU, whose memory counts.
 
     Returns:
         median seconds and largest peak of each.
@@ -95,7 +128,8 @@ def in_turns(
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, (work, arguments) in ways.items():
-            found[name].append(on_one_core(work, *arguments, pinned=pinned))
+            measured = on_gpu(work, *arguments) if gpu else None
+            found[name].append(measured or on_one_core(work, *arguments, pinned=pinned))
     return {
         name: (statistics.median(s for s, _ in runs), max(m for _, m in runs))
         for name, runs in found.items()
@@ -129,15 +163,22 @@ def table(title: str, unit: str, baseline: str, rows: Sequence[Row]) -> str:
         "|---|---:|---:|---:|---:|---|",
     ]
     for row in rows:
-        if row.seconds is None or base is None:
+        if row.seconds is None:
             lines.append(f"| {row.name} | - | - | - | - | {row.note} |")
             continue
+        ratio = "-" if base is None else f"{row.seconds / base:.3g}"
         memory = "-" if row.peak_mb is None else f"{row.peak_mb:.0f} MB"
         lines.append(
             f"| {row.name} | {row.seconds * 1e3:.3g} | {1 / row.seconds:.4g} | "
-            f"{row.seconds / base:.3g} | {memory} | {row.note} |"
+            f"{ratio} | {memory} | {row.note} |"
         )
     return "\n".join(lines)
+
+
+def text_of(rows: Sequence[Any]) -> bytes:
+    """Rows (named tuples) and the machine as JSON."""
+    record = {"machine": machine(), "rows": [row._asdict() for row in rows]}
+    return json.dumps(record, indent=1).encode() + b"\n"
 
 
 def save(rows: Sequence[Row], path: str | None) -> None:
@@ -145,5 +186,4 @@ def save(rows: Sequence[Row], path: str | None) -> None:
     if path is None:
         return
     with write_atomically(Path(path)) as file:
-        text = json.dumps({"machine": machine(), "rows": [r._asdict() for r in rows]}, indent=1)
-        file.write(text.encode() + b"\n")
+        file.write(text_of(rows))

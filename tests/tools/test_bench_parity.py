@@ -1,0 +1,86 @@
+"""`cavmae bench parity` sees what differs, and nothing where nothing does."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.transforms import DeviceTransform, Statistics
+from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.model import CAVMAE
+from cavmae.pretrain.pretraining import Pretraining
+from cavmae.pretrain.settings import ObjectiveSettings
+from cavmae.pretrain.task import Task
+from cavmae.tools.bench import main
+from cavmae.tools.benching import parity
+from cavmae.tools.benching.pretraining import made_clips
+from tests.finetune import scenes
+
+CPU = torch.device("cpu")
+SHAPE = CAVMAEConfig(
+    image_size=(32, 32), audio_size=(128, 96), width=24, heads=2, depth=1, decoder_width=16,
+    decoder_heads=2, decoder_depth=1,
+)  # fmt: skip
+
+
+def pretraining(rate: float = 0.0) -> Task:
+    torch.manual_seed(0)
+    model = CAVMAE(SHAPE)
+    with torch.no_grad():
+        model.decoder_pred_a.weight *= 1 + rate
+    return Pretraining(model, ObjectiveSettings(), DeviceTransform(Statistics()))
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "speakers"])
+def test_the_same_step_is_the_same_and_half_precision_is_near(kind: str) -> None:
+    torch.manual_seed(1)
+    batch = made_clips(3, 96, 32) if kind == "pretraining" else scenes.batch()
+    made = pretraining if kind == "pretraining" else scenes.task
+    reference = parity.step(made(), batch, CPU, "fp32")
+    torch.rand(5)  # draws do not depend on what was drawn before
+    same = parity.compared("same", parity.step(made(), batch, CPU, "fp32"), reference)
+    assert (same.loss, same.error) == (0.0, 0.0)
+    half = parity.compared("half", parity.step(made(), batch, CPU, "bf16"), reference)
+    assert 1e-5 < half.error < 0.1
+
+
+def test_what_differs_is_seen_and_named() -> None:
+    batch = made_clips(3, 96, 32)
+    reference = parity.step(pretraining(), batch, CPU, "fp32")
+    other = parity.compared(
+        "other", parity.step(pretraining(rate=0.5), batch, CPU, "fp32"), reference
+    )
+    assert other.loss > 1e-3 and other.error > 1e-2
+    name = other.worst.split()[1]
+    assert "decoder" in name  # what comes before it hardly sees it
+    wrong = reference._replace(loss=float("nan"))
+    assert not parity.compared("nan", wrong, reference).loss < 1
+    with pytest.raises(CavmaeError, match="other parameters"):
+        parity.compared("less", reference._replace(gradients={}), reference)
+
+
+def test_a_way_that_fails_stops_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def features(device: torch.device) -> Iterator[parity.Compared]:
+        yield parity.Compared("filter banks", None, 0.0)
+
+    monkeypatch.setattr(parity, "features", features)
+    monkeypatch.setattr(
+        parity, "pretraining", lambda bench: (pretraining, made_clips(bench.batch, 96, 32))
+    )
+    monkeypatch.setattr(parity, "speaking", lambda bench: (scenes.task, scenes.batch()))
+    honest = parity.step
+
+    def step(task: Task, batch: dict, device: torch.device, precision: str) -> parity.Step:
+        if precision == "bf16" and isinstance(task, Pretraining):
+            raise RuntimeError("no such kernel")
+        return honest(task, batch, device, precision)
+
+    monkeypatch.setattr(parity, "step", step)
+    with pytest.raises(CavmaeError, match="failed"):
+        main(["parity", "--device", "cpu", "--batch", "2"])
+    told = capsys.readouterr().out
+    assert "failed: RuntimeError: no such kernel" in told
+    assert "speakers, small: bf16" in told
