@@ -27,6 +27,7 @@ from cavmae.pretrain import checkpoints, trainer_state
 from cavmae.pretrain.health import Health
 from cavmae.pretrain.held_out import held_out_records
 from cavmae.pretrain.journal import Journal
+from cavmae.pretrain.launching import check_averaged, check_devices
 from cavmae.pretrain.meters import Meters
 from cavmae.pretrain.optimizing import build_optimizer, learning_rate
 from cavmae.pretrain.processes import Processes
@@ -53,7 +54,8 @@ class Loop:
         processes: of the run.
 
     Raises:
-        UsageError: FSDP of a kind, or with settings, that it does not go with.
+        UsageError: FSDP of a kind, or with settings, that it does not go with; processes that
+            would train apart.
     """
 
     def __init__(
@@ -80,9 +82,11 @@ class Loop:
             raise UsageError("Launch FSDP with --fsdp_version 2: the first would clip wrongly.")
         if self._sharded and optimizer.ema:
             raise UsageError("optimizer.ema averages whole models: it does not go with FSDP.")
+        check_devices(accelerator, processes)
         # Model and optimizer only: a prepared loader would drop data, a prepared schedule would
         # step once a process.
         self._module, self._optimizer = accelerator.prepare(task, build_optimizer(task, optimizer))
+        check_averaged(self._module, processes)
         self._parameters = [p for p in self._module.parameters() if p.requires_grad]
         self._average: AveragedModel | None = None
         if optimizer.ema:

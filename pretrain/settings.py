@@ -220,7 +220,7 @@ class LoopSettings:
         accumulate: batches of a step; contrasts are over all of them.
         precision: of the mathematics.
         seed: of everything random.
-        device: ``auto``: a GPU if there is one.
+        device: ``auto``: a GPU of CUDA if there is one, else the CPU.
         threads: of a process on the CPU; 0: PyTorch's choice.
         compile: a backend of torch.compile such as ``inductor`` for the blocks; ``off``.
         checkpoint_activations: compute activations again instead of keeping them: less memory.

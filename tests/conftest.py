@@ -14,6 +14,8 @@ from cavmae.tools.shard import RunSettings, shard
 from cavmae.tools.sharding.settings import ShardSettings
 
 torch.set_num_threads(1)
+# On a machine with a GPU, too, the default device is the CPU: results are compared to the bit.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 SMALL = VideoSpec(seconds=2.0, size=(96, 64), rate=16000, channels=1)
 

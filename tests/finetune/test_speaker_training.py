@@ -25,7 +25,7 @@ from cavmae.pretrain.encoder import config_of
 from cavmae.pretrain.model import CAVMAE
 from cavmae.tools import finetune
 from tests.datasets.clips import clip, data_set_of
-from tests.pretrain.running import finish, launch, trace
+from tests.pretrain.running import run_ranks, trace
 
 COMPOSE = {"height": 32, "width": 48, "seconds": 0.64, "people": [0.2, 0.6, 0.2]}
 SETTINGS: dict[str, Any] = {
@@ -40,7 +40,6 @@ SETTINGS: dict[str, Any] = {
     "optimizer": {"lr": 1e-3},
     "loop": {
         "steps": 4, "log_every": 1, "save_every": 2, "threads": 1, "tracker": "none",
-        "device": "cpu",
     },
 }  # fmt: skip
 
@@ -73,6 +72,13 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     told = {"fbank_mean": -6.0, "fbank_std": 4.0}
     (folder / "preprocessing.json").write_text(json.dumps(told))
     return folder
+
+
+def same_end(run: Path, other: Path) -> None:
+    assert trace(run) == trace(other)
+    for name in ("model.safetensors", "trainer.safetensors"):
+        ends = [folder / "checkpoints" / "000000004" / name for folder in (run, other)]
+        assert ends[0].read_bytes() == ends[1].read_bytes()
 
 
 def words(run: Path, clips: Manifest, encoder: Path | None, **changes: Any) -> list[str]:
@@ -120,10 +126,7 @@ def test_it_goes_on_to_the_bit(clips: Manifest, encoder: Path, tmp_path: Path) -
     shutil.rmtree(other / "checkpoints" / "000000004")
     AcceleratorState._reset_state(reset_partial_state=True)
     main([*words(other, clips, encoder), "--resume", "auto"])
-    assert trace(other) == trace(whole)
-    for name in ("model.safetensors", "trainer.safetensors"):
-        ends = [run / "checkpoints" / "000000004" / name for run in (whole, other)]
-        assert ends[0].read_bytes() == ends[1].read_bytes()
+    same_end(other, whole)
 
 
 def test_a_trained_encoder_moves(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
@@ -185,14 +188,19 @@ def test_two_processes_and_half_precision(clips: Manifest, encoder: Path, tmp_pa
     run = tmp_path / "run"
     how = {"precision": "bf16", "evaluate_every": 3}
     command = words(run, clips, encoder, data=listed(tmp_path, clips), loop=how)
-    both = launch(["-m", "cavmae.finetune.train", *command], 2)
-    for code, told in finish(both, seconds=200):
-        assert code == 0, told
+    run_ranks("torchrun", tmp_path / "ranks", "cavmae.finetune.train", command)
     losses = [line["loss"] for line in trace(run) if "loss" in line]
     assert len(losses) == 4
     assert all(math.isfinite(loss) for loss in losses)
     assert sum("IoU" in line for line in trace(run)) == 2
     load_speaker(str(run / "checkpoints" / "000000004"))
+    # Another launcher goes on as if it had never been interrupted.
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    shutil.rmtree(other / "checkpoints" / "000000004")
+    command = words(other, clips, encoder, data=listed(tmp_path, clips), loop=how)
+    command += ["--resume", "auto"]
+    run_ranks("accelerate", tmp_path / "again", "cavmae.finetune.train", command)
+    same_end(other, run)
 
 
 def test_people_who_are_trained_and_measured_on_are_named(

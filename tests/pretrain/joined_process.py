@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from cavmae.datasets.batch import Batch
-from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.pretrain import trainer_state
 from cavmae.pretrain.aligned import Moments, aligned_contrast
 from cavmae.pretrain.encoder import HubWeights
@@ -175,21 +175,53 @@ class Batches:
         return {}
 
 
-def loop_of(folder: Path, task: Toy, loader: Batches, steps: int = 8) -> Loop:
+def loop_of(
+    folder: Path,
+    task: Toy,
+    loader: Batches,
+    steps: int = 8,
+    accelerator: Accelerator | None = None,
+) -> Loop:
     settings = LoopSettings(
         steps=steps, log_every=1, save_every=0, save_minutes=0, tracker="none", max_bad_steps=3
     )
     (folder / "run").mkdir(exist_ok=True)
-    accelerator = Accelerator(cpu=True)
+    accelerator = accelerator or Accelerator(cpu=True)
     run, optimizer = folder / "run", OptimizerSettings(lr=0.1)
     return Loop(
         task, loader, None, steps, settings, optimizer, run, accelerator, Processes()  # type: ignore[arg-type]
     )  # fmt: skip
 
 
+def apart(folder: Path) -> None:
+    """Accelerators that would let each process train alone."""
+    # Joins a process group, but counts one process: nobody says that processes are on the CPU.
+    accelerator = Accelerator()
+    rank = torch.distributed.get_rank()
+
+    def join() -> None:
+        with joined(LoopSettings(tracker="none"), folder):
+            pass
+
+    def loop_on(device: str) -> None:
+        accelerator.state.device = torch.device(device)
+        loop_of(folder, Toy(), Batches(9), accelerator=accelerator)
+
+    said = []
+    for attempt in (lambda: loop_on("meta" if rank else "cpu"), lambda: loop_on("cpu"), join):
+        try:
+            attempt()
+        except UsageError as error:
+            said.append(str(error))
+    (folder / f"{rank}.txt").write_text("\n".join(said))
+
+
 def main(folder: Path, what: str) -> None:
     torch.set_num_threads(1)
-    with joined(LoopSettings(device="cpu", tracker="none"), folder) as accelerator:
+    if what == "apart":
+        apart(folder)
+        return
+    with joined(LoopSettings(tracker="none"), folder) as accelerator:
         work(folder, what, accelerator)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import load_file
 
 SETTINGS: dict[str, Any] = {
     "data": {
@@ -26,8 +27,17 @@ SETTINGS: dict[str, Any] = {
     "optimizer": {"lr": 1e-3, "ema": 0.9},
     "loop": {
         "steps": 8, "log_every": 1, "evaluate_every": 3, "save_every": 2, "threads": 1,
-        "tracker": "none", "device": "cpu",
+        "tracker": "none",
     },
+}  # fmt: skip
+RANKS = str(Path(__file__).with_name("ranks_process.py"))
+# Ways to start a script in two processes that a person would use.
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "PORT"],
+    "accelerate": [
+        "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "PORT",
+    ],
 }  # fmt: skip
 # What may differ from one run to the next.
 CLOCKS = {
@@ -79,6 +89,18 @@ def launch(
 def train(command: Sequence[str], processes: int = 1, **options: Any) -> list[Any]:
     """Starts the training command."""
     return launch(["-m", "cavmae.pretrain.train", *command], processes, **options)
+
+
+def run_ranks(launcher: str, folder: Path, module: str, command: Sequence[str]) -> None:
+    """Runs a training command in two processes and asserts that they end with the same weights."""
+    folder.mkdir()
+    port = str(free_port())
+    start = [port if word == "PORT" else word for word in LAUNCHERS[launcher]]
+    ((code, told),) = finish(launch(["-m", *start, RANKS, str(folder), module, *command]))
+    assert code == 0, told
+    first, second = (load_file(str(folder / f"{rank}.safetensors")) for rank in range(2))
+    assert first.keys() == second.keys()
+    assert all(first[name].equal(second[name]) for name in first)
 
 
 def finish(started: Sequence[subprocess.Popen[str]], seconds: float = 240) -> list[tuple[int, str]]:

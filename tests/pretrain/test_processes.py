@@ -6,7 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cavmae.datasets.errors import UsageError
 from cavmae.pretrain import checkpoints
+from cavmae.pretrain.launching import joined
+from cavmae.pretrain.settings import LoopSettings
 from tests.pretrain.joined_process import (
     Batches,
     Maps,
@@ -23,9 +26,13 @@ from tests.pretrain.running import finish, launch, lines
 SCRIPT = str(Path(__file__).with_name("joined_process.py"))
 
 
-def two(folder: Path, what: str) -> list[dict[str, torch.Tensor]]:
+def run_two(folder: Path, what: str) -> None:
     for code, told in finish(launch([SCRIPT, str(folder), what], 2), seconds=120):
         assert code == 0, told
+
+
+def two(folder: Path, what: str) -> list[dict[str, torch.Tensor]]:
+    run_two(folder, what)
     return [load_file(str(folder / f"{rank}.safetensors")) for rank in range(2)]
 
 
@@ -40,6 +47,53 @@ def test_contrasts_of_two_processes_are_those_of_one_with_the_whole_batch(tmp_pa
             torch.testing.assert_close(both[0], value, rtol=1e-5, atol=1e-6)
         else:
             torch.testing.assert_close(sum(both) / 2, value, rtol=1e-5, atol=1e-6)
+
+
+def test_processes_that_would_train_apart_end_at_once(tmp_path: Path) -> None:
+    run_two(tmp_path, "apart")
+    for rank in range(2):
+        devices, gradients, count = (tmp_path / f"{rank}.txt").read_text().splitlines()
+        assert "Some processes run on cpu, others on meta" in devices
+        assert "Nothing averages the gradients of the 2 processes" in gradients
+        assert "WORLD_SIZE says 2 processes, but 1 are joined in accelerate and 2 in" in count
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        (
+            {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"},
+            "accelerate launch has started one process, but was asked for more",
+        ),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS says 2 processes, but 1 are joined"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "WORLD_SIZE is 2, but RANK is not set"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE 'two' is not a number of processes"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "needs GPUs"),
+    ],
+)
+def test_launches_that_leave_processes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], said: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(UsageError, match=said) as error,
+        joined(LoopSettings(tracker="none"), tmp_path),
+    ):
+        pass
+    assert "launch" in str(error.value)
+
+
+def test_runs_of_one_process_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell of several Slurm tasks, an address that no launcher has set."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    with joined(LoopSettings(tracker="none"), tmp_path) as accelerator:
+        assert accelerator.num_processes == 1
+        assert accelerator.device.type == "cpu"
 
 
 def test_a_sharded_model_goes_on_as_a_whole_one(tmp_path: Path) -> None:
