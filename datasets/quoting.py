@@ -56,3 +56,16 @@ class QuotingFormatter(logging.Formatter):
         elif record.args:
             record.args = tuple(quoted(value) for value in record.args)
         return visible(super().format(record), keep="\n\t")
+
+
+def caption(text: object, limit: int = 60) -> str:
+    """A name as part of a drawing: :func:`visible`, and its middle left out if it is long.
+
+    Args:
+        limit: characters.
+    """
+    shown = visible(text)
+    if len(shown) <= limit:
+        return shown
+    tail = limit // 3
+    return f"{shown[: limit - tail - 1]}…{shown[-tail:]}"
