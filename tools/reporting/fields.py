@@ -68,6 +68,8 @@ def open_inside(folder: Path, name: object, limit: int) -> IO[bytes]:
     try:
         # A link is not followed, and a pipe not waited for.
         handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except UnicodeEncodeError as error:
+        raise FileRefused("is no name that a file can have") from error
     except OSError as error:
         linked = (folder / name).is_symlink()
         reason = "is a link" if linked else f"cannot be read ({error.strerror})"
