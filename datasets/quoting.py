@@ -40,7 +40,7 @@ def visible(text: object, keep: str = "") -> str:
 
 
 def quoted(value: Any) -> Any:
-    """What a message names: texts, paths and errors made :func:`visible`, all else as it is."""
+    """An argument of a message: texts, paths and errors :func:`visible`, all else as it is."""
     if isinstance(value, str | os.PathLike | BaseException):
         return visible(value)
     return value
@@ -64,8 +64,8 @@ def caption(text: object, limit: int = 60) -> str:
     Args:
         limit: characters.
     """
-    shown = visible(text)
-    if len(shown) <= limit:
-        return shown
+    quotation = visible(text)
+    if len(quotation) <= limit:
+        return quotation
     tail = limit // 3
-    return f"{shown[: limit - tail - 1]}…{shown[-tail:]}"
+    return f"{quotation[: limit - tail - 1]}…{quotation[-tail:]}"

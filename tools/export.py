@@ -146,17 +146,17 @@ def _markdown(text: str) -> Markup:
 
 def _code(text: str) -> Markup:
     """A line of code, between more backticks than it holds."""
-    shown = visible(text)
-    ticks = "`" * (_longest_ticks(shown) + 1)
-    space = " " if shown.startswith("`") or shown.endswith("`") else ""
-    return Markup(f"{ticks}{space}{shown}{space}{ticks}")
+    quotation = visible(text)
+    ticks = "`" * (_longest_ticks(quotation) + 1)
+    space = " " if quotation.startswith("`") or quotation.endswith("`") else ""
+    return Markup(f"{ticks}{space}{quotation}{space}{ticks}")
 
 
 def _fenced(text: str, language: str) -> Markup:
     """Lines of code, between fences longer than any in them."""
-    shown = visible(text, keep="\n\t").strip("\n")
-    fence = "`" * max(3, _longest_ticks(shown) + 1)
-    return Markup(f"{fence}{language}\n{shown}\n{fence}")
+    quotation = visible(text, keep="\n\t").strip("\n")
+    fence = "`" * max(3, _longest_ticks(quotation) + 1)
+    return Markup(f"{fence}{language}\n{quotation}\n{fence}")
 
 
 def _longest_ticks(text: str) -> int:

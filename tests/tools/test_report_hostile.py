@@ -117,11 +117,11 @@ class Markup(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        found = dict(attrs)
-        self.names |= set(found)
+        values = dict(attrs)
+        self.names |= set(values)
         self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "poster")]
-        if found.get("http-equiv") == "Content-Security-Policy":
-            self.policy = found["content"] or ""
+        if values.get("http-equiv") == "Content-Security-Policy":
+            self.policy = values["content"] or ""
 
 
 def harmless(text: str) -> None:
@@ -316,15 +316,15 @@ WRONG = (None, True, -1, 10**39, "\ud800/..", [[]], {"a": {"b": 1}})
 
 def changed(value: Any) -> list[Any]:
     """A record with each of its parts replaced, lost, or of another type."""
-    found: list[Any] = list(WRONG)
+    records: list[Any] = list(WRONG)
     if isinstance(value, dict):
         for name, part in value.items():
             rest = {k: v for k, v in value.items() if k != name}
-            found += [rest, *({**value, name: other} for other in changed(part))]
+            records += [rest, *({**value, name: other} for other in changed(part))]
     elif isinstance(value, list):
         for place, part in enumerate(value):
-            found += [[*value[:place], other, *value[place + 1 :]] for other in changed(part)]
-    return found
+            records += [[*value[:place], other, *value[place + 1 :]] for other in changed(part)]
+    return records
 
 
 @pytest.mark.parametrize(
@@ -402,10 +402,10 @@ def test_names_stay_in_the_legend(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.splitlines()[0].startswith(f"Wrote {tmp_path}/page\\xff.html")
     text = out.read_text()
     harmless(text)
-    shown = [html.unescape(found) for found in re.findall(r"<text [^>]*>([^<]*)</text>", text)]
+    labels = [html.unescape(label) for label in re.findall(r"<text [^>]*>([^<]*)</text>", text)]
     for name in ODD:
-        assert shown.count(caption(name, 40)) >= 2, name
-        assert caption(name, 30) in shown, name  # as the title of a chart
+        assert labels.count(caption(name, 40)) >= 2, name
+        assert caption(name, 30) in labels, name  # as the title of a chart
 
 
 def test_a_chart_with_a_title_and_unit_of_any_kind() -> None:

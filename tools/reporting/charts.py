@@ -114,16 +114,16 @@ def _inline(svg: str, description: str) -> Markup:
 
 def _presented(style: str) -> dict[str, str]:
     """Declarations of a style as attributes, which mean the same in SVG."""
-    found: dict[str, str] = {}
+    attributes: dict[str, str] = {}
     for declaration in filter(None, map(str.strip, style.split(";"))):
         name, _, value = declaration.partition(":")
         value = value.strip().replace(INK, "currentColor")
         if name == "font":  # is none of SVG's attributes; matplotlib before 3.11
             size, _, family = value[value.rfind(" ", 0, value.index("px")) + 1 :].partition(" ")
-            found |= {"font-size": size, "font-family": family}
+            attributes |= {"font-size": size, "font-family": family}
         else:
-            found[name] = value
-    return found
+            attributes[name] = value
+    return attributes
 
 
 def _sizes(wave: np.ndarray) -> np.ndarray:

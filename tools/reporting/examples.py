@@ -30,7 +30,7 @@ VIDEO_PIXELS = 4096 * 4096
 
 
 def example(separation: Separation) -> list[Block]:
-    """All that is shown of one recording."""
+    """Blocks of one recording."""
     people = people_of(separation)
     seconds = separation.record.number("seconds")
     length = "" if seconds is None else f"{seconds:g} s, "
@@ -42,8 +42,8 @@ def example(separation: Separation) -> list[Block]:
     outlined = f"{separation.name}: everybody outlined and numbered"
     videos = _videos(separation.folder, separation.record, "overlay", outlined, sound=True)
     for person in people:
-        shown = f"mask of {person.label}"
-        videos += _videos(separation.folder, person.fields, "mask", shown, sound=False)
+        description = f"mask of {person.label}"
+        videos += _videos(separation.folder, person.fields, "mask", description, sound=False)
     if videos:
         blocks.append(Videos(videos))
     tracks = tracks_of(separation)

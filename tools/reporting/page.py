@@ -168,7 +168,7 @@ def _named(run: Run, name: str) -> str:
     return f"{run.name}: {Path(name).stem.replace('_', ' ')}"
 
 
-def _image(folder: Path, name: str, shown: str, faults: Faults) -> list[Block]:
+def _image(folder: Path, name: str, description: str, faults: Faults) -> list[Block]:
     """A PNG file of a folder; empty: it is left out."""
     try:
         data = read_inside(folder, name, PICTURE_BYTES)
@@ -182,7 +182,7 @@ def _image(folder: Path, name: str, shown: str, faults: Faults) -> list[Block]:
     except (OSError, ValueError, SyntaxError, Pictures.DecompressionBombError):
         faults.add(f"{folder / name} is no picture (PNG), and is left out.")
         return []
-    return [Image(data_url(data, kind), shown)]
+    return [Image(data_url(data, kind), description)]
 
 
 def _retrieval(runs: Sequence[Run]) -> list[Block]:
@@ -238,14 +238,14 @@ def _measures(evaluations: Sequence[Evaluation]) -> list[Block]:
             ("examples.png", f"{name}: first scenes, found masks solid and true ones dotted, "
              "spectrograms of the mixture and of each voice, true and found"),
         )  # fmt: skip
-        for file, shown in drawn:
-            blocks += _picture(evaluation.folder, file, shown, record.faults)
+        for file, description in drawn:
+            blocks += _picture(evaluation.folder, file, description, record.faults)
     return blocks
 
 
-def _picture(folder: Path, name: str, shown: str, faults: Faults) -> list[Block]:
+def _picture(folder: Path, name: str, description: str, faults: Faults) -> list[Block]:
     """A PNG file of a folder that need not be there."""
-    return _image(folder, name, shown, faults) if is_there(folder, name) else []
+    return _image(folder, name, description, faults) if is_there(folder, name) else []
 
 
 def _summary(record: Fields) -> dict[str, dict[str, float]]:
@@ -273,8 +273,8 @@ def _data(data_set: DataSet, faults: Faults) -> list[Block]:
             if is_number(value) or isinstance(value, str)
         ]
         blocks.append(_table(["", ""], body[:MEASURES]))
-    shown = f"{data_set.name}: frames and sound of random clips"
-    blocks += _picture(data_set.folder, "contact_sheet.png", shown, faults)
+    description = f"{data_set.name}: frames and sound of random clips"
+    blocks += _picture(data_set.folder, "contact_sheet.png", description, faults)
     if data_set.stats is None:
         blocks.append(Paragraph("Not checked yet: run", "cavmae check"))
     return blocks

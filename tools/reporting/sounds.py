@@ -1,4 +1,4 @@
-"""What is heard of a separated recording: its voices, and the truth where it is known.
+"""Sounds of a separated recording: its voices, and the truth where it is known.
 
 Clips of `cavmae render-talkers` have their truth beside them; it is found by the name of the
 source, and only taken if the source sounds like the recording.
@@ -60,14 +60,14 @@ class Person(NamedTuple):
 
 
 def people_of(separation: Separation) -> list[Person]:
-    """Everybody whom ``result.json`` tells of."""
-    found = []
+    """People of ``result.json``."""
+    people = []
     for place, fields in enumerate(separation.record.objects("people", PEOPLE), 1):
         number, level = fields.whole("number", 1), fields.number("level_db")
         note = [fields.text("state"), "" if level is None else f"{level:g} dB"]
         label = f"person {place if number is None else number}"
-        found.append(Person(label, ", ".join(filter(None, note)), fields))
-    return found
+        people.append(Person(label, ", ".join(filter(None, note)), fields))
+    return people
 
 
 def tracks_of(separation: Separation) -> list[Track]:
@@ -121,8 +121,8 @@ def _read(folder: Path, fields: Fields, name: str) -> np.ndarray | None:
             wave = sound.read(int(MEASURED * sound.samplerate), dtype="float32")
             if not len(wave) or not np.isfinite(wave).all():
                 raise FileRefused("holds no sound that can be played")
-            found: np.ndarray = resample(wave, sound.samplerate, SAMPLE_RATE)
-            return found
+            resampled: np.ndarray = resample(wave, sound.samplerate, SAMPLE_RATE)
+            return resampled
     except FileRefused as refusal:
         fields.refuse(name, refusal)
     except (soundfile.SoundFileError, OSError) as error:
@@ -164,12 +164,12 @@ def _truth(separation: Separation, mixture: np.ndarray) -> list[Track]:
     except (CavmaeError, MediaError, OSError, ValueError) as error:
         faults.add(f"{folder / TRUTH} is left out: {error}")
         return []
-    found = []
+    tracks = []
     for person in people:
         wave = _read(folder, person, "voice")
         if wave is not None:
-            found.append(Track(f"{person.text('speaker')}, {person.text('role')}", wave))
-    return found
+            tracks.append(Track(f"{person.text('speaker')}, {person.text('role')}", wave))
+    return tracks
 
 
 def _alike(source: str, mixture: np.ndarray) -> bool:

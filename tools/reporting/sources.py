@@ -102,13 +102,13 @@ def sources_of(names: Sequence[str], faults: Faults | None = None) -> list[Sourc
 
 def _recordings(folder: Path, faults: Faults) -> list[Path]:
     """Folders of separated recordings in a folder; links are not followed."""
-    found = []
+    places = []
     for place in sorted(path.parent for path in folder.glob(f"*/{RESULT}")):
         if place.is_symlink():
             faults.add(f"{place} is a link, and is left out: name it, to have it in the report.")
         else:
-            found.append(place)
-    return found
+            places.append(place)
+    return places
 
 
 def _source(folder: Path, faults: Faults) -> Source:
