@@ -24,9 +24,9 @@ from cavmae.tools.reporting.sources import Separation
 from cavmae.tools.talkers.film import TRUTH
 
 LONGEST = 30.0  # s of sound that a page holds
-MEASURED = 600.0  # s of sound that is compared with the truth
+MEASURED = 120.0  # s of sound that is compared with the truth
 SOUND_BYTES = 4 << 30
-RATES = (4_000, 384_000)  # Hz
+RATES = (4_000, 192_000)  # Hz
 PEOPLE = 32  # of a recording that are shown
 ALIKE = 0.1  # of a source's size, by which the recording may differ from it
 
