@@ -13,14 +13,22 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentParser, Namespace
 
 from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.quoting import QuotingFormatter, quoted, visible
 
 log = logging.getLogger("cavmae")
 Settings = TypeVar("Settings")
 
 
+class _Parser(ArgumentParser):
+    """Quotes what it repeats of the command line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        super().error(visible(message, keep="\n"), ex)
+
+
 def parser(command: str, description: str) -> ArgumentParser:
     """A parser with ``--config FILE`` and ``--print_config``."""
-    made = ArgumentParser(prog=f"cavmae {command}", description=description)
+    made = _Parser(prog=f"cavmae {command}", description=description)
     made.add_argument(
         "--config", action="config", help="YAML file with values for the options below."
     )
@@ -84,10 +92,23 @@ def named_config(words: Sequence[str], folder: Path) -> list[str]:
     return found
 
 
+def output(template: str, *values: Any) -> None:
+    """Prints a result to standard output.
+
+    Args:
+        template: as of ``%``; its ends of lines stay.
+        values: what it names, quoted.
+    """
+    text = visible(template % tuple(map(quoted, values)) if values else template, keep="\n\t")
+    encoding = sys.stdout.encoding or "utf-8"
+    # A terminal that lacks a character is no reason to end.
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+
 @contextlib.contextmanager
 def _messages() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(QuotingFormatter("%(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:

@@ -1,7 +1,6 @@
 """``manifest.json``: which shards make a data set, and how to tell that they are unaltered."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +9,12 @@ from typing import Any, Literal
 
 from cavmae.datasets import storage
 from cavmae.datasets.errors import ShardError
+from cavmae.datasets.jsons import JSONError, json_bytes, read_json, typed
 from cavmae.datasets.sample import SCHEMA
 
 NAME = "manifest.json"
+LIMIT_BYTES = 256 << 20  # two million samples with labels have 20 MB
+REMEDY = "copy it again, or make the data set anew"
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}\.tar", re.ASCII)
 
 
@@ -75,22 +77,16 @@ class Manifest:
             if shard.labels is None:
                 del record["labels"]
             shards.append(record)
-        return (
-            json.dumps(
-                {
-                    "schema": SCHEMA,
-                    "settings": self.settings,
-                    "labels": list(self.labels),
-                    "inputs": self.inputs,
-                    "skipped": self.skipped,
-                    "samples": self.samples,
-                    "shards": shards,
-                },
-                indent=1,
-                sort_keys=True,
-            )
-            + "\n"
-        ).encode()
+        record = {
+            "schema": SCHEMA,
+            "settings": self.settings,
+            "labels": list(self.labels),
+            "inputs": self.inputs,
+            "skipped": self.skipped,
+            "samples": self.samples,
+            "shards": shards,
+        }
+        return json_bytes(record, indent=1, sort_keys=True)
 
     @classmethod
     def load(cls, where: str | Path) -> "Manifest":
@@ -106,54 +102,48 @@ class Manifest:
         folder = text[: -len(NAME)].rstrip("/") or "." if text.endswith(NAME) else text
         name = storage.join(folder, NAME)
         try:
-            record = json.loads(storage.read_bytes(name))
-        except (FileNotFoundError, NotADirectoryError) as error:
+            record = read_json(name, remedy=REMEDY, limit_bytes=LIMIT_BYTES)
+        except FileNotFoundError as error:
             raise ShardError(
                 f"There is no {name}: {folder} is no data set, or `cavmae shard` has not finished "
                 "it; run that again with the same words."
             ) from error
-        except (OSError, ValueError) as error:
-            raise ShardError(f"Cannot read {name}: {error}.") from error
+        except JSONError as error:
+            raise ShardError(str(error)) from error
         return cls.from_record(folder, name, record)
 
     @classmethod
     def from_record(cls, folder: str, name: str, record: Any) -> "Manifest":
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-            found = record.get("schema") if isinstance(record, dict) else None
+        found = record.get("schema") if isinstance(record, dict) else None
+        if found != SCHEMA or isinstance(found, bool):
             raise ShardError(
                 f"{name} has schema {found!r}; this program knows {SCHEMA}. "
                 "Use the version of cavmae that made it, or make the data set anew."
             )
         try:
-            shards = tuple(
-                ShardEntry(
-                    file=str(entry["file"]),
-                    samples=int(entry["samples"]),
-                    bytes=int(entry["bytes"]),
-                    sha256=str(entry["sha256"]),
-                    labels=tuple(tuple(map(int, x)) for x in entry["labels"])
-                    if "labels" in entry
-                    else None,
-                )
-                for entry in record["shards"]
-            )
+            shards = tuple(map(_entry, typed(record, "shards", list)))
+            labels = typed(record, "labels", list)
+            if not all(isinstance(label, str) for label in labels):
+                raise ValueError("a label is not a text")
             manifest = cls(
                 folder=folder,
                 shards=shards,
-                settings=dict(record["settings"]),
-                labels=tuple(map(str, record["labels"])),
-                inputs=int(record["inputs"]),
-                skipped=int(record["skipped"]),
+                settings=typed(record, "settings", dict),
+                labels=tuple(labels),
+                inputs=_count(record, "inputs"),
+                skipped=_count(record, "skipped"),
             )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ShardError(f"{name} is damaged: {type(error).__name__} {error}.") from error
+        except ValueError as error:
+            raise ShardError(f"{name} is damaged ({error}): {REMEDY}.") from error
         for shard in shards:
             # A name in a manifest must not lead out of the folder.
             if not _SHARD_NAME.fullmatch(shard.file) or not re.fullmatch(
                 "[0-9a-f]{64}", shard.sha256
             ):
                 raise ShardError(f"{name} names a shard {shard.file!r} that cannot be one.")
-            if shard.samples < 1 or (shard.labels and len(shard.labels) != shard.samples):
+            if shard.samples < 1 or (
+                shard.labels is not None and len(shard.labels) != shard.samples
+            ):
                 raise ShardError(f"{name} is damaged: shard {shard.file} has no sensible counts.")
         numbers = {n for shard in shards for one in shard.labels or () for n in one}
         if numbers and not 0 <= min(numbers) <= max(numbers) < len(manifest.labels):
@@ -198,6 +188,33 @@ class Manifest:
         except OSError as error:
             return f"Cannot read shard {name}: {error}."
         return None
+
+
+def _entry(record: Any) -> ShardEntry:
+    """A shard of a manifest. Raises ValueError."""
+    labels = None
+    if isinstance(record, dict) and "labels" in record:
+        labels = tuple(map(_numbers, typed(record, "labels", list)))
+    return ShardEntry(
+        file=typed(record, "file", str),
+        samples=_count(record, "samples"),
+        bytes=_count(record, "bytes"),
+        sha256=typed(record, "sha256", str),
+        labels=labels,
+    )
+
+
+def _numbers(labels: Any) -> tuple[int, ...]:
+    if not isinstance(labels, list) or not all(type(number) is int for number in labels):
+        raise ValueError("the labels of a sample are not a list of whole numbers")
+    return tuple(labels)
+
+
+def _count(record: Any, name: str) -> int:
+    value: int = typed(record, name, int)
+    if value < 0:
+        raise ValueError(f"field {name} is {value}")
+    return value
 
 
 def merge(folder: str, parts: Sequence[Manifest]) -> Manifest:

@@ -6,6 +6,8 @@ import time
 
 from tqdm import tqdm
 
+from cavmae.datasets.quoting import visible
+
 log = logging.getLogger("cavmae")
 LINE_EVERY = 10.0  # s
 
@@ -25,7 +27,7 @@ class Progress:
         self._started = self._told = time.monotonic()
         self._bar: tqdm | None = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=before, unit=unit, smoothing=0.05)
+            self._bar = tqdm(total=total, initial=before, unit=visible(unit), smoothing=0.05)
 
     def __enter__(self) -> "Progress":
         return self
@@ -52,7 +54,7 @@ class Progress:
     def tell(self) -> None:
         """Shows how far it is: now and then."""
         if self._bar is not None:
-            self._bar.set_postfix_str(self.note(), refresh=False)
+            self._bar.set_postfix_str(visible(self.note()), refresh=False)
             return
         if time.monotonic() - self._told < LINE_EVERY:
             return

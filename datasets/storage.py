@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import fsspec
 from cavmae.datasets.errors import CavmaeError
 
 CHUNK = 1 << 20
+LIMIT_BYTES = 64 << 20  # of a file that is read whole
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -47,14 +49,29 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if is_url(folder) else str(Path(folder) / name)
 
 
-def read_bytes(name: str) -> bytes:
-    """Whole content of a path or URL. Raises OSError."""
-    if not is_url(name):
-        return Path(name).read_bytes()
-    with _as_os_errors(name):
-        system, path = filesystem(name)
-        data: bytes = system.cat_file(path)
-    return data
+def read_bytes(name: str, limit: int = LIMIT_BYTES) -> bytes:
+    """Whole content of a path or URL, up to one byte more than ``limit``.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    if is_url(name):
+        with _as_os_errors(name):
+            system, path = filesystem(name)
+            with system.open(path, "rb") as remote:
+                data: bytes = remote.read(limit + 1)
+        return data
+    with open(name, "rb", opener=_open_regular) as file:
+        return file.read(limit + 1)
+
+
+def _open_regular(name: str, flags: int) -> int:
+    """Opener of regular files only: a pipe would be waited for, a device has no end."""
+    descriptor = os.open(name, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no regular file", name)
+    return descriptor
 
 
 def size_of(name: str) -> int:

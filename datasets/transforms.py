@@ -6,8 +6,6 @@ The defaults of every augmentation are those of the CAV-MAE reference (Gong et a
 
 import dataclasses
 import functools
-import json
-import math
 from typing import Literal
 
 import torch
@@ -19,6 +17,7 @@ from cavmae.datasets import storage
 from cavmae.datasets.batch import Batch
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.features import AUDIOSET_MEAN, AUDIOSET_STD, MEL_BINS, SILENCE, fbank_batch
+from cavmae.datasets.jsons import read_json, typed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -42,16 +41,17 @@ class Statistics:
             CavmaeError: there is none, or it is damaged.
         """
         name = storage.join(data_set, "stats.json")
+        remedy = f"run `cavmae check {data_set}` again"
         try:
-            record = json.loads(storage.read_bytes(name))
-            found = cls(float(record["fbank_mean"]), float(record["fbank_std"]))
+            record = read_json(name, remedy=remedy)
+            found = cls(typed(record, "fbank_mean", float), typed(record, "fbank_std", float))
         except FileNotFoundError as error:
             raise CavmaeError(
                 f"There is no {name}: run `cavmae check {data_set}`, which measures it."
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CavmaeError(f"{name} is damaged ({error}): run `cavmae check` again.") from error
-        if not (math.isfinite(found.mean) and found.std > 0):
+        except ValueError as error:
+            raise CavmaeError(f"{name} is damaged ({error}): {remedy}.") from error
+        if found.std <= 0:
             raise CavmaeError(f"{name} has std {found.std}: the data set's sound is all the same.")
         return found
 

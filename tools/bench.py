@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Sequence
 
-from cavmae.datasets.commandline import fill, module_main, parse, parser
+from cavmae.datasets.commandline import fill, module_main, output, parse, parser
 from cavmae.datasets.errors import UsageError
 
 # what: (module with `run(settings)`, its settings class, what is measured)
@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> int:
     """Runs one benchmark and prints its table."""
     listing = "\n".join(f"  {name:<8} {what}" for name, (_, _, what) in BENCHES.items())
     if not words or words[0] in ("-h", "--help"):
-        print(f"usage: cavmae bench WHAT ...\n\n{listing}\n\ncavmae bench WHAT --help tells more.")
+        output(f"usage: cavmae bench WHAT ...\n\n{listing}\n\ncavmae bench WHAT --help tells more.")
         return 0 if words else 2
     if words[0] not in BENCHES:
         raise UsageError(f"There is no benchmark {words[0]!r}; there are {', '.join(BENCHES)}.")

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cavmae.datasets.commandline import fill, module_main, parse, parser
+from cavmae.datasets.commandline import fill, module_main, output, parse, parser
 from cavmae.datasets.composing.recipe import ComposeSettings
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.manifest import Manifest, ShardEntry
 from cavmae.datasets.progress import Progress
+from cavmae.datasets.quoting import visible
 from cavmae.datasets.reading import Access
 from cavmae.datasets.storage import Cache, is_url, write_atomically
 from cavmae.tools import pool
@@ -102,26 +103,26 @@ def check(data_set: str, settings: CheckSettings) -> int:
     with write_atomically(out / "damage.jsonl") as file:
         for damage in survey.damage:
             file.write(json.dumps(damage._asdict(), sort_keys=True).encode() + b"\n")
-    print(report(manifest, survey))
+    output(report(manifest, survey))
     if not survey.damage:
-        print(f"Statistics: {out / 'stats.json'}")
+        output("Statistics: %s", out / "stats.json")
     if settings.sheet and not any(not damage.key for damage in survey.damage):
         path = out / "contact_sheet.png"
         drawn = sheet.draw(
             manifest, Access(cache_dir=settings.cache_dir), settings.sheet, settings.seed, path
         )
-        print(f"Contact sheet of {drawn} samples: {path}")
+        output("Contact sheet of %d samples: %s", drawn, path)
     if settings.compose and not survey.damage:
         access, path = Access("size", settings.cache_dir), out / "composed.png"
         drawn = scenes.draw_scenes(
             manifest, access, settings.scenes, settings.sheet, settings.seed, path
         )
-        print(f"Sheet of {drawn} composed scenes: {path}")
+        output("Sheet of %d composed scenes: %s", drawn, path)
     if not survey.damage:
         return 0
     for damage in survey.damage[:NAMED]:
-        print(f"DAMAGED {damage.shard} {damage.key} {damage.reason}: {damage.detail}")
-    print(f"{len(survey.damage)} damaged; all are named in {out / 'damage.jsonl'}")
+        output("DAMAGED %s %s %s: %s", *damage)
+    output("%d damaged; all are named in %s", len(survey.damage), out / "damage.jsonl")
     return 1
 
 
@@ -177,7 +178,7 @@ def report(manifest: Manifest, survey: Survey) -> str:
         ("Silence", f"{100 * quiet:.1f} % of the time, {survey.silent} silent clips"),
         ("Fbank", f"mean {survey.fbank_mean:.4f}, std {survey.fbank_std:.4f}"),
     ]
-    return "\n".join(f"{name + ':':<17}{value}" for name, value in lines)
+    return "\n".join(f"{name + ':':<17}{visible(value)}" for name, value in lines)
 
 
 if __name__ == "__main__":

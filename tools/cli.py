@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from cavmae.datasets.commandline import run
+from cavmae.datasets.commandline import output, run
 from cavmae.datasets.errors import UsageError
 
 # command: (module with a `main(words)`, what it does)
@@ -38,7 +38,7 @@ def usage() -> str:
 
 def dispatch(words: Sequence[str]) -> int | None:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
+        output(usage())
         return 0 if words else 2
     if words[0] not in COMMANDS:
         raise UsageError(f"There is no command {words[0]!r}; there are {', '.join(COMMANDS)}.")

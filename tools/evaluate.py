@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from cavmae.datasets.batch import Batch
-from cavmae.datasets.commandline import fill, module_main, parse, parser
+from cavmae.datasets.commandline import fill, module_main, output, parse, parser
 from cavmae.datasets.composing.clips import ClipPool
 from cavmae.datasets.composing.drawing import RecipeBook
 from cavmae.datasets.composing.recipe import ComposeSettings
@@ -149,7 +149,7 @@ def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
     text += f"\n\nReal-time factor of the model: {found.real_time:.3f} ({where})."
     if "pesq" not in quality:
         text += "\n\nPESQ is missing: it needs a compiler to install (`pip install cavmae[pesq]`)."
-    print(text)
+    output(text)
     if settings.out:
         _write(Path(settings.out), found, groups, text, name, settings)
         draw_examples(task, first[0], Path(settings.out) / "examples.png")

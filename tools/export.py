@@ -4,35 +4,42 @@ import dataclasses
 import json
 import logging
 import re
+import shlex
 import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import huggingface_hub
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from cavmae.datasets.commandline import fill, parse, parser
 from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.storage import flush_folder
+from cavmae.datasets.jsons import read_json, typed
+from cavmae.datasets.quoting import visible
+from cavmae.datasets.storage import flush_folder, read_bytes
 from cavmae.pretrain.checkpoints import CONFIG, PREPROCESSING, WEIGHTS
 from cavmae.tools.evaluate import ROWS
 
 log = logging.getLogger("cavmae")
 CARD = "README.md"
+CONFIG_BYTES = 1 << 20
 USES = {
     "speakers": (
         "Voices and pixels of the people in a video, under one index.",
         "from cavmae.tools.separating import Separator\n\n"
-        'separator = Separator.from_pretrained("{name}")\n'
+        "separator = Separator.from_pretrained({name})\n"
         'result = separator.separate("video.mp4", "out")',
         "cavmae separate video.mp4 --model {name} --out out",
     ),
     "encoder": (
         "A CAV-MAE: features of sound and pictures, pretrained without labels.",
-        'from cavmae.pretrain.model import CAVMAE\n\nmodel = CAVMAE.from_pretrained("{name}")',
+        "from cavmae.pretrain.model import CAVMAE\n\nmodel = CAVMAE.from_pretrained({name})",
         "cavmae finetune speakers --config tiny --out run --data.train SHARDS "
         "--model.encoder {name}",
     ),
@@ -112,60 +119,97 @@ def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCar
         library_name="cavmae",
         tags=["audio-visual", "speech-separation" if kind == "speakers" else "self-supervised"],
     )
-    parts = [f"# {name}", what, "## Use", f"```python\n{python.format(name=name)}\n```",
-             f"```sh\n{command.format(name=name)}\n```", "## What it was trained with"]  # fmt: skip
-    parts.append(_training(checkpoint))
-    parts.append(f"Preprocessing: `{json.dumps(_json(checkpoint / PREPROCESSING))}`")
-    parts.append("## What it can do")
-    parts.append(_measured(settings.measures))
-    parts.append("## What not to expect")
-    parts.append(
-        "It knows the kind of people, cameras, rooms and languages that it was trained on. Voices "
-        "are estimates: they can hold parts of other voices, and a mask can miss a person. Do not "
-        "take what it gives as evidence of what somebody said. Recordings of people need their "
-        "consent."
+    step = checkpoint.resolve().name
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"markdown": _markdown, "code": _code, "fenced": _fenced}
+    text = environment.get_template("card.md.j2").render(
+        data=Markup(data.to_yaml()),
+        name=name,
+        what=what,
+        python=python.format(name=json.dumps(name)),
+        command=command.format(name=shlex.quote(name)),
+        step=int(step) if step.isdigit() else None,
+        config=_config(checkpoint.resolve().parent.parent),
+        preprocessing=json.dumps(_json(checkpoint / PREPROCESSING)),
+        measures=None if settings.measures is None else _measured(Path(settings.measures)),
     )
-    text = "\n\n".join(parts)
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+    return ModelCard(f"{text}\n")
+
+
+def _markdown(text: str) -> Markup:
+    """Text as a part of a line: nothing in it is markup."""
+    return Markup(re.sub(r"([\\`*_{}\[\]<>()#+|~&!])", r"\\\1", visible(text)))
+
+
+def _code(text: str) -> Markup:
+    """A line of code, between more backticks than it holds."""
+    quotation = visible(text)
+    ticks = "`" * (_longest_ticks(quotation) + 1)
+    space = " " if quotation.startswith("`") or quotation.endswith("`") else ""
+    return Markup(f"{ticks}{space}{quotation}{space}{ticks}")
+
+
+def _fenced(text: str, language: str) -> Markup:
+    """Lines of code, between fences longer than any in them."""
+    quotation = visible(text, keep="\n\t").strip("\n")
+    fence = "`" * max(3, _longest_ticks(quotation) + 1)
+    return Markup(f"{fence}{language}\n{quotation}\n{fence}")
+
+
+def _longest_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CavmaeError(f"{path} cannot be read: {error}.") from error
+        found = read_json(path)
+    except FileNotFoundError as error:
+        raise CavmaeError(f"{path} is missing.") from error
+    if not isinstance(found, dict):
+        raise CavmaeError(f"{path} is no JSON object.")
     return found
 
 
-def _training(checkpoint: Path) -> str:
-    """Step and configuration of the run that a checkpoint lies in."""
-    run = checkpoint.resolve().parent.parent
-    step = checkpoint.resolve().name
-    told = f"Step {int(step)}." if step.isdigit() else ""
-    config = run / "config.yaml"
-    if not config.is_file():
-        return f"{told} Its run's configuration is not known.".strip()
+def _config(run: Path) -> str | None:
+    """Configuration of the run that a checkpoint lies in; None: it is not known."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        text = read_bytes(str(path), CONFIG_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CavmaeError(f"{path} cannot be read: {error}.") from error
+    if len(text) > CONFIG_BYTES:
+        raise CavmaeError(f"{path} is no configuration: it has more than {CONFIG_BYTES} bytes.")
     # Where things lay on the machine that trained says nothing to others.
-    text = re.sub(r"^(\s*\w+: ).*/", r"\1", config.read_text(), flags=re.MULTILINE)
-    return f"{told}\n\n```yaml\n{text}```".strip()
+    return re.sub(r"^(\s*\w+: ).*/", r"\1", text, flags=re.MULTILINE)
 
 
-def _measured(folder: str | None) -> str:
-    if folder is None:
-        return "Not measured."
-    record = _json(Path(folder) / "measures.json")
-    columns = record["summary"]
-    lines = [
-        f"On {len(record['scenes']['model'])} scenes of `{Path(record['list']).name}`:", "",
-        f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}",
-    ]  # fmt: skip
-    for name, unit, digits in ROWS:
-        values = [column.get(name) for column in columns.values()]
-        if any(value is not None for value in values):
-            shown = ["-" if v is None else f"{v:.{digits}f}" for v in values]
-            label = f"{name}, {unit}" if unit and unit not in name else name
-            lines.append(f"| {label} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+def _measured(folder: Path) -> dict[str, Any]:
+    """Values of the card's table.
+
+    Raises:
+        CavmaeError: a field of ``measures.json`` is not what `cavmae evaluate` writes.
+    """
+    path = folder / "measures.json"
+    record = _json(path)
+    try:
+        scenes = len(typed(typed(record, "scenes", dict), "model", list))
+        listed = Path(typed(record, "list", str)).name
+        summary = typed(record, "summary", dict)
+        columns = {name: typed(summary, name, dict) for name in summary}
+        rows = []
+        for name, unit, digits in ROWS:
+            known = [typed({name: None} | c, name, float, NoneType) for c in columns.values()]
+            if any(value is not None for value in known):
+                cells = ["-" if value is None else f"{value:.{digits}f}" for value in known]
+                rows.append((f"{name}, {unit}" if unit and unit not in name else name, cells))
+    except ValueError as error:
+        raise CavmaeError(f"{path}: {error}; measure again with `cavmae evaluate`.") from error
+    return {"scenes": scenes, "list": listed, "columns": list(columns), "rows": rows}
 
 
 def _push(folder: Path, name: str) -> None:

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Sequence
 
+from cavmae.datasets.commandline import output
 from cavmae.datasets.errors import UsageError
 
 # kind: (module with a `main(words)`, what is trained)
@@ -15,8 +16,8 @@ def main(words: Sequence[str]) -> int:
     """Hands over to the kind that is named first."""
     if not words or words[0] in ("-h", "--help"):
         listing = "\n".join(f"  {name:<9} {what}" for name, (_, what) in KINDS.items())
-        print(f"usage: cavmae finetune KIND ...\n\n{listing}")
-        print("\ncavmae finetune KIND --help tells more.")
+        output(f"usage: cavmae finetune KIND ...\n\n{listing}")
+        output("\ncavmae finetune KIND --help tells more.")
         return 0 if words else 2
     if words[0] not in KINDS:
         raise UsageError(f"cavmae finetune trains {', '.join(KINDS)}, not {words[0]!r}.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from cavmae.datasets.commandline import fill, module_main, parse, parser
 from cavmae.datasets.errors import UsageError
 from cavmae.datasets.storage import write_atomically
+from cavmae.tools.reporting.fields import Faults
 from cavmae.tools.reporting.page import page
 from cavmae.tools.reporting.sources import sources_of
 
@@ -40,7 +41,8 @@ def main(words: Sequence[str]) -> int:
     out = Path(settings.out)
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder: name a file, as in {out / 'report.html'}.")
-    text = page(sources_of(options.folders), settings.title)
+    faults = Faults()
+    text = page(sources_of(options.folders, faults), settings.title, faults)
     out.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(out) as file:
         file.write(text.encode())

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 
-from cavmae.datasets.commandline import fill, module_main, parse, parser
+from cavmae.datasets.commandline import fill, module_main, output, parse, parser
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.features import FRAME_RATE
 from cavmae.datasets.loader import Loader
@@ -112,7 +112,7 @@ def main(words: Sequence[str]) -> int:
     trained = preprocessing_of(options.model) or {}
     centred = {"yes": True, "no": False}.get(settings.centred, trained.get("centred", False))
     found = retrieval(features.compared(centred))
-    print(table(found, len(features.keys)))
+    output(table(found, len(features.keys)))
     if settings.json:
         with write_atomically(Path(settings.json)) as file:
             record = {"clips": len(features.keys), **found}

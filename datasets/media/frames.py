@@ -103,7 +103,8 @@ class DecordDecoder:
                     "decode_error", f"decord sees {frames} frames, not {len(probe.frame_times)}"
                 )
             times = self._reader.get_frame_timestamp(np.arange(frames))[:, 0]
-        except (decord.DECORDError, RuntimeError) as error:
+        except (decord.DECORDError, RuntimeError, UnicodeEncodeError) as error:
+            # It takes no path that is not UTF-8.
             raise MediaError("decode_error", f"decord: {error}") from error
         expected = probe.frame_times - probe.frame_times[0]
         if not np.allclose(times - times[0], expected, atol=2e-3):

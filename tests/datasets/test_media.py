@@ -1,6 +1,8 @@
 """Frames and sound of real containers and codecs, encoded here."""
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -300,3 +302,16 @@ def test_real_frames_are_the_same_whoever_reads_them(media_root: Path) -> None:
 def test_numbers_can_be_read_back() -> None:
     for number in (0, 1, 513, 65535):
         assert read_number(draw_frame(number, VideoSpec(size=(96, 64)), False)) == number
+
+
+def test_a_name_that_is_not_utf8(video: Maker, tmp_path: Path) -> None:
+    plain = video()
+    odd = shutil.copy(plain, tmp_path / os.fsdecode(b"caf\xe9.mp4"))
+    pictures = []
+    for path in (plain, odd):
+        info, shape = square(path)
+        decoder = open_decoder(info, shape, np.arange(len(info.frame_times)))
+        pictures.append(decoder.read([0, 7])[7])
+        decoder.close()
+    assert decoder.name == "pyav"
+    assert np.abs(pictures[0].astype(int) - pictures[1]).mean() < 2

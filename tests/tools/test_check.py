@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import pytest
 from PIL import Image
 
 from cavmae.datasets import sample
+from cavmae.datasets.commandline import run
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.shards import END, Shard, encode_sample, samples_of
 from cavmae.datasets.storage import sha256_of
 from cavmae.datasets.transforms import Statistics
 from cavmae.tools.check import CheckSettings, check
 from cavmae.tools.cli import dispatch
+from tests.datasets.clips import clip, data_set_of
 
 SETTINGS = CheckSettings(workers=2, sheet=0)
 
@@ -45,6 +48,30 @@ def test_a_sound_data_set(copied: Path, capsys: pytest.CaptureFixture[str]) -> N
     with Image.open(copied / "contact_sheet.png") as image:
         assert image.width > 1000
         assert len(np.unique(np.asarray(image.convert("L")))) > 100
+
+
+def checked(folder: Path, labels: tuple[str, ...], speaker: str) -> tuple[int, int]:
+    """Checks a made data set of one clip: the size of its sheet."""
+    key, members = clip(0, labels=labels, speaker=speaker)
+    members = {name: data for name, data in members.items() if not name.endswith(".png")}
+    members["fbank.npy"] = sample.encode_fbank(np.full((10, 128), -7, dtype=np.float32))
+    manifest = data_set_of(folder, [(key, members)])
+    (folder / "manifest.json").write_bytes(manifest.to_bytes())
+    assert run(dispatch, ["check", str(folder), "--workers", "1", "--sheet", "1"]) == 0
+    with Image.open(folder / "contact_sheet.png") as image:
+        return image.size
+
+
+def test_names_and_labels_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = checked(tmp_path / "plain", ("music",), "s")
+    lines = len(capsys.readouterr().out.splitlines())
+    labels = ("$\\frac$", "_x", "\x1b[2J\n" * 20, "n" * 400)
+    odd = checked(tmp_path / os.fsdecode(b"caf\xe9 $\\frac$\x1b[2J\n"), labels, "\nDAMAGED $_{")
+    said = capsys.readouterr().out
+    assert odd == plain
+    assert "\x1b" not in said
+    assert r"caf\xe9 $\frac$\x1b[2J\n" in said
+    assert len(said.splitlines()) == lines
 
 
 def test_statistics_are_those_of_all_unpadded_frames(copied: Path) -> None:

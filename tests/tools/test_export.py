@@ -55,6 +55,28 @@ def test_a_speaker_model_by_itself(tmp_path: Path) -> None:
         main(words)
 
 
+def test_what_a_card_quotes_stays_quoted(tmp_path: Path) -> None:
+    measures = tmp_path / "measures"
+    measures.mkdir()
+    record = {"list": "pa`ir.jsonl", "scenes": {"model": []},
+              "summary": {"a|<b>\n*c*": {"IoU": 0.5}}}  # fmt: skip
+    (measures / "measures.json").write_text(json.dumps(record))
+    folder = checkpoint(tmp_path / "run", model())
+    (tmp_path / "run" / "config.yaml").write_text("a: 1\n```\n<script>x</script>\n")
+    words = [str(folder), "--out", str(tmp_path / "mine"), "--measures", str(measures), "--name",
+             'my_*model*"$(x)']  # fmt: skip
+    assert main(words) == 0
+    text = (tmp_path / "mine" / "README.md").read_text()
+    for part in ("````yaml\na: 1\n```\n<script>x</script>\n````", r"| | a\|\<b\>\\n\*c\* |",
+                 "``pa`ir.jsonl``", r"# my\_\*model\*", r'from_pretrained("my_*model*\"$(x)")',
+                 "--model 'my_*model*\"$(x)'"):  # fmt: skip
+        assert part in text, part
+    for other in ({"summary": []}, record | {"list": 3}, record | {"summary": {"a": {"IoU": "x"}}}):
+        (measures / "measures.json").write_text(json.dumps(other))
+        with pytest.raises(CavmaeError, match=r"measures\.json"):
+            main([*words[:2], str(tmp_path / "other"), *words[3:]])
+
+
 def test_an_encoder_by_itself(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "run", CAVMAE(ENCODER))
     assert main([str(folder), "--out", str(tmp_path / "enc")]) == 0

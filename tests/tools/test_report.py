@@ -235,6 +235,25 @@ def test_in_a_browser(browser: Any, page: Path, tmp_path: Path, width: int, sche
     (tmp_path / f"{width}-{scheme}.png").write_bytes(browser.get_screenshot_as_png())
 
 
+def test_a_browser_runs_nothing_and_fetches_nothing(
+    browser: Any, page: Path, tmp_path: Path
+) -> None:
+    """Whatever got into a page in spite of all: its policy forbids it."""
+    (tmp_path / "outside.png").write_bytes(Path("docs/labels.png").read_bytes())
+    slipped = (
+        "<script>document.title = 'it ran'</script><p style='color: red'>x</p>"
+        "<img src='outside.png' onerror=\"document.title = 'it ran'\" alt='x'>"
+        "<iframe src='outside.png'></iframe></main>"
+    )
+    path = tmp_path / "page.html"
+    path.write_text(page.read_text().replace("</main>", slipped))
+    browser.get(path.as_uri())
+    assert browser.title == "Two runs"
+    refused = [e["message"] for e in browser.get_log("browser") if "violates" in e["message"]]
+    for directive in ("script-src", "style-src", "img-src", "frame-src"):
+        assert any(directive in message for message in refused), directive
+
+
 def _plays(browser: Any) -> None:
     """Every recording and video runs."""
     count = browser.execute_script(

@@ -1,5 +1,6 @@
 """The sheet of composed scenes, and the benchmark of composing them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,14 @@ def test_a_sheet_of_scenes(clips: Manifest, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="add people"):
         single = data_set_of(tmp_path / "one", [clip(0, person=True)])
         draw_scenes(single, Access(), how, 4, 0, path)
+
+
+def test_a_sheet_of_a_folder_of_any_name(clips: Manifest, tmp_path: Path) -> None:
+    how = ComposeSettings(height=32, width=48, seconds=0.08)
+    folder = tmp_path / "a$\\frac$b _x\n"
+    shutil.copytree(clips.folder, folder)
+    named = Manifest.load(str(folder))
+    assert draw_scenes(named, Access(), how, 1, 0, tmp_path / "composed.png") == 1
 
 
 def test_the_benchmark(clips: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

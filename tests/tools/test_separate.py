@@ -188,8 +188,9 @@ def test_silence_and_nobody(checkpoint: str, tmp_path: Path) -> None:
 
 def test_a_target_alone(separator: Separator, video: Maker, tmp_path: Path) -> None:
     path = video(seconds=2.0, size=(96, 64))
-    reference = tmp_path / "voice.wav"
-    soundfile.write(str(reference), np.random.default_rng(0).normal(size=48_000) * 0.1, 48_000)
+    reference = tmp_path / os.fsdecode(b"voice\xe9.wav")
+    sound = np.random.default_rng(0).normal(size=48_000) * 0.1
+    soundfile.write(os.fsencode(reference), sound, 48_000)
     mask = np.zeros((64, 96), dtype=np.uint8)
     mask[20:, 50:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")

@@ -18,6 +18,7 @@ from cavmae.datasets.composing.stream import ComposedStream
 from cavmae.datasets.errors import CavmaeError, SampleError
 from cavmae.datasets.features import SAMPLE_RATE, fbank
 from cavmae.datasets.manifest import Manifest
+from cavmae.datasets.quoting import caption
 from cavmae.datasets.reading import Access
 from cavmae.datasets.storage import write_atomically
 from cavmae.tools.checking.sheet import MASK_COLOURS
@@ -55,11 +56,12 @@ def draw_scenes(
         len(drawn), columns, figsize=(2.6 * columns, 2.3 * len(drawn) + 0.7), squeeze=False
     )
     figure.suptitle(
-        f"{manifest.folder}: scenes as training composes them. Key frames, each person's visible "
-        "pixels in a colour; log-mel filter banks (128 bins over seconds) of the mixture, of every "
-        "person's voice in it, of the rest",
+        f"{caption(manifest.folder)}: scenes as training composes them. Key frames, each person's "
+        "visible pixels in a colour; log-mel filter banks (128 bins over seconds) of the mixture, "
+        "of every person's voice in it, of the rest",
         fontsize=10,
         y=1 - 0.1 / figure.get_figheight(),
+        parse_math=False,
     )
     for row, (key, recipe, scene) in zip(axes, drawn, strict=True):
         _row(row, key, recipe, scene, most)

@@ -15,6 +15,7 @@ from cavmae.datasets import sample
 from cavmae.datasets.errors import SampleError
 from cavmae.datasets.features import FRAME_RATE
 from cavmae.datasets.manifest import Manifest
+from cavmae.datasets.quoting import caption
 from cavmae.datasets.reading import Access, ShardOpener
 from cavmae.datasets.sample import SampleInfo
 from cavmae.datasets.storage import write_atomically
@@ -55,10 +56,11 @@ def draw(manifest: Manifest, access: Access, count: int, seed: int, path: Path) 
         gridspec_kw={"width_ratios": [1] * PICTURES + [2.2]},
     )
     figure.suptitle(
-        f"{manifest.folder}: {len(drawn)} of {manifest.samples} samples. Frames with their time; "
-        "masks in colour; log-mel filter bank, 128 mel bins over seconds",
+        f"{caption(manifest.folder)}: {len(drawn)} of {manifest.samples} samples. Frames with "
+        "their time; masks in colour; log-mel filter bank, 128 mel bins over seconds",
         fontsize=10,
         y=1 - 0.1 / figure.get_figheight(),
+        parse_math=False,
     )
     for row, (key, info, pictures, fbank) in zip(axes, drawn, strict=False):
         _row(row, key, info, pictures, fbank)
@@ -117,5 +119,6 @@ def _row(
     axis.set_xlim(0, info.duration)
     axis.tick_params(labelsize=7)
     words = [*info.labels[:4], *([f"speaker {info.speaker}"] if info.speaker else [])]
-    text = f"{key}  from {info.start:.2f} s  ({info.decoder})\n{', '.join(words) or 'no labels'}"
+    named = ", ".join(caption(word, 40) for word in words) or "no labels"
+    text = f"{key}  from {info.start:.2f} s  ({caption(info.decoder, 20)})\n{named}"
     axis.set_title(text, fontsize=7, loc="left", pad=3, parse_math=False)

@@ -3,14 +3,18 @@
 import base64
 import io
 import re
+import warnings
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from cavmae.datasets.features import SAMPLE_RATE
+from cavmae.datasets.quoting import caption, visible
 from cavmae.tools.separating.rendering import PALETTE
 
 INK = "#010203"  # stands for the colour of the page's text
@@ -18,6 +22,7 @@ STYLES = ("-", "--", ":", "-.")
 SIZE = (5.2, 3.1)  # inches of 72 pixels: as wide as a phone
 BINS, STEP = 512, 160  # of a spectrogram
 RANGE_DB = 70.0
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 class Line(NamedTuple):
@@ -33,47 +38,49 @@ def colour(number: int) -> str:
     return "#" + "".join(f"{v:02x}" for v in usable[number % len(usable)])
 
 
-def lines(title: str, unit: str, named: Mapping[str, Line], logarithmic: bool = False) -> str:
-    """A chart over training steps: inline SVG.
+def lines(title: str, unit: str, named: Mapping[str, Line], logarithmic: bool = False) -> Markup:
+    """A chart over training steps: inline SVG without styles, which a page's policy would refuse.
 
     Args:
         unit: of the values, beside the axis.
         named: lines by the names of the legend.
+        logarithmic: unless no value is positive.
     """
     with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif",
+        {"svg.fonttype": "none", "svg.hashsalt": visible(title), "font.family": "sans-serif",
          "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
          "ytick.color": INK, "font.size": 9}
-    ):  # fmt: skip
+    ), warnings.catch_warnings():  # fmt: skip
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the browser has other fonts
         figure = Figure(figsize=SIZE, layout="constrained")
         axis = figure.subplots()
-        for number, (name, line) in enumerate(named.items()):
+        for number, line in enumerate(named.values()):
             few = len(line.steps) < 20
             axis.plot(
                 line.steps, line.values, STYLES[number // 6 % 4], color=colour(number),
-                label=name, linewidth=1.5, marker="o" if few else None, markersize=3,
+                label=f"{number}", linewidth=1.5, marker="o" if few else None, markersize=3,
             )  # fmt: skip
-        if logarithmic:
+        if logarithmic and any(value > 0 for line in named.values() for value in line.values):
             axis.set_yscale("log")
-        axis.set_title(title, fontsize=10)
+        axis.set_title(caption(title), fontsize=10, parse_math=False)
         axis.set_xlabel("step")
-        axis.set_ylabel(unit)
+        axis.set_ylabel(caption(unit, 40), parse_math=False)
         axis.grid(visible=True, alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         if len(named) > 1:
             legend = axis.legend(fontsize=8, framealpha=0)
-            for text in legend.get_texts():
+            # Not as labels of lines: of these, a leading underscore hides one.
+            for text, name in zip(legend.get_texts(), named, strict=True):
+                text.set_text(caption(name, 40))
+                text.set_parse_math(False)
                 text.set_color(INK)
         held = io.StringIO()
         figure.savefig(held, format="svg", transparent=True, metadata={"Date": None})
-    drawn = held.getvalue()
-    drawn = drawn[drawn.index("<svg") :].replace(INK, "currentColor")
-    told = f"{title} over training steps: {_told(named)}"
     # A drawing is one thing with one description, not a hundred bits of text.
-    return re.sub("<svg ", f'<svg role="img" aria-label="{_attribute(told)}" ', drawn, count=1)
+    return _inline(held.getvalue(), f"{title} over training steps: {_described(named)}")
 
 
-def _told(named: Mapping[str, Line]) -> str:
+def _described(named: Mapping[str, Line]) -> str:
     parts = []
     for name, line in named.items():
         if line.values:
@@ -81,8 +88,42 @@ def _told(named: Mapping[str, Line]) -> str:
     return ", ".join(parts)
 
 
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+def _inline(svg: str, description: str) -> Markup:
+    """An SVG file as a part of a page: no namespaces, no styles, ids only where they are used."""
+    root = ElementTree.fromstring(svg)
+    for parent in root.iter():
+        for child in [*parent.iterfind(f"{SVG}metadata"), *parent.iterfind(f"{SVG}style")]:
+            parent.remove(child)
+    root.set("stroke-linejoin", "round")  # as matplotlib's style has it
+    root.set("stroke-linecap", "butt")
+    values = " ".join(value for element in root.iter() for value in element.attrib.values())
+    used = set(re.findall(r"#([\w-]+)", values))
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(SVG)
+        attributes: dict[str, str] = {}
+        for name, value in element.attrib.items():
+            if name == "style":
+                attributes |= _presented(value)
+            elif name != "id" or value in used:
+                attributes[name.rpartition("}")[2]] = value.replace(INK, "currentColor")
+        element.attrib.clear()
+        element.attrib.update(attributes)
+    root.attrib |= {"role": "img", "aria-label": visible(description)}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _presented(style: str) -> dict[str, str]:
+    """Declarations of a style as attributes, which mean the same in SVG."""
+    attributes: dict[str, str] = {}
+    for declaration in filter(None, map(str.strip, style.split(";"))):
+        name, _, value = declaration.partition(":")
+        value = value.strip().replace(INK, "currentColor")
+        if name == "font":  # is none of SVG's attributes; matplotlib before 3.11
+            size, _, family = value[value.rfind(" ", 0, value.index("px")) + 1 :].partition(" ")
+            attributes |= {"font-size": size, "font-family": family}
+        else:
+            attributes[name] = value
+    return attributes
 
 
 def _sizes(wave: np.ndarray) -> np.ndarray:
@@ -99,7 +140,7 @@ def loudest(wave: np.ndarray) -> float:
     return max(float(_sizes(wave).max()), 1e-6)
 
 
-def spectrogram(wave: np.ndarray, top: float) -> str:
+def spectrogram(wave: np.ndarray, top: float) -> Markup:
     """A spectrogram as a data URL of a PNG: kHz over seconds, in dB.
 
     Args:
@@ -124,6 +165,10 @@ def spectrogram(wave: np.ndarray, top: float) -> str:
     return data_url(held.getvalue(), "image/png")
 
 
-def data_url(data: bytes, kind: str) -> str:
-    """Bytes as part of a page."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+def data_url(data: bytes, kind: str) -> Markup:
+    """Bytes as part of a page.
+
+    Args:
+        kind: of ours, such as ``image/png``.
+    """
+    return Markup(f"data:{kind};base64,{base64.b64encode(data).decode()}")

@@ -1,14 +1,39 @@
 """A report as one HTML page that needs nothing beside itself."""
 
+import base64
 import datetime
-from collections.abc import Sequence
-from html import escape
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image as Pictures
+
+from cavmae.datasets.quoting import caption, visible
 from cavmae.tools.evaluate import ROWS
+from cavmae.tools.reporting.blocks import (
+    Block,
+    Charts,
+    Details,
+    Heading,
+    Image,
+    Listing,
+    Paragraph,
+    Table,
+)
 from cavmae.tools.reporting.charts import Line, data_url, lines
 from cavmae.tools.reporting.examples import example
+from cavmae.tools.reporting.fields import (
+    Faults,
+    Fields,
+    FileRefused,
+    is_number,
+    is_there,
+    read_inside,
+)
 from cavmae.tools.reporting.sources import (
     DataSet,
     Evaluation,
@@ -18,7 +43,9 @@ from cavmae.tools.reporting.sources import (
     series,
 )
 
-STYLE = Path(__file__).with_name("page.css")
+HERE = Path(__file__).parent
+PICTURE_BYTES = 64 << 20
+PICTURE_PIXELS = 80_000_000
 # Charts of training: number in metrics.jsonl, title, unit, logarithmic.
 TRAINING = (
     ("loss", "Loss", "loss", False),
@@ -28,82 +55,97 @@ TRAINING = (
     ("waiting for data", "Waiting for data", "share of the time", False),
 )
 NOT_DRAWN = {"step", "kind", "samples", "epoch", "skipped steps", "skipped clips"}
+MEASURES = 60  # charts, rows and columns that a page has at most of what a file names
 
 
-def page(sources: Sequence[Source], title: str) -> str:
+class Section(NamedTuple):
+    """A part of a page with a title, which the page's head links to."""
+
+    title: str
+    blocks: Sequence[Block]
+
+    @property
+    def anchor(self) -> str:
+        return self.title.lower().replace(" ", "-")
+
+
+def page(sources: Sequence[Source], title: str, faults: Faults) -> str:
     """The page.
 
     Args:
         sources: in the order in which they are named.
+        faults: what was left out so far; takes what the page leaves out.
     """
     runs = [s for s in sources if isinstance(s, Run)]
-    parts = {
-        "Separated recordings": "".join(example(s) for s in sources if isinstance(s, Separation)),
+    parts: dict[str, Sequence[Block]] = {
+        "Separated recordings": [b for s in sources if isinstance(s, Separation)
+                                 for b in example(s)],
         "Measures": _measures([s for s in sources if isinstance(s, Evaluation)]),
         "Training": _training(runs),
-        "Measured while training": _held_out(runs),
-        "Reconstructions": _pictures(runs),
+        "Measured while training": _held_out(runs, faults),
+        "Reconstructions": [b for run in runs for name in run.pictures
+                            for b in _image(run.folder, name, _named(run, name), faults)],
         "Retrieval": _retrieval(runs),
-        "Data": "".join(_data(s) for s in sources if isinstance(s, DataSet)),
-        "Configuration": "".join(_configuration(run) for run in runs),
-    }
-    parts = {name: text for name, text in parts.items() if text}
-    links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in parts)
-    sections = "".join(
-        f'<section id="{_anchor(name)}"><h2>{name}</h2>{text}</section>'
-        for name, text in parts.items()
+        "Data": [b for s in sources if isinstance(s, DataSet) for b in _data(s, faults)],
+        "Configuration": [Details(run.name, run.config) for run in runs if run.config],
+    }  # fmt: skip
+    parts["Left out"] = [Listing(faults.sentences)] if faults.sentences else []
+    style = (HERE / "page.css").read_text()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_finalized,
+    )  # fmt: skip
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        date=datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        # Nothing is fetched or run; what is shown lies in the page itself.
+        policy=f"default-src 'none'; img-src data:; media-src data:; "
+        f"style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        style=Markup(style),
+        sections=[Section(name, blocks) for name, blocks in parts.items() if blocks],
     )
-    made = datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="icon" href="data:,">'
-        f"<title>{escape(title)}</title><style>{STYLE.read_text()}</style></head><body>"
-        f"<h1>{escape(title)}</h1><p>Made {made} by cavmae.</p><nav>{links}</nav>"
-        f"<main>{sections}</main></body></html>\n"
-    )
 
 
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
+def _finalized(value: Any) -> Any:
+    return value if isinstance(value, Markup) else visible(value, keep="\n\t")
 
 
-def _charts(drawn: Sequence[str]) -> str:
-    inner = "".join(f"<div>{chart}</div>" for chart in drawn)
-    return f'<div class="charts">{inner}</div>' if drawn else ""
-
-
-def _training(runs: Sequence[Run]) -> str:
+def _training(runs: Sequence[Run]) -> list[Block]:
     drawn = []
     for name, title, unit, logarithmic in TRAINING:
         named = {run.name: Line(*series(run.train, name)) for run in runs}
         named = {k: line for k, line in named.items() if line.steps}
         if named:
             drawn.append(lines(title, unit, named, logarithmic))
-    return _charts(drawn)
+    return [Charts(drawn)] if drawn else []
 
 
-def _held_out(runs: Sequence[Run]) -> str:
+def _held_out(runs: Sequence[Run], faults: Faults) -> list[Block]:
     names = dict.fromkeys(n for run in runs for line in run.held_out for n in line)
-    drawn = []
-    once: list[tuple[str, dict[str, Line]]] = []
-    units = {name: unit for name, unit, _ in ROWS}
+    measured: list[tuple[str, dict[str, Line]]] = []
     for name in names:
         named = {run.name: Line(*series(run.held_out, name)) for run in runs}
         named = {k: line for k, line in named.items() if line.steps}
-        if name in NOT_DRAWN or not named:
-            continue
+        if name not in NOT_DRAWN and named:
+            measured.append((name, named))
+    if len(measured) > MEASURES:
+        faults.add(f"Of {len(measured)} measures of training the first {MEASURES} are shown.")
+    units = {name: unit for name, unit, _ in ROWS}
+    drawn = []
+    once: list[tuple[str, dict[str, Line]]] = []
+    for name, named in measured[:MEASURES]:
         if max(len(line.steps) for line in named.values()) > 1:
             drawn.append(lines(name, units.get(name) or name, named))
         else:
             once.append((f"{name}, {unit}" if (unit := units.get(name)) else name, named))
-    return _once(once) + _charts(drawn)
+    return [*_once(once), *([Charts(drawn)] if drawn else [])]
 
 
-def _once(rows: Sequence[tuple[str, dict[str, Line]]]) -> str:
+def _once(rows: Sequence[tuple[str, dict[str, Line]]]) -> list[Block]:
     """What was measured a single time is no curve."""
     if not rows:
-        return ""
+        return []
     measured = dict.fromkeys(
         (run, line.steps[0]) for _, named in rows for run, line in named.items()
     )
@@ -114,111 +156,125 @@ def _once(rows: Sequence[tuple[str, dict[str, Line]]]) -> str:
             for run, step in measured
         ]
         body.append((name, [_number(value) for value in values]))
-    return _table(["", *(f"{run}, step {step:.0f}" for run, step in measured)], body)
+    return [_table(["", *(f"{run}, step {step:.0f}" for run, step in measured)], body)]
 
 
-def _pictures(runs: Sequence[Run]) -> str:
-    return "".join(
-        _image(path, f"{run.name}: {path.stem.replace('_', ' ')}", "image/png")
-        for run in runs
-        for path in run.pictures
-    )
+def _table(head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]]) -> Table:
+    """Names of any length leave room for the numbers."""
+    return Table([caption(name) for name in head], [(caption(n), cells) for n, cells in body])
 
 
-def _image(path: Path, told: str, kind: str) -> str:
-    return (
-        f'<figure><img src="{data_url(path.read_bytes(), kind)}" alt="{escape(told)}">'
-        f"<figcaption>{escape(told)}</figcaption></figure>"
-    )
+def _named(run: Run, name: str) -> str:
+    return f"{run.name}: {Path(name).stem.replace('_', ' ')}"
 
 
-def _retrieval(runs: Sequence[Run]) -> str:
-    rows = []
-    columns: list[str] = []
+def _image(folder: Path, name: str, description: str, faults: Faults) -> list[Block]:
+    """A PNG file of a folder; empty: it is left out."""
+    try:
+        data = read_inside(folder, name, PICTURE_BYTES)
+        with Pictures.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as picture:
+            if picture.width * picture.height > PICTURE_PIXELS:
+                raise FileRefused(f"has {picture.width}x{picture.height} pixels")
+            kind = f"image/{str(picture.format).lower()}"
+    except FileRefused as refusal:
+        faults.add(f"{folder / name} {refusal}, and is left out.")
+        return []
+    except (OSError, ValueError, SyntaxError, Pictures.DecompressionBombError):
+        faults.add(f"{folder / name} is no picture (PNG), and is left out.")
+        return []
+    return [Image(data_url(data, kind), description)]
+
+
+def _retrieval(runs: Sequence[Run]) -> list[Block]:
+    rows: list[tuple[str, Mapping[str, float]]] = []
     for run in runs:
         for record in run.retrieval:
-            for direction, values in record.items():
+            clips = record.whole("clips", 0)
+            of = "" if clips is None else f", {clips} clips"
+            for direction, values in record.values.items():
                 if isinstance(values, dict):
-                    columns = list(dict.fromkeys([*columns, *values]))
-                    rows.append((f"{run.name}, {direction}, {record['clips']} clips", values))
+                    measured = dict(record.object(direction).numbers())
+                    rows.append((f"{run.name}, {direction}{of}", measured))
     if not rows:
-        return ""
-    body = [(name, [_number(values.get(c), "R@" in c) for c in columns]) for name, values in rows]
-    return _table(["", *columns], body)
+        return []
+    columns = list(dict.fromkeys(name for _, values in rows for name in values))[:MEASURES]
+    body = [
+        (name, [_number(values.get(column), "R@" in column) for column in columns])
+        for name, values in rows[:MEASURES]
+    ]
+    return [_table(["", *columns], body)]
 
 
 def _number(value: Any, share: bool = False, digits: int = 3) -> str:
-    if not isinstance(value, int | float):
+    if not is_number(value):
         return "-"
+    if abs(value) >= 1e15:
+        return f"{value:.{digits}e}"
     return f"{value:.1%}" if share else f"{value:.{digits}f}".rstrip("0").rstrip(".") or "0"
 
 
-def _table(head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]]) -> str:
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        + "</tr>"
-        for name, cells in body
-    )
-    return (
-        f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
-
-
-def _measures(evaluations: Sequence[Evaluation]) -> str:
-    text = ""
+def _measures(evaluations: Sequence[Evaluation]) -> list[Block]:
+    blocks: list[Block] = []
+    summaries = {e.name: _summary(e.record) for e in evaluations}
     if len(evaluations) > 1:
-        told = {e.name: e.record["summary"]["model"] for e in evaluations}
-        text += "<h3>Side by side</h3>" + _summary_table(told)
+        blocks.append(Heading("Side by side"))
+        blocks += _summary_table({name: s.get("model", {}) for name, s in summaries.items()})
     for evaluation in evaluations:
-        record = evaluation.record
-        scenes = len(record["scenes"]["model"])
-        cue = "" if record["cue"] == "none" else f", cue: {record['cue']}"
-        text += f"<h3>{escape(evaluation.name)}</h3><p>{escape(str(record['model']))} on {scenes} "
-        text += f"scenes of {escape(Path(record['list']).name)}{escape(cue)}</p>"
-        text += _summary_table(record["summary"])
-        plot = evaluation.folder / "measures.png"
-        if plot.exists():
-            told_of = (
-                f"{evaluation.name}: SI-SDR improvement over the mixture's SI-SDR and over "
-                "overlap, IoU over size; a dot each person"
+        record, name = evaluation.record, evaluation.name
+        scenes = record.object("scenes").raw("model")
+        count = f"{len(scenes)} scenes" if isinstance(scenes, list) else "scenes"
+        cue = record.text("cue")
+        blocks.append(Heading(name))
+        blocks.append(
+            Paragraph(
+                f"{record.text('model')} on {count} of {Path(record.text('list')).name}"
+                + ("" if cue in ("none", "") else f", cue: {cue}")
             )
-            text += _image(plot, told_of, "image/png")
-        scenes_drawn = evaluation.folder / "examples.png"
-        if scenes_drawn.exists():
-            told_of = f"{evaluation.name}: first scenes, found masks solid and true ones dotted, "
-            told_of += "spectrograms of the mixture and of each voice, true and found"
-            text += _image(scenes_drawn, told_of, "image/png")
-    return text
+        )
+        blocks += _summary_table(summaries[name])
+        drawn = (
+            ("measures.png", f"{name}: SI-SDR improvement over the mixture's SI-SDR and over "
+             "overlap, IoU over size; a dot each person"),
+            ("examples.png", f"{name}: first scenes, found masks solid and true ones dotted, "
+             "spectrograms of the mixture and of each voice, true and found"),
+        )  # fmt: skip
+        for file, description in drawn:
+            blocks += _picture(evaluation.folder, file, description, record.faults)
+    return blocks
 
 
-def _summary_table(columns: dict[str, dict[str, float]]) -> str:
+def _picture(folder: Path, name: str, description: str, faults: Faults) -> list[Block]:
+    """A PNG file of a folder that need not be there."""
+    return _image(folder, name, description, faults) if is_there(folder, name) else []
+
+
+def _summary(record: Fields) -> dict[str, dict[str, float]]:
+    """Measures of each way of looking at the scenes."""
+    ways = record.object("summary")
+    return {way: dict(ways.object(way).numbers()) for way in list(ways.values)[:MEASURES]}
+
+
+def _summary_table(columns: Mapping[str, Mapping[str, float]]) -> list[Block]:
     body = []
     for name, unit, digits in ROWS:
         values = [column.get(name) for column in columns.values()]
         if any(value is not None for value in values):
             shown = f"{name}, {unit}" if unit and unit not in name else name
             body.append((shown, [_number(value, digits=digits) for value in values]))
-    return _table(["", *columns], body)
+    return [_table(["", *columns], body)] if body else []
 
 
-def _data(data_set: DataSet) -> str:
-    text = f"<h3>{escape(data_set.name)}</h3>"
+def _data(data_set: DataSet, faults: Faults) -> list[Block]:
+    blocks: list[Block] = [Heading(data_set.name)]
     if data_set.stats is not None:
-        told = {k: v for k, v in data_set.stats.items() if isinstance(v, int | float | str)}
-        text += _table(["", ""], [(k, [_number(v) if isinstance(v, int | float) else str(v)])
-                                  for k, v in told.items()])  # fmt: skip
-    if data_set.sheet is not None:
-        told_of = f"{data_set.name}: frames and sound of random clips"
-        text += _image(data_set.sheet, told_of, "image/png")
+        body = [
+            (name, [_number(value) if is_number(value) else caption(value, 300)])
+            for name, value in data_set.stats.values.items()
+            if is_number(value) or isinstance(value, str)
+        ]
+        blocks.append(_table(["", ""], body[:MEASURES]))
+    description = f"{data_set.name}: frames and sound of random clips"
+    blocks += _picture(data_set.folder, "contact_sheet.png", description, faults)
     if data_set.stats is None:
-        text += "<p>Not checked yet: run <code>cavmae check</code>.</p>"
-    return text
-
-
-def _configuration(run: Run) -> str:
-    if not run.config:
-        return ""
-    told = escape(run.config)
-    return f"<details><summary>{escape(run.name)}</summary><pre>{told}</pre></details>"
+        blocks.append(Paragraph("Not checked yet: run", "cavmae check"))
+    return blocks

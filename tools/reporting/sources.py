@@ -1,16 +1,30 @@
 """What a report is about: folders that other commands wrote, told apart by what is in them."""
 
 import dataclasses
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.tools.separating.separator import RESULT, Result
+from cavmae.datasets.jsons import JSONError, parse_json
+from cavmae.tools.reporting.fields import (
+    Faults,
+    Fields,
+    FileRefused,
+    is_number,
+    is_there,
+    open_inside,
+    read_inside,
+)
+from cavmae.tools.separating.separator import RESULT
 
 Numbers = dict[str, Any]
+METRICS, MEASURES, MANIFEST = "metrics.jsonl", "measures.json", "manifest.json"
+METRICS_BYTES = 1 << 30
+LINE_BYTES = 1 << 20
+CONFIG_BYTES = 1 << 20
+LAST_STEP = 10**15
+PICTURES = 24  # of a run that are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +35,8 @@ class Run:
         name: that it is shown by.
         folder: of the run.
         config: its whole configuration, as YAML.
-        train, held_out: lines of ``metrics.jsonl``.
-        pictures: PNG files in its folder: reconstructions, curves.
+        train, held_out: lines of ``metrics.jsonl``, each with a ``step``.
+        pictures: names of PNG files in its folder: reconstructions, curves.
         retrieval: what ``cavmae retrieve --json`` wrote there.
     """
 
@@ -31,8 +45,8 @@ class Run:
     config: str
     train: list[Numbers]
     held_out: list[Numbers]
-    pictures: list[Path]
-    retrieval: list[Numbers]
+    pictures: list[str]
+    retrieval: list[Fields]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +55,7 @@ class Evaluation:
 
     name: str
     folder: Path
-    record: Numbers
+    record: Fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,91 +63,142 @@ class Separation:
     """What ``cavmae separate`` wrote."""
 
     name: str
-    result: Result
+    folder: Path
+    record: Fields
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """Shards, as ``cavmae check`` saw them."""
+    """Shards, as ``cavmae check`` saw them; ``stats`` is None before that."""
 
     name: str
     folder: Path
-    stats: Numbers | None
-    sheet: Path | None
+    stats: Fields | None
 
 
 Source = Run | Evaluation | Separation | DataSet
 
 
-def sources_of(names: Sequence[str]) -> list[Source]:
+def sources_of(names: Sequence[str], faults: Faults | None = None) -> list[Source]:
     """What folders hold; a folder of separated recordings holds one for each.
+
+    Args:
+        faults: takes what is left out; None: that is only logged.
 
     Raises:
         UsageError: a folder that no command of ours wrote.
         CavmaeError: a damaged one.
     """
+    faults = faults or Faults()
     found: list[Source] = []
     for name in names:
         folder = Path(name)
         if not folder.is_dir():
             raise UsageError(f"There is no folder {name!r}.")
-        inner = sorted(p.parent for p in folder.glob(f"*/{RESULT}"))
-        for place in inner if inner and not (folder / RESULT).exists() else [folder]:
-            found.append(_source(place))
+        inner = [] if is_there(folder, RESULT) else _recordings(folder, faults)
+        found += [_source(place, faults) for place in inner or [folder]]
     return _named(found)
 
 
-def _source(folder: Path) -> Source:
+def _recordings(folder: Path, faults: Faults) -> list[Path]:
+    """Folders of separated recordings in a folder; links are not followed."""
+    places = []
+    for place in sorted(path.parent for path in folder.glob(f"*/{RESULT}")):
+        if place.is_symlink():
+            faults.add(f"{place} is a link, and is left out: name it, to have it in the report.")
+        else:
+            places.append(place)
+    return places
+
+
+def _source(folder: Path, faults: Faults) -> Source:
     name = folder.resolve().name
-    if (folder / "metrics.jsonl").exists():
-        return _run(name, folder)
-    if (folder / "measures.json").exists():
-        return Evaluation(name, folder, _json(folder / "measures.json"))
-    if (folder / RESULT).exists():
-        return Separation(name, Result.load(folder))
-    if (folder / "manifest.json").exists():
-        stats, sheet = folder / "stats.json", folder / "contact_sheet.png"
-        return DataSet(
-            name, folder, _json(stats) if stats.exists() else None,
-            sheet if sheet.exists() else None,
-        )  # fmt: skip
+    if is_there(folder, METRICS):
+        return _run(name, folder, faults)
+    if is_there(folder, MEASURES):
+        return Evaluation(name, folder, Fields.load(folder, MEASURES, faults))
+    if is_there(folder, RESULT):
+        return Separation(name, folder, Fields.load(folder, RESULT, faults))
+    if is_there(folder, MANIFEST):
+        checked = is_there(folder, "stats.json")
+        stats = Fields.load(folder, "stats.json", faults) if checked else None
+        return DataSet(name, folder, stats)
     raise UsageError(
         f"{folder} is none of what a report is made of: a run (metrics.jsonl), an evaluation "
         "(measures.json), a separated recording (result.json) or shards (manifest.json)."
     )
 
 
-def _run(name: str, folder: Path) -> Run:
-    lines: list[Numbers] = []
-    written = (folder / "metrics.jsonl").read_text().splitlines()
-    for number, line in enumerate(written, 1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            if number < len(written):
-                raise CavmaeError(
-                    f"{folder / 'metrics.jsonl'}, line {number} is not JSON: {error}."
-                ) from error
-            # The last line of a run that is being written.
-    config = folder / "config.yaml"
-    told = config.read_text() if config.exists() else ""
+def _run(name: str, folder: Path, faults: Faults) -> Run:
+    lines = list(_lines(folder, faults))
+    pictures = sorted(path.name for path in folder.glob("*.png"))
+    if len(pictures) > PICTURES:
+        faults.add(f"{folder}: of {len(pictures)} pictures the first {PICTURES} are shown.")
     return Run(
         name,
         folder,
-        told,
-        [line for line in lines if line.get("kind") == "train"],
-        [line for line in lines if line.get("kind") == "held_out"],
-        sorted(folder.glob("*.png")),
-        [_json(path) for path in sorted(folder.glob("retrieval*.json"))],
+        _config(folder, faults),
+        [line for line in lines if line["kind"] == "train"],
+        [line for line in lines if line["kind"] == "held_out"],
+        pictures[:PICTURES],
+        [Fields.load(folder, p.name, faults) for p in sorted(folder.glob("retrieval*.json"))],
     )
 
 
-def _json(path: Path) -> Numbers:
+def _config(folder: Path, faults: Faults) -> str:
+    name = "config.yaml"
+    if not is_there(folder, name):
+        return ""
     try:
-        found: Numbers = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CavmaeError(f"{path} cannot be read: {error}.") from error
-    return found
+        return read_inside(folder, name, CONFIG_BYTES).decode()
+    except UnicodeDecodeError:
+        faults.add(f"{folder / name} is no UTF-8, and is left out.")
+    except FileRefused as refusal:
+        faults.add(f"{folder / name} {refusal}, and is left out.")
+    return ""
+
+
+def _lines(folder: Path, faults: Faults) -> Iterator[Numbers]:
+    """Lines of ``metrics.jsonl`` that have a step and a kind.
+
+    Raises:
+        CavmaeError: it cannot be read, or a line other than the last, which may be being written,
+            is no JSON.
+    """
+    path = folder / METRICS
+    bad: list[int] = []
+    try:
+        with open_inside(folder, METRICS, METRICS_BYTES) as file:
+            number, line = 1, file.readline(LINE_BYTES)
+            while line:
+                following = file.readline(LINE_BYTES)
+                try:
+                    value = parse_json(line, f"{path}, line {number}", limit_bytes=LINE_BYTES)
+                except JSONError as error:
+                    if following:
+                        reason = f"line {number} is not JSON: {error.__cause__}"
+                        raise CavmaeError(f"{path}, {reason}.") from error
+                else:
+                    if _fits(value):
+                        yield value
+                    else:
+                        bad.append(number)
+                number, line = number + 1, following
+    except FileRefused as refusal:
+        raise CavmaeError(f"{path} {refusal}: a report cannot be made of it.") from refusal
+    if bad:
+        others = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        faults.add(
+            f"{path}, line {bad[0]}{others}: left out, as a line is an object with a kind and a "
+            "step, a whole number from 0 on."
+        )
+
+
+def _fits(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        return False
+    step = value.get("step")
+    return is_number(step) and 0 <= step <= LAST_STEP and step == int(step)
 
 
 def _named(found: list[Source]) -> list[Source]:
@@ -150,9 +215,5 @@ def _named(found: list[Source]) -> list[Source]:
 
 def series(lines: Sequence[Numbers], name: str) -> tuple[list[float], list[float]]:
     """Steps and values of a number, where it is one."""
-    pairs = [(line["step"], line[name]) for line in lines if _finite(line.get(name))]
+    pairs = [(line["step"], line[name]) for line in lines if is_number(line.get(name))]
     return [float(a) for a, _ in pairs], [float(b) for _, b in pairs]
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,7 @@ def _read_voice(path: str) -> np.ndarray:
     if not Path(path).is_file():
         raise UsageError(f"--target.voice {path}: there is no such file.")
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             rate = file.samplerate
             wave = file.read(int(LONGEST * rate), dtype="float32", always_2d=True).mean(1)
     except (soundfile.SoundFileError, OSError) as error:

@@ -14,6 +14,7 @@ A clip is a folder that appears under its name whole or not at all::
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -138,7 +139,7 @@ def _write(
     if script.noise is not None or script.music is not None:
         tracks["background.flac"] = sounds.background
     for name, samples in tracks.items():
-        soundfile.write(str(folder / name), samples, SAMPLE_RATE, subtype="PCM_16")
+        soundfile.write(os.fsencode(folder / name), samples, SAMPLE_RATE, subtype="PCM_16")
     for name in (*tracks, video):
         files[name] = (folder / name).stat().st_size
     truth = _truth(shot, script, sounds, stage, boxes, visible)

@@ -1,6 +1,7 @@
 """A contact sheet of a corpus: who is seen, who is heard, and what is written of it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ matplotlib.use("Agg")  # a file is drawn, no window
 
 from matplotlib import pyplot
 
+from cavmae.datasets.quoting import caption
 from cavmae.datasets.storage import write_atomically
 from cavmae.tools.talkers.recordings import levels
 
@@ -69,7 +71,8 @@ def _draw_row(row: Any, folder: Path) -> None:
     axis = row[PICTURES]
     times = np.arange(truth["frames"]) / rate
     for number, person in enumerate(truth["people"]):
-        sound, sound_rate = soundfile.read(str(folder / person["voice"]), dtype="float32")
+        path = os.fsencode(folder / person["voice"])
+        sound, sound_rate = soundfile.read(path, dtype="float32")
         hop = round(sound_rate / rate)
         level = levels(sound, hop)
         loud = np.clip(1 + (level - max(level.max(), -60)) / RANGE, 0, 1)
@@ -77,7 +80,7 @@ def _draw_row(row: Any, folder: Path) -> None:
         middles = (np.arange(len(loud)) + 0.5) * hop / sound_rate
         axis.fill_between(middles, base, base + loud, color=colour, alpha=0.5)
         axis.plot(times, base + np.array(person["mouth_opening"]), color="black", linewidth=0.8)
-        name = f"{number + 1}: {person['speaker']}, {person['activity']}"
+        name = f"{number + 1}: {caption(person['speaker'], 40)}, {person['activity']}"
         box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
         axis.text(0.02, base + 0.97, name, fontsize=7, va="top", parse_math=False, bbox=box)
     axis.set_xlim(0, truth["seconds"])
@@ -85,7 +88,7 @@ def _draw_row(row: Any, folder: Path) -> None:
     axis.set_yticks([])
     axis.tick_params(labelsize=7)
     shift = f", sound {truth['shift_ms']:+d} ms" if truth["shift_ms"] else ""
-    words = f"{folder.name} ({truth['split']}): {', '.join(truth['labels'])}{shift}"
+    words = f"{folder.name} ({truth['split']}): {caption(', '.join(truth['labels']))}{shift}"
     axis.set_title(words, fontsize=7, loc="left", pad=3, parse_math=False)
 
 

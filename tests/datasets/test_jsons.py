@@ -1,0 +1,101 @@
+"""JSON in and out: limits of size, depth and numbers, one sentence with the file's name."""
+
+import json
+import math
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.jsons import LIMIT_BYTES, JSONError, json_bytes, parse_json, read_json, typed
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+INTEGERS = st.integers(-(10**30), 10**30)
+VALUES = st.recursive(
+    st.none() | st.booleans() | INTEGERS | FINITE | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(VALUES)
+def test_round_trip(value: object) -> None:
+    assert parse_json(json_bytes(value), "x.json") == value
+    assert parse_json(json_bytes(value, indent=1, sort_keys=True), "x.json") == value
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"[" * 100_000, "levels"),
+        (b'{"a":' * 50 + b"1" + b"}" * 50, "levels"),
+        (b"[NaN]", "NaN is not a finite number"),
+        (b'{"a": -Infinity}', "-Infinity is not a finite number"),
+        (b"[1e999]", "1e999 is not a finite number"),
+        (b"9" * 5000, "a whole number of 5000 digits"),
+        (b'\xff\xfe{\x00"\x00', "no UTF-8 at byte 0"),
+        (b'{"a": "\xe9"}', "no UTF-8 at byte 7"),
+        (b"", "Expecting value"),
+        (b'{"a": 1', "Expecting"),
+        (b"\0" * 100, "Expecting value"),
+        (b'"' + b"a" * 2000 + b'"', "more than 1000 bytes"),
+    ],
+)  # fmt: skip
+def test_what_is_no_sound_json_is_one_sentence(data: bytes, reason: str) -> None:
+    limit = 1000 if b"aaa" in data else LIMIT_BYTES
+    with pytest.raises(JSONError) as caught:
+        parse_json(data, "somewhere.json", remedy="copy it again", limit_bytes=limit)
+    text = str(caught.value)
+    assert text.startswith("Cannot read somewhere.json, which is damaged (") and text.endswith(
+        "): copy it again."
+    )
+    assert reason in text and "\n" not in text and len(text) < 200
+
+
+def test_brackets_in_texts_are_no_levels() -> None:
+    value = {"a": '[{"\\' * 100, "b": ["\\", "]" * 100]}
+    assert parse_json(json.dumps(value).encode(), "x.json") == value
+
+
+def test_files(tmp_path) -> None:
+    path = tmp_path / "x.json"
+    with pytest.raises(FileNotFoundError):
+        read_json(path)
+    path.write_bytes(b"\xef\xbb\xbf[1]")  # as some editors on Windows begin a file
+    assert read_json(path) == [1]
+    with pytest.raises(FileNotFoundError):
+        read_json(path / "y.json")
+    with pytest.raises(JSONError, match=r"x\.json, which is damaged .more than 3 bytes"):
+        read_json(path, limit_bytes=3)
+    with pytest.raises(JSONError, match="no regular file"):
+        read_json(tmp_path)
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(JSONError, match="no regular file"):  # and not waited for
+        read_json(tmp_path / "pipe.json")
+    with pytest.raises(JSONError, match="null byte"):
+        read_json("x\0.json")
+
+
+def test_nothing_that_is_not_finite_is_written() -> None:
+    with pytest.raises(CavmaeError, match=r"people\.1\.level is not a finite number"):
+        json_bytes({"people": [{"level": 1.0}, {"level": math.nan}]})
+    with pytest.raises(CavmaeError, match="since it is not"):
+        json_bytes(math.inf)
+
+
+def test_typed_fields() -> None:
+    record = {"n": 3, "x": 0.5, "yes": True, "none": None}
+    assert typed(record, "n", int) == 3
+    number = typed(record, "n", float)
+    assert number == 3.0 and isinstance(number, float)
+    assert typed(record, "yes", bool) is True
+    assert typed(record, "none", str, type(None)) is None
+    for name, kind in (("x", int), ("yes", int), ("yes", float), ("none", float), ("n", str)):
+        with pytest.raises(ValueError, match=f"field {name} is a "):
+            typed(record, name, kind)
+    with pytest.raises(ValueError, match="field gone is missing"):
+        typed(record, "gone", int)
+    with pytest.raises(ValueError, match="a list where an object is expected"):
+        typed([], "n", int)
