@@ -61,6 +61,7 @@ class Probe:
         sound_rate: Hz; 0 without sound.
         sound_span: (first, last) time for which there are sound packets.
         truncated: the file ended or broke before its packets did.
+        remarks: sentences about parts of the file that are not read, without its name.
     """
 
     path: str
@@ -79,6 +80,7 @@ class Probe:
     sound_rate: int
     sound_span: tuple[float, float]
     truncated: bool
+    remarks: tuple[str, ...] = ()
 
     @property
     def frame_stamps(self) -> np.ndarray:
