@@ -235,9 +235,14 @@ def _differences(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterab
             before = (record.get(kind) or {}).get(name)
             if before != value:
                 option = f"target.{name}" if kind == "asked" else name.replace("_", "-")
-                yield f"--{option} {before}, not {value}"
+                yield f"--{option} {_written(before)}, not {_written(value)}"
     if record.get("precision") != wanted["precision"]:
         yield f"--precision {record.get('precision')}, not {wanted['precision']}"
+
+
+def _written(value: object) -> str:
+    """As an option is written."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _tell(item: Input, result: Result) -> None:

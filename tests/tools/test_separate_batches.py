@@ -62,7 +62,7 @@ def test_what_was_made_in_another_way_is_not_taken_for_the_result(
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     for changed, said in (
         (["--rate", "input"], "made with --rate 16000, not input"),
-        (["--target.point=0.5,0.5"], r"made with --target.point None, not \[0.5, 0.5\]"),
+        (["--target.point=0.5,0.5"], r"made with --target.point none, not \[0.5, 0.5\]"),
     ):
         assert main([str(first), str(other), *how, *changed]) == 1
         assert re.search(said, caplog.text)
