@@ -92,14 +92,21 @@ def in_turns(
     Returns:
         median seconds and largest peak of each.
     """
+    return {
+        name: (statistics.median(s for s, _ in runs), max(m for _, m in runs))
+        for name, runs in rounds_of(ways, rounds, pinned).items()
+    }
+
+
+def rounds_of(
+    ways: dict[str, tuple[Callable[..., float], tuple[Any, ...]]], rounds: int, pinned: bool = True
+) -> dict[str, list[tuple[float, float]]]:
+    """Like :func:`in_turns`, but seconds and peak of every round."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, (work, arguments) in ways.items():
             found[name].append(on_one_core(work, *arguments, pinned=pinned))
-    return {
-        name: (statistics.median(s for s, _ in runs), max(m for _, m in runs))
-        for name, runs in found.items()
-    }
+    return found
 
 
 def resident_mb() -> float:
