@@ -1,10 +1,9 @@
 """`cavmae bench pretrain`: steps of training, the reference's way against ours, in one run.
 
 The reference's way: eager, in mixed precision on a GPU (fp32 on a CPU, where its autocast does
-nothing); every patch embedded and those that stay visible picked out;
-attention matrices written out; the decoder's predictions and the loss over all patches, then
-masked; an optimizer of separate kernels; losses read at every step. Same mathematics as ours
-(tests/tools/test_bench_pretrain.py).
+nothing); every patch embedded and those that stay visible picked out; attention matrices written
+out; the decoder's predictions and the loss over all patches, then masked; an optimizer of separate
+kernels; losses read at every step. Same mathematics as ours (tests/tools/test_bench_pretrain.py).
 """
 
 import dataclasses
