@@ -41,7 +41,11 @@ class ConvertSettings:
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("convert", "Published CAV-MAE weights to ours, and back.")
+    made = parser(
+        "convert",
+        "Published CAV-MAE weights to ours, and back. Published weights know the first channel of "
+        "the sound: shard with --downmix first for them, since filter banks of stereo differ.",
+    )
     made.add_argument(
         "weights", type=str, help="Published file (.pth, .pt, .safetensors), or a folder of ours."
     )

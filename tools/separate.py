@@ -1,16 +1,18 @@
 """`cavmae separate VIDEO... --model DIR --out OUT`: everybody's voice and pixels."""
 
+import fnmatch
 import logging
 import os
-import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cavmae.datasets.commandline import fill, module_main, parse, parser, stop_on_signals
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.storage import is_url
-from cavmae.tools.separating.separator import RESULT, Result, Separator
+from cavmae.tools.separating.naming import LONGEST, SCRATCH, folder_names, is_of, name_limit
+from cavmae.tools.separating.separator import RESULT, FullDiskError, Result, Separator
 from cavmae.tools.separating.settings import SeparateSettings
 from cavmae.tools.separating.target import Target
 from cavmae.tools.sharding.inputs import Input, collect
@@ -36,30 +38,17 @@ def main(words: Sequence[str]) -> int:
     if options.precision not in ("fp32", "bf16", "fp16"):
         raise UsageError(f"--precision {options.precision} is none of fp32, bf16 and fp16.")
     target.check()
-    items, _ = collect(options.videos)
-    if not items:
-        raise CavmaeError(f"No videos in {', '.join(map(repr, options.videos))}.")
+    out = Path(options.out)
+    items = recordings(options.videos, out)
     if any(item.start is not None or item.end is not None for item in items):
         raise UsageError("Recordings are taken apart whole: leave start and end out of the table.")
-    out = Path(options.out)
     with stop_on_signals():
         separator = Separator.from_pretrained(options.model, options.device, options.precision)
-        failed = 0
-        for item, folder in zip(items, folders(items, out), strict=True):
-            try:
-                if (folder / RESULT).exists():
-                    _check_same(folder, separator.made_of(item.source, settings, target))
-                    log.info("%s: %s is there already.", item.source, folder)
-                else:
-                    _tell(item, separator.separate(item.source, folder, settings, target))
-            except CavmaeError as error:
-                if isinstance(error, UsageError) and len(items) == 1:
-                    raise
-                log.error("cavmae: %s", error)
-                failed += 1
-    if failed:
-        log.error("cavmae: %d of %d videos gave nothing.", failed, len(items))
-    return 1 if failed else 0
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out {out} cannot be a folder: {error.strerror}.") from error
+        return separate_all(separator, items, out, settings, target)
 
 
 def bracketed(words: Sequence[str]) -> list[str]:
@@ -76,35 +65,184 @@ def bracketed(words: Sequence[str]) -> list[str]:
     return found
 
 
-def folders(items: Sequence[Input], out: Path) -> list[Path]:
-    """A folder for each video, named as it is; where that is another's, with a part more."""
-    found: list[Path] = []
-    for item in items:
-        name = re.sub(r"[^\w.-]+", "-", Path(item.source).stem).strip("-.") or "video"
-        plain = out / name
-        known = (plain / RESULT).exists()
-        if plain in found or (known and not _same_file(Result.load(plain), item.source)):
-            plain = out / f"{name}-{item.identity[:6]}"
-        found.append(plain)
-    return found
+def recordings(videos: Sequence[str], out: Path) -> list[Input]:
+    """The recordings that the words of a command line name, without what we wrote ourselves.
+
+    Raises:
+        CavmaeError: there are none.
+    """
+    items, repeated = collect(videos)
+    for item in repeated:
+        log.warning("%s is named more than once; it is taken apart once.", item.source)
+    # A search of the folder that `out` lies in meets masks and overlays of earlier runs.
+    fresh = [item for item in items if not _is_ours(item.source, out)]
+    if len(fresh) < len(items):
+        log.info(
+            "%d videos in %s are results of earlier runs; they are passed over.",
+            len(items) - len(fresh), out,
+        )  # fmt: skip
+    if not fresh:
+        raise CavmaeError(f"No videos in {', '.join(map(repr, videos))}.")
+    return fresh
 
 
-def _same_file(result: Result, source: str) -> bool:
-    told = str(result.record["source"])
-    return told == source or (
-        not is_url(source) and os.path.realpath(told) == os.path.realpath(source)
-    )
+def _is_ours(source: str, out: Path) -> bool:
+    if is_url(source):
+        return False
+    top, path = Path(os.path.realpath(out)), Path(os.path.realpath(source))
+    if top not in path.parents:
+        return False
+    folder = top / path.relative_to(top).parts[0]
+    return (folder / RESULT).exists() or fnmatch.fnmatch(folder.name, SCRATCH.format("*"))
 
 
-def _check_same(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Raises UsageError if what is there was made in another way."""
-    record = Result.load(folder).record
-    other = [name for name in wanted if name != "source" and record.get(name) != wanted[name]]
+class Folders:
+    """Chooses a result folder for each recording of a run.
+
+    A recording keeps the folder that holds its result. A new one gets its own name; where that is
+    another recording's, or that of something else, a mark is added. Names that differ in case only
+    count as the same, as they are on some file systems.
+
+    Args:
+        out: folder of the result folders.
+    """
+
+    def __init__(self, out: Path):
+        self._out = out
+        self._longest = min(LONGEST, name_limit(out) - len(SCRATCH.format("")))
+        self._taken: set[str] = set()
+
+    def of(self, source: str) -> Path:
+        """The folder of a recording.
+
+        Raises:
+            CavmaeError: a folder of its name holds a damaged result, or something else.
+        """
+        names = folder_names(source, self._longest)
+        for name in names:
+            folder = self._out / name
+            if (folder / RESULT).exists() and is_of(Result.load(folder).record, source):
+                return self._take(name)
+        for name in names:
+            if _key(name) not in self._taken and not os.path.lexists(self._out / name):
+                return self._take(name)
+        raise CavmaeError(
+            f"{source}: {' and '.join(str(self._out / name) for name in names)} are there already "
+            "and hold no result of it: remove one of them, or name another --out."
+        )
+
+    def _take(self, name: str) -> Path:
+        self._taken.add(_key(name))
+        return self._out / name
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def separate_all(
+    separator: Separator,
+    items: Sequence[Input],
+    out: Path,
+    settings: SeparateSettings,
+    target: Target,
+) -> int:
+    """Takes recordings apart, one after the other, whatever happens to one of them.
+
+    Returns:
+        the exit code: 1 if any of them gave nothing.
+
+    Raises:
+        UsageError: of the only recording.
+    """
+    places = Folders(out)
+    there = 0
+    failed: list[str] = []
+    for number, item in enumerate(items):
+        try:
+            folder = places.of(item.source)
+            if (folder / RESULT).exists():
+                _check_same(folder, item.source, separator.made_of(item.source, settings, target))
+                log.info("%s: %s is there already, of the same settings.", item.source, folder)
+                there += 1
+            else:
+                _tell(item, separator.separate(item.source, folder, settings, target))
+        except FullDiskError as error:
+            failed.append(str(error))
+            failed += [f"{other.source}: it was not begun." for other in items[number + 1 :]]
+            break
+        except (CavmaeError, OSError) as error:
+            if isinstance(error, UsageError) and len(items) == 1:
+                raise
+            failed.append(_named(item, error))
+        except Exception as error:  # of ours: the others have a right to their results all the same
+            failed.append(_named(item, f"{type(error).__name__}: {error}"))
+            log.exception("cavmae: %s: an error of the program; please report it.", item.source)
+        else:
+            continue
+        if number + 1 < len(items):  # the last one's follows at once
+            log.error("cavmae: %s", failed[-1])
+    return _summary(len(items), there, failed)
+
+
+def _summary(videos: int, there: int, failed: Sequence[str]) -> int:
+    if videos > 1:
+        fresh = videos - there - len(failed)
+        log.info("%d of %d videos taken apart, %d there already.", fresh, videos, there)
+        if failed:
+            log.error("cavmae: %d of %d videos gave nothing:", len(failed), videos)
+    for line in failed:
+        log.error("cavmae: %s", line)
+    return 1 if failed else 0
+
+
+def _named(item: Input, error: object) -> str:
+    said = str(error)
+    return said if said.startswith(item.source) else f"{item.source}: {said}"
+
+
+def _check_same(folder: Path, source: str, wanted: Mapping[str, Any]) -> None:
+    """Compares a finished folder with what would be made now.
+
+    Raises:
+        UsageError: the recording, the model or settings were others.
+        CavmaeError: a file of the result is missing.
+    """
+    result = Result.load(folder)
+    record = result.record
+    other = list(_differences(record, wanted))
     if other:
         raise UsageError(
-            f"{folder} was made with another {' and '.join(other)}: name another --out, or "
-            "remove it."
+            f"{source}: {folder} was made with {', '.join(other)}: name another --out, or remove "
+            "it."
         )
+    files = [result.residual, *(p.voice for p in result.people), *(p.mask for p in result.people)]
+    lost = [path.name for path in (*files, result.overlay) if path and not path.is_file()]
+    if lost:
+        raise CavmaeError(
+            f"{source}: {folder} lacks {', '.join(lost)}: remove it to have it made again."
+        )
+
+
+def _differences(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterable[str]:
+    """Phrases about what a result was made with and would not be now."""
+    if wanted["source_bytes"] not in (None, record.get("source_bytes")):
+        yield "another content of the recording"
+    if record.get("weights") != wanted["weights"]:
+        yield f"other weights ({record.get('model')}) than those of {wanted['model']}"
+    for kind in ("settings", "asked"):
+        for name, value in wanted[kind].items():
+            before = (record.get(kind) or {}).get(name)
+            if before != value:
+                option = f"target.{name}" if kind == "asked" else name.replace("_", "-")
+                yield f"--{option} {_written(before)}, not {_written(value)}"
+    if record.get("precision") != wanted["precision"]:
+        yield f"--precision {record.get('precision')}, not {wanted['precision']}"
+
+
+def _written(value: object) -> str:
+    """As an option is written."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _tell(item: Input, result: Result) -> None:

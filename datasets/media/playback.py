@@ -43,6 +43,7 @@ class Playback:
         self._index = np.searchsorted(info.frame_times, moments + near, side="right") - 1
         self._geometry = geometry
         wanted = np.unique(self._index[self._index >= 0])
+        self.wanted = len(wanted)  # frames that are shown at all
         self._closing = contextlib.ExitStack()
         self._decoder = open_decoder(info, geometry, wanted, decoder)
         self._closing.callback(self._decoder.close)
@@ -66,6 +67,11 @@ class Playback:
         """bool [frames], whether there is a picture."""
         found: np.ndarray = self._index >= 0
         return found
+
+    @property
+    def damaged_sound(self) -> int:
+        """Packets of sound that could not be decoded so far."""
+        return self._sound.damaged
 
     def pictures(self, start: int, count: int) -> np.ndarray:
         """Frames of a stretch that begins no sooner than the one before: [count, h, w, 3], uint8.

@@ -76,6 +76,7 @@ class Probe:
         codec: of the video.
         sound_rate: Hz.
         sound_span: (first, last) time for which there are sound packets.
+        audio_packets: number of sound packets.
         video_stream, audio_stream: numbers of the streams that are read.
         video_streams, audio_streams: how many there are of each kind, cover art left out.
         truncated: the file ended or broke before its packets did.
@@ -102,6 +103,7 @@ class Probe:
     codec: str
     sound_rate: int
     sound_span: tuple[float, float]
+    audio_packets: int
     video_stream: int
     audio_stream: int
     video_streams: int
@@ -186,6 +188,7 @@ def probe(
             "audio_stream": audio.index,
             "video_streams": sum(not is_cover(s) for s in container.streams.video),
             "audio_streams": len(container.streams.audio),
+            "audio_packets": len(scan.audio.pts),
             "truncated": scan.truncated,
             **first._asdict(),
         }

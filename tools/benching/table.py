@@ -125,15 +125,25 @@ def in_turns(
     Returns:
         median seconds and largest peak of each.
     """
+    return {
+        name: (statistics.median(s for s, _ in runs), max(m for _, m in runs))
+        for name, runs in rounds_of(ways, rounds, pinned, gpu).items()
+    }
+
+
+def rounds_of(
+    ways: dict[str, tuple[Callable[..., float], tuple[Any, ...]]],
+    rounds: int,
+    pinned: bool = True,
+    gpu: bool = False,
+) -> dict[str, list[tuple[float, float]]]:
+    """Like :func:`in_turns`, but seconds and peak of every round."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, (work, arguments) in ways.items():
             measured = on_gpu(work, *arguments) if gpu else None
             found[name].append(measured or on_one_core(work, *arguments, pinned=pinned))
-    return {
-        name: (statistics.median(s for s, _ in runs), max(m for _, m in runs))
-        for name, runs in found.items()
-    }
+    return found
 
 
 def resident_mb() -> float:

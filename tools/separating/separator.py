@@ -6,7 +6,11 @@
 
 import contextlib
 import dataclasses
+import errno
+import functools
+import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,12 +23,13 @@ from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.features import SAMPLE_RATE
 from cavmae.datasets.locking import locked
 from cavmae.datasets.media import MediaError, Probe, probe
-from cavmae.datasets.media.playback import RATE
+from cavmae.datasets.media.playback import RATE, Playback
 from cavmae.datasets.progress import Progress
 from cavmae.datasets.storage import write_atomically
 from cavmae.finetune.building import load_speaker
 from cavmae.finetune.likeness import AUDIBLE
 from cavmae.finetune.separating.seeing import Cue, Seer
+from cavmae.tools.separating.naming import scratch_of, source_facts
 from cavmae.tools.separating.record import (
     decibels,
     likely_heard,
@@ -33,7 +38,13 @@ from cavmae.tools.separating.record import (
     visible,
 )
 from cavmae.tools.separating.rendering import second_pass
-from cavmae.tools.separating.session import MIXTURE, Found, Sighting, first_pass
+from cavmae.tools.separating.session import (
+    MIXTURE,
+    Found,
+    Sighting,
+    first_pass,
+    working_geometry,
+)
 from cavmae.tools.separating.settings import SeparateSettings
 from cavmae.tools.separating.target import Target
 from cavmae.tools.separating.voices import (
@@ -47,8 +58,15 @@ from cavmae.tools.separating.voices import (
 )
 from cavmae.tools.sharding.clips import local_copy
 
+log = logging.getLogger("cavmae")
 SCHEMA = 1
 RESULT = "result.json"
+# Errors of the disk that results are written to, whatever the recording.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+
+
+class FullDiskError(CavmaeError):
+    """Results cannot be written any more, of this recording or of another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,16 +179,20 @@ class Separator:
             target: that person only.
 
         Raises:
-            CavmaeError: the recording has no sound or no picture, or does not decode; nobody is
-                where a target is said to be; the folder is there already.
+            CavmaeError: the recording has no sound or no picture, or too much of it does not
+                decode; nobody is where a target is said to be; the folder is there already; the
+                model's output is not finite.
+            FullDiskError: results cannot be written.
         """
         settings = settings or SeparateSettings()
         out = Path(out)
         if out.exists():
             raise UsageError(f"{out} is there already: name another folder, or remove it.")
         out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = out.parent / f".{out.name}.unfinished"
-        with locked(scratch, f"Another process is making {out}."), _told_of(video):
+        scratch = scratch_of(out)
+        with self._told_of(video), locked(scratch, f"Another process is making {out}."):
+            if (scratch / "work").exists():
+                log.info("%s: an interrupted run left it half done; it begins anew.", video)
             work, made = _emptied(scratch / "work"), _emptied(scratch / "made")
             try:
                 with local_copy(video, work) as path:
@@ -184,25 +206,41 @@ class Separator:
     def made_of(self, video: str, settings: SeparateSettings, target: Target) -> dict[str, Any]:
         """What a result depends on, as ``result.json`` has it."""
         return {
-            "source": video,
+            **source_facts(video),
             "model": self._name,
+            "weights": self._weights,
             "precision": self._precision,
             "settings": dataclasses.asdict(settings),
             "asked": json.loads(json.dumps(dataclasses.asdict(target))),
         }
 
+    @functools.cached_property
+    def _weights(self) -> str:
+        """SHA-256 of the weights and of what fbanks are normalised by."""
+        digest = hashlib.sha256(repr(self._seer.task.statistics).encode())
+        for name, weight in sorted(self._seer.task.model.state_dict().items()):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def _into(
         self, name: str, info: Probe, work: Path, made: Path, settings: SeparateSettings,
         who: Target,
     ) -> None:  # fmt: skip
-        seconds = max(info.video_span[1], info.sound_span[1])
-        target = who.cue(info, seconds, self._seer.shape.samples)
+        for remark in info.remarks:
+            log.warning("%s: %s.", name, remark)
+        geometry = working_geometry(info, self._seer.shape.encoder.image_size, settings.second_look)
         with contextlib.ExitStack() as closing:
+            playing = closing.enter_context(Playback(info, geometry, settings.decoder))
+            target = who.cue(info, playing.seconds, self._seer.shape.samples)
 
             def begun(windows: int) -> Callable[[], None]:
+                log.info("%s: %.1f s, %d windows.", name, playing.seconds, windows)
                 return closing.enter_context(Progress(windows, "window")).done
 
-            found = first_pass(self._seer, info, work, settings, target, begun)
+            found = first_pass(self._seer, info, playing, work, settings, target, begun)
+        for remark in found.remarks:
+            log.warning("%s: %s.", name, remark)
         chosen = _chosen(found, settings, target)
         rate = info.sound_rate if settings.rate == "input" else SAMPLE_RATE
         # Numbered anew: some of the first pass are left out.
@@ -220,7 +258,9 @@ class Separator:
             "sample_rate": rate,
             "gain": gain,
             "frame_rate": RATE,
-            "missing_frames": found.missing,
+            "missing_frames": found.missing_frames,
+            "missing_sound": round(found.missing_sound, 4),
+            "remarks": [*info.remarks, *found.remarks],
             "people": [],
             "residual": "residual.wav",
             "overlay": "overlay.mp4" if settings.overlay else None,
@@ -243,30 +283,45 @@ class Separator:
                 info, found, people, spans, mixture, overlay, files, settings.height,
                 settings.decoder,
             )  # fmt: skip
+        try:
+            text = json.dumps(record, indent=1, allow_nan=False)
+        except ValueError as error:  # other programs' readers take no NaN
+            raise FloatingPointError(str(error)) from error
         with write_atomically(made / RESULT) as file:
-            file.write(json.dumps(record, indent=1).encode() + b"\n")
+            file.write(text.encode() + b"\n")
 
+    @contextlib.contextmanager
+    def _told_of(self, video: str) -> Iterator[None]:
+        """Whatever is wrong with a recording, or with the machine, is told of the recording.
 
-@contextlib.contextmanager
-def _told_of(video: str) -> Iterator[None]:
-    """Whatever is wrong with a recording, or with the machine, is told of the recording.
-
-    Raises:
-        CavmaeError: something is.
-    """
-    try:
-        yield
-    except MediaError as error:
-        said = f"{_SAID.get(error.reason, error.reason)} ({error.detail})"
-        raise CavmaeError(f"{video}: {said}.") from error
-    except torch.OutOfMemoryError as error:
-        raise CavmaeError(
-            f"{video}: the GPU's memory does not suffice: --precision bf16, or --device cpu."
-        ) from error
-    except MemoryError as error:
-        raise CavmaeError(f"{video}: memory does not suffice.") from error
-    except (OSError, av.FFmpegError) as error:
-        raise CavmaeError(f"{video}: {error}") from error
+        Raises:
+            FullDiskError: results cannot be written.
+            CavmaeError: something else.
+        """
+        try:
+            yield
+        except MediaError as error:
+            said = f"{_SAID.get(error.reason, error.reason)} ({error.detail})"
+            raise CavmaeError(f"{video}: {said}.") from error
+        except FloatingPointError as error:
+            other = "" if self._precision == "fp32" else ", or try --precision fp32"
+            raise CavmaeError(
+                f"{video}: model {self._name} gives NaN or Inf for it, so its weights or its "
+                f"statistics are damaged: copy the model again{other}."
+            ) from error
+        except torch.OutOfMemoryError as error:
+            raise CavmaeError(
+                f"{video}: the GPU's memory does not suffice: --precision bf16, or --device cpu."
+            ) from error
+        except MemoryError as error:
+            raise CavmaeError(f"{video}: memory does not suffice.") from error
+        except (OSError, av.FFmpegError) as error:
+            if error.errno in FULL:
+                raise FullDiskError(
+                    f"{video}: its results cannot be written ({error.strerror}): free some space "
+                    "and give the same command again; what is finished is kept."
+                ) from error
+            raise CavmaeError(f"{video}: {error}") from error
 
 
 def _emptied(folder: Path) -> Path:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cavmae.datasets.media import Probe
+from cavmae.datasets.media import MediaError, Probe
 from cavmae.datasets.media.geometry import Geometry
 from cavmae.datasets.media.playback import RATE, SAMPLES, Playback
 from cavmae.finetune.separating.seeing import WHOLE, Box, Cue, Person, Seer
 from cavmae.finetune.separating.tracking import Tracker, masks_at, overlap_of
 from cavmae.finetune.separating.windows import Joiner, window_starts
+from cavmae.tools.separating.losses import Losses
 from cavmae.tools.separating.settings import SeparateSettings
 from cavmae.tools.separating.voices import RawWave
 
@@ -23,6 +24,7 @@ LARGEST = 1280  # pixels of the longer side that pictures are kept at for a seco
 CLOSER = 1.5  # times as large as before is worth a second look
 MARGIN = 0.2  # of a person's size, around them in a second look
 AGREED = 0.25  # IoU of both looks' masks from which on they are of one person
+LOUDEST = 1e6  # of full scale, sample that no recording has; its square may not be a number
 MIXTURE = 0  # number of the mixture's file; people count from 1
 
 
@@ -66,7 +68,9 @@ class Found:
         length: frames of a window.
         keys: key frames, counted from a window's start.
         people: sightings by number, from 1.
-        missing: frames that could not be decoded.
+        missing_frames: frames that could not be decoded.
+        missing_sound: share of the sound's packets that could not be decoded.
+        remarks: sentences about both.
     """
 
     folder: Path
@@ -77,7 +81,9 @@ class Found:
     length: int
     keys: np.ndarray
     people: dict[int, list[Sighting]]
-    missing: int
+    missing_frames: int = 0
+    missing_sound: float = 0.0
+    remarks: tuple[str, ...] = ()
 
     def wave(self, number: int) -> RawWave:
         """What a person says; :data:`MIXTURE`: all that is heard."""
@@ -100,6 +106,7 @@ class Found:
 def first_pass(
     seer: Seer,
     info: Probe,
+    playing: Playback,
     folder: Path,
     settings: SeparateSettings,
     cue: Cue | None,
@@ -108,64 +115,72 @@ def first_pass(
     """Looks at all windows.
 
     Args:
+        playing: the recording, from its beginning, in :func:`working_geometry`.
         folder: for what is found; empty.
         begun: told the number of windows; gives what is called after each.
+
+    Raises:
+        MediaError: more of the recording is lost than the settings allow.
+        FloatingPointError: the model's output is not finite.
     """
     shape = seer.shape
     length = shape.frames
-    geometry = working_geometry(info, shape.encoder.image_size, settings.second_look)
-    with Playback(info, geometry, settings.decoder) as playing:
-        starts = window_starts(playing.frames, length, max(1, round(settings.hop * length)))
-        tracker = Tracker(starts, seer.keys, length, SAMPLES, RATE)
-        samples = playing.samples
-        joiner = Joiner([s * SAMPLES for s in starts], shape.samples, samples)
-        where = None if cue is None or cue.kind == "voice" else _cued(cue, starts, seer.keys)
-        people: dict[int, list[Sighting]] = {}
-        done = begun(len(starts))
-        with (folder / "masks.u8").open("wb") as masks:
-            for window, start in enumerate(starts):
-                frames = playing.pictures(start, length)
-                wave = playing.sound(start, length)
-                told = cue if where is None or where[0] == window else None
-                key = where[1] if where is not None else 0
-                close: dict[int, float] = {}
-                found: list[Person] = []
-                if playing.seen[start : start + length].any():
-                    found = seer.people(frames, wave, WHOLE, told, key)
-                    if settings.second_look:
-                        found, close = _closely(seer, frames, wave, found)
-                numbers = tracker.number(found)
-                waves = {MIXTURE: wave}
-                for number, person in zip(numbers, found, strict=True):
-                    waves[number] = person.voice
-                    meant = told is not None and person.slot == 0
-                    people.setdefault(number, []).append(
-                        Sighting(
-                            window, person.there, person.box,
-                            (len(seer.keys), *person.masks.shape[1:]), masks.tell(),
-                            close.get(person.slot), meant,
-                            float(np.square(person.voice).mean()),
-                            seer.unlike(person.voice, cue.voice)
-                            if cue is not None and cue.voice is not None else None,
-                        )
-                    )  # fmt: skip
-                    masks.write(person.masks.tobytes())
-                    masks.write(person.heard.tobytes())
-                first, parts = joiner.add(waves)
-                for number, part in parts.items():
-                    _append(folder / f"wave-{number}.f32", first, part)
-                done()
-        return Found(
-            folder,
-            playing.frames,
-            samples,
-            playing.seen,
-            starts,
-            length,
-            seer.keys,
-            people,
-            playing.missing,
-        )
+    starts = window_starts(playing.frames, length, max(1, round(settings.hop * length)))
+    tracker = Tracker(starts, seer.keys, length, SAMPLES, RATE)
+    joiner = Joiner([s * SAMPLES for s in starts], shape.samples, playing.samples)
+    losses = Losses(info, playing, settings.max_missing)
+    where = None if cue is None or cue.kind == "voice" else _cued(cue, starts, seer.keys)
+    people: dict[int, list[Sighting]] = {}
+    done = begun(len(starts))
+    with (folder / "masks.u8").open("wb") as masks:
+        for window, start in enumerate(starts):
+            frames = playing.pictures(start, length)
+            wave = playing.sound(start, length)
+            losses.check()
+            if (peak := float(np.abs(wave).max())) > LOUDEST:
+                raise MediaError("decode_error", f"its sound has samples as large as {peak:.1e}")
+            told = cue if where is None or where[0] == window else None
+            key = where[1] if where is not None else 0
+            close: dict[int, float] = {}
+            found: list[Person] = []
+            if frames.any():  # in black, as where nothing decodes, nobody is to be seen
+                found = seer.people(frames, wave, WHOLE, told, key)
+                if settings.second_look:
+                    found, close = _closely(seer, frames, wave, found)
+            numbers = tracker.number(found)
+            waves = {MIXTURE: wave}
+            for number, person in zip(numbers, found, strict=True):
+                waves[number] = person.voice
+                meant = told is not None and person.slot == 0
+                people.setdefault(number, []).append(
+                    Sighting(
+                        window, person.there, person.box,
+                        (len(seer.keys), *person.masks.shape[1:]), masks.tell(),
+                        close.get(person.slot), meant,
+                        float(np.square(person.voice).mean()),
+                        seer.unlike(person.voice, cue.voice)
+                        if cue is not None and cue.voice is not None else None,
+                    )
+                )  # fmt: skip
+                masks.write(person.masks.tobytes())
+                masks.write(person.heard.tobytes())
+            first, parts = joiner.add(waves)
+            for number, part in parts.items():
+                _append(folder / f"wave-{number}.f32", first, part)
+            done()
+    return Found(
+        folder,
+        playing.frames,
+        playing.samples,
+        playing.seen,
+        starts,
+        length,
+        seer.keys,
+        people,
+        losses.missing_frames,
+        losses.missing_sound,
+        tuple(losses.remarks()),
+    )
 
 
 def _append(path: Path, first: int, wave: np.ndarray) -> None:

@@ -21,6 +21,8 @@ class SeparateSettings:
         masks: write a mask video for each person.
         height: of these videos in pixels at most.
         decoder: ``pyav``, or ``decord``, which is a little faster and takes a gigabyte more.
+        max_missing: share of the recording's frames, and of its sound, that may fail to decode;
+            above it, the recording is not taken apart.
     """
 
     second_look: bool = True
@@ -31,6 +33,7 @@ class SeparateSettings:
     masks: bool = True
     height: int = 720
     decoder: Literal["pyav", "decord"] = "pyav"
+    max_missing: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.hop <= 0.75:
@@ -39,3 +42,5 @@ class SeparateSettings:
             raise UsageError(f"--min-seconds {self.min_seconds} cannot be negative.")
         if self.height < 64:
             raise UsageError(f"--height {self.height}: at least 64 pixels.")
+        if not 0 <= self.max_missing < 1:
+            raise UsageError(f"--max-missing {self.max_missing} is not a share below 1.")

@@ -1,8 +1,10 @@
 """Voices as files: one global gain, WAV files of any rate, and when somebody speaks."""
 
 import dataclasses
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -54,32 +56,72 @@ def peak_of(wave: Wave) -> float:
     return max((float(np.abs(wave[part]).max()) for part in blocks(len(wave))), default=0.0)
 
 
+class _Kept(io.RawIOBase):
+    """A file for libsndfile, which says nothing of why a write failed: the error is kept."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("wb", buffering=0)
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        try:
+            while rest:  # a full disk takes a part first
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self.error = self.error or error
+        return len(data) - len(rest)
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def write_wav(path: Path, wave: Wave, gain: float, rate: int) -> None:
     """A 16-bit mono WAV file of exactly a wave's length.
 
     Args:
         wave: float32 [samples] at 16 kHz.
         rate: of the file, in Hz.
+
+    Raises:
+        OSError: the file cannot be written.
     """
+    form = "RF64" if len(wave) / SAMPLE_RATE * rate * 2 > 4e9 else "WAV"
+    with _Kept(path) as kept:
+        try:
+            with soundfile.SoundFile(
+                kept, "w", samplerate=rate, channels=1, subtype="PCM_16", format=form
+            ) as file:
+                for part in blocks(len(wave)):
+                    file.write(_pcm(wave, part, gain, rate))
+        except (soundfile.SoundFileError, AssertionError):
+            if kept.error is None:
+                raise
+        if kept.error is not None:
+            raise kept.error
+
+
+def _pcm(wave: Wave, part: slice, gain: float, rate: int) -> np.ndarray:
+    """int16 [samples], a part of a wave at a file's rate."""
     margin = round(MARGIN * SAMPLE_RATE)
-    with soundfile.SoundFile(
-        str(path), "w", samplerate=rate, channels=1, subtype="PCM_16", format="RF64"
-        if len(wave) / SAMPLE_RATE * rate * 2 > 4e9 else "WAV",
-    ) as file:  # fmt: skip
-        for part in blocks(len(wave)):
-            first, last = max(0, part.start - margin), min(len(wave), part.stop + margin)
-            made = wave[first:last] * np.float32(gain)
-            if rate != SAMPLE_RATE:
-                made = resample(made, SAMPLE_RATE, rate)
-                begin = round((part.start - first) * rate / SAMPLE_RATE)
-                until = round(part.stop * rate / SAMPLE_RATE) - round(
-                    part.start * rate / SAMPLE_RATE
-                )
-                made = made[begin : begin + until]
-                made = np.pad(made, (0, until - len(made)))
-            else:
-                made = made[part.start - first : part.stop - first]
-            file.write(np.clip(np.rint(made * 32768), -32768, 32767).astype(np.int16))
+    first, last = max(0, part.start - margin), min(len(wave), part.stop + margin)
+    made = wave[first:last] * np.float32(gain)
+    if rate != SAMPLE_RATE:
+        made = resample(made, SAMPLE_RATE, rate)
+        begin = round((part.start - first) * rate / SAMPLE_RATE)
+        until = round(part.stop * rate / SAMPLE_RATE) - round(part.start * rate / SAMPLE_RATE)
+        made = made[begin : begin + until]
+        made = np.pad(made, (0, until - len(made)))
+    else:
+        made = made[part.start - first : part.stop - first]
+    return np.clip(np.rint(made * 32768), -32768, 32767).astype(np.int16)
 
 
 def loudness(wave: Wave) -> np.ndarray:

@@ -1,0 +1,229 @@
+"""Where `cavmae separate` puts results: names of any kind, reruns, and errors that stop nobody."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cavmae.finetune.building import load_speaker
+from cavmae.tools.separate import main
+from cavmae.tools.separating.naming import LONGEST, folder_names, scratch_of, shortened
+from cavmae.tools.separating.separator import Result, Separator
+from cavmae.tools.separating.settings import SeparateSettings
+from cavmae.tools.separating.voices import write_wav
+
+Maker = Callable[..., Path]
+
+
+def words(checkpoint: str, out: Path, *more: str) -> list[str]:
+    """What is quickest."""
+    return ["--model", checkpoint, "--out", str(out), "--second-look", "false",
+            "--overlay", "false", "--masks", "false", "--device", "cpu", *more]  # fmt: skip
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+# --- names ---
+
+
+def test_recordings_of_any_name(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = video(seconds=0.5)
+    names = [
+        "会議の録画と質疑応答" * 8 + "その二.mp4",  # 253 bytes
+        "会議の録画と質疑応答" * 8 + "その三.mp4",  # other only where it is cut
+        "x" * 251 + ".mp4", "-out.mp4", ".hidden.mp4", "...mp4", "..mp4", "é.mp4", "e\u0301.mp4",
+        "Ä.mp4", "ä.mkv", "ä.mp4", "हिन्दी.mp4", "a\nb.mp4", os.fsdecode(b"caf\xe9.mp4"),
+    ]  # fmt: skip
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in names:
+        shutil.copy(one, folder / name)  # links would be one and the same file
+    out = tmp_path / "out"
+    paths = [str(folder / name) for name in names]
+    assert main([*paths, *words(checkpoint, out)]) == 0
+    made = sorted(out.iterdir())
+    assert len(made) == len(names)
+    assert {Result.load(p).record["source"] for p in made} == set(paths)
+    assert all(len(os.fsencode(p.name)) <= LONGEST for p in made)
+    assert not any(p.name.startswith(("-", ".")) or "\n" in p.name for p in made)
+    assert len({p.name.casefold() for p in made}) == len(made)
+    assert {"हिन्दी", "hidden", "é", "out", "Ä"} <= {p.name for p in made}
+    before = times(out)
+    caplog.set_level("INFO", "cavmae")
+    caplog.clear()
+    assert main([*paths[::-1], *words(checkpoint, out)]) == 0  # in whatever order
+    assert times(out) == before
+    assert caplog.text.count("is there already") == len(names)
+    assert f"0 of {len(names)} videos taken apart, {len(names)} there already" in caplog.text
+
+
+@given(st.text(st.characters(exclude_characters="\0")), st.integers(20, 80))
+def test_names_are_cut_between_characters(name: str, longest: int) -> None:
+    short = shortened(name, longest)
+    assert len(short.encode(errors="surrogatepass")) <= longest
+    assert short == name or name.startswith(short[:-7].rstrip("-."))
+    for other in folder_names(f"videos/{name}", longest):
+        assert 0 < len(other.encode()) <= longest
+        assert not other.startswith(("-", "."))
+        assert "/" not in other
+
+
+def test_a_result_folder_of_the_longest_name(
+    separator: Separator, video: Maker, tmp_path: Path
+) -> None:
+    settings = SeparateSettings(False, overlay=False, masks=False)
+    out = tmp_path / ("長" * 85)
+    assert len(os.fsencode(scratch_of(out).name)) <= 255
+    assert separator.separate(str(video(seconds=0.5)), out, settings).folder == out
+    assert {p.name for p in tmp_path.iterdir()} == {out.name, "video.mp4"}
+
+
+# --- errors of one ---
+
+
+def test_no_error_of_one_recording_stops_the_others(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    out.mkdir()
+    paths = [str(video(f"{name}.mp4", seconds=0.5)) for name in "abcd"]
+    (out / ".a.unfinished").write_text("a file where a folder has to be")
+    (out / "b").mkdir()
+    (out / "b" / "result.json").write_text("{")
+    into = Separator._into
+
+    def fault(self: Separator, name: str, *arguments: Any) -> None:
+        if Path(name).stem == "c":
+            raise IndexError("a fault of ours")
+        into(self, name, *arguments)
+
+    monkeypatch.setattr(Separator, "_into", fault)
+    lost = str(tmp_path / "lost.mp4")
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join([*paths[:3], lost, "n" * 300 + ".mp4", paths[3]]))
+    assert main([str(listed), *words(checkpoint, out)]) == 1
+    assert Result.load(out / "d").record["source"] == paths[3]
+    end = caplog.text.partition("5 of 6 videos gave nothing:")[2].strip().splitlines()
+    assert len(end) == 5  # a line each
+    for line, path, said in zip(
+        end, [*paths[:3], lost, "n" * 300],
+        ["File exists", "holds no finished result", "IndexError: a fault of ours",
+         "there is no such file", "File name too long"], strict=True,
+    ):  # fmt: skip
+        assert path in line
+        assert said in line
+
+
+def test_a_full_disk_stops_the_run_with_its_sentence(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """libsndfile alone would only say "System error"."""
+    paths = [str(video(f"{name}.mp4", seconds=0.5)) for name in "ab"]
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_wav(Path("/dev/full"), torch.zeros(20_000).numpy(), 1.0, 16_000)
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.setattr(
+        "cavmae.tools.separating.separator.write_wav",
+        lambda _, *arguments: write_wav(Path("/dev/full"), *arguments),
+    )
+    out = tmp_path / "out"
+    assert main([*paths, *words(checkpoint, out)]) == 1
+    assert "a.mp4: its results cannot be written (No space left on device)" in caplog.text
+    assert "b.mp4: it was not begun" in caplog.text
+    assert list(out.iterdir()) == []
+
+
+# --- reruns ---
+
+
+def test_a_rerun_is_of_the_same_recording_and_the_same_weights(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    path, out = video("x/a.mp4", seconds=0.5), tmp_path / "out"
+    other = video("y/a.mp4", seconds=0.6)
+    assert main([str(path), *words(str(model), out)]) == 0
+    # Named from elsewhere, and by a copy of the same weights.
+    monkeypatch.chdir(path.parent)
+    assert main(["a.mp4", *words(checkpoint, out)]) == 0
+    assert [p.name for p in out.iterdir()] == ["a"]
+    # By the same words another recording is meant elsewhere.
+    monkeypatch.chdir(other.parent)
+    assert main(["a.mp4", *words(checkpoint, out)]) == 0
+    assert len(list(out.iterdir())) == 2
+    before = times(out)
+    speaker, _ = load_speaker(str(model))
+    with torch.no_grad():
+        next(speaker.parameters()).view(-1)[0] += 1
+    speaker.save_pretrained(model)
+    assert main([str(path), str(other), *words(str(model), out)]) == 1
+    assert caplog.text.count("was made with other weights") == 3
+    shutil.copy(video("new.mp4", seconds=0.7), path)
+    caplog.clear()
+    assert main([str(path), str(other), *words(checkpoint, out)]) == 1
+    assert "x/a.mp4: " in caplog.text
+    assert "was made with another content of the recording" in caplog.text
+    path.unlink()  # its result is good without it
+    listed = tmp_path / "list.txt"
+    listed.write_text("x/a.mp4\ny/a.mp4\n")
+    assert main([str(listed), *words(checkpoint, out)]) == 0
+    assert times(out) == before
+
+
+def test_all_that_moves_together_stays_finished(
+    checkpoint: str, video: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video("before/a.mp4", seconds=0.5)
+    for place in ("before", "after"):
+        if place == "after":
+            (tmp_path / "before").rename(tmp_path / "after")
+        monkeypatch.chdir(tmp_path / place)
+        assert main(["a.mp4", *words(checkpoint, Path("out"))]) == 0
+        assert [p.name for p in Path("out").iterdir()] == ["a"]
+
+
+def test_a_rerun_says_what_it_found(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a folder that holds recordings and results, one of them cut short, one half removed."""
+    caplog.set_level("INFO", "cavmae")
+    folder = tmp_path / "videos"
+    paths = [video(f"videos/{name}.mp4", seconds=0.5) for name in "abc"]
+    out = folder / "out"
+    known = [str(folder), *words(checkpoint, out, "--masks", "true")]
+    half = out / ".a.unfinished" / "work"
+    half.mkdir(parents=True)
+    (half.parent / "made").mkdir()
+    shutil.copy(paths[0], half.parent / "made" / "person-1.mp4")
+    assert main(known) == 0
+    assert "a.mp4: an interrupted run left it half done; it begins anew" in caplog.text
+    assert {p.name for p in out.iterdir()} == {"a", "b", "c"}
+    (out / "b" / "person-1.wav").unlink()
+    shutil.rmtree(out / "c")
+    caplog.clear()
+    assert main(known) == 1
+    assert {p.name for p in out.iterdir()} == {"a", "b", "c"}
+    assert "are results of earlier runs; they are passed over" in caplog.text
+    assert "a.mp4: " in caplog.text
+    assert "out/a is there already" in caplog.text
+    assert "out/b lacks person-1.wav: remove it" in caplog.text
+    assert "1 of 3 videos taken apart, 1 there already" in caplog.text
+    assert "1 of 3 videos gave nothing" in caplog.text
+    record = json.loads((out / "a" / "result.json").read_text())
+    assert record["source_bytes"] == paths[0].stat().st_size
