@@ -14,6 +14,7 @@ from cavmae.tools.separating.separator import RESULT, Result, Separator
 from cavmae.tools.separating.settings import SeparateSettings
 from cavmae.tools.separating.target import Target
 from cavmae.tools.sharding.inputs import Input, collect
+from cavmae.tools.sharding.sources import log_refused
 
 log = logging.getLogger("cavmae")
 
@@ -36,11 +37,18 @@ def main(words: Sequence[str]) -> int:
     if options.precision not in ("fp32", "bf16", "fp16"):
         raise UsageError(f"--precision {options.precision} is none of fp32, bf16 and fp16.")
     target.check()
-    items, _ = collect(options.videos)
+    items, repeated = collect(options.videos)
+    if repeated:
+        log.info("%d recordings are named more than once; each is taken once.", len(repeated))
     if not items:
         raise CavmaeError(f"No videos in {', '.join(map(repr, options.videos))}.")
     if any(item.start is not None or item.end is not None for item in items):
         raise UsageError("Recordings are taken apart whole: leave start and end out of the table.")
+    if any(item.frames is not None for item in items):
+        raise UsageError("Data files of CAV-MAE hold no recordings: name videos.")
+    if any(item.labels or item.speaker or item.masks for item in items):
+        log.info("Of a table only the column path is used.")
+    log_refused(items)
     out = Path(options.out)
     with stop_on_signals():
         separator = Separator.from_pretrained(options.model, options.device, options.precision)

@@ -45,7 +45,7 @@ from cavmae.tools.separating.voices import (
     speech_spans,
     write_wav,
 )
-from cavmae.tools.sharding.clips import local_copy
+from cavmae.tools.sharding.sources import local_copy
 
 SCHEMA = 1
 RESULT = "result.json"
