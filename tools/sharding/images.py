@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cavmae.datasets import sample
 from cavmae.datasets.features import SAMPLE_RATE, resample
@@ -69,7 +69,9 @@ class WavAndFrames:
                 with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
                     data, size = self._fit(image, data)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                problem = str(error)
+                # Pillow's own message has an address of memory in it.
+                unknown = isinstance(error, UnidentifiedImageError)
+                problem = f"{file} is not a JPEG" if unknown else str(error)
                 self.missing += 1
                 continue
             frames.append((number * self.duration / FRAMES, data))
@@ -91,6 +93,8 @@ class WavAndFrames:
             cut_width, cut_height = side, side
         else:
             cut_width, cut_height = width // 16 * 16, height // 16 * 16
+        if max(cut_width, cut_height) > sample.MAX_SIDE:
+            raise ValueError(f"a frame of {cut_width}x{cut_height} pixels is too large to store")
         if image.size == (cut_width, cut_height) and image.mode == "RGB":
             image.load()  # a broken file is found here, not in training
             return data, (cut_height, cut_width)

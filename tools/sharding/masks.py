@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cavmae.datasets.media import MediaError
 from cavmae.datasets.media.geometry import Geometry
@@ -69,6 +69,8 @@ class MaskFolder:
                         f"the video {self._display[1]}x{self._display[0]}",
                     )
                 return shape.mask(image, self._display)
+        except UnidentifiedImageError as error:
+            raise MediaError("bad_mask", f"mask {path} is not a PNG") from error
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise MediaError("bad_mask", f"mask {path}: {error}") from error
 
