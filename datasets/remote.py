@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ _LOST = {
     "ClientConnectionError", "ClientPayloadError", "ConnectionError", "HTTPClientError",
     "TransportError",
 }  # fmt: skip
+_SLOW = {"SocketTimeoutError", "ReadTimeout", "ReadTimeoutError"}
 _MALFORMED = {"InvalidURL", "UnsupportedProtocol", "NonHttpUrlRedirectClientError"}
 
 
@@ -111,13 +113,23 @@ def _scheme(url: str) -> tuple[str, str]:
             "bad_address",
             f"{url} has the unknown scheme {scheme!r}: known are {', '.join(SCHEMES)} and file.",
         )
-    if not rest.strip("/"):
-        raise AddressError("bad_address", f"{url} names no file.")
+    if not rest.strip("/") or not _has_host(scheme, rest):
+        raise AddressError(
+            "bad_address", f"{url} is no whole address: it names no host or no file."
+        )
     if not _is_installed(scheme):
         raise AddressError(
             "no_package", f"{url} needs a package that is not installed: {SCHEMES[scheme]}."
         )
     return scheme, rest
+
+
+def _has_host(scheme: str, rest: str) -> bool:
+    try:
+        host = urllib.parse.urlsplit(f"{scheme}://{rest}").netloc
+    except ValueError:  # brackets that do not match
+        return False
+    return bool(host) and not re.search(r"\s", host)
 
 
 @functools.cache
@@ -142,8 +154,9 @@ def filesystem(url: str) -> tuple[Any, str]:
     if scheme in ("http", "https"):
         import aiohttp
 
-        # By default a download may take five minutes in all.
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+        # By default a download may take five minutes in all. What is given up for stalling ends
+        # with the last of these limits.
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=600)
         options["client_kwargs"] = {"timeout": limits}
     elif scheme == "s3":
         # Parts of 50 MB at once fill the memory of many workers, and hide that bytes arrive.
@@ -284,10 +297,12 @@ def _translated(url: str, error: BaseException) -> BaseException:
         return PermissionError(errno.EACCES, f"no permission ({said})", url)
     if any(status == 429 or status >= 500 for status in statuses):
         return RemoteError("unreachable", text)
+    if names & _SLOW:
+        return RemoteError("stalled", text)
     if names & _LOST or any(isinstance(one, socket.gaierror | ssl.SSLError) for one in chain):
         return RemoteError("unreachable", text)
     if any(isinstance(one, TimeoutError) for one in chain):
-        return RemoteError("stalled", text)
+        return RemoteError("unreachable", text)
     if isinstance(error, OSError) and (error.errno or isinstance(error, FileNotFoundError)):
         return error
     return RemoteError("unreadable", text)

@@ -41,7 +41,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         "ssh://h/a", "github://a:b@/c", "dir://x", "simplecache::http://127.0.0.1/a",
         "zip://a.mp4::http://127.0.0.1/a.zip", "http://127.0.0.1/a::file:///etc/passwd",
         "reference://x::file:///tmp/ref.json", "filecache::s3://b/a", "s3://", "https:///",
-        "abstract://x", "pipe://echo",
+        "abstract://x", "pipe://echo", "http://[bad/x", "http://a b/c", "http:///x",
     ],
 )  # fmt: skip
 def test_addresses_that_are_refused(url: str, tmp_path: Path) -> None:

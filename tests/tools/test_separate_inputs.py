@@ -1,0 +1,41 @@
+"""`cavmae separate`: the recordings it is given."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from cavmae.datasets.errors import UsageError
+from cavmae.tools.separate import main
+from tests.serving import refusing
+from tests.tools.helpers import Maker
+
+
+def test_addresses_that_cannot_be_fetched_do_not_stop_the_others(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cavmae")
+    refused = f"{refusing()}/b.mp4"
+    table = tmp_path / "t.csv"
+    table.write_text(
+        f"path,labels\nhtps://x/a.mp4,\n{refused},\n{video('c.mp4', seconds=0.5)},talking\n"
+        "c.mp4,\n,\n"
+    )
+    options = ["--second-look", "false", "--overlay", "false", "--masks", "false"]
+    words = [str(table), "--model", checkpoint, "--out", str(tmp_path / "out"), *options]
+    assert main(words) == 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["c"]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0] == "1 recordings are named more than once; each is taken once."
+    assert messages[1] == "Of a table only the column path is used."
+    assert messages[2].startswith("Skipped: htps://x/a.mp4 has the unknown scheme 'htps'")
+    assert any(m.startswith(f"cavmae: {refused}: unreachable") for m in messages)
+    assert messages[-1] == "cavmae: 2 of 3 videos gave nothing."
+
+
+def test_data_files_are_refused(tmp_path: Path) -> None:
+    entry = {"video_id": "v", "wav": "v.wav", "video_path": "f"}
+    (tmp_path / "d.json").write_text(json.dumps({"data": [entry]}))
+    with pytest.raises(UsageError, match="Data files of CAV-MAE"):
+        main([str(tmp_path / "d.json"), "--model", "x", "--out", str(tmp_path / "out")])
