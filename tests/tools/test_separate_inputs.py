@@ -2,12 +2,17 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+from PIL import Image
 
-from cavmae.datasets.errors import UsageError
+from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.tools.separate import main
+from cavmae.tools.separating.target import Target
 from tests.serving import refusing
 from tests.tools.helpers import Maker
 
@@ -39,3 +44,22 @@ def test_data_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text(json.dumps({"data": [entry]}))
     with pytest.raises(UsageError, match="Data files of CAV-MAE"):
         main([str(tmp_path / "d.json"), "--model", "x", "--out", str(tmp_path / "out")])
+
+
+def test_masks_are_png_and_voices_of_known_kinds(tmp_path: Path) -> None:
+    white = Image.fromarray(np.full((8, 8), 255, np.uint8))
+    wave = np.sin(np.arange(16_000) * 0.2)
+    white.save(tmp_path / "mask.png", "JPEG")
+    soundfile.write(tmp_path / "voice.wav", wave, 16_000, format="AIFF")
+    os.mkfifo(tmp_path / "pipe")
+    mask, voice, pipe = (str(tmp_path / name) for name in ("mask.png", "voice.wav", "pipe"))
+    for target, said in (
+        (Target(mask=mask), "is not a PNG"), (Target(mask=pipe), "no regular file"),
+        (Target(voice=voice), "is not a sound file"), (Target(voice=pipe), "no such file"),
+    ):  # fmt: skip
+        with pytest.raises(CavmaeError, match=said):
+            target.check()
+    white.save(mask)
+    soundfile.write(voice, wave, 16_000)
+    Target(mask=mask).check()
+    Target(voice=voice).check()
