@@ -37,9 +37,7 @@ def main(words: Sequence[str]) -> int:
     if options.precision not in ("fp32", "bf16", "fp16"):
         raise UsageError(f"--precision {options.precision} is none of fp32, bf16 and fp16.")
     target.check()
-    items, repeated = collect(options.videos)
-    if repeated:
-        log.info("%d recordings are named more than once; each is taken once.", len(repeated))
+    items, _ = collect(options.videos)
     if not items:
         raise CavmaeError(f"No videos in {', '.join(map(repr, options.videos))}.")
     if any(item.start is not None or item.end is not None for item in items):

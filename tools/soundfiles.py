@@ -1,5 +1,6 @@
 """Sound files of other people: kinds from a list, and no more memory than there is sound."""
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def read_sound(
             first = file.read(4)
         if not any(first.startswith(magic) for kind in kinds for magic in MAGIC[kind]):
             raise SoundError(f"{path} is not {' or '.join(kinds)}.")
-        with soundfile.SoundFile(str(path)) as sound:
+        with soundfile.SoundFile(os.fsencode(path)) as sound:
             rate: int = sound.samplerate
             if not 0 < rate <= MAX_RATE or sound.channels > MAX_CHANNELS:
                 raise SoundError(f"{path} claims {sound.channels} channels at {rate} Hz.")

@@ -84,3 +84,9 @@ def test_folders_of_recordings_may_be_linked(tmp_path: Path) -> None:
     found = dict(reversed(pair) for pair in find(speech))
     assert found == {"again/anna-1.wav": "anna", "x-pipe.wav": "x"}
     assert survey(speech, "x-pipe.wav")[0] == "decode_error"  # a line in skipped.jsonl
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    soundfile.write(os.fsencode(path), WAVE, 16_000)
+    assert len(read_sound(path, KINDS)[0]) == 32_000
