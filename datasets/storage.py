@@ -1,8 +1,4 @@
-"""Files near and far: atomic writes, and fsspec URLs brought to local disk.
-
-Remote files are never read through a shell (no ``pipe:`` URLs): any scheme that fsspec knows
-(``s3://``, ``gs://``, ``hf://``, ``https://``) works once its package is installed.
-"""
+"""Files near and far: atomic writes, and URLs (:mod:`cavmae.datasets.remote`) brought to disk."""
 
 import contextlib
 import errno
@@ -16,32 +12,18 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import fsspec
-
+from cavmae.datasets import remote
 from cavmae.datasets.errors import CavmaeError
 
 CHUNK = 1 << 20
 LIMIT_BYTES = 64 << 20  # of a file that is read whole
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def is_url(name: str) -> bool:
-    """Whether ``name`` is an fsspec URL rather than a path of this machine."""
-    return _URL.match(name) is not None
-
-
-def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path on it.
-
-    Raises:
-        CavmaeError: no such scheme, or its package is not installed.
-    """
-    try:
-        return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise CavmaeError(f"Cannot open {url}: {error}. Install the scheme's package.") from error
+    """Whether ``name`` is a URL rather than a path of this machine."""
+    return remote.URL.match(name) is not None
 
 
 def join(folder: str, name: str) -> str:
@@ -53,14 +35,15 @@ def read_bytes(name: str, limit: int = LIMIT_BYTES) -> bytes:
     """Whole content of a path or URL, up to one byte more than ``limit``.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, is no regular file, or a URL's content is larger than that.
+        AddressError: a URL that is not opened.
     """
+    name = remote.local_path(name) or name
     if is_url(name):
-        with _as_os_errors(name):
-            system, path = filesystem(name)
-            with system.open(path, "rb") as remote:
-                data: bytes = remote.read(limit + 1)
-        return data
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "content"
+            remote.fetch(name, path, remote.Limits(size=limit))
+            return path.read_bytes()
     with open(name, "rb", opener=_open_regular) as file:
         return file.read(limit + 1)
 
@@ -76,11 +59,8 @@ def _open_regular(name: str, flags: int) -> int:
 
 def size_of(name: str) -> int:
     """Bytes of a path or URL. Raises OSError."""
-    if not is_url(name):
-        return Path(name).stat().st_size
-    with _as_os_errors(name):
-        system, path = filesystem(name)
-        return int(system.info(path)["size"])
+    name = remote.local_path(name) or name
+    return remote.size_of(name) if is_url(name) else Path(name).stat().st_size
 
 
 @contextlib.contextmanager
@@ -117,24 +97,6 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _as_os_errors(url: str) -> Iterator[None]:
-    """Backends raise exceptions of their own (botocore's, aiohttp's); callers handle OSError."""
-    try:
-        yield
-    except (OSError, CavmaeError):
-        raise
-    except Exception as error:
-        raise OSError(f"{url}: {type(error).__name__}: {error}") from error
-
-
-def download(url: str, path: Path) -> None:
-    """Copies a URL to a local file, whole or not at all. Raises OSError."""
-    system, remote = filesystem(url)
-    with _as_os_errors(url), system.open(remote, "rb") as source, write_atomically(path) as target:
-        shutil.copyfileobj(source, target, CHUNK)
 
 
 class Cache:
@@ -178,8 +140,14 @@ class Cache:
     def _copy(self, url: str, sha256: str, path: Path) -> None:
         partial = path.with_suffix(f".{uuid.uuid4().hex[:12]}.part")
         try:
-            self._make_room(size_of(url))
-            download(url, partial)
+            size = size_of(url)
+            self._make_room(size)
+            if (near := remote.local_path(url)) is not None:
+                shutil.copyfile(near, partial)
+            else:
+                remote.fetch(url, partial, remote.Limits(size=size))
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
             if (found := sha256_of(partial)) != sha256:
                 raise CavmaeError(
                     f"{url} was altered: its SHA-256 is {found}, the manifest says {sha256}. "

@@ -88,7 +88,10 @@ def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RunSett
         out.mkdir(parents=True, exist_ok=True)
         message = f"Another `cavmae render-talkers` is writing to {out}; wait for it to end."
         with locked(out / WORK, message):
-            clips = max(clips, _check_folder(out, settings))
+            earlier = _check_folder(out, settings)
+            if earlier > clips:
+                log.info("%s: an earlier run asked for %d clips, which stay.", out, earlier)
+            clips = max(clips, earlier)
             # First of all: by this file the folder is known as ours after whatever happens.
             _save_settings(out, clips, settings)
             population = roster.load_or_make(out, settings, workers)
@@ -188,6 +191,14 @@ def _render(
     folders = [out / CLIPS / f"{number:06d}" for number in range(clips)]
     rows = {n: row for n, folder in enumerate(folders) if (row := film.complete(folder))}
     todo = [number for number in range(clips) if number not in rows]
+    altered = sum(folders[number].exists() for number in todo)
+    if rows or altered:
+        log.info(
+            "%s: %d of %d clips were done before, %s%s.",
+            out, len(rows), clips,
+            f"{len(todo)} are left" if todo else "nothing is left to do",
+            f" ({altered} of them altered or incomplete, and made again)" if altered else "",
+        )  # fmt: skip
     skipped: list[dict[str, Any]] = []
     shots = ((n, film.Shot(n, settings, population, folders[n], out / WORK)) for n in todo)
     events = pool.run(

@@ -16,6 +16,7 @@ from cavmae.tools.separating.separator import RESULT, FullDiskError, Result, Sep
 from cavmae.tools.separating.settings import SeparateSettings
 from cavmae.tools.separating.target import Target
 from cavmae.tools.sharding.inputs import Input, collect
+from cavmae.tools.sharding.sources import log_refused
 
 log = logging.getLogger("cavmae")
 
@@ -42,6 +43,11 @@ def main(words: Sequence[str]) -> int:
     items = recordings(options.videos, out)
     if any(item.start is not None or item.end is not None for item in items):
         raise UsageError("Recordings are taken apart whole: leave start and end out of the table.")
+    if any(item.frames is not None for item in items):
+        raise UsageError("Data files of CAV-MAE hold no recordings: name videos.")
+    if any(item.labels or item.speaker or item.masks for item in items):
+        log.info("Of a table only the column path is used.")
+    log_refused(items)
     with stop_on_signals():
         separator = Separator.from_pretrained(options.model, options.device, options.precision)
         try:

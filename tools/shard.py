@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import re
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from cavmae.datasets.commandline import fill, module_main, parse, parser, stop_o
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.progress import ShardProgress
+from cavmae.datasets.remote import DEFAULT_LIMITS, Limits
 from cavmae.tools import pool
 from cavmae.tools.sharding.assembly import Assembler
 from cavmae.tools.sharding.clips import shard_input
@@ -29,6 +31,7 @@ from cavmae.tools.sharding.plan import (
     retries,
 )
 from cavmae.tools.sharding.settings import ShardSettings
+from cavmae.tools.sharding.sources import copy_prefix, log_refused
 
 log = logging.getLogger("cavmae")
 
@@ -42,6 +45,8 @@ class RunSettings:
         workers: processes; 0: one for each core.
         timeout: seconds without a finished clip after which an input is given up.
         memory_gb: memory of a worker above which its input is given up, in 10^9 bytes.
+        download_gb: size of a remote input above which it is given up, in 10^9 bytes.
+        stall_seconds: a download is given up if less than 1 MB arrives in this time.
         part: I/N: this machine does the I-th of N shares of the inputs.
         keep_order: keep the order in which inputs are named; by default they are mixed, so that
             neighbours in a shard have nothing to do with each other.
@@ -52,6 +57,8 @@ class RunSettings:
     workers: int = 0
     timeout: float = 300.0
     memory_gb: float = 4.0
+    download_gb: float = DEFAULT_LIMITS.size / 1e9
+    stall_seconds: float = DEFAULT_LIMITS.stall_seconds
     part: str | None = None
     keep_order: bool = False
     retry_skipped: bool = False
@@ -64,11 +71,12 @@ class _Task:
     item: Input
     settings: ShardSettings
     part: Path
+    limits: Limits
 
 
 def work(task: _Task, report: Any) -> None:
     """Runs in a worker process."""
-    shard_input(task.item, task.settings, task.part, report)
+    shard_input(task.item, task.settings, task.part, report, task.limits)
 
 
 def main(words: Sequence[str]) -> int:
@@ -105,6 +113,8 @@ def shard(names: Sequence[str], out: Path, settings: ShardSettings, how: RunSett
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", how.name):
         raise UsageError(f"--name {how.name!r}: use letters, digits, _ and - only.")
     layout = Layout(out, how.name, part)
+    if how.download_gb <= 0 or how.stall_seconds <= 0:
+        raise UsageError("--download-gb and --stall-seconds must be positive numbers.")
     items = _choose(names, how, part)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -134,6 +144,7 @@ def _choose(names: Sequence[str], how: RunSettings, part: tuple[int, int] | None
         log.info("%d inputs are named more than once; each is taken once.", len(repeated))
     if not items:
         raise CavmaeError(f"No videos in {', '.join(map(repr, names))}.")
+    log_refused(items)
     if not how.keep_order:
         items.sort(key=lambda item: item.identity)
     if part is not None:
@@ -145,21 +156,30 @@ def _choose(names: Sequence[str], how: RunSettings, part: tuple[int, int] | None
 def _make(
     layout: Layout, items: list[Input], settings: ShardSettings, how: RunSettings
 ) -> Manifest:
+    _remove_copies(layout)
     state = State.load(layout, dataclasses.asdict(settings))
     plan = Plan(layout)
     _check_folder(layout, state)
-    items = plan.without_known(items)
-    plan.extend(items)
+    before = len(plan.items)
+    fresh = plan.extend(plan.without_known(items))
+    retried: list[Input] = []
     if how.retry_skipped:
-        plan.extend(retries(layout))
+        retried = plan.extend(retries(layout))
         forget_retried(layout, state)
-    if state.item == len(plan.items) and layout.manifest.exists():
-        log.info("%s is complete; nothing is left to do.", layout.folder)
-        return Assembler(layout, plan, state, 1, 1).finish()
-    assembler = Assembler(
-        layout, plan, state, settings.shard_samples, settings.shard_megabytes * 1e6
-    )
+    complete = state.item == len(plan.items) and layout.manifest.exists()
+    samples, size = settings.shard_samples, settings.shard_megabytes * 1e6
+    assembler = Assembler(layout, plan, state, *((1, 1) if complete else (samples, size)))
     assembler.find_finished()
+    if before:
+        done = sum(number < state.item or assembler.has(number) for number in range(before))
+        log.info(
+            "%s: %d of %d inputs were done before, %d are new%s%s.",
+            layout.folder, done, before, len(fresh),
+            f", {len(retried)} that were skipped are tried again" if how.retry_skipped else "",
+            "; it is complete, nothing is left to do" if complete else "",
+        )  # fmt: skip
+    if complete:
+        return assembler.finish()
     damaged = assembler.advance()
     while True:
         _run_pool(layout, plan, assembler, settings, how)
@@ -191,7 +211,9 @@ def _run_pool(
 ) -> None:
     first = assembler.state.item
     todo = [i for i in range(first, len(plan.items)) if not assembler.has(i)]
-    tasks = ((i, _Task(plan.items[i], settings, layout.part_file(plan.items[i]))) for i in todo)
+    limits = Limits(how.download_gb * 1e9, how.stall_seconds)
+    parts = {i: layout.part_file(plan.items[i]) for i in todo}
+    tasks = ((i, _Task(plan.items[i], settings, part, limits)) for i, part in parts.items())
     messages: dict[int, list[Written | Skip]] = {}
     events = pool.run(tasks, work, how.workers or pool.cores(), how.timeout, how.memory_gb * 1e9)
     progress = ShardProgress(len(plan.items), len(plan.items) - len(todo))
@@ -206,12 +228,19 @@ def _run_pool(
                     progress.clip(event.message.seconds)
                 continue
             if isinstance(event, pool.Lost):
+                _remove_copies(layout, copy_prefix(parts[event.task]))
                 heard.append(Skip(None, None, event.reason, event.detail))
             assembler.finish_item(event.task, messages.pop(event.task))
             progress.done()
             if assembler.advance() is not None:
                 return  # the caller makes it again
     log.info("%s.", progress.note())
+
+
+def _remove_copies(layout: Layout, prefix: str = "*.input-") -> None:
+    """Removes what workers that were killed had downloaded."""
+    for folder in layout.work.glob(f"{prefix}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _summary(layout: Layout, manifest: Manifest) -> None:

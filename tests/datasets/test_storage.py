@@ -14,6 +14,7 @@ from cavmae.datasets.errors import CavmaeError, ShardError
 from cavmae.datasets.loader import Loader
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.reading import Access
+from cavmae.datasets.remote import filesystem
 from cavmae.datasets.stream import EvalStream, TrainStream
 from cavmae.datasets.view import View
 from cavmae.tools.check import CheckSettings, check
@@ -112,7 +113,7 @@ def test_what_is_not_there(s3: object, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="no data set"):
         Manifest.load(f"{BUCKET}/nothing")
     with pytest.raises(CavmaeError, match="scheme"):
-        storage.filesystem("nosuch://x/y")
+        filesystem("nosuch://x/y")
     with pytest.raises(OSError, match="bucket"):
         storage.read_bytes("s3://no-such-bucket-at-all/x")
 

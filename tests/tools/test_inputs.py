@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,81 @@ def test_parts_refused(text: str) -> None:
 
 def test_parts() -> None:
     assert parse_part("2/8") == (2, 8)
+
+
+def test_a_name_may_begin_with_a_number_sign_or_end_with_a_blank(tmp_path: Path) -> None:
+    for name in ("#1.mp4", " a.mp4 ", "b\x0cc.mp4", "d\u2028e.mp4", "z.mp4"):
+        touch(tmp_path / name)
+    path = touch(tmp_path / "list.txt")
+    path.write_text("#1.mp4\n#2.mp4\n# z.mp4\n a.mp4 \r\n z.mp4 \nb\x0cc.mp4\nd\u2028e.mp4\n#\n")
+    names = [os.path.relpath(item.source, tmp_path) for item in collect([str(path)])[0]]
+    assert names == ["#1.mp4", " a.mp4 ", "z.mp4", "b\x0cc.mp4", "d\u2028e.mp4"]
+
+
+def test_empty_rows_of_a_table_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("\n,,\npath,start,end\n\na.mp4,1,2\n,,\n  , ,\nb.mp4,,\n,,\n")
+    items = collect([str(path)])[0]
+    assert items == [Input(f"{tmp_path}/a.mp4", 1.0, 2.0), Input(f"{tmp_path}/b.mp4")]
+
+
+def test_rows_of_another_length_are_named_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("path,start,end\na.mp4,1,2\nb.mp4\nc.mp4,1,2,\nd.mp4,1\n")
+    with pytest.raises(UsageError, match=r"t\.csv, line 3, 4, 5: the number of fields is not 3"):
+        collect([str(path)])
+    path.write_text("path,start\n" + "a.mp4\n" * 30)
+    with pytest.raises(UsageError, match="10, 11 and 20 more lines"):
+        collect([str(path)])
+    path.write_text("path,labels,labels\na.mp4,b,c\n")
+    with pytest.raises(UsageError, match="'labels' more than once"):
+        collect([str(path)])
+
+
+def test_fields_that_are_not_used_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "t.csv").write_text("path,note,\na.mp4,x,\n")
+    entry = {"video_id": "v1", "wav": "v1.wav", "video_path": "f", "labels": "", "start": 3}
+    (tmp_path / "d.json").write_text(json.dumps({"data": [entry]}))
+    collect([str(tmp_path / "t.csv"), str(tmp_path / "d.json")])
+    assert "t.csv: columns that are not used: note, one without a name" in caplog.text
+    assert "d.json: fields that are not used: start" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"data": [{"video_id": "v", "wav": "\\u0000", "video_path": "f"}]}',
+        '{"data": [{"video_id": "v", "wav": "\\ud800", "video_path": "f"}]}',
+        '{"data": [{"video_id": "v", "wav": ["w"], "video_path": "f"}]}',
+        '{"data": [{"video_id": "v", "wav": "w", "video_path": "f", "labels": ["a"]}]}',
+        '{"data": ["x"]}',
+        '{"data": ' + "[" * 100_000,
+        "\xff",
+        "",
+    ],
+)
+def test_data_files_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "d.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match=r"d\.json"):
+        collect([str(path)])
+
+
+@pytest.mark.parametrize("name", ["l.txt", "t.csv", "d.json"])
+def test_lists_are_regular_files(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match=re.escape(name)):
+        collect([str(tmp_path / name)])
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_bytes(b"path\na\0b.mp4\n")
+    with pytest.raises(UsageError, match=re.escape(name)):
+        collect([str(tmp_path / name)])
+
+
+def test_files_by_address_are_the_same_as_by_path(tmp_path: Path) -> None:
+    path = touch(tmp_path / "a.mp4")
+    items, repeated = collect([str(path), f"file://{path}"])
+    assert [item.source for item in items] == [str(path)]
+    assert [item.source for item in repeated] == [f"file://{path}"]

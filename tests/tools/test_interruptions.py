@@ -1,6 +1,7 @@
 """`cavmae shard` with real workers that are really killed: nothing is lost, no byte differs."""
 
 import dataclasses
+import logging
 import os
 import shutil
 import signal
@@ -31,8 +32,13 @@ from tests.tools.helpers import (
 
 @pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_same_bytes_after_kills_in_mid_run(
-    videos: Path, reference: Path, tmp_path: Path, killer: signal.Signals
+    videos: Path,
+    reference: Path,
+    tmp_path: Path,
+    killer: signal.Signals,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "cavmae")
     out = tmp_path / "out"
     for stage in (".work/*.json", "clips-000000.tar", "clips-000003.tar"):
         process = run_command(str(videos), "--out", str(out), "--workers", "2", *WORDS)
@@ -48,6 +54,7 @@ def test_the_same_bytes_after_kills_in_mid_run(
             assert b"interrupted" in said
             assert b"Traceback" not in said
     assert make_shards(str(videos), out, **TINY) == 0
+    assert "of 10 inputs were done before, 0 are new" in caplog.text
     assert contents(out) == contents(reference)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -88,15 +89,23 @@ def test_the_same_bytes_from_any_number_of_workers(
 
 
 def test_running_again_does_nothing_and_new_inputs_are_added(
-    videos: Path, reference: Path, tmp_path: Path, video: Maker
+    videos: Path,
+    reference: Path,
+    tmp_path: Path,
+    video: Maker,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "cavmae")
     out = tmp_path / "out"
     shutil.copytree(reference, out)
     before = contents(out)
     assert make_shards(str(videos), out, **TINY) == 0
+    said = "10 of 10 inputs were done before, 0 are new; it is complete, nothing is left to do."
+    assert f"{out}: {said}" in caplog.text
     assert contents(out) == before
     extra = video("extra.mp4", seconds=2.0)
     assert make_shards([str(videos), str(extra)], out, **TINY) == 0
+    assert f"{out}: 10 of 10 inputs were done before, 1 are new." in caplog.text
     after = contents(out)
     for name in before:
         if name.endswith(".tar"):
@@ -114,7 +123,10 @@ def test_other_settings_in_the_same_folder_are_refused(
     assert contents(reference) == before
 
 
-def test_retrying_what_was_skipped(tmp_path: Path, video: Maker) -> None:
+def test_retrying_what_was_skipped(
+    tmp_path: Path, video: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cavmae")
     folder = tmp_path / "in"
     video("in/good.mp4")
     video("whole.mp4")
@@ -134,6 +146,9 @@ def test_retrying_what_was_skipped(tmp_path: Path, video: Maker) -> None:
         assert make_shards(str(folder), out, again, **TINY) == 0
         assert skipped(out) == expected
         assert Manifest.load(out).samples == 4
+    assert "4 of 4 inputs were done before, 0 are new, 2 that were skipped are tried again." in (
+        caplog.text
+    )
     assert {Path(i.source).name for i in infos(out)} == {"good.mp4", "late.mp4"}
 
 

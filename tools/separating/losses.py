@@ -45,8 +45,8 @@ class Losses:
         if self.missing_sound > self._limit:
             raise MediaError(
                 "decode_error",
-                f"at least {self._playing.damaged_sound} of the {self._packets} packets of its sound could not "
-                f"be decoded, more than --max-missing {self._limit:g} allows",
+                f"at least {self._playing.damaged_sound} of the {self._packets} packets of its "
+                f"sound could not be decoded, more than --max-missing {self._limit:g} allows",
             )
 
     def remarks(self) -> list[str]:
@@ -59,7 +59,7 @@ class Losses:
             )
         if self._playing.damaged_sound:
             said.append(
-                f"{self._playing.damaged_sound} of {self._packets} packets of sound could not be decoded; there "
-                "is silence"
+                f"{self._playing.damaged_sound} of {self._packets} packets of sound could not be "
+                "decoded; there is silence"
             )
         return said

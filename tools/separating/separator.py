@@ -56,7 +56,7 @@ from cavmae.tools.separating.voices import (
     speech_spans,
     write_wav,
 )
-from cavmae.tools.sharding.clips import local_copy
+from cavmae.tools.sharding.sources import local_copy
 
 log = logging.getLogger("cavmae")
 SCHEMA = 1

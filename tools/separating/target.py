@@ -1,19 +1,20 @@
 """Whom a person means: a box, a point or a mask in the picture, or a recording of the voice."""
 
 import dataclasses
+import io
 import math
-import os
 from pathlib import Path
 
 import numpy as np
-import soundfile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.features import SAMPLE_RATE, resample
 from cavmae.datasets.media import Probe
+from cavmae.datasets.storage import read_bytes
 from cavmae.finetune.cues import CueKind
 from cavmae.finetune.separating.seeing import Box, Cue
+from cavmae.tools.soundfiles import MAGIC, SoundError, read_sound
 
 LONGEST = 600.0  # s of a reference recording that are read
 
@@ -26,7 +27,7 @@ class Target:
         box: left, top, right, bottom in pixels of the picture as it is shown, or all as shares of
             it, from 0 to 1.
         point: x and y, likewise.
-        mask: image of the size of the picture, white where the person is.
+        mask: PNG of the size of the picture, white where the person is.
         voice: recording of the person's voice alone.
         time: when the picture is that a box, point or mask lies in, in seconds.
     """
@@ -108,8 +109,10 @@ class Target:
 
 def _read_mask(path: str) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_bytes(path)), formats=["PNG"]) as image:
             mask: np.ndarray = np.asarray(image.convert("L")) > 127
+    except UnidentifiedImageError as error:
+        raise CavmaeError(f"--target.mask {path} is not a PNG.") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise CavmaeError(f"--target.mask {path} is not a readable image: {error}.") from error
     if not mask.any():
@@ -136,15 +139,13 @@ def _read_voice(path: str) -> np.ndarray:
     if not Path(path).is_file():
         raise UsageError(f"--target.voice {path}: there is no such file.")
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
-            rate = file.samplerate
-            wave = file.read(int(LONGEST * rate), dtype="float32", always_2d=True).mean(1)
-    except (soundfile.SoundFileError, OSError) as error:
+        samples, rate = read_sound(path, MAGIC, 0.0, LONGEST)
+    except SoundError as error:
         raise CavmaeError(
             f"--target.voice {path} is not a sound file that can be read (WAV, FLAC, OGG, MP3): "
             f"{error}"
         ) from error
-    found = resample(np.nan_to_num(wave.astype(np.float32)), rate, SAMPLE_RATE)
+    found = resample(samples.mean(1), rate, SAMPLE_RATE)
     if not found.size or float(np.abs(found).max()) < 1e-4:
         raise CavmaeError(f"--target.voice {path} is silent.")
     return found

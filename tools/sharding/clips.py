@@ -4,87 +4,30 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import os
-import re
-import tempfile
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from cavmae.datasets import features, sample
 from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.media import Decoder, MediaError, Probe, Sound, open_decoder, probe
 from cavmae.datasets.media.geometry import Geometry, geometry
+from cavmae.datasets.remote import DEFAULT_LIMITS, Limits
 from cavmae.datasets.shards import encode_sample
-from cavmae.datasets.storage import download, is_url
 from cavmae.tools.sharding.images import WavAndFrames
 from cavmae.tools.sharding.inputs import Input, key_of
+from cavmae.tools.sharding.masks import MaskFolder, label_values, mask_meaning
 from cavmae.tools.sharding.messages import Message, Reporter, Skip, Written
 from cavmae.tools.sharding.planning import choose_frames, plan_clips
 from cavmae.tools.sharding.settings import ShardSettings
+from cavmae.tools.sharding.sources import copy_prefix, local_copy
 
-LONGEST_ENDING = 16  # characters of a file name that tell its kind
 # Errors of the machine rather than of the input: they end the whole run.
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
-
-
-class MaskFolder:
-    """Mask PNGs of a video, named by frame number from 0.
-
-    Raises:
-        MediaError: ``no_masks``.
-    """
-
-    def __init__(self, folder: str, display: tuple[int, int], coded: tuple[int, int]):
-        self._sizes = {display, coded}
-        self._display = display
-        try:
-            names = os.listdir(folder)
-        except OSError as error:
-            raise MediaError("no_masks", f"mask folder {folder!r}: {error.strerror}") from error
-        self._files = {
-            int(match[1]): Path(folder) / name
-            for name in names
-            if (match := re.fullmatch(r"(\d{1,9})\.png", name, re.IGNORECASE))
-        }
-        if not self._files:
-            raise MediaError("no_masks", f"mask folder {folder!r} has no files like 0000.png")
-
-    def read(self, number: int, shape: Geometry) -> np.ndarray | None:
-        """Mask of frame ``number`` as stored; None if the folder has none.
-
-        Raises:
-            MediaError: ``bad_mask``.
-        """
-        path = self._files.get(number)
-        if path is None:
-            return None
-        try:
-            with Image.open(path) as image:
-                if image.mode not in ("L", "P", "1"):
-                    raise MediaError("bad_mask", f"mask {path} is {image.mode}, not labels")
-                if (image.height, image.width) not in self._sizes:
-                    raise MediaError(
-                        "bad_mask",
-                        f"mask {path} has {image.width}x{image.height} pixels, "
-                        f"the video {self._display[1]}x{self._display[0]}",
-                    )
-                return shape.mask(image, self._display)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise MediaError("bad_mask", f"mask {path}: {error}") from error
-
-
-def mask_meaning(values: set[int]) -> dict[str, str]:
-    """What mask values stand for: 0 background; body of person k is 2k - 1, face of person k 2k."""
-    return {
-        str(value): f"person {(value + 1) // 2} {'body' if value % 2 else 'face'}"
-        for value in sorted(values - {0})
-    }
 
 
 def make_members(
@@ -228,6 +171,7 @@ class _Video:
                     labelled[number] = mask
             if not labelled:
                 raise MediaError("no_masks", "the mask folder has none for this clip")
+            labelled = label_values(labelled)
         frames = [
             (
                 self.info.frame_times[index] - clip[0],
@@ -256,9 +200,11 @@ class _Video:
         )
 
 
-def image_clips(item: Input, settings: ShardSettings) -> Generator[Clip | Skip, None, None]:
+def image_clips(
+    item: Input, path: str, settings: ShardSettings
+) -> Generator[Clip | Skip, None, None]:
     """The one clip of an entry of a CAV-MAE data file: a WAV and its JPEGs."""
-    source = WavAndFrames(item, settings)
+    source = WavAndFrames(item, path, settings)
 
     def members() -> dict[str, bytes]:
         frames, size, sound = source.read()
@@ -275,12 +221,15 @@ def shard_input(
     settings: ShardSettings,
     part: Path,
     report: Callable[[Message], None],
+    limits: Limits = DEFAULT_LIMITS,
 ) -> None:
     """Writes an input's samples to a part file.
 
     Args:
         part: file of the samples' tar blocks, one after the other.
         report: told of each clip, in order: written, or why not; and of an input that is none.
+        limits: of a download.
+        beat: called now and then while a download goes on.
 
     Raises:
         CavmaeError: the machine, not the input, is at fault (disk full, read-only).
@@ -288,10 +237,11 @@ def shard_input(
     torch.set_num_threads(1)
     reporter = Reporter(report)
     try:
-        with part.open("wb") as file, local_copy(item.source, part.parent) as path:
+        copy = local_copy(item.source, part.parent, copy_prefix(part), limits, reporter.alive)
+        with part.open("wb") as file, copy as path:
             clips: Generator[Clip | Skip, None, None]
             if item.frames is not None:
-                clips = image_clips(item, settings)
+                clips = image_clips(item, path, settings)
             else:
                 clips = video_clips(item, path, settings, reporter.alive)
             with contextlib.closing(clips):
@@ -324,32 +274,3 @@ def _write(item: Input, clip: Clip, file: IO[bytes], reporter: Reporter) -> None
     file.write(blocks)
     file.flush()
     reporter.written(Written(clip.number, start, clip.seconds, len(blocks), zlib.crc32(blocks)))
-
-
-@contextlib.contextmanager
-def local_copy(source: str, folder: Path) -> Iterator[str]:
-    """Path of a file or URL that FFmpeg can open; a remote one is copied for as long as needed."""
-    remote = is_url(source)
-    if not remote and _is_utf8(source):
-        yield source
-        return
-    with tempfile.TemporaryDirectory(dir=folder, prefix="input-") as scratch:
-        # A signed URL has a query behind its ending, longer than a name may be.
-        ending = Path(source.split("?")[0]).suffix[:LONGEST_ENDING]
-        path = Path(scratch) / ("video" + re.sub(r"[^.A-Za-z0-9]", "", ending))
-        if remote:
-            try:
-                download(source, path)
-            except FileNotFoundError as error:
-                raise MediaError("missing", "no such file") from error
-        else:
-            path.symlink_to(Path(source).absolute())
-        yield str(path)
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

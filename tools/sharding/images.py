@@ -4,14 +4,15 @@ import io
 from pathlib import Path
 
 import numpy as np
-import soundfile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cavmae.datasets import sample
 from cavmae.datasets.features import SAMPLE_RATE, resample
 from cavmae.datasets.media import MediaError
+from cavmae.datasets.storage import read_bytes
 from cavmae.tools.sharding.inputs import Input
 from cavmae.tools.sharding.settings import ShardSettings
+from cavmae.tools.soundfiles import SoundError, read_sound
 
 FRAMES = 10  # frame_0 ... frame_9, at i / 10 of the clip
 
@@ -23,30 +24,26 @@ class WavAndFrames:
         MediaError: ``missing``, ``no_audio``, ``no_video``, ``too_short`` or ``decode_error``.
     """
 
-    def __init__(self, item: Input, settings: ShardSettings):
+    def __init__(self, item: Input, path: str, settings: ShardSettings):
         assert item.frames is not None and settings.min_seconds is not None
         self._settings = settings
         root = Path(item.frames)
         self._files = [root.parent / f"frame_{i}" / f"{root.name}.jpg" for i in range(FRAMES)]
         if not any(file.exists() for file in self._files):
             raise MediaError("no_video", f"no {self._files[0]} nor any other frame")
-        self._waveform = self._read_wav(item.source)
+        self._waveform = self._read_wav(path)
         self.duration = len(self._waveform) / SAMPLE_RATE
         self.missing = 0
         if self.duration < settings.min_seconds:
             raise MediaError("too_short", f"{self.duration:.3f} s of sound")
 
     def _read_wav(self, path: str) -> np.ndarray:
-        assert self._settings.clip_seconds is not None
         if not Path(path).exists():
             raise MediaError("missing", f"no {path}")
         try:
-            with soundfile.SoundFile(path) as file:
-                wanted = int(self._settings.clip_seconds * file.samplerate)
-                samples = file.read(wanted, dtype="float32", always_2d=True)
-                rate = file.samplerate
-        except soundfile.SoundFileError as error:
-            raise MediaError("no_audio", f"{path}: {error}") from error
+            samples, rate = read_sound(path, ("WAV", "FLAC"), 0.0, self._settings.clip_seconds)
+        except SoundError as error:
+            raise MediaError("no_audio", str(error)) from error
         mono = samples[:, 0] if self._settings.downmix == "first" else samples.mean(axis=1)
         return resample(np.ascontiguousarray(mono, dtype=np.float32), rate)
 
@@ -66,11 +63,15 @@ class WavAndFrames:
         problem = "none"
         for number, file in enumerate(self._files):
             try:
-                data = file.read_bytes()
+                data = read_bytes(str(file), sample.MEMBER_LIMITS["jpg"])
+                if len(data) > sample.MEMBER_LIMITS["jpg"]:
+                    raise ValueError(f"{file} has more than 32 MB")
                 with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
                     data, size = self._fit(image, data)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                problem = str(error)
+                # Pillow's own message has an address of memory in it.
+                unknown = isinstance(error, UnidentifiedImageError)
+                problem = f"{file} is not a JPEG" if unknown else str(error)
                 self.missing += 1
                 continue
             frames.append((number * self.duration / FRAMES, data))
@@ -92,6 +93,8 @@ class WavAndFrames:
             cut_width, cut_height = side, side
         else:
             cut_width, cut_height = width // 16 * 16, height // 16 * 16
+        if max(cut_width, cut_height) > sample.MAX_SIDE:
+            raise ValueError(f"a frame of {cut_width}x{cut_height} pixels is too large to store")
         if image.size == (cut_width, cut_height) and image.mode == "RGB":
             image.load()  # a broken file is found here, not in training
             return data, (cut_height, cut_width)

@@ -8,12 +8,16 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cavmae.datasets.errors import UsageError
-from cavmae.datasets.storage import is_url
+from cavmae.datasets.jsons import JSONError, read_json, typed
+from cavmae.datasets.remote import AddressError, check_address, local_path
+from cavmae.datasets.storage import is_url, read_bytes
+from cavmae.tools.folders import search
 
 log = logging.getLogger("cavmae")
 
@@ -22,6 +26,8 @@ VIDEO_ENDINGS = frozenset(
     .mxf .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv""".split()  # noqa: SIM905
 )
 LIST_ENDINGS = frozenset({".txt", ".lst", ".list"})
+LIST_BYTES = 1 << 30  # of a list, a table or a data file
+ENTRY_FIELDS = frozenset({"wav", "video_path", "video_id", "labels"})
 COLUMNS = ("path", "start", "end", "labels", "speaker", "masks")
 
 
@@ -63,7 +69,8 @@ class Input:
     @property
     def real(self) -> tuple[object, ...]:
         """Like ``identity``, but the same for all names of a file."""
-        source = self.source if is_url(self.source) else os.path.realpath(self.source)
+        source = local_path(self.source) or self.source
+        source = source if is_url(source) else os.path.realpath(source)
         return source, self.start, self.end, self.speaker, self.frames
 
     @property
@@ -140,7 +147,8 @@ def collect(names: Iterable[str]) -> tuple[list[Input], list[Input]]:
     """All inputs that the words of a command line name, and those named more than once.
 
     Raises:
-        UsageError: a word that names nothing, or a list or table that cannot be read.
+        UsageError: a word that names nothing or an address that is not opened, or a list or table
+            that cannot be read.
     """
     seen: dict[tuple[object, ...], Input] = {}
     repeated = []
@@ -168,12 +176,19 @@ def _unite(first: Input, second: Input) -> Input:
 
 def _expand(name: str) -> Iterator[Input]:
     if is_url(name):
+        try:
+            check_address(name)
+        except AddressError as error:
+            raise UsageError(str(error)) from error
         yield Input(name)
         return
     path = Path(name)
     ending = path.suffix.lower()
     if path.is_dir():
-        yield from _folder(path)
+        found = search(path, VIDEO_ENDINGS)
+        found.log_unused("videos")
+        for file in found.files:
+            yield Input(str(file))
     elif not os.path.lexists(path):
         raise UsageError(f"There is no file or folder {name!r}.")
     elif ending == ".csv":
@@ -181,27 +196,19 @@ def _expand(name: str) -> Iterator[Input]:
     elif ending == ".json":
         yield from _data_file(path)
     elif ending in LIST_ENDINGS:
-        for line in _text(path).splitlines():
-            if line.strip() and not line.startswith("#"):
-                yield Input(_beside(path, line.strip()))
+        yield from _list(path)
     else:
         yield Input(str(path))
 
 
-def _folder(folder: Path) -> Iterator[Input]:
-    def unreadable(error: OSError) -> None:
-        raise UsageError(f"Cannot list folder {error.filename!r}: {error.strerror}.") from error
-
-    for root, folders, files in os.walk(folder, onerror=unreadable):
-        folders.sort()
-        for file in sorted(files):
-            if Path(file).suffix.lower() in VIDEO_ENDINGS:
-                yield Input(str(Path(root) / file))
-
-
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        data = read_bytes(str(path), LIST_BYTES)
+        if len(data) > LIST_BYTES:
+            raise UsageError(f"{path} has more than {LIST_BYTES >> 20} MB: split it.")
+        if b"\0" in data:
+            raise UsageError(f"{path} is not a UTF-8 text file: it holds bytes of zero.")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not a UTF-8 text file.") from error
     except OSError as error:
@@ -213,35 +220,73 @@ def _beside(path: Path, name: str) -> str:
     return name if is_url(name) else str(path.parent / name)
 
 
+def _list(path: Path) -> Iterator[Input]:
+    """Lines that begin with ``#`` are comments, unless a file beside the list has that name."""
+    for line in _text(path).split("\n"):
+        name = line.strip()
+        # Blanks may belong to a name as well.
+        exact = line.removesuffix("\r")
+        if exact != name and name and os.path.lexists(path.parent / exact):
+            name = exact
+        if name and (not name.startswith("#") or os.path.lexists(path.parent / name)):
+            yield Input(_beside(path, name))
+
+
 def _table(path: Path) -> Iterator[Input]:
-    rows = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    rows = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    columns: list[str] = []
+    wrong = []
     try:
-        columns = [c.strip() for c in rows.fieldnames or ()]
-        if "path" not in columns:
-            raise UsageError(
-                f"{path} has no column 'path'; its first line must name the columns "
-                f"{', '.join(COLUMNS)} (only path is needed), it names {', '.join(columns)}."
-            )
-        if unused := [c for c in columns if c not in COLUMNS]:
-            log.warning("%s: columns that are not used: %s.", path, ", ".join(unused))
         for row in rows:
-            values = {k.strip(): (v or "").strip() for k, v in row.items() if isinstance(k, str)}
-            if None in row or not values["path"]:
-                raise UsageError(f"{path}, line {rows.line_num}: wrong number of fields.")
-            start = _seconds(path, rows.line_num, "start", values)
-            end = _seconds(path, rows.line_num, "end", values)
-            if start is not None and end is not None and end <= start:
-                raise UsageError(f"{path}, line {rows.line_num}: end {end} is not after {start}.")
-            yield Input(
-                _beside(path, values["path"]),
-                start=start,
-                end=end,
-                labels=tuple(x.strip() for x in values.get("labels", "").split(";") if x.strip()),
-                speaker=values.get("speaker") or None,
-                masks=_beside(path, values["masks"]) if values.get("masks") else None,
-            )
+            fields = [field.strip() for field in row]
+            if not any(fields):
+                continue
+            if not columns:
+                columns = fields
+                _check_columns(path, columns)
+            elif len(fields) != len(columns):
+                wrong.append(str(rows.line_num))
+            else:
+                yield _row(path, rows.line_num, dict(zip(columns, fields, strict=True)))
     except csv.Error as error:
         raise UsageError(f"{path}, line {rows.line_num}: {error}.") from error
+    if not columns:
+        _check_columns(path, columns)
+    if wrong:
+        more = f" and {len(wrong) - 10} more lines" if len(wrong) > 10 else ""
+        raise UsageError(
+            f"{path}, line {', '.join(wrong[:10])}{more}: the number of fields is not "
+            f"{len(columns)}, as in the first line."
+        )
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    if "path" not in columns:
+        raise UsageError(
+            f"{path} has no column 'path'; its first line must name the columns "
+            f"{', '.join(COLUMNS)} (only path is needed), it names {', '.join(columns)}."
+        )
+    if twice := [c for c in COLUMNS if columns.count(c) > 1]:
+        raise UsageError(f"{path} has the column {twice[0]!r} more than once: leave one.")
+    if unused := [c or "one without a name" for c in columns if c not in COLUMNS]:
+        log.warning("%s: columns that are not used: %s.", path, ", ".join(unused))
+
+
+def _row(path: Path, line: int, values: dict[str, str]) -> Input:
+    if not values["path"]:
+        raise UsageError(f"{path}, line {line}: the path is missing.")
+    start = _seconds(path, line, "start", values)
+    end = _seconds(path, line, "end", values)
+    if start is not None and end is not None and end <= start:
+        raise UsageError(f"{path}, line {line}: end {end} is not after {start}.")
+    return Input(
+        _beside(path, values["path"]),
+        start=start,
+        end=end,
+        labels=tuple(x.strip() for x in values.get("labels", "").split(";") if x.strip()),
+        speaker=values.get("speaker") or None,
+        masks=_beside(path, values["masks"]) if values.get("masks") else None,
+    )
 
 
 def _seconds(path: Path, line: int, column: str, values: dict[str, str]) -> float | None:
@@ -262,21 +307,34 @@ def _seconds(path: Path, line: int, column: str, values: dict[str, str]) -> floa
 def _data_file(path: Path) -> Iterator[Input]:
     """The CAV-MAE reference's data files: WAVs, and frames in ``frame_N/ID.jpg``."""
     try:
-        entries = json.loads(_text(path))["data"]
-        for number, entry in enumerate(entries):
-            if not {"wav", "video_path", "video_id"} <= set(entry):
-                raise UsageError(
-                    f"{path}, entry {number}: needs wav, video_path and video_id as in CAV-MAE."
+        remedy = "give a data file of CAV-MAE, or name videos"
+        record = read_json(path, remedy=remedy, limit_bytes=LIST_BYTES)
+    except (JSONError, FileNotFoundError) as error:
+        raise UsageError(str(error)) from error
+    unused: Counter[str] = Counter()
+    try:
+        for number, entry in enumerate(typed(record, "data", list)):
+            try:
+                labels = typed(entry, "labels", str) if "labels" in entry else ""
+                folder = _beside(path, typed(entry, "video_path", str))
+                item = Input(
+                    _beside(path, typed(entry, "wav", str)),
+                    labels=tuple(x for x in labels.split(",") if x),
+                    frames=str(Path(folder) / str(typed(entry, "video_id", str, int))),
                 )
-            yield Input(
-                _beside(path, entry["wav"]),
-                labels=tuple(x for x in str(entry.get("labels", "")).split(",") if x),
-                frames=str(Path(_beside(path, entry["video_path"])) / str(entry["video_id"])),
-            )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if b"\0" in os.fsencode(f"{item.source}{item.frames}"):
+                    raise ValueError("a name with a byte of zero")
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"entry {number}: {error}") from error
+            unused.update(entry.keys() - ENTRY_FIELDS)
+            yield item
+    except ValueError as error:
         raise UsageError(
-            f"{path} is not a CAV-MAE data file: it needs a list under 'data' ({error})."
+            f"{path} is not a CAV-MAE data file ({error}): it needs a list 'data' of entries with "
+            "wav, video_path, video_id and labels."
         ) from error
+    if unused:
+        log.warning("%s: fields that are not used: %s.", path, ", ".join(sorted(unused)))
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from cavmae.datasets.storage import write_atomically
 from cavmae.tools.sharding.inputs import Input
 from cavmae.tools.sharding.messages import Skip
 
-FINAL_REASONS = frozenset({"too_short"})  # trying again cannot help
+FINAL_REASONS = frozenset({"too_short", "bad_address"})  # trying again cannot help
 
 
 @dataclasses.dataclass(frozen=True)

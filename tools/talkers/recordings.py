@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.errors import UsageError
 from cavmae.datasets.features import SAMPLE_RATE, resample
+from cavmae.tools.folders import search
+from cavmae.tools.soundfiles import MAGIC, SoundError, read_sound
 
 ENDINGS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 SHORTEST = 1.0  # s: what is shorter is no utterance
@@ -46,11 +47,9 @@ def find(folder: Path) -> Iterator[tuple[str, str]]:
     """
     if not folder.is_dir():
         raise UsageError(f"--speech {folder} is not a folder.")
-    paths = sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in ENDINGS and p.is_file() and not p.name.startswith(".")
-    )
+    found = search(folder, ENDINGS)
+    found.log_unused("recordings")
+    paths = sorted(path for path in found.files if not path.name.startswith("."))
     if not paths:
         raise UsageError(
             f"--speech {folder} has no recordings ({', '.join(ENDINGS)}) in it; "
@@ -76,16 +75,10 @@ def read(path: Path, start: float = 0.0, seconds: float | None = None) -> np.nda
     """A stretch of a recording: float32 [samples] at 16 kHz, mono.
 
     Raises:
-        CavmaeError: the file does not decode.
+        SoundError: the file does not decode.
     """
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            rate = file.samplerate
-            file.seek(min(round(start * rate), file.frames))
-            count = -1 if seconds is None else round(seconds * rate)
-            sound = file.read(count, dtype="float32", always_2d=True).mean(axis=1)
-    except (soundfile.SoundFileError, OSError, ValueError) as error:
-        raise CavmaeError(f"{path} does not decode: {error}") from error
+    samples, rate = read_sound(path, MAGIC, start, seconds)
+    sound = samples.mean(axis=1)
     return resample(np.ascontiguousarray(sound), rate)
 
 
@@ -94,10 +87,8 @@ def survey(folder: Path, name: str) -> Recording | tuple[str, str]:
     path = folder / name
     try:
         sound = read(path)
-    except CavmaeError as error:
+    except SoundError as error:
         return "decode_error", str(error)
-    if not np.isfinite(sound).all():
-        return "decode_error", "samples that are not numbers"
     level = active_level(sound)
     if len(sound) and level < QUIETEST:
         return "silent", "nothing to hear"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -63,25 +64,36 @@ def test_the_same_in_any_number_of_processes_and_after_kills(tmp_path: Path) -> 
     assert contents(out) == contents(tmp_path / "one")
 
 
-def test_a_longer_corpus_begins_with_the_shorter_one(tmp_path: Path) -> None:
+def test_a_longer_corpus_begins_with_the_shorter_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cavmae")
     out = tmp_path / "out"
     assert render(out, 2) == 0
+    assert "before" not in caplog.text
     before = contents(out / "clips")
     assert render(out, 4) == 0
+    assert f"{out}: 2 of 4 clips were done before, 2 are left." in caplog.text
     after = contents(out / "clips")
     assert {name: after[name] for name in before} == before
     assert len({Path(name).parts[0] for name in after}) == 4
     assert render(out, 1) == 0  # nothing is taken away
+    assert f"{out}: an earlier run asked for 4 clips, which stay." in caplog.text
+    assert f"{out}: 4 of 4 clips were done before, nothing is left to do." in caplog.text
     assert sum(len(rows(out, split)) for split in ("train", "valid", "test")) == 4
 
 
-def test_missing_and_altered_files_are_made_again(tmp_path: Path) -> None:
+def test_missing_and_altered_files_are_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cavmae")
     out = tmp_path / "out"
     assert render(out, 2) == 0
     before = contents(out)
     (out / "clips/000000/voice-1.flac").unlink()
     (out / "clips/000001/masks/0004.png").write_bytes(b"")
     assert render(out, 2) == 0
+    assert "2 are left (2 of them altered or incomplete, and made again)" in caplog.text
     assert contents(out) == before
 
 
