@@ -59,16 +59,25 @@ def geometry(probe: Probe, shorter_side: int, crop: str) -> Geometry:
         crop: ``square`` cuts the middle square; ``patches`` cuts both sides to multiples of 16,
             so that the picture is whole 16x16 patches.
     """
-    height, width = probe.coded_display
+    height, width = probe.display
     scale = shorter_side / min(height, width)
-    resized = max(shorter_side, round(height * scale)), max(shorter_side, round(width * scale))
-    shown = resized[::-1] if probe.rotation % 180 else resized
+    shown = max(shorter_side, round(height * scale)), max(shorter_side, round(width * scale))
     if crop == "square":
         size = (shorter_side, shorter_side)
     else:
         size = (max(16, shown[0] // 16 * 16), max(16, shown[1] // 16 * 16))
     if max(size) > MAX_SIDE:
         raise MediaError("bad_size", f"frames of {size[1]}x{size[0]} pixels are too large to store")
+    return cut_from(probe, shown, size)
+
+
+def cut_from(probe: Probe, shown: tuple[int, int], size: tuple[int, int]) -> Geometry:
+    """Geometry of frames that are scaled to a size as shown, and cut to another from the middle.
+
+    Args:
+        shown, size: (height, width) in pixels, upright.
+    """
+    resized = (shown[1], shown[0]) if probe.rotation % 180 else shown
     return Geometry(resized, probe.rotation, size, probe.mirrored)
 
 

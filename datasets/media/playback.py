@@ -31,11 +31,9 @@ class Playback:
     Args:
         info: of the file.
         geometry: of frames.
-        decoder: ``pyav``, or ``decord``, which keeps frames by the gigabyte (1.4 GB more of a
-            recording of 640x360, measured), for 8 % more speed.
     """
 
-    def __init__(self, info: Probe, geometry: Geometry, decoder: str = "pyav"):
+    def __init__(self, info: Probe, geometry: Geometry):
         self.seconds = max(info.span[1], 1 / RATE)
         self.frames, self.samples = extent(self.seconds)
         moments = np.arange(self.frames) / RATE
@@ -45,7 +43,7 @@ class Playback:
         wanted = np.unique(self._index[self._index >= 0])
         self.wanted = len(wanted)  # frames that are shown at all
         self._closing = contextlib.ExitStack()
-        self._decoder = open_decoder(info, geometry, wanted, decoder)
+        self._decoder = open_decoder(info, geometry, wanted)
         self._closing.callback(self._decoder.close)
         self._sound = Sound(info)
         self._closing.callback(self._sound.close)

@@ -146,6 +146,12 @@ class Probe:
             return self.height, round(self.width * self.pixel_aspect)
         return round(self.height / self.pixel_aspect), self.width
 
+    @property
+    def display(self) -> tuple[int, int]:
+        """(height, width) as shown."""
+        height, width = self.coded_display
+        return (width, height) if self.rotation % 180 else (height, width)
+
 
 def probe(
     path: str,

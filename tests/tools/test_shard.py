@@ -52,7 +52,10 @@ def test_a_sample_holds_what_the_video_shows(tmp_path: Path, video: Maker) -> No
     assert (info.start, info.duration) == (0.0, pytest.approx(3.0, abs=0.03))
     assert info.frame_size == (64, 96)
     np.testing.assert_allclose(info.frame_times, np.arange(75) / 25, atol=1e-3)
-    assert info.decoder == "decord"
+    assert info.decoder == "pyav"
+    assert (info.video_stream, info.video_streams) == (0, 1)
+    assert (info.audio_stream, info.audio_streams) == (1, 1)
+    assert (info.mixdown, info.tone_mapping) == ("stereo: mean", "")
     assert info.audio_span == pytest.approx((0, 3), abs=0.05)
     for number in (0, 1, 40, 74):
         frame = sample.decode_frame(members[sample.frame_member(number)], info.frame_size)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from cavmae.datasets.composing.picture import widened
 from cavmae.datasets.media import Probe
-from cavmae.datasets.media.geometry import Geometry
+from cavmae.datasets.media.geometry import Geometry, cut_from
 from cavmae.datasets.media.playback import RATE, Playback
 from cavmae.datasets.media.writing import VideoWriter, Wave
 from cavmae.datasets.progress import Progress
@@ -101,12 +101,9 @@ def _whole(parts: Sequence[Shown], size: tuple[int, int]) -> np.ndarray:
 
 def display_geometry(info: Probe, height: int) -> Geometry:
     """Frames of written videos: as shown, at most so high, sides even."""
-    coded = info.coded_display
-    shown = coded[::-1] if info.rotation % 180 else coded
-    scale = min(1.0, height / shown[0])
-    size = tuple(max(2, round(side * scale / 2) * 2) for side in shown)
-    resized = size[::-1] if info.rotation % 180 else size
-    return Geometry((resized[0], resized[1]), info.rotation, (size[0], size[1]))
+    scale = min(1.0, height / info.display[0])
+    rows, columns = (max(2, round(side * scale / 2) * 2) for side in info.display)
+    return cut_from(info, (rows, columns), (rows, columns))
 
 
 def second_pass(
@@ -118,7 +115,6 @@ def second_pass(
     overlay: Path | None,
     masks: Mapping[int, Path],
     height: int,
-    decoder: str,
 ) -> None:
     """Writes the videos, one after the other: however many people there are, one file is open.
 
@@ -135,7 +131,7 @@ def second_pass(
         for number, path in masks.items():
             _write_masks(path, Masks(found, people[number]), found.frames, geometry.size, progress)
         if overlay is not None:
-            with Playback(info, geometry, decoder) as playing:
+            with Playback(info, geometry) as playing:
                 _write_overlay(
                     overlay, playing, geometry.size, found, people, spans, sound, progress
                 )

@@ -196,7 +196,8 @@ class Separator:
             work, made = _emptied(scratch / "work"), _emptied(scratch / "made")
             try:
                 with local_copy(video, work) as path:
-                    self._into(video, probe(path), work, made, settings, target or Target())
+                    info = probe(path, settings.video_stream, settings.audio_stream)
+                    self._into(video, info, work, made, settings, target or Target())
                 made.rename(out)
             finally:
                 shutil.rmtree(work)
@@ -231,7 +232,7 @@ class Separator:
             log.warning("%s: %s.", name, remark)
         geometry = working_geometry(info, self._seer.shape.encoder.image_size, settings.second_look)
         with contextlib.ExitStack() as closing:
-            playing = closing.enter_context(Playback(info, geometry, settings.decoder))
+            playing = closing.enter_context(Playback(info, geometry))
             target = who.cue(info, playing.seconds, self._seer.shape.samples)
 
             def begun(windows: int) -> Callable[[], None]:
@@ -260,6 +261,9 @@ class Separator:
             "frame_rate": RATE,
             "missing_frames": found.missing_frames,
             "missing_sound": round(found.missing_sound, 4),
+            "video_stream": info.video_stream,
+            "audio_stream": info.audio_stream,
+            "tone_mapping": info.transfer,
             "remarks": [*info.remarks, *found.remarks],
             "people": [],
             "residual": "residual.wav",
@@ -279,10 +283,7 @@ class Separator:
         if settings.overlay or (settings.masks and people):
             files = {n: made / f"person-{n}.mp4" for n in people} if settings.masks else {}
             overlay = made / "overlay.mp4" if settings.overlay else None
-            second_pass(
-                info, found, people, spans, mixture, overlay, files, settings.height,
-                settings.decoder,
-            )  # fmt: skip
+            second_pass(info, found, people, spans, mixture, overlay, files, settings.height)
         try:
             text = json.dumps(record, indent=1, allow_nan=False)
         except ValueError as error:  # other programs' readers take no NaN

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cavmae.datasets.media import MediaError, Probe
-from cavmae.datasets.media.geometry import Geometry
+from cavmae.datasets.media.geometry import Geometry, cut_from
 from cavmae.datasets.media.playback import RATE, SAMPLES, Playback
 from cavmae.finetune.separating.seeing import WHOLE, Box, Cue, Person, Seer
 from cavmae.finetune.separating.tracking import Tracker, masks_at, overlap_of
@@ -191,14 +191,12 @@ def _append(path: Path, first: int, wave: np.ndarray) -> None:
 
 def working_geometry(info: Probe, model: tuple[int, int], closely: bool) -> Geometry:
     """Frames as they are kept: as large as the model sees them, or larger for a second look."""
-    height, width = info.coded_display
-    shown = (width, height) if info.rotation % 180 else (height, width)
-    scale = min(model[0] / shown[0], model[1] / shown[1])
+    height, width = info.display
+    scale = min(model[0] / height, model[1] / width)
     if closely:
-        scale = max(scale, min(1.0, LARGEST / max(shown)))
-    resized = max(16, round(height * scale)), max(16, round(width * scale))
-    turned = resized[::-1] if info.rotation % 180 else resized
-    return Geometry(resized, info.rotation, (turned[0], turned[1]))
+        scale = max(scale, min(1.0, LARGEST / max(height, width)))
+    size = max(16, round(height * scale)), max(16, round(width * scale))
+    return cut_from(info, size, size)
 
 
 def _cued(cue: Cue, starts: list[int], keys: np.ndarray) -> tuple[int, int]:

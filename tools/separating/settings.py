@@ -20,7 +20,9 @@ class SeparateSettings:
         overlay: write the video with everybody outlined and numbered.
         masks: write a mask video for each person.
         height: of these videos in pixels at most.
-        decoder: ``pyav``, or ``decord``, which is a little faster and takes a gigabyte more.
+        video_stream: number of the video stream to read, as `ffprobe` counts the streams; empty:
+            the one that players show.
+        audio_stream: likewise of the audio stream; empty: the one that players play with it.
         max_missing: share of the recording's frames, and of its sound, that may fail to decode;
             above it, the recording is not taken apart.
     """
@@ -32,7 +34,8 @@ class SeparateSettings:
     overlay: bool = True
     masks: bool = True
     height: int = 720
-    decoder: Literal["pyav", "decord"] = "pyav"
+    video_stream: int | None = None
+    audio_stream: int | None = None
     max_missing: float = 0.1
 
     def __post_init__(self) -> None:

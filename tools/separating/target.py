@@ -84,9 +84,7 @@ class Target:
             raise UsageError(
                 f"--target.time {self.time:g} lies outside the recording of {seconds:g} s."
             )
-        height, width = info.coded_display
-        if info.rotation % 180:
-            height, width = width, height
+        height, width = info.display
         if self.mask is not None:
             return _of_mask(self.mask, self.time, (height, width))
         numbers = self.box if self.box is not None else self.point

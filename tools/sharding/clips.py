@@ -123,9 +123,7 @@ def video_clips(
     everything = np.unique(np.concatenate(wanted)) if wanted else np.zeros(0, dtype=np.int64)
     masks = None
     if item.masks is not None:
-        coded = info.coded_display
-        display = coded[::-1] if info.rotation % 180 else coded
-        masks = MaskFolder(item.masks, display, (info.height, info.width))
+        masks = MaskFolder(item.masks, info.display, (info.height, info.width))
     first = clips[0][0] if clips else 0.0
     with (
         contextlib.closing(open_decoder(info, shape, everything, settings.decoder)) as decoder,
