@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -77,3 +77,13 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     )
     assert made == 0
     return Manifest.load(out)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Captured logs may hold names that are not UTF-8, which pytest-xdist cannot pass on."""
+    report = yield
+    report.sections = [
+        (title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections
+    ]
+    return report
