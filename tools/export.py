@@ -8,7 +8,6 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 from huggingface_hub import ModelCard, ModelCardData
@@ -16,8 +15,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from cavmae.datasets.commandline import fill, parse, parser
 from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.storage import flush_folder
-from cavmae.pretrain.checkpoints import CONFIG, PREPROCESSING, WEIGHTS
+from cavmae.datasets.jsons import read_json, typed, value_as
+from cavmae.datasets.storage import read_bytes
+from cavmae.pretrain.checkpoints import CONFIG, PREPROCESSING, WEIGHTS, verify_model, write_hashes
+from cavmae.pretrain.tensorfiles import read_tensors
 from cavmae.tools.evaluate import ROWS
 
 log = logging.getLogger("cavmae")
@@ -74,7 +75,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
-    """Writes weights, configuration, preprocessing and card; the folder appears whole.
+    """Writes weights, configuration, preprocessing, their hashes and a card; it appears whole.
 
     Raises:
         CavmaeError: there is no checkpoint, it is damaged, or the folder is there already.
@@ -87,13 +88,15 @@ def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
                 f"{checkpoint} is not a checkpoint of cavmae: {name} is missing. Name a folder "
                 "such as RUN/checkpoints/000001000."
             )
+    verify_model(checkpoint)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         temporary.mkdir(parents=True)
         for name in (WEIGHTS, CONFIG, PREPROCESSING):
             shutil.copy(checkpoint / name, temporary / name)
         card_of(checkpoint, settings, out.name).save(temporary / CARD)
-        flush_folder(temporary)
+        read_tensors(temporary / WEIGHTS, f"export another checkpoint than {checkpoint}")
+        write_hashes(temporary)
         temporary.rename(out)
     except OSError as error:
         raise CavmaeError(f"{out} cannot be written: {error.strerror or error}.") from error
@@ -103,7 +106,7 @@ def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
 
 def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCard:
     """What the model is, how it was trained, what it can do, and what nobody should expect."""
-    config = _json(checkpoint / CONFIG)
+    config = read_json(checkpoint / CONFIG)
     kind = "speakers" if "slots" in json.dumps(config) else "encoder"
     what, python, command = USES[kind]
     name = settings.name or folder
@@ -115,7 +118,7 @@ def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCar
     parts = [f"# {name}", what, "## Use", f"```python\n{python.format(name=name)}\n```",
              f"```sh\n{command.format(name=name)}\n```", "## What it was trained with"]  # fmt: skip
     parts.append(_training(checkpoint))
-    parts.append(f"Preprocessing: `{json.dumps(_json(checkpoint / PREPROCESSING))}`")
+    parts.append(f"Preprocessing: `{json.dumps(read_json(checkpoint / PREPROCESSING))}`")
     parts.append("## What it can do")
     parts.append(_measured(settings.measures))
     parts.append("## What not to expect")
@@ -129,14 +132,6 @@ def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCar
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CavmaeError(f"{path} cannot be read: {error}.") from error
-    return found
-
-
 def _training(checkpoint: Path) -> str:
     """Step and configuration of the run that a checkpoint lies in."""
     run = checkpoint.resolve().parent.parent
@@ -146,17 +141,27 @@ def _training(checkpoint: Path) -> str:
     if not config.is_file():
         return f"{told} Its run's configuration is not known.".strip()
     # Where things lay on the machine that trained says nothing to others.
-    text = re.sub(r"^(\s*\w+: ).*/", r"\1", config.read_text(), flags=re.MULTILINE)
+    text = read_bytes(str(config)).decode(errors="replace")
+    text = re.sub(r"^(\s*\w+: ).*/", r"\1", text, flags=re.MULTILINE)
     return f"{told}\n\n```yaml\n{text}```".strip()
 
 
 def _measured(folder: str | None) -> str:
     if folder is None:
         return "Not measured."
-    record = _json(Path(folder) / "measures.json")
-    columns = record["summary"]
+    path = Path(folder) / "measures.json"
+    try:
+        record = read_json(path)
+        summary = typed(record, "summary", dict)
+        columns = value_as(dict[str, dict[str, float | None]], summary, "summary")
+        scenes = len(typed(typed(record, "scenes", dict), "model", list))
+        listed = Path(typed(record, "list", str)).name
+    except (FileNotFoundError, ValueError) as error:
+        raise CavmaeError(
+            f"{path} cannot be used ({error}): name a folder of `cavmae evaluate --out`."
+        ) from error
     lines = [
-        f"On {len(record['scenes']['model'])} scenes of `{Path(record['list']).name}`:", "",
+        f"On {scenes} scenes of `{listed}`:", "",
         f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}",
     ]  # fmt: skip
     for name, unit, digits in ROWS:
