@@ -24,6 +24,10 @@ from cavmae.datasets.storage import LIMIT_BYTES, read_bytes
 LIMIT_DEPTH = 32  # objects and lists inside each other
 LIMIT_DIGITS = 40  # of a whole number; a state of a random generator has 39
 REMEDY = "make it anew, or fetch a sound copy of it"
+# What numbers beyond the limits have, once their digits are zeros: found in a hundredth of the time
+# that looking at each number takes.
+_HUGE = (b"0" * (LIMIT_DIGITS + 1), b"0e000", b"0e+000", b"0E000", b"0E+000")
+_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -73,12 +77,11 @@ def parse_json(
             raise ValueError(f"more than {limit_bytes} bytes")
         if _depth(data) > LIMIT_DEPTH:
             raise ValueError(f"more than {LIMIT_DEPTH} levels of lists and objects")
-        return json.loads(
-            data.decode("utf-8-sig"),
-            parse_constant=_refuse,
-            parse_float=_float,
-            parse_int=_int,
-        )
+        text = data.decode("utf-8-sig")
+        zeros = data.translate(_ZEROS)
+        if not any(pattern in zeros for pattern in _HUGE):
+            return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
     except UnicodeDecodeError as error:
         raise _damaged(name, f"no UTF-8 at byte {error.start}", remedy) from error
     except (ValueError, RecursionError) as error:
@@ -153,6 +156,8 @@ def value_as(kind: Any, value: Any, name: str) -> Any:
         if not any(type(value) is type(option) and value == option for option in arguments):
             raise ValueError(f"{name} is none of {', '.join(map(str, arguments))}")
         return value
+    if hasattr(kind, "_fields"):  # a NamedTuple, which JSON has as a list
+        return kind(*_tuple_as(tuple(typing.get_type_hints(kind).values()), value, name))
     if origin is tuple:
         return _tuple_as(arguments, value, name)
     if origin is list:

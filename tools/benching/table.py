@@ -1,6 +1,5 @@
 """Measuring in processes of their own, and printing what was measured."""
 
-import json
 import multiprocessing
 import os
 import platform
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from cavmae.datasets.jsons import json_bytes
 from cavmae.datasets.storage import write_atomically
 
 
@@ -145,5 +145,5 @@ def save(rows: Sequence[Row], path: str | None) -> None:
     if path is None:
         return
     with write_atomically(Path(path)) as file:
-        text = json.dumps({"machine": machine(), "rows": [r._asdict() for r in rows]}, indent=1)
-        file.write(text.encode() + b"\n")
+        record = {"machine": machine(), "rows": [r._asdict() for r in rows]}
+        file.write(json_bytes(record, indent=1))
