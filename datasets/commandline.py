@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
+from cavmae.datasets.configuration import Options, check_config
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.quoting import QuotingFormatter, quoted, visible
 
@@ -28,7 +30,7 @@ class _Parser(ArgumentParser):
 
 def parser(command: str, description: str) -> ArgumentParser:
     """A parser with ``--config FILE`` and ``--print_config``."""
-    made = _Parser(prog=f"cavmae {command}", description=description)
+    made = _Parser(prog=f"cavmae {command}", description=description, allow_abbrev=False)
     made.add_argument(
         "--config", action="config", help="YAML file with values for the options below."
     )
@@ -36,7 +38,13 @@ def parser(command: str, description: str) -> ArgumentParser:
 
 
 def parse(made: ArgumentParser, words: Sequence[str]) -> Namespace:
-    """Parses; options may be written with dashes or underscores. Bad usage exits with 2."""
+    """Parses; options may be written with dashes or underscores. Bad usage exits with 2.
+
+    Raises:
+        UsageError: a configuration that :func:`check_config` refuses; a group of options with a
+            value, in which jsonargparse would look for a class to import; a number that is NaN.
+    """
+    options = Options({a.dest for a in made._actions} - {"help", "config", "print_config"})
     # jsonargparse wants a value for a bool; a person writes the option alone.
     flags = {a.dest for a in made._actions if getattr(a, "_typehint", None) is bool}
     written: list[str] = []
@@ -46,12 +54,24 @@ def parse(made: ArgumentParser, words: Sequence[str]) -> Namespace:
             break
         name, equals, value = word.partition("=")
         if name.startswith("--") and " " not in name:  # with one, it is some option's value
-            word = "--" + name[2:].replace("-", "_") + equals + value
-            if name[2:].replace("-", "_") in flags and not equals:
-                following = words[number + 1] if number + 1 < len(words) else ""
+            option = name[2:].replace("-", "_")
+            following = words[number + 1] if number + 1 < len(words) else ""
+            word = f"--{option}{equals}{value}"
+            if option == "config":
+                check_config(value if equals else following, options)
+            elif option in options.groups:
+                raise UsageError(
+                    f"{name} takes no value: give its options, such as "
+                    f"--{options.first_of(option)}."
+                )
+            elif option in flags and not equals:
                 word += "" if following in ("true", "false") else "=true"
         written.append(word)
-    return made.parse_args(written)
+    parsed = made.parse_args(written)
+    for option, setting in parsed.items():
+        if isinstance(setting, float) and math.isnan(setting):
+            raise UsageError(f"--{option} is not a number: give one.")
+    return parsed
 
 
 def fill(kind: type[Settings], options: Namespace) -> Settings:

@@ -5,10 +5,14 @@ that the program reads passes through :func:`read_json` or :func:`parse_json`, s
 wrong with one is a sentence with the file's name.
 """
 
+import contextlib
+import dataclasses
 import itertools
 import json
 import math
 import re
+import types
+import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +24,10 @@ from cavmae.datasets.storage import LIMIT_BYTES, read_bytes
 LIMIT_DEPTH = 32  # objects and lists inside each other
 LIMIT_DIGITS = 40  # of a whole number; a state of a random generator has 39
 REMEDY = "make it anew, or fetch a sound copy of it"
+# What numbers beyond the limits have, once their digits are zeros: found in a hundredth of the time
+# that looking at each number takes.
+_HUGE = (b"0" * (LIMIT_DIGITS + 1), b"0e000", b"0e+000", b"0E000", b"0E+000")
+_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -69,12 +77,11 @@ def parse_json(
             raise ValueError(f"more than {limit_bytes} bytes")
         if _depth(data) > LIMIT_DEPTH:
             raise ValueError(f"more than {LIMIT_DEPTH} levels of lists and objects")
-        return json.loads(
-            data.decode("utf-8-sig"),
-            parse_constant=_refuse,
-            parse_float=_float,
-            parse_int=_int,
-        )
+        text = data.decode("utf-8-sig")
+        zeros = data.translate(_ZEROS)
+        if not any(pattern in zeros for pattern in _HUGE):
+            return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
     except UnicodeDecodeError as error:
         raise _damaged(name, f"no UTF-8 at byte {error.start}", remedy) from error
     except (ValueError, RecursionError) as error:
@@ -122,6 +129,74 @@ def typed(record: Any, name: str, *types: type) -> Any:
     if not fits:
         raise ValueError(f"field {name} is a {type(value).__name__}")
     return value
+
+
+def value_as(kind: Any, value: Any, name: str) -> Any:
+    """A JSON value as an annotated type: dataclasses with all that is in them, tuples of lists.
+
+    Args:
+        kind: ``int``, ``float``, ``str``, ``bool``, ``None``, a ``Literal``, tuple, dict, list or
+            union of these, or a dataclass of these; other types take any value.
+        value: as :func:`parse_json` gives it.
+        name: of the field, for the error's sentence.
+
+    Raises:
+        ValueError: it is of another type, lacks a field, or has one too many; and what a dataclass
+            itself raises.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            with contextlib.suppress(ValueError):
+                return value_as(option, value, name)
+        raise ValueError(f"{name} is a {type(value).__name__}")
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_as(kind, value, name)
+    if origin is typing.Literal:
+        if not any(type(value) is type(option) and value == option for option in arguments):
+            raise ValueError(f"{name} is none of {', '.join(map(str, arguments))}")
+        return value
+    if hasattr(kind, "_fields"):  # a NamedTuple, which JSON has as a list
+        return kind(*_tuple_as(tuple(typing.get_type_hints(kind).values()), value, name))
+    if origin is tuple:
+        return _tuple_as(arguments, value, name)
+    if origin is list:
+        return list(_tuple_as((*arguments, ...), value, name))
+    if origin is dict:
+        record = typed({name: value}, name, dict)
+        return {
+            key: value_as(arguments[1], inner, f"{name}.{key}") for key, inner in record.items()
+        }
+    if kind is None:
+        kind = type(None)
+    plain = origin or kind
+    if plain in (int, float, str, bool, dict, list, type(None)):
+        return typed({name: value}, name, plain)
+    return value
+
+
+def _dataclass_as(kind: Any, value: Any, name: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is a {type(value).__name__}, not an object")
+    hints, fields = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+    for key in value:
+        if key not in fields:
+            raise ValueError(f"{name} has the unknown field {key[:100]}")
+    for key, field in fields.items():
+        no_default = field.default is field.default_factory is dataclasses.MISSING
+        if no_default and key not in value:
+            raise ValueError(f"field {name}.{key} is missing")
+    return kind(**{key: value_as(hints[key], v, f"{name}.{key}") for key, v in value.items()})
+
+
+def _tuple_as(parts: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is a {type(value).__name__}, not a list")
+    if parts[1:] == (...,):
+        parts = (parts[0],) * len(value)
+    if len(parts) != len(value):
+        raise ValueError(f"{name} has {len(value)} values, not {len(parts)}")
+    return tuple(value_as(part, v, name) for part, v in zip(parts, value, strict=True))
 
 
 def _depth(data: bytes) -> int:

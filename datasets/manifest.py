@@ -15,6 +15,7 @@ from cavmae.datasets.sample import SCHEMA
 NAME = "manifest.json"
 LIMIT_BYTES = 256 << 20  # two million samples with labels have 20 MB
 REMEDY = "copy it again, or make the data set anew"
+_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}\.tar", re.ASCII)
 
 
@@ -35,6 +36,26 @@ class ShardEntry:
     bytes: int
     sha256: str
     labels: tuple[tuple[int, ...], ...] | None = None
+
+    @classmethod
+    def from_record(cls, record: Any) -> "ShardEntry":
+        """A shard as JSON has it.
+
+        Raises:
+            ValueError: it cannot be one.
+        """
+        file, sha256 = typed(record, "file", str), typed(record, "sha256", str)
+        samples, size = _count(record, "samples"), _count(record, "bytes")
+        # A name in a manifest must not lead out of the folder.
+        if not _SHARD_NAME.fullmatch(file) or not _HASH.fullmatch(sha256):
+            raise ValueError(f"it names a shard {file[:200]!r} that cannot be one")
+        labels = None
+        if record.get("labels") is not None:
+            labels = tuple(map(_numbers, typed(record, "labels", list)))
+        # The header of a member alone has 512 bytes.
+        if not 1 <= samples <= size // 512 or (labels is not None and len(labels) != samples):
+            raise ValueError(f"shard {file} has no sensible counts")
+        return cls(file, samples, size, sha256, labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +142,7 @@ class Manifest:
                 "Use the version of cavmae that made it, or make the data set anew."
             )
         try:
-            shards = tuple(map(_entry, typed(record, "shards", list)))
+            shards = tuple(map(ShardEntry.from_record, typed(record, "shards", list)))
             labels = typed(record, "labels", list)
             if not all(isinstance(label, str) for label in labels):
                 raise ValueError("a label is not a text")
@@ -135,16 +156,6 @@ class Manifest:
             )
         except ValueError as error:
             raise ShardError(f"{name} is damaged ({error}): {REMEDY}.") from error
-        for shard in shards:
-            # A name in a manifest must not lead out of the folder.
-            if not _SHARD_NAME.fullmatch(shard.file) or not re.fullmatch(
-                "[0-9a-f]{64}", shard.sha256
-            ):
-                raise ShardError(f"{name} names a shard {shard.file!r} that cannot be one.")
-            if shard.samples < 1 or (
-                shard.labels is not None and len(shard.labels) != shard.samples
-            ):
-                raise ShardError(f"{name} is damaged: shard {shard.file} has no sensible counts.")
         numbers = {n for shard in shards for one in shard.labels or () for n in one}
         if numbers and not 0 <= min(numbers) <= max(numbers) < len(manifest.labels):
             raise ShardError(f"{name} is damaged: it has labels without a name.")
@@ -188,20 +199,6 @@ class Manifest:
         except OSError as error:
             return f"Cannot read shard {name}: {error}."
         return None
-
-
-def _entry(record: Any) -> ShardEntry:
-    """A shard of a manifest. Raises ValueError."""
-    labels = None
-    if isinstance(record, dict) and "labels" in record:
-        labels = tuple(map(_numbers, typed(record, "labels", list)))
-    return ShardEntry(
-        file=typed(record, "file", str),
-        samples=_count(record, "samples"),
-        bytes=_count(record, "bytes"),
-        sha256=typed(record, "sha256", str),
-        labels=labels,
-    )
 
 
 def _numbers(labels: Any) -> tuple[int, ...]:

@@ -1,13 +1,13 @@
 """Bytes of visits out of shards, near or far: what the streams share."""
 
 import dataclasses
-import json
 import os
 from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
 from cavmae.datasets.errors import SampleError, ShardError
+from cavmae.datasets.jsons import json_bytes
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.order import Visit, visit_chance
 from cavmae.datasets.sample import SampleInfo
@@ -165,12 +165,12 @@ def quarantine(access: Access, error: SampleError, **where: str) -> None:
     """Names a broken sample in the quarantine file, if there is to be one."""
     if access.quarantine is None:
         return
-    line = json.dumps({**where, "reason": error.reason, "detail": error.detail})
+    line = json_bytes({**where, "reason": error.reason, "detail": error.detail})
     path = Path(access.quarantine)
     path.parent.mkdir(parents=True, exist_ok=True)
     # One write to a file opened for appending: lines of several processes do not mix.
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, line.encode() + b"\n")
+        os.write(descriptor, line)
     finally:
         os.close(descriptor)

@@ -8,7 +8,6 @@ is checked before memory is spent on it, and no name ever becomes a path.
 
 import dataclasses
 import io
-import json
 import re
 from typing import Any
 
@@ -19,6 +18,7 @@ from PIL import Image
 
 from cavmae.datasets.errors import SampleError
 from cavmae.datasets.features import MEL_BINS, SAMPLE_RATE
+from cavmae.datasets.jsons import JSONError, json_bytes, parse_json, typed, value_as
 
 SCHEMA = 1
 KEY_PATTERN = r"[A-Za-z0-9_-]{1,88}"
@@ -35,6 +35,7 @@ MEMBER_LIMITS = {
 _MEMBER = re.compile(
     rf"({KEY_PATTERN})\.((?:\d{{3,6}}\.)?(?:jpg|png)|fbank\.npy|flac|json)", re.ASCII
 )
+_EXPONENT = np.uint16(0x7C00)  # of a float16
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
     rb"\{'descr': '<f2', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9})\), \} *\n"
@@ -90,7 +91,7 @@ class SampleInfo:
 
     def to_bytes(self) -> bytes:
         record = {"schema": SCHEMA, **dataclasses.asdict(self)}
-        return json.dumps(record, sort_keys=True, allow_nan=False).encode()
+        return json_bytes(record, sort_keys=True)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "SampleInfo":
@@ -100,8 +101,8 @@ class SampleInfo:
             SampleError: ``bad_json`` for what is not such a record, ``unknown_schema``.
         """
         try:
-            record = json.loads(data)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(data, "its json", limit_bytes=MEMBER_LIMITS["json"])
+        except JSONError as error:
             raise SampleError("bad_json", str(error)) from error
         if not isinstance(record, dict):
             raise SampleError("bad_json", "not an object")
@@ -109,28 +110,28 @@ class SampleInfo:
             raise SampleError("unknown_schema", f"schema {record.get('schema')!r}, not {SCHEMA}")
         try:
             info = cls(
-                source=_typed(record, "source", str),
-                start=float(_typed(record, "start", int, float)),
-                duration=float(_typed(record, "duration", int, float)),
-                labels=tuple(str(x) for x in _typed(record, "labels", list)),
-                speaker=_typed(record, "speaker", str, type(None)),
-                frame_times=tuple(float(x) for x in _typed(record, "frame_times", list)),
-                frame_size=tuple(int(x) for x in _typed(record, "frame_size", list)),  # type: ignore[arg-type]
-                fbank_frames=_typed(record, "fbank_frames", int),
-                mask_values=_typed(record, "mask_values", dict, type(None)),
-                sample_rate=_typed(record, "sample_rate", int),
-                decoder=str(record.get("decoder", "")),
-                audio_span=tuple(record["audio_span"]) if record.get("audio_span") else None,
-                masked_frames=tuple(int(x) for x in record.get("masked_frames", ())),
-                missing_frames=int(record.get("missing_frames", 0)),
-                video_stream=_number_or_none(record, "video_stream"),
-                video_streams=int(record.get("video_streams", 0)),
-                audio_stream=_number_or_none(record, "audio_stream"),
-                audio_streams=int(record.get("audio_streams", 0)),
-                mixdown=str(record.get("mixdown", "")),
-                tone_mapping=str(record.get("tone_mapping", "")),
+                source=typed(record, "source", str),
+                start=typed(record, "start", float),
+                duration=typed(record, "duration", float),
+                labels=_field(record, "labels", tuple[str, ...]),
+                speaker=typed(record, "speaker", str, type(None)),
+                frame_times=_times(record),
+                frame_size=_field(record, "frame_size", tuple[int, int]),
+                fbank_frames=typed(record, "fbank_frames", int),
+                mask_values=_field(record, "mask_values", dict[str, str] | None),
+                sample_rate=typed(record, "sample_rate", int),
+                decoder=_field(record, "decoder", str, ""),
+                audio_span=_field(record, "audio_span", tuple[float, float] | None, None),
+                masked_frames=_field(record, "masked_frames", tuple[int, ...], []),
+                missing_frames=_field(record, "missing_frames", int, 0),
+                video_stream=_field(record, "video_stream", int | None, None),
+                video_streams=_field(record, "video_streams", int, 0),
+                audio_stream=_field(record, "audio_stream", int | None, None),
+                audio_streams=_field(record, "audio_streams", int, 0),
+                mixdown=_field(record, "mixdown", str, ""),
+                tone_mapping=_field(record, "tone_mapping", str, ""),
             )
-        except (TypeError, ValueError, OverflowError) as error:
+        except ValueError as error:
             raise SampleError("bad_json", str(error)) from error
         info._check()
         return info
@@ -138,6 +139,8 @@ class SampleInfo:
     def _check(self) -> None:
         if not 0 < self.duration <= MAX_SECONDS:
             raise SampleError("bad_json", f"duration {self.duration}")
+        if self.fbank_frames < 0 or self.missing_frames < 0:
+            raise SampleError("bad_json", "a count is negative")
         if len(self.frame_size) != 2 or not all(0 < x <= MAX_SIDE for x in self.frame_size):
             raise SampleError("bad_json", f"frame_size {self.frame_size}")
         if self.sample_rate != SAMPLE_RATE:
@@ -146,18 +149,19 @@ class SampleInfo:
             raise SampleError("bad_json", "frame_times are missing or not in order")
 
 
-def _typed(record: dict[str, Any], field: str, *types: type) -> Any:
-    if field not in record:
-        raise ValueError(f"field {field} is missing")
-    value = record[field]
-    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        raise ValueError(f"field {field} is a {type(value).__name__}")
-    return value
+def _field(record: dict[str, Any], name: str, kind: Any, *default: Any) -> Any:
+    """A field of a type; absent in older shards where there is a default. Raises ValueError."""
+    if default and name not in record:
+        return value_as(kind, default[0], name)
+    return value_as(kind, typed(record, name, object), name)
 
 
-def _number_or_none(record: dict[str, Any], field: str) -> int | None:
-    value = record.get(field)
-    return None if value is None else int(value)
+def _times(record: dict[str, Any]) -> tuple[float, ...]:
+    """``frame_times``, thousands in a long clip. Raises ValueError."""
+    times = typed(record, "frame_times", list)
+    if not all(type(time) in (int, float) for time in times):
+        raise ValueError("frame_times holds what is no number")
+    return tuple(map(float, times))
 
 
 def frame_member(number: int) -> str:
@@ -198,7 +202,8 @@ def decode_fbank(data: bytes, frames: int) -> np.ndarray:
     The header is matched as text rather than evaluated: it is untrusted, and this is faster.
 
     Raises:
-        SampleError: ``bad_fbank`` for any other kind of array (object arrays, so pickles, too).
+        SampleError: ``bad_fbank`` for any other kind of array (object arrays, so pickles, too),
+            ``fbank_not_finite`` for values that are NaN or infinite.
     """
     header_size = int.from_bytes(data[8:10], "little")
     header = _NPY_HEADER.fullmatch(data[10 : 10 + header_size])
@@ -207,7 +212,11 @@ def decode_fbank(data: bytes, frames: int) -> np.ndarray:
     shape = int(header[1]), int(header[2])
     if shape != (frames, MEL_BINS) or len(data) != 10 + header_size + 2 * frames * MEL_BINS:
         raise SampleError("bad_fbank", f"shape {shape}, the json says {(frames, MEL_BINS)}")
-    return np.frombuffer(data, "<f2", offset=10 + header_size).reshape(shape)
+    bits = np.frombuffer(data, "<u2", offset=10 + header_size)
+    # All bits of the exponent set; much faster than numpy.isfinite of float16.
+    if ((bits & _EXPONENT) == _EXPONENT).any():
+        raise SampleError("fbank_not_finite", "it holds values that are NaN or infinite")
+    return bits.view("<f2").reshape(shape)
 
 
 def encode_frame(frame: np.ndarray, quality: int) -> bytes:

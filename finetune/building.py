@@ -8,6 +8,7 @@ import torch
 
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.features import FRAME_RATE
+from cavmae.datasets.jsons import read_json
 from cavmae.datasets.transforms import Statistics
 from cavmae.finetune.settings import SpeakerModelSettings
 from cavmae.finetune.speaker import SpeakerConfig, SpeakerModel
@@ -144,7 +145,7 @@ def load_speaker(name: str) -> tuple[SpeakerModel, Statistics]:
         CavmaeError: there is none, it is damaged, or it is of another kind.
     """
     config = Path(name) / CONFIG
-    if config.is_file() and '"slots"' not in config.read_text():
+    if config.is_file() and not _is_speaker(read_json(config)):
         raise CavmaeError(
             f"{name} is a model of another kind (a pretrained encoder?): fine-tune it first with "
             "`cavmae finetune speakers --model.encoder`."
@@ -156,3 +157,9 @@ def load_speaker(name: str) -> tuple[SpeakerModel, Statistics]:
             f"{name} does not say how sound was normalised: {PREPROCESSING} is missing."
         )
     return model, Statistics(told["fbank_mean"], told["fbank_std"])
+
+
+def _is_speaker(config: Any) -> bool:
+    """Whether a configuration is one of a speaker model."""
+    shape = config.get("shape") if isinstance(config, dict) else None
+    return isinstance(shape, dict) and "slots" in shape

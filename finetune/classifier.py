@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from cavmae.pretrain.blocks import NORM_EPS
-from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, HubWeights
+from cavmae.pretrain.encoder import CAVMAEConfig, Encoder
+from cavmae.pretrain.hub import HubWeights
 
 Mode = Literal["multimodal", "audioonly", "videoonly", "missingaudioonly", "missingvideoonly"]
 

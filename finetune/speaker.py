@@ -29,13 +29,20 @@ from cavmae.finetune.separators import Heard, build_separator
 from cavmae.finetune.separators.base import in_step
 from cavmae.finetune.spectra import bounded, compressed, masked_voices, spectrum, wave
 from cavmae.pretrain.blocks import NORM_EPS
-from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, HubWeights
+from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, check_bounds
+from cavmae.pretrain.hub import HubWeights
 from cavmae.pretrain.positions import sin_cos, sin_cos_positions
 
 STATES = ("speaking", "silent", "off-screen", "none")
 SPEAKING, SILENT, OFF_SCREEN, NONE = range(4)
 RATE = 25  # frames of video a second
 QUIETEST = 1e-4  # RMS of a mixture that is not made louder
+WIDEST: dict[str, tuple[int, int]] = {  # (least, most), see pretrain.encoder
+    "slots": (2, 256), "width": (4, 4096), "heads": (1, 256), "query_layers": (0, 256),
+    "slot_layers": (0, 256), "voice_layers": (0, 256), "mask_width": (8, 4096), "keys": (1, 4096),
+    "motion_size": (16, 4096), "motion_width": (1, 4096), "motion_blocks": (0, 256),
+    "separator_width": (1, 4096),
+}  # fmt: skip
 LEAST_CLAIM = 0.05  # of the residual to what no voice takes, however sure nobody unseen is heard
 
 
@@ -77,12 +84,11 @@ class SpeakerConfig:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.encoder, dict):  # as it is read from JSON
-            object.__setattr__(self, "encoder", CAVMAEConfig(**self.encoder))
         object.__setattr__(self, "motion_size", tuple(self.motion_size))
         object.__setattr__(self, "classes", tuple(self.classes))
         if self.slots < 2:
             raise ValueError(f"slots {self.slots}: one is the residual, so at least 2.")
+        check_bounds(self, WIDEST)
         if self.width % self.heads or self.width % 4 or self.mask_width % 8:
             raise ValueError(
                 f"width {self.width} is not a multiple of 4 and of {self.heads} heads, or "

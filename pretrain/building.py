@@ -1,9 +1,6 @@
 """The model of a run, and what it starts from."""
 
-import contextlib
-import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +17,10 @@ from huggingface_hub.errors import (
 from torch import Tensor, nn
 
 from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.jsons import read_json, typed
 from cavmae.pretrain.checkpoints import PREPROCESSING
-from cavmae.pretrain.encoder import CAVMAEConfig, HubWeights, config_of
+from cavmae.pretrain.encoder import CAVMAEConfig, config_of
+from cavmae.pretrain.hub import HubWeights
 from cavmae.pretrain.masking import kept
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings
@@ -120,9 +119,7 @@ def load_model(name: str) -> CAVMAE:
 def load_hub(kind: type[Model], name: str, remedy: str) -> Model:
     """A model of some kind; see :func:`load_model`."""
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # the hub's library prints
-            found: Model = kind.from_pretrained(name)
-            return found
+        return kind.from_pretrained(name)
     except RuntimeError as error:
         found_out = " ".join(str(error).split("\n\t")[:2])
         raise CavmaeError(
@@ -154,13 +151,12 @@ def preprocessing_of(name: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        return {
-            **found,
-            "fbank_mean": float(found["fbank_mean"]),
-            "fbank_std": float(found["fbank_std"]),
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = read_json(path, remedy="give --statistics data")
+        mean, std = typed(found, "fbank_mean", float), typed(found, "fbank_std", float)
+        if std <= 0:
+            raise ValueError(f"fbank_std is {std}")
+        return {**found, "fbank_mean": mean, "fbank_std": std}
+    except (OSError, ValueError) as error:
         raise CavmaeError(f"{path} is damaged ({error}); give --statistics data.") from error
 
 

@@ -4,32 +4,42 @@
 ``from_pretrained`` reads) and ``preprocessing.json`` (how its data were normalised), the same under
 ``average/`` where weights are averaged, the trainer's state in ``trainer.safetensors`` and
 ``trainer.json``, and, written last, ``COMPLETE``: size and SHA-256 of every file. The folder is
-made beside its final name, flushed, then renamed.
+made beside its final name, flushed, then renamed. Exported and converted models have a ``COMPLETE``
+too. Where there is one, nothing is used that it does not vouch for.
 """
 
 import contextlib
-import json
 import logging
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.jsons import json_bytes, read_json, typed, value_as
 from cavmae.datasets.storage import flush_folder, sha256_of, write_atomically
+from cavmae.datasets.stream import Position
+from cavmae.pretrain.tensorfiles import read_tensors
 
 log = logging.getLogger("cavmae")
 SCHEMA = 1
 COMPLETE = "COMPLETE"
 WEIGHTS, CONFIG, AVERAGE = "model.safetensors", "config.json", "average"
 PREPROCESSING = "preprocessing.json"
+TRAINER, TRAINER_TENSORS = "trainer.json", "trainer.safetensors"
+MODEL_FILES = (CONFIG, WEIGHTS)  # without which there is no model
+_OF_A_MODEL = (*MODEL_FILES, PREPROCESSING)
+# All that is ever read of a checkpoint. Other files (a card, notes) may lie beside these.
+FILES = (*_OF_A_MODEL, *(f"{AVERAGE}/{name}" for name in _OF_A_MODEL), TRAINER, TRAINER_TENSORS)
+TRAINER_LIMIT_BYTES = 1 << 30  # random states and positions of every rank
+_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _NAME = re.compile(r"\d{9}", re.ASCII)
 _UNFINISHED = re.compile(r"\.\d{9}\.[0-9a-f]{12}\.tmp", re.ASCII)
 
@@ -90,18 +100,9 @@ def save(run: Path, step: int, checkpoint: Checkpoint, keep: int) -> None:
                 _write(temporary / part / CONFIG, _as_json(checkpoint.config))
                 _write(temporary / part / PREPROCESSING, _as_json(checkpoint.preprocessing))
                 flush_folder(temporary / part)
-        _write_tensors(temporary / "trainer.safetensors", checkpoint.tensors)
-        _write(temporary / "trainer.json", _as_json({"schema": SCHEMA, **checkpoint.trainer}))
-        listing = {
-            str(path.relative_to(temporary)): {
-                "bytes": path.stat().st_size,
-                "sha256": sha256_of(path),
-            }
-            for path in sorted(temporary.rglob("*"))
-            if path.is_file()
-        }
-        _write(temporary / COMPLETE, _as_json(listing))
-        flush_folder(temporary)
+        _write_tensors(temporary / TRAINER_TENSORS, checkpoint.tensors)
+        _write(temporary / TRAINER, _as_json({"schema": SCHEMA, **checkpoint.trainer}))
+        write_hashes(temporary)
         if final.exists():  # an incomplete one, that somebody copied here
             final.rename(final.with_name(f".{final.name}.{uuid.uuid4().hex[:12]}.tmp"))
         temporary.rename(final)
@@ -130,26 +131,79 @@ def remove_unfinished(run: Path) -> None:
                 shutil.rmtree(path)
 
 
+def write_hashes(folder: Path) -> None:
+    """Writes ``COMPLETE`` of the files of a checkpoint or model, and flushes the folder."""
+    listing = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+        for name in FILES
+        if (folder / name).is_file()
+    }
+    _write(folder / COMPLETE, _as_json(listing))
+    flush_folder(folder)
+
+
 def verify(folder: Path) -> None:
-    """Checks every file of a checkpoint against its COMPLETE.
+    """Checks every file of a checkpoint against its ``COMPLETE``.
 
     Raises:
-        CavmaeError: a file is missing or altered.
+        CavmaeError: a file is missing or altered; or ``COMPLETE`` does not name the files that are
+            there, and no others.
     """
     advice = (
         f"move {folder} away to go on from the checkpoint before it, or fetch a sound copy of it"
     )
-    try:
-        listing = json.loads((folder / COMPLETE).read_bytes())
-        wanted = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in listing.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CavmaeError(f"{folder / COMPLETE} cannot be read ({error}): {advice}.") from error
-    for name, (size, digest) in wanted.items():
-        path = folder / name
+    _verify(folder, FILES, advice)
+
+
+def verify_model(folder: Path) -> None:
+    """Checks the files of a model, not those of its training, where there is a ``COMPLETE``.
+
+    Args:
+        folder: a checkpoint, its averaged weights (``average``), or an exported model.
+
+    Raises:
+        CavmaeError: see :func:`verify`.
+    """
+    whole = folder.resolve()
+    inside = ""
+    if whole.name == AVERAGE and not (whole / COMPLETE).exists():
+        whole, inside = whole.parent, f"{AVERAGE}/"
+    if (whole / COMPLETE).exists():
+        advice = f"fetch a sound copy of {folder}, or use another checkpoint"
+        _verify(whole if inside else folder, [inside + name for name in _OF_A_MODEL], advice)
+
+
+def _verify(folder: Path, names: Sequence[str], advice: str) -> None:
+    listing = _read_hashes(folder, advice)
+    for name in FILES:
+        if name not in listing and (folder / name).exists():
+            raise CavmaeError(
+                f"{folder / COMPLETE} does not name {name}, which is there: {advice}."
+            )
+    for name in names:
+        if name not in listing:
+            continue
+        path, (size, digest) = folder / name, listing[name]
         if not path.is_file():
             raise CavmaeError(f"The checkpoint's file {path} is missing: {advice}.")
         if path.stat().st_size != size or sha256_of(path) != digest:
             raise CavmaeError(f"The checkpoint's file {path} was altered: {advice}.")
+
+
+def _read_hashes(folder: Path, advice: str) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each file that a ``COMPLETE`` names."""
+    path = folder / COMPLETE
+    try:
+        record = read_json(path, remedy=advice)
+        for name in (*MODEL_FILES, *(record if isinstance(record, dict) else ())):
+            if name not in FILES:
+                raise ValueError(f"{name[:100]} is no file of a checkpoint")
+            entry = typed(record, name, dict)
+            if typed(entry, "bytes", int) < 0 or not _HASH.fullmatch(typed(entry, "sha256", str)):
+                raise ValueError(f"no size and SHA-256 of {name}")
+    except (OSError, ValueError) as error:
+        raise CavmaeError(f"{path} cannot be used ({error}): {advice}.") from error
+    return {name: (entry["bytes"], entry["sha256"]) for name, entry in record.items()}
 
 
 def load(folder: Path) -> Checkpoint:
@@ -158,28 +212,56 @@ def load(folder: Path) -> Checkpoint:
     Raises:
         CavmaeError: it is not one of this program's, or of another version.
     """
+    remedy = f"go on from the checkpoint before {folder}, or fetch a sound copy of it"
     try:
-        trainer = json.loads((folder / "trainer.json").read_bytes())
-        if trainer.get("schema") != SCHEMA:
+        trainer = read_json(folder / TRAINER, remedy=remedy, limit_bytes=TRAINER_LIMIT_BYTES)
+        schema = typed(trainer, "schema", int)
+        if schema != SCHEMA:
             raise CavmaeError(
                 f"{folder} was written by another version of this program: its schema is "
-                f"{trainer.get('schema')}, not {SCHEMA}."
+                f"{schema}, not {SCHEMA}."
             )
-        average = folder / AVERAGE / WEIGHTS
-        return Checkpoint(
-            weights=load_file(str(folder / WEIGHTS)),
-            config=json.loads((folder / CONFIG).read_bytes()),
-            preprocessing=json.loads((folder / PREPROCESSING).read_bytes()),
-            averaged=load_file(str(average)) if average.is_file() else None,
-            tensors=load_file(str(folder / "trainer.safetensors")),
-            trainer=trainer,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CavmaeError(f"The checkpoint {folder} cannot be read: {error}.") from error
+        _check_trainer(trainer)
+        records = [read_json(folder / name, remedy=remedy) for name in (CONFIG, PREPROCESSING)]
+        if not all(isinstance(record, dict) for record in records):
+            raise ValueError("its configuration is no object")
+    except (OSError, ValueError) as error:
+        raise CavmaeError(f"The checkpoint {folder} cannot be used ({error}): {remedy}.") from error
+    average = folder / AVERAGE / WEIGHTS
+    return Checkpoint(
+        weights=read_tensors(folder / WEIGHTS, remedy),
+        config=records[0],
+        preprocessing=records[1],
+        averaged=read_tensors(average, remedy) if average.is_file() else None,
+        tensors=read_tensors(folder / TRAINER_TENSORS, remedy, finite=False),
+        trainer=trainer,
+    )
+
+
+def _check_trainer(trainer: Any) -> None:
+    """Checks the kinds of all that a run goes on with. Raises ValueError."""
+    for name in ("step", "samples", "averages"):
+        typed(trainer, name, int)
+    for name in ("skipped", "in_row"):
+        typed(typed(trainer, "health", dict), name, int)
+    typed(trainer, "scaler", dict, type(None))
+    for group in typed(trainer, "groups", list):
+        value_as(list[str], typed(group, "params", list), "params")
+    if not typed(trainer, "ranks", list):
+        raise ValueError("field ranks is empty")
+    for rank in trainer["ranks"]:
+        typed(rank, "random", dict)
+        loader = typed(rank, "loader", dict)
+        typed(loader, "signature", dict)
+        typed(loader, "turn", int)
+        if not typed(loader, "positions", list):
+            raise ValueError("field positions is empty")
+        for position in loader["positions"]:
+            value_as(Position, position, "position")
 
 
 def _as_json(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(values, indent=1, sort_keys=True).encode() + b"\n"
+    return json_bytes(values, indent=1, sort_keys=True)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -9,15 +9,33 @@ Shapes: N samples, L tokens or patches, D width, P values of a patch.
 """
 
 import dataclasses
-from typing import Any, Literal, cast
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cavmae.pretrain.blocks import NORM_EPS, Block, Modality
 from cavmae.pretrain.positions import Grid, sin_cos_positions
+
+# (least, most) of numbers of a model's shape: a damaged configuration fills no memory.
+WIDEST: dict[str, tuple[int, int]] = {
+    "patch": (1, 256), "width": (4, 8192), "heads": (1, 256), "depth": (0, 256),
+    "joint_depth": (0, 256), "mlp_ratio": (0, 64), "decoder_width": (4, 8192),
+    "decoder_heads": (1, 256), "decoder_depth": (0, 256), "contrast_width": (0, 8192),
+    "image_size": (1, 4096), "audio_size": (1, 65536),
+}  # fmt: skip
+
+MOST_POSITIONS = 1 << 27  # values of the embeddings of positions
+
+
+def check_bounds(shape: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
+    """Checks numbers, or tuples of numbers, of a shape. Raises ValueError naming one beyond."""
+    for name, (least, most) in bounds.items():
+        value = getattr(shape, name)
+        if not all(least <= v <= most for v in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{name} {value} is not from {least} to {most}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +72,15 @@ class CAVMAEConfig:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "audio_size"):
-            size = tuple(getattr(self, name))
-            object.__setattr__(self, name, size)  # a list, where it was read from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_bounds(self, WIDEST)
+        for name in ("image_size", "audio_size"):
+            size = getattr(self, name)
             if any(side < self.patch or side % self.patch for side in size):
                 raise ValueError(f"{name} {size} is not made of patches of {self.patch}.")
+            tokens = (size[0] // self.patch) * (size[1] // self.patch)
+            if tokens * max(self.width, self.decoder_width) > MOST_POSITIONS:
+                raise ValueError(f"{name} {size} has {tokens} patches: too many.")
         if self.decoder not in ("self", "cross"):
             raise ValueError(f"decoder {self.decoder!r} is neither 'self' nor 'cross'.")
         for prefix in ("", "decoder_"):
@@ -117,19 +140,6 @@ class PatchEmbedding(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """[N, L, C * p * p] -> [N, L, D]."""
         return nn.functional.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
-
-
-class HubWeights(nn.Module, PyTorchModelHubMixin):
-    """``from_pretrained``, ``save_pretrained``, ``push_to_hub``: all weights are loaded or none."""
-
-    def config_values(self) -> dict[str, Any]:
-        """What ``config.json`` says: the arguments that this model was made with."""
-        return dict(cast(dict[str, Any], self._hub_mixin_config or {}))
-
-    @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> Any:
-        # The mixin's default is to load what fits and to say nothing.
-        return super()._from_pretrained(strict=strict, **options)
 
 
 class Encoder(nn.Module):

@@ -1,6 +1,5 @@
 """What a run tells of itself: metrics.jsonl, a tracker, lines on the terminal."""
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import IO
 from accelerate import Accelerator
 
 from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.jsons import json_bytes, parse_json, typed
 from cavmae.datasets.storage import write_atomically
 
 log = logging.getLogger("cavmae")
@@ -40,18 +40,19 @@ class Journal:
             accelerator.init_trackers(tracker, init_kwargs=options)
 
     def _take_back(self, run: Path, step: int) -> None:
-        kept: list[str] = []
-        later: list[str] = []
-        for line in self._path.read_text().splitlines():
+        kept: list[bytes] = []
+        later: list[bytes] = []
+        for line in self._path.read_bytes().splitlines():
             try:
-                (kept if json.loads(line)["step"] <= step else later).append(line)
-            except (ValueError, KeyError, TypeError):
+                then = typed(parse_json(line, METRICS), "step", int)
+                (kept if then <= step else later).append(line)
+            except (ValueError, CavmaeError):
                 later.append(line)  # half a line, where the disk was full or the power cut
         if later:
-            with (run / "metrics.superseded.jsonl").open("a") as file:
-                file.writelines(line + "\n" for line in later)
+            with (run / "metrics.superseded.jsonl").open("ab") as file:
+                file.writelines(line + b"\n" for line in later)
             with write_atomically(self._path) as whole:
-                whole.write("".join(line + "\n" for line in kept).encode())
+                whole.writelines(line + b"\n" for line in kept)
 
     def tell(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """One line: numbers of a step.
@@ -65,7 +66,7 @@ class Journal:
         # JSON knows no NaN: a number that is none is null.
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         try:
-            self._file.write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
+            self._file.write(json_bytes({"step": step, "kind": kind, **finite}).decode())
             self._file.flush()
         except OSError as error:
             raise CavmaeError(f"{self._path} cannot be written: {error}.") from error

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from cavmae.pretrain.aligned import MomentHead, columns
 from cavmae.pretrain.blocks import NORM_EPS, Block, CrossBlock
-from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, HubWeights, fixed_positions, take
+from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, fixed_positions, take
+from cavmae.pretrain.hub import HubWeights
 from cavmae.pretrain.losses import Contrast, info_nce, reconstruction_loss
 from cavmae.pretrain.masking import Masking, MaskMode, mask_by, structured_noise
 

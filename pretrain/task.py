@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from cavmae.datasets.batch import Batch
-from cavmae.pretrain.encoder import HubWeights
+from cavmae.pretrain.hub import HubWeights
 
 Pieces = dict[str, Tensor]
 Record = dict[str, Any]

@@ -39,14 +39,24 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Puts the generators into a state of :func:`random_state`."""
-    torch.set_rng_state(_bytes(state["torch"]))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_bytes(state["cuda"]))
+    """Puts the generators into a state of :func:`random_state`.
+
+    Raises:
+        CavmaeError: it is none.
+    """
+    try:
+        torch.set_rng_state(_bytes(state["torch"]))
+        kind, keys, *rest = state["numpy"]
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+        version, numbers, gauss = state["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(_bytes(state["cuda"]))
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise CavmaeError(
+            f"The checkpoint's random state is damaged ({error!r}): go on from the one before it, "
+            "or start a new run from its weights (--model.weights)."
+        ) from error
 
 
 def _text(state: Tensor) -> str:

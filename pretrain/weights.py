@@ -5,20 +5,19 @@ A published file is a flat state dict whose keys may start with ``module.``. Our
 :class:`huggingface_hub.PyTorchModelHubMixin` read and write it.
 """
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cavmae.datasets.errors import CavmaeError
+from cavmae.pretrain.checkpoints import WEIGHTS, verify_model
 from cavmae.pretrain.encoder import CAVMAEConfig, Encoder
 from cavmae.pretrain.positions import Grid, interpolate_positions, sin_cos_positions
+from cavmae.pretrain.tensorfiles import read_tensors
 
 PREFIX = "module."
 MEL_BINS = 128
@@ -30,29 +29,17 @@ Weights = dict[str, Tensor]
 
 
 def read_weights(path: Path) -> Weights:
-    """The state dict of a file: ``.safetensors``, or what ``torch.save`` wrote, tensors only.
+    """The state dict of a published file; the prefix ``module.`` is taken off its names.
 
-    Nothing is unpickled but tensors (``weights_only``). The prefix ``module.`` is taken off.
+    A file out of a folder of ours is verified where a ``COMPLETE`` lies beside it.
 
     Raises:
-        CavmaeError: no such file, a damaged one, or one that is no state dict.
+        CavmaeError: it was altered, or see :func:`~cavmae.pretrain.tensorfiles.read_tensors`.
     """
-    if not path.is_file():
-        raise CavmaeError(f"There is no file {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            found: Any = load_file(str(path))
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise CavmaeError(f"{path} is damaged or holds more than tensors: {reason}") from error
-    for name in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(name), dict):
-            found = found[name]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise CavmaeError(f"{path} is not a state dict: it must map names to tensors.")
-    return {str(key).removeprefix(PREFIX): value for key, value in found.items()}
+    if path.name == WEIGHTS:
+        verify_model(path.parent)
+    found = read_tensors(path, "fetch a sound copy of it")
+    return {name.removeprefix(PREFIX): value for name, value in found.items()}
 
 
 def _blocks(weights: Mapping[str, Tensor], name: str) -> int:

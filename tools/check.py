@@ -1,7 +1,6 @@
 """`cavmae check SHARDS`: verifies a data set, adds up what is in it, draws a contact sheet."""
 
 import dataclasses
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from cavmae.datasets.commandline import fill, module_main, output, parse, parser
 from cavmae.datasets.composing.recipe import ComposeSettings
 from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.jsons import json_bytes
 from cavmae.datasets.manifest import Manifest, ShardEntry
 from cavmae.datasets.progress import Progress
 from cavmae.datasets.quoting import visible
@@ -98,11 +98,10 @@ def check(data_set: str, settings: CheckSettings) -> int:
         raise CavmaeError(f"{manifest.folder} has no samples; its skipped.jsonl tells why.")
     if not survey.damage:  # statistics of a part of the data would be taken for the whole
         with write_atomically(out / "stats.json") as file:
-            text = json.dumps(statistics(manifest, survey), indent=1, sort_keys=True)
-            file.write(text.encode() + b"\n")
+            file.write(json_bytes(statistics(manifest, survey), indent=1, sort_keys=True))
     with write_atomically(out / "damage.jsonl") as file:
         for damage in survey.damage:
-            file.write(json.dumps(damage._asdict(), sort_keys=True).encode() + b"\n")
+            file.write(json_bytes(damage._asdict(), sort_keys=True))
     output(report(manifest, survey))
     if not survey.damage:
         output("Statistics: %s", out / "stats.json")

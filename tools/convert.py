@@ -1,7 +1,6 @@
 """`cavmae convert WEIGHTS --out WHERE`: published weights to ours, and back."""
 
 import dataclasses
-import json
 import logging
 import shutil
 import uuid
@@ -12,13 +11,14 @@ import torch
 
 from cavmae.datasets.commandline import fill, module_main, parse, parser
 from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.storage import flush_folder, write_atomically
+from cavmae.datasets.jsons import read_json
+from cavmae.datasets.storage import write_atomically
 from cavmae.finetune.classifier import EventClassifier
+from cavmae.pretrain.checkpoints import CONFIG, WEIGHTS, write_hashes
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.weights import PREFIX, config_from, load_weights, read_weights
 
 log = logging.getLogger("cavmae")
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def to_ours(source: Path, out: Path, settings: ConvertSettings) -> list[str]:
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         model.save_pretrained(temporary)
-        flush_folder(temporary)
+        write_hashes(temporary)
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -108,9 +108,9 @@ def to_published(source: Path, out: Path) -> None:
     if out.suffix not in (".pth", ".pt"):
         raise UsageError(f"--out {out}: the name of a published file ends with .pth.")
     try:
-        json.loads((source / CONFIG).read_bytes())
-    except (OSError, ValueError) as error:
-        raise CavmaeError(f"{source} is not a folder of weights: {CONFIG}: {error}.") from error
+        read_json(source / CONFIG)
+    except FileNotFoundError as error:
+        raise CavmaeError(f"{source} is not a folder of weights: {CONFIG} is missing.") from error
     weights = read_weights(source / WEIGHTS)
     out.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(out) as file:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cavmae.datasets.commandline import fill, module_main, parse, parser, stop_on_signals
 from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.jsons import JSONError, json_bytes, read_json
 from cavmae.datasets.media import MediaError, probe
 from cavmae.datasets.storage import is_url, write_atomically
 from cavmae.tools.cli import COMMANDS
@@ -129,16 +130,16 @@ def _prepare(out: Path, settings: DemoSettings) -> None:
                 (out / name).unlink(missing_ok=True)
     elif mark.exists():
         try:
-            before = json.loads(mark.read_text())
-        except ValueError as error:
-            raise UsageError(f"{mark} is damaged ({error}): begin anew with --clean.") from error
+            before = read_json(mark, remedy="begin anew with --clean")
+        except JSONError as error:
+            raise UsageError(str(error)) from error
         if before != how:
             raise UsageError(
                 f"{out} was made with other settings ({json.dumps(before)}): name another folder "
                 "with --out, or begin anew with --clean."
             )
     with write_atomically(mark) as file:
-        file.write(json.dumps(how).encode() + b"\n")
+        file.write(json_bytes(how))
 
 
 def steps(out: Path, settings: DemoSettings) -> Iterator[Step]:
@@ -289,7 +290,7 @@ def _verdict(out: Path, scenes: int) -> bool:
     """Tells what was learned, and whether it is enough."""
     found = {}
     for name in ("before", "after"):
-        record = json.loads((out / "measured" / name / "measures.json").read_text())
+        record = read_json(out / "measured" / name / "measures.json")
         found[name] = record["summary"]
     after, before = found["after"]["model"], found["before"]["model"]
     blank = found["after"]["pictures blanked"]
@@ -304,7 +305,7 @@ def _verdict(out: Path, scenes: int) -> bool:
         log.error("That is less than %+.1f dB and IoU %.1f: something is wrong.", GAINED, COVERED)
     with write_atomically(out / "verdict.json") as file:
         told = {"before": before, "after": after, "good": good}
-        file.write(json.dumps(told, indent=1).encode() + b"\n")
+        file.write(json_bytes(told, indent=1))
     return bool(good)
 
 

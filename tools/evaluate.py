@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import importlib.util
-import json
 import logging
 import math
 import random
@@ -20,6 +19,7 @@ from cavmae.datasets.composing.drawing import RecipeBook
 from cavmae.datasets.composing.recipe import ComposeSettings
 from cavmae.datasets.composing.stream import ListedStream, write_list
 from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.jsons import json_bytes
 from cavmae.datasets.loader import Loader
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.progress import Progress
@@ -208,12 +208,12 @@ def table(found: Found, groups: dict[str, str], cued: bool) -> str:
 
 
 def _known(value: Any) -> Any:
-    """JSON knows no NaN: what cannot be told is null."""
+    """JSON knows no NaN and no infinity: a measure that is not finite is null."""
     if isinstance(value, dict):
         return {name: _known(part) for name, part in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_known(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(
@@ -238,12 +238,12 @@ def _write(
         "real-time factor": found.real_time,
         "groups": groups,
         "scenes": {
-            way: [_known(dataclasses.asdict(scene)) for scene in scenes]
+            way: [dataclasses.asdict(scene) for scene in scenes]
             for way, scenes in found.scenes.items()
         },
     }
     with write_atomically(out / "measures.json") as file:
-        file.write(json.dumps(record, indent=1).encode() + b"\n")
+        file.write(json_bytes(_known(record), indent=1))
     with write_atomically(out / "table.md") as file:
         file.write(f"{text}\n".encode())
     draw(found.scenes["model"], out / "measures.png")

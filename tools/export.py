@@ -22,8 +22,9 @@ from cavmae.datasets.commandline import fill, parse, parser
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.jsons import read_json, typed
 from cavmae.datasets.quoting import visible
-from cavmae.datasets.storage import flush_folder, read_bytes
-from cavmae.pretrain.checkpoints import CONFIG, PREPROCESSING, WEIGHTS
+from cavmae.datasets.storage import read_bytes
+from cavmae.pretrain.checkpoints import CONFIG, PREPROCESSING, WEIGHTS, verify_model, write_hashes
+from cavmae.pretrain.tensorfiles import read_tensors
 from cavmae.tools.evaluate import ROWS
 
 log = logging.getLogger("cavmae")
@@ -81,7 +82,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
-    """Writes weights, configuration, preprocessing and card; the folder appears whole.
+    """Writes weights, configuration, preprocessing, their hashes and a card; it appears whole.
 
     Raises:
         CavmaeError: there is no checkpoint, it is damaged, or the folder is there already.
@@ -94,13 +95,15 @@ def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
                 f"{checkpoint} is not a checkpoint of cavmae: {name} is missing. Name a folder "
                 "such as RUN/checkpoints/000001000."
             )
+    verify_model(checkpoint)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         temporary.mkdir(parents=True)
         for name in (WEIGHTS, CONFIG, PREPROCESSING):
             shutil.copy(checkpoint / name, temporary / name)
         card_of(checkpoint, settings, out.name).save(temporary / CARD)
-        flush_folder(temporary)
+        read_tensors(temporary / WEIGHTS, f"export another checkpoint than {checkpoint}")
+        write_hashes(temporary)
         temporary.rename(out)
     except OSError as error:
         raise CavmaeError(f"{out} cannot be written: {error.strerror or error}.") from error
@@ -110,7 +113,7 @@ def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
 
 def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCard:
     """What the model is, how it was trained, what it can do, and what nobody should expect."""
-    config = _json(checkpoint / CONFIG)
+    config = read_json(checkpoint / CONFIG)
     kind = "speakers" if "slots" in json.dumps(config) else "encoder"
     what, python, command = USES[kind]
     name = settings.name or folder

@@ -5,7 +5,6 @@ import csv
 import dataclasses
 import importlib
 import io
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cavmae.datasets.commandline import fill, module_main, parse, parser, stop_on_signals
 from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.jsons import json_bytes, read_json, typed
 from cavmae.datasets.locking import locked
 from cavmae.datasets.progress import Progress
 from cavmae.datasets.storage import write_atomically
@@ -150,9 +150,9 @@ def _check_folder(out: Path, settings: RenderSettings) -> int:
             )
         return 0
     try:
-        record = json.loads(path.read_bytes())
-        earlier, clips = record["settings"], int(record["clips"])
-    except (ValueError, KeyError, TypeError) as error:
+        record = read_json(path, remedy="choose another --out folder")
+        earlier, clips = typed(record, "settings", dict), typed(record, "clips", int)
+    except ValueError as error:
         raise CavmaeError(f"{path} is damaged ({error}); choose another --out folder.") from error
     if record.get("schema") != SCHEMA:
         raise CavmaeError(f"{path} is of another version of this program; choose another folder.")
@@ -179,7 +179,7 @@ def _comparable(settings: RenderSettings) -> dict[str, Any]:
 def _save_settings(out: Path, clips: int, settings: RenderSettings) -> None:
     record = {"schema": SCHEMA, "clips": clips, "settings": _comparable(settings)}
     with write_atomically(out / SETTINGS) as file:
-        file.write(json.dumps(record, indent=1).encode() + b"\n")
+        file.write(json_bytes(record, indent=1))
 
 
 def _render(
@@ -251,7 +251,7 @@ def _write_skipped(out: Path, skipped: list[dict[str, Any]]) -> None:
     if skipped:
         with write_atomically(path) as file:
             for record in skipped:
-                file.write(json.dumps(record).encode() + b"\n")
+                file.write(json_bytes(record))
     elif path.exists():
         path.unlink()
 

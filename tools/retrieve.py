@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save as save_tensors
 from cavmae.datasets.commandline import fill, module_main, output, parse, parser
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.features import FRAME_RATE
+from cavmae.datasets.jsons import json_bytes
 from cavmae.datasets.loader import Loader
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.progress import Progress
@@ -116,7 +116,7 @@ def main(words: Sequence[str]) -> int:
     if settings.json:
         with write_atomically(Path(settings.json)) as file:
             record = {"clips": len(features.keys), **found}
-            file.write(json.dumps(record, indent=1).encode() + b"\n")
+            file.write(json_bytes(record, indent=1))
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from cavmae.datasets.composing.sound import Noise
 from cavmae.datasets.errors import UsageError
+from cavmae.datasets.jsons import value_as
 
 GRID = 25  # Hz: parts of clips begin on this grid
 
@@ -174,20 +175,7 @@ class Recipe:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "Recipe":
-        """The inverse of :meth:`to_record`."""
-
-        def voice(kind: type[Voice], told: dict[str, Any]) -> Any:
-            pairs: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in told.items()
-            }
-            return kind(**pairs)
-
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in record.items()
-        }
-        values["people"] = tuple(voice(Seen, told) for told in record["people"])
-        values["unseen"] = tuple(voice(Voice, told) for told in record["unseen"])
-        if record["reference"] is not None:
-            values["reference"] = voice(Voice, record["reference"])
-        return cls(**values)
+    def from_record(cls, record: Any) -> "Recipe":
+        """The inverse of :meth:`to_record`. Raises ValueError."""
+        recipe: Recipe = value_as(cls, record, "a recipe")
+        return recipe

@@ -1,7 +1,6 @@
 """Streams of batches of composed scenes: endless for training, a fixed list for evaluation."""
 
 import dataclasses
-import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,14 @@ from cavmae.datasets.composing.picture import Size
 from cavmae.datasets.composing.recipe import ComposeSettings, Recipe
 from cavmae.datasets.composing.scene import Composer, Scene
 from cavmae.datasets.errors import CavmaeError, SampleError, UsageError
+from cavmae.datasets.jsons import json_bytes, parse_json, typed, value_as
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.reading import quarantine
-from cavmae.datasets.storage import write_atomically
+from cavmae.datasets.storage import read_bytes, write_atomically
 from cavmae.datasets.stream import Delivery, Position, Stream
 
 LIST_SCHEMA = 1
+LIST_LIMIT_BYTES = 256 << 20
 
 
 def collate(shown: Sequence[dict[str, Any]]) -> Batch:
@@ -243,9 +244,9 @@ def keys_of(recipe: Recipe) -> set[str]:
 def write_list(path: Path, compose: ComposeSettings, recipes: Sequence[Recipe]) -> None:
     """Writes a list of scenes: JSON lines, first the settings that it was drawn by."""
     head = {"schema": LIST_SCHEMA, "compose": dataclasses.asdict(compose)}
-    lines = [json.dumps(record) for record in (head, *(r.to_record() for r in recipes))]
     with write_atomically(path) as file:
-        file.write("".join(f"{line}\n" for line in lines).encode())
+        for record in (head, *(r.to_record() for r in recipes)):
+            file.write(json_bytes(record))
 
 
 def read_list(path: Path) -> tuple[ComposeSettings, list[Recipe]]:
@@ -255,16 +256,20 @@ def read_list(path: Path) -> tuple[ComposeSettings, list[Recipe]]:
         CavmaeError: it is missing, damaged, or of another version.
     """
     try:
-        head, *lines = [json.loads(line) for line in path.read_text().splitlines()]
-        if head["schema"] != LIST_SCHEMA:
+        lines = read_bytes(str(path), LIST_LIMIT_BYTES).splitlines()
+        head, *records = [
+            parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)
+        ]
+        schema = typed(head, "schema", int)
+        if schema != LIST_SCHEMA:
             raise CavmaeError(
-                f"{path} is a list of version {head['schema']}, this program reads {LIST_SCHEMA}."
+                f"{path} is a list of version {schema}, this program reads {LIST_SCHEMA}."
             )
-        told: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in head["compose"].items()
-        }
-        return ComposeSettings(**told), [Recipe.from_record(line) for line in lines]
+        compose: ComposeSettings = value_as(
+            ComposeSettings, typed(head, "compose", dict), "compose"
+        )
+        return compose, [Recipe.from_record(record) for record in records]
     except FileNotFoundError as error:
         raise CavmaeError(f"There is no list of scenes {path}.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, UsageError) as error:
         raise CavmaeError(f"{path} is no list of scenes ({error}): make it anew.") from error

@@ -19,7 +19,7 @@ from cavmae.datasets.batch import Batch
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.pretrain import trainer_state
 from cavmae.pretrain.aligned import Moments, aligned_contrast
-from cavmae.pretrain.encoder import HubWeights
+from cavmae.pretrain.hub import HubWeights
 from cavmae.pretrain.launching import joined
 from cavmae.pretrain.loop import Loop
 from cavmae.pretrain.losses import info_nce

@@ -153,7 +153,7 @@ def set_info(members: dict[str, bytes], **changes: Any) -> None:
         (lambda m: set_info(m, frame_size=(99, 99)), "bad_frame"),
         (
             lambda m: m.update({"fbank.npy": sample.encode_fbank(np.full((198, 128), np.nan))}),
-            "bad_fbank",
+            "fbank_not_finite",
         ),
     ],
 )

@@ -40,7 +40,9 @@ def test_a_speaker_model_by_itself(tmp_path: Path) -> None:
              "--measures", str(measures), "--name", "me/mine"]  # fmt: skip
     assert main(words) == 0
     names = {p.name for p in (tmp_path / "mine").iterdir()}
-    assert names == {"model.safetensors", "config.json", "preprocessing.json", "README.md"}
+    assert names == {
+        "model.safetensors", "config.json", "preprocessing.json", "COMPLETE", "README.md"
+    }  # fmt: skip
     loaded, statistics = load_speaker(str(tmp_path / "mine"))
     assert statistics.mean == -6.0
     for name, value in made.state_dict().items():

@@ -7,7 +7,6 @@ done already is not done again, so a table that was interrupted goes on, with th
 
 import dataclasses
 import itertools
-import json
 import logging
 import os
 import shlex
@@ -22,6 +21,7 @@ from typing import Literal
 from matplotlib.figure import Figure
 
 from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.jsons import json_bytes, read_json
 from cavmae.datasets.progress import Progress
 from cavmae.datasets.storage import write_atomically
 from cavmae.pretrain.checkpoints import complete
@@ -86,9 +86,9 @@ def _same(bench: LabelsBench) -> None:
     path = Path(bench.out) / "settings.json"
     if not path.exists():
         with write_atomically(path) as file:
-            file.write(json.dumps(told, indent=1).encode() + b"\n")
+            file.write(json_bytes(told, indent=1))
         return
-    before = json.loads(path.read_text())
+    before = read_json(path)
     changed = [name for name, value in told.items() if before.get(name) != value]
     if changed:
         raise UsageError(
@@ -118,7 +118,7 @@ def run(bench: LabelsBench) -> None:
         {"start": start, "clips": clips, "runs": runs} for (start, clips), runs in found.items()
     ]
     with write_atomically(out / "labels.json") as file:
-        file.write(json.dumps(record, indent=1).encode() + b"\n")
+        file.write(json_bytes(record, indent=1))
     with write_atomically(out / "labels.md") as file:
         file.write(f"{text}\n".encode())
     plot(found, out / "labels.png")
@@ -145,7 +145,7 @@ def _measured(bench: LabelsBench, start: str, clips: int, seed: int) -> Mapping[
             "--references", "false", "--out", str(file.parent),
         ]  # fmt: skip
         _program(measure, folder / "measure.log", bench.jobs)
-    found: Mapping[str, float] = json.loads(file.read_text())["summary"]["model"]
+    found: Mapping[str, float] = read_json(file)["summary"]["model"]
     return found
 
 

@@ -8,7 +8,6 @@ other voice and no other time.
 
 import contextlib
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from PIL import Image
 
 from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.features import SAMPLE_RATE
+from cavmae.datasets.jsons import read_json
 from cavmae.datasets.media.probe import probe
 from cavmae.datasets.media.sound import Sound
 from cavmae.tools.benching.table import machine
@@ -144,7 +144,7 @@ def collect(corpus: Path, clips: int) -> Iterator[Lips]:
     if not folders:
         raise CavmaeError(f"{corpus} has no clips; make some with `cavmae render-talkers`.")
     for path in folders:
-        truth: dict[str, Any] = json.loads(path.read_bytes())
+        truth: dict[str, Any] = read_json(path)
         people = [
             p
             for p in truth["people"]
@@ -220,7 +220,7 @@ def evaluate(corpus: Path, clips: int) -> dict[str, dict[str, float]]:
     if len(held) < 3 or len(known) < 3:
         raise CavmaeError(f"{corpus} has too few clips of different speakers; render more.")
     weights, reading = _fit(known, "envelope"), _fit(known, "opening")
-    truth = json.loads(next((corpus / "clips").glob("*/truth.json")).read_bytes())
+    truth = read_json(next((corpus / "clips").glob("*/truth.json")))
     shift = round(SHIFT * truth["frame_rate"])
     voices = [x.envelope for x in held]
     rate = truth["frame_rate"]

@@ -1,7 +1,6 @@
 """Measuring in processes of their own, and printing what was measured."""
 
 import gc
-import json
 import math
 import multiprocessing
 import os
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from cavmae.datasets.jsons import json_bytes
 from cavmae.datasets.storage import write_atomically
 
 
@@ -188,7 +188,7 @@ def table(title: str, unit: str, baseline: str, rows: Sequence[Row]) -> str:
 def text_of(rows: Sequence[Any]) -> bytes:
     """Rows (named tuples) and the machine as JSON."""
     record = {"machine": machine(), "rows": [row._asdict() for row in rows]}
-    return json.dumps(record, indent=1).encode() + b"\n"
+    return json_bytes(record, indent=1)
 
 
 def save(rows: Sequence[Row], path: str | None) -> None:

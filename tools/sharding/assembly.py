@@ -6,19 +6,22 @@ came before it.
 
 import dataclasses
 import hashlib
-import json
+import logging
 import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import IO
 
+from cavmae.datasets.jsons import JSONError, json_bytes, read_json, typed, value_as
 from cavmae.datasets.manifest import Manifest, ShardEntry
 from cavmae.datasets.shards import END
 from cavmae.datasets.storage import flush_folder, write_atomically
 from cavmae.tools.sharding.inputs import Input
 from cavmae.tools.sharding.messages import Skip, Written
 from cavmae.tools.sharding.plan import Layout, Plan, State, line, skip_record
+
+log = logging.getLogger("cavmae")
 
 
 class Assembler:
@@ -46,11 +49,15 @@ class Assembler:
         for number in range(self.state.item, len(self._plan.items)):
             path = self._layout.part_record(self._plan.items[number])
             if path.exists():
-                record = json.loads(path.read_bytes())
-                self._records[number] = (
-                    [Written(*w) for w in record["written"]],
-                    [Skip(*s) for s in record["skips"]],
-                )
+                try:
+                    record = read_json(path)
+                    written = value_as(list[Written], typed(record, "written", list), "written")
+                    skips = value_as(list[Skip], typed(record, "skips", list), "skips")
+                except (JSONError, ValueError) as error:
+                    log.warning("%s; its input is read again.", error)
+                    path.unlink()
+                else:
+                    self._records[number] = written, skips
 
     def has(self, number: int) -> bool:
         return number in self._records
@@ -60,7 +67,7 @@ class Assembler:
         written = [m for m in messages if isinstance(m, Written)]
         skips = [m for m in messages if isinstance(m, Skip)]
         with write_atomically(self._layout.part_record(self._plan.items[number])) as file:
-            file.write(json.dumps({"written": written, "skips": skips}).encode())
+            file.write(json_bytes({"written": written, "skips": skips}))
         self._records[number] = written, skips
 
     def advance(self) -> int | None:

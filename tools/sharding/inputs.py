@@ -127,15 +127,6 @@ class Input:
         record = dataclasses.asdict(self)
         return {k: v for k, v in record.items() if k == "source" or v != defaults[k]}
 
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> "Input":
-        for field in ("labels", "clips"):
-            if field in record:
-                record = {**record, field: tuple(record[field])}
-        if "stretches" in record:
-            record = {**record, "stretches": tuple((a, b) for a, b in record["stretches"])}
-        return cls(**record)
-
 
 def key_of(item: Input, start: float) -> str:
     """Key of the clip of an input that begins at ``start`` seconds: safe as a file name, unique."""

@@ -6,7 +6,6 @@ shards are sealed and how far into the plan they reach).
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -15,11 +14,13 @@ from typing import Any
 
 from cavmae.datasets import locking
 from cavmae.datasets.errors import CavmaeError
-from cavmae.datasets.manifest import NAME, Manifest, ShardEntry, merge
+from cavmae.datasets.jsons import json_bytes, parse_json, read_json, typed, value_as
+from cavmae.datasets.manifest import LIMIT_BYTES, NAME, Manifest, ShardEntry, merge
 from cavmae.datasets.storage import write_atomically
 from cavmae.tools.sharding.inputs import Input
 from cavmae.tools.sharding.messages import Skip
 
+ANEW = "choose another --out folder, or remove this one"
 FINAL_REASONS = frozenset({"too_short", "bad_address"})  # trying again cannot help
 
 
@@ -61,6 +62,11 @@ class Layout:
     def state(self) -> Path:
         return self.work / "state.json"
 
+    def read_manifest(self) -> Manifest:
+        """The manifest that is there. Raises CavmaeError."""
+        record = read_json(self.manifest, limit_bytes=LIMIT_BYTES)
+        return Manifest.from_record(str(self.folder), str(self.manifest), record)
+
     def shard(self, number: int) -> Path:
         return self.folder / f"{self.name}{self.suffix}-{number:06d}.tar"
 
@@ -83,11 +89,29 @@ def locked(layout: Layout) -> AbstractContextManager[None]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a JSON-lines file; a last line cut off by a kill is left out."""
+    """Records of a JSON-lines file; a last line cut off by a kill is left out.
+
+    Raises:
+        CavmaeError: another line is damaged.
+    """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines if line]
+    records = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        if text:
+            record = parse_json(text, f"{path}, line {number}", remedy=ANEW)
+            if not isinstance(record, dict):
+                raise CavmaeError(f"{path}, line {number} is no object: {ANEW}.")
+            records.append(record)
+    return records
+
+
+def _inputs(records: Sequence[Any], path: Path) -> list[Input]:
+    """Inputs out of a file. Raises CavmaeError."""
+    try:
+        return [value_as(Input, record, "an input") for record in records]
+    except ValueError as error:
+        raise CavmaeError(f"{path} is damaged ({error}): {ANEW}.") from error
 
 
 class Plan:
@@ -95,7 +119,7 @@ class Plan:
 
     def __init__(self, layout: Layout):
         self._layout = layout
-        self.items = [Input.from_json(record) for record in read_lines(layout.plan)]
+        self.items = _inputs(read_lines(layout.plan), layout.plan)
 
     def without_known(self, items: Sequence[Input]) -> list[Input]:
         """The items less those that are planned already under another name of the same file."""
@@ -129,7 +153,7 @@ class Plan:
 
 
 def line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, sort_keys=True).encode() + b"\n"
+    return json_bytes(record, sort_keys=True)
 
 
 @dataclasses.dataclass
@@ -167,12 +191,9 @@ class State:
             else []
         )
         if layout.state.exists():
-            record = json.loads(layout.state.read_bytes())
-            shards = [ShardEntry(**entry) for entry in record.pop("shards")]
-            state = cls(**record, shards=shards)
+            state = cls._read(layout.state)
         elif layout.manifest.exists():
-            text = json.loads(layout.manifest.read_bytes())
-            manifest = Manifest.from_record(str(layout.folder), str(layout.manifest), text)
+            manifest = layout.read_manifest()
             state = cls(
                 manifest.settings,
                 manifest.inputs,
@@ -196,11 +217,21 @@ class State:
                 )
         return state
 
+    @classmethod
+    def _read(cls, path: Path) -> "State":
+        record = read_json(path, remedy=ANEW, limit_bytes=LIMIT_BYTES)
+        try:
+            shards = list(map(ShardEntry.from_record, typed(record, "shards", list)))
+            state = value_as(cls, {**record, "shards": []}, "it")
+        except ValueError as error:
+            raise CavmaeError(f"{path} is damaged ({error}): {ANEW}.") from error
+        return dataclasses.replace(state, shards=shards)
+
     def save(self, layout: Layout) -> None:
         with write_atomically(layout.state) as file:
             # Not dataclasses.asdict, which takes seconds for millions of samples' labels.
             record = {**vars(self), "shards": [vars(shard) for shard in self.shards]}
-            file.write(json.dumps(record).encode())
+            file.write(json_bytes(record))
 
 
 def skip_record(item: Input, skip: Skip, done: tuple[int, float] | None) -> dict[str, Any]:
@@ -219,7 +250,7 @@ def retries(layout: Layout) -> list[Input]:
     again: dict[str, Input] = {}
     for record in read_lines(layout.skipped):
         if "retry" in record:
-            item = Input.from_json(record["retry"])
+            (item,) = _inputs([record["retry"]], layout.skipped)
             again[item.task] = again[item.task].joined(item) if item.task in again else item
     return list(again.values())
 
@@ -243,11 +274,7 @@ def merge_parts(folder: Path, parts: int) -> Manifest | None:
     layouts = [Layout(folder, part=(i + 1, parts)) for i in range(parts)]
     if not all(layout.manifest.exists() for layout in layouts):
         return None
-    manifests = []
-    for layout in layouts:
-        record = json.loads(layout.manifest.read_bytes())
-        manifests.append(Manifest.from_record(str(folder), str(layout.manifest), record))
-    whole = merge(str(folder), manifests)
+    whole = merge(str(folder), [layout.read_manifest() for layout in layouts])
     whole_layout = Layout(folder)
     with write_atomically(whole_layout.skipped) as file:
         for layout in layouts:

@@ -13,7 +13,6 @@ A clip is a folder that appears under its name whole or not at all::
 
 import dataclasses
 import io
-import json
 import os
 import re
 import shutil
@@ -28,6 +27,7 @@ from PIL import Image
 
 from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.features import SAMPLE_RATE
+from cavmae.datasets.jsons import JSONError, json_bytes, read_json
 from cavmae.datasets.media.writing import VideoWriter
 from cavmae.datasets.storage import flush_folder, write_atomically
 from cavmae.tools.talkers.mixing import Sounds, mix, spans_of, speaking
@@ -146,7 +146,7 @@ def _write(
     truth["files"] = files
     flush_folder(folder / "masks")
     with write_atomically(folder / TRUTH) as file:
-        file.write(json.dumps(truth).encode() + b"\n")
+        file.write(json_bytes(truth))
     return truth
 
 
@@ -216,12 +216,12 @@ def _truth(
 def complete(folder: Path) -> dict[str, Any] | None:
     """What :func:`row_of` tells of a clip whose files are all there, at their sizes; else None."""
     try:
-        truth: dict[str, Any] = json.loads((folder / TRUTH).read_bytes())
+        truth: dict[str, Any] = read_json(folder / TRUTH)
         for name, size in truth["files"].items():
             if (folder / name).stat().st_size != size:
                 return None
         return row_of(truth)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, JSONError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

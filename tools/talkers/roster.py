@@ -6,7 +6,6 @@ or made longer and stays the same.
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.jsons import json_bytes, read_json
 from cavmae.datasets.progress import Progress
 from cavmae.datasets.storage import write_atomically
 from cavmae.tools import pool
@@ -76,7 +76,7 @@ def load_or_make(out: Path, settings: RenderSettings, workers: int) -> Populatio
     path = out / NAME
     if path.exists():
         try:
-            record = json.loads(path.read_bytes())
+            record = read_json(path, remedy="choose another --out folder")
             speakers = [Speaker.from_record(s, settings.speech) for s in record["speakers"]]
         except (ValueError, KeyError, TypeError) as error:
             raise CavmaeError(
@@ -90,7 +90,7 @@ def load_or_make(out: Path, settings: RenderSettings, workers: int) -> Populatio
         with write_atomically(out / SKIPPED) as file:
             for source, reason, detail in skipped:
                 line = {"source": source, "reason": reason, "detail": detail}
-                file.write(json.dumps(line).encode() + b"\n")
+                file.write(json_bytes(line))
         log.info("%d recordings cannot be used; %s tells why.", len(skipped), out / SKIPPED)
     if not sounding:
         raise CavmaeError(
@@ -98,8 +98,7 @@ def load_or_make(out: Path, settings: RenderSettings, workers: int) -> Populatio
         )
     population = Population.make(settings, sounding)
     with write_atomically(path) as file:
-        text = json.dumps({"speakers": [s.record() for s in population.speakers]}, indent=1)
-        file.write(text.encode() + b"\n")
+        file.write(json_bytes({"speakers": [s.record() for s in population.speakers]}, indent=1))
     return population
 
 

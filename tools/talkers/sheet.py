@@ -1,6 +1,5 @@
 """A contact sheet of a corpus: who is seen, who is heard, and what is written of it."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ matplotlib.use("Agg")  # a file is drawn, no window
 
 from matplotlib import pyplot
 
+from cavmae.datasets.jsons import read_json
 from cavmae.datasets.quoting import caption
 from cavmae.datasets.storage import write_atomically
 from cavmae.tools.talkers.recordings import levels
@@ -57,7 +57,7 @@ def draw(folders: list[Path], path: Path) -> None:
 
 
 def _draw_row(row: Any, folder: Path) -> None:
-    truth = json.loads((folder / "truth.json").read_bytes())
+    truth = read_json(folder / "truth.json")
     rate = truth["frame_rate"]
     wanted = np.linspace(0, truth["frames"] - 1, PICTURES).round().astype(int).tolist()
     with av.open(str(folder / f"{folder.name}.mp4")) as container:
