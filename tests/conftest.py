@@ -14,7 +14,7 @@ from cavmae.tools.shard import RunSettings, shard
 from cavmae.tools.sharding.settings import ShardSettings
 
 torch.set_num_threads(1)
-# On a machine with a GPU, too, the default device is the CPU, since results are compared to the bit.
+# With a GPU, too, the default device is the CPU, since results are compared to the bit.
 # CUDA_VISIBLE_DEVICES=0 shows it to the golden tests, which compare to a tolerance.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
