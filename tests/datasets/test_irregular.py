@@ -213,7 +213,7 @@ def test_one_frame_that_is_days_away(tmp_path: Path) -> None:
     info = probe(str(write(tmp_path / "x.mkv", video, Track("pcm_s16le", sounds(sweep(0, 3))))))
     assert info.span[1] < 3.1
     assert [part.reason for part in info.unused] == ["gap"]
-    assert "1 frames and 0 sound packets" in info.unused[0].detail
+    assert "(1 of the video, 0 of the audio)" in info.unused[0].detail
 
 
 def test_a_recording_that_begins_hours_late(tmp_path: Path) -> None:
