@@ -345,8 +345,8 @@ def _one_recording(video: np.ndarray, audio: np.ndarray) -> tuple[tuple[float, f
     where = ", ".join(f"{part.start:.1f} s" for part in others[:3]) + ", ..." * (len(others) > 3)
     count = sum(part.video for part in others), sum(part.audio for part in others)
     return bounds, (
-        f"only {used.start:.1f} to {used.end:.1f} s is used: other packets ({count[0]} of the video, "
-        f"{count[1]} of the audio) are stamped minutes away from it (at {where})"
+        f"only {used.start:.1f} to {used.end:.1f} s is used: other packets ({count[0]} of the "
+        f"video, {count[1]} of the audio) are stamped minutes away from it (at {where})"
     )
 
 
