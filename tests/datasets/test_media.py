@@ -286,12 +286,18 @@ def test_real_scenes(media_root: Path) -> None:
 
 
 def test_real_frames_are_the_same_whoever_reads_them(media_root: Path) -> None:
-    paths = [*(media_root / "scenes").glob("*.mp4")]
-    assert paths
+    """decord lists 400 frames of one of these files, of which its edit list shows 299."""
+    refused = media_root / "scenes" / "KlsG1EnBEjc_000361.mp4"
+    paths = sorted((media_root / "scenes").glob("*.mp4"))
+    assert len(paths) > 1
     for path in paths:
         info = probe(str(path))
         shape = geometry(info, 112, "square")
         wanted = list(range(min(80, len(info.frame_times))))
+        if path == refused:
+            with pytest.raises(MediaError, match="400 frames, not 299"):
+                open_decoder(info, shape, np.array(wanted), "decord")
+            continue
         first = open_decoder(info, shape, np.array(wanted), "decord").read(wanted)
         second = open_decoder(info, shape, np.array(wanted), "pyav").read(wanted)
         assert first.keys() == second.keys()

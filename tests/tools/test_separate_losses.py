@@ -116,29 +116,26 @@ def test_what_of_a_recording_is_not_read_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     path = video(seconds=1.0)
-    info = dataclasses.replace(probe(str(path)), remarks=("audio stream 2 of 3 was read",))
-    monkeypatch.setattr("cavmae.tools.separating.separator.probe", lambda _: info)
+    info = dataclasses.replace(probe(str(path)), audio_streams=3)
+    monkeypatch.setattr("cavmae.tools.separating.separator.probe", lambda *_: info)
     assert main([str(path), *words(checkpoint, tmp_path / "out")]) == 0
-    assert f"{path}: audio stream 2 of 3 was read." in caplog.text
+    assert f"{path}: of 3 audio streams number 1 is read." in caplog.text
     record = json.loads((tmp_path / "out" / "video" / "result.json").read_text())
-    assert record["remarks"] == ["audio stream 2 of 3 was read"]
+    assert record["remarks"] == ["of 3 audio streams number 1 is read"]
 
 
-@pytest.mark.parametrize("name", ["state_head", "voice", "fbank"])
+@pytest.mark.parametrize("name", ["state_head", "voice"])
 def test_a_model_that_gives_nan(
     checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     """Not silence, nor nobody."""
     broken = tmp_path / "model"
-    shutil.copytree(checkpoint, broken)
-    if name == "fbank":
-        (broken / "preprocessing.json").write_text('{"fbank_mean": NaN, "fbank_std": 4.0}')
-    else:
-        model, _ = load_speaker(checkpoint)
-        weights = next(v for k, v in model.named_parameters() if name in k and "weight" in k)
-        with torch.no_grad():
-            weights.view(-1)[:3] = float("nan")
-        model.save_pretrained(broken)
+    model, _ = load_speaker(checkpoint)
+    weights = next(v for k, v in model.named_parameters() if name in k and "weight" in k)
+    with torch.no_grad():
+        weights.fill_(3e38)  # each a number, their sums are not
+    model.save_pretrained(broken)
+    shutil.copy(Path(checkpoint) / "preprocessing.json", broken)
     path, out = video(seconds=1.0), tmp_path / "out"
     assert main([str(path), *words(str(broken), out)]) == 1
     assert f"video.mp4: model {broken} gives NaN or Inf" in caplog.text
