@@ -1,5 +1,9 @@
 """Channels of any layout to one: by the usual weights, and never cancelling each other."""
 
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import av
 import numpy as np
 
@@ -17,12 +21,21 @@ USUAL = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1
 INVERTED = -0.5  # correlation of two channels below which one is taken for the other upside down
 
 
-def layout_of(layout: av.AudioLayout) -> av.AudioLayout:
-    """A layout with names for its channels, the usual one where a file only counts them."""
+class Layout(NamedTuple):
+    """FFmpeg's name of a channel layout, and the names of its channels in order."""
+
+    name: str
+    channels: tuple[str, ...]
+
+
+@functools.cache
+def layout_of(name: str) -> Layout:
+    """A layout by FFmpeg's name, the usual one where a file only counts its channels."""
+    layout = av.AudioLayout(name)
     known = all(channel.name in WEIGHTS for channel in layout.channels)
-    if known or layout.nb_channels not in USUAL:
-        return layout
-    return av.AudioLayout(USUAL[layout.nb_channels])
+    if not known and layout.nb_channels in USUAL:
+        layout = av.AudioLayout(USUAL[layout.nb_channels])
+    return Layout(layout.name, tuple(channel.name for channel in layout.channels))
 
 
 def as_float(samples: np.ndarray, channels: int, planar: bool) -> np.ndarray:
@@ -47,29 +60,14 @@ def weights_of(names: tuple[str, ...]) -> np.ndarray:
     return np.array([WEIGHTS[name] for name in names], dtype=np.float32)
 
 
-def mix(samples: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """float32 [2, samples]: the mix of all channels, and half the difference of two.
-
-    The difference of other layouts is zero.
-
-    Args:
-        samples: float32 [channels, samples].
-    """
-    mixed = np.zeros((2, samples.shape[1]), dtype=np.float32)
-    if len(names) == 2:
-        mixed[0] = samples.sum(axis=0, dtype=np.float32) / np.float32(2)
-        mixed[1] = (samples[0] - samples[1]) / np.float32(2)
-    else:
-        mixed[0] = weights_of(names) @ samples
-    return mixed
-
-
-def is_inverted(mean: np.ndarray, difference: np.ndarray) -> bool:
+def are_inverted(pairs: Iterable[np.ndarray]) -> bool:
     """Whether two channels hold the same upside down, so that their mean cancels it.
 
     Args:
-        mean, difference: float32 [samples], (left + right) / 2 and (left - right) / 2.
+        pairs: float32 [2, samples] of both channels.
     """
-    # With powers S and D of the two, the correlation is (S - D) / (S + D) for equal loudness.
-    powers = float(mean @ mean), float(difference @ difference)
-    return powers[0] - powers[1] < INVERTED * (powers[0] + powers[1])
+    product = power = 0.0
+    for left, right in pairs:
+        product += float(left @ right)
+        power += float(left @ left) + float(right @ right)
+    return 2 * product < INVERTED * power  # the correlation of channels that are equally loud

@@ -11,7 +11,7 @@ from av.error import FFmpegError
 
 from cavmae.datasets.features import SAMPLE_RATE, resample
 from cavmae.datasets.media.container import open_container
-from cavmae.datasets.media.downmix import as_float, is_inverted, layout_of, mix
+from cavmae.datasets.media.downmix import are_inverted, as_float, layout_of, weights_of
 from cavmae.datasets.media.probe import Probe
 
 # Sound kept on both sides of a stretch while it is resampled, so that its ends are right.
@@ -31,16 +31,14 @@ class _Chunk(NamedTuple):
     Attributes:
         first: number of its first sample at its own rate, from the file's origin.
         rate: Hz.
-        samples: float32 [2, samples], the mix and, of stereo, half the difference.
+        samples: float32 [channels, samples]: both of stereo, otherwise their mix.
         layout: of its channels, FFmpeg's name.
-        stereo: it has two channels.
     """
 
     first: int
     rate: int
     samples: np.ndarray
     layout: str
-    stereo: bool
 
     @property
     def end(self) -> int:
@@ -106,7 +104,7 @@ class Sound:
             assert isinstance(audio, av.AudioStream)
             codec = audio.codec_context
             codec.thread_count = 1
-            number = -1
+            number, base = -1, None
             try:
                 if start is not None and audio.time_base is not None:
                     stamp = int((start + self._probe.origin) / audio.time_base)
@@ -117,7 +115,12 @@ class Sound:
                     offset = self._probe.audio_offsets[stretch][1]
                     try:
                         for frame in codec.decode(packet if packet.size else None):
-                            yield _Decoded(frame, _seconds(frame, offset))
+                            base = base or frame.time_base
+                            if frame.pts is None or base is None:
+                                yield _Decoded(frame, None)
+                            else:
+                                time = frame.pts * base.numerator / base.denominator
+                                yield _Decoded(frame, time + offset)
                     except FFmpegError:
                         self.damaged += 1
             except (FFmpegError, OSError):
@@ -164,14 +167,13 @@ class Sound:
                 self._chunks.append(chunk)
 
     def _chunk(self, frame: av.AudioFrame, first: int) -> _Chunk:
-        samples = as_float(frame.to_ndarray(), frame.layout.nb_channels, frame.format.is_planar)
-        layout = layout_of(frame.layout)
-        names = tuple(channel.name for channel in layout.channels)
+        layout = layout_of(frame.layout.name)
+        samples = as_float(frame.to_ndarray(), len(layout.channels), frame.format.is_planar)
         if self._downmix == "first":
-            samples, names = samples[:1], names[:1]
-        # Broken float streams hold NaN and Inf; they must not spread through the resampler.
-        samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
-        return _Chunk(first, frame.sample_rate, mix(samples, names), layout.name, len(names) == 2)
+            samples = samples[:1]
+        elif len(samples) != 2:
+            samples = (weights_of(layout.channels) @ samples)[None]
+        return _Chunk(first, frame.sample_rate, samples, layout.name)
 
     def read(self, start: float, end: float) -> tuple[np.ndarray, tuple[float, float] | None]:
         """Waveform of a stretch, later than all stretches read before.
@@ -187,32 +189,26 @@ class Sound:
             (None: nowhere). Gaps before and between sound are silence, as a player plays them.
         """
         self._fill(start - MARGIN, end + MARGIN)
-        waveform = np.zeros(0, dtype=np.float32)
-        low, high = end, start
-        inside = [c for c in self._chunks if c.first < end * c.rate and c.end > start * c.rate]
-        inverted = _is_inverted(inside)
+        near = self._chunks_in(start - MARGIN, end + MARGIN)
+        rates = sorted({chunk.rate for chunk in near})
+        placed = {rate: self._place(rate, start - MARGIN, end + MARGIN) for rate in rates}
+        margins = {rate: round(MARGIN * rate) for rate in rates}
+        inverted = are_inverted(
+            stereo[:, margins[rate] : -margins[rate]] for rate, (_, stereo) in placed.items()
+        )
+        inside = self._chunks_in(start, end)
         self.mixdown = ", ".join(dict.fromkeys(self._describe(c, inverted) for c in inside))
-        for rate in sorted({chunk.rate for chunk in self._chunks}):
-            first, last = round((start - MARGIN) * rate), round((end + MARGIN) * rate)
-            buffer = np.zeros(last - first, dtype=np.float32)
-            free = np.ones(last - first, dtype=bool)
-            for chunk in self._chunks:
-                begin, until = max(chunk.first, first), min(chunk.end, last)
-                if chunk.rate != rate or begin >= until:
-                    continue
-                place = slice(begin - first, until - first)
-                samples = chunk.samples[int(inverted and chunk.stereo)]
-                part = samples[begin - chunk.first : until - chunk.first]
-                buffer[place] = np.where(free[place], part, buffer[place])
-                free[place] = False
-                low, high = min(low, begin / rate), max(high, until / rate)
-            resampled = resample(buffer, rate)
+        waveform = np.zeros(0, dtype=np.float32)
+        for rate, (single, (left, right)) in placed.items():
+            mixed = single + (left - right if inverted else left + right) / np.float32(2)
+            # Broken float streams hold NaN and Inf; they must not spread through the resampler.
+            resampled = resample(np.nan_to_num(mixed, nan=0.0, posinf=0.0, neginf=0.0), rate)
             if resampled.size > waveform.size:
                 waveform, resampled = resampled.copy(), waveform
             waveform[: resampled.size] += resampled
-        keep = end - MARGIN
-        self._chunks = [c for c in self._chunks if c.end > keep * c.rate]
-        low, high = max(low, start), min(high, end)
+        low = max(start, min((c.first / c.rate for c in near), default=end))
+        high = min(end, max((c.end / c.rate for c in near), default=start))
+        self._chunks = [c for c in self._chunks if c.end > (end - MARGIN) * c.rate]
         if low >= high:
             return np.zeros(0, dtype=np.float32), None
         offset = round(MARGIN * SAMPLE_RATE)
@@ -220,24 +216,33 @@ class Sound:
         span = (max(0.0, round(low - start, 4)), round(high - start, 4))
         return waveform[offset : offset + length], span
 
+    def _chunks_in(self, start: float, end: float) -> list[_Chunk]:
+        return [c for c in self._chunks if c.first < end * c.rate and c.end > start * c.rate]
+
+    def _place(self, rate: int, start: float, end: float) -> tuple[np.ndarray, np.ndarray]:
+        """Chunks of one rate where they belong: float32 [samples] mono, and [2, samples] stereo."""
+        first, last = round(start * rate), round(end * rate)
+        single = np.zeros(last - first, dtype=np.float32)
+        stereo = np.zeros((2, last - first), dtype=np.float32)
+        free = np.ones(last - first, dtype=bool)
+        reached = 0
+        for chunk in self._chunks:
+            begin, until = max(chunk.first, first), min(chunk.end, last)
+            if chunk.rate != rate or begin >= until:
+                continue
+            target = stereo if len(chunk.samples) == 2 else single[None]
+            part = chunk.samples[:, begin - chunk.first : until - chunk.first]
+            begin, until = begin - first, until - first
+            if begin < reached:
+                part = np.where(free[begin:until], part, target[:, begin:until])
+            target[:, begin:until] = part
+            free[begin:until] = False
+            reached = max(reached, until)
+        return single, stereo
+
     def _describe(self, chunk: _Chunk, inverted: bool) -> str:
         if self._downmix == "first":
             return f"{chunk.layout}: first channel"
-        if chunk.stereo:
+        if len(chunk.samples) == 2:
             return f"{chunk.layout}: {'one channel inverted' if inverted else 'mean'}"
         return chunk.layout if chunk.layout == "mono" else f"{chunk.layout}: weighted"
-
-
-def _seconds(frame: av.AudioFrame, offset: float) -> float | None:
-    if frame.pts is None or frame.time_base is None:
-        return None
-    return float(frame.pts * frame.time_base) + offset
-
-
-def _is_inverted(chunks: list[_Chunk]) -> bool:
-    """Whether the mean of stereo sound would cancel it."""
-    parts = [chunk.samples for chunk in chunks if chunk.stereo]
-    if not parts:
-        return False
-    mean, difference = np.concatenate(parts, axis=1)
-    return is_inverted(mean, difference)
