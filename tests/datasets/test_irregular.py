@@ -194,6 +194,27 @@ def test_a_damaged_index_is_noticed(tmp_path: Path) -> None:
     assert "of the 10.0 s that its header claims" in part.detail
 
 
+@pytest.mark.parametrize("name", ["x.mkv", "x.mp4"])
+def test_a_claim_that_covers_more_than_what_is_read(tmp_path: Path, name: str) -> None:
+    """A clock that does not begin at 0; a longer stream that is not read."""
+    late = (
+        Track("libx264", pictures(0, 75, 5.0), X264),
+        Track("aac", sounds(sweep(0, 3), start=5.0)),
+    )
+    info = probe(str(write(tmp_path / f"late-{name}", *late)))
+    assert info.span[1] == pytest.approx(3, abs=0.1)
+    assert info.unused == ()
+    tracks = [Track("libx264", pictures(0, 75), X264), Track("aac", sounds(sweep(0, 3)))]
+    tracks.append(Track("aac", sounds(sweep(0, 9))))
+    path = write(tmp_path / f"longer-{name}", *tracks)
+    info = probe(str(path), audio_stream=1)
+    assert info.span[1] == pytest.approx(3, abs=0.1)
+    assert info.unused == ()
+    if name == "x.mkv":  # an MP4 ends with its index
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        assert "of the 9.0 s that its header claims" in probe(str(path), 0, 1).unused[0].detail
+
+
 def test_frames_lost_to_a_damaged_index_are_not_a_still_end(tmp_path: Path) -> None:
     tracks = Track("libx264", pictures(0, 250), X264), Track("aac", sounds(sweep(0, 10)))
     path = write(tmp_path / "x.mp4", *tracks)
