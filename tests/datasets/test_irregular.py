@@ -237,6 +237,37 @@ def test_one_frame_that_is_days_away(tmp_path: Path) -> None:
     assert "1 frames and 0 sound packets" in info.unused[0].detail
 
 
+def stamp_later(path: Path, kind: int, number: int, milliseconds: int) -> None:
+    """Alters one time stamp of an FLV file: of a tag of sound (8) or of frames (9)."""
+    data = bytearray(path.read_bytes())
+    place = 13
+    while place < len(data):
+        if data[place] == kind and data[place + 12]:  # 0: what the decoder is set up with
+            if number == 0:
+                stamp = int.from_bytes(data[place + 4 : place + 7], "big") + milliseconds
+                data[place + 4 : place + 7] = stamp.to_bytes(3, "big")
+            number -= 1
+        place += 11 + int.from_bytes(data[place + 1 : place + 4], "big") + 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("number", [0, 1, 40])
+@pytest.mark.parametrize("kind", [8, 9])
+@pytest.mark.parametrize("milliseconds", [5000, 60_000])
+def test_one_time_stamp_that_is_seconds_late_moves_nothing(
+    tmp_path: Path, kind: int, number: int, milliseconds: int
+) -> None:
+    """It was taken for a clock that begins anew, and all that follows was out of step."""
+    tracks = (
+        Track("libx264", pictures(0, 75), {"bf": "0"}),
+        Track("aac", sounds(sweep(0, 3, 44100), 44100)),
+    )
+    path = write(tmp_path / "x.flv", *tracks)
+    stamp_later(path, kind, number, milliseconds)
+    info = assert_in_step(path, 3)
+    assert info.span[1] < 3.2
+
+
 def test_a_recording_that_begins_hours_late(tmp_path: Path) -> None:
     """A first frame stamped 0, all others by the clock on the wall."""
 
