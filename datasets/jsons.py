@@ -28,7 +28,8 @@ REMEDY = "make it anew, or fetch a sound copy of it"
 # that looking at each number takes.
 _HUGE = (b"0" * (LIMIT_DIGITS + 1), b"0e000", b"0e+000", b"0E000", b"0E+000")
 _ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A string that never ends goes to the end: it would be looked for anew from each of its quotes.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 

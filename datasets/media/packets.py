@@ -101,10 +101,17 @@ class StreamPackets:
 
 
 class Scan(NamedTuple):
-    """Packets of both streams that are read; ``truncated``: the file broke off."""
+    """Packets of a file.
+
+    Attributes:
+        video, audio: packets of the streams that are read.
+        others_end: time at which all other streams end, in seconds; 0: there are none.
+        truncated: the file broke off.
+    """
 
     video: StreamPackets
     audio: StreamPackets
+    others_end: float
     truncated: bool
 
 
@@ -114,7 +121,7 @@ def scan_packets(
     audio: av.AudioStream,
     beat: Callable[[], None],
 ) -> Scan:
-    """Reads all packets of two streams.
+    """Reads all packets of two streams, and how far the others reach.
 
     Args:
         beat: called from time to time, as a sign of life.
@@ -124,11 +131,15 @@ def scan_packets(
     hides = video.codec_context.name in ("vp8", "vp9")
     assert video.time_base is not None and audio.time_base is not None
     pictures, sound = StreamPackets(float(video.time_base)), StreamPackets(float(audio.time_base))
-    place = 0
+    others_end, place = 0.0, 0
     try:
-        for place, packet in enumerate(container.demux([video, audio])):
-            if place % BEAT == 0:
+        for number, packet in enumerate(container.demux()):
+            if number % BEAT == 0:
                 beat()
+            if packet.stream_index not in (video.index, audio.index):
+                others_end = max(others_end, _end_of(packet))
+                continue
+            place += 1
             if not packet.size:
                 continue  # the end, or an AVI's "show the last frame again"
             if packet.stream_index == video.index:
@@ -137,8 +148,15 @@ def scan_packets(
             else:
                 sound.add(packet, packet.pts, place, True)
     except (FFmpegError, OSError):
-        return Scan(pictures, sound, True)  # packets before the damage are used
-    return Scan(pictures, sound, False)
+        return Scan(pictures, sound, others_end, True)  # packets before the damage are used
+    return Scan(pictures, sound, others_end, False)
+
+
+def _end_of(packet: av.Packet) -> float:
+    """Time at which a packet ends, in seconds; 0 without a stamp."""
+    if packet.pts is None or packet.time_base is None:
+        return 0.0
+    return float((packet.pts + (packet.duration or 0)) * packet.time_base)
 
 
 def _is_hidden(packet: av.Packet, video: av.VideoStream) -> bool:

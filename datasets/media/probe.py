@@ -204,7 +204,7 @@ def probe(
         interlaced = codec.field_order not in PROGRESSIVE
         fields_apart = codec.name in FIELD_CODECS and interlaced and not in_mov
         shuffled = container.format.name == "avi" and codec.has_b_frames
-        claims = _claimed_ends(container, video, origin)
+        claims = _claimed_ends(container, video)
     restarts = timeline.find_restarts(scan.video.clock, scan.audio.clock, joinable)
     cuts = [r.video for r in restarts if r.video is not None]
     audio_cuts = [r.audio for r in restarts if r.audio is not None]
@@ -254,7 +254,7 @@ def probe(
     )
     # Where stamps are wrong, so are durations; where recordings were joined, they are the first's.
     last = scan.video.duration * scan.video.base  # a still end may be one long frame
-    lost = None if restarts or gap else _lost_stretch(made, last, claims)
+    lost = None if restarts or gap else _lost_stretch(made, last, scan.others_end, claims)
     unused = [Unused(float(made.frame_times[-1]), "gap", gap)] if gap else []
     if lost is not None:
         detail = (
@@ -351,28 +351,36 @@ def _one_recording(video: np.ndarray, audio: np.ndarray) -> tuple[tuple[float, f
 
 
 def _claimed_ends(
-    container: av.container.InputContainer, video: av.VideoStream, origin: float
+    container: av.container.InputContainer, video: av.VideoStream
 ) -> tuple[float, float]:
-    """Ends, in seconds, that the header claims of the recording and of its frames; 0: none."""
-    whole = container.duration / av.time_base if container.duration else 0.0
+    """Ends that the header claims of the recording and of its frames, by the container's clock.
+
+    In seconds; 0: it claims none.
+    """
+    kinds, whole, frames = container.format.name.split(","), 0.0, 0.0
+    if container.duration:
+        # Matroska's duration counts from 0, whatever the first time stamp is.
+        start = 0 if "matroska" in kinds else container.start_time or 0
+        whole = (start + container.duration) / av.time_base
     # Only MP4's headers count each stream's frames.
-    if "mov" not in container.format.name.split(",") or not video.duration or not video.time_base:
-        return whole, 0.0
-    end = (video.start_time or 0) + video.duration
-    return whole, float(end * video.time_base) - origin
+    if "mov" in kinds and video.duration and video.time_base:
+        frames = float(((video.start_time or 0) + video.duration) * video.time_base)
+    return whole, frames
 
 
 def _lost_stretch(
-    info: Probe, last: float, claims: tuple[float, float]
+    info: Probe, last: float, others_end: float, claims: tuple[float, float]
 ) -> tuple[float, float] | None:
     """(start, end) of the stretch that the header claims beyond what was read.
 
     Args:
         last: seconds for which the container says that the last frame is shown.
+        others_end: of the streams that are not read, which a header's claim covers, too.
+        claims: ends by the container's clock, like ``others_end``.
     """
     frames_end = float(info.frame_times[-1]) + max(last, info.frame_duration)
-    ends = max(frames_end, info.sound_span[1]), frames_end
-    for end, claim in zip(ends, claims, strict=True):
+    ends = max(frames_end, info.sound_span[1], others_end - info.origin), frames_end
+    for end, claim in zip(ends, (claim - info.origin for claim in claims), strict=True):
         if claim - end > max(CLAIM_SLACK, CLAIM_SHARE * claim):
             return end, claim
     return None

@@ -132,6 +132,14 @@ class Sound:
             return decoded
         return next(self._source, None)
 
+    def _beginning(self, expected: int, samples: int) -> int:
+        """Place of the first sound: before the next, where its time stamp says it is later."""
+        self._ahead = self._next()
+        if self._ahead is None or self._ahead.time is None:
+            return expected
+        after = round(self._ahead.time * self._rate)
+        return after - samples if expected > after else expected
+
     def _jumps(self, expected: int, samples: int) -> bool:
         """Whether the sound goes on at another place; one wrong time stamp alone does not count."""
         assert self._end is not None
@@ -159,7 +167,9 @@ class Sound:
             first = self._end if self._end is not None else 0
             if time is not None:
                 expected = round(time * self._rate)
-                if self._end is None or self._jumps(expected, frame.samples):
+                if self._end is None:
+                    first = self._beginning(expected, frame.samples)
+                elif self._jumps(expected, frame.samples):
                     first = expected
             chunk = self._chunk(frame, first)
             self._end = chunk.end

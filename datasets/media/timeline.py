@@ -43,16 +43,23 @@ class Clock(NamedTuple):
 
 
 def without_spikes(times: np.ndarray) -> np.ndarray:
-    """A copy in which a single time far from both neighbours, which agree, is NaN."""
+    """A copy in which single wrong times are NaN.
+
+    Such a time is far from both neighbours, which agree; or it is the first or the last one, and
+    the clock steps back beside it: no recording has one packet.
+    """
     times = times.copy()
     known = np.flatnonzero(np.isfinite(times))
     values = times[known]
     if len(values) < 3:
         return times
-    before, after = values[1:-1] - values[:-2], values[2:] - values[1:-1]
-    away = (np.minimum(np.abs(before), np.abs(after)) > FORWARD) & (before * after < 0)
-    away &= np.abs(values[2:] - values[:-2]) <= FORWARD
-    times[known[1:-1][away]] = np.nan
+    steps = np.diff(values)
+    before, after = steps[:-1], steps[1:]
+    apart = np.minimum(np.abs(before), np.abs(after))
+    away = np.zeros(len(values), dtype=bool)
+    away[1:-1] = (apart > BACKWARD) & (before * after < 0) & (np.abs(before + after) < apart / 2)
+    away[[0, -1]] = steps[[0, -1]] < -BACKWARD
+    times[known[away]] = np.nan
     return times
 
 

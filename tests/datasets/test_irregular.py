@@ -194,6 +194,27 @@ def test_a_damaged_index_is_noticed(tmp_path: Path) -> None:
     assert "of the 10.0 s that its header claims" in part.detail
 
 
+@pytest.mark.parametrize("name", ["x.mkv", "x.mp4"])
+def test_a_claim_that_covers_more_than_what_is_read(tmp_path: Path, name: str) -> None:
+    """A clock that does not begin at 0; a longer stream that is not read."""
+    late = (
+        Track("libx264", pictures(0, 75, 5.0), X264),
+        Track("aac", sounds(sweep(0, 3), start=5.0)),
+    )
+    info = probe(str(write(tmp_path / f"late-{name}", *late)))
+    assert info.span[1] == pytest.approx(3, abs=0.1)
+    assert info.unused == ()
+    tracks = [Track("libx264", pictures(0, 75), X264), Track("aac", sounds(sweep(0, 3)))]
+    tracks.append(Track("aac", sounds(sweep(0, 9))))
+    path = write(tmp_path / f"longer-{name}", *tracks)
+    info = probe(str(path), audio_stream=1)
+    assert info.span[1] == pytest.approx(3, abs=0.1)
+    assert info.unused == ()
+    if name == "x.mkv":  # an MP4 ends with its index
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        assert "of the 9.0 s that its header claims" in probe(str(path), 0, 1).unused[0].detail
+
+
 def test_frames_lost_to_a_damaged_index_are_not_a_still_end(tmp_path: Path) -> None:
     tracks = Track("libx264", pictures(0, 250), X264), Track("aac", sounds(sweep(0, 10)))
     path = write(tmp_path / "x.mp4", *tracks)
@@ -214,6 +235,37 @@ def test_one_frame_that_is_days_away(tmp_path: Path) -> None:
     assert info.span[1] < 3.1
     assert [part.reason for part in info.unused] == ["gap"]
     assert "(1 of the video, 0 of the audio)" in info.unused[0].detail
+
+
+def stamp_later(path: Path, kind: int, number: int, milliseconds: int) -> None:
+    """Alters one time stamp of an FLV file: of a tag of sound (8) or of frames (9)."""
+    data = bytearray(path.read_bytes())
+    place = 13
+    while place < len(data):
+        if data[place] == kind and data[place + 12]:  # 0: what the decoder is set up with
+            if number == 0:
+                stamp = int.from_bytes(data[place + 4 : place + 7], "big") + milliseconds
+                data[place + 4 : place + 7] = stamp.to_bytes(3, "big")
+            number -= 1
+        place += 11 + int.from_bytes(data[place + 1 : place + 4], "big") + 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("number", [0, 1, 40])
+@pytest.mark.parametrize("kind", [8, 9])
+@pytest.mark.parametrize("milliseconds", [5000, 60_000])
+def test_one_time_stamp_that_is_seconds_late_moves_nothing(
+    tmp_path: Path, kind: int, number: int, milliseconds: int
+) -> None:
+    """It was taken for a clock that begins anew, and all that follows was out of step."""
+    tracks = (
+        Track("libx264", pictures(0, 75), {"bf": "0"}),
+        Track("aac", sounds(sweep(0, 3, 44100), 44100)),
+    )
+    path = write(tmp_path / "x.flv", *tracks)
+    stamp_later(path, kind, number, milliseconds)
+    info = assert_in_step(path, 3)
+    assert info.span[1] < 3.2
 
 
 def test_a_recording_that_begins_hours_late(tmp_path: Path) -> None:

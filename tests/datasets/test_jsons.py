@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -57,6 +59,20 @@ def test_what_is_no_sound_json_is_one_sentence(data: bytes, reason: str) -> None
 def test_brackets_in_texts_are_no_levels() -> None:
     value = {"a": '[{"\\' * 100, "b": ["\\", "]" * 100]}
     assert parse_json(json.dumps(value).encode(), "x.json") == value
+
+
+def test_a_text_that_never_ends_hangs_nobody() -> None:
+    """Read once for each of its quotes, this one would take hours."""
+    script = """
+from cavmae.datasets.jsons import JSONError, parse_json
+try:
+    parse_json(b"[" * 33 + b'"' + b'\\\\"' * 1_000_000, "x.json")
+except JSONError as error:
+    print(error)
+"""
+    run = [sys.executable, "-c", script]
+    told = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "x.json, which is damaged (more than 32 levels" in told
 
 
 def test_files(tmp_path) -> None:
