@@ -72,7 +72,7 @@ class RemoteError(OSError):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """When a download is given up.
+    """Limits above which a download is given up.
 
     Args:
         size: bytes.

@@ -100,7 +100,7 @@ def model_folder(name: str, **options: Any) -> Path:
 
 
 def _arguments(cls: type[HubWeights], path: Path, remedy: str) -> dict[str, Any]:
-    """What a model is made with, out of its configuration.
+    """Arguments of a model's constructor, out of its configuration.
 
     Raises:
         CavmaeError: it is damaged, or of another version.

@@ -43,7 +43,8 @@ class RunSettings:
     Args:
         name: what the shards' file names begin with.
         workers: processes; 0: one for each core.
-        timeout: seconds without a finished clip after which an input is given up.
+        timeout: seconds without a finished clip, or another sign of progress, after which an input
+            is given up.
         memory_gb: memory of a worker above which its input is given up, in 10^9 bytes.
         download_gb: size of a remote input above which it is given up, in 10^9 bytes.
         stall_seconds: a download is given up if less than 1 MB arrives in this time.

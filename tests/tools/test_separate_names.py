@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cavmae.datasets.errors import CavmaeError
 from cavmae.finetune.building import load_speaker
 from cavmae.tools.separate import main
 from cavmae.tools.separating.naming import LONGEST, folder_names, scratch_of, shortened
@@ -125,6 +126,15 @@ def test_no_error_of_one_recording_stops_the_others(
     ):  # fmt: skip
         assert path in line
         assert said in line
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"people": [], "residual": "r", "overlay": NaN}', b"\xff", b"[]"]
+)
+def test_a_result_of_others_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(CavmaeError, match="holds no finished result"):
+        Result.load(tmp_path)
 
 
 def test_a_full_disk_stops_the_run_with_its_sentence(

@@ -149,7 +149,7 @@ def reference(folder: str, seconds: float) -> float:
 
 
 def reference_sample(wav: Path) -> tuple[Tensor, Tensor]:
-    """What the reference's loader makes of a WAV file and of the JPEG file beside it.
+    """Sample of the reference's loader, from a WAV file and the JPEG file beside it.
 
     Returns:
         the fbank [1024, 128] and the picture [3, 224, 224], both normalised. Noise and roll, which

@@ -45,7 +45,7 @@ SCALE_SEARCH = 16  # steps in which fp16's scale has to be found
 
 @dataclasses.dataclass(frozen=True)
 class ParityBench:
-    """What is compared.
+    """Settings of the comparison.
 
     Args:
         size: of the pretraining model: tiny, small, base or large.
@@ -228,7 +228,7 @@ def speaking(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]:
 
 
 def compiled_part(task: Task) -> nn.Module:
-    """What a run compiles the blocks of."""
+    """Module whose blocks a run compiles."""
     return task.model.encoder if isinstance(task, SpeakerTask) else task.model
 
 

@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 def row_of(name: str, seconds: float, peak_mb: float, note: str = "") -> Row:
-    """What :func:`in_turns` measured; infinite seconds: the memory did not suffice."""
+    """Row of a measurement by :func:`in_turns`; infinite seconds: the memory did not suffice."""
     if math.isinf(seconds):
         return Row(name, None, None, "out of memory")
     return Row(name, seconds, peak_mb, note)

@@ -56,7 +56,7 @@ def name_limit(folder: Path) -> int:
 
 
 def source_facts(source: str) -> dict[str, Any]:
-    """What tells a recording from others: what it is called, where it is, its size in bytes."""
+    """Identity of a recording: its name, its place and its size in bytes."""
     facts: dict[str, Any] = {"source": source, "source_path": None, "source_bytes": None}
     if not is_url(source):
         facts["source_path"] = os.path.realpath(source)

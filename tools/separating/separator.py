@@ -21,6 +21,7 @@ import torch
 
 from cavmae.datasets.errors import CavmaeError, UsageError
 from cavmae.datasets.features import SAMPLE_RATE
+from cavmae.datasets.jsons import JSONError, json_bytes, read_json
 from cavmae.datasets.locking import locked
 from cavmae.datasets.media import MediaError, Probe, probe
 from cavmae.datasets.media.playback import RATE, Playback
@@ -112,7 +113,7 @@ class Result:
             CavmaeError: it is none.
         """
         try:
-            record = json.loads((folder / RESULT).read_text())
+            record = read_json(folder / RESULT, remedy=f"remove {folder} to have it made again")
             people = tuple(
                 PersonResult(
                     told["number"], folder / told["voice"],
@@ -122,7 +123,7 @@ class Result:
             )  # fmt: skip
             overlay = folder / record["overlay"] if record["overlay"] else None
             return cls(folder, people, folder / record["residual"], overlay, record)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, JSONError, ValueError, KeyError, TypeError) as error:
             raise CavmaeError(f"{folder} holds no finished result ({error}).") from error
 
 
@@ -285,11 +286,11 @@ class Separator:
             overlay = made / "overlay.mp4" if settings.overlay else None
             second_pass(info, found, people, spans, mixture, overlay, files, settings.height)
         try:
-            text = json.dumps(record, indent=1, allow_nan=False)
-        except ValueError as error:  # other programs' readers take no NaN
+            data = json_bytes(record, indent=1)
+        except CavmaeError as error:  # the model is at fault
             raise FloatingPointError(str(error)) from error
         with write_atomically(made / RESULT) as file:
-            file.write(text.encode() + b"\n")
+            file.write(data)
 
     @contextlib.contextmanager
     def _told_of(self, video: str) -> Iterator[None]:

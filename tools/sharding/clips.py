@@ -225,9 +225,9 @@ def shard_input(
 
     Args:
         part: file of the samples' tar blocks, one after the other.
-        report: told of each clip, in order: written, or why not; and of an input that is none.
+        report: takes a message for each clip, in order: written, or why not; for an input that is
+            none; and signs of life while neither is done.
         limits: of a download.
-        beat: called now and then while a download goes on.
 
     Raises:
         CavmaeError: the machine, not the input, is at fault (disk full, read-only).
