@@ -18,7 +18,8 @@ WEIGHTS = {
 }  # fmt: skip
 # Layouts of so many channels where a file names none, as FFmpeg guesses them.
 USUAL = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-INVERTED = -0.5  # correlation of two channels below which one is taken for the other upside down
+INVERTED = -0.5  # correlation of two channels below which one is taken for the other upside down,
+UPRIGHT = 0.0  # and below which it stays so within a recording that is read from end to end
 
 
 class Layout(NamedTuple):
@@ -60,14 +61,15 @@ def weights_of(names: tuple[str, ...]) -> np.ndarray:
     return np.array([WEIGHTS[name] for name in names], dtype=np.float32)
 
 
-def are_inverted(pairs: Iterable[np.ndarray]) -> bool:
+def are_inverted(pairs: Iterable[np.ndarray], limit: float = INVERTED) -> bool:
     """Whether two channels hold the same upside down, so that their mean cancels it.
 
     Args:
         pairs: float32 [2, samples] of both channels.
+        limit: correlation below which they do.
     """
     product = power = 0.0
     for left, right in pairs:
         product += float(left @ right)
         power += float(left @ left) + float(right @ right)
-    return 2 * product < INVERTED * power  # the correlation of channels that are equally loud
+    return 2 * product < limit * power  # the correlation of channels that are equally loud

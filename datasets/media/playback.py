@@ -45,13 +45,14 @@ class Playback:
         self._closing = contextlib.ExitStack()
         self._decoder = open_decoder(info, geometry, wanted)
         self._closing.callback(self._decoder.close)
-        self._sound = Sound(info)
+        self._sound = Sound(info, steady=True)
         self._closing.callback(self._sound.close)
         self._kept: dict[int, np.ndarray] = {}
         self._before: np.ndarray | None = None  # the last frame that could be decoded
         self._shown = 0  # grid frames read
         self._waves = np.zeros(0, dtype=np.float32)
         self._heard = 0  # grid frames whose sound was read
+        self.mixdown: tuple[str, ...] = ()  # of all sound read so far, as Sound has it
         self.missing = 0  # frames that could not be decoded: the one before stays on screen
 
     def __enter__(self) -> "Playback":
@@ -104,6 +105,7 @@ class Playback:
         self._waves = self._waves[max(0, start * SAMPLES - first) :]
         if self._heard < start + count:
             fresh, _ = self._sound.read(self._heard / RATE, (start + count) / RATE)
+            self.mixdown = tuple(dict.fromkeys((*self.mixdown, *self._sound.mixdown)))
             wanted = (start + count - self._heard) * SAMPLES
             fresh = np.pad(fresh, (0, max(0, wanted - len(fresh))))[:wanted]
             self._waves = np.concatenate([self._waves, fresh])

@@ -11,7 +11,14 @@ from av.error import FFmpegError
 
 from cavmae.datasets.features import SAMPLE_RATE, resample
 from cavmae.datasets.media.container import open_container
-from cavmae.datasets.media.downmix import are_inverted, as_float, layout_of, weights_of
+from cavmae.datasets.media.downmix import (
+    INVERTED,
+    UPRIGHT,
+    are_inverted,
+    as_float,
+    layout_of,
+    weights_of,
+)
 from cavmae.datasets.media.probe import Probe
 
 # Sound kept on both sides of a stretch while it is resampled, so that its ends are right.
@@ -61,15 +68,21 @@ class Sound:
             other upside down; of more channels the usual weights (:mod:`.downmix`). ``first``:
             the first channel, as the CAV-MAE reference does.
         start: seconds from the file's origin before which nothing will be read.
+        steady: stretches follow each other without a gap: whether a channel is upside down does not
+            change with every doubtful one. Otherwise each stretch is read by itself alone.
 
     Attributes:
         damaged: packets that did not decode.
-        mixdown: layouts of the stretch read last, and how their channels were mixed.
+        mixdown: layouts of the stretch read last, each with how its channels were mixed.
     """
 
-    def __init__(self, probe: Probe, downmix: str = "mean", start: float = 0.0):
+    def __init__(
+        self, probe: Probe, downmix: str = "mean", start: float = 0.0, steady: bool = False
+    ):
         self._probe = probe
         self._downmix = downmix
+        self._steady = steady
+        self._inverted = False
         self._rate = probe.sound_rate  # of the chunk decoded last
         self._chunks: list[_Chunk] = []
         # Where the clock begins anew, a time may lie in two places of the file.
@@ -78,7 +91,7 @@ class Sound:
         self._ahead: _Decoded | None = None  # decoded, not yet placed
         self._end: int | None = None  # sample after the last one decoded, at its rate
         self.damaged = 0
-        self.mixdown = ""
+        self.mixdown: tuple[str, ...] = ()
 
     def close(self) -> None:
         """Closes the file. Left to the garbage collector, PyAV's memory piles up (measured)."""
@@ -203,16 +216,15 @@ class Sound:
         rates = sorted({chunk.rate for chunk in near})
         placed = {rate: self._place(rate, start - MARGIN, end + MARGIN) for rate in rates}
         margins = {rate: round(MARGIN * rate) for rate in rates}
-        inverted = are_inverted(
-            stereo[:, margins[rate] : -margins[rate]] for rate, (_, stereo) in placed.items()
-        )
+        pairs = [stereo[:, margins[r] : -margins[r]] for r, (_, stereo) in placed.items()]
+        limit = UPRIGHT if self._steady and self._inverted else INVERTED
+        self._inverted = inverted = are_inverted(pairs, limit)
         inside = self._chunks_in(start, end)
-        self.mixdown = ", ".join(dict.fromkeys(self._describe(c, inverted) for c in inside))
+        self.mixdown = tuple(dict.fromkeys(self._describe(c, inverted) for c in inside))
         waveform = np.zeros(0, dtype=np.float32)
         for rate, (single, (left, right)) in placed.items():
             mixed = single + (left - right if inverted else left + right) / np.float32(2)
-            # Broken float streams hold NaN and Inf; they must not spread through the resampler.
-            resampled = resample(np.nan_to_num(mixed, nan=0.0, posinf=0.0, neginf=0.0), rate)
+            resampled = resample(mixed, rate)
             if resampled.size > waveform.size:
                 waveform, resampled = resampled.copy(), waveform
             waveform[: resampled.size] += resampled
@@ -248,6 +260,9 @@ class Sound:
             target[:, begin:until] = part
             free[begin:until] = False
             reached = max(reached, until)
+        # Broken float streams hold NaN and Inf; they must not spread through the resampler.
+        for part in (single, stereo):
+            np.nan_to_num(part, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
         return single, stereo
 
     def _describe(self, chunk: _Chunk, inverted: bool) -> str:

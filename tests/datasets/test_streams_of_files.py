@@ -74,10 +74,44 @@ def test_channels_are_mixed_by_the_usual_weights(tmp_path: Path, kind: str) -> N
     assert np.sqrt(2 * np.mean(waveform**2)) == pytest.approx(MIXED[kind], abs=0.003)
     notes = {1: "mono", 2: "stereo: mean", 6: "5.1: weighted"}
     expected = "stereo: one channel inverted" if kind == "inverted" else notes[len(weights)]
-    assert sound.mixdown == expected
+    assert sound.mixdown == (expected,)
     assert np.abs(Sound(probe(str(path)), "first").read(0.0, 1.8)[0]).max() == pytest.approx(
         abs(LAYOUTS[kind][0]), abs=0.003
     )
+
+
+def test_a_doubtful_stretch_is_mixed_as_the_one_before(tmp_path: Path) -> None:
+    """One second upside down, one of two unlike channels, one upright."""
+    left = sweep(0, 3)
+    right = np.concatenate([-left[:48000], 0.5 * -left[48000:96000], left[96000:]])
+    right[48000:96000] += sweep(7, 1)
+    both = Track("pcm_s16le", sounds(np.stack([left, right]), layout="stereo"))
+    info = probe(str(write(tmp_path / "x.mkv", Track("libx264", pictures(0, 75)), both)))
+
+    def mixed(steady: bool) -> list[tuple[str, ...]]:
+        sound, notes = Sound(info, steady=steady), []
+        for second in range(3):
+            sound.read(second, second + 0.95)
+            notes.append(sound.mixdown)
+        return notes
+
+    upright, inverted = ("stereo: mean",), ("stereo: one channel inverted",)
+    assert mixed(False) == [inverted, upright, upright]
+    assert mixed(True) == [inverted, inverted, upright]
+
+
+def test_numbers_that_are_none_do_not_hide_an_inverted_channel(tmp_path: Path) -> None:
+    wave = np.stack([sweep(0, 2), -sweep(0, 2)])
+    wave[0, 48000] = np.nan
+    frames = []
+    for frame, first in zip(sounds(wave, layout="stereo"), range(0, 96000, 1024), strict=False):
+        part = np.ascontiguousarray(wave[:, first : first + 1024])
+        again = av.AudioFrame.from_ndarray(part.T.reshape(1, -1).copy(), "flt", "stereo")
+        again.sample_rate, again.time_base, again.pts = 48000, frame.time_base, frame.pts
+        frames.append(again)
+    path = write(tmp_path / "x.mov", Track("libx264", pictures(0, 50)), Track("pcm_f32le", frames))
+    waveform, _ = Sound(probe(str(path))).read(0.0, 1.8)
+    assert np.sqrt(2 * np.mean(waveform**2)) == pytest.approx(0.3, abs=0.01)
 
 
 def test_unknown_layouts_are_averaged() -> None:
@@ -100,7 +134,7 @@ def test_a_rate_and_a_layout_that_change_on_the_way(tmp_path: Path) -> None:
     waveform, _ = sound.read(0.0, 4.0)
     assert np.abs(pitch_times(waveform)).max() < 0.08
     assert np.sqrt(2 * np.mean(waveform[4000:-4000] ** 2)) == pytest.approx(0.3, abs=0.02)
-    assert sound.mixdown == "stereo: mean, mono"
+    assert sound.mixdown == ("stereo: mean", "mono")
 
 
 def test_frames_that_change_their_size_keep_their_shape(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.media import probe
 from cavmae.finetune.building import load_speaker
 from cavmae.finetune.separating.seeing import Seer
@@ -122,6 +123,7 @@ def test_what_of_a_recording_is_not_read_is_named(
     assert f"{path}: of 3 audio streams number 1 is read." in caplog.text
     record = json.loads((tmp_path / "out" / "video" / "result.json").read_text())
     assert record["remarks"] == ["of 3 audio streams number 1 is read"]
+    assert (record["video_stream"], record["audio_stream"], record["mixdown"]) == (0, 1, "mono")
 
 
 @pytest.mark.parametrize("name", ["state_head", "voice"])
@@ -140,6 +142,17 @@ def test_a_model_that_gives_nan(
     assert main([str(path), *words(str(broken), out)]) == 1
     assert f"video.mp4: model {broken} gives NaN or Inf" in caplog.text
     assert list(out.iterdir()) == []
+
+
+def test_statistics_that_are_not_finite(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "model"
+    shutil.copytree(checkpoint, broken)
+    (broken / "COMPLETE").unlink(missing_ok=True)
+    (broken / "preprocessing.json").write_text('{"fbank_mean": NaN, "fbank_std": 4.0}')
+    with pytest.raises(CavmaeError, match=r"preprocessing.json, which is damaged \(NaN"):
+        main([str(video(seconds=1.0)), *words(str(broken), tmp_path / "out")])
 
 
 def test_sound_that_overflows_is_not_the_models_fault(

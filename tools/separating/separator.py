@@ -264,6 +264,7 @@ class Separator:
             "missing_sound": round(found.missing_sound, 4),
             "video_stream": info.video_stream,
             "audio_stream": info.audio_stream,
+            "mixdown": ", ".join(found.mixdown),
             "tone_mapping": info.transfer,
             "remarks": [*info.remarks, *found.remarks],
             "people": [],

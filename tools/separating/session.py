@@ -70,6 +70,7 @@ class Found:
         people: sightings by number, from 1.
         missing_frames: frames that could not be decoded.
         missing_sound: share of the sound's packets that could not be decoded.
+        mixdown: channel layouts of the sound, and how they were mixed.
         remarks: sentences about both.
     """
 
@@ -83,6 +84,7 @@ class Found:
     people: dict[int, list[Sighting]]
     missing_frames: int = 0
     missing_sound: float = 0.0
+    mixdown: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
     def wave(self, number: int) -> RawWave:
@@ -179,6 +181,7 @@ def first_pass(
         people,
         losses.missing_frames,
         losses.missing_sound,
+        playing.mixdown,
         tuple(losses.remarks()),
     )
 

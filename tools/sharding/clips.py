@@ -192,7 +192,7 @@ class _Video:
                 "video_streams": self.info.video_streams,
                 "audio_stream": self.info.audio_stream,
                 "audio_streams": self.info.audio_streams,
-                "mixdown": self.sound.mixdown,
+                "mixdown": ", ".join(self.sound.mixdown),
                 "tone_mapping": self.info.transfer if self.decoder.name == "pyav" else "",
             },
         )
