@@ -9,6 +9,8 @@ import numpy as np
 from av.error import FFmpegError
 
 from cavmae.datasets.media import timeline
+from cavmae.datasets.media.container import read_packets
+from cavmae.datasets.media.decoding import Listing
 from cavmae.datasets.media.timeline import Extent
 
 NO_STAMP = np.iinfo(np.int64).min
@@ -88,6 +90,24 @@ class StreamPackets:
         steps = np.diff(stamps[stamps > NO_STAMP])
         return float(np.median(steps) if steps.size else self.duration) * self.base or 0.04
 
+    def stamps_of(self, listing: Listing, end: int) -> list[int | None]:
+        """Stamps of decoded frames; where the decoder gives none, their packets'.
+
+        Where a field was lost, decoders pair all later ones in another way, and the stamp of a pair
+        is that of its second field.
+
+        Args:
+            end: number of the packet after those of the listing.
+        """
+        given = sorted(n for n in listing.packets if n is not None)
+        following = dict(zip(given, [*given[1:], end], strict=True)) if given else {}
+        stamps = list(listing.stamps)
+        for frame, packet in enumerate(listing.packets):
+            if stamps[frame] is None and packet is not None:
+                own = (self.pts[n] for n in range(packet, following[packet]))
+                stamps[frame] = next((stamp for stamp in own if stamp > NO_STAMP), None)
+        return stamps
+
     def extents(self, cuts: Sequence[int]) -> list[Extent]:
         """Presentation times of the stretches between packets at which the clock begins anew."""
         extents = []
@@ -126,7 +146,7 @@ def scan_packets(
     pictures, sound = StreamPackets(float(video.time_base)), StreamPackets(float(audio.time_base))
     place = 0
     try:
-        for place, packet in enumerate(container.demux([video, audio])):
+        for place, packet in enumerate(read_packets(container, video, audio)):
             if place % BEAT == 0:
                 beat()
             if not packet.size:

@@ -17,7 +17,13 @@ import av
 import numpy as np
 
 from cavmae.datasets.media import timeline
-from cavmae.datasets.media.container import MediaError, choose_streams, is_cover, open_container
+from cavmae.datasets.media.container import (
+    MediaError,
+    choose_streams,
+    has_broken_fragments,
+    is_cover,
+    open_container,
+)
 from cavmae.datasets.media.decoding import Listing, list_frames, read_first_frame
 from cavmae.datasets.media.packets import StreamPackets, scan_packets
 
@@ -262,7 +268,7 @@ def probe(
             "its header claims"
         )
         unused.append(Unused(lost[0], "truncated", detail, lost[0] < made.sound_span[1]))
-    elif made.truncated:
+    elif made.truncated or has_broken_fragments(path):
         end = made.span[1]
         unused.append(Unused(end, "truncated", f"the file breaks off at {end:.1f} s"))
     return dataclasses.replace(made, unused=tuple(unused))
@@ -292,6 +298,8 @@ def _listed_times(
         given = [n for n in listing.packets if n is not None]
         if shuffled:
             stamps = [*sorted(packets.pts[n] for n in given), *[None] * (len(stamps) - len(given))]
+        else:
+            stamps = packets.stamps_of(listing, bounds[number + 1])
         parts.append(timeline.increasing(packets.seconds(stamps), usual) + moves[number])
         rest = np.setdiff1d(np.arange(bounds[number], bounds[number + 1]), given)
         lost.append(own[rest[shown[rest] & np.isfinite(own[rest])]] + moves[number])
@@ -355,8 +363,12 @@ def _claimed_ends(
 ) -> tuple[float, float]:
     """Ends, in seconds, that the header claims of the recording and of its frames; 0: none."""
     whole = container.duration / av.time_base if container.duration else 0.0
-    # Only MP4's headers count each stream's frames.
-    if "mov" not in container.format.name.split(",") or not video.duration or not video.time_base:
+    # Only headers of MP4 and AVI count each stream's frames.
+    formats = container.format.name.split(",")
+    if "avi" in formats and video.frames and video.average_rate:
+        # FFmpeg guesses the duration of one that is cut off from its size.
+        return whole, float(video.frames / video.average_rate)
+    if "mov" not in formats or not video.duration or not video.time_base:
         return whole, 0.0
     end = (video.start_time or 0) + video.duration
     return whole, float(end * video.time_base) - origin
