@@ -4,7 +4,9 @@ Files are untrusted: only regular local files in real container formats are open
 playlist, device or address is read in their name.
 """
 
+import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +30,7 @@ OPTIONS = {
     "probesize": "50000000",
     "analyzeduration": "60000000",
 }
+FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"free", b"skip", b"wide", b"mdat")
 _Track = TypeVar("_Track", av.VideoStream, av.AudioStream)
 
 
@@ -76,6 +79,52 @@ def open_container(path: str) -> av.container.InputContainer:
         ) from error
     except (FFmpegError, OSError, ValueError) as error:
         raise MediaError("decode_error", f"not a readable media file: {error}") from error
+
+
+def has_broken_fragments(path: str) -> bool:
+    """Whether the boxes of a fragmented MP4 do not reach to its end.
+
+    Nothing in it says how long it is, and FFmpeg ends at a damaged box without an error.
+
+    Source: ISO/IEC 14496-12, 4.2 (boxes).
+    """
+    fragmented = False
+    with Path(path).open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 16))
+        padded = not any(file.read())
+        place = 0
+        while place < end:
+            file.seek(place)
+            head = file.read(16)
+            size, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if place == 0 and kind not in FIRST_BOXES:
+                return False
+            if size == 1:
+                size = int.from_bytes(head[8:16], "big")
+            if size == 0 and (kind == b"mdat" or (padded and not any(head))):
+                return False  # one box to the end, or nothing
+            if size < 8 or not kind.isalnum() or place + size > end:
+                return fragmented
+            fragmented |= kind == b"moof"
+            place += size
+    return False
+
+
+def read_packets(
+    container: av.container.InputContainer, *streams: av.stream.Stream
+) -> Iterator[av.Packet]:
+    """Packets of streams in file order, then an empty one of each.
+
+    Raises:
+        FFmpegError, OSError: the rest of the file cannot be read.
+    """
+    try:
+        yield from container.demux(*streams)
+    except IndexError:
+        # At the end PyAV asks for a stream that came up on the way (FLV, MPEG-TS), which its list
+        # of streams lacks. All packets were read by then.
+        return
 
 
 def choose_streams(

@@ -9,7 +9,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.sidedata.sidedata import Type as SideDataType
 
-from cavmae.datasets.media.container import open_container
+from cavmae.datasets.media.container import open_container, read_packets
 
 TRANSFERS = {16: "pq", 18: "hlg"}  # FFmpeg's numbers of the HDR transfer functions
 BEAT = 200  # frames between two signs of life
@@ -31,11 +31,55 @@ class FirstFrame(NamedTuple):
     transfer: str = ""
 
 
-def decode_packet(codec: av.VideoCodecContext, packet: av.Packet | None) -> list[av.VideoFrame]:
-    """Frames that a packet completes; None: those that the decoder still holds."""
+class LostKeys:
+    """Tells frames that are predicted from a damaged key frame.
+
+    Decoders predict them from whatever they hold, grey or an older picture, without a word.
+    """
+
+    def __init__(self) -> None:
+        self._since: int | None = None  # place of the damaged key frame
+
+    def lose(self, place: int | None) -> None:
+        """Notes a key frame that did not decode.
+
+        Args:
+            place: number or stamp of its packet; they rise in the order frames are shown.
+        """
+        if self._since is None:
+            self._since = place
+
+    def spare(self, frame: av.VideoFrame, place: int | None) -> bool:
+        """Whether a frame is good; frames are asked for in the order they are shown."""
+        if frame.is_corrupt:
+            if frame.key_frame:
+                self.lose(place)
+            return False
+        if self._since is None:
+            return True
+        if place is None or place < self._since:
+            return place is not None
+        if frame.key_frame and place > self._since:
+            self._since = None
+        return self._since is None
+
+
+def decode_packet(
+    codec: av.VideoCodecContext,
+    packet: av.Packet | None,
+    lost: LostKeys | None = None,
+    place: int | None = None,
+) -> list[av.VideoFrame]:
+    """Frames that a packet completes; None: those that the decoder still holds.
+
+    Args:
+        lost: takes note of a key frame that does not decode, at a place.
+    """
     try:
         return list(codec.decode(packet))
     except FFmpegError:
+        if lost is not None and packet is not None and packet.is_keyframe:
+            lost.lose(place)
         return []  # a damaged packet costs its own frames
 
 
@@ -53,7 +97,7 @@ def read_first_frame(
         else:
             # Frames that an edit list hides would be decoded for nothing.
             container.seek(start, stream=video)
-        for packet in container.demux(video):
+        for packet in read_packets(container, video):
             # A damaged packet does not matter: a later frame says the same.
             for frame in decode_packet(video.codec_context, packet if packet.size else None):
                 transfer = TRANSFERS.get(int(frame.color_trc), "")
@@ -86,7 +130,7 @@ def decode_in_order(
     stream: int,
     restarts: Sequence[int],
     options: dict[str, str] | None = None,
-) -> Generator[tuple[int, av.VideoFrame], None, None]:
+) -> Generator[tuple[int, av.VideoFrame, bool], None, None]:
     """All frames of a video stream, in the order they are shown.
 
     The decoder is emptied where the clock begins anew, so that frames of two recordings that were
@@ -97,7 +141,7 @@ def decode_in_order(
         options: of the decoder.
 
     Yields:
-        (number of the stretch, frame).
+        (number of the stretch, frame, whether it is good).
     """
     with open_container(path) as container:
         video = container.streams[stream]
@@ -107,23 +151,29 @@ def decode_in_order(
         codec.options = options or {}
         codec.copy_opaque = True  # a frame knows the packet that it was coded in
         number = stretch = 0
+        lost = LostKeys()
         try:
-            for packet in container.demux(video):
+            for packet in read_packets(container, video):
                 if not packet.size:
                     continue  # an AVI's "show the last frame again", or the end
                 if stretch < len(restarts) and number == restarts[stretch]:
                     for frame in decode_packet(codec, None):
-                        yield stretch, frame
+                        yield stretch, frame, lost.spare(frame, _packet_of(frame))
                     codec.flush_buffers()
                     stretch += 1
                 packet.opaque = number
-                for frame in decode_packet(codec, packet):
-                    yield stretch, frame
+                for frame in decode_packet(codec, packet, lost, number):
+                    yield stretch, frame, lost.spare(frame, _packet_of(frame))
                 number += 1
         except (FFmpegError, OSError):
             pass  # the rest of the file cannot be read
         for frame in decode_packet(codec, None):
-            yield stretch, frame
+            yield stretch, frame, lost.spare(frame, _packet_of(frame))
+
+
+def _packet_of(frame: av.VideoFrame) -> int | None:
+    number: Any = frame.opaque
+    return number
 
 
 class Listing(NamedTuple):
@@ -149,10 +199,9 @@ def list_frames(
     """
     listings = [Listing([], []) for _ in range(len(restarts) + 1)]
     frames = decode_in_order(path, stream, restarts, QUICK)
-    for number, (stretch, frame) in enumerate(frames):
+    for number, (stretch, frame, _) in enumerate(frames):
         if number % BEAT == 0:
             beat()
         listings[stretch].stamps.append(frame.pts)
-        packet: Any = frame.opaque
-        listings[stretch].packets.append(packet)
+        listings[stretch].packets.append(_packet_of(frame))
     return listings

@@ -29,8 +29,8 @@ import torch  # noqa: F401 - decord crashes when it is imported before torch
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
-from cavmae.datasets.media.container import MediaError, open_container
-from cavmae.datasets.media.decoding import decode_in_order, decode_packet
+from cavmae.datasets.media.container import MediaError, open_container, read_packets
+from cavmae.datasets.media.decoding import LostKeys, decode_in_order, decode_packet
 from cavmae.datasets.media.geometry import Geometry, fit_inside
 from cavmae.datasets.media.hdr import to_sdr
 from cavmae.datasets.media.probe import Probe
@@ -204,9 +204,9 @@ class PyAVDecoder:
         """Wanted frames by their number among all that are decoded."""
         probe = self._probe
         frames = decode_in_order(probe.path, probe.video_stream, probe.video_restarts)
-        for index, (_, frame) in zip(listing.tolist(), frames, strict=False):
+        for index, (_, frame, is_good) in zip(listing.tolist(), frames, strict=False):
             self._last = max(self._last, index)
-            if index in self._wanted and not frame.is_corrupt:
+            if index in self._wanted and is_good:
                 yield index, frame
 
     def _decode(self, plan: np.ndarray) -> Generator[tuple[int, av.VideoFrame], None, None]:
@@ -218,33 +218,37 @@ class PyAVDecoder:
             codec.thread_count = 1
             number = -1
             dropping = False
+            lost = LostKeys()
             try:
-                for packet in container.demux(video):
+                for packet in read_packets(container, video):
                     if not packet.size:
                         continue  # the end, or a repeat that the decoder would take for it
                     number += 1
                     action = plan[number] if number < len(plan) else _DROP
                     if action == _DROP:
                         if not dropping:
-                            yield from self._emit(decode_packet(codec, None))
+                            yield from self._emit(decode_packet(codec, None), lost)
                             codec.flush_buffers()
                         dropping = True
                         continue
                     dropping = False
                     codec.skip_frame = "NONREF" if action == _REFERENCES else "DEFAULT"
-                    yield from self._emit(decode_packet(codec, packet))
+                    yield from self._emit(decode_packet(codec, packet, lost, packet.pts), lost)
                 if not dropping:
-                    yield from self._emit(decode_packet(codec, None))
+                    yield from self._emit(decode_packet(codec, None), lost)
             except (FFmpegError, OSError):
                 return  # the rest of the file cannot be read: those frames are missing
 
-    def _emit(self, frames: list[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _emit(
+        self, frames: list[av.VideoFrame], lost: LostKeys
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
         for frame in frames:
+            is_good = lost.spare(frame, frame.pts)
             index = None if frame.pts is None else self._index_of.get(frame.pts)
             if index is None:
                 continue
             self._last = max(self._last, index)
-            if index in self._wanted and not frame.is_corrupt:
+            if index in self._wanted and is_good:
                 yield index, frame
 
     def read(self, indices: Sequence[int]) -> dict[int, np.ndarray]:

@@ -9,6 +9,8 @@ import numpy as np
 from av.error import FFmpegError
 
 from cavmae.datasets.media import timeline
+from cavmae.datasets.media.container import read_packets
+from cavmae.datasets.media.decoding import Listing
 from cavmae.datasets.media.timeline import Extent
 
 NO_STAMP = np.iinfo(np.int64).min
@@ -26,6 +28,7 @@ class StreamPackets:
         keys: a decoder can start here.
         shown: neither hidden by an edit list nor only predicted from.
         duration: of the last packet that says one, in units of the stamps.
+        reached: end of the last packet that is empty, likewise.
     """
 
     base: float
@@ -35,6 +38,7 @@ class StreamPackets:
     keys: list[bool] = dataclasses.field(default_factory=list)
     shown: list[bool] = dataclasses.field(default_factory=list)
     duration: int = 0
+    reached: int = 0
 
     def add(self, packet: av.Packet, pts: int | None, place: int, shown: bool) -> None:
         self.pts.append(NO_STAMP if pts is None else pts)
@@ -88,6 +92,24 @@ class StreamPackets:
         steps = np.diff(stamps[stamps > NO_STAMP])
         return float(np.median(steps) if steps.size else self.duration) * self.base or 0.04
 
+    def stamps_of(self, listing: Listing, end: int) -> list[int | None]:
+        """Stamps of decoded frames; where the decoder gives none, their packets'.
+
+        Where a field was lost, decoders pair all later ones in another way, and the stamp of a pair
+        is that of its second field.
+
+        Args:
+            end: number of the packet after those of the listing.
+        """
+        given = sorted(n for n in listing.packets if n is not None)
+        following = dict(zip(given, [*given[1:], end], strict=True)) if given else {}
+        stamps = list(listing.stamps)
+        for frame, packet in enumerate(listing.packets):
+            if stamps[frame] is None and packet is not None:
+                own = (self.pts[n] for n in range(packet, following[packet]))
+                stamps[frame] = next((stamp for stamp in own if stamp > NO_STAMP), None)
+        return stamps
+
     def extents(self, cuts: Sequence[int]) -> list[Extent]:
         """Presentation times of the stretches between packets at which the clock begins anew."""
         extents = []
@@ -133,15 +155,17 @@ def scan_packets(
     pictures, sound = StreamPackets(float(video.time_base)), StreamPackets(float(audio.time_base))
     others_end, place = 0.0, 0
     try:
-        for number, packet in enumerate(container.demux()):
+        for number, packet in enumerate(read_packets(container)):
             if number % BEAT == 0:
                 beat()
             if packet.stream_index not in (video.index, audio.index):
                 others_end = max(others_end, _end_of(packet))
                 continue
             place += 1
-            if not packet.size:
-                continue  # the end, or an AVI's "show the last frame again"
+            if not packet.size:  # the end, or an AVI's "show the last frame again"
+                if packet.stream_index == video.index and packet.dts is not None:
+                    pictures.reached = packet.dts + (packet.duration or 0)
+                continue
             if packet.stream_index == video.index:
                 shown = not packet.is_discard and not (hides and _is_hidden(packet, video))
                 pictures.add(packet, packet.dts if counted else packet.pts, place, shown)

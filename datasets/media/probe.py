@@ -17,7 +17,13 @@ import av
 import numpy as np
 
 from cavmae.datasets.media import timeline
-from cavmae.datasets.media.container import MediaError, choose_streams, is_cover, open_container
+from cavmae.datasets.media.container import (
+    MediaError,
+    choose_streams,
+    has_broken_fragments,
+    is_cover,
+    open_container,
+)
 from cavmae.datasets.media.decoding import Listing, list_frames, read_first_frame
 from cavmae.datasets.media.packets import StreamPackets, scan_packets
 
@@ -253,7 +259,9 @@ def probe(
         **facts,
     )
     # Where stamps are wrong, so are durations; where recordings were joined, they are the first's.
-    last = scan.video.duration * scan.video.base  # a still end may be one long frame
+    # A still end may be one long frame, or empty packets.
+    last = scan.video.duration * scan.video.base
+    last = max(last, scan.video.reached * scan.video.base - origin - float(times[-1]))
     lost = None if restarts or gap else _lost_stretch(made, last, scan.others_end, claims)
     unused = [Unused(float(made.frame_times[-1]), "gap", gap)] if gap else []
     if lost is not None:
@@ -262,7 +270,7 @@ def probe(
             "its header claims"
         )
         unused.append(Unused(lost[0], "truncated", detail, lost[0] < made.sound_span[1]))
-    elif made.truncated:
+    elif made.truncated or has_broken_fragments(path):
         end = made.span[1]
         unused.append(Unused(end, "truncated", f"the file breaks off at {end:.1f} s"))
     return dataclasses.replace(made, unused=tuple(unused))
@@ -292,6 +300,8 @@ def _listed_times(
         given = [n for n in listing.packets if n is not None]
         if shuffled:
             stamps = [*sorted(packets.pts[n] for n in given), *[None] * (len(stamps) - len(given))]
+        else:
+            stamps = packets.stamps_of(listing, bounds[number + 1])
         parts.append(timeline.increasing(packets.seconds(stamps), usual) + moves[number])
         rest = np.setdiff1d(np.arange(bounds[number], bounds[number + 1]), given)
         lost.append(own[rest[shown[rest] & np.isfinite(own[rest])]] + moves[number])
@@ -362,8 +372,11 @@ def _claimed_ends(
         # Matroska's duration counts from 0, whatever the first time stamp is.
         start = 0 if "matroska" in kinds else container.start_time or 0
         whole = (start + container.duration) / av.time_base
-    # Only MP4's headers count each stream's frames.
-    if "mov" in kinds and video.duration and video.time_base:
+    # Only headers of MP4 and AVI count each stream's frames.
+    if "avi" in kinds and video.frames and video.average_rate:
+        # FFmpeg guesses the duration of one that is cut off from its size.
+        frames = float(video.frames / video.average_rate)
+    elif "mov" in kinds and video.duration and video.time_base:
         frames = float(((video.start_time or 0) + video.duration) * video.time_base)
     return whole, frames
 

@@ -10,7 +10,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from cavmae.datasets.features import SAMPLE_RATE, resample
-from cavmae.datasets.media.container import open_container
+from cavmae.datasets.media.container import open_container, read_packets
 from cavmae.datasets.media.downmix import (
     INVERTED,
     UPRIGHT,
@@ -122,7 +122,7 @@ class Sound:
                 if start is not None and audio.time_base is not None:
                     stamp = int((start + self._probe.origin) / audio.time_base)
                     container.seek(stamp, stream=audio)
-                for packet in container.demux(audio):
+                for packet in read_packets(container, audio):
                     number += packet.size > 0
                     stretch = bisect.bisect_right(firsts, max(number, 0)) - 1
                     offset = self._probe.audio_offsets[stretch][1]

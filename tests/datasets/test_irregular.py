@@ -293,3 +293,83 @@ def test_sound_by_the_clock_on_the_wall(tmp_path: Path) -> None:
     ) as caught:
         probe(str(path))
     assert caught.value.reason == "clocks_apart"
+
+
+def test_a_stream_that_comes_up_on_the_way(tmp_path: Path) -> None:
+    """Captions of an FLV begin after the minute that is searched for streams."""
+    video = Track("libx264", pictures(0, 100), {"g": "20", "bf": "0"})
+    path = write(tmp_path / "x.flv", video, Track("aac", sounds(sweep(0, 4, 44100), 44100)))
+    data = bytearray(path.read_bytes())
+    place = last = 13
+    while place + 11 <= len(data):
+        last, size = place, int.from_bytes(data[place + 1 : place + 4], "big")
+        stamp = 20 * int.from_bytes(data[place + 4 : place + 7], "big")
+        data[place + 4 : place + 7] = stamp.to_bytes(3, "big")
+        place += 15 + size
+    text = b"\2\0\x0aonTextData\x08\0\0\0\1\0\4text\2\0\2hi\0\0\x09"
+    tag = b"\x12" + len(text).to_bytes(3, "big") + data[last + 4 : last + 8] + b"\0\0\0" + text
+    data[last:last] = tag + len(tag).to_bytes(4, "big")
+    path.write_bytes(data)
+    info = probe(str(path))
+    assert info.video_span[1] > 79
+    assert numbers(info) == {i: i for i in range(100)}
+    waveform, span = Sound(info).read(0.0, 4.0)
+    assert span is not None
+    assert waveform.any()
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
+def test_frames_predicted_from_a_damaged_key_frame(tmp_path: Path, ending: str) -> None:
+    """The decoder makes them of grey, or of the picture before."""
+    video = Track("libx264", pictures(0, 75), {"g": "25", "bf": "2", "sc_threshold": "0"})
+    path = write(tmp_path / f"x.{ending}", video, Track("aac", sounds(sweep(0, 3))))
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size and p.is_keyframe]
+    assert len(packets) == 3
+    data = bytearray(path.read_bytes())
+    if ending == "ts":
+        first = packets[1].pos
+        del data[first + 188 : first + 2 * 188]  # a packet that was not received
+    else:
+        first = data.find(bytes(packets[1])) + 5  # the slice's header
+        data[first : first + 8] = bytes(8)
+    path.write_bytes(data)
+    info = probe(str(path))
+    assert len(info.frame_times) == 75
+    shown = numbers(info)
+    assert {i: n for i, n in shown.items() if i != n} == {}
+    assert {*range(23), *range(50, 75)} <= set(shown)
+    assert not set(range(25, 50)) & set(shown)
+
+
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
+
+
+def test_a_damaged_fragment_is_noticed(tmp_path: Path) -> None:
+    """FFmpeg ends there without an error, and no header says how long the file is."""
+    tracks = Track("libx264", pictures(0, 250), X264), Track("aac", sounds(sweep(0, 10)))
+    path = write(tmp_path / "x.mp4", *tracks, options=FRAGMENTS)
+    whole = path.read_bytes()
+    assert probe(str(path)).unused == ()
+    path.write_bytes(whole + bytes(5000))  # padding
+    assert probe(str(path)).unused == ()
+    place = whole.find(b"moof", len(whole) // 2)
+    for damaged in (whole[: place + 2] + whole[place + 60 :], whole[: place + 5000]):
+        path.write_bytes(damaged)
+        info = probe(str(path))
+        (part,) = info.unused
+        assert part.reason == "truncated"
+        assert part.start == pytest.approx(info.span[1])
+        assert 2 < info.span[1] < 8
+
+
+def test_an_avi_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
+    tracks = Track("mpeg4", pictures(0, 250), {"g": "20"}), Track("mp3", sounds(sweep(0, 10)))
+    path = write(tmp_path / "x.avi", *tracks)
+    assert probe(str(path)).unused == ()
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    info = probe(str(path))
+    (part,) = info.unused
+    assert part.reason == "truncated"
+    assert 3 < info.span[1] < 7
