@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,6 +15,9 @@ from cavmae.tools.shard import RunSettings, shard
 from cavmae.tools.sharding.settings import ShardSettings
 
 torch.set_num_threads(1)
+# Speed is measured by benchmarks; a machine that does other work fails no test.
+hypothesis.settings.register_profile("cavmae", deadline=None)
+hypothesis.settings.load_profile("cavmae")
 # With a GPU, too, the default device is the CPU, since results are compared to the bit.
 # CUDA_VISIBLE_DEVICES=0 shows it to the golden tests, which compare to a tolerance.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")

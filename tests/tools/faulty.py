@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cavmae.tools.shard import work as good_work
+from cavmae.tools.sharding.messages import Written
 
 
 def work(task: Any, report: Any) -> None:
@@ -20,7 +21,7 @@ def work(task: Any, report: Any) -> None:
 
     def report_and_crash(message: Any) -> None:
         report(message)
-        if fault == "crash":
+        if fault == "crash" and isinstance(message, Written):
             os.kill(os.getpid(), signal.SIGSEGV)
 
     good_work(task, report_and_crash)
