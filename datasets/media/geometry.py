@@ -61,23 +61,23 @@ def geometry(probe: Probe, shorter_side: int, crop: str) -> Geometry:
     """
     height, width = probe.display
     scale = shorter_side / min(height, width)
-    shown = max(shorter_side, round(height * scale)), max(shorter_side, round(width * scale))
+    upright = max(shorter_side, round(height * scale)), max(shorter_side, round(width * scale))
     if crop == "square":
         size = (shorter_side, shorter_side)
     else:
-        size = (max(16, shown[0] // 16 * 16), max(16, shown[1] // 16 * 16))
+        size = (max(16, upright[0] // 16 * 16), max(16, upright[1] // 16 * 16))
     if max(size) > MAX_SIDE:
         raise MediaError("bad_size", f"frames of {size[1]}x{size[0]} pixels are too large to store")
-    return cut_from(probe, shown, size)
+    return cut_from(probe, upright, size)
 
 
-def cut_from(probe: Probe, shown: tuple[int, int], size: tuple[int, int]) -> Geometry:
+def cut_from(probe: Probe, upright: tuple[int, int], size: tuple[int, int]) -> Geometry:
     """Geometry of frames that are scaled to a size as shown, and cut to another from the middle.
 
     Args:
-        shown, size: (height, width) in pixels, upright.
+        upright, size: (height, width) in pixels, as shown.
     """
-    resized = (shown[1], shown[0]) if probe.rotation % 180 else shown
+    resized = (upright[1], upright[0]) if probe.rotation % 180 else upright
     return Geometry(resized, probe.rotation, size, probe.mirrored)
 
 

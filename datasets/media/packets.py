@@ -26,7 +26,7 @@ class StreamPackets:
         pts, dts: presentation and decoding stamps; :data:`NO_STAMP`: none.
         places: number of each packet among those of both streams.
         keys: a decoder can start here.
-        shown: neither hidden by an edit list nor only predicted from.
+        visible: neither hidden by an edit list nor only predicted from.
         duration: of the last packet that says one, in units of the stamps.
         reached: end of the last packet that is empty, likewise.
     """
@@ -36,16 +36,16 @@ class StreamPackets:
     dts: list[int] = dataclasses.field(default_factory=list)
     places: list[int] = dataclasses.field(default_factory=list)
     keys: list[bool] = dataclasses.field(default_factory=list)
-    shown: list[bool] = dataclasses.field(default_factory=list)
+    visible: list[bool] = dataclasses.field(default_factory=list)
     duration: int = 0
     reached: int = 0
 
-    def add(self, packet: av.Packet, pts: int | None, place: int, shown: bool) -> None:
+    def add(self, packet: av.Packet, pts: int | None, place: int, visible: bool) -> None:
         self.pts.append(NO_STAMP if pts is None else pts)
         self.dts.append(NO_STAMP if packet.dts is None else packet.dts)
         self.places.append(place)
         self.keys.append(packet.is_keyframe)
-        self.shown.append(shown)
+        self.visible.append(visible)
         self.duration = packet.duration or self.duration
 
     def seconds(self, stamps: Sequence[int | None]) -> np.ndarray:
@@ -67,28 +67,30 @@ class StreamPackets:
         return np.where(np.isfinite(times), times, self.seconds(self.dts))
 
     @property
-    def shown_stamps(self) -> np.ndarray:
+    def visible_stamps(self) -> np.ndarray:
         """int64, the sorted presentation stamps of shown packets."""
-        return np.sort(np.array(self.pts, dtype=np.int64)[np.array(self.shown, dtype=bool)])
+        return np.sort(np.array(self.pts, dtype=np.int64)[np.array(self.visible, dtype=bool)])
 
     @property
     def first_key(self) -> int | None:
         """Stamp of the first key frame that is shown."""
-        entries = zip(self.pts, self.keys, self.shown, strict=True)
-        return next((pts for pts, key, shown in entries if key and shown and pts > NO_STAMP), None)
+        entries = zip(self.pts, self.keys, self.visible, strict=True)
+        return next(
+            (pts for pts, key, visible in entries if key and visible and pts > NO_STAMP), None
+        )
 
     @property
     def is_plain(self) -> bool:
         """Whether each packet that is shown has a stamp of its own, on a clock that runs on."""
-        shown = self.shown_stamps
+        stamps = self.visible_stamps
         clock = np.array(self.dts, dtype=np.int64)
         steps = np.diff(clock[clock > NO_STAMP])
-        return bool(shown[0] > NO_STAMP and (np.diff(shown) > 0).all() and (steps >= 0).all())
+        return bool(stamps[0] > NO_STAMP and (np.diff(stamps) > 0).all() and (steps >= 0).all())
 
     @property
     def step(self) -> float:
         """Usual seconds from one shown packet to the next."""
-        stamps = np.unique(self.shown_stamps)
+        stamps = np.unique(self.visible_stamps)
         steps = np.diff(stamps[stamps > NO_STAMP])
         return float(np.median(steps) if steps.size else self.duration) * self.base or 0.04
 
@@ -167,8 +169,8 @@ def scan_packets(
                     pictures.reached = packet.dts + (packet.duration or 0)
                 continue
             if packet.stream_index == video.index:
-                shown = not packet.is_discard and not (hides and _is_hidden(packet, video))
-                pictures.add(packet, packet.dts if counted else packet.pts, place, shown)
+                visible = not packet.is_discard and not (hides and _is_hidden(packet, video))
+                pictures.add(packet, packet.dts if counted else packet.pts, place, visible)
             else:
                 sound.add(packet, packet.pts, place, True)
     except (FFmpegError, OSError):
@@ -196,5 +198,5 @@ def _is_hidden(packet: av.Packet, video: av.VideoStream) -> bool:
     # Bits from the highest: frame marker (2), profile (2), a reserved one for profile 3,
     # show_existing_frame, frame_type, show_frame.
     after_profile = 5 if data[0] & 0x30 == 0x30 else 4
-    existing, shown = (data[0] >> (7 - after_profile - i) & 1 for i in (0, 2))
-    return not existing and not shown
+    existing, visible = (data[0] >> (7 - after_profile - i) & 1 for i in (0, 2))
+    return not existing and not visible

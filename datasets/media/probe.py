@@ -180,7 +180,7 @@ def probe(
         video, audio = choose_streams(container, video_stream, audio_stream)
         codec = video.codec_context
         scan = scan_packets(container, video, audio, beat)
-        if not any(scan.video.shown):
+        if not any(scan.video.visible):
             raise MediaError("no_video", "the video stream has no frames")
         if not scan.audio.pts:
             raise MediaError("no_audio", "the audio stream has no packets")
@@ -219,7 +219,7 @@ def probe(
     )
     stamps, listing = np.zeros(0, dtype=np.int64), None
     if not (fields_apart or shuffled or cuts) and scan.video.is_plain:
-        stamps = scan.video.shown_stamps
+        stamps = scan.video.visible_stamps
         times = stamps * scan.video.base - origin
     else:
         listings = list_frames(path, facts["video_stream"], cuts, beat)
@@ -243,7 +243,7 @@ def probe(
         facts["origin"] = origin = origin + kept[0]
         times, audio_times = times - kept[0], audio_times - kept[0]
     duration = scan.audio.duration * scan.audio.base
-    made = Probe(
+    info = Probe(
         frame_times=times[inside],
         frame_duration=_last_duration(times[inside], scan.video),
         frame_stamps=stamps[inside] if listing is None else stamps,
@@ -262,18 +262,18 @@ def probe(
     # A still end may be one long frame, or empty packets.
     last = scan.video.duration * scan.video.base
     last = max(last, scan.video.reached * scan.video.base - origin - float(times[-1]))
-    lost = None if restarts or gap else _lost_stretch(made, last, scan.others_end, claims)
-    unused = [Unused(float(made.frame_times[-1]), "gap", gap)] if gap else []
+    lost = None if restarts or gap else _lost_stretch(info, last, scan.others_end, claims)
+    unused = [Unused(float(info.frame_times[-1]), "gap", gap)] if gap else []
     if lost is not None:
         detail = (
             f"the file is damaged or cut off: it gives {lost[0]:.1f} of the {lost[1]:.1f} s that "
             "its header claims"
         )
-        unused.append(Unused(lost[0], "truncated", detail, lost[0] < made.sound_span[1]))
-    elif made.truncated or has_broken_fragments(path):
-        end = made.span[1]
+        unused.append(Unused(lost[0], "truncated", detail, lost[0] < info.sound_span[1]))
+    elif info.truncated or has_broken_fragments(path):
+        end = info.span[1]
         unused.append(Unused(end, "truncated", f"the file breaks off at {end:.1f} s"))
-    return dataclasses.replace(made, unused=tuple(unused))
+    return dataclasses.replace(info, unused=tuple(unused))
 
 
 def _listed_times(
@@ -293,7 +293,7 @@ def _listed_times(
         these, and the times of packets that are shown and gave no frame.
     """
     parts, lost = [], []
-    usual, own, shown = packets.step, packets.times, np.array(packets.shown)
+    usual, own, visible = packets.step, packets.times, np.array(packets.visible)
     bounds = [0, *cuts, len(own)]
     for number, listing in enumerate(listings):
         stamps = listing.stamps
@@ -304,7 +304,7 @@ def _listed_times(
             stamps = packets.stamps_of(listing, bounds[number + 1])
         parts.append(timeline.increasing(packets.seconds(stamps), usual) + moves[number])
         rest = np.setdiff1d(np.arange(bounds[number], bounds[number + 1]), given)
-        lost.append(own[rest[shown[rest] & np.isfinite(own[rest])]] + moves[number])
+        lost.append(own[rest[visible[rest] & np.isfinite(own[rest])]] + moves[number])
     times = timeline.increasing(np.concatenate(parts), usual)
     missing = np.unique(np.concatenate(lost))
     if times.size:
