@@ -136,7 +136,8 @@ def shard(names: Sequence[str], out: Path, settings: ShardSettings, how: RunSett
             f"Cannot write to {out}: {error.strerror or error}; what is done stays, run the same "
             "command again once that is mended."
         ) from error
-    return 0 if manifest.samples else 1
+    empty_part = part is not None and not manifest.inputs  # its share is none of the inputs
+    return 0 if manifest.samples or empty_part else 1
 
 
 def _choose(names: Sequence[str], how: RunSettings, part: tuple[int, int] | None) -> list[Input]:

@@ -168,6 +168,16 @@ def test_parts_of_several_machines_merge(videos: Path, reference: Path, tmp_path
     assert len({shard.file for shard in manifest.shards}) == len(manifest.shards)
 
 
+def test_a_part_that_gets_no_input_is_done(tmp_path: Path, video: Maker) -> None:
+    out = tmp_path / "out"
+    path = video("only.mp4")
+    for number in range(1, 6):
+        assert (
+            make_shards(str(path), out, dataclasses.replace(HOW, part=f"{number}/5"), **TINY) == 0
+        )
+    assert Manifest.load(out).samples == 2
+
+
 def test_more_inputs_for_a_data_set_made_in_parts(
     videos: Path, tmp_path: Path, video: Maker
 ) -> None:
