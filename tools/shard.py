@@ -104,7 +104,7 @@ def shard(names: Sequence[str], out: Path, settings: ShardSettings, how: RunSett
     """Makes or completes a data set.
 
     Returns:
-        0, or 1 if nothing gave a sample.
+        0, or 1 if nothing gave a sample. A part whose share is none of the inputs is done: 0.
 
     Raises:
         CavmaeError: bad usage, a folder made with other settings, a full or read-only disk.

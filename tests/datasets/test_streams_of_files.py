@@ -102,9 +102,10 @@ def test_a_doubtful_stretch_is_mixed_as_the_one_before(tmp_path: Path) -> None:
 
 def test_numbers_that_are_none_do_not_hide_an_inverted_channel(tmp_path: Path) -> None:
     wave = np.stack([sweep(0, 2), -sweep(0, 2)])
+    places = sounds(wave, layout="stereo")
     wave[0, 48000] = np.nan
     frames = []
-    for frame, first in zip(sounds(wave, layout="stereo"), range(0, 96000, 1024), strict=False):
+    for frame, first in zip(places, range(0, 96000, 1024), strict=False):
         part = np.ascontiguousarray(wave[:, first : first + 1024])
         again = av.AudioFrame.from_ndarray(part.T.reshape(1, -1).copy(), "flt", "stereo")
         again.sample_rate, again.time_base, again.pts = 48000, frame.time_base, frame.pts
