@@ -7,6 +7,7 @@ wrong with one is a sentence with the file's name.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -178,15 +179,24 @@ def value_as(kind: Any, value: Any, name: str) -> Any:
 def _dataclass_as(kind: Any, value: Any, name: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{name} is a {type(value).__name__}, not an object")
-    hints, fields = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+    hints, needed = _fields_of(kind)
     for key in value:
-        if key not in fields:
+        if key not in hints:
             raise ValueError(f"{name} has the unknown field {key[:100]}")
-    for key, field in fields.items():
-        no_default = field.default is field.default_factory is dataclasses.MISSING
-        if no_default and key not in value:
+    for key in needed:
+        if key not in value:
             raise ValueError(f"field {name}.{key} is missing")
     return kind(**{key: value_as(hints[key], v, f"{name}.{key}") for key, v in value.items()})
+
+
+@functools.cache
+def _fields_of(kind: type) -> tuple[dict[str, Any], list[str]]:
+    """Types of a dataclass's fields, and the names of those without a default."""
+    hints = typing.get_type_hints(kind)
+    fields = dataclasses.fields(kind)
+    none = dataclasses.MISSING
+    needed = [f.name for f in fields if f.default is none and f.default_factory is none]
+    return {f.name: hints[f.name] for f in fields}, needed
 
 
 def _tuple_as(parts: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
