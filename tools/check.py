@@ -17,7 +17,7 @@ from cavmae.datasets.reading import Access
 from cavmae.datasets.storage import Cache, is_url, write_atomically
 from cavmae.tools import pool
 from cavmae.tools.checking import scenes, sheet
-from cavmae.tools.checking.survey import Damage, Survey, statistics, survey_shard
+from cavmae.tools.checking.survey import Damage, Survey, printable, statistics, survey_shard
 
 log = logging.getLogger("cavmae")
 NAMED = 50  # damaged samples named on the screen; the file names all
@@ -119,7 +119,7 @@ def check(data_set: str, settings: CheckSettings) -> int:
     if not survey.damage:
         return 0
     for damage in survey.damage[:NAMED]:
-        print(f"DAMAGED {damage.shard} {damage.key} {damage.reason}: {damage.detail}")
+        print(f"DAMAGED {damage.shard} {damage.key} {damage.reason}: {printable(damage.detail)}")
     print(f"{len(survey.damage)} damaged; all are named in {out / 'damage.jsonl'}")
     return 1
 
@@ -148,7 +148,7 @@ def _survey(manifest: Manifest, settings: CheckSettings) -> Survey:
 def _most(counts: Counter[str], unit: str, limit: int = 6) -> str:
     if not counts:
         return "none"
-    shown = ", ".join(f"{name} ({n})" for name, n in counts.most_common(limit))
+    shown = ", ".join(f"{printable(name)} ({n})" for name, n in counts.most_common(limit))
     more = f", ... {len(counts)} {unit}" if len(counts) > limit else ""
     return shown + more
 

@@ -18,6 +18,7 @@ from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.reading import Access, ShardOpener
 from cavmae.datasets.sample import SampleInfo
 from cavmae.datasets.storage import write_atomically
+from cavmae.tools.checking.survey import printable
 
 PICTURES = 4  # frames of a sample that are shown
 # Colours of mask values 1, 2, ...: told apart by colour-blind eyes (Okabe and Ito).
@@ -117,5 +118,6 @@ def _row(
     axis.set_xlim(0, info.duration)
     axis.tick_params(labelsize=7)
     words = [*info.labels[:4], *([f"speaker {info.speaker}"] if info.speaker else [])]
-    text = f"{key}  from {info.start:.2f} s  ({info.decoder})\n{', '.join(words) or 'no labels'}"
+    named = ", ".join(map(printable, words)) or "no labels"
+    text = f"{key}  from {info.start:.2f} s  ({printable(info.decoder)})\n{named}"
     axis.set_title(text, fontsize=7, loc="left", pad=3, parse_math=False)

@@ -111,6 +111,11 @@ class Survey:
         self.decoders[info.decoder or "unknown"] += 1
 
 
+def printable(text: str) -> str:
+    """A text out of a shard, quoted where a terminal or a font could not show it as it is."""
+    return text if text.isprintable() else ascii(text)
+
+
 def survey_shard(
     manifest: Manifest, entry: ShardEntry, verify: Literal["hash", "size"], cache: Cache | None
 ) -> Survey:
