@@ -90,7 +90,7 @@ def parse_json(
 
 
 def _damaged(name: str, reason: str, remedy: str) -> JSONError:
-    return JSONError(f"Cannot read {name}, which is damaged ({reason}): {remedy}.")
+    return JSONError(f"{name} is damaged ({reason}): {remedy}.")
 
 
 def json_bytes(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> bytes:
