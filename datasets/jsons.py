@@ -138,7 +138,7 @@ def value_as(kind: Any, value: Any, name: str) -> Any:
     Args:
         kind: ``int``, ``float``, ``str``, ``bool``, ``None``, a ``Literal``, tuple, dict, list or
             union of these, or a dataclass of these; other types take any value.
-        value: as :func:`parse_json` gives it.
+        value: as :func:`parse_json` gives it, or as it was before it became JSON.
         name: of the field, for the error's sentence.
 
     Raises:
@@ -200,7 +200,7 @@ def _fields_of(kind: type) -> tuple[dict[str, Any], list[str]]:
 
 
 def _tuple_as(parts: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         raise ValueError(f"{name} is a {type(value).__name__}, not a list")
     if parts[1:] == (...,):
         parts = (parts[0],) * len(value)
