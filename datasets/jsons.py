@@ -7,6 +7,7 @@ wrong with one is a sentence with the file's name.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -90,7 +91,7 @@ def parse_json(
 
 
 def _damaged(name: str, reason: str, remedy: str) -> JSONError:
-    return JSONError(f"Cannot read {name}, which is damaged ({reason}): {remedy}.")
+    return JSONError(f"{name} is damaged ({reason}): {remedy}.")
 
 
 def json_bytes(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> bytes:
@@ -138,7 +139,7 @@ def value_as(kind: Any, value: Any, name: str) -> Any:
     Args:
         kind: ``int``, ``float``, ``str``, ``bool``, ``None``, a ``Literal``, tuple, dict, list or
             union of these, or a dataclass of these; other types take any value.
-        value: as :func:`parse_json` gives it.
+        value: as :func:`parse_json` gives it, or as it was before it became JSON.
         name: of the field, for the error's sentence.
 
     Raises:
@@ -179,19 +180,28 @@ def value_as(kind: Any, value: Any, name: str) -> Any:
 def _dataclass_as(kind: Any, value: Any, name: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{name} is a {type(value).__name__}, not an object")
-    hints, fields = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+    hints, needed = _fields_of(kind)
     for key in value:
-        if key not in fields:
+        if key not in hints:
             raise ValueError(f"{name} has the unknown field {key[:100]}")
-    for key, field in fields.items():
-        no_default = field.default is field.default_factory is dataclasses.MISSING
-        if no_default and key not in value:
+    for key in needed:
+        if key not in value:
             raise ValueError(f"field {name}.{key} is missing")
     return kind(**{key: value_as(hints[key], v, f"{name}.{key}") for key, v in value.items()})
 
 
+@functools.cache
+def _fields_of(kind: type) -> tuple[dict[str, Any], list[str]]:
+    """Types of a dataclass's fields, and the names of those without a default."""
+    hints = typing.get_type_hints(kind)
+    fields = dataclasses.fields(kind)
+    none = dataclasses.MISSING
+    needed = [f.name for f in fields if f.default is none and f.default_factory is none]
+    return {f.name: hints[f.name] for f in fields}, needed
+
+
 def _tuple_as(parts: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         raise ValueError(f"{name} is a {type(value).__name__}, not a list")
     if parts[1:] == (...,):
         parts = (parts[0],) * len(value)

@@ -130,7 +130,7 @@ class Manifest:
                 "it; run that again with the same words."
             ) from error
         except JSONError as error:
-            raise ShardError(str(error)) from error
+            raise ShardError(f"Cannot read the data set: {error}") from error
         return cls.from_record(folder, name, record)
 
     @classmethod

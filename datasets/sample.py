@@ -18,7 +18,7 @@ from PIL import Image
 
 from cavmae.datasets.errors import SampleError
 from cavmae.datasets.features import MEL_BINS, SAMPLE_RATE
-from cavmae.datasets.jsons import JSONError, json_bytes, parse_json, typed, value_as
+from cavmae.datasets.jsons import JSONError, json_bytes, parse_json, typed
 
 SCHEMA = 1
 KEY_PATTERN = r"[A-Za-z0-9_-]{1,88}"
@@ -108,28 +108,33 @@ class SampleInfo:
             raise SampleError("bad_json", "not an object")
         if record.get("schema") != SCHEMA:
             raise SampleError("unknown_schema", f"schema {record.get('schema')!r}, not {SCHEMA}")
+
+        def optional(name: str, default: Any, *types: type) -> Any:
+            """A field that older shards lack."""
+            return typed({name: default, **record}, name, *types)
+
         try:
             info = cls(
                 source=typed(record, "source", str),
                 start=typed(record, "start", float),
                 duration=typed(record, "duration", float),
-                labels=_field(record, "labels", tuple[str, ...]),
+                labels=tuple(_list(record, "labels", str)),
                 speaker=typed(record, "speaker", str, type(None)),
-                frame_times=_times(record),
-                frame_size=_field(record, "frame_size", tuple[int, int]),
+                frame_times=tuple(map(float, _list(record, "frame_times", int, float))),
+                frame_size=tuple(_list(record, "frame_size", int)),
                 fbank_frames=typed(record, "fbank_frames", int),
-                mask_values=_field(record, "mask_values", dict[str, str] | None),
+                mask_values=_meanings(record),
                 sample_rate=typed(record, "sample_rate", int),
-                decoder=_field(record, "decoder", str, ""),
-                audio_span=_field(record, "audio_span", tuple[float, float] | None, None),
-                masked_frames=_field(record, "masked_frames", tuple[int, ...], []),
-                missing_frames=_field(record, "missing_frames", int, 0),
-                video_stream=_field(record, "video_stream", int | None, None),
-                video_streams=_field(record, "video_streams", int, 0),
-                audio_stream=_field(record, "audio_stream", int | None, None),
-                audio_streams=_field(record, "audio_streams", int, 0),
-                mixdown=_field(record, "mixdown", str, ""),
-                tone_mapping=_field(record, "tone_mapping", str, ""),
+                decoder=optional("decoder", "", str),
+                audio_span=None if record.get("audio_span") is None else _span(record),
+                masked_frames=tuple(_list({"masked_frames": [], **record}, "masked_frames", int)),
+                missing_frames=optional("missing_frames", 0, int),
+                video_stream=optional("video_stream", None, int, type(None)),
+                video_streams=optional("video_streams", 0, int),
+                audio_stream=optional("audio_stream", None, int, type(None)),
+                audio_streams=optional("audio_streams", 0, int),
+                mixdown=optional("mixdown", "", str),
+                tone_mapping=optional("tone_mapping", "", str),
             )
         except ValueError as error:
             raise SampleError("bad_json", str(error)) from error
@@ -149,19 +154,28 @@ class SampleInfo:
             raise SampleError("bad_json", "frame_times are missing or not in order")
 
 
-def _field(record: dict[str, Any], name: str, kind: Any, *default: Any) -> Any:
-    """A field of a type; absent in older shards where there is a default. Raises ValueError."""
-    if default and name not in record:
-        return value_as(kind, default[0], name)
-    return value_as(kind, typed(record, name, object), name)
+def _list(record: dict[str, Any], name: str, *types: type) -> list[Any]:
+    """A list of values of some types, thousands in a long clip. Raises ValueError."""
+    values: list[Any] = typed(record, name, list)
+    if not set(map(type, values)) <= set(types):
+        raise ValueError(f"field {name} has values of another type")
+    return values
 
 
-def _times(record: dict[str, Any]) -> tuple[float, ...]:
-    """``frame_times``, thousands in a long clip. Raises ValueError."""
-    times = typed(record, "frame_times", list)
-    if not all(type(time) in (int, float) for time in times):
-        raise ValueError("frame_times holds what is no number")
-    return tuple(map(float, times))
+def _meanings(record: dict[str, Any]) -> dict[str, str] | None:
+    """``mask_values``. Raises ValueError."""
+    values: dict[str, str] | None = typed(record, "mask_values", dict, type(None))
+    if values is not None and not set(map(type, values.values())) <= {str}:
+        raise ValueError("field mask_values has values that are no texts")
+    return values
+
+
+def _span(record: dict[str, Any]) -> tuple[float, float]:
+    """``audio_span``. Raises ValueError."""
+    values = _list(record, "audio_span", int, float)
+    if len(values) != 2:
+        raise ValueError(f"field audio_span has {len(values)} values")
+    return float(values[0]), float(values[1])
 
 
 def frame_member(number: int) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cavmae.datasets.batch import Batch
+from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.features import FFT, HOP, WINDOW, fbank_batch
 from cavmae.datasets.transforms import Statistics
 from cavmae.finetune.cueing import draw_cues
@@ -134,13 +135,20 @@ class SpeakerTask(Task):
         see :mod:`cavmae.finetune.likeness`. The model itself is not told, then: of 43 minutes of
         speech it learned too little of how people sound, and found masks and voices less well
         (docs/results.md).
+
+        Raises:
+            CavmaeError: numbers of the sound or of what the model makes of it are not finite.
         """
+        if not bool(torch.isfinite(inputs.mixture).all()):
+            raise CavmaeError("The sound holds numbers that are not finite: convert it to 16 bits.")
         by_voice = inputs.cues.kind == KINDS.index("voice")
         if not bool(by_voice.any()):
             found: tuple[Looked, Voices] = self.model(inputs)
+            _check_finite(*found)
             return found
         kind = inputs.cues.kind.masked_fill(by_voice, 0)
         looked, voices = self.model(inputs._replace(cues=inputs.cues._replace(kind=kind)))
+        _check_finite(looked, voices)
         waves = voices.waves(inputs.mixture.shape[-1])
         fbanks = self.fbank(waves.flatten(0, 1)).unflatten(0, waves.shape[:2])
         return meant_first(inputs, looked, voices, waves, fbanks)
@@ -226,3 +234,13 @@ def _only_together(name: str) -> bool:
         return False
     single = norm.endswith(("_a", "_v"))
     return single != (parts[0] == "blocks_u")
+
+
+def _check_finite(looked: Looked, voices: Voices) -> None:
+    """Checks what a model finds: NaN compares as silence and as nobody. Raises CavmaeError."""
+    for value in (*voices, looked.masks[-1], looked.votes):
+        if not bool(torch.isfinite(value).all()):
+            raise CavmaeError(
+                "The model gives numbers that are not finite: use fp32 (--precision) if it was "
+                "another precision, else a sound copy of the model, since its weights are damaged."
+            )

@@ -197,7 +197,7 @@ def _read_hashes(folder: Path, advice: str) -> dict[str, tuple[int, str]]:
         record = read_json(path, remedy=advice)
         for name in (*MODEL_FILES, *(record if isinstance(record, dict) else ())):
             if name not in FILES:
-                raise ValueError(f"{name[:100]} is no file of a checkpoint")
+                raise ValueError(f"{name[:100]!r} is no file of a checkpoint")
             entry = typed(record, name, dict)
             if typed(entry, "bytes", int) < 0 or not _HASH.fullmatch(typed(entry, "sha256", str)):
                 raise ValueError(f"no size and SHA-256 of {name}")

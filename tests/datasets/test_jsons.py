@@ -1,17 +1,28 @@
 """JSON in and out: limits of size, depth and numbers, one sentence with the file's name."""
 
+import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+from typing import Literal, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cavmae.datasets.errors import CavmaeError
-from cavmae.datasets.jsons import LIMIT_BYTES, JSONError, json_bytes, parse_json, read_json, typed
+from cavmae.datasets.jsons import (
+    LIMIT_BYTES,
+    JSONError,
+    json_bytes,
+    parse_json,
+    read_json,
+    typed,
+    value_as,
+)
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 INTEGERS = st.integers(-(10**30), 10**30)
@@ -50,9 +61,7 @@ def test_what_is_no_sound_json_is_one_sentence(data: bytes, reason: str) -> None
     with pytest.raises(JSONError) as caught:
         parse_json(data, "somewhere.json", remedy="copy it again", limit_bytes=limit)
     text = str(caught.value)
-    assert text.startswith("Cannot read somewhere.json, which is damaged (") and text.endswith(
-        "): copy it again."
-    )
+    assert text.startswith("somewhere.json is damaged (") and text.endswith("): copy it again.")
     assert reason in text and "\n" not in text and len(text) < 200
 
 
@@ -72,7 +81,7 @@ except JSONError as error:
 """
     run = [sys.executable, "-c", script]
     told = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert "x.json, which is damaged (more than 32 levels" in told
+    assert "x.json is damaged (more than 32 levels" in told
 
 
 def test_files(tmp_path) -> None:
@@ -83,7 +92,7 @@ def test_files(tmp_path) -> None:
     assert read_json(path) == [1]
     with pytest.raises(FileNotFoundError):
         read_json(path / "y.json")
-    with pytest.raises(JSONError, match=r"x\.json, which is damaged .more than 3 bytes"):
+    with pytest.raises(JSONError, match=r"x\.json is damaged .more than 3 bytes"):
         read_json(path, limit_bytes=3)
     with pytest.raises(JSONError, match="no regular file"):
         read_json(tmp_path)
@@ -115,3 +124,54 @@ def test_typed_fields() -> None:
         typed(record, "gone", int)
     with pytest.raises(ValueError, match="a list where an object is expected"):
         typed([], "n", int)
+
+
+class Part(NamedTuple):
+    number: int
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    size: tuple[int, int]
+    kind: Literal["a", "b"] = "a"
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    inner: Inner
+    rate: float | None = None
+    names: tuple[str, ...] = ()
+    parts: list[Part] = dataclasses.field(default_factory=list)
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def test_dataclasses_of_json() -> None:
+    whole = Whole(Inner((1, 2), "b"), 3.0, ("x", "y"), [Part(1, "p")], {"n": 4})
+    record = parse_json(json_bytes(dataclasses.asdict(whole)), "x.json")
+    assert value_as(Whole, record, "it") == whole
+    assert value_as(Whole, {"inner": {"size": [1, 2]}}, "it") == Whole(Inner((1, 2)))
+    assert isinstance(value_as(Whole, {**record, "rate": 3}, "it").rate, float)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"inner": [1, 2]}, "it.inner is a list, not an object"),
+        ({"inner": {}}, "field it.inner.size is missing"),
+        ({"inner": {"size": [1, 2], "more": 1}}, "it.inner has the unknown field more"),
+        ({"inner": {"size": [1, 2, 3]}}, "it.inner.size has 3 values, not 2"),
+        ({"inner": {"size": [1, True]}}, "it.inner.size is a bool"),
+        ({"inner": {"size": [1, 2.0]}}, "it.inner.size is a float"),
+        ({"inner": {"size": [1, 2], "kind": "c"}}, "it.inner.kind is none of a, b"),
+        ({"rate": "3"}, "it.rate is a str"),
+        ({"rate": False}, "it.rate is a bool"),
+        ({"names": "xy"}, "it.names is a str, not a list"),
+        ({"names": ["x", None]}, "it.names is a NoneType"),
+        ({"parts": [[1]]}, "it.parts has 1 values, not 2"),
+        ({"counts": {"n": "4"}}, "it.counts.n is a str"),
+    ],
+)
+def test_dataclasses_of_other_json(change: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        value_as(Whole, {"inner": {"size": [1, 2]}, **change}, "it")

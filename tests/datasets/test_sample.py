@@ -50,6 +50,18 @@ def test_info_round_trip() -> None:
         ({"frame_size": [float("inf"), 1]}, "bad_json"),
         ({"start": 10**400}, "bad_json"),
         ({"missing_frames": float("inf")}, "bad_json"),
+        # Comparisons with NaN are false, so limits do not see it.
+        ({"frame_times": [0.0, float("nan"), 0.04]}, "bad_json"),
+        ({"frame_times": [True, 2]}, "bad_json"),
+        ({"start": float("nan")}, "bad_json"),
+        ({"duration": float("nan")}, "bad_json"),
+        ({"audio_span": [float("nan"), 1.0]}, "bad_json"),
+        ({"audio_span": [1.0]}, "bad_json"),
+        ({"frame_size": [10.5, 10]}, "bad_json"),
+        ({"labels": [1]}, "bad_json"),
+        ({"mask_values": {"1": 2}}, "bad_json"),
+        ({"masked_frames": ["0"]}, "bad_json"),
+        ({"missing_frames": -1}, "bad_json"),
     ],
 )
 def test_info_rejects(change: dict[str, object], reason: str) -> None:
@@ -96,6 +108,15 @@ def test_fbank_rejects_pickles_and_other_shapes() -> None:
             sample.decode_fbank(data, 10)
     with pytest.raises(SampleError, match="bad_fbank"):
         sample.decode_fbank(good, 11)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_fbank_holds_finite_numbers(value: float) -> None:
+    fbank = np.full((10, 128), np.finfo(np.float16).max)
+    np.testing.assert_array_equal(sample.decode_fbank(sample.encode_fbank(fbank), 10), fbank)
+    fbank[7, 100] = value
+    with pytest.raises(SampleError, match="fbank_not_finite"):
+        sample.decode_fbank(sample.encode_fbank(fbank), 10)
 
 
 def test_frame_round_trip_and_size_check() -> None:

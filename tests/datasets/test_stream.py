@@ -304,6 +304,7 @@ def rewrite(folder: Path, break_some: dict[str, bytes | None], which: set[int]) 
     ("members", "reason"),
     [
         ({"fbank.npy": b"junk"}, "bad_fbank"),
+        ({"fbank.npy": sample.encode_fbank(np.full((198, 128), np.inf))}, "fbank_not_finite"),
         ({"json": b"{}"}, "unknown_schema"),
         ({"fbank.npy": None}, "missing_member"),
         ({f"{i:03d}.jpg": b"junk" for i in range(50)}, "bad_frame"),

@@ -166,6 +166,15 @@ def test_damage_inside_samples(copied: Path, change: Any, reason: str) -> None:
         assert one["key"] == shard.entries[0].key
 
 
+def test_names_that_no_terminal_can_show(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Escapes would be obeyed, and half a surrogate cannot be printed."""
+    forge(copied, lambda m: set_info(m, labels=("\x1b[2J", "\ud800"), speaker="\ud800\n"))
+    assert check(str(copied), dataclasses.replace(SETTINGS, sheet=100)) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and said.isascii()
+    assert r"\x1b[2J (1)" in said and r"\ud800 (1)" in said
+
+
 def test_the_same_key_twice(copied: Path) -> None:
     manifest = Manifest.load(copied)
     first, second = manifest.shards[:2]

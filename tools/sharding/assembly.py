@@ -53,6 +53,8 @@ class Assembler:
                     record = read_json(path)
                     written = value_as(list[Written], typed(record, "written", list), "written")
                     skips = value_as(list[Skip], typed(record, "skips", list), "skips")
+                    if any(one.size < 1 for one in written):
+                        raise ValueError("a sample has no sensible size")
                 except (JSONError, ValueError) as error:
                     log.warning("%s; its input is read again.", error)
                     path.unlink()
@@ -110,9 +112,10 @@ class Assembler:
             yield first, None
             return
         with file:
-            file.seek(sum(one.size for one in written[:first]))
+            whole = os.fstat(file.fileno()).st_size
+            file.seek(min(whole, sum(one.size for one in written[:first])))
             for number in range(first, len(written)):
-                blocks = file.read(written[number].size)
+                blocks = file.read(min(whole, written[number].size))
                 good = zlib.crc32(blocks) == written[number].crc
                 yield number, blocks if good else None
 

@@ -223,6 +223,11 @@ class State:
         try:
             shards = list(map(ShardEntry.from_record, typed(record, "shards", list)))
             state = value_as(cls, {**record, "shards": []}, "it")
+            if min(state.item, state.sample, state.skipped, state.skipped_bytes) < 0:
+                raise ValueError("a count is negative")
+            numbers = {n for shard in shards for some in shard.labels or () for n in some}
+            if numbers and not 0 <= min(numbers) <= max(numbers) < len(state.labels):
+                raise ValueError("it has labels without a name")
         except ValueError as error:
             raise CavmaeError(f"{path} is damaged ({error}): {ANEW}.") from error
         return dataclasses.replace(state, shards=shards)

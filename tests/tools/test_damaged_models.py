@@ -1,0 +1,74 @@
+"""Altered or damaged models in commands: a sentence and exit code 1, never silence and 0."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cavmae.datasets.commandline import run
+from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.transforms import Statistics
+from cavmae.finetune.separating.seeing import Seer
+from cavmae.pretrain.checkpoints import COMPLETE, WEIGHTS, write_hashes
+from cavmae.tools.separate import main
+from tests.finetune.scenes import SAMPLES, model
+
+Maker = Callable[..., Path]
+QUICK = ["--overlay", "false", "--masks", "false", "--device", "cpu"]
+
+
+@pytest.fixture
+def vouched(checkpoint: str, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "000000001"))
+    write_hashes(folder)
+    return folder
+
+
+def separated(folder: Path, video: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said of a model that is refused."""
+    assert run(main, [str(video), "--model", str(folder), "--out", str(out), *QUICK]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and not out.exists()
+    return said.strip().splitlines()[-1]
+
+
+def test_an_altered_model(
+    vouched: Path, video: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = video(seconds=1.0), tmp_path / "out"
+    weights, listing = vouched / WEIGHTS, vouched / COMPLETE
+    whole = weights.read_bytes()
+    words = [str(path), "--model", str(vouched), "--out", str(tmp_path / "sound"), *QUICK]
+    assert run(main, words) == 0
+    capsys.readouterr()
+    for altered in (
+        whole[:-2] + bytes([whole[-2] ^ 0x40]) + whole[-1:],
+        whole[: len(whole) // 2],
+        b"altered",
+    ):
+        weights.write_bytes(altered)
+        assert f"{weights} was altered" in separated(vouched, path, out, capsys)
+    listing.write_text("{}")
+    assert f"{listing} cannot be used" in separated(vouched, path, out, capsys)
+    listing.unlink()
+    assert f"{weights} is damaged" in separated(vouched, path, out, capsys)
+
+
+def test_voices_that_are_no_numbers() -> None:
+    """However it comes: weights that are finite, yet overflow."""
+    made = model().eval()
+    seer = Seer(made, Statistics(-6.0, 4.0))
+    frames = np.zeros((16, 32, 48, 3), np.uint8)
+    sound = np.sin(np.arange(SAMPLES) / 20).astype(np.float32)
+    seer.people(frames, sound)
+    with pytest.raises(CavmaeError, match="The sound holds numbers that are not finite"):
+        seer.people(frames, np.where(np.arange(SAMPLES) == 99, math.nan, sound).astype(np.float32))
+    with torch.no_grad():
+        for parameter in made.separator.parameters():
+            parameter.fill_(3e38)
+    with pytest.raises(CavmaeError, match="The model gives numbers that are not finite"):
+        seer.people(frames, sound)

@@ -1,0 +1,123 @@
+"""What an interrupted `cavmae shard` left is read strictly: damaged records end in a sentence."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.manifest import ShardEntry
+from cavmae.tools.sharding.assembly import Assembler
+from cavmae.tools.sharding.clips import Skip, Written
+from cavmae.tools.sharding.inputs import Input
+from cavmae.tools.sharding.plan import Layout, Plan, State, forget_retried, retries, skip_record
+
+SETTINGS = {"profile": "speakers"}
+ITEMS = [Input("a.mp4", labels=("x",)), Input("b.mp4"), Input("c.mp4", start=1.0)]
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """A data set under construction: one shard sealed, one part done, one input skipped."""
+    made = Layout(tmp_path)
+    made.work.mkdir()
+    plan = Plan(made)
+    plan.extend(ITEMS)
+    state = State(
+        SETTINGS, 1, 0, [ShardEntry("clips-000000.tar", 1, 2048, "0" * 64, ((0,),))], ["x"]
+    )
+    skip = skip_record(ITEMS[0], Skip(3, 1.5, "decode_error", "detail"), None)
+    made.skipped.write_text(json.dumps(skip) + "\n")
+    state.skipped, state.skipped_bytes = 1, made.skipped.stat().st_size
+    state.save(made)
+    made.part_file(ITEMS[1]).write_bytes(bytes(1024))
+    Assembler(made, plan, state, 100, 1e9).finish_item(
+        1, [Written(0, 0.0, 1.0, 1024, 5), Skip(None, None, "timeout", "")]
+    )
+    return made
+
+
+def taken_up(layout: Layout) -> Assembler:
+    """What a rerun reads."""
+    plan = Plan(layout)
+    state = State.load(layout, SETTINGS)
+    again = retries(layout)
+    assembler = Assembler(layout, plan, state, 100, 1e9)
+    assembler.find_finished()
+    if again:
+        forget_retried(layout, state)
+    assembler.advance()
+    return assembler
+
+
+def test_a_sound_one_is_taken_up(layout: Layout) -> None:
+    assert Plan(layout).items == ITEMS
+    assert State.load(layout, SETTINGS).shards[0].labels == ((0,),)
+    assert [item.source for item in retries(layout)] == ["a.mp4"]
+    assert not taken_up(layout).has(1)  # its part is not what its CRC says: made again
+    assert not layout.part_record(ITEMS[1]).exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{\n", b"[" * 100_000 + b"\n", b"\xff\xfe\n", b"[1]\n", b'{"source": 5}\n', b"{}\n"],
+)
+@pytest.mark.parametrize("name", ["plan", "state", "skipped"])
+def test_records_that_are_none(layout: Layout, name: str, content: bytes) -> None:
+    path: Path = getattr(layout, name)
+    path.write_bytes(content if name != "skipped" else content.replace(b"}", b', "retry": 1}'))
+    if name == "skipped" and content == b"{}\n":
+        path.write_bytes(b'{"retry": {}}\n')
+    with pytest.raises(CavmaeError) as caught:
+        taken_up(layout)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"[]", b'{"written": [[0, 0, 1, -5, 1]], "skips": []}', b'{"written": [1], "skips": []}',
+     b'{"written": [[0, 0.0, 1.0, 1000000000000000000000000000000, 1]], "skips": []}'],
+)  # fmt: skip
+def test_a_part_whose_record_is_damaged_is_made_again(layout: Layout, content: bytes) -> None:
+    path = layout.part_record(ITEMS[1])
+    path.write_bytes(content)
+    assert not taken_up(layout).has(1)
+    assert not path.exists()
+
+
+def test_hundreds_of_edits(layout: Layout) -> None:
+    """Values of other kinds, keys that are gone: a sentence, or what they say."""
+    rng = random.Random(0)
+    values: list[Any] = [None, True, -1, 10**30, 1e300, "", [], {}, [[]], [None], {"a": 1}]
+    files = [layout.plan, layout.state, layout.skipped, layout.part_record(ITEMS[1])]
+    before = {path: path.read_bytes() for path in [*files, layout.part_file(ITEMS[1])]}
+    refused = 0
+    for _ in range(300):
+        path = rng.choice(files)
+        lines = [json.loads(line) for line in before[path].splitlines()]
+        places: list[tuple[Any, Any]] = []
+
+        def note(value: Any, places: list[tuple[Any, Any]] = places) -> None:
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, inner in list(items):
+                places.append((value, key))
+                if isinstance(inner, dict | list):
+                    note(inner)
+
+        note(lines)
+        holder, key = rng.choice(places)
+        if rng.random() < 0.2:
+            del holder[key]
+        else:
+            holder[key] = rng.choice(values)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        try:
+            taken_up(layout)
+        except CavmaeError as error:
+            refused += 1
+            assert "\n" not in str(error)
+        for name, content in before.items():
+            name.write_bytes(content)
+    assert refused > 100
