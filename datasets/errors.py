@@ -9,6 +9,10 @@ class UsageError(CavmaeError):
     """A request that makes no sense as written. The command line exits with 2."""
 
 
+class NonFiniteError(CavmaeError):
+    """NaN or Inf from a model."""
+
+
 class ShardError(CavmaeError):
     """A shard or manifest that is missing, altered, damaged or not one of ours."""
 

@@ -3,11 +3,10 @@
 Shapes: N clips, Q slots, L tokens, D width, T' frames of 40 ms.
 """
 
-from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cavmae.pretrain.blocks import NORM_EPS
+from cavmae.pretrain.blocks import NORM_EPS, Mlp
 
 
 class Look(nn.Module):
@@ -73,7 +72,7 @@ class SlotLayer(nn.Module):
         self.pictures = Look(width, heads)
         self.sound = Look(width, heads)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, hidden_features=4 * width)
+        self.mlp = Mlp(width, 4 * width)
 
     def forward(
         self,
@@ -104,7 +103,7 @@ class VoiceLayer(nn.Module):
         self.frames = Look(width, heads)
         self.mixture = Look(width, heads)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, hidden_features=4 * width)
+        self.mlp = Mlp(width, 4 * width)
 
     def forward(self, x: Tensor, place: Tensor, mixture: Tensor, mixture_place: Tensor) -> Tensor:
         """x [N, Q * T', D], looking at the mixture [N, T', D] -> [N, Q * T', D]."""

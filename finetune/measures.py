@@ -14,12 +14,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.functional.audio import (
-    scale_invariant_signal_distortion_ratio,
-    signal_distortion_ratio,
-)
-from torchmetrics.functional.audio.pesq import perceptual_evaluation_speech_quality
-from torchmetrics.functional.audio.stoi import short_time_objective_intelligibility
 
 from cavmae.datasets.features import SAMPLE_RATE
 from cavmae.finetune.losses import Truth
@@ -187,9 +181,7 @@ def measure(
 def _si_sdr_pairs(waves: Tensor, truth: Tensor) -> Tensor:
     """Of every wave [N, K, S] with every true voice [N, P, S]: [N, K, P], in dB."""
     n, k, p = len(waves), waves.shape[1], truth.shape[1]
-    return scale_invariant_signal_distortion_ratio(
-        waves[:, :, None].expand(n, k, p, -1), truth[:, None].expand(n, k, p, -1)
-    )
+    return _si_sdr(waves[:, :, None].expand(n, k, p, -1), truth[:, None].expand(n, k, p, -1))
 
 
 def shown_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -236,18 +228,35 @@ def _hear(
         setattr(one, f"{name}_mixture", float(function(mixture.cpu(), true.cpu())))
     others = [n for n in range(len(sounds)) if n != person and bool(sounds[n].any())]
     if others:
-        nearer = [float(scale_invariant_signal_distortion_ratio(wave, sounds[n])) for n in others]
+        nearer = [float(_si_sdr(wave, sounds[n])) for n in others]
         one.confused = float(max(nearer) > one.si_sdr)
         here = _frames(true)
         there = torch.stack([_frames(sounds[n]) for n in others]).any(0)
         one.overlap = float((here & there).sum() / here.sum().clamp(min=1))
 
 
+# torchmetrics takes as long to import as PyTorch, and training that measures nothing needs none.
+def _si_sdr(wave: Tensor, true: Tensor) -> Tensor:
+    from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
+
+    return scale_invariant_signal_distortion_ratio(wave, true)
+
+
+def _sdr(wave: Tensor, true: Tensor) -> Tensor:
+    from torchmetrics.functional.audio import signal_distortion_ratio
+
+    return signal_distortion_ratio(wave, true)
+
+
 def _stoi(wave: Tensor, true: Tensor) -> Tensor:
+    from torchmetrics.functional.audio.stoi import short_time_objective_intelligibility
+
     return short_time_objective_intelligibility(wave, true, SAMPLE_RATE)
 
 
 def _pesq(wave: Tensor, true: Tensor) -> Tensor:
+    from torchmetrics.functional.audio.pesq import perceptual_evaluation_speech_quality
+
     pesq = importlib.import_module("pesq")
     try:
         return perceptual_evaluation_speech_quality(wave, true, SAMPLE_RATE, "wb")
@@ -256,8 +265,8 @@ def _pesq(wave: Tensor, true: Tensor) -> Tensor:
 
 
 _MEASURES: dict[str, Callable[..., Tensor]] = {
-    "si_sdr": scale_invariant_signal_distortion_ratio,
-    "sdr": signal_distortion_ratio,
+    "si_sdr": _si_sdr,
+    "sdr": _sdr,
 }
 _QUALITY: dict[str, Callable[..., Tensor]] = {"stoi": _stoi, "pesq": _pesq}
 

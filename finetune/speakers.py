@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cavmae.datasets.batch import Batch
-from cavmae.datasets.errors import CavmaeError
+from cavmae.datasets.errors import CavmaeError, NonFiniteError
 from cavmae.datasets.features import FFT, HOP, WINDOW, fbank_batch
 from cavmae.datasets.transforms import Statistics
 from cavmae.finetune.cueing import draw_cues
@@ -137,10 +137,11 @@ class SpeakerTask(Task):
         (docs/results.md).
 
         Raises:
-            CavmaeError: numbers of the sound or of what the model makes of it are not finite.
+            CavmaeError: the sound has NaN or Inf.
+            NonFiniteError: the model gives NaN or Inf.
         """
         if not bool(torch.isfinite(inputs.mixture).all()):
-            raise CavmaeError("The sound holds numbers that are not finite: convert it to 16 bits.")
+            raise CavmaeError("The sound has NaN or Inf: convert it to 16 bits.")
         by_voice = inputs.cues.kind == KINDS.index("voice")
         if not bool(by_voice.any()):
             found: tuple[Looked, Voices] = self.model(inputs)
@@ -237,10 +238,10 @@ def _only_together(name: str) -> bool:
 
 
 def _check_finite(looked: Looked, voices: Voices) -> None:
-    """Checks what a model finds: NaN compares as silence and as nobody. Raises CavmaeError."""
-    for value in (*voices, looked.masks[-1], looked.votes):
-        if not bool(torch.isfinite(value).all()):
-            raise CavmaeError(
-                "The model gives numbers that are not finite: use fp32 (--precision) if it was "
-                "another precision, else a sound copy of the model, since its weights are damaged."
-            )
+    """Checks the model's output: NaN exceeds no threshold, it would read as silence."""
+    outputs = (*voices, looked.masks[-1], looked.votes)
+    if not bool(torch.stack([output.isfinite().all() for output in outputs]).all()):
+        raise NonFiniteError(
+            "The model gives NaN or Inf: its weights or its statistics are damaged, so copy the "
+            "model again; if this is not fp32, try --precision fp32."
+        )

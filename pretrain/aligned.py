@@ -16,7 +16,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,19 +26,6 @@ from cavmae.pretrain.processes import everyone, first_row
 
 DECIBEL = 10 / math.log(10)  # of a natural logarithm of power
 FLOOR_DB = (SILENCE + math.log(MEL_BINS)) * DECIBEL + 3  # hardly above digital silence
-
-
-class MomentHead(AttentionPoolLatent):
-    """Tokens of one modality to one embedding, by attention of a learned query.
-
-    Args:
-        width: of a token.
-        heads: of the attention.
-        contrast_width: of an embedding.
-    """
-
-    def __init__(self, width: int, heads: int, contrast_width: int):
-        super().__init__(width, out_features=contrast_width, num_heads=heads)
 
 
 def columns(tokens: Tensor, grid: Grid) -> Tensor:

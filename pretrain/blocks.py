@@ -1,14 +1,94 @@
-"""Transformer blocks: CAV-MAE's own, with three pairs of norms, and one of cross-attention."""
+"""Transformer blocks: CAV-MAE's own, with three pairs of norms, and one of cross-attention.
+
+Attention and MLP are those of ViT (Dosovitskiy et al., ICLR 2021), with timm's names of parameters:
+its weights fit. They are written here since timm takes longer to import than PyTorch itself.
+
+Shapes: N clips, L and M tokens, D width of a token, H heads.
+"""
 
 from typing import Literal
 
-from timm.layers.attention import Attention
-from timm.layers.mlp import Mlp
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 Modality = Literal["a", "v"] | None
 NORM_EPS = 1e-5
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention.
+
+    Args:
+        width: of a token.
+        heads: among which the width is divided.
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, L, D] -> [N, L, D]."""
+        qkv = (
+            self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # 3, N, H, L, D/H
+        attended = functional.scaled_dot_product_attention(*qkv.unbind(0))
+        projected: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        return projected
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them.
+
+    Args:
+        width: of a token.
+        hidden: of the layer between.
+    """
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., D] -> [..., D]."""
+        projected: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return projected
+
+
+class AttentionPool(nn.Module):
+    """Tokens to one embedding, by attention of a learned query and an MLP (Zhai et al., CVPR 2022).
+
+    Args:
+        width: of a token.
+        heads: of the attention.
+        out_width: of the embedding.
+    """
+
+    def __init__(self, width: int, heads: int, out_width: int):
+        super().__init__()
+        self.heads = heads
+        self.latent = nn.Parameter(torch.empty(1, 1, width))
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, out_width)
+        self.mlp = Mlp(out_width, 4 * out_width)
+        std = width**-0.5
+        nn.init.trunc_normal_(self.latent, std=std, a=-2 * std, b=2 * std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, L, D] -> [N, out_width]."""
+        q = self.q(self.latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        kv = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 2, N, H, L, D/H
+        attended = functional.scaled_dot_product_attention(
+            q.expand(len(x), -1, -1, -1), *kv.unbind(0)
+        )
+        pooled = self.proj(attended.transpose(1, 2).flatten(2))
+        embedding: Tensor = (pooled + self.mlp(pooled))[:, 0]
+        return embedding
 
 
 class Block(nn.Module):
@@ -29,12 +109,11 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm1_a = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm1_v = nn.LayerNorm(width, eps=NORM_EPS)
-        # timm's attention is fused (scaled_dot_product_attention) wherever PyTorch can.
-        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
+        self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm2_a = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm2_v = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, hidden_features=int(width * mlp_ratio))
+        self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(self, x: Tensor, modality: Modality = None) -> Tensor:
         """x: [N, L, D] -> [N, L, D]."""
@@ -64,7 +143,7 @@ class CrossBlock(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, hidden_features=int(width * mlp_ratio))
+        self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
         """x: [N, M, D], looking at seen: [N, K, D] -> [N, M, D]."""

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any, TypeVar
 
-import timm
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -90,6 +89,8 @@ def imagenet_mae(name: str) -> dict[str, Tensor]:
     if name != "timm":
         return read_weights(Path(name))
     try:
+        import timm  # takes seconds, and few runs need it
+
         found = timm.create_model(IMAGENET_MAE, pretrained=True, num_classes=0)
     except (OSError, RuntimeError) as error:
         raise CavmaeError(

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
 
 from cavmae.datasets.batch import Batch
 from cavmae.datasets.features import FRAME_RATE
@@ -162,6 +161,8 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         if len(rank):
             found["moment found"] = float((rank < 1.5).double().mean())
         if known.any():
+            from torchmetrics.functional.classification import binary_auroc  # takes seconds
+
             scores = torch.cat([step[known], shifted[known]])
             truth = torch.arange(len(scores)) < known.sum()
             # Ranks of the scores, since the metric takes probabilities.

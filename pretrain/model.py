@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cavmae.pretrain.aligned import MomentHead, columns
-from cavmae.pretrain.blocks import NORM_EPS, Block, CrossBlock
+from cavmae.pretrain.aligned import columns
+from cavmae.pretrain.blocks import NORM_EPS, AttentionPool, Block, CrossBlock
 from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, fixed_positions, take
 from cavmae.pretrain.hub import HubWeights
 from cavmae.pretrain.losses import Contrast, info_nce, reconstruction_loss
@@ -79,8 +79,8 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.decoder_pred_a = nn.Linear(c.decoder_width, c.patch**2)
         self.decoder_pred_v = nn.Linear(c.decoder_width, 3 * c.patch**2)
         if c.contrast_width:
-            self.moment_a = MomentHead(c.width, c.heads, c.contrast_width)
-            self.moment_v = MomentHead(c.width, c.heads, c.contrast_width)
+            self.moment_a = AttentionPool(c.width, c.heads, c.contrast_width)
+            self.moment_v = AttentionPool(c.width, c.heads, c.contrast_width)
         self.initialise()
 
     def mask(

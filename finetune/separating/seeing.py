@@ -177,7 +177,7 @@ class Seer:
             key: key frame that a cue's box, point or mask lies in.
 
         Raises:
-            FloatingPointError: what the model gives is not finite.
+            NonFiniteError: the model gives NaN or Inf.
         """
         picture = frames.shape[1], frames.shape[2]
         fit = Fit.of(box, picture, self._image)
@@ -205,10 +205,6 @@ class Seer:
         )
         when = voices.when[0].float().sigmoid().cpu()
         votes = fit.votes(looked.votes[0].float()).cpu()
-        # Of NaN nothing is larger than a threshold: it would be taken for nobody and silence.
-        given = states, masks, when, votes, torch.from_numpy(waves)
-        if not all(bool(part.isfinite().all()) for part in given):
-            raise FloatingPointError("the model gives NaN or Inf")
         there = 1 - states[:, NONE] - states[:, OFF_SCREEN]
         found = []
         for slots in people_of(masks, votes, there, cue is not None):

@@ -151,7 +151,7 @@ def test_statistics_that_are_not_finite(
     shutil.copytree(checkpoint, broken)
     (broken / "COMPLETE").unlink(missing_ok=True)
     (broken / "preprocessing.json").write_text('{"fbank_mean": NaN, "fbank_std": 4.0}')
-    with pytest.raises(CavmaeError, match=r"preprocessing.json, which is damaged \(NaN"):
+    with pytest.raises(CavmaeError, match=r"preprocessing.json is damaged \(NaN"):
         main([str(video(seconds=1.0)), *words(str(broken), tmp_path / "out")])
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from timm.layers.attention import Attention
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
@@ -24,6 +23,7 @@ from cavmae.datasets.reading import Access
 from cavmae.datasets.stream import TrainStream
 from cavmae.datasets.transforms import Augmentation, DeviceTransform, Statistics
 from cavmae.datasets.view import View
+from cavmae.pretrain.blocks import Attention, Block
 from cavmae.pretrain.building import compile_blocks
 from cavmae.pretrain.encoder import SIZES, CAVMAEConfig, config_of, take
 from cavmae.pretrain.losses import normalised
@@ -86,14 +86,26 @@ class Way:
     batch: int = 0
 
 
+class ExplicitAttention(Attention):
+    """Self-attention whose matrix of weights is written out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, L, D] -> [N, L, D]."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
+        projected: Tensor = self.proj((weights @ v).transpose(1, 2).flatten(2))
+        return projected
+
+
 class ReferenceWay(CAVMAE):
     """The same model, computed as the authors' implementation computes it."""
 
     def __init__(self, shape: CAVMAEConfig):
         super().__init__(shape)
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.fused_attn = False  # type: ignore[misc]
+        for module in list(self.modules()):
+            if isinstance(module, Block):
+                attention = module.attn
+                module.attn = ExplicitAttention(attention.proj.in_features, attention.heads)
 
     def embed(self, patches: Tensor, modality: str, keep: Tensor | None = None) -> Tensor:
         """See :meth:`Encoder.embed`: all patches are embedded, then some are kept."""

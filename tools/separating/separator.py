@@ -19,7 +19,7 @@ from typing import Any
 import av
 import torch
 
-from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.datasets.errors import CavmaeError, NonFiniteError, UsageError
 from cavmae.datasets.features import SAMPLE_RATE
 from cavmae.datasets.jsons import JSONError, json_bytes, read_json
 from cavmae.datasets.locking import locked
@@ -289,7 +289,7 @@ class Separator:
         try:
             data = json_bytes(record, indent=1)
         except CavmaeError as error:  # the model is at fault
-            raise FloatingPointError(str(error)) from error
+            raise NonFiniteError(str(error)) from error
         with write_atomically(made / RESULT) as file:
             file.write(data)
 
@@ -306,7 +306,7 @@ class Separator:
         except MediaError as error:
             said = f"{_SAID.get(error.reason, error.reason)} ({error.detail})"
             raise CavmaeError(f"{video}: {said}.") from error
-        except FloatingPointError as error:
+        except NonFiniteError as error:
             other = "" if self._precision == "fp32" else ", or try --precision fp32"
             raise CavmaeError(
                 f"{video}: model {self._name} gives NaN or Inf for it, so its weights or its "

@@ -123,7 +123,7 @@ def first_pass(
 
     Raises:
         MediaError: more of the recording is lost than the settings allow.
-        FloatingPointError: the model's output is not finite.
+        NonFiniteError: the model gives NaN or Inf.
     """
     shape = seer.shape
     length = shape.frames

@@ -227,7 +227,7 @@ def test_damaged_files_of_an_earlier_run(tmp_path: Path) -> None:
     for name in ("speakers.json", "talkers.json"):
         whole = (out / name).read_bytes()
         (out / name).write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(CavmaeError, match=f"{name}, which is damaged"):
+        with pytest.raises(CavmaeError, match=f"{name} is damaged"):
             render(out, 1)
         (out / name).write_bytes(whole)
 
