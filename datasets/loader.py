@@ -93,7 +93,7 @@ class Loader:
         if not stream.endless:
             self._broken = [{} for _ in self._positions]
             self._positions = [Position() for _ in self._positions]
-        for delivery in _forked_without_garbage(loader):
+        for delivery in _forked_without_garbage(loader) if self.workers else loader:
             if isinstance(delivery, CavmaeError):
                 raise delivery
             self._note(delivery)

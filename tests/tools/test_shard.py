@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ import torch
 from PIL import Image
 
 from cavmae.datasets import features, sample
+from cavmae.datasets.commandline import run
 from cavmae.datasets.errors import CavmaeError
 from cavmae.datasets.manifest import Manifest
 from cavmae.datasets.sample import SampleInfo
 from cavmae.tools.benching.media import read_number
+from cavmae.tools.shard import main
 from tests.conftest import make_shards
 from tests.tools.helpers import (
     HOW,
@@ -296,7 +299,9 @@ def test_remote_inputs(tmp_path: Path, video: Maker) -> None:
     assert skipped(out) == {"missing.mp4": "missing"}
 
 
-def test_bad_usage_exits_with_2_and_one_sentence(tmp_path: Path, video: Maker) -> None:
+def test_bad_usage_exits_with_2_and_one_sentence(
+    tmp_path: Path, video: Maker, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = str(video())
     cases = [
         ([str(tmp_path / "nothing.mp4"), "--out", str(tmp_path / "o")], "no file or folder"),
@@ -306,11 +311,15 @@ def test_bad_usage_exits_with_2_and_one_sentence(tmp_path: Path, video: Maker) -
         ([path], "out"),
     ]
     for words, complaint in cases:
-        process = run_command(*words)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 2, said
-        assert complaint in said.decode()
-        assert "Traceback" not in said.decode()
+        with pytest.raises(SystemExit) as ended:
+            sys.exit(run(main, words))
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert complaint in said
+        assert "Traceback" not in said
+    process = run_command(*cases[0][0])
+    _, bytes_said = process.communicate(timeout=60)
+    assert process.returncode == 2 and cases[0][1] in bytes_said.decode()
 
 
 def test_the_same_file_by_another_name_is_not_taken_twice(

@@ -32,8 +32,13 @@ def draw_examples(task: SpeakerTask, batch: Batch, path: Path) -> None:
     found = torch.stack([shown_masks(masks, size) for masks in looked.masks[-1]])
     count = len(batch["key"])
     most = int(truth.people.present.sum(1).max())
-    figure = Figure(figsize=(3 + 2.2 * (1 + 2 * most), 2.1 * count), layout="constrained")
+    width, height = 3 + 2.2 * (1 + 2 * most), 2.1 * count + 0.3  # inches
+    figure = Figure(figsize=(width, height))
     axes = figure.subplots(count, 2 + 2 * most, squeeze=False)
+    figure.subplots_adjust(
+        left=0.1 / width, right=1 - 0.1 / width, bottom=0.5 / height, top=1 - 0.25 / height,
+        wspace=0.15, hspace=0.25,
+    )  # fmt: skip
     key = truth.masks.shape[2] // 2
     for row in range(count):
         mixture = truth.mixture[row]
@@ -58,7 +63,8 @@ def draw_examples(task: SpeakerTask, batch: Batch, path: Path) -> None:
             _sound(found_axis, waves[row, slot], top, "found", colour)
         axes[row, 0].axis("off")
         axes[row, 0].set_title(f"scene {batch['key'][row]}", fontsize=7)
-    figure.supxlabel("seconds; kHz upwards; 60 dB from the mixture's loudest down", fontsize=8)
+    legend = "seconds; kHz upwards; 60 dB from the mixture's loudest down"
+    figure.supxlabel(legend, fontsize=8, y=0.1 / height)
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=80)
 
