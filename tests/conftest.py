@@ -15,6 +15,7 @@ from cavmae.tools.shard import RunSettings, shard
 from cavmae.tools.sharding.settings import ShardSettings
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 # Speed is measured by benchmarks; a machine that does other work fails no test.
 hypothesis.settings.register_profile("cavmae", deadline=None)
 hypothesis.settings.load_profile("cavmae")
@@ -22,7 +23,26 @@ hypothesis.settings.load_profile("cavmae")
 # CUDA_VISIBLE_DEVICES=0 shows it to the golden tests, which compare to a tolerance.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+# Files that take a minute each come first: at the end, one process would work and the others wait.
+LONG = (
+    "pretrain/test_survival.py",
+    "finetune/test_speaker_training.py",
+    "tools/talkers/test_render.py",
+    "finetune/test_learning.py",
+    "pretrain/test_training.py",
+    "tools/test_interruptions.py",
+    "tools/talkers/test_lips.py",
+)
+
 SMALL = VideoSpec(seconds=2.0, size=(96, 64), rate=16000, channels=1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
