@@ -23,6 +23,8 @@ hypothesis.settings.load_profile("cavmae")
 # CUDA_VISIBLE_DEVICES=0 shows it to the golden tests, which compare to a tolerance.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+# Else each of the hundreds of processes that tests start compiles all modules again: a second each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Files that take a minute each come first: at the end, one process would work and the others wait.
 LONG = (
     "pretrain/test_survival.py",
