@@ -9,27 +9,31 @@ from typing import Any, Literal
 
 from accelerate import Accelerator
 
-from cavmae.datasets.commandline import module_main, named_config, parse, parser
-from cavmae.datasets.composing.recipe import ComposeSettings
-from cavmae.datasets.composing.stream import ComposedStream
-from cavmae.datasets.errors import UsageError
-from cavmae.datasets.features import FRAME_RATE
-from cavmae.datasets.loader import Loader
-from cavmae.datasets.manifest import Manifest
-from cavmae.datasets.reading import Access
-from cavmae.finetune.building import build_speaker, computing_as, statistics_of
-from cavmae.finetune.listed import in_both, listed_stream
-from cavmae.finetune.settings import LossSettings, SpeakerDataSettings, SpeakerModelSettings
-from cavmae.finetune.speakers import SpeakerTask
-from cavmae.pretrain import checkpoints
-from cavmae.pretrain.launching import joined, open_run
-from cavmae.pretrain.loop import Loop
-from cavmae.pretrain.processes import Processes
+from cavmae.common.cli import module_main, named_config, parse, parser
+from cavmae.common.errors import UsageError
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings
+from cavmae.datasets.mixtures.scene_stream import ComposedStream
+from cavmae.datasets.stream.features import FRAME_RATE
+from cavmae.datasets.stream.loader import Loader
+from cavmae.datasets.stream.shard_reader import Access
+from cavmae.finetune.speaker.factory import build_speaker, computing_as, statistics_of
+from cavmae.finetune.speaker.scene_lists import in_both, listed_stream
+from cavmae.finetune.speaker.settings import (
+    LossSettings,
+    SpeakerDataSettings,
+    SpeakerModelSettings,
+)
+from cavmae.finetune.speaker.task import SpeakerTask
+from cavmae.pretrain.engine import checkpoints
+from cavmae.pretrain.engine.distributed import Processes
+from cavmae.pretrain.engine.run_setup import joined, open_run
+from cavmae.pretrain.engine.trainer import Loop
 from cavmae.pretrain.settings import LoopSettings, OptimizerSettings
 
 log = logging.getLogger("cavmae")
 REMEMBERED = "%d people or videos are both trained and measured on (%s): a model remembers them."
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parent / "speaker" / "configs"
 
 
 @dataclasses.dataclass(frozen=True)

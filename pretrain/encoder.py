@@ -53,7 +53,7 @@ class CAVMAEConfig:
         decoder_width, decoder_heads, decoder_depth: of the decoder.
         decoder: ``self``: attention among all tokens, as published; ``cross``: from masked tokens
             to visible ones only, about half the work of a training step.
-        contrast_width: of the embeddings of moments (:mod:`cavmae.pretrain.aligned`); 0: none.
+        contrast_width: of the embeddings of :mod:`cavmae.pretrain.frame_contrast`; 0: none.
     """
 
     image_size: tuple[int, int] = (224, 224)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cavmae.datasets.batch import Batch
-from cavmae.datasets.features import FRAME_RATE
-from cavmae.datasets.view import GRID
-from cavmae.pretrain.aligned import inside_clips, voiced
+from cavmae.datasets.stream.collate import Batch
+from cavmae.datasets.stream.features import FRAME_RATE
+from cavmae.datasets.stream.view import GRID
 from cavmae.pretrain.encoder import take
+from cavmae.pretrain.frame_contrast import inside_clips, voiced
 from cavmae.pretrain.losses import normalised
 from cavmae.pretrain.model import CAVMAE, channels_last
 from cavmae.pretrain.retrieval import Features, ranks, retrieval
@@ -32,8 +32,8 @@ def measure(
     """What :func:`summarise` needs of a batch.
 
     Args:
-        shown: normalised (:class:`~cavmae.datasets.transforms.DeviceTransform`); with the aligned
-            contrast all frames of a window at 25 a second, else one.
+        shown: normalised (:class:`~cavmae.datasets.stream.transforms.DeviceTransform`); with the
+            aligned contrast all frames of a window at 25 a second, else one.
         raw: as loaded.
     """
     found: dict[str, Any] = {"key": list(raw["key"])}

@@ -10,9 +10,9 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
 
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.jsons import read_json, value_as
-from cavmae.pretrain.checkpoints import (
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.json_files import read_json, value_as
+from cavmae.pretrain.engine.checkpoints import (
     COMPLETE,
     CONFIG,
     MODEL_FILES,
@@ -20,7 +20,7 @@ from cavmae.pretrain.checkpoints import (
     WEIGHTS,
     verify_model,
 )
-from cavmae.pretrain.tensorfiles import read_tensors
+from cavmae.pretrain.tensor_files import read_tensors
 
 Own = TypeVar("Own", bound="HubWeights")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cavmae.pretrain.processes import everyone, first_row
+from cavmae.pretrain.engine.distributed import everyone, first_row
 
 LEAST_SPREAD = 1e-3  # length of an embedding less a mean, that still counts as a direction
 PIXEL_EPS = 1e-6  # of the variance of a patch

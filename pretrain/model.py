@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cavmae.pretrain.aligned import columns
 from cavmae.pretrain.blocks import NORM_EPS, AttentionPool, Block, CrossBlock
 from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, fixed_positions, take
+from cavmae.pretrain.frame_contrast import columns
 from cavmae.pretrain.hub import HubWeights
 from cavmae.pretrain.losses import Contrast, info_nce, reconstruction_loss
 from cavmae.pretrain.masking import Masking, MaskMode, mask_by, structured_noise

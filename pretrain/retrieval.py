@@ -42,7 +42,7 @@ def extract(model: Encoder, batches: Iterable[Mapping[str, Any]], device: torch.
     """Features of every clip.
 
     Args:
-        batches: as :class:`~cavmae.datasets.transforms.DeviceTransform` gives them: ``key``,
+        batches: as :class:`~cavmae.datasets.stream.transforms.DeviceTransform` gives them: ``key``,
             ``fbank`` [N, frames, mel], ``frames`` [N, F, 3, H, W]. Features of several frames of
             a clip are averaged.
     """

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from cavmae.datasets.errors import UsageError
+from cavmae.common.errors import UsageError
 from cavmae.pretrain.masking import MaskMode
 
 

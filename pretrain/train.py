@@ -9,15 +9,16 @@ from typing import Literal
 
 from accelerate import Accelerator
 
-from cavmae.datasets.commandline import module_main, named_config, parse, parser
-from cavmae.datasets.loader import Loader
-from cavmae.datasets.view import View
-from cavmae.pretrain import checkpoints, feeding
-from cavmae.pretrain.building import build_model, compile_blocks, shape_of
-from cavmae.pretrain.launching import joined, open_run
-from cavmae.pretrain.loop import Loop
-from cavmae.pretrain.pretraining import Pretraining
-from cavmae.pretrain.processes import Processes
+from cavmae.common.cli import module_main, named_config, parse, parser
+from cavmae.datasets.stream.loader import Loader
+from cavmae.datasets.stream.view import View
+from cavmae.pretrain.cavmae_task import Pretraining
+from cavmae.pretrain.data import loaders, transform_of, views_for
+from cavmae.pretrain.engine import checkpoints
+from cavmae.pretrain.engine.distributed import Processes
+from cavmae.pretrain.engine.run_setup import joined, open_run
+from cavmae.pretrain.engine.trainer import Loop
+from cavmae.pretrain.factory import build_model, compile_blocks, shape_of
 from cavmae.pretrain.settings import (
     DataSettings,
     LoopSettings,
@@ -85,11 +86,11 @@ def train(settings: PretrainSettings, run: Path, resume: bool, text: str) -> boo
         whether it came to its end; False: a signal stopped it.
 
     Raises:
-        CavmaeError: see :class:`~cavmae.pretrain.loop.Loop`.
+        CavmaeError: see :class:`~cavmae.pretrain.engine.trainer.Loop`.
     """
     data, how = settings.data, settings.loop
     shape = shape_of(settings.model, settings.objective)
-    views = feeding.views(data, settings.objective, shape)
+    views = views_for(data, settings.objective, shape)
     with ExitStack() as stack:
         accelerator = stack.enter_context(joined(how, run))
         processes = Processes()
@@ -124,12 +125,12 @@ def _prepare(
     data, how = settings.data, settings.loop
     quarantine = str(run / f"broken-{processes.rank}.jsonl")
     pin = accelerator.device.type == "cuda"
-    loader, held_out = feeding.loaders(data, *views, how.seed, quarantine, pin, processes)
+    loader, held_out = loaders(data, *views, how.seed, quarantine, pin, processes)
     model = build_model(settings.model, settings.objective, how.seed)
     model.checkpoint_activations = how.checkpoint_activations
     if how.compile != "off":
         compile_blocks(model, how.compile)
-    transform = feeding.transform_of(data)
+    transform = transform_of(data)
     return Pretraining(model, settings.objective, transform, data.frames), loader, held_out
 
 

@@ -9,10 +9,10 @@ import hypothesis
 import pytest
 import torch
 
-from cavmae.datasets.manifest import Manifest
-from cavmae.tools.benching.media import VideoSpec, make_video
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.sharding.settings import ShardSettings
+from cavmae.tools.benchmarks.media import VideoSpec, make_video
 from cavmae.tools.shard import RunSettings, shard
-from cavmae.tools.sharding.settings import ShardSettings
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
@@ -27,13 +27,13 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Files that take a minute each come first: at the end, one process would work and the others wait.
 LONG = (
-    "pretrain/test_survival.py",
-    "finetune/test_speaker_training.py",
-    "tools/talkers/test_render.py",
-    "finetune/test_learning.py",
-    "pretrain/test_training.py",
+    "pretrain/engine/test_survival.py",
+    "finetune/speaker/test_training.py",
+    "datasets/synthetic/test_render.py",
+    "finetune/speaker/test_learning.py",
+    "pretrain/engine/test_trainer.py",
     "tools/test_interruptions.py",
-    "tools/talkers/test_lips.py",
+    "datasets/synthetic/test_lips.py",
 )
 
 SMALL = VideoSpec(seconds=2.0, size=(96, 64), rate=16000, channels=1)

@@ -3,36 +3,40 @@
 import importlib
 from collections.abc import Sequence
 
-from cavmae.datasets.commandline import fill, module_main, output, parse, parser
-from cavmae.datasets.errors import UsageError
+from cavmae.common.cli import fill, module_main, output, parse, parser
+from cavmae.common.errors import UsageError
 
 # what: (module with `run(settings)`, its settings class, what is measured)
 BENCHES = {
-    "shard": ("cavmae.tools.benching.sharding", "ShardBench", "videos to shards"),
-    "render": ("cavmae.tools.benching.rendering", "RenderBench", "rendering talkers"),
-    "lips": ("cavmae.tools.benching.lips", "LipsBench", "whether rendered mouths show who speaks"),
-    "pretrain": ("cavmae.tools.benching.pretraining", "PretrainBench", "steps of pretraining"),
+    "shard": ("cavmae.tools.benchmarks.sharding", "ShardBench", "videos to shards"),
+    "render": ("cavmae.tools.benchmarks.rendering", "RenderBench", "rendering talkers"),
+    "lips": (
+        "cavmae.tools.benchmarks.lips",
+        "LipsBench",
+        "whether mouths show who speaks",
+    ),
+    "pretrain": ("cavmae.tools.benchmarks.pretraining", "PretrainBench", "steps of pretraining"),
     "finetune": (
-        "cavmae.tools.benching.finetuning",
+        "cavmae.tools.benchmarks.finetuning",
         "FinetuneBench",
         "steps of fine-tuning, composing",
     ),
     "parity": (
-        "cavmae.tools.benching.parity",
+        "cavmae.tools.benchmarks.parity",
         "ParityBench",
         "whether a GPU computes what the CPU does, in every precision",
     ),
     "labels": (
-        "cavmae.tools.benching.labels",
+        "cavmae.tools.benchmarks.labels",
         "LabelsBench",
         "whether pretraining pays on few labelled clips",
     ),
     "separate": (
-        "cavmae.tools.benching.separating",
+        "cavmae.tools.benchmarks.separating",
         "SeparateBench",
         "taking recordings apart",
     ),
-    "load": ("cavmae.tools.benching.loading", "LoadBench", "shards to batches"),
+    "load": ("cavmae.tools.benchmarks.loading", "LoadBench", "shards to batches"),
 }
 
 

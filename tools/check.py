@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cavmae.datasets.commandline import fill, module_main, output, parse, parser
-from cavmae.datasets.composing.recipe import ComposeSettings
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.jsons import json_bytes
-from cavmae.datasets.manifest import Manifest, ShardEntry
-from cavmae.datasets.progress import Progress
-from cavmae.datasets.quoting import visible
-from cavmae.datasets.reading import Access
-from cavmae.datasets.storage import Cache, is_url, write_atomically
-from cavmae.tools import pool
+from cavmae.common import worker_pool
+from cavmae.common.cli import fill, module_main, output, parse, parser
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import Cache, is_url, write_atomically
+from cavmae.common.json_files import json_bytes
+from cavmae.common.progress import Progress
+from cavmae.common.quoting import visible
+from cavmae.datasets.format.manifest import Manifest, ShardEntry
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings
+from cavmae.datasets.stream.shard_reader import Access
 from cavmae.tools.checking import scenes, sheet
-from cavmae.tools.checking.survey import Damage, Survey, statistics, survey_shard
+from cavmae.tools.checking.dataset_stats import Damage, Survey, statistics, survey_shard
 
 log = logging.getLogger("cavmae")
 NAMED = 50  # damaged samples named on the screen; the file names all
@@ -131,12 +131,12 @@ def _survey(manifest: Manifest, settings: CheckSettings) -> Survey:
     tasks = ((i, _Task(bare, s, settings)) for i, s in enumerate(manifest.shards))
     found: dict[int, Survey] = {}
     with Progress(len(manifest.shards), "shard") as progress:
-        for event in pool.run(
-            tasks, work, settings.workers or pool.cores(), settings.timeout, memory_bytes=8e9
+        for event in worker_pool.run(
+            tasks, work, settings.workers or worker_pool.cores(), settings.timeout, memory_bytes=8e9
         ):
-            if isinstance(event, pool.Finished):
+            if isinstance(event, worker_pool.Finished):
                 found[event.task] = event.result
-            elif isinstance(event, pool.Lost):
+            elif isinstance(event, worker_pool.Lost):
                 name = manifest.shards[event.task].file
                 damage = Damage(name, "", event.reason, f"reading it: {event.detail}")
                 found[event.task] = Survey(damage=[damage])

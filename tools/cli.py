@@ -4,8 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from cavmae.datasets.commandline import output, run
-from cavmae.datasets.errors import UsageError
+from cavmae.common.cli import output, run
+from cavmae.common.errors import UsageError
 
 # command: (module with a `main(words)`, what it does)
 COMMANDS = {

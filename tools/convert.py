@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from cavmae.datasets.commandline import fill, module_main, parse, parser
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.jsons import read_json
-from cavmae.datasets.storage import write_atomically
-from cavmae.finetune.classifier import EventClassifier
-from cavmae.pretrain.checkpoints import CONFIG, WEIGHTS, write_hashes
+from cavmae.common.cli import fill, module_main, parse, parser
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import write_atomically
+from cavmae.common.json_files import read_json
+from cavmae.finetune.events.model import EventClassifier
+from cavmae.pretrain.engine.checkpoints import CONFIG, WEIGHTS, write_hashes
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.weights import PREFIX, config_from, load_weights, read_weights
 

@@ -16,11 +16,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cavmae.datasets.commandline import fill, module_main, parse, parser, stop_on_signals
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.jsons import JSONError, json_bytes, read_json
+from cavmae.common.cli import fill, module_main, parse, parser, stop_on_signals
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import is_url, write_atomically
+from cavmae.common.json_files import JSONError, json_bytes, read_json
 from cavmae.datasets.media import MediaError, probe
-from cavmae.datasets.storage import is_url, write_atomically
 from cavmae.tools.cli import COMMANDS
 
 log = logging.getLogger("cavmae")

@@ -12,25 +12,25 @@ from typing import Any, Literal
 
 import torch
 
-from cavmae.datasets.batch import Batch
-from cavmae.datasets.commandline import fill, module_main, output, parse, parser
-from cavmae.datasets.composing.clips import ClipPool
-from cavmae.datasets.composing.drawing import RecipeBook
-from cavmae.datasets.composing.recipe import ComposeSettings
-from cavmae.datasets.composing.stream import ListedStream, write_list
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.jsons import json_bytes
-from cavmae.datasets.loader import Loader
-from cavmae.datasets.manifest import Manifest
-from cavmae.datasets.progress import Progress
-from cavmae.datasets.storage import write_atomically
-from cavmae.finetune.building import load_speaker
-from cavmae.finetune.cues import CueKind
-from cavmae.finetune.evaluation import WAYS, Found, evaluate
-from cavmae.finetune.listed import listed_stream
-from cavmae.finetune.measures import summary
-from cavmae.finetune.settings import LossSettings
-from cavmae.finetune.speakers import SpeakerTask
+from cavmae.common.cli import fill, module_main, output, parse, parser
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import write_atomically
+from cavmae.common.json_files import json_bytes
+from cavmae.common.progress import Progress
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.mixtures.clip_pool import ClipPool
+from cavmae.datasets.mixtures.sampler import RecipeBook
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings
+from cavmae.datasets.mixtures.scene_stream import ListedStream, write_list
+from cavmae.datasets.stream.collate import Batch
+from cavmae.datasets.stream.loader import Loader
+from cavmae.finetune.speaker.cues import CueKind
+from cavmae.finetune.speaker.evaluation import WAYS, Found, evaluate
+from cavmae.finetune.speaker.factory import load_speaker
+from cavmae.finetune.speaker.metrics import summary
+from cavmae.finetune.speaker.scene_lists import listed_stream
+from cavmae.finetune.speaker.settings import LossSettings
+from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.tools.evaluating.examples import draw_examples
 from cavmae.tools.evaluating.plots import draw
 

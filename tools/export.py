@@ -18,13 +18,19 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cavmae.datasets.commandline import fill, parse, parser
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.jsons import read_json, typed
-from cavmae.datasets.quoting import visible
-from cavmae.datasets.storage import read_bytes
-from cavmae.pretrain.checkpoints import CONFIG, PREPROCESSING, WEIGHTS, verify_model, write_hashes
-from cavmae.pretrain.tensorfiles import read_tensors
+from cavmae.common.cli import fill, parse, parser
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import read_bytes
+from cavmae.common.json_files import read_json, typed
+from cavmae.common.quoting import visible
+from cavmae.pretrain.engine.checkpoints import (
+    CONFIG,
+    PREPROCESSING,
+    WEIGHTS,
+    verify_model,
+    write_hashes,
+)
+from cavmae.pretrain.tensor_files import read_tensors
 from cavmae.tools.evaluate import ROWS
 
 log = logging.getLogger("cavmae")
@@ -33,7 +39,7 @@ CONFIG_BYTES = 1 << 20
 USES = {
     "speakers": (
         "Voices and pixels of the people in a video, under one index.",
-        "from cavmae.tools.separating import Separator\n\n"
+        "from cavmae.finetune.inference import Separator\n\n"
         "separator = Separator.from_pretrained({name})\n"
         'result = separator.separate("video.mp4", "out")',
         "cavmae separate video.mp4 --model {name} --out out",

@@ -3,8 +3,8 @@
 import importlib
 from collections.abc import Sequence
 
-from cavmae.datasets.commandline import output
-from cavmae.datasets.errors import UsageError
+from cavmae.common.cli import output
+from cavmae.common.errors import UsageError
 
 # kind: (module with a `main(words)`, what is trained)
 KINDS = {

@@ -10,14 +10,14 @@ import matplotlib
 import numpy as np
 import torch
 
-from cavmae.datasets.commandline import fill, module_main, parse, parser
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.loader import Loader
-from cavmae.datasets.manifest import Manifest
-from cavmae.datasets.storage import write_atomically
-from cavmae.datasets.stream import EvalStream
-from cavmae.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, DeviceTransform
-from cavmae.pretrain.building import load_model
+from cavmae.common.cli import fill, module_main, parse, parser
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import write_atomically
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.stream.loader import Loader
+from cavmae.datasets.stream.stream import EvalStream
+from cavmae.datasets.stream.transforms import IMAGENET_MEAN, IMAGENET_STD, DeviceTransform
+from cavmae.pretrain.factory import load_model
 from cavmae.pretrain.inpainting import Inpainting, inpaint
 from cavmae.tools.retrieve import statistics_of, view_of
 

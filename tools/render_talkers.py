@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cavmae.datasets.commandline import fill, module_main, parse, parser, stop_on_signals
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.jsons import json_bytes, read_json, typed
-from cavmae.datasets.locking import locked
-from cavmae.datasets.progress import Progress
-from cavmae.datasets.storage import write_atomically
-from cavmae.tools import pool
-from cavmae.tools.talkers.settings import RenderSettings
+from cavmae.common import worker_pool
+from cavmae.common.cli import fill, module_main, parse, parser, stop_on_signals
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import write_atomically
+from cavmae.common.json_files import json_bytes, read_json, typed
+from cavmae.common.locks import locked
+from cavmae.common.progress import Progress
+from cavmae.datasets.synthetic.settings import RenderSettings
 
 if TYPE_CHECKING:
-    from cavmae.tools.talkers.population import Population
+    from cavmae.datasets.synthetic.population import Population
 
 log = logging.getLogger("cavmae")
 SHEET = "contact_sheet.png"
@@ -81,9 +81,9 @@ def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RunSett
     if clips < 1:
         raise UsageError(f"--clips {clips}: ask for at least one.")
     _require_skia()
-    from cavmae.tools.talkers import roster, sheet
+    from cavmae.datasets.synthetic import sheet, speaker_discovery
 
-    workers = how.workers or pool.cores()
+    workers = how.workers or worker_pool.cores()
     try:
         out.mkdir(parents=True, exist_ok=True)
         message = f"Another `cavmae render-talkers` is writing to {out}; wait for it to end."
@@ -94,7 +94,7 @@ def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RunSett
             clips = max(clips, earlier)
             # First of all: by this file the folder is known as ours after whatever happens.
             _save_settings(out, clips, settings)
-            population = roster.load_or_make(out, settings, workers)
+            population = speaker_discovery.load_or_make(out, settings, workers)
             (out / CLIPS).mkdir(exist_ok=True)
             rows, skipped = _render(out, clips, settings, how, population)
             _write_tables(out, rows, settings)
@@ -186,10 +186,10 @@ def _render(
     out: Path, clips: int, settings: RenderSettings, how: RunSettings, population: "Population"
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Renders what is missing; returns the rows of all clips, and the clips that failed."""
-    from cavmae.tools.talkers import film
+    from cavmae.datasets.synthetic import clip_writer
 
     folders = [out / CLIPS / f"{number:06d}" for number in range(clips)]
-    rows = {n: row for n, folder in enumerate(folders) if (row := film.complete(folder))}
+    rows = {n: row for n, folder in enumerate(folders) if (row := clip_writer.complete(folder))}
     todo = [number for number in range(clips) if number not in rows]
     altered = sum(folders[number].exists() for number in todo)
     if rows or altered:
@@ -200,16 +200,20 @@ def _render(
             f" ({altered} of them altered or incomplete, and made again)" if altered else "",
         )  # fmt: skip
     skipped: list[dict[str, Any]] = []
-    shots = ((n, film.Shot(n, settings, population, folders[n], out / WORK)) for n in todo)
-    events = pool.run(
-        shots, film.render, how.workers or pool.cores(), how.timeout, how.memory_gb * 1e9
+    shots = ((n, clip_writer.Shot(n, settings, population, folders[n], out / WORK)) for n in todo)
+    events = worker_pool.run(
+        shots,
+        clip_writer.render,
+        how.workers or worker_pool.cores(),
+        how.timeout,
+        how.memory_gb * 1e9,
     )
     progress = ClipProgress(clips, len(rows), settings.length)
     with progress, contextlib.closing(events):
         for event in events:
-            if isinstance(event, pool.Progress):
+            if isinstance(event, worker_pool.Progress):
                 continue
-            if isinstance(event, pool.Lost):
+            if isinstance(event, worker_pool.Lost):
                 clip = {"clip": event.task, "reason": event.reason, "detail": event.detail}
                 skipped.append(clip)
             else:

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from cavmae.datasets.commandline import fill, module_main, parse, parser
-from cavmae.datasets.errors import UsageError
-from cavmae.datasets.storage import write_atomically
+from cavmae.common.cli import fill, module_main, parse, parser
+from cavmae.common.errors import UsageError
+from cavmae.common.files import write_atomically
 from cavmae.tools.reporting.fields import Faults
 from cavmae.tools.reporting.page import page
 from cavmae.tools.reporting.sources import sources_of

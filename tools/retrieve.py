@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 
-from cavmae.datasets.commandline import fill, module_main, output, parse, parser
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.features import FRAME_RATE
-from cavmae.datasets.jsons import json_bytes
-from cavmae.datasets.loader import Loader
-from cavmae.datasets.manifest import Manifest
-from cavmae.datasets.progress import Progress
-from cavmae.datasets.storage import write_atomically
-from cavmae.datasets.stream import EvalStream
-from cavmae.datasets.transforms import DeviceTransform, Statistics
-from cavmae.datasets.view import View
-from cavmae.pretrain.building import load_model, preprocessing_of
+from cavmae.common.cli import fill, module_main, output, parse, parser
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import write_atomically
+from cavmae.common.json_files import json_bytes
+from cavmae.common.progress import Progress
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.stream.features import FRAME_RATE
+from cavmae.datasets.stream.loader import Loader
+from cavmae.datasets.stream.stream import EvalStream
+from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
+from cavmae.datasets.stream.view import View
 from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.factory import load_model, preprocessing_of
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.retrieval import Features, extract, retrieval
 

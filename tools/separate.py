@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cavmae.datasets.commandline import fill, module_main, parse, parser, stop_on_signals
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.storage import is_url
-from cavmae.tools.separating.naming import LONGEST, SCRATCH, folder_names, is_of, name_limit
-from cavmae.tools.separating.separator import RESULT, FullDiskError, Result, Separator
-from cavmae.tools.separating.settings import SeparateSettings
-from cavmae.tools.separating.target import Target
-from cavmae.tools.sharding.inputs import Input, collect
-from cavmae.tools.sharding.sources import log_refused
+from cavmae.common.cli import fill, module_main, parse, parser, stop_on_signals
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import is_url
+from cavmae.datasets.sharding.inputs import Input, collect
+from cavmae.datasets.sharding.sources import log_refused
+from cavmae.finetune.inference.naming import LONGEST, SCRATCH, folder_names, is_of, name_limit
+from cavmae.finetune.inference.separator import RESULT, FullDiskError, Result, Separator
+from cavmae.finetune.inference.settings import SeparateSettings
+from cavmae.finetune.inference.target import Target
 
 log = logging.getLogger("cavmae")
 

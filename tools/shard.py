@@ -10,17 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cavmae.datasets.commandline import fill, module_main, parse, parser, stop_on_signals
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.manifest import Manifest
-from cavmae.datasets.progress import ShardProgress
-from cavmae.datasets.remote import DEFAULT_LIMITS, Limits
-from cavmae.tools import pool
-from cavmae.tools.sharding.assembly import Assembler
-from cavmae.tools.sharding.clips import shard_input
-from cavmae.tools.sharding.inputs import Input, collect, parse_part
-from cavmae.tools.sharding.messages import Alive, Skip, Written
-from cavmae.tools.sharding.plan import (
+from cavmae.common import worker_pool
+from cavmae.common.cli import fill, module_main, parse, parser, stop_on_signals
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.progress import ShardProgress
+from cavmae.common.remote import DEFAULT_LIMITS, Limits
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.sharding.clip_extraction import shard_input
+from cavmae.datasets.sharding.inputs import Input, collect, parse_part
+from cavmae.datasets.sharding.job_state import (
     Layout,
     Plan,
     State,
@@ -30,8 +28,10 @@ from cavmae.tools.sharding.plan import (
     read_lines,
     retries,
 )
-from cavmae.tools.sharding.settings import ShardSettings
-from cavmae.tools.sharding.sources import copy_prefix, log_refused
+from cavmae.datasets.sharding.messages import Alive, Skip, Written
+from cavmae.datasets.sharding.settings import ShardSettings
+from cavmae.datasets.sharding.shard_writer import Assembler
+from cavmae.datasets.sharding.sources import copy_prefix, log_refused
 
 log = logging.getLogger("cavmae")
 
@@ -217,19 +217,21 @@ def _run_pool(
     parts = {i: layout.part_file(plan.items[i]) for i in todo}
     tasks = ((i, _Task(plan.items[i], settings, part, limits)) for i, part in parts.items())
     messages: dict[int, list[Written | Skip]] = {}
-    events = pool.run(tasks, work, how.workers or pool.cores(), how.timeout, how.memory_gb * 1e9)
+    events = worker_pool.run(
+        tasks, work, how.workers or worker_pool.cores(), how.timeout, how.memory_gb * 1e9
+    )
     progress = ShardProgress(len(plan.items), len(plan.items) - len(todo))
     with progress, contextlib.closing(events):
         for event in events:
             heard = messages.setdefault(event.task, [])
-            if isinstance(event, pool.Progress):
+            if isinstance(event, worker_pool.Progress):
                 if isinstance(event.message, Alive):
                     continue
                 heard.append(event.message)
                 if isinstance(event.message, Written):
                     progress.clip(event.message.seconds)
                 continue
-            if isinstance(event, pool.Lost):
+            if isinstance(event, worker_pool.Lost):
                 _remove_copies(layout, copy_prefix(parts[event.task]))
                 heard.append(Skip(None, None, event.reason, event.detail))
             assembler.finish_item(event.task, messages.pop(event.task))

@@ -5,7 +5,7 @@ over frames that no other is predicted from, and whole groups of pictures betwee
 
 decord was measured once more on 2026-11-26 (docs/results.md): of MP4, Matroska and WebM with H.264,
 HEVC and VP9 it takes 1.0 to 1.2 times as long as PyAV, so it is left to those who ask for it. It
-has to be watched (each of this is a test in tests/datasets/test_media.py):
+has to be watched (each of this is a test in tests/datasets/media/test_media.py):
 
 - When frames are passed over it jumps to key frames, and in streams with open groups of pictures or
   intra refresh it then gives *other frames* without a word. So it is used only where every frame

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
+from cavmae.datasets.format.sample import MAX_SIDE
 from cavmae.datasets.media.container import MediaError
 from cavmae.datasets.media.probe import Probe
-from cavmae.datasets.sample import MAX_SIDE
 
 
 @dataclasses.dataclass(frozen=True)

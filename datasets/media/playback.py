@@ -4,11 +4,11 @@ import contextlib
 
 import numpy as np
 
-from cavmae.datasets.features import SAMPLE_RATE
 from cavmae.datasets.media.frames import open_decoder
 from cavmae.datasets.media.geometry import Geometry
 from cavmae.datasets.media.probe import Probe
 from cavmae.datasets.media.sound import Sound
+from cavmae.datasets.stream.features import SAMPLE_RATE
 
 RATE = 25  # frames a second
 SAMPLES = SAMPLE_RATE // RATE  # of a frame

@@ -9,7 +9,6 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from cavmae.datasets.features import SAMPLE_RATE, resample
 from cavmae.datasets.media.container import open_container, read_packets
 from cavmae.datasets.media.downmix import (
     INVERTED,
@@ -20,6 +19,7 @@ from cavmae.datasets.media.downmix import (
     weights_of,
 )
 from cavmae.datasets.media.probe import Probe
+from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 
 # Sound kept on both sides of a stretch while it is resampled, so that its ends are right.
 MARGIN = 0.05  # s

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import torch
 
-from cavmae.datasets.features import SAMPLE_RATE
+from cavmae.datasets.stream.features import SAMPLE_RATE
 
 AAC_FRAME = 1024  # samples
 AAC_BITS = 96_000  # a second: the loss stays far below the voices

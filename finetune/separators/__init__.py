@@ -5,9 +5,9 @@ Add an entry, and `cavmae finetune speakers --model.separator NAME` trains it.
 
 from collections.abc import Callable
 
-from cavmae.datasets.errors import UsageError
+from cavmae.common.errors import UsageError
 from cavmae.finetune.separators.base import Heard, Separator
-from cavmae.finetune.separators.looking import LookingToListen
+from cavmae.finetune.separators.looking_to_listen import LookingToListen
 from cavmae.finetune.separators.unet import ComplexUNet
 
 # Each is made of the width of a voice's embedding, and the width of the separator's own channels.

@@ -47,7 +47,7 @@ class Separator(nn.Module, abc.ABC):
 
         Args:
             spectrum: float [N, 2, B, T], real and imaginary parts, compressed
-                (:func:`cavmae.finetune.spectra.compressed`); T a multiple of 4.
+                (:func:`cavmae.finetune.speaker.stft.compressed`); T a multiple of 4.
         """
 
     @abc.abstractmethod

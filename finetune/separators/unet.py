@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cavmae.finetune.motion import groups_of
 from cavmae.finetune.separators.base import Heard, Separator, in_step
-from cavmae.finetune.spectra import BINS
+from cavmae.finetune.speaker.motion import groups_of
+from cavmae.finetune.speaker.stft import BINS
 
 LEVELS = (1, 2, 4, 6, 8, 8)  # channels of each, in multiples of the first's
 PLACES = 8  # channels that say which bin a place is: sines and cosines of its frequency

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cavmae.datasets import sample
-from cavmae.datasets.manifest import Manifest, ShardEntry
-from cavmae.datasets.sample import SampleInfo
-from cavmae.datasets.shards import END, encode_sample
-from cavmae.datasets.storage import sha256_of
+from cavmae.common.files import sha256_of
+from cavmae.datasets.format import sample
+from cavmae.datasets.format.manifest import Manifest, ShardEntry
+from cavmae.datasets.format.sample import SampleInfo
+from cavmae.datasets.format.shards import END, encode_sample
 
 Sample = tuple[str, dict[str, bytes]]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from cavmae.datasets.media import Probe, Sound, open_decoder, probe
 from cavmae.datasets.media.geometry import geometry
-from cavmae.tools.benching.media import VideoSpec, draw_frame, read_number
+from cavmae.tools.benchmarks.media import VideoSpec, draw_frame, read_number
 
 RATE = 25
 X264 = {"g": "20", "bf": "2"}

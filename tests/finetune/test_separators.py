@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from cavmae.datasets.errors import UsageError
+from cavmae.common.errors import UsageError
 from cavmae.finetune.separators import SEPARATORS, build_separator
 from cavmae.finetune.separators.base import STEP, in_step
-from cavmae.finetune.spectra import BINS
+from cavmae.finetune.speaker.stft import BINS
 
 WIDTH, FRAMES = 12, 64
 

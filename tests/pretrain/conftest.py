@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from cavmae.datasets.manifest import Manifest
+from cavmae.datasets.format.manifest import Manifest
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cavmae.datasets.commandline import run
-from cavmae.datasets.errors import UsageError
-from cavmae.datasets.manifest import Manifest
+from cavmae.common.cli import run
+from cavmae.common.errors import UsageError
+from cavmae.datasets.format.manifest import Manifest
 from cavmae.pretrain.encoder import CAVMAEConfig
 from cavmae.pretrain.inpainting import inpaint, unpatchify
 from cavmae.pretrain.losses import normalised

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from cavmae.datasets.commandline import run
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.manifest import Manifest
+from cavmae.common.cli import run
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.datasets.format.manifest import Manifest
 from cavmae.pretrain.encoder import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.retrieval import Features, measures, ranks, retrieval

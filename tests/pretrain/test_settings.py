@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from cavmae.datasets.commandline import run as run_command
-from cavmae.datasets.errors import UsageError
-from cavmae.datasets.manifest import Manifest
+from cavmae.common.cli import run as run_command
+from cavmae.common.errors import UsageError
+from cavmae.datasets.format.manifest import Manifest
 from cavmae.pretrain import train as train_module
-from cavmae.pretrain.building import shape_of
-from cavmae.pretrain.feeding import views
+from cavmae.pretrain.data import views_for
+from cavmae.pretrain.factory import shape_of
 from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings
 from cavmae.pretrain.train import PretrainSettings, main
-from tests.pretrain.running import words
+from tests.pretrain.engine.running import words
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_configurations_of_ours(
     assert main(["--config", path.stem, "--out", str(tmp_path), "--data.train", "x"]) == 0
     (settings,) = seen
     shape = shape_of(settings.model, settings.objective)
-    training, held_out = views(settings.data, settings.objective, shape)
+    training, held_out = views_for(settings.data, settings.objective, shape)
     assert training.length == held_out.length == shape.audio_size[1]
 
 

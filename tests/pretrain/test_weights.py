@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from timm import create_model
 from torch import Tensor
 
-from cavmae.datasets.commandline import run
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.finetune.classifier import EventClassifier
-from cavmae.pretrain.building import load_model
+from cavmae.common.cli import run
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.finetune.events.model import EventClassifier
 from cavmae.pretrain.encoder import CAVMAEConfig, config_of
+from cavmae.pretrain.factory import load_model
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.positions import sin_cos_positions
 from cavmae.pretrain.weights import (

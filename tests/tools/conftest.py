@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cavmae.tools.benching.media import make_video
-from cavmae.tools.separating.separator import Separator
+from cavmae.finetune.inference.separator import Separator
+from cavmae.tools.benchmarks.media import make_video
 from tests.conftest import SMALL, make_shards
-from tests.finetune.scenes import model
+from tests.finetune.speaker.scenes import model
 from tests.tools.helpers import HOW, TINY
 
 

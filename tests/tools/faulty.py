@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cavmae.datasets.sharding.messages import Written
 from cavmae.tools.shard import work as good_work
-from cavmae.tools.sharding.messages import Written
 
 
 def work(task: Any, report: Any) -> None:

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cavmae.datasets.manifest import Manifest
-from cavmae.datasets.sample import SampleInfo
-from cavmae.datasets.shards import Shard, samples_of
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.format.sample import SampleInfo
+from cavmae.datasets.format.shards import Shard, samples_of
 from cavmae.tools.shard import RunSettings
 
 Maker = Callable[..., Path]

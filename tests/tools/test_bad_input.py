@@ -12,9 +12,9 @@ import av
 import numpy as np
 import pytest
 
-from cavmae.datasets.errors import CavmaeError
-from cavmae.datasets.manifest import Manifest
-from cavmae.tools.benching.media import make_video
+from cavmae.common.errors import CavmaeError
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.tools.benchmarks.media import make_video
 from cavmae.tools.check import CheckSettings, check
 from cavmae.tools.shard import RunSettings
 from tests.conftest import SMALL, make_shards

@@ -7,9 +7,9 @@ import soundfile
 import torch
 from PIL import Image
 
-from cavmae.datasets import features
-from cavmae.datasets.transforms import DeviceTransform, Statistics
-from cavmae.tools.benching.loading import loose_files, reference_sample
+from cavmae.datasets.stream import features
+from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
+from cavmae.tools.benchmarks.loading import loose_files, reference_sample
 
 
 def test_the_baseline_is_the_references_loader(tmp_path: Path) -> None:

@@ -5,17 +5,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cavmae.datasets.errors import CavmaeError
-from cavmae.datasets.transforms import DeviceTransform, Statistics
+from cavmae.common.errors import CavmaeError
+from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
+from cavmae.pretrain.cavmae_task import Pretraining
 from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.engine.task import Task
 from cavmae.pretrain.model import CAVMAE
-from cavmae.pretrain.pretraining import Pretraining
 from cavmae.pretrain.settings import ObjectiveSettings
-from cavmae.pretrain.task import Task
 from cavmae.tools.bench import main
-from cavmae.tools.benching import parity
-from cavmae.tools.benching.pretraining import made_clips
-from tests.finetune import scenes
+from cavmae.tools.benchmarks import parity
+from cavmae.tools.benchmarks.pretraining import made_clips
+from tests.finetune.speaker import scenes
 
 CPU = torch.device("cpu")
 SHAPE = CAVMAEConfig(

@@ -9,7 +9,7 @@ import torch
 from cavmae.pretrain.encoder import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
 from cavmae.tools.bench import main
-from cavmae.tools.benching.pretraining import BASELINE, ReferenceWay
+from cavmae.tools.benchmarks.pretraining import BASELINE, ReferenceWay
 
 SHAPE = CAVMAEConfig(
     image_size=(32, 48), audio_size=(128, 96), width=24, heads=2, depth=1, decoder_width=16,

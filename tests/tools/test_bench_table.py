@@ -2,7 +2,7 @@
 
 import math
 
-from cavmae.tools.benching.table import Row, row_of, table
+from cavmae.tools.benchmarks.table import Row, row_of, table
 
 
 def test_a_way_without_enough_memory_leaves_the_others_their_figures() -> None:

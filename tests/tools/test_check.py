@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cavmae.datasets import sample
-from cavmae.datasets.commandline import run
-from cavmae.datasets.manifest import Manifest
-from cavmae.datasets.shards import END, Shard, encode_sample, samples_of
-from cavmae.datasets.storage import sha256_of
-from cavmae.datasets.transforms import Statistics
+from cavmae.common.cli import run
+from cavmae.common.files import sha256_of
+from cavmae.datasets.format import sample
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.format.shards import END, Shard, encode_sample, samples_of
+from cavmae.datasets.stream.transforms import Statistics
 from cavmae.tools.check import CheckSettings, check
 from cavmae.tools.cli import dispatch
 from tests.datasets.clips import clip, data_set_of

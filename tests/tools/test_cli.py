@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cavmae.datasets.commandline import parse, parser, run
+from cavmae.common.cli import parse, parser, run
 from cavmae.tools.cli import COMMANDS, dispatch
 
 

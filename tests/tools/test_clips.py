@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cavmae.datasets.errors import UsageError
+from cavmae.common.errors import UsageError
 from cavmae.datasets.media import MediaError, Probe
-from cavmae.tools.sharding.clips import mask_meaning
-from cavmae.tools.sharding.planning import choose_frames, plan_clips
-from cavmae.tools.sharding.settings import ShardSettings
+from cavmae.datasets.sharding.clip_extraction import mask_meaning
+from cavmae.datasets.sharding.planning import choose_frames, plan_clips
+from cavmae.datasets.sharding.settings import ShardSettings
 
 EVENTS = ShardSettings("events").resolved()
 SPEAKERS = ShardSettings("speakers").resolved()

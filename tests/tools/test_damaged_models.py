@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae.datasets.commandline import run
-from cavmae.datasets.errors import CavmaeError, NonFiniteError
-from cavmae.datasets.transforms import Statistics
-from cavmae.finetune.separating.seeing import Seer
-from cavmae.pretrain.checkpoints import COMPLETE, WEIGHTS, write_hashes
+from cavmae.common.cli import run
+from cavmae.common.errors import CavmaeError, NonFiniteError
+from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.inference.predictor import Seer
+from cavmae.pretrain.engine.checkpoints import COMPLETE, WEIGHTS, write_hashes
 from cavmae.tools.separate import main
-from tests.finetune.scenes import SAMPLES, model
+from tests.finetune.speaker.scenes import SAMPLES, model
 
 Maker = Callable[..., Path]
 QUICK = ["--overlay", "false", "--masks", "false", "--device", "cpu"]

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from cavmae.datasets import sample
+from cavmae.datasets.format import sample
 from tests.conftest import make_shards
 from tests.tools.helpers import infos
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.tools.cli import COMMANDS
 from cavmae.tools.demo import MADE, MARK, DemoSettings, Step, _run, demo, main, steps
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.manifest import Manifest
-from cavmae.finetune.evaluation import WAYS
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.finetune.speaker.evaluation import WAYS
 from cavmae.tools.evaluate import main
 from tests.datasets.clips import clip, data_set_of, people_of
-from tests.finetune.scenes import model
+from tests.finetune.speaker.scenes import model
 
 SIZE = [
     "--compose.height", "32", "--compose.width", "48", "--compose.seconds", "0.64",

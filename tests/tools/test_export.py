@@ -8,12 +8,12 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.finetune.building import load_speaker
-from cavmae.pretrain.building import preprocessing_of
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.finetune.speaker.factory import load_speaker
+from cavmae.pretrain.factory import preprocessing_of
 from cavmae.pretrain.model import CAVMAE
 from cavmae.tools.export import main
-from tests.finetune.scenes import ENCODER, model
+from tests.finetune.speaker.scenes import ENCODER, model
 
 TOLD = {"fbank_mean": -6.0, "fbank_std": 4.0, "sample_rate": 16000}
 
@@ -109,7 +109,7 @@ def test_preprocessing_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
             raise LocalEntryNotFoundError("no network")
         return str(path)
 
-    monkeypatch.setattr("cavmae.pretrain.building.hf_hub_download", download)
+    monkeypatch.setattr("cavmae.pretrain.factory.hf_hub_download", download)
     assert preprocessing_of("me/mine") == TOLD
     assert preprocessing_of("me/none") is None
     with pytest.raises(CavmaeError, match="could not be fetched"):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cavmae.datasets.errors import UsageError
-from cavmae.datasets.jsons import value_as
-from cavmae.datasets.sample import split_member
-from cavmae.tools.sharding.inputs import Input, collect, key_of, parse_part
+from cavmae.common.errors import UsageError
+from cavmae.common.json_files import value_as
+from cavmae.datasets.format.sample import split_member
+from cavmae.datasets.sharding.inputs import Input, collect, key_of, parse_part
 
 
 def touch(path: Path) -> Path:

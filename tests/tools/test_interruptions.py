@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cavmae.datasets.errors import CavmaeError
-from cavmae.datasets.manifest import Manifest
+from cavmae.common.errors import CavmaeError
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.sharding.job_state import Layout, locked
 from cavmae.tools.shard import RunSettings
-from cavmae.tools.sharding.plan import Layout, locked
 from tests.conftest import make_shards
 from tests.tools import faulty
 from tests.tools.helpers import (
@@ -111,7 +111,7 @@ def test_a_kill_while_skipped_lines_are_taken_out(
 
     again = dataclasses.replace(HOW, retry_skipped=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("cavmae.tools.sharding.plan.State.save", die)
+        patch.setattr("cavmae.datasets.sharding.job_state.State.save", die)
         make_shards(str(folder), out, again, **TINY)
     assert (out / "skipped.jsonl").read_bytes() == b""
     for _ in range(2):

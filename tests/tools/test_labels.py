@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.pretrain.encoder import config_of
 from cavmae.pretrain.model import CAVMAE
 from cavmae.tools import evaluate
 from cavmae.tools.bench import main
 from tests.datasets.clips import clip, data_set_of
-from tests.finetune.test_speaker_training import SETTINGS, write
+from tests.finetune.speaker.test_training import SETTINGS, write
 
 
 def test_both_starts_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cavmae.datasets import sample
-from cavmae.datasets.composing.clips import ClipPool
-from cavmae.datasets.manifest import Manifest
+from cavmae.datasets.format import sample
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.media import MediaError
-from cavmae.datasets.sample import SampleInfo
+from cavmae.datasets.mixtures.clip_pool import ClipPool
+from cavmae.datasets.sharding.masks import label_values, mask_meaning
 from cavmae.tools.check import CheckSettings, check
-from cavmae.tools.sharding.masks import label_values, mask_meaning
 from tests.conftest import make_shards
 from tests.tools.helpers import TINY, Maker, load
 

@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 
-from cavmae.datasets.errors import CavmaeError
-from cavmae.datasets.manifest import ShardEntry
-from cavmae.tools.sharding.assembly import Assembler
-from cavmae.tools.sharding.clips import Skip, Written
-from cavmae.tools.sharding.inputs import Input
-from cavmae.tools.sharding.plan import Layout, Plan, State, forget_retried, retries, skip_record
+from cavmae.common.errors import CavmaeError
+from cavmae.datasets.format.manifest import ShardEntry
+from cavmae.datasets.sharding.clip_extraction import Skip, Written
+from cavmae.datasets.sharding.inputs import Input
+from cavmae.datasets.sharding.job_state import (
+    Layout,
+    Plan,
+    State,
+    forget_retried,
+    retries,
+    skip_record,
+)
+from cavmae.datasets.sharding.shard_writer import Assembler
 
 SETTINGS = {"profile": "speakers"}
 ITEMS = [Input("a.mp4", labels=("x",)), Input("b.mp4"), Input("c.mp4", start=1.0)]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cavmae.datasets.errors import UsageError
-from cavmae.datasets.manifest import Manifest
+from cavmae.common.errors import UsageError
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.sharding.shard_writer import Assembler
 from cavmae.tools.shard import RunSettings
-from cavmae.tools.sharding.assembly import Assembler
 from tests.conftest import make_shards
 from tests.serving import refusing, serving
 from tests.tools.helpers import HOW, TINY, Maker, contents, infos, skipped

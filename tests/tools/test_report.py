@@ -15,17 +15,17 @@ import pytest
 import soundfile
 import torch
 
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.manifest import Manifest
-from cavmae.tools.benching.media import make_video
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.finetune.inference.separator import Separator
+from cavmae.finetune.inference.settings import SeparateSettings
+from cavmae.tools.benchmarks.media import make_video
 from cavmae.tools.report import main
 from cavmae.tools.reporting.charts import Line, lines
 from cavmae.tools.reporting.examples import tracks_of
 from cavmae.tools.reporting.sources import Separation, sources_of
-from cavmae.tools.separating.separator import Separator
-from cavmae.tools.separating.settings import SeparateSettings
 from tests.conftest import SMALL
-from tests.finetune.scenes import model
+from tests.finetune.speaker.scenes import model
 
 NAMES = ("first & <best>", "second")
 

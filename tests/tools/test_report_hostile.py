@@ -19,10 +19,10 @@ import pytest
 import soundfile
 from PIL import Image
 
-from cavmae.datasets.commandline import run
-from cavmae.datasets.errors import CavmaeError
-from cavmae.datasets.quoting import caption
-from cavmae.tools.benching.media import make_video
+from cavmae.common.cli import run
+from cavmae.common.errors import CavmaeError
+from cavmae.common.quoting import caption
+from cavmae.tools.benchmarks.media import make_video
 from cavmae.tools.cli import dispatch
 from cavmae.tools.report import main
 from cavmae.tools.reporting.blocks import Videos

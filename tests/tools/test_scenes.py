@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cavmae.datasets.composing.recipe import ComposeSettings
-from cavmae.datasets.errors import UsageError
-from cavmae.datasets.manifest import Manifest
-from cavmae.datasets.reading import Access
+from cavmae.common.errors import UsageError
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings
+from cavmae.datasets.stream.shard_reader import Access
 from cavmae.tools.bench import main
 from cavmae.tools.checking.scenes import draw_scenes
 from tests.datasets.clips import clip, data_set_of, people_of

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae.finetune.separating.seeing import WHOLE, Box, Cue, Person, Seer
-from cavmae.tools.separating.separator import Separator
-from cavmae.tools.separating.session import _same, close_up
-from cavmae.tools.separating.settings import SeparateSettings
+from cavmae.finetune.inference.first_pass import _same, close_up
+from cavmae.finetune.inference.predictor import WHOLE, Box, Cue, Person, Seer
+from cavmae.finetune.inference.separator import Separator
+from cavmae.finetune.inference.settings import SeparateSettings
 
 Maker = Callable[..., Path]
 

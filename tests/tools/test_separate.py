@@ -15,17 +15,17 @@ import soundfile
 import torch
 from PIL import Image
 
-from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.media import probe
 from cavmae.datasets.media.playback import Playback
 from cavmae.datasets.media.writing import VideoWriter
+from cavmae.finetune.inference.audio import spans_of, speech_spans, write_wav
+from cavmae.finetune.inference.first_pass import Found, Sighting, working_geometry
+from cavmae.finetune.inference.result import likely_heard
+from cavmae.finetune.inference.separator import Result, Separator
+from cavmae.finetune.inference.settings import SeparateSettings
+from cavmae.finetune.inference.target import Target
 from cavmae.tools.separate import main
-from cavmae.tools.separating.record import likely_heard
-from cavmae.tools.separating.separator import Result, Separator
-from cavmae.tools.separating.session import Found, Sighting, working_geometry
-from cavmae.tools.separating.settings import SeparateSettings
-from cavmae.tools.separating.target import Target
-from cavmae.tools.separating.voices import spans_of, speech_spans, write_wav
 
 Maker = Callable[..., Path]
 QUICK = SeparateSettings(second_look=False, height=64)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.locking import locked
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.locks import locked
+from cavmae.finetune.inference.separator import Result, Separator
+from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.tools.separate import main
-from cavmae.tools.separating.separator import Result, Separator
-from cavmae.tools.separating.settings import SeparateSettings
 
 Maker = Callable[..., Path]
 QUICK = SeparateSettings(second_look=False, height=64)
@@ -102,7 +102,7 @@ def test_what_a_killed_run_left_is_cleared_away(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("cavmae.tools.separating.separator.write_wav", full)
+    monkeypatch.setattr("cavmae.finetune.inference.separator.write_wav", full)
     with pytest.raises(CavmaeError, match=r"video.mp4: .*No space left on device"):
         separator.separate(path, tmp_path / "again", settings)
     assert {p.name for p in tmp_path.iterdir()} == {"out", "video.mp4"}

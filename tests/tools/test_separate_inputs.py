@@ -10,9 +10,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from cavmae.datasets.errors import CavmaeError, UsageError
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.finetune.inference.target import Target
 from cavmae.tools.separate import main
-from cavmae.tools.separating.target import Target
 from tests.serving import refusing
 from tests.tools.helpers import Maker
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae.datasets.errors import CavmaeError
+from cavmae.common.errors import CavmaeError
 from cavmae.datasets.media import probe
-from cavmae.finetune.building import load_speaker
-from cavmae.finetune.separating.seeing import Seer
+from cavmae.finetune.inference.predictor import Seer
+from cavmae.finetune.inference.separator import Result
+from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.tools.separate import main
-from cavmae.tools.separating.separator import Result
 
 Maker = Callable[..., Path]
 
@@ -118,7 +118,7 @@ def test_what_of_a_recording_is_not_read_is_named(
 ) -> None:  # fmt: skip
     path = video(seconds=1.0)
     info = dataclasses.replace(probe(str(path)), audio_streams=3)
-    monkeypatch.setattr("cavmae.tools.separating.separator.probe", lambda *_: info)
+    monkeypatch.setattr("cavmae.finetune.inference.separator.probe", lambda *_: info)
     assert main([str(path), *words(checkpoint, tmp_path / "out")]) == 0
     assert f"{path}: of 3 audio streams number 1 is read." in caplog.text
     record = json.loads((tmp_path / "out" / "video" / "result.json").read_text())

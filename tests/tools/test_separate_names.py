@@ -13,13 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cavmae.datasets.errors import CavmaeError
-from cavmae.finetune.building import load_speaker
+from cavmae.common.errors import CavmaeError
+from cavmae.finetune.inference.audio import write_wav
+from cavmae.finetune.inference.naming import LONGEST, folder_names, scratch_of, shortened
+from cavmae.finetune.inference.separator import Result, Separator
+from cavmae.finetune.inference.settings import SeparateSettings
+from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.tools.separate import main
-from cavmae.tools.separating.naming import LONGEST, folder_names, scratch_of, shortened
-from cavmae.tools.separating.separator import Result, Separator
-from cavmae.tools.separating.settings import SeparateSettings
-from cavmae.tools.separating.voices import write_wav
 
 Maker = Callable[..., Path]
 
@@ -147,7 +147,7 @@ def test_a_full_disk_stops_the_run_with_its_sentence(
         write_wav(Path("/dev/full"), torch.zeros(20_000).numpy(), 1.0, 16_000)
     assert caught.value.errno == errno.ENOSPC
     monkeypatch.setattr(
-        "cavmae.tools.separating.separator.write_wav",
+        "cavmae.finetune.inference.separator.write_wav",
         lambda _, *arguments: write_wav(Path("/dev/full"), *arguments),
     )
     out = tmp_path / "out"

@@ -13,12 +13,13 @@ import soundfile
 import torch
 from PIL import Image
 
-from cavmae.datasets import features, sample
-from cavmae.datasets.commandline import run
-from cavmae.datasets.errors import CavmaeError
-from cavmae.datasets.manifest import Manifest
-from cavmae.datasets.sample import SampleInfo
-from cavmae.tools.benching.media import read_number
+from cavmae.common.cli import run
+from cavmae.common.errors import CavmaeError
+from cavmae.datasets.format import sample
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.format.sample import SampleInfo
+from cavmae.datasets.stream import features
+from cavmae.tools.benchmarks.media import read_number
 from cavmae.tools.shard import main
 from tests.conftest import make_shards
 from tests.tools.helpers import (

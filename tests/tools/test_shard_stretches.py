@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cavmae.datasets.jsons import value_as
-from cavmae.datasets.sample import SampleInfo
+from cavmae.common.json_files import value_as
+from cavmae.datasets.format.sample import SampleInfo
+from cavmae.datasets.sharding.inputs import Input
+from cavmae.datasets.sharding.messages import Alive, Message, Reporter, Skip, Written
 from cavmae.tools.shard import RunSettings
-from cavmae.tools.sharding.inputs import Input
-from cavmae.tools.sharding.messages import Alive, Message, Reporter, Skip, Written
 from tests.conftest import make_shards
+from tests.datasets.media.test_irregular import lose_chunks
 from tests.datasets.recordings import Track, pictures, sounds, sweep, write
-from tests.datasets.test_irregular import lose_chunks
 from tests.tools.helpers import HOW, TINY, infos
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from cavmae.tools.soundfiles import MAGIC, SoundError, read_sound
-from cavmae.tools.talkers.recordings import find, survey
+from cavmae.datasets.media.audio_files import MAGIC, SoundError, read_sound
+from cavmae.datasets.synthetic.recordings import find, survey
 
 KINDS = ("WAV", "FLAC")
 WAVE = (np.sin(np.arange(32_000) * 0.2) * 0.3).astype(np.float32)

@@ -12,15 +12,15 @@ matplotlib.use("Agg")  # a file is drawn, no window
 
 from matplotlib import pyplot
 
-from cavmae.datasets.composing.recipe import ComposeSettings, Recipe
-from cavmae.datasets.composing.scene import Scene
-from cavmae.datasets.composing.stream import ComposedStream
-from cavmae.datasets.errors import CavmaeError, SampleError
-from cavmae.datasets.features import SAMPLE_RATE, fbank
-from cavmae.datasets.manifest import Manifest
-from cavmae.datasets.quoting import caption
-from cavmae.datasets.reading import Access
-from cavmae.datasets.storage import write_atomically
+from cavmae.common.errors import CavmaeError, SampleError
+from cavmae.common.files import write_atomically
+from cavmae.common.quoting import caption
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.mixtures.composer import Scene
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings, Recipe
+from cavmae.datasets.mixtures.scene_stream import ComposedStream
+from cavmae.datasets.stream.features import SAMPLE_RATE, fbank
+from cavmae.datasets.stream.shard_reader import Access
 from cavmae.tools.checking.sheet import MASK_COLOURS
 
 KEYS = 3  # key frames that are shown

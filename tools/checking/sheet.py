@@ -11,14 +11,14 @@ matplotlib.use("Agg")  # a file is drawn, no window
 
 from matplotlib import pyplot
 
-from cavmae.datasets import sample
-from cavmae.datasets.errors import SampleError
-from cavmae.datasets.features import FRAME_RATE
-from cavmae.datasets.manifest import Manifest
-from cavmae.datasets.quoting import caption
-from cavmae.datasets.reading import Access, ShardOpener
-from cavmae.datasets.sample import SampleInfo
-from cavmae.datasets.storage import write_atomically
+from cavmae.common.errors import SampleError
+from cavmae.common.files import write_atomically
+from cavmae.common.quoting import caption
+from cavmae.datasets.format import sample
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.format.sample import SampleInfo
+from cavmae.datasets.stream.features import FRAME_RATE
+from cavmae.datasets.stream.shard_reader import Access, ShardOpener
 
 PICTURES = 4  # frames of a sample that are shown
 # Colours of mask values 1, 2, ...: told apart by colour-blind eyes (Okabe and Ito).

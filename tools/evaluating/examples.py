@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cavmae.datasets.batch import Batch
-from cavmae.datasets.features import SAMPLE_RATE
-from cavmae.datasets.storage import write_atomically
-from cavmae.finetune.losses import truth_of, weights_of
-from cavmae.finetune.measures import assigned, shown_masks
-from cavmae.finetune.speakers import SpeakerTask, scale_of
+from cavmae.common.files import write_atomically
+from cavmae.datasets.stream.collate import Batch
+from cavmae.datasets.stream.features import SAMPLE_RATE
+from cavmae.finetune.speaker.losses import truth_of, weights_of
+from cavmae.finetune.speaker.metrics import assigned, shown_masks
+from cavmae.finetune.speaker.task import SpeakerTask, scale_of
 
 COLOURS = ("#e69f00", "#56b4e9", "#cc79a7")  # of people, told apart by colour-blind eyes
 RANGE_DB = 60.0

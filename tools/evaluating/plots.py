@@ -7,8 +7,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cavmae.datasets.storage import write_atomically
-from cavmae.finetune.measures import ALONE_DB, PersonMeasures, SceneMeasures
+from cavmae.common.files import write_atomically
+from cavmae.finetune.speaker.metrics import ALONE_DB, PersonMeasures, SceneMeasures
 
 COLOUR = "#0072b2"  # that colour-blind eyes tell from grey
 Value = Callable[[PersonMeasures], float]

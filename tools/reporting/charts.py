@@ -13,9 +13,9 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from cavmae.datasets.features import SAMPLE_RATE
-from cavmae.datasets.quoting import caption, visible
-from cavmae.tools.separating.rendering import PALETTE
+from cavmae.common.quoting import caption, visible
+from cavmae.datasets.stream.features import SAMPLE_RATE
+from cavmae.finetune.inference.overlay import PALETTE
 
 INK = "#010203"  # stands for the colour of the page's text
 STYLES = ("-", "--", ":", "-.")

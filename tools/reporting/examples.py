@@ -8,8 +8,8 @@ import numpy as np
 import soundfile
 from av.error import FFmpegError
 
-from cavmae.datasets.features import SAMPLE_RATE
-from cavmae.datasets.sample import encode_frame
+from cavmae.datasets.format.sample import encode_frame
+from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.tools.reporting.blocks import (
     Block,
     Heading,

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeGuard
 
-from cavmae.datasets.errors import CavmaeError
-from cavmae.datasets.jsons import parse_json
-from cavmae.datasets.quoting import caption
+from cavmae.common.errors import CavmaeError
+from cavmae.common.json_files import parse_json
+from cavmae.common.quoting import caption
 
 log = logging.getLogger("cavmae")
 JSON_BYTES = 64 << 20

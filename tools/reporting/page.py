@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image as Pictures
 
-from cavmae.datasets.quoting import caption, visible
+from cavmae.common.quoting import caption, visible
 from cavmae.tools.evaluate import ROWS
 from cavmae.tools.reporting.blocks import (
     Block,

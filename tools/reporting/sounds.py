@@ -14,14 +14,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
-from cavmae.datasets.errors import CavmaeError
-from cavmae.datasets.features import SAMPLE_RATE, resample
+from cavmae.common.errors import CavmaeError
+from cavmae.common.files import is_url
 from cavmae.datasets.media import MediaError, probe
 from cavmae.datasets.media.sound import Sound
-from cavmae.datasets.storage import is_url
+from cavmae.datasets.stream.features import SAMPLE_RATE, resample
+from cavmae.datasets.synthetic.clip_writer import TRUTH
 from cavmae.tools.reporting.fields import Fields, FileRefused, open_inside
 from cavmae.tools.reporting.sources import Separation
-from cavmae.tools.talkers.film import TRUTH
 
 LONGEST = 30.0  # s of sound that a page holds
 MEASURED = 120.0  # s of sound that is compared with the truth

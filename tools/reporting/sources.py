@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cavmae.datasets.errors import CavmaeError, UsageError
-from cavmae.datasets.jsons import JSONError, parse_json
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.json_files import JSONError, parse_json
+from cavmae.finetune.inference.separator import RESULT
 from cavmae.tools.reporting.fields import (
     Faults,
     Fields,
@@ -16,7 +17,6 @@ from cavmae.tools.reporting.fields import (
     open_inside,
     read_inside,
 )
-from cavmae.tools.separating.separator import RESULT
 
 Numbers = dict[str, Any]
 METRICS, MEASURES, MANIFEST = "metrics.jsonl", "measures.json", "manifest.json"

@@ -1,0 +1,186 @@
+"""What every command of the program shares: parsing, exit codes, messages."""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+from cavmae.common.config_files import Options, check_config
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.quoting import QuotingFormatter, quoted, visible
+
+log = logging.getLogger("cavmae")
+Settings = TypeVar("Settings")
+
+
+class _Parser(ArgumentParser):
+    """Quotes what it repeats of the command line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        super().error(visible(message, keep="\n"), ex)
+
+
+def parser(command: str, description: str) -> ArgumentParser:
+    """A parser with ``--config FILE`` and ``--print_config``."""
+    made = _Parser(prog=f"cavmae {command}", description=description, allow_abbrev=False)
+    made.add_argument(
+        "--config", action="config", help="YAML file with values for the options below."
+    )
+    return made
+
+
+def parse(made: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Parses; options may be written with dashes or underscores. Bad usage exits with 2.
+
+    Raises:
+        UsageError: a configuration that :func:`check_config` refuses; a group of options with a
+            value, in which jsonargparse would look for a class to import; a number that is NaN.
+    """
+    options = Options({a.dest for a in made._actions} - {"help", "config", "print_config"})
+    # jsonargparse wants a value for a bool; a person writes the option alone.
+    flags = {a.dest for a in made._actions if getattr(a, "_typehint", None) is bool}
+    written: list[str] = []
+    for number, word in enumerate(words):
+        if word == "--":
+            written += words[number:]
+            break
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and " " not in name:  # with one, it is some option's value
+            option = name[2:].replace("-", "_")
+            following = words[number + 1] if number + 1 < len(words) else ""
+            word = f"--{option}{equals}{value}"
+            if option == "config":
+                check_config(value if equals else following, options)
+            elif option in options.groups:
+                raise UsageError(
+                    f"{name} takes no value: give its options, such as "
+                    f"--{options.first_of(option)}."
+                )
+            elif option in flags and not equals:
+                word += "" if following in ("true", "false") else "=true"
+        written.append(word)
+    parsed = made.parse_args(written)
+    for option, setting in parsed.items():
+        if isinstance(setting, float) and math.isnan(setting):
+            raise UsageError(f"--{option} is not a number: give one.")
+    return parsed
+
+
+def fill(kind: type[Settings], options: Namespace) -> Settings:
+    """A settings dataclass, and those in it, from parsed options of its fields' names."""
+    return _filled(kind, options.as_dict())
+
+
+def _filled(kind: type[Settings], values: dict[str, Any]) -> Settings:
+    found = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value, default = values[field.name], field.default
+        if dataclasses.is_dataclass(default) and isinstance(value, dict):
+            value = _filled(type(default), value)
+        elif isinstance(default, tuple):
+            value = tuple(value)
+        found[field.name] = value
+    return kind(**found)
+
+
+def named_config(words: Sequence[str], folder: Path) -> list[str]:
+    """The words, ``--config NAME`` replaced by the file of that name in a folder of ours.
+
+    Raises:
+        UsageError: neither a file nor one of ours has that name.
+    """
+    found: list[str] = []
+    for number, word in enumerate(words):
+        before = words[number - 1] if number else ""
+        option, equals, value = word.partition("=")
+        name = value if option == "--config" and equals else word if before == "--config" else ""
+        if name and not Path(name).is_file():  # a folder `demo` is not the configuration `demo`
+            path = folder / f"{name}.yaml"
+            if not path.is_file():
+                ours = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+                raise UsageError(f"--config {name}: there is no such file; ours are {ours}.")
+            word = f"--config={path}" if equals else str(path)
+        found.append(word)
+    return found
+
+
+def output(template: str, *values: Any) -> None:
+    """Prints a result to standard output.
+
+    Args:
+        template: as of ``%``; its ends of lines stay.
+        values: what it names, quoted.
+    """
+    text = visible(template % tuple(map(quoted, values)) if values else template, keep="\n\t")
+    encoding = sys.stdout.encoding or "utf-8"
+    # A terminal that lacks a character is no reason to end.
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+
+@contextlib.contextmanager
+def _messages() -> Iterator[None]:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(QuotingFormatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """A polite kill is an interrupt: workers are stopped and what is done stays done."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(command: Callable[[Sequence[str]], int | None], words: Sequence[str] | None = None) -> int:
+    """Runs a command and turns its errors into one sentence and an exit code.
+
+    Returns:
+        0 done, 1 the job failed, 2 bad usage.
+    """
+    with _messages():
+        try:
+            return command(sys.argv[1:] if words is None else words) or 0
+        except UsageError as error:
+            log.error("cavmae: %s", error)
+            return 2
+        except CavmaeError as error:
+            log.error("cavmae: %s", error)
+            return 1
+        except BrokenPipeError:  # as in `cavmae check X | head`: who reads has enough
+            # For the interpreter's last flush.
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+            return 0
+        except KeyboardInterrupt:
+            log.error("cavmae: interrupted; the same command goes on where it stopped.")
+            return 1
+        except OSError as error:
+            log.error("cavmae: %s", error)
+            return 1
+
+
+def module_main(command: Callable[[Sequence[str]], Any]) -> None:
+    """For ``python -m cavmae.ROOM.MODULE``."""
+    sys.exit(run(command))

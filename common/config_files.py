@@ -1,0 +1,148 @@
+"""Configuration files checked before jsonargparse reads them.
+
+jsonargparse imports the module of a ``class_path`` before it refuses it, follows ``config`` keys to
+further files, and expands YAML aliases without limit. None of our options needs these: a
+configuration is a table of options of a command, two levels deep, with numbers, texts and lists as
+values. Whatever else stands in one is refused from its YAML events, from which nothing is built.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import yaml
+
+from cavmae.common.errors import UsageError
+from cavmae.common.files import read_bytes
+
+LIMIT_BYTES = 256 << 10
+LIMIT_DEPTH = 8
+
+
+class Options:
+    """Names of a command's options, such as ``data.train``, and of their groups, such as ``data``.
+
+    Args:
+        names: of the options, perhaps of groups too.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        parts = [name.split(".") for name in names]
+        self.groups = {".".join(p[:n]) for p in parts for n in range(1, len(p))}
+        self.names = {".".join(p) for p in parts} - self.groups
+
+    def first_of(self, group: str) -> str:
+        """One option of a group, for a sentence."""
+        return min(name for name in self.names if name.startswith(f"{group}."))
+
+    def near(self, name: str) -> str:
+        """The options whose names are most like a name, for a sentence."""
+        near = difflib.get_close_matches(name, [*self.names, *self.groups], 3)
+        return f" (is {' or '.join(near)} meant?)" if near else ""
+
+
+class _Level(NamedTuple):
+    """A mapping or list that is being read: path of its options, names so far."""
+
+    path: str
+    seen: set[str] | None  # None: a list
+
+
+def check_config(name: str, options: Options) -> None:
+    """Checks that a file holds values of options of a command, and nothing else.
+
+    Raises:
+        UsageError: it cannot be read, is no YAML, is beyond the limits, or has a key that is none
+            of the options.
+    """
+    where = f"--config {name}"
+    try:
+        data = read_bytes(name, LIMIT_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{where} cannot be read: {reason}.") from error
+    if len(data) > LIMIT_BYTES:
+        raise UsageError(f"{where} has more than {LIMIT_BYTES} bytes: it is no configuration.")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{where} is no UTF-8 text (byte {error.start}): save it as UTF-8."
+        ) from error
+    try:
+        _check_events(where, list(_limited(where, text)), options)
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"{where} is no YAML: {error.problem}{line}.") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where} is no YAML: {str(error).splitlines()[0]}.") from error
+
+
+def _limited(where: str, text: str) -> Iterable[yaml.Event]:
+    """Events of a text. Not recursive, unlike what makes values of them."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        line = event.start_mark.line + 1
+        if depth > LIMIT_DEPTH:
+            raise UsageError(f"{where}, line {line}: more than {LIMIT_DEPTH} levels.")
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise UsageError(f"{where}, line {line}: write values out, & and * are not taken.")
+        if getattr(event, "tag", None) is not None:
+            raise UsageError(f"{where}, line {line}: tags such as {event.tag} are not taken.")
+        yield event
+
+
+def _check_events(where: str, events: Sequence[yaml.Event], options: Options) -> None:
+    """Checks every key and the kind of every value.
+
+    Raises:
+        UsageError: see :func:`check_config`.
+    """
+    documents = sum(isinstance(event, yaml.DocumentStartEvent) for event in events)
+    if documents != 1:
+        raise UsageError(f"{where} holds {documents} documents: it has to be one table of options.")
+    levels: list[_Level] = []
+    path: str | None = None  # of the value that comes next; None: a key comes next
+    for event in events:
+        line = f"{where}, line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.CollectionEndEvent):
+            levels.pop()
+            path = None
+            continue
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        if levels and levels[-1].seen is None:
+            path = levels[-1].path  # of each value of a list
+        elif levels and path is None:
+            path = _key(line, event, levels[-1], options)
+            continue
+        mapping = isinstance(event, yaml.MappingStartEvent)
+        if not levels and not mapping:
+            raise UsageError(f"{line}: a configuration is a table such as `data: {{batch: 8}}`.")
+        if levels and path in options.groups and not mapping:
+            raise UsageError(f"{line}: {path} takes options, such as {options.first_of(path)}.")
+        if levels and path not in options.groups and mapping:
+            raise UsageError(f"{line}: {path} takes a value, not options.")
+        if mapping:
+            levels.append(_Level(path or "", set()))
+            path = None
+        elif isinstance(event, yaml.SequenceStartEvent):
+            levels.append(_Level(path or "", None))
+        else:
+            path = None
+
+
+def _key(line: str, event: yaml.Event, level: _Level, options: Options) -> str:
+    """Path of the option that a key names."""
+    if not isinstance(event, yaml.ScalarEvent):
+        raise UsageError(f"{line}: a key has to be the name of an option.")
+    path = f"{level.path}.{event.value}" if level.path else event.value
+    if path not in options.names and path not in options.groups:
+        raise UsageError(f"{line}: there is no option {path[:100]}{options.near(path[:100])}.")
+    assert level.seen is not None
+    if any(f"{path}.".startswith(f"{o}.") or o.startswith(f"{path}.") for o in level.seen):
+        raise UsageError(f"{line}: {path} stands there twice.")
+    level.seen.add(path)
+    return path

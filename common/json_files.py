@@ -1,0 +1,256 @@
+"""JSON in and out: read with limits of size, depth and numbers, written without NaN.
+
+Files come from other people's folders, from broken disks and from interrupted copies. Every JSON
+that the program reads passes through :func:`read_json` or :func:`parse_json`, so that whatever is
+wrong with one is a sentence with the file's name.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from cavmae.common.errors import CavmaeError
+from cavmae.common.files import LIMIT_BYTES, read_bytes
+
+LIMIT_DEPTH = 32  # objects and lists inside each other
+LIMIT_DIGITS = 40  # of a whole number; a state of a random generator has 39
+REMEDY = "make it anew, or fetch a sound copy of it"
+# What numbers beyond the limits have, once their digits are zeros: found in a hundredth of the time
+# that looking at each number takes.
+_HUGE = (b"0" * (LIMIT_DIGITS + 1), b"0e000", b"0e+000", b"0E000", b"0E+000")
+_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
+# A string that never ends goes to the end: it would be looked for anew from each of its quotes.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+class JSONError(CavmaeError):
+    """JSON that is damaged, of another kind than expected, or beyond the limits."""
+
+
+def read_json(name: str | Path, *, remedy: str = REMEDY, limit_bytes: int = LIMIT_BYTES) -> Any:
+    """Content of a JSON file.
+
+    Args:
+        name: path or URL.
+        remedy: end of the error's sentence: how to get a sound file.
+        limit_bytes: largest size accepted.
+
+    Raises:
+        FileNotFoundError: there is no such file; callers know the remedy.
+        JSONError: it cannot be read, or see :func:`parse_json`.
+    """
+    try:
+        data = read_bytes(str(name), limit_bytes)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(error.errno, error.strerror or str(error), str(name)) from error
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        reason = getattr(error, "strerror", None) or str(error)
+        raise JSONError(f"Cannot read {name} ({reason}): {remedy}.") from error
+    return parse_json(data, str(name), remedy=remedy, limit_bytes=limit_bytes)
+
+
+def parse_json(
+    data: bytes, name: str, *, remedy: str = REMEDY, limit_bytes: int = LIMIT_BYTES
+) -> Any:
+    """The value of UTF-8 JSON. NaN, Infinity and numbers beyond their types are refused.
+
+    Args:
+        data: the text.
+        name: of the file, or file and line, for the error's sentence.
+        remedy: end of the error's sentence.
+        limit_bytes: largest size accepted.
+
+    Raises:
+        JSONError: it is no JSON, or beyond the limits of size, depth or numbers.
+    """
+    try:
+        if len(data) > limit_bytes:
+            raise ValueError(f"more than {limit_bytes} bytes")
+        if _depth(data) > LIMIT_DEPTH:
+            raise ValueError(f"more than {LIMIT_DEPTH} levels of lists and objects")
+        text = data.decode("utf-8-sig")
+        zeros = data.translate(_ZEROS)
+        if not any(pattern in zeros for pattern in _HUGE):
+            return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
+    except UnicodeDecodeError as error:
+        raise _damaged(name, f"no UTF-8 at byte {error.start}", remedy) from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(name, str(error), remedy) from error
+
+
+def _damaged(name: str, reason: str, remedy: str) -> JSONError:
+    return JSONError(f"{name} is damaged ({reason}): {remedy}.")
+
+
+def json_bytes(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> bytes:
+    """A value as JSON that every reader takes, one line or indented, with a line's end.
+
+    Raises:
+        CavmaeError: a number in it is NaN or infinite; the sentence names the field.
+    """
+    try:
+        text = json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False)
+    except ValueError as error:
+        raise CavmaeError(
+            f"A record is not written, since {_not_finite(value)} is not a finite number: check "
+            "the data and the model's weights."
+        ) from error
+    return text.encode() + b"\n"
+
+
+def typed(record: Any, name: str, *types: type) -> Any:
+    """A field of a JSON object; with ``float``, whole numbers are taken too and made floats.
+
+    Raises:
+        ValueError: ``record`` is no object, lacks the field, or has another type there (``bool``
+            is no number).
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"a {type(record).__name__} where an object is expected")
+    if name not in record:
+        raise ValueError(f"field {name} is missing")
+    value = record[name]
+    if isinstance(value, bool):
+        fits = bool in types
+    else:
+        fits = isinstance(value, types)
+        if not fits and float in types and isinstance(value, int):
+            value, fits = float(value), True
+    if not fits:
+        raise ValueError(f"field {name} is a {type(value).__name__}")
+    return value
+
+
+def value_as(kind: Any, value: Any, name: str) -> Any:
+    """A JSON value as an annotated type: dataclasses with all that is in them, tuples of lists.
+
+    Args:
+        kind: ``int``, ``float``, ``str``, ``bool``, ``None``, a ``Literal``, tuple, dict, list or
+            union of these, or a dataclass of these; other types take any value.
+        value: as :func:`parse_json` gives it, or as it was before it became JSON.
+        name: of the field, for the error's sentence.
+
+    Raises:
+        ValueError: it is of another type, lacks a field, or has one too many; and what a dataclass
+            itself raises.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            with contextlib.suppress(ValueError):
+                return value_as(option, value, name)
+        raise ValueError(f"{name} is a {type(value).__name__}")
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_as(kind, value, name)
+    if origin is typing.Literal:
+        if not any(type(value) is type(option) and value == option for option in arguments):
+            raise ValueError(f"{name} is none of {', '.join(map(str, arguments))}")
+        return value
+    if hasattr(kind, "_fields"):  # a NamedTuple, which JSON has as a list
+        return kind(*_tuple_as(tuple(typing.get_type_hints(kind).values()), value, name))
+    if origin is tuple:
+        return _tuple_as(arguments, value, name)
+    if origin is list:
+        return list(_tuple_as((*arguments, ...), value, name))
+    if origin is dict:
+        record = typed({name: value}, name, dict)
+        return {
+            key: value_as(arguments[1], inner, f"{name}.{key}") for key, inner in record.items()
+        }
+    if kind is None:
+        kind = type(None)
+    plain = origin or kind
+    if plain in (int, float, str, bool, dict, list, type(None)):
+        return typed({name: value}, name, plain)
+    return value
+
+
+def _dataclass_as(kind: Any, value: Any, name: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is a {type(value).__name__}, not an object")
+    hints, needed = _fields_of(kind)
+    for key in value:
+        if key not in hints:
+            raise ValueError(f"{name} has the unknown field {key[:100]}")
+    for key in needed:
+        if key not in value:
+            raise ValueError(f"field {name}.{key} is missing")
+    return kind(**{key: value_as(hints[key], v, f"{name}.{key}") for key, v in value.items()})
+
+
+@functools.cache
+def _fields_of(kind: type) -> tuple[dict[str, Any], list[str]]:
+    """Types of a dataclass's fields, and the names of those without a default."""
+    hints = typing.get_type_hints(kind)
+    fields = dataclasses.fields(kind)
+    none = dataclasses.MISSING
+    needed = [f.name for f in fields if f.default is none and f.default_factory is none]
+    return {f.name: hints[f.name] for f in fields}, needed
+
+
+def _tuple_as(parts: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} is a {type(value).__name__}, not a list")
+    if parts[1:] == (...,):
+        parts = (parts[0],) * len(value)
+    if len(parts) != len(value):
+        raise ValueError(f"{name} has {len(value)} values, not {len(parts)}")
+    return tuple(value_as(part, v, name) for part, v in zip(parts, value, strict=True))
+
+
+def _depth(data: bytes) -> int:
+    """Levels of lists and objects; of text that is no JSON, some number."""
+    if data.count(b"[") + data.count(b"{") <= LIMIT_DEPTH:
+        return 0
+    brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
+    kinds = np.frombuffer(brackets, np.uint8)
+    opening = (kinds == ord("[")) | (kinds == ord("{"))
+    levels = np.cumsum(np.where(opening, 1, -1).astype(np.int8), dtype=np.int32)
+    return int(levels.max(initial=0))
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a finite number")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:LIMIT_DIGITS]} is not a finite number")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > LIMIT_DIGITS:
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return int(text)
+
+
+def _not_finite(value: Any) -> str:
+    """Path of the first number that is not finite, such as ``people.0.level``."""
+    stack = [("", value)]
+    while stack:
+        path, part = stack.pop()
+        if isinstance(part, float) and not math.isfinite(part):
+            return path.removeprefix(".") or "it"
+        items = (
+            part.items()
+            if isinstance(part, dict)
+            else (
+                zip(itertools.count(), part, strict=False) if isinstance(part, list | tuple) else ()
+            )
+        )
+        stack += [(f"{path}.{name}", inner) for name, inner in items]
+    return "a key"

@@ -1,0 +1,318 @@
+"""Files of other machines: which addresses are opened, and downloads that end.
+
+fsspec knows many schemes, some of which run a program, unpack archives or join others (``::``), and
+an address may stand in a list of somebody else's. So only a few schemes are opened, by their own
+class and never through fsspec's parser of chains.
+"""
+
+import dataclasses
+import errno
+import functools
+import re
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.callbacks import Callback
+
+from cavmae.common.errors import CavmaeError
+
+# Scheme: how its package is installed.
+SCHEMES = {
+    "http": "pip install 'cavmae[http]'",
+    "https": "pip install 'cavmae[http]'",
+    "s3": "pip install 'cavmae[s3]'",
+    "gs": "pip install gcsfs",
+    "gcs": "pip install gcsfs",
+    "hf": "pip install huggingface_hub",
+}
+LOCAL = ("file", "local")
+URL = re.compile(r"(?P<chain>(?:[A-Za-z0-9+.-]+::)*)(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
+LEAST_BYTES = 1 << 20  # that arrive within ``stall_seconds``, or the download has stalled
+WATCH_EVERY = 0.5  # s between looks at a download
+# Classes of backends' errors, by name, since no backend needs to be installed: aiohttp's,
+# botocore's, requests' and httpx's.
+_LOST = {
+    "ClientConnectionError", "ClientPayloadError", "ConnectionError", "HTTPClientError",
+    "TransportError",
+}  # fmt: skip
+_SLOW = {"SocketTimeoutError", "ReadTimeout", "ReadTimeoutError"}
+_MALFORMED = {"InvalidURL", "UnsupportedProtocol", "NonHttpUrlRedirectClientError"}
+
+
+class AddressError(CavmaeError):
+    """An address that this program does not open.
+
+    Attributes:
+        reason: ``bad_address``, or ``no_package`` where the scheme's package is not installed.
+    """
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+class RemoteError(OSError):
+    """A download that failed.
+
+    Attributes:
+        reason: ``unreachable``, ``stalled``, ``too_large``, or ``unreadable`` for anything else.
+    """
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Limits above which a download is given up.
+
+    Args:
+        size: bytes.
+        stall_seconds: within which at least ``LEAST_BYTES`` arrive.
+    """
+
+    size: float = 64e9
+    stall_seconds: float = 60.0
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def local_path(url: str) -> str | None:
+    """Path of a ``file://`` URL; None for other URLs."""
+    match = URL.match(url)
+    if match is None or match["chain"] or match["scheme"].lower() not in LOCAL:
+        return None
+    return url[match.end() :]
+
+
+def check_address(url: str) -> None:
+    """Raises AddressError if :func:`filesystem` does."""
+    _scheme(url)
+
+
+def _scheme(url: str) -> tuple[str, str]:
+    """Scheme of a URL in lower case, and what stands behind ``://``."""
+    match = URL.match(url)
+    assert match is not None
+    scheme, rest = match["scheme"].lower(), url[match.end() :]
+    if match["chain"] or re.search(r"::[A-Za-z][A-Za-z0-9+.-]*://", rest):
+        raise AddressError("bad_address", f"{url} is a chain of addresses (::): name the last one.")
+    if scheme in LOCAL:
+        return scheme, rest
+    if scheme not in SCHEMES:
+        raise AddressError(
+            "bad_address",
+            f"{url} has the unknown scheme {scheme!r}: known are {', '.join(SCHEMES)} and file.",
+        )
+    if not rest.strip("/") or not _has_host(scheme, rest):
+        raise AddressError(
+            "bad_address", f"{url} is no whole address: it names no host or no file."
+        )
+    if not _is_installed(scheme):
+        raise AddressError(
+            "no_package", f"{url} needs a package that is not installed: {SCHEMES[scheme]}."
+        )
+    return scheme, rest
+
+
+def _has_host(scheme: str, rest: str) -> bool:
+    try:
+        host = urllib.parse.urlsplit(f"{scheme}://{rest}").netloc
+    except ValueError:  # brackets that do not match
+        return False
+    return bool(host) and not re.search(r"\s", host)
+
+
+@functools.cache
+def _is_installed(scheme: str) -> bool:
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError:
+        return False
+    return True
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path on it.
+
+    Raises:
+        AddressError: no such scheme, a chain of them, or a package is not installed.
+    """
+    scheme, rest = _scheme(url)
+    kind = fsspec.get_filesystem_class(scheme)
+    name = f"{scheme}://{rest}"
+    options = kind._get_kwargs_from_urls(name)
+    if scheme in ("http", "https"):
+        import aiohttp
+
+        # By default a download may take five minutes in all. What is given up for stalling ends
+        # with the last of these limits.
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=600)
+        options["client_kwargs"] = {"timeout": limits}
+    elif scheme == "s3":
+        # Parts of 50 MB at once fill the memory of many workers, and hide that bytes arrive.
+        options["max_concurrency"] = 1
+    return kind(**options), kind._strip_protocol(name)
+
+
+class _Meter(Callback):
+    """Counts a download's bytes, and ends it from within the backend."""
+
+    def __init__(self, limit: float):
+        super().__init__()
+        self.limit = limit
+        self.abandoned = False
+
+    @property
+    def exceeded(self) -> bool:
+        return max(self.value, self.size or 0) > self.limit
+
+    def call(self, *arguments: Any, **keywords: Any) -> None:
+        if self.abandoned or self.exceeded:
+            raise RemoteError("too_large" if self.exceeded else "stalled", "given up")
+
+
+def fetch(
+    url: str,
+    path: Path,
+    limits: Limits = DEFAULT_LIMITS,
+    beat: Callable[[], None] | None = None,
+) -> None:
+    """Copies a URL to a new local file; nothing is left of a download that fails.
+
+    Args:
+        url: none of this machine.
+        path: of the copy.
+        limits: of size and of time without progress.
+        beat: called now and then while bytes arrive.
+
+    Raises:
+        AddressError: see :func:`filesystem`.
+        FileNotFoundError: there is no such file.
+        PermissionError: it may not be read.
+        RemoteError: for every other reason of the network.
+        OSError: the copy cannot be written.
+    """
+    system, remote = filesystem(url)
+    meter = _Meter(limits.size)
+    try:
+        _watched(
+            url, lambda: system.get_file(remote, str(path), callback=meter), limits, meter, beat
+        )
+        if path.stat().st_size > limits.size:  # of a backend that does not count
+            raise _too_large(url, limits.size)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def size_of(url: str) -> int:
+    """Bytes of a URL's content. Raises as :func:`fetch`."""
+    system, remote = filesystem(url)
+    limits = Limits()
+    size = _watched(url, lambda: system.info(remote)["size"], limits, _Meter(limits.size), None)
+    if size is None:
+        raise RemoteError("unreadable", f"{url}: the server does not say how large it is")
+    return int(size)
+
+
+def _watched(
+    url: str,
+    call: Callable[[], Any],
+    limits: Limits,
+    meter: _Meter,
+    beat: Callable[[], None] | None,
+) -> Any:
+    """Result of a backend's call, which is left alone when it stalls: most cannot be stopped."""
+    outcome: list[Any] = []
+    problems: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(call())
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            problems.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    mark, since, last = 0, time.monotonic(), 0
+    try:
+        while thread.is_alive():
+            thread.join(WATCH_EVERY)
+            received, now = meter.value, time.monotonic()
+            if received - mark >= LEAST_BYTES:
+                mark, since = received, now
+            elif now - since > limits.stall_seconds and thread.is_alive():
+                raise RemoteError(
+                    "stalled",
+                    f"{url}: {received - mark} bytes arrived in {limits.stall_seconds:g} s, "
+                    f"{received} in all",
+                )
+            if beat is not None and received > last:
+                last = received
+                beat()
+    finally:
+        meter.abandoned = True
+    if meter.exceeded:
+        raise _too_large(url, limits.size) from next(iter(problems), None)
+    if problems:
+        raise _translated(url, problems[0]) from problems[0]
+    return outcome[0]
+
+
+def _too_large(url: str, size: float) -> RemoteError:
+    return RemoteError("too_large", f"{url} is larger than the limit of {size / 1e9:g} GB")
+
+
+def _translated(url: str, error: BaseException) -> BaseException:
+    """A backend's error as one that callers know, by the errors that it was caused by.
+
+    Some backends call every failure "no such file", so causes count for more.
+    """
+    if not isinstance(error, Exception):
+        return error
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    said = " ".join(str(chain[-1]).split()) or type(chain[-1]).__name__
+    text = f"{url}: {said}"
+    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    statuses = {status for one in chain if (status := _status(one)) is not None}
+    if names & _MALFORMED:
+        return AddressError("bad_address", f"{url} is no address that can be opened.")
+    if statuses & {404, 410}:
+        return FileNotFoundError(errno.ENOENT, f"no such file ({said})", url)
+    if statuses & {401, 403} or any(isinstance(one, PermissionError) for one in chain):
+        return PermissionError(errno.EACCES, f"no permission ({said})", url)
+    if any(status == 429 or status >= 500 for status in statuses):
+        return RemoteError("unreachable", text)
+    if names & _SLOW:
+        return RemoteError("stalled", text)
+    if names & _LOST or any(isinstance(one, socket.gaierror | ssl.SSLError) for one in chain):
+        return RemoteError("unreachable", text)
+    if any(isinstance(one, TimeoutError) for one in chain):
+        return RemoteError("unreachable", text)
+    if isinstance(error, OSError) and (error.errno or isinstance(error, FileNotFoundError)):
+        return error
+    return RemoteError("unreadable", text)
+
+
+def _status(error: BaseException) -> int | None:
+    """HTTP status of a backend's error."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(response, "status_code", None) or getattr(error, "status", None)
+    return status if isinstance(status, int) else None

@@ -1,0 +1,233 @@
+"""Worker processes that may crash, hang or eat memory without taking the run along.
+
+Every worker has a pipe of its own (a lock shared with a killed process would stay locked) and one
+piece of work at a time, so that whatever becomes of it is that piece's fault and nobody else's.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import psutil
+
+from cavmae.common.errors import CavmaeError, UsageError
+
+WATCH_EVERY = 0.5  # s between looks at time and memory
+RECYCLE_AFTER = 500  # tasks: a fresh process returns whatever its libraries have leaked
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# A task's function gets its arguments and a callable that reports progress to the parent.
+Work = Callable[[Any, Callable[[Any], None]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Something a task reported on its way."""
+
+    task: int
+    message: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A task's result."""
+
+    task: int
+    result: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Lost:
+    """A task whose worker is gone: ``crash``, ``timeout`` or ``out_of_memory``."""
+
+    task: int
+    reason: str
+    detail: str
+
+
+Event = Progress | Finished | Lost
+
+
+def _serve(connection: Connection, work: Work, environment: dict[str, str]) -> None:
+    """A worker's life: one task after the other until told to stop."""
+    os.environ.update(environment)  # the server that forks workers may be older than these
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    while True:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        if task is None:
+            return
+        number, argument = task
+
+        def report(message: Any, number: int = number) -> None:
+            connection.send(Progress(number, message))
+
+        try:
+            outcome: Any = Finished(number, work(argument, report))
+        except CavmaeError as error:
+            outcome = error
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not stop the others
+            outcome = Lost(number, "crash", f"{type(error).__name__}: {error}")
+        connection.send(outcome)
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+class _Worker:
+    def __init__(self, context: Any, work: Work):
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(
+            target=_serve, args=(theirs, work, dict(os.environ)), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.task: int | None = None
+        self.done = 0
+        self.heard = time.monotonic()
+
+    def give(self, number: int, argument: Any) -> None:
+        self.task = number
+        self.heard = time.monotonic()
+        self.connection.send((number, argument))
+
+    def memory(self) -> int:
+        """Bytes resident, less those shared with other processes."""
+        try:
+            info = psutil.Process(self.process.pid).memory_info()
+        except psutil.Error:
+            return 0
+        return int(info.rss - getattr(info, "shared", 0))
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def run(
+    tasks: Iterator[tuple[int, Any]],
+    work: Work,
+    workers: int,
+    timeout: float,
+    memory_bytes: float,
+) -> Generator[Event, None, None]:
+    """Does tasks in parallel and tells what becomes of each.
+
+    Args:
+        tasks: (number, argument), taken only when a worker is free.
+        work: a module-level function; gets an argument and a function to report progress with.
+        timeout: seconds without a word from a task after which it is given up.
+        memory_bytes: private memory of a worker above which its task is given up.
+
+    Yields:
+        Progress, and for every task either Finished or Lost.
+
+    Raises:
+        UsageError: a number that makes no sense.
+        CavmaeError: the work raised one: the run itself cannot go on.
+    """
+    if workers < 1 or timeout <= 0 or memory_bytes <= 0:
+        raise UsageError("--workers, --timeout and --memory-gb must be positive numbers.")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([work.__module__])
+    team: list[_Worker] = []
+    more = True
+    try:
+        while True:
+            while more:
+                free = next((w for w in team if w.task is None), None)
+                if free is None and len(team) >= workers:
+                    break
+                item = next(tasks, None)
+                if item is None:
+                    more = False
+                    break
+                if free is None:
+                    free = _Worker(context, work)
+                    team.append(free)
+                free.give(*item)
+            busy = [w for w in team if w.task is not None]
+            if not busy:
+                if more:
+                    continue
+                return
+            handles: list[Any] = [w.connection for w in busy] + [w.process.sentinel for w in busy]
+            wait(handles, timeout=WATCH_EVERY)
+            for worker in busy:
+                yield from _listen(worker, timeout, memory_bytes)
+                if worker.task is not None:
+                    continue  # if it has died just now, what became of its task is told next
+                if not worker.process.is_alive() or worker.done >= RECYCLE_AFTER:
+                    worker.stop()
+                    team.remove(worker)
+    finally:
+        for worker in team:
+            worker.stop()
+
+
+def _listen(worker: _Worker, timeout: float, memory_bytes: float) -> Iterator[Event]:
+    """Everything a worker has said, and whether it still may go on."""
+    assert worker.task is not None
+    ended = not worker.process.is_alive()  # asked first: what it said before is still in the pipe
+    while worker.task is not None:
+        try:
+            if not worker.connection.poll():
+                break
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            ended = True
+            break
+        worker.heard = time.monotonic()
+        if isinstance(message, CavmaeError):
+            raise message
+        if isinstance(message, (Finished, Lost)):
+            worker.task = None
+            worker.done += 1
+        yield message
+    if worker.task is None:
+        return
+    if ended:
+        worker.process.join()
+        yield _lose(worker, "crash", _how(worker.process.exitcode))
+    elif time.monotonic() - worker.heard > timeout:
+        worker.process.kill()
+        yield _lose(worker, "timeout", f"nothing came out for {timeout:g} s")
+    elif (memory := worker.memory()) > memory_bytes:
+        worker.process.kill()
+        yield _lose(worker, "out_of_memory", f"{memory / 1e9:.1f} GB used")
+
+
+def _lose(worker: _Worker, reason: str, detail: str) -> Lost:
+    assert worker.task is not None
+    lost = Lost(worker.task, reason, detail)
+    worker.task = None
+    worker.process.join()
+    return lost
+
+
+def _how(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        if exitcode == -signal.SIGKILL:
+            return "the reading process was killed, by the system's memory guard perhaps"
+        return f"the reading process ended with {signal.Signals(-exitcode).name}"
+    return f"the reading process ended with code {exitcode}"

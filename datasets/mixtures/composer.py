@@ -1,0 +1,108 @@
+"""Whole scenes: what a recipe shows and sounds like, and the truth about it."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cavmae.datasets.mixtures.clip_pool import Clip, ClipPool
+from cavmae.datasets.mixtures.compositing import Painter, Size
+from cavmae.datasets.mixtures.mixing import at_level, faded, mix, noise_of
+from cavmae.datasets.mixtures.scene_spec import GRID, ComposeSettings, Recipe, Voice
+from cavmae.datasets.stream.features import SAMPLE_RATE, resample
+
+
+class Scene(NamedTuple):
+    """A composed sample. P people are seen, numbered as in the recipe.
+
+    Attributes:
+        frames: uint8 [F, height, width, 3], key frames.
+        motion: uint8 [T, h, w], all frames in grey.
+        mixture: float32 [samples] at 16 kHz.
+        voices: float32 [P, samples], of each person in the mixture; zero for who is not heard.
+        rest: float32 [samples], what belongs to nobody who is seen. The voices and it add up to the
+            mixture.
+        speaking: bool [P], who is heard.
+        masks: bool [P, F, height, width], what is seen of each.
+        masked: bool [P], whether that is known.
+        target: number of the person whom a cue means.
+        reference: float32 [samples], that person's voice elsewhere; silence where there is none.
+        labels: of that person's clip.
+    """
+
+    frames: np.ndarray
+    motion: np.ndarray
+    mixture: np.ndarray
+    voices: np.ndarray
+    rest: np.ndarray
+    speaking: np.ndarray
+    masks: np.ndarray
+    masked: np.ndarray
+    target: int
+    reference: np.ndarray
+    labels: tuple[str, ...]
+
+
+class Composer:
+    """Makes scenes of recipes.
+
+    Args:
+        pool: that their clips are in.
+        settings: size and length of the scenes.
+        motion: size of the grey frames.
+        keys: F, key frames.
+    """
+
+    def __init__(self, pool: ClipPool, settings: ComposeSettings, motion: Size, keys: int):
+        self.pool = pool
+        self.samples = round(settings.seconds * SAMPLE_RATE)
+        scene = settings.height, settings.width
+        self.painter = Painter(pool, scene, motion, round(settings.seconds * GRID), keys)
+
+    def compose(self, recipe: Recipe) -> Scene:
+        """The scene of a recipe, the same every time.
+
+        Raises:
+            SampleError: a part of a clip is broken.
+        """
+        heard = [n for n, person in enumerate(recipe.people) if person.level_db is not None]
+        voices = [*(recipe.people[n] for n in heard), *recipe.unseen]
+        waves = [self._wave(voice) for voice in voices]
+        levels = [voice.level_db or 0.0 for voice in voices]
+        if recipe.noise is not None:
+            chance = np.random.default_rng(recipe.seed)
+            waves.append(noise_of(recipe.noise, self.samples, chance))
+            levels.append(recipe.noise_db)
+        mixed = mix(waves, levels, self.samples)
+        parts = np.zeros((len(recipe.people), self.samples), dtype=np.float32)
+        parts[heard] = mixed.parts[: len(heard)]
+        pictures = self.painter.paint(recipe)
+        return Scene(
+            frames=pictures.frames,
+            motion=pictures.motion,
+            mixture=mixed.mixture,
+            voices=parts,
+            rest=mixed.parts[len(heard) :].sum(axis=0),
+            speaking=np.array([n in heard for n in range(len(recipe.people))]),
+            masks=pictures.masks,
+            masked=pictures.masked,
+            target=recipe.target,
+            reference=self._reference(recipe),
+            labels=self._clip(recipe.people[recipe.target].clip).info.labels,
+        )
+
+    def _clip(self, key: str) -> Clip:
+        return self.pool.clips[self.pool.number[key]]
+
+    def _reference(self, recipe: Recipe) -> np.ndarray:
+        if recipe.reference is None:
+            return np.zeros(self.samples, dtype=np.float32)
+        return at_level(self._wave(recipe.reference), 0.0)
+
+    def _wave(self, voice: Voice) -> np.ndarray:
+        clip = self._clip(voice.clip)
+        wave = self.pool.waveform(clip, voice.start, round(self.samples * voice.speed))
+        if voice.speed != 1:
+            played = resample(wave, round(SAMPLE_RATE * voice.speed))[: self.samples]
+            wave = np.pad(played, (0, self.samples - len(played)))
+        first, last = (min(round(t * SAMPLE_RATE), self.samples) for t in voice.active)
+        return faded(wave, first, last)

@@ -1,0 +1,275 @@
+"""One input to samples: what a worker process does."""
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import zlib
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from cavmae.common.errors import CavmaeError
+from cavmae.common.remote import DEFAULT_LIMITS, Limits
+from cavmae.datasets.format import sample
+from cavmae.datasets.format.shards import encode_sample
+from cavmae.datasets.media import Decoder, MediaError, Probe, Sound, open_decoder, probe
+from cavmae.datasets.media.geometry import Geometry, geometry
+from cavmae.datasets.sharding.cavmae_datafile import WavAndFrames
+from cavmae.datasets.sharding.inputs import Input, key_of
+from cavmae.datasets.sharding.masks import MaskFolder, label_values, mask_meaning
+from cavmae.datasets.sharding.messages import Message, Reporter, Skip, Written
+from cavmae.datasets.sharding.planning import choose_frames, plan_clips
+from cavmae.datasets.sharding.settings import ShardSettings
+from cavmae.datasets.sharding.sources import copy_prefix, local_copy
+from cavmae.datasets.stream import features
+
+# Errors of the machine rather than of the input: they end the whole run.
+FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+
+
+def make_members(
+    item: Input,
+    settings: ShardSettings,
+    clip: tuple[float, float],
+    frames: list[tuple[float, bytes]],
+    size: tuple[int, int],
+    sound: tuple[np.ndarray, tuple[float, float] | None],
+    masks: dict[int, np.ndarray],
+    decoder: str,
+    missing: int,
+    facts: dict[str, Any],
+) -> dict[str, bytes]:
+    """A sample's members from a clip's parts.
+
+    Args:
+        frames: (time from the clip's start, JPEG) in order.
+        size: (height, width) of the frames.
+        sound: 16 kHz waveform and the part of the clip that has sound.
+        masks: by number of the frame in ``frames``.
+        facts: more fields of :class:`sample.SampleInfo`.
+
+    Raises:
+        MediaError: ``no_audio`` for less than one fbank frame of sound.
+    """
+    waveform, span = sound
+    _check_sound(sound)
+    samples = features.to_int16(waveform)
+    fbank = features.fbank(torch.from_numpy(features.to_float(samples))).numpy()
+    members = {sample.frame_member(i): jpeg for i, (_, jpeg) in enumerate(frames)}
+    members |= {sample.mask_member(i): sample.encode_mask(mask) for i, mask in masks.items()}
+    members["fbank.npy"] = sample.encode_fbank(fbank)
+    if settings.waveform:
+        members["flac"] = sample.encode_waveform(samples)
+    values = {int(v) for mask in masks.values() for v in np.unique(mask)}
+    members["json"] = sample.SampleInfo(
+        source=item.source,
+        start=round(clip[0], 6),
+        duration=round(clip[1] - clip[0], 6),
+        labels=item.labels,
+        speaker=item.speaker,
+        frame_times=tuple(round(float(t), 6) for t, _ in frames),
+        frame_size=size,
+        fbank_frames=len(fbank),
+        mask_values=mask_meaning(values) if masks else None,
+        decoder=decoder,
+        audio_span=span,
+        masked_frames=tuple(sorted(masks)),
+        missing_frames=missing,
+        **facts,
+    ).to_bytes()
+    return members
+
+
+def _check_sound(sound: tuple[np.ndarray, tuple[float, float] | None]) -> None:
+    if sound[1] is None or features.fbank_frames(len(sound[0])) == 0:
+        raise MediaError("no_audio", "no sound in this clip")
+
+
+class Clip(NamedTuple):
+    """A clip to be made: ``members()`` does the work and may raise MediaError."""
+
+    number: int
+    start: float
+    seconds: float
+    members: Callable[[], dict[str, bytes]]
+
+
+def video_clips(
+    item: Input, path: str, settings: ShardSettings, alive: Callable[[], None]
+) -> Generator[Clip | Skip, None, None]:
+    """The clips of a video file, and last what of it is not used.
+
+    Args:
+        alive: called from time to time while the file is probed.
+
+    Raises:
+        MediaError: it can give none.
+    """
+    info = probe(path, settings.video_stream, settings.audio_stream, alive)
+    unused = [part for part in info.unused if item.end is None or part.start < item.end]
+    try:
+        clips = plan_clips(info.span, item.start, item.end, settings)
+    except MediaError as error:
+        for part in unused:  # the deeper reason
+            raise MediaError(part.reason, f"{part.detail} ({error.detail})") from error
+        raise
+    numbers = [i for i, clip in enumerate(clips) if item.wants(i, clip[0])]
+    clips = [clips[i] for i in numbers]
+    wanted = [choose_frames(info, *clip, settings) for clip in clips]
+    shape = geometry(info, settings.shorter_side, str(settings.crop))
+    everything = np.unique(np.concatenate(wanted)) if wanted else np.zeros(0, dtype=np.int64)
+    masks = None
+    if item.masks is not None:
+        masks = MaskFolder(item.masks, info.display, (info.height, info.width))
+    first = clips[0][0] if clips else 0.0
+    with (
+        contextlib.closing(open_decoder(info, shape, everything, settings.decoder)) as decoder,
+        contextlib.closing(Sound(info, settings.downmix, first)) as sound,
+    ):
+        video = _Video(info, shape, decoder, sound, masks)
+        for number, clip, indices in zip(numbers, clips, wanted, strict=True):
+            make = functools.partial(video.members, item, settings, clip, indices)
+            yield Clip(number, clip[0], clip[1] - clip[0], make)
+    for part in unused:
+        yield Skip(None, None, part.reason, part.detail)
+
+
+@dataclasses.dataclass
+class _Video:
+    """An open video, read clip by clip."""
+
+    info: Probe
+    shape: Geometry
+    decoder: Decoder
+    sound: Sound
+    masks: MaskFolder | None
+
+    def members(
+        self,
+        item: Input,
+        settings: ShardSettings,
+        clip: tuple[float, float],
+        indices: np.ndarray,
+    ) -> dict[str, bytes]:
+        waveform = self.sound.read(*clip)
+        _check_sound(waveform)  # before frames are decoded for nothing
+        pictures = self.decoder.read([int(i) for i in indices])
+        missing = len(indices) - len(pictures)
+        if not pictures or missing > settings.max_missing * len(indices):
+            raise MediaError(
+                "decode_error", f"{missing} of {len(indices)} frames could not be decoded"
+            )
+        labelled = {}
+        if self.masks is not None:
+            for number, index in enumerate(pictures):
+                if (mask := self.masks.read(index, self.shape)) is not None:
+                    labelled[number] = mask
+            if not labelled:
+                raise MediaError("no_masks", "the mask folder has none for this clip")
+            labelled = label_values(labelled)
+        frames = [
+            (
+                self.info.frame_times[index] - clip[0],
+                sample.encode_frame(picture, settings.jpeg_quality),
+            )
+            for index, picture in pictures.items()
+        ]
+        return make_members(
+            item,
+            settings,
+            clip,
+            frames,
+            self.shape.size,
+            waveform,
+            labelled,
+            self.decoder.name,
+            missing,
+            {
+                "video_stream": self.info.video_stream,
+                "video_streams": self.info.video_streams,
+                "audio_stream": self.info.audio_stream,
+                "audio_streams": self.info.audio_streams,
+                "mixdown": ", ".join(self.sound.mixdown),
+                "tone_mapping": self.info.transfer if self.decoder.name == "pyav" else "",
+            },
+        )
+
+
+def image_clips(
+    item: Input, path: str, settings: ShardSettings
+) -> Generator[Clip | Skip, None, None]:
+    """The one clip of an entry of a CAV-MAE data file: a WAV and its JPEGs."""
+    source = WavAndFrames(item, path, settings)
+
+    def members() -> dict[str, bytes]:
+        frames, size, sound = source.read()
+        clip = (0.0, source.duration)
+        return make_members(
+            item, settings, clip, frames, size, sound, {}, "jpeg", source.missing, {}
+        )
+
+    yield Clip(0, 0.0, source.duration, members)
+
+
+def shard_input(
+    item: Input,
+    settings: ShardSettings,
+    part: Path,
+    report: Callable[[Message], None],
+    limits: Limits = DEFAULT_LIMITS,
+) -> None:
+    """Writes an input's samples to a part file.
+
+    Args:
+        part: file of the samples' tar blocks, one after the other.
+        report: takes a message for each clip, in order: written, or why not; for an input that is
+            none; and signs of life while neither is done.
+        limits: of a download.
+
+    Raises:
+        CavmaeError: the machine, not the input, is at fault (disk full, read-only).
+    """
+    torch.set_num_threads(1)
+    reporter = Reporter(report)
+    try:
+        copy = local_copy(item.source, part.parent, copy_prefix(part), limits, reporter.alive)
+        with part.open("wb") as file, copy as path:
+            clips: Generator[Clip | Skip, None, None]
+            if item.frames is not None:
+                clips = image_clips(item, path, settings)
+            else:
+                clips = video_clips(item, path, settings, reporter.alive)
+            with contextlib.closing(clips):
+                for clip in clips:
+                    if isinstance(clip, Skip):
+                        reporter.skipped(clip)
+                    else:
+                        _write(item, clip, file, reporter)
+        reporter.flush()
+    except MediaError as error:
+        reporter.skipped(Skip(None, None, error.reason, error.detail))
+        reporter.flush()
+    except MemoryError:
+        reporter.skipped(Skip(None, None, "out_of_memory", "not enough memory to read it"))
+        reporter.flush()
+    except OSError as error:
+        if error.errno in FATAL:
+            raise CavmaeError(f"Cannot write to {part.parent}: {error.strerror}.") from error
+        reporter.skipped(Skip(None, None, "unreadable", str(error)))
+        reporter.flush()
+
+
+def _write(item: Input, clip: Clip, file: IO[bytes], reporter: Reporter) -> None:
+    start = round(clip.start, 6)
+    try:
+        blocks = encode_sample(key_of(item, start), clip.members())
+    except MediaError as error:
+        reporter.skipped(Skip(clip.number, start, error.reason, error.detail, 1, start))
+        return
+    file.write(blocks)
+    file.flush()
+    reporter.written(Written(clip.number, start, clip.seconds, len(blocks), zlib.crc32(blocks)))

@@ -1,0 +1,289 @@
+"""The plan of a run and how far it has come: what a rerun finds.
+
+A folder under construction holds ``inputs.jsonl`` (the plan: only ever appended to), finished
+shards, and ``.work/`` with parts (one file of samples for each input) and ``state.json`` (which
+shards are sealed and how far into the plan they reach).
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from cavmae.common import locks
+from cavmae.common.errors import CavmaeError
+from cavmae.common.files import write_atomically
+from cavmae.common.json_files import json_bytes, parse_json, read_json, typed, value_as
+from cavmae.datasets.format.manifest import LIMIT_BYTES, NAME, Manifest, ShardEntry, merge
+from cavmae.datasets.sharding.inputs import Input
+from cavmae.datasets.sharding.messages import Skip
+
+ANEW = "choose another --out folder, or remove this one"
+FINAL_REASONS = frozenset({"too_short", "bad_address"})  # trying again cannot help
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Names of the files of a data set, or of one part of N of it.
+
+    Args:
+        folder: of the data set.
+        name: what shards' names begin with.
+        part: (I, N) if this machine makes one part of N.
+    """
+
+    folder: Path
+    name: str = "clips"
+    part: tuple[int, int] | None = None
+
+    @property
+    def suffix(self) -> str:
+        return "" if self.part is None else f"-part-{self.part[0]}-of-{self.part[1]}"
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / NAME.replace(".json", f"{self.suffix}.json")
+
+    @property
+    def skipped(self) -> Path:
+        return self.folder / f"skipped{self.suffix}.jsonl"
+
+    @property
+    def plan(self) -> Path:
+        return self.folder / f"inputs{self.suffix}.jsonl"
+
+    @property
+    def work(self) -> Path:
+        return self.folder / f".work{self.suffix}"
+
+    @property
+    def state(self) -> Path:
+        return self.work / "state.json"
+
+    def read_manifest(self) -> Manifest:
+        """The manifest that is there. Raises CavmaeError."""
+        record = read_json(self.manifest, limit_bytes=LIMIT_BYTES)
+        return Manifest.from_record(str(self.folder), str(self.manifest), record)
+
+    def shard(self, number: int) -> Path:
+        return self.folder / f"{self.name}{self.suffix}-{number:06d}.tar"
+
+    def part_file(self, item: Input) -> Path:
+        return self.work / f"{item.task}.part"
+
+    def part_record(self, item: Input) -> Path:
+        return self.work / f"{item.task}.json"
+
+
+def locked(layout: Layout) -> AbstractContextManager[None]:
+    """Holds a data set's folder for this process.
+
+    Raises:
+        CavmaeError: another process is at it.
+    """
+    return locks.locked(
+        layout.work, f"Another `cavmae shard` is writing to {layout.folder}; wait for it to end."
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Records of a JSON-lines file; a last line cut off by a kill is left out.
+
+    Raises:
+        CavmaeError: another line is damaged.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        if text:
+            record = parse_json(text, f"{path}, line {number}", remedy=ANEW)
+            if not isinstance(record, dict):
+                raise CavmaeError(f"{path}, line {number} is no object: {ANEW}.")
+            records.append(record)
+    return records
+
+
+def _inputs(records: Sequence[Any], path: Path) -> list[Input]:
+    """Inputs out of a file. Raises CavmaeError."""
+    try:
+        return [value_as(Input, record, "an input") for record in records]
+    except ValueError as error:
+        raise CavmaeError(f"{path} is damaged ({error}): {ANEW}.") from error
+
+
+class Plan:
+    """The ordered list of everything to do, kept in ``inputs.jsonl``."""
+
+    def __init__(self, layout: Layout):
+        self._layout = layout
+        self.items = _inputs(read_lines(layout.plan), layout.plan)
+
+    def without_known(self, items: Sequence[Input]) -> list[Input]:
+        """The items less those that are planned already under another name of the same file."""
+        tasks = {item.task for item in self.items}
+        known = {item.real for item in self.items}
+        return [item for item in items if item.task in tasks or item.real not in known]
+
+    def extend(self, items: Sequence[Input]) -> list[Input]:
+        """Adds those items that the plan does not have yet, and returns them.
+
+        Raises:
+            CavmaeError: an item is planned already with other labels or masks.
+        """
+        known = {item.task: item for item in self.items}
+        fresh = []
+        for item in items:
+            old = known.get(item.task)
+            if old is None:
+                fresh.append(item)
+            elif old != item:
+                raise CavmaeError(
+                    f"{item.source} is in {self._layout.plan} with other labels or masks; choose "
+                    "another --out folder for the changed list."
+                )
+        if fresh:
+            self.items += fresh
+            with write_atomically(self._layout.plan) as file:
+                for item in self.items:
+                    file.write(line(item.to_json()))
+        return fresh
+
+
+def line(record: dict[str, Any]) -> bytes:
+    return json_bytes(record, sort_keys=True)
+
+
+@dataclasses.dataclass
+class State:
+    """How far the sealed shards reach.
+
+    Attributes:
+        settings: what samples are made with.
+        item, sample: the next input of the plan, and its next sample, to go into a shard.
+        shards: sealed ones; their labels are numbers in ``labels``.
+        labels: class names in the order they came.
+        skipped_bytes: valid length of ``skipped.jsonl``.
+        skipped: valid lines of it.
+    """
+
+    settings: dict[str, Any]
+    item: int = 0
+    sample: int = 0
+    shards: list[ShardEntry] = dataclasses.field(default_factory=list)
+    labels: list[str] = dataclasses.field(default_factory=list)
+    skipped_bytes: int = 0
+    skipped: int = 0
+
+    @classmethod
+    def load(cls, layout: Layout, settings: dict[str, Any]) -> "State":
+        """Where an earlier run in this folder stopped, or the beginning.
+
+        Raises:
+            CavmaeError: that run had other settings.
+        """
+        state = cls(settings)
+        lines = (
+            layout.skipped.read_bytes().splitlines(keepends=True)
+            if (layout.skipped.exists())
+            else []
+        )
+        if layout.state.exists():
+            state = cls._read(layout.state)
+        elif layout.manifest.exists():
+            manifest = layout.read_manifest()
+            state = cls(
+                manifest.settings,
+                manifest.inputs,
+                0,
+                list(manifest.shards),
+                list(manifest.labels),
+                0,
+                manifest.skipped,
+            )
+        # A kill leaves lines that are not counted yet (they will be written again), or, in
+        # forget_retried, fewer than were counted.
+        state.skipped = min(state.skipped, len(lines))
+        state.skipped_bytes = sum(map(len, lines[: state.skipped]))
+        if layout.skipped.exists():
+            os.truncate(layout.skipped, state.skipped_bytes)
+        for name, value in settings.items():
+            if state.settings.get(name) != value:
+                raise CavmaeError(
+                    f"{layout.folder} holds samples made with {name} {state.settings.get(name)!r}, "
+                    f"not {value!r}; choose another --out folder or the old setting."
+                )
+        return state
+
+    @classmethod
+    def _read(cls, path: Path) -> "State":
+        record = read_json(path, remedy=ANEW, limit_bytes=LIMIT_BYTES)
+        try:
+            shards = list(map(ShardEntry.from_record, typed(record, "shards", list)))
+            state = value_as(cls, {**record, "shards": []}, "it")
+            if min(state.item, state.sample, state.skipped, state.skipped_bytes) < 0:
+                raise ValueError("a count is negative")
+            numbers = {n for shard in shards for some in shard.labels or () for n in some}
+            if numbers and not 0 <= min(numbers) <= max(numbers) < len(state.labels):
+                raise ValueError("it has labels without a name")
+        except ValueError as error:
+            raise CavmaeError(f"{path} is damaged ({error}): {ANEW}.") from error
+        return dataclasses.replace(state, shards=shards)
+
+    def save(self, layout: Layout) -> None:
+        with write_atomically(layout.state) as file:
+            # Not dataclasses.asdict, which takes seconds for millions of samples' labels.
+            record = {**vars(self), "shards": [vars(shard) for shard in self.shards]}
+            file.write(json_bytes(record))
+
+
+def skip_record(item: Input, skip: Skip, done: tuple[int, float] | None) -> dict[str, Any]:
+    """A line of ``skipped.jsonl``: what, why, and what a retry would do."""
+    record: dict[str, Any] = {"source": item.source, **skip._asdict()}
+    if skip.clips == 1:
+        del record["clips"], record["last"]
+    if skip.reason not in FINAL_REASONS:
+        retry = item.retry(skip.start, done if skip.start is None else None, record.get("last"))
+        record["retry"] = retry.to_json()
+    return record
+
+
+def retries(layout: Layout) -> list[Input]:
+    """What `--retry-skipped` is to do: failures in ``skipped.jsonl`` that may end otherwise."""
+    again: dict[str, Input] = {}
+    for record in read_lines(layout.skipped):
+        if "retry" in record:
+            (item,) = _inputs([record["retry"]], layout.skipped)
+            again[item.task] = again[item.task].joined(item) if item.task in again else item
+    return list(again.values())
+
+
+def forget_retried(layout: Layout, state: State) -> None:
+    """Takes the lines of :func:`retries` out of ``skipped.jsonl``; the plan has them by now."""
+    kept = [record for record in read_lines(layout.skipped) if "retry" not in record]
+    with write_atomically(layout.skipped) as file:
+        file.write(b"".join(line(record) for record in kept))
+    state.skipped_bytes = layout.skipped.stat().st_size
+    state.skipped = len(kept)
+    state.save(layout)
+
+
+def merge_parts(folder: Path, parts: int) -> Manifest | None:
+    """Writes the manifest of all parts' shards once every part's own is there.
+
+    Returns:
+        The whole data set's manifest; None while parts are missing.
+    """
+    layouts = [Layout(folder, part=(i + 1, parts)) for i in range(parts)]
+    if not all(layout.manifest.exists() for layout in layouts):
+        return None
+    whole = merge(str(folder), [layout.read_manifest() for layout in layouts])
+    whole_layout = Layout(folder)
+    with write_atomically(whole_layout.skipped) as file:
+        for layout in layouts:
+            file.write(layout.skipped.read_bytes() if layout.skipped.exists() else b"")
+    with write_atomically(whole_layout.manifest) as file:
+        file.write(whole.to_bytes())
+    return whole

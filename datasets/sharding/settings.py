@@ -1,0 +1,110 @@
+"""Settings of `cavmae shard`: two profiles, every value of which can be overridden."""
+
+import dataclasses
+from typing import Literal
+
+from cavmae.common.errors import UsageError
+
+PROFILES: dict[str, dict[str, object]] = {
+    "events": {
+        "clip_seconds": 10.0,
+        "min_seconds": 2.0,
+        "tail": "drop",
+        "frames": 10,
+        "frame_rate": None,
+        "crop": "square",
+    },
+    "speakers": {
+        "clip_seconds": 5.12,
+        "min_seconds": 2.56,
+        "tail": "share",
+        "frames": None,
+        "frame_rate": 25.0,
+        "crop": "patches",
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardSettings:
+    """What a sample looks like. Settings left empty are the profile's.
+
+    Args:
+        profile: ``events``: 10 s clips of 10 frames, 224x224 from the middle. ``speakers``: 25
+            frames a second of the whole picture, clips of 2.56 to 5.12 s.
+        clip_seconds: length of a clip; long videos are cut into consecutive clips.
+        min_seconds: shorter clips are left out.
+        tail: what happens to a remainder shorter than ``min_seconds``: ``drop`` it, or ``share``:
+            it and the clip before become two of equal length.
+        frames: number of frames of a clip, evenly spaced in time.
+        frame_rate: instead of ``frames``: frames a second at most; slower videos keep their own.
+        shorter_side: pixels of the shorter side of a frame.
+        crop: ``square``: the middle square. ``patches``: the whole picture, both sides cut to
+            multiples of 16.
+        video_stream: number of the video stream to read, as `ffprobe` counts the streams; empty:
+            the one that players show.
+        audio_stream: likewise of the audio stream; empty: the one that players play with it.
+        downmix: of the audio channels: their ``mean`` (of more than two by the usual weights), or
+            the ``first`` as the CAV-MAE reference.
+        waveform: keep the 16 kHz waveform (FLAC) beside the fbank.
+        jpeg_quality: of stored frames.
+        decoder: ``auto`` is PyAV for every file; ``decord`` reads plain MP4 and Matroska files.
+        max_missing: share of a clip's frames that may fail to decode; above it, the clip is left
+            out.
+        shard_samples: samples in a shard at most.
+        shard_megabytes: size of a shard at most, in 10^6 bytes; one sample may be larger.
+    """
+
+    profile: Literal["events", "speakers"] = "events"
+    clip_seconds: float | None = None
+    min_seconds: float | None = None
+    tail: Literal["drop", "share"] | None = None
+    frames: int | None = None
+    frame_rate: float | None = None
+    shorter_side: int = 224
+    crop: Literal["square", "patches"] | None = None
+    video_stream: int | None = None
+    audio_stream: int | None = None
+    downmix: Literal["mean", "first"] = "mean"
+    waveform: bool = True
+    jpeg_quality: int = 90
+    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    max_missing: float = 0.1
+    shard_samples: int = 1000
+    shard_megabytes: float = 256.0
+
+    def resolved(self) -> "ShardSettings":
+        """With the profile's values in the empty places.
+
+        Raises:
+            UsageError: a value that makes no sense, named.
+        """
+        if self.frames is not None and self.frame_rate is not None:
+            raise UsageError("Give either --frames or --frame-rate, not both.")
+        values = dict(PROFILES[self.profile])
+        if self.frames is not None or self.frame_rate is not None:
+            values["frames"] = values["frame_rate"] = None
+        given = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        settings = ShardSettings(**{**values, **given})
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        assert self.clip_seconds is not None and self.min_seconds is not None
+        ranges = {
+            "clip_seconds": 0.1 <= self.clip_seconds <= 3600,
+            "min_seconds": 0.1 <= self.min_seconds <= self.clip_seconds,
+            "frames": self.frames is None or 1 <= self.frames <= 100_000,
+            "frame_rate": self.frame_rate is None or 0 < self.frame_rate <= 1000,
+            "shorter_side": 16 <= self.shorter_side <= 2048,
+            "jpeg_quality": 1 <= self.jpeg_quality <= 100,
+            "max_missing": 0 <= self.max_missing < 1,
+            "shard_samples": self.shard_samples >= 1,
+            "shard_megabytes": self.shard_megabytes > 0,
+        }
+        for name, good in ranges.items():
+            if not good:
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} {getattr(self, name)} is out of range.")
+        if self.shorter_side % 16:
+            raise UsageError(f"--shorter-side {self.shorter_side} is not a multiple of 16.")

@@ -1,0 +1,209 @@
+"""Joins parts into shards, in the order of the plan, so that a kill at any moment loses nothing.
+
+Each step is written beside its final name and renamed, so a rerun finds either the step or what
+came before it.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+from cavmae.common.files import flush_folder, write_atomically
+from cavmae.common.json_files import JSONError, json_bytes, read_json, typed, value_as
+from cavmae.datasets.format.manifest import Manifest, ShardEntry
+from cavmae.datasets.format.shards import END
+from cavmae.datasets.sharding.inputs import Input
+from cavmae.datasets.sharding.job_state import Layout, Plan, State, line, skip_record
+from cavmae.datasets.sharding.messages import Skip, Written
+
+log = logging.getLogger("cavmae")
+
+
+class Assembler:
+    """Puts finished inputs into shards, in order."""
+
+    def __init__(self, layout: Layout, plan: Plan, state: State, samples: int, size: float):
+        self._layout = layout
+        self._plan = plan
+        self.state = state
+        self._samples, self._bytes = samples, size
+        self._records: dict[int, tuple[list[Written], list[Skip]]] = {}
+        self._position = state.item, state.sample
+        self._skips: list[bytes] = []
+        self._used: list[Input] = []
+        self._file: IO[bytes] | None = None
+        self._new_shard()
+
+    def _new_shard(self) -> None:
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._labels: list[tuple[int, ...]] = []
+
+    def find_finished(self) -> None:
+        """Takes up what an earlier run finished but did not assemble."""
+        for number in range(self.state.item, len(self._plan.items)):
+            path = self._layout.part_record(self._plan.items[number])
+            if path.exists():
+                try:
+                    record = read_json(path)
+                    written = value_as(list[Written], typed(record, "written", list), "written")
+                    skips = value_as(list[Skip], typed(record, "skips", list), "skips")
+                    if any(one.size < 1 for one in written):
+                        raise ValueError("a sample has no sensible size")
+                except (JSONError, ValueError) as error:
+                    log.warning("%s; its input is read again.", error)
+                    path.unlink()
+                else:
+                    self._records[number] = written, skips
+
+    def has(self, number: int) -> bool:
+        return number in self._records
+
+    def finish_item(self, number: int, messages: Sequence[Written | Skip]) -> None:
+        """Records that an input is done. Its part file holds the samples written."""
+        written = [m for m in messages if isinstance(m, Written)]
+        skips = [m for m in messages if isinstance(m, Skip)]
+        with write_atomically(self._layout.part_record(self._plan.items[number])) as file:
+            file.write(json_bytes({"written": written, "skips": skips}))
+        self._records[number] = written, skips
+
+    def advance(self) -> int | None:
+        """Assembles all that can be.
+
+        Returns:
+            Number of an input whose part was damaged on disk since it was written and has to be
+            made again; None if there is none.
+        """
+        while self._position[0] in self._records:
+            number, first = self._position
+            item = self._plan.items[number]
+            written, skips = self._records[number]
+            for one, blocks in self._read_part(item, written, first):
+                if blocks is None:
+                    del self._records[number]
+                    self._layout.part_record(item).unlink()
+                    return number
+                if self._full(len(blocks)):
+                    self._seal()
+                self._append(blocks, item.labels)
+                self._position = number, one + 1
+            done = (written[-1].clip, written[-1].start) if written else None
+            for skip in skips:
+                self._skips.append(line(skip_record(item, skip, done)))
+            self._used.append(item)
+            del self._records[number]
+            self._position = number + 1, 0
+        return None
+
+    def _read_part(
+        self, item: Input, written: list[Written], first: int
+    ) -> Iterator[tuple[int, bytes | None]]:
+        """Samples of a part from number ``first`` on; None for one that is not as written."""
+        if first == len(written):
+            return
+        try:
+            file = self._layout.part_file(item).open("rb")
+        except FileNotFoundError:
+            yield first, None
+            return
+        with file:
+            whole = os.fstat(file.fileno()).st_size
+            file.seek(min(whole, sum(one.size for one in written[:first])))
+            for number in range(first, len(written)):
+                blocks = file.read(min(whole, written[number].size))
+                good = zlib.crc32(blocks) == written[number].crc
+                yield number, blocks if good else None
+
+    def _full(self, size: int) -> bool:
+        held = len(self._labels)
+        return held >= self._samples or (held > 0 and self._size + size + len(END) > self._bytes)
+
+    def _append(self, blocks: bytes, labels: Sequence[str]) -> None:
+        if self._file is None:
+            self._file = (self._layout.work / "shard.tmp").open("wb")
+        self._write(blocks)
+        numbers = set()
+        for label in labels:
+            if label not in self.state.labels:
+                self.state.labels.append(label)
+            numbers.add(self.state.labels.index(label))
+        self._labels.append(tuple(sorted(numbers)))
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None
+        self._file.write(data)
+        self._hash.update(data)
+        self._size += len(data)
+
+    def _seal(self) -> None:
+        """Gives the shard its name and records how far the sealed shards reach."""
+        if self._file is not None:
+            self._write(END)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+            path = self._layout.shard(len(self.state.shards))
+            (self._layout.work / "shard.tmp").replace(path)
+            flush_folder(path.parent)
+            self.state.shards.append(
+                ShardEntry(
+                    path.name,
+                    len(self._labels),
+                    self._size,
+                    self._hash.hexdigest(),
+                    tuple(self._labels) if any(self._labels) else None,
+                )
+            )
+            self._new_shard()
+        self._append_skips()
+        self.state.item, self.state.sample = self._position
+        self.state.save(self._layout)
+        for item in self._used:
+            self._layout.part_file(item).unlink(missing_ok=True)
+            self._layout.part_record(item).unlink(missing_ok=True)
+        self._used = []
+
+    def _append_skips(self) -> None:
+        with self._layout.skipped.open("ab") as file:
+            file.truncate(self.state.skipped_bytes)
+            file.seek(0, os.SEEK_END)
+            file.write(b"".join(self._skips))
+            file.flush()
+            os.fsync(file.fileno())
+            self.state.skipped_bytes = file.tell()
+        self.state.skipped += len(self._skips)
+        self._skips = []
+
+    def finish(self) -> Manifest:
+        """Seals the last shard and writes the manifest; the working folder goes."""
+        self._seal()
+        state = self.state
+        names = sorted(state.labels)
+        number = {name: i for i, name in enumerate(names)}
+        shards = []
+        for shard in state.shards:
+            numbers = None
+            if names:
+                numbers = tuple(
+                    tuple(sorted(number[state.labels[i]] for i in one))
+                    for one in shard.labels or ((),) * shard.samples
+                )
+            shards.append(dataclasses.replace(shard, labels=numbers))
+        manifest = Manifest(
+            str(self._layout.folder),
+            tuple(shards),
+            state.settings,
+            tuple(names),
+            state.item,
+            state.skipped,
+        )
+        with write_atomically(self._layout.manifest) as file:
+            file.write(manifest.to_bytes())
+        shutil.rmtree(self._layout.work)
+        return manifest

@@ -1,0 +1,108 @@
+"""Where an input's bytes are: a file of this machine, or a copy of a remote one."""
+
+import contextlib
+import logging
+import re
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from cavmae.common.files import is_url
+from cavmae.common.remote import (
+    DEFAULT_LIMITS,
+    AddressError,
+    Limits,
+    RemoteError,
+    check_address,
+    fetch,
+    local_path,
+)
+from cavmae.datasets.media import MediaError
+from cavmae.datasets.sharding.inputs import Input
+
+log = logging.getLogger("cavmae")
+NAMED = 100  # refused addresses that are logged one by one
+LONGEST_ENDING = 16  # characters of a file name that tell its kind
+
+
+def log_refused(items: Iterable[Input]) -> None:
+    """Logs every address that cannot be opened whatever its server says, before work begins."""
+    refused = []
+    for item in items:
+        try:
+            if is_url(item.source):
+                check_address(item.source)
+        except AddressError as error:
+            refused.append(str(error))
+    for message in refused[:NAMED]:
+        log.warning("Skipped: %s", message)
+    if len(refused) > NAMED:
+        log.warning("Skipped: %d more addresses like these.", len(refused) - NAMED)
+
+
+def copy_prefix(part: Path) -> str:
+    """Of the folders in which copies for a part file lie, which a killed worker leaves."""
+    return f"{part.stem}.input-"
+
+
+@contextlib.contextmanager
+def local_copy(
+    source: str,
+    folder: Path,
+    prefix: str = "input-",
+    limits: Limits = DEFAULT_LIMITS,
+    beat: Callable[[], None] | None = None,
+) -> Iterator[str]:
+    """Path of a file or URL that FFmpeg can open; a remote one is copied for as long as needed.
+
+    Args:
+        source: path or URL.
+        folder: for the copy.
+        prefix: of the copy's own folder in it.
+        limits: of a download.
+        beat: called now and then while bytes arrive.
+
+    Raises:
+        MediaError: ``not_a_file``; ``missing`` or another reason of a download.
+        OSError: permission denied, or the disk is full.
+    """
+    near = local_path(source) or source
+    remote = is_url(near)
+    if not remote:
+        _refuse_special(near)
+    if not remote and _is_utf8(near):
+        yield near
+        return
+    with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as scratch:
+        # A signed URL has a query behind its ending, longer than a name may be.
+        ending = Path(near.split("?")[0]).suffix[:LONGEST_ENDING]
+        path = Path(scratch) / ("video" + re.sub(r"[^.A-Za-z0-9]", "", ending))
+        if remote:
+            try:
+                fetch(near, path, limits, beat)
+            except FileNotFoundError as error:
+                raise MediaError("missing", f"{near}: no such file") from error
+            except (AddressError, RemoteError) as error:
+                raise MediaError(error.reason, str(error)) from error
+        else:
+            path.symlink_to(Path(near).absolute())
+        yield str(path)
+
+
+def _refuse_special(path: str) -> None:
+    """Raises MediaError for what would be waited for (a pipe) or never ends (a device)."""
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError:
+        return  # whoever opens it says why it cannot be
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise MediaError("not_a_file", "neither a file nor a folder but a pipe, socket or device")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

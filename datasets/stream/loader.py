@@ -1,0 +1,167 @@
+"""Batches of a stream with worker processes, and a place to go on from."""
+
+import dataclasses
+import gc
+import logging
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.utils.data
+
+from cavmae.common.errors import CavmaeError
+from cavmae.datasets.stream.collate import Batch
+from cavmae.datasets.stream.stream import Delivery, Position, Stream
+
+log = logging.getLogger("cavmae")
+
+
+def _forked_without_garbage(loader: Any) -> Iterator[Any]:
+    """The loader's iterator; its worker processes never collect garbage of this process.
+
+    A picture scaler of PyAV's that lay in garbage was freed in a forked worker, where its threads
+    do not exist, and waited for them forever (seen in the tests).
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        found: Iterator[Any] = iter(loader)
+        return found
+    finally:
+        gc.unfreeze()
+
+
+class Loader:
+    """Iterates over a stream's batches; for a training stream, resumable to the batch.
+
+    ``state_dict`` tells where the *consumer* is, not the workers, which are ahead of it: a loader
+    that loads it gives exactly the batches that the other one would have given next.
+
+    Args:
+        stream: what to load.
+        workers: processes; 0 loads in this one.
+        prefetch: batches each worker is ahead.
+        pin_memory: lay batches in page-locked memory, for faster copies to a GPU.
+
+    Raises:
+        UsageError: a training stream with fewer shards than readers.
+    """
+
+    def __init__(
+        self, stream: Stream, workers: int = 0, prefetch: int = 2, pin_memory: bool = False
+    ):
+        if stream.endless:
+            stream.check_workers(workers)
+        self.stream = stream
+        self.workers = workers
+        self._prefetch = prefetch
+        self._pin = pin_memory
+        self._turn = 0
+        self._positions = [Position() for _ in range(max(1, workers))]
+        self._broken: list[dict[str, int]] = [{} for _ in self._positions]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that all workers have reached."""
+        return min(position.epoch for position in self._positions)
+
+    @property
+    def broken(self) -> dict[str, int]:
+        """Broken samples met by this loader, by reason."""
+        total: Counter[str] = Counter()
+        for counts in self._broken:
+            total.update(counts)
+        return dict(total)
+
+    def __iter__(self) -> Iterator[Batch]:
+        stream = self.stream
+        if stream.endless:
+            stream.positions = [dataclasses.replace(p) for p in self._positions]
+            stream.first_worker = self._turn
+        loader = torch.utils.data.DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=self._prefetch if self.workers else None,
+            collate_fn=_as_is,
+            pin_memory=self._pin,  # in a thread of its own, if there are workers
+            worker_init_fn=_patient,
+            generator=torch.Generator(),  # else it draws from the one that training restores
+        )
+        if not stream.endless:
+            self._broken = [{} for _ in self._positions]
+            self._positions = [Position() for _ in self._positions]
+        for delivery in _forked_without_garbage(loader) if self.workers else loader:
+            if isinstance(delivery, CavmaeError):
+                raise delivery
+            self._note(delivery)
+            yield delivery.batch
+
+    def _note(self, delivery: Delivery) -> None:
+        worker = delivery.worker
+        self._positions[worker] = delivery.position
+        self._broken[worker] = delivery.broken
+        self._turn = (worker + 1) % len(self._positions)
+        same = [p.broken for p in self._positions if p.epoch == delivery.position.epoch]
+        self.stream.check_broken(sum(same), self.broken)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the consumer is, as JSON-able values. Raises TypeError for evaluation streams."""
+        return {
+            "signature": self._training().signature(self.workers),
+            "turn": self._turn,
+            "positions": [dataclasses.asdict(p) for p in self._positions],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state; call before iterating.
+
+        With other ranks, workers, batches or data than then, goes on at the beginning of the epoch
+        and says so.
+
+        Raises:
+            CavmaeError: it is not the state of a loader.
+        """
+        now = self._training().signature(self.workers)
+        if not {"signature", "turn", "positions"} <= set(state):
+            raise CavmaeError("This is not the state of a loader: it has no signature.")
+        then = state["signature"]
+        positions = [Position(**record) for record in state["positions"]]
+        changed = [name for name in now if now[name] != then.get(name)]
+        if not changed:
+            self._positions, self._turn = positions, state["turn"]
+            return
+        epoch = min(position.epoch for position in positions)
+        log.warning(
+            "The stream cannot go on in the middle of an epoch, as %s changed: it goes on at the "
+            "beginning of epoch %d.",
+            ", ".join(changed),
+            epoch,
+        )
+        self._positions = [Position(epoch=epoch) for _ in self._positions]
+        self._turn = 0
+
+    def _training(self) -> Stream:
+        if not self.stream.endless:
+            raise TypeError("an evaluation stream has no state")
+        return self.stream
+
+
+def _patient(worker: int) -> None:
+    """Lets a worker outlive a signal that was sent to its whole group, as clusters send it.
+
+    Its parent decides: it saves first and then ends its workers. A second SIGTERM is obeyed.
+    """
+
+    def obey_next(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, obey_next)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _as_is(delivery: Any) -> Any:
+    return delivery

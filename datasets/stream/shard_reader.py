@@ -1,0 +1,176 @@
+"""Bytes of visits out of shards, near or far: what the streams share."""
+
+import dataclasses
+import os
+from collections import Counter, OrderedDict
+from pathlib import Path
+from typing import Any
+
+from cavmae.common.errors import SampleError, ShardError
+from cavmae.common.files import Cache, is_url
+from cavmae.common.json_files import json_bytes
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.format.sample import SampleInfo
+from cavmae.datasets.format.shards import Entry, Shard
+from cavmae.datasets.stream.shuffle import Visit, visit_chance
+from cavmae.datasets.stream.view import Choice, View
+
+OPEN_SHARDS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """How shards are reached and what happens to broken samples.
+
+    Args:
+        verify: check shards before the first sample: by ``hash`` (every byte is read, the work is
+            split between ranks), or by ``size`` only. Remote ones are hashed when they are copied.
+        cache_dir: where copies of remote shards lie; None: in the temporary folder.
+        cache_gb: room for them, in 10^9 bytes.
+        max_broken: share of an epoch's samples that may be broken; more is an error.
+        quarantine: JSON-lines file that broken samples are named in; None: they are only counted.
+    """
+
+    verify: str = "hash"
+    cache_dir: str | None = None
+    cache_gb: float = 50.0
+    max_broken: float = 0.01
+    quarantine: str | None = None
+
+
+@dataclasses.dataclass
+class Pending:
+    """A visit on its way through the shuffle buffer: its bytes, not yet decoded."""
+
+    visit: Visit
+    key: str = ""
+    choice: Choice | None = None
+    members: dict[str, bytes] | None = None
+    problem: SampleError | None = None
+
+    @property
+    def loaded(self) -> bool:
+        return self.members is not None or self.problem is not None
+
+
+class ShardOpener:
+    """Opens shards by number, wherever they lie, and keeps a few open."""
+
+    def __init__(self, manifest: Manifest, access: Access):
+        self._manifest = manifest
+        self._access = access
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._cache: Cache | None = None
+
+    def close(self) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def get(self, number: int) -> Shard:
+        """An open shard.
+
+        Raises:
+            ShardError: it is missing or altered.
+        """
+        shard = self._open.get(number)
+        if shard is not None:
+            self._open.move_to_end(number)
+            return shard
+        entry = self._manifest.shards[number]
+        name = self._manifest.path_of(entry)
+        if is_url(name):
+            if self._cache is None:
+                self._cache = Cache(self._access.cache_dir, int(self._access.cache_gb * 1e9))
+            path = self._cache.fetch(name, entry.sha256)
+        else:
+            path = Path(name)
+        shard = Shard(path)
+        if shard.size != entry.bytes or len(shard.entries) != entry.samples:
+            shard.close()
+            raise ShardError(
+                f"Shard {name} has {len(shard.entries)} samples in {shard.size} bytes, the "
+                f"manifest says {entry.samples} in {entry.bytes}. Copy it again or make the data "
+                "set anew."
+            )
+        self._open[number] = shard
+        if len(self._open) > OPEN_SHARDS:
+            self._open.popitem(last=False)[1].close()
+        return shard
+
+
+class Reader:
+    """Loads and decodes visits. One for each worker process."""
+
+    def __init__(self, manifest: Manifest, view: View, access: Access, seed: int):
+        self._manifest = manifest
+        self._view = view
+        self._access = access
+        self._seed = seed
+        self._shards = ShardOpener(manifest, access)
+        self.broken: Counter[str] = Counter()
+
+    def close(self) -> None:
+        self._shards.close()
+
+    def load(self, pending: Pending, epoch: int) -> None:
+        """Reads the bytes that the visit shows, and no others.
+
+        Raises:
+            ShardError: the shard is missing or altered.
+        """
+        shard = self._shards.get(pending.visit.shard)
+        entry = shard.entries[pending.visit.sample]
+        pending.key = entry.key
+        try:
+            pending.choice, pending.members = self._read(shard, entry, pending.visit, epoch)
+        except SampleError as error:
+            pending.problem = error
+        except OSError as error:
+            raise ShardError(f"Cannot read shard {shard.path}: {error}.") from error
+
+    def _read(
+        self, shard: Shard, entry: Entry, visit: Visit, epoch: int
+    ) -> tuple[Choice, dict[str, bytes]]:
+        chance = visit_chance(self._seed, epoch, visit)
+        info = None
+        data = {"json": shard.read(entry, "json")}
+        if self._view.needs_info:
+            info = SampleInfo.from_bytes(data["json"])
+        choice = self._view.choose(list(entry.members), info, chance)
+        for name in choice.members:
+            if name not in data:
+                data[name] = shard.read(entry, name)
+        return choice, data
+
+    def decode(self, pending: Pending) -> dict[str, Any] | None:
+        """Arrays of a loaded visit; None for a broken sample, which is counted and named."""
+        try:
+            if pending.problem is not None:
+                raise pending.problem
+            assert pending.choice is not None and pending.members is not None
+            shown = pending.choice.decode(pending.members)
+        except SampleError as error:
+            self._quarantine(pending, error)
+            return None
+        shown["key"] = pending.key
+        return shown
+
+    def _quarantine(self, pending: Pending, error: SampleError) -> None:
+        self.broken[error.reason] += 1
+        shard = self._manifest.shards[pending.visit.shard].file
+        quarantine(self._access, error, shard=shard, key=pending.key)
+
+
+def quarantine(access: Access, error: SampleError, **where: str) -> None:
+    """Names a broken sample in the quarantine file, if there is to be one."""
+    if access.quarantine is None:
+        return
+    line = json_bytes({**where, "reason": error.reason, "detail": error.detail})
+    path = Path(access.quarantine)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # One write to a file opened for appending: lines of several processes do not mix.
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,214 @@
+"""A whole person: torso, hair, face and what hides it. Units: the head's height."""
+
+import skia
+
+from cavmae.datasets.synthetic.appearance import Look
+from cavmae.datasets.synthetic.articulation import OPENING
+from cavmae.datasets.synthetic.canvas import Canvas, Point, gradient, oval, paint, pen, shade
+from cavmae.datasets.synthetic.face import Face, Pose
+from cavmae.datasets.synthetic.occlusions import CoverUp
+
+
+class Figure:
+    """Draws one person.
+
+    Args:
+        look: what they look like.
+        labels: of the pixels of their body and of their face.
+        light: -1 from the left to 1 from the right.
+        cover: kind of what hides their mouth.
+    """
+
+    def __init__(self, look: Look, labels: tuple[int, int], light: float, cover: str | None):
+        self.look = look
+        self.face = Face(look, light)
+        self._body, self._face = labels
+        self._cover = None if cover is None else CoverUp(look, cover)
+        tones = [shade(look.cloth, 1.12), shade(look.cloth, 0.72)]
+        if light > 0:
+            tones.reverse()
+        self._cloth = gradient((-0.8, 0.6), (0.8, 1.0), tones)
+        self._cloth2 = paint(look.cloth2)
+        self._seam = pen(shade(look.cloth, 0.6), 0.015)
+        self._neck = paint(shade(look.skin, 0.78))
+        self._hair = gradient(
+            (-0.4, -0.6), (0.4, 0.2), [shade(look.hair, 1.25), look.hair, shade(look.hair, 0.7)]
+        )
+        self._strand = pen(shade(look.hair, 1.5), 0.012, 0.35)
+        self._back = paint(shade(look.hair, 0.62))
+        self._wrap = gradient((-0.5, -0.5), (0.5, 0.6), [look.cloth2, shade(look.cloth2, 0.65)])
+
+    def draw_torso(self, canvas: Canvas, breath: float) -> None:
+        """Shoulders and chest, below a head whose middle is at 0."""
+        look = self.look
+        rise = -0.008 * breath
+        s = look.shoulders
+        path = skia.Path()
+        path.moveTo(-0.15, 0.54 + rise)
+        path.cubicTo(-0.3, 0.64 + rise, -s * 0.9, 0.62 + rise, -s, 0.95 + rise)
+        path.cubicTo(-s - 0.05, 1.2, -s - 0.05, 1.6, -s - 0.02, 3.2)
+        path.lineTo(s + 0.02, 3.2)
+        path.cubicTo(s + 0.05, 1.6, s + 0.05, 1.2, s, 0.95 + rise)
+        path.cubicTo(s * 0.9, 0.62 + rise, 0.3, 0.64 + rise, 0.15, 0.54 + rise)
+        path.close()
+        canvas.draw(path, self._cloth, self._body)
+        with canvas.within(path):
+            self._draw_clothes(canvas, rise)
+
+    def _draw_clothes(self, canvas: Canvas, rise: float) -> None:
+        kind = self.look.clothes
+        path = skia.Path()
+        if kind == "stripes":
+            for y in (0.72, 0.9, 1.08, 1.26, 1.44):
+                path.addRect(skia.Rect(-1.2, y + rise, 1.2, y + 0.08 + rise))
+            canvas.draw(path, self._cloth2)
+        elif kind == "suit":
+            for x, y in ((-0.17, 0.5), (0.17, 0.5), (0, 1.35)):
+                (path.lineTo if path.countPoints() else path.moveTo)(x, y + rise)
+            path.close()
+            canvas.draw(path, paint((0.93, 0.93, 0.94)))
+            tie = skia.Path()
+            for x, y in ((-0.035, 0.66), (0.035, 0.66), (0.06, 1.2), (0, 1.32), (-0.06, 1.2)):
+                (tie.lineTo if tie.countPoints() else tie.moveTo)(x, y + rise)
+            tie.close()
+            canvas.draw(tie, self._cloth2)
+        elif kind == "shirt":
+            for side in (-1, 1):
+                path.moveTo(side * 0.16, 0.54 + rise)
+                path.lineTo(side * 0.02, 0.72 + rise)
+                path.lineTo(side * 0.20, 0.80 + rise)
+                path.lineTo(side * 0.27, 0.60 + rise)
+                path.close()
+            canvas.draw(path, self._cloth2)
+            line = skia.Path()
+            line.moveTo(0, 0.72 + rise)
+            line.lineTo(0, 2)
+            canvas.draw(line, self._seam)
+        elif kind == "hoodie":
+            for side in (-1, 1):
+                path.moveTo(side * 0.09, 0.72 + rise)
+                path.lineTo(side * 0.11, 1.15 + rise)
+            canvas.draw(path, pen(self.look.cloth2, 0.025))
+        depth = 0.86 if kind == "v" else 0.66
+        if kind in ("v", "round", "stripes", "hoodie"):
+            neckline = skia.Path()
+            neckline.moveTo(-0.19, 0.5)
+            neckline.quadTo(-0.08 if kind == "v" else -0.16, depth + rise, 0, depth + rise)
+            neckline.quadTo(0.08 if kind == "v" else 0.16, depth + rise, 0.19, 0.5)
+            neckline.close()
+            canvas.draw(neckline, self._neck)
+
+    def draw_neck(self, canvas: Canvas, head: Point) -> None:
+        """From the head to the torso, in the torso's units.
+
+        Args:
+            head: where the head's middle is.
+        """
+        x, y = head
+        path = skia.Path()
+        path.moveTo(x - 0.17, y + 0.2)
+        path.cubicTo(x - 0.16, y + 0.45, -0.17, 0.5, -0.20, 0.62)
+        path.quadTo(0, 0.72, 0.20, 0.62)
+        path.cubicTo(0.17, 0.5, x + 0.16, y + 0.45, x + 0.17, y + 0.2)
+        path.close()
+        canvas.draw(path, self._neck, self._body)
+
+    def draw_back(self, canvas: Canvas, pose: Pose) -> None:
+        """Hair and cloth behind the face and neck."""
+        style, look = self.look.style, self.look
+        x, y = self.face.at(pose, 0, 0, -0.6)
+        path = skia.Path()
+        wide = look.cheek + 0.09
+        if style == "long":
+            path.addRoundRect(skia.Rect(x - wide, y - 0.48, x + wide, y + 0.78), 0.26, 0.3)
+        elif style == "bob":
+            path.addRoundRect(
+                skia.Rect(x - wide - 0.02, y - 0.5, x + wide + 0.02, y + 0.36), 0.3, 0.26
+            )
+        elif style == "curly":
+            for dx, dy, r in (
+                (-0.34, -0.2, 0.17), (0.34, -0.2, 0.17), (-0.37, 0.02, 0.14), (0.37, 0.02, 0.14),
+                (-0.2, -0.42, 0.18), (0.2, -0.42, 0.18), (0, -0.48, 0.2),
+            ):  # fmt: skip
+                canvas.draw(oval(x + dx, y + dy, r, r), self._back, self._body)
+            return
+        elif style == "bun":
+            path.addOval(skia.Rect(x - 0.17, y - 0.78, x + 0.17, y - 0.44))
+        elif style == "scarf":
+            path.addOval(skia.Rect(x - wide - 0.02, y - 0.6, x + wide + 0.02, y + 0.7))
+            canvas.draw(path, self._wrap, self._body)
+            return
+        else:
+            return
+        canvas.draw(path, self._back, self._body)
+
+    def draw_head(
+        self, canvas: Canvas, pose: Pose, shape: tuple[float, ...], covered: float
+    ) -> skia.Path:
+        """Face, hair before it, and what hides the mouth; returns the lips' outline."""
+        lips = self.face.draw(canvas, pose, shape, self._face)
+        self._draw_front(canvas, pose)
+        if self._cover is not None:
+            self._cover.draw(canvas, self.face, pose, shape[OPENING], covered, self._body)
+        return lips
+
+    def _draw_front(self, canvas: Canvas, pose: Pose) -> None:
+        style = self.look.style
+        if style == "bald":
+            return
+        if style == "scarf":
+            self._draw_scarf(canvas, pose)
+            return
+        path = self._crown(pose, {"cap": 0.045, "curly": 0.07}.get(style, 0.03))
+        lines = {
+            # Hairline: (left temple y, left, middle, right, right temple y)
+            "short": (-0.06, -0.27, -0.33, -0.27, -0.06),
+            "side": (-0.02, -0.34, -0.22, -0.16, -0.05),
+            "long": (0.12, -0.26, -0.36, -0.26, 0.12),
+            "bob": (0.14, -0.14, -0.17, -0.14, 0.14),
+            "curly": (0.0, -0.22, -0.26, -0.22, 0.0),
+            "bun": (-0.08, -0.30, -0.36, -0.30, -0.08),
+            "cap": (-0.14, -0.19, -0.20, -0.19, -0.14),
+        }[style]
+        c = self.look.cheek
+        at = self.face.at
+        path.lineTo(*at(pose, c + 0.02, lines[4], 0.0))
+        path.quadTo(*at(pose, 0.86 * c, lines[3], 0.2), *at(pose, 0.5 * c, lines[3], 0.3))
+        path.quadTo(*at(pose, 0.2 * c, lines[2], 0.4), *at(pose, 0, lines[2], 0.4))
+        path.quadTo(*at(pose, -0.3 * c, lines[2], 0.4), *at(pose, -0.5 * c, lines[1], 0.3))
+        path.quadTo(*at(pose, -0.86 * c, lines[1], 0.2), *at(pose, -c - 0.02, lines[0], 0.0))
+        path.close()
+        canvas.draw(path, self._wrap if style == "cap" else self._hair, self._body)
+        with canvas.within(path):
+            if style == "cap":
+                return
+            strands = skia.Path()
+            for x in (-0.25, -0.15, -0.05, 0.08, 0.18, 0.28):
+                strands.moveTo(*at(pose, 0.3 * x, -0.55, 0.0))
+                strands.quadTo(*at(pose, x, -0.45, 0.1), *at(pose, 1.15 * x, -0.2, 0.3))
+            canvas.draw(strands, self._strand)
+
+    def _crown(self, pose: Pose, high: float) -> skia.Path:
+        """The top of the head from the left temple to the right, a little outside the skull."""
+        c = self.look.cheek + 0.02
+        at = self.face.at
+        top = -0.5 - high
+        path = skia.Path()
+        path.moveTo(*at(pose, -c, -0.05, 0.0))
+        path.cubicTo(
+            *at(pose, -c - 0.02, -0.4, 0), *at(pose, -0.62 * c, top, 0), *at(pose, 0, top, 0)
+        )
+        path.cubicTo(
+            *at(pose, 0.62 * c, top, 0), *at(pose, c + 0.02, -0.4, 0), *at(pose, c, -0.05, 0)
+        )
+        return path
+
+    def _draw_scarf(self, canvas: Canvas, pose: Pose) -> None:
+        """A ring of cloth around the face and over the neck."""
+        c = self.look.cheek
+        x, y = self.face.at(pose, 0, 0.02, 0.1)
+        path = skia.Path()
+        path.addOval(skia.Rect(x - c - 0.09, y - 0.6, x + c + 0.09, y + 0.68))
+        path.addOval(skia.Rect(x - c + 0.03, y - 0.34, x + c - 0.03, y + 0.52))
+        path.setFillType(skia.PathFillType.kEvenOdd)
+        canvas.draw(path, self._wrap, self._body)

@@ -1,0 +1,118 @@
+"""Settings of `cavmae render-talkers`."""
+
+import dataclasses
+import re
+from typing import Any
+
+from cavmae.common.errors import UsageError
+
+# Hard cases: shares of clips that have them.
+CASES = (
+    "silent", "pauses", "off_screen_voice", "noise", "music", "look_alikes", "like_voices",
+    "shifted", "hidden_mouth",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderSettings:
+    """What is rendered. The same settings give the same clips, in any number of processes.
+
+    Args:
+        seed: of everything that is drawn by lot.
+        speech: folder of recordings (FLAC, WAV, OGG, Opus, MP3) of people speaking; the name of a
+            file up to its first ``-`` or ``_`` names its reader, else its folder does. Without it,
+            espeak-ng speaks.
+        speakers: how many there are, for espeak-ng; recordings have as many as they have.
+        people: in each picture: a number, or a range such as ``1-3``.
+        seconds: length of a clip; below 2.56 `cavmae shard` needs a lower ``--min-seconds``.
+        frame_rate: frames a second.
+        height: of the picture in pixels.
+        width: of the picture in pixels; 0: the height for one person, twice the height for more.
+        valid_share: share of the speakers that go to the split ``valid``.
+        test_share: share of the speakers that go to the split ``test``.
+        silent: share of people whose mouth moves but who say nothing (chewing, smiling).
+        pauses: share of speaking people who pause at length.
+        off_screen_voice: share of clips with a voice that belongs to nobody visible.
+        noise: share of clips with background noise.
+        music: share of clips with background music.
+        look_alikes: share of clips of several people in which two look alike.
+        like_voices: share of clips of several people in which two voices are of a kind.
+        shifted: share of clips whose sound is late or early by 120 to 600 ms (labelled).
+        hidden_mouth: share of people who hide their mouth for a while or all the time.
+        quality: of the H.264 picture, x264's CRF: less is better.
+    """
+
+    seed: int = 0
+    speech: str | None = None
+    speakers: int = 200
+    people: str = "1"
+    seconds: float = 5.12
+    frame_rate: int = 25
+    height: int = 224
+    width: int = 0
+    valid_share: float = 0.1
+    test_share: float = 0.1
+    silent: float = 0.1
+    pauses: float = 0.3
+    off_screen_voice: float = 0.1
+    noise: float = 0.2
+    music: float = 0.1
+    look_alikes: float = 0.15
+    like_voices: float = 0.2
+    shifted: float = 0.03
+    hidden_mouth: float = 0.1
+    quality: float = 20.0
+
+    @property
+    def crowd(self) -> tuple[int, int]:
+        """Least and most people in a picture."""
+        found = re.fullmatch(r"([1-9])(?:-([1-9]))?", str(self.people).strip())
+        if not found:
+            raise UsageError(f"--people {self.people!r}: give a number, or a range such as 1-3.")
+        return int(found[1]), int(found[2] or found[1])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the picture."""
+        wide = self.height * (1 if self.crowd[1] == 1 else 2)
+        return self.width or wide, self.height
+
+    @property
+    def frames(self) -> int:
+        """Of a clip."""
+        return round(self.seconds * self.frame_rate)
+
+    @property
+    def length(self) -> float:
+        """Of a clip in seconds: a whole number of frames."""
+        return self.frames / self.frame_rate
+
+    def record(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def check(self) -> None:
+        """Raises UsageError for a value that makes no sense, named."""
+        least, most = self.crowd
+        ranges: dict[str, tuple[bool, str]] = {
+            "people": (least <= most <= 4, "1 to 4"),
+            "seed": (0 <= self.seed < 2**63, "at least 0"),
+            "speakers": (1 <= self.speakers <= 100_000, "1 to 100000"),
+            "seconds": (0.5 <= self.seconds <= 600, "0.5 to 600"),
+            "frame_rate": (5 <= self.frame_rate <= 120, "5 to 120"),
+            "height": (64 <= self.height <= 2160 and self.height % 2 == 0, "even, 64 to 2160"),
+            "width": (
+                self.width == 0 or (64 <= self.width <= 3840 and self.width % 2 == 0),
+                "0, or even, 64 to 3840",
+            ),
+            "quality": (0 <= self.quality <= 40, "0 to 40"),
+        }
+        for share in ("valid_share", "test_share", *CASES):
+            ranges[share] = (0 <= getattr(self, share) <= 1, "a share, 0 to 1")
+        for name, (good, wanted) in ranges.items():
+            if not good:
+                option = name.replace("_", "-")
+                raise UsageError(
+                    f"--{option} {getattr(self, name)} is out of range: it must be {wanted}."
+                )
+        if self.valid_share + self.test_share > 1:
+            raise UsageError("--valid-share and --test-share together are more than 1.")

@@ -1,0 +1,160 @@
+"""Finding out who there is: making espeak-ng's voices, or going through recordings, once a corpus.
+
+What is found is kept in ``speakers.json`` and never found anew, so that a corpus can be completed
+or made longer and stays the same.
+"""
+
+import contextlib
+import dataclasses
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cavmae.common import worker_pool
+from cavmae.common.errors import CavmaeError
+from cavmae.common.files import write_atomically
+from cavmae.common.json_files import json_bytes, read_json
+from cavmae.common.progress import Progress
+from cavmae.datasets.synthetic import recordings, voices
+from cavmae.datasets.synthetic.population import Population, Speaker, lot
+from cavmae.datasets.synthetic.recordings import Recording
+from cavmae.datasets.synthetic.settings import RenderSettings
+from cavmae.datasets.synthetic.voices import RecordedVoice, Voice
+
+log = logging.getLogger("cavmae")
+NAME, SKIPPED = "speakers.json", "skipped.jsonl"
+TIMEOUT, MEMORY = 120.0, 4e9  # s, bytes: for one voice
+
+
+@dataclasses.dataclass(frozen=True)
+class _Audition:
+    """One speaker to be heard: an espeak-ng voice, or files of a reader."""
+
+    folder: str
+    files: tuple[str, ...]
+    voice: Voice | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Heard:
+    voice: Voice | None
+    pitch_hz: float
+    skipped: tuple[tuple[str, str, str], ...]  # file, reason, detail
+
+
+def hear(audition: _Audition, beat: Callable[[Any], None]) -> _Heard:
+    """Runs in a worker process."""
+    torch.set_num_threads(1)
+    voice = audition.voice
+    skipped = []
+    if voice is None:
+        good = []
+        for name in audition.files:
+            found = recordings.survey(Path(audition.folder), name)
+            beat(None)
+            if isinstance(found, Recording):
+                good.append(found)
+            else:
+                skipped.append((name, *found))
+        if not good:
+            return _Heard(None, 0.0, tuple(skipped))
+        voice = RecordedVoice(audition.folder, tuple(good))
+    return _Heard(voice, voices.median_pitch(voice), tuple(skipped))
+
+
+def load_or_make(out: Path, settings: RenderSettings, workers: int) -> Population:
+    """The corpus's speakers: those of an earlier run, if there was one.
+
+    Raises:
+        UsageError: too few speakers.
+        CavmaeError: no usable recordings, or those of an earlier run are gone or altered.
+    """
+    path = out / NAME
+    if path.exists():
+        try:
+            record = read_json(path, remedy="choose another --out folder")
+            speakers = [Speaker.from_record(s, settings.speech) for s in record["speakers"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CavmaeError(
+                f"{path} is damaged ({error!r}); choose another --out folder."
+            ) from error
+        _check_recordings(speakers, path)
+        return Population(speakers, settings.seed)
+    auditions = _recorded(settings) if settings.speech else _made(settings)
+    sounding, skipped = _hear_all(auditions, workers)
+    if skipped:
+        with write_atomically(out / SKIPPED) as file:
+            for source, reason, detail in skipped:
+                line = {"source": source, "reason": reason, "detail": detail}
+                file.write(json_bytes(line))
+        log.info("%d recordings cannot be used; %s tells why.", len(skipped), out / SKIPPED)
+    if not sounding:
+        raise CavmaeError(
+            f"None of the recordings in {settings.speech} can be used; {out / SKIPPED} tells why."
+        )
+    population = Population.make(settings, sounding)
+    with write_atomically(path) as file:
+        file.write(json_bytes({"speakers": [s.record() for s in population.speakers]}, indent=1))
+    return population
+
+
+def _made(settings: RenderSettings) -> dict[str, _Audition]:
+    found = {}
+    for number in range(settings.speakers):
+        voice = voices.draw_espeak_voice(lot(settings.seed, "voice", number))
+        found[f"s{settings.seed}n{number:04d}"] = _Audition("", (), voice)
+    return found
+
+
+def _recorded(settings: RenderSettings) -> dict[str, _Audition]:
+    assert settings.speech is not None
+    files = defaultdict(list)
+    for reader, name in recordings.find(Path(settings.speech)):
+        files[reader].append(name)
+    return {
+        reader: _Audition(settings.speech, tuple(names), None) for reader, names in files.items()
+    }
+
+
+def _hear_all(
+    auditions: dict[str, _Audition], workers: int
+) -> tuple[dict[str, tuple[Voice, float]], list[tuple[str, str, str]]]:
+    names = list(auditions)
+    sounding: dict[str, tuple[Voice, float]] = {}
+    skipped: list[tuple[str, str, str]] = []
+    events = worker_pool.run(
+        ((n, auditions[name]) for n, name in enumerate(names)), hear, workers, TIMEOUT, MEMORY
+    )
+    with Progress(len(names), "voice") as progress, contextlib.closing(events):
+        for event in events:
+            if isinstance(event, worker_pool.Progress):
+                continue
+            name = names[event.task]
+            if isinstance(event, worker_pool.Lost):
+                skipped += [
+                    (f, event.reason, event.detail) for f in auditions[name].files or [name]
+                ]
+            else:
+                heard: _Heard = event.result
+                skipped += heard.skipped
+                if heard.voice is not None:
+                    sounding[name] = heard.voice, heard.pitch_hz
+            progress.done()
+    return sounding, sorted(skipped)
+
+
+def _check_recordings(speakers: list[Speaker], path: Path) -> None:
+    for speaker in speakers:
+        if not isinstance(speaker.voice, RecordedVoice):
+            continue
+        for recording in speaker.voice.recordings:
+            file = Path(speaker.voice.folder) / recording.path
+            if not file.is_file() or file.stat().st_size != recording.bytes:
+                raise CavmaeError(
+                    f"{file} is missing or not the file that {path} names: bring it back, or "
+                    "choose another --out folder."
+                )

@@ -1,0 +1,173 @@
+"""The picture of a clip, frame by frame: backdrop, people, camera, light."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import skia
+
+from cavmae.datasets.synthetic import articulation, backdrop, motion, occlusions
+from cavmae.datasets.synthetic.appearance import draw_look
+from cavmae.datasets.synthetic.canvas import Canvas, placing
+from cavmae.datasets.synthetic.face import Pose
+from cavmae.datasets.synthetic.figure import Figure
+from cavmae.datasets.synthetic.population import Population, lot
+from cavmae.datasets.synthetic.script import Script
+from cavmae.datasets.synthetic.settings import RenderSettings
+
+GRAINS = 4  # different noise pictures of a clip, shown shifted by lot
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
+class View(NamedTuple):
+    """A frame.
+
+    Attributes:
+        pixels: uint8 [height, width, 4], red, green, blue, unused; overwritten by the next frame.
+        labels: uint8 [height, width]: 0 background, 2k - 1 body of person k, 2k their face;
+            overwritten by the next frame.
+        mouths: box around each person's lips.
+        visible: whether the middle of each person's mouth is to be seen.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    mouths: list[Box]
+    visible: list[bool]
+
+
+class Stage:
+    """Draws a clip.
+
+    Args:
+        tracks: mouth track of each person.
+    """
+
+    def __init__(
+        self,
+        settings: RenderSettings,
+        population: Population,
+        script: Script,
+        tracks: list[np.ndarray],
+    ):
+        rng = lot(settings.seed, "camera", script.clip)
+        self._settings, self._script = settings, script
+        frames, rate = settings.frames, settings.frame_rate
+        self._size = settings.size
+        self._camera = motion.film(frames, rate, rng)
+        self._backdrop = backdrop.paint_backdrop(self._size, rng)
+        angle, strength = self._camera.shadow
+        light = float(np.cos(np.radians(angle)) * (0.3 + strength))
+        times = np.arange(frames) / rate
+        self._figures: list[Figure] = []
+        self._poses: list[motion.Poses] = []
+        self.mouths: list[np.ndarray] = []  # float32 [frames, 4] of each person
+        self._covered: list[np.ndarray] = []
+        for number, person in enumerate(script.people):
+            own = lot(settings.seed, "motion", script.clip, number)
+            speaker = population[person.speaker]
+            kind = None if person.cover is None else person.cover.kind
+            labels = (2 * number + 1, 2 * number + 2)
+            look = draw_look(speaker.family, speaker.look)
+            self._figures.append(Figure(look, labels, light, kind))
+            self._poses.append(motion.move(frames, rate, own))
+            self.mouths.append(articulation.at_frames(tracks[number], times))
+            hidden = np.zeros(frames)
+            if person.cover is not None:
+                hidden = occlusions.raised(person.cover, times)
+            self._covered.append(hidden)
+        grain = self._camera.grain
+        shape = (GRAINS, self._size[1], self._size[0], 1)
+        self._grain = np.rint(rng.normal(0, grain, shape)).astype(np.int16) if grain else None
+        self._rolls = rng.integers(0, min(self._size), (frames, 2))
+        self._canvas = Canvas(self._size)
+        self._last = Canvas(self._size)
+
+    def frames(self) -> Iterator[View]:
+        """Every frame in turn; arrays are overwritten by the next."""
+        for number in range(self._settings.frames):
+            mouths = self._draw(number)
+            labels = self._canvas.labels
+            visible = []
+            for person, (left, top, right, bottom) in enumerate(mouths):
+                x, y = int((left + right) / 2), int((top + bottom) / 2)
+                inside = 0 <= x < self._size[0] and 0 <= y < self._size[1]
+                visible.append(bool(inside and labels[y, x] == 2 * person + 2))
+            yield View(self._finish(number), labels, mouths, visible)
+
+    def _draw(self, number: int) -> list[Box]:
+        """Backdrop and people; returns mouth boxes."""
+        canvas, camera = self._canvas, self._camera
+        width, height = self._size
+        canvas.clear()
+        shake = skia.Matrix()
+        shake.setTranslate(camera.dx[number] * height, camera.dy[number] * height)
+        shake.preRotate(float(camera.roll[number]), width / 2, height / 2)
+        boxes = []
+        with canvas.placed(shake):
+            margin = backdrop.margin_of(self._size)
+            canvas.seen.drawImage(
+                self._backdrop, -margin, -margin, skia.SamplingOptions(skia.FilterMode.kLinear)
+            )
+            for index in range(len(self._figures)):
+                boxes.append(self._draw_person(index, number))
+        return boxes
+
+    def _draw_person(self, index: int, number: int) -> Box:
+        canvas, figure = self._canvas, self._figures[index]
+        person, poses = self._script.people[index], self._poses[index]
+        width, height = self._size
+        scale = person.head * height
+        x, y = person.x * width, person.y * height
+        dx, dy = float(poses.dx[number]), float(poses.dy[number])
+        pose = Pose(
+            float(poses.yaw[number]),
+            float(poses.pitch[number]),
+            float(poses.blink[number]),
+            float(poses.brow[number]),
+            float(poses.gaze_x[number]),
+            float(poses.gaze_y[number]),
+        )
+        head = placing(x + dx * scale, y + dy * scale, float(poses.roll[number]), scale)
+        torso = placing(x + 0.3 * dx * scale, y + 0.3 * dy * scale, 0.0, scale)
+        with canvas.placed(head):
+            figure.draw_back(canvas, pose)
+        with canvas.placed(torso):
+            figure.draw_torso(canvas, float(poses.breath[number]))
+            figure.draw_neck(canvas, (0.7 * dx, 0.7 * dy))
+        shape = tuple(float(v) for v in self.mouths[index][number])
+        with canvas.placed(head):
+            lips = figure.draw_head(canvas, pose, shape, float(self._covered[index][number]))
+            lips.transform(canvas.matrix)
+        bounds = lips.computeTightBounds()
+        return bounds.left(), bounds.top(), bounds.right(), bounds.bottom()
+
+    def _finish(self, number: int) -> np.ndarray:
+        """Light, blur and noise over the whole picture."""
+        camera = self._camera
+        width, height = self._size
+        canvas = self._last.seen
+        filling = skia.Paint()
+        r, g, b = (float(np.clip(camera.light[number] * t, 0, 2)) for t in camera.tint)
+        matrix = [r, 0, 0, 0, 0, 0, g, 0, 0, 0, 0, 0, b, 0, 0, 0, 0, 0, 1, 0]
+        filling.setColorFilter(skia.ColorFilters.Matrix(matrix))
+        if camera.blur:
+            sigma = camera.blur * height / 224
+            filling.setImageFilter(skia.ImageFilters.Blur(sigma, sigma, skia.TileMode.kClamp))
+        image = skia.Image.fromarray(self._canvas.pixels, skia.kRGBA_8888_ColorType, copy=False)
+        canvas.drawImage(image, 0, 0, skia.SamplingOptions(), filling)
+        angle, strength = camera.shadow
+        if strength > 0.05:
+            dark = skia.Paint()
+            reach = np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))]) * width / 2
+            middle = np.array([width / 2, height / 2])
+            ends = [tuple(map(float, middle - reach)), tuple(map(float, middle + reach))]
+            tones = [skia.ColorSetARGB(int(150 * strength), 0, 0, 0), skia.ColorTRANSPARENT]
+            dark.setShader(skia.GradientShader.MakeLinear(ends, tones))
+            canvas.drawRect(skia.Rect(0, 0, width, height), dark)
+        pixels = self._last.pixels
+        if self._grain is None:
+            return pixels
+        grain = np.roll(self._grain[number % GRAINS], tuple(self._rolls[number]), axis=(0, 1))
+        np.clip(pixels + grain, 0, 255, out=pixels, casting="unsafe")
+        return pixels

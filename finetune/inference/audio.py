@@ -1,0 +1,174 @@
+"""Voices as files: one global gain, WAV files of any rate, and when somebody speaks."""
+
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from cavmae.datasets.media.playback import RATE, SAMPLES
+from cavmae.datasets.media.writing import Wave
+from cavmae.datasets.stream.features import SAMPLE_RATE, resample
+
+BLOCK = 10 * SAMPLE_RATE  # samples that are worked on at a time
+MARGIN = 0.16  # s around a block while it is resampled; whole samples at all usual rates
+CEILING = 0.99  # of the largest sample
+LOUD_DB = -30.0  # of a frame in which somebody speaks, relative to their loud ones
+HEARD_DB = -40.0  # relative to the loud frames of the whole
+QUIETEST_DB = -70.0  # of full scale: what is fainter is silence
+PAUSE = 0.3  # s that do not end a stretch of speech
+SHORTEST = 0.12  # s of a stretch of speech
+
+Span = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class RawWave:
+    """float32 samples in a file, read part by part; silent beyond the file's end."""
+
+    path: Path
+    samples: int
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        first, last, _ = part.indices(self.samples)
+        found = np.zeros(max(0, last - first), dtype=np.float32)
+        with self.path.open("rb") as file:
+            file.seek(first * 4)
+            told = np.frombuffer(file.read(found.nbytes), np.float32)
+        found[: len(told)] = told
+        return found
+
+
+def blocks(samples: int) -> Iterator[slice]:
+    """Parts of a long wave."""
+    for first in range(0, samples, BLOCK):
+        yield slice(first, min(first + BLOCK, samples))
+
+
+def peak_of(wave: Wave) -> float:
+    """The largest sample."""
+    return max((float(np.abs(wave[part]).max()) for part in blocks(len(wave))), default=0.0)
+
+
+class _Kept(io.RawIOBase):
+    """A file for libsndfile, which says nothing of why a write failed: the error is kept."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("wb", buffering=0)
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        try:
+            while rest:  # a full disk takes a part first
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self.error = self.error or error
+        return len(data) - len(rest)
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def write_wav(path: Path, wave: Wave, gain: float, rate: int) -> None:
+    """A 16-bit mono WAV file of exactly a wave's length.
+
+    Args:
+        wave: float32 [samples] at 16 kHz.
+        rate: of the file, in Hz.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    form = "RF64" if len(wave) / SAMPLE_RATE * rate * 2 > 4e9 else "WAV"
+    with _Kept(path) as kept:
+        try:
+            with soundfile.SoundFile(
+                kept, "w", samplerate=rate, channels=1, subtype="PCM_16", format=form
+            ) as file:
+                for part in blocks(len(wave)):
+                    file.write(_pcm(wave, part, gain, rate))
+        except (soundfile.SoundFileError, AssertionError):
+            if kept.error is None:
+                raise
+        if kept.error is not None:
+            raise kept.error
+
+
+def _pcm(wave: Wave, part: slice, gain: float, rate: int) -> np.ndarray:
+    """int16 [samples], a part of a wave at a file's rate."""
+    margin = round(MARGIN * SAMPLE_RATE)
+    first, last = max(0, part.start - margin), min(len(wave), part.stop + margin)
+    made = wave[first:last] * np.float32(gain)
+    if rate != SAMPLE_RATE:
+        made = resample(made, SAMPLE_RATE, rate)
+        begin = round((part.start - first) * rate / SAMPLE_RATE)
+        until = round(part.stop * rate / SAMPLE_RATE) - round(part.start * rate / SAMPLE_RATE)
+        made = made[begin : begin + until]
+        made = np.pad(made, (0, until - len(made)))
+    else:
+        made = made[part.start - first : part.stop - first]
+    return np.clip(np.rint(made * 32768), -32768, 32767).astype(np.int16)
+
+
+def loudness(wave: Wave) -> np.ndarray:
+    """float32 [frames], RMS of each frame of 40 ms in dB of full scale."""
+    found = []
+    for part in blocks(len(wave)):
+        block = wave[part]
+        power = np.square(np.pad(block, (0, -len(block) % SAMPLES))).reshape(-1, SAMPLES).mean(1)
+        found.append(10 * np.log10(power + 1e-12))
+    return np.concatenate(found).astype(np.float32)
+
+
+def speech_spans(voice: np.ndarray, whole: np.ndarray, likely: np.ndarray) -> list[Span]:
+    """When somebody speaks, in seconds.
+
+    Args:
+        voice: float32 [frames], :func:`loudness` of what they say.
+        whole: likewise, of the mixture.
+        likely: float32 [frames], probability that they are heard.
+    """
+    likely = likely > 0.5
+    if not likely.any():
+        return []
+    # Their loud frames are among those in which they are likely to speak, be they ever so few.
+    loud = float(np.percentile(voice[likely], 95)) + LOUD_DB
+    least = max(loud, float(np.percentile(whole, 95)) + HEARD_DB, QUIETEST_DB)
+    return spans_of((voice > least) & likely)
+
+
+def spans_of(active: np.ndarray) -> list[Span]:
+    """Stretches of frames that are true, in seconds; short gaps are closed, blips left out."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], active.astype(np.int8), [0]])))
+    joined: list[list[int]] = []
+    for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        if joined and first - joined[-1][1] <= PAUSE * RATE:
+            joined[-1][1] = last
+        else:
+            joined.append([first, last])
+    return [(a / RATE, b / RATE) for a, b in joined if b - a >= SHORTEST * RATE]
+
+
+def rest_of(mixture: Wave, voices: Sequence[Wave], path: Path) -> RawWave:
+    """What voices leave of a mixture, written to a file of raw numbers."""
+    with path.open("wb") as file:
+        for part in blocks(len(mixture)):
+            rest = mixture[part].copy()
+            for voice in voices:
+                rest -= voice[part]
+            file.write(rest.tobytes())
+    return RawWave(path, len(mixture))

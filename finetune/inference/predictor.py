@@ -1,0 +1,270 @@
+"""The people of one window: what the model says, in the coordinates of the recording's picture."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cavmae.datasets.mixtures.compositing import GREY
+from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.inference.slot_merging import people_of, without_specks
+from cavmae.finetune.speaker.cues import KINDS, CueKind, Cues, no_cues, region_of
+from cavmae.finetune.speaker.model import NONE, OFF_SCREEN, Inputs, SpeakerModel
+from cavmae.finetune.speaker.settings import LossSettings
+from cavmae.finetune.speaker.task import SpeakerTask
+from cavmae.finetune.speaker.voice_matching import distances
+
+MASK_STRIDE = 4  # pixels of the model's picture in a pixel of its masks
+COLOURS = 4  # steps of red, green and blue in what somebody looks like
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of a picture
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cue:
+    """Who is meant.
+
+    Attributes:
+        kind: ``box``, ``point``, ``mask`` or ``voice``.
+        time: seconds; when the picture is that a box, point or mask lies in.
+        box: shares of the picture; a point is a box without size, a mask has the box around it.
+        mask: bool [h, w], of the whole picture, for masks.
+        voice: float32 [samples] at 16 kHz, for voices.
+    """
+
+    kind: CueKind
+    time: float = 0.0
+    box: Box = WHOLE
+    mask: np.ndarray | None = None
+    voice: np.ndarray | None = None
+
+
+class Person(NamedTuple):
+    """Somebody in a window.
+
+    Attributes:
+        slot: of the model; of several that are one person the first: the surest, or a cue's.
+        there: its probability that this is somebody.
+        heard: float32 [T], probability that they are heard, every 40 ms.
+        box: part of the picture that the masks are of.
+        masks: uint8 [F, h, w], 0 to 255, of key frames.
+        voice: float32 [samples].
+        colours: float32 [64], of what is under the mask; they add up to 1.
+    """
+
+    slot: int
+    there: float
+    heard: np.ndarray
+    box: Box
+    masks: np.ndarray
+    voice: np.ndarray
+    colours: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """How a part of a picture lies in the model's: as large as it can be, with black beside it.
+
+    Attributes:
+        part: top, left, height and width in pixels of the picture.
+        inner: likewise, in shares of the model's picture.
+        size: (height, width) of the model's picture in units of masks.
+    """
+
+    part: tuple[int, int, int, int]
+    inner: tuple[int, int, int, int]
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, box: Box, picture: tuple[int, int], model: tuple[int, int]) -> "Fit":
+        """Where a box of a picture goes.
+
+        Args:
+            picture, model: (height, width) in pixels.
+        """
+        left, right = round(box[0] * picture[1]), round(box[2] * picture[1])
+        top, bottom = round(box[1] * picture[0]), round(box[3] * picture[0])
+        height, width = max(1, bottom - top), max(1, right - left)
+        size = model[0] // MASK_STRIDE, model[1] // MASK_STRIDE
+        scale = min(size[0] / height, size[1] / width)
+        inner = max(1, round(height * scale)), max(1, round(width * scale))
+        place = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+        return cls((top, left, height, width), (*place, *inner), size)
+
+    def cut(self, frames: Tensor) -> Tensor:
+        """The part of frames [N, C, h, w]."""
+        top, left, height, width = self.part
+        return frames[:, :, top : top + height, left : left + width]
+
+    def shown(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
+        """Frames uint8 [N, C, h, w] as the model sees them: uint8 [N, C, *size]."""
+        first, last, across, beyond = (
+            round(v * size[axis] / self.size[axis])
+            for v, axis in (
+                (self.inner[0], 0), (self.inner[0] + self.inner[2], 0),
+                (self.inner[1], 1), (self.inner[1] + self.inner[3], 1),
+            )
+        )  # fmt: skip
+        found = torch.zeros(*frames.shape[:2], *size, dtype=torch.uint8)
+        found[:, :, first:last, across:beyond] = functional.interpolate(
+            self.cut(frames), (last - first, beyond - across), mode="bilinear", antialias=True
+        )
+        return found
+
+    def masks(self, masks: Tensor) -> Tensor:
+        """Of masks [..., *size] that of the part of the picture."""
+        top, left, height, width = self.inner
+        return masks[..., top : top + height, left : left + width]
+
+    def votes(self, votes: Tensor) -> Tensor:
+        """Votes [2, F, *size] across and down, of the model's picture, as shares of the part."""
+        top, left, height, width = self.inner
+        across = (self.masks(votes[0]) * self.size[1] - left) / width
+        down = (self.masks(votes[1]) * self.size[0] - top) / height
+        return torch.stack([across, down])
+
+    def box(self, box: Box, picture: tuple[int, int]) -> Box:
+        """A box of the picture in shares of the model's picture, cut to what is seen of it."""
+        top, left, height, width = self.part
+        found = []
+        for value, side, begin, extent, axis in (
+            (box[0], picture[1], left, width, 1), (box[1], picture[0], top, height, 0),
+            (box[2], picture[1], left, width, 1), (box[3], picture[0], top, height, 0),
+        ):  # fmt: skip
+            share = min(1.0, max(0.0, (value * side - begin) / extent))
+            place, inner = self.inner[axis], self.inner[2 + axis]
+            found.append((place + share * inner) / self.size[axis])
+        return found[0], found[1], found[2], found[3]
+
+
+class Seer:
+    """A model that looks at windows.
+
+    Args:
+        model: already on its device.
+        statistics: that its fbanks are normalised by.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+    """
+
+    def __init__(self, model: SpeakerModel, statistics: Statistics, precision: str = "fp32"):
+        self.task = SpeakerTask(model, LossSettings(), statistics).eval()
+        self.shape = model.config
+        self.device = next(model.parameters()).device
+        self._type = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.keys = (np.arange(self.shape.keys) + 0.5) * self.shape.frames / self.shape.keys
+        self.keys = self.keys.astype(np.int64)
+
+    @torch.no_grad()
+    def people(
+        self,
+        frames: np.ndarray,
+        mixture: np.ndarray,
+        box: Box = WHOLE,
+        cue: Cue | None = None,
+        key: int = 0,
+    ) -> list[Person]:
+        """Who is in a window, the surest first; voices at the level of the mixture.
+
+        Args:
+            frames: uint8 [T, h, w, 3].
+            mixture: float32 [S].
+            box: part of the picture that is looked at.
+            cue: whom slot 0 is to be.
+            key: key frame that a cue's box, point or mask lies in.
+
+        Raises:
+            NonFiniteError: the model gives NaN or Inf.
+        """
+        picture = frames.shape[1], frames.shape[2]
+        fit = Fit.of(box, picture, self._image)
+        pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        colour = fit.shown(pictures[self.keys], self._image)
+        # Small first, then grey: floats of the whole picture would take gigabytes.
+        small = fit.shown(pictures, self.shape.motion_size).float()
+        motion = (small * torch.tensor(GREY)[:, None, None]).sum(1).round_().byte()
+        wave = torch.from_numpy(mixture)[None].to(self.device)
+        inputs = Inputs(
+            mixture=wave,
+            fbank=self.task.fbank(wave),
+            frames=colour.permute(0, 2, 3, 1)[None].to(self.device),
+            motion=motion[None].to(self.device),
+            cues=self._cues(cue, key, fit, picture),
+            hint=torch.zeros(1, dtype=torch.int64, device=self.device),
+        )
+        with torch.autocast(self.device.type, self._type, enabled=self._type is not None):
+            looked, voices = self.task.found(inputs)
+        states = voices.states[0, :-1].float().softmax(-1).cpu()
+        masks = fit.masks(looked.masks[-1][0].float().sigmoid()).cpu()
+        waves = voices.waves(len(mixture))[0].float().cpu().numpy()
+        seen = functional.interpolate(
+            fit.cut(pictures[self.keys]), masks.shape[-2:], mode="bilinear", antialias=True
+        )
+        when = voices.when[0].float().sigmoid().cpu()
+        votes = fit.votes(looked.votes[0].float()).cpu()
+        there = 1 - states[:, NONE] - states[:, OFF_SCREEN]
+        found = []
+        for slots in people_of(masks, votes, there, cue is not None):
+            shown = without_specks(masks[slots].amax(0), votes)
+            found.append(
+                Person(
+                    slot=slots[0],
+                    there=float(there[slots[0]]),
+                    heard=when[slots[0]].numpy(),
+                    box=box,
+                    masks=(shown * 255).round().byte().numpy(),
+                    # Voices add up to the mixture, so what slots share of one person's does, too.
+                    voice=waves[slots].sum(0),
+                    colours=_colours(seen, shown),
+                )
+            )
+        return found
+
+    @torch.no_grad()
+    def unlike(self, voice: np.ndarray, reference: np.ndarray) -> float:
+        """How unlike a voice float32 [S] is to a reference recording float32 [S] of somebody."""
+        both = torch.from_numpy(np.stack([voice, reference])).to(self.device)
+        found, told = self.task.fbank(both)
+        return float(distances(found[None, None], told[None]))
+
+    @property
+    def _image(self) -> tuple[int, int]:
+        height, width = self.shape.encoder.image_size
+        return height, width
+
+    def _cues(self, cue: Cue | None, key: int, fit: Fit, picture: tuple[int, int]) -> Cues:
+        grid = self.shape.encoder.image_grid
+        bins, steps = self.shape.encoder.audio_size
+        cues = no_cues(1, grid, (steps, bins), self.device)
+        if cue is None:
+            return cues
+        kind = torch.tensor([KINDS.index(cue.kind)], device=self.device)
+        if cue.kind == "voice":
+            assert cue.voice is not None
+            wave = torch.from_numpy(cue.voice)[None].to(self.device)
+            return cues._replace(kind=kind, voice=self.task.fbank(wave))
+        box = torch.tensor([fit.box(cue.box, picture)], device=self.device)
+        region = region_of(box, grid)
+        if cue.mask is not None:
+            told = torch.from_numpy(cue.mask.astype(np.uint8) * 255)[None, None]
+            told = functional.interpolate(told, picture, mode="nearest")
+            seen = fit.shown(told, self._image).float().to(self.device) / 255
+            region = functional.adaptive_avg_pool2d(seen, grid)[:, 0]
+        frame = torch.tensor([key], device=self.device)
+        return cues._replace(kind=kind, frame=frame, box=box, region=region)
+
+
+def _colours(pictures: Tensor, masks: Tensor) -> np.ndarray:
+    """How much of what colour is under a mask: float32 [COLOURS ** 3].
+
+    Args:
+        pictures: uint8 [F, 3, h, w].
+        masks: [F, h, w], 0 to 1.
+    """
+    steps = (pictures.long() * COLOURS) // 256
+    place = (steps[:, 0] * COLOURS + steps[:, 1]) * COLOURS + steps[:, 2]
+    counts = torch.bincount(place.flatten(), masks.flatten(), COLOURS**3).float()
+    return (counts / counts.sum().clamp(min=1e-6)).numpy()

@@ -1,0 +1,161 @@
+"""Whom a person means: a box, a point or a mask in the picture, or a recording of the voice."""
+
+import dataclasses
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import read_bytes
+from cavmae.datasets.media import Probe
+from cavmae.datasets.media.audio_files import MAGIC, SoundError, read_sound
+from cavmae.datasets.stream.features import SAMPLE_RATE, resample
+from cavmae.finetune.inference.predictor import Box, Cue
+from cavmae.finetune.speaker.cues import CueKind
+
+LONGEST = 600.0  # s of a reference recording that are read
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Somebody, in one way.
+
+    Args:
+        box: left, top, right, bottom in pixels of the picture as it is shown, or all as shares of
+            it, from 0 to 1.
+        point: x and y, likewise.
+        mask: PNG of the size of the picture, white where the person is.
+        voice: recording of the person's voice alone.
+        time: when the picture is that a box, point or mask lies in, in seconds.
+    """
+
+    box: tuple[float, float, float, float] | None = None
+    point: tuple[float, float] | None = None
+    mask: str | None = None
+    voice: str | None = None
+    time: float = 0.0
+
+    @property
+    def kind(self) -> CueKind:
+        """Which way it is.
+
+        Raises:
+            UsageError: several at once.
+        """
+        kinds: tuple[CueKind, ...] = ("box", "point", "mask", "voice")
+        told = [kind for kind in kinds if getattr(self, kind) is not None]
+        if len(told) > 1:
+            raise UsageError(f"Name the target in one way, not by {' and '.join(told)}.")
+        return told[0] if told else "none"
+
+    def check(self) -> None:
+        """What can be told before there is a recording.
+
+        Raises:
+            UsageError: several ways at once.
+            CavmaeError: a file that cannot be read, or holds nothing.
+        """
+        if self.kind == "voice":
+            _read_voice(str(self.voice))
+        elif self.mask is not None:
+            _read_mask(self.mask)
+
+    def cue(self, info: Probe, seconds: float, samples: int) -> Cue | None:
+        """What the model is told; None: there is no target.
+
+        Args:
+            info: of the recording.
+            seconds: its length.
+            samples: of a reference voice as the model hears it.
+
+        Raises:
+            UsageError: outside the picture or the recording.
+            CavmaeError: a file that cannot be read, or holds nothing.
+        """
+        kind = self.kind
+        if kind == "none":
+            return None
+        if self.voice is not None:
+            return Cue("voice", voice=_loudest(_read_voice(self.voice), samples))
+        if not 0 <= self.time <= seconds:
+            raise UsageError(
+                f"--target.time {self.time:g} lies outside the recording of {seconds:g} s."
+            )
+        height, width = info.display
+        if self.mask is not None:
+            return _of_mask(self.mask, self.time, (height, width))
+        numbers = self.box if self.box is not None else self.point
+        assert numbers is not None
+        values = [float(v) for v in numbers]
+        if len(values) == 2:
+            values = values * 2
+        if max(values) > 1:
+            values = [v / side for v, side in zip(values, (width, height) * 2, strict=True)]
+        left, top, right, bottom = values
+        if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1) or not all(
+            map(math.isfinite, values)
+        ):
+            raise UsageError(
+                f"--target.{kind} {','.join(f'{v:g}' for v in numbers)} does not lie in the "
+                f"picture of {width}x{height} pixels (left, top, right, bottom)."
+            )
+        return Cue(kind, self.time, (left, top, right, bottom))
+
+
+def _read_mask(path: str) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(read_bytes(path)), formats=["PNG"]) as image:
+            mask: np.ndarray = np.asarray(image.convert("L")) > 127
+    except UnidentifiedImageError as error:
+        raise CavmaeError(f"--target.mask {path} is not a PNG.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise CavmaeError(f"--target.mask {path} is not a readable image: {error}.") from error
+    if not mask.any():
+        raise UsageError(f"--target.mask {path} is black: it has to be white where the person is.")
+    return mask
+
+
+def _of_mask(path: str, time: float, size: tuple[int, int]) -> Cue:
+    mask = _read_mask(path)
+    if mask.shape != size:
+        raise UsageError(
+            f"--target.mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, the picture "
+            f"{size[1]}x{size[0]}."
+        )
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box: Box = (
+        float(columns[0]) / size[1], float(rows[0]) / size[0],
+        float(columns[-1] + 1) / size[1], float(rows[-1] + 1) / size[0],
+    )  # fmt: skip
+    return Cue("mask", time, box, mask)
+
+
+def _read_voice(path: str) -> np.ndarray:
+    if not Path(path).is_file():
+        raise UsageError(f"--target.voice {path}: there is no such file.")
+    try:
+        samples, rate = read_sound(path, MAGIC, 0.0, LONGEST)
+    except SoundError as error:
+        raise CavmaeError(
+            f"--target.voice {path} is not a sound file that can be read (WAV, FLAC, OGG, MP3): "
+            f"{error}"
+        ) from error
+    found = resample(samples.mean(1), rate, SAMPLE_RATE)
+    if not found.size or float(np.abs(found).max()) < 1e-4:
+        raise CavmaeError(f"--target.voice {path} is silent.")
+    return found
+
+
+def _loudest(wave: np.ndarray, samples: int) -> np.ndarray:
+    """The part of a recording with most voice in it, as long as the model hears."""
+    if len(wave) <= samples:
+        return np.pad(wave, (0, samples - len(wave)))
+    total = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
+    step = SAMPLE_RATE // 10
+    starts = np.arange(0, len(wave) - samples + 1, step)
+    best = int(starts[(total[starts + samples] - total[starts]).argmax()])
+    found: np.ndarray = wave[best : best + samples]
+    return found

@@ -1,0 +1,185 @@
+"""Who is who from one window to the next.
+
+Windows overlap, so somebody is first known by where they are at moments that two windows share,
+and by what they say then: that holds when two people cross. Whoever was away for some windows is
+known by their colours. Who is like nobody is new.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from cavmae.finetune.inference.predictor import Box, Person
+
+RASTER = 48  # places along each side of a picture where masks of two windows are compared
+LEAST_LIKE = 0.25  # of whoever was in the window before
+LEAST_COLOURS = 0.8  # of whoever was not (Bhattacharyya's coefficient)
+FORGOTTEN = 10.0  # s after which somebody who was away is no longer looked for
+VOICE = 0.5  # of a voice's likeness beside that of places
+
+
+@dataclasses.dataclass
+class Track:
+    """Somebody, over all windows.
+
+    Attributes:
+        number: from 1, in the order of appearance.
+        window: last window that they were in.
+        person: as they were there, while that is the window before.
+        colours: mean of what was under their masks.
+        windows: in how many they were.
+    """
+
+    number: int
+    window: int
+    person: Person | None
+    colours: np.ndarray
+    windows: int = 1
+
+
+class Tracker:
+    """Gives people of windows, in order, their numbers.
+
+    Args:
+        starts: first frames of windows.
+        keys: key frames of a window, counted from its start.
+        length: frames of a window.
+        samples: of a frame.
+        rate: frames a second.
+    """
+
+    def __init__(
+        self, starts: Sequence[int], keys: np.ndarray, length: int, samples: int, rate: int
+    ):
+        self._starts, self._keys, self._length = starts, keys, length
+        self._samples, self._rate = samples, rate
+        self.tracks: list[Track] = []  # who may still come back
+        self._window = -1
+        self._numbers = 0
+
+    def number(self, people: Sequence[Person]) -> list[int]:
+        """Numbers of the people of the next window."""
+        self._window += 1
+        self._forget()
+        found = [0] * len(people)
+        for track, place in self._near(people):
+            found[place] = self._seen(track, people[place])
+        for track, place in self._returned(people, [n for n, v in enumerate(found) if not v]):
+            found[place] = self._seen(track, people[place])
+        for place, person in enumerate(people):
+            if not found[place]:
+                self._numbers += 1
+                self.tracks.append(Track(self._numbers, self._window, person, person.colours))
+                found[place] = self._numbers
+        return found
+
+    def _forget(self) -> None:
+        """What is not needed any more: hours have hundreds of people who come and go."""
+        first = self._starts[self._window] - FORGOTTEN * self._rate
+        self.tracks = [t for t in self.tracks if self._starts[t.window] + self._length >= first]
+        for track in self.tracks:
+            if track.window < self._window - 1:
+                track.person = None
+
+    def _seen(self, track: Track, person: Person) -> int:
+        track.window, track.person = self._window, person
+        track.windows += 1
+        track.colours = track.colours + (person.colours - track.colours) / track.windows
+        return track.number
+
+    def _near(self, people: Sequence[Person]) -> list[tuple[Track, int]]:
+        """Of those in the window before: by places and voices at moments that both windows show."""
+        before = [
+            (track, track.person)
+            for track in self.tracks
+            if track.person is not None and track.window == self._window - 1
+        ]
+        if not before or not people:
+            return []
+        shift = self._starts[self._window] - self._starts[self._window - 1]
+        if shift >= self._length:
+            return []
+        # Places of the key frames of this window that the window before showed as well.
+        shared = self._keys[self._keys + shift <= self._keys[-1]]
+        if not shared.size:
+            shared = self._keys[:1]
+        now = [masks_at(p, shared, self._keys) for p in people]
+        then = [masks_at(last, shared + shift, self._keys) for _, last in before]
+        heard = slice(shift * self._samples, None), slice(0, (self._length - shift) * self._samples)
+        likeness = np.array(
+            [
+                [
+                    overlap_of(a, b) + VOICE * _alike(last.voice[heard[0]], person.voice[heard[1]])
+                    for person, b in zip(people, now, strict=True)
+                ]
+                for (_, last), a in zip(before, then, strict=True)
+            ]
+        )
+        return _best([track for track, _ in before], likeness, LEAST_LIKE)
+
+    def _returned(self, people: Sequence[Person], left: Sequence[int]) -> list[tuple[Track, int]]:
+        """Of those who were away for a while: by colours."""
+        away = [t for t in self.tracks if t.window < self._window]
+        if not away or not left:
+            return []
+        likeness = np.array(
+            [[float(np.sqrt(t.colours * people[n].colours).sum()) for n in left] for t in away]
+        )
+        return [(track, left[place]) for track, place in _best(away, likeness, LEAST_COLOURS)]
+
+
+def _best(tracks: Sequence[Track], likeness: np.ndarray, least: float) -> list[tuple[Track, int]]:
+    rows, columns = linear_sum_assignment(-likeness)
+    return [
+        (tracks[row], int(column))
+        for row, column in zip(rows, columns, strict=True)
+        if likeness[row, column] >= least
+    ]
+
+
+def masks_at(person: Person, frames: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Somebody's masks on a raster of the whole picture: float32 [N, RASTER, RASTER], 0 to 1.
+
+    Args:
+        frames: counted from the start of the person's window.
+        keys: key frames, likewise.
+    """
+    values = between(person.masks, frames, keys)
+    return np.stack([_on_raster(value, person.box) for value in values])
+
+
+def between(masks: np.ndarray, frames: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Masks [F, h, w] of key frames at other frames, linearly: float32 [N, h, w], 0 to 1."""
+    place = np.interp(frames, keys, np.arange(len(keys)))
+    before = np.floor(place).astype(np.int64)
+    after = np.minimum(before + 1, len(keys) - 1)
+    part = (place - before).astype(np.float32)[:, None, None]
+    found: np.ndarray = (masks[before] * (1 - part) + masks[after] * part) / np.float32(255)
+    return found
+
+
+def _on_raster(mask: np.ndarray, box: Box) -> np.ndarray:
+    """Values of a mask of a part of the picture at the middles of a raster's places."""
+    middle = (np.arange(RASTER) + 0.5) / RASTER
+    found = np.zeros((RASTER, RASTER), dtype=np.float32)
+    across = (middle - box[0]) / max(box[2] - box[0], 1e-6)
+    down = (middle - box[1]) / max(box[3] - box[1], 1e-6)
+    columns, rows = (across >= 0) & (across < 1), (down >= 0) & (down < 1)
+    x = (across[columns] * mask.shape[1]).astype(np.int64)
+    y = (down[rows] * mask.shape[0]).astype(np.int64)
+    found[np.ix_(rows, columns)] = mask[np.ix_(y, x)]
+    return found
+
+
+def overlap_of(first: np.ndarray, second: np.ndarray) -> float:
+    """IoU of masks with values from 0 to 1."""
+    either = float(np.maximum(first, second).sum())
+    return float(np.minimum(first, second).sum()) / either if either else 0.0
+
+
+def _alike(first: np.ndarray, second: np.ndarray) -> float:
+    """Correlation of two waves; 0 where one is silent."""
+    size = float(np.sqrt(np.square(first).sum() * np.square(second).sum()))
+    return max(0.0, float((first * second).sum()) / size) if size > 1e-6 else 0.0

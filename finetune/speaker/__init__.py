@@ -1,0 +1,1 @@
+"""The speaker model: voices and masks of people who talk."""

@@ -1,0 +1,214 @@
+"""The task of pretraining: reconstruction, contrast of clips, contrast of moments."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cavmae.datasets.stream.collate import Batch
+from cavmae.datasets.stream.features import FRAME_RATE
+from cavmae.datasets.stream.transforms import DeviceTransform
+from cavmae.pretrain import evaluation
+from cavmae.pretrain.engine.task import Outcome, Pieces, Record, Task
+from cavmae.pretrain.flops import step_operations
+from cavmae.pretrain.frame_contrast import (
+    Moments,
+    aligned_contrast,
+    hard_share,
+    moments_of,
+    voiced,
+)
+from cavmae.pretrain.losses import info_nce
+from cavmae.pretrain.masking import random_windows
+from cavmae.pretrain.model import CAVMAE, Latents
+from cavmae.pretrain.settings import ObjectiveSettings
+
+LARGEST_SCALE = 100.0  # of similarities, where their temperature is learned (as CLIP)
+
+
+class Pretraining(Task):
+    """CAV-MAE, CAV or AV-MAE, each with or without the aligned contrast.
+
+    Args:
+        model: what is trained.
+        objective: what it is to learn.
+        transform: normalises batches.
+        frames: of a clip in a training batch.
+    """
+
+    model: CAVMAE
+
+    def __init__(
+        self,
+        model: CAVMAE,
+        objective: ObjectiveSettings,
+        transform: DeviceTransform,
+        frames: int = 1,
+    ):
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.transform = transform
+        self.frames = frames
+        self.joined = bool(objective.contrastive_weight or objective.aligned_weight)
+        self.sees_whole = objective.sees_whole
+        # One axis: FSDP shards no scalars.
+        scale = torch.tensor([math.log(1 / objective.temperature)])
+        learned = objective.learned_temperature
+        self.scale_clips = nn.Parameter(
+            scale.clone(), requires_grad=learned and objective.contrastive_weight > 0
+        )
+        self.scale_moments = nn.Parameter(
+            scale.clone(), requires_grad=learned and objective.aligned_weight > 0
+        )
+        for name, parameter in model.named_parameters():
+            if self._unused(name):
+                parameter.requires_grad_(False)  # DDP waits for gradients that never come
+
+    def _unused(self, name: str) -> bool:
+        """Whether a parameter of the model never receives a gradient from this objective."""
+        objective = self.objective
+        branch, norm = name.split(".")[0], name.split(".")[-2] if "." in name else ""
+        if norm.endswith(("_a", "_v")) and norm.startswith(("norm1", "norm2")):
+            return branch != "blocks_u" or not self.joined
+        if branch in ("norm_a", "norm_v"):
+            return not self.joined
+        if branch.startswith(("decoder", "mask_token")) or branch == "norm":
+            return not objective.mae_weight
+        if branch == "blocks_u" and norm in ("norm1", "norm2"):
+            return not objective.mae_weight
+        return False
+
+    @staticmethod
+    def _temperature(scale: nn.Parameter, count: int) -> Tensor:
+        """Of a contrast that each of a step's ``count`` batches computes whole."""
+        with torch.no_grad():
+            scale.clamp_(max=math.log(LARGEST_SCALE))
+        share = scale / count
+        return 1 / (share + (scale - share).detach()).exp()
+
+    def learn(self, batch: Batch, progress: float, pieces: Sequence[Pieces], turn: int) -> Outcome:
+        """See :meth:`Task.learn`. Logs: every loss before weighting, and accuracies."""
+        objective = self.objective
+        own, encoded = self._encode(batch)
+        count = max(1, len(pieces))
+        loss = total = torch.zeros((), device=self.scale_clips.device)
+        logs: dict[str, Tensor] = {}
+        if objective.mae_weight:
+            patches_a, patches_v, latents = encoded
+            sound, picture = self.model.reconstruction(
+                patches_a, patches_v, latents, objective.norm_pix_loss, objective.decode_fraction
+            )
+            total = objective.mae_weight * (sound + picture)
+            loss = total / count
+            logs |= {"audio": sound, "video": picture}
+        whole = own
+        if pieces:
+            whole = {
+                name: torch.cat(
+                    [own[name] if i == turn else other[name] for i, other in enumerate(pieces)]
+                )
+                for name in own
+            }
+        if objective.contrastive_weight:
+            contrast = info_nce(
+                whole["audio"],
+                whole["video"],
+                self._temperature(self.scale_clips, count),
+                objective.both_directions,
+                objective.centred,
+            )
+            loss = loss + objective.contrastive_weight * contrast.loss
+            total = total + objective.contrastive_weight * contrast.loss.detach()
+            logs |= {"contrastive": contrast.loss, "accuracy": contrast.accuracy}
+        if objective.aligned_weight:
+            aligned = aligned_contrast(
+                Moments(whole["sound"], whole["frames"], whole["own"], whole["heard"]),
+                self._temperature(self.scale_moments, count),
+                objective.centred,
+            )
+            hard = hard_share(progress, objective.hard_share, objective.hard_after)
+            mixed = (1 - hard) * aligned.easy + hard * aligned.hard
+            loss = loss + objective.aligned_weight * mixed
+            total = total + objective.aligned_weight * mixed.detach()
+            logs |= {
+                "aligned_easy": aligned.easy,
+                "aligned_hard": aligned.hard,
+                "aligned_easy_accuracy": aligned.easy_accuracy,
+                "aligned_hard_accuracy": aligned.hard_accuracy,
+            }
+        logs = {"loss": total, **logs}
+        return Outcome(loss, {name: value.detach() for name, value in logs.items()})
+
+    def embed(self, batch: Batch) -> Pieces:
+        """See :meth:`Task.embed`."""
+        return self._encode(batch)[0]
+
+    def _encode(self, batch: Batch) -> tuple[Pieces, tuple[Tensor, Tensor, Latents]]:
+        """What contrasts need, and what the reconstruction needs (patches and latents)."""
+        objective, model = self.objective, self.model
+        shown = self.transform(batch)
+        fbank, frames = shown["fbank"], shown["frames"]
+        pieces: Pieces = {}
+        patches_a, patches_v = model.patchify(fbank, frames[:, 0])
+        empty = patches_a.new_empty(0)
+        masking = model.mask(
+            len(fbank),
+            objective.mask_ratio_audio,
+            objective.mask_ratio_image,
+            objective.mask_mode,
+        )
+        latents = Latents(empty, empty, empty, *masking)
+        masked = objective.contrastive_weight > 0 and objective.contrast_view == "masked"
+        if objective.mae_weight or masked:
+            latents = model.forward_encoder(
+                patches_a, patches_v, *masking, together=objective.mae_weight > 0, alone=masked
+            )
+        if masked:
+            pieces |= {"audio": latents.audio.mean(1), "video": latents.video.mean(1)}
+        if self.sees_whole:
+            # No mask here: the mouth must be seen, and every moment have its sound.
+            keep = None
+            if objective.frame_window < 1:
+                grid, share = model.config.image_grid, objective.frame_window
+                keep = random_windows(len(frames), grid, share, frames.device)
+            tokens_a, tokens_v = model.sound_features(fbank), model.frame_features(frames, keep)
+        if self.sees_whole and not masked and objective.contrastive_weight:
+            pieces |= {"audio": tokens_a.mean(1), "video": tokens_v.mean((1, 2))}
+        if objective.aligned_weight:
+            moments = model.config.audio_grid[1]
+            seconds = fbank.shape[1] / FRAME_RATE
+            own = moments_of(batch["frame_times"], seconds, moments)
+            heard = voiced(batch["fbank"], batch["fbank_length"], moments, objective.quiet_db)
+            pieces |= {
+                "sound": model.moment_embeddings(tokens_a),
+                "frames": model.frame_embeddings(tokens_v),
+                "own": own,
+                "heard": heard.gather(1, own),
+            }
+        return pieces, (patches_a, patches_v, latents)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Record:
+        """See :meth:`Task.evaluate`."""
+        return evaluation.measure(self.model, self.objective, self.transform(batch), batch)
+
+    def summarise(self, records: Sequence[Record]) -> Mapping[str, float]:
+        """See :func:`cavmae.pretrain.evaluation.summarise`."""
+        return evaluation.summarise(records)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """See :meth:`Task.preprocessing`."""
+        statistics = self.transform.statistics
+        return {
+            "fbank_mean": statistics.mean,
+            "fbank_std": statistics.std,
+            "padding": self.transform.padding,
+            "centred": self.objective.centred,
+        }
+
+    def work(self) -> float:
+        """See :func:`cavmae.pretrain.flops.step_operations`."""
+        return step_operations(self.model.config, self.objective, self.frames)

@@ -1,0 +1,97 @@
+"""The streams of a pretraining run."""
+
+from typing import Any
+
+from cavmae.common.errors import UsageError
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.stream.features import FRAME_RATE
+from cavmae.datasets.stream.loader import Loader
+from cavmae.datasets.stream.shard_reader import Access
+from cavmae.datasets.stream.stream import EvalStream, TrainStream
+from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
+from cavmae.datasets.stream.view import View
+from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.engine.distributed import Processes
+from cavmae.pretrain.settings import DataSettings, ObjectiveSettings
+
+
+def views_for(
+    data: DataSettings, objective: ObjectiveSettings, config: CAVMAEConfig
+) -> tuple[View, View]:
+    """What is seen of a clip in training and in evaluation.
+
+    Raises:
+        UsageError: settings that do not go together.
+    """
+    if data.window is not None and round(data.window * FRAME_RATE) != config.audio_size[1]:
+        raise UsageError(
+            f"data.window {data.window} s has {round(data.window * FRAME_RATE)} fbank frames, the "
+            f"model hears {config.audio_size[1]}: set model.audio_frames."
+        )
+    aligned = objective.aligned_weight > 0
+    fit = data.window is not None and data.frames > 1 and not data.roll and config.contrast_width
+    if aligned and not fit:
+        raise UsageError(
+            "The aligned contrast (objective.aligned_weight) needs data.window, at least 2 "
+            "data.frames, model.contrast_width, and no data.roll, which breaks what it looks for."
+        )
+    if not aligned and data.frames > 1:
+        raise UsageError("data.frames: more than one only serve objective.aligned_weight.")
+    common: dict[str, Any] = {
+        "fbank_frames": config.audio_size[1],
+        "padding": data.padding,
+        "window": data.window,
+        "frame_size": config.image_size,
+    }
+    moments = config.audio_grid[1] if aligned else None
+    training = View(frames=data.frames if aligned else "random", moments=moments, **common)
+    held_out = View(frames="all" if aligned else "middle", random_window=False, **common)
+    return training, held_out
+
+
+def loaders(
+    data: DataSettings,
+    training: View,
+    held_out: View,
+    seed: int,
+    quarantine: str,
+    pin: bool,
+    processes: Processes,
+) -> tuple[Loader, Loader | None]:
+    """Batches of this process's share: endless ones to learn from, finite ones to measure on.
+
+    Args:
+        quarantine: JSON-lines file in which broken clips are named.
+        pin: lay batches in page-locked memory.
+        processes: that share the data sets.
+
+    Raises:
+        CavmaeError: a data set is missing, altered, or too small for so many readers.
+    """
+    if not data.train:
+        raise UsageError("Name the shards to learn from: --data.train FOLDER.")
+    access = Access(data.verify, data.cache_dir, data.cache_gb, data.max_broken, quarantine)
+    where: dict[str, Any] = {
+        "seed": seed,
+        "rank": processes.rank,
+        "world_size": processes.count,
+        "access": access,
+    }
+    manifest = Manifest.load(data.train)
+    stream = TrainStream(
+        manifest, training, data.batch, shuffle_buffer=data.shuffle_buffer, **where
+    )
+    loader = Loader(stream, data.workers, pin_memory=pin)
+    if data.held_out is None:
+        return loader, None
+    # Aligned measures look at all frames of a window, which is a lot of memory a clip.
+    batch = max(1, data.batch // 8) if held_out.frames == "all" else data.batch
+    measured = EvalStream(Manifest.load(data.held_out), held_out, batch, **where)
+    return loader, Loader(measured, data.workers, pin_memory=pin)
+
+
+def transform_of(data: DataSettings) -> DeviceTransform:
+    """Normalises batches by the training set's statistics; the augmentations of pretraining."""
+    statistics = Statistics.load(data.train) if data.statistics == "data" else Statistics()
+    augmentation = Augmentation(noise=data.noise, roll=data.roll, crop=data.crop, flip=data.flip)
+    return DeviceTransform(statistics, augmentation, data.padding)

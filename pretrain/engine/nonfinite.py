@@ -1,0 +1,75 @@
+"""Steps whose loss or gradient is not finite: counted, and too many in a row end the run."""
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cavmae.common.errors import CavmaeError
+from cavmae.pretrain.engine.distributed import Processes
+
+
+class Health:
+    """Looks at each step one step late, so that the device is never waited for.
+
+    Whether a step was bad is the same in all processes: their gradients are averaged.
+
+    Args:
+        allowed: so many bad steps in a row are too many.
+        processes: of the run.
+    """
+
+    def __init__(self, allowed: int, processes: Processes):
+        self.skipped = 0
+        self._in_row = 0
+        self._allowed, self._processes = allowed, processes
+        self._pending: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+        self._keys: deque[list[str]] = deque(maxlen=allowed)
+
+    def note(self, bad: Tensor, keys: list[str]) -> None:
+        """A step was made, or left out because it was bad.
+
+        Args:
+            bad: bool, on the device.
+            keys: of this process's clips in it.
+        """
+        self._pending, self._copied = bad, None
+        if bad.is_cuda:  # the answer travels while the device works on
+            self._pending = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._pending.copy_(bad, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        self._keys.append(keys)
+
+    def look(self) -> None:
+        """Counts the last step, if it has not been.
+
+        Raises:
+            CavmaeError: too many in a row were bad.
+        """
+        if self._pending is None:
+            return
+        if self._copied is not None:
+            self._copied.synchronize()
+        bad, self._pending = bool(self._pending), None
+        self._in_row = self._in_row + 1 if bad else 0
+        self.skipped += bad
+        if self._in_row < self._allowed:
+            return
+        keys = self._processes.gather(list(self._keys))
+        batches = "; ".join(", ".join(batch) for own in keys for batch in own)
+        raise CavmaeError(
+            f"{self._in_row} steps in a row had a loss or gradient that is not finite; the last "
+            f"batches: {batches}. The weights are untouched by them: look at those clips (`cavmae "
+            "check`), lower optimizer.lr, or use bf16 instead of fp16."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able; of a step that was looked at."""
+        return {"skipped": self.skipped, "in_row": self._in_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self.skipped, self._in_row = state["skipped"], state["in_row"]

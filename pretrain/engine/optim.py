@@ -1,0 +1,54 @@
+"""Optimizers, and learning rates as functions of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from cavmae.pretrain.engine.task import Task
+from cavmae.pretrain.settings import OptimizerSettings
+
+
+def build_optimizer(task: Task, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """AdamW without decay of vectors and tokens, or the reference's Adam.
+
+    Args:
+        task: whose parameters with ``requires_grad`` are trained; a group of them has a
+            ``lr_scale``, as :meth:`Task.rate` says.
+    """
+    betas = settings.beta1, settings.beta2
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in task.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        # Tokens of shape [1, 1, width] are vectors, whatever their number of axes.
+        token = parameter.dim() == 3 and parameter.shape[0] == 1
+        vector = parameter.dim() <= 1 or name.endswith(".bias") or token
+        plain = settings.name == "adam" or not vector
+        decay = settings.weight_decay if plain else 0.0
+        groups.setdefault((decay, task.rate(name)), []).append(parameter)
+    told = [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in groups.items()
+    ]
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return kind(told, settings.lr, betas, weight_decay=settings.weight_decay, fused=True)
+
+
+def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
+    """The rate of step ``step`` (from 0) of ``steps``."""
+    warmup = settings.warmup * steps
+    if step < warmup:
+        return settings.lr * (step + 1) / (warmup + 1)
+    if settings.schedule == "constant":
+        return settings.lr
+    if settings.schedule == "halving":
+        past = step - settings.halve_from * steps
+        if past < 0:
+            return settings.lr
+        # Rounded, since 0.2 * 25 is 5.000000000000001: halvings would come a step late.
+        halvings = math.floor(round(past / (settings.halve_every * steps), 9)) + 1
+        return float(settings.lr * 0.5**halvings)
+    done = (step - warmup) / max(1.0, steps - warmup)
+    falling = (1 + math.cos(math.pi * min(1.0, done))) / 2
+    return settings.lr * (settings.floor + (1 - settings.floor) * falling)

@@ -1,0 +1,216 @@
+"""The start of a run: its processes, its folder."""
+
+import contextlib
+import ctypes
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from cavmae.common.errors import UsageError
+from cavmae.common.files import write_atomically
+from cavmae.common.locks import locked
+from cavmae.pretrain.engine import checkpoints
+from cavmae.pretrain.engine.distributed import Processes
+from cavmae.pretrain.settings import LoopSettings
+
+log = logging.getLogger("cavmae")
+CONFIG = "config.yaml"
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of glibc's mallopt
+# Where launchers write the number of processes and the rank; accelerate reads these, not Slurm's.
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+SLURM_SIZE = "SLURM_STEP_NUM_TASKS"
+LAUNCH = "launch with torchrun --nproc_per_node N (README, One machine, many machines)"
+
+
+def launched_processes() -> tuple[int, str]:
+    """Number of processes of the run according to the launcher's environment.
+
+    Returns:
+        the number, 1 without a launcher, and the name of the variable that says so.
+
+    Raises:
+        UsageError: the launcher started fewer processes than it was asked for, or without ranks.
+    """
+    names = [name for name in (*SIZES, SLURM_SIZE) if os.environ.get(name)]
+    # accelerate's launcher for CPUs starts a single process, whatever --num_processes says; that
+    # more were asked for shows only in the address of a main process.
+    launched_by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched_by_accelerate and "MASTER_ADDR" in os.environ and names in ([], [SLURM_SIZE]):
+        raise UsageError(
+            "accelerate launch has started one process, but was asked for more (MASTER_ADDR is "
+            f"set): {LAUNCH} instead; for one process --num_processes 1, and no MASTER_ADDR."
+        )
+    if not names:
+        return 1, "No launcher"
+    name, value = names[0], os.environ[names[0]]
+    if not value.isdecimal() or int(value) < 1:
+        raise UsageError(f"{name} {value!r} is not a number of processes: {LAUNCH}.")
+    if int(value) > 1 and name in SIZES and not any(os.environ.get(rank) for rank in RANKS):
+        raise UsageError(
+            f"{name} is {value}, but RANK is not set: {LAUNCH}; for one process set WORLD_SIZE=1."
+        )
+    return int(value), name
+
+
+def make_accelerator(settings: LoopSettings, run: Path) -> Accelerator:
+    """Joins the processes that were launched, and sets precision and device.
+
+    Raises:
+        UsageError: a device or precision that is not to be had here.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("loop.device cuda: PyTorch sees no GPU here; use auto or cpu.")
+    # Without a GPU accelerate joins processes only if it is told that they run on the CPU.
+    cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    if cpu and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise UsageError("accelerate launch --use_fsdp needs GPUs: launch without it on CPUs.")
+    if cpu and settings.precision == "fp16":
+        raise UsageError("loop.precision fp16 needs a GPU; use bf16 or fp32 on the CPU.")
+    precision = {"fp32": "no"}.get(settings.precision, settings.precision)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=cpu,
+            log_with=None if settings.tracker == "none" else settings.tracker,
+            project_config=ProjectConfiguration(str(run), logging_dir=str(run)),
+            # Buffers are the same everywhere, gradients need not lie in memory twice.
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            ],
+        )
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"loop: {str(error).splitlines()[0]}") from error
+    if settings.tracker not in ["none", *(str(tracker) for tracker in accelerator.log_with)]:
+        raise UsageError(
+            f"loop.tracker {settings.tracker} is not installed: pip install {settings.tracker}, "
+            "or choose another."
+        )
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    # All processes tell what goes wrong, the first one tells what goes on.
+    if not accelerator.is_main_process:
+        log.setLevel(logging.WARNING)
+    return accelerator
+
+
+def check_joined(accelerator: Accelerator, launched: tuple[int, str]) -> None:
+    """Compares launcher, accelerator and process group: apart, each process would train alone.
+
+    Args:
+        launched: see :func:`launched_processes`.
+
+    Raises:
+        UsageError: they do not agree on the number of processes.
+    """
+    count, name = launched
+    group = dist.get_world_size() if dist.is_initialized() else 1
+    if not count == accelerator.num_processes == group:
+        raise UsageError(
+            f"{name} says {count} processes, but {accelerator.num_processes} are joined in "
+            f"accelerate and {group} in PyTorch, so each would train alone: {LAUNCH}; for one "
+            "process set WORLD_SIZE=1."
+        )
+
+
+def check_devices(accelerator: Accelerator, processes: Processes) -> None:
+    """Compares the kinds of device of all processes, which must call it together.
+
+    Raises:
+        UsageError: they differ; averaging gradients would wait for ever.
+    """
+    kinds = sorted(set(processes.gather(accelerator.device.type)))
+    if len(kinds) > 1:
+        raise UsageError(
+            f"Some processes run on {kinds[0]}, others on {kinds[1]}, and cannot average their "
+            "gradients: set --loop.device cpu, or launch where every process has a GPU."
+        )
+
+
+def check_averaged(module: nn.Module, processes: Processes) -> None:
+    """Checks that a prepared module averages gradients over all processes.
+
+    Raises:
+        UsageError: it does not, so that each process would train alone.
+    """
+    whole = getattr(module, "_orig_mod", module)  # of torch.compile
+    if processes.count > 1 and not isinstance(whole, DistributedDataParallel | FSDPModule):
+        raise UsageError(
+            f"Nothing averages the gradients of the {processes.count} processes, so each would "
+            f"train alone: {LAUNCH}."
+        )
+
+
+def keep_memory() -> None:
+    """Has glibc keep what is freed instead of giving it back: a step takes half the time.
+
+    Every large tensor is else a fresh mapping, whose pages the system clears one by one.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+        if libc.mallopt(option, value) != 1:
+            log.info("The memory allocator takes no options: steps may be slow.")
+
+
+@contextlib.contextmanager
+def joined(settings: LoopSettings, run: Path) -> Iterator[Accelerator]:
+    """The processes that were launched, as long as they work together.
+
+    Left without a word, a process group's threads may crash a process that is already done.
+    For arguments and errors see :func:`make_accelerator` and :func:`check_joined`.
+    """
+    launched = launched_processes()
+    accelerator = make_accelerator(settings, run)
+    well = False
+    try:
+        check_joined(accelerator, launched)
+        if accelerator.device.type == "cpu":
+            keep_memory()
+        yield accelerator
+        if dist.is_initialized():
+            dist.barrier()  # no process leaves while another still listens to it
+        well = True
+    finally:
+        # NCCL takes leave of the others: after an error they may not be there to answer.
+        if dist.is_initialized() and (well or dist.get_backend() == "gloo"):
+            dist.destroy_process_group()
+
+
+def open_run(stack: ExitStack, run: Path, resume: bool, text: str) -> None:
+    """Takes the run's folder for this run and writes down its configuration.
+
+    Args:
+        stack: holds the folder.
+        resume: the folder may hold an interrupted run.
+        text: of ``config.yaml``.
+
+    Raises:
+        CavmaeError: another process is in it, or it holds a run already.
+    """
+    message = f"Another process is training in {run}: wait for it, or choose another --out."
+    stack.enter_context(locked(run / ".lock", message))
+    before = checkpoints.complete(run)
+    if before and not resume:
+        raise UsageError(
+            f"{run} holds a run already: go on with --resume auto, or choose another --out."
+        )
+    path = run / CONFIG
+    if before and path.exists() and path.read_text() != text:
+        kept = run / f"config.until-{before[-1].name}.yaml"
+        path.replace(kept)
+        log.warning("The configuration has changed; that of the steps before is kept as %s.", kept)
+    with write_atomically(path) as file:
+        file.write(text.encode())

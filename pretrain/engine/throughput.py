@@ -1,0 +1,87 @@
+"""How fast a run is: samples, waiting, memory, operations."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+import psutil
+import torch
+
+from cavmae.datasets.stream.collate import Batch
+from cavmae.datasets.stream.loader import Loader
+from cavmae.pretrain.engine.distributed import Processes
+from cavmae.pretrain.engine.task import Task
+from cavmae.pretrain.flops import peak_of
+from cavmae.pretrain.settings import LoopSettings
+
+
+class Meters:
+    """Counts between two readings.
+
+    Args:
+        task: tells the operations of a clip.
+        device: that it runs on.
+        settings: of the run.
+        processes: of the run.
+    """
+
+    def __init__(
+        self, task: Task, device: torch.device, settings: LoopSettings, processes: Processes
+    ):
+        self._work = task.work()
+        self._device = device
+        self._processes = processes
+        self._peak = None
+        if device.type == "cuda":
+            name = torch.cuda.get_device_name(device)
+            self._peak = peak_of(name, settings.precision)
+            torch.cuda.reset_peak_memory_stats(device)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._since = time.perf_counter()
+        self._waited = 0.0
+        self._samples = self._steps = 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent on waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def count(self, micro: Sequence[Batch]) -> None:
+        """One step of these batches is made."""
+        self._steps += 1
+        self._samples += sum(len(batch["key"]) for batch in micro)
+
+    def read(self, loader: Loader) -> dict[str, float]:
+        """Values since the last reading.
+
+        Samples are of all processes together; operations, share of the peak and memory of one.
+        """
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        rate = self._samples / elapsed  # of this process; all make the same number of steps
+        values = {
+            "samples a second": rate * self._processes.count,
+            "seconds a step": elapsed / max(1, self._steps),
+            "waiting for data": self._waited / elapsed,
+            "operations a second": rate * self._work,
+            "epoch": float(loader.epoch),
+            "skipped clips": float(sum(loader.broken.values())),
+        }
+        if self._peak is not None:
+            values["share of peak"] = values["operations a second"] / self._peak
+        if self._device.type == "cuda":
+            values["memory GB"] = torch.cuda.max_memory_allocated(self._device) / 1e9
+        else:
+            values["memory GB"] = psutil.Process().memory_info().rss / 1e9
+        self._begin()
+        return values

@@ -1,0 +1,413 @@
+"""The training loop, of pretraining and of fine-tuning: a task gives losses, the loop steps.
+
+What it promises (DESIGN, "A run"): a run that goes on from a checkpoint makes exactly the steps
+that the interrupted one would have made; signals are agreed on by all processes at the boundary
+of steps; what is not finite never reaches the weights; no process waits for one that failed.
+"""
+
+import contextlib
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.datasets.stream.collate import Batch
+from cavmae.datasets.stream.loader import Loader
+from cavmae.pretrain.engine import checkpoints, trainer_state
+from cavmae.pretrain.engine.distributed import Processes
+from cavmae.pretrain.engine.metric_logger import Journal
+from cavmae.pretrain.engine.nonfinite import Health
+from cavmae.pretrain.engine.optim import build_optimizer, learning_rate
+from cavmae.pretrain.engine.run_setup import check_averaged, check_devices
+from cavmae.pretrain.engine.task import Outcome, Pieces, Task
+from cavmae.pretrain.engine.throughput import Meters
+from cavmae.pretrain.engine.validation import held_out_records
+from cavmae.pretrain.settings import LoopSettings, OptimizerSettings
+
+log = logging.getLogger("cavmae")
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Steps in a row that a scaler of fp16 may need to find its scale, beside those that are bad.
+SCALE_SEARCH = 16
+
+
+class Loop:
+    """Trains a task.
+
+    Args:
+        task: what is trained.
+        loader: endless batches, of this process.
+        held_out: finite batches to evaluate on, of this process; None: no evaluation.
+        steps: of the optimizer in all.
+        settings, optimizer: of the run.
+        run: its folder.
+        accelerator: made with the run's precision and device.
+        processes: of the run.
+
+    Raises:
+        UsageError: FSDP of a kind, or with settings, that it does not go with; processes that
+            would train apart.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        loader: Loader,
+        held_out: Loader | None,
+        steps: int,
+        settings: LoopSettings,
+        optimizer: OptimizerSettings,
+        run: Path,
+        accelerator: Accelerator,
+        processes: Processes,
+    ):
+        self.task = task
+        self.settings = settings
+        self.step = self.samples = 0
+        self._loader, self._held_out = loader, held_out
+        self._steps, self._optimizing, self._run = steps, optimizer, run
+        self._accelerator = accelerator
+        self._processes = processes
+        self._sharded = accelerator.distributed_type == DistributedType.FSDP
+        if self._sharded and accelerator.state.fsdp_plugin.fsdp_version != 2:
+            raise UsageError("Launch FSDP with --fsdp_version 2: the first would clip wrongly.")
+        if self._sharded and optimizer.ema:
+            raise UsageError("optimizer.ema averages whole models: it does not go with FSDP.")
+        check_devices(accelerator, processes)
+        # Model and optimizer only: a prepared loader would drop data, a prepared schedule would
+        # step once a process.
+        self._module, self._optimizer = accelerator.prepare(task, build_optimizer(task, optimizer))
+        check_averaged(self._module, processes)
+        self._parameters = [p for p in self._module.parameters() if p.requires_grad]
+        self._average: AveragedModel | None = None
+        if optimizer.ema:
+            self._average = AveragedModel(
+                task.model, multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema)
+            )
+        searching = SCALE_SEARCH if accelerator.scaler is not None else 0
+        self.health = Health(settings.max_bad_steps + searching, self._processes)
+        self._saved = -1
+        self._saved_at = time.monotonic()
+        self._caught: str | None = None
+        self._trouble: CavmaeError | None = None  # of this process, told at the next boundary
+        self._journal: Journal | None = None
+        torch.manual_seed(settings.seed + 1 + 1000 * self._processes.rank)
+
+    # --- the loop ---
+
+    def train(self) -> bool:
+        """Makes all steps that are left.
+
+        Returns:
+            whether it came to the end; False: a signal stopped it, after a checkpoint.
+
+        Raises:
+            CavmaeError: data, disk or numbers do not let it go on. What was trained is saved, as
+                far as it can be.
+        """
+        with self._processes.first_does():
+            if self._processes.first:
+                checkpoints.remove_unfinished(self._run)
+                self._journal = Journal(
+                    self._run, self.step, self._accelerator, self.settings.tracker
+                )
+        meters = Meters(self.task, self._accelerator.device, self.settings, self._processes)
+        self._module.train()
+        with self._signals():
+            try:
+                batches = iter(self._loader)
+                while self.step < self._steps:
+                    position = self._loader.state_dict()
+                    with meters.waiting():
+                        micro, problem = self._fetch(batches)
+                    if self._boundary(position, problem):
+                        return False
+                    outcomes, norm, rate = self._learn(micro)
+                    meters.count(micro)
+                    if self.step % self.settings.log_every == 0 or self.step == self._steps:
+                        self._tell(meters, outcomes, norm, rate)
+                    every = self.settings.evaluate_every
+                    if every and self.step % every == 0 and self.step < self._steps:
+                        with meters.paused():
+                            self.evaluate()
+                self._look()
+                self.evaluate()
+                self._save(self._loader.state_dict())
+            finally:
+                if self._journal is not None:
+                    self._journal.close()
+        return True
+
+    def _fetch(self, batches: Iterator[Batch]) -> tuple[list[Batch], CavmaeError | None]:
+        """The batches of a step on the device, or why there are none."""
+        micro: list[Batch] = []
+        try:
+            for _ in range(self.settings.accumulate):
+                micro.append(self._moved(next(batches)))
+        except StopIteration:
+            return [], CavmaeError(
+                f"Process {self._processes.rank} has run out of data at step {self.step}."
+            )
+        except CavmaeError as error:
+            return [], error
+        except Exception as error:  # noqa: BLE001 - told in all processes, after a checkpoint
+            return [], CavmaeError(f"Loading a batch failed: {type(error).__name__}: {error}")
+        return micro, None
+
+    def _moved(self, batch: Batch) -> Batch:
+        device = self._accelerator.device
+        return {
+            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
+            for k, v in batch.items()
+        }
+
+    def _boundary(self, position: dict[str, Any], problem: CavmaeError | None) -> bool:
+        """Between two steps: saves where it is time to, and ends where it has to.
+
+        Args:
+            position: of the stream, before the batches of the next step were taken from it.
+
+        Returns:
+            whether to stop.
+        """
+        settings = self.settings
+        problem = problem or self._trouble
+        minutes = (time.monotonic() - self._saved_at) / 60
+        late = bool(settings.save_minutes) and minutes > settings.save_minutes
+        stop, failed, late = self._processes.any(
+            self._caught is not None, problem is not None, late and self._processes.first
+        )
+        regular = settings.save_every and self.step and self.step % settings.save_every == 0
+        if stop or failed or late or regular:
+            self._look(position)
+            if self.step:
+                self._save(position)
+        if failed:
+            told = [str(p) for p in self._processes.gather(problem) if p is not None]
+            raise problem or CavmaeError(f"Another process could not go on: {told[0]}")
+        if stop:
+            names = [name for name in self._processes.gather(self._caught) if name]
+            log.info(
+                "Stopped at step %d of %d by %s; the same command with --resume auto goes on.",
+                self.step, self._steps, names[0],
+            )  # fmt: skip
+        return stop
+
+    def _learn(self, micro: Sequence[Batch]) -> tuple[list[Outcome], Tensor, float]:
+        """One step of the optimizer."""
+        progress = self.step / self._steps
+        rate = learning_rate(self._optimizing, self.step, self._steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        pieces: list[Pieces] = []
+        states = []
+        if self.task.joined and len(micro) > 1:
+            for batch in micro:
+                states.append(self._chances())
+                with torch.no_grad():
+                    pieces.append(self._module("embed", batch))
+        outcomes = []
+        for turn, batch in enumerate(micro):
+            if states:  # the same masks as before
+                self._set_chances(states[turn])
+            last = turn == len(micro) - 1
+            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._module):
+                outcome = self._module("learn", batch, progress, pieces, turn)
+                # A task that is not joined knows nothing of the step's other batches.
+                loss = outcome.loss if pieces else outcome.loss / len(micro)
+                # A loss that is not finite makes every gradient NaN, in every process.
+                self._accelerator.backward(loss * (1 + 0 * loss.detach()))
+            outcomes.append(outcome)
+        norm = self._accelerator.clip_grad_norm_(
+            self._parameters, self._optimizing.clip or math.inf
+        )
+        assert norm is not None
+        if hasattr(norm, "full_tensor"):  # of FSDP
+            norm = norm.full_tensor()
+        self._look()
+        bad = ~norm.isfinite()
+        if self._accelerator.scaler is None and not self._sharded:
+            # The fused optimizers leave a step out on the device, without waiting for it.
+            self._optimizer.optimizer.found_inf = bad.float()
+        if not (self._sharded and bad):
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._average is not None:
+            self._average.update_parameters(self.task.model)
+        self.health.note(bad, [key for batch in micro for key in batch["key"]])
+        self.step += 1
+        self.samples += self._processes.count * sum(len(batch["key"]) for batch in micro)
+        return outcomes, norm, rate
+
+    def _look(self, position: dict[str, Any] | None = None) -> None:
+        """Counts the last step if it was bad; too many end the run, after a checkpoint."""
+        try:
+            self.health.look()
+        except CavmaeError:  # in all processes
+            self._save(self._loader.state_dict() if position is None else position)
+            raise
+
+    def _chances(self) -> tuple[Tensor, Tensor | None]:
+        gpu = self._accelerator.device.type == "cuda"
+        return torch.get_rng_state(), torch.cuda.get_rng_state() if gpu else None
+
+    def _set_chances(self, state: tuple[Tensor, Tensor | None]) -> None:
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1])
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def catch(number: int, frame: object) -> None:
+            self._caught = signal.Signals(number).name
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # the second Ctrl-C is final
+
+        before = {number: signal.signal(number, catch) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # --- telling, measuring ---
+
+    def _tell(self, meters: Meters, outcomes: Sequence[Outcome], norm: Tensor, rate: float) -> None:
+        self._look()
+        names = sorted(outcomes[0].logs)
+        logs = torch.stack(
+            [
+                torch.stack([o.logs[name].detach().float() for o in outcomes]).mean()
+                for name in names
+            ]
+        )
+        values = dict(zip(names, self._processes.mean(logs).tolist(), strict=True))
+        values |= {"lr": rate, "gradient norm": float(norm), "samples": self.samples}
+        values |= {"skipped steps": self.health.skipped, **meters.read(self._loader)}
+        if self._journal is not None:
+            try:
+                self._journal.tell(self.step, "train", values)
+            except CavmaeError as error:
+                self._trouble = error
+        left = (self._steps - self.step) * values["seconds a step"] / 60
+        if self._processes.first:
+            log.info(
+                "step %d of %d: loss %.4f, %.1f samples/s, %.0f %% waiting for data, %.1f min left",
+                self.step, self._steps, values["loss"], values["samples a second"],
+                100 * values["waiting for data"], left,
+            )  # fmt: skip
+
+    def evaluate(self) -> dict[str, float]:
+        """Measures of the held-out set; the state of training is left as it is.
+
+        Raises:
+            CavmaeError: it cannot be read, or its measures not be written.
+        """
+        if self._held_out is None:
+            return {}
+        module = self._module if self._sharded else self.task
+        device = self._accelerator.device
+        module.eval()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.settings.seed)
+            records, problem = held_out_records(
+                module, self._held_out, self._moved, self._processes, self._sharded
+            )
+        module.train()
+        if self._processes.any(problem is not None)[0]:
+            self._save(self._loader.state_dict())
+            raise problem or CavmaeError("Another process could not evaluate the held-out set.")
+        found: dict[str, float] = {}
+        gathered = self._processes.gather(records)
+        with self._processes.first_does():
+            if self._processes.first:
+                found = dict(self.task.summarise([r for own in gathered for r in own]))
+                if self._journal is not None:
+                    self._journal.tell(self.step, "held_out", found)
+                told = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+                log.info("held out, step %d: %s", self.step, told)
+        return found
+
+    # --- saving, going on ---
+
+    def _save(self, position: dict[str, Any]) -> None:
+        if self._saved == self.step:
+            return
+        weights, tensors, groups = trainer_state.take_apart(self._module, self._optimizer.optimizer)
+        own = {"loader": position, "random": trainer_state.random_state()}
+        ranks = self._processes.gather(own)
+        with self._processes.first_does():
+            if self._processes.first:
+                self._write(weights, tensors, groups, ranks)
+        self._saved, self._saved_at = self.step, time.monotonic()
+
+    def _write(
+        self,
+        weights: dict[str, Tensor],
+        tensors: dict[str, Tensor],
+        groups: list[dict[str, Any]],
+        ranks: list[dict[str, Any]],
+    ) -> None:
+        scaler = self._accelerator.scaler
+        averaged = None
+        if self._average is not None:
+            averaged = {k: v.cpu() for k, v in self._average.module.state_dict().items()}
+        trainer = {
+            "step": self.step,
+            "samples": self.samples,
+            "health": self.health.state_dict(),
+            "averages": int(self._average.n_averaged) if self._average is not None else 0,
+            "groups": groups,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "ranks": ranks,
+        }
+        config = self.task.model.config_values()
+        preprocessing = self.task.preprocessing()
+        found = checkpoints.Checkpoint(weights, config, preprocessing, averaged, tensors, trainer)
+        checkpoints.save(self._run, self.step, found, self.settings.keep)
+        log.info("Saved %s.", checkpoints.folder_of(self._run, self.step))
+
+    def resume(self, folder: Path) -> None:
+        """Goes on from a checkpoint; call before :meth:`train`.
+
+        Raises:
+            CavmaeError: it is damaged, or of another model; nothing was changed.
+        """
+        with self._processes.first_does():
+            checkpoints.verify(folder) if self._processes.first else None
+        with self._processes.agreed():
+            found = checkpoints.load(folder)
+        trainer = found.trainer
+        trainer_state.put_together(
+            self._module,
+            self._optimizer.optimizer,
+            found.weights,
+            found.tensors,
+            trainer["groups"],
+        )
+        if self._average is not None:
+            source = found.averaged if found.averaged is not None else found.weights
+            self._average.module.load_state_dict(source)
+            self._average.n_averaged.fill_(trainer["averages"])
+        if self._accelerator.scaler is not None and trainer["scaler"] is not None:
+            self._accelerator.scaler.load_state_dict(trainer["scaler"])
+        self.step, self.samples = trainer["step"], trainer["samples"]
+        self.health.load_state_dict(trainer["health"])
+        ranks = trainer["ranks"]
+        if len(ranks) == self._processes.count:
+            own = ranks[self._processes.rank]
+            self._loader.load_state_dict(own["loader"])
+            trainer_state.set_random_state(own["random"])
+        else:  # the epoch that all of them had reached
+            every = [p for rank in ranks for p in rank["loader"]["positions"]]
+            self._loader.load_state_dict({**ranks[0]["loader"], "positions": every})
+        self._saved = self.step
+        log.info("Going on from %s.", folder)

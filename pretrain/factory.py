@@ -1,0 +1,193 @@
+"""The model of a run, and what it starts from."""
+
+import logging
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from torch import Tensor, nn
+
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.json_files import read_json, typed
+from cavmae.pretrain.encoder import CAVMAEConfig, config_of
+from cavmae.pretrain.engine.checkpoints import PREPROCESSING
+from cavmae.pretrain.hub import HubWeights
+from cavmae.pretrain.masking import kept
+from cavmae.pretrain.model import CAVMAE
+from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings
+from cavmae.pretrain.weights import (
+    config_from,
+    initialise_from_mae,
+    load_weights,
+    move_positions,
+    read_weights,
+)
+
+log = logging.getLogger("cavmae")
+Model = TypeVar("Model", bound=HubWeights)
+IMAGENET_MAE = "vit_base_patch16_224.mae"
+
+
+def shape_of(settings: ModelSettings, objective: ObjectiveSettings) -> CAVMAEConfig:
+    """The shape of the model.
+
+    Raises:
+        UsageError: settings that make no model.
+    """
+    if objective.decode_fraction < 1 and settings.decoder != "cross":
+        raise UsageError("objective.decode_fraction below 1 needs model.decoder cross.")
+    try:
+        shape = config_of(
+            settings.size,
+            image_size=(settings.image_height, settings.image_width),
+            audio_size=(128, settings.audio_frames),
+            joint_depth=settings.joint_depth,
+            decoder=settings.decoder,
+            contrast_width=settings.contrast_width if objective.aligned_weight else 0,
+        )
+        kept(shape.audio_grid[0] * shape.audio_grid[1], objective.mask_ratio_audio)
+        kept(shape.image_grid[0] * shape.image_grid[1], objective.mask_ratio_image)
+        return shape
+    except ValueError as error:
+        raise UsageError(f"model: {error}") from error
+
+
+def build_model(settings: ModelSettings, objective: ObjectiveSettings, seed: int) -> CAVMAE:
+    """The model, with the weights it starts from; the same in every process.
+
+    Raises:
+        CavmaeError: weights are missing, damaged, or of another model.
+    """
+    if settings.weights and settings.mae:
+        raise UsageError("Start from model.weights or from model.mae, not from both.")
+    torch.manual_seed(seed)
+    model = CAVMAE(shape_of(settings, objective))
+    if settings.mae:
+        initialise_from_mae(model, imagenet_mae(settings.mae))
+    if settings.weights:
+        source, weights = named_weights(settings.weights)
+        moved = move_positions(weights, source, model.config)
+        for line in load_weights(model, moved, settings.partial):
+            log.warning("Left: %s.", line)
+    return model
+
+
+def imagenet_mae(name: str) -> dict[str, Tensor]:
+    """Weights of timm's MAE: from a file, or fetched with the name ``timm``.
+
+    Raises:
+        CavmaeError: they cannot be had.
+    """
+    if name != "timm":
+        return read_weights(Path(name))
+    try:
+        import timm  # takes seconds, and few runs need it
+
+        found = timm.create_model(IMAGENET_MAE, pretrained=True, num_classes=0)
+    except (OSError, RuntimeError) as error:
+        raise CavmaeError(
+            f"{IMAGENET_MAE} could not be fetched ({error}); give its file with --model.mae."
+        ) from error
+    return dict(found.state_dict())
+
+
+def named_weights(name: str) -> tuple[CAVMAEConfig, dict[str, Tensor]]:
+    """Shape and weights of a folder, a published file, or a name on the hub."""
+    if Path(name).is_file():
+        weights = read_weights(Path(name))
+        return config_from(weights), weights
+    model = load_model(name)
+    return model.config, dict(model.state_dict())
+
+
+def load_model(name: str) -> CAVMAE:
+    """A folder of ours, or a name on the hub.
+
+    Raises:
+        CavmaeError: there is none, or it is damaged.
+    """
+    return load_hub(CAVMAE, name, "make one with `cavmae convert`")
+
+
+def load_hub(kind: type[Model], name: str, remedy: str) -> Model:
+    """A model of some kind; see :func:`load_model`."""
+    try:
+        return kind.from_pretrained(name)
+    except RuntimeError as error:
+        found_out = " ".join(str(error).split("\n\t")[:2])
+        raise CavmaeError(
+            f"{name} holds weights that are not those of its configuration, since they are of "
+            f"another version of cavmae or of another kind ({found_out}): {remedy}."
+        ) from error
+    except (OSError, ValueError, TypeError, HfHubHTTPError, HFValidationError) as error:
+        raise CavmaeError(
+            f"{name} is no folder of weights, nor a model on the hub "
+            f"({str(error).splitlines()[0]}): {remedy}."
+        ) from error
+
+
+def preprocessing_of(name: str) -> dict[str, Any] | None:
+    """What weights say of the data they were trained on; None: nothing.
+
+    Args:
+        name: folder or file, or a name on the hub.
+
+    Raises:
+        CavmaeError: it is damaged.
+    """
+    path = Path(name) / PREPROCESSING
+    if not Path(name).exists():
+        fetched = _from_hub(name)
+        if fetched is None:
+            return None
+        path = fetched
+    if not path.is_file():
+        return None
+    try:
+        found = read_json(path, remedy="give --statistics data")
+        mean, std = typed(found, "fbank_mean", float), typed(found, "fbank_std", float)
+        if std <= 0:
+            raise ValueError(f"fbank_std is {std}")
+        return {**found, "fbank_mean": mean, "fbank_std": std}
+    except (OSError, ValueError) as error:
+        raise CavmaeError(f"{path} is damaged ({error}); give --statistics data.") from error
+
+
+def _from_hub(name: str) -> Path | None:
+    """The file of a model on the hub; None: there is none, or no such model."""
+    try:
+        return Path(hf_hub_download(name, PREPROCESSING))
+    except LocalEntryNotFoundError as error:  # the network, not the model, is at fault
+        raise CavmaeError(
+            f"{PREPROCESSING} of {name} could not be fetched from the hub "
+            f"({str(error).splitlines()[0]}); try again, or name a folder."
+        ) from error
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+        return None
+    except (OSError, HfHubHTTPError) as error:
+        raise CavmaeError(f"{PREPROCESSING} of {name} could not be fetched: {error}") from error
+
+
+def compile_blocks(model: nn.Module, backend: str) -> None:
+    """Compiles the transformer blocks in place: few, small graphs, the same names of weights.
+
+    Raises:
+        UsageError: no such backend.
+    """
+    if backend not in torch._dynamo.list_backends(exclude_tags=()):
+        known = ", ".join(torch._dynamo.list_backends())
+        raise UsageError(f"loop.compile {backend}: there is no such backend; there are {known}.")
+    # A block is compiled for each kind of norm, width and number of tokens that it meets.
+    torch._dynamo.config.recompile_limit = 64
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        if len(parts) == 2 and "blocks" in parts[0]:
+            module.compile(backend=backend)

@@ -1,0 +1,59 @@
+"""Files of tensors, read in one place: whatever is wrong with one is a sentence with its name."""
+
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cavmae.common.errors import CavmaeError
+
+WRAPPED = ("state_dict", "model")  # what a published file may keep its state dict under
+# Of torch.load alone: a bit of a pickle may name any operation with any arguments.
+_DAMAGE = (
+    SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError,
+    KeyError, IndexError, AttributeError, ImportError, AssertionError, ArithmeticError,
+    struct.error, zipfile.BadZipFile, MemoryError, NotImplementedError,
+)  # fmt: skip
+
+
+def read_tensors(path: Path, remedy: str, finite: bool = True) -> dict[str, Tensor]:
+    """The tensors of a file by name: ``.safetensors``, or what ``torch.save`` wrote.
+
+    Nothing is unpickled but tensors (``weights_only``).
+
+    Args:
+        remedy: end of the error's sentence: how to get a sound file.
+        finite: refuse NaN and infinite numbers, as no weights are.
+
+    Raises:
+        CavmaeError: no such file, a damaged one, one that does not map names to tensors, or numbers
+            that are not finite.
+    """
+    if not path.is_file():
+        raise CavmaeError(f"There is no file {path}: {remedy}.")
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = load_file(str(path))
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        for name in WRAPPED:
+            if isinstance(found, dict) and isinstance(found.get(name), dict):
+                found = found[name]
+        if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+            raise CavmaeError(f"{path} is not a state dict, which maps names to tensors: {remedy}.")
+        if finite:
+            for name, value in found.items():
+                if not torch.isfinite(value).all():
+                    raise CavmaeError(f"{path} is damaged, {name} is not finite: {remedy}.")
+    except _DAMAGE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CavmaeError(
+            f"{path} is damaged or holds more than tensors ({reason}): {remedy}."
+        ) from error
+    return {str(name): value for name, value in found.items()}

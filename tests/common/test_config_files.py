@@ -1,0 +1,135 @@
+"""Configurations of strangers: refused by one sentence, before anything of them is run or built."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cavmae.common.cli import fill, parse, parser, run
+
+EVIL = 'print("THE MODULE OF THE CONFIGURATION RAN")\nclass Evil: pass\n'
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    train: str = ""
+    rate: float = 1.0
+    names: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    data: Inner = Inner()
+    steps: int = 1
+
+
+def command(*words: str) -> Outer:
+    made = parser("x", "test")
+    made.add_class_arguments(Outer)
+    return fill(Outer, parse(made, words))
+
+
+def attempt(*words: str) -> int:
+    return run(lambda given: command(*given) and None, words)
+
+
+def test_what_is_an_option_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    wanted = Outer(Inner("somewhere", 0.5, ("a", "b")), 3)
+    path.write_text("# ours\ndata: {train: somewhere, rate: 0.5, names: [a, b]}\nsteps: 3\n")
+    assert command("--config", str(path)) == wanted
+    path.write_text("data.train: somewhere\ndata.rate: 0.5\ndata.names:\n- a\n- b\nsteps: 3\n")
+    assert command(f"--config={path}") == wanted
+    assert command("--config", str(path), "--steps", "4").steps == 4
+    path.write_text(
+        '{"data": {"train": "somewhere", "rate": 5e-1, "names": ["a", "b"]}, "steps": 3}'
+    )
+    assert command("--config", str(path)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"data: {class_path: evil.Evil}", "there is no option data.class_path"),
+        (b"data.class_path: evil.Evil", "there is no option data.class_path"),
+        (b"data: {init_args: {train: x}}", "there is no option data.init_args"),
+        (b"data: {train: {class_path: evil.Evil}}", "data.train takes a value"),
+        (b"data: {names: [{class_path: evil.Evil}]}", "data.names takes a value"),
+        (b"data: evil.Evil", "data takes options, such as data.names"),
+        (b"config: other.yaml", "there is no option config"),
+        (b"class_path: evil.Evil", "there is no option class_path"),
+        (b"data: !!python/object/apply:os.system [id]", "tags such as"),
+        (b"steps: 1\ndata: {trian: x}", "line 2: there is no option data.trian (is data.train"),
+        (b"data: {train: a, train: b}", "data.train stands there twice"),
+        (b"data.train: a\ndata: {rate: 2}", "data stands there twice"),
+        (b"data: {? [a] : b}", "a key has to be the name of an option"),
+        (b"data: &a {train: x}\nsteps: *a", "write values out"),
+        (b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "write values out"),
+        (b"data: {names: " + b"[" * 50_000, "more than 8 levels"),
+        (b"#" * 300_000, "more than 262144 bytes"),
+        (b"\xff\xfed\x00", "is no UTF-8 text"),
+        (b"\0\0\0", "is no YAML"),
+        (b"data: [1", "is no YAML"),
+        (b"data:\n\ttrain: x", "is no YAML"),
+        (b"", "holds 0 documents"),
+        (b"steps: 1\n---\nsteps: 2", "holds 2 documents"),
+        (b"hello", "a configuration is a table"),
+        (b"data: {rate: .nan}", "--data.rate is not a number"),
+    ],
+)  # fmt: skip
+def test_what_is_not_is_one_sentence(
+    tmp_path: Path, content: bytes, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    assert attempt("--config", str(path)) == 2
+    said = capsys.readouterr()
+    assert reason in said.err and said.err.count("\n") == 1 and not said.out
+    assert "c.yaml" in said.err or "--data.rate" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--data", '{"class_path": "evil.Evil"}'], "--data takes no value"),
+        (["--data=evil.Evil"], "--data takes no value"),
+        (["--config", '{"data": {"class_path": "evil.Evil"}}'], "cannot be read"),
+        (["--config", "."], "no regular file"),
+        (["--config"], "cannot be read"),
+        (["--data.rate", ".nan"], "--data.rate is not a number"),
+    ],
+)  # fmt: skip
+def test_words_are_no_way_round(
+    words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert attempt(*words) == 2
+    said = capsys.readouterr().err
+    assert reason in said and said.count("\n") == 1
+
+
+def test_no_module_is_imported_from_the_working_folder(tmp_path: Path) -> None:
+    """As a program started with -m, which has the working folder among its modules."""
+    (tmp_path / "evil.py").write_text(EVIL)
+    (tmp_path / "c.yaml").write_text("data: {class_path: evil.Evil}")
+    (tmp_path / "nested.yaml").write_text("config: c.yaml")
+    ways = (
+        ["--config", "c.yaml"], ["--config", "nested.yaml"], ["--conf", "c.yaml"],
+        ["--data", "evil.Evil"], ["--data.class_path", "evil.Evil"],
+    )  # fmt: skip
+    script = (
+        "import sys, json; sys.path.insert(0, '')\n"
+        "from tests.common.test_config_files import attempt\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    try: print('code', attempt(*words))\n"
+        "    except SystemExit as end: print('code', end.code)\n"
+        "import evil\n"  # it could have been
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(ways)],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={"PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.stdout == "code 2\n" * len(ways) + "THE MODULE OF THE CONFIGURATION RAN\n"

@@ -1,0 +1,57 @@
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cavmae.common import worker_pool
+from tests.tools import faulty
+
+
+def run(arguments: list[str], workers: int) -> dict[int, list[Any]]:
+    events: dict[int, list[Any]] = defaultdict(list)
+    for event in worker_pool.run(iter(enumerate(arguments)), faulty.say, workers, 30, 4e9):
+        events[event.task].append(event)
+    return events
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_every_task_ends_exactly_once(workers: int) -> None:
+    arguments = ["fine", "raise", "exit", "fine", "kill"] * 4
+    events = run(arguments, workers)
+    assert len(events) == len(arguments)
+    for number, argument in enumerate(arguments):
+        first, last = events[number]
+        assert first.message == ("started", argument)
+        if argument == "fine":
+            assert last.result[0] == "fine"
+        else:
+            assert last.reason == "crash"
+            assert {"raise": "ValueError: oh", "exit": "code 3", "kill": "killed"}[argument] in (
+                last.detail
+            )
+
+
+def test_who_dies_between_two_looks_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is alive when it is asked, and dead a moment later."""
+    listen = worker_pool._listen
+
+    def late(worker: Any, timeout: float, memory_bytes: float) -> Iterator[Any]:
+        yield from listen(worker, timeout, memory_bytes)
+        worker.process.join(0.3)
+
+    monkeypatch.setattr(worker_pool, "_listen", late)
+    events = run(["kill", "exit"] * 3, 2)
+    assert [events[n][-1].reason for n in range(6)] == ["crash"] * 6
+
+
+def test_workers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pids = {e[-1].result[1] for e in run(["x"] * 30, 2).values()}
+    assert len(pids) <= 2
+    monkeypatch.setattr(worker_pool, "RECYCLE_AFTER", 5)
+    pids = {e[-1].result[1] for e in run(["x"] * 30, 2).values()}
+    assert len(pids) >= 6
+
+
+def test_nothing_to_do() -> None:
+    assert run([], 2) == {}

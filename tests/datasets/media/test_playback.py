@@ -1,0 +1,94 @@
+"""A file as it plays, on a grid of 25 frames a second."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cavmae.datasets.media import probe
+from cavmae.datasets.media.geometry import geometry
+from cavmae.datasets.media.playback import SAMPLES, Playback, extent
+from cavmae.tools.benchmarks.media import read_number
+
+Maker = Callable[..., Path]
+
+
+def play(path: Path) -> Playback:
+    info = probe(str(path))
+    return Playback(info, geometry(info, 64, "square"))
+
+
+def numbers(playing: Playback, length: int, hop: int) -> list[int]:
+    """Numbers in the frames of overlapping windows; what two windows show alike counts once."""
+    found: dict[int, int] = {}
+    for start in range(0, playing.frames, hop):
+        for place, frame in enumerate(playing.pictures(start, length)):
+            number = read_number(frame)
+            assert found.setdefault(start + place, number) == number
+    return [found[i] for i in range(playing.frames)]
+
+
+@given(seconds=st.floats(1e-3, 4e4))
+@example(seconds=144_001 / 48_000)
+def test_frames_and_samples_of_a_recording_end_together(seconds: float) -> None:
+    frames, samples = extent(seconds)
+    assert (frames - 1) * 640 < samples <= frames * 640
+    assert abs(samples - seconds * 16_000) <= 1
+
+
+@pytest.mark.parametrize("fps", [25.0, 50.0, 12.5, 30000 / 1001])
+@pytest.mark.parametrize("hop", [3, 8])
+def test_every_moment_has_the_frame_that_is_on_screen(video: Maker, fps: float, hop: int) -> None:
+    with play(video(fps=fps, seconds=2.0)) as playing:
+        assert playing.frames in (50, 51)
+        found = numbers(playing, 8, hop)[:50]
+    exact = np.arange(50) / 25 * fps
+    assert np.abs(np.array(found) - exact).max() <= 1
+    if fps in (12.5, 25.0, 50.0):
+        assert found == np.floor(exact + 1e-6).astype(int).tolist()
+
+
+def test_frames_of_any_spacing(video: Maker) -> None:
+    times = np.round(np.cumsum([0.0, *[0.02, 0.09, 0.05] * 10]), 3)
+    with play(video("vfr.mp4", frame_times=tuple(times))) as playing:
+        found = numbers(playing, 16, 16)
+    for moment, number in enumerate(found[:-2]):
+        assert times[number] <= moment / 25 + 0.021
+        assert number + 1 == len(times) or times[number + 1] > moment / 25 + 0.019
+
+
+def test_there_is_no_picture_before_the_first_frame_and_the_last_one_stays(video: Maker) -> None:
+    path = video("late.mkv", seconds=2.0, picture_start=0.8, sound_seconds=4.0, size=(96, 64))
+    with play(path) as playing:
+        assert playing.frames >= 95
+        pictures = playing.pictures(0, playing.frames)
+        seen = playing.seen
+    assert not seen[:19].any()
+    assert seen[22:].all()
+    assert not pictures[:19].any()
+    assert read_number(pictures[30]) == 10
+    assert [read_number(picture) for picture in pictures[70:]] == [49] * (len(pictures) - 70)
+
+
+def test_sound_is_read_once_and_given_again(video: Maker) -> None:
+    path = video("pcm.mkv", audio="pcm_s16le", rate=16000, seconds=2.0, events=(0.5, 1.5))
+    with play(path) as playing:
+        whole = playing.sound(0, playing.frames)
+    assert whole.shape == (playing.frames * SAMPLES,)
+    with play(path) as playing:
+        for start in range(0, 48, 5):
+            part = playing.sound(start, 16)
+            beyond = np.pad(whole, (0, 20 * SAMPLES))[start * SAMPLES : (start + 16) * SAMPLES]
+            np.testing.assert_allclose(part, beyond, atol=2e-4)
+
+
+def test_what_is_kept_does_not_grow(video: Maker) -> None:
+    with play(video(seconds=6.0)) as playing:
+        for start in range(0, playing.frames, 8):
+            playing.pictures(start, 16)
+            playing.sound(start, 16)
+            assert len(playing._kept) <= 17
+            assert len(playing._waves) <= 16 * SAMPLES

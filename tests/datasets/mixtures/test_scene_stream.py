@@ -1,0 +1,258 @@
+"""Streams of scenes: each once, the same whoever composes it, going on exactly, broken clips."""
+
+import dataclasses
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.datasets.format import sample
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.mixtures.clip_pool import ClipPool
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings
+from cavmae.datasets.mixtures.scene_stream import (
+    ComposedStream,
+    ListedStream,
+    keys_of,
+    read_list,
+    write_list,
+)
+from cavmae.datasets.stream.loader import Loader
+from cavmae.datasets.stream.shard_reader import Access
+from tests.datasets.clips import clip, data_set_of
+
+SETTINGS = ComposeSettings(height=32, width=48, seconds=0.08)
+CLIPS = 10
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    samples = [clip(n, speaker=f"s{n // 2}", person=True) for n in range(CLIPS)]
+    return data_set_of(tmp_path_factory.mktemp("scenes") / "set", samples)
+
+
+def stream(manifest: Manifest, **options: object) -> ComposedStream:
+    return ComposedStream(manifest, SETTINGS, (16, 24), 2, 2, **options)
+
+
+def some(loader: Loader, count: int) -> list[dict[str, object]]:
+    batches: Iterator[dict[str, object]] = iter(loader)
+    return [next(batches) for _ in range(count)]
+
+
+def same(one: dict[str, object], other: dict[str, object]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[k], other[k]) if isinstance(one[k], torch.Tensor) else one[k] == other[k]
+        for k in one
+    )
+
+
+def parts(batch: dict[str, object], row: int) -> list[torch.Tensor]:
+    """What is seen and heard in a scene; people without those who are only padding."""
+    people = int(batch["present"][row].sum())
+    whole = [batch[name][row] for name in ("mixture", "frames", "motion", "rest")]
+    return whole + [batch[name][row, :people] for name in ("voices", "masks")]
+
+
+def test_every_scene_of_an_epoch_once_over_all_readers(clips: Manifest) -> None:
+    for world, workers in ((1, 1), (2, 1), (1, 2), (2, 2)):
+        keys = []
+        for rank in range(world):
+            one = stream(clips, rank=rank, world_size=world)
+            for worker in range(workers):
+                for delivery in one.deliveries(worker, workers):
+                    assert not isinstance(delivery, CavmaeError)
+                    if delivery.position.epoch > 1 or len(keys) > 200:
+                        break
+                    keys += delivery.batch["key"]
+        first = [key for key in keys if key.startswith("0-")]
+        assert sorted(first, key=lambda k: int(k[2:])) == [f"0-{n}" for n in range(CLIPS)]
+
+
+def test_a_scene_does_not_depend_on_who_composes_it(clips: Manifest) -> None:
+    """One after the other, in a worker, in the second of two workers: the same pixels and sound."""
+    alone = {}
+    for batch in some(Loader(stream(clips)), 5):
+        alone |= {key: parts(batch, n) for n, key in enumerate(batch["key"])}
+    for workers in (1, 2):
+        for batch in some(Loader(stream(clips), workers), 4):
+            for n, key in enumerate(batch["key"]):
+                if key in alone:
+                    for one, other in zip(alone[key], parts(batch, n), strict=True):
+                        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_going_on_is_exact(clips: Manifest, workers: int) -> None:
+    whole = some(Loader(stream(clips), workers), 9)
+    loader = Loader(stream(clips), workers)
+    some_first = iter(loader)
+    for _ in range(4):
+        next(some_first)
+    state = json.loads(json.dumps(loader.state_dict()))
+    later = Loader(stream(clips), workers)
+    later.load_state_dict(state)
+    for expected, found in zip(whole[4:], some(later, 5), strict=True):
+        assert same(expected, found)
+
+
+def test_other_settings_are_another_stream(
+    clips: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = Loader(stream(clips))
+    some(loader, 2)
+    other = ComposedStream(clips, dataclasses.replace(SETTINGS, noise=0.9), (16, 24), 2, 2)
+    Loader(other).load_state_dict(loader.state_dict())
+    assert "compose changed" in caplog.text
+
+
+def test_batches_are_padded_with_nobody(clips: Manifest) -> None:
+    for batch in some(Loader(stream(clips)), 6):
+        present = batch["present"]
+        assert isinstance(present, torch.Tensor)
+        for name in ("voices", "masks", "speaking", "masked"):
+            assert not batch[name][~present].any()
+        total = batch["voices"].sum(1) + batch["rest"]
+        torch.testing.assert_close(total, batch["mixture"], atol=1e-5, rtol=0)
+        assert (batch["target"] < present.sum(1)).all()
+
+
+def test_a_reference_is_the_same_person_saying_something_else(clips: Manifest) -> None:
+    one = stream(clips)
+    told = 0
+    for number in range(40):
+        recipe = one.recipe(0, number)
+        if recipe.reference is None:
+            continue
+        told += 1
+        person = recipe.people[recipe.target]
+        clip_of = one.pool.clips
+        assert (
+            clip_of[one.pool.number[recipe.reference.clip]].person
+            == clip_of[one.pool.number[person.clip]].person
+        )
+        assert recipe.reference.clip != person.clip
+    assert told > 30
+
+
+def test_a_list_gives_each_scene_once_and_always_the_same(clips: Manifest, tmp_path: Path) -> None:
+    recipes = [stream(clips).recipe(7, n) for n in range(7)]
+    path = tmp_path / "list.jsonl"
+    write_list(path, SETTINGS, recipes)
+    settings, read = read_list(path)
+    assert settings == SETTINGS
+    assert read == recipes
+    whole = list(Loader(ListedStream(clips, settings, read, (16, 24), 2, 2)))
+    assert [key for batch in whole for key in batch["key"]] == [f"{n:05d}" for n in range(7)]
+    keys = []
+    for rank in range(2):
+        part = ListedStream(clips, settings, read, (16, 24), 2, 2, rank=rank, world_size=2)
+        keys += [key for batch in Loader(part, 2) for key in batch["key"]]
+    assert sorted(keys) == [f"{n:05d}" for n in range(7)]
+
+
+def test_lists_that_do_not_fit(clips: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    with pytest.raises(CavmaeError, match="no list of scenes"):
+        read_list(path)
+    path.write_text('{"schema": 1, "compose": {"height": 32}}\n{"kind"\n')
+    with pytest.raises(CavmaeError, match="make it anew"):
+        read_list(path)
+    path.write_text('{"schema": 99, "compose": {}}\n')
+    with pytest.raises(CavmaeError, match="version 99"):
+        read_list(path)
+    recipe = stream(clips).recipe(0, 0)
+    other = data_set_of(tmp_path / "other", [clip(n + 50, speaker=f"s{n}") for n in range(6)])
+    with pytest.raises(UsageError, match="does not have: use the data set"):
+        ListedStream(other, SETTINGS, [recipe], (16, 24), 2, 2)
+
+
+def test_broken_clips_are_left_out_counted_and_named(clips: Manifest, tmp_path: Path) -> None:
+    samples = [clip(n, speaker=f"s{n}", person=True) for n in range(6)]
+    samples[0][1]["flac"] = b"fLaC" + b"\0" * 50
+    broken = data_set_of(tmp_path / "set", samples)
+    named = tmp_path / "broken.jsonl"
+    access = Access(max_broken=1.0, quarantine=str(named))
+    loader = Loader(stream(broken, access=access))
+    some(loader, 12)
+    lines = [json.loads(line) for line in named.read_text().splitlines()]
+    assert sum(loader.broken.values()) > 0
+    assert {line["reason"] for line in lines} == set(loader.broken)
+    assert all("k0" in line["detail"] for line in lines)
+    strict = Loader(stream(broken, access=Access(max_broken=0.0)))
+    with pytest.raises(CavmaeError, match="Too many broken samples"):
+        some(strict, 40)
+
+
+def test_masks_of_another_size_are_broken_clips(tmp_path: Path) -> None:
+    """Also where it is the mask that tells where somebody stands, before anything is composed."""
+    samples = [clip(n, speaker=f"s{n}", person=True) for n in range(CLIPS)]
+    for frame in range(3):
+        small = np.ones((16, 24), dtype=np.uint8)
+        samples[4][1][sample.mask_member(frame)] = sample.encode_mask(small)
+    manifest = data_set_of(tmp_path / "set", samples)
+    told = tmp_path / "broken.jsonl"
+    access = Access(max_broken=0.9, quarantine=str(told))
+    one = stream(manifest, access=access)
+    some(Loader(one), 20)
+    shown = [json.loads(line) for line in told.read_text().splitlines()]
+    assert shown
+    assert all("k4" in line["detail"] for line in shown), shown
+    with pytest.raises(CavmaeError, match="broken"):
+        some(Loader(stream(manifest, access=Access(max_broken=0.0))), 20)
+
+
+def test_fewer_scenes_than_readers(clips: Manifest) -> None:
+    with pytest.raises(UsageError, match="use fewer workers"):
+        Loader(stream(clips, world_size=4), workers=3)
+
+
+def test_a_part_of_the_clips(clips: Manifest) -> None:
+    small, larger = stream(clips, clips=5, seed=3), stream(clips, clips=8, seed=3)
+    assert small.samples == 5
+    assert {c.key for c in small.pool.clips} <= {c.key for c in larger.pool.clips}
+    assert len(small.pool.people()) == 5  # as many people as can be
+    assert keys_of(small.recipe(0, 0)) <= set(small.pool.number)
+    with pytest.raises(UsageError, match="not 11"):
+        stream(clips, clips=11)
+    with pytest.raises(UsageError, match="add people"):
+        stream(clips, clips=2)
+
+
+def test_backgrounds_are_behind_people_and_nothing_else(tmp_path: Path) -> None:
+    people = [clip(n, speaker=f"s{n // 2}", person=True) for n in range(CLIPS)]
+    behind = [
+        clip(20, speaker="x", labels=("background", "silent"), masks=False),
+        clip(21, speaker="y", labels=("background",), masks=False),
+    ]
+    del behind[1][1]["flac"]  # a background needs no sound
+    manifest = data_set_of(tmp_path / "set", people + behind)
+    settings = dataclasses.replace(SETTINGS, own=0.0, paste=1.0, halves=0.0, silent=0.5)
+    one = ComposedStream(manifest, settings, (16, 24), 2, 2, clips=8)
+    assert one.samples == 8
+    recipes = [one.recipe(0, n) for n in range(40)]
+    assert {recipe.background for recipe in recipes} == {"k20", "k21"}
+    for recipe in recipes:
+        assert not {"k20", "k21"} & (keys_of(recipe) - {recipe.background})
+    recipe = next(r for r in recipes if r.background == "k21")
+    nobody = dataclasses.replace(
+        recipe, people=(), order=(), unseen=(), noise="white", reference=None,
+        light=(1.0, 1.0, 1.0), tint=(1.0, 1.0, 1.0), quality=95,
+    )  # fmt: skip
+    seen = one.composer.painter.paint(nobody).frames[0]
+    frame = one.pool.pictures(one.pool.clips[one.pool.number["k21"]], [0], grey=False)[0]
+    assert np.abs(seen.astype(int) - frame).mean() < 12  # once more through JPEG, of noise
+
+
+def test_a_pool_goes_to_another_process(clips: Manifest) -> None:
+    pool = ClipPool(clips)
+    before = pool.waveform(pool.clips[0], 0.0, 500)
+    other: ClipPool = pickle.loads(pickle.dumps(pool))
+    assert (other.waveform(other.clips[0], 0.0, 500) == before).all()
+    pool.close()
+    other.close()

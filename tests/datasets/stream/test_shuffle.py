@@ -1,0 +1,97 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cavmae.datasets.stream.shuffle import (
+    Visit,
+    class_balanced_repeats,
+    drain_order,
+    epoch_visits,
+    evaluation_visits,
+    visit_chance,
+)
+
+COUNTS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
+
+
+def everything(counts: list[int]) -> Counter[tuple[int, int]]:
+    return Counter((s, i) for s, n in enumerate(counts) for i in range(n))
+
+
+@given(COUNTS, st.integers(0, 99), st.integers(0, 5), st.integers(1, 9))
+def test_an_epoch_visits_every_sample_exactly_once(
+    counts: list[int], seed: int, epoch: int, readers: int
+) -> None:
+    pieces = [list(epoch_visits(counts, seed, epoch, r, readers)) for r in range(readers)]
+    assert Counter((v.shard, v.sample) for piece in pieces for v in piece) == everything(counts)
+    sizes = [len(piece) for piece in pieces]
+    assert max(sizes) - min(sizes) <= 1  # no reader runs ahead of the others
+
+
+@given(COUNTS, st.integers(1, 4), st.integers(1, 4))
+def test_evaluation_sees_every_sample_exactly_once(
+    counts: list[int], ranks: int, workers: int
+) -> None:
+    readers = ranks * workers
+    seen = Counter(
+        (v.shard, v.sample) for r in range(readers) for v in evaluation_visits(counts, r, readers)
+    )
+    assert seen == everything(counts)
+
+
+def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
+    counts = [5] * 20
+
+    def order(seed: int, epoch: int) -> list[Visit]:
+        return list(epoch_visits(counts, seed, epoch, 0, 1))
+
+    assert order(1, 2) == order(1, 2)
+    assert order(1, 2) != order(1, 3)
+    assert order(1, 2) != order(2, 2)
+
+
+@given(st.integers(0, 2**40 - 1), st.integers(0, 1000), st.integers(0, 1000))
+def test_chance_of_a_visit(seed: int, epoch: int, sample: int) -> None:
+    visit = Visit(3, sample, 0)
+    first = visit_chance(seed, epoch, visit).random()
+    assert first == visit_chance(seed, epoch, visit).random()
+    assert first != visit_chance(seed, epoch + 1, visit).random()
+    assert first != visit_chance(seed, epoch, visit._replace(repeat=1)).random()
+    assert first != visit_chance(seed, epoch, visit._replace(sample=sample + 1)).random()
+
+
+@given(st.integers(0, 50), st.integers(0, 9))
+def test_draining_is_a_permutation(size: int, seed: int) -> None:
+    assert sorted(drain_order(seed, 0, 0, size)) == list(range(size))
+
+
+def test_class_balanced_weights_are_the_references() -> None:
+    labels = [[("a",), ("a",), ("a", "b")], [("a",), ()]]
+    repeats = class_balanced_repeats(labels)
+    count = {"a": 4, "b": 1}
+    weight = [[sum(1000 / (count[n] + 0.01) for n in names) for names in s] for s in labels]
+    total = sum(map(sum, weight))
+    for found, expected in zip(repeats, weight, strict=True):
+        np.testing.assert_allclose(found, np.array(expected) * 5 / total)
+    assert repeats[1][1] == 0  # no label: never
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 1000), st.integers(1, 5))
+def test_repeats_come_as_often_as_they_should(seed: int, readers: int) -> None:
+    repeats = [np.array([0.0, 1.0, 2.5]), np.array([0.2, 3.0])]
+    seen: Counter[tuple[int, int]] = Counter()
+    epochs = 60
+    for epoch in range(epochs):
+        for reader in range(readers):
+            for visit in epoch_visits([3, 2], seed, epoch, reader, readers, repeats):
+                assert visit.repeat < 3
+                seen[visit.shard, visit.sample] += 1
+    assert seen[0, 0] == 0
+    assert seen[0, 1] == epochs
+    assert seen[1, 1] == 3 * epochs
+    assert seen[0, 2] / epochs == pytest.approx(2.5, abs=0.35)
+    assert seen[1, 0] / epochs == pytest.approx(0.2, abs=0.27)

@@ -1,0 +1,97 @@
+"""Slots of a window that are one person, and pieces of masks that are not."""
+
+import numpy as np
+import pytest
+import torch
+
+from cavmae.finetune.inference.slot_merging import LEAST, SPECK, people_of, without_specks
+
+SIZE = (4, 20, 40)  # key frames, height, width
+
+
+def block(rows: slice, columns: slice, keys: slice = slice(None)) -> torch.Tensor:
+    mask = torch.zeros(SIZE)
+    mask[keys, rows, columns] = 0.9
+    return mask
+
+
+def voting(*middles: tuple[torch.Tensor, float, float]) -> torch.Tensor:
+    """Votes: each mask's pixels for a middle, all others for a corner."""
+    votes = torch.zeros(2, *SIZE)
+    for mask, x, y in middles:
+        votes[0][mask > 0.5], votes[1][mask > 0.5] = x, y
+    return votes
+
+
+def groups(masks: list[torch.Tensor], votes: torch.Tensor, *there: float) -> list[list[int]]:
+    return people_of(torch.stack(masks), votes, torch.tensor(there), cued=False)
+
+
+FACE, HAIR = block(slice(5, 12), slice(10, 16)), block(slice(0, 5), slice(8, 18))
+OTHER = block(slice(4, 20), slice(26, 38))
+
+
+def test_parts_that_vote_for_one_middle_are_one_person() -> None:
+    masks = torch.stack([OTHER, HAIR, FACE, torch.zeros(SIZE)])
+    votes = voting((OTHER, 0.8, 0.6), (HAIR, 0.33, 0.4), (FACE, 0.32, 0.43))
+    there = torch.tensor([0.7, 0.8, 0.95, 0.9])
+    assert people_of(masks, votes, there, cued=False) == [[2, 1], [0]]
+    # Whom a cue means comes first, however sure others are.
+    assert people_of(masks, votes, there, cued=True) == [[0], [2, 1]]
+    # Somebody above somebody else is another person.
+    votes = voting((OTHER, 0.8, 0.6), (HAIR, 0.33, 0.2), (FACE, 0.32, 0.43))
+    assert people_of(masks, votes, there, cued=False) == [[2], [1], [0]]
+
+
+def test_after_a_cut_there_is_somebody_else() -> None:
+    """One after the other in the same place, with the same middle."""
+    rows, columns = slice(4, 20), slice(14, 26)
+    first, then = block(rows, columns, slice(0, 2)), block(rows, columns, slice(2, 4))
+    votes = voting((first, 0.5, 0.6), (then, 0.5, 0.6))
+    assert groups([first, then], votes, 0.9, 0.8) == [[0], [1]]
+
+
+def test_people_who_change_places_are_two() -> None:
+    """Their mean middles are the same, and they touch while they pass."""
+    places = (2, 13, 19, 32)
+    one, two = torch.zeros(SIZE), torch.zeros(SIZE)
+    for key, (left, other) in enumerate(zip(places, places[::-1], strict=True)):
+        one[key, 4:20, left : left + 6] = 0.9
+        two[key, 4:20, other : other + 6] = 0.9
+    votes = voting((one, 0.5, 0.6), (two, 0.5, 0.6))
+    assert groups([one, two], votes, 0.9, 0.8) == [[0], [1]]
+
+
+def test_the_same_pixels_are_one_person_whatever_they_vote_for() -> None:
+    above = block(slice(4, 9), slice(26, 38))
+    again = OTHER - above
+    votes = voting((again, 0.8, 0.9), (above, 0.8, 0.0))
+    apart = votes[1][OTHER > 0.5].mean() - votes[1][again > 0.5].mean()
+    assert abs(float(apart)) > 0.2
+    assert groups([OTHER, again], votes, 0.9, 0.8) == [[0, 1]]
+
+
+def test_who_is_not_there_or_hardly_seen_is_nobody() -> None:
+    dot = block(slice(3, 4), slice(3, 4))
+    assert float((dot > 0.5).float().mean()) < LEAST
+    assert groups([dot, FACE], voting((FACE, 0.3, 0.4)), 0.9, 0.4) == []
+
+
+@pytest.mark.parametrize("small", [1, 3, 6, 12])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_specks_go_and_pieces_stay(small: int, elsewhere: bool) -> None:
+    """A piece that votes for its person's middle stays, as a head does that an arm cuts off."""
+    mask = torch.full(SIZE, 0.2)
+    mask[0, 8:18, 10:20] = 0.8  # 100 pixels
+    mask[0, 0, :small] = 0.7
+    mask[1, 0, :small] = 0.7
+    mask[2, range(12), range(12)] = 0.7  # an arm: corners touch
+    votes = torch.full((2, *SIZE), 0.5)
+    if elsewhere:
+        votes[:, :, 0] = 0.9
+    found = without_specks(mask, votes)
+    expected = mask.clone()
+    if small < SPECK * 100 and (elsewhere or small < LEAST * 800):
+        expected[0, 0, :small] = 0.0
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
+    assert torch.equal(without_specks(found, votes), found)

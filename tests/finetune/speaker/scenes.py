@@ -1,0 +1,39 @@
+"""A small speaker model, and batches of made scenes whose truth is known."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.speaker.model import SpeakerConfig, SpeakerModel
+from cavmae.finetune.speaker.settings import LossSettings
+from cavmae.finetune.speaker.task import SpeakerTask
+from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.tools.benchmarks.scenes import made_scenes
+
+ENCODER = CAVMAEConfig(
+    image_size=(32, 48), audio_size=(128, 64), width=24, heads=2, depth=1,
+    decoder_width=16, decoder_heads=2, decoder_depth=1,
+)  # fmt: skip
+SHAPE = SpeakerConfig(
+    encoder=ENCODER, slots=5, width=32, heads=2, query_layers=1, slot_layers=2, voice_layers=1,
+    mask_width=16, keys=2, motion_size=(16, 24), motion_width=8, motion_blocks=1,
+    separator_width=4,
+)  # fmt: skip
+SAMPLES = 64 * 160
+
+
+def model(seed: int = 0, **changes: Any) -> SpeakerModel:
+    torch.manual_seed(seed)
+    return SpeakerModel(dataclasses.replace(SHAPE, **changes))
+
+
+def task(one: SpeakerModel | None = None, **losses: Any) -> SpeakerTask:
+    how = LossSettings(**({"points": 64} | losses))
+    return SpeakerTask(one or model(), how, Statistics(), frozen=False)
+
+
+def batch(count: int = 2, people: int = 2, seed: int = 1) -> dict[str, Any]:
+    """Scenes of people who stand side by side and hum."""
+    return made_scenes(SHAPE, count, people, seed)

@@ -1,0 +1,337 @@
+"""The speaker model as a whole: shapes, index, cues, losses, gradients, weights in and out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cavmae.common.errors import UsageError
+from cavmae.finetune.separators import SEPARATORS
+from cavmae.finetune.speaker.cues import KINDS, region_of
+from cavmae.finetune.speaker.model import SpeakerConfig, SpeakerModel
+from cavmae.finetune.speaker.motion import MotionPathway, MotionReader
+from tests.finetune.speaker.scenes import ENCODER, SAMPLES, SHAPE, batch, model, task
+
+GRID = ENCODER.image_grid
+
+
+@pytest.mark.parametrize("separator", sorted(SEPARATORS))
+def test_every_slot_has_a_mask_a_state_and_a_voice(separator: str) -> None:
+    one = task(model(separator=separator, separator_width=8))
+    inputs, _ = one.inputs_of(batch(), share=0.0)
+    looked, voices = one.model(inputs)
+    assert looked.masks[-1].shape == (2, 4, 2, 8, 12)
+    assert voices.states.shape == (2, 5, 4)
+    waves = voices.waves(SAMPLES)
+    assert waves.shape == (2, 5, SAMPLES)
+    torch.testing.assert_close(waves.sum(1), batch()["mixture"], atol=1e-4, rtol=1e-3)
+
+
+def test_clips_of_a_batch_do_not_know_of_each_other() -> None:
+    one = task().eval()
+    whole, _ = one.inputs_of(batch(3), share=0.0)
+    looked, voices = one.model(whole)
+    single = type(whole)(*(
+        type(x)(*(y[1:2] for y in x)) if isinstance(x, tuple) else x[1:2] for x in whole
+    ))  # fmt: skip
+    alone, voice = one.model(single)
+    torch.testing.assert_close(alone.masks[-1], looked.masks[-1][1:2], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        voice.waves(SAMPLES), voices.waves(SAMPLES)[1:2], atol=1e-4, rtol=1e-2
+    )
+
+
+def test_silence_in_silence_out() -> None:
+    one = task()
+    quiet = batch()
+    for name in ("mixture", "voices", "rest", "reference"):
+        quiet[name] = torch.zeros_like(quiet[name])
+    outcome = one.learn(quiet, 0.5, [], 0)
+    outcome.loss.backward()
+    assert torch.isfinite(outcome.loss)
+    inputs, _ = one.inputs_of(quiet, 0.0)
+    assert one.model(inputs)[1].waves(SAMPLES).abs().max() < 1e-6
+
+
+def test_motion_is_read_under_the_mask() -> None:
+    """Who moves elsewhere changes nothing; who moves under the mask does."""
+    torch.manual_seed(0)
+    reader = MotionReader(8, 16, heads=2)
+    torch.nn.init.normal_(reader.score.weight, std=0.3)
+    motion = torch.randn(1, 8, 8, 4, 6)
+    masks = torch.zeros(1, 2, 2, 8, 12)
+    masks[:, 0, :, :, :6] = 1
+    masks[:, 1, :, :, 6:] = 1
+    before = reader(motion, masks)
+    motion[..., 3:] += torch.randn(1, 8, 8, 4, 3)
+    after = reader(motion, masks)
+    torch.testing.assert_close(before[:, 0], after[:, 0], atol=1e-3, rtol=1e-3)
+    assert (before[:, 1] - after[:, 1]).abs().max() > 0.1
+
+
+def test_of_motion_only_what_varies_counts_and_nothing_where_there_is_no_mask() -> None:
+    torch.manual_seed(0)
+    reader = MotionReader(8, 16, heads=2)
+    motion = torch.randn(1, 8, 8, 4, 6)
+    masks = torch.ones(1, 1, 2, 8, 12)
+    looks = torch.randn(1, 1, 8, 1, 1)  # of somebody else, who moves alike
+    torch.testing.assert_close(reader(motion, masks), reader(motion + looks, masks))
+    still = motion[:, :1].expand_as(motion)
+    assert reader(still, masks).std(dim=2).max() < 1e-5
+    assert reader(motion, masks).std(dim=2).max() > 0.1
+    assert not reader(motion, 0 * masks).any()
+
+
+def test_masks_between_key_frames_move_evenly() -> None:
+    """A mask that jumps from one half to the other is no sudden movement of a still picture."""
+    reader = MotionReader(4, 8, heads=1)
+    motion = torch.randn(1, 1, 4, 4, 6).expand(1, 32, 4, 4, 6)
+    masks = torch.zeros(1, 1, 2, 4, 6)
+    masks[:, :, 0, :, :3] = 1
+    masks[:, :, 1, :, 3:] = 1
+    with torch.no_grad():
+        found = reader(motion, masks)[0, 0]
+    steps = (found[1:] - found[:-1]).norm(dim=1)
+    assert steps.max() < 0.2 * (found[-1] - found[0]).norm()
+
+
+@pytest.mark.parametrize("kind", ["box", "voice"])
+def test_a_voice_knows_its_pixels_motion_and_a_reference_voice_and_nothing_else(kind: str) -> None:
+    one = task().eval()
+    torch.manual_seed(0)
+    inputs, _ = one.inputs_of(batch(), 1.0, (kind,))  # type: ignore[arg-type]
+    looked = one.model.look(inputs)
+    masks = looked.masks[-1].sigmoid()
+    found = one.model.speak(inputs, looked, masks).spectra
+    others = looked._replace(slots=torch.randn_like(looked.slots))
+    assert torch.equal(one.model.speak(inputs, others, masks).spectra, found)
+    unknown = looked._replace(known=torch.zeros_like(looked.known))
+    same = torch.equal(one.model.speak(inputs, unknown, masks).spectra, found)
+    assert same == (kind == "box")
+    moved = looked._replace(motion=torch.randn_like(looked.motion))
+    assert not torch.allclose(one.model.speak(inputs, moved, masks).spectra, found)
+
+
+def test_who_is_not_there_has_no_voice() -> None:
+    one = task().eval()
+    inputs, _ = one.inputs_of(batch(), 0.0)
+    looked = one.model.look(inputs)
+    masks = looked.masks[-1].sigmoid()
+    states = looked.states[-1].clone()
+    states[:, 1] = torch.tensor([0.0, 0.0, 0.0, 99.0])  # none
+    states[:, 2] = torch.tensor([99.0, 0.0, 0.0, 0.0])
+    looked = looked._replace(states=[states])
+    waves = one.model.speak(inputs, looked, masks).waves(SAMPLES)
+    assert not waves[:, 1].any()
+    assert waves[:, 2].abs().max() > 1e-5
+    nobody = one.model.speak(inputs, looked, masks, torch.zeros(2, 4)).waves(SAMPLES)
+    torch.testing.assert_close(nobody[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
+
+
+def test_who_is_heard_in_no_frame_has_no_voice() -> None:
+    one = task().eval()
+    inputs, _ = one.inputs_of(batch(), 0.0)
+    torch.nn.init.constant_(one.model.when.bias, -30.0)
+    _, voices = one.model(inputs)
+    waves = voices.waves(SAMPLES)
+    torch.testing.assert_close(waves[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
+    assert waves[:, :-1].abs().max() < 1e-6
+
+
+def test_motion_is_read_when_it_is() -> None:
+    """A change in one frame is told within two blocks' reach of it, and not elsewhere."""
+    torch.manual_seed(0)
+    pathway = MotionPathway(8, 2)
+    frames = torch.full((1, 40, 16, 24), 100, dtype=torch.uint8)
+    other = frames.clone()
+    other[:, 20, 4:12] = 200
+    change = (pathway(other) - pathway(frames)).abs().amax(dim=(0, 2, 3, 4))
+    assert change[20] > 1e-3
+    assert change[20 - 4 : 20 + 5].max() > 1e-3
+    # The norms of a frame are its own.
+    assert change[:15].max() < 1e-5
+    assert change[26:].max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_a_cue_changes_slot_0(kind: str) -> None:
+    torch.manual_seed(0)
+    one = task().eval()
+    told = batch()
+    inputs, _ = one.inputs_of(told, 0.0)
+    plain = one.model.look(inputs).masks[-1]
+    torch.manual_seed(0)
+    for _ in range(20):
+        cued, target = one.inputs_of(told, 1.0)
+        if int(cued.cues.kind[0]) == KINDS.index(kind):
+            break
+    else:
+        pytest.fail(f"{kind} was never drawn")
+    assert target.tolist() == [0, 0]
+    changed = one.model.look(cued).masks[-1]
+    assert (changed[0, 0] - plain[0, 0]).abs().max() > 1e-4  # slot 0 itself
+
+
+def test_a_class_is_told_in_a_share_of_scenes() -> None:
+    one = task(model(classes=("woman", "child")))
+    told = batch()
+    assert one.inputs_of(told, 0.0)[0].hint.tolist() == [0, 0]
+    inputs, _ = one.inputs_of(told, 0.0, hints=1.0)
+    assert inputs.hint.tolist() == [0, 2]
+    plain = one.model.look(inputs._replace(hint=torch.zeros_like(inputs.hint))).slots
+    changed = one.model.look(inputs).slots
+    torch.testing.assert_close(changed[0], plain[0])
+    assert (changed[1] - plain[1]).abs().max() > 1e-3
+    torch.manual_seed(0)
+    shares = torch.stack([one.inputs_of(told, 0.0, hints=0.5)[0].hint[1] for _ in range(60)])
+    assert 0.3 < (shares == 2).float().mean() < 0.7
+    one.learn(told, 0.9, [], 0).loss.backward()
+    assert one.model.hint.weight.grad is not None
+
+
+def test_the_curriculum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First every scene has a cue, then a share."""
+    one = task(cue_only=0.4, cues=0.0)
+    shares: list[float] = []
+    before = one.inputs_of
+
+    def noting(batch: dict, share: float, **options: float) -> object:  # type: ignore[type-arg]
+        shares.append(share)
+        return before(batch, share, **options)
+
+    monkeypatch.setattr(one, "inputs_of", noting)
+    told = batch()
+    for progress in (0.0, 0.39, 0.41, 1.0):
+        one.learn(told, progress, [], 0)
+    assert shares == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("below", [0.0, 1.0])
+def test_voices_learn_from_true_masks_until_the_own_are_right(
+    below: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = task(true_masks_below=below)
+    read: list[torch.Tensor] = []
+    speak = one.model.speak
+
+    def reading(inputs: object, looked: object, masks: torch.Tensor, there: object) -> object:
+        read.append(masks)
+        return speak(inputs, looked, masks, there)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(one.model, "speak", reading)
+    told = batch()
+    logged = one.learn(told, 1.0, [], 0).logs
+    assert float(logged["true masks"]) == (1 if below else 0)
+    true = torch.nn.functional.avg_pool2d(told["masks"].float().flatten(0, 1), 4)
+    true = true.unflatten(0, told["masks"].shape[:2])
+    apart = (read[0][:, None] - true[:, :, None]).abs().flatten(3).amax(-1)  # [N, P, Q']
+    assert bool((apart.amin(2) < 1e-5).all()) == bool(below)
+
+
+def test_a_cue_lies_on_its_person() -> None:
+    told = batch()
+    one = task()
+    covered = torch.nn.functional.adaptive_avg_pool2d(told["masks"][:, 0, 0].float()[:, None], GRID)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        inputs, _ = one.inputs_of(told, 1.0)
+        cues = inputs.cues
+        for row in range(2):
+            if cues.kind[row] == KINDS.index("voice"):
+                assert not cues.region[row].any()
+                continue
+            inside = float(
+                (cues.region[row] * (covered[row, 0] > 0)).sum() / cues.region[row].sum()
+            )
+            assert inside > 0.8
+            assert (cues.box[row] >= 0).all()
+            assert (cues.box[row] <= 1).all()
+
+
+def test_regions_of_boxes_and_points() -> None:
+    box = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.25, 1.0, 0.75], [0.99, 0.99, 0.99, 0.99]])
+    found = region_of(box, (2, 4))
+    assert found[0].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
+    assert found[1].tolist() == [[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5]]
+    assert found[2].tolist() == [[0, 0, 0, 0], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    "box", [[0.5, 0, 0.4, 1], [0, 0, 1.2, 1], [-0.1, 0, 0.5, 1], [0, 0.9, 1, 0.1]]
+)
+def test_a_cue_outside_the_picture(box: list[float]) -> None:
+    with pytest.raises(UsageError, match="does not lie in the picture"):
+        region_of(torch.tensor([box]), (2, 4))
+
+
+def test_weights_come_back(tmp_path: Path) -> None:
+    one = model().eval()
+    one.save_pretrained(tmp_path)
+    other = SpeakerModel.from_pretrained(tmp_path).eval()
+    assert other.config == one.config
+    inputs, _ = task(one).inputs_of(batch(), 0.0)
+    torch.testing.assert_close(
+        one(inputs)[1].waves(SAMPLES), other(inputs)[1].waves(SAMPLES), atol=0, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slots": 1}, "at least 2"),
+        ({"width": 30}, "multiple"),
+        ({"motion_size": (10, 24)}, "motion_size"),
+    ],
+)
+def test_shapes_that_make_no_model(changes: dict[str, Any], message: str) -> None:
+    values = {f: getattr(SHAPE, f) for f in SHAPE.__dataclass_fields__} | changes
+    with pytest.raises(ValueError, match=message):
+        SpeakerConfig(**values)
+
+
+def test_layers_of_the_encoder_learn_more_slowly_the_deeper_they_lie() -> None:
+    one = task()
+    one.decay = 0.5
+    assert one.rate("model.slot.weight") == 1
+    order = ["patch_embed_a.proj.weight", "blocks_a.0.attn.qkv.weight", "blocks_u.0.mlp.fc1.bias",
+             "norm_a.weight"]  # fmt: skip
+    rates = [one.rate(f"model.encoder.{name}") for name in order]
+    assert rates == [0.125, 0.25, 0.5, 1.0]
+
+
+def test_a_small_model_learns_a_batch() -> None:
+    torch.manual_seed(0)
+    one = task(true_masks_below=0.0)
+    told = batch()
+    optimizer = torch.optim.Adam(one.parameters(), 3e-3)
+    before = one.summarise([one.evaluate(told)])
+    losses = []
+    for _ in range(60):
+        outcome = one.learn(told, 0.9, [], 0)
+        outcome.loss.backward()
+        torch.nn.utils.clip_grad_norm_(one.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(outcome.loss.detach()))
+    after = one.summarise([one.evaluate(told)])
+    assert losses[-1] < losses[0] - 1
+    assert after["SI-SDR improvement"] > 15  # measured: 26 dB
+    assert after["IoU"] > before["IoU"] + 0.2
+
+
+@pytest.mark.parametrize("size", [(16, 24), (32, 48)])
+def test_half_precision_on_the_cpu(size: tuple[int, int]) -> None:
+    """At the pyramid's own resolution and at another: losses near those of fp32."""
+    one = task(model(motion_size=size)).eval()
+    scenes = batch()
+    scenes["motion"] = scenes["motion"].repeat(1, 1, size[0] // 16, size[1] // 24)
+    found = []
+    for half in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = one("learn", scenes).loss
+        loss.backward()
+        found.append(loss.item())
+    assert found[1] == pytest.approx(found[0], rel=0.1)
+    assert all(p.grad.isfinite().all() for p in one.parameters() if p.grad is not None)

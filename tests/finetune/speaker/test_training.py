@@ -1,0 +1,278 @@
+"""Runs of `cavmae finetune speakers` on small clips: what it writes, goes on from, and refuses."""
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.mixtures.clip_pool import ClipPool
+from cavmae.datasets.mixtures.sampler import RecipeBook
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings
+from cavmae.datasets.mixtures.scene_stream import write_list
+from cavmae.finetune.events.model import EventClassifier
+from cavmae.finetune.speaker.factory import load_speaker
+from cavmae.finetune.train import main
+from cavmae.pretrain.encoder import config_of
+from cavmae.pretrain.model import CAVMAE
+from cavmae.tools import finetune
+from tests.datasets.clips import clip, data_set_of
+from tests.pretrain.engine.running import run_ranks, trace
+
+COMPOSE = {"height": 32, "width": 48, "seconds": 0.64, "people": [0.2, 0.6, 0.2]}
+SETTINGS: dict[str, Any] = {
+    "data": {"batch": 2, "workers": 0},
+    "compose": COMPOSE,
+    "model": {
+        "slots": 4, "width": 16, "heads": 2, "query_layers": 1, "slot_layers": 1,
+        "voice_layers": 1, "mask_width": 8, "keys": 2, "motion_height": 16, "motion_width": 24,
+        "motion_channels": 8, "motion_blocks": 1, "separator_width": 2,
+    },
+    "loss": {"points": 32},
+    "optimizer": {"lr": 1e-3},
+    "loop": {
+        "steps": 4, "log_every": 1, "save_every": 2, "threads": 1, "tracker": "none",
+    },
+}  # fmt: skip
+
+
+def write(manifest: Manifest) -> None:
+    """Writes a data set's manifest and statistics beside its shards."""
+    folder = Path(manifest.folder)
+    (folder / "manifest.json").write_bytes(manifest.to_bytes())
+    (folder / "stats.json").write_text(json.dumps({"fbank_mean": -5.0, "fbank_std": 3.0}))
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator() -> Any:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    samples = [clip(n, speaker=f"s{n}", person=True) for n in range(8)]
+    manifest = data_set_of(tmp_path_factory.mktemp("clips") / "set", samples)
+    write(manifest)
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder") / "000000001"
+    CAVMAE(config_of("tiny", image_size=(64, 64), audio_size=(128, 96))).save_pretrained(folder)
+    told = {"fbank_mean": -6.0, "fbank_std": 4.0}
+    (folder / "preprocessing.json").write_text(json.dumps(told))
+    return folder
+
+
+def same_end(run: Path, other: Path) -> None:
+    assert trace(run) == trace(other)
+    for name in ("model.safetensors", "trainer.safetensors"):
+        ends = [folder / "checkpoints" / "000000004" / name for folder in (run, other)]
+        assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+def words(run: Path, clips: Manifest, encoder: Path | None, **changes: Any) -> list[str]:
+    settings = {part: {**values, **changes.get(part, {})} for part, values in SETTINGS.items()}
+    settings["data"]["train"] = clips.folder
+    settings["model"].setdefault("encoder", str(encoder) if encoder else None)
+    path = run.parent / f"{run.name}.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return ["--config", str(path), "--out", str(run)]
+
+
+def listed(folder: Path, clips: Manifest, count: int = 5) -> dict[str, str]:
+
+    settings = ComposeSettings(**{**COMPOSE, "people": (0.2, 0.6, 0.2)})  # type: ignore[arg-type]
+    book = RecipeBook(ClipPool(clips), settings)
+    path = folder / "list.jsonl"
+    write_list(path, settings, [book.draw(random.Random(n)) for n in range(count)])
+    return {"held_out": str(path), "held_out_shards": clips.folder}
+
+
+def test_a_run_and_what_it_leaves(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    held_out = listed(tmp_path, clips)
+    command = words(run, clips, encoder, data=held_out, loop={"evaluate_every": 2})
+    assert finetune.main(["speakers", *command]) == 0
+    told = trace(run)
+    trained = [line for line in told if line.get("kind") != "held_out" and "loss" in line]
+    measured = [line for line in told if "IoU" in line]
+    assert len(trained) == 4
+    assert len(measured) == 2
+    assert {"sdr", "spectrum", "silence", "state", "dice", "votes"} <= set(trained[0])
+    model, statistics = load_speaker(str(run / "checkpoints" / "000000004"))
+    assert (statistics.mean, statistics.std) == (-6.0, 4.0)
+    source = CAVMAE.from_pretrained(encoder).state_dict()
+    own = model.encoder.state_dict()
+    assert torch.equal(own["blocks_v.0.attn.qkv.weight"], source["blocks_v.0.attn.qkv.weight"])
+    assert own["pos_embed_v"].shape[1] == 6  # moved to scenes of 32x48
+
+
+def test_it_goes_on_to_the_bit(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    main(words(whole, clips, encoder))
+    other = tmp_path / "other"
+    shutil.copytree(whole, other)
+    shutil.rmtree(other / "checkpoints" / "000000004")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main([*words(other, clips, encoder), "--resume", "auto"])
+    same_end(other, whole)
+
+
+def test_a_trained_encoder_moves(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    main(words(run, clips, encoder, model={"train_encoder": "all"}, loop={"steps": 2}))
+    model, _ = load_speaker(str(run / "checkpoints" / "000000002"))
+    source = CAVMAE.from_pretrained(encoder).state_dict()
+    own = model.encoder.state_dict()
+    for name in ("blocks_v.0.attn.qkv.weight", "blocks_a.0.mlp.fc1.weight", "norm_v.weight"):
+        assert not torch.equal(own[name], source[name]), name
+
+
+def test_a_compiled_encoder_that_keeps_no_activations_learns_the_same(
+    clips: Manifest, encoder: Path, tmp_path: Path
+) -> None:
+    trained = {"train_encoder": "all"}
+    main(words(tmp_path / "plain", clips, encoder, model=trained, loop={"steps": 2}))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run_with_counts = {"compile": "aot_eager", "checkpoint_activations": True, "steps": 2}
+    torch._dynamo.utils.counters.clear()
+    main(words(tmp_path / "other", clips, encoder, model=trained, loop=run_with_counts))
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    plain, other = (
+        [line["loss"] for line in trace(tmp_path / name)] for name in ("plain", "other")
+    )
+    assert plain == pytest.approx(other, rel=1e-5)
+
+
+def test_an_encoder_from_scratch(clips: Manifest, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    scratch = {"encoder": None, "encoder_size": "tiny", "train_encoder": "all"}
+    main(words(run, clips, None, model=scratch, loop={"steps": 1}))
+    assert load_speaker(str(run / "checkpoints" / "000000001"))[1].mean == -5.0
+    with pytest.raises(UsageError, match="from scratch has to learn"):
+        main(words(tmp_path / "b", clips, None, model={**scratch, "train_encoder": "frozen"}))
+
+
+def test_a_whole_model_goes_on(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    main(words(first, clips, encoder, loop={"steps": 1, "save_every": 1}))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    start = str(first / "checkpoints" / "000000001")
+    stays = {"model": {"start": start, "encoder": None}, "optimizer": {"lr": 1e-12}}
+    main(words(second, clips, None, loop={"steps": 1}, **stays))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    model, statistics = load_speaker(str(second / "checkpoints" / "000000001"))
+    source, told = load_speaker(start)
+    assert statistics == told
+    for name, weight in source.state_dict().items():
+        assert torch.allclose(model.state_dict()[name], weight, atol=1e-6), name
+    with pytest.raises(UsageError, match=r"made for scenes of .*32, 48.* not .*64, 48"):
+        main(words(tmp_path / "c", clips, None, model=stays["model"], compose={"height": 64}))
+    with pytest.raises(UsageError, match="whole model with an encoder"):
+        main(words(tmp_path / "d", clips, encoder, model={"start": start}))
+
+
+def test_two_processes_and_half_precision(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
+    """DDP finds every parameter used, though slots, cues and people differ from clip to clip."""
+    run = tmp_path / "run"
+    how = {"precision": "bf16", "evaluate_every": 3}
+    command = words(run, clips, encoder, data=listed(tmp_path, clips), loop=how)
+    run_ranks("torchrun", tmp_path / "ranks", "cavmae.finetune.train", command)
+    losses = [line["loss"] for line in trace(run) if "loss" in line]
+    assert len(losses) == 4
+    assert all(math.isfinite(loss) for loss in losses)
+    assert sum("IoU" in line for line in trace(run)) == 2
+    load_speaker(str(run / "checkpoints" / "000000004"))
+    # Another launcher goes on as if it had never been interrupted.
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    shutil.rmtree(other / "checkpoints" / "000000004")
+    command = words(other, clips, encoder, data=listed(tmp_path, clips), loop=how)
+    command += ["--resume", "auto"]
+    run_ranks("accelerate", tmp_path / "again", "cavmae.finetune.train", command)
+    same_end(other, run)
+
+
+def test_people_who_are_trained_and_measured_on_are_named(
+    clips: Manifest, encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held_out = listed(tmp_path, clips)
+    main(words(tmp_path / "run", clips, encoder, data=held_out, loop={"steps": 1}))
+    assert "both trained and measured on (s0, s1, s2)" in caplog.text
+
+
+def test_lists_that_do_not_fit_are_found_before_training(
+    clips: Manifest, encoder: Path, tmp_path: Path
+) -> None:
+    held_out = listed(tmp_path, clips)
+    with pytest.raises(UsageError, match="the model is made for"):
+        main(words(tmp_path / "a", clips, encoder, data=held_out, compose={"width": 64}))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    # What training leaves out, a list may name all the same.
+    labelled = [clip(n, speaker=f"s{n}", person=True, labels=("odd",)) for n in range(8)]
+    odd = data_set_of(tmp_path / "odd", labelled)
+    write(odd)
+    told = {**listed(tmp_path, odd), "exclude": ["odd"]}
+    main(words(tmp_path / "b", clips, encoder, data=told, loop={"steps": 1, "evaluate_every": 1}))
+    assert any("IoU" in line for line in trace(tmp_path / "b"))
+
+
+def test_another_shape_does_not_go_on(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    main(words(run, clips, encoder, loop={"steps": 1}))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    wider = words(run, clips, encoder, model={"width": 32}, loop={"steps": 2})
+    with pytest.raises(CavmaeError, match="checkpoint is of another model"):
+        main([*wider, "--resume", "auto"])
+
+
+def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
+    def refused(message: str, kind: type[CavmaeError] = UsageError, **changes: Any) -> None:
+        with pytest.raises(kind, match=message):
+            main(words(tmp_path / "refused", clips, encoder, **changes))
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    refused("places for 2", model={"slots": 3})
+    refused("at least 2", model={"slots": 1})
+    refused("there are looking-to-listen|there are unet", model={"separator": "wavenet"})
+    refused("needs clips of at least 0.64 s", compose={"seconds": 0.32})
+    refused("is not made of patches", compose={"height": 40})
+    refused("is no folder of weights", CavmaeError, model={"encoder": str(tmp_path)})
+    refused("go together", data={"held_out": "list.jsonl"})
+    refused("no such backend", loop={"compile": "nonsense"})
+    refused("8 clips to compose from, not 99", data={"clips": 99})
+    other = tmp_path / "other"
+    EventClassifier(config_of("tiny", image_size=(64, 64)), 3).save_pretrained(other)
+    refused("or of another kind", CavmaeError, model={"encoder": str(other)})
+    with pytest.raises(CavmaeError, match="another kind"):
+        load_speaker(str(encoder))
+    with pytest.raises(UsageError, match="speakers"):
+        finetune.main(["singers"])
+
+
+def test_one_speaker_only(tmp_path: Path, encoder: Path) -> None:
+    single = data_set_of(tmp_path / "one", [clip(n, speaker="s", person=True) for n in range(4)])
+    write(single)
+    with pytest.raises(UsageError, match=r"1 speaking people.*add people"):
+        main(words(tmp_path / "run", single, encoder))
+
+
+def test_no_masks_at_all(tmp_path: Path, encoder: Path) -> None:
+    """Voices are learned all the same, from pictures side by side."""
+    bare = data_set_of(tmp_path / "bare", [clip(n, speaker=f"s{n}", masks=False) for n in range(6)])
+    write(bare)
+    run = tmp_path / "run"
+    main(words(run, bare, encoder, loop={"steps": 2}))
+    told = [line for line in trace(run) if "dice" in line]
+    assert len(told) == 2
+    assert all(line["dice"] == 0 and line["spectrum"] > 0 for line in told)

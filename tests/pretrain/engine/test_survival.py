@@ -1,0 +1,320 @@
+"""Training goes on where it was killed, and its losses are those of a run never interrupted."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from cavmae.common.cli import run as run_command
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.pretrain.engine import checkpoints
+from cavmae.pretrain.model import CAVMAE
+from cavmae.pretrain.train import main
+from tests.pretrain.engine.running import (
+    LAUNCHERS,
+    finish,
+    kill,
+    launch,
+    lines,
+    run_ranks,
+    trace,
+    train,
+    wait_for,
+    words,
+)
+
+RESUME = ["--resume", "auto"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data_set: Manifest) -> dict[int, Path]:
+    """Runs that were never interrupted, of one and of two processes."""
+    folder = tmp_path_factory.mktemp("whole")
+    runs = {}
+    for processes in (1, 2):
+        runs[processes] = folder / f"of-{processes}"
+        command = words(folder, runs[processes], data_set.folder)
+        for code, told in finish(train(command, processes)):
+            assert code == 0, told
+    return runs
+
+
+@pytest.fixture
+def copy(tmp_path: Path, whole: dict[int, Path]) -> Path:
+    """A copy of the run of one process, to be continued or spoilt."""
+    return Path(shutil.copytree(whole[1], tmp_path / "run"))
+
+
+def same_end(run: Path, other: Path) -> None:
+    assert trace(run) == trace(other)
+    ours, theirs = (checkpoints.complete(x)[-1] for x in (run, other))
+    assert ours.name == theirs.name
+    for name in ("model.safetensors", "trainer.safetensors", "average/model.safetensors"):
+        a, b = load_file(str(ours / name)), load_file(str(theirs / name))
+        assert a.keys() == b.keys()
+        assert all(a[key].equal(b[key]) for key in a), name
+
+
+def unfinished(run: Path) -> list[Path]:
+    folder = run / "checkpoints"
+    return [p for p in folder.iterdir() if p.suffix == ".tmp"] if folder.is_dir() else []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_kill_in_a_save_and_between_saves(
+    tmp_path: Path, data_set: Manifest, whole: dict[int, Path], processes: int
+) -> None:
+    run = tmp_path / "run"
+    command = [*words(tmp_path, run, data_set.folder), *RESUME]
+    # The second save is killed half-way, the third is not, a later step is killed.
+    started = train(command, processes)
+    wait_for(lambda: (run / "checkpoints" / "000000002").exists(), started)
+    wait_for(lambda: bool(unfinished(run)), started)
+    kill(started)
+    newest = checkpoints.complete(run)[-1].name
+    assert newest in ("000000002", "000000004")
+    started = train(command, processes)
+    wait_for(lambda: any(line["step"] == 5 for line in lines(run)), started)
+    kill(started)
+    results = finish(train(command, processes))
+    for code, told in results:
+        assert code == 0, told
+    assert "Going on from" in results[0][1]
+    assert not unfinished(run)
+    same_end(run, whole[processes])
+
+
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
+def test_a_signal_saves_at_the_next_step(
+    tmp_path: Path, data_set: Manifest, whole: dict[int, Path], processes: int, number: int
+) -> None:
+    run = tmp_path / "run"
+    command = words(tmp_path, run, data_set.folder, loop={"save_every": 0})
+    started = train(command, processes)
+    wait_for(lambda: any(line["step"] == 3 for line in lines(run)), started)
+    os.kill(started[-1].pid, number)  # one of them only
+    results = finish(started)
+    for code, told in results:
+        assert code == 0, told
+    assert f"by {signal.Signals(number).name}; the same command with --resume auto" in results[0][1]
+    (saved,) = checkpoints.complete(run)
+    assert 3 <= int(saved.name) <= 5
+    assert CAVMAE.from_pretrained(saved).config.audio_size == (128, 96)
+    for code, told in finish(train([*command, *RESUME], processes)):
+        assert code == 0, told
+    same_end(run, whole[processes])
+
+
+def test_a_signal_for_the_whole_group_reaches_loader_workers_too(
+    tmp_path: Path, data_set: Manifest
+) -> None:
+    run = tmp_path / "run"
+    started = train(words(tmp_path, run, data_set.folder, data={"workers": 2}))
+    wait_for(lambda: any(line["step"] == 2 for line in lines(run)), started)
+    os.killpg(started[0].pid, signal.SIGTERM)
+    ((code, told),) = finish(started)
+    assert code == 0, told
+    assert "by SIGTERM" in told
+    assert int(checkpoints.complete(run)[-1].name) <= 5
+
+
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(
+    tmp_path: Path, data_set: Manifest, whole: dict[int, Path], copy: Path
+) -> None:
+    shutil.rmtree(copy / "checkpoints" / "000000008")
+    before = checkpoints.complete(copy)[-1]
+
+    command = [*words(tmp_path, copy, data_set.folder), *RESUME]
+    ((code, told),) = finish(train(command, file_limit=1_000_000))
+    assert code == 1
+    assert "could not be written (" in told
+    assert f"{before} is intact" in told
+    assert "Traceback" not in told
+    assert checkpoints.complete(copy)[-1] == before
+    assert not unfinished(copy)
+    assert main(command) == 0
+    same_end(copy, whole[1])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the administrator may write everywhere")
+def test_permission_lost(tmp_path: Path, data_set: Manifest, copy: Path) -> None:
+    shutil.rmtree(copy / "checkpoints" / "000000008")
+    (copy / "checkpoints").chmod(0o500)
+    command = [*words(tmp_path, copy, data_set.folder), *RESUME]
+    assert run_command(main, command) == 1
+    (copy / "checkpoints").chmod(0o700)
+    assert run_command(main, command) == 0
+
+
+def damaged(
+    run: Path, folder: Path, data_set: Manifest, capsys: pytest.CaptureFixture[str], **changes: dict
+) -> str:
+    code = run_command(main, [*words(folder, run, data_set.folder, **changes), *RESUME])
+    assert code == 1
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    return told
+
+
+def test_a_checkpoint_that_is_not_what_it_was(
+    tmp_path: Path,
+    data_set: Manifest,
+    whole: dict[int, Path],
+    copy: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    newest = checkpoints.complete(copy)[-1]
+    for name in (
+        "model.safetensors",
+        "trainer.safetensors",
+        "trainer.json",
+        "config.json",
+        "preprocessing.json",
+    ):
+        sound = (newest / name).read_bytes()
+        spoilt = bytearray(sound)
+        spoilt[len(sound) // 2] ^= 4
+        (newest / name).write_bytes(spoilt)
+        told = damaged(copy, tmp_path, data_set, capsys)
+        assert f"{newest / name} was altered: move {newest} away" in told
+        (newest / name).unlink()
+        assert f"{newest / name} is missing" in damaged(copy, tmp_path, data_set, capsys)
+        (newest / name).write_bytes(sound)
+    told = damaged(copy, tmp_path, data_set, capsys, model={"size": "small"}, loop={"steps": 9})
+    assert "is of another model" in told
+    told = damaged(copy, tmp_path, data_set, capsys, model={"decoder": "cross"}, loop={"steps": 9})
+    assert "lacks" in told
+    told = damaged(
+        copy, tmp_path, data_set, capsys,
+        objective={"learned_temperature": False, "aligned_weight": 0.5}, loop={"steps": 9},
+    )  # fmt: skip
+    assert "moved other parameters" in told
+    # Moved away, as the message says, the one before it is used.
+    shutil.move(newest, tmp_path)
+    command = [*words(tmp_path, copy, data_set.folder), *RESUME]
+    assert run_command(main, command) == 0
+    same_end(copy, whole[1])
+
+
+def test_an_incomplete_checkpoint_is_passed_over(
+    tmp_path: Path,
+    data_set: Manifest,
+    whole: dict[int, Path],
+    copy: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    newest = checkpoints.complete(copy)[-1]
+    (newest / "COMPLETE").unlink()
+    assert run_command(main, [*words(tmp_path, copy, data_set.folder), *RESUME]) == 0
+    assert f"{newest} is not complete and is passed over" in capsys.readouterr().err
+    same_end(copy, whole[1])
+
+
+def test_a_run_is_not_begun_over_another(
+    tmp_path: Path,
+    data_set: Manifest,
+    whole: dict[int, Path],
+    copy: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = words(tmp_path, copy, data_set.folder)
+    assert run_command(main, command) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert run_command(main, [*command, *RESUME]) == 0
+    assert "is done: 8 steps" in capsys.readouterr().err
+    assert trace(copy) == trace(whole[1])
+    assert not list(copy.glob("config.until*"))
+    # Its own configuration is loadable as it is.
+    again = ["--config", str(copy / "config.yaml"), "--out", str(tmp_path / "again")]
+    assert run_command(main, [*again, "--loop.steps", "2"]) == 0
+    assert trace(tmp_path / "again")[0]["loss"] == trace(copy)[0]["loss"]
+
+
+def test_another_number_of_processes_goes_on_at_the_epoch(
+    tmp_path: Path, data_set: Manifest, whole: dict[int, Path]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole[2], run)
+    command = [*words(tmp_path, run, data_set.folder, loop={"steps": 10}), *RESUME]
+    ((code, told),) = finish(train(command))
+    assert code == 0, told
+    assert "goes on at the beginning of epoch" in told
+    assert [line["step"] for line in lines(run)][-1] == 10
+
+
+def test_a_changed_setting_counts_in_every_process(
+    tmp_path: Path, data_set: Manifest, whole: dict[int, Path]
+) -> None:
+    """A process that went on with the checkpoint's would drift away from the others."""
+    run = tmp_path / "run"
+    shutil.copytree(whole[2], run)
+    command = words(tmp_path, run, data_set.folder, loop={"steps": 10, "max_bad_steps": 9})
+    command += [*RESUME, "--optimizer.weight_decay", "0.5", "--optimizer.beta2", "0.5"]
+    spread = tmp_path / "spread"
+    check = (
+        "import sys, torch; from cavmae.pretrain import train\n"
+        "from cavmae.pretrain.engine import trainer_state as t\n"
+        "before = t.put_together\n"
+        "def put(module, optimizer, *rest):\n"
+        "    before(module, optimizer, *rest)\n"
+        f"    open({str(spread)!r} + str(torch.distributed.get_rank()), 'w').write(\n"
+        "        repr([(g['weight_decay'], g['betas']) for g in optimizer.param_groups]))\n"
+        "t.put_together = put\n"
+        "train.main(sys.argv[1:])\n"
+    )
+    for code, told in finish(launch(["-c", check, *command], 2)):
+        assert code == 0, told
+    found = [Path(f"{spread}{rank}").read_text() for rank in range(2)]
+    assert found[0] == found[1]
+    assert "0.5" in found[0]
+
+
+def test_a_shard_that_breaks_during_training_stops_all(tmp_path: Path, copied: Path) -> None:
+    run = tmp_path / "run"
+    started = train(words(tmp_path, run, copied, loop={"steps": 10_000, "evaluate_every": 0}), 2)
+    wait_for(lambda: any(line["step"] == 3 for line in lines(run)), started)
+    for path in sorted(copied.glob("*.tar"))[:2]:
+        with path.open("r+b") as file:  # in place: it is open in a loader
+            file.write(os.urandom(path.stat().st_size))
+    results = finish(started)
+    assert [code for code, _ in results] == [1, 1]
+    assert all("Traceback" not in told for _, told in results)
+    assert any("broken" in told or "damaged" in told for _, told in results), results
+    assert checkpoints.complete(run)  # what was learnt is kept
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_launched_processes_go_on_as_one_run(
+    tmp_path: Path, data_set: Manifest, whole: dict[int, Path], launcher: str
+) -> None:
+    """With the default device; a rank whose gradients are its own alone ends with other weights."""
+    run = Path(shutil.copytree(whole[2], tmp_path / "run"))
+    shutil.rmtree(run / "checkpoints" / "000000008")
+    command = [*words(tmp_path, run, data_set.folder), *RESUME]
+    run_ranks(launcher, tmp_path / "ranks", "cavmae.pretrain.train", command)
+    same_end(run, whole[2])
+
+
+@pytest.mark.parametrize(
+    ("processes", "code", "said"),
+    [(1, 0, "step 2 of 2"), (2, 1, "launch with torchrun --nproc_per_node N")],
+)
+def test_accelerate_starts_one_process_on_the_cpu(
+    tmp_path: Path, data_set: Manifest, processes: int, code: int, said: str
+) -> None:
+    """It does whatever was asked for: a run that should have been of more ends at once."""
+    run = tmp_path / "run"
+    launcher = [
+        "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--quiet",
+    ]  # fmt: skip
+    command = words(tmp_path, run, data_set.folder, loop={"steps": 2})
+    ((ended, told),) = finish(launch([*launcher, "-m", "cavmae.pretrain.train", *command]))
+    assert ended == code, told
+    assert said in told
+    assert "Traceback" not in told
+    samples = [line["samples"] for line in lines(run) if line["kind"] == "train"]
+    assert samples == ([2, 4] if processes == 1 else [])

@@ -1,0 +1,238 @@
+"""`cavmae bench load`: loading against the CAV-MAE reference's loader, on one core."""
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms
+
+from cavmae.common.files import sha256_of, write_atomically
+from cavmae.datasets.format import sample
+from cavmae.datasets.format.manifest import NAME, Manifest, ShardEntry
+from cavmae.datasets.format.sample import SampleInfo
+from cavmae.datasets.format.shards import END, encode_sample
+from cavmae.datasets.stream import features
+from cavmae.datasets.stream.loader import Loader
+from cavmae.datasets.stream.shard_reader import Access
+from cavmae.datasets.stream.stream import TrainStream
+from cavmae.datasets.stream.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DeviceTransform,
+    Statistics,
+)
+from cavmae.datasets.stream.view import View
+from cavmae.tools.benchmarks.media import VideoSpec, draw_frame
+from cavmae.tools.benchmarks.table import Row, on_one_core, resident_mb, rounds_of, save, table
+
+BASELINE = "WAV, fbank and JPEG of 224x224 for each sample, as the reference does"
+SECONDS = 10.0
+BATCH = 48
+SIDE = 224  # pixels of the frames that the reference's extraction stores
+# Of frames of that size nothing is left to scale or crop.
+PREPROCESSING = transforms.Compose(
+    [
+        transforms.Resize(SIDE, transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(SIDE),
+        transforms.ToTensor(),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadBench:
+    """What is measured.
+
+    Args:
+        data_set: folder of shards; by default some are made, of 10 s clips as the events profile.
+        samples: number of samples made.
+        seconds: measure each way for about so long.
+        rounds: measurements of each way; their median counts.
+        memory_samples: follow the memory of one process over so many samples; 0: do not.
+        work: folder for what is made; kept. By default a temporary one.
+        out: JSON file for the figures.
+    """
+
+    data_set: str | None = None
+    samples: int = 1000
+    seconds: float = 8.0
+    rounds: int = 3
+    memory_samples: int = 0
+    work: str | None = None
+    out: str | None = None
+
+
+def make_shards(folder: Path, samples: int, shards: int = 8) -> Manifest:
+    """Shards of the events profile: textured pictures, noise for sound."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / NAME).exists():
+        return Manifest.load(folder)
+    rng = np.random.default_rng(0)
+    entries = []
+    for number in range(shards):
+        path = folder / f"clips-{number:06d}.tar"
+        count = samples * (number + 1) // shards - samples * number // shards
+        with write_atomically(path) as file:
+            for place in range(count):
+                key = f"made-{number:06d}-{place:06d}"
+                file.write(encode_sample(key, make_members(rng, place)))
+            file.write(END)
+        entries.append(ShardEntry(path.name, count, path.stat().st_size, sha256_of(path)))
+    manifest = Manifest(str(folder), tuple(entries), {}, inputs=samples)
+    with write_atomically(folder / NAME) as file:
+        file.write(manifest.to_bytes())
+    return manifest
+
+
+def make_members(rng: np.random.Generator, number: int) -> dict[str, bytes]:
+    """Members of a 10 s sample with 10 frames of 224x224."""
+    samples = (rng.normal(0, 0.05, int(SECONDS * features.SAMPLE_RATE)) * 32767).astype(np.int16)
+    fbank = features.fbank(torch.from_numpy(features.to_float(samples))).numpy()
+    spec = VideoSpec(size=(SIDE, SIDE), clutter=True, seed=number)
+    members = {
+        sample.frame_member(i): sample.encode_frame(draw_frame(25 * i, spec, False), 90)
+        for i in range(10)
+    }
+    members["fbank.npy"] = sample.encode_fbank(fbank)
+    members["flac"] = sample.encode_waveform(samples)
+    members["json"] = SampleInfo(
+        source="made", start=0.0, duration=SECONDS, labels=("noise",), speaker=None,
+        frame_times=tuple(float(i) for i in range(10)), frame_size=(SIDE, SIDE),
+        fbank_frames=len(fbank),
+    ).to_bytes()  # fmt: skip
+    return members
+
+
+def ours(
+    folder: str, seconds: float, window: float | None = None, normalised: bool = False
+) -> float:
+    """Seconds a sample of our stream, loading in this process.
+
+    Args:
+        window: seconds of aligned windows with 8 frames; None: whole clips with one frame.
+        normalised: on this core, too, which is otherwise the training device's work.
+    """
+    torch.set_num_threads(1)
+    view = View() if window is None else View(window=window, frames=8)
+    stream = TrainStream(Manifest.load(folder), view, BATCH, access=Access(verify="size"))
+    transform = DeviceTransform(Statistics())
+    batches = iter(Loader(stream))
+    next(batches)  # fills the buffer
+    count = 0
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        batch = next(batches)
+        if normalised:
+            batch = transform(batch)
+        count += len(batch["key"])
+    return elapsed / count
+
+
+def reference(folder: str, seconds: float) -> float:
+    """Seconds a sample as the reference's loader makes one."""
+    torch.set_num_threads(1)
+    wavs = sorted(Path(folder).glob("*.wav"))
+    count = 0
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        reference_sample(wavs[count % len(wavs)])
+        count += 1
+    return elapsed / count
+
+
+def reference_sample(wav: Path) -> tuple[Tensor, Tensor]:
+    """Sample of the reference's loader, from a WAV file and the JPEG file beside it.
+
+    Returns:
+        the fbank [1024, 128] and the picture [3, 224, 224], both normalised. Noise and roll, which
+        it adds in training, are left out: ours come on the training device.
+    """
+    waveform, rate = soundfile.read(wav, dtype="float32")
+    audio = torch.from_numpy(waveform)
+    audio = audio - audio.mean()
+    fbank = torchaudio.compliance.kaldi.fbank(
+        audio[None], htk_compat=True, sample_frequency=rate, use_energy=False,
+        window_type="hanning", num_mel_bins=128, dither=0.0, frame_shift=10,
+    )  # fmt: skip
+    fbank = torch.nn.functional.pad(fbank, (0, 0, 0, 1024 - len(fbank)))
+    fbank = (fbank - features.AUDIOSET_MEAN) / features.AUDIOSET_STD
+    with Image.open(wav.with_suffix(".jpg")) as image:
+        picture: Tensor = PREPROCESSING(image)
+    return fbank, picture
+
+
+def memory_over(folder: str, samples: int) -> float:
+    """10^6 bytes by which one process has grown from a tenth of the samples to all of them."""
+    torch.set_num_threads(1)
+    stream = TrainStream(Manifest.load(folder), View(), BATCH, access=Access(verify="size"))
+    early, count = 0.0, 0
+    for batch in Loader(stream):
+        before, count = count, count + len(batch["key"])
+        if before < samples // 10 <= count:
+            early = resident_mb()
+        if count >= samples:
+            break
+    return resident_mb() - early
+
+
+def loose_files(folder: Path, number: int) -> str:
+    """WAV and JPEG files as the reference's scripts store them: frames of 224x224, quality 75."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for i in range(number):
+        if (folder / f"{i}.jpg").exists():
+            continue
+        samples = (rng.normal(0, 0.05, int(SECONDS * 16000)) * 32767).astype(np.int16)
+        soundfile.write(folder / f"{i}.wav", samples, 16000)
+        spec = VideoSpec(size=(SIDE, SIDE), clutter=True, seed=i)
+        Image.fromarray(draw_frame(i, spec, False)).save(folder / f"{i}.jpg", quality=75)
+    return str(folder)
+
+
+def run(bench: LoadBench) -> None:
+    """Measures and prints."""
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(bench.work or temporary)
+        folder = bench.data_set
+        if folder is None:
+            folder = make_shards(work / "shards", bench.samples).folder
+        loose = loose_files(work / "loose-224", 64)
+        found = rounds_of(
+            {
+                BASELINE: (reference, (loose, bench.seconds)),
+                "cavmae stream, clip of 10 s and one frame": (ours, (folder, bench.seconds)),
+                "the same, normalised on that core too": (
+                    ours,
+                    (folder, bench.seconds, None, True),
+                ),
+                "cavmae stream, window of 2.56 s and 8 frames": (
+                    ours,
+                    (folder, bench.seconds, 2.56),
+                ),
+            },
+            bench.rounds,
+        )
+        rows = []
+        for name, runs in found.items():
+            times = [seconds for seconds, _ in runs]
+            peak = max(mb for _, mb in runs)
+            rows.append(
+                Row(name, statistics.median(times), peak, f"least {min(times) * 1e3:.3g} ms")
+            )
+        print(table("cavmae bench load: one process on one core", "sample", BASELINE, rows))
+        if bench.memory_samples:
+            grown, peak = on_one_core(memory_over, folder, bench.memory_samples)
+            print(
+                f"\nMemory over {bench.memory_samples} samples in one process: {grown:+.1f} MB "
+                f"from sample {bench.memory_samples // 10} to the last, peak {peak:.0f} MB"
+            )
+        save(rows, bench.out)

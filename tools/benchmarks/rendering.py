@@ -1,0 +1,109 @@
+"""`cavmae bench render`: speed of rendering talkers, on one core."""
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cavmae.datasets.media.writing import VideoWriter
+from cavmae.datasets.synthetic import clip_writer, speaker_discovery
+from cavmae.datasets.synthetic.settings import RenderSettings
+from cavmae.tools.benchmarks.table import Row, in_turns, save, table
+
+BASELINE = "encoding alone (H.264, AAC)"
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderBench:
+    """What is measured.
+
+    Args:
+        clips: rendered a round.
+        rounds: the median of them counts.
+        seconds: length of a clip.
+        size: height of the picture, and its width for one person.
+        speech: also with recordings of this folder.
+        json: also write the figures to this file.
+    """
+
+    clips: int = 6
+    rounds: int = 3
+    seconds: float = 5.12
+    size: int = 224
+    speech: str | None = None
+    json: str | None = None
+
+
+def _render(settings: RenderSettings, clips: int) -> float:
+    """Seconds a frame, with everything that is written; not counting start-up and casting."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        population = speaker_discovery.load_or_make(Path(), settings, 1)
+        clip = -1
+        started = time.perf_counter()
+        for clip in range(-1, clips):
+            if clip == 0:  # the first one warms up
+                started = time.perf_counter()
+            number = clip % len(population.speakers)
+            shot = clip_writer.Shot(number, settings, population, Path(f"clip{clip}"), Path("work"))
+            clip_writer.render(shot, lambda _: None)
+        return (time.perf_counter() - started) / (clips * settings.frames)
+
+
+def _encode(settings: RenderSettings, clips: int) -> float:
+    """Seconds a frame for encoding frames that lie in memory."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        from cavmae.datasets.synthetic.mixing import mix
+        from cavmae.datasets.synthetic.script import write_script
+        from cavmae.datasets.synthetic.stage import Stage
+
+        population = speaker_discovery.load_or_make(Path(), settings, 1)
+        spent = 0.0
+        for clip in range(clips):
+            script = write_script(settings, population, clip % len(population.speakers))
+            sounds = mix(settings, population, script)
+            stage = Stage(settings, population, script, sounds.tracks)
+            pictures = [np.array(view.pixels) for view in stage.frames()]
+            started = time.perf_counter()
+            writer = VideoWriter(
+                Path(f"{clip}.mp4"), settings.size, settings.frame_rate, settings.quality,
+                sounds.mixture,
+            )  # fmt: skip
+            for number, picture in enumerate(pictures):
+                writer.write(number, picture)
+            writer.close()
+            spent += time.perf_counter() - started
+        return spent / (clips * settings.frames)
+
+
+def run(bench: RenderBench) -> None:
+    """Measures and prints."""
+    one = RenderSettings(
+        seconds=bench.seconds, height=bench.size, speakers=8, valid_share=0, test_share=0
+    )
+    ways = {
+        "one person, espeak-ng": one,
+        "two people, espeak-ng": dataclasses.replace(one, people="2"),
+    }
+    if bench.speech:
+        recorded = str(Path(bench.speech).resolve())
+        ways["one person, recordings"] = dataclasses.replace(one, speech=recorded)
+    measured = in_turns(
+        {
+            BASELINE: (_encode, (one, bench.clips)),
+            **{name: (_render, (settings, bench.clips)) for name, settings in ways.items()},
+        },
+        bench.rounds,
+    )
+    rows = [
+        Row(name, seconds, peak, f"{1 / seconds / one.frame_rate:.1f} times real time")
+        for name, (seconds, peak) in measured.items()
+    ]
+    title = f"Rendering talkers, {bench.size} pixels high, {one.frame_rate} frames/s, one core"
+    print(table(title, "frame", BASELINE, rows))
+    save(rows, bench.json)

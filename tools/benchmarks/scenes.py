@@ -1,0 +1,47 @@
+"""Made scenes whose truth is known, as batches of the composing stream hold them."""
+
+from typing import Any
+
+import torch
+
+from cavmae.finetune.speaker.model import SpeakerConfig
+
+
+def made_scenes(
+    shape: SpeakerConfig, count: int = 2, people: int = 2, seed: int = 1
+) -> dict[str, Any]:
+    """A batch of scenes of people who stand side by side and hum.
+
+    Args:
+        shape: of the model that the batch is for.
+        count: scenes.
+        people: in each of them.
+        seed: of the frames and the noise.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    height, width = shape.encoder.image_size
+    masks = torch.zeros(count, people, shape.keys, height, width, dtype=torch.bool)
+    for person in range(people):
+        left = person * width // people
+        masks[:, person, :, 8:, left + 2 : left + width // people - 2] = True
+    time = torch.arange(shape.samples) / 16_000
+    pitch = 150 + 600 * torch.arange(people)[None, :] + 10 * torch.arange(count)[:, None]
+    voices = 0.05 * torch.sin(2 * torch.pi * pitch[..., None] * time)
+    noise = 0.005 * torch.randn(count, shape.samples, generator=rng)
+    return {
+        "key": [f"s{n}" for n in range(count)],
+        "labels": [(), ("talking", "child"), *[()] * count][:count],
+        "frames": torch.randint(256, (count, shape.keys, height, width, 3), generator=rng).byte(),
+        "motion": torch.randint(
+            256, (count, shape.frames, *shape.motion_size), generator=rng
+        ).byte(),
+        "mixture": voices.sum(1) + noise,
+        "voices": voices,
+        "rest": noise,
+        "reference": voices[:, 0].clone(),
+        "masks": masks,
+        "present": torch.ones(count, people, dtype=torch.bool),
+        "speaking": torch.ones(count, people, dtype=torch.bool),
+        "masked": torch.ones(count, people, dtype=torch.bool),
+        "target": torch.zeros(count, dtype=torch.int64),
+    }

@@ -1,0 +1,191 @@
+"""`cavmae bench shard`: sharding against decoding alone, and against the reference's way."""
+
+import dataclasses
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+
+from cavmae.common.errors import CavmaeError
+from cavmae.datasets.sharding.clip_extraction import shard_input
+from cavmae.datasets.sharding.inputs import Input, collect
+from cavmae.datasets.sharding.messages import Message, Skip
+from cavmae.datasets.sharding.settings import ShardSettings
+from cavmae.tools.benchmarks.media import VideoSpec, make_folder
+from cavmae.tools.benchmarks.table import Row, in_turns, on_one_core, resident_mb, save, table
+from cavmae.tools.shard import RunSettings, shard
+
+MADE = VideoSpec(seconds=10.0, fps=30.0, size=(1280, 720), rate=44100, channels=2, clutter=True)
+SMALL = VideoSpec(seconds=2.5, fps=25.0, size=(256, 144), rate=44100, channels=2)
+BASELINE = "PyAV, decoding the picture only"
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardBench:
+    """What is measured.
+
+    Args:
+        inputs: videos of 10 s; by default 720p H.264 ones are made.
+        videos: number of videos made.
+        rounds: measurements of each way; their median counts.
+        workers: also measure a whole run with 1 and with so many workers; 0: do not.
+        memory_clips: follow the memory of one process over so many clips; 0: do not.
+        work: folder for what is made; kept. By default a temporary one.
+        out: JSON file for the figures.
+    """
+
+    inputs: tuple[str, ...] = ()
+    videos: int = 4
+    rounds: int = 3
+    workers: int = 2
+    memory_clips: int = 0
+    work: str | None = None
+    out: str | None = None
+
+
+def decode_only(paths: Sequence[str]) -> float:
+    """Seconds a video that PyAV needs to decode all frames on one thread."""
+    started = time.perf_counter()
+    for path in paths:
+        with av.open(path) as container:
+            video = container.streams.video[0]
+            video.codec_context.thread_count = 1
+            for _ in container.decode(video):
+                pass
+    return (time.perf_counter() - started) / len(paths)
+
+
+def shard_in_process(paths: Sequence[str], profile: str) -> float:
+    """Seconds a video that sharding needs in one process, everything included."""
+    settings = ShardSettings(profile=profile).resolved()  # type: ignore[arg-type]
+    messages: list[Message] = []
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "part"
+        # The first call loads libraries: a run over a data set pays for that once.
+        shard_input(Input(paths[0]), settings, part, lambda message: None)
+        started = time.perf_counter()
+        for path in paths:
+            shard_input(Input(path), settings, part, messages.append)
+        elapsed = time.perf_counter() - started
+    if any(isinstance(message, Skip) for message in messages):
+        raise CavmaeError(f"Some of the videos cannot be sharded: {messages}.")
+    return elapsed / len(paths)
+
+
+def reference_way(paths: Sequence[str]) -> float:
+    """Seconds a video as the reference prepares it: ten seeks with OpenCV, then ffmpeg and sox."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for path in paths:
+            capture = cv2.VideoCapture(path)
+            rate = capture.get(cv2.CAP_PROP_FPS)
+            frames = min(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), int(rate * 10))
+            for number in range(10):
+                capture.set(cv2.CAP_PROP_POS_FRAMES, int(number * frames / 10))
+                _, frame = capture.read()
+                height, width = frame.shape[:2]
+                scale = 224 / min(height, width)
+                small = cv2.resize(frame, (round(width * scale), round(height * scale)))
+                top, left = (small.shape[0] - 224) // 2, (small.shape[1] - 224) // 2
+                crop = small[top : top + 224, left : left + 224]
+                cv2.imwrite(f"{folder}/frame_{number}.jpg", crop)
+            capture.release()
+            quiet = ["-loglevel", "error", "-threads", "1", "-y"]
+            stereo, mono = f"{folder}/stereo.wav", f"{folder}/mono.wav"
+            subprocess.run(
+                ["ffmpeg", *quiet, "-i", path, "-vn", "-ar", "16000", stereo], check=True
+            )
+            subprocess.run(["sox", stereo, mono, "remix", "1"], check=True)
+    return (time.perf_counter() - started) / len(paths)
+
+
+def whole_run(paths: Sequence[str], workers: int) -> float:
+    """Seconds a video of `cavmae shard` from beginning to end."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        shard(list(paths), Path(folder) / "out", ShardSettings(), RunSettings(workers=workers))
+        return (time.perf_counter() - started) / len(paths)
+
+
+def memory_over(paths: Sequence[str], clips: int) -> float:
+    """10^6 bytes by which one process has grown from a tenth of the clips to all of them."""
+    settings = ShardSettings("events", min_seconds=1.0).resolved()
+    early = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(clips):
+            path = paths[number % len(paths)]
+            shard_input(Input(path), settings, Path(folder) / "part", lambda message: None)
+            if number == clips // 10:
+                early = resident_mb()
+    return resident_mb() - early
+
+
+def run(bench: ShardBench) -> None:
+    """Measures and prints."""
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(bench.work or temporary)
+        if bench.inputs:
+            paths = [item.source for item in collect(bench.inputs)[0]]
+        else:
+            paths = [str(path) for path in make_folder(work / "720p", bench.videos, [MADE])]
+        rows = _rows(paths, bench)
+        title = f"cavmae bench shard: {len(paths)} videos, one core"
+        print(table(title, "video", BASELINE, rows))
+        if bench.workers:
+            _scaling(paths, bench)
+        if bench.memory_clips:
+            small = [str(p) for p in make_folder(work / "small", 8, [SMALL])]
+            grown, peak = on_one_core(memory_over, small, bench.memory_clips)
+            print(
+                f"\nMemory over {bench.memory_clips} clips in one process: {grown:+.1f} MB from "
+                f"clip {bench.memory_clips // 10} to the last, peak {peak:.0f} MB"
+            )
+        save(rows, bench.out)
+
+
+def _rows(paths: list[str], bench: ShardBench) -> list[Row]:
+    ways: dict[str, tuple[Callable[..., float], tuple[Any, ...]]] = {
+        BASELINE: (decode_only, (paths,)),
+        "cavmae shard, events profile": (shard_in_process, (paths, "events")),
+        "cavmae shard, speakers profile": (shard_in_process, (paths, "speakers")),
+    }
+    reference = "OpenCV seeks, ffmpeg and sox, as the reference does"
+    missing = [name for name in ("ffmpeg", "sox") if shutil.which(name) is None]
+    try:
+        import cv2  # noqa: F401
+    except ImportError:
+        missing.append("opencv-python-headless")
+    if not missing:
+        ways[reference] = (reference_way, (paths,))
+    found = in_turns(ways, bench.rounds)
+    rows = [Row(name, seconds, peak) for name, (seconds, peak) in found.items()]
+    if missing:
+        rows.append(Row(reference, None, note=f"not installed: {', '.join(missing)}"))
+    return rows
+
+
+def _scaling(paths: list[str], bench: ShardBench) -> None:
+    # A whole run starts its workers anew; many inputs make that small against the work.
+    with tempfile.TemporaryDirectory() as folder:
+        many = []
+        for number in range(max(24, 4 * len(paths))):
+            link = Path(folder) / f"{number}.mp4"
+            link.write_bytes(Path(paths[number % len(paths)]).read_bytes())
+            many.append(str(link))
+        times: dict[int, list[float]] = {1: [], bench.workers: []}
+        for _ in range(max(1, bench.rounds - 1)):
+            for workers, found in times.items():
+                found.append(whole_run(many, workers))
+        one, several = min(times[1]), min(times[bench.workers])
+        print(
+            f"\nWhole runs over {len(many)} videos: 1 worker {one:.2f} s a video, "
+            f"{bench.workers} workers {several:.2f} s: {one / several:.2f} times as fast"
+        )
