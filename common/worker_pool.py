@@ -33,7 +33,7 @@ Work = Callable[[Any, Callable[[Any], None]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class TaskProgress:
     """Something a task reported on its way."""
 
     task: int
@@ -57,7 +57,7 @@ class Lost:
     detail: str
 
 
-Event = Progress | Finished | Lost
+Event = TaskProgress | Finished | Lost
 
 
 def _serve(connection: Connection, work: Work, environment: dict[str, str]) -> None:
@@ -75,7 +75,7 @@ def _serve(connection: Connection, work: Work, environment: dict[str, str]) -> N
         number, argument = task
 
         def report(message: Any, number: int = number) -> None:
-            connection.send(Progress(number, message))
+            connection.send(TaskProgress(number, message))
 
         try:
             outcome: Any = Finished(number, work(argument, report))

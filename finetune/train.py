@@ -17,7 +17,7 @@ from cavmae.datasets.mixtures.scene_stream import ComposedStream
 from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
-from cavmae.finetune.speaker.factory import build_speaker, computing_as, statistics_of
+from cavmae.finetune.speaker.factory import build_speaker, configure_compute, statistics_for
 from cavmae.finetune.speaker.scene_lists import in_both, listed_stream
 from cavmae.finetune.speaker.settings import (
     LossSettings,
@@ -26,9 +26,9 @@ from cavmae.finetune.speaker.settings import (
 )
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.engine import checkpoints
-from cavmae.pretrain.engine.distributed import Processes
-from cavmae.pretrain.engine.run_setup import joined, open_run
-from cavmae.pretrain.engine.trainer import Loop
+from cavmae.pretrain.engine.distributed import DistEnv
+from cavmae.pretrain.engine.run_setup import distributed_run, open_run
+from cavmae.pretrain.engine.trainer import Trainer
 from cavmae.pretrain.settings import LoopSettings, OptimizerSettings
 
 log = logging.getLogger("cavmae")
@@ -84,19 +84,19 @@ def train(settings: SpeakerSettings, run: Path, resume: bool, text: str) -> bool
     """See :func:`cavmae.pretrain.train.train`."""
     data, how = settings.data, settings.loop
     with ExitStack() as stack:
-        accelerator = stack.enter_context(joined(how, run))
-        processes = Processes()
-        with processes.first_does():
-            if processes.first:
+        accelerator = stack.enter_context(distributed_run(how, run))
+        processes = DistEnv()
+        with processes.main_only():
+            if processes.is_main:
                 open_run(stack, run, resume, text)
-        with processes.agreed():
+        with processes.fail_together():
             task, loader, held_out = _prepare(settings, run, accelerator, processes)
-        together = data.batch * how.accumulate * processes.count
+        together = data.batch_size * how.grad_accum_steps * processes.count
         steps = how.steps or max(1, round(how.epochs * loader.stream.samples / together))
-        loop = Loop(
+        loop = Trainer(
             task, loader, held_out, steps, how, settings.optimizer, run, accelerator, processes
         )
-        found = processes.share(checkpoints.complete(run)[-1:] if resume else [])
+        found = processes.broadcast(checkpoints.complete(run)[-1:] if resume else [])
         if found:
             loop.resume(found[0])
         if loop.step >= steps:
@@ -106,7 +106,7 @@ def train(settings: SpeakerSettings, run: Path, resume: bool, text: str) -> bool
 
 
 def _prepare(
-    settings: SpeakerSettings, run: Path, accelerator: Accelerator, processes: Processes
+    settings: SpeakerSettings, run: Path, accelerator: Accelerator, processes: DistEnv
 ) -> tuple[SpeakerTask, Loader, Loader | None]:
     """The task and this process's scenes."""
     data, compose, how = settings.data, settings.compose, settings.loop
@@ -114,7 +114,7 @@ def _prepare(
         raise UsageError("Name the shards to compose from: --data.train FOLDER.")
     heard = round(compose.seconds * FRAME_RATE)
     model = build_speaker(settings.model, (compose.height, compose.width), heard, how.seed)
-    computing_as(model, how)
+    configure_compute(model, how)
     most = max(k + 1 for k, share in enumerate(compose.people) if share)
     if most > model.config.slots - 1:
         raise UsageError(
@@ -128,7 +128,7 @@ def _prepare(
         "world_size": processes.count,
         "access": Access(data.verify, max_broken=data.max_broken, quarantine=quarantine),
     }
-    shown = model.config.motion_size, model.config.keys, data.batch
+    shown = model.config.motion_size, model.config.key_frames, data.batch_size
     pin = accelerator.device.type == "cuda"
     stream = ComposedStream(
         Manifest.load(data.train), compose, *shown, clips=data.clips, exclude=data.exclude, **where
@@ -137,16 +137,16 @@ def _prepare(
     held_out = None
     if data.held_out is not None and data.held_out_shards is not None:
         measured = listed_stream(
-            data.held_out, data.held_out_shards, model.config, data.batch, **where
+            data.held_out, data.held_out_shards, model.config, data.batch_size, **where
         )
         held_out = Loader(measured, data.workers, pin_memory=pin)
-        if processes.first and (known := in_both(stream.pool, measured.pool)):
+        if processes.is_main and (known := in_both(stream.pool, measured.pool)):
             log.warning(REMEMBERED, len(known), ", ".join(known[:3]))
     frozen = settings.model.train_encoder == "frozen"
     # What starts from nothing has no lower layers to be careful with.
-    pretrained = settings.model.encoder is not None or settings.model.start is not None
+    pretrained = settings.model.encoder is not None or settings.model.init_from is not None
     decay = settings.model.layer_decay if pretrained else 1.0
-    statistics = statistics_of(settings.model, data.train)
+    statistics = statistics_for(settings.model, data.train)
     return SpeakerTask(model, settings.loss, statistics, frozen, decay), loader, held_out
 
 

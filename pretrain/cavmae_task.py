@@ -11,14 +11,14 @@ from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.transforms import DeviceTransform
 from cavmae.pretrain import evaluation
-from cavmae.pretrain.engine.task import Outcome, Pieces, Record, Task
+from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
 from cavmae.pretrain.flops import step_operations
 from cavmae.pretrain.frame_contrast import (
-    Moments,
-    aligned_contrast,
-    hard_share,
-    moments_of,
-    voiced,
+    TimeBins,
+    audible_bins,
+    frame_contrast,
+    hard_negative_fraction,
+    time_bins_of,
 )
 from cavmae.pretrain.losses import info_nce
 from cavmae.pretrain.masking import random_windows
@@ -28,7 +28,7 @@ from cavmae.pretrain.settings import ObjectiveSettings
 LARGEST_SCALE = 100.0  # of similarities, where their temperature is learned (as CLIP)
 
 
-class Pretraining(Task):
+class CAVMAETask(Task):
     """CAV-MAE, CAV or AV-MAE, each with or without the aligned contrast.
 
     Args:
@@ -52,7 +52,7 @@ class Pretraining(Task):
         self.objective = objective
         self.transform = transform
         self.frames = frames
-        self.joined = bool(objective.contrastive_weight or objective.aligned_weight)
+        self.needs_global_batch = bool(objective.contrastive_weight or objective.aligned_weight)
         self.sees_whole = objective.sees_whole
         # One axis: FSDP shards no scalars.
         scale = torch.tensor([math.log(1 / objective.temperature)])
@@ -72,9 +72,9 @@ class Pretraining(Task):
         objective = self.objective
         branch, norm = name.split(".")[0], name.split(".")[-2] if "." in name else ""
         if norm.endswith(("_a", "_v")) and norm.startswith(("norm1", "norm2")):
-            return branch != "blocks_u" or not self.joined
+            return branch != "blocks_u" or not self.needs_global_batch
         if branch in ("norm_a", "norm_v"):
-            return not self.joined
+            return not self.needs_global_batch
         if branch.startswith(("decoder", "mask_token")) or branch == "norm":
             return not objective.mae_weight
         if branch == "blocks_u" and norm in ("norm1", "norm2"):
@@ -89,8 +89,10 @@ class Pretraining(Task):
         share = scale / count
         return 1 / (share + (scale - share).detach()).exp()
 
-    def learn(self, batch: Batch, progress: float, pieces: Sequence[Pieces], turn: int) -> Outcome:
-        """See :meth:`Task.learn`. Logs: every loss before weighting, and accuracies."""
+    def training_step(
+        self, batch: Batch, progress: float, pieces: Sequence[Embeddings], turn: int
+    ) -> StepOutput:
+        """See :meth:`Task.training_step`. Logs: every loss before weighting, and accuracies."""
         objective = self.objective
         own, encoded = self._encode(batch)
         count = max(1, len(pieces))
@@ -118,18 +120,20 @@ class Pretraining(Task):
                 whole["video"],
                 self._temperature(self.scale_clips, count),
                 objective.both_directions,
-                objective.centred,
+                objective.center_embeddings,
             )
             loss = loss + objective.contrastive_weight * contrast.loss
             total = total + objective.contrastive_weight * contrast.loss.detach()
             logs |= {"contrastive": contrast.loss, "accuracy": contrast.accuracy}
         if objective.aligned_weight:
-            aligned = aligned_contrast(
-                Moments(whole["sound"], whole["frames"], whole["own"], whole["heard"]),
+            aligned = frame_contrast(
+                TimeBins(whole["sound"], whole["frames"], whole["own"], whole["heard"]),
                 self._temperature(self.scale_moments, count),
-                objective.centred,
+                objective.center_embeddings,
             )
-            hard = hard_share(progress, objective.hard_share, objective.hard_after)
+            hard = hard_negative_fraction(
+                progress, objective.hard_negative_fraction, objective.hard_after
+            )
             mixed = (1 - hard) * aligned.easy + hard * aligned.hard
             loss = loss + objective.aligned_weight * mixed
             total = total + objective.aligned_weight * mixed.detach()
@@ -140,18 +144,18 @@ class Pretraining(Task):
                 "aligned_hard_accuracy": aligned.hard_accuracy,
             }
         logs = {"loss": total, **logs}
-        return Outcome(loss, {name: value.detach() for name, value in logs.items()})
+        return StepOutput(loss, {name: value.detach() for name, value in logs.items()})
 
-    def embed(self, batch: Batch) -> Pieces:
+    def embed(self, batch: Batch) -> Embeddings:
         """See :meth:`Task.embed`."""
         return self._encode(batch)[0]
 
-    def _encode(self, batch: Batch) -> tuple[Pieces, tuple[Tensor, Tensor, Latents]]:
+    def _encode(self, batch: Batch) -> tuple[Embeddings, tuple[Tensor, Tensor, Latents]]:
         """What contrasts need, and what the reconstruction needs (patches and latents)."""
         objective, model = self.objective, self.model
         shown = self.transform(batch)
         fbank, frames = shown["fbank"], shown["frames"]
-        pieces: Pieces = {}
+        pieces: Embeddings = {}
         patches_a, patches_v = model.patchify(fbank, frames[:, 0])
         empty = patches_a.new_empty(0)
         masking = model.mask(
@@ -174,16 +178,16 @@ class Pretraining(Task):
             if objective.frame_window < 1:
                 grid, share = model.config.image_grid, objective.frame_window
                 keep = random_windows(len(frames), grid, share, frames.device)
-            tokens_a, tokens_v = model.sound_features(fbank), model.frame_features(frames, keep)
+            tokens_a, tokens_v = model.audio_features(fbank), model.frame_features(frames, keep)
         if self.sees_whole and not masked and objective.contrastive_weight:
             pieces |= {"audio": tokens_a.mean(1), "video": tokens_v.mean((1, 2))}
         if objective.aligned_weight:
             moments = model.config.audio_grid[1]
             seconds = fbank.shape[1] / FRAME_RATE
-            own = moments_of(batch["frame_times"], seconds, moments)
-            heard = voiced(batch["fbank"], batch["fbank_length"], moments, objective.quiet_db)
+            own = time_bins_of(batch["frame_times"], seconds, moments)
+            heard = audible_bins(batch["fbank"], batch["fbank_length"], moments, objective.quiet_db)
             pieces |= {
-                "sound": model.moment_embeddings(tokens_a),
+                "sound": model.audio_bin_embeddings(tokens_a),
                 "frames": model.frame_embeddings(tokens_v),
                 "own": own,
                 "heard": heard.gather(1, own),
@@ -191,13 +195,13 @@ class Pretraining(Task):
         return pieces, (patches_a, patches_v, latents)
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> Record:
-        """See :meth:`Task.evaluate`."""
+    def validation_step(self, batch: Batch) -> Record:
+        """See :meth:`Task.validation_step`."""
         return evaluation.measure(self.model, self.objective, self.transform(batch), batch)
 
-    def summarise(self, records: Sequence[Record]) -> Mapping[str, float]:
+    def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
         """See :func:`cavmae.pretrain.evaluation.summarise`."""
-        return evaluation.summarise(records)
+        return evaluation.aggregate(records)
 
     def preprocessing(self) -> dict[str, Any]:
         """See :meth:`Task.preprocessing`."""
@@ -206,9 +210,9 @@ class Pretraining(Task):
             "fbank_mean": statistics.mean,
             "fbank_std": statistics.std,
             "padding": self.transform.padding,
-            "centred": self.objective.centred,
+            "center_embeddings": self.objective.center_embeddings,
         }
 
-    def work(self) -> float:
+    def flops_per_sample(self) -> float:
         """See :func:`cavmae.pretrain.flops.step_operations`."""
         return step_operations(self.model.config, self.objective, self.frames)

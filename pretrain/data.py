@@ -11,7 +11,7 @@ from cavmae.datasets.stream.stream import EvalStream, TrainStream
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
 from cavmae.datasets.stream.view import View
 from cavmae.pretrain.encoder import CAVMAEConfig
-from cavmae.pretrain.engine.distributed import Processes
+from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.settings import DataSettings, ObjectiveSettings
 
 
@@ -56,7 +56,7 @@ def loaders(
     seed: int,
     quarantine: str,
     pin: bool,
-    processes: Processes,
+    processes: DistEnv,
 ) -> tuple[Loader, Loader | None]:
     """Batches of this process's share: endless ones to learn from, finite ones to measure on.
 
@@ -79,13 +79,13 @@ def loaders(
     }
     manifest = Manifest.load(data.train)
     stream = TrainStream(
-        manifest, training, data.batch, shuffle_buffer=data.shuffle_buffer, **where
+        manifest, training, data.batch_size, shuffle_buffer=data.shuffle_buffer, **where
     )
     loader = Loader(stream, data.workers, pin_memory=pin)
     if data.held_out is None:
         return loader, None
     # Aligned measures look at all frames of a window, which is a lot of memory a clip.
-    batch = max(1, data.batch // 8) if held_out.frames == "all" else data.batch
+    batch = max(1, data.batch_size // 8) if held_out.frames == "all" else data.batch_size
     measured = EvalStream(Manifest.load(data.held_out), held_out, batch, **where)
     return loader, Loader(measured, data.workers, pin_memory=pin)
 

@@ -111,7 +111,7 @@ SIZES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-def config_of(size: str, **changes: Any) -> CAVMAEConfig:
+def config_for_size(size: str, **changes: Any) -> CAVMAEConfig:
     """The shape of a size: ``tiny``, ``small``, ``base`` or ``large``.
 
     Raises:
@@ -234,8 +234,8 @@ class Encoder(nn.Module):
         positions = position + kind
         if keep is None:
             return embedding(patches) + positions
-        visible = take(patches, keep)
-        return embedding(visible) + take(positions.expand(len(patches), -1, -1), keep)
+        visible = gather_tokens(patches, keep)
+        return embedding(visible) + gather_tokens(positions.expand(len(patches), -1, -1), keep)
 
     def forward_branch(self, patches: Tensor, modality: str, keep: Tensor | None = None) -> Tensor:
         """One modality through its own blocks: [N, L, P] -> [N, K, D].
@@ -267,7 +267,7 @@ class Encoder(nn.Module):
             audio: [N, frames, mel].
             image: [N, 3, H, W].
         """
-        return self.sound_features(audio), self.picture_features(image)
+        return self.audio_features(audio), self.image_features(image)
 
     def frame_features(self, frames: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens of several frames: [N, F, 3, H, W] -> [N, F, K, D].
@@ -277,14 +277,14 @@ class Encoder(nn.Module):
         """
         if keep is not None:
             keep = keep.repeat_interleave(frames.shape[1], dim=0)
-        return self.picture_features(frames.flatten(0, 1), keep).unflatten(0, frames.shape[:2])
+        return self.image_features(frames.flatten(0, 1), keep).unflatten(0, frames.shape[:2])
 
-    def sound_features(self, audio: Tensor) -> Tensor:
+    def audio_features(self, audio: Tensor) -> Tensor:
         """The first of :meth:`features`."""
         branch = self.forward_branch(self.patchify_audio(audio), "a")
         return self.forward_joint(branch, "a")
 
-    def picture_features(self, image: Tensor, keep: Tensor | None = None) -> Tensor:
+    def image_features(self, image: Tensor, keep: Tensor | None = None) -> Tensor:
         """The second of :meth:`features`, of all patches or of ``keep`` [N, K]."""
         branch = self.forward_branch(self.patchify_image(image), "v", keep)
         return self.forward_joint(branch, "v")
@@ -295,6 +295,6 @@ def fixed_positions(width: int, grid: Grid) -> nn.Parameter:
     return nn.Parameter(sin_cos_positions(width, grid), requires_grad=False)
 
 
-def take(tokens: Tensor, numbers: Tensor) -> Tensor:
+def gather_tokens(tokens: Tensor, numbers: Tensor) -> Tensor:
     """[N, L, D] and [N, K] -> [N, K, D]."""
     return tokens.gather(1, numbers[..., None].expand(-1, -1, tokens.shape[-1]))

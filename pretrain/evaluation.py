@@ -15,8 +15,8 @@ from torch import Tensor
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.view import GRID
-from cavmae.pretrain.encoder import take
-from cavmae.pretrain.frame_contrast import inside_clips, voiced
+from cavmae.pretrain.encoder import gather_tokens
+from cavmae.pretrain.frame_contrast import audible_bins, within_clips
 from cavmae.pretrain.losses import normalised
 from cavmae.pretrain.model import CAVMAE, channels_last
 from cavmae.pretrain.retrieval import Features, ranks, retrieval
@@ -42,13 +42,13 @@ def measure(
     if objective.mae_weight:
         found |= _reconstruction(model, objective, fbank, middle)
     if objective.contrastive_weight:
-        sound = model.sound_features(fbank).mean(dim=1)
-        picture = model.picture_features(middle).mean(dim=1)
-        found["audio features"], found["video features"] = (
+        sound = model.audio_features(fbank).mean(dim=1)
+        picture = model.image_features(middle).mean(dim=1)
+        found["audio_features"], found["video_features"] = (
             sound.float().cpu(),
             picture.float().cpu(),
         )
-        found["centred"] = objective.centred
+        found["center_embeddings"] = objective.center_embeddings
     if objective.aligned_weight:
         found |= _alignment(model, objective, fbank, frames, raw)
     return found
@@ -62,11 +62,11 @@ def _reconstruction(
         len(fbank), objective.mask_ratio_audio, objective.mask_ratio_image, objective.mask_mode
     )
     latents = model.forward_encoder(patches_a, patches_v, masking_a, masking_v, alone=False)
-    decoded = model.forward_decoder(latents, masking_a.hidden, masking_v.hidden)
+    decoded = model.forward_decoder(latents, masking_a.ids_masked, masking_v.ids_masked)
     heads = model.decoder_pred_a, model.decoder_pred_v
     targets = (
-        take(patches_a, masking_a.hidden),
-        channels_last(take(patches_v, masking_v.hidden)),
+        gather_tokens(patches_a, masking_a.ids_masked),
+        channels_last(gather_tokens(patches_v, masking_v.ids_masked)),
     )
     found = {}
     names = ("audio", "video")
@@ -87,14 +87,14 @@ def _alignment(
     middles = ((torch.arange(moments) + 0.5) * seconds / moments * GRID).long()
     later = middles + round(SHIFT * GRID)
     both = int((later < frames.shape[1]).sum())  # moments whose later frame is in the window
-    heard = voiced(raw["fbank"], raw["fbank_length"], moments, objective.quiet_db)
+    heard = audible_bins(raw["fbank"], raw["fbank_length"], moments, objective.quiet_db)
     wanted = torch.cat([middles, later[:both]]).to(frames.device)
     seen = model.frame_embeddings(model.frame_features(frames[:, wanted])).float()
-    sound = model.moment_embeddings(model.sound_features(fbank)).float()
+    sound = model.audio_bin_embeddings(model.audio_features(fbank)).float()
 
     def similar(sound: Tensor, frames: Tensor) -> Tensor:
         with torch.autocast(sound.device.type, enabled=False):
-            sound, frames = inside_clips(sound, frames, objective.centred)
+            sound, frames = within_clips(sound, frames, objective.center_embeddings)
             return frames @ sound.transpose(1, 2)
 
     own = similar(sound, seen[:, :moments])
@@ -105,8 +105,8 @@ def _alignment(
     rank = (own > right[..., None]).sum(-1) + 0.5 * ((own == right[..., None]).sum(-1) - 1) + 1
     inside = heard[:, :both]
     return {
-        "moment rank": rank.masked_fill(~heard, float("nan")).cpu(),
-        "moments": torch.full((len(own),), moments),
+        "time_bin_rank": rank.masked_fill(~heard, float("nan")).cpu(),
+        "time_bins": torch.full((len(own),), moments),
         "step": _score(in_step, inside).cpu(),
         "shifted": _score(shifted, inside).cpu(),
     }
@@ -127,7 +127,7 @@ def _score(similar: Tensor, heard: Tensor) -> Tensor:
     return score.masked_fill(heard.sum(1) < FEWEST, float("nan"))
 
 
-def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def aggregate(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Measures of a held-out set.
 
     Returns:
@@ -141,25 +141,25 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
     found: dict[str, float] = {}
     names = set().union(*records)
-    for name in ("audio", "audio of patch means", "video", "video of patch means"):
+    for name in ("audio", "audio_patch_mean", "video", "video_patch_mean"):
         if name in names:
             found[name] = float(joined(name).double().mean())
-    if "audio features" in names:
+    if "audio_features" in names:
         keys = [key for record in records for key in record["key"]]
-        features = Features(keys, joined("audio features"), joined("video features"))
-        features = features.compared(records[0]["centred"])
+        features = Features(keys, joined("audio_features"), joined("video_features"))
+        features = features.compared(records[0]["center_embeddings"])
         found |= _contrast(features, [len(record["key"]) for record in records])
         for direction, values in retrieval(features).items():
             found |= {f"{direction} {measure}": value for measure, value in values.items()}
-    if "moment rank" in names:
-        rank = joined("moment rank").flatten()
+    if "time_bin_rank" in names:
+        rank = joined("time_bin_rank").flatten()
         rank = rank[~rank.isnan()]
-        found["moments with sound"] = float(len(rank))
-        found["moment chance"] = 1 / float(records[0]["moments"][0])
+        found["audible_time_bins"] = float(len(rank))
+        found["time_bin_chance"] = 1 / float(records[0]["time_bins"][0])
         step, shifted = joined("step"), joined("shifted")
         known = ~(step.isnan() | shifted.isnan())
         if len(rank):
-            found["moment found"] = float((rank < 1.5).double().mean())
+            found["time_bin_acc"] = float((rank < 1.5).double().mean())
         if known.any():
             from torchmetrics.functional.classification import binary_auroc  # takes seconds
 
@@ -167,7 +167,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             truth = torch.arange(len(scores)) < known.sum()
             # Ranks of the scores, since the metric takes probabilities.
             places = scores.double().unique(return_inverse=True)[1] / len(scores)
-            found["shift AUC"] = float(binary_auroc(places, truth.long()))
+            found["shift_auc"] = float(binary_auroc(places, truth.long()))
     return found
 
 
@@ -185,4 +185,4 @@ def _contrast(features: Features, batches: Sequence[int]) -> dict[str, float]:
         both = torch.cat([ranks(video, audio), ranks(audio, video)])
         right += float((both < 1.5).sum()) / 2
     count = len(features.keys)
-    return {"contrastive accuracy": right / count, "contrastive chance": len(batches) / count}
+    return {"contrastive_acc": right / count, "contrastive_chance": len(batches) / count}

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import read_json, typed
-from cavmae.pretrain.encoder import CAVMAEConfig, config_of
+from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
 from cavmae.pretrain.engine.checkpoints import PREPROCESSING
 from cavmae.pretrain.hub import HubWeights
-from cavmae.pretrain.masking import kept
+from cavmae.pretrain.masking import num_visible
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings
 from cavmae.pretrain.weights import (
@@ -36,7 +36,7 @@ Model = TypeVar("Model", bound=HubWeights)
 IMAGENET_MAE = "vit_base_patch16_224.mae"
 
 
-def shape_of(settings: ModelSettings, objective: ObjectiveSettings) -> CAVMAEConfig:
+def model_config(settings: ModelSettings, objective: ObjectiveSettings) -> CAVMAEConfig:
     """The shape of the model.
 
     Raises:
@@ -45,7 +45,7 @@ def shape_of(settings: ModelSettings, objective: ObjectiveSettings) -> CAVMAECon
     if objective.decode_fraction < 1 and settings.decoder != "cross":
         raise UsageError("objective.decode_fraction below 1 needs model.decoder cross.")
     try:
-        shape = config_of(
+        shape = config_for_size(
             settings.size,
             image_size=(settings.image_height, settings.image_width),
             audio_size=(128, settings.audio_frames),
@@ -53,8 +53,8 @@ def shape_of(settings: ModelSettings, objective: ObjectiveSettings) -> CAVMAECon
             decoder=settings.decoder,
             contrast_width=settings.contrast_width if objective.aligned_weight else 0,
         )
-        kept(shape.audio_grid[0] * shape.audio_grid[1], objective.mask_ratio_audio)
-        kept(shape.image_grid[0] * shape.image_grid[1], objective.mask_ratio_image)
+        num_visible(shape.audio_grid[0] * shape.audio_grid[1], objective.mask_ratio_audio)
+        num_visible(shape.image_grid[0] * shape.image_grid[1], objective.mask_ratio_image)
         return shape
     except ValueError as error:
         raise UsageError(f"model: {error}") from error
@@ -69,7 +69,7 @@ def build_model(settings: ModelSettings, objective: ObjectiveSettings, seed: int
     if settings.weights and settings.mae:
         raise UsageError("Start from model.weights or from model.mae, not from both.")
     torch.manual_seed(seed)
-    model = CAVMAE(shape_of(settings, objective))
+    model = CAVMAE(model_config(settings, objective))
     if settings.mae:
         initialise_from_mae(model, imagenet_mae(settings.mae))
     if settings.weights:

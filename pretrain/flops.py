@@ -8,7 +8,7 @@ import math
 import re
 
 from cavmae.pretrain.encoder import CAVMAEConfig
-from cavmae.pretrain.masking import kept, window_side
+from cavmae.pretrain.masking import num_visible, window_side
 from cavmae.pretrain.settings import ObjectiveSettings
 
 # Vendors' data sheets, dense, 10^12 operations/s: name, fp32 without tensor cores, 16 bit with.
@@ -42,7 +42,10 @@ def forward_products(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int 
     """
     pixels = c.patch**2
     all_a, all_v = c.audio_grid[0] * c.audio_grid[1], c.image_grid[0] * c.image_grid[1]
-    a, v = kept(all_a, objective.mask_ratio_audio), kept(all_v, objective.mask_ratio_image)
+    a, v = (
+        num_visible(all_a, objective.mask_ratio_audio),
+        num_visible(all_v, objective.mask_ratio_image),
+    )
 
     seen_v = math.prod(window_side(c.image_grid, objective.frame_window))
 

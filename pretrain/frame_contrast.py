@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cavmae.datasets.stream.features import MEL_BINS, SILENCE
-from cavmae.pretrain.engine.distributed import everyone, first_row
+from cavmae.pretrain.engine.distributed import all_gather_rows, rank_offset
 from cavmae.pretrain.losses import unit
 from cavmae.pretrain.positions import Grid
 
@@ -50,7 +50,7 @@ def loudness(fbank: Tensor, length: Tensor, moments: int) -> Tensor:
     return (power.logsumexp(dim=-1) - math.log(power.shape[-1])) * DECIBEL
 
 
-def voiced(fbank: Tensor, length: Tensor, moments: int, quiet_db: float) -> Tensor:
+def audible_bins(fbank: Tensor, length: Tensor, moments: int, quiet_db: float) -> Tensor:
     """Which moments are not near-silent: bool [N, T].
 
     Near-silent is what lies more than ``quiet_db`` below the loudest moment of its window, and
@@ -60,12 +60,12 @@ def voiced(fbank: Tensor, length: Tensor, moments: int, quiet_db: float) -> Tens
     return (level > level.amax(dim=1, keepdim=True) - quiet_db) & (level > FLOOR_DB)
 
 
-def moments_of(times: Tensor, window: float, moments: int) -> Tensor:
+def time_bins_of(times: Tensor, window: float, moments: int) -> Tensor:
     """Numbers of the moments that frames fall into: seconds [N, F] -> int64 [N, F]."""
     return (times / window * moments).floor().long().clamp(0, moments - 1)
 
 
-class Moments(NamedTuple):
+class TimeBins(NamedTuple):
     """Embeddings of a batch's frames and moments.
 
     Attributes:
@@ -75,13 +75,13 @@ class Moments(NamedTuple):
         heard: bool [N, F]: that moment is not near-silent.
     """
 
-    sound: Tensor
+    audio: Tensor
     frames: Tensor
-    own: Tensor
-    heard: Tensor
+    own_bin: Tensor
+    audible: Tensor
 
 
-class AlignedLosses(NamedTuple):
+class FrameContrastLosses(NamedTuple):
     """Cross-entropies in nats against other clips and within the clip, and accuracies of both.
 
     Accuracies are shares of frames whose own moment is the most similar: of the moments of other
@@ -94,9 +94,9 @@ class AlignedLosses(NamedTuple):
     hard_accuracy: Tensor
 
 
-def aligned_contrast(
-    batch: Moments, temperature: Tensor | float, centred: bool = False
-) -> AlignedLosses:
+def frame_contrast(
+    batch: TimeBins, temperature: Tensor | float, centred: bool = False
+) -> FrameContrastLosses:
     """InfoNCE of frames and their own moments, in both directions.
 
     *Easy* negatives are the frames and moments of other clips, over all processes. *Hard* ones are
@@ -111,25 +111,29 @@ def aligned_contrast(
     Returns:
         losses whose mean over processes is that of one process with all their clips.
     """
-    with torch.autocast(batch.sound.device.type, enabled=False):
+    with torch.autocast(batch.audio.device.type, enabled=False):
         return _aligned_contrast(batch, temperature, centred)
 
 
-def _aligned_contrast(batch: Moments, temperature: Tensor | float, centred: bool) -> AlignedLosses:
-    n, f = batch.own.shape
-    sound, frames = batch.sound.float(), batch.frames.float()
-    own_sound = _of_frames(sound, batch.own)
-    heard = batch.heard.flatten().float()
-    all_heard = everyone(heard[:, None])
+def _aligned_contrast(
+    batch: TimeBins, temperature: Tensor | float, centred: bool
+) -> FrameContrastLosses:
+    n, f = batch.own_bin.shape
+    sound, frames = batch.audio.float(), batch.frames.float()
+    own_sound = _of_frames(sound, batch.own_bin)
+    heard = batch.audible.flatten().float()
+    all_heard = all_gather_rows(heard[:, None])
     # The mean over processes of sums divided by this is the mean over all frames that are heard.
     share = heard / (all_heard.sum() * n * f / len(all_heard)).clamp(min=1)
 
-    gathered = everyone(torch.stack([own_sound, frames], dim=-2).flatten(0, 1))  # [all, 2, C]
+    gathered = all_gather_rows(
+        torch.stack([own_sound, frames], dim=-2).flatten(0, 1)
+    )  # [all, 2, C]
     if centred:
         gathered = gathered - gathered.mean(dim=0)
     all_sound, all_frames = unit(gathered, centred).unbind(dim=1)
     number = torch.arange(len(gathered), device=sound.device)
-    rows = first_row(n * f) + number[: n * f]
+    rows = rank_offset(n * f) + number[: n * f]
     clip = number // f
     same = (clip[rows, None] == clip) & (number != rows[:, None])
 
@@ -141,20 +145,20 @@ def _aligned_contrast(batch: Moments, temperature: Tensor | float, centred: bool
     easy_v, accuracy = against(all_frames[rows], all_sound)
     easy_a, _ = against(all_sound[rows], all_frames)
 
-    sound, frames = inside_clips(sound, frames, centred)
+    sound, frames = within_clips(sound, frames, centred)
     inside = (frames @ sound.transpose(1, 2) / temperature).flatten(0, 1)  # [N * F, T]
-    targets = batch.own.flatten()
+    targets = batch.own_bin.flatten()
     hard_v = functional.cross_entropy(inside, targets, reduction="none") @ share
     found = (inside.argmax(1) == targets).float() @ share
-    back = _of_frames(sound, batch.own) @ frames.transpose(1, 2) / temperature  # [N, F, F]
+    back = _of_frames(sound, batch.own_bin) @ frames.transpose(1, 2) / temperature  # [N, F, F]
     # Two frames of one moment (slow video) are both right: the other one is no negative.
-    twin = (batch.own[:, :, None] == batch.own[:, None]) & ~torch.eye(
+    twin = (batch.own_bin[:, :, None] == batch.own_bin[:, None]) & ~torch.eye(
         f, dtype=torch.bool, device=sound.device
     )
     back = back.masked_fill(twin, float("-inf")).flatten(0, 1)
     order = number[:f].repeat(n)
     hard_a = functional.cross_entropy(back, order, reduction="none") @ share
-    return AlignedLosses((easy_v + easy_a) / 2, (hard_v + hard_a) / 2, accuracy, found)
+    return FrameContrastLosses((easy_v + easy_a) / 2, (hard_v + hard_a) / 2, accuracy, found)
 
 
 def _of_frames(sound: Tensor, own: Tensor) -> Tensor:
@@ -162,7 +166,7 @@ def _of_frames(sound: Tensor, own: Tensor) -> Tensor:
     return sound.gather(1, own[..., None].expand(-1, -1, sound.shape[-1]))
 
 
-def inside_clips(sound: Tensor, frames: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
+def within_clips(sound: Tensor, frames: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
     """Embeddings of unit length, as they are compared within a clip: [N, T, C] and [N, F, C].
 
     Args:
@@ -174,7 +178,7 @@ def inside_clips(sound: Tensor, frames: Tensor, centred: bool) -> tuple[Tensor, 
     return unit(sound, centred), unit(frames, centred)
 
 
-def hard_share(progress: float, share: float, after: float) -> float:
+def hard_negative_fraction(progress: float, share: float, after: float) -> float:
     """The share of hard negatives at a point of training, 0 in its first part.
 
     Args:

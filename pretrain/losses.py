@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cavmae.pretrain.engine.distributed import everyone, first_row
+from cavmae.pretrain.engine.distributed import all_gather_rows, rank_offset
 
 LEAST_SPREAD = 1e-3  # length of an embedding less a mean, that still counts as a direction
 PIXEL_EPS = 1e-6  # of the variance of a patch
@@ -76,8 +76,8 @@ def info_nce(
 def _info_nce(
     audio: Tensor, video: Tensor, temperature: Tensor | float, both: bool, centred: bool
 ) -> Contrast:
-    right = first_row(len(audio)) + torch.arange(len(audio), device=audio.device)
-    both_kinds = everyone(torch.stack([audio, video], dim=1).float())  # [all, 2, D]
+    right = rank_offset(len(audio)) + torch.arange(len(audio), device=audio.device)
+    both_kinds = all_gather_rows(torch.stack([audio, video], dim=1).float())  # [all, 2, D]
     if centred:
         both_kinds = both_kinds - both_kinds.mean(dim=0)
     all_audio, all_video = unit(both_kinds, centred).unbind(dim=1)

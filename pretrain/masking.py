@@ -27,13 +27,13 @@ class Masking(NamedTuple):
         mask: float32 [N, L]: 1 where a patch is masked.
     """
 
-    keep: Tensor
-    hidden: Tensor
-    restore: Tensor
+    ids_keep: Tensor
+    ids_masked: Tensor
+    ids_restore: Tensor
     mask: Tensor
 
 
-def kept(patches: int, ratio: float) -> int:
+def num_visible(patches: int, ratio: float) -> int:
     """How many of the patches stay visible at a mask ratio.
 
     Raises:
@@ -74,14 +74,14 @@ def structured_noise(noise: Tensor, grid: Grid, ratio: float, mode: MaskMode) ->
     return noise + band.flatten(1)
 
 
-def mask_by(noise: Tensor, ratio: float) -> Masking:
+def mask_from_noise(noise: Tensor, ratio: float) -> Masking:
     """Hides the patches of the largest noise.
 
     Args:
         noise: [N, L].
         ratio: share of patches to be masked.
     """
-    count = kept(noise.shape[1], ratio)
+    count = num_visible(noise.shape[1], ratio)
     order = noise.argsort(dim=1)
     restore = order.argsort(dim=1)
     return Masking(order[:, :count], order[:, count:], restore, (restore >= count).float())

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from cavmae.pretrain.blocks import NORM_EPS, AttentionPool, Block, CrossBlock
-from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, fixed_positions, take
+from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, fixed_positions, gather_tokens
 from cavmae.pretrain.frame_contrast import columns
 from cavmae.pretrain.hub import HubWeights
 from cavmae.pretrain.losses import Contrast, info_nce, reconstruction_loss
-from cavmae.pretrain.masking import Masking, MaskMode, mask_by, structured_noise
+from cavmae.pretrain.masking import Masking, MaskMode, mask_from_noise, structured_noise
 
 TEMPERATURE = 0.05
 
@@ -39,7 +39,7 @@ class Latents(NamedTuple):
     masking_v: Masking
 
 
-class Losses(NamedTuple):
+class MAELosses(NamedTuple):
     """Of a batch: the total, its parts before weighting, and the contrastive accuracy."""
 
     total: Tensor
@@ -103,7 +103,7 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
                 torch.rand(batch, self.pos_embed_v.shape[1], device=device),
             )
         sound = structured_noise(noise[0], self.config.audio_grid, ratio_a, mode)
-        return mask_by(sound, ratio_a), mask_by(noise[1], ratio_v)
+        return mask_from_noise(sound, ratio_a), mask_from_noise(noise[1], ratio_v)
 
     def forward_encoder(
         self,
@@ -121,8 +121,8 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
             together: make the first pass, which the reconstruction needs.
             alone: make the other two, which the contrast needs. What is not made is empty.
         """
-        a = self.forward_branch(patches_a, "a", masking_a.keep)
-        v = self.forward_branch(patches_v, "v", masking_v.keep)
+        a = self.forward_branch(patches_a, "a", masking_a.ids_keep)
+        v = self.forward_branch(patches_v, "v", masking_v.ids_keep)
         joint = audio = video = a.new_empty(0)
         if together:
             joint = self.forward_joint(torch.cat([a, v], dim=1), None)
@@ -146,7 +146,7 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self, x: Tensor, latents: Latents, wanted_a: Tensor | None, wanted_v: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Attention among the tokens of all patches, visible and masked, as published."""
-        count = latents.masking_a.keep.shape[1]
+        count = latents.masking_a.ids_keep.shape[1]
         a = self._restored(x[:, :count], latents.masking_a)
         v = self._restored(x[:, count:], latents.masking_v)
         a = a + self.decoder_pos_embed_a + self.decoder_modality_a
@@ -156,28 +156,28 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         for block in self.decoder_blocks:
             x = self.run(block, x)
         a, v = x[:, :sound], x[:, sound:]
-        a = a if wanted_a is None else take(a, wanted_a)
-        v = v if wanted_v is None else take(v, wanted_v)
+        a = a if wanted_a is None else gather_tokens(a, wanted_a)
+        v = v if wanted_v is None else gather_tokens(v, wanted_v)
         return self.decoder_norm(a), self.decoder_norm(v)
 
     def _decode_wanted(
         self, x: Tensor, latents: Latents, wanted_a: Tensor | None, wanted_v: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Mask tokens of the wanted patches look at the visible tokens (CrossMAE)."""
-        count = latents.masking_a.keep.shape[1]
+        count = latents.masking_a.ids_keep.shape[1]
         positions = [
             (self.decoder_pos_embed_a + self.decoder_modality_a).expand(len(x), -1, -1),
             (self.decoder_pos_embed_v + self.decoder_modality_v).expand(len(x), -1, -1),
         ]
         seen = torch.cat(
             [
-                x[:, :count] + take(positions[0], latents.masking_a.keep),
-                x[:, count:] + take(positions[1], latents.masking_v.keep),
+                x[:, :count] + gather_tokens(positions[0], latents.masking_a.ids_keep),
+                x[:, count:] + gather_tokens(positions[1], latents.masking_v.ids_keep),
             ],
             dim=1,
         )
         a, v = (
-            self.mask_token + (p if wanted is None else take(p, wanted))
+            self.mask_token + (p if wanted is None else gather_tokens(p, wanted))
             for p, wanted in zip(positions, (wanted_a, wanted_v), strict=True)
         )
         sound = a.shape[1]
@@ -189,9 +189,9 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
 
     def _restored(self, visible: Tensor, masking: Masking) -> Tensor:
         """Visible tokens and mask tokens in the order of the patches."""
-        missing = masking.hidden.shape[1]
+        missing = masking.ids_masked.shape[1]
         tokens = self.mask_token.expand(len(visible), missing, -1).to(visible.dtype)
-        return take(torch.cat([visible, tokens], dim=1), masking.restore)
+        return gather_tokens(torch.cat([visible, tokens], dim=1), masking.ids_restore)
 
     def reconstruction(
         self,
@@ -206,13 +206,13 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         Args:
             fraction: of the masked patches that are decoded, drawn for every sample.
         """
-        hidden_a = part_of(latents.masking_a.hidden, fraction)
-        hidden_v = part_of(latents.masking_v.hidden, fraction)
+        hidden_a = part_of(latents.masking_a.ids_masked, fraction)
+        hidden_v = part_of(latents.masking_v.ids_masked, fraction)
         a, v = self.forward_decoder(latents, hidden_a, hidden_v)
         loss_a = reconstruction_loss(
-            self.decoder_pred_a(a), take(patches_a, hidden_a), norm_pix_loss
+            self.decoder_pred_a(a), gather_tokens(patches_a, hidden_a), norm_pix_loss
         )
-        target_v = channels_last(take(patches_v, hidden_v))
+        target_v = channels_last(gather_tokens(patches_v, hidden_v))
         return loss_a, reconstruction_loss(self.decoder_pred_v(v), target_v, norm_pix_loss)
 
     def forward_loss(
@@ -225,7 +225,7 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         norm_pix_loss: bool = True,
         both_directions: bool = False,
         temperature: float = TEMPERATURE,
-    ) -> Losses:
+    ) -> MAELosses:
         """Weighted sum of reconstruction and contrast.
 
         Args:
@@ -242,9 +242,9 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
                 latents.audio.mean(1), latents.video.mean(1), temperature, both_directions
             )
         total = mae_weight * (loss_a + loss_v) + contrastive_weight * contrast.loss
-        return Losses(total, loss_a, loss_v, contrast.loss, contrast.accuracy)
+        return MAELosses(total, loss_a, loss_v, contrast.loss, contrast.accuracy)
 
-    def moment_embeddings(self, tokens: Tensor) -> Tensor:
+    def audio_bin_embeddings(self, tokens: Tensor) -> Tensor:
         """Embeddings of every moment out of unmasked tokens of sound: [N, La, D] -> [N, T, C]."""
         found: Tensor = self.moment_a(columns(tokens, self.config.audio_grid))
         return found.unflatten(0, (len(tokens), -1))

@@ -50,8 +50,8 @@ def extract(model: Encoder, batches: Iterable[Mapping[str, Any]], device: torch.
     keys: list[str] = []
     audio, video = [], []
     for batch in batches:
-        sound = model.sound_features(batch["fbank"]).mean(dim=1)
-        pictures = [model.picture_features(f).mean(dim=1) for f in batch["frames"].unbind(dim=1)]
+        sound = model.audio_features(batch["fbank"]).mean(dim=1)
+        pictures = [model.image_features(f).mean(dim=1) for f in batch["frames"].unbind(dim=1)]
         keys += batch["key"]
         audio.append(functional.normalize(sound.float(), dim=-1).cpu())
         video.append(functional.normalize(torch.stack(pictures).mean(dim=0).float(), dim=-1).cpu())
@@ -92,7 +92,7 @@ def ranks(queries: Tensor, gallery: Tensor, block: int = BLOCK) -> Tensor:
 def measures(found: Tensor) -> dict[str, float]:
     """Recall at 1, 5 and 10 (shares of the queries) and the median rank."""
     result = {f"R@{k}": float((found <= k).double().mean()) for k in (1, 5, 10)}
-    return {**result, "median rank": float(found.median())}
+    return {**result, "median_rank": float(found.median())}
 
 
 def retrieval(features: Features) -> dict[str, dict[str, float]]:
@@ -100,7 +100,7 @@ def retrieval(features: Features) -> dict[str, dict[str, float]]:
     count = len(features.keys)
     chance = {f"R@{k}": min(1.0, k / count) for k in (1, 5, 10)}
     return {
-        "video to audio": measures(ranks(features.video, features.audio)),
-        "audio to video": measures(ranks(features.audio, features.video)),
-        "chance": {**chance, "median rank": (count + 1) / 2},
+        "video_to_audio": measures(ranks(features.video, features.audio)),
+        "audio_to_video": measures(ranks(features.audio, features.video)),
+        "chance": {**chance, "median_rank": (count + 1) / 2},
     }

@@ -14,7 +14,7 @@ class DataSettings:
     Args:
         train: folder or URL of the shards to learn from.
         held_out: folder or URL of the shards to measure on; None: no evaluation.
-        batch: clips that one process takes at a time.
+        batch_size: clips that one process takes at a time.
         window: seconds of a clip that are shown; None: as much as the model hears, from the
             beginning.
         frames: of a clip that are shown; more than one only serve the aligned contrast.
@@ -36,7 +36,7 @@ class DataSettings:
 
     train: str = ""
     held_out: str | None = None
-    batch: int = 48
+    batch_size: int = 48
     window: float | None = None
     frames: int = 1
     workers: int = 4
@@ -53,7 +53,12 @@ class DataSettings:
     cache_gb: float = 50.0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("frames", 1), ("workers", 0), ("shuffle_buffer", 1)):
+        for name, least in (
+            ("batch_size", 1),
+            ("frames", 1),
+            ("workers", 0),
+            ("shuffle_buffer", 1),
+        ):
             if getattr(self, name) < least:
                 raise UsageError(f"data.{name} {getattr(self, name)}: at least {least}.")
 
@@ -101,9 +106,9 @@ class ObjectiveSettings:
         contrast_view: clips are contrasted by what was left ``masked`` for the reconstruction, as
             published, or by ``whole`` sounds and frames, which passes of their own see; the aligned
             contrast needs those anyway.
-        centred: contrast what differs from the mean of the batch (aligned: of the clip, among its
-            own moments). Started from scratch, contrasts of nearly equal embeddings otherwise
-            make them all equal first, and stay there.
+        center_embeddings: subtract the mean of the batch before the contrast (aligned: of the clip,
+            among its own time bins). Started from scratch, contrasts of nearly equal embeddings
+            otherwise make them all equal first, and stay there.
         norm_pix_loss: reconstruct patches normalised one by one.
         mask_ratio_audio: share of the sound's patches that is masked.
         mask_ratio_image: share of the picture's patches that is masked.
@@ -112,7 +117,8 @@ class ObjectiveSettings:
         both_directions: also find the picture of every sound.
         temperature: of the contrasts.
         learned_temperature: learn one for each contrast, starting there.
-        hard_share: of negatives of the same clip in the aligned contrast, once they count.
+        hard_negative_fraction: share of negatives of the same clip in the aligned contrast, once
+            they count.
         hard_after: share of training after which they count.
         frame_window: share of height and width of the frames that is looked at in training where
             nothing is masked (aligned contrast): a window of patches put at random, the same in all
@@ -124,7 +130,7 @@ class ObjectiveSettings:
     contrastive_weight: float = 0.01
     aligned_weight: float = 0.0
     contrast_view: Literal["masked", "whole"] = "masked"
-    centred: bool = False
+    center_embeddings: bool = False
     norm_pix_loss: bool = True
     mask_ratio_audio: float = 0.75
     mask_ratio_image: float = 0.75
@@ -133,7 +139,7 @@ class ObjectiveSettings:
     both_directions: bool = False
     temperature: float = 0.05
     learned_temperature: bool = False
-    hard_share: float = 0.25
+    hard_negative_fraction: float = 0.25
     hard_after: float = 0.5
     frame_window: float = 1.0
     quiet_db: float = 30.0
@@ -145,7 +151,7 @@ class ObjectiveSettings:
         for name in ("mask_ratio_audio", "mask_ratio_image"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"objective.{name} {getattr(self, name)} is not in [0, 1).")
-        for name in ("hard_share", "hard_after"):
+        for name in ("hard_negative_fraction", "hard_after"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"objective.{name} {getattr(self, name)} is not in [0, 1].")
         for name in ("decode_fraction", "frame_window"):
@@ -175,7 +181,7 @@ class OptimizerSettings:
         beta1: of the running mean of gradients (reference: 0.95).
         beta2: of the running mean of their squares.
         weight_decay: reference: 5e-7.
-        clip: largest norm of a gradient; 0: as it is.
+        max_grad_norm: largest norm of a gradient; 0: as it is.
         schedule: ``cosine`` falls to ``floor``; ``halving``: the reference's; or ``constant``.
         warmup: share of steps in which the rate rises from 0.
         floor: of the cosine, as a share of ``lr``.
@@ -189,7 +195,7 @@ class OptimizerSettings:
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 0.05
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     schedule: Literal["cosine", "halving", "constant"] = "cosine"
     warmup: float = 0.05
     floor: float = 0.01
@@ -204,7 +210,7 @@ class OptimizerSettings:
         for name in ("warmup", "floor", "halve_from"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"optimizer.{name} {getattr(self, name)} is not in [0, 1].")
-        if self.lr <= 0 or self.halve_every <= 0 or self.clip < 0 or self.weight_decay < 0:
+        if self.lr <= 0 or self.halve_every <= 0 or self.max_grad_norm < 0 or self.weight_decay < 0:
             raise UsageError(
                 "optimizer: lr and halve_every must be above 0, clip and weight_decay not below."
             )
@@ -217,7 +223,7 @@ class LoopSettings:
     Args:
         steps: of the optimizer; 0: as many as ``epochs`` take.
         epochs: over the data, if ``steps`` is 0.
-        accumulate: batches of a step; contrasts are over all of them.
+        grad_accum_steps: batches of a step; contrasts are over all of them.
         precision: of the mathematics.
         seed: of everything random.
         device: ``auto``: a GPU of CUDA if there is one, else the CPU.
@@ -235,7 +241,7 @@ class LoopSettings:
 
     steps: int = 0
     epochs: float = 25.0
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -251,7 +257,7 @@ class LoopSettings:
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
 
     def __post_init__(self) -> None:
-        for name in ("accumulate", "log_every", "max_bad_steps"):
+        for name in ("grad_accum_steps", "log_every", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"loop.{name} {getattr(self, name)} must be at least 1.")
         for name in ("steps", "epochs", "threads", "evaluate_every", "save_every", "save_minutes"):

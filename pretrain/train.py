@@ -12,13 +12,13 @@ from accelerate import Accelerator
 from cavmae.common.cli import module_main, named_config, parse, parser
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.view import View
-from cavmae.pretrain.cavmae_task import Pretraining
+from cavmae.pretrain.cavmae_task import CAVMAETask
 from cavmae.pretrain.data import loaders, transform_of, views_for
 from cavmae.pretrain.engine import checkpoints
-from cavmae.pretrain.engine.distributed import Processes
-from cavmae.pretrain.engine.run_setup import joined, open_run
-from cavmae.pretrain.engine.trainer import Loop
-from cavmae.pretrain.factory import build_model, compile_blocks, shape_of
+from cavmae.pretrain.engine.distributed import DistEnv
+from cavmae.pretrain.engine.run_setup import distributed_run, open_run
+from cavmae.pretrain.engine.trainer import Trainer
+from cavmae.pretrain.factory import build_model, compile_blocks, model_config
 from cavmae.pretrain.settings import (
     DataSettings,
     LoopSettings,
@@ -89,23 +89,23 @@ def train(settings: PretrainSettings, run: Path, resume: bool, text: str) -> boo
         CavmaeError: see :class:`~cavmae.pretrain.engine.trainer.Loop`.
     """
     data, how = settings.data, settings.loop
-    shape = shape_of(settings.model, settings.objective)
+    shape = model_config(settings.model, settings.objective)
     views = views_for(data, settings.objective, shape)
     with ExitStack() as stack:
-        accelerator = stack.enter_context(joined(how, run))
-        processes = Processes()
-        with processes.first_does():
-            if processes.first:
+        accelerator = stack.enter_context(distributed_run(how, run))
+        processes = DistEnv()
+        with processes.main_only():
+            if processes.is_main:
                 open_run(stack, run, resume, text)
-        with processes.agreed():
+        with processes.fail_together():
             task, loader, held_out = _prepare(settings, views, run, accelerator, processes)
-        together = data.batch * how.accumulate * processes.count
+        together = data.batch_size * how.grad_accum_steps * processes.count
         steps = how.steps or max(1, round(how.epochs * loader.stream.samples / together))
-        loop = Loop(
+        loop = Trainer(
             task, loader, held_out, steps, how, settings.optimizer, run, accelerator, processes
         )
         # A disk may tell different machines different things: the first process's word counts.
-        found = processes.share(checkpoints.complete(run)[-1:] if resume else [])
+        found = processes.broadcast(checkpoints.complete(run)[-1:] if resume else [])
         if found:
             loop.resume(found[0])
         if loop.step >= steps:
@@ -119,8 +119,8 @@ def _prepare(
     views: tuple[View, View],
     run: Path,
     accelerator: Accelerator,
-    processes: Processes,
-) -> tuple[Pretraining, Loader, Loader | None]:
+    processes: DistEnv,
+) -> tuple[CAVMAETask, Loader, Loader | None]:
     """The task and this process's batches."""
     data, how = settings.data, settings.loop
     quarantine = str(run / f"broken-{processes.rank}.jsonl")
@@ -131,7 +131,7 @@ def _prepare(
     if how.compile != "off":
         compile_blocks(model, how.compile)
     transform = transform_of(data)
-    return Pretraining(model, settings.objective, transform, data.frames), loader, held_out
+    return CAVMAETask(model, settings.objective, transform, data.frames), loader, held_out
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.sharding.settings import ShardSettings
 from cavmae.tools.benchmarks.media import VideoSpec, make_video
-from cavmae.tools.shard import RunSettings, shard
+from cavmae.tools.shard import ShardRunSettings, shard
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
@@ -71,7 +71,7 @@ def video(tmp_path: Path) -> Callable[..., Path]:
 def make_shards(
     inputs: list[str] | str,
     out: Path,
-    how: RunSettings = RunSettings(workers=2, timeout=60.0),  # noqa: B008 - frozen
+    how: ShardRunSettings = ShardRunSettings(workers=2, timeout=60.0),  # noqa: B008 - frozen
     **settings: object,
 ) -> int:
     """`cavmae shard` in this process, with workers of its own."""

@@ -60,7 +60,7 @@ class DemoSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class DemoStep:
     """A command, and what is there once it has run.
 
     Attributes:
@@ -142,26 +142,26 @@ def _prepare(out: Path, settings: DemoSettings) -> None:
         file.write(json_bytes(how))
 
 
-def steps(out: Path, settings: DemoSettings) -> Iterator[Step]:
+def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
     """All steps, in order."""
     talkers, shards, scenes = out / "talkers", out / "shards", out / "scenes"
     easy = (
         "--off-screen-voice", "0", "--noise", "0", "--music", "0", "--shifted", "0",
         "--hidden-mouth", "0",
     )  # fmt: skip
-    yield Step(
+    yield DemoStep(
         "People are drawn who talk",
         ("render-talkers", "--out", f"{talkers}", "--clips", f"{settings.clips}", "--seed",
          f"{SEED}", "--speakers", "80", "--height", "112", "--valid-share", "0.15",
          "--test-share", "0", "--silent", "0", *easy),
     )  # fmt: skip
     for split in ("train", "valid"):
-        yield Step(
+        yield DemoStep(
             f"Their clips become shards ({split})",
             ("shard", f"{talkers / split}.csv", "--out", f"{shards / split}", "--profile",
              "speakers", "--shorter-side", "112"),
         )  # fmt: skip
-        yield Step(
+        yield DemoStep(
             f"The shards are checked ({split})",
             ("check", f"{shards / split}", *(("--compose", "true", "--scenes.height", "112",
              "--scenes.width", "112", "--scenes.people", "[0,1,0]") if split == "train" else ())),
@@ -169,21 +169,21 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[Step]:
         )  # fmt: skip
     pretrained = out / "pretrained"
     encoder = pretrained / "checkpoints" / f"{settings.pretrain_steps:09d}"
-    yield Step(
+    yield DemoStep(
         "CAV-MAE learns from them, without labels",
         ("pretrain", "--config", "tiny", "--out", f"{pretrained}", "--resume", "auto",
          "--data.train", f"{shards / 'train'}", "--data.held_out", f"{shards / 'valid'}",
-         "--data.batch", "32", "--loop.steps", f"{settings.pretrain_steps}",
+         "--data.batch_size", "32", "--loop.steps", f"{settings.pretrain_steps}",
          "--loop.evaluate_every", f"{settings.pretrain_steps}", "--loop.save_every", "20",
          "--loop.log_every", "5"),
     )  # fmt: skip
-    yield Step(
+    yield DemoStep(
         "What it makes of masked pictures and sound",
         ("inpaint", f"{encoder}", f"{shards / 'valid'}", "--out",
          f"{pretrained / 'reconstructions.png'}"),
         pretrained / "reconstructions.png",
     )  # fmt: skip
-    yield Step(
+    yield DemoStep(
         "Which sound goes with which picture",
         ("retrieve", f"{encoder}", f"{shards / 'valid'}", "--json",
          f"{pretrained / 'retrieval.json'}"),
@@ -191,12 +191,12 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[Step]:
     )  # fmt: skip
     scene = (
         "--compose.height", "112", "--compose.width", "112", "--compose.people", "[0,1,0]",
-        "--compose.unrelated", "0", "--compose.silent", "0", "--compose.off_screen", "0",
-        "--compose.noise", "0", "--compose.boxed", "0", "--compose.smallest", "0.8",
-        "--compose.largest", "1.1",
+        "--compose.all_off_screen_prob", "0", "--compose.silent_prob", "0",
+        "--compose.off_screen_prob", "0", "--compose.noise_prob", "0",
+        "--compose.letterbox_prob", "0", "--compose.min_scale", "0.8", "--compose.max_scale", "1.1",
     )  # fmt: skip
     held_out = out / "held-out.jsonl"
-    yield Step(
+    yield DemoStep(
         "Scenes of held-out people are drawn",
         ("evaluate", f"{shards / 'valid'}", "--list", f"{held_out}", "--make",
          f"{settings.scenes}", *scene),
@@ -207,12 +207,12 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[Step]:
         "--model.encoder", f"{encoder}", *scene,
     )  # fmt: skip
     before, after = out / "before", out / "finetuned"
-    yield Step(
+    yield DemoStep(
         "The speaker model before it learns",
         ("finetune", "speakers", "--out", f"{before}", *learning, "--loop.steps", "1",
          "--optimizer.lr", "1e-9"),
     )  # fmt: skip
-    yield Step(
+    yield DemoStep(
         "The speaker model learns who is heard where",
         ("finetune", "speakers", "--out", f"{after}", *learning, "--loop.steps",
          f"{settings.finetune_steps}"),
@@ -220,14 +220,14 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[Step]:
     model = after / "checkpoints" / f"{settings.finetune_steps:09d}"
     for name, checkpoint in (("before", before / "checkpoints" / f"{1:09d}"), ("after", model)):
         found = out / "measured" / name
-        yield Step(
+        yield DemoStep(
             f"It is measured on people it never saw ({name})",
             ("evaluate", f"{shards / 'valid'}", "--list", f"{held_out}", "--model",
              f"{checkpoint}", "--out", f"{found}", "--references",
              "true" if name == "after" else "false"),
             found / "measures.json",
         )  # fmt: skip
-    yield Step(
+    yield DemoStep(
         "Two strangers talk at once",
         ("render-talkers", "--out", f"{scenes}", "--clips", "2", "--seed", f"{SCENE_SEED}",
          "--people", "2", "--height", "224", "--width", "224", "--valid-share", "0",
@@ -236,10 +236,10 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[Step]:
     )  # fmt: skip
     rendered = [str(scenes / "clips" / f"{n:06d}" / f"{n:06d}.mp4") for n in range(2)]
     apart = ("--model", f"{model}", "--out", f"{out / 'separated'}")
-    yield Step("Voices and masks are taken out of the video", ("separate", *rendered, *apart))
+    yield DemoStep("Voices and masks are taken out of the video", ("separate", *rendered, *apart))
     if settings.video is not None:
-        yield Step("And out of yours", ("separate", settings.video, *apart), extra=True)
-    yield Step(
+        yield DemoStep("And out of yours", ("separate", settings.video, *apart), extra=True)
+    yield DemoStep(
         "All of it on a page",
         ("report", f"{pretrained}", f"{after}", f"{out / 'measured' / 'before'}",
          f"{out / 'measured' / 'after'}", f"{out / 'separated'}", f"{shards / 'train'}",
@@ -247,7 +247,7 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[Step]:
     )  # fmt: skip
 
 
-def _run(number: int, step: Step) -> None:
+def _run(number: int, step: DemoStep) -> None:
     log.info("\n%d. %s", number, step.title)
     log.info("   $ cavmae %s", shlex.join(step.words))
     if step.made is not None and step.made.exists():
@@ -293,8 +293,8 @@ def _verdict(out: Path, scenes: int) -> bool:
         record = read_json(out / "measured" / name / "measures.json")
         found[name] = record["summary"]
     after, before = found["after"]["model"], found["before"]["model"]
-    blank = found["after"]["pictures blanked"]
-    gained, covered = "SI-SDR improvement", "IoU"
+    blank = found["after"]["frames_blanked"]
+    gained, covered = "si_sdri", "iou"
     log.info("\nOn %d scenes of people it never saw, two talking at once:", scenes)
     for name, values in (("before learning", before), ("after", after),
                          ("after, pictures blanked", blank)):  # fmt: skip

@@ -19,14 +19,15 @@ from cavmae.common.json_files import json_bytes
 from cavmae.common.progress import Progress
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.sampler import RecipeBook
+from cavmae.datasets.mixtures.sampler import SceneSampler
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings
-from cavmae.datasets.mixtures.scene_stream import ListedStream, write_list
+from cavmae.datasets.mixtures.scene_stream import FixedSceneStream, write_list
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.loader import Loader
 from cavmae.finetune.speaker.cues import CueKind
-from cavmae.finetune.speaker.evaluation import WAYS, Found, evaluate
+from cavmae.finetune.speaker.evaluation import WAYS, EvaluationResult, evaluate
 from cavmae.finetune.speaker.factory import load_speaker
+from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.finetune.speaker.metrics import summary
 from cavmae.finetune.speaker.scene_lists import listed_stream
 from cavmae.finetune.speaker.settings import LossSettings
@@ -35,16 +36,6 @@ from cavmae.tools.evaluating.examples import draw_examples
 from cavmae.tools.evaluating.plots import draw
 
 log = logging.getLogger("cavmae")
-# Rows of the table: name, unit, decimals.
-ROWS = (
-    ("SI-SDR improvement", "dB", 2), ("SI-SDR improvement, median", "dB", 2),
-    ("SI-SDR improvement, talked over", "dB", 2), ("SDR improvement", "dB", 2), ("SI-SDR", "dB", 2),
-    ("SDR", "dB", 2), ("SI-SDR improvement, one voice", "dB", 2),
-    ("SI-SDR improvement, three", "dB", 2), ("STOI", "", 3), ("STOI of the mixture", "", 3),
-    ("PESQ", "", 2), ("PESQ of the mixture", "", 2), ("IoU", "", 3), ("F", "", 3),
-    ("binding", "", 3), ("confusion", "", 3), ("confusion, talked over", "", 3),
-    ("silence dB", "dB", 1), ("states", "", 3), ("phantoms", "a scene", 2), ("unseen", "", 3),
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +95,7 @@ def _make(shards: str, settings: EvaluateSettings) -> int:
     manifest = Manifest.load(shards)
     # Measured is how people really speak.
     compose = dataclasses.replace(settings.compose, speed=0.0)
-    book = RecipeBook(ClipPool(manifest), compose)
+    book = SceneSampler(ClipPool(manifest), compose)
     drawn = [book.draw(random.Random(f"list {settings.seed} {n}")) for n in range(settings.make)]
     write_list(path, compose, drawn)
     log.info("Wrote %d scenes to %s.", len(drawn), path)
@@ -140,7 +131,7 @@ def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
     quality = _quality()
     found = evaluate(task, batches(), ways, cue, quality, settings.hints)
     cued = cue != "none"
-    if cued and not any(p.meant for scene in found.scenes["model"] for p in scene.people):
+    if cued and not any(p.is_target for scene in found.scenes["model"] for p in scene.people):
         raise UsageError(
             f"Nobody in {settings.list} can be meant by a cue of the kind {cue}: such cues are "
             f"made of {'other recordings of the same people' if cue == 'voice' else 'masks'}."
@@ -161,7 +152,7 @@ def _quality() -> list[str]:
     return ["stoi", "pesq"] if importlib.util.find_spec("pesq") else ["stoi"]
 
 
-def _groups(path: Path, stream: ListedStream) -> dict[str, str]:
+def _groups(path: Path, stream: FixedSceneStream) -> dict[str, str]:
     """Of scenes in which two people speak: whether they are of the same sex."""
     try:
         with path.open(newline="") as file:
@@ -178,7 +169,7 @@ def _groups(path: Path, stream: ListedStream) -> dict[str, str]:
     return found
 
 
-def table(found: Found, groups: dict[str, str], cued: bool) -> str:
+def table(found: EvaluationResult, groups: dict[str, str], cued: bool) -> str:
     """All measures as a Markdown table, a column each way.
 
     Args:
@@ -187,7 +178,7 @@ def table(found: Found, groups: dict[str, str], cued: bool) -> str:
     columns = {way: summary(scenes, cued) for way, scenes in found.scenes.items() if scenes}
     whole = found.scenes["model"]
     if cued:
-        whole = [scene for scene in whole if any(p.meant for p in scene.people)]
+        whole = [scene for scene in whole if any(p.is_target for p in scene.people)]
     for group in sorted(set(groups.values())):
         chosen = [s for s in whole if groups.get(s.key) == group]
         columns[group] = summary(chosen, cued)  # type: ignore[index]
@@ -195,12 +186,11 @@ def table(found: Found, groups: dict[str, str], cued: bool) -> str:
         f"| {len(whole)} scenes | {' | '.join(columns)} |",
         f"|---|{'---:|' * len(columns)}",
     ]
-    for name, unit, digits in ROWS:
+    for name, metric in METRICS.items():
         values = [column.get(name) for column in columns.values()]
         if any(value is not None for value in values):
-            told = ["-" if value is None else f"{value:.{digits}f}" for value in values]
-            lines.append(f"| {name}{f', {unit}' if unit and unit not in name else ''} | "
-                         f"{' | '.join(told)} |")  # fmt: skip
+            cells = ["-" if value is None else f"{value:.{metric.digits}f}" for value in values]
+            lines.append(f"| {metric.label} | {' | '.join(cells)} |")
     for name, value in found.dependence.items():
         rest = " |" * (len(columns) - 1)
         lines.append(f"| masks that change, sound {name} | {value:.3f} |{rest}")
@@ -218,7 +208,7 @@ def _known(value: Any) -> Any:
 
 def _write(
     out: Path,
-    found: Found,
+    found: EvaluationResult,
     groups: dict[str, str],
     text: str,
     name: str,
@@ -235,7 +225,7 @@ def _write(
             if scenes
         },
         "dependence": found.dependence,
-        "real-time factor": found.real_time,
+        "real_time_factor": found.real_time,
         "groups": groups,
         "scenes": {
             way: [dataclasses.asdict(scene) for scene in scenes]

@@ -23,6 +23,7 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import read_bytes
 from cavmae.common.json_files import read_json, typed
 from cavmae.common.quoting import visible
+from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.pretrain.engine.checkpoints import (
     CONFIG,
     PREPROCESSING,
@@ -31,7 +32,6 @@ from cavmae.pretrain.engine.checkpoints import (
     write_hashes,
 )
 from cavmae.pretrain.tensor_files import read_tensors
-from cavmae.tools.evaluate import ROWS
 
 log = logging.getLogger("cavmae")
 CARD = "README.md"
@@ -211,11 +211,11 @@ def _measured(folder: Path) -> dict[str, Any]:
         summary = typed(record, "summary", dict)
         columns = {name: typed(summary, name, dict) for name in summary}
         rows = []
-        for name, unit, digits in ROWS:
+        for name, metric in METRICS.items():
             known = [typed({name: None} | c, name, float, NoneType) for c in columns.values()]
             if any(value is not None for value in known):
-                cells = ["-" if value is None else f"{value:.{digits}f}" for value in known]
-                rows.append((f"{name}, {unit}" if unit and unit not in name else name, cells))
+                cells = ["-" if value is None else f"{value:.{metric.digits}f}" for value in known]
+                rows.append((metric.label, cells))
     except ValueError as error:
         raise CavmaeError(f"{path}: {error}; measure again with `cavmae evaluate`.") from error
     return {"scenes": scenes, "list": listed, "columns": list(columns), "rows": rows}

@@ -140,11 +140,11 @@ resume() {
     [ "$device" = cpu ] || precisions+=(fp16)
     for which in "${precisions[@]}"; do
         resumed "pretraining $which" limit 60 cavmae pretrain --config tiny --data.train "$out/unseen" \
-            --data.batch 8 --model.image_height $side --model.image_width $side --loop.device "$device" \
+            --data.batch_size 8 --model.image_height $side --model.image_width $side --loop.device "$device" \
             --loop.precision "$which"
     done
     resumed "speakers $precision" limit 90 cavmae finetune speakers --config $size --data.train "$out/unseen" \
-        --data.batch 2 --data.workers 1 --model.train_encoder all --model.encoder_size tiny "${small[@]}" \
+        --data.batch_size 2 --data.workers 1 --model.train_encoder all --model.encoder_size tiny "${small[@]}" \
         --loop.device "$device" --loop.precision $precision
 }
 speed() {
@@ -161,7 +161,7 @@ compiled() {
     limit 150 cavmae bench pretrain --size base --batch 64 --steps 10 --rounds 1 --compile --out "$out/compiled.json" |
         tee "$out/compiled.md"
 }
-pretraining=(--data.train "$out/learn" --data.workers "$workers" --data.crop 0.7 --data.flip true --data.batch $encoder_batch
+pretraining=(--data.train "$out/learn" --data.workers "$workers" --data.crop 0.7 --data.flip true --data.batch_size $encoder_batch
     --model.image_height $side --model.image_width $side "${common[@]}")
 clips() {
     wait_for same || return
@@ -173,7 +173,7 @@ clips() {
 moments() {
     wait_for learn || return
     trained "$moments_seconds" "$out/moments" cavmae pretrain --config tiny-aligned "${pretraining[@]}" \
-        --data.batch $((encoder_batch / 2)) --data.held_out "$out/unseen" \
+        --data.batch_size $((encoder_batch / 2)) --data.held_out "$out/unseen" \
         --model.weights "$(newest "$out/clips")" --model.partial true || return
     grep held_out "$out/moments/metrics.jsonl" | tail -n 1 | tee "$out/moments.md"
 }
@@ -189,7 +189,7 @@ speakers() {
     wait_for learn || return
     # shellcheck disable=SC2086
     trained "$speaker_seconds" "$out/speakers" cavmae finetune speakers --config $size --data.train "$out/learn" \
-        --data.batch "$batch" --data.workers "$workers" --data.verify size --model.encoder "$(newest "$out/encoder")" \
+        --data.batch_size "$batch" --data.workers "$workers" --data.verify size --model.encoder "$(newest "$out/encoder")" \
         --optimizer.lr "$rate" "${small[@]}" "${common[@]}" ${MORE_SPEAKERS:-} || return
     tail -n 1 "$out/speakers/metrics.jsonl" | tee "$out/speakers.md"
 }
@@ -203,7 +203,7 @@ measured() { # NAME LIST SHARDS OPTIONS...
         --list "$out/$2.jsonl" --workers "$workers" --device "$device" --out "$out/$1" "${@:4}" | tee -a "$out/evaluate-$1.md"
 }
 evaluate() {
-    local two=(--compose.people '[0,1,0]' --compose.silent 0 --compose.unrelated 0 --compose.off_screen 0 --compose.noise 0)
+    local two=(--compose.people '[0,1,0]' --compose.silent_prob 0 --compose.all_off_screen_prob 0 --compose.off_screen_prob 0 --compose.noise_prob 0)
     wait_for unseen || return
     listed pairs "$out/unseen" "${two[@]}" && measured pairs pairs "$out/unseen"
     listed people "$out/unseen" --seed 1 && measured people people "$out/unseen" --references false

@@ -30,7 +30,7 @@ SCHEMA = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class RunSettings:
+class RenderRunSettings:
     """How a run goes about it; none of this changes the clips.
 
     Args:
@@ -60,14 +60,14 @@ def main(words: Sequence[str]) -> int:
     made.add_argument("--out", required=True, type=str, help="Folder of the corpus.")
     made.add_argument("--clips", required=True, type=int, help="How many clips it shall have.")
     made.add_class_arguments(RenderSettings)
-    made.add_class_arguments(RunSettings)
+    made.add_class_arguments(RenderRunSettings)
     options = parse(made, words)
-    settings, how = fill(RenderSettings, options), fill(RunSettings, options)
+    settings, how = fill(RenderSettings, options), fill(RenderRunSettings, options)
     with stop_on_signals():
         return render_talkers(Path(options.out), options.clips, settings, how)
 
 
-def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RunSettings) -> int:
+def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RenderRunSettings) -> int:
     """Makes, completes or lengthens a corpus.
 
     Returns:
@@ -183,7 +183,11 @@ def _save_settings(out: Path, clips: int, settings: RenderSettings) -> None:
 
 
 def _render(
-    out: Path, clips: int, settings: RenderSettings, how: RunSettings, population: "Population"
+    out: Path,
+    clips: int,
+    settings: RenderSettings,
+    how: RenderRunSettings,
+    population: "Population",
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Renders what is missing; returns the rows of all clips, and the clips that failed."""
     from cavmae.datasets.synthetic import clip_writer
@@ -211,7 +215,7 @@ def _render(
     progress = ClipProgress(clips, len(rows), settings.length)
     with progress, contextlib.closing(events):
         for event in events:
-            if isinstance(event, worker_pool.Progress):
+            if isinstance(event, worker_pool.TaskProgress):
                 continue
             if isinstance(event, worker_pool.Lost):
                 clip = {"clip": event.task, "reason": event.reason, "detail": event.detail}

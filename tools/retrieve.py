@@ -44,7 +44,7 @@ class RetrieveSettings:
         workers: processes that load.
         device: ``auto``: a GPU if there is one.
         centred: compare what differs from the mean of all clips; ``auto``: if the model was trained
-            so (`objective.centred`).
+            so (`objective.center_embeddings`).
         json: also write the measures to this file.
         features: also write the features to this file: .safetensors (``audio``, ``video``), or .npy
             (both, one after the other); the keys go to a .keys.txt beside it.
@@ -110,7 +110,9 @@ def main(words: Sequence[str]) -> int:
     if settings.features:
         _save_features(Path(settings.features), features)
     trained = preprocessing_of(options.model) or {}
-    centred = {"yes": True, "no": False}.get(settings.centred, trained.get("centred", False))
+    centred = {"yes": True, "no": False}.get(
+        settings.centred, trained.get("center_embeddings", False)
+    )
     found = retrieval(features.compared(centred))
     output(table(found, len(features.keys)))
     if settings.json:

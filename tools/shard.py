@@ -19,7 +19,7 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.sharding.clip_extraction import shard_input
 from cavmae.datasets.sharding.inputs import Input, collect, parse_part
 from cavmae.datasets.sharding.job_state import (
-    Layout,
+    InputLayout,
     Plan,
     State,
     forget_retried,
@@ -37,7 +37,7 @@ log = logging.getLogger("cavmae")
 
 
 @dataclasses.dataclass(frozen=True)
-class RunSettings:
+class ShardRunSettings:
     """How a run goes about it; none of this changes the samples.
 
     Args:
@@ -93,14 +93,14 @@ def main(words: Sequence[str]) -> int:
     )
     made.add_argument("--out", required=True, type=str, help="Folder of the data set.")
     made.add_class_arguments(ShardSettings)
-    made.add_class_arguments(RunSettings)
+    made.add_class_arguments(ShardRunSettings)
     options = parse(made, words)
-    settings, how = fill(ShardSettings, options), fill(RunSettings, options)
+    settings, how = fill(ShardSettings, options), fill(ShardRunSettings, options)
     with stop_on_signals():
         return shard(options.inputs, Path(options.out), settings, how)
 
 
-def shard(names: Sequence[str], out: Path, settings: ShardSettings, how: RunSettings) -> int:
+def shard(names: Sequence[str], out: Path, settings: ShardSettings, how: ShardRunSettings) -> int:
     """Makes or completes a data set.
 
     Returns:
@@ -113,7 +113,7 @@ def shard(names: Sequence[str], out: Path, settings: ShardSettings, how: RunSett
     part = parse_part(how.part) if how.part else None
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", how.name):
         raise UsageError(f"--name {how.name!r}: use letters, digits, _ and - only.")
-    layout = Layout(out, how.name, part)
+    layout = InputLayout(out, how.name, part)
     if how.download_gb <= 0 or how.stall_seconds <= 0:
         raise UsageError("--download-gb and --stall-seconds must be positive numbers.")
     items = _choose(names, how, part)
@@ -140,7 +140,9 @@ def shard(names: Sequence[str], out: Path, settings: ShardSettings, how: RunSett
     return 0 if manifest.samples or empty_part else 1
 
 
-def _choose(names: Sequence[str], how: RunSettings, part: tuple[int, int] | None) -> list[Input]:
+def _choose(
+    names: Sequence[str], how: ShardRunSettings, part: tuple[int, int] | None
+) -> list[Input]:
     items, repeated = collect(names)
     if repeated:
         log.info("%d inputs are named more than once; each is taken once.", len(repeated))
@@ -156,7 +158,7 @@ def _choose(names: Sequence[str], how: RunSettings, part: tuple[int, int] | None
 
 
 def _make(
-    layout: Layout, items: list[Input], settings: ShardSettings, how: RunSettings
+    layout: InputLayout, items: list[Input], settings: ShardSettings, how: ShardRunSettings
 ) -> Manifest:
     _remove_copies(layout)
     state = State.load(layout, dataclasses.asdict(settings))
@@ -191,7 +193,7 @@ def _make(
         log.info("The part of %s was damaged on disk; making it again.", plan.items[damaged].source)
 
 
-def _check_folder(layout: Layout, state: State) -> None:
+def _check_folder(layout: InputLayout, state: State) -> None:
     """Raises CavmaeError if the folder is another kind of data set, or shards of it are gone."""
     for path in layout.folder.glob("inputs*.jsonl"):
         parts = path.stem.rpartition("-of-")[2] if "-of-" in path.stem else ""
@@ -209,7 +211,11 @@ def _check_folder(layout: Layout, state: State) -> None:
 
 
 def _run_pool(
-    layout: Layout, plan: Plan, assembler: Assembler, settings: ShardSettings, how: RunSettings
+    layout: InputLayout,
+    plan: Plan,
+    assembler: Assembler,
+    settings: ShardSettings,
+    how: ShardRunSettings,
 ) -> None:
     first = assembler.state.item
     todo = [i for i in range(first, len(plan.items)) if not assembler.has(i)]
@@ -224,7 +230,7 @@ def _run_pool(
     with progress, contextlib.closing(events):
         for event in events:
             heard = messages.setdefault(event.task, [])
-            if isinstance(event, worker_pool.Progress):
+            if isinstance(event, worker_pool.TaskProgress):
                 if isinstance(event.message, Alive):
                     continue
                 heard.append(event.message)
@@ -241,13 +247,13 @@ def _run_pool(
     log.info("%s.", progress.note())
 
 
-def _remove_copies(layout: Layout, prefix: str = "*.input-") -> None:
+def _remove_copies(layout: InputLayout, prefix: str = "*.input-") -> None:
     """Removes what workers that were killed had downloaded."""
     for folder in layout.work.glob(f"{prefix}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _summary(layout: Layout, manifest: Manifest) -> None:
+def _summary(layout: InputLayout, manifest: Manifest) -> None:
     log.info(
         "%d samples in %d shards in %s.", manifest.samples, len(manifest.shards), layout.folder
     )

@@ -176,7 +176,7 @@ def _packet_of(frame: av.VideoFrame) -> int | None:
     return number
 
 
-class Listing(NamedTuple):
+class FrameList(NamedTuple):
     """A stretch's frames in the order they are shown.
 
     Attributes:
@@ -191,13 +191,13 @@ class Listing(NamedTuple):
 
 def list_frames(
     path: str, stream: int, restarts: Sequence[int], beat: Callable[[], None]
-) -> list[Listing]:
+) -> list[FrameList]:
     """Stamps and packets of all frames, by decoding them.
 
     Returns:
         one listing a stretch.
     """
-    listings = [Listing([], []) for _ in range(len(restarts) + 1)]
+    listings = [FrameList([], []) for _ in range(len(restarts) + 1)]
     frames = decode_in_order(path, stream, restarts, QUICK)
     for number, (stretch, frame, _) in enumerate(frames):
         if number % BEAT == 0:

@@ -22,7 +22,7 @@ INVERTED = -0.5  # correlation of two channels below which one is taken for the 
 UPRIGHT = 0.0  # and below which it stays so within a recording that is read from end to end
 
 
-class Layout(NamedTuple):
+class ChannelLayout(NamedTuple):
     """FFmpeg's name of a channel layout, and the names of its channels in order."""
 
     name: str
@@ -30,13 +30,13 @@ class Layout(NamedTuple):
 
 
 @functools.cache
-def layout_of(name: str) -> Layout:
+def layout_of(name: str) -> ChannelLayout:
     """A layout by FFmpeg's name, the usual one where a file only counts its channels."""
     layout = av.AudioLayout(name)
     known = all(channel.name in WEIGHTS for channel in layout.channels)
     if not known and layout.nb_channels in USUAL:
         layout = av.AudioLayout(USUAL[layout.nb_channels])
-    return Layout(layout.name, tuple(channel.name for channel in layout.channels))
+    return ChannelLayout(layout.name, tuple(channel.name for channel in layout.channels))
 
 
 def as_float(samples: np.ndarray, channels: int, planar: bool) -> np.ndarray:

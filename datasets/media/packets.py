@@ -10,7 +10,7 @@ from av.error import FFmpegError
 
 from cavmae.datasets.media import timeline
 from cavmae.datasets.media.container import read_packets
-from cavmae.datasets.media.decoding import Listing
+from cavmae.datasets.media.decoding import FrameList
 from cavmae.datasets.media.timeline import Extent
 
 NO_STAMP = np.iinfo(np.int64).min
@@ -94,7 +94,7 @@ class StreamPackets:
         steps = np.diff(stamps[stamps > NO_STAMP])
         return float(np.median(steps) if steps.size else self.duration) * self.base or 0.04
 
-    def stamps_of(self, listing: Listing, end: int) -> list[int | None]:
+    def stamps_of(self, listing: FrameList, end: int) -> list[int | None]:
         """Stamps of decoded frames; where the decoder gives none, their packets'.
 
         Where a field was lost, decoders pair all later ones in another way, and the stamp of a pair

@@ -24,7 +24,7 @@ from cavmae.datasets.media.container import (
     is_cover,
     open_container,
 )
-from cavmae.datasets.media.decoding import Listing, list_frames, read_first_frame
+from cavmae.datasets.media.decoding import FrameList, list_frames, read_first_frame
 from cavmae.datasets.media.packets import StreamPackets, scan_packets
 
 FIELD_CODECS = frozenset({"h264", "hevc", "vc1"})  # whose fields may be packets of their own
@@ -278,7 +278,7 @@ def probe(
 
 def _listed_times(
     packets: StreamPackets,
-    listings: list[Listing],
+    listings: list[FrameList],
     cuts: list[int],
     moves: list[float],
     shuffled: bool,

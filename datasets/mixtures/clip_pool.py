@@ -36,7 +36,7 @@ Place = tuple[int, int]  # offset and size in the shard, in bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class PoolClip:
     """Where a clip lies, and what is told of it.
 
     Attributes:
@@ -104,7 +104,7 @@ class ClipPool:
     ):
         self.manifest, self.access = manifest, access
         self.left_out = 0
-        self.clips: list[Clip] = []
+        self.clips: list[PoolClip] = []
         self._paths: list[Path] = []
         self._files: OrderedDict[int, int] = OrderedDict()  # descriptors of shards read from
         if access.verify == "hash":
@@ -173,7 +173,7 @@ class ClipPool:
             found.setdefault(clip.person, []).append(number)
         return found
 
-    def waveform(self, clip: Clip, start: float, samples: int) -> np.ndarray:
+    def waveform(self, clip: PoolClip, start: float, samples: int) -> np.ndarray:
         """float32 [samples] at 16 kHz from ``start`` seconds on; silence after its end.
 
         Raises:
@@ -187,7 +187,7 @@ class ClipPool:
         return found
 
     def pictures(
-        self, clip: Clip, frames: Sequence[int], grey: bool, size: tuple[int, int] | None = None
+        self, clip: PoolClip, frames: Sequence[int], grey: bool, size: tuple[int, int] | None = None
     ) -> np.ndarray:
         """Frames as uint8 [frames, height, width, 3], or without the last axis where ``grey``.
 
@@ -205,7 +205,7 @@ class ClipPool:
                 shown[number] = sample.decode_frame(data, clip.info.frame_size, size, grey)
         return np.stack([shown[number] for number in frames])
 
-    def masks(self, clip: Clip, frames: Sequence[int]) -> np.ndarray:
+    def masks(self, clip: PoolClip, frames: Sequence[int]) -> np.ndarray:
         """Masks as uint8 [frames, height, width]; 0 is not the person.
 
         Raises:
@@ -220,7 +220,7 @@ class ClipPool:
                 shown[number] = sample.decode_mask(data, clip.info.frame_size)
         return np.stack([shown[number] for number in frames])
 
-    def _read(self, clip: Clip, place: Sequence[int]) -> bytes:
+    def _read(self, clip: PoolClip, place: Sequence[int]) -> bytes:
         offset, size = int(place[0]), int(place[1])
         data = os.pread(self._opened(clip.shard), size, offset)
         if len(data) != size:
@@ -245,7 +245,7 @@ class ClipPool:
 
 
 @contextlib.contextmanager
-def _named(clip: Clip) -> Iterator[None]:
+def _named(clip: PoolClip) -> Iterator[None]:
     """Says of which clip it is that a part is broken."""
     try:
         yield
@@ -253,7 +253,7 @@ def _named(clip: Clip) -> Iterator[None]:
         raise SampleError(error.reason, f"{clip.key}: {error.detail}") from error
 
 
-def _clip(shard: int, entry: Entry, data: bytes, exclude: Collection[str]) -> Clip | None:
+def _clip(shard: int, entry: Entry, data: bytes, exclude: Collection[str]) -> PoolClip | None:
     """The clip of a sample; None where it is of no use."""
     info = SampleInfo.from_bytes(data)
     behind = BACKGROUND in info.labels
@@ -265,7 +265,7 @@ def _clip(shard: int, entry: Entry, data: bytes, exclude: Collection[str]) -> Cl
     if any(size == 0 for _, size in frames):
         return None
     masks = [entry.members.get(sample.mask_member(i), nothing) for i in range(count)]
-    return Clip(
+    return PoolClip(
         key=entry.key,
         shard=shard,
         person=info.speaker or info.source,

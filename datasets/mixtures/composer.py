@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cavmae.datasets.mixtures.clip_pool import Clip, ClipPool
-from cavmae.datasets.mixtures.compositing import Painter, Size
+from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
+from cavmae.datasets.mixtures.compositing import Compositor, Size
 from cavmae.datasets.mixtures.mixing import at_level, faded, mix, noise_of
-from cavmae.datasets.mixtures.scene_spec import GRID, ComposeSettings, Recipe, Voice
+from cavmae.datasets.mixtures.scene_spec import GRID, ComposeSettings, SceneSpec, Voice
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 
 
@@ -56,9 +56,9 @@ class Composer:
         self.pool = pool
         self.samples = round(settings.seconds * SAMPLE_RATE)
         scene = settings.height, settings.width
-        self.painter = Painter(pool, scene, motion, round(settings.seconds * GRID), keys)
+        self.painter = Compositor(pool, scene, motion, round(settings.seconds * GRID), keys)
 
-    def compose(self, recipe: Recipe) -> Scene:
+    def compose(self, recipe: SceneSpec) -> Scene:
         """The scene of a recipe, the same every time.
 
         Raises:
@@ -75,7 +75,7 @@ class Composer:
         mixed = mix(waves, levels, self.samples)
         parts = np.zeros((len(recipe.people), self.samples), dtype=np.float32)
         parts[heard] = mixed.parts[: len(heard)]
-        pictures = self.painter.paint(recipe)
+        pictures = self.painter.compose_frames(recipe)
         return Scene(
             frames=pictures.frames,
             motion=pictures.motion,
@@ -90,10 +90,10 @@ class Composer:
             labels=self._clip(recipe.people[recipe.target].clip).info.labels,
         )
 
-    def _clip(self, key: str) -> Clip:
+    def _clip(self, key: str) -> PoolClip:
         return self.pool.clips[self.pool.number[key]]
 
-    def _reference(self, recipe: Recipe) -> np.ndarray:
+    def _reference(self, recipe: SceneSpec) -> np.ndarray:
         if recipe.reference is None:
             return np.zeros(self.samples, dtype=np.float32)
         return at_level(self._wave(recipe.reference), 0.0)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cavmae.datasets.format.sample import MAX_SIDE, decode_frame, encode_frame
-from cavmae.datasets.mixtures.clip_pool import Clip, ClipPool
-from cavmae.datasets.mixtures.scene_spec import GRID, Place, Recipe, Seen
+from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
+from cavmae.datasets.mixtures.scene_spec import GRID, Place, SceneSpec, Seen
 
 Size = tuple[int, int]  # height, width
 
@@ -56,7 +56,7 @@ class _Canvas:
         self.ratio = size[0] / scene[0], size[1] / scene[1]
         self.picture = torch.zeros(count, channels, *size)
 
-    def size_of(self, clip: Clip, place: Place) -> Size:
+    def size_of(self, clip: PoolClip, place: Place) -> Size:
         """How large the whole picture of a clip is here."""
         height, width = clip.info.frame_size
         return (
@@ -65,7 +65,7 @@ class _Canvas:
         )
 
     def placed(
-        self, picture: Tensor, clip: Clip, place: Place
+        self, picture: Tensor, clip: PoolClip, place: Place
     ) -> tuple[Tensor, tuple[slice, slice]]:
         """A clip's picture as it is shown here: what lies inside, and where that is.
 
@@ -90,7 +90,7 @@ class _Canvas:
         ]
         return inside, (rows, columns)
 
-    def draw(self, picture: Tensor, clip: Clip, place: Place, alpha: Tensor | None) -> None:
+    def draw(self, picture: Tensor, clip: PoolClip, place: Place, alpha: Tensor | None) -> None:
         """Puts a clip's picture [N, C, h, w] into the scene.
 
         Args:
@@ -104,7 +104,7 @@ class _Canvas:
             below.lerp_(inside.float(), alpha.expand_as(below))
 
 
-class Painter:
+class Compositor:
     """Draws the scenes of recipes.
 
     Args:
@@ -127,7 +127,7 @@ class Painter:
         self.grey_masked = np.searchsorted(self.masked, every)
         self._plate = functools.lru_cache(PLATES)(self._made_plate)
 
-    def paint(self, recipe: Recipe) -> Pictures:
+    def compose_frames(self, recipe: SceneSpec) -> Pictures:
         """Draws a scene.
 
         Raises:
@@ -145,7 +145,7 @@ class Painter:
         for depth, number in enumerate(recipe.order):
             person = recipe.people[number]
             clip = self.pool.clips[self.pool.number[person.clip]]
-            cut = recipe.kind == "paste" or (recipe.kind == "own" and depth > 0)
+            cut = recipe.kind == "pasted" or (recipe.kind == "own_background" and depth > 0)
             shown = clip.frames_at(person.start + self.times.clip(*person.active) * person.speed)
             soft = None
             if clip.masked:
@@ -177,7 +177,7 @@ class Painter:
         self,
         colour: _Canvas,
         grey: _Canvas,
-        clip: Clip,
+        clip: PoolClip,
         person: Seen,
         shown: np.ndarray,
         soft: tuple[Tensor, Tensor] | None,
@@ -194,7 +194,7 @@ class Painter:
         colour.draw(torch.from_numpy(picture).permute(0, 3, 1, 2), clip, person, alpha)
         grey.draw(torch.from_numpy(small)[:, None], clip, person, alpha_grey)
 
-    def _masks(self, clip: Clip, shown: np.ndarray) -> Tensor:
+    def _masks(self, clip: PoolClip, shown: np.ndarray) -> Tensor:
         """Where a person is in frames of a clip: uint8 [N, 1, h, w], 0 or 255."""
         masks = self.pool.masks(clip, shown.tolist())
         return torch.from_numpy((masks > 0).astype(np.uint8) * 255)[:, None]
@@ -294,7 +294,7 @@ def _feathered(alpha: Tensor, width: float) -> Tensor:
     return functional.avg_pool2d(alpha, side, stride=1, padding=side // 2, count_include_pad=False)
 
 
-def _lit(colour: Tensor, grey: Tensor, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+def _lit(colour: Tensor, grey: Tensor, recipe: SceneSpec) -> tuple[np.ndarray, np.ndarray]:
     """Light, colours and JPEG of a scene, after it was put together: one camera took it all.
 
     Args:

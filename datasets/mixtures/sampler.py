@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from cavmae.common.errors import SampleError, UsageError
-from cavmae.datasets.mixtures.clip_pool import Clip, ClipPool
+from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
 from cavmae.datasets.mixtures.mixing import Noise
 from cavmae.datasets.mixtures.scene_spec import (
     GRID,
     ComposeSettings,
     Kind,
     Place,
-    Recipe,
+    SceneSpec,
     Seen,
     Voice,
 )
@@ -32,7 +32,7 @@ SPEED_STEP = 0.02  # from speed to speed: few ratios, whose filters are kept
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-class RecipeBook:
+class SceneSampler:
     """Draws recipes.
 
     Args:
@@ -58,29 +58,29 @@ class RecipeBook:
         self._names = sorted(self._speaking)
         self._extents: dict[int, Box] = {}
         most = max(k + 1 for k, share in enumerate(settings.people) if share)
-        wanted = most + bool(settings.off_screen or settings.unrelated)
+        wanted = most + bool(settings.off_screen_prob or settings.all_off_screen_prob)
         if len(self._names) < wanted:
             told = ", ".join(self._names[:3]) or "nobody"
             raise UsageError(
                 f"{pool.manifest.folder} has clips of {len(self._names)} speaking people ({told}); "
                 f"these mixtures take up to {wanted}: add people, or lower compose.people, "
-                "compose.off_screen and compose.unrelated."
+                "compose.off_screen_prob and compose.unrelated."
             )
 
-    def draw(self, chance: random.Random) -> Recipe:
+    def draw(self, chance: random.Random) -> SceneSpec:
         """A recipe; all chance in it comes from ``chance``."""
         how = self.settings
         count = chance.choices((1, 2, 3), how.people)[0]
         names = chance.sample(self._names, min(count + 1, len(self._names)))
         chosen = [chance.choice(self._speaking[name]) for name in names]
-        unrelated = chance.random() < how.unrelated
-        quiet = chance.randrange(count) if chance.random() < how.silent else None
-        noisy = chance.random() < how.noise
-        off_screen = chance.random() < how.off_screen
+        unrelated = chance.random() < how.all_off_screen_prob
+        quiet = chance.randrange(count) if chance.random() < how.silent_prob else None
+        noisy = chance.random() < how.noise_prob
+        off_screen = chance.random() < how.off_screen_prob
         if unrelated:  # something is heard all the same
             noisy, off_screen = (True, False) if chance.random() < 0.5 else (noisy, True)
         heard = [not unrelated and number != quiet for number in range(count)]
-        moving = [sounds or chance.random() < how.dubbed for sounds in heard]
+        moving = [sounds or chance.random() < how.mismatched_lips_prob for sounds in heard]
         seen = self._hushed(chosen[:count], moving, set(names), chance)
         kind = self._kind(seen, chance)
         voices = self._voices(
@@ -90,11 +90,11 @@ class RecipeBook:
         people, order = self._placed(kind, seen, voices, room or (how.height, how.width), chance)
         noises: tuple[Noise, ...] = ("white", "pink", "hum")
         target = chance.randrange(count)
-        return Recipe(
+        return SceneSpec(
             kind=kind,
             people=people,
             order=order,
-            background=self._background(seen, chance) if kind == "paste" else None,
+            background=self._background(seen, chance) if kind == "pasted" else None,
             unseen=tuple(voices[count:]) if off_screen else (),
             target=target,
             reference=self._reference(people[target], chance),
@@ -116,7 +116,7 @@ class RecipeBook:
         """The shape of a scene that does not fill the picture; None: it does."""
         how = self.settings
         share = chance.uniform(*ROOMS)
-        wide, boxed = chance.random() < WIDE, chance.random() < how.boxed
+        wide, boxed = chance.random() < WIDE, chance.random() < how.letterbox_prob
         side = how.height if wide else how.width
         inner = max(STEP, round(share * side / STEP) * STEP)
         if not boxed or inner >= side:
@@ -139,12 +139,12 @@ class RecipeBook:
     def _kind(self, seen: Sequence[int], chance: random.Random) -> Kind:
         """A picture without masks cannot be cut out: it goes in as a rectangle."""
         how, clips = self.settings, self.pool.clips
-        kinds: tuple[Kind, ...] = ("own", "paste", "halves")
-        kind = chance.choices(kinds, (how.own, how.paste, how.halves))[0]
-        if kind == "paste" and not all(clips[n].masked for n in seen):
-            return "own" if len(seen) == 1 else "halves"
-        if kind == "own" and not all(clips[n].masked for n in seen) and len(seen) > 1:
-            return "halves"
+        kinds: tuple[Kind, ...] = ("own_background", "pasted", "split_screen")
+        kind = chance.choices(kinds, (how.own_background, how.pasted, how.split_screen))[0]
+        if kind == "pasted" and not all(clips[n].masked for n in seen):
+            return "own_background" if len(seen) == 1 else "split_screen"
+        if kind == "own_background" and not all(clips[n].masked for n in seen) and len(seen) > 1:
+            return "split_screen"
         return kind
 
     def _voices(
@@ -174,7 +174,7 @@ class RecipeBook:
             found.append(Voice(clip.key, start, (first, last), heard_at, speed=speed))
         return found
 
-    def _speed(self, clip: Clip, chance: random.Random) -> float:
+    def _speed(self, clip: PoolClip, chance: random.Random) -> float:
         """How fast a clip plays: never so that it ends before the scene."""
         most = round(self.settings.speed / SPEED_STEP)
         if not most:
@@ -208,7 +208,7 @@ class RecipeBook:
     ) -> tuple[tuple[Seen, ...], tuple[int, ...]]:
         """Where people stand, and their order of depth."""
         count = len(numbers)
-        if kind == "halves":
+        if kind == "split_screen":
             cuts = [round(n * room[1] / count) for n in range(count + 1)]
             places = [
                 self._filling(number, room, (left, right), chance)
@@ -222,7 +222,7 @@ class RecipeBook:
             for _ in range(TRIES):
                 tried: list[Place] = [None] * count  # type: ignore[list-item]
                 for depth, number in enumerate(order):
-                    own = kind == "own" and depth == 0
+                    own = kind == "own_background" and depth == 0
                     tried[number] = (
                         self._filling(numbers[number], room, None, chance)
                         if own
@@ -269,7 +269,7 @@ class RecipeBook:
         left, upper, right, _ = self._extent(number)
         flip = chance.random() < 0.5
         middle = width - (left + right) / 2 if flip else (left + right) / 2
-        scale = chance.uniform(how.smallest, how.largest) * room[0] / height
+        scale = chance.uniform(how.min_scale, how.max_scale) * room[0] / height
         # Not so low that a head of usual size (an upper third) leaves the picture.
         lowest = max(room[0] - scale * height, -scale * upper)
         sink = max(0.0, room[0] - scale * (upper + (height - upper) / 2) - lowest)

@@ -12,7 +12,7 @@ from cavmae.datasets.mixtures.mixing import Noise
 
 GRID = 25  # Hz: parts of clips begin on this grid
 
-Kind = Literal["own", "paste", "halves"]
+Kind = Literal["own_background", "pasted", "split_screen"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,46 +24,46 @@ class ComposeSettings:
         width: likewise.
         seconds: of a scene, a multiple of 0.04.
         people: how often one, two, three people are seen (relative).
-        own: how often people are pasted into the video of one of them (relative).
-        paste: how often into the background of another clip (relative): of those labelled
+        own_background: how often people are pasted into the video of one of them (relative).
+        pasted: how often into the background of another clip (relative): of those labelled
             ``background``, which show nobody, or else of any clip with masks.
-        halves: how often videos stand side by side (relative).
+        split_screen: how often videos stand side by side (relative).
         speed: clips play by up to this share faster or slower, picture and sound in step: few
             people then sound like more.
         snr_db: level of every other voice relative to the first: uniform, up to so much.
         overlap: share of scenes in which all speak all the time; in the others each begins or ends
             somewhere, so that voices overlap by 0 to 100 %.
-        silent: share of scenes with somebody visible who says nothing.
-        dubbed: share of people who are not heard that are seen to speak all the same: lips that
-            move, but not to what is heard. The others are seen in clips of silence, or stand still.
-        off_screen: share of scenes with the voice of somebody who is not seen.
-        noise: share of scenes with noise, 0 to 20 dB below the voices.
-        unrelated: share of scenes in which nobody visible is heard: in half of them noise, in half
-            somebody else.
-        boxed: share of scenes of another shape, with black above and below or beside them: what a
-            model sees of a video that is wider or taller than its own picture.
-        smallest: scale of a pasted person, of a height that fills the scene.
-        largest: likewise.
+        silent_prob: share of scenes with somebody visible who says nothing.
+        mismatched_lips_prob: probability that a silent person's lips move (speech, muted). The
+            others are shown in clips of silence, or stand still.
+        off_screen_prob: share of scenes with the voice of somebody who is not seen.
+        noise_prob: share of scenes with noise, 0 to 20 dB below the voices.
+        all_off_screen_prob: share of scenes in which nobody visible is heard: in half of them
+            noise, in half the voice of somebody off screen.
+        letterbox_prob: share of scenes of another shape, with black above and below or beside them:
+            the input of a model for a video that is wider or taller than its own frames.
+        min_scale: scale of a pasted person, of a height that fills the scene.
+        max_scale: likewise.
     """
 
     height: int = 224
     width: int = 224
     seconds: float = 2.56
     people: tuple[float, float, float] = (0.25, 0.5, 0.25)
-    own: float = 0.4
-    paste: float = 0.4
-    halves: float = 0.2
+    own_background: float = 0.4
+    pasted: float = 0.4
+    split_screen: float = 0.2
     speed: float = 0.1
     snr_db: float = 5.0
     overlap: float = 0.5
-    silent: float = 0.15
-    dubbed: float = 0.3
-    off_screen: float = 0.15
-    noise: float = 0.15
-    unrelated: float = 0.2
-    boxed: float = 0.3
-    smallest: float = 0.5
-    largest: float = 1.2
+    silent_prob: float = 0.15
+    mismatched_lips_prob: float = 0.3
+    off_screen_prob: float = 0.15
+    noise_prob: float = 0.15
+    all_off_screen_prob: float = 0.2
+    letterbox_prob: float = 0.3
+    min_scale: float = 0.5
+    max_scale: float = 1.2
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 16 or self.height % 16 or self.width % 16:
@@ -72,15 +72,23 @@ class ComposeSettings:
             raise UsageError(f"compose.seconds {self.seconds}: a multiple of {1 / GRID} s.")
         if not 0 <= self.speed <= 0.5:
             raise UsageError(f"compose.speed {self.speed} is not from 0 to 0.5.")
-        for name in ("overlap", "silent", "dubbed", "off_screen", "noise", "unrelated", "boxed"):
+        for name in (
+            "overlap",
+            "silent_prob",
+            "mismatched_lips_prob",
+            "off_screen_prob",
+            "noise_prob",
+            "all_off_screen_prob",
+            "letterbox_prob",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"compose.{name} {getattr(self, name)} is not from 0 to 1.")
-        for names in (("people",), ("own", "paste", "halves")):
+        for names in (("people",), ("own_background", "pasted", "split_screen")):
             values = [v for n in names for v in _listed(getattr(self, n))]
             if min(values) < 0 or not any(values):
                 raise UsageError(f"compose.{names[0]}: shares cannot be negative or all be 0.")
-        if not 0 < self.smallest <= self.largest:
-            raise UsageError("compose.smallest must be above 0 and at most compose.largest.")
+        if not 0 < self.min_scale <= self.max_scale:
+            raise UsageError("compose.min_scale must be above 0 and at most compose.largest.")
 
 
 def _listed(value: Any) -> list[float]:
@@ -131,12 +139,12 @@ class Seen(Place, Voice):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class SceneSpec:
     """A scene of people, voices and noise.
 
     Attributes:
-        kind: ``own``: the first of ``order`` keeps its own background; ``paste``: background of the
-            clip ``background``; ``halves``: side by side.
+        kind: ``own_background``: the first of ``order`` keeps its own background; ``pasted``: the
+            background is that of the clip ``background``; ``split_screen``: side by side.
         people: who is seen, in the order of their numbers, which says nothing.
         order: numbers of ``people`` from the farthest to the nearest.
         background: key of a clip.
@@ -175,7 +183,7 @@ class Recipe:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_record(cls, record: Any) -> "Recipe":
+    def from_record(cls, record: Any) -> "SceneSpec":
         """The inverse of :meth:`to_record`. Raises ValueError."""
-        recipe: Recipe = value_as(cls, record, "a recipe")
+        recipe: SceneSpec = value_as(cls, record, "a recipe")
         return recipe

@@ -17,11 +17,11 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.clip_pool import NOT_SINGLE, ClipPool
 from cavmae.datasets.mixtures.composer import Composer, Scene
 from cavmae.datasets.mixtures.compositing import Size
-from cavmae.datasets.mixtures.sampler import RecipeBook
-from cavmae.datasets.mixtures.scene_spec import ComposeSettings, Recipe
+from cavmae.datasets.mixtures.sampler import SceneSampler
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.shard_reader import quarantine
-from cavmae.datasets.stream.stream import Delivery, Position, Stream
+from cavmae.datasets.stream.stream import Position, Stream, WorkerBatch
 
 LIST_SCHEMA = 1
 LIST_LIMIT_BYTES = 256 << 20
@@ -97,7 +97,7 @@ class SceneStream(Stream):
         self.pool = ClipPool(manifest, known, exclude)
         self.composer = Composer(self.pool, compose, motion, keys)
 
-    def _scene(self, key: str, recipe: Recipe, broken: Counter[str]) -> dict[str, Any] | None:
+    def _scene(self, key: str, recipe: SceneSpec, broken: Counter[str]) -> dict[str, Any] | None:
         """A scene; None where a clip is broken, which is counted and named."""
         try:
             return {"key": key, "scene": self.composer.compose(recipe)}
@@ -135,7 +135,7 @@ class ComposedStream(SceneStream):
         if clips:
             self.pool.keep(clips, self.seed)
         self.compose = compose
-        self.book = RecipeBook(self.pool, compose)
+        self.book = SceneSampler(self.pool, compose)
 
     @property
     def samples(self) -> int:
@@ -147,29 +147,29 @@ class ComposedStream(SceneStream):
         told = {"compose": repr(self.compose), "clips": self.samples}
         return super().signature(workers) | told
 
-    def recipe(self, epoch: int, number: int) -> Recipe:
+    def recipe(self, epoch: int, number: int) -> SceneSpec:
         """The recipe of a scene."""
         return self.book.draw(random.Random(f"{self.seed} {epoch} {number}"))
 
-    def deliveries(self, worker: int, workers: int) -> Iterator[Delivery | CavmaeError]:
+    def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
         worker, position = self._starting(worker, workers)
         broken: Counter[str] = Counter()
         first, readers = self.rank * workers + worker, self.world_size * workers
 
         def scenes() -> Iterator[dict[str, Any]]:
             while True:
-                start = first + position.visits * readers
+                start = first + position.samples * readers
                 for number in range(start, self.samples, readers):
                     recipe = self.recipe(position.epoch, number)
                     shown = self._scene(f"{position.epoch}-{number}", recipe, broken)
-                    position.visits += 1
+                    position.samples += 1
                     if shown is not None:
                         yield shown
                         continue
                     position.broken += 1
                     self.check_broken(position.broken, broken)
                 position.epoch += 1
-                position.visits = position.broken = 0
+                position.samples = position.broken = 0
 
         try:
             yield from self._batched(worker, scenes(), collate, position, broken, partial=False)
@@ -177,7 +177,7 @@ class ComposedStream(SceneStream):
             yield error
 
 
-class ListedStream(SceneStream):
+class FixedSceneStream(SceneStream):
     """The scenes of a list, each exactly once over all ranks and workers.
 
     Args:
@@ -194,7 +194,7 @@ class ListedStream(SceneStream):
         self,
         manifest: Manifest,
         compose: ComposeSettings,
-        recipes: Sequence[Recipe],
+        recipes: Sequence[SceneSpec],
         *arguments: Any,
         **options: Any,
     ):
@@ -213,7 +213,7 @@ class ListedStream(SceneStream):
         """Scenes of the list."""
         return len(self.recipes)
 
-    def deliveries(self, worker: int, workers: int) -> Iterator[Delivery | CavmaeError]:
+    def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
         broken: Counter[str] = Counter()
         position = Position()
         first, readers = self.rank * workers + worker, self.world_size * workers
@@ -221,7 +221,7 @@ class ListedStream(SceneStream):
         def scenes() -> Iterator[dict[str, Any]]:
             for number in range(first, len(self.recipes), readers):
                 shown = self._scene(f"{number:05d}", self.recipes[number], broken)
-                position.visits += 1
+                position.samples += 1
                 if shown is not None:
                     yield shown
                     continue
@@ -234,14 +234,14 @@ class ListedStream(SceneStream):
             yield error
 
 
-def keys_of(recipe: Recipe) -> set[str]:
+def keys_of(recipe: SceneSpec) -> set[str]:
     """The clips that a recipe takes parts of."""
     named = {voice.clip for voice in (*recipe.people, *recipe.unseen)}
     named |= {recipe.background} if recipe.background is not None else set()
     return named | ({recipe.reference.clip} if recipe.reference is not None else set())
 
 
-def write_list(path: Path, compose: ComposeSettings, recipes: Sequence[Recipe]) -> None:
+def write_list(path: Path, compose: ComposeSettings, recipes: Sequence[SceneSpec]) -> None:
     """Writes a list of scenes: JSON lines, first the settings that it was drawn by."""
     head = {"schema": LIST_SCHEMA, "compose": dataclasses.asdict(compose)}
     with write_atomically(path) as file:
@@ -249,7 +249,7 @@ def write_list(path: Path, compose: ComposeSettings, recipes: Sequence[Recipe]) 
             file.write(json_bytes(record))
 
 
-def read_list(path: Path) -> tuple[ComposeSettings, list[Recipe]]:
+def read_list(path: Path) -> tuple[ComposeSettings, list[SceneSpec]]:
     """Reads what :func:`write_list` wrote.
 
     Raises:
@@ -268,7 +268,7 @@ def read_list(path: Path) -> tuple[ComposeSettings, list[Recipe]]:
         compose: ComposeSettings = value_as(
             ComposeSettings, typed(head, "compose", dict), "compose"
         )
-        return compose, [Recipe.from_record(record) for record in records]
+        return compose, [SceneSpec.from_record(record) for record in records]
     except FileNotFoundError as error:
         raise CavmaeError(f"There is no list of scenes {path}.") from error
     except (OSError, ValueError, UsageError) as error:

@@ -89,7 +89,7 @@ def _check_sound(sound: tuple[np.ndarray, tuple[float, float] | None]) -> None:
         raise MediaError("no_audio", "no sound in this clip")
 
 
-class Clip(NamedTuple):
+class ClipSpan(NamedTuple):
     """A clip to be made: ``members()`` does the work and may raise MediaError."""
 
     number: int
@@ -100,7 +100,7 @@ class Clip(NamedTuple):
 
 def video_clips(
     item: Input, path: str, settings: ShardSettings, alive: Callable[[], None]
-) -> Generator[Clip | Skip, None, None]:
+) -> Generator[ClipSpan | Skip, None, None]:
     """The clips of a video file, and last what of it is not used.
 
     Args:
@@ -133,7 +133,7 @@ def video_clips(
         video = _Video(info, shape, decoder, sound, masks)
         for number, clip, indices in zip(numbers, clips, wanted, strict=True):
             make = functools.partial(video.members, item, settings, clip, indices)
-            yield Clip(number, clip[0], clip[1] - clip[0], make)
+            yield ClipSpan(number, clip[0], clip[1] - clip[0], make)
     for part in unused:
         yield Skip(None, None, part.reason, part.detail)
 
@@ -201,7 +201,7 @@ class _Video:
 
 def image_clips(
     item: Input, path: str, settings: ShardSettings
-) -> Generator[Clip | Skip, None, None]:
+) -> Generator[ClipSpan | Skip, None, None]:
     """The one clip of an entry of a CAV-MAE data file: a WAV and its JPEGs."""
     source = WavAndFrames(item, path, settings)
 
@@ -212,7 +212,7 @@ def image_clips(
             item, settings, clip, frames, size, sound, {}, "jpeg", source.missing, {}
         )
 
-    yield Clip(0, 0.0, source.duration, members)
+    yield ClipSpan(0, 0.0, source.duration, members)
 
 
 def shard_input(
@@ -238,7 +238,7 @@ def shard_input(
     try:
         copy = local_copy(item.source, part.parent, copy_prefix(part), limits, reporter.alive)
         with part.open("wb") as file, copy as path:
-            clips: Generator[Clip | Skip, None, None]
+            clips: Generator[ClipSpan | Skip, None, None]
             if item.frames is not None:
                 clips = image_clips(item, path, settings)
             else:
@@ -263,7 +263,7 @@ def shard_input(
         reporter.flush()
 
 
-def _write(item: Input, clip: Clip, file: IO[bytes], reporter: Reporter) -> None:
+def _write(item: Input, clip: ClipSpan, file: IO[bytes], reporter: Reporter) -> None:
     start = round(clip.start, 6)
     try:
         blocks = encode_sample(key_of(item, start), clip.members())

@@ -25,7 +25,7 @@ FINAL_REASONS = frozenset({"too_short", "bad_address"})  # trying again cannot h
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class InputLayout:
     """Names of the files of a data set, or of one part of N of it.
 
     Args:
@@ -77,7 +77,7 @@ class Layout:
         return self.work / f"{item.task}.json"
 
 
-def locked(layout: Layout) -> AbstractContextManager[None]:
+def locked(layout: InputLayout) -> AbstractContextManager[None]:
     """Holds a data set's folder for this process.
 
     Raises:
@@ -117,7 +117,7 @@ def _inputs(records: Sequence[Any], path: Path) -> list[Input]:
 class Plan:
     """The ordered list of everything to do, kept in ``inputs.jsonl``."""
 
-    def __init__(self, layout: Layout):
+    def __init__(self, layout: InputLayout):
         self._layout = layout
         self.items = _inputs(read_lines(layout.plan), layout.plan)
 
@@ -178,7 +178,7 @@ class State:
     skipped: int = 0
 
     @classmethod
-    def load(cls, layout: Layout, settings: dict[str, Any]) -> "State":
+    def load(cls, layout: InputLayout, settings: dict[str, Any]) -> "State":
         """Where an earlier run in this folder stopped, or the beginning.
 
         Raises:
@@ -232,7 +232,7 @@ class State:
             raise CavmaeError(f"{path} is damaged ({error}): {ANEW}.") from error
         return dataclasses.replace(state, shards=shards)
 
-    def save(self, layout: Layout) -> None:
+    def save(self, layout: InputLayout) -> None:
         with write_atomically(layout.state) as file:
             # Not dataclasses.asdict, which takes seconds for millions of samples' labels.
             record = {**vars(self), "shards": [vars(shard) for shard in self.shards]}
@@ -250,7 +250,7 @@ def skip_record(item: Input, skip: Skip, done: tuple[int, float] | None) -> dict
     return record
 
 
-def retries(layout: Layout) -> list[Input]:
+def retries(layout: InputLayout) -> list[Input]:
     """What `--retry-skipped` is to do: failures in ``skipped.jsonl`` that may end otherwise."""
     again: dict[str, Input] = {}
     for record in read_lines(layout.skipped):
@@ -260,7 +260,7 @@ def retries(layout: Layout) -> list[Input]:
     return list(again.values())
 
 
-def forget_retried(layout: Layout, state: State) -> None:
+def forget_retried(layout: InputLayout, state: State) -> None:
     """Takes the lines of :func:`retries` out of ``skipped.jsonl``; the plan has them by now."""
     kept = [record for record in read_lines(layout.skipped) if "retry" not in record]
     with write_atomically(layout.skipped) as file:
@@ -276,11 +276,11 @@ def merge_parts(folder: Path, parts: int) -> Manifest | None:
     Returns:
         The whole data set's manifest; None while parts are missing.
     """
-    layouts = [Layout(folder, part=(i + 1, parts)) for i in range(parts)]
+    layouts = [InputLayout(folder, part=(i + 1, parts)) for i in range(parts)]
     if not all(layout.manifest.exists() for layout in layouts):
         return None
     whole = merge(str(folder), [layout.read_manifest() for layout in layouts])
-    whole_layout = Layout(folder)
+    whole_layout = InputLayout(folder)
     with write_atomically(whole_layout.skipped) as file:
         for layout in layouts:
             file.write(layout.skipped.read_bytes() if layout.skipped.exists() else b"")

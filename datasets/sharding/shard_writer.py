@@ -18,7 +18,7 @@ from cavmae.common.json_files import JSONError, json_bytes, read_json, typed, va
 from cavmae.datasets.format.manifest import Manifest, ShardEntry
 from cavmae.datasets.format.shards import END
 from cavmae.datasets.sharding.inputs import Input
-from cavmae.datasets.sharding.job_state import Layout, Plan, State, line, skip_record
+from cavmae.datasets.sharding.job_state import InputLayout, Plan, State, line, skip_record
 from cavmae.datasets.sharding.messages import Skip, Written
 
 log = logging.getLogger("cavmae")
@@ -27,7 +27,7 @@ log = logging.getLogger("cavmae")
 class Assembler:
     """Puts finished inputs into shards, in order."""
 
-    def __init__(self, layout: Layout, plan: Plan, state: State, samples: int, size: float):
+    def __init__(self, layout: InputLayout, plan: Plan, state: State, samples: int, size: float):
         self._layout = layout
         self._plan = plan
         self.state = state

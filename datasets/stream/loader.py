@@ -13,7 +13,7 @@ import torch.utils.data
 
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.stream.collate import Batch
-from cavmae.datasets.stream.stream import Delivery, Position, Stream
+from cavmae.datasets.stream.stream import Position, Stream, WorkerBatch
 
 log = logging.getLogger("cavmae")
 
@@ -99,7 +99,7 @@ class Loader:
             self._note(delivery)
             yield delivery.batch
 
-    def _note(self, delivery: Delivery) -> None:
+    def _note(self, delivery: WorkerBatch) -> None:
         worker = delivery.worker
         self._positions[worker] = delivery.position
         self._broken[worker] = delivery.broken

@@ -12,7 +12,7 @@ from cavmae.common.json_files import json_bytes
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.format.shards import Entry, Shard
-from cavmae.datasets.stream.shuffle import Visit, visit_chance
+from cavmae.datasets.stream.shuffle import SampleRef, rng_for_sample
 from cavmae.datasets.stream.view import Choice, View
 
 OPEN_SHARDS = 8
@@ -39,10 +39,10 @@ class Access:
 
 
 @dataclasses.dataclass
-class Pending:
+class BufferedSample:
     """A visit on its way through the shuffle buffer: its bytes, not yet decoded."""
 
-    visit: Visit
+    ref: SampleRef
     key: str = ""
     choice: Choice | None = None
     members: dict[str, bytes] | None = None
@@ -112,26 +112,26 @@ class Reader:
     def close(self) -> None:
         self._shards.close()
 
-    def load(self, pending: Pending, epoch: int) -> None:
+    def load(self, pending: BufferedSample, epoch: int) -> None:
         """Reads the bytes that the visit shows, and no others.
 
         Raises:
             ShardError: the shard is missing or altered.
         """
-        shard = self._shards.get(pending.visit.shard)
-        entry = shard.entries[pending.visit.sample]
+        shard = self._shards.get(pending.ref.shard)
+        entry = shard.entries[pending.ref.sample]
         pending.key = entry.key
         try:
-            pending.choice, pending.members = self._read(shard, entry, pending.visit, epoch)
+            pending.choice, pending.members = self._read(shard, entry, pending.ref, epoch)
         except SampleError as error:
             pending.problem = error
         except OSError as error:
             raise ShardError(f"Cannot read shard {shard.path}: {error}.") from error
 
     def _read(
-        self, shard: Shard, entry: Entry, visit: Visit, epoch: int
+        self, shard: Shard, entry: Entry, visit: SampleRef, epoch: int
     ) -> tuple[Choice, dict[str, bytes]]:
-        chance = visit_chance(self._seed, epoch, visit)
+        chance = rng_for_sample(self._seed, epoch, visit)
         info = None
         data = {"json": shard.read(entry, "json")}
         if self._view.needs_info:
@@ -142,7 +142,7 @@ class Reader:
                 data[name] = shard.read(entry, name)
         return choice, data
 
-    def decode(self, pending: Pending) -> dict[str, Any] | None:
+    def decode(self, pending: BufferedSample) -> dict[str, Any] | None:
         """Arrays of a loaded visit; None for a broken sample, which is counted and named."""
         try:
             if pending.problem is not None:
@@ -155,9 +155,9 @@ class Reader:
         shown["key"] = pending.key
         return shown
 
-    def _quarantine(self, pending: Pending, error: SampleError) -> None:
+    def _quarantine(self, pending: BufferedSample, error: SampleError) -> None:
         self.broken[error.reason] += 1
-        shard = self._manifest.shards[pending.visit.shard].file
+        shard = self._manifest.shards[pending.ref.shard].file
         quarantine(self._access, error, shard=shard, key=pending.key)
 
 

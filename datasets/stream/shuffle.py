@@ -16,7 +16,7 @@ import numpy as np
 _SHARDS, _REPEATS, _BUFFER, _VISIT = range(4)
 
 
-class Visit(NamedTuple):
+class SampleRef(NamedTuple):
     """One visit to a sample: its shard, its place there, and which visit in the epoch it is."""
 
     shard: int
@@ -28,7 +28,7 @@ def _generator(purpose: int, seed: int, *numbers: int) -> np.random.Generator:
     return np.random.default_rng([purpose, seed, *numbers])
 
 
-def visit_chance(seed: int, epoch: int, visit: Visit) -> random.Random:
+def rng_for_sample(seed: int, epoch: int, visit: SampleRef) -> random.Random:
     """Generator for everything random about one visit."""
     # Python's own: numpy's take ten times as long to make, which counts for millions of visits.
     mixed = _VISIT
@@ -64,14 +64,14 @@ def class_balanced_repeats(
     return [w * number / total for w in weights] if total else weights
 
 
-def epoch_visits(
+def epoch_samples(
     counts: Sequence[int],
     seed: int,
     epoch: int,
     reader: int,
     readers: int,
     repeats: Sequence[np.ndarray] | None = None,
-) -> Iterator[Visit]:
+) -> Iterator[SampleRef]:
     """A reader's visits of an epoch, shard by shard.
 
     Over all readers every sample is visited exactly once, or with ``repeats`` as often on average
@@ -97,10 +97,10 @@ def epoch_visits(
             continue
         if times is None:
             for number in range(low, high):
-                yield Visit(int(shard), number, 0)
+                yield SampleRef(int(shard), number, 0)
         else:
             for sample, repeat in _repeated(times[shard])[low:high]:
-                yield Visit(int(shard), int(sample), int(repeat))
+                yield SampleRef(int(shard), int(sample), int(repeat))
 
 
 def _repeated(times: np.ndarray) -> np.ndarray:
@@ -123,12 +123,12 @@ def drain_order(seed: int, epoch: int, reader: int, size: int) -> list[int]:
     return result
 
 
-def evaluation_visits(counts: Sequence[int], reader: int, readers: int) -> Iterator[Visit]:
+def evaluation_samples(counts: Sequence[int], reader: int, readers: int) -> Iterator[SampleRef]:
     """A reader's share of all samples, each exactly once over all readers, in order."""
     total = sum(counts)
     first, last = total * reader // readers, total * (reader + 1) // readers
     position = 0
     for shard, count in enumerate(counts):
         for number in range(max(first - position, 0), min(last - position, count)):
-            yield Visit(shard, number, 0)
+            yield SampleRef(shard, number, 0)
         position += count

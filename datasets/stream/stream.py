@@ -20,12 +20,12 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import is_url
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.stream.collate import Batch, Collate
-from cavmae.datasets.stream.shard_reader import Access, Pending, Reader
+from cavmae.datasets.stream.shard_reader import Access, BufferedSample, Reader
 from cavmae.datasets.stream.shuffle import (
     buffer_draws,
     drain_order,
-    epoch_visits,
-    evaluation_visits,
+    epoch_samples,
+    evaluation_samples,
 )
 from cavmae.datasets.stream.view import View
 
@@ -37,12 +37,12 @@ class Position:
     """How far a worker has come: ``visits`` of epoch ``epoch`` are behind it."""
 
     epoch: int = 0
-    visits: int = 0
+    samples: int = 0
     broken: int = 0  # of these
 
 
 @dataclasses.dataclass
-class Delivery:
+class WorkerBatch:
     """A batch, and where the worker stood after it."""
 
     worker: int
@@ -50,7 +50,7 @@ class Delivery:
     position: Position
     broken: dict[str, int]  # by reason, since the stream was opened
 
-    def pin_memory(self) -> "Delivery":
+    def pin_memory(self) -> "WorkerBatch":
         """Itself, its tensors in page-locked memory; called by DataLoader."""
         self.batch = {
             k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in self.batch.items()
@@ -127,13 +127,13 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
         """Samples of an epoch, over all ranks."""
         return self.manifest.samples
 
-    def __iter__(self) -> Iterator[Delivery | CavmaeError]:
+    def __iter__(self) -> Iterator[WorkerBatch | CavmaeError]:
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        return self.deliveries(worker, workers)
+        return self.worker_batches(worker, workers)
 
     @abc.abstractmethod
-    def deliveries(self, worker: int, workers: int) -> Iterator[Delivery | CavmaeError]:
+    def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
         """What worker ``worker`` of ``workers`` of this rank gives, or the error that ends it."""
 
     def signature(self, workers: int) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
         position: Position,
         broken: Mapping[str, int],
         partial: bool,
-    ) -> Iterator[Delivery]:
+    ) -> Iterator[WorkerBatch]:
         """Samples in batches.
 
         Args:
@@ -182,8 +182,10 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
         """
         gathered: list[dict[str, Any]] = []
 
-        def delivery() -> Delivery:
-            return Delivery(worker, collate(gathered), dataclasses.replace(position), dict(broken))
+        def delivery() -> WorkerBatch:
+            return WorkerBatch(
+                worker, collate(gathered), dataclasses.replace(position), dict(broken)
+            )
 
         for shown in source:
             gathered.append(shown)
@@ -237,9 +239,9 @@ class ShardStream(Stream):
         worker: int,
         reader: Reader,
         position: Position,
-        pending: Callable[[], Iterator[Pending]],
+        pending: Callable[[], Iterator[BufferedSample]],
         partial: bool,
-    ) -> Iterator[Delivery | CavmaeError]:
+    ) -> Iterator[WorkerBatch | CavmaeError]:
         """The stages after the source: decode, batch.
 
         Args:
@@ -248,17 +250,17 @@ class ShardStream(Stream):
             partial: whether a last batch may be smaller.
         """
 
-        def decoded(source: Iterator[Pending]) -> Iterator[dict[str, Any]]:
+        def decoded(source: Iterator[BufferedSample]) -> Iterator[dict[str, Any]]:
             for one in source:
                 shown = reader.decode(one)
-                position.visits += 1
+                position.samples += 1
                 if shown is None:
                     position.broken += 1
                     self.check_broken(position.broken, reader.broken)
                 else:
                     yield shown
 
-        def batched(source: Iterator[dict[str, Any]]) -> Iterator[Delivery]:
+        def batched(source: Iterator[dict[str, Any]]) -> Iterator[WorkerBatch]:
             return self._batched(worker, source, self._collate, position, reader.broken, partial)
 
         try:
@@ -311,35 +313,35 @@ class TrainStream(ShardStream):
                 "workers, or make smaller shards with `cavmae shard --shard-samples`."
             )
 
-    def deliveries(self, worker: int, workers: int) -> Iterator[Delivery | CavmaeError]:
+    def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
         worker, position = self._starting(worker, workers)
         reader = Reader(self.manifest, self.view, self.access, self.seed)
         number = self.rank * workers + worker
         readers = self.world_size * workers
 
-        def pending() -> Iterator[Pending]:
+        def pending() -> Iterator[BufferedSample]:
             while True:
                 yield from self._epoch(reader, position, number, readers)
-                if position.visits == 0:
+                if position.samples == 0:
                     raise UsageError(
                         f"No sample of {self.manifest.folder} would ever be visited by reader "
                         f"{number} of {readers}: use fewer workers."
                     )
                 position.epoch += 1
-                position.visits = position.broken = 0
+                position.samples = position.broken = 0
 
         yield from self._deliveries(worker, reader, position, pending, partial=False)
 
     def _epoch(
         self, reader: Reader, position: Position, number: int, readers: int
-    ) -> Iterator[Pending]:
+    ) -> Iterator[BufferedSample]:
         """Visits of an epoch after the first ``position.visits``, mixed, with their bytes."""
-        epoch, passed = position.epoch, position.visits
+        epoch, passed = position.epoch, position.samples
         draws = buffer_draws(self.seed, epoch, number, self.shuffle_buffer)
-        buffer: list[Pending] = []
+        buffer: list[BufferedSample] = []
         count = 0
-        for visit in epoch_visits(self._counts, self.seed, epoch, number, readers, self.repeats):
-            pending = Pending(visit)
+        for visit in epoch_samples(self._counts, self.seed, epoch, number, readers, self.repeats):
+            pending = BufferedSample(visit)
             if count >= passed:
                 reader.load(pending, epoch)
             if len(buffer) < self.shuffle_buffer:
@@ -368,13 +370,13 @@ class EvalStream(ShardStream):
     choice is the same every time.
     """
 
-    def deliveries(self, worker: int, workers: int) -> Iterator[Delivery | CavmaeError]:
+    def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
         reader = Reader(self.manifest, self.view, self.access, self.seed)
         number, readers = self.rank * workers + worker, self.world_size * workers
 
-        def pending() -> Iterator[Pending]:
-            for visit in evaluation_visits(self._counts, number, readers):
-                one = Pending(visit)
+        def pending() -> Iterator[BufferedSample]:
+            for visit in evaluation_samples(self._counts, number, readers):
+                one = BufferedSample(visit)
                 reader.load(one, epoch=0)
                 yield one
 

@@ -28,7 +28,7 @@ EYES = ((0.25, 0.16, 0.10), (0.38, 0.26, 0.14), (0.28, 0.45, 0.62), (0.30, 0.48,
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class Appearance:
     """A face and what is worn. Lengths are shares of the head's height.
 
     Attributes:
@@ -76,7 +76,7 @@ def mixed(first: Color, second: Color, share: float) -> Color:
     return tuple(a + (b - a) * share for a, b in zip(first, second, strict=True))  # type: ignore[return-value]
 
 
-def draw_look(family: int, own: int) -> Look:
+def draw_look(family: int, own: int) -> Appearance:
     """A look by lot.
 
     Args:
@@ -86,7 +86,7 @@ def draw_look(family: int, own: int) -> Look:
     rng = lot("look", family)
     skin = mixed(SKINS[int(rng.integers(len(SKINS)))], (0.9, 0.62, 0.52), rng.uniform(0, 0.2))
     hair = HAIR_COLORS[int(rng.integers(len(HAIR_COLORS)))]
-    look = Look(
+    look = Appearance(
         skin=skin,
         hair=mixed(hair, (0.3, 0.2, 0.15), rng.uniform(0, 0.15)),
         eyes=EYES[int(rng.integers(len(EYES)))],

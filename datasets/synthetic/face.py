@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import skia
 
-from cavmae.datasets.synthetic.appearance import Look, mixed
+from cavmae.datasets.synthetic.appearance import Appearance, mixed
 from cavmae.datasets.synthetic.articulation import OPENING
 from cavmae.datasets.synthetic.canvas import Canvas, Point, glow, gradient, oval, paint, pen, shade
 from cavmae.datasets.synthetic.mouth import Mouth
@@ -28,7 +28,7 @@ class Pose(NamedTuple):
 class Face:
     """Draws one person's face."""
 
-    def __init__(self, look: Look, light: float):
+    def __init__(self, look: Appearance, light: float):
         """
         Args:
             light: -1 from the left to 1 from the right.

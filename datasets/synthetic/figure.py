@@ -2,7 +2,7 @@
 
 import skia
 
-from cavmae.datasets.synthetic.appearance import Look
+from cavmae.datasets.synthetic.appearance import Appearance
 from cavmae.datasets.synthetic.articulation import OPENING
 from cavmae.datasets.synthetic.canvas import Canvas, Point, gradient, oval, paint, pen, shade
 from cavmae.datasets.synthetic.face import Face, Pose
@@ -19,7 +19,7 @@ class Figure:
         cover: kind of what hides their mouth.
     """
 
-    def __init__(self, look: Look, labels: tuple[int, int], light: float, cover: str | None):
+    def __init__(self, look: Appearance, labels: tuple[int, int], light: float, cover: str | None):
         self.look = look
         self.face = Face(look, light)
         self._body, self._face = labels

@@ -2,7 +2,7 @@
 
 import skia
 
-from cavmae.datasets.synthetic.appearance import Look
+from cavmae.datasets.synthetic.appearance import Appearance
 from cavmae.datasets.synthetic.articulation import OPENING, SPREAD, TEETH, TONGUE
 from cavmae.datasets.synthetic.canvas import Canvas, paint, pen, shade
 
@@ -13,7 +13,7 @@ LIPS_PART = 0.006  # a smaller gap is a line between the lips
 class Mouth:
     """Draws one person's mouth, in units of the head's height around its own middle."""
 
-    def __init__(self, look: Look):
+    def __init__(self, look: Appearance):
         self._look = look
         self._lip = paint(look.lips)
         self._upper = paint(shade(look.lips, 0.86))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import skia
 
-from cavmae.datasets.synthetic.appearance import Look
+from cavmae.datasets.synthetic.appearance import Appearance
 from cavmae.datasets.synthetic.canvas import Canvas, Point, oval, paint, pen, shade
 from cavmae.datasets.synthetic.face import Face, Pose
 from cavmae.datasets.synthetic.script import Cover
@@ -30,7 +30,7 @@ def raised(cover: Cover, times: np.ndarray) -> np.ndarray:
 class CoverUp:
     """Draws what one person holds or wears before their mouth."""
 
-    def __init__(self, look: Look, kind: str):
+    def __init__(self, look: Appearance, kind: str):
         self._kind = kind
         self._skin = paint(shade(look.skin, 0.93))
         self._crease = pen(shade(look.skin, 0.6), 0.010, 0.8)

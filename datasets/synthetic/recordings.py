@@ -21,7 +21,7 @@ PAUSE_BELOW = 22.0  # dB below the level of speech
 
 
 @dataclasses.dataclass(frozen=True)
-class Recording:
+class SpeechRecording:
     """One file of one reader.
 
     Attributes:
@@ -82,7 +82,7 @@ def read(path: Path, start: float = 0.0, seconds: float | None = None) -> np.nda
     return resample(np.ascontiguousarray(sound), rate)
 
 
-def survey(folder: Path, name: str) -> Recording | tuple[str, str]:
+def survey(folder: Path, name: str) -> SpeechRecording | tuple[str, str]:
     """What a file of a folder holds, or why it cannot be used: (reason, detail)."""
     path = folder / name
     try:
@@ -96,7 +96,7 @@ def survey(folder: Path, name: str) -> Recording | tuple[str, str]:
     seconds = float(heard[-1] - heard[0]) + HOP / SAMPLE_RATE if len(heard) else 0.0
     if seconds < SHORTEST:
         return "too_short", f"{seconds:.2f} s of sound, needed are {SHORTEST:g} s"
-    return Recording(name, path.stat().st_size, float(heard[0]), seconds, round(level, 2))
+    return SpeechRecording(name, path.stat().st_size, float(heard[0]), seconds, round(level, 2))
 
 
 def levels(sound: np.ndarray, hop: int) -> np.ndarray:

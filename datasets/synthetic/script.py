@@ -25,7 +25,7 @@ class Cover:
 
 
 @dataclasses.dataclass(frozen=True)
-class Person:
+class ScriptedPerson:
     """Somebody in the picture.
 
     Attributes:
@@ -77,7 +77,7 @@ class Script:
 
     clip: int
     split: str
-    people: tuple[Person, ...]
+    people: tuple[ScriptedPerson, ...]
     off_screen: OffScreen | None
     noise: tuple[str, float] | None
     music: float | None
@@ -202,7 +202,7 @@ def _person(
     spot: tuple[float, float, float],
     settings: RenderSettings,
     rng: np.random.Generator,
-) -> Person:
+) -> ScriptedPerson:
     silent = bool(rng.random() < settings.silent)
     activity = str(rng.choice(["chewing", "smiling"])) if silent else "talking"
     pauses = bool(rng.random() < settings.pauses)
@@ -215,7 +215,7 @@ def _person(
         start = float(rng.uniform(0, 0.6)) * settings.length
         end = min(start + float(rng.uniform(0.25, 0.7)) * settings.length, settings.length)
         cover = Cover(kind, ((0.0, settings.length) if whole else (start, end),))
-    return Person(
+    return ScriptedPerson(
         speaker.id, "silent" if silent else "speaking", activity, () if silent else spans,
         level, cover, *spot,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from cavmae.common.json_files import json_bytes, read_json
 from cavmae.common.progress import Progress
 from cavmae.datasets.synthetic import recordings, voices
 from cavmae.datasets.synthetic.population import Population, Speaker, lot
-from cavmae.datasets.synthetic.recordings import Recording
+from cavmae.datasets.synthetic.recordings import SpeechRecording
 from cavmae.datasets.synthetic.settings import RenderSettings
 from cavmae.datasets.synthetic.voices import RecordedVoice, Voice
 
@@ -56,7 +56,7 @@ def hear(audition: _Audition, beat: Callable[[Any], None]) -> _Heard:
         for name in audition.files:
             found = recordings.survey(Path(audition.folder), name)
             beat(None)
-            if isinstance(found, Recording):
+            if isinstance(found, SpeechRecording):
                 good.append(found)
             else:
                 skipped.append((name, *found))
@@ -131,7 +131,7 @@ def _hear_all(
     )
     with Progress(len(names), "voice") as progress, contextlib.closing(events):
         for event in events:
-            if isinstance(event, worker_pool.Progress):
+            if isinstance(event, worker_pool.TaskProgress):
                 continue
             name = names[event.task]
             if isinstance(event, worker_pool.Lost):

@@ -19,7 +19,7 @@ GRAINS = 4  # different noise pictures of a clip, shown shifted by lot
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
-class View(NamedTuple):
+class CameraView(NamedTuple):
     """A frame.
 
     Attributes:
@@ -83,7 +83,7 @@ class Stage:
         self._canvas = Canvas(self._size)
         self._last = Canvas(self._size)
 
-    def frames(self) -> Iterator[View]:
+    def frames(self) -> Iterator[CameraView]:
         """Every frame in turn; arrays are overwritten by the next."""
         for number in range(self._settings.frames):
             mouths = self._draw(number)
@@ -93,7 +93,7 @@ class Stage:
                 x, y = int((left + right) / 2), int((top + bottom) / 2)
                 inside = 0 <= x < self._size[0] and 0 <= y < self._size[1]
                 visible.append(bool(inside and labels[y, x] == 2 * person + 2))
-            yield View(self._finish(number), labels, mouths, visible)
+            yield CameraView(self._finish(number), labels, mouths, visible)
 
     def _draw(self, number: int) -> list[Box]:
         """Backdrop and people; returns mouth boxes."""

@@ -12,7 +12,7 @@ from cavmae.datasets.synthetic.espeak import EspeakVoice, Phoneme
 from cavmae.datasets.synthetic.recordings import (
     HOP,
     PAUSE_BELOW,
-    Recording,
+    SpeechRecording,
     active_level,
     levels,
 )
@@ -33,7 +33,7 @@ class RecordedVoice:
     """
 
     folder: str
-    recordings: tuple[Recording, ...]
+    recordings: tuple[SpeechRecording, ...]
 
 
 Voice = EspeakVoice | RecordedVoice
@@ -67,7 +67,7 @@ def from_record(record: dict[str, Any], folder: str | None) -> Voice:
     values = {k: v for k, v in record.items() if k != "kind"}
     if record["kind"] == "espeak":
         return EspeakVoice(**values)
-    return RecordedVoice(folder or "", tuple(Recording(**r) for r in values["recordings"]))
+    return RecordedVoice(folder or "", tuple(SpeechRecording(**r) for r in values["recordings"]))
 
 
 def draw_espeak_voice(rng: np.random.Generator) -> EspeakVoice:

@@ -14,11 +14,11 @@ from cavmae.datasets.media import MediaError, Probe
 from cavmae.datasets.media.geometry import Geometry, cut_from
 from cavmae.datasets.media.playback import RATE, SAMPLES, Playback
 from cavmae.finetune.inference.audio import RawWave
-from cavmae.finetune.inference.overlap_add import Joiner, window_starts
-from cavmae.finetune.inference.predictor import WHOLE, Box, Cue, Person, Seer
+from cavmae.finetune.inference.overlap_add import OverlapAdd, window_starts
+from cavmae.finetune.inference.predictor import WHOLE, Box, Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.finetune.inference.tracker import Tracker, masks_at, overlap_of
-from cavmae.finetune.inference.unread_media import Losses
+from cavmae.finetune.inference.unread_media import UnreadMedia
 
 LARGEST = 1280  # pixels of the longer side that pictures are kept at for a second look
 CLOSER = 1.5  # times as large as before is worth a second look
@@ -56,7 +56,7 @@ class Sighting:
 
 
 @dataclasses.dataclass
-class Found:
+class FirstPass:
     """What the first pass leaves.
 
     Attributes:
@@ -106,14 +106,14 @@ class Found:
 
 
 def first_pass(
-    seer: Seer,
+    seer: WindowPredictor,
     info: Probe,
     playing: Playback,
     folder: Path,
     settings: SeparateSettings,
     cue: Cue | None,
     begun: Callable[[int], Callable[[], None]],
-) -> Found:
+) -> FirstPass:
     """Looks at all windows.
 
     Args:
@@ -129,8 +129,8 @@ def first_pass(
     length = shape.frames
     starts = window_starts(playing.frames, length, max(1, round(settings.hop * length)))
     tracker = Tracker(starts, seer.keys, length, SAMPLES, RATE)
-    joiner = Joiner([s * SAMPLES for s in starts], shape.samples, playing.samples)
-    losses = Losses(info, playing, settings.max_missing)
+    joiner = OverlapAdd([s * SAMPLES for s in starts], shape.samples, playing.samples)
+    losses = UnreadMedia(info, playing, settings.max_missing)
     where = None if cue is None or cue.kind == "voice" else _cued(cue, starts, seer.keys)
     people: dict[int, list[Sighting]] = {}
     done = begun(len(starts))
@@ -144,9 +144,9 @@ def first_pass(
             told = cue if where is None or where[0] == window else None
             key = where[1] if where is not None else 0
             close: dict[int, float] = {}
-            found: list[Person] = []
+            found: list[DetectedPerson] = []
             if frames.any():  # in black, as where nothing decodes, nobody is to be seen
-                found = seer.people(frames, wave, WHOLE, told, key)
+                found = seer.predict(frames, wave, WHOLE, told, key)
                 if settings.second_look:
                     found, close = _closely(seer, frames, wave, found)
             numbers = tracker.number(found)
@@ -156,21 +156,21 @@ def first_pass(
                 meant = told is not None and person.slot == 0
                 people.setdefault(number, []).append(
                     Sighting(
-                        window, person.there, person.box,
+                        window, person.presence_prob, person.box,
                         (len(seer.keys), *person.masks.shape[1:]), masks.tell(),
                         close.get(person.slot), meant,
                         float(np.square(person.voice).mean()),
-                        seer.unlike(person.voice, cue.voice)
+                        seer.voice_distance(person.voice, cue.voice)
                         if cue is not None and cue.voice is not None else None,
                     )
                 )  # fmt: skip
                 masks.write(person.masks.tobytes())
-                masks.write(person.heard.tobytes())
+                masks.write(person.activity_prob.tobytes())
             first, parts = joiner.add(waves)
             for number, part in parts.items():
                 _append(folder / f"wave-{number}.f32", first, part)
             done()
-    return Found(
+    return FirstPass(
         folder,
         playing.frames,
         playing.samples,
@@ -211,8 +211,8 @@ def _cued(cue: Cue, starts: list[int], keys: np.ndarray) -> tuple[int, int]:
 
 
 def _closely(
-    seer: Seer, frames: np.ndarray, wave: np.ndarray, people: list[Person]
-) -> tuple[list[Person], dict[int, float]]:
+    seer: WindowPredictor, frames: np.ndarray, wave: np.ndarray, people: list[DetectedPerson]
+) -> tuple[list[DetectedPerson], dict[int, float]]:
     """A second look at whoever is small.
 
     Returns:
@@ -227,18 +227,20 @@ def _closely(
             key = int((person.masks > 127).reshape(len(person.masks), -1).sum(1).argmax())
             mask = person.masks[key] > 127
             cue = Cue("mask", box=_box_of(mask), mask=mask)
-            seen = seer.people(frames, wave, box, cue, key)
+            seen = seer.predict(frames, wave, box, cue, key)
             again = next((p for p in seen if p.slot == 0), None)
         if again is None or not _same(again, person, people, seer.keys):
             found.append(person)
         else:
             # How sure it is that somebody is there was said before the cue said so.
-            found.append(again._replace(slot=person.slot, there=person.there))
+            found.append(again._replace(slot=person.slot, presence_prob=person.presence_prob))
             close[person.slot] = closer
     return found, close
 
 
-def _same(again: Person, person: Person, people: list[Person], keys: np.ndarray) -> bool:
+def _same(
+    again: DetectedPerson, person: DetectedPerson, people: list[DetectedPerson], keys: np.ndarray
+) -> bool:
     """Whether a second look shows whom it was to show, and not somebody beside them."""
     seen = masks_at(again, keys, keys) > 0.5
     alike = {p.slot: overlap_of(seen, masks_at(p, keys, keys) > 0.5) for p in people}

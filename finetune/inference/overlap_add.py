@@ -30,7 +30,7 @@ def window_starts(frames: int, length: int, hop: int) -> list[int]:
     return [*range(0, frames - length, hop), frames - length]
 
 
-class Weights:
+class CrossfadeWeights:
     """How much of each place of a window counts, beside the other windows that cover it.
 
     Args:
@@ -58,7 +58,7 @@ class Weights:
         return weights
 
 
-class Joiner:
+class OverlapAdd:
     """Adds up what windows say of waves, and gives what no later window will change.
 
     Args:
@@ -68,7 +68,7 @@ class Joiner:
     """
 
     def __init__(self, starts: Sequence[int], length: int, samples: int):
-        self._weights = Weights(starts, length)
+        self._weights = CrossfadeWeights(starts, length)
         self._samples = samples
         self._number = 0
         self._pending: dict[int, np.ndarray] = {}

@@ -17,8 +17,8 @@ from cavmae.datasets.media.playback import RATE, Playback
 from cavmae.datasets.media.writing import VideoWriter, Wave
 from cavmae.datasets.mixtures.compositing import widened
 from cavmae.finetune.inference.audio import Span
-from cavmae.finetune.inference.first_pass import Found, Sighting
-from cavmae.finetune.inference.overlap_add import Weights
+from cavmae.finetune.inference.first_pass import FirstPass, Sighting
+from cavmae.finetune.inference.overlap_add import CrossfadeWeights
 from cavmae.finetune.inference.predictor import Box
 from cavmae.finetune.inference.tracker import between
 
@@ -54,10 +54,10 @@ class Masks:
         sightings: of the person.
     """
 
-    def __init__(self, found: Found, sightings: Sequence[Sighting]):
+    def __init__(self, found: FirstPass, sightings: Sequence[Sighting]):
         self._found = found
         self._sightings = {sighting.window: sighting for sighting in sightings}
-        self._weights = Weights(found.starts, found.length)
+        self._weights = CrossfadeWeights(found.starts, found.length)
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # masks and weights of windows
 
     def at(self, frame: int, size: tuple[int, int]) -> list[Shown]:
@@ -108,7 +108,7 @@ def display_geometry(info: Probe, height: int) -> Geometry:
 
 def second_pass(
     info: Probe,
-    found: Found,
+    found: FirstPass,
     people: Mapping[int, Sequence[Sighting]],
     spans: Mapping[int, Sequence[Span]],
     sound: Wave,
@@ -151,7 +151,7 @@ def _write_overlay(
     path: Path,
     playing: Playback,
     size: tuple[int, int],
-    found: Found,
+    found: FirstPass,
     people: Mapping[int, Sequence[Sighting]],
     spans: Mapping[int, Sequence[Span]],
     sound: Wave,

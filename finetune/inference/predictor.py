@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from cavmae.datasets.mixtures.compositing import GREY
 from cavmae.datasets.stream.transforms import Statistics
-from cavmae.finetune.inference.slot_merging import people_of, without_specks
+from cavmae.finetune.inference.slot_merging import merge_slots, without_specks
 from cavmae.finetune.speaker.cues import KINDS, CueKind, Cues, no_cues, region_of
 from cavmae.finetune.speaker.model import NONE, OFF_SCREEN, Inputs, SpeakerModel
 from cavmae.finetune.speaker.settings import LossSettings
@@ -43,7 +43,7 @@ class Cue:
     voice: np.ndarray | None = None
 
 
-class Person(NamedTuple):
+class DetectedPerson(NamedTuple):
     """Somebody in a window.
 
     Attributes:
@@ -57,12 +57,12 @@ class Person(NamedTuple):
     """
 
     slot: int
-    there: float
-    heard: np.ndarray
+    presence_prob: float
+    activity_prob: np.ndarray
     box: Box
     masks: np.ndarray
     voice: np.ndarray
-    colours: np.ndarray
+    colors: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Fit:
         return found[0], found[1], found[2], found[3]
 
 
-class Seer:
+class WindowPredictor:
     """A model that looks at windows.
 
     Args:
@@ -155,18 +155,20 @@ class Seer:
         self.shape = model.config
         self.device = next(model.parameters()).device
         self._type = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        self.keys = (np.arange(self.shape.keys) + 0.5) * self.shape.frames / self.shape.keys
+        self.keys = (
+            (np.arange(self.shape.key_frames) + 0.5) * self.shape.frames / self.shape.key_frames
+        )
         self.keys = self.keys.astype(np.int64)
 
     @torch.no_grad()
-    def people(
+    def predict(
         self,
         frames: np.ndarray,
         mixture: np.ndarray,
         box: Box = WHOLE,
         cue: Cue | None = None,
         key: int = 0,
-    ) -> list[Person]:
+    ) -> list[DetectedPerson]:
         """Who is in a window, the surest first; voices at the level of the mixture.
 
         Args:
@@ -196,35 +198,35 @@ class Seer:
             hint=torch.zeros(1, dtype=torch.int64, device=self.device),
         )
         with torch.autocast(self.device.type, self._type, enabled=self._type is not None):
-            looked, voices = self.task.found(inputs)
+            looked, voices = self.task.predict(inputs)
         states = voices.states[0, :-1].float().softmax(-1).cpu()
         masks = fit.masks(looked.masks[-1][0].float().sigmoid()).cpu()
         waves = voices.waves(len(mixture))[0].float().cpu().numpy()
         seen = functional.interpolate(
             fit.cut(pictures[self.keys]), masks.shape[-2:], mode="bilinear", antialias=True
         )
-        when = voices.when[0].float().sigmoid().cpu()
+        when = voices.activity_logits[0].float().sigmoid().cpu()
         votes = fit.votes(looked.votes[0].float()).cpu()
         there = 1 - states[:, NONE] - states[:, OFF_SCREEN]
         found = []
-        for slots in people_of(masks, votes, there, cue is not None):
+        for slots in merge_slots(masks, votes, there, cue is not None):
             shown = without_specks(masks[slots].amax(0), votes)
             found.append(
-                Person(
+                DetectedPerson(
                     slot=slots[0],
-                    there=float(there[slots[0]]),
-                    heard=when[slots[0]].numpy(),
+                    presence_prob=float(there[slots[0]]),
+                    activity_prob=when[slots[0]].numpy(),
                     box=box,
                     masks=(shown * 255).round().byte().numpy(),
                     # Voices add up to the mixture, so what slots share of one person's does, too.
                     voice=waves[slots].sum(0),
-                    colours=_colours(seen, shown),
+                    colors=_colours(seen, shown),
                 )
             )
         return found
 
     @torch.no_grad()
-    def unlike(self, voice: np.ndarray, reference: np.ndarray) -> float:
+    def voice_distance(self, voice: np.ndarray, reference: np.ndarray) -> float:
         """How unlike a voice float32 [S] is to a reference recording float32 [S] of somebody."""
         both = torch.from_numpy(np.stack([voice, reference])).to(self.device)
         found, told = self.task.fbank(both)

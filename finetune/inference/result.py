@@ -6,17 +6,17 @@ import numpy as np
 
 from cavmae.datasets.media.playback import RATE
 from cavmae.finetune.inference.audio import Span, spans_of
-from cavmae.finetune.inference.first_pass import Found, Sighting
-from cavmae.finetune.inference.overlap_add import Weights
+from cavmae.finetune.inference.first_pass import FirstPass, Sighting
+from cavmae.finetune.inference.overlap_add import CrossfadeWeights
 from cavmae.finetune.inference.predictor import Cue
 from cavmae.finetune.inference.settings import SeparateSettings
 
 EVERY = 25  # frames from box to box in the result
 
 
-def visible(found: Found, sightings: list[Sighting]) -> np.ndarray:
+def visible(found: FirstPass, sightings: list[Sighting]) -> np.ndarray:
     """bool [frames], when somebody is to be seen: where windows, as they are weighed, say so."""
-    weights = Weights(found.starts, found.length)
+    weights = CrossfadeWeights(found.starts, found.length)
     total = np.zeros(found.frames + found.length, dtype=np.float32)
     for sighting in sightings:
         start = found.starts[sighting.window]
@@ -27,13 +27,13 @@ def visible(found: Found, sightings: list[Sighting]) -> np.ndarray:
     return seen
 
 
-def likely_heard(found: Found, sightings: list[Sighting]) -> np.ndarray:
+def likely_heard(found: FirstPass, sightings: list[Sighting]) -> np.ndarray:
     """How likely somebody is heard: the weighted mean of the windows that show them.
 
     Returns:
         float32 [frames].
     """
-    weights = Weights(found.starts, found.length)
+    weights = CrossfadeWeights(found.starts, found.length)
     total = np.zeros((2, found.frames + found.length), dtype=np.float32)
     for sighting in sightings:
         start = found.starts[sighting.window]
@@ -50,7 +50,7 @@ def decibels(levels: np.ndarray) -> float:
 
 
 def person_record(
-    found: Found,
+    found: FirstPass,
     number: int,
     sightings: list[Sighting],
     level: np.ndarray,

@@ -39,14 +39,14 @@ from cavmae.finetune.inference.audio import (
 )
 from cavmae.finetune.inference.first_pass import (
     MIXTURE,
-    Found,
+    FirstPass,
     Sighting,
     first_pass,
     working_geometry,
 )
 from cavmae.finetune.inference.naming import scratch_of, source_facts
 from cavmae.finetune.inference.overlay import second_pass
-from cavmae.finetune.inference.predictor import Cue, Seer
+from cavmae.finetune.inference.predictor import Cue, WindowPredictor
 from cavmae.finetune.inference.result import (
     decibels,
     likely_heard,
@@ -136,7 +136,7 @@ class Separator:
         precision: that it computes in.
     """
 
-    def __init__(self, seer: Seer, name: str, precision: str):
+    def __init__(self, seer: WindowPredictor, name: str, precision: str):
         self._seer = seer
         self._name = name
         self._precision = precision
@@ -162,7 +162,7 @@ class Separator:
             model = model.to(device).eval()
         except (RuntimeError, AssertionError) as error:
             raise UsageError(f"--device {device} cannot be used: {error}") from error
-        return cls(Seer(model, statistics, precision), name, precision)
+        return cls(WindowPredictor(model, statistics, precision), name, precision)
 
     def separate(
         self,
@@ -347,7 +347,7 @@ _SAID = {
 
 
 def _chosen(
-    found: Found, settings: SeparateSettings, target: Cue | None
+    found: FirstPass, settings: SeparateSettings, target: Cue | None
 ) -> dict[int, list[Sighting]]:
     """Who stays, those seen long enough or the target alone, by the first pass's numbers."""
     # A single window gives whom a forward pass gives.

@@ -18,7 +18,7 @@ SPECK = 0.1  # share of a mask's largest piece below which a piece may not belon
 AROUND = np.ones((3, 3))  # a pixel's neighbours: corners, too
 
 
-def people_of(masks: Tensor, votes: Tensor, there: Tensor, cued: bool) -> list[list[int]]:
+def merge_slots(masks: Tensor, votes: Tensor, there: Tensor, cued: bool) -> list[list[int]]:
     """Slots of each person, the surest person and slot first.
 
     Slots are one person where their masks are the same pixels; or where they touch, and their

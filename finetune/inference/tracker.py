@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from cavmae.finetune.inference.predictor import Box, Person
+from cavmae.finetune.inference.predictor import Box, DetectedPerson
 
 RASTER = 48  # places along each side of a picture where masks of two windows are compared
 LEAST_LIKE = 0.25  # of whoever was in the window before
@@ -34,7 +34,7 @@ class Track:
 
     number: int
     window: int
-    person: Person | None
+    person: DetectedPerson | None
     colours: np.ndarray
     windows: int = 1
 
@@ -59,7 +59,7 @@ class Tracker:
         self._window = -1
         self._numbers = 0
 
-    def number(self, people: Sequence[Person]) -> list[int]:
+    def number(self, people: Sequence[DetectedPerson]) -> list[int]:
         """Numbers of the people of the next window."""
         self._window += 1
         self._forget()
@@ -71,7 +71,7 @@ class Tracker:
         for place, person in enumerate(people):
             if not found[place]:
                 self._numbers += 1
-                self.tracks.append(Track(self._numbers, self._window, person, person.colours))
+                self.tracks.append(Track(self._numbers, self._window, person, person.colors))
                 found[place] = self._numbers
         return found
 
@@ -83,13 +83,13 @@ class Tracker:
             if track.window < self._window - 1:
                 track.person = None
 
-    def _seen(self, track: Track, person: Person) -> int:
+    def _seen(self, track: Track, person: DetectedPerson) -> int:
         track.window, track.person = self._window, person
         track.windows += 1
-        track.colours = track.colours + (person.colours - track.colours) / track.windows
+        track.colours = track.colours + (person.colors - track.colours) / track.windows
         return track.number
 
-    def _near(self, people: Sequence[Person]) -> list[tuple[Track, int]]:
+    def _near(self, people: Sequence[DetectedPerson]) -> list[tuple[Track, int]]:
         """Of those in the window before: by places and voices at moments that both windows show."""
         before = [
             (track, track.person)
@@ -119,13 +119,15 @@ class Tracker:
         )
         return _best([track for track, _ in before], likeness, LEAST_LIKE)
 
-    def _returned(self, people: Sequence[Person], left: Sequence[int]) -> list[tuple[Track, int]]:
+    def _returned(
+        self, people: Sequence[DetectedPerson], left: Sequence[int]
+    ) -> list[tuple[Track, int]]:
         """Of those who were away for a while: by colours."""
         away = [t for t in self.tracks if t.window < self._window]
         if not away or not left:
             return []
         likeness = np.array(
-            [[float(np.sqrt(t.colours * people[n].colours).sum()) for n in left] for t in away]
+            [[float(np.sqrt(t.colours * people[n].colors).sum()) for n in left] for t in away]
         )
         return [(track, left[place]) for track, place in _best(away, likeness, LEAST_COLOURS)]
 
@@ -139,7 +141,7 @@ def _best(tracks: Sequence[Track], likeness: np.ndarray, least: float) -> list[t
     ]
 
 
-def masks_at(person: Person, frames: np.ndarray, keys: np.ndarray) -> np.ndarray:
+def masks_at(person: DetectedPerson, frames: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Somebody's masks on a raster of the whole picture: float32 [N, RASTER, RASTER], 0 to 1.
 
     Args:

@@ -4,7 +4,7 @@ from cavmae.datasets.media import MediaError, Probe
 from cavmae.datasets.media.playback import Playback
 
 
-class Losses:
+class UnreadMedia:
     """Frames and packets of sound that were lost so far, as a recording is played.
 
     Args:

@@ -6,20 +6,20 @@ Add an entry, and `cavmae finetune speakers --model.separator NAME` trains it.
 from collections.abc import Callable
 
 from cavmae.common.errors import UsageError
-from cavmae.finetune.separators.base import Heard, Separator
+from cavmae.finetune.separators.base import MaskEstimator, MixtureFeatures
 from cavmae.finetune.separators.looking_to_listen import LookingToListen
 from cavmae.finetune.separators.unet import ComplexUNet
 
 # Each is made of the width of a voice's embedding, and the width of the separator's own channels.
-SEPARATORS: dict[str, Callable[[int, int], Separator]] = {
+SEPARATORS: dict[str, Callable[[int, int], MaskEstimator]] = {
     "unet": ComplexUNet,
     "looking-to-listen": LookingToListen,
 }
 
-__all__ = ["SEPARATORS", "Heard", "Separator", "build_separator"]
+__all__ = ["SEPARATORS", "MaskEstimator", "MixtureFeatures", "build_separator"]
 
 
-def build_separator(name: str, width: int, channels: int) -> Separator:
+def build_separator(name: str, width: int, channels: int) -> MaskEstimator:
     """A separator of the table.
 
     Raises:

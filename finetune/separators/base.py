@@ -12,7 +12,7 @@ from torch import Tensor, nn
 STEP = 4  # spectral frames to a frame of video, at 25 a second
 
 
-class Heard(NamedTuple):
+class MixtureFeatures(NamedTuple):
     """What a separator makes of a mixture before it is told of any voice.
 
     Attributes:
@@ -24,7 +24,7 @@ class Heard(NamedTuple):
     features: Tensor
 
 
-class Separator(nn.Module, abc.ABC):
+class MaskEstimator(nn.Module, abc.ABC):
     """A trunk with its fusion.
 
     With ``query`` fusion a voice's embedding is multiplied with a map of the mixture that knows of
@@ -42,7 +42,7 @@ class Separator(nn.Module, abc.ABC):
     least_frames: int = STEP
 
     @abc.abstractmethod
-    def hear(self, spectrum: Tensor) -> Heard:
+    def encode_mixture(self, spectrum: Tensor) -> MixtureFeatures:
         """The mixture alone.
 
         Args:
@@ -51,7 +51,7 @@ class Separator(nn.Module, abc.ABC):
         """
 
     @abc.abstractmethod
-    def masks(self, heard: Heard, voices: Tensor) -> Tensor:
+    def estimate_masks(self, heard: MixtureFeatures, voices: Tensor) -> Tensor:
         """Complex masks, not yet bounded: [N, K, 2, B, T].
 
         Args:
@@ -61,10 +61,10 @@ class Separator(nn.Module, abc.ABC):
 
     def forward(self, spectrum: Tensor, voices: Tensor) -> Tensor:
         """Both in one."""
-        return self.masks(self.hear(spectrum), voices)
+        return self.estimate_masks(self.encode_mixture(spectrum), voices)
 
 
-def in_step(voices: Tensor, frames: int) -> Tensor:
+def at_spectrum_rate(voices: Tensor, frames: int) -> Tensor:
     """Embeddings at the spectrum's rate: [N, K, T', D] -> [N, K, D, T], by linear interpolation."""
     flat = voices.flatten(0, 1).transpose(1, 2)
     found = nn.functional.interpolate(flat, frames, mode="linear", align_corners=False)

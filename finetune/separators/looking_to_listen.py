@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cavmae.finetune.separators.base import STEP, Heard, Separator, in_step
+from cavmae.finetune.separators.base import STEP, MaskEstimator, MixtureFeatures, at_spectrum_rate
 from cavmae.finetune.speaker.motion import groups_of
 from cavmae.finetune.speaker.stft import BINS
 
@@ -25,7 +25,7 @@ LAST = 8  # channels of the fifteenth
 VISUAL = ((7, 1), (5, 1), (5, 2), (5, 4), (5, 8), (5, 16))  # (kernel, dilation) over time
 
 
-class LookingToListen(Separator):
+class LookingToListen(MaskEstimator):
     """See above.
 
     Args:
@@ -73,23 +73,23 @@ class LookingToListen(Separator):
         self.latent_width = 4 * width
         self.flatten = nn.Linear(LAST * BINS, self.latent_width)
 
-    def hear(self, spectrum: Tensor) -> Heard:
-        """See :meth:`Separator.hear`. Features: [N, T, 8 B]."""
+    def encode_mixture(self, spectrum: Tensor) -> MixtureFeatures:
+        """See :meth:`MaskEstimator.encode_mixture`. Features: [N, T, 8 B]."""
         x = spectrum
         for layer in self.audio:
             x = layer(x)
         features = self.last(x).flatten(1, 2).transpose(1, 2)
         slow = functional.avg_pool1d(features.transpose(1, 2), STEP).transpose(1, 2)
-        return Heard(self.flatten(slow), features)
+        return MixtureFeatures(self.flatten(slow), features)
 
-    def masks(self, heard: Heard, voices: Tensor) -> Tensor:
-        """See :meth:`Separator.masks`."""
+    def estimate_masks(self, heard: MixtureFeatures, voices: Tensor) -> Tensor:
+        """See :meth:`MaskEstimator.estimate_masks`."""
         n, k = voices.shape[:2]
         x = voices.flatten(0, 1).transpose(1, 2)
         for layer in self.visual:
             x = layer(x)
         frames = heard.features.shape[1]
-        seen = in_step(x.transpose(1, 2).unflatten(0, (n, k)), frames).transpose(2, 3)
+        seen = at_spectrum_rate(x.transpose(1, 2).unflatten(0, (n, k)), frames).transpose(2, 3)
         both = torch.cat([heard.features[:, None].expand(-1, k, -1, -1), seen], dim=-1)
         found = self.full(self.lstm(both.flatten(0, 1))[0])  # [N K, T, 2 B]
         masks: Tensor = found.unflatten(2, (2, BINS)).permute(0, 2, 3, 1).unflatten(0, (n, k))

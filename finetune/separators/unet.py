@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cavmae.finetune.separators.base import Heard, Separator, in_step
+from cavmae.finetune.separators.base import MaskEstimator, MixtureFeatures, at_spectrum_rate
 from cavmae.finetune.speaker.motion import groups_of
 from cavmae.finetune.speaker.stft import BINS
 
@@ -49,7 +49,7 @@ class Up(nn.Module):
         return functional.gelu(self.norm(self.conv(torch.cat([x, beside], dim=1))))
 
 
-class ComplexUNet(Separator):
+class ComplexUNet(MaskEstimator):
     """Six halvings and doublings; the map has twice the channels of the first level.
 
     Args:
@@ -79,8 +79,8 @@ class ComplexUNet(Separator):
         places = torch.cat([angle.sin(), angle.cos()])[None, :, :, None]
         self.register_buffer("places", places, persistent=False)
 
-    def hear(self, spectrum: Tensor) -> Heard:
-        """See :meth:`Separator.hear`. Features: the map [N, C, B, T]."""
+    def encode_mixture(self, spectrum: Tensor) -> MixtureFeatures:
+        """See :meth:`MaskEstimator.encode_mixture`. Features: the map [N, C, B, T]."""
         size = spectrum.square().sum(dim=1, keepdim=True).add(1e-6).sqrt()
         places = cast(Tensor, self.places).to(spectrum.dtype)
         places = places.expand(len(spectrum), -1, -1, spectrum.shape[-1])
@@ -91,14 +91,16 @@ class ComplexUNet(Separator):
         for up, beside in zip(self.ups, levels[-2:0:-1], strict=True):
             x = up(x, beside)
         banded = levels[LATENT_LEVEL + 1].flatten(1, 2).transpose(1, 2)  # [N, T', C * bands]
-        return Heard(self.flatten(banded), self.last(x))
+        return MixtureFeatures(self.flatten(banded), self.last(x))
 
-    def masks(self, heard: Heard, voices: Tensor) -> Tensor:
-        """See :meth:`Separator.masks`."""
+    def estimate_masks(self, heard: MixtureFeatures, voices: Tensor) -> Tensor:
+        """See :meth:`MaskEstimator.estimate_masks`."""
         frames = heard.features.shape[-1]
-        asked = in_step(self.query(voices), frames).unflatten(2, (2, -1))  # [N, K, 2, C, T]
+        asked = at_spectrum_rate(self.query(voices), frames).unflatten(
+            2, (2, -1)
+        )  # [N, K, 2, C, T]
         found = torch.einsum("nkpct,ncbt->nkpbt", asked * self.scale, heard.features)
         # What lips say of sounds' spectra, and how loud a voice is, is said of whole bands.
-        bands = in_step(self.offset(voices), frames).unflatten(2, (2, BANDS)).flatten(0, 1)
+        bands = at_spectrum_rate(self.offset(voices), frames).unflatten(2, (2, BANDS)).flatten(0, 1)
         bands = functional.interpolate(bands, (BINS, frames), mode="bilinear", align_corners=False)
         return found + bands.unflatten(0, voices.shape[:2])

@@ -13,7 +13,7 @@ STRENGTH = 3.0  # logit at a place's middle, and its negative far away, at first
 WIDE, HIGH = 0.12, 0.35  # of a place, at first, as shares of the picture
 
 
-class Anchors(nn.Module):
+class CenterVoting(nn.Module):
     """A slot's place: a Gaussian in the space of votes, which moves with the slot's mask.
 
     Args:

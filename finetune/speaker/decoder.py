@@ -9,7 +9,7 @@ from torch.nn import functional
 from cavmae.pretrain.blocks import NORM_EPS, Mlp
 
 
-class Look(nn.Module):
+class PositionedAttention(nn.Module):
     """A pre-norm attention, with positions that are added to what asks and what is asked.
 
     Args:
@@ -68,9 +68,9 @@ class SlotLayer(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.slots = Look(width, heads)
-        self.pictures = Look(width, heads)
-        self.sound = Look(width, heads)
+        self.slots = PositionedAttention(width, heads)
+        self.pictures = PositionedAttention(width, heads)
+        self.sound = PositionedAttention(width, heads)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, 4 * width)
 
@@ -100,8 +100,8 @@ class VoiceLayer(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.frames = Look(width, heads)
-        self.mixture = Look(width, heads)
+        self.frames = PositionedAttention(width, heads)
+        self.mixture = PositionedAttention(width, heads)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, 4 * width)
 

@@ -16,20 +16,20 @@ from torch import Tensor
 
 from cavmae.datasets.stream.collate import Batch
 from cavmae.finetune.speaker.cues import CueKind, Cues
-from cavmae.finetune.speaker.losses import Truth, truth_of, weights_of
-from cavmae.finetune.speaker.metrics import SceneMeasures, assigned, measure
-from cavmae.finetune.speaker.model import Inputs, Looked
+from cavmae.finetune.speaker.losses import Targets, loss_weights, targets_of
+from cavmae.finetune.speaker.metrics import SceneMetrics, assigned, measure
+from cavmae.finetune.speaker.model import Inputs, SlotPredictions
 from cavmae.finetune.speaker.motion import GREY_MEAN
 from cavmae.finetune.speaker.stft import oracle_masks, spectrum, wave
 from cavmae.finetune.speaker.task import SpeakerTask, scale_of
 
-Way = Literal["model", "pictures blanked", "still picture", "wrong picture", "oracle ratio mask"]
+Way = Literal["model", "frames_blanked", "frames_frozen", "frames_swapped", "oracle_ratio_mask"]
 WAYS: tuple[Way, ...] = (
-    "model", "pictures blanked", "still picture", "wrong picture", "oracle ratio mask",
+    "model", "frames_blanked", "frames_frozen", "frames_swapped", "oracle_ratio_mask",
 )  # fmt: skip
 
 
-class Found(NamedTuple):
+class EvaluationResult(NamedTuple):
     """Of a list of scenes.
 
     Attributes:
@@ -39,7 +39,7 @@ class Found(NamedTuple):
         real_time: seconds that the model takes for a second of scene.
     """
 
-    scenes: dict[Way, list[SceneMeasures]]
+    scenes: dict[Way, list[SceneMetrics]]
     dependence: dict[str, float]
     real_time: float
 
@@ -52,7 +52,7 @@ def evaluate(
     cue: CueKind = "none",
     quality: Sequence[str] = (),
     hints: bool = False,
-) -> Found:
+) -> EvaluationResult:
     """Measures of all scenes.
 
     Args:
@@ -63,7 +63,7 @@ def evaluate(
         quality: of ``stoi`` and ``pesq`` what is measured of the model's own voices, too.
         hints: the class of each scene's target is told.
     """
-    found: dict[Way, list[SceneMeasures]] = {way: [] for way in ways}
+    found: dict[Way, list[SceneMetrics]] = {way: [] for way in ways}
     changes: dict[str, list[float]] = {"muted": [], "swapped": []}
     before: Inputs | None = None  # the scene before this batch
     took = shown = 0.0
@@ -73,25 +73,25 @@ def evaluate(
         # Each scene's other scene is the one before it, however they are batched.
         other = _joined([before, _row(inputs, slice(0, -1))])
         before = _row(inputs, len(inputs.mixture) - 1)
-        truth = truth_of(batch, target, scale_of(batch))
+        truth = targets_of(batch, target, scale_of(batch))
         for way in found:
-            if way == "oracle ratio mask":
+            if way == "oracle_ratio_mask":
                 found[way] += _oracle(batch["key"], truth)
                 continue
             own = way == "model"
             started = _now(inputs.mixture.device)
-            looked, voices = task.found(_seen(inputs, other, way))
+            looked, voices = task.predict(_seen(inputs, other, way))
             if own:
                 took += _now(inputs.mixture.device) - started
                 shown += len(inputs.mixture) * task.model.config.seconds
-            waves, slots = assigned(looked, voices, truth, weights_of(task.loss))
+            waves, slots = assigned(looked, voices, truth, loss_weights(task.loss))
             found[way] += measure(
                 batch["key"], waves, slots, truth, looked, voices.states, quality if own else ()
             )
             if own:
                 _note_changes(changes, task, inputs, other, looked)
     means = {name: sum(v) / len(v) for name, v in changes.items() if v}
-    return Found(found, means, took / shown if shown else math.nan)
+    return EvaluationResult(found, means, took / shown if shown else math.nan)
 
 
 def _now(device: torch.device) -> float:
@@ -133,19 +133,19 @@ def _over(work: Callable[[list[Tensor]], Tensor], parts: Sequence[Inputs]) -> In
 
 def _seen(inputs: Inputs, other: Inputs, way: Way) -> Inputs:
     """What the model is shown."""
-    if way == "pictures blanked":
+    if way == "frames_blanked":
         grey = round(GREY_MEAN)
         return inputs._replace(
             frames=torch.full_like(inputs.frames, grey), motion=torch.full_like(inputs.motion, grey)
         )
-    if way == "still picture":
+    if way == "frames_frozen":
         middle = inputs.motion.shape[1] // 2
         key = inputs.frames.shape[1] // 2
         return inputs._replace(
             frames=inputs.frames[:, key : key + 1].expand_as(inputs.frames),
             motion=inputs.motion[:, middle : middle + 1].expand_as(inputs.motion),
         )
-    if way == "wrong picture":
+    if way == "frames_swapped":
         return inputs._replace(frames=other.frames, motion=other.motion)
     return inputs
 
@@ -155,7 +155,7 @@ def _note_changes(
     task: SpeakerTask,
     inputs: Inputs,
     other: Inputs,
-    looked: Looked,
+    looked: SlotPredictions,
 ) -> None:
     """Shares of masks that are others without the sound, or with that of another scene."""
     before = looked.masks[-1] > 0
@@ -165,16 +165,16 @@ def _note_changes(
         "swapped": inputs._replace(mixture=other.mixture, fbank=other.fbank),
     }
     for name, changed in others.items():
-        after = task.model.look(changed).masks[-1] > 0
+        after = task.model.predict_masks(changed).masks[-1] > 0
         both = (before & after).flatten(1).sum(1)
         either = (before | after).flatten(1).sum(1)
         share = 1 - both / either.clamp(min=1)
         changes[name] += share[either > 0].tolist()
 
 
-def _oracle(keys: Sequence[str], truth: Truth) -> list[SceneMeasures]:
+def _oracle(keys: Sequence[str], truth: Targets) -> list[SceneMetrics]:
     """What ratio masks made of the true voices give."""
-    parts = torch.cat([truth.people.voices, truth.rest[:, None]], dim=1)
+    parts = torch.cat([truth.people.voices, truth.residual[:, None]], dim=1)
     found = oracle_masks(spectrum(truth.mixture), spectrum(parts))
     waves = wave(found, truth.mixture.shape[-1])
     n, p = truth.people.present.shape

@@ -12,7 +12,7 @@ from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.speaker.model import SpeakerConfig, SpeakerModel
 from cavmae.finetune.speaker.settings import SpeakerModelSettings
-from cavmae.pretrain.encoder import CAVMAEConfig, config_of
+from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
 from cavmae.pretrain.engine.checkpoints import CONFIG, PREPROCESSING
 from cavmae.pretrain.factory import compile_blocks, load_hub, named_weights, preprocessing_of
 from cavmae.pretrain.settings import LoopSettings
@@ -21,7 +21,7 @@ from cavmae.pretrain.weights import load_weights, move_positions
 log = logging.getLogger("cavmae")
 
 
-def shape_of(
+def speaker_config(
     settings: SpeakerModelSettings, encoder: CAVMAEConfig, image: tuple[int, int], frames: int
 ) -> SpeakerConfig:
     """The shape of the model.
@@ -50,9 +50,9 @@ def shape_of(
             slot_layers=settings.slot_layers,
             voice_layers=settings.voice_layers,
             mask_width=settings.mask_width,
-            keys=settings.keys,
+            key_frames=settings.key_frames,
             motion_size=(settings.motion_height, settings.motion_width),
-            motion_width=settings.motion_channels,
+            motion_channels=settings.motion_channels,
             motion_blocks=settings.motion_blocks,
             separator=settings.separator,
             separator_width=settings.separator_width,
@@ -71,18 +71,18 @@ def build_speaker(
         CavmaeError: weights are missing, damaged, or not of a CAV-MAE.
     """
     torch.manual_seed(seed)
-    if settings.start is not None:
-        return _started(settings.start, image, frames)
+    if settings.init_from is not None:
+        return _started(settings.init_from, image, frames)
     if settings.encoder is None:
         if settings.train_encoder == "frozen":
             raise UsageError(
                 "An encoder from scratch has to learn: set model.train_encoder all, or give a "
                 "pretrained one with --model.encoder."
             )
-        source = config_of(settings.encoder_size)
-        return _made(shape_of(settings, source, image, frames))
+        source = config_for_size(settings.encoder_size)
+        return _made(speaker_config(settings, source, image, frames))
     source, weights = named_weights(settings.encoder)
-    model = _made(shape_of(settings, source, image, frames))
+    model = _made(speaker_config(settings, source, image, frames))
     own = model.encoder.state_dict()
     moved = move_positions(weights, source, model.config.encoder)
     try:
@@ -92,7 +92,7 @@ def build_speaker(
     return model
 
 
-def computing_as(model: SpeakerModel, how: LoopSettings) -> None:
+def configure_compute(model: SpeakerModel, how: LoopSettings) -> None:
     """Sets how a run computes the encoder: its blocks compiled, their activations kept or not.
 
     Raises:
@@ -123,10 +123,10 @@ def _made(shape: SpeakerConfig) -> SpeakerModel:
         raise UsageError(f"model: {error}") from error
 
 
-def statistics_of(settings: SpeakerModelSettings, data_set: str) -> Statistics:
+def statistics_for(settings: SpeakerModelSettings, data_set: str) -> Statistics:
     """What fbanks are normalised by: what the model was trained with, else the data set's own."""
-    if settings.start is not None:
-        return load_speaker(settings.start)[1]
+    if settings.init_from is not None:
+        return load_speaker(settings.init_from)[1]
     told: dict[str, Any] | None = None
     if settings.encoder is not None:
         told = preprocessing_of(settings.encoder)

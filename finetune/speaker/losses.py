@@ -12,9 +12,9 @@ from torch.nn import functional
 from cavmae.finetune.speaker.matcher import (
     ACTIVE_DB,
     HEARD_DB,
+    LossWeights,
     People,
     Points,
-    Weights,
     assign,
     draw_points,
     energies_db,
@@ -24,12 +24,19 @@ from cavmae.finetune.speaker.matcher import (
     points_of,
     sdr,
 )
-from cavmae.finetune.speaker.model import NONE, OFF_SCREEN, SILENT, SPEAKING, Looked, Voices
+from cavmae.finetune.speaker.model import (
+    NONE,
+    OFF_SCREEN,
+    SILENT,
+    SPEAKING,
+    SlotPredictions,
+    VoicePredictions,
+)
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.stft import compressed, spectrum
 
 
-class Truth(NamedTuple):
+class Targets(NamedTuple):
     """What is known of a batch of composed scenes.
 
     Attributes:
@@ -41,13 +48,13 @@ class Truth(NamedTuple):
     """
 
     people: People
-    rest: Tensor
+    residual: Tensor
     mixture: Tensor
     masks: Tensor
     target: Tensor
 
 
-class Losses(NamedTuple):
+class SpeakerLosses(NamedTuple):
     """A loss, its parts for the log, and which slot is who: int64 [N, P]."""
 
     total: Tensor
@@ -55,12 +62,16 @@ class Losses(NamedTuple):
     slots: Tensor
 
 
-def weights_of(settings: LossSettings) -> Weights:
+def loss_weights(settings: LossSettings) -> LossWeights:
     """Of the joint cost: those of the losses."""
-    return Weights(settings.state, settings.entropy, settings.dice, settings.sdr, settings.silence)
+    return LossWeights(
+        settings.state, settings.entropy, settings.dice, settings.sdr, settings.silence
+    )
 
 
-def seen_slots(looked: Looked, truth: Truth, settings: LossSettings) -> tuple[Tensor, Tensor]:
+def seen_slots(
+    looked: SlotPredictions, truth: Targets, settings: LossSettings
+) -> tuple[Tensor, Tensor]:
     """Which slot is who by masks alone, and the pixels that were looked at.
 
     To let true masks stand in for the slots' own before there are voices.
@@ -76,8 +87,8 @@ def seen_slots(looked: Looked, truth: Truth, settings: LossSettings) -> tuple[Te
     return assign(costs, truth.people.present, truth.target), pixels
 
 
-def with_true_masks(
-    masks: Tensor, truth: Truth, slots: Tensor, below: float
+def teacher_force_masks(
+    masks: Tensor, truth: Targets, slots: Tensor, below: float
 ) -> tuple[Tensor, Tensor]:
     """Masks in which true ones stand in for those of people's slots that are still wrong.
 
@@ -107,7 +118,7 @@ def with_true_masks(
     return found, replaced
 
 
-def truly_there(there: Tensor, truth: Truth, slots: Tensor, replaced: Tensor) -> Tensor:
+def presence_targets(there: Tensor, truth: Targets, slots: Tensor, replaced: Tensor) -> Tensor:
     """Which slots are somebody, by what they are assigned, where a true mask had to stand in.
 
     Only in clips in which the pixels of all people are known, so that all slots are.
@@ -129,8 +140,12 @@ def truly_there(there: Tensor, truth: Truth, slots: Tensor, replaced: Tensor) ->
 
 
 def speaker_losses(
-    looked: Looked, voices: Voices, truth: Truth, pixels: Tensor, settings: LossSettings
-) -> Losses:
+    looked: SlotPredictions,
+    voices: VoicePredictions,
+    truth: Targets,
+    pixels: Tensor,
+    settings: LossSettings,
+) -> SpeakerLosses:
     """One assignment, and what it costs.
 
     Args:
@@ -138,7 +153,7 @@ def speaker_losses(
     """
     people = truth.people
     waves = voices.waves(truth.mixture.shape[-1]) / voices.scale
-    weights = weights_of(settings)
+    weights = loss_weights(settings)
     all_points = [points_of(masks, truth.masks, pixels) for masks in looked.masks]
     costs = joint_costs(
         people, weights, voices.states[:, :-1], all_points[-1], waves[:, :-1], truth.mixture
@@ -150,7 +165,7 @@ def speaker_losses(
     parts: dict[str, Tensor] = {}
     wanted = torch.full(voices.states.shape[:2], NONE, device=costs.device)
     wanted[rows, which] = torch.where(people.active[rows, whom], SPEAKING, SILENT)
-    unseen = energies_db(truth.rest[:, None], truth.mixture)[:, 0] > ACTIVE_DB
+    unseen = energies_db(truth.residual[:, None], truth.mixture)[:, 0] > ACTIVE_DB
     wanted[unseen, -1] = OFF_SCREEN
     parts["state"] = torch.stack(
         [_state_loss(s, wanted, settings.no_object) for s in (*looked.states, voices.states)]
@@ -158,18 +173,18 @@ def speaker_losses(
     known = people.masked[rows, whom]
     pairs = rows[known], which[known], whom[known]
     seen = [_mask_losses(points, pairs) for points in all_points]
-    parts["mask entropy"] = torch.stack([entropy for entropy, _ in seen]).mean()
+    parts["mask_bce"] = torch.stack([entropy for entropy, _ in seen]).mean()
     parts["dice"] = torch.stack([dice for _, dice in seen]).mean()
     parts["votes"] = vote_loss(looked.votes, truth, pixels)
     parts["mixer"] = _mixer_loss(looked.mixed, truth, pixels)
     parts |= _voice_losses(voices, waves, truth, slots)
     factors = {
-        "state": settings.state, "mask entropy": settings.entropy, "dice": settings.dice,
-        "votes": settings.votes, "mixer": settings.mixer, "when": settings.when,
+        "state": settings.state, "mask_bce": settings.entropy, "dice": settings.dice,
+        "votes": settings.center_vote, "mixer": settings.mixer, "when": settings.activity,
         "sdr": -settings.sdr, "spectrum": settings.spectrum, "silence": settings.silence,
     }  # fmt: skip
     total = torch.stack([factor * parts[name] for name, factor in factors.items()]).sum()
-    return Losses(total, parts, slots)
+    return SpeakerLosses(total, parts, slots)
 
 
 def _state_loss(logits: Tensor, wanted: Tensor, no_object: float) -> Tensor:
@@ -189,7 +204,7 @@ def _mask_losses(points: Points, pairs: tuple[Tensor, Tensor, Tensor]) -> tuple[
     return entropy.sum() / count, dice.sum() / count
 
 
-def vote_loss(votes: Tensor, truth: Truth, pixels: Tensor) -> Tensor:
+def vote_loss(votes: Tensor, truth: Targets, pixels: Tensor) -> Tensor:
     """How far, on average, pixels of people vote beside their person's middle, along both axes.
 
     Args:
@@ -210,7 +225,7 @@ def vote_loss(votes: Tensor, truth: Truth, pixels: Tensor) -> Tensor:
     return (apart * here).sum() / here.sum().clamp(min=1)
 
 
-def _mixer_loss(mixed: Tensor, truth: Truth, pixels: Tensor) -> Tensor:
+def _mixer_loss(mixed: Tensor, truth: Targets, pixels: Tensor) -> Tensor:
     """Dice loss of the mixed map's channel mean with the pixels of all who are heard.
 
     Clips in which the pixels of somebody heard are not known do not count.
@@ -222,7 +237,9 @@ def _mixer_loss(mixed: Tensor, truth: Truth, pixels: Tensor) -> Tensor:
     return (dice[:, 0, 0] * known).sum() / known.sum().clamp(min=1)
 
 
-def _voice_losses(voices: Voices, waves: Tensor, truth: Truth, slots: Tensor) -> dict[str, Tensor]:
+def _voice_losses(
+    voices: VoicePredictions, waves: Tensor, truth: Targets, slots: Tensor
+) -> dict[str, Tensor]:
     """Of people in their slots and of the residual; whoever is not heard is to be silent."""
     people = truth.people
     n, q = waves.shape[:2]
@@ -230,15 +247,15 @@ def _voice_losses(voices: Voices, waves: Tensor, truth: Truth, slots: Tensor) ->
     wanted = torch.zeros_like(waves)
     rows, whom = people.present.nonzero(as_tuple=True)
     wanted[rows, slots[rows, whom]] = people.voices[rows, whom]
-    wanted[:, -1] = truth.rest
+    wanted[:, -1] = truth.residual
     assigned = torch.zeros(n, q, dtype=torch.bool, device=waves.device)
     assigned[rows, slots[rows, whom]] = True
     assigned[:, -1] = True
     active = assigned & (energies_db(wanted, truth.mixture) > ACTIVE_DB)
     count = active.sum().clamp(min=1)
-    loud = frame_energies_db(wanted, truth.mixture, voices.when.shape[-1]) > HEARD_DB
+    loud = frame_energies_db(wanted, truth.mixture, voices.activity_logits.shape[-1]) > HEARD_DB
     when = functional.binary_cross_entropy_with_logits(
-        voices.when.float(), loud.float(), reduction="none"
+        voices.activity_logits.float(), loud.float(), reduction="none"
     ).mean(2)
     ratio = (sdr(waves, wanted) * active).sum() / count
     own = compressed(voices.spectra[active][..., :-1, :-1])
@@ -253,7 +270,7 @@ def _voice_losses(voices: Voices, waves: Tensor, truth: Truth, slots: Tensor) ->
     }
 
 
-def truth_of(batch: dict[str, Tensor], target: Tensor, scale: Tensor) -> Truth:
+def targets_of(batch: dict[str, Tensor], target: Tensor, scale: Tensor) -> Targets:
     """The truth about a batch of :func:`cavmae.datasets.mixtures.scene_stream.collate`.
 
     Args:
@@ -264,4 +281,4 @@ def truth_of(batch: dict[str, Tensor], target: Tensor, scale: Tensor) -> Truth:
     mixture = batch["mixture"].float() / scale
     loud = energies_db(voices, mixture) > ACTIVE_DB
     people = People(batch["present"], batch["speaking"] & loud, batch["masked"], voices)
-    return Truth(people, batch["rest"].float() / scale, mixture, batch["masks"], target)
+    return Targets(people, batch["rest"].float() / scale, mixture, batch["masks"], target)

@@ -137,7 +137,7 @@ class People(NamedTuple):
     voices: Tensor
 
 
-class Weights(NamedTuple):
+class LossWeights(NamedTuple):
     """Weights of the joint cost; see :class:`cavmae.finetune.speaker.settings.LossSettings`."""
 
     state: float
@@ -149,7 +149,7 @@ class Weights(NamedTuple):
 
 def joint_costs(
     people: People,
-    weights: Weights,
+    weights: LossWeights,
     states: Tensor,
     points: Points,
     waves: Tensor,

@@ -16,17 +16,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from cavmae.datasets.stream.features import SAMPLE_RATE
-from cavmae.finetune.speaker.losses import Truth
+from cavmae.finetune.speaker.losses import Targets
 from cavmae.finetune.speaker.matcher import (
     ACTIVE_DB,
     FLOOR_DB,
-    Weights,
+    LossWeights,
     assign,
     energies_db,
     joint_costs,
     points_of,
 )
-from cavmae.finetune.speaker.model import NONE, OFF_SCREEN, SILENT, SPEAKING, Looked, Voices
+from cavmae.finetune.speaker.model import (
+    NONE,
+    OFF_SCREEN,
+    SILENT,
+    SPEAKING,
+    SlotPredictions,
+    VoicePredictions,
+)
 
 GRID = 7  # every so manyeth pixel counts in the assignment
 BETA2 = 0.3  # of the F measure, as AVSBench has it
@@ -36,7 +43,7 @@ ALONE_DB = 30.0  # SI-SDR of a mixture in which there is nothing but the voice
 
 
 @dataclasses.dataclass
-class PersonMeasures:
+class PersonMetrics:
     """What was found of one person; NaN where it cannot be told.
 
     Attributes:
@@ -62,19 +69,19 @@ class PersonMeasures:
     iou: float = math.nan
     f: float = math.nan
     size: float = math.nan
-    bound: float = math.nan
-    confused: float = math.nan
-    state: float = math.nan
+    binding: float = math.nan
+    confusion: float = math.nan
+    state_acc: float = math.nan
     overlap: float = math.nan
     stoi: float = math.nan
     stoi_mixture: float = math.nan
     pesq: float = math.nan
     pesq_mixture: float = math.nan
-    meant: bool = False
+    is_target: bool = False
 
 
 @dataclasses.dataclass
-class SceneMeasures:
+class SceneMetrics:
     """Of a scene.
 
     Attributes:
@@ -85,13 +92,13 @@ class SceneMeasures:
     """
 
     key: str
-    people: list[PersonMeasures]
-    phantoms: float = math.nan
-    unseen: float = math.nan
+    people: list[PersonMetrics]
+    false_slots: float = math.nan
+    residual_acc: float = math.nan
 
 
 def assigned(
-    looked: Looked, voices: Voices, truth: Truth, weights: Weights
+    looked: SlotPredictions, voices: VoicePredictions, truth: Targets, weights: LossWeights
 ) -> tuple[Tensor, Tensor]:
     """The slots' waves at the truth's level [N, Q, S], and which slot is who: int64 [N, P].
 
@@ -111,11 +118,11 @@ def measure(
     keys: Sequence[str],
     waves: Tensor,
     slots: Tensor,
-    truth: Truth,
-    looked: Looked | None = None,
+    truth: Targets,
+    looked: SlotPredictions | None = None,
     states: Tensor | None = None,
     quality: Sequence[str] = (),
-) -> list[SceneMeasures]:
+) -> list[SceneMetrics]:
     """Measures of the scenes of a batch.
 
     Args:
@@ -131,7 +138,7 @@ def measure(
     pairs = _si_sdr_pairs(waves, people.voices)
     loud = energies_db(waves, truth.mixture)
     for row, key in enumerate(keys):
-        scene = SceneMeasures(key, [])
+        scene = SceneMetrics(key, [])
         count = int(people.present[row].sum())
         sounds = people.voices[row, :count]
         shown = ious = None
@@ -149,9 +156,9 @@ def measure(
             slot = int(slots[row, person])
             active = bool(people.active[row, person])
             masked = bool(people.masked[row, person])
-            one = PersonMeasures(active, meant=person == int(truth.target[row]))
+            one = PersonMetrics(active, is_target=person == int(truth.target[row]))
             if states is not None:
-                one.state = float(int(states[row, slot].argmax()) == (0 if active else 1))
+                one.state_acc = float(int(states[row, slot].argmax()) == (0 if active else 1))
             if shown is not None and ious is not None and masked:
                 true = truth.masks[row, person]
                 one.iou, one.f = float(ious[slot, person]), _f_measure(shown[slot], true)
@@ -162,18 +169,20 @@ def measure(
                     best = int(ious[:, person].masked_fill(~somebody, -1).argmax())
                     heard = pairs[row, : len(ious), person].masked_fill(~somebody, -torch.inf)
                     # Who is denied is not bound, whoever is left.
-                    one.bound = float(bool(somebody[slot]) and best == int(heard.argmax()))
+                    one.binding = float(bool(somebody[slot]) and best == int(heard.argmax()))
             elif bool(truth.mixture[row].any()):  # of silence nothing but silence can be made
                 one.level = float(loud[row, slot])
             scene.people.append(one)
         if states is not None:
             told = states[row, :-1].argmax(-1)
             told[slots[row, :count]] = -1
-            scene.phantoms = float(((told == SPEAKING) | (told == SILENT)).sum())
+            scene.false_slots = float(((told == SPEAKING) | (told == SILENT)).sum())
             rest = bool(
-                energies_db(truth.rest[row, None, None], truth.mixture[row, None]) > ACTIVE_DB
+                energies_db(truth.residual[row, None, None], truth.mixture[row, None]) > ACTIVE_DB
             )
-            scene.unseen = float(int(states[row, -1].argmax()) == (OFF_SCREEN if rest else NONE))
+            scene.residual_acc = float(
+                int(states[row, -1].argmax()) == (OFF_SCREEN if rest else NONE)
+            )
         found.append(scene)
     return found
 
@@ -209,7 +218,7 @@ def _f_measure(shown: Tensor, true: Tensor) -> float:
 
 
 def _hear(
-    one: PersonMeasures,
+    one: PersonMetrics,
     wave: Tensor,
     sounds: Tensor,
     person: int,
@@ -229,7 +238,7 @@ def _hear(
     others = [n for n in range(len(sounds)) if n != person and bool(sounds[n].any())]
     if others:
         nearer = [float(_si_sdr(wave, sounds[n])) for n in others]
-        one.confused = float(max(nearer) > one.si_sdr)
+        one.confusion = float(max(nearer) > one.si_sdr)
         here = _frames(true)
         there = torch.stack([_frames(sounds[n]) for n in others]).any(0)
         one.overlap = float((here & there).sum() / here.sum().clamp(min=1))
@@ -289,7 +298,7 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(known) if known else math.nan
 
 
-def summary(scenes: Sequence[SceneMeasures], cued: bool = False) -> dict[str, float]:
+def summary(scenes: Sequence[SceneMetrics], cued: bool = False) -> dict[str, float]:
     """Means over people, those that could be told.
 
     "SI-SDR improvement" and what is said of voices beside it are of scenes in which two people,
@@ -300,37 +309,37 @@ def summary(scenes: Sequence[SceneMeasures], cued: bool = False) -> dict[str, fl
     Args:
         cued: only who is meant by a cue counts.
     """
-    voices: dict[int, list[PersonMeasures]] = {1: [], 2: [], 3: []}
+    voices: dict[int, list[PersonMetrics]] = {1: [], 2: [], 3: []}
     people = []
     for scene in scenes:
         count = sum(p.active for p in scene.people)
-        told = [p for p in scene.people if p.meant or not cued]
+        told = [p for p in scene.people if p.is_target or not cued]
         people += told
         voices.get(count, []).extend(p for p in told if p.active)
     pairs = voices[2]
     alone = [p for p in voices[1] if p.si_sdr_mixture < ALONE_DB]
     over = [p for p in pairs if p.overlap >= TALKED_OVER]
     found = {
-        "SI-SDR improvement": mean([p.si_sdr - p.si_sdr_mixture for p in pairs]),
-        "SI-SDR improvement, median": median([p.si_sdr - p.si_sdr_mixture for p in pairs]),
-        "SI-SDR improvement, talked over": mean([p.si_sdr - p.si_sdr_mixture for p in over]),
-        "SDR improvement": mean([p.sdr - p.sdr_mixture for p in pairs]),
-        "SI-SDR": mean([p.si_sdr for p in pairs]),
-        "SDR": mean([p.sdr for p in pairs]),
-        "SI-SDR improvement, one voice": mean([p.si_sdr - p.si_sdr_mixture for p in alone]),
-        "SI-SDR improvement, three": mean([p.si_sdr - p.si_sdr_mixture for p in voices[3]]),
-        "STOI": mean([p.stoi for p in pairs]),
-        "STOI of the mixture": mean([p.stoi_mixture for p in pairs]),
-        "PESQ": mean([p.pesq for p in pairs]),
-        "PESQ of the mixture": mean([p.pesq_mixture for p in pairs]),
-        "IoU": mean([p.iou for p in people]),
-        "F": mean([p.f for p in people]),
-        "binding": mean([p.bound for p in people]),
-        "confusion": mean([p.confused for p in people]),
-        "confusion, talked over": mean([p.confused for p in over]),
-        "silence dB": mean([p.level for p in people]),
-        "states": mean([p.state for p in people]),
-        "phantoms": mean([s.phantoms for s in scenes]),
-        "unseen": mean([s.unseen for s in scenes]),
+        "si_sdri": mean([p.si_sdr - p.si_sdr_mixture for p in pairs]),
+        "si_sdri_median": median([p.si_sdr - p.si_sdr_mixture for p in pairs]),
+        "si_sdri_overlapped": mean([p.si_sdr - p.si_sdr_mixture for p in over]),
+        "sdri": mean([p.sdr - p.sdr_mixture for p in pairs]),
+        "si_sdr": mean([p.si_sdr for p in pairs]),
+        "sdr": mean([p.sdr for p in pairs]),
+        "si_sdri_one_voice": mean([p.si_sdr - p.si_sdr_mixture for p in alone]),
+        "si_sdri_three_voices": mean([p.si_sdr - p.si_sdr_mixture for p in voices[3]]),
+        "stoi": mean([p.stoi for p in pairs]),
+        "stoi_mixture": mean([p.stoi_mixture for p in pairs]),
+        "pesq": mean([p.pesq for p in pairs]),
+        "pesq_mixture": mean([p.pesq_mixture for p in pairs]),
+        "iou": mean([p.iou for p in people]),
+        "f_score": mean([p.f for p in people]),
+        "binding": mean([p.binding for p in people]),
+        "confusion": mean([p.confusion for p in people]),
+        "confusion_overlapped": mean([p.confusion for p in over]),
+        "silence_db": mean([p.level for p in people]),
+        "state_acc": mean([p.state_acc for p in people]),
+        "false_slots": mean([s.false_slots for s in scenes]),
+        "residual_acc": mean([s.residual_acc for s in scenes]),
     }
     return {name: value for name, value in found.items() if not math.isnan(value)}

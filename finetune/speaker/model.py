@@ -19,13 +19,13 @@ from torch.nn import functional
 
 from cavmae.datasets.stream.features import HOP, SAMPLE_RATE
 from cavmae.datasets.stream.transforms import normalise_frames
-from cavmae.finetune.separators import Heard, build_separator
-from cavmae.finetune.separators.base import in_step
-from cavmae.finetune.speaker.center_voting import Anchors
+from cavmae.finetune.separators import MixtureFeatures, build_separator
+from cavmae.finetune.separators.base import at_spectrum_rate
+from cavmae.finetune.speaker.center_voting import CenterVoting
 from cavmae.finetune.speaker.cues import CueEncoder, Cues
 from cavmae.finetune.speaker.decoder import SlotLayer, VoiceLayer, mlp_head
 from cavmae.finetune.speaker.motion import MotionPathway, MotionReader
-from cavmae.finetune.speaker.pixel_decoder import Pyramid
+from cavmae.finetune.speaker.pixel_decoder import PixelDecoder
 from cavmae.finetune.speaker.queries import CrossModalMixer, QueryGenerator
 from cavmae.finetune.speaker.stft import bounded, compressed, masked_voices, spectrum, wave
 from cavmae.pretrain.blocks import NORM_EPS
@@ -39,8 +39,9 @@ RATE = 25  # frames of video a second
 QUIETEST = 1e-4  # RMS of a mixture that is not made louder
 WIDEST: dict[str, tuple[int, int]] = {  # (least, most), see pretrain.encoder
     "slots": (2, 256), "width": (4, 4096), "heads": (1, 256), "query_layers": (0, 256),
-    "slot_layers": (0, 256), "voice_layers": (0, 256), "mask_width": (8, 4096), "keys": (1, 4096),
-    "motion_size": (16, 4096), "motion_width": (1, 4096), "motion_blocks": (0, 256),
+    "slot_layers": (0, 256), "voice_layers": (0, 256), "mask_width": (8, 4096),
+    "key_frames": (1, 4096), "motion_size": (16, 4096), "motion_channels": (1, 4096),
+    "motion_blocks": (0, 256),
     "separator_width": (1, 4096),
 }  # fmt: skip
 LEAST_CLAIM = 0.05  # of the residual to what no voice takes, however sure nobody unseen is heard
@@ -58,7 +59,7 @@ class SpeakerConfig:
         slot_layers: of the decoder of slots.
         voice_layers: of the decoder of voices.
         mask_width: channels of the map that masks are read from.
-        keys: F, key frames.
+        key_frames: F, key frames.
         motion_size: (height, width) of the grey frames, multiples of 4.
         motion_width, motion_blocks: channels and blocks of the motion pathway.
         separator: name of one of :data:`cavmae.finetune.separators.SEPARATORS`.
@@ -75,9 +76,9 @@ class SpeakerConfig:
     slot_layers: int = 6
     voice_layers: int = 3
     mask_width: int = 64
-    keys: int = 8
+    key_frames: int = 8
     motion_size: tuple[int, int] = (224, 224)
-    motion_width: int = 64
+    motion_channels: int = 64
     motion_blocks: int = 4
     separator: str = "unet"
     separator_width: int = 32
@@ -96,10 +97,10 @@ class SpeakerConfig:
             )
         if any(side < 16 or side % 4 for side in self.motion_size):
             raise ValueError(f"motion_size {self.motion_size}: multiples of 4, at least 16.")
-        if self.encoder.audio_size[1] % 16 or self.frames % self.keys:
+        if self.encoder.audio_size[1] % 16 or self.frames % self.key_frames:
             raise ValueError(
-                f"audio_size {self.encoder.audio_size}, keys {self.keys}: a clip is made of whole "
-                "patches of 160 ms, and as many frames belong to each key frame."
+                f"audio_size {self.encoder.audio_size}, key_frames {self.key_frames}: a clip is "
+                "made of whole patches of 160 ms, and as many frames belong to each key frame."
             )
 
     @property
@@ -138,7 +139,7 @@ class Inputs(NamedTuple):
     hint: Tensor
 
 
-class Looked(NamedTuple):
+class SlotPredictions(NamedTuple):
     """What the slots found, before their voices are cut out.
 
     Attributes:
@@ -155,16 +156,16 @@ class Looked(NamedTuple):
     """
 
     slots: Tensor
-    known: Tensor
+    voice_cue: Tensor
     states: list[Tensor]
     masks: list[Tensor]
     votes: Tensor
     mixed: Tensor
-    heard: Heard
+    mixture_features: MixtureFeatures
     motion: Tensor
 
 
-class Voices(NamedTuple):
+class VoicePredictions(NamedTuple):
     """What the slots sound like.
 
     Attributes:
@@ -176,7 +177,7 @@ class Voices(NamedTuple):
 
     spectra: Tensor
     states: Tensor
-    when: Tensor
+    activity_logits: Tensor
     scale: Tensor
 
     def waves(self, samples: int) -> Tensor:
@@ -198,14 +199,14 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         grid = e.image_grid
         self.encoder = Encoder(e)
         self.encoder.initialise()
-        self.motion = MotionPathway(c.motion_width, c.motion_blocks)
+        self.motion = MotionPathway(c.motion_channels, c.motion_blocks)
         self.separator = build_separator(c.separator, c.width, c.separator_width)
         if e.audio_size[1] < self.separator.least_frames:
             raise ValueError(
                 f"separator {c.separator} needs clips of at least "
                 f"{self.separator.least_frames / 100} s, not {c.seconds} s."
             )
-        self.pyramid = Pyramid(e.width, c.motion_width, c.mask_width, grid)
+        self.pyramid = PixelDecoder(e.width, c.motion_channels, c.mask_width, grid)
         self.sound = nn.Linear(e.width, c.width)
         self.picture = nn.Linear(e.width, c.width)
         self.looked = nn.Linear(4 * c.mask_width, c.width)
@@ -219,9 +220,9 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.mixer = CrossModalMixer(c.mask_width, 4)
         self.slot_layers = nn.ModuleList(SlotLayer(c.width, c.heads) for _ in range(c.slot_layers))
         self.mask_head = mlp_head(c.width, c.width, c.mask_width)
-        self.anchors = Anchors(c.width, c.mask_width, c.slots - 1)
+        self.anchors = CenterVoting(c.width, c.mask_width, c.slots - 1)
         self.state_head = mlp_head(c.width, c.width, len(STATES))
-        self.reader = MotionReader(c.motion_width, c.width)
+        self.reader = MotionReader(c.motion_channels, c.width)
         self.heard = nn.Linear(self.separator.latent_width, c.width)
         self.heard_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
         self.voice_layers = nn.ModuleList(
@@ -231,7 +232,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.when = nn.Linear(c.width, 1)
         self.known = nn.Linear(c.width, c.width, bias=False)
         places = sin_cos_positions(c.width, grid)[:, None]
-        times = sin_cos(c.width, torch.arange(c.keys) * c.frames / c.keys).float()
+        times = sin_cos(c.width, torch.arange(c.key_frames) * c.frames / c.key_frames).float()
         self.register_buffer("places", (places + times[None, :, None]).flatten(1, 2), False)
         steps = sin_cos(c.width, torch.arange(c.frames, dtype=torch.float64)).float()[None]
         self.register_buffer("steps", steps, False)
@@ -243,11 +244,11 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         frozen = not next(self.encoder.blocks_v.parameters()).requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             both = torch.cat([inputs.fbank, inputs.cues.voice])
-            sound, voice = self.encoder.sound_features(both).chunk(2)
+            sound, voice = self.encoder.audio_features(both).chunk(2)
             pictures = self.encoder.frame_features(normalise_frames(inputs.frames))
         return sound, pictures, voice
 
-    def look(self, inputs: Inputs) -> Looked:
+    def predict_masks(self, inputs: Inputs) -> SlotPredictions:
         """Who is there, and where."""
         c = self.config
         n = len(inputs.mixture)
@@ -255,7 +256,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         frames = normalise_frames(inputs.frames)
         motion = self.motion(inputs.motion)
         # What moves around each key frame: as many frames before it as after.
-        around = motion.unflatten(1, (c.keys, -1)).mean(2)
+        around = motion.unflatten(1, (c.key_frames, -1)).mean(2)
         map_, coarse = self.pyramid(
             picture_tokens.flatten(0, 1), frames.flatten(0, 1), around.flatten(0, 1)
         )
@@ -265,7 +266,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         # Each key frame's map is mixed with the sound of its own moment.
         rows, columns = c.encoder.audio_grid
         moments = sound.unflatten(1, (rows, columns)).mean(1).transpose(1, 2)
-        moments = functional.interpolate(moments, c.keys, mode="linear").transpose(1, 2)
+        moments = functional.interpolate(moments, c.key_frames, mode="linear").transpose(1, 2)
         query = self.mixer_query(moments).flatten(0, 1)[:, None]
         mixed = self.mixer(map_, query)
         map_ = (map_ + mixed).unflatten(0, (n, -1))
@@ -288,8 +289,8 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
             states.append(self.state_head(slots))
             masks.append(found)
             allowed = self._allowed(found.detach())
-        heard = self._hear(inputs.mixture)
-        return Looked(slots, known, states, masks, votes, mixed, heard, motion)
+        heard = self._encode_mixture(inputs.mixture)
+        return SlotPredictions(slots, known, states, masks, votes, mixed, heard, motion)
 
     def _masks(self, slots: Tensor, map_: Tensor, votes: Tensor, before: Tensor | None) -> Tensor:
         """Logits [N, Q - 1, F, H / 4, W / 4]: what pixels look like, and whom they vote for."""
@@ -305,14 +306,14 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         allowed = allowed | ~allowed.any(-1, keepdim=True)
         return torch.cat([allowed, torch.ones_like(allowed[:, :1])], dim=1)  # the residual: all
 
-    def _hear(self, mixture: Tensor) -> Heard:
+    def _encode_mixture(self, mixture: Tensor) -> MixtureFeatures:
         spectra = spectrum(_levelled(mixture)[0])[:, :-1, :-1]
-        heard: Heard = self.separator.hear(compressed(spectra))
+        heard: MixtureFeatures = self.separator.encode_mixture(compressed(spectra))
         return heard
 
-    def speak(
-        self, inputs: Inputs, looked: Looked, masks: Tensor, there: Tensor | None = None
-    ) -> Voices:
+    def decode_voices(
+        self, inputs: Inputs, looked: SlotPredictions, masks: Tensor, there: Tensor | None = None
+    ) -> VoicePredictions:
         """The voices of slots.
 
         Args:
@@ -323,15 +324,15 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         """
         c = self.config
         if there is None:
-            there = self.there(looked)
+            there = self.presence_prob(looked)
         moves = self.reader(looked.motion, masks)  # [N, Q - 1, T, D]
         moves = moves * there[..., None, None].to(moves.dtype)
         moves = torch.cat([moves, torch.zeros_like(moves[:, :1])], dim=1)
-        heard = self.heard_norm(self.heard(looked.heard.latent))
+        heard = self.heard_norm(self.heard(looked.mixture_features.latent))
         steps = cast(Tensor, self.steps)
         # A voice is what its slot's pixels move like, not what they look like: told what slots
         # hold, voices learned by heart who of few people in training sounds how.
-        known = functional.pad(self.known(looked.known)[:, None], (0, 0, 0, c.slots - 1))
+        known = functional.pad(self.known(looked.voice_cue)[:, None], (0, 0, 0, c.slots - 1))
         x = known[:, :, None] + moves + heard[:, None]
         place = (self.slot.weight[None, :, None] + steps[:, None]).flatten(1, 2)
         x = x.flatten(1, 2)
@@ -340,16 +341,16 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         x = self.voice_norm(x).unflatten(1, (c.slots, -1))
         states = looked.states[-1] + self.state_head(x.mean(2))
         when = self.when(x)[..., 0]
-        raw = self.separator.masks(looked.heard, x[:, :-1])
+        raw = self.separator.estimate_masks(looked.mixture_features, x[:, :-1])
         with torch.autocast(raw.device.type, enabled=False):
             levelled, scale = _levelled(inputs.mixture.float())
-            claims = self._claims(when, there, raw.shape[-1])
+            claims = self._activity_share(when, there, raw.shape[-1])
             own = bounded(raw.float()) * claims[:, :-1, None, None]
             spectra = masked_voices(spectrum(levelled), own, claims)
-        return Voices(spectra, states, when, scale[..., None])
+        return VoicePredictions(spectra, states, when, scale[..., None])
 
     @staticmethod
-    def _claims(when: Tensor, there: Tensor, frames: int) -> Tensor:
+    def _activity_share(when: Tensor, there: Tensor, frames: int) -> Tensor:
         """How surely slots are heard, and somebody unseen is, at the spectrum's rate: [N, Q, T'].
 
         A voice is cut out by when its pixels talk before it is by what is said: a silent person
@@ -360,17 +361,17 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         heard = when.detach().float().sigmoid()
         people = heard[:, :-1] * there.float()[..., None]
         claims = torch.cat([people, heard[:, -1:] + LEAST_CLAIM], dim=1)
-        return in_step(claims[..., None], frames)[:, :, 0]
+        return at_spectrum_rate(claims[..., None], frames)[:, :, 0]
 
     @staticmethod
-    def there(looked: Looked) -> Tensor:
+    def presence_prob(looked: SlotPredictions) -> Tensor:
         """How surely each slot is somebody, by its state: [N, Q - 1], without gradient."""
         return 1 - looked.states[-1][:, :-1].detach().float().softmax(-1)[..., NONE]
 
-    def forward(self, inputs: Inputs) -> tuple[Looked, Voices]:
+    def forward(self, inputs: Inputs) -> tuple[SlotPredictions, VoicePredictions]:
         """People and voices, each voice from the pixels of its own mask."""
-        looked = self.look(inputs)
-        return looked, self.speak(inputs, looked, looked.masks[-1].sigmoid().detach())
+        looked = self.predict_masks(inputs)
+        return looked, self.decode_voices(inputs, looked, looked.masks[-1].sigmoid().detach())
 
 
 def _levelled(mixture: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ class Context(nn.Module):
         return found
 
 
-class Pyramid(nn.Module):
+class PixelDecoder(nn.Module):
     """Levels at 1/16, 1/8 and 1/4 of the frame, from the coarsest to the finest.
 
     Args:

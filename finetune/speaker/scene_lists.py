@@ -6,13 +6,13 @@ from typing import Any
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.scene_stream import ListedStream, read_list
+from cavmae.datasets.mixtures.scene_stream import FixedSceneStream, read_list
 from cavmae.finetune.speaker.model import SpeakerConfig
 
 
 def listed_stream(
     path: str, shards: str, config: SpeakerConfig, batch: int, **where: Any
-) -> ListedStream:
+) -> FixedSceneStream:
     """The scenes of a list, as the model takes them.
 
     Args:
@@ -41,8 +41,8 @@ def listed_stream(
             "(model.slots, less one for the rest): make a list of fewer."
         )
     # Whatever the list names is taken: training may leave out more kinds of clips than it did.
-    return ListedStream(
-        Manifest.load(shards), compose, recipes, config.motion_size, config.keys, batch,
+    return FixedSceneStream(
+        Manifest.load(shards), compose, recipes, config.motion_size, config.key_frames, batch,
         exclude=(), **where,
     )  # fmt: skip
 

@@ -14,18 +14,24 @@ from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.speaker.cue_sampling import draw_cues
 from cavmae.finetune.speaker.cues import KINDS, CueKind, no_cues
 from cavmae.finetune.speaker.losses import (
+    loss_weights,
+    presence_targets,
     seen_slots,
     speaker_losses,
-    truly_there,
-    truth_of,
-    weights_of,
-    with_true_masks,
+    targets_of,
+    teacher_force_masks,
 )
-from cavmae.finetune.speaker.metrics import SceneMeasures, assigned, measure, summary
-from cavmae.finetune.speaker.model import QUIETEST, Inputs, Looked, SpeakerModel, Voices
+from cavmae.finetune.speaker.metrics import SceneMetrics, assigned, measure, summary
+from cavmae.finetune.speaker.model import (
+    QUIETEST,
+    Inputs,
+    SlotPredictions,
+    SpeakerModel,
+    VoicePredictions,
+)
 from cavmae.finetune.speaker.settings import LossSettings
-from cavmae.finetune.speaker.voice_matching import meant_first
-from cavmae.pretrain.engine.task import Outcome, Pieces, Record, Task
+from cavmae.finetune.speaker.voice_matching import target_to_slot0
+from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
 
 # Samples after a mixture's end that its last two fbank frames reach into.
 BEYOND = WINDOW - HOP
@@ -64,8 +70,8 @@ class SpeakerTask(Task):
             if frozen or unused:
                 parameter.requires_grad_(False)
 
-    def rate(self, name: str) -> float:
-        """See :meth:`Task.rate`."""
+    def lr_scale(self, name: str) -> float:
+        """See :meth:`Task.lr_scale`."""
         if not name.startswith("model.encoder."):
             return 1.0
         depth = self.model.config.encoder.depth
@@ -98,7 +104,7 @@ class SpeakerTask(Task):
             hints: share of clips whose class is told.
         """
         scale = scale_of(batch)
-        truth = truth_of(batch, torch.full_like(batch["target"], -1), scale)
+        truth = targets_of(batch, torch.full_like(batch["target"], -1), scale)
         voice = self.fbank(batch["reference"])
         # Who says nothing here cannot be known by their voice.
         rows = torch.arange(len(voice), device=voice.device)
@@ -128,7 +134,7 @@ class SpeakerTask(Task):
         told = torch.tensor(found, device=batch["target"].device)
         return told * (torch.rand(len(found), device=told.device) < share)
 
-    def found(self, inputs: Inputs) -> tuple[Looked, Voices]:
+    def predict(self, inputs: Inputs) -> tuple[SlotPredictions, VoicePredictions]:
         """What the model finds, once it has learned.
 
         Where the cue is a voice, slot 0 is whoever sounds most like it of those that were found:
@@ -144,7 +150,7 @@ class SpeakerTask(Task):
             raise CavmaeError("The sound has NaN or Inf: convert it to 16 bits.")
         by_voice = inputs.cues.kind == KINDS.index("voice")
         if not bool(by_voice.any()):
-            found: tuple[Looked, Voices] = self.model(inputs)
+            found: tuple[SlotPredictions, VoicePredictions] = self.model(inputs)
             _check_finite(*found)
             return found
         kind = inputs.cues.kind.masked_fill(by_voice, 0)
@@ -152,40 +158,42 @@ class SpeakerTask(Task):
         _check_finite(looked, voices)
         waves = voices.waves(inputs.mixture.shape[-1])
         fbanks = self.fbank(waves.flatten(0, 1)).unflatten(0, waves.shape[:2])
-        return meant_first(inputs, looked, voices, waves, fbanks)
+        return target_to_slot0(inputs, looked, voices, waves, fbanks)
 
-    def learn(self, batch: Batch, progress: float, pieces: Sequence[Pieces], turn: int) -> Outcome:
-        """See :meth:`Task.learn`."""
+    def training_step(
+        self, batch: Batch, progress: float, pieces: Sequence[Embeddings], turn: int
+    ) -> StepOutput:
+        """See :meth:`Task.training_step`."""
         how = self.loss
-        share = 1.0 if progress < how.cue_only else how.cues
-        inputs, target = self.inputs_of(batch, share, hints=how.hints)
-        truth = truth_of(batch, target, scale_of(batch))
-        looked = self.model.look(inputs)
+        share = 1.0 if progress < how.cue_only_until else how.cue_prob
+        inputs, target = self.inputs_of(batch, share, hints=how.hint_prob)
+        truth = targets_of(batch, target, scale_of(batch))
+        looked = self.model.predict_masks(inputs)
         with torch.autocast(inputs.mixture.device.type, enabled=False):
             slots, pixels = seen_slots(looked, truth, how)
         own = looked.masks[-1].float().sigmoid()
-        masks, replaced = with_true_masks(own, truth, slots, how.true_masks_below)
-        there = truly_there(self.model.there(looked), truth, slots, replaced)
-        voices = self.model.speak(inputs, looked, masks, there)
+        masks, replaced = teacher_force_masks(own, truth, slots, how.teacher_forcing_iou)
+        there = presence_targets(self.model.presence_prob(looked), truth, slots, replaced)
+        voices = self.model.decode_voices(inputs, looked, masks, there)
         with torch.autocast(masks.device.type, enabled=False):
             losses = speaker_losses(looked, voices, truth, pixels, how)
         seen = (truth.people.present & truth.people.masked).sum().clamp(min=1)
-        parts = {**losses.parts, "true masks": replaced.sum() / seen}
-        return Outcome(losses.total, {"loss": losses.total.detach(), **parts})
+        parts = {**losses.parts, "teacher_forced": replaced.sum() / seen}
+        return StepOutput(losses.total, {"loss": losses.total.detach(), **parts})
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> Record:
-        """See :meth:`Task.evaluate`: without cues, with the model's own masks."""
+    def validation_step(self, batch: Batch) -> Record:
+        """See :meth:`Task.validation_step`: without cues, with the model's own masks."""
         inputs, target = self.inputs_of(batch, 0.0)
         looked, voices = self.model(inputs)
-        truth = truth_of(batch, target, scale_of(batch))
+        truth = targets_of(batch, target, scale_of(batch))
         with torch.autocast(inputs.mixture.device.type, enabled=False):
-            waves, slots = assigned(looked, voices, truth, weights_of(self.loss))
+            waves, slots = assigned(looked, voices, truth, loss_weights(self.loss))
             return {"scenes": measure(batch["key"], waves, slots, truth, looked, voices.states)}
 
-    def summarise(self, records: Sequence[Record]) -> Mapping[str, float]:
-        """See :meth:`Task.summarise`."""
-        scenes: list[SceneMeasures] = [scene for record in records for scene in record["scenes"]]
+    def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
+        """See :meth:`Task.aggregate`."""
+        scenes: list[SceneMetrics] = [scene for record in records for scene in record["scenes"]]
         return summary(scenes)
 
     def preprocessing(self) -> dict[str, Any]:
@@ -197,15 +205,15 @@ class SpeakerTask(Task):
             "fft": FFT,
         }
 
-    def work(self) -> float:
-        """See :meth:`Task.work`; counted on a forward pass, the backward pass as twice that."""
+    def flops_per_sample(self) -> float:
+        """See :meth:`Task.flops_per_sample`: counted forwards, and backwards twice that."""
         c = self.model.config
         device = next(self.model.parameters()).device
         h, w = c.encoder.image_size
         one = Inputs(
             mixture=torch.zeros(1, c.samples, device=device),
             fbank=torch.zeros(1, *c.encoder.audio_size[::-1], device=device),
-            frames=torch.zeros(1, c.keys, h, w, 3, dtype=torch.uint8, device=device),
+            frames=torch.zeros(1, c.key_frames, h, w, 3, dtype=torch.uint8, device=device),
             motion=torch.zeros(1, c.frames, *c.motion_size, dtype=torch.uint8, device=device),
             cues=no_cues(1, c.encoder.image_grid, c.encoder.audio_size[::-1], device),
             hint=torch.zeros(1, dtype=torch.int64, device=device),
@@ -237,7 +245,7 @@ def _only_together(name: str) -> bool:
     return single != (parts[0] == "blocks_u")
 
 
-def _check_finite(looked: Looked, voices: Voices) -> None:
+def _check_finite(looked: SlotPredictions, voices: VoicePredictions) -> None:
     """Checks the model's output: NaN exceeds no threshold, it would read as silence."""
     outputs = (*voices, looked.masks[-1], looked.votes)
     if not bool(torch.stack([output.isfinite().all() for output in outputs]).all()):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchaudio.functional import create_dct
 
 from cavmae.finetune.speaker.cues import KINDS
-from cavmae.finetune.speaker.model import OFF_SCREEN, Inputs, Looked, Voices
+from cavmae.finetune.speaker.model import OFF_SCREEN, Inputs, SlotPredictions, VoicePredictions
 
 LOUDEST = 1 / 3  # of the frames are compared
 CEPSTRA = 40  # without the first of all, which is how loud it is
@@ -34,9 +34,9 @@ def distances(voices: Tensor, reference: Tensor) -> Tensor:
     return (traits(voices) - traits(reference)[:, None]).abs().mean(-1)
 
 
-def meant_first(
-    inputs: Inputs, looked: Looked, voices: Voices, waves: Tensor, fbanks: Tensor
-) -> tuple[Looked, Voices]:
+def target_to_slot0(
+    inputs: Inputs, looked: SlotPredictions, voices: VoicePredictions, waves: Tensor, fbanks: Tensor
+) -> tuple[SlotPredictions, VoicePredictions]:
     """Slot 0 changes places with the slot whose voice is most like the reference voice.
 
     Where the cue is no voice, or nobody is said to be there, all stays as it is.
@@ -70,6 +70,6 @@ def meant_first(
     voices = voices._replace(
         spectra=placed(voices.spectra, order),
         states=placed(voices.states, order),
-        when=placed(voices.when, order),
+        activity_logits=placed(voices.activity_logits, order),
     )
     return looked, voices

@@ -15,7 +15,7 @@ from torch import Tensor
 from cavmae.common.errors import CavmaeError
 
 
-class Processes:
+class DistEnv:
     """The processes of a run; alone when nothing has set up torch.distributed.
 
     Attributes:
@@ -29,7 +29,7 @@ class Processes:
         self._control = dist.new_group(backend="gloo") if self.together else None
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
 
@@ -56,7 +56,7 @@ class Processes:
         dist.all_gather_object(found, thing, group=self._control)
         return found
 
-    def share(self, thing: Any) -> Any:
+    def broadcast(self, thing: Any) -> Any:
         """The first process's thing, in every process."""
         if not self.together:
             return thing
@@ -65,7 +65,7 @@ class Processes:
         return box[0]
 
     @contextlib.contextmanager
-    def first_does(self) -> Iterator[None]:
+    def main_only(self) -> Iterator[None]:
         """Work of the first process only, whose failure is a failure of all.
 
         The body runs everywhere and has to look at :attr:`first` itself.
@@ -78,14 +78,14 @@ class Processes:
             yield
         except Exception as raised:  # noqa: BLE001 - raised again, everywhere
             error = raised
-        shared = self.share(error if self.first else None)
+        shared = self.broadcast(error if self.is_main else None)
         if error is not None:
             raise error
         if shared is not None:
             raise shared
 
     @contextlib.contextmanager
-    def agreed(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """Work that every process does by itself: its failure in one is a failure of all.
 
         Raises:
@@ -121,7 +121,7 @@ class _Gather(torch.autograd.Function):
         return gradient[first : first + ctx.rows]
 
 
-def everyone(x: Tensor) -> Tensor:
+def all_gather_rows(x: Tensor) -> Tensor:
     """The rows of all processes, with gradient: [N, ...] -> [processes * N, ...].
 
     Processes' losses count as added up; where gradients are then averaged over processes (DDP),
@@ -133,6 +133,6 @@ def everyone(x: Tensor) -> Tensor:
     return found
 
 
-def first_row(rows: int) -> int:
+def rank_offset(rows: int) -> int:
     """Where this process's rows begin in what :func:`everyone` gives."""
     return rows * dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

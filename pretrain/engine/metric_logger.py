@@ -16,7 +16,7 @@ log = logging.getLogger("cavmae")
 METRICS = "metrics.jsonl"
 
 
-class Journal:
+class MetricLogger:
     """Appends to ``RUN/metrics.jsonl`` and to a tracker; of one process of a run.
 
     A run that goes on at a step takes back what the interrupted one told of later steps: those
@@ -54,7 +54,7 @@ class Journal:
             with write_atomically(self._path) as whole:
                 whole.writelines(line + b"\n" for line in kept)
 
-    def tell(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+    def log(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """One line: numbers of a step.
 
         Args:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from cavmae.common.errors import CavmaeError
-from cavmae.pretrain.engine.distributed import Processes
+from cavmae.pretrain.engine.distributed import DistEnv
 
 
-class Health:
+class NonFiniteGuard:
     """Looks at each step one step late, so that the device is never waited for.
 
     Whether a step was bad is the same in all processes: their gradients are averaged.
@@ -20,7 +20,7 @@ class Health:
         processes: of the run.
     """
 
-    def __init__(self, allowed: int, processes: Processes):
+    def __init__(self, allowed: int, processes: DistEnv):
         self.skipped = 0
         self._in_row = 0
         self._allowed, self._processes = allowed, processes
@@ -28,7 +28,7 @@ class Health:
         self._copied: torch.cuda.Event | None = None
         self._keys: deque[list[str]] = deque(maxlen=allowed)
 
-    def note(self, bad: Tensor, keys: list[str]) -> None:
+    def record(self, bad: Tensor, keys: list[str]) -> None:
         """A step was made, or left out because it was bad.
 
         Args:
@@ -43,7 +43,7 @@ class Health:
             self._copied.record()
         self._keys.append(keys)
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Counts the last step, if it has not been.
 
         Raises:

@@ -26,7 +26,7 @@ def build_optimizer(task: Task, settings: OptimizerSettings) -> torch.optim.Opti
         vector = parameter.dim() <= 1 or name.endswith(".bias") or token
         plain = settings.name == "adam" or not vector
         decay = settings.weight_decay if plain else 0.0
-        groups.setdefault((decay, task.rate(name)), []).append(parameter)
+        groups.setdefault((decay, task.lr_scale(name)), []).append(parameter)
     told = [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (decay, scale), parameters in groups.items()

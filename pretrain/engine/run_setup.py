@@ -21,7 +21,7 @@ from cavmae.common.errors import UsageError
 from cavmae.common.files import write_atomically
 from cavmae.common.locks import locked
 from cavmae.pretrain.engine import checkpoints
-from cavmae.pretrain.engine.distributed import Processes
+from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.settings import LoopSettings
 
 log = logging.getLogger("cavmae")
@@ -124,7 +124,7 @@ def check_joined(accelerator: Accelerator, launched: tuple[int, str]) -> None:
         )
 
 
-def check_devices(accelerator: Accelerator, processes: Processes) -> None:
+def check_devices(accelerator: Accelerator, processes: DistEnv) -> None:
     """Compares the kinds of device of all processes, which must call it together.
 
     Raises:
@@ -138,7 +138,7 @@ def check_devices(accelerator: Accelerator, processes: Processes) -> None:
         )
 
 
-def check_averaged(module: nn.Module, processes: Processes) -> None:
+def check_averaged(module: nn.Module, processes: DistEnv) -> None:
     """Checks that a prepared module averages gradients over all processes.
 
     Raises:
@@ -166,7 +166,7 @@ def keep_memory() -> None:
 
 
 @contextlib.contextmanager
-def joined(settings: LoopSettings, run: Path) -> Iterator[Accelerator]:
+def distributed_run(settings: LoopSettings, run: Path) -> Iterator[Accelerator]:
     """The processes that were launched, as long as they work together.
 
     Left without a word, a process group's threads may crash a process that is already done.

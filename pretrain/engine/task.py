@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from cavmae.datasets.stream.collate import Batch
 from cavmae.pretrain.hub import HubWeights
 
-Pieces = dict[str, Tensor]
+Embeddings = dict[str, Tensor]
 Record = dict[str, Any]
 Call = Literal["learn", "embed", "evaluate"]
 
 
-class Outcome(NamedTuple):
+class StepOutput(NamedTuple):
     """Of a batch: what is minimised, and single numbers to be logged.
 
     Attributes:
@@ -40,25 +40,27 @@ class Task(nn.Module, abc.ABC):
     """
 
     model: HubWeights
-    joined = False
+    needs_global_batch = False
 
     def forward(
         self,
         call: Call,
         batch: Batch,
         progress: float = 0.0,
-        pieces: Sequence[Pieces] = (),
+        pieces: Sequence[Embeddings] = (),
         turn: int = 0,
     ) -> Any:
         """One of the methods below: all go through here, where DDP and FSDP have their hooks."""
         if call == "learn":
-            return self.learn(batch, progress, pieces, turn)
+            return self.training_step(batch, progress, pieces, turn)
         if call == "embed":
             return self.embed(batch)
-        return self.evaluate(batch)
+        return self.validation_step(batch)
 
     @abc.abstractmethod
-    def learn(self, batch: Batch, progress: float, pieces: Sequence[Pieces], turn: int) -> Outcome:
+    def training_step(
+        self, batch: Batch, progress: float, pieces: Sequence[Embeddings], turn: int
+    ) -> StepOutput:
         """The loss of a batch.
 
         Args:
@@ -69,20 +71,20 @@ class Task(nn.Module, abc.ABC):
             turn: which of them this batch is.
         """
 
-    def embed(self, batch: Batch) -> Pieces:
+    def embed(self, batch: Batch) -> Embeddings:
         """What a joined task needs of each of a step's batches."""
         raise TypeError("this task compares no clips with each other")
 
-    def rate(self, name: str) -> float:
+    def lr_scale(self, name: str) -> float:
         """Share of the run's learning rate at which a parameter moves."""
         return 1.0
 
     @abc.abstractmethod
-    def evaluate(self, batch: Batch) -> Record:
+    def validation_step(self, batch: Batch) -> Record:
         """What :meth:`summarise` needs of a held-out batch: tensors and lists on the CPU."""
 
     @abc.abstractmethod
-    def summarise(self, records: Sequence[Record]) -> Mapping[str, float]:
+    def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
         """Measures of a held-out set from the records of all its batches."""
 
     @abc.abstractmethod
@@ -90,5 +92,5 @@ class Task(nn.Module, abc.ABC):
         """How batches are prepared, as JSON-able values, for who uses the weights."""
 
     @abc.abstractmethod
-    def work(self) -> float:
+    def flops_per_sample(self) -> float:
         """Floating-point operations of a training step, for one clip."""

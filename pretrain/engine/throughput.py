@@ -9,13 +9,13 @@ import torch
 
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.loader import Loader
-from cavmae.pretrain.engine.distributed import Processes
+from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.task import Task
 from cavmae.pretrain.flops import peak_of
 from cavmae.pretrain.settings import LoopSettings
 
 
-class Meters:
+class Throughput:
     """Counts between two readings.
 
     Args:
@@ -26,9 +26,9 @@ class Meters:
     """
 
     def __init__(
-        self, task: Task, device: torch.device, settings: LoopSettings, processes: Processes
+        self, task: Task, device: torch.device, settings: LoopSettings, processes: DistEnv
     ):
-        self._work = task.work()
+        self._work = task.flops_per_sample()
         self._device = device
         self._processes = processes
         self._peak = None
@@ -70,18 +70,18 @@ class Meters:
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         rate = self._samples / elapsed  # of this process; all make the same number of steps
         values = {
-            "samples a second": rate * self._processes.count,
-            "seconds a step": elapsed / max(1, self._steps),
-            "waiting for data": self._waited / elapsed,
-            "operations a second": rate * self._work,
+            "samples_per_sec": rate * self._processes.count,
+            "step_time": elapsed / max(1, self._steps),
+            "data_wait": self._waited / elapsed,
+            "flops_per_sec": rate * self._work,
             "epoch": float(loader.epoch),
-            "skipped clips": float(sum(loader.broken.values())),
+            "skipped_samples": float(sum(loader.broken.values())),
         }
         if self._peak is not None:
-            values["share of peak"] = values["operations a second"] / self._peak
+            values["mfu"] = values["flops_per_sec"] / self._peak
         if self._device.type == "cuda":
-            values["memory GB"] = torch.cuda.max_memory_allocated(self._device) / 1e9
+            values["memory_gb"] = torch.cuda.max_memory_allocated(self._device) / 1e9
         else:
-            values["memory GB"] = psutil.Process().memory_info().rss / 1e9
+            values["memory_gb"] = psutil.Process().memory_info().rss / 1e9
         self._begin()
         return values

@@ -24,14 +24,14 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.loader import Loader
 from cavmae.pretrain.engine import checkpoints, trainer_state
-from cavmae.pretrain.engine.distributed import Processes
-from cavmae.pretrain.engine.metric_logger import Journal
-from cavmae.pretrain.engine.nonfinite import Health
+from cavmae.pretrain.engine.distributed import DistEnv
+from cavmae.pretrain.engine.metric_logger import MetricLogger
+from cavmae.pretrain.engine.nonfinite import NonFiniteGuard
 from cavmae.pretrain.engine.optim import build_optimizer, learning_rate
 from cavmae.pretrain.engine.run_setup import check_averaged, check_devices
-from cavmae.pretrain.engine.task import Outcome, Pieces, Task
-from cavmae.pretrain.engine.throughput import Meters
-from cavmae.pretrain.engine.validation import held_out_records
+from cavmae.pretrain.engine.task import Embeddings, StepOutput, Task
+from cavmae.pretrain.engine.throughput import Throughput
+from cavmae.pretrain.engine.validation import validation_records
 from cavmae.pretrain.settings import LoopSettings, OptimizerSettings
 
 log = logging.getLogger("cavmae")
@@ -40,7 +40,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SCALE_SEARCH = 16
 
 
-class Loop:
+class Trainer:
     """Trains a task.
 
     Args:
@@ -68,7 +68,7 @@ class Loop:
         optimizer: OptimizerSettings,
         run: Path,
         accelerator: Accelerator,
-        processes: Processes,
+        processes: DistEnv,
     ):
         self.task = task
         self.settings = settings
@@ -94,12 +94,12 @@ class Loop:
                 task.model, multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema)
             )
         searching = SCALE_SEARCH if accelerator.scaler is not None else 0
-        self.health = Health(settings.max_bad_steps + searching, self._processes)
+        self.health = NonFiniteGuard(settings.max_bad_steps + searching, self._processes)
         self._saved = -1
         self._saved_at = time.monotonic()
         self._caught: str | None = None
         self._trouble: CavmaeError | None = None  # of this process, told at the next boundary
-        self._journal: Journal | None = None
+        self._journal: MetricLogger | None = None
         torch.manual_seed(settings.seed + 1 + 1000 * self._processes.rank)
 
     # --- the loop ---
@@ -114,13 +114,13 @@ class Loop:
             CavmaeError: data, disk or numbers do not let it go on. What was trained is saved, as
                 far as it can be.
         """
-        with self._processes.first_does():
-            if self._processes.first:
+        with self._processes.main_only():
+            if self._processes.is_main:
                 checkpoints.remove_unfinished(self._run)
-                self._journal = Journal(
+                self._journal = MetricLogger(
                     self._run, self.step, self._accelerator, self.settings.tracker
                 )
-        meters = Meters(self.task, self._accelerator.device, self.settings, self._processes)
+        meters = Throughput(self.task, self._accelerator.device, self.settings, self._processes)
         self._module.train()
         with self._signals():
             try:
@@ -128,18 +128,18 @@ class Loop:
                 while self.step < self._steps:
                     position = self._loader.state_dict()
                     with meters.waiting():
-                        micro, problem = self._fetch(batches)
-                    if self._boundary(position, problem):
+                        micro, problem = self._next_batches(batches)
+                    if self._maybe_checkpoint_or_stop(position, problem):
                         return False
-                    outcomes, norm, rate = self._learn(micro)
+                    outcomes, norm, rate = self._train_step(micro)
                     meters.count(micro)
                     if self.step % self.settings.log_every == 0 or self.step == self._steps:
-                        self._tell(meters, outcomes, norm, rate)
+                        self._log(meters, outcomes, norm, rate)
                     every = self.settings.evaluate_every
                     if every and self.step % every == 0 and self.step < self._steps:
                         with meters.paused():
                             self.evaluate()
-                self._look()
+                self._check_finite()
                 self.evaluate()
                 self._save(self._loader.state_dict())
             finally:
@@ -147,11 +147,11 @@ class Loop:
                     self._journal.close()
         return True
 
-    def _fetch(self, batches: Iterator[Batch]) -> tuple[list[Batch], CavmaeError | None]:
+    def _next_batches(self, batches: Iterator[Batch]) -> tuple[list[Batch], CavmaeError | None]:
         """The batches of a step on the device, or why there are none."""
         micro: list[Batch] = []
         try:
-            for _ in range(self.settings.accumulate):
+            for _ in range(self.settings.grad_accum_steps):
                 micro.append(self._moved(next(batches)))
         except StopIteration:
             return [], CavmaeError(
@@ -170,7 +170,9 @@ class Loop:
             for k, v in batch.items()
         }
 
-    def _boundary(self, position: dict[str, Any], problem: CavmaeError | None) -> bool:
+    def _maybe_checkpoint_or_stop(
+        self, position: dict[str, Any], problem: CavmaeError | None
+    ) -> bool:
         """Between two steps: saves where it is time to, and ends where it has to.
 
         Args:
@@ -184,11 +186,11 @@ class Loop:
         minutes = (time.monotonic() - self._saved_at) / 60
         late = bool(settings.save_minutes) and minutes > settings.save_minutes
         stop, failed, late = self._processes.any(
-            self._caught is not None, problem is not None, late and self._processes.first
+            self._caught is not None, problem is not None, late and self._processes.is_main
         )
         regular = settings.save_every and self.step and self.step % settings.save_every == 0
         if stop or failed or late or regular:
-            self._look(position)
+            self._check_finite(position)
             if self.step:
                 self._save(position)
         if failed:
@@ -202,23 +204,23 @@ class Loop:
             )  # fmt: skip
         return stop
 
-    def _learn(self, micro: Sequence[Batch]) -> tuple[list[Outcome], Tensor, float]:
+    def _train_step(self, micro: Sequence[Batch]) -> tuple[list[StepOutput], Tensor, float]:
         """One step of the optimizer."""
         progress = self.step / self._steps
         rate = learning_rate(self._optimizing, self.step, self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        pieces: list[Pieces] = []
+        pieces: list[Embeddings] = []
         states = []
-        if self.task.joined and len(micro) > 1:
+        if self.task.needs_global_batch and len(micro) > 1:
             for batch in micro:
-                states.append(self._chances())
+                states.append(self._rng_states())
                 with torch.no_grad():
                     pieces.append(self._module("embed", batch))
         outcomes = []
         for turn, batch in enumerate(micro):
             if states:  # the same masks as before
-                self._set_chances(states[turn])
+                self._set_rng_states(states[turn])
             last = turn == len(micro) - 1
             with contextlib.nullcontext() if last else self._accelerator.no_sync(self._module):
                 outcome = self._module("learn", batch, progress, pieces, turn)
@@ -228,12 +230,12 @@ class Loop:
                 self._accelerator.backward(loss * (1 + 0 * loss.detach()))
             outcomes.append(outcome)
         norm = self._accelerator.clip_grad_norm_(
-            self._parameters, self._optimizing.clip or math.inf
+            self._parameters, self._optimizing.max_grad_norm or math.inf
         )
         assert norm is not None
         if hasattr(norm, "full_tensor"):  # of FSDP
             norm = norm.full_tensor()
-        self._look()
+        self._check_finite()
         bad = ~norm.isfinite()
         if self._accelerator.scaler is None and not self._sharded:
             # The fused optimizers leave a step out on the device, without waiting for it.
@@ -243,24 +245,24 @@ class Loop:
         self._optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
             self._average.update_parameters(self.task.model)
-        self.health.note(bad, [key for batch in micro for key in batch["key"]])
+        self.health.record(bad, [key for batch in micro for key in batch["key"]])
         self.step += 1
         self.samples += self._processes.count * sum(len(batch["key"]) for batch in micro)
         return outcomes, norm, rate
 
-    def _look(self, position: dict[str, Any] | None = None) -> None:
+    def _check_finite(self, position: dict[str, Any] | None = None) -> None:
         """Counts the last step if it was bad; too many end the run, after a checkpoint."""
         try:
-            self.health.look()
+            self.health.check()
         except CavmaeError:  # in all processes
             self._save(self._loader.state_dict() if position is None else position)
             raise
 
-    def _chances(self) -> tuple[Tensor, Tensor | None]:
+    def _rng_states(self) -> tuple[Tensor, Tensor | None]:
         gpu = self._accelerator.device.type == "cuda"
         return torch.get_rng_state(), torch.cuda.get_rng_state() if gpu else None
 
-    def _set_chances(self, state: tuple[Tensor, Tensor | None]) -> None:
+    def _set_rng_states(self, state: tuple[Tensor, Tensor | None]) -> None:
         torch.set_rng_state(state[0])
         if state[1] is not None:
             torch.cuda.set_rng_state(state[1])
@@ -280,8 +282,10 @@ class Loop:
 
     # --- telling, measuring ---
 
-    def _tell(self, meters: Meters, outcomes: Sequence[Outcome], norm: Tensor, rate: float) -> None:
-        self._look()
+    def _log(
+        self, meters: Throughput, outcomes: Sequence[StepOutput], norm: Tensor, rate: float
+    ) -> None:
+        self._check_finite()
         names = sorted(outcomes[0].logs)
         logs = torch.stack(
             [
@@ -290,19 +294,19 @@ class Loop:
             ]
         )
         values = dict(zip(names, self._processes.mean(logs).tolist(), strict=True))
-        values |= {"lr": rate, "gradient norm": float(norm), "samples": self.samples}
-        values |= {"skipped steps": self.health.skipped, **meters.read(self._loader)}
+        values |= {"lr": rate, "grad_norm": float(norm), "samples": self.samples}
+        values |= {"skipped_steps": self.health.skipped, **meters.read(self._loader)}
         if self._journal is not None:
             try:
-                self._journal.tell(self.step, "train", values)
+                self._journal.log(self.step, "train", values)
             except CavmaeError as error:
                 self._trouble = error
-        left = (self._steps - self.step) * values["seconds a step"] / 60
-        if self._processes.first:
+        left = (self._steps - self.step) * values["step_time"] / 60
+        if self._processes.is_main:
             log.info(
                 "step %d of %d: loss %.4f, %.1f samples/s, %.0f %% waiting for data, %.1f min left",
-                self.step, self._steps, values["loss"], values["samples a second"],
-                100 * values["waiting for data"], left,
+                self.step, self._steps, values["loss"], values["samples_per_sec"],
+                100 * values["data_wait"], left,
             )  # fmt: skip
 
     def evaluate(self) -> dict[str, float]:
@@ -318,7 +322,7 @@ class Loop:
         module.eval()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.settings.seed)
-            records, problem = held_out_records(
+            records, problem = validation_records(
                 module, self._held_out, self._moved, self._processes, self._sharded
             )
         module.train()
@@ -327,11 +331,11 @@ class Loop:
             raise problem or CavmaeError("Another process could not evaluate the held-out set.")
         found: dict[str, float] = {}
         gathered = self._processes.gather(records)
-        with self._processes.first_does():
-            if self._processes.first:
-                found = dict(self.task.summarise([r for own in gathered for r in own]))
+        with self._processes.main_only():
+            if self._processes.is_main:
+                found = dict(self.task.aggregate([r for own in gathered for r in own]))
                 if self._journal is not None:
-                    self._journal.tell(self.step, "held_out", found)
+                    self._journal.log(self.step, "held_out", found)
                 told = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
                 log.info("held out, step %d: %s", self.step, told)
         return found
@@ -341,11 +345,13 @@ class Loop:
     def _save(self, position: dict[str, Any]) -> None:
         if self._saved == self.step:
             return
-        weights, tensors, groups = trainer_state.take_apart(self._module, self._optimizer.optimizer)
-        own = {"loader": position, "random": trainer_state.random_state()}
+        weights, tensors, groups = trainer_state.get_trainer_state(
+            self._module, self._optimizer.optimizer
+        )
+        own = {"loader": position, "random": trainer_state.rng_state()}
         ranks = self._processes.gather(own)
-        with self._processes.first_does():
-            if self._processes.first:
+        with self._processes.main_only():
+            if self._processes.is_main:
                 self._write(weights, tensors, groups, ranks)
         self._saved, self._saved_at = self.step, time.monotonic()
 
@@ -381,12 +387,12 @@ class Loop:
         Raises:
             CavmaeError: it is damaged, or of another model; nothing was changed.
         """
-        with self._processes.first_does():
-            checkpoints.verify(folder) if self._processes.first else None
-        with self._processes.agreed():
+        with self._processes.main_only():
+            checkpoints.verify(folder) if self._processes.is_main else None
+        with self._processes.fail_together():
             found = checkpoints.load(folder)
         trainer = found.trainer
-        trainer_state.put_together(
+        trainer_state.set_trainer_state(
             self._module,
             self._optimizer.optimizer,
             found.weights,
@@ -405,7 +411,7 @@ class Loop:
         if len(ranks) == self._processes.count:
             own = ranks[self._processes.rank]
             self._loader.load_state_dict(own["loader"])
-            trainer_state.set_random_state(own["random"])
+            trainer_state.set_rng_state(own["random"])
         else:  # the epoch that all of them had reached
             every = [p for rank in ranks for p in rank["loader"]["positions"]]
             self._loader.load_state_dict({**ranks[0]["loader"], "positions": every})

@@ -24,7 +24,7 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 Tensors = dict[str, Tensor]
 
 
-def random_state() -> dict[str, Any]:
+def rng_state() -> dict[str, Any]:
     """States of all generators of this process, as JSON-able values."""
     kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - saved, not used
     version, numbers, gauss = random.getstate()
@@ -38,7 +38,7 @@ def random_state() -> dict[str, Any]:
     return state
 
 
-def set_random_state(state: Mapping[str, Any]) -> None:
+def set_rng_state(state: Mapping[str, Any]) -> None:
     """Puts the generators into a state of :func:`random_state`.
 
     Raises:
@@ -67,7 +67,7 @@ def _bytes(text: str) -> Tensor:
     return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype=np.uint8).copy())
 
 
-def take_apart(
+def get_trainer_state(
     module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[Tensors, Tensors, list[dict[str, Any]]]:
     """The whole state of a task and its optimizer, on the CPU. All processes call it together.
@@ -89,7 +89,7 @@ def take_apart(
     return weights, tensors, list(moved.get("param_groups", []))
 
 
-def put_together(
+def set_trainer_state(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     weights: Mapping[str, Tensor],

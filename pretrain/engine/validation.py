@@ -8,16 +8,16 @@ from torch import nn
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.loader import Loader
-from cavmae.pretrain.engine.distributed import Processes
+from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.task import Record
 
 
 @torch.no_grad()
-def held_out_records(
+def validation_records(
     module: nn.Module,
     loader: Loader,
     moved: Callable[[Batch], Batch],
-    processes: Processes,
+    processes: DistEnv,
     sharded: bool,
 ) -> tuple[list[Record], CavmaeError | None]:
     """What a task notes of this process's held-out batches, and what went wrong, if anything.
@@ -44,7 +44,7 @@ def held_out_records(
 def _evenly(
     batches: Iterator[Batch],
     moved: Callable[[Batch], Batch],
-    processes: Processes,
+    processes: DistEnv,
     sharded: bool,
 ) -> Iterator[tuple[Batch, bool]]:
     """Batches on the device, and whether they count: who has no more shows its last one again."""

@@ -5,7 +5,7 @@ import torch
 
 from cavmae.common.errors import UsageError
 from cavmae.finetune.separators import SEPARATORS, build_separator
-from cavmae.finetune.separators.base import STEP, in_step
+from cavmae.finetune.separators.base import STEP, at_spectrum_rate
 from cavmae.finetune.speaker.stft import BINS
 
 WIDTH, FRAMES = 12, 64
@@ -20,10 +20,10 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_shapes(name: str) -> None:
     one = build_separator(name, WIDTH, 8)
     x = torch.randn(2, 2, BINS, FRAMES)
-    heard = one.hear(x)
+    heard = one.encode_mixture(x)
     assert heard.latent.shape == (2, FRAMES // STEP, one.latent_width)
     voices = torch.randn(2, 3, FRAMES // STEP, WIDTH)
-    assert one.masks(heard, voices).shape == (2, 3, 2, BINS, FRAMES)
+    assert one.estimate_masks(heard, voices).shape == (2, 3, 2, BINS, FRAMES)
     assert one.fusion in ("query", "concat")
 
 
@@ -61,8 +61,8 @@ def test_what_is_known_of_a_voice_counts_at_its_time(name: str) -> None:
 def test_every_weight_gets_a_gradient(name: str) -> None:
     """DDP waits for those that get none."""
     one = build_separator(name, WIDTH, 8)
-    heard = one.hear(torch.randn(2, 2, BINS, FRAMES))
-    masks = one.masks(heard, torch.randn(2, 2, FRAMES // STEP, WIDTH))
+    heard = one.encode_mixture(torch.randn(2, 2, BINS, FRAMES))
+    masks = one.estimate_masks(heard, torch.randn(2, 2, FRAMES // STEP, WIDTH))
     (masks.square().mean() + heard.latent.square().mean()).backward()
     for key, parameter in one.named_parameters():
         assert parameter.grad is not None, key
@@ -93,7 +93,7 @@ def test_a_separator_can_learn_to_single_out_what_it_is_told(name: str) -> None:
 
 def test_rates_meet() -> None:
     voices = torch.arange(4.0)[None, None, :, None]
-    found = in_step(voices, 16)
+    found = at_spectrum_rate(voices, 16)
     assert found.shape == (1, 1, 1, 16)
     assert found[0, 0, 0].diff().min() >= 0
     assert float(found[0, 0, 0, 6:10].mean()) == pytest.approx(1.5)

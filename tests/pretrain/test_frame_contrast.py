@@ -11,13 +11,13 @@ from torch.nn import functional
 from cavmae.datasets.stream.features import MEL_BINS, SILENCE, fbank_batch
 from cavmae.pretrain.encoder import CAVMAEConfig
 from cavmae.pretrain.frame_contrast import (
-    Moments,
-    aligned_contrast,
+    TimeBins,
+    audible_bins,
     columns,
-    hard_share,
+    frame_contrast,
+    hard_negative_fraction,
     loudness,
-    moments_of,
-    voiced,
+    time_bins_of,
 )
 from cavmae.pretrain.masking import random_windows
 from cavmae.pretrain.model import CAVMAE
@@ -28,26 +28,26 @@ SHAPE = CAVMAEConfig(
 )  # fmt: skip
 
 
-def naive(batch: Moments, temperature: float) -> list[float]:
+def naive(batch: TimeBins, temperature: float) -> list[float]:
     """Clip by clip, frame by frame."""
-    n, f = batch.own.shape
-    sound = functional.normalize(batch.sound, dim=-1)
+    n, f = batch.own_bin.shape
+    sound = functional.normalize(batch.audio, dim=-1)
     frames = functional.normalize(batch.frames, dim=-1)
     sums = [0.0] * 4
     count = 0
     for clip in range(n):
         for frame in range(f):
-            if not batch.heard[clip, frame]:
+            if not batch.audible[clip, frame]:
                 continue
             count += 1
-            own = int(batch.own[clip, frame])
+            own = int(batch.own_bin[clip, frame])
             me, mine = frames[clip, frame], sound[clip, own]
             other = [(c, k) for c in range(n) if c != clip for k in range(f)]
-            to_sound = [float(me @ sound[c, batch.own[c, k]]) / temperature for c, k in other]
+            to_sound = [float(me @ sound[c, batch.own_bin[c, k]]) / temperature for c, k in other]
             to_frame = [float(mine @ frames[c, k]) / temperature for c, k in other]
             right = float(me @ mine) / temperature
             inside = [float(me @ s) / temperature for s in sound[clip]]
-            rivals = [k for k in range(f) if k == frame or int(batch.own[clip, k]) != own]
+            rivals = [k for k in range(f) if k == frame or int(batch.own_bin[clip, k]) != own]
             back = [float(mine @ frames[clip, k]) / temperature for k in rivals]
 
             def cross_entropy(rest: list[float], right: float = right) -> float:
@@ -64,11 +64,11 @@ def naive(batch: Moments, temperature: float) -> list[float]:
 @settings(max_examples=40, deadline=None)
 def test_losses_and_accuracies_against_a_naive_loop(n: int, f: int, t: int, seed: int) -> None:
     torch.manual_seed(seed)
-    batch = Moments(
+    batch = TimeBins(
         torch.randn(n, t, 6), torch.randn(n, f, 6), torch.randint(t, (n, f)),
         torch.rand(n, f) > 0.4,
     )  # fmt: skip
-    found = [float(x) for x in aligned_contrast(batch, 0.2)]
+    found = [float(x) for x in frame_contrast(batch, 0.2)]
     assert found == pytest.approx(naive(batch, 0.2), rel=1e-4, abs=1e-5)
 
 
@@ -76,7 +76,7 @@ def test_a_batch_without_any_sound_has_no_loss_and_no_gradient() -> None:
     frames = torch.randn(2, 3, 4, requires_grad=True)
     heard = torch.zeros(2, 3, dtype=torch.bool)
     own = torch.arange(3).repeat(2, 1)
-    found = aligned_contrast(Moments(torch.randn(2, 5, 4), frames, own, heard), 0.1)
+    found = frame_contrast(TimeBins(torch.randn(2, 5, 4), frames, own, heard), 0.1)
     (found.easy + found.hard).backward()
     assert [float(x) for x in found] == [0, 0, 0, 0]
     assert frames.grad is not None
@@ -91,10 +91,10 @@ def test_near_silent_moments_ask_for_no_match() -> None:
     heard[1, 2] = False
     frames = torch.randn(3, 4, 6, requires_grad=True)
     sound = torch.randn(3, 4, 6, requires_grad=True)
-    loss = aligned_contrast(Moments(sound, frames, own, heard), 0.1)
+    loss = frame_contrast(TimeBins(sound, frames, own, heard), 0.1)
     quiet = frames.detach().clone()
     quiet[1, 2] = sound[1, 2].detach()  # even a perfect match of theirs
-    other = aligned_contrast(Moments(sound, quiet, own, heard), 0.1)
+    other = frame_contrast(TimeBins(sound, quiet, own, heard), 0.1)
     assert float(loss.hard_accuracy) == float(other.hard_accuracy)
     assert float(loss.easy_accuracy) == float(other.easy_accuracy)
 
@@ -106,19 +106,19 @@ def test_loudness_is_the_mean_power_in_decibel() -> None:
     fbank = fbank_batch(wave, torch.tensor([wave.shape[1]]))[:, :192]
     level = loudness(fbank, torch.tensor([192]), 12)
     assert level[0, :5].mean() - level[0, 7:].mean() == pytest.approx(40, abs=0.5)
-    heard = voiced(fbank, torch.tensor([192]), 12, 30)
+    heard = audible_bins(fbank, torch.tensor([192]), 12, 30)
     assert heard[0].tolist() == [True] * 6 + [True] * bool(heard[0, 6]) + [False] * (
         6 - bool(heard[0, 6])
     )
-    assert voiced(fbank, torch.tensor([192]), 12, 50).all()
+    assert audible_bins(fbank, torch.tensor([192]), 12, 50).all()
     # What is no sound at all is never heard, nor is digital silence.
-    assert not voiced(fbank, torch.tensor([64]), 12, 50)[0, 4:].any()
-    assert not voiced(torch.full((1, 96, MEL_BINS), SILENCE), torch.tensor([96]), 6, 30).any()
+    assert not audible_bins(fbank, torch.tensor([64]), 12, 50)[0, 4:].any()
+    assert not audible_bins(torch.full((1, 96, MEL_BINS), SILENCE), torch.tensor([96]), 6, 30).any()
 
 
 def test_moments_of_frames() -> None:
     times = torch.tensor([[0.0, 0.079, 0.16, 2.559, 2.6, -0.01]])
-    assert moments_of(times, 2.56, 16).tolist() == [[0, 0, 1, 15, 15, 0]]
+    assert time_bins_of(times, 2.56, 16).tolist() == [[0, 0, 1, 15, 15, 0]]
 
 
 def test_columns_are_moments() -> None:
@@ -166,15 +166,15 @@ def test_embeddings_of_moments_see_their_sound() -> None:
     torch.manual_seed(0)
     model = CAVMAE(SHAPE).eval()
     sound = torch.randn(1, 96, 128)
-    before = model.moment_embeddings(model.sound_features(sound))
+    before = model.audio_bin_embeddings(model.audio_features(sound))
     assert before.shape == (1, 6, 8)
     changed = sound.clone()
     changed[:, 32:48] += 3  # the third moment
-    after = model.moment_embeddings(model.sound_features(changed))
+    after = model.audio_bin_embeddings(model.audio_features(changed))
     moved = (after - before).norm(dim=-1)[0]
     assert moved.argmax() == 2
 
 
 def test_hard_negatives_come_after_the_first_half() -> None:
-    shares = [hard_share(step / 10, 0.25, 0.5) for step in range(10)]
+    shares = [hard_negative_fraction(step / 10, 0.25, 0.5) for step in range(10)]
     assert shares == [0.0] * 5 + [0.25] * 5

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cavmae.pretrain.encoder import CAVMAEConfig
 from cavmae.pretrain.losses import info_nce
-from cavmae.pretrain.masking import mask_by
+from cavmae.pretrain.masking import mask_from_noise
 from cavmae.pretrain.model import CAVMAE, Latents
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cav_mae_tiny.safetensors"
@@ -66,7 +66,7 @@ def test_masks_and_latents(golden: tuple[CAVMAE, dict[str, Tensor]]) -> None:
     _, _, latents = encode(model, values)
     for m, masking in (("a", latents.masking_a), ("v", latents.masking_v)):
         assert torch.equal(masking.mask, values[f"mask_{m}"])
-        assert torch.equal(masking.restore, values[f"ids_restore_{m}"])
+        assert torch.equal(masking.ids_restore, values[f"ids_restore_{m}"])
     torch.testing.assert_close(latents.joint, values["latent"], **CLOSE)
     torch.testing.assert_close(latents.audio, values["latent_a"], **CLOSE)
     torch.testing.assert_close(latents.video, values["latent_v"], **CLOSE)
@@ -135,9 +135,9 @@ def test_gradients(golden: tuple[CAVMAE, dict[str, Tensor]]) -> None:
 
 def test_masking_keeps_the_least_noise() -> None:
     noise = torch.rand(5, 37)
-    masking = mask_by(noise, 0.6)
+    masking = mask_from_noise(noise, 0.6)
     for row in range(5):
-        kept, hidden = masking.keep[row], masking.hidden[row]
+        kept, hidden = masking.ids_keep[row], masking.ids_masked[row]
         assert noise[row, kept].max() < noise[row, hidden].min()
         assert sorted([*kept.tolist(), *hidden.tolist()]) == list(range(37))
-        assert torch.equal(torch.cat([kept, hidden])[masking.restore[row]], torch.arange(37))
+        assert torch.equal(torch.cat([kept, hidden])[masking.ids_restore[row]], torch.arange(37))

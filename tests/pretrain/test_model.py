@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cavmae.pretrain.encoder import CAVMAEConfig, config_of
+from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
 from cavmae.pretrain.losses import info_nce
-from cavmae.pretrain.masking import MaskMode, kept, mask_by, structured_noise
+from cavmae.pretrain.masking import MaskMode, mask_from_noise, num_visible, structured_noise
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.positions import interpolate_positions, sin_cos_positions
 
@@ -32,18 +32,18 @@ def test_masks_of_any_grid_ratio_and_mode(
     size = rows * columns
     if int(size * (1 - ratio)) < 1:
         with pytest.raises(ValueError, match="none of"):
-            kept(size, ratio)
+            num_visible(size, ratio)
         return
     noise = torch.rand(3, size)
     banded = structured_noise(noise, (rows, columns), ratio, mode)
-    masking = mask_by(banded, ratio)
-    count = kept(size, ratio)
-    assert masking.keep.shape == (3, count)
+    masking = mask_from_noise(banded, ratio)
+    count = num_visible(size, ratio)
+    assert masking.ids_keep.shape == (3, count)
     assert masking.mask.sum(1).tolist() == [size - count] * 3
     for row in range(3):
-        both = torch.cat([masking.keep[row], masking.hidden[row]])
+        both = torch.cat([masking.ids_keep[row], masking.ids_masked[row]])
         assert sorted(both.tolist()) == list(range(size))
-        assert torch.equal(both[masking.restore[row]], torch.arange(size))
+        assert torch.equal(both[masking.ids_restore[row]], torch.arange(size))
     grid = (banded >= 1).unflatten(1, (rows, columns))
     share = ratio * (0.7 if mode == "tf" else 1)
     bands = {
@@ -59,7 +59,7 @@ def test_masks_of_any_grid_ratio_and_mode(
 def test_time_and_frequency_masks_hide_whole_bands() -> None:
     torch.manual_seed(0)
     for mode, dimension in (("time", 1), ("freq", 2)):
-        masking = mask_by(structured_noise(torch.rand(4, 128), (8, 16), 0.75, mode), 0.75)  # type: ignore[arg-type]
+        masking = mask_from_noise(structured_noise(torch.rand(4, 128), (8, 16), 0.75, mode), 0.75)  # type: ignore[arg-type]
         whole = masking.mask.unflatten(1, (8, 16)).mean(dim=dimension)
         assert set(whole.flatten().tolist()) == {0.0, 1.0}
         assert whole.mean().item() == 0.75
@@ -122,7 +122,7 @@ def test_any_size_length_and_grid(
 
 def test_sizes_are_the_published_ones() -> None:
     with torch.device("meta"):
-        base = CAVMAE(config_of("base"))
+        base = CAVMAE(config_for_size("base"))
     assert sum(p.numel() for p in base.parameters()) == 191_036_160
     idle = sum(
         p.numel()
@@ -131,7 +131,7 @@ def test_sizes_are_the_published_ones() -> None:
     )
     assert idle == 167_936
     with pytest.raises(ValueError, match="no size 'huge'"):
-        config_of("huge")
+        config_for_size("huge")
     with pytest.raises(ValueError, match="not made of patches"):
         CAVMAEConfig(image_size=(225, 224))
 

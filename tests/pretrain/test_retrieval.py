@@ -43,15 +43,25 @@ def test_ranks_against_a_naive_loop(count: int, block: int, seed: int) -> None:
 def test_features_that_are_all_the_same_are_as_good_as_chance() -> None:
     same = torch.ones(101, 4)
     found = measures(ranks(same, same))
-    assert found == {"R@1": 0.0, "R@5": 0.0, "R@10": 0.0, "median rank": 51.0}
+    assert found == {
+        "recall_at_1": 0.0,
+        "recall_at_5": 0.0,
+        "recall_at_10": 0.0,
+        "median_rank": 51.0,
+    }
 
 
 def test_partners_find_each_other() -> None:
     torch.manual_seed(0)
     audio = torch.nn.functional.normalize(torch.randn(50, 16), dim=1)
     found = retrieval(Features([str(n) for n in range(50)], audio, audio.clone()))
-    assert found["video to audio"]["R@1"] == found["audio to video"]["R@1"] == 1
-    assert found["chance"] == {"R@1": 0.02, "R@5": 0.1, "R@10": 0.2, "median rank": 25.5}
+    assert found["video_to_audio"]["recall_at_1"] == found["audio_to_video"]["recall_at_1"] == 1
+    assert found["chance"] == {
+        "recall_at_1": 0.02,
+        "recall_at_5": 0.1,
+        "recall_at_10": 0.2,
+        "median_rank": 25.5,
+    }
 
 
 @pytest.mark.parametrize("ending", [".npy", ".safetensors"])
@@ -66,7 +76,7 @@ def test_the_command(
     words = [str(tmp_path / "model"), data_set.folder, "--features", str(out)]
     words += ["--statistics", "audioset", "--json", str(figures), "--batch", "5"]
     assert run(main, words) == 0
-    assert "video to audio" in capsys.readouterr().out
+    assert "video_to_audio" in capsys.readouterr().out
     keys = out.with_suffix(".keys.txt").read_text().split()
     assert len(set(keys)) == len(keys) == data_set.samples
     if ending == ".npy":

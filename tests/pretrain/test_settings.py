@@ -11,7 +11,7 @@ from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.pretrain import train as train_module
 from cavmae.pretrain.data import views_for
-from cavmae.pretrain.factory import shape_of
+from cavmae.pretrain.factory import model_config
 from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings
 from cavmae.pretrain.train import PretrainSettings, main
 from tests.pretrain.engine.running import words
@@ -62,7 +62,7 @@ def test_data_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_shapes_come_from_settings() -> None:
-    shape = shape_of(ModelSettings(size="small", decoder="cross"), ObjectiveSettings())
+    shape = model_config(ModelSettings(size="small", decoder="cross"), ObjectiveSettings())
     assert (shape.width, shape.decoder, shape.contrast_width) == (384, "cross", 0)
 
 
@@ -78,7 +78,7 @@ def test_configurations_of_ours(
     monkeypatch.setattr(train_module, "train", lambda settings, *_: seen.append(settings))
     assert main(["--config", path.stem, "--out", str(tmp_path), "--data.train", "x"]) == 0
     (settings,) = seen
-    shape = shape_of(settings.model, settings.objective)
+    shape = model_config(settings.model, settings.objective)
     training, held_out = views_for(settings.data, settings.objective, shape)
     assert training.length == held_out.length == shape.audio_size[1]
 

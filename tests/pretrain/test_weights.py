@@ -16,7 +16,7 @@ from torch import Tensor
 from cavmae.common.cli import run
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.finetune.events.model import EventClassifier
-from cavmae.pretrain.encoder import CAVMAEConfig, config_of
+from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
 from cavmae.pretrain.factory import load_model
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.positions import sin_cos_positions
@@ -156,7 +156,9 @@ def test_initialisation_from_an_imagenet_mae() -> None:
     """By the recipe, with random weights of the shape that timm gives the MAE."""
     torch.manual_seed(0)
     mae = create_model("vit_base_patch16_224.mae", pretrained=False).state_dict()
-    model = CAVMAE(config_of("base", decoder_depth=1, image_size=(32, 32), audio_size=(128, 32)))
+    model = CAVMAE(
+        config_for_size("base", decoder_depth=1, image_size=(32, 32), audio_size=(128, 32))
+    )
     initialise_from_mae(model, mae)
     state = model.state_dict()
     for branch in ("a", "v"):
@@ -172,7 +174,7 @@ def test_initialisation_from_an_imagenet_mae() -> None:
     as_picture = model.patch_embed_v(grey.repeat(1, 3)[None])
     torch.testing.assert_close(as_sound, as_picture, rtol=1e-4, atol=1e-4)
     with pytest.raises(CavmaeError, match="do not fit"):
-        initialise_from_mae(CAVMAE(config_of("tiny")), mae)
+        initialise_from_mae(CAVMAE(config_for_size("tiny")), mae)
     del mae["blocks.11.mlp.fc1.bias"]
     with pytest.raises(CavmaeError, match=r"lack blocks\.11\.mlp\.fc1\.bias"):
         initialise_from_mae(model, mae)

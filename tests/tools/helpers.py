@@ -9,12 +9,12 @@ from pathlib import Path
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.format.shards import Shard, samples_of
-from cavmae.tools.shard import RunSettings
+from cavmae.tools.shard import ShardRunSettings
 
 Maker = Callable[..., Path]
 Samples = dict[str, dict[str, bytes]]
 
-HOW = RunSettings(workers=2, timeout=60.0)
+HOW = ShardRunSettings(workers=2, timeout=60.0)
 # Small clips, so that a few short videos fill several shards.
 TINY = {
     "profile": "speakers", "clip_seconds": 1.0, "min_seconds": 0.5, "shorter_side": 64,

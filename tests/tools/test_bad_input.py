@@ -16,7 +16,7 @@ from cavmae.common.errors import CavmaeError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.tools.benchmarks.media import make_video
 from cavmae.tools.check import CheckSettings, check
-from cavmae.tools.shard import RunSettings
+from cavmae.tools.shard import ShardRunSettings
 from tests.conftest import SMALL, make_shards
 from tests.tools.helpers import TINY, infos, skipped
 
@@ -86,7 +86,7 @@ def test_hundreds_of_damaged_videos(tmp_path: Path, name: str, changes: dict[str
         (folder / f"{number:03d}-{name}").write_bytes(damage(content, chance))
     shutil.copy(whole, folder / f"whole-{name}")
     out = tmp_path / "out"
-    how = RunSettings(workers=2, timeout=30.0)
+    how = ShardRunSettings(workers=2, timeout=30.0)
     assert make_shards(str(folder), out, how, **TINY) == 0
     good, bad = sound_clips(out), set(skipped(out))
     assert good | bad == {path.name for path in folder.iterdir()}

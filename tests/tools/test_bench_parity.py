@@ -7,7 +7,7 @@ import torch
 
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
-from cavmae.pretrain.cavmae_task import Pretraining
+from cavmae.pretrain.cavmae_task import CAVMAETask
 from cavmae.pretrain.encoder import CAVMAEConfig
 from cavmae.pretrain.engine.task import Task
 from cavmae.pretrain.model import CAVMAE
@@ -29,7 +29,7 @@ def pretraining(rate: float = 0.0) -> Task:
     model = CAVMAE(SHAPE)
     with torch.no_grad():
         model.decoder_pred_a.weight *= 1 + rate
-    return Pretraining(model, ObjectiveSettings(), DeviceTransform(Statistics()))
+    return CAVMAETask(model, ObjectiveSettings(), DeviceTransform(Statistics()))
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "speakers"])
@@ -73,8 +73,8 @@ def test_a_way_that_fails_stops_no_other(
     monkeypatch.setattr(parity, "speaking", lambda bench: (scenes.task, scenes.batch()))
     honest = parity.step
 
-    def step(task: Task, batch: dict, device: torch.device, precision: str) -> parity.Step:
-        if precision == "bf16" and isinstance(task, Pretraining):
+    def step(task: Task, batch: dict, device: torch.device, precision: str) -> parity.ParityStep:
+        if precision == "bf16" and isinstance(task, CAVMAETask):
             raise RuntimeError("no such kernel")
         return honest(task, batch, device, precision)
 

@@ -12,7 +12,7 @@ import torch
 from cavmae.common.cli import run
 from cavmae.common.errors import CavmaeError, NonFiniteError
 from cavmae.datasets.stream.transforms import Statistics
-from cavmae.finetune.inference.predictor import Seer
+from cavmae.finetune.inference.predictor import WindowPredictor
 from cavmae.pretrain.engine.checkpoints import COMPLETE, WEIGHTS, write_hashes
 from cavmae.tools.separate import main
 from tests.finetune.speaker.scenes import SAMPLES, model
@@ -61,14 +61,14 @@ def test_an_altered_model(
 def test_voices_that_are_no_numbers() -> None:
     """However it comes: weights that are finite, yet overflow."""
     made = model().eval()
-    seer = Seer(made, Statistics(-6.0, 4.0))
+    seer = WindowPredictor(made, Statistics(-6.0, 4.0))
     frames = np.zeros((16, 32, 48, 3), np.uint8)
     sound = np.sin(np.arange(SAMPLES) / 20).astype(np.float32)
-    seer.people(frames, sound)
+    seer.predict(frames, sound)
     with pytest.raises(CavmaeError, match="The sound has NaN or Inf"):
-        seer.people(frames, np.where(np.arange(SAMPLES) == 99, math.nan, sound).astype(np.float32))
+        seer.predict(frames, np.where(np.arange(SAMPLES) == 99, math.nan, sound).astype(np.float32))
     with torch.no_grad():
         for parameter in made.separator.parameters():
             parameter.fill_(3e38)
     with pytest.raises(NonFiniteError, match="The model gives NaN or Inf"):
-        seer.people(frames, sound)
+        seer.predict(frames, sound)

@@ -11,7 +11,7 @@ import pytest
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.tools.cli import COMMANDS
-from cavmae.tools.demo import MADE, MARK, DemoSettings, Step, _run, demo, main, steps
+from cavmae.tools.demo import MADE, MARK, DemoSettings, DemoStep, _run, demo, main, steps
 
 pytest.importorskip("skia", reason="rendering talkers needs skia-python")
 
@@ -49,7 +49,7 @@ def test_the_whole_way_with_a_kill_in_the_middle(tmp_path: Path) -> None:
     assert done.stderr.count("done before") >= 3
     assert {path: path.stat().st_mtime_ns for path in kept} == before
     page = (folder / "report.html").read_text()
-    for text in ("person", "Learning rate", "pictures blanked", "reconstructions"):
+    for text in ("person", "Learning rate", "frames_blanked", "reconstructions"):
         assert text in page
     assert len(list(folder.glob("separated/*/result.json"))) == 2
 
@@ -118,6 +118,6 @@ def test_a_video_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
 
 def test_an_extra_step_that_fails_does_not_end_it(tmp_path: Path) -> None:
     words = ("check", str(tmp_path / "nothing"))
-    _run(1, Step("Extra", words, extra=True))
+    _run(1, DemoStep("Extra", words, extra=True))
     with pytest.raises(CavmaeError, match="nothing"):
-        _run(2, Step("Needed", words))
+        _run(2, DemoStep("Needed", words))

@@ -15,7 +15,8 @@ from tests.finetune.speaker.scenes import model
 
 SIZE = [
     "--compose.height", "32", "--compose.width", "48", "--compose.seconds", "0.64",
-    "--compose.people", "[0,1,0]", "--compose.unrelated", "0", "--compose.silent", "0",
+    "--compose.people", "[0,1,0]", "--compose.all_off_screen_prob", "0",
+    "--compose.silent_prob", "0",
 ]  # fmt: skip
 
 
@@ -56,17 +57,17 @@ def test_all_measures_beside_all_references(
     told = json.loads((tmp_path / "out" / "measures.json").read_text())
     assert set(told["scenes"]) == set(WAYS)
     assert len(told["scenes"]["model"]) == 5
-    assert len(told["scenes"]["oracle ratio mask"]) == 5
-    assert told["summary"]["oracle ratio mask"]["SI-SDR improvement"] > 1
+    assert len(told["scenes"]["oracle_ratio_mask"]) == 5
+    assert told["summary"]["oracle_ratio_mask"]["si_sdri"] > 1
     assert 0 <= told["dependence"]["muted"] <= 1
     # With seed 0 some of five pairs among three women and three men are alike, some not.
     assert set(told["groups"].values()) == {"same sex", "different sex"}
     for drawn in ("measures.png", "examples.png"):
         assert (tmp_path / "out" / drawn).read_bytes()[:4] == b"\x89PNG"
-    assert 0 < told["real-time factor"] < 100
+    assert 0 < told["real_time_factor"] < 100
     printed = capsys.readouterr().out
     assert printed.strip() == (tmp_path / "out" / "table.md").read_text().strip()
-    for name in ("SI-SDR improvement", "STOI", "IoU", "binding", "confusion", "sound muted"):
+    for name in ("si_sdri", "stoi", "iou", "binding", "confusion", "sound muted"):
         assert name in printed
     missing = importlib.util.find_spec("pesq") is None
     assert ("PESQ is missing" in printed) == missing

@@ -34,7 +34,7 @@ def test_a_speaker_model_by_itself(tmp_path: Path) -> None:
     measures = tmp_path / "measures"
     measures.mkdir()
     record = {"list": "/x/pairs.jsonl", "scenes": {"model": [1, 2, 3]},
-              "summary": {"model": {"IoU": 0.8125}, "still picture": {"IoU": 0.5}}}  # fmt: skip
+              "summary": {"model": {"iou": 0.8125}, "frames_frozen": {"iou": 0.5}}}  # fmt: skip
     (measures / "measures.json").write_text(json.dumps(record))
     words = [str(checkpoint(tmp_path / "run", made)), "--out", str(tmp_path / "mine"),
              "--measures", str(measures), "--name", "me/mine"]  # fmt: skip
@@ -61,7 +61,7 @@ def test_what_a_card_quotes_stays_quoted(tmp_path: Path) -> None:
     measures = tmp_path / "measures"
     measures.mkdir()
     record = {"list": "pa`ir.jsonl", "scenes": {"model": []},
-              "summary": {"a|<b>\n*c*": {"IoU": 0.5}}}  # fmt: skip
+              "summary": {"a|<b>\n*c*": {"iou": 0.5}}}  # fmt: skip
     (measures / "measures.json").write_text(json.dumps(record))
     folder = checkpoint(tmp_path / "run", model())
     (tmp_path / "run" / "config.yaml").write_text("a: 1\n```\n<script>x</script>\n")
@@ -73,7 +73,7 @@ def test_what_a_card_quotes_stays_quoted(tmp_path: Path) -> None:
                  "``pa`ir.jsonl``", r"# my\_\*model\*", r'from_pretrained("my_*model*\"$(x)")',
                  "--model 'my_*model*\"$(x)'"):  # fmt: skip
         assert part in text, part
-    for other in ({"summary": []}, record | {"list": 3}, record | {"summary": {"a": {"IoU": "x"}}}):
+    for other in ({"summary": []}, record | {"list": 3}, record | {"summary": {"a": {"iou": "x"}}}):
         (measures / "measures.json").write_text(json.dumps(other))
         with pytest.raises(CavmaeError, match=r"measures\.json"):
             main([*words[:2], str(tmp_path / "other"), *words[3:]])

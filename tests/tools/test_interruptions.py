@@ -14,8 +14,8 @@ import pytest
 
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.datasets.sharding.job_state import Layout, locked
-from cavmae.tools.shard import RunSettings
+from cavmae.datasets.sharding.job_state import InputLayout, locked
+from cavmae.tools.shard import ShardRunSettings
 from tests.conftest import make_shards
 from tests.tools import faulty
 from tests.tools.helpers import (
@@ -122,7 +122,7 @@ def test_a_kill_while_skipped_lines_are_taken_out(
 
 
 def test_two_runs_in_one_folder_at_once_are_refused(videos: Path, tmp_path: Path) -> None:
-    with locked(Layout(tmp_path)), pytest.raises(CavmaeError, match="Another"):
+    with locked(InputLayout(tmp_path)), pytest.raises(CavmaeError, match="Another"):
         make_shards(str(videos), tmp_path, **TINY)
 
 
@@ -154,7 +154,7 @@ def test_a_worker_that_crashes_hangs_or_grows_costs_its_own_input(
         video(f"in/{name}.mp4", seconds=2.0)
     out = tmp_path / "out"
     monkeypatch.setattr("cavmae.tools.shard.work", faulty.work)
-    how = RunSettings(workers=2, timeout=4.0, memory_gb=1.0)
+    how = ShardRunSettings(workers=2, timeout=4.0, memory_gb=1.0)
     assert make_shards(str(tmp_path / "in"), out, how, **TINY) == 0
     expected = {"crash.mp4": "crash", "hang.mp4": "timeout", "grow.mp4": "out_of_memory"}
     assert skipped(out) == expected

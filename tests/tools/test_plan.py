@@ -12,7 +12,7 @@ from cavmae.datasets.format.manifest import ShardEntry
 from cavmae.datasets.sharding.clip_extraction import Skip, Written
 from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.job_state import (
-    Layout,
+    InputLayout,
     Plan,
     State,
     forget_retried,
@@ -26,9 +26,9 @@ ITEMS = [Input("a.mp4", labels=("x",)), Input("b.mp4"), Input("c.mp4", start=1.0
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> Layout:
+def layout(tmp_path: Path) -> InputLayout:
     """A data set under construction: one shard sealed, one part done, one input skipped."""
-    made = Layout(tmp_path)
+    made = InputLayout(tmp_path)
     made.work.mkdir()
     plan = Plan(made)
     plan.extend(ITEMS)
@@ -46,7 +46,7 @@ def layout(tmp_path: Path) -> Layout:
     return made
 
 
-def taken_up(layout: Layout) -> Assembler:
+def taken_up(layout: InputLayout) -> Assembler:
     """What a rerun reads."""
     plan = Plan(layout)
     state = State.load(layout, SETTINGS)
@@ -59,7 +59,7 @@ def taken_up(layout: Layout) -> Assembler:
     return assembler
 
 
-def test_a_sound_one_is_taken_up(layout: Layout) -> None:
+def test_a_sound_one_is_taken_up(layout: InputLayout) -> None:
     assert Plan(layout).items == ITEMS
     assert State.load(layout, SETTINGS).shards[0].labels == ((0,),)
     assert [item.source for item in retries(layout)] == ["a.mp4"]
@@ -72,7 +72,7 @@ def test_a_sound_one_is_taken_up(layout: Layout) -> None:
     [b"{\n", b"[" * 100_000 + b"\n", b"\xff\xfe\n", b"[1]\n", b'{"source": 5}\n', b"{}\n"],
 )
 @pytest.mark.parametrize("name", ["plan", "state", "skipped"])
-def test_records_that_are_none(layout: Layout, name: str, content: bytes) -> None:
+def test_records_that_are_none(layout: InputLayout, name: str, content: bytes) -> None:
     path: Path = getattr(layout, name)
     path.write_bytes(content if name != "skipped" else content.replace(b"}", b', "retry": 1}'))
     if name == "skipped" and content == b"{}\n":
@@ -87,14 +87,14 @@ def test_records_that_are_none(layout: Layout, name: str, content: bytes) -> Non
     [b"{", b"[]", b'{"written": [[0, 0, 1, -5, 1]], "skips": []}', b'{"written": [1], "skips": []}',
      b'{"written": [[0, 0.0, 1.0, 1000000000000000000000000000000, 1]], "skips": []}'],
 )  # fmt: skip
-def test_a_part_whose_record_is_damaged_is_made_again(layout: Layout, content: bytes) -> None:
+def test_a_part_whose_record_is_damaged_is_made_again(layout: InputLayout, content: bytes) -> None:
     path = layout.part_record(ITEMS[1])
     path.write_bytes(content)
     assert not taken_up(layout).has(1)
     assert not path.exists()
 
 
-def test_hundreds_of_edits(layout: Layout) -> None:
+def test_hundreds_of_edits(layout: InputLayout) -> None:
     """Values of other kinds, keys that are gone: a sentence, or what they say."""
     rng = random.Random(0)
     values: list[Any] = [None, True, -1, 10**30, 1e300, "", [], {}, [[]], [None], {"a": 1}]

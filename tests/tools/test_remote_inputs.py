@@ -13,7 +13,7 @@ import pytest
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.sharding.shard_writer import Assembler
-from cavmae.tools.shard import RunSettings
+from cavmae.tools.shard import ShardRunSettings
 from tests.conftest import make_shards
 from tests.serving import refusing, serving
 from tests.tools.helpers import HOW, TINY, Maker, contents, infos, skipped
@@ -21,7 +21,7 @@ from tests.tools.helpers import HOW, TINY, Maker, contents, infos, skipped
 without_gcsfs = pytest.mark.skipif(
     importlib.util.find_spec("gcsfs") is not None, reason="a package has to be missing"
 )
-IMPATIENT = RunSettings(workers=3, timeout=60.0, download_gb=0.003, stall_seconds=2.0)
+IMPATIENT = ShardRunSettings(workers=3, timeout=60.0, download_gb=0.003, stall_seconds=2.0)
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_what_a_lost_worker_had_fetched_is_removed_at_once(
         finish_item(self, number, messages)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Assembler, "finish_item", watch)
-    how = RunSettings(workers=1, timeout=3.0)
+    how = ShardRunSettings(workers=1, timeout=3.0)
     names = write_list(tmp_path / "list.txt", f"{server}/stall/a.mp4", f"{server}/file/a.mp4")
     assert make_shards(names, out, how, **TINY) == 0
     assert sorted(seen) == [(False, False), (True, False)]
@@ -138,7 +138,7 @@ def test_a_long_download_is_not_given_up_as_long_as_it_goes_on(
     path = video("served/slow.mp4")
     with path.open("ab") as file:
         file.truncate(6_000_000)
-    how = RunSettings(workers=1, timeout=2.0)
+    how = ShardRunSettings(workers=1, timeout=2.0)
     assert make_shards(f"{server}/slow/slow.mp4", tmp_path / "out", how, **TINY) == 0
     assert skipped(tmp_path / "out") == {}
 

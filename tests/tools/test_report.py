@@ -35,17 +35,17 @@ def run_folder(folder: Path, seed: int) -> Path:
     folder.mkdir(parents=True)
     told = [
         {"step": step, "kind": "train", "loss": 3 / step + chance.random(), "lr": 1e-3,
-         "samples a second": 20 + chance.random(), "gradient norm": 10 / step,
-         "waiting for data": 0.01}
+         "samples_per_sec": 20 + chance.random(), "grad_norm": 10 / step,
+         "data_wait": 0.01}
         for step in range(10, 300, 10)
     ]  # fmt: skip
     told += [
-        {"step": s, "kind": "held_out", "IoU": s / 400, "silence dB": None} for s in (100, 200)
+        {"step": s, "kind": "held_out", "iou": s / 400, "silence_db": None} for s in (100, 200)
     ]
     told.append({"step": 280 + 10 * seed, "kind": "held_out", "once": 0.125 + seed})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
     (folder / "config.yaml").write_text("loop:\n  steps: 300\nnote: <b>\n")
-    retrieval = {"clips": 40, "audio to video": {"R@1": 0.25, "median rank": 3.0}}
+    retrieval = {"clips": 40, "audio_to_video": {"recall_at_1": 0.25, "median_rank": 3.0}}
     (folder / "retrieval.json").write_text(json.dumps(retrieval))
     return folder
 
@@ -57,8 +57,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory, data_set: Manifest) -> lis
     shutil.copy(Path("docs/talkers.jpg"), runs[0] / "look.png")
     measures = {
         "model": "x", "list": "l.jsonl", "cue": "none", "scenes": {"model": [1, 2]},
-        "summary": {"model": {"SI-SDR improvement": 5.25, "IoU": 0.81},
-                    "pictures blanked": {"SI-SDR improvement": -0.5}},
+        "summary": {"model": {"si_sdri": 5.25, "iou": 0.81},
+                    "frames_blanked": {"si_sdri": -0.5}},
     }  # fmt: skip
     for name in ("before", "after"):
         (root / name).mkdir()
@@ -138,9 +138,9 @@ def test_every_picture_has_words(page: Path) -> None:
 def test_what_a_page_tells(page: Path) -> None:
     found = Tags()
     found.feed(page.read_text())
-    for text in (*NAMES, "Two runs", "Learning rate", "samples a second", "25.0%", "5.25", "0.81",
-                 "pictures blanked", "person 1", "s1, speaking", "residual", "note: <b>",
-                 "SI-SDR", "before", "after", "Not checked yet"):  # fmt: skip
+    for text in (*NAMES, "Two runs", "Learning rate", "samples_per_sec", "25.0%", "5.25", "0.81",
+                 "frames_blanked", "person 1", "s1, speaking", "residual", "note: <b>",
+                 "si_sdr", "before", "after", "Not checked yet"):  # fmt: skip
         assert text in found.text, text
 
 
@@ -156,7 +156,7 @@ def test_the_mixture_is_the_sum_and_the_truth_is_matched(folders: list[str]) -> 
     tracks = {t.name: t for t in tracks_of(separation)}
     parts = [w.wave for n, w in tracks.items() if n == "residual" or re.fullmatch(r"person \d", n)]
     np.testing.assert_allclose(tracks["mixture"].wave, np.sum(parts, axis=0), atol=1e-4)
-    noted = [t for t in tracks.values() if "SI-SDR" in t.note]
+    noted = [t for t in tracks.values() if "si_sdr" in t.note]
     assert len(noted) == 1
     assert f"{noted[0].name}, truth" in tracks
 

@@ -44,9 +44,9 @@ RECORD = {
 }  # fmt: skip
 MEASURES = {
     "model": "m", "list": "l.jsonl", "cue": "none", "scenes": {"model": [1, 2]},
-    "summary": {"model": {"IoU": 0.81}, "pictures blanked": {"IoU": None}},
+    "summary": {"model": {"iou": 0.81}, "frames_blanked": {"iou": None}},
 }  # fmt: skip
-RETRIEVAL = {"clips": 40, "audio to video": {"R@1": 0.25, "median rank": 3.0}}
+RETRIEVAL = {"clips": 40, "audio_to_video": {"recall_at_1": 0.25, "median_rank": 3.0}}
 
 
 def wave(seed: int) -> np.ndarray:
@@ -147,7 +147,7 @@ def with_evil(value: Any) -> Any:
 def test_markup_in_every_field(tmp_path: Path, recording: Path) -> None:
     write(recording, "result.json", with_evil(RECORD))
     evaluation = write(tmp_path / "evaluation", "measures.json", with_evil(MEASURES))
-    named = {"summary": {EVIL: {"IoU": 1.0, EVIL: 2.0}}, "scenes": {"model": []}}
+    named = {"summary": {EVIL: {"iou": 1.0, EVIL: 2.0}}, "scenes": {"model": []}}
     other = write(tmp_path / "other", "measures.json", MEASURES | named)
     shards = write(tmp_path / "shards", "manifest.json", {})
     write(shards, "stats.json", {EVIL: 1, "mean": EVIL})
@@ -157,7 +157,7 @@ def test_markup_in_every_field(tmp_path: Path, recording: Path) -> None:
     trained.mkdir()
     (trained / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in values))
     (trained / "config.yaml").write_text(EVIL)
-    write(trained, "retrieval.json", {EVIL: {"R@1": EVIL, EVIL: 0.5}, "clips": EVIL})
+    write(trained, "retrieval.json", {EVIL: {"recall_at_1": EVIL, EVIL: 0.5}, "clips": EVIL})
     text = page_of(tmp_path, recording, evaluation, other, shards, trained)
     harmless(text)
     assert "it ran" in text  # where it is text

@@ -8,21 +8,21 @@ import pytest
 import torch
 
 from cavmae.finetune.inference.first_pass import _same, close_up
-from cavmae.finetune.inference.predictor import WHOLE, Box, Cue, Person, Seer
+from cavmae.finetune.inference.predictor import WHOLE, Box, Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings
 
 Maker = Callable[..., Path]
 
 
-class Obedient(Seer):
+class Obedient(WindowPredictor):
     """Sees whom a mask shows where the mask is, as a model does that has learned."""
 
     def people(
         self, frames: np.ndarray, mixture: np.ndarray, box: Box = WHOLE, cue: Cue | None = None,
         key: int = 0,
-    ) -> list[Person]:  # fmt: skip
-        found = super().people(frames, mixture, box, cue, key)
+    ) -> list[DetectedPerson]:  # fmt: skip
+        found = super().predict(frames, mixture, box, cue, key)
         if cue is None or cue.mask is None:
             return found
         mask = torch.from_numpy(cue.mask.astype(np.float32))[None, None]
@@ -54,12 +54,12 @@ def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path:
 def test_a_second_look_at_somebody_else_is_not_believed() -> None:
     keys = np.array([2, 6])
 
-    def somebody(slot: int, left: float, box: Box = (0.0, 0.0, 1.0, 1.0)) -> Person:
+    def somebody(slot: int, left: float, box: Box = (0.0, 0.0, 1.0, 1.0)) -> DetectedPerson:
         masks = np.zeros((2, 96, 96), dtype=np.uint8)
         first, last = (round((v - box[0]) / (box[2] - box[0]) * 96) for v in (left, left + 0.15))
         masks[:, 30:70, max(0, first) : max(0, last)] = 255
         heard, voice, colours = (np.zeros(n, np.float32) for n in (8, 9, 64))
-        return Person(slot, 0.9, heard, box, masks, voice, colours)
+        return DetectedPerson(slot, 0.9, heard, box, masks, voice, colours)
 
     one, two = somebody(0, 0.3), somebody(1, 0.5)
     close = (0.25, 0.0, 0.75, 1.0)

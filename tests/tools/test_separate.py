@@ -20,7 +20,7 @@ from cavmae.datasets.media import probe
 from cavmae.datasets.media.playback import Playback
 from cavmae.datasets.media.writing import VideoWriter
 from cavmae.finetune.inference.audio import spans_of, speech_spans, write_wav
-from cavmae.finetune.inference.first_pass import Found, Sighting, working_geometry
+from cavmae.finetune.inference.first_pass import FirstPass, Sighting, working_geometry
 from cavmae.finetune.inference.result import likely_heard
 from cavmae.finetune.inference.separator import Result, Separator
 from cavmae.finetune.inference.settings import SeparateSettings
@@ -87,7 +87,7 @@ def test_mask_videos_show_the_masks(separator: Separator, video: Maker, tmp_path
     path = video(seconds=0.64, size=(96, 64))
     info = probe(str(path))
     with Playback(info, working_geometry(info, (32, 48), False)) as playing:
-        found = separator._seer.people(playing.pictures(0, 16), playing.sound(0, 16))
+        found = separator._seer.predict(playing.pictures(0, 16), playing.sound(0, 16))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     assert len(found) == len(result.people)
     for person, shown in zip(found, result.people, strict=True):
@@ -108,7 +108,7 @@ def test_a_clip_as_long_as_a_window_is_one_forward_pass(
     path = video(seconds=0.64, size=(96, 64), audio="pcm_s16le", name="a.mkv")
     info = probe(str(path))
     with Playback(info, working_geometry(info, (32, 48), False)) as playing:
-        found = seer.people(playing.pictures(0, 16), playing.sound(0, 16))
+        found = seer.predict(playing.pictures(0, 16), playing.sound(0, 16))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     gain = result.record["gain"]
     assert len(found) == len(result.people)
@@ -303,7 +303,7 @@ def test_speech_is_where_it_is_loud_and_likely() -> None:
 
 def test_windows_that_show_somebody_say_when_they_are_heard(tmp_path: Path) -> None:
     """Each as much as it weighs; where one alone shows them, it alone."""
-    found = Found(
+    found = FirstPass(
         tmp_path, 32, 32 * 640, np.ones(32, bool), [0, 8, 16], 16, np.array([2, 6, 10, 14]), {}, 0
     )
     sightings = []

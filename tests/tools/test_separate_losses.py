@@ -16,7 +16,7 @@ import torch
 
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.media import probe
-from cavmae.finetune.inference.predictor import Seer
+from cavmae.finetune.inference.predictor import WindowPredictor
 from cavmae.finetune.inference.separator import Result
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.tools.separate import main
@@ -56,13 +56,13 @@ def test_a_recording_none_of_whose_pictures_decode(
     path = video(seconds=8.0)
     assert spoil(path, "video", 1.0, zeros) == 200
     asked: list[object] = []
-    seen = Seer.people
+    seen = WindowPredictor.predict
 
-    def people(self: Seer, *arguments: Any) -> Any:
+    def people(self: WindowPredictor, *arguments: Any) -> Any:
         asked.append(arguments)
         return seen(self, *arguments)
 
-    monkeypatch.setattr(Seer, "people", people)
+    monkeypatch.setattr(WindowPredictor, "people", people)
     out = tmp_path / "out"
     assert main([str(path), *words(checkpoint, out)]) == 1
     assert "video.mp4: it does not decode (at least 2" in caplog.text

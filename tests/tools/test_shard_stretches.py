@@ -14,7 +14,7 @@ from cavmae.common.json_files import value_as
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.messages import Alive, Message, Reporter, Skip, Written
-from cavmae.tools.shard import RunSettings
+from cavmae.tools.shard import ShardRunSettings
 from tests.conftest import make_shards
 from tests.datasets.media.test_irregular import lose_chunks
 from tests.datasets.recordings import Track, pictures, sounds, sweep, write
@@ -55,7 +55,7 @@ def test_a_stretch_is_retried_as_one(tmp_path: Path) -> None:
         Track("libx264", pictures(0, 250), {"g": "20"}),
         Track("pcm_s16le", sounds(sweep(0, 10))),
     )
-    again = RunSettings(workers=2, timeout=60.0, retry_skipped=True)
+    again = ShardRunSettings(workers=2, timeout=60.0, retry_skipped=True)
     assert make_shards(str(path), out, again, **TINY) == 0
     assert starts(out) == list(range(10))
     assert lines(out) == []
@@ -111,7 +111,7 @@ def test_what_a_damaged_index_loses_is_a_line(tmp_path: Path) -> None:
     before = starts(out)
     assert 1 <= len(before) < 9
     path.write_bytes(whole)  # copied again
-    again = RunSettings(workers=2, timeout=60.0, retry_skipped=True)
+    again = ShardRunSettings(workers=2, timeout=60.0, retry_skipped=True)
     assert make_shards(str(path), out, again, **TINY) == 0
     assert starts(out)[-1] > 8
     assert lines(out) == []

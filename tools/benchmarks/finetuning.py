@@ -84,7 +84,7 @@ def _stream(bench: FinetuneBench) -> ComposedStream:
     how = _model_settings(bench)
     motion = how.motion_height, how.motion_width
     return ComposedStream(
-        Manifest.load(bench.data_set), ComposeSettings(), motion, how.keys, bench.batch,
+        Manifest.load(bench.data_set), ComposeSettings(), motion, how.key_frames, bench.batch,
         access=Access(verify="size"),
     )  # fmt: skip
 

@@ -24,12 +24,12 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes, read_json
 from cavmae.common.progress import Progress
+from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.pretrain.engine.checkpoints import complete
-from cavmae.tools.evaluate import ROWS
 
 log = logging.getLogger("cavmae")
 COLOURS = {"pretrained": "#0072b2", "from scratch": "#d55e00"}  # that colour-blind eyes tell apart
-PLOTTED = ("SI-SDR improvement", "IoU", "binding")
+PLOTTED = ("si_sdri", "iou", "binding")
 
 Measures = dict[tuple[str, int], list[Mapping[str, float]]]  # of each start and number of clips
 
@@ -177,11 +177,12 @@ def table(found: Measures, bench: LabelsBench) -> str:
         "| | " + " | ".join(f"{clips} clips, {start}" for start, clips in columns) + " |",
         "|---|" + "---:|" * len(columns),
     ]
-    for name, unit, digits in ROWS:
+    for name, metric in METRICS.items():
         if all(name in runs for case in columns for runs in found[case]):
-            told = [_spread([runs[name] for runs in found[case]], digits) for case in columns]
-            unit = f", {unit}" if unit and unit not in name else ""
-            lines.append(f"| {name}{unit} | " + " | ".join(told) + " |")
+            cells = [
+                _spread([runs[name] for runs in found[case]], metric.digits) for case in columns
+            ]
+            lines.append(f"| {metric.label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -193,7 +194,6 @@ def _spread(values: Sequence[float], digits: int) -> str:
 def plot(found: Measures, path: Path) -> None:
     """What more labels give, from both starts: a dot each run, lines through means."""
     figure = Figure(figsize=(13, 4), layout="constrained")
-    units = {name: unit for name, unit, _ in ROWS}
     for axis, name in zip(figure.subplots(1, len(PLOTTED)), PLOTTED, strict=True):
         for start, colour in COLOURS.items():
             here = [(clips, runs) for (s, clips), runs in found.items() if s == start]
@@ -211,7 +211,7 @@ def plot(found: Measures, path: Path) -> None:
         axis.set_xticks(sorted({clips for _, clips in found}), minor=False)
         axis.set_xticklabels([str(c) for c in sorted({clips for _, clips in found})])
         axis.set_xlabel("labelled clips")
-        axis.set_ylabel(f"{name}, {units[name]}" if units[name] else name)
+        axis.set_ylabel(METRICS[name].label)
         axis.legend()
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=120)

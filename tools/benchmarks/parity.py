@@ -22,12 +22,12 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import write_atomically
 from cavmae.datasets.stream.features import SAMPLE_RATE, fbank, fbank_batch
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
-from cavmae.finetune.speaker.factory import shape_of as speaker_shape_of
+from cavmae.finetune.speaker.factory import speaker_config as speaker_shape_of
 from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
-from cavmae.pretrain.cavmae_task import Pretraining
-from cavmae.pretrain.encoder import SIZES, config_of
+from cavmae.pretrain.cavmae_task import CAVMAETask
+from cavmae.pretrain.encoder import SIZES, config_for_size
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.task import Task
 from cavmae.pretrain.factory import compile_blocks
@@ -112,7 +112,7 @@ def tensor_float(allowed: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-class Step(NamedTuple):
+class ParityStep(NamedTuple):
     """Of one training step: loss, gradients by name on the CPU, seconds, the scale of fp16."""
 
     loss: float
@@ -121,7 +121,7 @@ class Step(NamedTuple):
     scale: float
 
 
-def step(task: Task, batch: dict[str, Any], device: torch.device, precision: str) -> Step:
+def step(task: Task, batch: dict[str, Any], device: torch.device, precision: str) -> ParityStep:
     """Loss and gradients of a batch; the weights stay as they are.
 
     Raises:
@@ -145,7 +145,7 @@ def step(task: Task, batch: dict[str, Any], device: torch.device, precision: str
             name: p.grad.cpu() for name, p in task.named_parameters() if p.grad is not None
         }
         if all(bool(g.isfinite().all()) for g in gradients.values()) or precision != "fp16":
-            return Step(float(loss.detach()), gradients, time.perf_counter() - started, scale)
+            return ParityStep(float(loss.detach()), gradients, time.perf_counter() - started, scale)
         scaler.update(scale / 2)  # as a step that is left out does
     raise CavmaeError(f"fp16 finds no scale in {SCALE_SEARCH} steps.")
 
@@ -156,7 +156,7 @@ def relative(x: Tensor, reference: Tensor) -> float:
     return float((x - reference).norm() / reference.norm().clamp(min=1e-30))
 
 
-def compared(name: str, found: Step, reference: Step) -> Compared:
+def compared(name: str, found: ParityStep, reference: ParityStep) -> Compared:
     """A step beside the reference's."""
     names = list(reference.gradients)
     if list(found.gradients) != names:
@@ -209,8 +209,8 @@ def pretraining(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]
 
     def made() -> Task:
         torch.manual_seed(0)
-        model = CAVMAE(config_of(bench.size))
-        return Pretraining(model, ObjectiveSettings(), DeviceTransform(Statistics()))
+        model = CAVMAE(config_for_size(bench.size))
+        return CAVMAETask(model, ObjectiveSettings(), DeviceTransform(Statistics()))
 
     return made, made_clips(bench.batch, 1024, 224)
 
@@ -218,7 +218,7 @@ def pretraining(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]
 def speaking(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]:
     """The task of the speaker model, its encoder learning, too, and a batch of made scenes."""
     settings = configured(bench.speaker)
-    shape = speaker_shape_of(settings, config_of(bench.encoder_size), (224, 224), 256)
+    shape = speaker_shape_of(settings, config_for_size(bench.encoder_size), (224, 224), 256)
 
     def made() -> Task:
         torch.manual_seed(0)

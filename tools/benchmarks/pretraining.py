@@ -24,8 +24,8 @@ from cavmae.datasets.stream.stream import TrainStream
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
 from cavmae.datasets.stream.view import View
 from cavmae.pretrain.blocks import Attention, Block
-from cavmae.pretrain.cavmae_task import Pretraining
-from cavmae.pretrain.encoder import SIZES, CAVMAEConfig, config_of, take
+from cavmae.pretrain.cavmae_task import CAVMAETask
+from cavmae.pretrain.encoder import SIZES, CAVMAEConfig, config_for_size, gather_tokens
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.factory import compile_blocks
 from cavmae.pretrain.flops import peak_of, step_operations
@@ -110,7 +110,7 @@ class ReferenceWay(CAVMAE):
     def embed(self, patches: Tensor, modality: str, keep: Tensor | None = None) -> Tensor:
         """See :meth:`Encoder.embed`: all patches are embedded, then some are kept."""
         tokens = super().embed(patches, modality)
-        return tokens if keep is None else take(tokens, keep)
+        return tokens if keep is None else gather_tokens(tokens, keep)
 
     def reconstruction(
         self,
@@ -135,7 +135,7 @@ class ReferenceWay(CAVMAE):
 
 def shape_of(bench: PretrainBench, way: Way) -> CAVMAEConfig:
     """The shape of the model that a way trains."""
-    return config_of(
+    return config_for_size(
         bench.size,
         image_size=(bench.image, bench.image),
         audio_size=(128, bench.audio_frames),
@@ -181,7 +181,7 @@ def steps(bench: PretrainBench, way: Way) -> float:
     shape = shape_of(bench, way)
     objective = ObjectiveSettings(decode_fraction=way.fraction)
     model = ReferenceWay(shape) if way.reference else CAVMAE(shape)
-    task = Pretraining(model, objective, DeviceTransform(Statistics(), Augmentation(noise=True)))
+    task = CAVMAETask(model, objective, DeviceTransform(Statistics(), Augmentation(noise=True)))
     task.to(device)
     if way.compile:
         compile_blocks(model, "inductor")

@@ -20,7 +20,7 @@ def made_scenes(
     """
     rng = torch.Generator().manual_seed(seed)
     height, width = shape.encoder.image_size
-    masks = torch.zeros(count, people, shape.keys, height, width, dtype=torch.bool)
+    masks = torch.zeros(count, people, shape.key_frames, height, width, dtype=torch.bool)
     for person in range(people):
         left = person * width // people
         masks[:, person, :, 8:, left + 2 : left + width // people - 2] = True
@@ -31,7 +31,9 @@ def made_scenes(
     return {
         "key": [f"s{n}" for n in range(count)],
         "labels": [(), ("talking", "child"), *[()] * count][:count],
-        "frames": torch.randint(256, (count, shape.keys, height, width, 3), generator=rng).byte(),
+        "frames": torch.randint(
+            256, (count, shape.key_frames, height, width, 3), generator=rng
+        ).byte(),
         "motion": torch.randint(
             256, (count, shape.frames, *shape.motion_size), generator=rng
         ).byte(),

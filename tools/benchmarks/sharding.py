@@ -18,7 +18,7 @@ from cavmae.datasets.sharding.messages import Message, Skip
 from cavmae.datasets.sharding.settings import ShardSettings
 from cavmae.tools.benchmarks.media import VideoSpec, make_folder
 from cavmae.tools.benchmarks.table import Row, in_turns, on_one_core, resident_mb, save, table
-from cavmae.tools.shard import RunSettings, shard
+from cavmae.tools.shard import ShardRunSettings, shard
 
 MADE = VideoSpec(seconds=10.0, fps=30.0, size=(1280, 720), rate=44100, channels=2, clutter=True)
 SMALL = VideoSpec(seconds=2.5, fps=25.0, size=(256, 144), rate=44100, channels=2)
@@ -111,7 +111,7 @@ def whole_run(paths: Sequence[str], workers: int) -> float:
     """Seconds a video of `cavmae shard` from beginning to end."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        shard(list(paths), Path(folder) / "out", ShardSettings(), RunSettings(workers=workers))
+        shard(list(paths), Path(folder) / "out", ShardSettings(), ShardRunSettings(workers=workers))
         return (time.perf_counter() - started) / len(paths)
 
 

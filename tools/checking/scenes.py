@@ -17,7 +17,7 @@ from cavmae.common.files import write_atomically
 from cavmae.common.quoting import caption
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.composer import Scene
-from cavmae.datasets.mixtures.scene_spec import ComposeSettings, Recipe
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec
 from cavmae.datasets.mixtures.scene_stream import ComposedStream
 from cavmae.datasets.stream.features import SAMPLE_RATE, fbank
 from cavmae.datasets.stream.shard_reader import Access
@@ -41,7 +41,7 @@ def draw_scenes(
     """
     width = max(16, round(MOTION * compose.width / compose.height / 4) * 4)
     stream = ComposedStream(manifest, compose, (MOTION, width), KEYS, 1, seed=seed, access=access)
-    drawn: list[tuple[str, Recipe, Scene]] = []
+    drawn: list[tuple[str, SceneSpec, Scene]] = []
     for number in range(min(count, stream.samples)):
         recipe = stream.recipe(0, number)
         try:
@@ -73,7 +73,7 @@ def draw_scenes(
     return len(drawn)
 
 
-def _row(axes: Sequence[Any], key: str, recipe: Recipe, scene: Scene, most: int) -> None:
+def _row(axes: Sequence[Any], key: str, recipe: SceneSpec, scene: Scene, most: int) -> None:
     for number in range(KEYS):
         picture = scene.frames[number].astype(np.float32)
         for person, mask in enumerate(scene.masks[:, number]):

@@ -11,7 +11,7 @@ from torch import Tensor
 from cavmae.common.files import write_atomically
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import SAMPLE_RATE
-from cavmae.finetune.speaker.losses import truth_of, weights_of
+from cavmae.finetune.speaker.losses import loss_weights, targets_of
 from cavmae.finetune.speaker.metrics import assigned, shown_masks
 from cavmae.finetune.speaker.task import SpeakerTask, scale_of
 
@@ -25,9 +25,9 @@ def draw_examples(task: SpeakerTask, batch: Batch, path: Path) -> None:
     mixture's spectrogram, then of each person the true voice's and what was made of it.
     """
     inputs, target = task.inputs_of(batch, 0.0)
-    looked, voices = task.found(inputs)
-    truth = truth_of(batch, target, scale_of(batch))
-    waves, slots = assigned(looked, voices, truth, weights_of(task.loss))
+    looked, voices = task.predict(inputs)
+    truth = targets_of(batch, target, scale_of(batch))
+    waves, slots = assigned(looked, voices, truth, loss_weights(task.loss))
     size = truth.masks.shape[-2], truth.masks.shape[-1]
     found = torch.stack([shown_masks(masks, size) for masks in looked.masks[-1]])
     count = len(batch["key"])

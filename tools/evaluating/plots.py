@@ -8,19 +8,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cavmae.common.files import write_atomically
-from cavmae.finetune.speaker.metrics import ALONE_DB, PersonMeasures, SceneMeasures
+from cavmae.finetune.speaker.metrics import ALONE_DB, PersonMetrics, SceneMetrics
 
 COLOUR = "#0072b2"  # that colour-blind eyes tell from grey
-Value = Callable[[PersonMeasures], float]
+Value = Callable[[PersonMetrics], float]
 
 
-def _improvement(person: PersonMeasures) -> float:
+def _improvement(person: PersonMetrics) -> float:
     """In dB; NaN where there was nothing beside the voice."""
     alone = person.si_sdr_mixture >= ALONE_DB
     return math.nan if alone else person.si_sdr - person.si_sdr_mixture
 
 
-def draw(scenes: Sequence[SceneMeasures], path: Path) -> None:
+def draw(scenes: Sequence[SceneMetrics], path: Path) -> None:
     """Three plots side by side, as a PNG: a dot each person, and the mean of each bin.
 
     Voices with nothing beside them leave nothing to improve, and are left out of the first two.
@@ -33,7 +33,7 @@ def draw(scenes: Sequence[SceneMeasures], path: Path) -> None:
          "SI-SDR improvement, dB", _improvement),
         ("share of the time in which somebody else speaks, too", lambda p: p.overlap,
          "SI-SDR improvement, dB", _improvement),
-        ("share of the picture that a person covers", lambda p: p.size, "IoU", lambda p: p.iou),
+        ("share of the picture that a person covers", lambda p: p.size, "iou", lambda p: p.iou),
     )  # fmt: skip
     for axis, (x_name, x, y_name, y) in zip(axes, plots, strict=True):
         pairs = [(x(p), y(p)) for p in people]

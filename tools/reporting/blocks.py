@@ -77,7 +77,7 @@ class Videos:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recording:
+class RecordingBlock:
     """Sound with its spectrogram.
 
     Attributes:
@@ -94,7 +94,7 @@ class Recording:
 class Recordings:
     """Players side by side."""
 
-    recordings: Sequence[Recording]
+    recordings: Sequence[RecordingBlock]
     kind: ClassVar[str] = "recordings"
 
 
@@ -108,11 +108,11 @@ class Details:
 
 
 @dataclasses.dataclass(frozen=True)
-class Listing:
+class ListBlock:
     """Sentences."""
 
     sentences: Sequence[str]
     kind: ClassVar[str] = "listing"
 
 
-Block = Heading | Paragraph | Table | Image | Charts | Videos | Recordings | Details | Listing
+Block = Heading | Paragraph | Table | Image | Charts | Videos | Recordings | Details | ListBlock

@@ -14,14 +14,14 @@ from cavmae.tools.reporting.blocks import (
     Block,
     Heading,
     Paragraph,
-    Recording,
+    RecordingBlock,
     Recordings,
     Video,
     Videos,
 )
 from cavmae.tools.reporting.charts import data_url, loudest, spectrogram
 from cavmae.tools.reporting.fields import Fields, FileRefused, read_inside
-from cavmae.tools.reporting.sounds import Track, people_of, tracks_of
+from cavmae.tools.reporting.sounds import AudioTrack, people_of, tracks_of
 from cavmae.tools.reporting.sources import Separation
 
 POSTER = 20  # frame of a video that is shown before it plays
@@ -89,10 +89,10 @@ def _poster(video: bytes) -> bytes:
     return encode_frame(picture, 85)
 
 
-def _recording(track: Track, top: float) -> Recording:
+def _recording(track: AudioTrack, top: float) -> RecordingBlock:
     held = io.BytesIO()
     soundfile.write(held, np.clip(track.wave, -1, 1), SAMPLE_RATE, format="FLAC")
-    return Recording(
+    return RecordingBlock(
         data_url(held.getvalue(), "audio/flac"),
         spectrogram(track.wave, top),
         track.name,

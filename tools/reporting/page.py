@@ -13,14 +13,14 @@ from markupsafe import Markup
 from PIL import Image as Pictures
 
 from cavmae.common.quoting import caption, visible
-from cavmae.tools.evaluate import ROWS
+from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.tools.reporting.blocks import (
     Block,
     Charts,
     Details,
     Heading,
     Image,
-    Listing,
+    ListBlock,
     Paragraph,
     Table,
 )
@@ -50,11 +50,11 @@ PICTURE_PIXELS = 80_000_000
 TRAINING = (
     ("loss", "Loss", "loss", False),
     ("lr", "Learning rate", "rate", False),
-    ("samples a second", "Throughput", "samples a second", False),
-    ("gradient norm", "Gradient norm", "norm", True),
-    ("waiting for data", "Waiting for data", "share of the time", False),
+    ("samples_per_sec", "Throughput", "samples per second", False),
+    ("grad_norm", "Gradient norm", "norm", True),
+    ("data_wait", "Waiting for data", "share of the time", False),
 )
-NOT_DRAWN = {"step", "kind", "samples", "epoch", "skipped steps", "skipped clips"}
+NOT_DRAWN = {"step", "kind", "samples", "epoch", "skipped_steps", "skipped_samples"}
 MEASURES = 60  # charts, rows and columns that a page has at most of what a file names
 
 
@@ -89,7 +89,7 @@ def page(sources: Sequence[Source], title: str, faults: Faults) -> str:
         "Data": [b for s in sources if isinstance(s, DataSet) for b in _data(s, faults)],
         "Configuration": [Details(run.name, run.config) for run in runs if run.config],
     }  # fmt: skip
-    parts["Left out"] = [Listing(faults.sentences)] if faults.sentences else []
+    parts["Left out"] = [ListBlock(faults.sentences)] if faults.sentences else []
     style = (HERE / "page.css").read_text()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     environment = Environment(
@@ -131,14 +131,15 @@ def _held_out(runs: Sequence[Run], faults: Faults) -> list[Block]:
             measured.append((name, named))
     if len(measured) > MEASURES:
         faults.add(f"Of {len(measured)} measures of training the first {MEASURES} are shown.")
-    units = {name: unit for name, unit, _ in ROWS}
+    titles = {name: metric.title for name, metric in METRICS.items()}
+    units = {name: metric.unit for name, metric in METRICS.items()}
     drawn = []
     once: list[tuple[str, dict[str, Line]]] = []
     for name, named in measured[:MEASURES]:
         if max(len(line.steps) for line in named.values()) > 1:
-            drawn.append(lines(name, units.get(name) or name, named))
+            drawn.append(lines(titles.get(name, name), units.get(name) or name, named))
         else:
-            once.append((f"{name}, {unit}" if (unit := units.get(name)) else name, named))
+            once.append((METRICS[name].label if name in METRICS else name, named))
     return [*_once(once), *([Charts(drawn)] if drawn else [])]
 
 
@@ -256,11 +257,11 @@ def _summary(record: Fields) -> dict[str, dict[str, float]]:
 
 def _summary_table(columns: Mapping[str, Mapping[str, float]]) -> list[Block]:
     body = []
-    for name, unit, digits in ROWS:
+    for name, metric in METRICS.items():
         values = [column.get(name) for column in columns.values()]
         if any(value is not None for value in values):
-            shown = f"{name}, {unit}" if unit and unit not in name else name
-            body.append((shown, [_number(value, digits=digits) for value in values]))
+            cells = [_number(value, digits=metric.digits) for value in values]
+            body.append((metric.label, cells))
     return [_table(["", *columns], body)] if body else []
 
 

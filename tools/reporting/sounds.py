@@ -31,7 +31,7 @@ PEOPLE = 32  # of a recording that are shown
 ALIKE = 0.1  # of a source's size, by which the recording may differ from it
 
 
-class Track(NamedTuple):
+class AudioTrack(NamedTuple):
     """Something to be heard.
 
     Attributes:
@@ -45,7 +45,7 @@ class Track(NamedTuple):
     note: str = ""
 
 
-class Person(NamedTuple):
+class ReportedPerson(NamedTuple):
     """Somebody in a recording.
 
     Attributes:
@@ -59,18 +59,18 @@ class Person(NamedTuple):
     fields: Fields
 
 
-def people_of(separation: Separation) -> list[Person]:
+def people_of(separation: Separation) -> list[ReportedPerson]:
     """People of ``result.json``."""
     people = []
     for place, fields in enumerate(separation.record.objects("people", PEOPLE), 1):
         number, level = fields.whole("number", 1), fields.number("level_db")
         note = [fields.text("state"), "" if level is None else f"{level:g} dB"]
         label = f"person {place if number is None else number}"
-        people.append(Person(label, ", ".join(filter(None, note)), fields))
+        people.append(ReportedPerson(label, ", ".join(filter(None, note)), fields))
     return people
 
 
-def tracks_of(separation: Separation) -> list[Track]:
+def tracks_of(separation: Separation) -> list[AudioTrack]:
     """The mixture, every voice beside its truth where that is known, and the rest.
 
     What cannot be read is left out; the mixture too, then, as it is their sum.
@@ -79,8 +79,8 @@ def tracks_of(separation: Separation) -> list[Track]:
     voices = [_read(separation.folder, person.fields, "voice") for person in people]
     rest = _read(separation.folder, separation.record, "residual")
     mixture = _sum([*voices, rest], separation)
-    tracks = [] if mixture is None else [Track("mixture", mixture)]
-    truth: list[Track] = []
+    tracks = [] if mixture is None else [AudioTrack("mixture", mixture)]
+    truth: list[AudioTrack] = []
     matched: dict[int, int] = {}
     measured: dict[int, str] = {}
     if mixture is not None and rest is not None:
@@ -91,15 +91,17 @@ def tracks_of(separation: Separation) -> list[Track]:
     for number, (person, voice) in enumerate(zip(people, voices, strict=True)):
         if voice is None:
             continue
-        tracks.append(Track(person.label, voice, f"{person.note}{measured.get(number, '')}"))
+        tracks.append(AudioTrack(person.label, voice, f"{person.note}{measured.get(number, '')}"))
         if number in matched:
             true = truth[matched[number]]
-            tracks.append(Track(f"{person.label}, truth", true.wave, true.name))
+            tracks.append(AudioTrack(f"{person.label}, truth", true.wave, true.name))
     for number, true in enumerate(truth):
         if number not in matched.values():
-            tracks.append(Track(f"truth: {true.name}", true.wave, "nobody found has this voice"))
+            tracks.append(
+                AudioTrack(f"truth: {true.name}", true.wave, "nobody found has this voice")
+            )
     if rest is not None:
-        tracks.append(Track("residual", rest, "what belongs to nobody visible"))
+        tracks.append(AudioTrack("residual", rest, "what belongs to nobody visible"))
     limit = int(LONGEST * SAMPLE_RATE)
     return [track._replace(wave=track.wave[:limit]) for track in tracks]
 
@@ -142,7 +144,7 @@ def _sum(waves: Sequence[np.ndarray | None], separation: Separation) -> np.ndarr
     return mixture
 
 
-def _truth(separation: Separation, mixture: np.ndarray) -> list[Track]:
+def _truth(separation: Separation, mixture: np.ndarray) -> list[AudioTrack]:
     """True voices of a made clip; none if it is not one, or not what was taken apart.
 
     Args:
@@ -168,7 +170,7 @@ def _truth(separation: Separation, mixture: np.ndarray) -> list[Track]:
     for person in people:
         wave = _read(folder, person, "voice")
         if wave is not None:
-            tracks.append(Track(f"{person.text('speaker')}, {person.text('role')}", wave))
+            tracks.append(AudioTrack(f"{person.text('speaker')}, {person.text('role')}", wave))
     return tracks
 
 
@@ -190,7 +192,7 @@ def _alike(source: str, mixture: np.ndarray) -> bool:
 
 
 def _matched(
-    voices: Sequence[np.ndarray], truth: Sequence[Track], mixture: np.ndarray, gain: float
+    voices: Sequence[np.ndarray], truth: Sequence[AudioTrack], mixture: np.ndarray, gain: float
 ) -> tuple[dict[int, int], dict[int, str]]:
     """Which true voice each found one is, and how near it is, in words."""
     heard = [n for n, t in enumerate(truth) if np.abs(t.wave).max() > 1e-3]

@@ -10,7 +10,7 @@ from cavmae.common.errors import SampleError, ShardError, UsageError
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.format.shards import Shard, samples_of
-from cavmae.datasets.mixtures.clip_pool import Clip, ClipPool
+from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
 from cavmae.datasets.stream.shard_reader import Access
 from tests.datasets.clips import clip, data_set_of
 
@@ -49,7 +49,7 @@ def test_the_nearest_frame_is_shown() -> None:
     _, members = clip(0)
     info = SampleInfo.from_bytes(members["json"])
     nothing = np.zeros((4, 2), dtype=np.int64)
-    one = Clip("k", 0, "s", info, times, nothing, nothing, (0, 0))
+    one = PoolClip("k", 0, "s", info, times, nothing, nothing, (0, 0))
     asked = np.array([-1.0, 0.019, 0.021, 0.06, 0.3, 9.0])
     naive = [min(range(4), key=lambda n: (abs(times[n] - t) > min(abs(times - t)) + 1e-6, n))
              for t in asked]  # fmt: skip

@@ -11,8 +11,8 @@ from cavmae.datasets.format.sample import encode_waveform
 from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.composer import Composer
 from cavmae.datasets.mixtures.mixing import REFERENCE, active_rms
-from cavmae.datasets.mixtures.sampler import RecipeBook
-from cavmae.datasets.mixtures.scene_spec import ComposeSettings, Recipe, Voice
+from cavmae.datasets.mixtures.sampler import SceneSampler
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec, Voice
 from cavmae.datasets.stream.features import resample
 from tests.datasets.clips import clip, data_set_of
 
@@ -29,12 +29,12 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> ClipPool:
 
 
 @pytest.fixture(scope="module")
-def recipes(pool: ClipPool) -> list[Recipe]:
-    book = RecipeBook(pool, SETTINGS)
+def recipes(pool: ClipPool) -> list[SceneSpec]:
+    book = SceneSampler(pool, SETTINGS)
     return [book.draw(random.Random(n)) for n in range(80)]
 
 
-def test_voices_and_rest_add_up(pool: ClipPool, recipes: list[Recipe]) -> None:
+def test_voices_and_rest_add_up(pool: ClipPool, recipes: list[SceneSpec]) -> None:
     composer = Composer(pool, SETTINGS, (16, 24), keys=1)
     kinds = set()
     for recipe in recipes:
@@ -53,7 +53,7 @@ def test_voices_and_rest_add_up(pool: ClipPool, recipes: list[Recipe]) -> None:
     assert len(kinds) > 4
 
 
-def test_a_voice_is_the_clips_own_in_step(pool: ClipPool, recipes: list[Recipe]) -> None:
+def test_a_voice_is_the_clips_own_in_step(pool: ClipPool, recipes: list[SceneSpec]) -> None:
     composer = Composer(pool, SETTINGS, (16, 24), keys=1)
     checked = 0
     speeds = set()
@@ -96,10 +96,10 @@ def test_a_voice_plays_faster_as_its_picture_does(tmp_path: Path) -> None:
     assert np.square(left).mean() < 1e-4 * np.square(found[told]).mean()
 
 
-def test_the_same_recipe_gives_the_same_scene(pool: ClipPool, recipes: list[Recipe]) -> None:
+def test_the_same_recipe_gives_the_same_scene(pool: ClipPool, recipes: list[SceneSpec]) -> None:
     one = Composer(pool, SETTINGS, (16, 24), keys=2)
     other = Composer(pool, SETTINGS, (16, 24), keys=2)
     for recipe in recipes[:10]:
-        again = Recipe.from_record(json.loads(json.dumps(recipe.to_record())))
+        again = SceneSpec.from_record(json.loads(json.dumps(recipe.to_record())))
         for a, b in zip(one.compose(recipe), other.compose(again), strict=True):
             assert np.array_equal(a, b)

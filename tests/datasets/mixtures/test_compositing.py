@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.compositing import GREY, Painter, filled, scaled, widened
-from cavmae.datasets.mixtures.sampler import RecipeBook
-from cavmae.datasets.mixtures.scene_spec import ComposeSettings, Recipe, Seen
+from cavmae.datasets.mixtures.compositing import GREY, Compositor, filled, scaled, widened
+from cavmae.datasets.mixtures.sampler import SceneSampler
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec, Seen
 from tests.datasets.clips import clip, data_set_of
 
 SCENE = (32, 48)
@@ -25,8 +25,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> ClipPool:
 
 
 @pytest.fixture(scope="module")
-def painter(pool: ClipPool) -> Painter:
-    return Painter(pool, SCENE, SCENE, frames=3, keys=3)
+def painter(pool: ClipPool) -> Compositor:
+    return Compositor(pool, SCENE, SCENE, frames=3, keys=3)
 
 
 def seen(number: int, **changes: object) -> Seen:
@@ -37,17 +37,17 @@ def seen(number: int, **changes: object) -> Seen:
     return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
 
 
-def recipe(kind: str, *people: Seen, **changes: object) -> Recipe:
+def recipe(kind: str, *people: Seen, **changes: object) -> SceneSpec:
     values = {
         "kind": kind, "people": people, "order": tuple(range(len(people))),
-        "background": "k4" if kind == "paste" else None, "unseen": (), "noise": None,
+        "background": "k4" if kind == "pasted" else None, "unseen": (), "noise": None,
         "noise_db": 0.0, "seed": 0, **PLAIN,
     } | changes  # fmt: skip
-    return Recipe(**values)  # type: ignore[arg-type]
+    return SceneSpec(**values)  # type: ignore[arg-type]
 
 
-def test_a_clip_of_its_own_is_what_it_was(pool: ClipPool, painter: Painter) -> None:
-    shown = painter.paint(recipe("own", seen(0)))
+def test_a_clip_of_its_own_is_what_it_was(pool: ClipPool, painter: Compositor) -> None:
+    shown = painter.compose_frames(recipe("own_background", seen(0)))
     one = pool.clips[0]
     grey = pool.pictures(one, [0, 1, 2], grey=True)
     # Once more through JPEG, which halves the resolution of colours: the noise of brightness stays.
@@ -57,8 +57,8 @@ def test_a_clip_of_its_own_is_what_it_was(pool: ClipPool, painter: Painter) -> N
     assert shown.masked.tolist() == [True]
 
 
-def test_only_the_person_is_pasted(pool: ClipPool, painter: Painter) -> None:
-    shown = painter.paint(recipe("paste", seen(0), seen(1, left=11, top=3)))
+def test_only_the_person_is_pasted(pool: ClipPool, painter: Compositor) -> None:
+    shown = painter.compose_frames(recipe("pasted", seen(0), seen(1, left=11, top=3)))
     first, second = pool.clips[0], pool.clips[1]
     moved = np.zeros((3, *SCENE), dtype=bool)
     moved[:, 3:, 11:] = pool.masks(second, [0, 1, 2])[:, :-3, :-11] > 0
@@ -69,40 +69,42 @@ def test_only_the_person_is_pasted(pool: ClipPool, painter: Painter) -> None:
     assert np.abs(shown.motion.astype(int) - pictures)[1:][moved[1:]].mean() < 12
     nobody = ~shown.masks.any((0, 1))
     assert shown.motion[:, nobody].std(axis=0).mean() < 5
-    other = painter.paint(recipe("paste", seen(0), seen(1, left=11, top=3), order=(1, 0)))
+    other = painter.compose_frames(recipe("pasted", seen(0), seen(1, left=11, top=3), order=(1, 0)))
     assert (other.masks[0] == (pool.masks(first, [0, 1, 2]) > 0)).all()
     assert not (other.masks[0] & other.masks[1]).any()
 
 
-def test_mirrored_and_scaled(pool: ClipPool, painter: Painter) -> None:
+def test_mirrored_and_scaled(pool: ClipPool, painter: Compositor) -> None:
     mask = pool.masks(pool.clips[2], [0, 1, 2]) > 0
-    flipped = painter.paint(recipe("paste", seen(2, flip=True)))
+    flipped = painter.compose_frames(recipe("pasted", seen(2, flip=True)))
     assert (flipped.masks[0] == mask[:, :, ::-1]).all()
-    half = painter.paint(recipe("paste", seen(2, scale=0.5, left=24, top=16)))
+    half = painter.compose_frames(recipe("pasted", seen(2, scale=0.5, left=24, top=16)))
     assert half.masks[0].sum() == pytest.approx(mask.sum() / 4, rel=0.15)
     assert not half.masks[0][:, :, :24].any()
-    away = painter.paint(recipe("paste", seen(2, left=500, top=-900)))
+    away = painter.compose_frames(recipe("pasted", seen(2, left=500, top=-900)))
     assert not away.masks.any()
 
 
-def test_a_person_stands_still_outside_of_the_active_time(pool: ClipPool, painter: Painter) -> None:
-    moving = painter.paint(recipe("own", seen(0)))
-    still = painter.paint(recipe("own", seen(0, active=(0.04, 0.04))))
+def test_a_person_stands_still_outside_of_the_active_time(
+    pool: ClipPool, painter: Compositor
+) -> None:
+    moving = painter.compose_frames(recipe("own_background", seen(0)))
+    still = painter.compose_frames(recipe("own_background", seen(0, active=(0.04, 0.04))))
     assert (still.motion == still.motion[0]).all()
     assert (still.motion[1] == moving.motion[1]).all()
     assert not (moving.motion[0] == moving.motion[1]).all()
 
 
-def test_a_clip_plays_faster(painter: Painter) -> None:
-    plain = painter.paint(recipe("own", seen(0)))
-    fast = painter.paint(recipe("own", seen(0, speed=2.0, active=(0.0, 0.04))))
+def test_a_clip_plays_faster(painter: Compositor) -> None:
+    plain = painter.compose_frames(recipe("own_background", seen(0)))
+    fast = painter.compose_frames(recipe("own_background", seen(0, speed=2.0, active=(0.0, 0.04))))
     assert (fast.motion[0] == plain.motion[0]).all()
     assert (fast.motion[1] == plain.motion[2]).all()  # 80 ms into the clip after 40 ms
 
 
-def test_side_by_side(pool: ClipPool, painter: Painter) -> None:
+def test_side_by_side(pool: ClipPool, painter: Compositor) -> None:
     left, right = seen(0, window=(0, 20)), seen(3, left=10, window=(20, 48))
-    shown = painter.paint(recipe("halves", left, right))
+    shown = painter.compose_frames(recipe("split_screen", left, right))
     assert not shown.masks[0][:, :, 20:].any()
     grey = pool.pictures(pool.clips[0], [0, 1, 2], grey=True)
     assert np.abs(shown.motion[:, :, :20].astype(int) - grey[:, :, :20]).mean() < 1
@@ -110,23 +112,23 @@ def test_side_by_side(pool: ClipPool, painter: Painter) -> None:
     assert not shown.masks[1].any()
 
 
-def test_light_is_that_of_one_camera(painter: Painter) -> None:
-    plain = painter.paint(recipe("own", seen(0)))
-    dark = painter.paint(recipe("own", seen(0), light=(0.5, 1.0, 1.0)))
+def test_light_is_that_of_one_camera(painter: Compositor) -> None:
+    plain = painter.compose_frames(recipe("own_background", seen(0)))
+    dark = painter.compose_frames(recipe("own_background", seen(0), light=(0.5, 1.0, 1.0)))
     assert dark.frames.mean() == pytest.approx(plain.frames.mean() / 2, rel=0.05)
     assert dark.motion.mean() == pytest.approx(plain.motion.mean() / 2, rel=0.05)
-    pale = painter.paint(recipe("own", seen(0), light=(1.0, 1.0, 0.0)))
+    pale = painter.compose_frames(recipe("own_background", seen(0), light=(1.0, 1.0, 0.0)))
     assert pale.frames.std(axis=-1).mean() < 3
-    red = painter.paint(recipe("own", seen(0), tint=(1.2, 1.0, 0.8)))
+    red = painter.compose_frames(recipe("own_background", seen(0), tint=(1.2, 1.0, 0.8)))
     assert red.frames[..., 0].mean() > plain.frames[..., 0].mean() * 1.1
 
 
 def test_whatever_is_drawn_can_be_painted(pool: ClipPool) -> None:
     settings = ComposeSettings(height=48, width=64, seconds=0.12)
-    book = RecipeBook(pool, settings)
-    painter = Painter(pool, (48, 64), (24, 32), frames=3, keys=2)
+    book = SceneSampler(pool, settings)
+    painter = Compositor(pool, (48, 64), (24, 32), frames=3, keys=2)
     for number in range(60):
-        shown = painter.paint(book.draw(random.Random(number)))
+        shown = painter.compose_frames(book.draw(random.Random(number)))
         assert shown.frames.shape == (2, 48, 64, 3)
         assert shown.motion.shape == (3, 24, 32)
         assert shown.masks.sum(axis=0).max() <= 1  # a pixel shows one person at most
@@ -137,11 +139,11 @@ def test_a_scene_of_another_shape_lies_in_the_middle_of_black(
     pool: ClipPool, room: tuple[int, int]
 ) -> None:
     small = tuple(side // 2 for side in room)
-    inside = Painter(pool, room, small, frames=3, keys=2)  # type: ignore[arg-type]
-    whole = Painter(pool, (48, 64), (24, 32), frames=3, keys=2)
-    plain = recipe("paste", seen(0), seen(1, left=9))
-    expected = inside.paint(plain)
-    shown = whole.paint(dataclasses.replace(plain, room=room))
+    inside = Compositor(pool, room, small, frames=3, keys=2)  # type: ignore[arg-type]
+    whole = Compositor(pool, (48, 64), (24, 32), frames=3, keys=2)
+    plain = recipe("pasted", seen(0), seen(1, left=9))
+    expected = inside.compose_frames(plain)
+    shown = whole.compose_frames(dataclasses.replace(plain, room=room))
     top, left = (48 - room[0]) // 2, (64 - room[1]) // 2
     here = slice(top, top + room[0]), slice(left, left + room[1])
     assert np.array_equal(shown.frames[:, here[0], here[1]], expected.frames)

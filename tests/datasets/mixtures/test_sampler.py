@@ -10,8 +10,8 @@ import pytest
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.sampler import HIDDEN, RecipeBook
-from cavmae.datasets.mixtures.scene_spec import GRID, ComposeSettings, Recipe
+from cavmae.datasets.mixtures.sampler import HIDDEN, SceneSampler
+from cavmae.datasets.mixtures.scene_spec import GRID, ComposeSettings, SceneSpec
 from tests.datasets.clips import clip, data_set_of
 
 SETTINGS = ComposeSettings(height=64, width=96, seconds=0.08)
@@ -32,23 +32,23 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> ClipPool:
 
 
 @pytest.fixture(scope="module")
-def drawn(pool: ClipPool) -> list[Recipe]:
-    book = RecipeBook(pool, SETTINGS)
+def drawn(pool: ClipPool) -> list[SceneSpec]:
+    book = SceneSampler(pool, SETTINGS)
     return [book.draw(random.Random(n)) for n in range(600)]
 
 
-def test_the_same_chance_gives_the_same_recipe(pool: ClipPool, drawn: list[Recipe]) -> None:
-    again = RecipeBook(pool, SETTINGS)
+def test_the_same_chance_gives_the_same_recipe(pool: ClipPool, drawn: list[SceneSpec]) -> None:
+    again = SceneSampler(pool, SETTINGS)
     for number in (599, 3, 77):
         assert again.draw(random.Random(number)) == drawn[number]
 
 
-def test_a_file_of_recipes_holds_all_of_them(drawn: list[Recipe]) -> None:
+def test_a_file_of_recipes_holds_all_of_them(drawn: list[SceneSpec]) -> None:
     for recipe in drawn[:50]:
-        assert Recipe.from_record(json.loads(json.dumps(recipe.to_record()))) == recipe
+        assert SceneSpec.from_record(json.loads(json.dumps(recipe.to_record()))) == recipe
 
 
-def test_nobody_is_in_a_scene_twice(pool: ClipPool, drawn: list[Recipe]) -> None:
+def test_nobody_is_in_a_scene_twice(pool: ClipPool, drawn: list[SceneSpec]) -> None:
     for recipe in drawn:
         voices = [*recipe.people, *recipe.unseen]
         people = [pool.clips[pool.number[voice.clip]].person for voice in voices]
@@ -56,22 +56,26 @@ def test_nobody_is_in_a_scene_twice(pool: ClipPool, drawn: list[Recipe]) -> None
         assert sorted(recipe.order) == list(range(len(recipe.people)))
 
 
-def test_shares_are_those_asked_for(pool: ClipPool, drawn: list[Recipe]) -> None:
+def test_shares_are_those_asked_for(pool: ClipPool, drawn: list[SceneSpec]) -> None:
     count = Counter(len(recipe.people) for recipe in drawn)
     for number, share in enumerate(SETTINGS.people, start=1):
         assert count[number] / len(drawn) == pytest.approx(share, abs=0.06)
     unrelated = [r for r in drawn if all(p.level_db is None for p in r.people)]
-    alone = SETTINGS.people[0] * SETTINGS.silent * (1 - SETTINGS.unrelated)
-    assert len(unrelated) / len(drawn) == pytest.approx(SETTINGS.unrelated + alone, abs=0.04)
+    alone = SETTINGS.people[0] * SETTINGS.silent_prob * (1 - SETTINGS.all_off_screen_prob)
+    assert len(unrelated) / len(drawn) == pytest.approx(
+        SETTINGS.all_off_screen_prob + alone, abs=0.04
+    )
     for recipe in unrelated:
         if len(recipe.people) > 1:
             assert recipe.unseen or recipe.noise
-    off = SETTINGS.off_screen + SETTINGS.unrelated / 2 * (1 - SETTINGS.off_screen)
+    off = SETTINGS.off_screen_prob + SETTINGS.all_off_screen_prob / 2 * (
+        1 - SETTINGS.off_screen_prob
+    )
     assert sum(bool(r.unseen) for r in drawn) / len(drawn) == pytest.approx(off, abs=0.05)
-    assert {r.kind for r in drawn} == {"own", "paste", "halves"}
+    assert {r.kind for r in drawn} == {"own_background", "pasted", "split_screen"}
 
 
-def test_levels_and_times(pool: ClipPool, drawn: list[Recipe]) -> None:
+def test_levels_and_times(pool: ClipPool, drawn: list[SceneSpec]) -> None:
     partly = 0
     dubbed: list[bool] = []
     apart: list[float] = []
@@ -91,29 +95,30 @@ def test_levels_and_times(pool: ClipPool, drawn: list[Recipe]) -> None:
             if voice.level_db is None:
                 dubbed.append("silent" not in info.labels and (first, last) != (0.0, 0.0))
     assert partly
-    assert np.mean(dubbed) == pytest.approx(SETTINGS.dubbed, abs=0.08)
+    assert np.mean(dubbed) == pytest.approx(SETTINGS.mismatched_lips_prob, abs=0.08)
     # Uniform: as often in the outer half of the range as in the inner.
     outer = sum(abs(level) > SETTINGS.snr_db / 2 for level in apart)
     assert outer / len(apart) == pytest.approx(0.5, abs=0.12)
 
 
-def test_what_has_no_mask_is_not_cut_out(pool: ClipPool, drawn: list[Recipe]) -> None:
+def test_what_has_no_mask_is_not_cut_out(pool: ClipPool, drawn: list[SceneSpec]) -> None:
     for recipe in drawn:
         masked = [pool.clips[pool.number[p.clip]].masked for p in recipe.people]
-        if recipe.kind == "paste":
+        if recipe.kind == "pasted":
             assert all(masked)
             assert recipe.background is not None
             assert pool.clips[pool.number[recipe.background]].masked
-        if recipe.kind == "own" and len(masked) > 1:
+        if recipe.kind == "own_background" and len(masked) > 1:
             assert all(masked)
     assert any(
-        r.kind == "halves" and not all(pool.clips[pool.number[p.clip]].masked for p in r.people)
+        r.kind == "split_screen"
+        and not all(pool.clips[pool.number[p.clip]].masked for p in r.people)
         for r in drawn
     )
 
 
-def test_people_stand_where_they_are_seen(pool: ClipPool, drawn: list[Recipe]) -> None:
-    book = RecipeBook(pool, SETTINGS)
+def test_people_stand_where_they_are_seen(pool: ClipPool, drawn: list[SceneSpec]) -> None:
+    book = SceneSampler(pool, SETTINGS)
     hidden = []
     for recipe in drawn:
         numbers = [pool.number[p.clip] for p in recipe.people]
@@ -125,29 +130,29 @@ def test_people_stand_where_they_are_seen(pool: ClipPool, drawn: list[Recipe]) -
             high, wide = recipe.room or (SETTINGS.height, SETTINGS.width)
             assert right > 0 and left < wide
             assert bottom > 0 and top < high
-            if recipe.kind == "halves":
+            if recipe.kind == "split_screen":
                 assert place.window is not None
                 assert place.left <= place.window[0]
                 assert place.left + place.scale * width >= place.window[1] - 1
-            if recipe.kind == "paste":
+            if recipe.kind == "pasted":
                 assert place.top + place.scale * height >= high - 1
-        if recipe.kind != "halves":
+        if recipe.kind != "split_screen":
             hidden.append(book._hidden([heads[n] for n in recipe.order]))
     assert sum(share <= HIDDEN for share in hidden) / len(hidden) > 0.9
 
 
-def test_sides_by_side_cover_the_scene(drawn: list[Recipe]) -> None:
+def test_sides_by_side_cover_the_scene(drawn: list[SceneSpec]) -> None:
     for recipe in drawn:
-        if recipe.kind == "halves":
+        if recipe.kind == "split_screen":
             windows = [p.window for p in recipe.people]
             covered = [x for window in windows if window for x in range(*window)]
             wide = recipe.room[1] if recipe.room else SETTINGS.width
             assert sorted(covered) == list(range(wide))
 
 
-def test_some_scenes_are_of_another_shape(drawn: list[Recipe]) -> None:
+def test_some_scenes_are_of_another_shape(drawn: list[SceneSpec]) -> None:
     rooms = [r.room for r in drawn if r.room is not None]
-    assert len(rooms) / len(drawn) == pytest.approx(SETTINGS.boxed, abs=0.06)
+    assert len(rooms) / len(drawn) == pytest.approx(SETTINGS.letterbox_prob, abs=0.06)
     wide = [room for room in rooms if room[1] == SETTINGS.width]
     assert len(wide) / len(rooms) == pytest.approx(0.7, abs=0.1)
     for height, width in rooms:
@@ -156,7 +161,7 @@ def test_some_scenes_are_of_another_shape(drawn: list[Recipe]) -> None:
 
 
 def test_heads_are_seen_where_a_clip_is_taller_than_the_scene(pool: ClipPool) -> None:
-    book = RecipeBook(pool, SETTINGS)
+    book = SceneSampler(pool, SETTINGS)
     masked = next(n for n, clip in enumerate(pool.clips) if clip.masked)
     unknown = next(n for n, clip in enumerate(pool.clips) if not clip.masked)
     height, width = pool.clips[masked].info.frame_size
@@ -177,9 +182,9 @@ def test_heads_are_seen_where_a_clip_is_taller_than_the_scene(pool: ClipPool) ->
 def test_too_few_people(tmp_path: Path) -> None:
     pool = ClipPool(data_set_of(tmp_path / "set", [clip(0, speaker="one"), clip(1, speaker="one")]))
     with pytest.raises(UsageError, match=r"clips of 1 speaking people \(one\).*up to 4"):
-        RecipeBook(pool, SETTINGS)
-    alone = ComposeSettings(people=(1, 0, 0), off_screen=0, unrelated=0)
-    assert RecipeBook(pool, alone).draw(random.Random(0)).people[0].clip in ("k0", "k1")
+        SceneSampler(pool, SETTINGS)
+    alone = ComposeSettings(people=(1, 0, 0), off_screen_prob=0, all_off_screen_prob=0)
+    assert SceneSampler(pool, alone).draw(random.Random(0)).people[0].clip in ("k0", "k1")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +194,7 @@ def test_too_few_people(tmp_path: Path) -> None:
         ({"seconds": 0.03}, "multiple of 0.04"),
         ({"silent": 1.5}, "from 0 to 1"),
         ({"people": (0, 0, 0)}, "people"),
-        ({"own": 0, "paste": 0, "halves": 0}, "own"),
+        ({"own_background": 0, "pasted": 0, "split_screen": 0}, "own_background"),
         ({"smallest": 2.0}, "smallest"),
     ],
 )

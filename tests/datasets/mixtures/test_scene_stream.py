@@ -17,7 +17,7 @@ from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings
 from cavmae.datasets.mixtures.scene_stream import (
     ComposedStream,
-    ListedStream,
+    FixedSceneStream,
     keys_of,
     read_list,
     write_list,
@@ -65,7 +65,7 @@ def test_every_scene_of_an_epoch_once_over_all_readers(clips: Manifest) -> None:
         for rank in range(world):
             one = stream(clips, rank=rank, world_size=world)
             for worker in range(workers):
-                for delivery in one.deliveries(worker, workers):
+                for delivery in one.worker_batches(worker, workers):
                     assert not isinstance(delivery, CavmaeError)
                     if delivery.position.epoch > 1 or len(keys) > 200:
                         break
@@ -147,11 +147,11 @@ def test_a_list_gives_each_scene_once_and_always_the_same(clips: Manifest, tmp_p
     settings, read = read_list(path)
     assert settings == SETTINGS
     assert read == recipes
-    whole = list(Loader(ListedStream(clips, settings, read, (16, 24), 2, 2)))
+    whole = list(Loader(FixedSceneStream(clips, settings, read, (16, 24), 2, 2)))
     assert [key for batch in whole for key in batch["key"]] == [f"{n:05d}" for n in range(7)]
     keys = []
     for rank in range(2):
-        part = ListedStream(clips, settings, read, (16, 24), 2, 2, rank=rank, world_size=2)
+        part = FixedSceneStream(clips, settings, read, (16, 24), 2, 2, rank=rank, world_size=2)
         keys += [key for batch in Loader(part, 2) for key in batch["key"]]
     assert sorted(keys) == [f"{n:05d}" for n in range(7)]
 
@@ -169,7 +169,7 @@ def test_lists_that_do_not_fit(clips: Manifest, tmp_path: Path) -> None:
     recipe = stream(clips).recipe(0, 0)
     other = data_set_of(tmp_path / "other", [clip(n + 50, speaker=f"s{n}") for n in range(6)])
     with pytest.raises(UsageError, match="does not have: use the data set"):
-        ListedStream(other, SETTINGS, [recipe], (16, 24), 2, 2)
+        FixedSceneStream(other, SETTINGS, [recipe], (16, 24), 2, 2)
 
 
 def test_broken_clips_are_left_out_counted_and_named(clips: Manifest, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_backgrounds_are_behind_people_and_nothing_else(tmp_path: Path) -> None:
         recipe, people=(), order=(), unseen=(), noise="white", reference=None,
         light=(1.0, 1.0, 1.0), tint=(1.0, 1.0, 1.0), quality=95,
     )  # fmt: skip
-    seen = one.composer.painter.paint(nobody).frames[0]
+    seen = one.composer.painter.compose_frames(nobody).frames[0]
     frame = one.pool.pictures(one.pool.clips[one.pool.number["k21"]], [0], grey=False)[0]
     assert np.abs(seen.astype(int) - frame).mean() < 12  # once more through JPEG, of noise
 

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cavmae.datasets.stream.shuffle import (
-    Visit,
+    SampleRef,
     class_balanced_repeats,
     drain_order,
-    epoch_visits,
-    evaluation_visits,
-    visit_chance,
+    epoch_samples,
+    evaluation_samples,
+    rng_for_sample,
 )
 
 COUNTS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
@@ -25,7 +25,7 @@ def everything(counts: list[int]) -> Counter[tuple[int, int]]:
 def test_an_epoch_visits_every_sample_exactly_once(
     counts: list[int], seed: int, epoch: int, readers: int
 ) -> None:
-    pieces = [list(epoch_visits(counts, seed, epoch, r, readers)) for r in range(readers)]
+    pieces = [list(epoch_samples(counts, seed, epoch, r, readers)) for r in range(readers)]
     assert Counter((v.shard, v.sample) for piece in pieces for v in piece) == everything(counts)
     sizes = [len(piece) for piece in pieces]
     assert max(sizes) - min(sizes) <= 1  # no reader runs ahead of the others
@@ -37,7 +37,7 @@ def test_evaluation_sees_every_sample_exactly_once(
 ) -> None:
     readers = ranks * workers
     seen = Counter(
-        (v.shard, v.sample) for r in range(readers) for v in evaluation_visits(counts, r, readers)
+        (v.shard, v.sample) for r in range(readers) for v in evaluation_samples(counts, r, readers)
     )
     assert seen == everything(counts)
 
@@ -45,8 +45,8 @@ def test_evaluation_sees_every_sample_exactly_once(
 def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
     counts = [5] * 20
 
-    def order(seed: int, epoch: int) -> list[Visit]:
-        return list(epoch_visits(counts, seed, epoch, 0, 1))
+    def order(seed: int, epoch: int) -> list[SampleRef]:
+        return list(epoch_samples(counts, seed, epoch, 0, 1))
 
     assert order(1, 2) == order(1, 2)
     assert order(1, 2) != order(1, 3)
@@ -55,12 +55,12 @@ def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
 
 @given(st.integers(0, 2**40 - 1), st.integers(0, 1000), st.integers(0, 1000))
 def test_chance_of_a_visit(seed: int, epoch: int, sample: int) -> None:
-    visit = Visit(3, sample, 0)
-    first = visit_chance(seed, epoch, visit).random()
-    assert first == visit_chance(seed, epoch, visit).random()
-    assert first != visit_chance(seed, epoch + 1, visit).random()
-    assert first != visit_chance(seed, epoch, visit._replace(repeat=1)).random()
-    assert first != visit_chance(seed, epoch, visit._replace(sample=sample + 1)).random()
+    visit = SampleRef(3, sample, 0)
+    first = rng_for_sample(seed, epoch, visit).random()
+    assert first == rng_for_sample(seed, epoch, visit).random()
+    assert first != rng_for_sample(seed, epoch + 1, visit).random()
+    assert first != rng_for_sample(seed, epoch, visit._replace(repeat=1)).random()
+    assert first != rng_for_sample(seed, epoch, visit._replace(sample=sample + 1)).random()
 
 
 @given(st.integers(0, 50), st.integers(0, 9))
@@ -87,7 +87,7 @@ def test_repeats_come_as_often_as_they_should(seed: int, readers: int) -> None:
     epochs = 60
     for epoch in range(epochs):
         for reader in range(readers):
-            for visit in epoch_visits([3, 2], seed, epoch, reader, readers, repeats):
+            for visit in epoch_samples([3, 2], seed, epoch, reader, readers, repeats):
                 assert visit.repeat < 3
                 seen[visit.shard, visit.sample] += 1
     assert seen[0, 0] == 0

@@ -21,8 +21,8 @@ from cavmae.datasets.format.manifest import Manifest, ShardEntry
 from cavmae.datasets.format.shards import END, encode_sample, samples_of
 from cavmae.datasets.format.shards import Shard as OpenShard
 from cavmae.datasets.stream.loader import Loader
-from cavmae.datasets.stream.shard_reader import Access, Pending, Reader
-from cavmae.datasets.stream.shuffle import Visit, class_balanced_repeats
+from cavmae.datasets.stream.shard_reader import Access, BufferedSample, Reader
+from cavmae.datasets.stream.shuffle import SampleRef, class_balanced_repeats
 from cavmae.datasets.stream.stream import EvalStream, TrainStream
 from cavmae.datasets.stream.view import View
 
@@ -82,7 +82,7 @@ def test_epochs_are_exactly_once_over_ranks_and_workers(
         )  # fmt: skip
         for worker in range(workers):
             one = itertools.chain.from_iterable(
-                d.batch["key"] for d in stream.deliveries(worker, workers)
+                d.batch["key"] for d in stream.worker_batches(worker, workers)
             )
             seen.update(itertools.islice(one, per_reader))
     # 24 samples divide by all of these, so each reader's piece of the epoch is the same length.
@@ -375,7 +375,7 @@ def test_frames_of_several_sizes_get_a_clear_error(copied: Path) -> None:
 
 def test_memory_of_the_buffer_is_bytes_of_what_is_asked_for(data_set: Manifest) -> None:
     reader = Reader(data_set, dataclasses.replace(VIEW, frames="middle"), Access(), seed=0)
-    pending = Pending(Visit(0, 0, 0))
+    pending = BufferedSample(SampleRef(0, 0, 0))
     reader.load(pending, 0)
     assert pending.members is not None
     assert {type(data) for data in pending.members.values()} == {bytes}

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from cavmae.datasets.synthetic.settings import CASES, RenderSettings
-from cavmae.tools.render_talkers import RunSettings, render_talkers
+from cavmae.tools.render_talkers import RenderRunSettings, render_talkers
 
 # Where skia-python's shared libraries (libEGL) are missing, pytest says so.
 pytest.importorskip("skia", exc_type=ImportError)
@@ -18,7 +18,9 @@ SPLIT = {"valid_share": 0.25, "test_share": 0.25}
 def render(out: Path, clips: int, workers: int = 2, **changes: object) -> int:
     """`cavmae render-talkers` in this process, with workers of its own."""
     settings = {"seconds": 1.0, "height": 96, "speakers": 8, **SPLIT, **changes}
-    return render_talkers(out, clips, RenderSettings(**settings), RunSettings(workers=workers))  # type: ignore[arg-type]
+    return render_talkers(
+        out, clips, RenderSettings(**settings), RenderRunSettings(workers=workers)
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from cavmae.datasets.synthetic.face import EARS, Pose
 from cavmae.datasets.synthetic.figure import Figure
 from cavmae.datasets.synthetic.mixing import mix, say
 from cavmae.datasets.synthetic.population import Population
-from cavmae.datasets.synthetic.recordings import Recording
+from cavmae.datasets.synthetic.recordings import SpeechRecording
 from cavmae.datasets.synthetic.script import write_script
 from cavmae.datasets.synthetic.settings import RenderSettings
 from cavmae.datasets.synthetic.speaker_discovery import load_or_make
@@ -318,7 +318,7 @@ def test_shifted_sound_is_the_same_sound_at_another_time(
     voice: EspeakVoice | RecordedVoice = EspeakVoice("de", "f3", 50, 50, 160)
     if source == "recordings":
         file = speech / "set0" / "1-0.wav"
-        recording = Recording("set0/1-0.wav", file.stat().st_size, 0.0, 3.0, -30.0)
+        recording = SpeechRecording("set0/1-0.wav", file.stat().st_size, 0.0, 3.0, -30.0)
         voice = RecordedVoice(str(speech), (recording,))
     length, margin = 2.0, abs(earlier)
     shifted = say(voice, ((0.0, length),), length, earlier, np.random.default_rng(1))

@@ -16,7 +16,7 @@ from cavmae.datasets.synthetic import articulation, espeak, mixing, motion, word
 from cavmae.datasets.synthetic.articulation import OPENING, SPREAD, TEETH, at_frames, from_phonemes
 from cavmae.datasets.synthetic.espeak import EspeakVoice, Phoneme
 from cavmae.datasets.synthetic.population import Population, lot
-from cavmae.datasets.synthetic.recordings import Recording, levels, reader_of, survey
+from cavmae.datasets.synthetic.recordings import SpeechRecording, levels, reader_of, survey
 from cavmae.datasets.synthetic.script import write_script
 from cavmae.datasets.synthetic.settings import RenderSettings
 from cavmae.datasets.synthetic.speaker_discovery import _made
@@ -277,7 +277,7 @@ def test_a_noisy_room_is_not_speech(tmp_path: Path) -> None:
     end = 0.1 * tone * (time > 9.7)  # so that the recording does not end with the speech
     soundfile.write(str(tmp_path / "a-1.wav"), speech + room + end, 16_000)
     recording = survey(tmp_path, "a-1.wav")
-    assert isinstance(recording, Recording)
+    assert isinstance(recording, SpeechRecording)
     voice = RecordedVoice(str(tmp_path), (recording,))
     heard = 0
     for draw in range(20):
@@ -299,7 +299,7 @@ def test_parts_that_cancel_each_other_fit_too(tmp_path: Path) -> None:
     sounding: dict[str, tuple[Voice, float]] = {}
     for name in ("a-1.wav", "b-1.wav"):
         recording = survey(tmp_path, name)
-        assert isinstance(recording, Recording)
+        assert isinstance(recording, SpeechRecording)
         exact = dataclasses.replace(recording, start=0.0, seconds=3.0)
         sounding[name] = RecordedVoice(str(tmp_path), (exact,)), 100.0
     chosen = RenderSettings(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae.finetune.inference.slot_merging import LEAST, SPECK, people_of, without_specks
+from cavmae.finetune.inference.slot_merging import LEAST, SPECK, merge_slots, without_specks
 
 SIZE = (4, 20, 40)  # key frames, height, width
 
@@ -24,7 +24,7 @@ def voting(*middles: tuple[torch.Tensor, float, float]) -> torch.Tensor:
 
 
 def groups(masks: list[torch.Tensor], votes: torch.Tensor, *there: float) -> list[list[int]]:
-    return people_of(torch.stack(masks), votes, torch.tensor(there), cued=False)
+    return merge_slots(torch.stack(masks), votes, torch.tensor(there), cued=False)
 
 
 FACE, HAIR = block(slice(5, 12), slice(10, 16)), block(slice(0, 5), slice(8, 18))
@@ -35,12 +35,12 @@ def test_parts_that_vote_for_one_middle_are_one_person() -> None:
     masks = torch.stack([OTHER, HAIR, FACE, torch.zeros(SIZE)])
     votes = voting((OTHER, 0.8, 0.6), (HAIR, 0.33, 0.4), (FACE, 0.32, 0.43))
     there = torch.tensor([0.7, 0.8, 0.95, 0.9])
-    assert people_of(masks, votes, there, cued=False) == [[2, 1], [0]]
+    assert merge_slots(masks, votes, there, cued=False) == [[2, 1], [0]]
     # Whom a cue means comes first, however sure others are.
-    assert people_of(masks, votes, there, cued=True) == [[0], [2, 1]]
+    assert merge_slots(masks, votes, there, cued=True) == [[0], [2, 1]]
     # Somebody above somebody else is another person.
     votes = voting((OTHER, 0.8, 0.6), (HAIR, 0.33, 0.2), (FACE, 0.32, 0.43))
-    assert people_of(masks, votes, there, cued=False) == [[2], [1], [0]]
+    assert merge_slots(masks, votes, there, cued=False) == [[2], [1], [0]]
 
 
 def test_after_a_cut_there_is_somebody_else() -> None:

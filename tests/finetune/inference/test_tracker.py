@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cavmae.datasets.stream.transforms import Statistics
-from cavmae.finetune.inference.overlap_add import Joiner, Weights, window_starts
-from cavmae.finetune.inference.predictor import WHOLE, Cue, Fit, Person, Seer
+from cavmae.finetune.inference.overlap_add import CrossfadeWeights, OverlapAdd, window_starts
+from cavmae.finetune.inference.predictor import WHOLE, Cue, DetectedPerson, Fit, WindowPredictor
 from cavmae.finetune.inference.tracker import Tracker, between, masks_at
 from cavmae.finetune.speaker.cues import KINDS, no_cues
-from cavmae.finetune.speaker.model import Inputs, Looked, Voices
+from cavmae.finetune.speaker.model import Inputs, SlotPredictions, VoicePredictions
 from tests.finetune.speaker.scenes import ENCODER, SHAPE, model
 
 LENGTH, KEYS = 16, np.array([2, 6, 10, 14])
@@ -27,7 +27,7 @@ def test_windows_cover_everything_and_weigh_one(frames: int, length: int, share:
     assert all(0 < b - a <= hop for a, b in itertools.pairwise(starts))
     assert starts[-1] + length == max(frames, length)
     total = np.zeros(max(frames, length))
-    weights = Weights(starts, length)
+    weights = CrossfadeWeights(starts, length)
     for number, start in enumerate(starts):
         share_of = weights.of(number)
         assert (share_of > 0).all()
@@ -41,7 +41,7 @@ def test_a_wave_that_all_windows_agree_on_comes_out_as_it_is(
 ) -> None:
     starts = window_starts(frames, length, max(1, length // 2))
     wave = np.random.default_rng(frames).normal(size=frames + length).astype(np.float32)
-    joiner = Joiner(starts, length, frames)
+    joiner = OverlapAdd(starts, length, frames)
     found = np.zeros(frames, dtype=np.float32)
     newcomer = np.zeros(frames, dtype=np.float32)
     until = 0
@@ -68,7 +68,7 @@ def test_a_wave_that_all_windows_agree_on_comes_out_as_it_is(
 def test_who_is_gone_costs_nothing() -> None:
     """An hour with hundreds of people who come and go keeps no more than two windows of each."""
     starts = list(range(0, 8 * 300, 8))
-    joiner = Joiner(starts, 16, 8 * 300 + 8)
+    joiner = OverlapAdd(starts, 16, 8 * 300 + 8)
     for number in range(300):
         _, parts = joiner.add({0: np.ones(16, np.float32), 1 + number: np.ones(16, np.float32)})
         assert len(parts) <= 3
@@ -78,12 +78,12 @@ def test_who_is_gone_costs_nothing() -> None:
 # --- who is who ---
 
 
-def person(place: float, colour: int, tone: float = 0.0, masks: int = 24) -> Person:
+def person(place: float, colour: int, tone: float = 0.0, masks: int = 24) -> DetectedPerson:
     """Somebody a fifth of the picture wide, whose middle is at ``place`` all the time."""
     return moving(lambda _: place, colour, tone, 0, masks)
 
 
-def moving(where, colour: int, tone: float, start: int, size: int = 24) -> Person:  # type: ignore[no-untyped-def]
+def moving(where, colour: int, tone: float, start: int, size: int = 24) -> DetectedPerson:  # type: ignore[no-untyped-def]
     values = np.zeros((len(KEYS), size, size), dtype=np.uint8)
     for number, key in enumerate(KEYS):
         middle = where(start + key)
@@ -93,7 +93,7 @@ def moving(where, colour: int, tone: float, start: int, size: int = 24) -> Perso
     colours = np.zeros(64, dtype=np.float32)
     colours[colour] = 1
     voice = np.sin(2 * np.pi * tone * time).astype(np.float32)
-    return Person(0, 0.9, np.ones(LENGTH, np.float32), WHOLE, values, voice, colours)
+    return DetectedPerson(0, 0.9, np.ones(LENGTH, np.float32), WHOLE, values, voice, colours)
 
 
 def tracker(starts: list[int]) -> Tracker:
@@ -191,11 +191,11 @@ def test_a_part_of_the_picture_fits_into_the_models(
     assert found == pytest.approx((left, top, left + width / 12, top + height / 8), abs=0.02)
 
 
-def seer(**changes: object) -> Seer:
+def seer(**changes: object) -> WindowPredictor:
     made = model(**changes)
     with torch.no_grad():
         made.state_head[-1].bias.copy_(torch.tensor([3.0, 0.0, -3.0, -3.0]))
-    return Seer(made.eval(), Statistics(-6.0, 4.0))
+    return WindowPredictor(made.eval(), Statistics(-6.0, 4.0))
 
 
 def scene() -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +208,7 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
 def test_a_window_of_the_models_size_is_one_forward_pass() -> None:
     one = seer(motion_size=(32, 48))
     frames, wave = scene()
-    found = one.people(frames, wave)
+    found = one.predict(frames, wave)
     assert found
     grey = (torch.from_numpy(frames).float() @ torch.tensor([0.299, 0.587, 0.114])).round().byte()
     mixture = torch.from_numpy(wave)[None]
@@ -227,14 +227,16 @@ def test_a_window_of_the_models_size_is_one_forward_pass() -> None:
     for somebody in found:
         slot = somebody.slot
         torch.testing.assert_close(torch.from_numpy(somebody.voice), waves[slot])
-        torch.testing.assert_close(torch.from_numpy(somebody.heard), voices.when[0, slot].sigmoid())
+        torch.testing.assert_close(
+            torch.from_numpy(somebody.activity_prob), voices.when[0, slot].sigmoid()
+        )
         shown = torch.from_numpy(somebody.masks).float() / 255
         # But for specks, which are taken out of them.
         speck = (shown - masks[slot]).abs() >= 0.01
         assert not shown[speck].any()
         assert (masks[slot][speck] > 0.5).all()
         assert speck.float().mean() < 0.02
-        assert somebody.colours.sum() == pytest.approx(1, abs=1e-4)
+        assert somebody.colors.sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_slots_on_the_same_pixels_are_one_person() -> None:
@@ -247,14 +249,14 @@ def test_slots_on_the_same_pixels_are_one_person() -> None:
             parameter.zero_()
     frames, wave = scene()
     kept = []
-    whole = one.task.found
+    whole = one.task.predict
 
-    def found(inputs: Inputs) -> tuple[Looked, Voices]:
+    def found(inputs: Inputs) -> tuple[SlotPredictions, VoicePredictions]:
         kept.append(whole(inputs))
         return kept[-1]
 
-    one.task.found = found  # type: ignore[method-assign]
-    (somebody,) = one.people(frames, wave)
+    one.task.predict = found  # type: ignore[method-assign]
+    (somebody,) = one.predict(frames, wave)
     voices = kept[0][1].waves(len(wave))[0, :-1]
     assert len(voices) == 4
     torch.testing.assert_close(torch.from_numpy(somebody.voice), voices.sum(0))
@@ -284,6 +286,6 @@ def test_cues_reach_slot_0(kind: str) -> None:
         region = torch.zeros(2, 3)
         region[1, 0] = 1.0
         assert (made.region[0] - region).abs().max() < 0.02
-    plain = one.people(frames, wave)
-    cued = one.people(frames, wave, cue=cue, key=1)
-    assert [p.there for p in plain] != [p.there for p in cued]
+    plain = one.predict(frames, wave)
+    cued = one.predict(frames, wave, cue=cue, key=1)
+    assert [p.presence_prob for p in plain] != [p.presence_prob for p in cued]

@@ -18,7 +18,7 @@ ENCODER = CAVMAEConfig(
 )  # fmt: skip
 SHAPE = SpeakerConfig(
     encoder=ENCODER, slots=5, width=32, heads=2, query_layers=1, slot_layers=2, voice_layers=1,
-    mask_width=16, keys=2, motion_size=(16, 24), motion_width=8, motion_blocks=1,
+    mask_width=16, key_frames=2, motion_size=(16, 24), motion_channels=8, motion_blocks=1,
     separator_width=4,
 )  # fmt: skip
 SAMPLES = 64 * 160

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from cavmae.finetune.speaker.center_voting import STRENGTH, Anchors
-from cavmae.finetune.speaker.losses import truth_of, vote_loss
+from cavmae.finetune.speaker.center_voting import STRENGTH, CenterVoting
+from cavmae.finetune.speaker.losses import targets_of, vote_loss
 from cavmae.finetune.speaker.matcher import draw_points
 from tests.finetune.speaker.scenes import batch
 
 
 def test_pixels_vote_for_themselves_and_places_lie_side_by_side_at_first() -> None:
-    one = Anchors(8, 4, 3)
+    one = CenterVoting(8, 4, 3)
     votes = one.votes(torch.randn(2, 2, 4, 10, 27))
     assert votes.shape == (2, 2, 2, 10, 27)
     assert float(votes[0, 0, 1, 3, 6]) == pytest.approx(6.5 / 27)
@@ -23,7 +23,7 @@ def test_pixels_vote_for_themselves_and_places_lie_side_by_side_at_first() -> No
 
 
 def test_a_place_moves_to_where_its_mask_votes() -> None:
-    one = Anchors(8, 4, 2)
+    one = CenterVoting(8, 4, 2)
     votes = one.votes(torch.zeros(1, 1, 4, 10, 30))
     before = torch.full((1, 2, 1, 10, 30), -20.0)
     before[:, :, :, :, 20:24] = 20
@@ -33,7 +33,7 @@ def test_a_place_moves_to_where_its_mask_votes() -> None:
 
 def test_people_whose_pixels_vote_apart_are_told_apart_where_they_touch() -> None:
     """Two people side by side, every pixel's vote right: each place has its own person only."""
-    one = Anchors(8, 4, 2)
+    one = CenterVoting(8, 4, 2)
     votes = torch.empty(1, 2, 1, 10, 40)
     votes[:, 1] = 0.5
     votes[..., :20], votes[..., 20:] = 0.25, 0.75
@@ -46,7 +46,7 @@ def test_people_whose_pixels_vote_apart_are_told_apart_where_they_touch() -> Non
 
 def test_votes_are_compared_with_the_middles_of_masks() -> None:
     told = batch()
-    truth = truth_of(told, torch.full((2,), -1), torch.ones(2, 1))
+    truth = targets_of(told, torch.full((2,), -1), torch.ones(2, 1))
     pixels = draw_points(truth.masks.shape, 400, truth.masks.device)
     # People stand at columns 2 to 22 and 26 to 46 of 48, rows 8 to 32 of 32.
     votes = torch.empty(2, 2, 2, 8, 12)
@@ -61,7 +61,7 @@ def test_votes_are_compared_with_the_middles_of_masks() -> None:
 def test_pixels_of_people_without_a_mask_do_not_count() -> None:
     told = batch()
     told["masked"][:] = False
-    truth = truth_of(told, torch.full((2,), -1), torch.ones(2, 1))
+    truth = targets_of(told, torch.full((2,), -1), torch.ones(2, 1))
     pixels = draw_points(truth.masks.shape, 50, truth.masks.device)
     votes = torch.rand(2, 2, 2, 8, 12, requires_grad=True)
     loss = vote_loss(votes, truth, pixels)

@@ -61,18 +61,19 @@ def talker(number: int) -> Sample:
 
 
 SETTINGS: dict[str, Any] = {
-    "data": {"batch": 8, "workers": 0},
+    "data": {"batch_size": 8, "workers": 0},
     "compose": {
-        "height": 48, "width": 64, "seconds": 0.64, "people": [0, 1, 0], "silent": 0,
-        "off_screen": 0, "noise": 0, "unrelated": 0, "boxed": 0, "smallest": 0.8, "largest": 1.0,
+        "height": 48, "width": 64, "seconds": 0.64, "people": [0, 1, 0], "silent_prob": 0,
+        "off_screen_prob": 0, "noise_prob": 0, "all_off_screen_prob": 0, "letterbox_prob": 0,
+        "min_scale": 0.8, "max_scale": 1.0,
     },
     "model": {
         "encoder": None, "encoder_size": "tiny", "train_encoder": "all", "slots": 4, "width": 32,
         "heads": 2, "query_layers": 1, "slot_layers": 2, "voice_layers": 1, "mask_width": 16,
-        "keys": 2, "motion_height": 48, "motion_width": 64, "motion_channels": 16,
+        "key_frames": 2, "motion_height": 48, "motion_width": 64, "motion_channels": 16,
         "motion_blocks": 1, "separator_width": 6,
     },
-    "loss": {"points": 256, "cue_only": 0.0, "cues": 0.2},
+    "loss": {"points": 256, "cue_only_until": 0.0, "cue_prob": 0.2},
     "optimizer": {"lr": 2e-3, "warmup": 0.05, "beta2": 0.99},
     "loop": {
         "log_every": 10, "save_every": 1000, "threads": 1, "tracker": "none", "device": "cpu",
@@ -95,17 +96,17 @@ def test_a_short_run_learns_who_is_where_and_who_says_what(tmp_path: Path) -> No
     path = tmp_path / "settings.yaml"
     path.write_text(yaml.safe_dump(settings))
     main(["--config", str(path), "--out", str(tmp_path / "run")])
-    held_out = next(line for line in trace(tmp_path / "run") if "IoU" in line)
-    assert held_out["IoU"] > 0.85
+    held_out = next(line for line in trace(tmp_path / "run") if "iou" in line)
+    assert held_out["iou"] > 0.85
     model = str(tmp_path / "run" / "checkpoints" / f"{STEPS:09d}")
     evaluate.main([
         others.folder, "--list", str(scenes), "--model", model, "--out", str(tmp_path / "out"),
         "--workers", "0",
     ])  # fmt: skip
     found = json.loads((tmp_path / "out" / "measures.json").read_text())["summary"]
-    assert found["model"]["IoU"] == pytest.approx(held_out["IoU"], abs=1e-3)
-    assert found["model"]["SI-SDR improvement"] > 3
+    assert found["model"]["iou"] == pytest.approx(held_out["iou"], abs=1e-3)
+    assert found["model"]["si_sdri"] > 3
     assert found["model"]["confusion"] < 0.1
     # It is by what moves: without pictures, or with still ones, nothing is gained.
-    for way in ("pictures blanked", "still picture", "wrong picture"):
-        assert found[way]["SI-SDR improvement"] < found["model"]["SI-SDR improvement"] - 2, way
+    for way in ("frames_blanked", "frames_frozen", "frames_swapped"):
+        assert found[way]["si_sdri"] < found["model"]["si_sdri"] - 2, way

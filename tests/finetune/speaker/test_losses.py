@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from cavmae.finetune.speaker.losses import (
+    presence_targets,
     seen_slots,
     speaker_losses,
-    truly_there,
-    truth_of,
-    with_true_masks,
+    targets_of,
+    teacher_force_masks,
 )
 from tests.finetune.speaker.scenes import SAMPLES, batch, task
 
@@ -44,7 +44,7 @@ def _changed(kind: str) -> dict[str, Any]:
 def test_losses_and_gradients_are_finite(kind: str, progress: float) -> None:
     torch.manual_seed(0)
     one = task()
-    outcome = one.learn(_changed(kind), progress, [], 0)
+    outcome = one.training_step(_changed(kind), progress, [], 0)
     outcome.loss.backward()
     for name, value in outcome.logs.items():
         assert torch.isfinite(value), name
@@ -59,7 +59,7 @@ def test_nothing_of_an_unseen_persons_truth_counts() -> None:
     one = task()
     told = _changed("no masks")
     torch.manual_seed(1)
-    outcome = one.learn(told, 0.9, [], 0)
+    outcome = one.training_step(told, 0.9, [], 0)
     assert float(outcome.logs["dice"]) == 0
     assert float(outcome.logs["mixer"]) == 0
     assert float(outcome.logs["spectrum"]) > 0
@@ -70,7 +70,7 @@ def test_when_people_are_heard_is_learned() -> None:
     told = batch()
     told["voices"][0, 0, : SAMPLES // 2] = 0  # says something in the second half only
     inputs, target = one.inputs_of(told, 0.0)
-    truth = truth_of(told, target, torch.ones(2, 1))
+    truth = targets_of(told, target, torch.ones(2, 1))
     looked, voices = one.model(inputs)
     _, pixels = seen_slots(looked, truth, one.loss)
 
@@ -88,11 +88,11 @@ def test_when_people_are_heard_is_learned() -> None:
 
 def test_the_truth_about_who_is_there_stands_in_where_it_is_known() -> None:
     told = batch(3)
-    truth = truth_of(told, torch.full((3,), -1), torch.ones(3, 1))
+    truth = targets_of(told, torch.full((3,), -1), torch.ones(3, 1))
     truth.people.masked[1, 0] = False
     slots = torch.tensor([[2, 0], [1, 0], [3, 1]])
     replaced = torch.tensor([[True, False], [False, True], [False, False]])
-    found = truly_there(torch.full((3, 4), 0.3), truth, slots, replaced)
+    found = presence_targets(torch.full((3, 4), 0.3), truth, slots, replaced)
     assert found[0].tolist() == [1, 0, 1, 0]
     assert found[1].tolist() == found[2].tolist() == pytest.approx([0.3] * 4)
 
@@ -101,8 +101,8 @@ def test_true_masks_stand_in_for_wrong_ones_only() -> None:
     one = task()
     told = batch()
     inputs, target = one.inputs_of(told, 0.0)
-    looked = one.model.look(inputs)
-    truth = truth_of(told, target, torch.ones(2, 1))
+    looked = one.model.predict_masks(inputs)
+    truth = targets_of(told, target, torch.ones(2, 1))
     slots, pixels = seen_slots(looked, truth, one.loss)
     assert pixels.shape == (2, 2, 64)
     true = torch.nn.functional.avg_pool2d(told["masks"].float().flatten(0, 1), 4)
@@ -110,10 +110,10 @@ def test_true_masks_stand_in_for_wrong_ones_only() -> None:
     own = looked.masks[-1].sigmoid() * 0.4  # nobody is seen, which is wrong
     own[0, slots[0, 1]] = true[0, 1] * 0.9  # this one is nearly right
     truth.people.masked[1, 0] = False  # and this one nobody knows
-    found, replaced = with_true_masks(own, truth, slots, 0.6)
+    found, replaced = teacher_force_masks(own, truth, slots, 0.6)
     assert replaced.tolist() == [[True, False], [False, True]]
     for row, person in ((0, 0), (1, 1)):
         torch.testing.assert_close(found[row, slots[row, person]], true[row, person])
         own[row, slots[row, person]] = true[row, person]
     torch.testing.assert_close(found, own)  # all others are as they were
-    assert not with_true_masks(own * 0, truth, slots, 0.0)[1].any()
+    assert not teacher_force_masks(own * 0, truth, slots, 0.0)[1].any()

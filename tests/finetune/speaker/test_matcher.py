@@ -12,9 +12,9 @@ from torchmetrics.functional.audio import signal_noise_ratio
 
 from cavmae.finetune.speaker.matcher import (
     CAP_DB,
+    LossWeights,
     People,
     Points,
-    Weights,
     assign,
     draw_points,
     energies_db,
@@ -157,8 +157,8 @@ def test_one_assignment_where_masks_and_voices_disagree() -> None:
     states = torch.zeros(1, 2, 4)
     mixture = voices.sum(0)[None]
     for weights, expected in (
-        (Weights(1, 5, 5, 0.01, 0.01), [[0, 1]]),
-        (Weights(1, 0.01, 0.01, 1, 0.01), [[1, 0]]),
+        (LossWeights(1, 5, 5, 0.01, 0.01), [[0, 1]]),
+        (LossWeights(1, 0.01, 0.01, 1, 0.01), [[1, 0]]),
     ):
         costs = joint_costs(people, weights, states, masks, swapped, mixture)
         assert assign(costs, people.present).tolist() == expected
@@ -170,6 +170,6 @@ def test_a_silent_person_takes_the_silent_slot() -> None:
     people = _people([True, False], voices)
     waves = torch.stack([torch.zeros(8_000), voices[0], 0.5 * voices[0]])[None]
     points = Points(torch.zeros(1, 3, 10), torch.zeros(1, 2, 10))
-    weights = Weights(1, 1, 1, 0.1, 0.1)
+    weights = LossWeights(1, 1, 1, 0.1, 0.1)
     costs = joint_costs(people, weights, torch.zeros(1, 3, 4), points, waves, voices[:1])
     assert assign(costs, people.present).tolist() == [[1, 0]]

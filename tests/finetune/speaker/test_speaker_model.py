@@ -47,7 +47,7 @@ def test_silence_in_silence_out() -> None:
     quiet = batch()
     for name in ("mixture", "voices", "rest", "reference"):
         quiet[name] = torch.zeros_like(quiet[name])
-    outcome = one.learn(quiet, 0.5, [], 0)
+    outcome = one.training_step(quiet, 0.5, [], 0)
     outcome.loss.backward()
     assert torch.isfinite(outcome.loss)
     inputs, _ = one.inputs_of(quiet, 0.0)
@@ -101,31 +101,31 @@ def test_a_voice_knows_its_pixels_motion_and_a_reference_voice_and_nothing_else(
     one = task().eval()
     torch.manual_seed(0)
     inputs, _ = one.inputs_of(batch(), 1.0, (kind,))  # type: ignore[arg-type]
-    looked = one.model.look(inputs)
+    looked = one.model.predict_masks(inputs)
     masks = looked.masks[-1].sigmoid()
-    found = one.model.speak(inputs, looked, masks).spectra
+    found = one.model.decode_voices(inputs, looked, masks).spectra
     others = looked._replace(slots=torch.randn_like(looked.slots))
-    assert torch.equal(one.model.speak(inputs, others, masks).spectra, found)
-    unknown = looked._replace(known=torch.zeros_like(looked.known))
-    same = torch.equal(one.model.speak(inputs, unknown, masks).spectra, found)
+    assert torch.equal(one.model.decode_voices(inputs, others, masks).spectra, found)
+    unknown = looked._replace(known=torch.zeros_like(looked.voice_cue))
+    same = torch.equal(one.model.decode_voices(inputs, unknown, masks).spectra, found)
     assert same == (kind == "box")
     moved = looked._replace(motion=torch.randn_like(looked.motion))
-    assert not torch.allclose(one.model.speak(inputs, moved, masks).spectra, found)
+    assert not torch.allclose(one.model.decode_voices(inputs, moved, masks).spectra, found)
 
 
 def test_who_is_not_there_has_no_voice() -> None:
     one = task().eval()
     inputs, _ = one.inputs_of(batch(), 0.0)
-    looked = one.model.look(inputs)
+    looked = one.model.predict_masks(inputs)
     masks = looked.masks[-1].sigmoid()
     states = looked.states[-1].clone()
     states[:, 1] = torch.tensor([0.0, 0.0, 0.0, 99.0])  # none
     states[:, 2] = torch.tensor([99.0, 0.0, 0.0, 0.0])
     looked = looked._replace(states=[states])
-    waves = one.model.speak(inputs, looked, masks).waves(SAMPLES)
+    waves = one.model.decode_voices(inputs, looked, masks).waves(SAMPLES)
     assert not waves[:, 1].any()
     assert waves[:, 2].abs().max() > 1e-5
-    nobody = one.model.speak(inputs, looked, masks, torch.zeros(2, 4)).waves(SAMPLES)
+    nobody = one.model.decode_voices(inputs, looked, masks, torch.zeros(2, 4)).waves(SAMPLES)
     torch.testing.assert_close(nobody[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
 
 
@@ -160,7 +160,7 @@ def test_a_cue_changes_slot_0(kind: str) -> None:
     one = task().eval()
     told = batch()
     inputs, _ = one.inputs_of(told, 0.0)
-    plain = one.model.look(inputs).masks[-1]
+    plain = one.model.predict_masks(inputs).masks[-1]
     torch.manual_seed(0)
     for _ in range(20):
         cued, target = one.inputs_of(told, 1.0)
@@ -169,7 +169,7 @@ def test_a_cue_changes_slot_0(kind: str) -> None:
     else:
         pytest.fail(f"{kind} was never drawn")
     assert target.tolist() == [0, 0]
-    changed = one.model.look(cued).masks[-1]
+    changed = one.model.predict_masks(cued).masks[-1]
     assert (changed[0, 0] - plain[0, 0]).abs().max() > 1e-4  # slot 0 itself
 
 
@@ -179,14 +179,14 @@ def test_a_class_is_told_in_a_share_of_scenes() -> None:
     assert one.inputs_of(told, 0.0)[0].hint.tolist() == [0, 0]
     inputs, _ = one.inputs_of(told, 0.0, hints=1.0)
     assert inputs.hint.tolist() == [0, 2]
-    plain = one.model.look(inputs._replace(hint=torch.zeros_like(inputs.hint))).slots
-    changed = one.model.look(inputs).slots
+    plain = one.model.predict_masks(inputs._replace(hint=torch.zeros_like(inputs.hint))).slots
+    changed = one.model.predict_masks(inputs).slots
     torch.testing.assert_close(changed[0], plain[0])
     assert (changed[1] - plain[1]).abs().max() > 1e-3
     torch.manual_seed(0)
     shares = torch.stack([one.inputs_of(told, 0.0, hints=0.5)[0].hint[1] for _ in range(60)])
     assert 0.3 < (shares == 2).float().mean() < 0.7
-    one.learn(told, 0.9, [], 0).loss.backward()
+    one.training_step(told, 0.9, [], 0).loss.backward()
     assert one.model.hint.weight.grad is not None
 
 
@@ -203,7 +203,7 @@ def test_the_curriculum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one, "inputs_of", noting)
     told = batch()
     for progress in (0.0, 0.39, 0.41, 1.0):
-        one.learn(told, progress, [], 0)
+        one.training_step(told, progress, [], 0)
     assert shares == [1.0, 1.0, 0.0, 0.0]
 
 
@@ -213,7 +213,7 @@ def test_voices_learn_from_true_masks_until_the_own_are_right(
 ) -> None:
     one = task(true_masks_below=below)
     read: list[torch.Tensor] = []
-    speak = one.model.speak
+    speak = one.model.decode_voices
 
     def reading(inputs: object, looked: object, masks: torch.Tensor, there: object) -> object:
         read.append(masks)
@@ -221,8 +221,8 @@ def test_voices_learn_from_true_masks_until_the_own_are_right(
 
     monkeypatch.setattr(one.model, "speak", reading)
     told = batch()
-    logged = one.learn(told, 1.0, [], 0).logs
-    assert float(logged["true masks"]) == (1 if below else 0)
+    logged = one.training_step(told, 1.0, [], 0).logs
+    assert float(logged["teacher_forced"]) == (1 if below else 0)
     true = torch.nn.functional.avg_pool2d(told["masks"].float().flatten(0, 1), 4)
     true = true.unflatten(0, told["masks"].shape[:2])
     apart = (read[0][:, None] - true[:, :, None]).abs().flatten(3).amax(-1)  # [N, P, Q']
@@ -293,10 +293,10 @@ def test_shapes_that_make_no_model(changes: dict[str, Any], message: str) -> Non
 def test_layers_of_the_encoder_learn_more_slowly_the_deeper_they_lie() -> None:
     one = task()
     one.decay = 0.5
-    assert one.rate("model.slot.weight") == 1
+    assert one.lr_scale("model.slot.weight") == 1
     order = ["patch_embed_a.proj.weight", "blocks_a.0.attn.qkv.weight", "blocks_u.0.mlp.fc1.bias",
              "norm_a.weight"]  # fmt: skip
-    rates = [one.rate(f"model.encoder.{name}") for name in order]
+    rates = [one.lr_scale(f"model.encoder.{name}") for name in order]
     assert rates == [0.125, 0.25, 0.5, 1.0]
 
 
@@ -305,19 +305,19 @@ def test_a_small_model_learns_a_batch() -> None:
     one = task(true_masks_below=0.0)
     told = batch()
     optimizer = torch.optim.Adam(one.parameters(), 3e-3)
-    before = one.summarise([one.evaluate(told)])
+    before = one.aggregate([one.validation_step(told)])
     losses = []
     for _ in range(60):
-        outcome = one.learn(told, 0.9, [], 0)
+        outcome = one.training_step(told, 0.9, [], 0)
         outcome.loss.backward()
         torch.nn.utils.clip_grad_norm_(one.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(outcome.loss.detach()))
-    after = one.summarise([one.evaluate(told)])
+    after = one.aggregate([one.validation_step(told)])
     assert losses[-1] < losses[0] - 1
-    assert after["SI-SDR improvement"] > 15  # measured: 26 dB
-    assert after["IoU"] > before["IoU"] + 0.2
+    assert after["si_sdri"] > 15  # measured: 26 dB
+    assert after["iou"] > before["iou"] + 0.2
 
 
 @pytest.mark.parametrize("size", [(16, 24), (32, 48)])

@@ -15,13 +15,13 @@ from accelerate.state import AcceleratorState
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.sampler import RecipeBook
+from cavmae.datasets.mixtures.sampler import SceneSampler
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings
 from cavmae.datasets.mixtures.scene_stream import write_list
 from cavmae.finetune.events.model import EventClassifier
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.finetune.train import main
-from cavmae.pretrain.encoder import config_of
+from cavmae.pretrain.encoder import config_for_size
 from cavmae.pretrain.model import CAVMAE
 from cavmae.tools import finetune
 from tests.datasets.clips import clip, data_set_of
@@ -29,12 +29,12 @@ from tests.pretrain.engine.running import run_ranks, trace
 
 COMPOSE = {"height": 32, "width": 48, "seconds": 0.64, "people": [0.2, 0.6, 0.2]}
 SETTINGS: dict[str, Any] = {
-    "data": {"batch": 2, "workers": 0},
+    "data": {"batch_size": 2, "workers": 0},
     "compose": COMPOSE,
     "model": {
         "slots": 4, "width": 16, "heads": 2, "query_layers": 1, "slot_layers": 1,
-        "voice_layers": 1, "mask_width": 8, "keys": 2, "motion_height": 16, "motion_width": 24,
-        "motion_channels": 8, "motion_blocks": 1, "separator_width": 2,
+        "voice_layers": 1, "mask_width": 8, "key_frames": 2, "motion_height": 16,
+        "motion_width": 24, "motion_channels": 8, "motion_blocks": 1, "separator_width": 2,
     },
     "loss": {"points": 32},
     "optimizer": {"lr": 1e-3},
@@ -68,7 +68,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder") / "000000001"
-    CAVMAE(config_of("tiny", image_size=(64, 64), audio_size=(128, 96))).save_pretrained(folder)
+    CAVMAE(config_for_size("tiny", image_size=(64, 64), audio_size=(128, 96))).save_pretrained(
+        folder
+    )
     told = {"fbank_mean": -6.0, "fbank_std": 4.0}
     (folder / "preprocessing.json").write_text(json.dumps(told))
     return folder
@@ -93,7 +95,7 @@ def words(run: Path, clips: Manifest, encoder: Path | None, **changes: Any) -> l
 def listed(folder: Path, clips: Manifest, count: int = 5) -> dict[str, str]:
 
     settings = ComposeSettings(**{**COMPOSE, "people": (0.2, 0.6, 0.2)})  # type: ignore[arg-type]
-    book = RecipeBook(ClipPool(clips), settings)
+    book = SceneSampler(ClipPool(clips), settings)
     path = folder / "list.jsonl"
     write_list(path, settings, [book.draw(random.Random(n)) for n in range(count)])
     return {"held_out": str(path), "held_out_shards": clips.folder}
@@ -106,7 +108,7 @@ def test_a_run_and_what_it_leaves(clips: Manifest, encoder: Path, tmp_path: Path
     assert finetune.main(["speakers", *command]) == 0
     told = trace(run)
     trained = [line for line in told if line.get("kind") != "held_out" and "loss" in line]
-    measured = [line for line in told if "IoU" in line]
+    measured = [line for line in told if "iou" in line]
     assert len(trained) == 4
     assert len(measured) == 2
     assert {"sdr", "spectrum", "silence", "state", "dice", "votes"} <= set(trained[0])
@@ -169,7 +171,7 @@ def test_a_whole_model_goes_on(clips: Manifest, encoder: Path, tmp_path: Path) -
     main(words(first, clips, encoder, loop={"steps": 1, "save_every": 1}))
     AcceleratorState._reset_state(reset_partial_state=True)
     start = str(first / "checkpoints" / "000000001")
-    stays = {"model": {"start": start, "encoder": None}, "optimizer": {"lr": 1e-12}}
+    stays = {"model": {"init_from": start, "encoder": None}, "optimizer": {"lr": 1e-12}}
     main(words(second, clips, None, loop={"steps": 1}, **stays))
     AcceleratorState._reset_state(reset_partial_state=True)
     model, statistics = load_speaker(str(second / "checkpoints" / "000000001"))
@@ -180,7 +182,7 @@ def test_a_whole_model_goes_on(clips: Manifest, encoder: Path, tmp_path: Path) -
     with pytest.raises(UsageError, match=r"made for scenes of .*32, 48.* not .*64, 48"):
         main(words(tmp_path / "c", clips, None, model=stays["model"], compose={"height": 64}))
     with pytest.raises(UsageError, match="whole model with an encoder"):
-        main(words(tmp_path / "d", clips, encoder, model={"start": start}))
+        main(words(tmp_path / "d", clips, encoder, model={"init_from": start}))
 
 
 def test_two_processes_and_half_precision(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
@@ -192,7 +194,7 @@ def test_two_processes_and_half_precision(clips: Manifest, encoder: Path, tmp_pa
     losses = [line["loss"] for line in trace(run) if "loss" in line]
     assert len(losses) == 4
     assert all(math.isfinite(loss) for loss in losses)
-    assert sum("IoU" in line for line in trace(run)) == 2
+    assert sum("iou" in line for line in trace(run)) == 2
     load_speaker(str(run / "checkpoints" / "000000004"))
     # Another launcher goes on as if it had never been interrupted.
     other = Path(shutil.copytree(run, tmp_path / "other"))
@@ -224,7 +226,7 @@ def test_lists_that_do_not_fit_are_found_before_training(
     write(odd)
     told = {**listed(tmp_path, odd), "exclude": ["odd"]}
     main(words(tmp_path / "b", clips, encoder, data=told, loop={"steps": 1, "evaluate_every": 1}))
-    assert any("IoU" in line for line in trace(tmp_path / "b"))
+    assert any("iou" in line for line in trace(tmp_path / "b"))
 
 
 def test_another_shape_does_not_go_on(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
@@ -252,7 +254,7 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     refused("no such backend", loop={"compile": "nonsense"})
     refused("8 clips to compose from, not 99", data={"clips": 99})
     other = tmp_path / "other"
-    EventClassifier(config_of("tiny", image_size=(64, 64)), 3).save_pretrained(other)
+    EventClassifier(config_for_size("tiny", image_size=(64, 64)), 3).save_pretrained(other)
     refused("or of another kind", CavmaeError, model={"encoder": str(other)})
     with pytest.raises(CavmaeError, match="another kind"):
         load_speaker(str(encoder))

@@ -9,13 +9,13 @@ from cavmae.common.errors import CavmaeError
 from cavmae.datasets.stream.features import fbank_batch
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.first_pass import Sighting
-from cavmae.finetune.inference.predictor import Seer
+from cavmae.finetune.inference.predictor import WindowPredictor
 from cavmae.finetune.inference.separator import _most_alike
 from cavmae.finetune.speaker.cues import KINDS, no_cues
 from cavmae.finetune.speaker.model import Inputs
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
-from cavmae.finetune.speaker.voice_matching import distances, meant_first
+from cavmae.finetune.speaker.voice_matching import distances, target_to_slot0
 from tests.finetune.speaker.scenes import ENCODER, SHAPE, model
 
 RATE = 16_000
@@ -65,7 +65,7 @@ def cued(task: SpeakerTask, reference: Tensor, kind: str = "voice") -> Inputs:
     return Inputs(
         mixture=wave,
         fbank=task.fbank(wave),
-        frames=torch.randint(0, 256, (n, SHAPE.keys, h, w, 3), dtype=torch.uint8),
+        frames=torch.randint(0, 256, (n, SHAPE.key_frames, h, w, 3), dtype=torch.uint8),
         motion=torch.randint(0, 256, (n, SHAPE.frames, *SHAPE.motion_size), dtype=torch.uint8),
         cues=cues._replace(kind=torch.full((n,), KINDS.index(kind)), voice=task.fbank(reference)),
         hint=torch.zeros(n, dtype=torch.int64),
@@ -92,7 +92,7 @@ def test_slot_0_is_whoever_sounds_most_like_the_reference() -> None:
     kind[4] = KINDS.index("box")
     inputs = inputs._replace(cues=inputs.cues._replace(kind=kind))
     voices = voices._replace(states=states)
-    found, heard = meant_first(
+    found, heard = target_to_slot0(
         inputs, looked, voices, waves, task.fbank(waves.flatten(0, 1)).unflatten(0, (5, slots))
     )
     for row in range(5):
@@ -107,7 +107,7 @@ def test_slot_0_is_whoever_sounds_most_like_the_reference() -> None:
         swapped[0], swapped[place] = place, 0
         torch.testing.assert_close(heard.states[row], states[row, swapped])
         torch.testing.assert_close(heard.spectra[row], voices.spectra[row, swapped])
-        torch.testing.assert_close(heard.when[row], voices.when[row, swapped])
+        torch.testing.assert_close(heard.activity_logits[row], voices.when[row, swapped])
         torch.testing.assert_close(found.slots[row], looked.slots[row, swapped])
         for before, after in zip(looked.masks, found.masks, strict=True):
             torch.testing.assert_close(after[row], before[row, swapped[:-1]])
@@ -121,7 +121,7 @@ def test_what_is_given_out_begins_with_the_most_alike() -> None:
     made.state_head[-1].bias.copy_(torch.tensor([3.0, 0.0, -3.0, -3.0]))
     task = SpeakerTask(made, LossSettings(), Statistics(-6.0, 4.0)).eval()
     inputs = cued(task, torch.stack([voice(110, 700, n, SHAPE.seconds) for n in range(3)]))
-    _, voices = task.found(inputs)
+    _, voices = task.predict(inputs)
     waves = voices.waves(SHAPE.samples)[:, :-1]
     power = waves.square().mean(-1)
     apart = distances(
@@ -135,7 +135,7 @@ def test_what_is_given_out_begins_with_the_most_alike() -> None:
     loud = without.square().mean(-1)
     torch.testing.assert_close(power.sort(1).values, loud.sort(1).values)
     plain = cued(task, inputs.mixture, "none")
-    for one, other in zip(task.found(plain), task.model(plain), strict=True):
+    for one, other in zip(task.predict(plain), task.model(plain), strict=True):
         torch.testing.assert_close(one.states, other.states)
 
 
@@ -156,8 +156,10 @@ def test_over_a_recording_loud_windows_say_who_is_meant() -> None:
 
 
 def test_a_window_tells_how_unlike_voices_are() -> None:
-    seer = Seer(model(), Statistics(-6.0, 4.0))
+    seer = WindowPredictor(model(), Statistics(-6.0, 4.0))
     own, other = voice(110, 700, 0).numpy(), voice(230, 2000, 0).numpy()
     reference = voice(110, 700, 9).numpy()
-    assert seer.unlike(own, reference) < seer.unlike(other, reference)
-    assert seer.unlike(reference * 0.1, reference) < seer.unlike(other, reference) / 10
+    assert seer.voice_distance(own, reference) < seer.voice_distance(other, reference)
+    assert (
+        seer.voice_distance(reference * 0.1, reference) < seer.voice_distance(other, reference) / 10
+    )

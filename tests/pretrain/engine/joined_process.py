@@ -18,11 +18,11 @@ from torch.distributed.fsdp import fully_shard
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.stream.collate import Batch
 from cavmae.pretrain.engine import trainer_state
-from cavmae.pretrain.engine.distributed import Processes
-from cavmae.pretrain.engine.run_setup import joined
-from cavmae.pretrain.engine.task import Outcome, Pieces, Record, Task
-from cavmae.pretrain.engine.trainer import Loop
-from cavmae.pretrain.frame_contrast import Moments, aligned_contrast
+from cavmae.pretrain.engine.distributed import DistEnv
+from cavmae.pretrain.engine.run_setup import distributed_run
+from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
+from cavmae.pretrain.engine.trainer import Trainer
+from cavmae.pretrain.frame_contrast import TimeBins, frame_contrast
 from cavmae.pretrain.hub import HubWeights
 from cavmae.pretrain.losses import info_nce
 from cavmae.pretrain.settings import LoopSettings, OptimizerSettings
@@ -58,8 +58,8 @@ class Maps(nn.Module):
         x = {name: layer(given[name]) for name, layer in self.map.items()}
         clips = info_nce(x["audio"], x["video"], 0.1, both=True)
         one_way = info_nce(x["audio"], x["video"], 0.1, both=False)
-        moments = Moments(x["sound"], x["frames"], given["own"], given["heard"])
-        aligned = aligned_contrast(moments, 0.1)
+        moments = TimeBins(x["sound"], x["frames"], given["own"], given["heard"])
+        aligned = frame_contrast(moments, 0.1)
         return {
             "both": clips.loss, "one": one_way.loss, "accuracy": clips.accuracy,
             **aligned._asdict(),
@@ -109,10 +109,10 @@ def interrupted(wrap: Callable[[nn.Module], nn.Module]) -> tuple[dict[str, Tenso
         module = wrap(Scaled())
         optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
         if state is not None:
-            trainer_state.put_together(module, optimizer, *state)
+            trainer_state.set_trainer_state(module, optimizer, *state)
         steps(module, optimizer, count)
         # The first process has the whole, as a checkpoint would.
-        parts = [trainer_state.take_apart(module, optimizer)]
+        parts = [trainer_state.get_trainer_state(module, optimizer)]
         if torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(parts, src=0)
         state = parts[0]
@@ -135,23 +135,25 @@ class Toy(Task):
         self.model = ToyModel()
         self.bad = set(bad)
 
-    def learn(self, batch: Batch, progress: float, pieces: Sequence[Pieces], turn: int) -> Outcome:
+    def training_step(
+        self, batch: Batch, progress: float, pieces: Sequence[Embeddings], turn: int
+    ) -> StepOutput:
         loss = (self.model.line(batch["x"]) ** 2).mean()  # type: ignore[operator]
         number = int(batch["key"][0].split("-")[1])
         if number in self.bad:
             loss = loss + float("inf" if number % 2 else "nan")
-        return Outcome(loss, {"loss": loss})
+        return StepOutput(loss, {"loss": loss})
 
-    def evaluate(self, batch: Batch) -> Record:
+    def validation_step(self, batch: Batch) -> Record:
         return {}
 
-    def summarise(self, records: Sequence[Record]) -> Mapping[str, float]:
+    def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
         return {}
 
     def preprocessing(self) -> dict[str, Any]:
         return {}
 
-    def work(self) -> float:
+    def flops_per_sample(self) -> float:
         return 12.0
 
 
@@ -181,15 +183,15 @@ def loop_of(
     loader: Batches,
     steps: int = 8,
     accelerator: Accelerator | None = None,
-) -> Loop:
+) -> Trainer:
     settings = LoopSettings(
         steps=steps, log_every=1, save_every=0, save_minutes=0, tracker="none", max_bad_steps=3
     )
     (folder / "run").mkdir(exist_ok=True)
     accelerator = accelerator or Accelerator(cpu=True)
     run, optimizer = folder / "run", OptimizerSettings(lr=0.1)
-    return Loop(
-        task, loader, None, steps, settings, optimizer, run, accelerator, Processes()  # type: ignore[arg-type]
+    return Trainer(
+        task, loader, None, steps, settings, optimizer, run, accelerator, DistEnv()  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -200,7 +202,7 @@ def apart(folder: Path) -> None:
     rank = torch.distributed.get_rank()
 
     def join() -> None:
-        with joined(LoopSettings(tracker="none"), folder):
+        with distributed_run(LoopSettings(tracker="none"), folder):
             pass
 
     def loop_on(device: str) -> None:
@@ -221,12 +223,12 @@ def main(folder: Path, what: str) -> None:
     if what == "apart":
         apart(folder)
         return
-    with joined(LoopSettings(tracker="none"), folder) as accelerator:
+    with distributed_run(LoopSettings(tracker="none"), folder) as accelerator:
         work(folder, what, accelerator)
 
 
 def work(folder: Path, what: str, accelerator: Accelerator) -> None:
-    processes = Processes()
+    processes = DistEnv()
     rank = processes.rank
     assert processes.count == 2
     if what == "contrasts":

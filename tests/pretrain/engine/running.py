@@ -21,14 +21,16 @@ from safetensors.torch import load_file
 
 SETTINGS: dict[str, Any] = {
     "data": {
-        "batch": 2, "window": 0.96, "frames": 2, "workers": 1, "shuffle_buffer": 4,
+        "batch_size": 2, "window": 0.96, "frames": 2, "workers": 1, "shuffle_buffer": 4,
         "statistics": "audioset",
     },
     "model": {
         "size": "tiny", "image_height": 32, "image_width": 48, "audio_frames": 96,
         "contrast_width": 16,
     },
-    "objective": {"aligned_weight": 0.5, "hard_share": 0.5, "learned_temperature": True},
+    "objective": {
+        "aligned_weight": 0.5, "hard_negative_fraction": 0.5, "learned_temperature": True,
+    },
     "optimizer": {"lr": 1e-3, "ema": 0.9},
     "loop": {
         "steps": 8, "log_every": 1, "evaluate_every": 5, "save_every": 2, "threads": 1,
@@ -46,7 +48,7 @@ LAUNCHERS = {
 }  # fmt: skip
 # What may differ from one run to the next.
 CLOCKS = {
-    "samples a second", "seconds a step", "waiting for data", "operations a second", "memory GB",
+    "samples_per_sec", "step_time", "data_wait", "flops_per_sec", "memory_gb",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from cavmae.common.errors import UsageError
 from cavmae.pretrain.engine import checkpoints
-from cavmae.pretrain.engine.run_setup import joined
+from cavmae.pretrain.engine.run_setup import distributed_run
 from cavmae.pretrain.settings import LoopSettings
 from tests.pretrain.engine.joined_process import (
     Batches,
@@ -78,7 +78,7 @@ def test_launches_that_leave_processes_alone(
         monkeypatch.setenv(name, value)
     with (
         pytest.raises(UsageError, match=said) as error,
-        joined(LoopSettings(tracker="none"), tmp_path),
+        distributed_run(LoopSettings(tracker="none"), tmp_path),
     ):
         pass
     assert "launch" in str(error.value)
@@ -91,7 +91,7 @@ def test_runs_of_one_process_are_left_alone(
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    with joined(LoopSettings(tracker="none"), tmp_path) as accelerator:
+    with distributed_run(LoopSettings(tracker="none"), tmp_path) as accelerator:
         assert accelerator.num_processes == 1
         assert accelerator.device.type == "cpu"
 
@@ -137,7 +137,7 @@ def test_a_step_that_is_bad_in_one_process_is_left_out_in_both(tmp_path: Path) -
         assert torch.equal(value, theirs[name])
         assert value.isfinite().all()
     told = lines(tmp_path / "run")
-    assert [line["skipped steps"] for line in told] == [0, 0, 1, 1, 1, 2, 2, 2]
+    assert [line["skipped_steps"] for line in told] == [0, 0, 1, 1, 1, 2, 2, 2]
     assert told[2]["loss"] is None
 
 

@@ -14,15 +14,15 @@ from cavmae.common.errors import CavmaeError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
-from cavmae.pretrain.cavmae_task import Pretraining
-from cavmae.pretrain.encoder import CAVMAEConfig, config_of
+from cavmae.pretrain.cavmae_task import CAVMAETask
+from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
 from cavmae.pretrain.engine import checkpoints
 from cavmae.pretrain.engine.optim import build_optimizer, learning_rate
 from cavmae.pretrain.factory import build_model, compile_blocks
 from cavmae.pretrain.flops import forward_products, peak_of
-from cavmae.pretrain.frame_contrast import Moments, aligned_contrast
+from cavmae.pretrain.frame_contrast import TimeBins, frame_contrast
 from cavmae.pretrain.losses import info_nce
-from cavmae.pretrain.masking import mask_by
+from cavmae.pretrain.masking import mask_from_noise
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings, OptimizerSettings
 from cavmae.pretrain.train import main
@@ -55,17 +55,17 @@ def made_batch(clips: int = 4, frames: int = 2) -> Batch:
     }
 
 
-def task_of(decoder: str = "self", seed: int = 0, **objective: Any) -> Pretraining:
+def task_of(decoder: str = "self", seed: int = 0, **objective: Any) -> CAVMAETask:
     torch.manual_seed(seed)
     aligned = objective.get("aligned_weight", 0)
     changes = {"decoder": decoder, "contrast_width": 8 if aligned else 0}
     model = CAVMAE(CAVMAEConfig(**{**SHAPE.__dict__, **changes}))
-    return Pretraining(
+    return CAVMAETask(
         model, ObjectiveSettings(**objective), DeviceTransform(Statistics()), frames=2
     )
 
 
-def gradients(task: Pretraining) -> dict[str, torch.Tensor]:
+def gradients(task: CAVMAETask) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
 
 
@@ -99,7 +99,7 @@ def test_the_decoder_of_cross_attention_sees_visible_patches_only() -> None:
         torch.testing.assert_close(a, b)
     # Each mask token stands alone: decoding some of them gives what decoding all gives.
     latents = model.forward_encoder(*patches, *masking)
-    some = masking[0].hidden[:, 3:5], masking[1].hidden[:, :2]
+    some = masking[0].ids_masked[:, 3:5], masking[1].ids_masked[:, :2]
     few = model.forward_decoder(latents, *some)
     every = model.forward_decoder(latents)
     for a, b, numbers in zip(few, every, some, strict=True):
@@ -138,7 +138,7 @@ def test_operations_are_those_that_pytorch_counts(name: str, decoder: str) -> No
 
 
 def test_operations_of_the_base_model_are_those_of_the_reference() -> None:
-    assert forward_products(config_of("base"), ObjectiveSettings()) == pytest.approx(
+    assert forward_products(config_for_size("base"), ObjectiveSettings()) == pytest.approx(
         39.03e9, rel=0.02
     )
 
@@ -168,10 +168,10 @@ def test_accumulating_without_contrasts_averages(tmp_path: Path, data_set: Manif
     norms = []
     for name, count in (("one", 1), ("three", 3)):
         run = run_of(
-            tmp_path, data_set, name, loop={"accumulate": count, "steps": 1},
+            tmp_path, data_set, name, loop={"grad_accum_steps": count, "steps": 1},
             objective={"contrastive_weight": 0, "aligned_weight": 0}, data={"frames": 1},
         )  # fmt: skip
-        norms.append(lines(run)[0]["gradient norm"])
+        norms.append(lines(run)[0]["grad_norm"])
     assert 0.5 < norms[1] / norms[0] < 1.5
 
 
@@ -199,8 +199,10 @@ def test_a_learned_temperature_comes_back_from_its_limit() -> None:
 
 def test_a_picture_that_stands_still_has_a_bounded_gradient() -> None:
     still = torch.randn(1, 1, 8).expand(2, 4, 8).clone().requires_grad_()
-    batch = Moments(torch.randn(2, 6, 8), still, torch.arange(4).repeat(2, 1), torch.ones(2, 4) > 0)
-    aligned_contrast(batch, 0.1, centred=True).hard.backward()
+    batch = TimeBins(
+        torch.randn(2, 6, 8), still, torch.arange(4).repeat(2, 1), torch.ones(2, 4) > 0
+    )
+    frame_contrast(batch, 0.1, centred=True).hard.backward()
     assert still.grad is not None
     assert still.grad.norm() < 1e5
 
@@ -236,12 +238,14 @@ def test_ways_of_running_that_change_no_number(tmp_path: Path, data_set: Manifes
 
 
 def test_steps_of_several_batches(tmp_path: Path, data_set: Manifest) -> None:
-    run = run_of(tmp_path, data_set, "several", loop={"accumulate": 3, "tracker": "tensorboard"})
+    run = run_of(
+        tmp_path, data_set, "several", loop={"grad_accum_steps": 3, "tracker": "tensorboard"}
+    )
     assert [line["samples"] for line in lines(run) if line["kind"] == "train"] == [6, 12, 18]
     assert any((run / "tensorboard").iterdir())
     told = [line for line in lines(run) if line["kind"] == "held_out"]
     assert [line["step"] for line in told] == [3]
-    assert {"audio", "video to audio R@10", "moment found"} <= told[0].keys()
+    assert {"audio", "video_to_audio_recall_at_10", "time_bin_acc"} <= told[0].keys()
 
 
 def test_averaged_weights(tmp_path: Path, data_set: Manifest) -> None:
@@ -294,10 +298,10 @@ def test_schedules() -> None:
 
 def test_masks_are_drawn_anew_at_every_step() -> None:
     task = task_of()
-    drawn = [task.model.mask(2, 0.75, 0.75)[0].keep for _ in range(2)]
+    drawn = [task.model.mask(2, 0.75, 0.75)[0].ids_keep for _ in range(2)]
     assert not torch.equal(*drawn)
     noise = torch.rand(2, 48)
-    assert torch.equal(mask_by(noise, 0.5).keep, mask_by(noise, 0.5).keep)
+    assert torch.equal(mask_from_noise(noise, 0.5).ids_keep, mask_from_noise(noise, 0.5).ids_keep)
 
 
 def test_weights_to_start_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

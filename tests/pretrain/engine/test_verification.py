@@ -38,7 +38,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     position = {"epoch": 0, "visits": 3, "broken": 0}
     rank = {
         "loader": {"signature": {}, "turn": 0, "positions": [position]},
-        "random": trainer_state.random_state(),
+        "random": trainer_state.rng_state(),
     }
     trainer = {
         "step": 1, "samples": 2, "health": {"skipped": 0, "in_row": 0}, "averages": 1,
@@ -278,9 +278,9 @@ def test_trainer_states_of_another_kind(copy: Path, change: dict[str, Any], reas
 @pytest.mark.parametrize("key", ["torch", "numpy", "python"])
 @pytest.mark.parametrize("value", [None, "", "AAAA", [], [1, 2, 3], {}, 5])
 def test_random_states_that_are_none(key: str, value: Any) -> None:
-    before = trainer_state.random_state()
+    before = trainer_state.rng_state()
     try:
         with pytest.raises(CavmaeError, match="random state is damaged"):
-            trainer_state.set_random_state({**before, key: value})
+            trainer_state.set_rng_state({**before, key: value})
     finally:
-        trainer_state.set_random_state(before)
+        trainer_state.set_rng_state(before)

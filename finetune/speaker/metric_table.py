@@ -1,0 +1,48 @@
+"""Titles, units and decimals of the metrics of a speaker model, in the order of its tables."""
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """A row of a table of metrics.
+
+    Attributes:
+        title: for people.
+        unit: empty: none.
+        digits: decimals that are printed.
+    """
+
+    title: str
+    unit: str
+    digits: int
+
+    @property
+    def label(self) -> str:
+        """Title and unit."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+
+# Keys are those of metrics.jsonl, of measures.json and of TensorBoard.
+METRICS = {
+    "si_sdri": Metric("SI-SDR improvement", "dB", 2),
+    "si_sdri_median": Metric("SI-SDR improvement, median", "dB", 2),
+    "si_sdri_overlapped": Metric("SI-SDR improvement, talked over", "dB", 2),
+    "sdri": Metric("SDR improvement", "dB", 2),
+    "si_sdr": Metric("SI-SDR", "dB", 2),
+    "sdr": Metric("SDR", "dB", 2),
+    "si_sdri_one_voice": Metric("SI-SDR improvement, one voice", "dB", 2),
+    "si_sdri_three_voices": Metric("SI-SDR improvement, three voices", "dB", 2),
+    "stoi": Metric("STOI", "", 3),
+    "stoi_mixture": Metric("STOI of the mixture", "", 3),
+    "pesq": Metric("PESQ", "", 2),
+    "pesq_mixture": Metric("PESQ of the mixture", "", 2),
+    "iou": Metric("IoU", "", 3),
+    "f_score": Metric("F score of masks", "", 3),
+    "binding": Metric("binding", "", 3),
+    "confusion": Metric("confusion", "", 3),
+    "confusion_overlapped": Metric("confusion, talked over", "", 3),
+    "silence_db": Metric("energy of silent people", "dB", 1),
+    "state_acc": Metric("accuracy of states", "", 3),
+    "false_slots": Metric("false slots", "a scene", 2),
+    "residual_acc": Metric("accuracy of the residual", "", 3),
+}
