@@ -91,14 +91,14 @@ def ranks(queries: Tensor, gallery: Tensor, block: int = BLOCK) -> Tensor:
 
 def measures(found: Tensor) -> dict[str, float]:
     """Recall at 1, 5 and 10 (shares of the queries) and the median rank."""
-    result = {f"R@{k}": float((found <= k).double().mean()) for k in (1, 5, 10)}
+    result = {f"recall_at_{k}": float((found <= k).double().mean()) for k in (1, 5, 10)}
     return {**result, "median_rank": float(found.median())}
 
 
 def retrieval(features: Features) -> dict[str, dict[str, float]]:
     """Measures in both directions, and what chance gives."""
     count = len(features.keys)
-    chance = {f"R@{k}": min(1.0, k / count) for k in (1, 5, 10)}
+    chance = {f"recall_at_{k}": min(1.0, k / count) for k in (1, 5, 10)}
     return {
         "video_to_audio": measures(ranks(features.video, features.audio)),
         "audio_to_video": measures(ranks(features.audio, features.video)),

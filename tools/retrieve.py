@@ -177,7 +177,7 @@ def table(found: dict[str, dict[str, float]], clips: int) -> str:
         "|---|" + "---:|" * len(names),
     ]
     for direction, values in found.items():
-        cells = [f"{v:.1%}" if n.startswith("R@") else f"{v:g}" for n, v in values.items()]
+        cells = [f"{v:.1%}" if n.startswith("recall") else f"{v:g}" for n, v in values.items()]
         lines.append(f"| {direction} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -200,7 +200,7 @@ def _retrieval(runs: Sequence[Run]) -> list[Block]:
         return []
     columns = list(dict.fromkeys(name for _, values in rows for name in values))[:MEASURES]
     body = [
-        (name, [_number(values.get(column), "R@" in column) for column in columns])
+        (name, [_number(values.get(column), "recall" in column) for column in columns])
         for name, values in rows[:MEASURES]
     ]
     return [_table(["", *columns], body)]

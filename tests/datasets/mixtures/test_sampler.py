@@ -192,10 +192,10 @@ def test_too_few_people(tmp_path: Path) -> None:
     [
         ({"height": 100}, "patches of 16"),
         ({"seconds": 0.03}, "multiple of 0.04"),
-        ({"silent": 1.5}, "from 0 to 1"),
+        ({"silent_prob": 1.5}, "from 0 to 1"),
         ({"people": (0, 0, 0)}, "people"),
         ({"own_background": 0, "pasted": 0, "split_screen": 0}, "own_background"),
-        ({"smallest": 2.0}, "smallest"),
+        ({"min_scale": 2.0}, "min_scale"),
     ],
 )
 def test_settings_that_make_no_sense(changes: dict, told: str) -> None:  # type: ignore[type-arg]

@@ -106,7 +106,7 @@ def test_other_settings_are_another_stream(
 ) -> None:
     loader = Loader(stream(clips))
     some(loader, 2)
-    other = ComposedStream(clips, dataclasses.replace(SETTINGS, noise=0.9), (16, 24), 2, 2)
+    other = ComposedStream(clips, dataclasses.replace(SETTINGS, noise_prob=0.9), (16, 24), 2, 2)
     Loader(other).load_state_dict(loader.state_dict())
     assert "compose changed" in caplog.text
 
@@ -232,7 +232,9 @@ def test_backgrounds_are_behind_people_and_nothing_else(tmp_path: Path) -> None:
     ]
     del behind[1][1]["flac"]  # a background needs no sound
     manifest = data_set_of(tmp_path / "set", people + behind)
-    settings = dataclasses.replace(SETTINGS, own=0.0, paste=1.0, halves=0.0, silent=0.5)
+    settings = dataclasses.replace(
+        SETTINGS, own_background=0.0, pasted=1.0, split_screen=0.0, silent_prob=0.5
+    )
     one = ComposedStream(manifest, settings, (16, 24), 2, 2, clips=8)
     assert one.samples == 8
     recipes = [one.recipe(0, n) for n in range(40)]

@@ -228,7 +228,7 @@ def test_a_window_of_the_models_size_is_one_forward_pass() -> None:
         slot = somebody.slot
         torch.testing.assert_close(torch.from_numpy(somebody.voice), waves[slot])
         torch.testing.assert_close(
-            torch.from_numpy(somebody.activity_prob), voices.when[0, slot].sigmoid()
+            torch.from_numpy(somebody.activity_prob), voices.activity_logits[0, slot].sigmoid()
         )
         shown = torch.from_numpy(somebody.masks).float() / 255
         # But for specks, which are taken out of them.

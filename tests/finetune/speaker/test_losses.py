@@ -75,11 +75,11 @@ def test_when_people_are_heard_is_learned() -> None:
     _, pixels = seen_slots(looked, truth, one.loss)
 
     def cost(when: torch.Tensor) -> float:
-        changed = voices._replace(when=when)
+        changed = voices._replace(activity_logits=when)
         return float(speaker_losses(looked, changed, truth, pixels, one.loss).parts["when"])
 
     slots = speaker_losses(looked, voices, truth, pixels, one.loss).slots
-    right = torch.full_like(voices.when, 20.0)  # the residual's noise is always there
+    right = torch.full_like(voices.activity_logits, 20.0)  # the residual's noise is always there
     right[0, slots[0, 0], : right.shape[-1] // 2] = -20.0
     assert cost(right) < 1e-3
     always = torch.full_like(right, 20.0)

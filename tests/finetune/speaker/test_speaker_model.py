@@ -106,7 +106,7 @@ def test_a_voice_knows_its_pixels_motion_and_a_reference_voice_and_nothing_else(
     found = one.model.decode_voices(inputs, looked, masks).spectra
     others = looked._replace(slots=torch.randn_like(looked.slots))
     assert torch.equal(one.model.decode_voices(inputs, others, masks).spectra, found)
-    unknown = looked._replace(known=torch.zeros_like(looked.voice_cue))
+    unknown = looked._replace(voice_cue=torch.zeros_like(looked.voice_cue))
     same = torch.equal(one.model.decode_voices(inputs, unknown, masks).spectra, found)
     assert same == (kind == "box")
     moved = looked._replace(motion=torch.randn_like(looked.motion))
@@ -192,7 +192,7 @@ def test_a_class_is_told_in_a_share_of_scenes() -> None:
 
 def test_the_curriculum(monkeypatch: pytest.MonkeyPatch) -> None:
     """First every scene has a cue, then a share."""
-    one = task(cue_only=0.4, cues=0.0)
+    one = task(cue_only_until=0.4, cue_prob=0.0)
     shares: list[float] = []
     before = one.inputs_of
 
@@ -211,7 +211,7 @@ def test_the_curriculum(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_voices_learn_from_true_masks_until_the_own_are_right(
     below: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = task(true_masks_below=below)
+    one = task(teacher_forcing_iou=below)
     read: list[torch.Tensor] = []
     speak = one.model.decode_voices
 
@@ -219,7 +219,7 @@ def test_voices_learn_from_true_masks_until_the_own_are_right(
         read.append(masks)
         return speak(inputs, looked, masks, there)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(one.model, "speak", reading)
+    monkeypatch.setattr(one.model, "decode_voices", reading)
     told = batch()
     logged = one.training_step(told, 1.0, [], 0).logs
     assert float(logged["teacher_forced"]) == (1 if below else 0)
@@ -302,7 +302,7 @@ def test_layers_of_the_encoder_learn_more_slowly_the_deeper_they_lie() -> None:
 
 def test_a_small_model_learns_a_batch() -> None:
     torch.manual_seed(0)
-    one = task(true_masks_below=0.0)
+    one = task(teacher_forcing_iou=0.0)
     told = batch()
     optimizer = torch.optim.Adam(one.parameters(), 3e-3)
     before = one.aggregate([one.validation_step(told)])

@@ -107,7 +107,7 @@ def test_slot_0_is_whoever_sounds_most_like_the_reference() -> None:
         swapped[0], swapped[place] = place, 0
         torch.testing.assert_close(heard.states[row], states[row, swapped])
         torch.testing.assert_close(heard.spectra[row], voices.spectra[row, swapped])
-        torch.testing.assert_close(heard.activity_logits[row], voices.when[row, swapped])
+        torch.testing.assert_close(heard.activity_logits[row], voices.activity_logits[row, swapped])
         torch.testing.assert_close(found.slots[row], looked.slots[row, swapped])
         for before, after in zip(looked.masks, found.masks, strict=True):
             torch.testing.assert_close(after[row], before[row, swapped[:-1]])

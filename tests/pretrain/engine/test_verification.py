@@ -35,7 +35,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = CAVMAE(SHAPE)
     weights = model.state_dict()
-    position = {"epoch": 0, "visits": 3, "broken": 0}
+    position = {"epoch": 0, "samples": 3, "broken": 0}
     rank = {
         "loader": {"signature": {}, "turn": 0, "positions": [position]},
         "random": trainer_state.rng_state(),
