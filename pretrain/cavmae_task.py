@@ -12,7 +12,7 @@ from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.transforms import DeviceTransform
 from cavmae.pretrain import evaluation
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
-from cavmae.pretrain.flops import step_operations
+from cavmae.pretrain.flops import training_flops
 from cavmae.pretrain.frame_contrast import (
     TimeBins,
     audible_bins,
@@ -53,21 +53,21 @@ class CAVMAETask(Task):
         self.transform = transform
         self.frames = frames
         self.needs_global_batch = bool(objective.contrastive_weight or objective.aligned_weight)
-        self.sees_whole = objective.sees_whole
+        self.needs_unmasked = objective.needs_unmasked
         # One axis: FSDP shards no scalars.
         scale = torch.tensor([math.log(1 / objective.temperature)])
         learned = objective.learned_temperature
         self.scale_clips = nn.Parameter(
             scale.clone(), requires_grad=learned and objective.contrastive_weight > 0
         )
-        self.scale_moments = nn.Parameter(
+        self.scale_bins = nn.Parameter(
             scale.clone(), requires_grad=learned and objective.aligned_weight > 0
         )
         for name, parameter in model.named_parameters():
-            if self._unused(name):
+            if self._gets_no_gradient(name):
                 parameter.requires_grad_(False)  # DDP waits for gradients that never come
 
-    def _unused(self, name: str) -> bool:
+    def _gets_no_gradient(self, name: str) -> bool:
         """Whether a parameter of the model never receives a gradient from this objective."""
         objective = self.objective
         branch, norm = name.split(".")[0], name.split(".")[-2] if "." in name else ""
@@ -90,12 +90,12 @@ class CAVMAETask(Task):
         return 1 / (share + (scale - share).detach()).exp()
 
     def training_step(
-        self, batch: Batch, progress: float, pieces: Sequence[Embeddings], turn: int
+        self, batch: Batch, progress: float, embeddings: Sequence[Embeddings], micro_index: int
     ) -> StepOutput:
         """See :meth:`Task.training_step`. Logs: every loss before weighting, and accuracies."""
         objective = self.objective
         own, encoded = self._encode(batch)
-        count = max(1, len(pieces))
+        count = max(1, len(embeddings))
         loss = total = torch.zeros((), device=self.scale_clips.device)
         logs: dict[str, Tensor] = {}
         if objective.mae_weight:
@@ -107,10 +107,13 @@ class CAVMAETask(Task):
             loss = total / count
             logs |= {"audio": sound, "video": picture}
         whole = own
-        if pieces:
+        if embeddings:
             whole = {
                 name: torch.cat(
-                    [own[name] if i == turn else other[name] for i, other in enumerate(pieces)]
+                    [
+                        own[name] if i == micro_index else other[name]
+                        for i, other in enumerate(embeddings)
+                    ]
                 )
                 for name in own
             }
@@ -128,7 +131,7 @@ class CAVMAETask(Task):
         if objective.aligned_weight:
             aligned = frame_contrast(
                 TimeBins(whole["sound"], whole["frames"], whole["own"], whole["heard"]),
-                self._temperature(self.scale_moments, count),
+                self._temperature(self.scale_bins, count),
                 objective.center_embeddings,
             )
             hard = hard_negative_fraction(
@@ -172,14 +175,14 @@ class CAVMAETask(Task):
             )
         if masked:
             pieces |= {"audio": latents.audio.mean(1), "video": latents.video.mean(1)}
-        if self.sees_whole:
+        if self.needs_unmasked:
             # No mask here: the mouth must be seen, and every moment have its sound.
             keep = None
             if objective.frame_window < 1:
                 grid, share = model.config.image_grid, objective.frame_window
                 keep = random_windows(len(frames), grid, share, frames.device)
             tokens_a, tokens_v = model.audio_features(fbank), model.frame_features(frames, keep)
-        if self.sees_whole and not masked and objective.contrastive_weight:
+        if self.needs_unmasked and not masked and objective.contrastive_weight:
             pieces |= {"audio": tokens_a.mean(1), "video": tokens_v.mean((1, 2))}
         if objective.aligned_weight:
             moments = model.config.audio_grid[1]
@@ -197,11 +200,13 @@ class CAVMAETask(Task):
     @torch.no_grad()
     def validation_step(self, batch: Batch) -> Record:
         """See :meth:`Task.validation_step`."""
-        return evaluation.measure(self.model, self.objective, self.transform(batch), batch)
+        return evaluation.validation_record(
+            self.model, self.objective, self.transform(batch), batch
+        )
 
     def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
         """See :func:`cavmae.pretrain.evaluation.summarise`."""
-        return evaluation.aggregate(records)
+        return evaluation.aggregate_records(records)
 
     def preprocessing(self) -> dict[str, Any]:
         """See :meth:`Task.preprocessing`."""
@@ -215,4 +220,4 @@ class CAVMAETask(Task):
 
     def flops_per_sample(self) -> float:
         """See :func:`cavmae.pretrain.flops.step_operations`."""
-        return step_operations(self.model.config, self.objective, self.frames)
+        return training_flops(self.model.config, self.objective, self.frames)

@@ -1,4 +1,4 @@
-"""The streams of a pretraining run."""
+"""Streams and preprocessing of a pretraining run."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from cavmae.datasets.stream.stream import EvalStream, TrainStream
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
 from cavmae.datasets.stream.view import View
 from cavmae.pretrain.encoder import CAVMAEConfig
-from cavmae.pretrain.engine.distributed import DistEnv
+from cavmae.pretrain.engine.run import RunContext
 from cavmae.pretrain.settings import DataSettings, ObjectiveSettings
 
 
 def views_for(
     data: DataSettings, objective: ObjectiveSettings, config: CAVMAEConfig
 ) -> tuple[View, View]:
-    """What is seen of a clip in training and in evaluation.
+    """Views of a clip in training and in validation.
 
     Raises:
         UsageError: settings that do not go together.
@@ -49,49 +49,48 @@ def views_for(
     return training, held_out
 
 
-def loaders(
+def build_loaders(
     data: DataSettings,
     training: View,
     held_out: View,
     seed: int,
-    quarantine: str,
-    pin: bool,
-    processes: DistEnv,
+    context: RunContext,
 ) -> tuple[Loader, Loader | None]:
-    """Batches of this process's share: endless ones to learn from, finite ones to measure on.
+    """Loaders of this process's share: endless training batches, finite validation batches.
 
     Args:
-        quarantine: JSON-lines file in which broken clips are named.
-        pin: lay batches in page-locked memory.
-        processes: that share the data sets.
+        data: of the run.
+        training, held_out: parts of a clip that training and validation see.
+        seed: of the order.
+        context: of the run.
 
     Raises:
         CavmaeError: a data set is missing, altered, or too small for so many readers.
     """
     if not data.train:
         raise UsageError("Name the shards to learn from: --data.train FOLDER.")
-    access = Access(data.verify, data.cache_dir, data.cache_gb, data.max_broken, quarantine)
+    access = Access(data.verify, data.cache_dir, data.cache_gb, data.max_broken, context.quarantine)
     where: dict[str, Any] = {
         "seed": seed,
-        "rank": processes.rank,
-        "world_size": processes.count,
+        "rank": context.processes.rank,
+        "world_size": context.processes.count,
         "access": access,
     }
     manifest = Manifest.load(data.train)
     stream = TrainStream(
         manifest, training, data.batch_size, shuffle_buffer=data.shuffle_buffer, **where
     )
-    loader = Loader(stream, data.workers, pin_memory=pin)
+    loader = Loader(stream, data.workers, pin_memory=context.pin_memory)
     if data.held_out is None:
         return loader, None
-    # Aligned measures look at all frames of a window, which is a lot of memory a clip.
+    # Metrics of the frame contrast need all frames of a window, which is much memory a clip.
     batch = max(1, data.batch_size // 8) if held_out.frames == "all" else data.batch_size
-    measured = EvalStream(Manifest.load(data.held_out), held_out, batch, **where)
-    return loader, Loader(measured, data.workers, pin_memory=pin)
+    held_out_stream = EvalStream(Manifest.load(data.held_out), held_out, batch, **where)
+    return loader, Loader(held_out_stream, data.workers, pin_memory=context.pin_memory)
 
 
-def transform_of(data: DataSettings) -> DeviceTransform:
-    """Normalises batches by the training set's statistics; the augmentations of pretraining."""
+def build_transform(data: DataSettings) -> DeviceTransform:
+    """Normalization by the statistics of the training set, and the augmentations of pretraining."""
     statistics = Statistics.load(data.train) if data.statistics == "data" else Statistics()
     augmentation = Augmentation(noise=data.noise, roll=data.roll, crop=data.crop, flip=data.flip)
     return DeviceTransform(statistics, augmentation, data.padding)

@@ -17,7 +17,7 @@ from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.view import GRID
 from cavmae.pretrain.encoder import gather_tokens
 from cavmae.pretrain.frame_contrast import audible_bins, within_clips
-from cavmae.pretrain.losses import normalised
+from cavmae.pretrain.losses import normalize_patches
 from cavmae.pretrain.model import CAVMAE, channels_last
 from cavmae.pretrain.retrieval import Features, ranks, retrieval
 from cavmae.pretrain.settings import ObjectiveSettings
@@ -26,7 +26,7 @@ SHIFT = 0.4  # s
 FEWEST = 4  # moments with sound, without which a clip says nothing of its step
 
 
-def measure(
+def validation_record(
     model: CAVMAE, objective: ObjectiveSettings, shown: Batch, raw: Batch
 ) -> dict[str, Any]:
     """What :func:`summarise` needs of a batch.
@@ -73,9 +73,9 @@ def _reconstruction(
     for name, tokens, head, target in zip(names, decoded, heads, targets, strict=True):
         mean = target.mean(dim=-1, keepdim=True).expand_as(target)
         if objective.norm_pix_loss:
-            target, mean = normalised(target), torch.zeros_like(target)
+            target, mean = normalize_patches(target), torch.zeros_like(target)
         found[name] = (head(tokens).float() - target).square().mean(dim=(1, 2)).cpu()
-        found[f"{name} of patch means"] = (mean - target).square().mean(dim=(1, 2)).cpu()
+        found[f"{name}_patch_mean"] = (mean - target).square().mean(dim=(1, 2)).cpu()
     return found
 
 
@@ -127,7 +127,7 @@ def _score(similar: Tensor, heard: Tensor) -> Tensor:
     return score.masked_fill(heard.sum(1) < FEWEST, float("nan"))
 
 
-def aggregate(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def aggregate_records(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Measures of a held-out set.
 
     Returns:
@@ -147,10 +147,10 @@ def aggregate(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     if "audio_features" in names:
         keys = [key for record in records for key in record["key"]]
         features = Features(keys, joined("audio_features"), joined("video_features"))
-        features = features.compared(records[0]["center_embeddings"])
+        features = features.normalized(records[0]["center_embeddings"])
         found |= _contrast(features, [len(record["key"]) for record in records])
         for direction, values in retrieval(features).items():
-            found |= {f"{direction} {measure}": value for measure, value in values.items()}
+            found |= {f"{direction}_{measure}": value for measure, value in values.items()}
     if "time_bin_rank" in names:
         rank = joined("time_bin_rank").flatten()
         rank = rank[~rank.isnan()]

@@ -73,7 +73,7 @@ def build_model(settings: ModelSettings, objective: ObjectiveSettings, seed: int
     if settings.mae:
         initialise_from_mae(model, imagenet_mae(settings.mae))
     if settings.weights:
-        source, weights = named_weights(settings.weights)
+        source, weights = load_named_weights(settings.weights)
         moved = move_positions(weights, source, model.config)
         for line in load_weights(model, moved, settings.partial):
             log.warning("Left: %s.", line)
@@ -99,7 +99,7 @@ def imagenet_mae(name: str) -> dict[str, Tensor]:
     return dict(found.state_dict())
 
 
-def named_weights(name: str) -> tuple[CAVMAEConfig, dict[str, Tensor]]:
+def load_named_weights(name: str) -> tuple[CAVMAEConfig, dict[str, Tensor]]:
     """Shape and weights of a folder, a published file, or a name on the hub."""
     if Path(name).is_file():
         weights = read_weights(Path(name))
@@ -134,7 +134,7 @@ def load_hub(kind: type[Model], name: str, remedy: str) -> Model:
         ) from error
 
 
-def preprocessing_of(name: str) -> dict[str, Any] | None:
+def read_preprocessing(name: str) -> dict[str, Any] | None:
     """What weights say of the data they were trained on; None: nothing.
 
     Args:

@@ -23,18 +23,18 @@ PEAKS = (
 )
 
 
-def block_products(tokens: float, width: int, mlp_ratio: float = 4.0) -> float:
+def block_macs(tokens: float, width: int, mlp_ratio: float = 4.0) -> float:
     """Multiplications with addition of a block with self-attention."""
     return tokens * width**2 * (4 + 2 * mlp_ratio) + 2 * tokens**2 * width
 
 
-def cross_products(queries: float, seen: float, width: int, mlp_ratio: float = 4.0) -> float:
+def cross_block_macs(queries: float, seen: float, width: int, mlp_ratio: float = 4.0) -> float:
     """The same of a block with cross-attention."""
     maps = queries * width**2 * (2 + 2 * mlp_ratio) + 2 * seen * width**2
     return maps + 2 * queries * seen * width
 
 
-def forward_products(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int = 1) -> float:
+def forward_macs(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int = 1) -> float:
     """Multiplications with addition of a forward pass, for one clip.
 
     Args:
@@ -50,10 +50,10 @@ def forward_products(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int 
     seen_v = math.prod(window_side(c.image_grid, objective.frame_window))
 
     def branch(tokens: int, values: int) -> float:
-        return tokens * values * c.width + c.depth * block_products(tokens, c.width, c.mlp_ratio)
+        return tokens * values * c.width + c.depth * block_macs(tokens, c.width, c.mlp_ratio)
 
     def joint(tokens: int) -> float:
-        return c.joint_depth * block_products(tokens, c.width, c.mlp_ratio)
+        return c.joint_depth * block_macs(tokens, c.width, c.mlp_ratio)
 
     total = 0.0
     masked = objective.contrastive_weight > 0 and objective.contrast_view == "masked"
@@ -66,12 +66,12 @@ def forward_products(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int 
         if c.decoder == "cross":
             masked_a = round(masked_a * objective.decode_fraction)
             masked_v = round(masked_v * objective.decode_fraction)
-            block = cross_products(masked_a + masked_v, a + v, c.decoder_width, c.mlp_ratio)
+            block = cross_block_macs(masked_a + masked_v, a + v, c.decoder_width, c.mlp_ratio)
         else:
-            block = block_products(all_a + all_v, c.decoder_width, c.mlp_ratio)
+            block = block_macs(all_a + all_v, c.decoder_width, c.mlp_ratio)
         total += joint(a + v) + (a + v) * c.width * c.decoder_width + c.decoder_depth * block
         total += c.decoder_width * pixels * (masked_a + 3 * masked_v)
-    if objective.sees_whole:
+    if objective.needs_unmasked:
         total += branch(all_a, pixels) + joint(all_a)
         total += frames * (branch(seen_v, 3 * pixels) + joint(seen_v))
     if objective.aligned_weight:
@@ -81,12 +81,12 @@ def forward_products(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int 
     return total
 
 
-def step_operations(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int = 1) -> float:
+def training_flops(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int = 1) -> float:
     """Operations of a forward and a backward pass, for one clip."""
-    return 6 * forward_products(c, objective, frames)
+    return 6 * forward_macs(c, objective, frames)
 
 
-def peak_of(device_name: str, precision: str) -> float | None:
+def peak_flops(device_name: str, precision: str) -> float | None:
     """Operations a second that a device can do at most; None: not known."""
     for name, single, half in PEAKS:
         if re.search(rf"\b{name}\b", device_name):

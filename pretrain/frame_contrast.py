@@ -21,14 +21,14 @@ from torch.nn import functional
 
 from cavmae.datasets.stream.features import MEL_BINS, SILENCE
 from cavmae.pretrain.engine.distributed import all_gather_rows, rank_offset
-from cavmae.pretrain.losses import unit
+from cavmae.pretrain.losses import normalize
 from cavmae.pretrain.positions import Grid
 
 DECIBEL = 10 / math.log(10)  # of a natural logarithm of power
 FLOOR_DB = (SILENCE + math.log(MEL_BINS)) * DECIBEL + 3  # hardly above digital silence
 
 
-def columns(tokens: Tensor, grid: Grid) -> Tensor:
+def group_by_bin(tokens: Tensor, grid: Grid) -> Tensor:
     """Tokens of sound by their moment: [N, rows * T, D] -> [N * T, rows, D]."""
     return tokens.unflatten(1, grid).transpose(1, 2).flatten(0, 1)
 
@@ -95,7 +95,7 @@ class FrameContrastLosses(NamedTuple):
 
 
 def frame_contrast(
-    batch: TimeBins, temperature: Tensor | float, centred: bool = False
+    batch: TimeBins, temperature: Tensor | float, centered: bool = False
 ) -> FrameContrastLosses:
     """InfoNCE of frames and their own moments, in both directions.
 
@@ -105,18 +105,18 @@ def frame_contrast(
 
     Args:
         temperature: that cosines are divided by.
-        centred: compare what differs from the mean: of all clips' frames and moments (easy), of
+        centered: compare what differs from the mean: of all clips' frames and moments (easy), of
             the clip's own (hard).
 
     Returns:
         losses whose mean over processes is that of one process with all their clips.
     """
     with torch.autocast(batch.audio.device.type, enabled=False):
-        return _aligned_contrast(batch, temperature, centred)
+        return _aligned_contrast(batch, temperature, centered)
 
 
 def _aligned_contrast(
-    batch: TimeBins, temperature: Tensor | float, centred: bool
+    batch: TimeBins, temperature: Tensor | float, centered: bool
 ) -> FrameContrastLosses:
     n, f = batch.own_bin.shape
     sound, frames = batch.audio.float(), batch.frames.float()
@@ -129,9 +129,9 @@ def _aligned_contrast(
     gathered = all_gather_rows(
         torch.stack([own_sound, frames], dim=-2).flatten(0, 1)
     )  # [all, 2, C]
-    if centred:
+    if centered:
         gathered = gathered - gathered.mean(dim=0)
-    all_sound, all_frames = unit(gathered, centred).unbind(dim=1)
+    all_sound, all_frames = normalize(gathered, centered).unbind(dim=1)
     number = torch.arange(len(gathered), device=sound.device)
     rows = rank_offset(n * f) + number[: n * f]
     clip = number // f
@@ -145,7 +145,7 @@ def _aligned_contrast(
     easy_v, accuracy = against(all_frames[rows], all_sound)
     easy_a, _ = against(all_sound[rows], all_frames)
 
-    sound, frames = within_clips(sound, frames, centred)
+    sound, frames = within_clips(sound, frames, centered)
     inside = (frames @ sound.transpose(1, 2) / temperature).flatten(0, 1)  # [N * F, T]
     targets = batch.own_bin.flatten()
     hard_v = functional.cross_entropy(inside, targets, reduction="none") @ share
@@ -166,16 +166,16 @@ def _of_frames(sound: Tensor, own: Tensor) -> Tensor:
     return sound.gather(1, own[..., None].expand(-1, -1, sound.shape[-1]))
 
 
-def within_clips(sound: Tensor, frames: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
+def within_clips(sound: Tensor, frames: Tensor, centered: bool) -> tuple[Tensor, Tensor]:
     """Embeddings of unit length, as they are compared within a clip: [N, T, C] and [N, F, C].
 
     Args:
-        centred: less the mean of the clip's moments, and of its frames.
+        centered: less the mean of the clip's moments, and of its frames.
     """
-    if centred:
+    if centered:
         sound = sound - sound.mean(dim=1, keepdim=True)
         frames = frames - frames.mean(dim=1, keepdim=True)
-    return unit(sound, centred), unit(frames, centred)
+    return normalize(sound, centered), normalize(frames, centered)
 
 
 def hard_negative_fraction(progress: float, share: float, after: float) -> float:

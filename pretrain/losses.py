@@ -12,7 +12,7 @@ LEAST_SPREAD = 1e-3  # length of an embedding less a mean, that still counts as 
 PIXEL_EPS = 1e-6  # of the variance of a patch
 
 
-def normalised(patches: Tensor) -> Tensor:
+def normalize_patches(patches: Tensor) -> Tensor:
     """[N, L, P]: each patch less its mean, over its standard deviation (unbiased)."""
     mean = patches.mean(dim=-1, keepdim=True)
     variance = patches.var(dim=-1, keepdim=True)
@@ -30,17 +30,17 @@ def reconstruction_loss(predicted: Tensor, target: Tensor, norm_pix_loss: bool) 
         a number: the mean over pixels, then over patches.
     """
     if norm_pix_loss:
-        target = normalised(target)
+        target = normalize_patches(target)
     return functional.mse_loss(predicted.float(), target.float())
 
 
-def unit(x: Tensor, centred: bool = False) -> Tensor:
-    """Of unit length in the last axis; ``centred`` ones only if they differ from their mean.
+def normalize(x: Tensor, centered: bool = False) -> Tensor:
+    """Of unit length in the last axis; ``centered`` ones only if they differ from their mean.
 
     What is the same everywhere (a still picture) has no direction left: noise of its rounding
     would have gradients that drown all others.
     """
-    return functional.normalize(x, dim=-1, eps=LEAST_SPREAD if centred else 1e-12)
+    return functional.normalize(x, dim=-1, eps=LEAST_SPREAD if centered else 1e-12)
 
 
 class Contrast(NamedTuple):
@@ -55,7 +55,7 @@ def info_nce(
     video: Tensor,
     temperature: Tensor | float,
     both: bool,
-    centred: bool = False,
+    centered: bool = False,
 ) -> Contrast:
     """InfoNCE over the batches of all processes: row i of both belongs together.
 
@@ -64,23 +64,23 @@ def info_nce(
         temperature: that similarities are divided by.
         both: from every video among the sounds and from every sound among the videos (their
             mean); else only the former, as CAV-MAE does.
-        centred: compare what differs from the mean of all rows.
+        centered: compare what differs from the mean of all rows.
 
     Returns:
         of this process's rows; its mean over processes is that of one process with all rows.
     """
     with torch.autocast(audio.device.type, enabled=False):  # ties of 16 bits hide who is nearest
-        return _info_nce(audio, video, temperature, both, centred)
+        return _info_nce(audio, video, temperature, both, centered)
 
 
 def _info_nce(
-    audio: Tensor, video: Tensor, temperature: Tensor | float, both: bool, centred: bool
+    audio: Tensor, video: Tensor, temperature: Tensor | float, both: bool, centered: bool
 ) -> Contrast:
     right = rank_offset(len(audio)) + torch.arange(len(audio), device=audio.device)
     both_kinds = all_gather_rows(torch.stack([audio, video], dim=1).float())  # [all, 2, D]
-    if centred:
+    if centered:
         both_kinds = both_kinds - both_kinds.mean(dim=0)
-    all_audio, all_video = unit(both_kinds, centred).unbind(dim=1)
+    all_audio, all_video = normalize(both_kinds, centered).unbind(dim=1)
     audio, video = all_audio[right], all_video[right]
 
     def one_way(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cavmae.pretrain.blocks import NORM_EPS, AttentionPool, Block, CrossBlock
 from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, fixed_positions, gather_tokens
-from cavmae.pretrain.frame_contrast import columns
+from cavmae.pretrain.frame_contrast import group_by_bin
 from cavmae.pretrain.hub import HubWeights
 from cavmae.pretrain.losses import Contrast, info_nce, reconstruction_loss
 from cavmae.pretrain.masking import Masking, MaskMode, mask_from_noise, structured_noise
@@ -206,8 +206,8 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         Args:
             fraction: of the masked patches that are decoded, drawn for every sample.
         """
-        hidden_a = part_of(latents.masking_a.ids_masked, fraction)
-        hidden_v = part_of(latents.masking_v.ids_masked, fraction)
+        hidden_a = subset_of_masked(latents.masking_a.ids_masked, fraction)
+        hidden_v = subset_of_masked(latents.masking_v.ids_masked, fraction)
         a, v = self.forward_decoder(latents, hidden_a, hidden_v)
         loss_a = reconstruction_loss(
             self.decoder_pred_a(a), gather_tokens(patches_a, hidden_a), norm_pix_loss
@@ -246,7 +246,7 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
 
     def audio_bin_embeddings(self, tokens: Tensor) -> Tensor:
         """Embeddings of every moment out of unmasked tokens of sound: [N, La, D] -> [N, T, C]."""
-        found: Tensor = self.moment_a(columns(tokens, self.config.audio_grid))
+        found: Tensor = self.moment_a(group_by_bin(tokens, self.config.audio_grid))
         return found.unflatten(0, (len(tokens), -1))
 
     def frame_embeddings(self, tokens: Tensor) -> Tensor:
@@ -263,7 +263,7 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         return self.decoder_pred_a(a), self.decoder_pred_v(v)
 
 
-def part_of(numbers: Tensor, fraction: float) -> Tensor:
+def subset_of_masked(numbers: Tensor, fraction: float) -> Tensor:
     """[N, M] -> [N, fraction * M] of them, at least one, drawn anew for every row."""
     if fraction >= 1:
         return numbers

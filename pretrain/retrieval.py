@@ -28,10 +28,10 @@ class Features(NamedTuple):
     audio: Tensor
     video: Tensor
 
-    def compared(self, centred: bool) -> "Features":
-        """Of unit length; ``centred``: less the mean of all clips, each modality its own."""
+    def normalized(self, centered: bool) -> "Features":
+        """Of unit length; ``centered``: less the mean of all clips, each modality its own."""
         audio, video = self.audio, self.video
-        if centred:
+        if centered:
             audio, video = audio - audio.mean(dim=0), video - video.mean(dim=0)
         unit = functional.normalize
         return Features(self.keys, unit(audio, dim=-1), unit(video, dim=-1))
@@ -89,7 +89,7 @@ def ranks(queries: Tensor, gallery: Tensor, block: int = BLOCK) -> Tensor:
     return found + 0.5
 
 
-def measures(found: Tensor) -> dict[str, float]:
+def recall_metrics(found: Tensor) -> dict[str, float]:
     """Recall at 1, 5 and 10 (shares of the queries) and the median rank."""
     result = {f"recall_at_{k}": float((found <= k).double().mean()) for k in (1, 5, 10)}
     return {**result, "median_rank": float(found.median())}
@@ -100,7 +100,7 @@ def retrieval(features: Features) -> dict[str, dict[str, float]]:
     count = len(features.keys)
     chance = {f"recall_at_{k}": min(1.0, k / count) for k in (1, 5, 10)}
     return {
-        "video_to_audio": measures(ranks(features.video, features.audio)),
-        "audio_to_video": measures(ranks(features.audio, features.video)),
+        "video_to_audio": recall_metrics(ranks(features.video, features.audio)),
+        "audio_to_video": recall_metrics(ranks(features.audio, features.video)),
         "chance": {**chance, "median_rank": (count + 1) / 2},
     }

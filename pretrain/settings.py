@@ -165,7 +165,7 @@ class ObjectiveSettings:
             raise UsageError("objective.mask_ratio: nothing masked leaves nothing to reconstruct.")
 
     @property
-    def sees_whole(self) -> bool:
+    def needs_unmasked(self) -> bool:
         """Whether there are passes over whole sounds and frames, nothing masked."""
         whole = self.contrastive_weight > 0 and self.contrast_view == "whole"
         return whole or self.aligned_weight > 0
@@ -267,3 +267,22 @@ class LoopSettings:
             raise UsageError(f"loop.keep {self.keep}: at least 2, as the newest may be damaged.")
         if not self.steps and not self.epochs:
             raise UsageError("Set loop.steps or loop.epochs.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainSettings:
+    """A pretraining run.
+
+    Args:
+        data: shards and batches.
+        model: its shape and initial weights.
+        objective: losses and masks.
+        optimizer: updates of the weights.
+        loop: length and conduct of the run.
+    """
+
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    loop: LoopSettings = LoopSettings()

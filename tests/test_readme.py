@@ -27,7 +27,7 @@ def commands(text: str) -> list[list[str]]:
         if "-m" in words and words[words.index("-m") + 1].startswith("cavmae."):
             place = words.index("-m") + 1
             kind = {"cavmae.pretrain.train": ["pretrain"],
-                    "cavmae.finetune.train": ["finetune", "speakers"]}[words[place]]  # fmt: skip
+                    "cavmae.finetune.train": ["finetune"]}[words[place]]  # fmt: skip
             found.append([*kind, *words[place + 1 :]])
         elif words[:1] == ["cavmae"]:
             found.append(words[1:])

@@ -16,7 +16,7 @@ COMMANDS = {
         "make talking heads with known voices and masks",
     ),
     "pretrain": ("cavmae.pretrain.train", "train CAV-MAE on shards"),
-    "finetune": ("cavmae.tools.finetune", "train on labelled clips: `finetune speakers`"),
+    "finetune": ("cavmae.finetune.train", "train on labelled clips: `finetune speakers`"),
     "evaluate": ("cavmae.tools.evaluate", "measures of a speaker model; fixed lists of scenes"),
     "separate": ("cavmae.tools.separate", "voices and masks of the people in any video"),
     "report": ("cavmae.tools.report", "what was trained, measured and separated, on a page"),

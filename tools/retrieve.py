@@ -23,7 +23,7 @@ from cavmae.datasets.stream.stream import EvalStream
 from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
 from cavmae.datasets.stream.view import View
 from cavmae.pretrain.encoder import CAVMAEConfig
-from cavmae.pretrain.factory import load_model, preprocessing_of
+from cavmae.pretrain.factory import load_model, read_preprocessing
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.retrieval import Features, extract, retrieval
 
@@ -70,7 +70,7 @@ def view_of(config: CAVMAEConfig, frames: Literal["middle", "all"], model: str) 
     window = None if count >= WHOLE_CLIP else count / FRAME_RATE
     return View(
         fbank_frames=count,
-        padding=(preprocessing_of(model) or {}).get("padding", "zero"),
+        padding=(read_preprocessing(model) or {}).get("padding", "zero"),
         frames=frames,
         window=window,
         random_window=False,
@@ -88,7 +88,7 @@ def statistics_of(
     """
     if which == "audioset":
         return Statistics()
-    trained = preprocessing_of(model) if which == "auto" else None
+    trained = read_preprocessing(model) if which == "auto" else None
     if trained is None:
         return Statistics.load(shards)
     return Statistics(trained["fbank_mean"], trained["fbank_std"])
@@ -109,11 +109,11 @@ def main(words: Sequence[str]) -> int:
     features = _extract(model, options.model, options.shards, settings)
     if settings.features:
         _save_features(Path(settings.features), features)
-    trained = preprocessing_of(options.model) or {}
+    trained = read_preprocessing(options.model) or {}
     centred = {"yes": True, "no": False}.get(
         settings.centred, trained.get("center_embeddings", False)
     )
-    found = retrieval(features.compared(centred))
+    found = retrieval(features.normalized(centred))
     output(table(found, len(features.keys)))
     if settings.json:
         with write_atomically(Path(settings.json)) as file:

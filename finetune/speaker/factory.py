@@ -14,7 +14,7 @@ from cavmae.finetune.speaker.model import SpeakerConfig, SpeakerModel
 from cavmae.finetune.speaker.settings import SpeakerModelSettings
 from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
 from cavmae.pretrain.engine.checkpoints import CONFIG, PREPROCESSING
-from cavmae.pretrain.factory import compile_blocks, load_hub, named_weights, preprocessing_of
+from cavmae.pretrain.factory import compile_blocks, load_hub, load_named_weights, read_preprocessing
 from cavmae.pretrain.settings import LoopSettings
 from cavmae.pretrain.weights import load_weights, move_positions
 
@@ -81,7 +81,7 @@ def build_speaker(
             )
         source = config_for_size(settings.encoder_size)
         return _made(speaker_config(settings, source, image, frames))
-    source, weights = named_weights(settings.encoder)
+    source, weights = load_named_weights(settings.encoder)
     model = _made(speaker_config(settings, source, image, frames))
     own = model.encoder.state_dict()
     moved = move_positions(weights, source, model.config.encoder)
@@ -129,7 +129,7 @@ def statistics_for(settings: SpeakerModelSettings, data_set: str) -> Statistics:
         return load_speaker(settings.init_from)[1]
     told: dict[str, Any] | None = None
     if settings.encoder is not None:
-        told = preprocessing_of(settings.encoder)
+        told = read_preprocessing(settings.encoder)
     if told is None:
         return Statistics.load(data_set)
     return Statistics(told["fbank_mean"], told["fbank_std"])
@@ -151,7 +151,7 @@ def load_speaker(name: str) -> tuple[SpeakerModel, Statistics]:
             "`cavmae finetune speakers --model.encoder`."
         )
     model = load_hub(SpeakerModel, name, "make one with `cavmae finetune speakers`")
-    told = preprocessing_of(name)
+    told = read_preprocessing(name)
     if told is None:
         raise CavmaeError(
             f"{name} does not say how sound was normalised: {PREPROCESSING} is missing."

@@ -29,7 +29,7 @@ from cavmae.datasets.stream.stream import Position
 from cavmae.pretrain.tensor_files import read_tensors
 
 log = logging.getLogger("cavmae")
-SCHEMA = 1
+SCHEMA = 2
 COMPLETE = "COMPLETE"
 WEIGHTS, CONFIG, AVERAGE = "model.safetensors", "config.json", "average"
 PREPROCESSING = "preprocessing.json"
@@ -64,18 +64,18 @@ class Checkpoint(NamedTuple):
     trainer: Mapping[str, Any]
 
 
-def folder_of(run: Path, step: int) -> Path:
+def checkpoint_folder(run: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return run / "checkpoints" / f"{step:09d}"
 
 
-def complete(run: Path) -> list[Path]:
+def complete_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
     names = sorted(int(p.name) for p in folder.iterdir() if _NAME.fullmatch(p.name))
-    found = [folder_of(run, step) for step in names]
+    found = [checkpoint_folder(run, step) for step in names]
     for path in found:
         if not (path / COMPLETE).is_file():
             log.warning("%s is not complete and is passed over.", path)
@@ -88,7 +88,7 @@ def save(run: Path, step: int, checkpoint: Checkpoint, keep: int) -> None:
     Raises:
         CavmaeError: it could not be written; those before it are intact.
     """
-    final = folder_of(run, step)
+    final = checkpoint_folder(run, step)
     if (final / COMPLETE).is_file():
         return
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -108,7 +108,7 @@ def save(run: Path, step: int, checkpoint: Checkpoint, keep: int) -> None:
         temporary.rename(final)
         flush_folder(final.parent)
     except (OSError, SafetensorError) as error:
-        before = complete(run)
+        before = complete_checkpoints(run)
         intact = f"{before[-1]} is intact" if before else "there is none before it"
         raise CavmaeError(
             f"The checkpoint {final} could not be written ({error}); {intact}. Make room or mend "
@@ -116,7 +116,7 @@ def save(run: Path, step: int, checkpoint: Checkpoint, keep: int) -> None:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for path in complete(run)[:-keep]:
+    for path in complete_checkpoints(run)[:-keep]:
         try:
             _remove(path)
         except OSError as error:
@@ -243,7 +243,7 @@ def _check_trainer(trainer: Any) -> None:
     for name in ("step", "samples", "averages"):
         typed(trainer, name, int)
     for name in ("skipped", "in_row"):
-        typed(typed(trainer, "health", dict), name, int)
+        typed(typed(trainer, "nonfinite", dict), name, int)
     typed(trainer, "scaler", dict, type(None))
     for group in typed(trainer, "groups", list):
         value_as(list[str], typed(group, "params", list), "params")

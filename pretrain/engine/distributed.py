@@ -1,6 +1,6 @@
-"""What the processes of one run share: gathered tensors with gradients, and agreed decisions.
+"""Processes of a run: gathered tensors with gradients, and decisions that all agree on.
 
-Decisions go over gloo between CPUs, also where gradients go over NCCL, so that agreeing at every
+Decisions go over gloo between CPUs, also where gradients go over NCCL, so that a decision at every
 step never waits for a GPU.
 """
 
@@ -16,10 +16,11 @@ from cavmae.common.errors import CavmaeError
 
 
 class DistEnv:
-    """The processes of a run; alone when nothing has set up torch.distributed.
+    """The processes of a run; a single one if torch.distributed is not initialized.
 
     Attributes:
-        rank, count: of this process, and of all.
+        rank: of this process.
+        count: number of processes.
     """
 
     def __init__(self) -> None:
@@ -30,48 +31,48 @@ class DistEnv:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is the process that writes files: rank 0."""
         return self.rank == 0
 
-    def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set in any process. All must call it together."""
+    def any_process(self, *flags: bool) -> list[bool]:
+        """Logical or of each flag over all processes; a collective call."""
         if not self.together:
             return list(flags)
-        told = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self._control)
-        return [bool(flag) for flag in told]
+        reduced = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(reduced, op=dist.ReduceOp.MAX, group=self._control)
+        return [bool(flag) for flag in reduced]
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over all processes of a small tensor, on the CPU."""
-        told = values.detach().to("cpu", torch.float64)
+        """Mean of a small tensor over all processes, on the CPU; a collective call."""
+        total = values.detach().to("cpu", torch.float64)
         if self.together:
-            dist.all_reduce(told, group=self._control)
-        return told / self.count
+            dist.all_reduce(total, group=self._control)
+        return total / self.count
 
-    def gather(self, thing: Any) -> list[Any]:
-        """A (picklable) thing of every process, in every process."""
+    def gather(self, value: Any) -> list[Any]:
+        """A picklable value of every process, in every process; a collective call."""
         if not self.together:
-            return [thing]
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, thing, group=self._control)
-        return found
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value, group=self._control)
+        return values
 
-    def broadcast(self, thing: Any) -> Any:
-        """The first process's thing, in every process."""
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank 0, in every process; a collective call."""
         if not self.together:
-            return thing
-        box = [thing]
-        dist.broadcast_object_list(box, src=0, group=self._control)
-        return box[0]
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._control)
+        return values[0]
 
     @contextlib.contextmanager
     def main_only(self) -> Iterator[None]:
-        """Work of the first process only, whose failure is a failure of all.
+        """Work of rank 0 whose failure is raised in every process.
 
-        The body runs everywhere and has to look at :attr:`first` itself.
+        The body runs everywhere and checks :attr:`is_main` itself.
 
         Raises:
-            Exception: what went wrong in the first process, in every process.
+            Exception: the one of rank 0, in every process.
         """
         error: Exception | None = None
         try:
@@ -86,22 +87,22 @@ class DistEnv:
 
     @contextlib.contextmanager
     def fail_together(self) -> Iterator[None]:
-        """Work that every process does by itself: its failure in one is a failure of all.
+        """Work of every process; a failure in one is raised in all.
 
         Raises:
-            Exception: this process's own.
-            CavmaeError: another one's.
+            Exception: the one of this process.
+            CavmaeError: another process failed.
         """
         error: Exception | None = None
         try:
             yield
         except Exception as raised:  # noqa: BLE001 - raised again
             error = raised
-        told = [text for text in self.gather(None if error is None else str(error)) if text]
+        messages = [text for text in self.gather(None if error is None else str(error)) if text]
         if error is not None:
             raise error
-        if told:
-            raise CavmaeError(f"Another process could not go on: {told[0]}")
+        if messages:
+            raise CavmaeError(f"Another process could not go on: {messages[0]}")
 
 
 class _Gather(torch.autograd.Function):
@@ -114,7 +115,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # What every process's loss says of this process's rows.
+        # Sum over processes of the gradients with respect to the rows of this one.
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         first = dist.get_rank() * ctx.rows
@@ -122,17 +123,17 @@ class _Gather(torch.autograd.Function):
 
 
 def all_gather_rows(x: Tensor) -> Tensor:
-    """The rows of all processes, with gradient: [N, ...] -> [processes * N, ...].
+    """Rows of all processes, with gradient: [N, ...] -> [processes * N, ...].
 
-    Processes' losses count as added up; where gradients are then averaged over processes (DDP),
-    that is the gradient of the mean of the losses. All must call it together, N being the same.
+    The gradient is that of the sum of all processes' losses; where DDP then averages gradients, it
+    is that of the mean. A collective call, with the same N in every process.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x
-    found: Tensor = _Gather.apply(x)
-    return found
+    rows: Tensor = _Gather.apply(x)
+    return rows
 
 
 def rank_offset(rows: int) -> int:
-    """Where this process's rows begin in what :func:`everyone` gives."""
+    """Index of the first of this process's rows in :func:`all_gather_rows`."""
     return rows * dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

@@ -1,4 +1,4 @@
-"""What a run tells of itself: metrics.jsonl, a tracker, lines on the terminal."""
+"""Metric logging: metrics.jsonl and a tracker."""
 
 import logging
 import math
@@ -17,15 +17,14 @@ METRICS = "metrics.jsonl"
 
 
 class MetricLogger:
-    """Appends to ``RUN/metrics.jsonl`` and to a tracker; of one process of a run.
+    """Appends metrics to ``RUN/metrics.jsonl`` and to a tracker, in one process of a run.
 
-    A run that goes on at a step takes back what the interrupted one told of later steps: those
-    lines move to ``metrics.superseded.jsonl``.
+    A resumed run moves lines of later steps to ``metrics.superseded.jsonl``.
 
     Args:
-        run: its folder.
-        step: at which it goes on; 0: it begins.
-        accelerator: whose tracker is used.
+        run: folder of the run.
+        step: at which the run resumes; 0: it begins.
+        accelerator: with the tracker.
         tracker: ``tensorboard``, ``wandb`` or ``none``.
     """
 
@@ -33,13 +32,13 @@ class MetricLogger:
         self._accelerator = accelerator
         self._path = run / METRICS
         if self._path.exists():
-            self._take_back(run, step)
+            self._supersede_later_steps(run, step)
         self._file: IO[str] = self._path.open("a")
         options = {"tensorboard": {"purge_step": step + 1}} if tracker == "tensorboard" else {}
         if tracker != "none":
             accelerator.init_trackers(tracker, init_kwargs=options)
 
-    def _take_back(self, run: Path, step: int) -> None:
+    def _supersede_later_steps(self, run: Path, step: int) -> None:
         kept: list[bytes] = []
         later: list[bytes] = []
         for line in self._path.read_bytes().splitlines():
@@ -55,15 +54,15 @@ class MetricLogger:
                 whole.writelines(line + b"\n" for line in kept)
 
     def log(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """One line: numbers of a step.
+        """Writes one line: the values of a step.
 
         Args:
             kind: ``train`` or ``held_out``.
 
         Raises:
-            CavmaeError: it cannot be written.
+            CavmaeError: the line cannot be written.
         """
-        # JSON knows no NaN: a number that is none is null.
+        # JSON has no NaN: such a number is null.
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         try:
             self._file.write(json_bytes({"step": step, "kind": kind, **finite}).decode())
@@ -73,7 +72,7 @@ class MetricLogger:
         self._accelerator.log({f"{kind}/{k}": v for k, v in values.items()}, step=step)
 
     def close(self) -> None:
-        """Ends the tracker too."""
+        """Closes the file and the tracker."""
         self._file.close()
         for tracker in self._accelerator.trackers:
             tracker.finish()

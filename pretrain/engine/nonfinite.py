@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: counted, and too many in a row end the run."""
+"""Guard against non-finite steps: counts them, and ends a run after too many in a row."""
 
 from collections import deque
 from typing import Any
@@ -11,12 +11,12 @@ from cavmae.pretrain.engine.distributed import DistEnv
 
 
 class NonFiniteGuard:
-    """Looks at each step one step late, so that the device is never waited for.
+    """Checks each step one step late, without a synchronisation with the device.
 
-    Whether a step was bad is the same in all processes: their gradients are averaged.
+    A step is non-finite in all processes or in none, since gradients are averaged.
 
     Args:
-        allowed: so many bad steps in a row are too many.
+        allowed: number of non-finite steps in a row that ends the run.
         processes: of the run.
     """
 
@@ -29,14 +29,14 @@ class NonFiniteGuard:
         self._keys: deque[list[str]] = deque(maxlen=allowed)
 
     def record(self, bad: Tensor, keys: list[str]) -> None:
-        """A step was made, or left out because it was bad.
+        """Records a step, made or skipped.
 
         Args:
-            bad: bool, on the device.
-            keys: of this process's clips in it.
+            bad: bool on the device: the gradient was not finite.
+            keys: of this process's clips in the step.
         """
         self._pending, self._copied = bad, None
-        if bad.is_cuda:  # the answer travels while the device works on
+        if bad.is_cuda:  # copied while the device works on
             self._pending = torch.empty((), dtype=torch.bool, pin_memory=True)
             self._pending.copy_(bad, non_blocking=True)
             self._copied = torch.cuda.Event()
@@ -44,10 +44,10 @@ class NonFiniteGuard:
         self._keys.append(keys)
 
     def check(self) -> None:
-        """Counts the last step, if it has not been.
+        """Counts the last step, once.
 
         Raises:
-            CavmaeError: too many in a row were bad.
+            CavmaeError: too many steps in a row were not finite.
         """
         if self._pending is None:
             return
@@ -67,9 +67,9 @@ class NonFiniteGuard:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able; of a step that was looked at."""
+        """JSON values, up to the last checked step."""
         return {"skipped": self.skipped, "in_row": self._in_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Restores :meth:`state_dict`."""
         self.skipped, self._in_row = state["skipped"], state["in_row"]

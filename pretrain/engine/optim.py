@@ -1,4 +1,4 @@
-"""Optimizers, and learning rates as functions of the step."""
+"""Optimizers, and learning rate schedules as functions of the step."""
 
 import math
 
@@ -10,11 +10,11 @@ from cavmae.pretrain.settings import OptimizerSettings
 
 
 def build_optimizer(task: Task, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """AdamW without decay of vectors and tokens, or the reference's Adam.
+    """Fused AdamW without weight decay of vectors and tokens, or the Adam of CAV-MAE.
 
     Args:
-        task: whose parameters with ``requires_grad`` are trained; a group of them has a
-            ``lr_scale``, as :meth:`Task.rate` says.
+        task: its parameters with ``requires_grad`` are trained; each group has the ``lr_scale`` of
+            :meth:`Task.lr_scale`.
     """
     betas = settings.beta1, settings.beta2
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -27,16 +27,16 @@ def build_optimizer(task: Task, settings: OptimizerSettings) -> torch.optim.Opti
         plain = settings.name == "adam" or not vector
         decay = settings.weight_decay if plain else 0.0
         groups.setdefault((decay, task.lr_scale(name)), []).append(parameter)
-    told = [
+    param_groups = [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (decay, scale), parameters in groups.items()
     ]
     kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
-    return kind(told, settings.lr, betas, weight_decay=settings.weight_decay, fused=True)
+    return kind(param_groups, settings.lr, betas, weight_decay=settings.weight_decay, fused=True)
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
-    """The rate of step ``step`` (from 0) of ``steps``."""
+    """Learning rate of step ``step`` (from 0) of ``steps``."""
     warmup = settings.warmup * steps
     if step < warmup:
         return settings.lr * (step + 1) / (warmup + 1)

@@ -1,4 +1,4 @@
-"""The start of a run: its processes, its folder."""
+"""Set-up of a run: its processes and its folder."""
 
 import contextlib
 import ctypes
@@ -65,10 +65,10 @@ def launched_processes() -> tuple[int, str]:
 
 
 def make_accelerator(settings: LoopSettings, run: Path) -> Accelerator:
-    """Joins the processes that were launched, and sets precision and device.
+    """Accelerator of the launched processes, with the precision and device of the settings.
 
     Raises:
-        UsageError: a device or precision that is not to be had here.
+        UsageError: the device, precision or tracker is not available here.
     """
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("loop.device cuda: PyTorch sees no GPU here; use auto or cpu.")
@@ -99,14 +99,14 @@ def make_accelerator(settings: LoopSettings, run: Path) -> Accelerator:
         )
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    # All processes tell what goes wrong, the first one tells what goes on.
+    # Warnings are logged by every process, progress by rank 0.
     if not accelerator.is_main_process:
         log.setLevel(logging.WARNING)
     return accelerator
 
 
 def check_joined(accelerator: Accelerator, launched: tuple[int, str]) -> None:
-    """Compares launcher, accelerator and process group: apart, each process would train alone.
+    """Checks that launcher, accelerator and process group agree on the number of processes.
 
     Args:
         launched: see :func:`launched_processes`.
@@ -125,10 +125,10 @@ def check_joined(accelerator: Accelerator, launched: tuple[int, str]) -> None:
 
 
 def check_devices(accelerator: Accelerator, processes: DistEnv) -> None:
-    """Compares the kinds of device of all processes, which must call it together.
+    """Checks that all processes use one kind of device; a collective call.
 
     Raises:
-        UsageError: they differ; averaging gradients would wait for ever.
+        UsageError: they differ, so that averaging gradients would never end.
     """
     kinds = sorted(set(processes.gather(accelerator.device.type)))
     if len(kinds) > 1:
@@ -142,7 +142,7 @@ def check_averaged(module: nn.Module, processes: DistEnv) -> None:
     """Checks that a prepared module averages gradients over all processes.
 
     Raises:
-        UsageError: it does not, so that each process would train alone.
+        UsageError: it does not.
     """
     whole = getattr(module, "_orig_mod", module)  # of torch.compile
     if processes.count > 1 and not isinstance(whole, DistributedDataParallel | FSDPModule):
@@ -153,9 +153,9 @@ def check_averaged(module: nn.Module, processes: DistEnv) -> None:
 
 
 def keep_memory() -> None:
-    """Has glibc keep what is freed instead of giving it back: a step takes half the time.
+    """Makes glibc keep freed memory, which halves the time of a step on the CPU.
 
-    Every large tensor is else a fresh mapping, whose pages the system clears one by one.
+    Otherwise every large tensor is a fresh mapping, whose pages the kernel clears one by one.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -167,14 +167,14 @@ def keep_memory() -> None:
 
 @contextlib.contextmanager
 def distributed_run(settings: LoopSettings, run: Path) -> Iterator[Accelerator]:
-    """The processes that were launched, as long as they work together.
+    """Process group of the launched processes, destroyed at the end.
 
-    Left without a word, a process group's threads may crash a process that is already done.
-    For arguments and errors see :func:`make_accelerator` and :func:`check_joined`.
+    The threads of a group that is not destroyed may crash a process that is done. Arguments and
+    errors are those of :func:`make_accelerator` and :func:`check_joined`.
     """
     launched = launched_processes()
     accelerator = make_accelerator(settings, run)
-    well = False
+    succeeded = False
     try:
         check_joined(accelerator, launched)
         if accelerator.device.type == "cpu":
@@ -182,27 +182,28 @@ def distributed_run(settings: LoopSettings, run: Path) -> Iterator[Accelerator]:
         yield accelerator
         if dist.is_initialized():
             dist.barrier()  # no process leaves while another still listens to it
-        well = True
+        succeeded = True
     finally:
-        # NCCL takes leave of the others: after an error they may not be there to answer.
-        if dist.is_initialized() and (well or dist.get_backend() == "gloo"):
+        # NCCL waits for the other processes, which may be gone after an error.
+        if dist.is_initialized() and (succeeded or dist.get_backend() == "gloo"):
             dist.destroy_process_group()
 
 
-def open_run(stack: ExitStack, run: Path, resume: bool, text: str) -> None:
-    """Takes the run's folder for this run and writes down its configuration.
+def claim_run_folder(stack: ExitStack, run: Path, resume: bool, text: str) -> None:
+    """Locks the folder of a run and writes its configuration.
 
     Args:
-        stack: holds the folder.
+        stack: releases the lock.
+        run: folder of the run.
         resume: the folder may hold an interrupted run.
-        text: of ``config.yaml``.
+        text: content of ``config.yaml``.
 
     Raises:
-        CavmaeError: another process is in it, or it holds a run already.
+        CavmaeError: another process trains in it, or it holds a run already.
     """
     message = f"Another process is training in {run}: wait for it, or choose another --out."
     stack.enter_context(locked(run / ".lock", message))
-    before = checkpoints.complete(run)
+    before = checkpoints.complete_checkpoints(run)
     if before and not resume:
         raise UsageError(
             f"{run} holds a run already: go on with --resume auto, or choose another --out."

@@ -1,4 +1,4 @@
-"""What the loop asks of a task: a batch's loss and logs, and measures of held-out batches."""
+"""Interface of a task: loss and logs of a batch, metrics of held-out batches."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ from cavmae.pretrain.hub import HubWeights
 
 Embeddings = dict[str, Tensor]
 Record = dict[str, Any]
-Call = Literal["learn", "embed", "evaluate"]
+Call = Literal["training_step", "embed", "validation_step"]
 
 
 class StepOutput(NamedTuple):
-    """Of a batch: what is minimised, and single numbers to be logged.
+    """Loss of a batch, and scalars to log.
 
     Attributes:
-        loss: whose gradients over the batches of a step add up to the step's.
-        logs: their means over the batches of a step are logged; ``loss`` must be among them.
+        loss: the gradients of a step's batches add up to that of the step.
+        logs: scalars, among them ``loss``; their means over a step's batches are logged.
     """
 
     loss: Tensor
@@ -27,16 +27,16 @@ class StepOutput(NamedTuple):
 
 
 class Task(nn.Module, abc.ABC):
-    """A model and what it is to learn; the loop knows of neither.
+    """A model with its losses and metrics; the trainer knows neither.
 
-    A loss that compares the clips of a batch with each other must see all of them, also where a
-    step is made of several batches (gradient accumulation). Such a task is ``joined``: its
-    :meth:`embed` gives what the comparison needs, without gradient, of every batch of a step
-    first; then :meth:`learn` gets the pieces of all, and puts its own in place with gradient.
+    A contrastive loss must see all clips of a step, also with gradient accumulation. Such a task
+    ``needs_global_batch``: the trainer first calls :meth:`embed`, without gradient, for every batch
+    of the step, then :meth:`training_step` with the embeddings of all, in which the task puts its
+    own with gradient.
 
     Attributes:
-        model: what a checkpoint holds for others to load.
-        joined: whether the loss compares clips with each other.
+        model: part of a checkpoint that ``from_pretrained`` loads.
+        needs_global_batch: whether the loss compares clips with each other.
     """
 
     model: HubWeights
@@ -47,50 +47,50 @@ class Task(nn.Module, abc.ABC):
         call: Call,
         batch: Batch,
         progress: float = 0.0,
-        pieces: Sequence[Embeddings] = (),
-        turn: int = 0,
+        embeddings: Sequence[Embeddings] = (),
+        micro_index: int = 0,
     ) -> Any:
-        """One of the methods below: all go through here, where DDP and FSDP have their hooks."""
-        if call == "learn":
-            return self.training_step(batch, progress, pieces, turn)
+        """Calls one of the methods below: the hooks of DDP and FSDP are on ``forward``."""
+        if call == "training_step":
+            return self.training_step(batch, progress, embeddings, micro_index)
         if call == "embed":
             return self.embed(batch)
         return self.validation_step(batch)
 
     @abc.abstractmethod
     def training_step(
-        self, batch: Batch, progress: float, pieces: Sequence[Embeddings], turn: int
+        self, batch: Batch, progress: float, embeddings: Sequence[Embeddings], micro_index: int
     ) -> StepOutput:
-        """The loss of a batch.
+        """Loss of a batch.
 
         Args:
             batch: on the device, as loaded.
-            progress: share of training that is done.
-            pieces: of all batches of the step, from :meth:`embed`; empty: there is only this one.
-                Losses that are means over clips are to be divided by their number.
-            turn: which of them this batch is.
+            progress: fraction of training that is done.
+            embeddings: of all batches of the step, from :meth:`embed`; empty: there is only this
+                one. Losses that are means over clips are divided by the number of batches.
+            micro_index: index of this batch among them.
         """
 
     def embed(self, batch: Batch) -> Embeddings:
-        """What a joined task needs of each of a step's batches."""
+        """Embeddings of a batch that the losses of a step's other batches need."""
         raise TypeError("this task compares no clips with each other")
 
     def lr_scale(self, name: str) -> float:
-        """Share of the run's learning rate at which a parameter moves."""
+        """Factor of the learning rate of a parameter."""
         return 1.0
 
     @abc.abstractmethod
     def validation_step(self, batch: Batch) -> Record:
-        """What :meth:`summarise` needs of a held-out batch: tensors and lists on the CPU."""
+        """Record of a held-out batch for :meth:`aggregate`: tensors and lists on the CPU."""
 
     @abc.abstractmethod
     def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
-        """Measures of a held-out set from the records of all its batches."""
+        """Metrics of a held-out set from the records of all its batches."""
 
     @abc.abstractmethod
     def preprocessing(self) -> dict[str, Any]:
-        """How batches are prepared, as JSON-able values, for who uses the weights."""
+        """Preprocessing of batches, as JSON values, saved beside the weights."""
 
     @abc.abstractmethod
     def flops_per_sample(self) -> float:
-        """Floating-point operations of a training step, for one clip."""
+        """FLOPs of a training step, for one clip."""

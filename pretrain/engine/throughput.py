@@ -1,4 +1,4 @@
-"""How fast a run is: samples, waiting, memory, operations."""
+"""Throughput of a run: samples, waiting for data, memory, FLOPs."""
 
 import contextlib
 import time
@@ -11,16 +11,16 @@ from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.loader import Loader
 from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.task import Task
-from cavmae.pretrain.flops import peak_of
+from cavmae.pretrain.flops import peak_flops
 from cavmae.pretrain.settings import LoopSettings
 
 
 class Throughput:
-    """Counts between two readings.
+    """Counters between two readings.
 
     Args:
-        task: tells the operations of a clip.
-        device: that it runs on.
+        task: gives the FLOPs of a sample.
+        device: of the run.
         settings: of the run.
         processes: of the run.
     """
@@ -28,13 +28,13 @@ class Throughput:
     def __init__(
         self, task: Task, device: torch.device, settings: LoopSettings, processes: DistEnv
     ):
-        self._work = task.flops_per_sample()
+        self._flops_per_sample = task.flops_per_sample()
         self._device = device
         self._processes = processes
         self._peak = None
         if device.type == "cuda":
             name = torch.cuda.get_device_name(device)
-            self._peak = peak_of(name, settings.precision)
+            self._peak = peak_flops(name, settings.precision)
             torch.cuda.reset_peak_memory_stats(device)
         self._begin()
 
@@ -45,27 +45,27 @@ class Throughput:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time spent on waiting for data."""
+        """Counts the time in the body as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that does not count."""
+        """Leaves the time in the body out."""
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start
 
     def count(self, micro: Sequence[Batch]) -> None:
-        """One step of these batches is made."""
+        """Counts a step of these batches."""
         self._steps += 1
         self._samples += sum(len(batch["key"]) for batch in micro)
 
     def read(self, loader: Loader) -> dict[str, float]:
-        """Values since the last reading.
+        """Metrics since the last reading.
 
-        Samples are of all processes together; operations, share of the peak and memory of one.
+        ``samples_per_sec`` is of all processes together; FLOPs, MFU and memory are of one.
         """
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         rate = self._samples / elapsed  # of this process; all make the same number of steps
@@ -73,7 +73,7 @@ class Throughput:
             "samples_per_sec": rate * self._processes.count,
             "step_time": elapsed / max(1, self._steps),
             "data_wait": self._waited / elapsed,
-            "flops_per_sec": rate * self._work,
+            "flops_per_sec": rate * self._flops_per_sample,
             "epoch": float(loader.epoch),
             "skipped_samples": float(sum(loader.broken.values())),
         }

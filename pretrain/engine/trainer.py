@@ -1,8 +1,8 @@
-"""The training loop, of pretraining and of fine-tuning: a task gives losses, the loop steps.
+"""Training loop of every task: the task gives losses, the trainer steps.
 
-What it promises (DESIGN, "A run"): a run that goes on from a checkpoint makes exactly the steps
-that the interrupted one would have made; signals are agreed on by all processes at the boundary
-of steps; what is not finite never reaches the weights; no process waits for one that failed.
+Guarantees: a resumed run makes exactly the steps that the interrupted one would have made; all
+processes agree on signals at step boundaries; a non-finite gradient never reaches the weights; no
+process waits for one that failed.
 """
 
 import contextlib
@@ -41,21 +41,20 @@ SCALE_SEARCH = 16
 
 
 class Trainer:
-    """Trains a task.
+    """Training of a task.
 
     Args:
-        task: what is trained.
-        loader: endless batches, of this process.
-        held_out: finite batches to evaluate on, of this process; None: no evaluation.
-        steps: of the optimizer in all.
+        task: model, losses and metrics.
+        loader: endless batches of this process.
+        held_out: finite validation batches of this process; None: no validation.
+        steps: total number of optimizer steps.
         settings, optimizer: of the run.
-        run: its folder.
-        accelerator: made with the run's precision and device.
+        run: folder of the run.
+        accelerator: with the precision and device of the run.
         processes: of the run.
 
     Raises:
-        UsageError: FSDP of a kind, or with settings, that it does not go with; processes that
-            would train apart.
+        UsageError: an unsupported kind of FSDP, or processes that would train apart.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class Trainer:
         self.settings = settings
         self.step = self.samples = 0
         self._loader, self._held_out = loader, held_out
-        self._steps, self._optimizing, self._run = steps, optimizer, run
+        self._steps, self._optimizer_settings, self._run = steps, optimizer, run
         self._accelerator = accelerator
         self._processes = processes
         self._sharded = accelerator.distributed_type == DistributedType.FSDP
@@ -94,76 +93,77 @@ class Trainer:
                 task.model, multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema)
             )
         searching = SCALE_SEARCH if accelerator.scaler is not None else 0
-        self.health = NonFiniteGuard(settings.max_bad_steps + searching, self._processes)
+        self.nonfinite = NonFiniteGuard(settings.max_bad_steps + searching, self._processes)
         self._saved = -1
         self._saved_at = time.monotonic()
-        self._caught: str | None = None
-        self._trouble: CavmaeError | None = None  # of this process, told at the next boundary
-        self._journal: MetricLogger | None = None
+        self._signal: str | None = None
+        self._pending_error: CavmaeError | None = (
+            None  # raised at the next step boundary, in all processes
+        )
+        self._metrics: MetricLogger | None = None
         torch.manual_seed(settings.seed + 1 + 1000 * self._processes.rank)
 
-    # --- the loop ---
+    # --- steps ---
 
     def train(self) -> bool:
-        """Makes all steps that are left.
+        """Makes all remaining steps.
 
         Returns:
-            whether it came to the end; False: a signal stopped it, after a checkpoint.
+            True at the end; False if a signal stopped the run, after a checkpoint.
 
         Raises:
-            CavmaeError: data, disk or numbers do not let it go on. What was trained is saved, as
-                far as it can be.
+            CavmaeError: data, disk or numbers stop the run; a checkpoint is saved if possible.
         """
         with self._processes.main_only():
             if self._processes.is_main:
                 checkpoints.remove_unfinished(self._run)
-                self._journal = MetricLogger(
+                self._metrics = MetricLogger(
                     self._run, self.step, self._accelerator, self.settings.tracker
                 )
-        meters = Throughput(self.task, self._accelerator.device, self.settings, self._processes)
+        throughput = Throughput(self.task, self._accelerator.device, self.settings, self._processes)
         self._module.train()
         with self._signals():
             try:
                 batches = iter(self._loader)
                 while self.step < self._steps:
                     position = self._loader.state_dict()
-                    with meters.waiting():
+                    with throughput.waiting():
                         micro, problem = self._next_batches(batches)
                     if self._maybe_checkpoint_or_stop(position, problem):
                         return False
-                    outcomes, norm, rate = self._train_step(micro)
-                    meters.count(micro)
+                    outputs, norm, rate = self._train_step(micro)
+                    throughput.count(micro)
                     if self.step % self.settings.log_every == 0 or self.step == self._steps:
-                        self._log(meters, outcomes, norm, rate)
+                        self._log(throughput, outputs, norm, rate)
                     every = self.settings.evaluate_every
                     if every and self.step % every == 0 and self.step < self._steps:
-                        with meters.paused():
-                            self.evaluate()
+                        with throughput.paused():
+                            self.validate()
                 self._check_finite()
-                self.evaluate()
+                self.validate()
                 self._save(self._loader.state_dict())
             finally:
-                if self._journal is not None:
-                    self._journal.close()
+                if self._metrics is not None:
+                    self._metrics.close()
         return True
 
     def _next_batches(self, batches: Iterator[Batch]) -> tuple[list[Batch], CavmaeError | None]:
-        """The batches of a step on the device, or why there are none."""
+        """The batches of a step, on the device, or the error that prevents them."""
         micro: list[Batch] = []
         try:
             for _ in range(self.settings.grad_accum_steps):
-                micro.append(self._moved(next(batches)))
+                micro.append(self._to_device(next(batches)))
         except StopIteration:
             return [], CavmaeError(
                 f"Process {self._processes.rank} has run out of data at step {self.step}."
             )
         except CavmaeError as error:
             return [], error
-        except Exception as error:  # noqa: BLE001 - told in all processes, after a checkpoint
+        except Exception as error:  # noqa: BLE001 - raised in all processes, after a checkpoint
             return [], CavmaeError(f"Loading a batch failed: {type(error).__name__}: {error}")
         return micro, None
 
-    def _moved(self, batch: Batch) -> Batch:
+    def _to_device(self, batch: Batch) -> Batch:
         device = self._accelerator.device
         return {
             k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
@@ -173,20 +173,20 @@ class Trainer:
     def _maybe_checkpoint_or_stop(
         self, position: dict[str, Any], problem: CavmaeError | None
     ) -> bool:
-        """Between two steps: saves where it is time to, and ends where it has to.
+        """Step boundary: writes a checkpoint when it is due, stops on signals and errors.
 
         Args:
-            position: of the stream, before the batches of the next step were taken from it.
+            position: state of the stream before the batches of the next step.
 
         Returns:
             whether to stop.
         """
         settings = self.settings
-        problem = problem or self._trouble
+        problem = problem or self._pending_error
         minutes = (time.monotonic() - self._saved_at) / 60
         late = bool(settings.save_minutes) and minutes > settings.save_minutes
-        stop, failed, late = self._processes.any(
-            self._caught is not None, problem is not None, late and self._processes.is_main
+        stop, failed, late = self._processes.any_process(
+            self._signal is not None, problem is not None, late and self._processes.is_main
         )
         regular = settings.save_every and self.step and self.step % settings.save_every == 0
         if stop or failed or late or regular:
@@ -194,10 +194,10 @@ class Trainer:
             if self.step:
                 self._save(position)
         if failed:
-            told = [str(p) for p in self._processes.gather(problem) if p is not None]
-            raise problem or CavmaeError(f"Another process could not go on: {told[0]}")
+            messages = [str(p) for p in self._processes.gather(problem) if p is not None]
+            raise problem or CavmaeError(f"Another process could not go on: {messages[0]}")
         if stop:
-            names = [name for name in self._processes.gather(self._caught) if name]
+            names = [name for name in self._processes.gather(self._signal) if name]
             log.info(
                 "Stopped at step %d of %d by %s; the same command with --resume auto goes on.",
                 self.step, self._steps, names[0],
@@ -205,55 +205,55 @@ class Trainer:
         return stop
 
     def _train_step(self, micro: Sequence[Batch]) -> tuple[list[StepOutput], Tensor, float]:
-        """One step of the optimizer."""
+        """One optimizer step over the batches of all micro-batches."""
         progress = self.step / self._steps
-        rate = learning_rate(self._optimizing, self.step, self._steps)
+        rate = learning_rate(self._optimizer_settings, self.step, self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        pieces: list[Embeddings] = []
+        embeddings: list[Embeddings] = []
         states = []
         if self.task.needs_global_batch and len(micro) > 1:
             for batch in micro:
                 states.append(self._rng_states())
                 with torch.no_grad():
-                    pieces.append(self._module("embed", batch))
-        outcomes = []
-        for turn, batch in enumerate(micro):
-            if states:  # the same masks as before
-                self._set_rng_states(states[turn])
-            last = turn == len(micro) - 1
+                    embeddings.append(self._module("embed", batch))
+        outputs = []
+        for index, batch in enumerate(micro):
+            if states:  # the same masks as in the pass without gradient
+                self._set_rng_states(states[index])
+            last = index == len(micro) - 1
             with contextlib.nullcontext() if last else self._accelerator.no_sync(self._module):
-                outcome = self._module("learn", batch, progress, pieces, turn)
-                # A task that is not joined knows nothing of the step's other batches.
-                loss = outcome.loss if pieces else outcome.loss / len(micro)
-                # A loss that is not finite makes every gradient NaN, in every process.
+                output = self._module("training_step", batch, progress, embeddings, index)
+                # Without embeddings the task does not know the number of micro-batches.
+                loss = output.loss if embeddings else output.loss / len(micro)
+                # A non-finite loss makes every gradient NaN, in every process.
                 self._accelerator.backward(loss * (1 + 0 * loss.detach()))
-            outcomes.append(outcome)
+            outputs.append(output)
         norm = self._accelerator.clip_grad_norm_(
-            self._parameters, self._optimizing.max_grad_norm or math.inf
+            self._parameters, self._optimizer_settings.max_grad_norm or math.inf
         )
         assert norm is not None
         if hasattr(norm, "full_tensor"):  # of FSDP
             norm = norm.full_tensor()
         self._check_finite()
-        bad = ~norm.isfinite()
+        nonfinite = ~norm.isfinite()
         if self._accelerator.scaler is None and not self._sharded:
-            # The fused optimizers leave a step out on the device, without waiting for it.
-            self._optimizer.optimizer.found_inf = bad.float()
-        if not (self._sharded and bad):
+            # Fused optimizers skip the step on the device, without a synchronisation.
+            self._optimizer.optimizer.found_inf = nonfinite.float()
+        if not (self._sharded and nonfinite):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
             self._average.update_parameters(self.task.model)
-        self.health.record(bad, [key for batch in micro for key in batch["key"]])
+        self.nonfinite.record(nonfinite, [key for batch in micro for key in batch["key"]])
         self.step += 1
         self.samples += self._processes.count * sum(len(batch["key"]) for batch in micro)
-        return outcomes, norm, rate
+        return outputs, norm, rate
 
     def _check_finite(self, position: dict[str, Any] | None = None) -> None:
-        """Counts the last step if it was bad; too many end the run, after a checkpoint."""
+        """Counts the last step if it was non-finite; too many end the run, after a checkpoint."""
         try:
-            self.health.check()
+            self.nonfinite.check()
         except CavmaeError:  # in all processes
             self._save(self._loader.state_dict() if position is None else position)
             raise
@@ -270,7 +270,7 @@ class Trainer:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         def catch(number: int, frame: object) -> None:
-            self._caught = signal.Signals(number).name
+            self._signal = signal.Signals(number).name
             signal.signal(signal.SIGINT, signal.default_int_handler)  # the second Ctrl-C is final
 
         before = {number: signal.signal(number, catch) for number in SIGNALS}
@@ -280,27 +280,24 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    # --- telling, measuring ---
+    # --- logging, validation ---
 
     def _log(
-        self, meters: Throughput, outcomes: Sequence[StepOutput], norm: Tensor, rate: float
+        self, throughput: Throughput, outputs: Sequence[StepOutput], norm: Tensor, rate: float
     ) -> None:
         self._check_finite()
-        names = sorted(outcomes[0].logs)
+        names = sorted(outputs[0].logs)
         logs = torch.stack(
-            [
-                torch.stack([o.logs[name].detach().float() for o in outcomes]).mean()
-                for name in names
-            ]
+            [torch.stack([o.logs[name].detach().float() for o in outputs]).mean() for name in names]
         )
         values = dict(zip(names, self._processes.mean(logs).tolist(), strict=True))
         values |= {"lr": rate, "grad_norm": float(norm), "samples": self.samples}
-        values |= {"skipped_steps": self.health.skipped, **meters.read(self._loader)}
-        if self._journal is not None:
+        values |= {"skipped_steps": self.nonfinite.skipped, **throughput.read(self._loader)}
+        if self._metrics is not None:
             try:
-                self._journal.log(self.step, "train", values)
+                self._metrics.log(self.step, "train", values)
             except CavmaeError as error:
-                self._trouble = error
+                self._pending_error = error
         left = (self._steps - self.step) * values["step_time"] / 60
         if self._processes.is_main:
             log.info(
@@ -309,11 +306,11 @@ class Trainer:
                 100 * values["data_wait"], left,
             )  # fmt: skip
 
-    def evaluate(self) -> dict[str, float]:
-        """Measures of the held-out set; the state of training is left as it is.
+    def validate(self) -> dict[str, float]:
+        """Metrics of the held-out set; the state of training does not change.
 
         Raises:
-            CavmaeError: it cannot be read, or its measures not be written.
+            CavmaeError: the set cannot be read, or the metrics cannot be written.
         """
         if self._held_out is None:
             return {}
@@ -323,24 +320,24 @@ class Trainer:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.settings.seed)
             records, problem = validation_records(
-                module, self._held_out, self._moved, self._processes, self._sharded
+                module, self._held_out, self._to_device, self._processes, self._sharded
             )
         module.train()
-        if self._processes.any(problem is not None)[0]:
+        if self._processes.any_process(problem is not None)[0]:
             self._save(self._loader.state_dict())
             raise problem or CavmaeError("Another process could not evaluate the held-out set.")
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         gathered = self._processes.gather(records)
         with self._processes.main_only():
             if self._processes.is_main:
-                found = dict(self.task.aggregate([r for own in gathered for r in own]))
-                if self._journal is not None:
-                    self._journal.log(self.step, "held_out", found)
-                told = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
-                log.info("held out, step %d: %s", self.step, told)
-        return found
+                metrics = dict(self.task.aggregate([r for own in gathered for r in own]))
+                if self._metrics is not None:
+                    self._metrics.log(self.step, "held_out", metrics)
+                line = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+                log.info("held out, step %d: %s", self.step, line)
+        return metrics
 
-    # --- saving, going on ---
+    # --- checkpoints ---
 
     def _save(self, position: dict[str, Any]) -> None:
         if self._saved == self.step:
@@ -369,7 +366,7 @@ class Trainer:
         trainer = {
             "step": self.step,
             "samples": self.samples,
-            "health": self.health.state_dict(),
+            "nonfinite": self.nonfinite.state_dict(),
             "averages": int(self._average.n_averaged) if self._average is not None else 0,
             "groups": groups,
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -377,42 +374,43 @@ class Trainer:
         }
         config = self.task.model.config_values()
         preprocessing = self.task.preprocessing()
-        found = checkpoints.Checkpoint(weights, config, preprocessing, averaged, tensors, trainer)
-        checkpoints.save(self._run, self.step, found, self.settings.keep)
-        log.info("Saved %s.", checkpoints.folder_of(self._run, self.step))
+        state = checkpoints.Checkpoint(weights, config, preprocessing, averaged, tensors, trainer)
+        checkpoints.save(self._run, self.step, state, self.settings.keep)
+        log.info("Saved %s.", checkpoints.checkpoint_folder(self._run, self.step))
 
     def resume(self, folder: Path) -> None:
-        """Goes on from a checkpoint; call before :meth:`train`.
+        """Loads a checkpoint; call it before :meth:`train`.
 
         Raises:
-            CavmaeError: it is damaged, or of another model; nothing was changed.
+            CavmaeError: the checkpoint is damaged or of another model; nothing has changed.
         """
         with self._processes.main_only():
             checkpoints.verify(folder) if self._processes.is_main else None
         with self._processes.fail_together():
-            found = checkpoints.load(folder)
-        trainer = found.trainer
+            checkpoint = checkpoints.load(folder)
+        trainer = checkpoint.trainer
         trainer_state.set_trainer_state(
             self._module,
             self._optimizer.optimizer,
-            found.weights,
-            found.tensors,
+            checkpoint.weights,
+            checkpoint.tensors,
             trainer["groups"],
         )
         if self._average is not None:
-            source = found.averaged if found.averaged is not None else found.weights
+            averaged = checkpoint.averaged
+            source = averaged if averaged is not None else checkpoint.weights
             self._average.module.load_state_dict(source)
             self._average.n_averaged.fill_(trainer["averages"])
         if self._accelerator.scaler is not None and trainer["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(trainer["scaler"])
         self.step, self.samples = trainer["step"], trainer["samples"]
-        self.health.load_state_dict(trainer["health"])
+        self.nonfinite.load_state_dict(trainer["nonfinite"])
         ranks = trainer["ranks"]
         if len(ranks) == self._processes.count:
             own = ranks[self._processes.rank]
             self._loader.load_state_dict(own["loader"])
             trainer_state.set_rng_state(own["random"])
-        else:  # the epoch that all of them had reached
+        else:  # another number of processes goes on at the epoch that all had reached
             every = [p for rank in ranks for p in rank["loader"]["positions"]]
             self._loader.load_state_dict({**ranks[0]["loader"], "positions": every})
         self._saved = self.step

@@ -1,4 +1,4 @@
-"""The state of a run, out of its parts and back into them, whatever wraps the model."""
+"""Trainer state: whole tensors of model and optimizer, whatever wraps the model."""
 
 import base64
 import random
@@ -25,7 +25,7 @@ Tensors = dict[str, Tensor]
 
 
 def rng_state() -> dict[str, Any]:
-    """States of all generators of this process, as JSON-able values."""
+    """States of all random generators of this process, as JSON values."""
     kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - saved, not used
     version, numbers, gauss = random.getstate()
     state: dict[str, Any] = {
@@ -39,10 +39,10 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Puts the generators into a state of :func:`random_state`.
+    """Restores a state of :func:`rng_state`.
 
     Raises:
-        CavmaeError: it is none.
+        CavmaeError: the state is damaged.
     """
     try:
         torch.set_rng_state(_bytes(state["torch"]))
@@ -70,10 +70,11 @@ def _bytes(text: str) -> Tensor:
 def get_trainer_state(
     module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[Tensors, Tensors, list[dict[str, Any]]]:
-    """The whole state of a task and its optimizer, on the CPU. All processes call it together.
+    """State of a task and its optimizer, on the CPU; a collective call.
 
     Args:
-        module: the task, perhaps wrapped by DDP or FSDP.
+        module: the task, or DDP or FSDP around it.
+        optimizer: of the task.
 
     Returns:
         weights of the task's model; the trainer's tensors (``optimizer.NAME.KIND`` and
@@ -96,7 +97,7 @@ def set_trainer_state(
     tensors: Mapping[str, Tensor],
     groups: list[dict[str, Any]],
 ) -> None:
-    """The inverse of :func:`take_apart`. All processes call it together, with the same values.
+    """Restores :func:`get_trainer_state`; a collective call, with the same values everywhere.
 
     Raises:
         CavmaeError: the checkpoint is of another model or optimizer; nothing was changed.

@@ -1,4 +1,4 @@
-"""A held-out set through a task, in every process of a run."""
+"""Validation pass over a held-out set, in every process of a run."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,38 +16,39 @@ from cavmae.pretrain.engine.task import Record
 def validation_records(
     module: nn.Module,
     loader: Loader,
-    moved: Callable[[Batch], Batch],
+    to_device: Callable[[Batch], Batch],
     processes: DistEnv,
     sharded: bool,
 ) -> tuple[list[Record], CavmaeError | None]:
-    """What a task notes of this process's held-out batches, and what went wrong, if anything.
+    """Records of this process's held-out batches, and the error that ended them, if any.
 
     Args:
         module: the task, wrapped if its weights are sharded.
-        moved: puts a batch on the device.
-        sharded: all processes have to go through as many batches, as each gathers its weights from
-            all of them.
+        to_device: copies a batch to the device.
+        processes: of the run.
+        sharded: all processes make the same number of forward passes, since each gathers weights
+            from all.
     """
     records: list[Record] = []
     try:
-        for batch, counts in _evenly(iter(loader), moved, processes, sharded):
-            record = module("evaluate", batch)
+        for batch, counts in _evenly(iter(loader), to_device, processes, sharded):
+            record = module("validation_step", batch)
             if counts:
                 records.append(record)
     except CavmaeError as error:
         return [], error
-    except Exception as error:  # noqa: BLE001 - told by all processes
+    except Exception as error:  # noqa: BLE001 - raised in all processes
         return [], CavmaeError(f"Evaluation failed: {type(error).__name__}: {error}")
     return records, None
 
 
 def _evenly(
     batches: Iterator[Batch],
-    moved: Callable[[Batch], Batch],
+    to_device: Callable[[Batch], Batch],
     processes: DistEnv,
     sharded: bool,
 ) -> Iterator[tuple[Batch, bool]]:
-    """Batches on the device, and whether they count: who has no more shows its last one again."""
+    """Batches on the device, and whether they count: a shorter set repeats its last batch."""
     before: Batch | None = None
     while True:
         batch: Batch | None = None
@@ -58,7 +59,7 @@ def _evenly(
             problem = error
         some = batch is not None
         if sharded:
-            some, failed, nothing = processes.any(
+            some, failed, nothing = processes.any_process(
                 some, problem is not None, batch is None and before is None
             )
             if failed and problem is None:
@@ -70,6 +71,6 @@ def _evenly(
         if not some:
             return
         if batch is not None:
-            before = moved(batch)
+            before = to_device(batch)
         assert before is not None
         yield before, batch is not None

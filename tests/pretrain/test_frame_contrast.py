@@ -13,8 +13,8 @@ from cavmae.pretrain.encoder import CAVMAEConfig
 from cavmae.pretrain.frame_contrast import (
     TimeBins,
     audible_bins,
-    columns,
     frame_contrast,
+    group_by_bin,
     hard_negative_fraction,
     loudness,
     time_bins_of,
@@ -124,7 +124,7 @@ def test_moments_of_frames() -> None:
 def test_columns_are_moments() -> None:
     """Patches of sound run time fastest: a column has the same time and every frequency."""
     time = torch.arange(6).repeat(8)[None, :, None].float()
-    cut = columns(time, (8, 6))
+    cut = group_by_bin(time, (8, 6))
     assert cut.shape == (6, 8, 1)
     assert cut[:, :, 0].tolist() == [[moment] * 8 for moment in range(6)]
 

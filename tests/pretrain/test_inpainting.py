@@ -11,7 +11,7 @@ from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.pretrain.encoder import CAVMAEConfig
 from cavmae.pretrain.inpainting import inpaint, unpatchify
-from cavmae.pretrain.losses import normalised
+from cavmae.pretrain.losses import normalize_patches
 from cavmae.pretrain.masking import Masking
 from cavmae.pretrain.model import CAVMAE, Latents, channels_last
 from cavmae.tools.inpaint import main
@@ -36,7 +36,7 @@ def test_a_perfect_model_gives_back_the_clip(norm: bool, monkeypatch: pytest.Mon
     model = CAVMAE(SHAPE)
     audio, image = torch.randn(2, 96, 128), torch.randn(2, 3, 32, 48)
     a, v = model.patchify(audio, image)
-    answer = [normalised(x) if norm else x for x in (a, channels_last(v))]
+    answer = [normalize_patches(x) if norm else x for x in (a, channels_last(v))]
     masks: list[Masking] = []
 
     def reconstruct(latents: Latents) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.pretrain.encoder import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
-from cavmae.pretrain.retrieval import Features, measures, ranks, retrieval
+from cavmae.pretrain.retrieval import Features, ranks, recall_metrics, retrieval
 from cavmae.tools.retrieve import main
 
 SHAPE = CAVMAEConfig(
@@ -42,7 +42,7 @@ def test_ranks_against_a_naive_loop(count: int, block: int, seed: int) -> None:
 
 def test_features_that_are_all_the_same_are_as_good_as_chance() -> None:
     same = torch.ones(101, 4)
-    found = measures(ranks(same, same))
+    found = recall_metrics(ranks(same, same))
     assert found == {
         "recall_at_1": 0.0,
         "recall_at_5": 0.0,

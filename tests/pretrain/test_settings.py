@@ -9,11 +9,11 @@ import pytest
 from cavmae.common.cli import run as run_command
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.pretrain import train as train_module
 from cavmae.pretrain.data import views_for
+from cavmae.pretrain.engine import run as run_module
 from cavmae.pretrain.factory import model_config
-from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings
-from cavmae.pretrain.train import PretrainSettings, main
+from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings, PretrainSettings
+from cavmae.pretrain.train import main
 from tests.pretrain.engine.running import words
 
 
@@ -75,7 +75,7 @@ def test_configurations_of_ours(
 ) -> None:
     """Each is found by its name and fits together as far as its data and model."""
     seen: list[PretrainSettings] = []
-    monkeypatch.setattr(train_module, "train", lambda settings, *_: seen.append(settings))
+    monkeypatch.setattr(run_module, "run_training", lambda settings, *_: seen.append(settings))
     assert main(["--config", path.stem, "--out", str(tmp_path), "--data.train", "x"]) == 0
     (settings,) = seen
     shape = model_config(settings.model, settings.objective)
@@ -89,7 +89,7 @@ def test_a_folder_of_the_same_name_is_no_configuration(
     (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)
     seen: list[PretrainSettings] = []
-    monkeypatch.setattr(train_module, "train", lambda settings, *_: seen.append(settings))
+    monkeypatch.setattr(run_module, "run_training", lambda settings, *_: seen.append(settings))
     assert main(["--config", "tiny", "--out", "run", "--data.train", "x"]) == 0
     assert seen[0].model.size == "tiny"
 

@@ -10,7 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.finetune.speaker.factory import load_speaker
-from cavmae.pretrain.factory import preprocessing_of
+from cavmae.pretrain.factory import read_preprocessing
 from cavmae.pretrain.model import CAVMAE
 from cavmae.tools.export import main
 from tests.finetune.speaker.scenes import ENCODER, model
@@ -110,9 +110,9 @@ def test_preprocessing_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
         return str(path)
 
     monkeypatch.setattr("cavmae.pretrain.factory.hf_hub_download", download)
-    assert preprocessing_of("me/mine") == TOLD
-    assert preprocessing_of("me/none") is None
+    assert read_preprocessing("me/mine") == TOLD
+    assert read_preprocessing("me/none") is None
     with pytest.raises(CavmaeError, match="could not be fetched"):
-        preprocessing_of("me/offline")
+        read_preprocessing("me/offline")
     assert asked[0] == ("me/mine", "preprocessing.json")
-    assert preprocessing_of(str(tmp_path)) == TOLD
+    assert read_preprocessing(str(tmp_path)) == TOLD

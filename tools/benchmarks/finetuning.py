@@ -18,9 +18,9 @@ from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.speaker.factory import build_speaker
+from cavmae.finetune.speaker.run import CONFIGS, SpeakerSettings
 from cavmae.finetune.speaker.settings import LossSettings, SpeakerModelSettings
 from cavmae.finetune.speaker.task import SpeakerTask
-from cavmae.finetune.train import CONFIGS, SpeakerSettings
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.run_setup import keep_memory
 from cavmae.pretrain.settings import OptimizerSettings
@@ -112,7 +112,7 @@ def step(bench: FinetuneBench) -> float:
             started = time.perf_counter()
         batch = {k: v.to(where) if isinstance(v, Tensor) else v for k, v in loaded.items()}
         with torch.autocast(where, torch.bfloat16, enabled=half):
-            outcome = task("learn", batch)
+            outcome = task("training_step", batch)
         outcome.loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

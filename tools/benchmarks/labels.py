@@ -25,7 +25,7 @@ from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes, read_json
 from cavmae.common.progress import Progress
 from cavmae.finetune.speaker.metric_table import METRICS
-from cavmae.pretrain.engine.checkpoints import complete
+from cavmae.pretrain.engine.checkpoints import complete_checkpoints
 
 log = logging.getLogger("cavmae")
 COLOURS = {"pretrained": "#0072b2", "from scratch": "#d55e00"}  # that colour-blind eyes tell apart
@@ -139,7 +139,7 @@ def _measured(bench: LabelsBench, start: str, clips: int, seed: int) -> Mapping[
             "--loop.steps", str(bench.steps), "--loop.seed", str(seed), *shlex.split(bench.more),
         ]  # fmt: skip
         _program(train, folder / "train.log", bench.jobs)
-        last = complete(folder / "run")[-1]
+        last = complete_checkpoints(folder / "run")[-1]
         measure = [
             "evaluate", bench.shards, "--list", bench.list, "--model", str(last),
             "--references", "false", "--out", str(file.parent),

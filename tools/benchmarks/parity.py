@@ -137,7 +137,7 @@ def step(task: Task, batch: dict[str, Any], device: torch.device, precision: str
         task.zero_grad(set_to_none=True)
         torch.manual_seed(0)
         with SameDraws(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            loss = task("learn", moved).loss
+            loss = task("training_step", moved).loss
         scale = float(scaler.get_scale())
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)

@@ -28,8 +28,8 @@ from cavmae.pretrain.cavmae_task import CAVMAETask
 from cavmae.pretrain.encoder import SIZES, CAVMAEConfig, config_for_size, gather_tokens
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.factory import compile_blocks
-from cavmae.pretrain.flops import peak_of, step_operations
-from cavmae.pretrain.losses import normalised
+from cavmae.pretrain.flops import peak_flops, training_flops
+from cavmae.pretrain.losses import normalize_patches
 from cavmae.pretrain.model import CAVMAE, Latents, channels_last
 from cavmae.pretrain.settings import ObjectiveSettings, OptimizerSettings
 from cavmae.tools.benchmarks.table import in_turns, row_of, save, table
@@ -127,7 +127,7 @@ class ReferenceWay(CAVMAE):
             (predicted_a, patches_a, latents.masking_a),
             (predicted_v, channels_last(patches_v), latents.masking_v),
         ):
-            target = normalised(target) if norm_pix_loss else target
+            target = normalize_patches(target) if norm_pix_loss else target
             error = ((predicted - target) ** 2).mean(dim=-1)
             losses.append((error * masking.mask).sum() / masking.mask.sum())
         return losses[0], losses[1]
@@ -206,7 +206,7 @@ def steps(bench: PretrainBench, way: Way) -> float:
             for k, v in next(batches).items()
         }
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            outcome = task("learn", batch)
+            outcome = task("training_step", batch)
         scaler.scale(outcome.loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -270,8 +270,8 @@ def run(bench: PretrainBench) -> None:
     for title, (seconds, peak) in found.items():
         way = ways[title]
         objective = ObjectiveSettings(decode_fraction=way.fraction)
-        rate = step_operations(shape_of(bench, way), objective) / seconds
-        most = peak_of(name, way.precision)
+        rate = training_flops(shape_of(bench, way), objective) / seconds
+        most = peak_flops(name, way.precision)
         share = f", {rate / most:.0%} of peak" if most else ""
         rows.append(row_of(title, seconds, peak, f"{rate / 1e12:.3g} TFLOP/s{share}"))
     data = "made batches" if bench.data_set is None else f"batches of {bench.data_set}"

@@ -95,7 +95,7 @@ def test_a_short_run_learns_who_is_where_and_who_says_what(tmp_path: Path) -> No
     settings["loop"] |= {"steps": STEPS, "evaluate_every": STEPS}
     path = tmp_path / "settings.yaml"
     path.write_text(yaml.safe_dump(settings))
-    main(["--config", str(path), "--out", str(tmp_path / "run")])
+    main(["speakers", "--config", str(path), "--out", str(tmp_path / "run")])
     held_out = next(line for line in trace(tmp_path / "run") if "iou" in line)
     assert held_out["iou"] > 0.85
     model = str(tmp_path / "run" / "checkpoints" / f"{STEPS:09d}")

@@ -330,7 +330,7 @@ def test_half_precision_on_the_cpu(size: tuple[int, int]) -> None:
     for half in (False, True):
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = one("learn", scenes).loss
+            loss = one("training_step", scenes).loss
         loss.backward()
         found.append(loss.item())
     assert found[1] == pytest.approx(found[0], rel=0.1)

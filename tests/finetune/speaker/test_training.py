@@ -23,7 +23,6 @@ from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.finetune.train import main
 from cavmae.pretrain.encoder import config_for_size
 from cavmae.pretrain.model import CAVMAE
-from cavmae.tools import finetune
 from tests.datasets.clips import clip, data_set_of
 from tests.pretrain.engine.running import run_ranks, trace
 
@@ -89,7 +88,7 @@ def words(run: Path, clips: Manifest, encoder: Path | None, **changes: Any) -> l
     settings["model"].setdefault("encoder", str(encoder) if encoder else None)
     path = run.parent / f"{run.name}.yaml"
     path.write_text(yaml.safe_dump(settings))
-    return ["--config", str(path), "--out", str(run)]
+    return ["speakers", "--config", str(path), "--out", str(run)]
 
 
 def listed(folder: Path, clips: Manifest, count: int = 5) -> dict[str, str]:
@@ -105,7 +104,7 @@ def test_a_run_and_what_it_leaves(clips: Manifest, encoder: Path, tmp_path: Path
     run = tmp_path / "run"
     held_out = listed(tmp_path, clips)
     command = words(run, clips, encoder, data=held_out, loop={"evaluate_every": 2})
-    assert finetune.main(["speakers", *command]) == 0
+    assert main(command) == 0
     told = trace(run)
     trained = [line for line in told if line.get("kind") != "held_out" and "loss" in line]
     measured = [line for line in told if "iou" in line]
@@ -259,7 +258,7 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     with pytest.raises(CavmaeError, match="another kind"):
         load_speaker(str(encoder))
     with pytest.raises(UsageError, match="speakers"):
-        finetune.main(["singers"])
+        main(["singers"])
 
 
 def test_one_speaker_only(tmp_path: Path, encoder: Path) -> None:

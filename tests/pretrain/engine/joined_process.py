@@ -251,7 +251,7 @@ def work(folder: Path, what: str, accelerator: Accelerator) -> None:
     loop = loop_of(folder, *loops[what])
     try:
         loop.train()
-        end = f"done after {loop.step}, {loop.health.skipped} skipped"
+        end = f"done after {loop.step}, {loop.nonfinite.skipped} skipped"
     except CavmaeError as error:
         end = f"{loop.step}: {error}"
     (folder / f"{rank}.txt").write_text(end)

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -212,5 +213,7 @@ def wait_for(what: Callable[[], bool], started: Sequence[Any], seconds: float = 
 
 
 def trace(run: Path) -> list[dict[str, Any]]:
-    """Every number that a run told of itself, without its clocks."""
+    """Metrics of a run without its clocks; their names are such that every tool takes them."""
+    for line in lines(run):
+        assert all(re.fullmatch("[a-z][a-z0-9_]*", name) for name in line), line
     return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines(run)]

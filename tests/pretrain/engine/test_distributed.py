@@ -127,7 +127,9 @@ def test_data_that_end_in_one_process_end_the_run_in_both(
         assert end.startswith(f"{made}: ")
         assert text in end
     # What was learnt before is saved.
-    assert [path.name for path in checkpoints.complete(tmp_path / "run")] == [f"{made:09d}"]
+    assert [path.name for path in checkpoints.complete_checkpoints(tmp_path / "run")] == [
+        f"{made:09d}"
+    ]
 
 
 def test_a_step_that_is_bad_in_one_process_is_left_out_in_both(tmp_path: Path) -> None:
@@ -161,7 +163,7 @@ def test_a_bad_step_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     without = loop_of(tmp_path / "other", Toy(), Without(5), steps=4)
     without._steps = 5  # the same schedule
-    assert with_bad.health.skipped == 1
+    assert with_bad.nonfinite.skipped == 1
     rates = [line["lr"] for line in lines(tmp_path / "run")]
     # A rate belongs to a step: the four good ones are made with those of the other run.
     good = iter([rates[0], rates[1], rates[3], rates[4]])

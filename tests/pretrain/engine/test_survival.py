@@ -50,7 +50,7 @@ def copy(tmp_path: Path, whole: dict[int, Path]) -> Path:
 
 def same_end(run: Path, other: Path) -> None:
     assert trace(run) == trace(other)
-    ours, theirs = (checkpoints.complete(x)[-1] for x in (run, other))
+    ours, theirs = (checkpoints.complete_checkpoints(x)[-1] for x in (run, other))
     assert ours.name == theirs.name
     for name in ("model.safetensors", "trainer.safetensors", "average/model.safetensors"):
         a, b = load_file(str(ours / name)), load_file(str(theirs / name))
@@ -74,7 +74,7 @@ def test_kill_in_a_save_and_between_saves(
     wait_for(lambda: (run / "checkpoints" / "000000002").exists(), started)
     wait_for(lambda: bool(unfinished(run)), started)
     kill(started)
-    newest = checkpoints.complete(run)[-1].name
+    newest = checkpoints.complete_checkpoints(run)[-1].name
     assert newest in ("000000002", "000000004")
     started = train(command, processes)
     wait_for(lambda: any(line["step"] == 5 for line in lines(run)), started)
@@ -100,7 +100,7 @@ def test_a_signal_saves_at_the_next_step(
     for code, told in results:
         assert code == 0, told
     assert f"by {signal.Signals(number).name}; the same command with --resume auto" in results[0][1]
-    (saved,) = checkpoints.complete(run)
+    (saved,) = checkpoints.complete_checkpoints(run)
     assert 3 <= int(saved.name) <= 5
     assert CAVMAE.from_pretrained(saved).config.audio_size == (128, 96)
     for code, told in finish(train([*command, *RESUME], processes)):
@@ -118,14 +118,14 @@ def test_a_signal_for_the_whole_group_reaches_loader_workers_too(
     ((code, told),) = finish(started)
     assert code == 0, told
     assert "by SIGTERM" in told
-    assert int(checkpoints.complete(run)[-1].name) <= 5
+    assert int(checkpoints.complete_checkpoints(run)[-1].name) <= 5
 
 
 def test_a_disk_that_is_full_leaves_the_checkpoint_before(
     tmp_path: Path, data_set: Manifest, whole: dict[int, Path], copy: Path
 ) -> None:
     shutil.rmtree(copy / "checkpoints" / "000000008")
-    before = checkpoints.complete(copy)[-1]
+    before = checkpoints.complete_checkpoints(copy)[-1]
 
     command = [*words(tmp_path, copy, data_set.folder), *RESUME]
     ((code, told),) = finish(train(command, file_limit=1_000_000))
@@ -133,7 +133,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(
     assert "could not be written (" in told
     assert f"{before} is intact" in told
     assert "Traceback" not in told
-    assert checkpoints.complete(copy)[-1] == before
+    assert checkpoints.complete_checkpoints(copy)[-1] == before
     assert not unfinished(copy)
     assert main(command) == 0
     same_end(copy, whole[1])
@@ -166,7 +166,7 @@ def test_a_checkpoint_that_is_not_what_it_was(
     copy: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    newest = checkpoints.complete(copy)[-1]
+    newest = checkpoints.complete_checkpoints(copy)[-1]
     for name in (
         "model.safetensors",
         "trainer.safetensors",
@@ -206,7 +206,7 @@ def test_an_incomplete_checkpoint_is_passed_over(
     copy: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    newest = checkpoints.complete(copy)[-1]
+    newest = checkpoints.complete_checkpoints(copy)[-1]
     (newest / "COMPLETE").unlink()
     assert run_command(main, [*words(tmp_path, copy, data_set.folder), *RESUME]) == 0
     assert f"{newest} is not complete and is passed over" in capsys.readouterr().err
@@ -283,7 +283,7 @@ def test_a_shard_that_breaks_during_training_stops_all(tmp_path: Path, copied: P
     assert [code for code, _ in results] == [1, 1]
     assert all("Traceback" not in told for _, told in results)
     assert any("broken" in told or "damaged" in told for _, told in results), results
-    assert checkpoints.complete(run)  # what was learnt is kept
+    assert checkpoints.complete_checkpoints(run)  # what was learnt is kept
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

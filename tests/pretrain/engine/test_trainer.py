@@ -19,7 +19,7 @@ from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
 from cavmae.pretrain.engine import checkpoints
 from cavmae.pretrain.engine.optim import build_optimizer, learning_rate
 from cavmae.pretrain.factory import build_model, compile_blocks
-from cavmae.pretrain.flops import forward_products, peak_of
+from cavmae.pretrain.flops import forward_macs, peak_flops
 from cavmae.pretrain.frame_contrast import TimeBins, frame_contrast
 from cavmae.pretrain.losses import info_nce
 from cavmae.pretrain.masking import mask_from_noise
@@ -75,7 +75,7 @@ def gradients(task: CAVMAETask) -> dict[str, torch.Tensor]:
 def test_what_is_trained_is_what_receives_gradients(name: str, learned: bool, decoder: str) -> None:
     """DDP would wait forever for a gradient that never comes."""
     task = task_of(decoder, learned_temperature=learned, hard_after=0, **OBJECTIVES[name])
-    outcome = task("learn", made_batch(), 0.6)
+    outcome = task("training_step", made_batch(), 0.6)
     outcome.loss.backward()
     trained = {name for name, p in task.named_parameters() if p.requires_grad}
     assert trained == set(gradients(task))
@@ -130,15 +130,15 @@ def test_operations_are_those_that_pytorch_counts(name: str, decoder: str) -> No
         counter,
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
     ):
-        task("learn", batch)
+        task("training_step", batch)
     counted = counter.get_total_flops() / 2 / 3
-    told = forward_products(task.model.config, task.objective, frames=2)
+    told = forward_macs(task.model.config, task.objective, frames=2)
     # Contrasts among clips are not a clip's own work.
     assert told == pytest.approx(counted, rel=0.02)
 
 
 def test_operations_of_the_base_model_are_those_of_the_reference() -> None:
-    assert forward_products(config_for_size("base"), ObjectiveSettings()) == pytest.approx(
+    assert forward_macs(config_for_size("base"), ObjectiveSettings()) == pytest.approx(
         39.03e9, rel=0.02
     )
 
@@ -149,13 +149,13 @@ def test_accumulating_keeps_the_negatives(name: str, monkeypatch: pytest.MonkeyP
     objective = {**OBJECTIVES[name], "mask_ratio_audio": 0, "mask_ratio_image": 0}
     batch = made_batch(clips=6)
     whole = task_of(hard_after=0, learned_temperature=True, **objective)
-    whole("learn", batch, 0.6).loss.backward()
+    whole("training_step", batch, 0.6).loss.backward()
     parts = task_of(hard_after=0, learned_temperature=True, **objective)
     halves = [{k: v[i : i + 3] for k, v in batch.items()} for i in (0, 3)]
     with torch.no_grad():
         pieces = [parts("embed", half) for half in halves]
     for turn, half in enumerate(halves):
-        outcome = parts("learn", half, 0.6, pieces, turn)
+        outcome = parts("training_step", half, 0.6, pieces, turn)
         outcome.loss.backward()
     ours, theirs = gradients(parts), gradients(whole)
     assert ours.keys() == theirs.keys()
@@ -191,7 +191,7 @@ def test_a_learned_temperature_comes_back_from_its_limit() -> None:
     task = task_of(learned_temperature=True, temperature=0.01)
     with torch.no_grad():
         task.scale_clips += 3
-    task("learn", made_batch()).loss.backward()
+    task("training_step", made_batch()).loss.backward()
     assert float(task.scale_clips.detach()) == pytest.approx(math.log(100))
     assert task.scale_clips.grad is not None
     assert task.scale_clips.grad.abs() > 0
@@ -202,16 +202,16 @@ def test_a_picture_that_stands_still_has_a_bounded_gradient() -> None:
     batch = TimeBins(
         torch.randn(2, 6, 8), still, torch.arange(4).repeat(2, 1), torch.ones(2, 4) > 0
     )
-    frame_contrast(batch, 0.1, centred=True).hard.backward()
+    frame_contrast(batch, 0.1, centered=True).hard.backward()
     assert still.grad is not None
     assert still.grad.norm() < 1e5
 
 
 def test_a_device_is_known_by_its_whole_name() -> None:
-    assert peak_of("NVIDIA H200", "bf16") == 989e12
-    assert peak_of("NVIDIA A100-SXM4-80GB", "fp32") == 19.5e12
-    assert peak_of("NVIDIA L40", "bf16") is None
-    assert peak_of("one core", "fp32") is None
+    assert peak_flops("NVIDIA H200", "bf16") == 989e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", "fp32") == 19.5e12
+    assert peak_flops("NVIDIA L40", "bf16") is None
+    assert peak_flops("one core", "fp32") is None
 
 
 def run_of(folder: Path, data_set: Manifest, name: str, **changes: Any) -> Path:
@@ -228,7 +228,7 @@ def test_ways_of_running_that_change_no_number(tmp_path: Path, data_set: Manifes
     compiled = run_of(tmp_path, data_set, "compiled", loop={"compile": "aot_eager"})
     other = [line["loss"] for line in trace(compiled) if "loss" in line]
     assert other == pytest.approx([x["loss"] for x in trace(plain) if "loss" in x], rel=1e-4)
-    names = [load_file(str(checkpoints.complete(r)[-1] / "model.safetensors")).keys()
+    names = [load_file(str(checkpoints.complete_checkpoints(r)[-1] / "model.safetensors")).keys()
              for r in (plain, compiled)]  # fmt: skip
     assert names[0] == names[1]
     AcceleratorState._reset_state(reset_partial_state=True)  # it holds one precision
@@ -250,7 +250,7 @@ def test_steps_of_several_batches(tmp_path: Path, data_set: Manifest) -> None:
 
 def test_averaged_weights(tmp_path: Path, data_set: Manifest) -> None:
     run = run_of(tmp_path, data_set, "run", loop={"save_every": 1, "keep": 9})
-    saved = checkpoints.complete(run)
+    saved = checkpoints.complete_checkpoints(run)
     assert [path.name for path in saved] == ["000000001", "000000002", "000000003"]
     weights = [load_file(str(p / "model.safetensors")) for p in saved]
     expected = dict(weights[0])
@@ -263,7 +263,10 @@ def test_averaged_weights(tmp_path: Path, data_set: Manifest) -> None:
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path, data_set: Manifest) -> None:
     run = run_of(tmp_path, data_set, "run", loop={"steps": 5, "save_every": 1, "keep": 2})
-    assert [path.name for path in checkpoints.complete(run)] == ["000000004", "000000005"]
+    assert [path.name for path in checkpoints.complete_checkpoints(run)] == [
+        "000000004",
+        "000000005",
+    ]
 
 
 def test_the_references_adam_and_adamw_without_decay_of_vectors() -> None:

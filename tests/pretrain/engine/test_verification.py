@@ -18,7 +18,7 @@ from cavmae.common.errors import CavmaeError
 from cavmae.pretrain.encoder import CAVMAEConfig
 from cavmae.pretrain.engine import checkpoints, trainer_state
 from cavmae.pretrain.engine.checkpoints import AVERAGE, COMPLETE, CONFIG, PREPROCESSING, WEIGHTS
-from cavmae.pretrain.factory import load_model, named_weights, preprocessing_of
+from cavmae.pretrain.factory import load_model, load_named_weights, read_preprocessing
 from cavmae.pretrain.model import CAVMAE
 from cavmae.tools import convert, export
 
@@ -41,7 +41,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "random": trainer_state.rng_state(),
     }
     trainer = {
-        "step": 1, "samples": 2, "health": {"skipped": 0, "in_row": 0}, "averages": 1,
+        "step": 1, "samples": 2, "nonfinite": {"skipped": 0, "in_row": 0}, "averages": 1,
         "groups": [{"lr": 0.1, "params": ["norm.weight"]}], "scaler": None, "ranks": [rank],
     }  # fmt: skip
     run = tmp_path_factory.mktemp("run")
@@ -52,7 +52,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         2,
     )  # fmt: skip
-    return checkpoints.folder_of(run, 1)
+    return checkpoints.checkpoint_folder(run, 1)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_one_bit(copy: Path, name: str, inside: str) -> None:
 
 def test_one_bit_of_a_file_that_is_named_by_itself(copy: Path) -> None:
     flip(copy / WEIGHTS, -5)
-    refused(copy / WEIGHTS, f"{copy / WEIGHTS} was altered", work=named_weights)
+    refused(copy / WEIGHTS, f"{copy / WEIGHTS} was altered", work=load_named_weights)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_json_that_is_none(copy: Path, name: str, content: bytes) -> None:
     (copy / name).write_bytes(content)
     if name != COMPLETE:
         (copy / COMPLETE).unlink()
-    refused(copy, name, work=preprocessing_of if name == PREPROCESSING else load_model)
+    refused(copy, name, work=read_preprocessing if name == PREPROCESSING else load_model)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_weights_that_nobody_vouches_for_are_finite_numbers(copy: Path) -> None:
         weights["norm.weight"][3] = value
         save_file(weights, str(copy / WEIGHTS))
         refused(copy, f"{copy / WEIGHTS} is damaged, norm.weight is not finite")
-        refused(copy / WEIGHTS, "norm.weight is not finite", work=named_weights)
+        refused(copy / WEIGHTS, "norm.weight is not finite", work=load_named_weights)
 
 
 def test_hundreds_of_damaged_files_of_weights(copy: Path, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_hundreds_of_damaged_files_of_weights(copy: Path, tmp_path: Path) -> Non
             path = tmp_path / f"{number}{source.suffix}"
             path.write_bytes(data)
             try:
-                weights = named_weights(str(path))[1]
+                weights = load_named_weights(str(path))[1]
             except CavmaeError as error:
                 assert "\n" not in str(error)
             else:
@@ -262,7 +262,7 @@ def test_a_model_of_the_hub(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ({"schema": 7}, "its schema is 7"),
         ({"schema": "1"}, "field schema is a str"),
         ({"step": None}, "field step is a NoneType"),
-        ({"health": {}}, "field skipped is missing"),
+        ({"nonfinite": {}}, "field skipped is missing"),
         ({"groups": [{"params": [1]}]}, "params"),
         ({"ranks": []}, "field ranks is empty"),
         ({"ranks": [{"random": {}, "loader": {"signature": {}, "turn": 0, "positions": [[]]}}]},

@@ -1,0 +1,103 @@
+"""A fine-tuning run of the speaker model: its settings, and the parts that they make."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from cavmae.common.errors import UsageError
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings
+from cavmae.datasets.mixtures.scene_stream import ComposedStream
+from cavmae.datasets.stream.features import FRAME_RATE
+from cavmae.datasets.stream.loader import Loader
+from cavmae.datasets.stream.shard_reader import Access
+from cavmae.finetune.speaker.factory import build_speaker, configure_compute, statistics_for
+from cavmae.finetune.speaker.scene_lists import in_both, listed_stream
+from cavmae.finetune.speaker.settings import (
+    LossSettings,
+    SpeakerDataSettings,
+    SpeakerModelSettings,
+)
+from cavmae.finetune.speaker.task import SpeakerTask
+from cavmae.pretrain.engine.run import RunContext, TrainingParts
+from cavmae.pretrain.settings import LoopSettings, OptimizerSettings
+
+log = logging.getLogger("cavmae")
+REMEMBERED = "%d people or videos are both trained and measured on (%s): a model remembers them."
+DESCRIPTION = "Fine-tunes for voices and masks of people who talk."
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeakerSettings:
+    """A fine-tuning run.
+
+    Args:
+        data: shards that scenes are composed from.
+        compose: distribution of scenes.
+        model: its shape and initial weights.
+        loss: weights of the losses.
+        optimizer: updates of the weights.
+        loop: length and conduct of the run.
+    """
+
+    data: SpeakerDataSettings = SpeakerDataSettings()  # noqa: RUF009 - frozen
+    compose: ComposeSettings = ComposeSettings()  # noqa: RUF009 - frozen
+    model: SpeakerModelSettings = SpeakerModelSettings()  # noqa: RUF009 - frozen
+    loss: LossSettings = LossSettings()  # noqa: RUF009 - frozen
+    optimizer: OptimizerSettings = OptimizerSettings()  # noqa: RUF009 - frozen
+    loop: LoopSettings = LoopSettings()  # noqa: RUF009 - frozen
+
+
+def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
+    """Task and scenes of this process.
+
+    Raises:
+        CavmaeError: settings that do not go together, data or weights that cannot be used.
+    """
+    data, compose, loop = settings.data, settings.compose, settings.loop
+    if not data.train:
+        raise UsageError("Name the shards to compose from: --data.train FOLDER.")
+    fbank_frames = round(compose.seconds * FRAME_RATE)
+    frame_size = compose.height, compose.width
+    model = build_speaker(settings.model, frame_size, fbank_frames, loop.seed)
+    configure_compute(model, loop)
+    most_people = max(k + 1 for k, share in enumerate(compose.people) if share)
+    if most_people > model.config.slots - 1:
+        raise UsageError(
+            f"compose.people: up to {most_people} people, but model.slots {model.config.slots} has "
+            f"places for {model.config.slots - 1} beside the residual."
+        )
+    processes = context.processes
+    options: dict[str, Any] = {
+        "seed": loop.seed,
+        "rank": processes.rank,
+        "world_size": processes.count,
+        "access": Access(data.verify, max_broken=data.max_broken, quarantine=context.quarantine),
+    }
+    shape = model.config.motion_size, model.config.key_frames, data.batch_size
+    stream = ComposedStream(
+        Manifest.load(data.train),
+        compose,
+        *shape,
+        clips=data.clips,
+        exclude=data.exclude,
+        **options,
+    )
+    loader = Loader(stream, data.workers, pin_memory=context.pin_memory)
+    held_out = None
+    if data.held_out is not None and data.held_out_shards is not None:
+        held_out_stream = listed_stream(
+            data.held_out, data.held_out_shards, model.config, data.batch_size, **options
+        )
+        held_out = Loader(held_out_stream, data.workers, pin_memory=context.pin_memory)
+        if processes.is_main and (known := in_both(stream.pool, held_out_stream.pool)):
+            log.warning(REMEMBERED, len(known), ", ".join(known[:3]))
+    frozen = settings.model.train_encoder == "frozen"
+    # An encoder from scratch has no pretrained lower layers to protect.
+    pretrained = settings.model.encoder is not None or settings.model.init_from is not None
+    layer_decay = settings.model.layer_decay if pretrained else 1.0
+    statistics = statistics_for(settings.model, data.train)
+    task = SpeakerTask(model, settings.loss, statistics, frozen, layer_decay)
+    return TrainingParts(task, loader, held_out)

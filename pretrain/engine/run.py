@@ -1,0 +1,159 @@
+"""Entry of every training command: options, processes, the run's folder, the trainer."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+from cavmae.common.cli import named_config, parse, parser
+from cavmae.datasets.stream.loader import Loader
+from cavmae.pretrain.engine import checkpoints
+from cavmae.pretrain.engine.distributed import DistEnv
+from cavmae.pretrain.engine.run_setup import claim_run_folder, distributed_run
+from cavmae.pretrain.engine.task import Task
+from cavmae.pretrain.engine.trainer import Trainer
+from cavmae.pretrain.settings import LoopSettings, OptimizerSettings
+
+log = logging.getLogger("cavmae")
+
+
+class BatchSettings(Protocol):
+    """Data settings that every task has: scenes or clips of a batch of one process."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+
+class RunSettings(Protocol):
+    """Settings that every task has; the others are its own."""
+
+    @property
+    def data(self) -> BatchSettings: ...
+    @property
+    def optimizer(self) -> OptimizerSettings: ...
+    @property
+    def loop(self) -> LoopSettings: ...
+
+
+Settings = TypeVar("Settings", bound=RunSettings)
+
+
+class RunContext(NamedTuple):
+    """Facts of a run that its data and model are built with.
+
+    Attributes:
+        processes: of the run.
+        quarantine: JSON-lines file in which this process names broken samples.
+        pin_memory: lay batches in page-locked memory, for copies to a GPU.
+    """
+
+    processes: DistEnv
+    quarantine: str
+    pin_memory: bool
+
+
+class TrainingParts(NamedTuple):
+    """Parts of a run that depend on the task.
+
+    Attributes:
+        task: model, losses and metrics.
+        loader: endless batches of this process.
+        held_out: finite validation batches of this process; None: no validation.
+    """
+
+    task: Task
+    loader: Loader
+    held_out: Loader | None
+
+
+Build = Callable[[Settings, RunContext], TrainingParts]
+
+
+def training_command(
+    words: Sequence[str],
+    command: str,
+    description: str,
+    settings_class: type[Settings],
+    configs: Path,
+    build: Build[Settings],
+) -> int:
+    """Command line of a task: ``--config``, ``--out``, ``--resume`` and its settings.
+
+    Args:
+        words: of the command line.
+        command: name for ``--help``.
+        description: likewise.
+        settings_class: dataclass of the task's settings.
+        configs: folder of the recipes that ``--config NAME`` finds.
+        build: see :func:`run_training`.
+
+    Returns:
+        exit code 0, also after a signal.
+
+    Raises:
+        CavmaeError: see :func:`run_training`.
+    """
+    options_parser = parser(command, description)
+    options_parser.add_argument("--out", required=True, type=str, help="Folder of the run.")
+    options_parser.add_argument(
+        "--resume",
+        type=Literal["no", "auto"],
+        default="no",
+        help="`auto` goes on from the newest checkpoint in --out, if there is one.",
+    )
+    options_parser.add_class_arguments(settings_class)
+    options = parse(options_parser, named_config(words, configs))
+    run, resume = Path(options.out), options.resume == "auto"
+    values = options_parser.instantiate(options)
+    names = [field.name for field in dataclasses.fields(settings_class)]  # type: ignore[arg-type]
+    settings = settings_class(**{name: getattr(values, name) for name in names})
+    for name in ("config", "out", "resume"):
+        options.pop(name, None)
+    config_text = options_parser.dump(options, skip_unset=False, skip_validation=True)
+    run_training(settings, build, run, resume, config_text)
+    return 0
+
+
+def run_training(
+    settings: Settings, build: Build[Settings], run: Path, resume: bool, config_text: str
+) -> bool:
+    """Trains, as one process of however many were launched.
+
+    Args:
+        settings: of the run.
+        build: makes task and loaders, in every process.
+        run: folder of the run.
+        resume: go on from the newest checkpoint.
+        config_text: content of ``config.yaml``.
+
+    Returns:
+        True at the end of training; False if a signal stopped it.
+
+    Raises:
+        CavmaeError: see :class:`~cavmae.pretrain.engine.trainer.Trainer`.
+    """
+    loop = settings.loop
+    with ExitStack() as stack:
+        accelerator = stack.enter_context(distributed_run(loop, run))
+        processes = DistEnv()
+        with processes.main_only():
+            if processes.is_main:
+                claim_run_folder(stack, run, resume, config_text)
+        pin_memory = accelerator.device.type == "cuda"
+        quarantine = str(run / f"broken-{processes.rank}.jsonl")
+        with processes.fail_together():
+            parts = build(settings, RunContext(processes, quarantine, pin_memory))
+        samples_per_step = settings.data.batch_size * loop.grad_accum_steps * processes.count
+        epoch_samples: Any = parts.loader.stream.samples
+        steps = loop.steps or max(1, round(loop.epochs * epoch_samples / samples_per_step))
+        trainer = Trainer(*parts, steps, loop, settings.optimizer, run, accelerator, processes)
+        # A disk may show different machines different files: the view of rank 0 counts.
+        newest = processes.broadcast(checkpoints.complete_checkpoints(run)[-1:] if resume else [])
+        if newest:
+            trainer.resume(newest[0])
+        if trainer.step >= steps:
+            log.info("%s is done: %d steps. Raise loop.steps to go on.", run, trainer.step)
+            return True
+        return trainer.train()
