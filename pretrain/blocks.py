@@ -1,4 +1,4 @@
-"""Transformer blocks: CAV-MAE's own, with three pairs of norms, and one of cross-attention.
+"""Transformer blocks: that of CAV-MAE, with three pairs of norms, and one of cross-attention.
 
 Attention and MLP are those of ViT (Dosovitskiy et al., ICLR 2021), with timm's names of parameters:
 its weights fit. They are written here since timm takes longer to import than PyTorch itself.
@@ -60,7 +60,7 @@ class Mlp(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Tokens to one embedding, by attention of a learned query and an MLP (Zhai et al., CVPR 2022).
+    """Attention pooling of tokens by a learned query, and an MLP (Zhai et al., CVPR 2022).
 
     Args:
         width: of a token.
@@ -92,11 +92,11 @@ class AttentionPool(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block whose norms depend on what passes through.
+    """Pre-norm transformer block with one pair of norms per modality.
 
-    The weights are shared by sound, picture and both; only the norms differ: ``norm1`` and
-    ``norm2`` for both together and for the single-modality branches, ``_a`` for sound alone and
-    ``_v`` for pictures alone in the joint blocks (Gong et al., ICLR 2023).
+    The weights are shared by audio, video and both; only the norms differ: ``norm1`` and
+    ``norm2`` for both together and for the single-modality branches, ``_a`` for audio alone and
+    ``_v`` for video alone in the joint blocks (Gong et al., ICLR 2023).
 
     Args:
         width: of a token.
@@ -127,7 +127,7 @@ class Block(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Tokens that look at others and not at each other (CrossMAE, arXiv 2401.14391).
+    """Cross-attention block without self-attention (CrossMAE, arXiv 2401.14391).
 
     Args:
         width: of a token.
@@ -146,7 +146,7 @@ class CrossBlock(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        """x: [N, M, D], looking at seen: [N, K, D] -> [N, M, D]."""
+        """Queries x: [N, M, D] attend to seen: [N, K, D] -> [N, M, D]."""
         q = self.q(self.norm1(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         kv = self.kv(seen).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(q, kv[0], kv[1])

@@ -1,4 +1,4 @@
-"""The task of pretraining: reconstruction, contrast of clips, contrast of moments."""
+"""Pretraining task: reconstruction, contrast of clips, contrast of frames with time bins."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ LARGEST_SCALE = 100.0  # of similarities, where their temperature is learned (as
 
 
 class CAVMAETask(Task):
-    """CAV-MAE, CAV or AV-MAE, each with or without the aligned contrast.
+    """CAV-MAE, CAV or AV-MAE, each with or without the frame contrast.
 
     Args:
         model: what is trained.
@@ -83,7 +83,7 @@ class CAVMAETask(Task):
 
     @staticmethod
     def _temperature(scale: nn.Parameter, count: int) -> Tensor:
-        """Of a contrast that each of a step's ``count`` batches computes whole."""
+        """Temperature of a contrast that each of a step's ``count`` batches computes in full."""
         with torch.no_grad():
             scale.clamp_(max=math.log(LARGEST_SCALE))
         share = scale / count
@@ -100,12 +100,12 @@ class CAVMAETask(Task):
         logs: dict[str, Tensor] = {}
         if objective.mae_weight:
             patches_a, patches_v, latents = encoded
-            sound, picture = self.model.reconstruction(
+            audio, image = self.model.reconstruction(
                 patches_a, patches_v, latents, objective.norm_pix_loss, objective.decode_fraction
             )
-            total = objective.mae_weight * (sound + picture)
+            total = objective.mae_weight * (audio + image)
             loss = total / count
-            logs |= {"audio": sound, "video": picture}
+            logs |= {"audio": audio, "video": image}
         whole = own
         if embeddings:
             whole = {
@@ -130,7 +130,7 @@ class CAVMAETask(Task):
             logs |= {"contrastive": contrast.loss, "accuracy": contrast.accuracy}
         if objective.aligned_weight:
             aligned = frame_contrast(
-                TimeBins(whole["sound"], whole["frames"], whole["own"], whole["heard"]),
+                TimeBins(whole["audio_bins"], whole["frames"], whole["own_bin"], whole["audible"]),
                 self._temperature(self.scale_bins, count),
                 objective.center_embeddings,
             )
@@ -154,11 +154,11 @@ class CAVMAETask(Task):
         return self._encode(batch)[0]
 
     def _encode(self, batch: Batch) -> tuple[Embeddings, tuple[Tensor, Tensor, Latents]]:
-        """What contrasts need, and what the reconstruction needs (patches and latents)."""
+        """Embeddings for the contrasts; patches and latents for the reconstruction."""
         objective, model = self.objective, self.model
-        shown = self.transform(batch)
-        fbank, frames = shown["fbank"], shown["frames"]
-        pieces: Embeddings = {}
+        normalized = self.transform(batch)
+        fbank, frames = normalized["fbank"], normalized["frames"]
+        embeddings: Embeddings = {}
         patches_a, patches_v = model.patchify(fbank, frames[:, 0])
         empty = patches_a.new_empty(0)
         masking = model.mask(
@@ -174,28 +174,30 @@ class CAVMAETask(Task):
                 patches_a, patches_v, *masking, together=objective.mae_weight > 0, alone=masked
             )
         if masked:
-            pieces |= {"audio": latents.audio.mean(1), "video": latents.video.mean(1)}
+            embeddings |= {"audio": latents.audio.mean(1), "video": latents.video.mean(1)}
         if self.needs_unmasked:
-            # No mask here: the mouth must be seen, and every moment have its sound.
+            # No mask here: the mouth must be seen, and every time bin have its audio.
             keep = None
             if objective.frame_window < 1:
                 grid, share = model.config.image_grid, objective.frame_window
                 keep = random_windows(len(frames), grid, share, frames.device)
             tokens_a, tokens_v = model.audio_features(fbank), model.frame_features(frames, keep)
         if self.needs_unmasked and not masked and objective.contrastive_weight:
-            pieces |= {"audio": tokens_a.mean(1), "video": tokens_v.mean((1, 2))}
+            embeddings |= {"audio": tokens_a.mean(1), "video": tokens_v.mean((1, 2))}
         if objective.aligned_weight:
-            moments = model.config.audio_grid[1]
+            time_bins = model.config.audio_grid[1]
             seconds = fbank.shape[1] / FRAME_RATE
-            own = time_bins_of(batch["frame_times"], seconds, moments)
-            heard = audible_bins(batch["fbank"], batch["fbank_length"], moments, objective.quiet_db)
-            pieces |= {
-                "sound": model.audio_bin_embeddings(tokens_a),
+            own_bin = time_bins_of(batch["frame_times"], seconds, time_bins)
+            audible = audible_bins(
+                batch["fbank"], batch["fbank_length"], time_bins, objective.quiet_db
+            )
+            embeddings |= {
+                "audio_bins": model.audio_bin_embeddings(tokens_a),
                 "frames": model.frame_embeddings(tokens_v),
-                "own": own,
-                "heard": heard.gather(1, own),
+                "own_bin": own_bin,
+                "audible": audible.gather(1, own_bin),
             }
-        return pieces, (patches_a, patches_v, latents)
+        return embeddings, (patches_a, patches_v, latents)
 
     @torch.no_grad()
     def validation_step(self, batch: Batch) -> Record:
@@ -205,7 +207,7 @@ class CAVMAETask(Task):
         )
 
     def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
-        """See :func:`cavmae.pretrain.evaluation.summarise`."""
+        """See :func:`cavmae.pretrain.evaluation.aggregate_records`."""
         return evaluation.aggregate_records(records)
 
     def preprocessing(self) -> dict[str, Any]:
@@ -219,5 +221,5 @@ class CAVMAETask(Task):
         }
 
     def flops_per_sample(self) -> float:
-        """See :func:`cavmae.pretrain.flops.step_operations`."""
+        """See :func:`cavmae.pretrain.flops.training_flops`."""
         return training_flops(self.model.config, self.objective, self.frames)

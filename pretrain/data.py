@@ -32,7 +32,7 @@ def views_for(
     fit = data.window is not None and data.frames > 1 and not data.roll and config.contrast_width
     if aligned and not fit:
         raise UsageError(
-            "The aligned contrast (objective.aligned_weight) needs data.window, at least 2 "
+            "The frame contrast (objective.aligned_weight) needs data.window, at least 2 "
             "data.frames, model.contrast_width, and no data.roll, which breaks what it looks for."
         )
     if not aligned and data.frames > 1:
@@ -43,8 +43,8 @@ def views_for(
         "window": data.window,
         "frame_size": config.image_size,
     }
-    moments = config.audio_grid[1] if aligned else None
-    training = View(frames=data.frames if aligned else "random", moments=moments, **common)
+    time_bins = config.audio_grid[1] if aligned else None
+    training = View(frames=data.frames if aligned else "random", moments=time_bins, **common)
     held_out = View(frames="all" if aligned else "middle", random_window=False, **common)
     return training, held_out
 

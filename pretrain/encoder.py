@@ -1,7 +1,7 @@
-"""The encoder of CAV-MAE: what pretraining teaches and fine-tuning uses.
+"""Encoder of CAV-MAE, shared by pretraining and fine-tuning.
 
 Gong et al., *Contrastive Audio-Visual Masked Autoencoder*, ICLR 2023, arXiv 2210.07839. A branch of
-transformer blocks for sound and one for pictures, then joint blocks that take both together or
+transformer blocks for audio and one for frames, then joint blocks that take both together or
 each alone. Several joint blocks are chained on every path; the authors' pretraining pass uses the
 last one only (with one joint block, theirs, both agree).
 
@@ -31,7 +31,7 @@ MOST_POSITIONS = 1 << 27  # values of the embeddings of positions
 
 
 def check_bounds(shape: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
-    """Checks numbers, or tuples of numbers, of a shape. Raises ValueError naming one beyond."""
+    """Checks the bounds of numbers of a configuration. Raises ValueError naming the field."""
     for name, (least, most) in bounds.items():
         value = getattr(shape, name)
         if not all(least <= v <= most for v in (value if isinstance(value, tuple) else (value,))):
@@ -40,7 +40,7 @@ def check_bounds(shape: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class CAVMAEConfig:
-    """Shape of a model. The defaults are the published base model's.
+    """Configuration of a model; the defaults are those of the published base model.
 
     Args:
         image_size: (height, width) of a frame in pixels.
@@ -97,7 +97,7 @@ class CAVMAEConfig:
 
     @property
     def audio_grid(self) -> Grid:
-        """Rows (mel) and columns (time) of patches of sound."""
+        """Rows (mel) and columns (time) of audio patches."""
         return self.audio_size[0] // self.patch, self.audio_size[1] // self.patch
 
 
@@ -112,7 +112,7 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 def config_for_size(size: str, **changes: Any) -> CAVMAEConfig:
-    """The shape of a size: ``tiny``, ``small``, ``base`` or ``large``.
+    """Configuration of a size: ``tiny``, ``small``, ``base`` or ``large``.
 
     Raises:
         ValueError: no such size.
@@ -123,27 +123,27 @@ def config_for_size(size: str, **changes: Any) -> CAVMAEConfig:
 
 
 class PatchEmbedding(nn.Module):
-    """A linear map of patches to tokens; its weights are those of the usual convolution."""
+    """Linear map of patches to tokens, with the weights of the usual convolution."""
 
     def __init__(self, channels: int, patch: int, width: int):
         super().__init__()
         self.patch = patch
         self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
 
-    def patches(self, picture: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, L, C * p * p], row by row, in the order of the weights."""
-        n, c, h, w = picture.shape
+    def patches(self, image: Tensor) -> Tensor:
+        """Patches of an image: [N, C, H, W] -> [N, L, C * p * p], row by row."""
+        n, c, h, w = image.shape
         p = self.patch
-        cut = picture.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)
+        cut = image.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)
         return cut.reshape(n, (h // p) * (w // p), c * p * p)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """[N, L, C * p * p] -> [N, L, D]."""
+        """Tokens of patches: [N, L, C * p * p] -> [N, L, D]."""
         return nn.functional.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Encoder(nn.Module):
-    """Both branches and the joint blocks.
+    """Encoder: one branch per modality, then joint blocks.
 
     Args:
         shape: of the model.
@@ -178,15 +178,15 @@ class Encoder(nn.Module):
         self.checkpoint_activations = False
 
     def run(self, block: nn.Module, *inputs: Any) -> Tensor:
-        """A block's output, its inner activations kept or not."""
+        """Output of a block, with or without activation checkpointing."""
         if self.checkpoint_activations and torch.is_grad_enabled():
-            found: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+            output: Tensor = checkpoint(block, *inputs, use_reentrant=False)
         else:
-            found = block(*inputs)
-        return found
+            output = block(*inputs)
+        return output
 
     def initialise(self) -> None:
-        """As MAE: Xavier for linear maps (patches too), small normal tokens."""
+        """Initialization of MAE: Xavier for linear maps (patches too), small normal tokens."""
         for name, parameter in self.named_parameters():
             if name == "mask_token" or "modality_" in name:
                 nn.init.normal_(parameter, std=0.02)
@@ -198,14 +198,14 @@ class Encoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def patchify(self, audio: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches as they are embedded.
+        """Patches of both modalities, ready for the embedding.
 
         Args:
             audio: normalised fbanks [N, frames, mel].
             image: normalised frames [N, 3, H, W].
 
         Returns:
-            [N, La, p * p] of sound, mel by mel, time running fastest; [N, Lv, 3 * p * p].
+            [N, La, p * p] of audio, mel by mel, time running fastest; [N, Lv, 3 * p * p].
 
         Raises:
             ValueError: sizes that are not the model's.
@@ -213,14 +213,14 @@ class Encoder(nn.Module):
         return self.patchify_audio(audio), self.patchify_image(image)
 
     def patchify_audio(self, audio: Tensor) -> Tensor:
-        """The first of :meth:`patchify`."""
+        """Audio patches of :meth:`patchify`."""
         wanted = self.config.audio_size[::-1]
         if tuple(audio.shape[1:]) != wanted:
             raise ValueError(f"This model takes fbanks of {wanted}, not {tuple(audio.shape[1:])}.")
         return self.patch_embed_a.patches(audio.transpose(1, 2)[:, None])
 
     def patchify_image(self, image: Tensor) -> Tensor:
-        """The second of :meth:`patchify`."""
+        """Image patches of :meth:`patchify`."""
         wanted = (3, *self.config.image_size)
         if tuple(image.shape[1:]) != wanted:
             raise ValueError(f"This model takes frames of {wanted}, not {tuple(image.shape[1:])}.")
@@ -238,10 +238,10 @@ class Encoder(nn.Module):
         return embedding(visible) + gather_tokens(positions.expand(len(patches), -1, -1), keep)
 
     def forward_branch(self, patches: Tensor, modality: str, keep: Tensor | None = None) -> Tensor:
-        """One modality through its own blocks: [N, L, P] -> [N, K, D].
+        """Branch of one modality: [N, L, P] -> [N, K, D].
 
         Args:
-            modality: ``a`` (sound) or ``v`` (pictures).
+            modality: ``a`` (audio) or ``v`` (frames).
             keep: int64 [N, K], numbers of the patches that are visible; None: all of them.
         """
         x = self.embed(patches, modality, keep)
@@ -250,7 +250,7 @@ class Encoder(nn.Module):
         return x
 
     def forward_joint(self, x: Tensor, modality: Modality) -> Tensor:
-        """Through the joint blocks and the last norm: [N, L, D] -> [N, L, D].
+        """Joint blocks and the last norm: [N, L, D] -> [N, L, D].
 
         Args:
             modality: whose norms are used; None: those of both together.
@@ -280,21 +280,21 @@ class Encoder(nn.Module):
         return self.image_features(frames.flatten(0, 1), keep).unflatten(0, frames.shape[:2])
 
     def audio_features(self, audio: Tensor) -> Tensor:
-        """The first of :meth:`features`."""
+        """Audio tokens of :meth:`features`."""
         branch = self.forward_branch(self.patchify_audio(audio), "a")
         return self.forward_joint(branch, "a")
 
     def image_features(self, image: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The second of :meth:`features`, of all patches or of ``keep`` [N, K]."""
+        """Image tokens of :meth:`features`, of all patches or of ``keep`` [N, K]."""
         branch = self.forward_branch(self.patchify_image(image), "v", keep)
         return self.forward_joint(branch, "v")
 
 
 def fixed_positions(width: int, grid: Grid) -> nn.Parameter:
-    """Sin-cos positions as part of a state dict, as the published weights have them."""
+    """Sin-cos positions as entries of a state dict, as in the published weights."""
     return nn.Parameter(sin_cos_positions(width, grid), requires_grad=False)
 
 
 def gather_tokens(tokens: Tensor, numbers: Tensor) -> Tensor:
-    """[N, L, D] and [N, K] -> [N, K, D]."""
+    """Tokens at indices: [N, L, D] and [N, K] -> [N, K, D]."""
     return tokens.gather(1, numbers[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -1,9 +1,9 @@
-"""Measures of a pretraining model on held-out clips.
+"""Validation metrics of pretraining.
 
 - Reconstruction of masked patches, beside what predicting each patch's mean gives.
 - Contrast of clips in a batch, and retrieval among all of them.
-- The moment of a frame among the moments of its window; and sound in step told from the same sound
-  against frames of 400 ms later.
+- The time bin of a frame among those of its window; and audio in step against the same audio beside
+  frames of 400 ms later.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,35 +23,35 @@ from cavmae.pretrain.retrieval import Features, ranks, retrieval
 from cavmae.pretrain.settings import ObjectiveSettings
 
 SHIFT = 0.4  # s
-FEWEST = 4  # moments with sound, without which a clip says nothing of its step
+FEWEST = 4  # time bins with audio, without which a clip says nothing of its step
 
 
 def validation_record(
-    model: CAVMAE, objective: ObjectiveSettings, shown: Batch, raw: Batch
+    model: CAVMAE, objective: ObjectiveSettings, normalized: Batch, raw: Batch
 ) -> dict[str, Any]:
-    """What :func:`summarise` needs of a batch.
+    """Record of a batch for :func:`aggregate_records`.
 
     Args:
-        shown: normalised (:class:`~cavmae.datasets.stream.transforms.DeviceTransform`); with the
-            aligned contrast all frames of a window at 25 a second, else one.
+        normalized: output of :class:`~cavmae.datasets.stream.transforms.DeviceTransform`; with the
+            frame contrast all frames of a window at 25 a second, else one.
         raw: as loaded.
     """
-    found: dict[str, Any] = {"key": list(raw["key"])}
-    fbank, frames = shown["fbank"], shown["frames"]
+    record: dict[str, Any] = {"key": list(raw["key"])}
+    fbank, frames = normalized["fbank"], normalized["frames"]
     middle = frames[:, frames.shape[1] // 2]
     if objective.mae_weight:
-        found |= _reconstruction(model, objective, fbank, middle)
+        record |= _reconstruction(model, objective, fbank, middle)
     if objective.contrastive_weight:
-        sound = model.audio_features(fbank).mean(dim=1)
-        picture = model.image_features(middle).mean(dim=1)
-        found["audio_features"], found["video_features"] = (
-            sound.float().cpu(),
-            picture.float().cpu(),
+        audio = model.audio_features(fbank).mean(dim=1)
+        image = model.image_features(middle).mean(dim=1)
+        record["audio_features"], record["video_features"] = (
+            audio.float().cpu(),
+            image.float().cpu(),
         )
-        found["center_embeddings"] = objective.center_embeddings
+        record["center_embeddings"] = objective.center_embeddings
     if objective.aligned_weight:
-        found |= _alignment(model, objective, fbank, frames, raw)
-    return found
+        record |= _alignment(model, objective, fbank, frames, raw)
+    return record
 
 
 def _reconstruction(
@@ -68,98 +68,98 @@ def _reconstruction(
         gather_tokens(patches_a, masking_a.ids_masked),
         channels_last(gather_tokens(patches_v, masking_v.ids_masked)),
     )
-    found = {}
+    record = {}
     names = ("audio", "video")
     for name, tokens, head, target in zip(names, decoded, heads, targets, strict=True):
         mean = target.mean(dim=-1, keepdim=True).expand_as(target)
         if objective.norm_pix_loss:
             target, mean = normalize_patches(target), torch.zeros_like(target)
-        found[name] = (head(tokens).float() - target).square().mean(dim=(1, 2)).cpu()
-        found[f"{name}_patch_mean"] = (mean - target).square().mean(dim=(1, 2)).cpu()
-    return found
+        record[name] = (head(tokens).float() - target).square().mean(dim=(1, 2)).cpu()
+        record[f"{name}_patch_mean"] = (mean - target).square().mean(dim=(1, 2)).cpu()
+    return record
 
 
 def _alignment(
     model: CAVMAE, objective: ObjectiveSettings, fbank: Tensor, frames: Tensor, raw: Batch
 ) -> dict[str, Tensor]:
-    moments = model.config.audio_grid[1]
+    time_bins = model.config.audio_grid[1]
     seconds = fbank.shape[1] / FRAME_RATE
-    middles = ((torch.arange(moments) + 0.5) * seconds / moments * GRID).long()
+    middles = ((torch.arange(time_bins) + 0.5) * seconds / time_bins * GRID).long()
     later = middles + round(SHIFT * GRID)
-    both = int((later < frames.shape[1]).sum())  # moments whose later frame is in the window
-    heard = audible_bins(raw["fbank"], raw["fbank_length"], moments, objective.quiet_db)
+    both = int((later < frames.shape[1]).sum())  # time bins whose later frame is in the window
+    audible = audible_bins(raw["fbank"], raw["fbank_length"], time_bins, objective.quiet_db)
     wanted = torch.cat([middles, later[:both]]).to(frames.device)
     seen = model.frame_embeddings(model.frame_features(frames[:, wanted])).float()
-    sound = model.audio_bin_embeddings(model.audio_features(fbank)).float()
+    audio = model.audio_bin_embeddings(model.audio_features(fbank)).float()
 
-    def similar(sound: Tensor, frames: Tensor) -> Tensor:
-        with torch.autocast(sound.device.type, enabled=False):
-            sound, frames = within_clips(sound, frames, objective.center_embeddings)
-            return frames @ sound.transpose(1, 2)
+    def similar(audio: Tensor, frames: Tensor) -> Tensor:
+        with torch.autocast(audio.device.type, enabled=False):
+            audio, frames = within_clips(audio, frames, objective.center_embeddings)
+            return frames @ audio.transpose(1, 2)
 
-    own = similar(sound, seen[:, :moments])
-    in_step = similar(sound[:, :both], seen[:, :both])
-    shifted = similar(sound[:, :both], seen[:, moments:])
-    order = torch.arange(moments, device=own.device)
+    own = similar(audio, seen[:, :time_bins])
+    in_step = similar(audio[:, :both], seen[:, :both])
+    shifted = similar(audio[:, :both], seen[:, time_bins:])
+    order = torch.arange(time_bins, device=own.device)
     right = own[:, order, order]
     rank = (own > right[..., None]).sum(-1) + 0.5 * ((own == right[..., None]).sum(-1) - 1) + 1
-    inside = heard[:, :both]
+    inside = audible[:, :both]
     return {
-        "time_bin_rank": rank.masked_fill(~heard, float("nan")).cpu(),
-        "time_bins": torch.full((len(own),), moments),
+        "time_bin_rank": rank.masked_fill(~audible, float("nan")).cpu(),
+        "time_bins": torch.full((len(own),), time_bins),
         "step": _score(in_step, inside).cpu(),
         "shifted": _score(shifted, inside).cpu(),
     }
 
 
-def _score(similar: Tensor, heard: Tensor) -> Tensor:
-    """How much more frames fit their own moments than others, over moments with sound.
+def _score(similar: Tensor, audible: Tensor) -> Tensor:
+    """Margin of frames' own time bins over other bins, over audible bins.
 
     Args:
-        similar: [N, K frames, K moments].
-        heard: bool [N, K].
+        similar: [N, K frames, K time bins].
+        audible: bool [N, K].
 
     Returns:
-        [N]; NaN where there is hardly any sound.
+        [N]; NaN where there is hardly any audio.
     """
     gain = similar.diagonal(dim1=1, dim2=2) - similar.mean(dim=2)
-    score = (gain * heard).sum(1) / heard.sum(1).clamp(min=1)
-    return score.masked_fill(heard.sum(1) < FEWEST, float("nan"))
+    score = (gain * audible).sum(1) / audible.sum(1).clamp(min=1)
+    return score.masked_fill(audible.sum(1) < FEWEST, float("nan"))
 
 
 def aggregate_records(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Measures of a held-out set.
+    """Metrics of a held-out set.
 
     Returns:
         ``audio``, ``video``: mean squared errors, beside those ``of patch means``; retrieval in
-        both directions, and what chance gives; ``moment found``: share of frames (with sound)
-        whose own moment is the most similar, ``moment chance``; ``shift AUC``.
+        both directions, and what chance gives; ``time_bin_acc``: fraction of frames (with audio)
+        whose own time bin is the most similar, ``time_bin_chance``; ``shift_auc``.
     """
 
     def joined(name: str) -> Tensor:
         return torch.cat([record[name] for record in records])
 
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     names = set().union(*records)
     for name in ("audio", "audio_patch_mean", "video", "video_patch_mean"):
         if name in names:
-            found[name] = float(joined(name).double().mean())
+            metrics[name] = float(joined(name).double().mean())
     if "audio_features" in names:
         keys = [key for record in records for key in record["key"]]
         features = Features(keys, joined("audio_features"), joined("video_features"))
         features = features.normalized(records[0]["center_embeddings"])
-        found |= _contrast(features, [len(record["key"]) for record in records])
+        metrics |= _contrast(features, [len(record["key"]) for record in records])
         for direction, values in retrieval(features).items():
-            found |= {f"{direction}_{measure}": value for measure, value in values.items()}
+            metrics |= {f"{direction}_{measure}": value for measure, value in values.items()}
     if "time_bin_rank" in names:
         rank = joined("time_bin_rank").flatten()
         rank = rank[~rank.isnan()]
-        found["audible_time_bins"] = float(len(rank))
-        found["time_bin_chance"] = 1 / float(records[0]["time_bins"][0])
+        metrics["audible_time_bins"] = float(len(rank))
+        metrics["time_bin_chance"] = 1 / float(records[0]["time_bins"][0])
         step, shifted = joined("step"), joined("shifted")
         known = ~(step.isnan() | shifted.isnan())
         if len(rank):
-            found["time_bin_acc"] = float((rank < 1.5).double().mean())
+            metrics["time_bin_acc"] = float((rank < 1.5).double().mean())
         if known.any():
             from torchmetrics.functional.classification import binary_auroc  # takes seconds
 
@@ -167,12 +167,12 @@ def aggregate_records(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             truth = torch.arange(len(scores)) < known.sum()
             # Ranks of the scores, since the metric takes probabilities.
             places = scores.double().unique(return_inverse=True)[1] / len(scores)
-            found["shift_auc"] = float(binary_auroc(places, truth.long()))
-    return found
+            metrics["shift_auc"] = float(binary_auroc(places, truth.long()))
+    return metrics
 
 
 def _contrast(features: Features, batches: Sequence[int]) -> dict[str, float]:
-    """Contrastive accuracy within batches, both ways, and what chance gives there.
+    """Contrastive accuracy within batches, in both directions, and its chance level.
 
     Args:
         batches: clips of each.

@@ -1,4 +1,4 @@
-"""The model of a run, and what it starts from."""
+"""Construction of models: configuration, initial weights, compilation."""
 
 import logging
 from pathlib import Path
@@ -37,7 +37,7 @@ IMAGENET_MAE = "vit_base_patch16_224.mae"
 
 
 def model_config(settings: ModelSettings, objective: ObjectiveSettings) -> CAVMAEConfig:
-    """The shape of the model.
+    """Configuration of the model of a run.
 
     Raises:
         UsageError: settings that make no model.
@@ -61,7 +61,7 @@ def model_config(settings: ModelSettings, objective: ObjectiveSettings) -> CAVMA
 
 
 def build_model(settings: ModelSettings, objective: ObjectiveSettings, seed: int) -> CAVMAE:
-    """The model, with the weights it starts from; the same in every process.
+    """Model with its initial weights, the same in every process.
 
     Raises:
         CavmaeError: weights are missing, damaged, or of another model.
@@ -91,16 +91,16 @@ def imagenet_mae(name: str) -> dict[str, Tensor]:
     try:
         import timm  # takes seconds, and few runs need it
 
-        found = timm.create_model(IMAGENET_MAE, pretrained=True, num_classes=0)
+        model = timm.create_model(IMAGENET_MAE, pretrained=True, num_classes=0)
     except (OSError, RuntimeError) as error:
         raise CavmaeError(
             f"{IMAGENET_MAE} could not be fetched ({error}); give its file with --model.mae."
         ) from error
-    return dict(found.state_dict())
+    return dict(model.state_dict())
 
 
 def load_named_weights(name: str) -> tuple[CAVMAEConfig, dict[str, Tensor]]:
-    """Shape and weights of a folder, a published file, or a name on the hub."""
+    """Configuration and weights of a folder, a published file, or a name on the hub."""
     if Path(name).is_file():
         weights = read_weights(Path(name))
         return config_from(weights), weights
@@ -109,7 +109,7 @@ def load_named_weights(name: str) -> tuple[CAVMAEConfig, dict[str, Tensor]]:
 
 
 def load_model(name: str) -> CAVMAE:
-    """A folder of ours, or a name on the hub.
+    """Model of a checkpoint folder or of a name on the hub.
 
     Raises:
         CavmaeError: there is none, or it is damaged.
@@ -118,7 +118,7 @@ def load_model(name: str) -> CAVMAE:
 
 
 def load_hub(kind: type[Model], name: str, remedy: str) -> Model:
-    """A model of some kind; see :func:`load_model`."""
+    """Model of a class; see :func:`load_model`."""
     try:
         return kind.from_pretrained(name)
     except RuntimeError as error:
@@ -135,7 +135,7 @@ def load_hub(kind: type[Model], name: str, remedy: str) -> Model:
 
 
 def read_preprocessing(name: str) -> dict[str, Any] | None:
-    """What weights say of the data they were trained on; None: nothing.
+    """Preprocessing saved beside weights; None: there is none.
 
     Args:
         name: folder or file, or a name on the hub.
@@ -152,17 +152,17 @@ def read_preprocessing(name: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = read_json(path, remedy="give --statistics data")
-        mean, std = typed(found, "fbank_mean", float), typed(found, "fbank_std", float)
+        record = read_json(path, remedy="give --statistics data")
+        mean, std = typed(record, "fbank_mean", float), typed(record, "fbank_std", float)
         if std <= 0:
             raise ValueError(f"fbank_std is {std}")
-        return {**found, "fbank_mean": mean, "fbank_std": std}
+        return {**record, "fbank_mean": mean, "fbank_std": std}
     except (OSError, ValueError) as error:
         raise CavmaeError(f"{path} is damaged ({error}); give --statistics data.") from error
 
 
 def _from_hub(name: str) -> Path | None:
-    """The file of a model on the hub; None: there is none, or no such model."""
+    """Preprocessing file of a model on the hub; None: no such file or model."""
     try:
         return Path(hf_hub_download(name, PREPROCESSING))
     except LocalEntryNotFoundError as error:  # the network, not the model, is at fault

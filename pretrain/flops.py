@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, counted from the shapes of the model.
+"""FLOPs of a training step, counted from the configuration of the model.
 
 Two for each multiplication with addition; linear maps and attention only, as is customary. The
 backward pass counts twice the forward pass.
@@ -24,21 +24,21 @@ PEAKS = (
 
 
 def block_macs(tokens: float, width: int, mlp_ratio: float = 4.0) -> float:
-    """Multiplications with addition of a block with self-attention."""
+    """Multiply-accumulates of a block with self-attention."""
     return tokens * width**2 * (4 + 2 * mlp_ratio) + 2 * tokens**2 * width
 
 
 def cross_block_macs(queries: float, seen: float, width: int, mlp_ratio: float = 4.0) -> float:
-    """The same of a block with cross-attention."""
+    """Multiply-accumulates of a block with cross-attention."""
     maps = queries * width**2 * (2 + 2 * mlp_ratio) + 2 * seen * width**2
     return maps + 2 * queries * seen * width
 
 
 def forward_macs(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int = 1) -> float:
-    """Multiplications with addition of a forward pass, for one clip.
+    """Multiply-accumulates of a forward pass, for one clip.
 
     Args:
-        frames: of the clip that the aligned contrast looks at.
+        frames: of the clip that the frame contrast looks at.
     """
     pixels = c.patch**2
     all_a, all_v = c.audio_grid[0] * c.audio_grid[1], c.image_grid[0] * c.image_grid[1]
@@ -82,12 +82,12 @@ def forward_macs(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int = 1)
 
 
 def training_flops(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int = 1) -> float:
-    """Operations of a forward and a backward pass, for one clip."""
+    """FLOPs of a forward and a backward pass, for one clip."""
     return 6 * forward_macs(c, objective, frames)
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Operations a second that a device can do at most; None: not known."""
+    """Peak FLOP/s of a device; None: unknown."""
     for name, single, half in PEAKS:
         if re.search(rf"\b{name}\b", device_name):
             return (single if precision == "fp32" else half) * 1e12

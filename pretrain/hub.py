@@ -1,4 +1,4 @@
-"""Models as folders and on the hub: verified, then loaded as a whole or not at all."""
+"""Models in folders and on the hub: verified, then loaded completely."""
 
 import contextlib
 import inspect
@@ -29,7 +29,7 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
     """``from_pretrained``, ``save_pretrained``, ``push_to_hub``: all weights are loaded or none."""
 
     def config_values(self) -> dict[str, Any]:
-        """What ``config.json`` says: the arguments that this model was made with."""
+        """Content of ``config.json``: the arguments of the constructor."""
         return dict(cast(dict[str, Any], self._hub_mixin_config or {}))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
@@ -43,7 +43,7 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
     def from_pretrained(
         cls: type[Own], pretrained_model_name_or_path: str | Path, **options: Any
     ) -> Own:
-        """The model of a folder, or of a name on the hub, in evaluation mode on the CPU.
+        """Model of a folder, or of a name on the hub, in evaluation mode on the CPU.
 
         Where a ``COMPLETE`` lies with the files, they have to be what it says.
 
@@ -71,7 +71,7 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
 
 
 def _shell(cls: type[Own], arguments: dict[str, Any], path: Path, remedy: str) -> Own:
-    """The model without memory for its weights.
+    """Model on the meta device, without memory for its weights.
 
     Raises:
         CavmaeError: the configuration makes no model.
@@ -84,7 +84,7 @@ def _shell(cls: type[Own], arguments: dict[str, Any], path: Path, remedy: str) -
 
 
 def model_folder(name: str, **options: Any) -> Path:
-    """Where a model's files lie; those of a model on the hub are fetched first.
+    """Folder of a model's files; those of a model on the hub are downloaded first.
 
     Raises:
         OSError, ValueError: there is no such model (the exceptions of ``huggingface_hub``).
@@ -109,12 +109,12 @@ def _arguments(cls: type[HubWeights], path: Path, remedy: str) -> dict[str, Any]
         record = read_json(path, remedy=remedy)
         if not isinstance(record, dict):
             raise ValueError(f"a {type(record).__name__}, not an object")
-        found = {}
+        arguments = {}
         for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
             if name not in record:
                 raise ValueError(f"field {name} is missing")
-            found[name] = value_as(parameter.annotation, record[name], name)
-        return found
+            arguments[name] = value_as(parameter.annotation, record[name], name)
+        return arguments
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing") from error
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What a model makes of masked patches, as spectrogram and picture."""
+"""Reconstruction of masked patches as spectrogram and image."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from cavmae.pretrain.positions import Grid
 
 
 class Inpainting(NamedTuple):
-    """Clips as they are, as the model saw them, and as it completed them.
+    """Clips: original, masked and reconstructed.
 
     Attributes:
         audio, audio_masked, audio_rebuilt: normalised fbanks [N, frames, mel]; NaN where masked.
@@ -28,7 +28,7 @@ class Inpainting(NamedTuple):
 
 
 def unpatchify(patches: Tensor, grid: Grid, channels: int) -> Tensor:
-    """[N, L, p * p * C], the channel fastest -> [N, C, rows * p, columns * p]."""
+    """Image of patches: [N, L, p * p * C], channel fastest -> [N, C, rows * p, columns * p]."""
     n, _, values = patches.shape
     side = round((values / channels) ** 0.5)
     cut = patches.reshape(n, *grid, side, side, channels).permute(0, 5, 1, 3, 2, 4)
@@ -36,7 +36,7 @@ def unpatchify(patches: Tensor, grid: Grid, channels: int) -> Tensor:
 
 
 def _denormalised(predicted: Tensor, target: Tensor) -> Tensor:
-    """A prediction of normalised patches with the true patches' mean and spread."""
+    """Predicted patches, denormalised by mean and spread of the true patches."""
     spread = (target.var(dim=-1, keepdim=True) + PIXEL_EPS) ** 0.5
     return predicted * spread + target.mean(dim=-1, keepdim=True)
 
@@ -50,13 +50,13 @@ def inpaint(
     mode: MaskMode = "unstructured",
     norm_pix_loss: bool = True,
 ) -> Inpainting:
-    """Masks patches of clips and lets the model complete them.
+    """Masks patches of clips and reconstructs them.
 
     Args:
         audio: normalised fbanks [N, frames, mel].
         image: normalised frames [N, 3, H, W].
         ratio: of both modalities' patches that are masked.
-        mode: of the masks of the sound.
+        mode: of the masks of the audio.
         norm_pix_loss: the model was trained on normalised patches; the means and spreads of the
             true patches are then given to it, as is customary.
     """
@@ -79,5 +79,5 @@ def inpaint(
         seen = true.masked_fill(hidden, float("nan"))
         rebuilt = torch.where(hidden, guess, true)
         pairs.append([unpatchify(x, grid, channels) for x in (true, seen, rebuilt)])
-    sound = [x[:, 0].transpose(1, 2) for x in pairs[0]]
-    return Inpainting(*sound, *pairs[1])
+    spectrograms = [x[:, 0].transpose(1, 2) for x in pairs[0]]
+    return Inpainting(*spectrograms, *pairs[1])

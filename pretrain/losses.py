@@ -1,4 +1,4 @@
-"""What CAV-MAE minimises: reconstruction of masked patches, and contrast of sound and picture."""
+"""Losses of CAV-MAE: reconstruction of masked patches, contrast of audio and video."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ PIXEL_EPS = 1e-6  # of the variance of a patch
 
 
 def normalize_patches(patches: Tensor) -> Tensor:
-    """[N, L, P]: each patch less its mean, over its standard deviation (unbiased)."""
+    """Patches [N, L, P] with zero mean and unit (unbiased) standard deviation each."""
     mean = patches.mean(dim=-1, keepdim=True)
     variance = patches.var(dim=-1, keepdim=True)
     return (patches - mean) / (variance + PIXEL_EPS) ** 0.5
@@ -35,16 +35,16 @@ def reconstruction_loss(predicted: Tensor, target: Tensor, norm_pix_loss: bool) 
 
 
 def normalize(x: Tensor, centered: bool = False) -> Tensor:
-    """Of unit length in the last axis; ``centered`` ones only if they differ from their mean.
+    """Unit vectors along the last axis; ``centered`` vectors near zero stay near zero.
 
-    What is the same everywhere (a still picture) has no direction left: noise of its rounding
+    What is the same everywhere (a still frame) has no direction left: noise of its rounding
     would have gradients that drown all others.
     """
     return functional.normalize(x, dim=-1, eps=LEAST_SPREAD if centered else 1e-12)
 
 
 class Contrast(NamedTuple):
-    """A contrastive loss in nats, and how often the right partner was the most similar."""
+    """Contrastive loss in nats, and accuracy of the most similar partner."""
 
     loss: Tensor
     accuracy: Tensor
@@ -57,12 +57,12 @@ def info_nce(
     both: bool,
     centered: bool = False,
 ) -> Contrast:
-    """InfoNCE over the batches of all processes: row i of both belongs together.
+    """InfoNCE over the batches of all processes; rows i of both modalities are pairs.
 
     Args:
         audio, video: [N, D], of any length; their cosine counts.
         temperature: that similarities are divided by.
-        both: from every video among the sounds and from every sound among the videos (their
+        both: from every video among the audio and from every audio among the videos (their
             mean); else only the former, as CAV-MAE does.
         centered: compare what differs from the mean of all rows.
 

@@ -1,4 +1,4 @@
-"""Which patches are hidden: unstructured, or whole times and frequencies of sound.
+"""Random masks of patches: unstructured, or whole times and frequencies of audio.
 
 Masking by the argsort of uniform noise as in MAE; the structured modes are those of CAV-MAE (Gong
 et al., ICLR 2023): their bands are hidden first, chance decides about the rest, so that every
@@ -18,7 +18,7 @@ BOTH_AXES = 0.7
 
 
 class Masking(NamedTuple):
-    """The masks of a batch.
+    """Masks of a batch.
 
     Attributes:
         keep: int64 [N, kept]: numbers of the visible patches, in the order of their tokens.
@@ -34,7 +34,7 @@ class Masking(NamedTuple):
 
 
 def num_visible(patches: int, ratio: float) -> int:
-    """How many of the patches stay visible at a mask ratio.
+    """Number of visible patches at a mask ratio.
 
     Raises:
         ValueError: a ratio outside [0, 1), or one that leaves nothing to see.
@@ -48,7 +48,7 @@ def num_visible(patches: int, ratio: float) -> int:
 
 
 def structured_noise(noise: Tensor, grid: Grid, ratio: float, mode: MaskMode) -> Tensor:
-    """Noise by whose order whole columns (times) or rows (frequencies) are hidden first.
+    """Noise whose order masks whole columns (times) or rows (frequencies) first.
 
     Args:
         noise: uniform in [0, 1), [N, rows * columns].
@@ -75,7 +75,7 @@ def structured_noise(noise: Tensor, grid: Grid, ratio: float, mode: MaskMode) ->
 
 
 def mask_from_noise(noise: Tensor, ratio: float) -> Masking:
-    """Hides the patches of the largest noise.
+    """Masks of the patches with the largest noise.
 
     Args:
         noise: [N, L].

@@ -1,4 +1,4 @@
-"""CAV-MAE: a masked autoencoder of sound and picture with a contrastive objective.
+"""CAV-MAE: masked autoencoder of audio and video with a contrastive objective.
 
 Gong et al., *Contrastive Audio-Visual Masked Autoencoder*, ICLR 2023, arXiv 2210.07839. Numerically
 the authors' implementation (tests/pretrain/test_golden.py), with these differences in how it is
@@ -24,10 +24,10 @@ TEMPERATURE = 0.05
 
 
 class Latents(NamedTuple):
-    """What the encoder makes of the visible tokens.
+    """Encoded visible tokens.
 
     Attributes:
-        joint: [N, kept of both, D], sound first.
+        joint: [N, kept of both, D], audio first.
         audio, video: [N, kept, D], each modality alone through the joint blocks.
         masking_a, masking_v: which patches are visible.
     """
@@ -40,7 +40,7 @@ class Latents(NamedTuple):
 
 
 class MAELosses(NamedTuple):
-    """Of a batch: the total, its parts before weighting, and the contrastive accuracy."""
+    """Losses of a batch: the total, its parts before weighting, contrastive accuracy."""
 
     total: Tensor
     audio: Tensor
@@ -50,7 +50,7 @@ class MAELosses(NamedTuple):
 
 
 class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
-    """The pretraining model: the encoder, and a decoder that reconstructs what was masked.
+    """Pretraining model: encoder, and decoder of masked patches.
 
     ``CAVMAE.from_pretrained(FOLDER or name on the hub)`` loads one, ``save_pretrained`` and
     ``push_to_hub`` write one.
@@ -91,7 +91,7 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         mode: MaskMode = "unstructured",
         noise: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Masking, Masking]:
-        """Draws which patches of sound and picture are masked.
+        """Random masks of audio and image patches.
 
         Args:
             noise: uniform [N, La] and [N, Lv] instead of drawn numbers.
@@ -102,8 +102,8 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
                 torch.rand(batch, self.pos_embed_a.shape[1], device=device),
                 torch.rand(batch, self.pos_embed_v.shape[1], device=device),
             )
-        sound = structured_noise(noise[0], self.config.audio_grid, ratio_a, mode)
-        return mask_from_noise(sound, ratio_a), mask_from_noise(noise[1], ratio_v)
+        audio = structured_noise(noise[0], self.config.audio_grid, ratio_a, mode)
+        return mask_from_noise(audio, ratio_a), mask_from_noise(noise[1], ratio_v)
 
     def forward_encoder(
         self,
@@ -114,7 +114,7 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         together: bool = True,
         alone: bool = True,
     ) -> Latents:
-        """Three passes through the joint blocks: both together, sound alone, pictures alone.
+        """Three passes through the joint blocks: both modalities, audio alone, video alone.
 
         Args:
             patches_a, patches_v: [N, L, P].
@@ -133,7 +133,7 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
     def forward_decoder(
         self, latents: Latents, wanted_a: Tensor | None = None, wanted_v: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Decoded tokens of some patches: [N, Ma, D'] of sound and [N, Mv, D'] of pictures.
+        """Decoded tokens of some patches: audio [N, Ma, D'] and video [N, Mv, D'].
 
         Args:
             wanted_a, wanted_v: int64 [N, M], numbers of the patches; None: all of them.
@@ -145,17 +145,17 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
     def _decode_all(
         self, x: Tensor, latents: Latents, wanted_a: Tensor | None, wanted_v: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Attention among the tokens of all patches, visible and masked, as published."""
+        """Decoder with self-attention over visible and mask tokens, as published."""
         count = latents.masking_a.ids_keep.shape[1]
         a = self._restored(x[:, :count], latents.masking_a)
         v = self._restored(x[:, count:], latents.masking_v)
         a = a + self.decoder_pos_embed_a + self.decoder_modality_a
         v = v + self.decoder_pos_embed_v + self.decoder_modality_v
-        sound = a.shape[1]
+        audio = a.shape[1]
         x = torch.cat([a, v], dim=1)
         for block in self.decoder_blocks:
             x = self.run(block, x)
-        a, v = x[:, :sound], x[:, sound:]
+        a, v = x[:, :audio], x[:, audio:]
         a = a if wanted_a is None else gather_tokens(a, wanted_a)
         v = v if wanted_v is None else gather_tokens(v, wanted_v)
         return self.decoder_norm(a), self.decoder_norm(v)
@@ -163,7 +163,7 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
     def _decode_wanted(
         self, x: Tensor, latents: Latents, wanted_a: Tensor | None, wanted_v: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Mask tokens of the wanted patches look at the visible tokens (CrossMAE)."""
+        """Decoder with cross-attention from mask tokens to visible tokens (CrossMAE)."""
         count = latents.masking_a.ids_keep.shape[1]
         positions = [
             (self.decoder_pos_embed_a + self.decoder_modality_a).expand(len(x), -1, -1),
@@ -180,12 +180,12 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
             self.mask_token + (p if wanted is None else gather_tokens(p, wanted))
             for p, wanted in zip(positions, (wanted_a, wanted_v), strict=True)
         )
-        sound = a.shape[1]
+        audio = a.shape[1]
         x = torch.cat([a, v], dim=1)
         for block in self.decoder_blocks:
             x = self.run(block, x, seen)
         x = self.decoder_norm(x)
-        return x[:, :sound], x[:, sound:]
+        return x[:, :audio], x[:, audio:]
 
     def _restored(self, visible: Tensor, masking: Masking) -> Tensor:
         """Visible tokens and mask tokens in the order of the patches."""
@@ -201,7 +201,7 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         norm_pix_loss: bool = True,
         fraction: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """Losses of the masked patches of sound and of pictures.
+        """Reconstruction losses of masked audio and video patches.
 
         Args:
             fraction: of the masked patches that are decoded, drawn for every sample.
@@ -245,26 +245,26 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         return MAELosses(total, loss_a, loss_v, contrast.loss, contrast.accuracy)
 
     def audio_bin_embeddings(self, tokens: Tensor) -> Tensor:
-        """Embeddings of every moment out of unmasked tokens of sound: [N, La, D] -> [N, T, C]."""
-        found: Tensor = self.moment_a(group_by_bin(tokens, self.config.audio_grid))
-        return found.unflatten(0, (len(tokens), -1))
+        """Embeddings of time bins from unmasked audio tokens: [N, La, D] -> [N, T, C]."""
+        embeddings: Tensor = self.moment_a(group_by_bin(tokens, self.config.audio_grid))
+        return embeddings.unflatten(0, (len(tokens), -1))
 
     def frame_embeddings(self, tokens: Tensor) -> Tensor:
-        """Embeddings of frames out of their unmasked tokens: [N, F, Lv, D] -> [N, F, C]."""
-        found: Tensor = self.moment_v(tokens.flatten(0, 1))
-        return found.unflatten(0, tokens.shape[:2])
+        """Embeddings of frames from their unmasked tokens: [N, F, Lv, D] -> [N, F, C]."""
+        embeddings: Tensor = self.moment_v(tokens.flatten(0, 1))
+        return embeddings.unflatten(0, tokens.shape[:2])
 
     def reconstruct(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """Predicted values of all patches: [N, La, p * p] and [N, Lv, p * p * 3].
 
-        A patch's values run row by row, those of a picture with the channel fastest.
+        A patch's values run row by row, those of a frame with the channel fastest.
         """
         a, v = self.forward_decoder(latents)
         return self.decoder_pred_a(a), self.decoder_pred_v(v)
 
 
 def subset_of_masked(numbers: Tensor, fraction: float) -> Tensor:
-    """[N, M] -> [N, fraction * M] of them, at least one, drawn anew for every row."""
+    """Random subset of indices: [N, M] -> [N, fraction * M], at least one per row."""
     if fraction >= 1:
         return numbers
     count = max(1, round(numbers.shape[1] * fraction))
@@ -273,5 +273,5 @@ def subset_of_masked(numbers: Tensor, fraction: float) -> Tensor:
 
 
 def channels_last(patches: Tensor) -> Tensor:
-    """[N, L, 3 * p * p] with the channel slowest -> the same values with the channel fastest."""
+    """Patches with the channel fastest: the order of [N, L, 3 * p * p] changes."""
     return patches.unflatten(-1, (3, -1)).transpose(-1, -2).flatten(-2)

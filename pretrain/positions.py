@@ -1,4 +1,4 @@
-"""Positions of patches: fixed sin-cos ones for any grid, learned ones moved to another grid.
+"""Positional embeddings: fixed sin-cos for any grid, learned ones interpolated.
 
 Sin-cos positions are those of MAE (He et al., CVPR 2022, arXiv 2111.06377), which CAV-MAE uses.
 """
@@ -10,14 +10,14 @@ Grid = tuple[int, int]  # rows, columns
 
 
 def sin_cos(width: int, places: Tensor) -> Tensor:
-    """float64 [N, width]: sines, then cosines, of geometrically falling frequencies."""
+    """Sines, then cosines, of geometrically falling frequencies: float64 [N, width]."""
     rates = 10_000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
     angles = places[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def sin_cos_positions(width: int, grid: Grid) -> Tensor:
-    """Fixed positions of a grid of patches, row by row.
+    """Fixed positional embeddings of a grid of patches, row by row.
 
     Args:
         width: of a token, a multiple of 4.
@@ -39,7 +39,7 @@ def sin_cos_positions(width: int, grid: Grid) -> Tensor:
 
 
 def interpolate_positions(positions: Tensor, grid: Grid, target: Grid) -> Tensor:
-    """Learned positions of one grid on another, by bicubic interpolation.
+    """Learned positional embeddings moved to another grid by bicubic interpolation.
 
     Args:
         positions: [1, rows * columns, width].

@@ -1,4 +1,4 @@
-"""Does a clip's sound find its picture? Features of many clips, and ranks in both directions.
+"""Audio-video retrieval: features of many clips, ranks in both directions.
 
 The evaluation of CAV-MAE (Gong et al., ICLR 2023): mean-pooled unmasked tokens of each modality
 alone, cosine similarity, recall at 1, 5 and 10 and the median rank.
@@ -29,7 +29,7 @@ class Features(NamedTuple):
     video: Tensor
 
     def normalized(self, centered: bool) -> "Features":
-        """Of unit length; ``centered``: less the mean of all clips, each modality its own."""
+        """Unit features; ``centered``: after subtracting each modality's mean over clips."""
         audio, video = self.audio, self.video
         if centered:
             audio, video = audio - audio.mean(dim=0), video - video.mean(dim=0)
@@ -50,11 +50,11 @@ def extract(model: Encoder, batches: Iterable[Mapping[str, Any]], device: torch.
     keys: list[str] = []
     audio, video = [], []
     for batch in batches:
-        sound = model.audio_features(batch["fbank"]).mean(dim=1)
-        pictures = [model.image_features(f).mean(dim=1) for f in batch["frames"].unbind(dim=1)]
+        pooled = model.audio_features(batch["fbank"]).mean(dim=1)
+        images = [model.image_features(f).mean(dim=1) for f in batch["frames"].unbind(dim=1)]
         keys += batch["key"]
-        audio.append(functional.normalize(sound.float(), dim=-1).cpu())
-        video.append(functional.normalize(torch.stack(pictures).mean(dim=0).float(), dim=-1).cpu())
+        audio.append(functional.normalize(pooled.float(), dim=-1).cpu())
+        video.append(functional.normalize(torch.stack(images).mean(dim=0).float(), dim=-1).cpu())
     width = model.config.width
     empty = torch.zeros(0, width)
     return Features(keys, torch.cat([empty, *audio]), torch.cat([empty, *video]))
@@ -73,7 +73,7 @@ def ranks(queries: Tensor, gallery: Tensor, block: int = BLOCK) -> Tensor:
         float64 [N]: 1 is the best.
     """
     own = (queries * gallery).sum(dim=1)
-    found = torch.zeros(len(queries), dtype=torch.float64)
+    rank = torch.zeros(len(queries), dtype=torch.float64)
     for first in range(0, len(queries), block):
         rows = slice(first, first + block)
         for start in range(0, len(gallery), block):
@@ -83,24 +83,22 @@ def ranks(queries: Tensor, gallery: Tensor, block: int = BLOCK) -> Tensor:
             inside = (at >= start) & (at < start + similar.shape[1])
             mine = own[rows].clone()
             mine[inside] = similar[inside, at[inside] - start]
-            found[rows] += (similar > mine[:, None]).sum(1) + 0.5 * (similar == mine[:, None]).sum(
-                1
-            )
-    return found + 0.5
+            rank[rows] += (similar > mine[:, None]).sum(1) + 0.5 * (similar == mine[:, None]).sum(1)
+    return rank + 0.5
 
 
-def recall_metrics(found: Tensor) -> dict[str, float]:
+def recall_metrics(rank: Tensor) -> dict[str, float]:
     """Recall at 1, 5 and 10 (shares of the queries) and the median rank."""
-    result = {f"recall_at_{k}": float((found <= k).double().mean()) for k in (1, 5, 10)}
-    return {**result, "median_rank": float(found.median())}
+    result = {f"recall_at_{k}": float((rank <= k).double().mean()) for k in (1, 5, 10)}
+    return {**result, "median_rank": float(rank.median())}
 
 
 def retrieval(features: Features) -> dict[str, dict[str, float]]:
-    """Measures in both directions, and what chance gives."""
+    """Retrieval metrics in both directions, and their chance level."""
     count = len(features.keys)
-    chance = {f"recall_at_{k}": min(1.0, k / count) for k in (1, 5, 10)}
+    chance_level = {f"recall_at_{k}": min(1.0, k / count) for k in (1, 5, 10)}
     return {
         "video_to_audio": recall_metrics(ranks(features.video, features.audio)),
         "audio_to_video": recall_metrics(ranks(features.audio, features.video)),
-        "chance": {**chance, "median_rank": (count + 1) / 2},
+        "chance": {**chance_level, "median_rank": (count + 1) / 2},
     }

@@ -1,4 +1,4 @@
-"""What a person sets of a run; the parts that the loop reads are the same for fine-tuning."""
+"""Settings of a pretraining run; optimizer and loop settings serve fine-tuning, too."""
 
 import dataclasses
 from typing import Literal
@@ -9,7 +9,7 @@ from cavmae.pretrain.masking import MaskMode
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """What is trained on.
+    """Data and batches of pretraining.
 
     Args:
         train: folder or URL of the shards to learn from.
@@ -17,14 +17,14 @@ class DataSettings:
         batch_size: clips that one process takes at a time.
         window: seconds of a clip that are shown; None: as much as the model hears, from the
             beginning.
-        frames: of a clip that are shown; more than one only serve the aligned contrast.
+        frames: of a clip that are shown; more than one only serve the frame contrast.
         workers: processes that load, for each process that trains.
         shuffle_buffer: clips held as bytes to mix them.
         statistics: by which fbanks are normalised: the ``data`` set's own, which `cavmae check`
             measured, or ``audioset``'s, for published weights.
         padding: of clips that are too short: ``zero`` as the reference, or ``silence``.
-        noise: add the reference's noise to the sound.
-        roll: roll the sound in time by up to so many fbank frames (reference: 1024).
+        noise: add the reference's noise to the audio.
+        roll: roll the audio in time by up to so many fbank frames (reference: 1024).
         crop: smallest share of a frame's height and width that training shows, the same window in
             all frames of a clip; 1: all of it, as the reference.
         flip: mirror every other clip.
@@ -65,17 +65,17 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """The model, and what it starts from.
+    """Model and initial weights of pretraining.
 
     Args:
         size: ``tiny``, ``small``, ``base`` or ``large``.
         image_height: of a frame in pixels.
         image_width: of a frame in pixels.
         audio_frames: fbank frames heard (10 ms each).
-        joint_depth: blocks shared by sound and picture.
+        joint_depth: blocks shared by audio and frame.
         decoder: ``self``: attention among all tokens, as published; ``cross``: from masked to
             visible tokens only.
-        contrast_width: of the embeddings of the aligned contrast.
+        contrast_width: of the embeddings of the frame contrast.
         weights: start from these: a folder of ours, a published file, a name on the hub. Positions
             are moved to this model's grid.
         partial: take of the weights what fits, and list what was left.
@@ -97,33 +97,33 @@ class ModelSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveSettings:
-    """What is minimised: a weighted sum.
+    """Objective of pretraining: a weighted sum of losses.
 
     Args:
         mae_weight: of the reconstruction; 0 leaves it out (CAV).
         contrastive_weight: of the contrast of whole clips; 0 leaves it out (AV-MAE).
-        aligned_weight: of the contrast of frames and moments; 0 leaves it out.
+        aligned_weight: of the contrast of frames and time bins; 0 leaves it out.
         contrast_view: clips are contrasted by what was left ``masked`` for the reconstruction, as
-            published, or by ``whole`` sounds and frames, which passes of their own see; the aligned
+            published, or by ``whole`` audio and frames, which passes of their own see; the aligned
             contrast needs those anyway.
         center_embeddings: subtract the mean of the batch before the contrast (aligned: of the clip,
             among its own time bins). Started from scratch, contrasts of nearly equal embeddings
             otherwise make them all equal first, and stay there.
         norm_pix_loss: reconstruct patches normalised one by one.
-        mask_ratio_audio: share of the sound's patches that is masked.
-        mask_ratio_image: share of the picture's patches that is masked.
-        mask_mode: of the sound.
+        mask_ratio_audio: share of the audio's patches that is masked.
+        mask_ratio_image: share of the frame's patches that is masked.
+        mask_mode: of the audio.
         decode_fraction: share of the masked patches that is decoded (decoder ``cross``).
-        both_directions: also find the picture of every sound.
+        both_directions: also find the frame of every audio.
         temperature: of the contrasts.
         learned_temperature: learn one for each contrast, starting there.
-        hard_negative_fraction: share of negatives of the same clip in the aligned contrast, once
+        hard_negative_fraction: share of negatives of the same clip in the frame contrast, once
             they count.
         hard_after: share of training after which they count.
         frame_window: share of height and width of the frames that is looked at in training where
-            nothing is masked (aligned contrast): a window of patches put at random, the same in all
+            nothing is masked (frame contrast): a window of patches put at random, the same in all
             frames of a clip. 0.5 is a quarter of the work. Evaluation sees whole frames.
-        quiet_db: moments so far below the loudest of their window are near-silent.
+        quiet_db: time bins so far below the loudest of their window are near-silent.
     """
 
     mae_weight: float = 1.0
@@ -166,14 +166,14 @@ class ObjectiveSettings:
 
     @property
     def needs_unmasked(self) -> bool:
-        """Whether there are passes over whole sounds and frames, nothing masked."""
+        """Whether the objective needs passes over unmasked audio and frames."""
         whole = self.contrastive_weight > 0 and self.contrast_view == "whole"
         return whole or self.aligned_weight > 0
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """How weights move. Shares are of all steps.
+    """Optimizer and learning rate schedule. Fractions are of all steps.
 
     Args:
         name: ``adamw`` (fused; no decay of biases, norms and tokens) or ``adam``, the reference's.
@@ -218,7 +218,7 @@ class OptimizerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """How long and how it runs.
+    """Length and conduct of a run.
 
     Args:
         steps: of the optimizer; 0: as many as ``epochs`` take.

@@ -1,4 +1,4 @@
-"""Files of tensors, read in one place: whatever is wrong with one is a sentence with its name."""
+"""Reads files of tensors; every failure is one sentence with the file's name."""
 
 import pickle
 import struct
@@ -23,7 +23,7 @@ _DAMAGE = (
 
 
 def read_tensors(path: Path, remedy: str, finite: bool = True) -> dict[str, Tensor]:
-    """The tensors of a file by name: ``.safetensors``, or what ``torch.save`` wrote.
+    """Tensors of a file by name: ``.safetensors``, or a file of ``torch.save``.
 
     Nothing is unpickled but tensors (``weights_only``).
 
@@ -39,16 +39,18 @@ def read_tensors(path: Path, remedy: str, finite: bool = True) -> dict[str, Tens
         raise CavmaeError(f"There is no file {path}: {remedy}.")
     try:
         if path.suffix == ".safetensors":
-            found: Any = load_file(str(path))
+            tensors: Any = load_file(str(path))
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
         for name in WRAPPED:
-            if isinstance(found, dict) and isinstance(found.get(name), dict):
-                found = found[name]
-        if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+            if isinstance(tensors, dict) and isinstance(tensors.get(name), dict):
+                tensors = tensors[name]
+        if not isinstance(tensors, dict) or not all(
+            isinstance(v, Tensor) for v in tensors.values()
+        ):
             raise CavmaeError(f"{path} is not a state dict, which maps names to tensors: {remedy}.")
         if finite:
-            for name, value in found.items():
+            for name, value in tensors.items():
                 if not torch.isfinite(value).all():
                     raise CavmaeError(f"{path} is damaged, {name} is not finite: {remedy}.")
     except _DAMAGE as error:
@@ -56,4 +58,4 @@ def read_tensors(path: Path, remedy: str, finite: bool = True) -> dict[str, Tens
         raise CavmaeError(
             f"{path} is damaged or holds more than tensors ({reason}): {remedy}."
         ) from error
-    return {str(name): value for name, value in found.items()}
+    return {str(name): value for name, value in tensors.items()}

@@ -1,4 +1,4 @@
-"""Weights in and out: published files, ours, another grid, an ImageNet MAE.
+"""Import of weights: published files, checkpoints, other grids, an ImageNet MAE.
 
 A published file is a flat state dict whose keys may start with ``module.``. Ours is a folder with
 ``model.safetensors`` and ``config.json``, as ``from_pretrained`` and ``push_to_hub`` of
@@ -29,7 +29,7 @@ Weights = dict[str, Tensor]
 
 
 def read_weights(path: Path) -> Weights:
-    """The state dict of a published file; the prefix ``module.`` is taken off its names.
+    """State dict of a published file, without the prefix ``module.`` of its names.
 
     A file out of a folder of ours is verified where a ``COMPLETE`` lies beside it.
 
@@ -38,13 +38,13 @@ def read_weights(path: Path) -> Weights:
     """
     if path.name == WEIGHTS:
         verify_model(path.parent)
-    found = read_tensors(path, "fetch a sound copy of it")
-    return {name.removeprefix(PREFIX): value for name, value in found.items()}
+    tensors = read_tensors(path, "fetch a sound copy of it")
+    return {name.removeprefix(PREFIX): value for name, value in tensors.items()}
 
 
 def _blocks(weights: Mapping[str, Tensor], name: str) -> int:
-    found = [int(m[1]) for key in weights if (m := re.match(rf"{name}\.(\d+)\.", key))]
-    return max(found, default=-1) + 1
+    numbers = [int(m[1]) for key in weights if (m := re.match(rf"{name}\.(\d+)\.", key))]
+    return max(numbers, default=-1) + 1
 
 
 def config_from(
@@ -53,7 +53,7 @@ def config_from(
     decoder_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> CAVMAEConfig:
-    """The shape of the model that a published state dict belongs to.
+    """Configuration of the model of a published state dict.
 
     Args:
         heads, decoder_heads: cannot be read off the weights; None: 64 values a head in the encoder
@@ -97,7 +97,7 @@ def config_from(
 
 
 def move_positions(weights: Weights, source: CAVMAEConfig, target: CAVMAEConfig) -> Weights:
-    """The same weights for a model of another image size or audio length.
+    """Weights for a model of another image size or audio length.
 
     Sin-cos positions are made for the new grid; learned ones are interpolated.
     """
@@ -123,7 +123,7 @@ def _moved(positions: Tensor, grid: Grid, target: Grid) -> Tensor:
 def load_weights(
     model: nn.Module, weights: Mapping[str, Tensor], partial: bool = False
 ) -> list[str]:
-    """Puts weights into a model, all of them or none.
+    """Loads weights into a model, completely or not at all.
 
     Args:
         partial: load what fits, and say what did not.
@@ -154,10 +154,10 @@ def load_weights(
 
 
 def initialise_from_mae(model: Encoder, weights: Mapping[str, Tensor]) -> None:
-    """Starts both branches and the joint blocks from an ImageNet MAE, by the reference's recipe.
+    """Initializes branches and joint blocks from an ImageNet MAE, by the reference's recipe.
 
     Block i goes to block i of both branches, the blocks after those to the joint ones (and their
-    norms to the norms of both modalities); the patch embedding of sound is the sum over RGB.
+    norms to the norms of both modalities); the patch embedding of audio is the sum over RGB.
     Positions stay the model's own.
 
     Args:

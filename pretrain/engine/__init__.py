@@ -1,1 +1,1 @@
-"""The training loop, which every task shares."""
+"""Training engine shared by every task."""

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, checked before anything of them is used.
+"""Checkpoints: written atomically, verified before use.
 
 ``RUN/checkpoints/000001200/`` holds ``model.safetensors`` and ``config.json`` (what
 ``from_pretrained`` reads) and ``preprocessing.json`` (how its data were normalised), the same under
@@ -45,7 +45,7 @@ _UNFINISHED = re.compile(r"\.\d{9}\.[0-9a-f]{12}\.tmp", re.ASCII)
 
 
 class Checkpoint(NamedTuple):
-    """What a run needs to go on.
+    """Content of a checkpoint.
 
     Attributes:
         weights: of the model.
@@ -65,7 +65,7 @@ class Checkpoint(NamedTuple):
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Folder of the checkpoint of a step."""
     return run / "checkpoints" / f"{step:09d}"
 
 
@@ -75,11 +75,11 @@ def complete_checkpoints(run: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     names = sorted(int(p.name) for p in folder.iterdir() if _NAME.fullmatch(p.name))
-    found = [checkpoint_folder(run, step) for step in names]
-    for path in found:
+    folders = [checkpoint_folder(run, step) for step in names]
+    for path in folders:
         if not (path / COMPLETE).is_file():
             log.warning("%s is not complete and is passed over.", path)
-    return [path for path in found if (path / COMPLETE).is_file()]
+    return [path for path in folders if (path / COMPLETE).is_file()]
 
 
 def save(run: Path, step: int, checkpoint: Checkpoint, keep: int) -> None:
@@ -124,7 +124,7 @@ def save(run: Path, step: int, checkpoint: Checkpoint, keep: int) -> None:
 
 
 def remove_unfinished(run: Path) -> None:
-    """Removes what a killed process left of a checkpoint it was writing."""
+    """Removes partial checkpoints of killed processes."""
     with contextlib.suppress(FileNotFoundError):
         for path in (run / "checkpoints").iterdir():
             if _UNFINISHED.fullmatch(path.name):
@@ -156,7 +156,7 @@ def verify(folder: Path) -> None:
 
 
 def verify_model(folder: Path) -> None:
-    """Checks the files of a model, not those of its training, where there is a ``COMPLETE``.
+    """Checks the files of a model, not of its training, against ``COMPLETE`` if it is there.
 
     Args:
         folder: a checkpoint, its averaged weights (``average``), or an exported model.
@@ -207,7 +207,7 @@ def _read_hashes(folder: Path, advice: str) -> dict[str, tuple[int, str]]:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Reads a checkpoint that was verified.
+    """Reads a verified checkpoint.
 
     Raises:
         CavmaeError: it is not one of this program's, or of another version.
@@ -239,7 +239,7 @@ def load(folder: Path) -> Checkpoint:
 
 
 def _check_trainer(trainer: Any) -> None:
-    """Checks the kinds of all that a run goes on with. Raises ValueError."""
+    """Checks the types of all fields of ``trainer.json``. Raises ValueError."""
     for name in ("step", "samples", "averages"):
         typed(trainer, name, int)
     for name in ("skipped", "in_row"):
@@ -276,7 +276,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a checkpoint so that no part of it ever looks like one."""
+    """Removes a checkpoint; no remaining part looks complete."""
     gone = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
     folder.rename(gone)
     shutil.rmtree(gone)
