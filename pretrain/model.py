@@ -79,8 +79,8 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.decoder_pred_a = nn.Linear(c.decoder_width, c.patch**2)
         self.decoder_pred_v = nn.Linear(c.decoder_width, 3 * c.patch**2)
         if c.contrast_width:
-            self.moment_a = AttentionPool(c.width, c.heads, c.contrast_width)
-            self.moment_v = AttentionPool(c.width, c.heads, c.contrast_width)
+            self.audio_bin_pool = AttentionPool(c.width, c.heads, c.contrast_width)
+            self.frame_pool = AttentionPool(c.width, c.heads, c.contrast_width)
         self.initialise()
 
     def mask(
@@ -246,12 +246,12 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
 
     def audio_bin_embeddings(self, tokens: Tensor) -> Tensor:
         """Embeddings of time bins from unmasked audio tokens: [N, La, D] -> [N, T, C]."""
-        embeddings: Tensor = self.moment_a(group_by_bin(tokens, self.config.audio_grid))
+        embeddings: Tensor = self.audio_bin_pool(group_by_bin(tokens, self.config.audio_grid))
         return embeddings.unflatten(0, (len(tokens), -1))
 
     def frame_embeddings(self, tokens: Tensor) -> Tensor:
         """Embeddings of frames from their unmasked tokens: [N, F, Lv, D] -> [N, F, C]."""
-        embeddings: Tensor = self.moment_v(tokens.flatten(0, 1))
+        embeddings: Tensor = self.frame_pool(tokens.flatten(0, 1))
         return embeddings.unflatten(0, tokens.shape[:2])
 
     def reconstruct(self, latents: Latents) -> tuple[Tensor, Tensor]:

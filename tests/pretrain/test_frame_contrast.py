@@ -1,4 +1,4 @@
-"""The aligned contrast against naive loops, and what must not help it."""
+"""The frame contrast against naive loops, and what must not help it."""
 
 import math
 
@@ -83,8 +83,8 @@ def test_a_batch_without_any_sound_has_no_loss_and_no_gradient() -> None:
     assert frames.grad.abs().sum() == 0
 
 
-def test_near_silent_moments_ask_for_no_match() -> None:
-    """What a frame of a near-silent moment shows changes nothing of its own being found."""
+def test_near_silent_time_bins_ask_for_no_match() -> None:
+    """What a frame of a near-silent time bin shows changes nothing of its own being found."""
     torch.manual_seed(0)
     own = torch.arange(4).repeat(3, 1)
     heard = torch.ones(3, 4, dtype=torch.bool)
@@ -116,17 +116,17 @@ def test_loudness_is_the_mean_power_in_decibel() -> None:
     assert not audible_bins(torch.full((1, 96, MEL_BINS), SILENCE), torch.tensor([96]), 6, 30).any()
 
 
-def test_moments_of_frames() -> None:
+def test_time_bins_of_frames() -> None:
     times = torch.tensor([[0.0, 0.079, 0.16, 2.559, 2.6, -0.01]])
     assert time_bins_of(times, 2.56, 16).tolist() == [[0, 0, 1, 15, 15, 0]]
 
 
-def test_columns_are_moments() -> None:
+def test_groups_are_time_bins() -> None:
     """Patches of sound run time fastest: a column has the same time and every frequency."""
     time = torch.arange(6).repeat(8)[None, :, None].float()
     cut = group_by_bin(time, (8, 6))
     assert cut.shape == (6, 8, 1)
-    assert cut[:, :, 0].tolist() == [[moment] * 8 for moment in range(6)]
+    assert cut[:, :, 0].tolist() == [[number] * 8 for number in range(6)]
 
 
 def test_embeddings_of_frames_do_not_know_their_place_in_time() -> None:
@@ -162,14 +162,14 @@ def test_a_window_of_frames_is_the_same_in_all_of_a_clip() -> None:
     assert not model.frame_features(hidden)[0].allclose(model.frame_features(frames)[0])
 
 
-def test_embeddings_of_moments_see_their_sound() -> None:
+def test_embeddings_of_time_bins_see_their_audio() -> None:
     torch.manual_seed(0)
     model = CAVMAE(SHAPE).eval()
     sound = torch.randn(1, 96, 128)
     before = model.audio_bin_embeddings(model.audio_features(sound))
     assert before.shape == (1, 6, 8)
     changed = sound.clone()
-    changed[:, 32:48] += 3  # the third moment
+    changed[:, 32:48] += 3  # the third time bin
     after = model.audio_bin_embeddings(model.audio_features(changed))
     moved = (after - before).norm(dim=-1)[0]
     assert moved.argmax() == 2

@@ -317,10 +317,10 @@ def test_weights_to_start_from(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert moved.pos_embed_v.shape[1] == 2 * first.pos_embed_v.shape[1]
     # What the aligned contrast adds is not among them: that has to be said.
     aligned = ObjectiveSettings(aligned_weight=1)
-    with pytest.raises(CavmaeError, match=r"moment_a.* is missing"):
+    with pytest.raises(CavmaeError, match=r"audio_bin_pool.* is missing"):
         build_model(ModelSettings(**larger), aligned, 1)
     build_model(ModelSettings(**{**larger, "partial": True}), aligned, 1)
-    assert any("moment_v" in message for message in caplog.messages)
+    assert any("frame_pool" in message for message in caplog.messages)
 
 
 def test_an_imagenet_mae_to_start_from(tmp_path: Path) -> None:
