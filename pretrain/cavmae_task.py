@@ -22,7 +22,7 @@ from cavmae.pretrain.frame_contrast import (
 )
 from cavmae.pretrain.losses import info_nce
 from cavmae.pretrain.masking import random_windows
-from cavmae.pretrain.model import CAVMAE, Latents
+from cavmae.pretrain.model import CAVMAE, CAVMAEOutput
 from cavmae.pretrain.settings import ObjectiveSettings
 
 LARGEST_SCALE = 100.0  # of similarities, where their temperature is learned (as CLIP)
@@ -94,18 +94,14 @@ class CAVMAETask(Task):
     ) -> StepOutput:
         """See :meth:`Task.training_step`. Logs: every loss before weighting, and accuracies."""
         objective = self.objective
-        own, encoded = self._encode(batch)
+        own, output = self._forward(batch, reconstruct=objective.mae_weight > 0)
         count = max(1, len(embeddings))
         loss = total = torch.zeros((), device=self.scale_clips.device)
         logs: dict[str, Tensor] = {}
-        if objective.mae_weight:
-            patches_a, patches_v, latents = encoded
-            audio, image = self.model.reconstruction(
-                patches_a, patches_v, latents, objective.norm_pix_loss, objective.decode_fraction
-            )
-            total = objective.mae_weight * (audio + image)
+        if output.audio_loss is not None and output.video_loss is not None:
+            total = objective.mae_weight * (output.audio_loss + output.video_loss)
             loss = total / count
-            logs |= {"audio": audio, "video": image}
+            logs |= {"audio": output.audio_loss, "video": output.video_loss}
         whole = own
         if embeddings:
             whole = {
@@ -151,38 +147,40 @@ class CAVMAETask(Task):
 
     def embed(self, batch: Batch) -> Embeddings:
         """See :meth:`Task.embed`."""
-        return self._encode(batch)[0]
+        return self._forward(batch, reconstruct=False)[0]
 
-    def _encode(self, batch: Batch) -> tuple[Embeddings, tuple[Tensor, Tensor, Latents]]:
-        """Embeddings for the contrasts; patches and latents for the reconstruction."""
+    def _forward(self, batch: Batch, reconstruct: bool) -> tuple[Embeddings, CAVMAEOutput]:
+        """Embeddings for the contrasts, and the output of the masked pass."""
         objective, model = self.objective, self.model
         normalized = self.transform(batch)
-        fbank, frames = normalized["fbank"], normalized["frames"]
-        embeddings: Embeddings = {}
-        patches_a, patches_v = model.patchify(fbank, frames[:, 0])
-        empty = patches_a.new_empty(0)
+        fbank, frames = (
+            normalized["fbank"],
+            normalized["frames"],
+        )  # [N, frames, mel], [N, F, 3, H, W]
         masking = model.mask(
             len(fbank),
             objective.mask_ratio_audio,
             objective.mask_ratio_image,
             objective.mask_mode,
         )
-        latents = Latents(empty, empty, empty, *masking)
-        masked = objective.contrastive_weight > 0 and objective.contrast_view == "masked"
-        if objective.mae_weight or masked:
-            latents = model.forward_encoder(
-                patches_a, patches_v, *masking, together=objective.mae_weight > 0, alone=masked
-            )
-        if masked:
-            embeddings |= {"audio": latents.audio.mean(1), "video": latents.video.mean(1)}
+        visible = None
+        if self.needs_unmasked and objective.frame_window < 1:
+            grid, share = model.config.image_grid, objective.frame_window
+            visible = random_windows(len(frames), grid, share, frames.device)
+        contrast = objective.contrastive_weight > 0 and objective.contrast_view == "masked"
+        output = CAVMAEOutput(None, None, None, None)
+        if reconstruct or contrast:
+            output = model(
+                fbank, frames[:, 0], *masking, reconstruct, contrast,
+                objective.norm_pix_loss, objective.decode_fraction,
+            )  # fmt: skip
+        embeddings: Embeddings = {}
+        if output.audio is not None and output.video is not None:
+            embeddings |= {"audio": output.audio, "video": output.video}
         if self.needs_unmasked:
-            # No mask here: the mouth must be seen, and every time bin have its audio.
-            keep = None
-            if objective.frame_window < 1:
-                grid, share = model.config.image_grid, objective.frame_window
-                keep = random_windows(len(frames), grid, share, frames.device)
-            tokens_a, tokens_v = model.audio_features(fbank), model.frame_features(frames, keep)
-        if self.needs_unmasked and not masked and objective.contrastive_weight:
+            # Unmasked: the mouth is visible, and every time bin has its audio.
+            tokens_a, tokens_v = model.audio_features(fbank), model.frame_features(frames, visible)
+        if self.needs_unmasked and not contrast and objective.contrastive_weight:
             embeddings |= {"audio": tokens_a.mean(1), "video": tokens_v.mean((1, 2))}
         if objective.aligned_weight:
             time_bins = model.config.audio_grid[1]
@@ -197,7 +195,7 @@ class CAVMAETask(Task):
                 "own_bin": own_bin,
                 "audible": audible.gather(1, own_bin),
             }
-        return embeddings, (patches_a, patches_v, latents)
+        return embeddings, output
 
     @torch.no_grad()
     def validation_step(self, batch: Batch) -> Record:

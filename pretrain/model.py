@@ -17,10 +17,8 @@ from cavmae.pretrain.blocks import NORM_EPS, AttentionPool, Block, CrossBlock
 from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, fixed_positions, gather_tokens
 from cavmae.pretrain.frame_contrast import group_by_bin
 from cavmae.pretrain.hub import HubWeights
-from cavmae.pretrain.losses import Contrast, info_nce, reconstruction_loss
+from cavmae.pretrain.losses import reconstruction_loss
 from cavmae.pretrain.masking import Masking, MaskMode, mask_from_noise, structured_noise
-
-TEMPERATURE = 0.05
 
 
 class Latents(NamedTuple):
@@ -39,14 +37,18 @@ class Latents(NamedTuple):
     masking_v: Masking
 
 
-class MAELosses(NamedTuple):
-    """Losses of a batch: the total, its parts before weighting, contrastive accuracy."""
+class CAVMAEOutput(NamedTuple):
+    """Output of a forward pass.
 
-    total: Tensor
-    audio: Tensor
-    video: Tensor
-    contrastive: Tensor
-    accuracy: Tensor
+    Attributes:
+        audio_loss, video_loss: mean squared errors of masked patches; None: not reconstructed.
+        audio, video: pooled latents [N, D] of each modality alone; None: not contrasted.
+    """
+
+    audio_loss: Tensor | None
+    video_loss: Tensor | None
+    audio: Tensor | None
+    video: Tensor | None
 
 
 class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
@@ -82,6 +84,40 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
             self.audio_bin_pool = AttentionPool(c.width, c.heads, c.contrast_width)
             self.frame_pool = AttentionPool(c.width, c.heads, c.contrast_width)
         self.initialise()
+
+    def forward(
+        self,
+        fbank: Tensor,
+        image: Tensor,
+        masking_a: Masking,
+        masking_v: Masking,
+        reconstruct: bool = True,
+        contrast: bool = True,
+        norm_pix_loss: bool = True,
+        fraction: float = 1.0,
+    ) -> CAVMAEOutput:
+        """Reconstruction losses and embeddings of masked clips, as training computes them.
+
+        Args:
+            fbank: normalised [N, frames, mel].
+            image: normalised [N, 3, H, W].
+            masking_a, masking_v: see :meth:`mask`.
+            reconstruct: compute the losses.
+            contrast: compute the embeddings.
+            norm_pix_loss, fraction: see :meth:`forward_loss`.
+        """
+        patches_a, patches_v = self.patchify(fbank, image)
+        latents = self.forward_encoder(
+            patches_a, patches_v, masking_a, masking_v, together=reconstruct, alone=contrast
+        )
+        audio = video = audio_loss = video_loss = None
+        if contrast:
+            audio, video = latents.audio.mean(1), latents.video.mean(1)
+        if reconstruct:
+            audio_loss, video_loss = self.forward_loss(
+                patches_a, patches_v, latents, norm_pix_loss, fraction
+            )
+        return CAVMAEOutput(audio_loss, video_loss, audio, video)
 
     def mask(
         self,
@@ -193,7 +229,7 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         tokens = self.mask_token.expand(len(visible), missing, -1).to(visible.dtype)
         return gather_tokens(torch.cat([visible, tokens], dim=1), masking.ids_restore)
 
-    def reconstruction(
+    def forward_loss(
         self,
         patches_a: Tensor,
         patches_v: Tensor,
@@ -204,6 +240,9 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         """Reconstruction losses of masked audio and video patches.
 
         Args:
+            patches_a, patches_v: [N, L, P].
+            latents: with the joint pass.
+            norm_pix_loss: reconstruct patches normalised one by one.
             fraction: of the masked patches that are decoded, drawn for every sample.
         """
         hidden_a = subset_of_masked(latents.masking_a.ids_masked, fraction)
@@ -214,35 +253,6 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         )
         target_v = channels_last(gather_tokens(patches_v, hidden_v))
         return loss_a, reconstruction_loss(self.decoder_pred_v(v), target_v, norm_pix_loss)
-
-    def forward_loss(
-        self,
-        patches_a: Tensor,
-        patches_v: Tensor,
-        latents: Latents,
-        mae_weight: float = 1.0,
-        contrastive_weight: float = 0.01,
-        norm_pix_loss: bool = True,
-        both_directions: bool = False,
-        temperature: float = TEMPERATURE,
-    ) -> MAELosses:
-        """Weighted sum of reconstruction and contrast.
-
-        Args:
-            mae_weight: 0 leaves the reconstruction out (CAV).
-            contrastive_weight: 0 leaves the contrast out (AV-MAE).
-        """
-        zero = latents.joint.new_zeros((), dtype=torch.float32)
-        loss_a = loss_v = zero
-        contrast = Contrast(zero, zero)
-        if mae_weight:
-            loss_a, loss_v = self.reconstruction(patches_a, patches_v, latents, norm_pix_loss)
-        if contrastive_weight:
-            contrast = info_nce(
-                latents.audio.mean(1), latents.video.mean(1), temperature, both_directions
-            )
-        total = mae_weight * (loss_a + loss_v) + contrastive_weight * contrast.loss
-        return MAELosses(total, loss_a, loss_v, contrast.loss, contrast.accuracy)
 
     def audio_bin_embeddings(self, tokens: Tensor) -> Tensor:
         """Embeddings of time bins from unmasked audio tokens: [N, La, D] -> [N, T, C]."""

@@ -104,11 +104,11 @@ def test_any_size_length_and_grid(
         CAVMAEConfig(image_size=image, audio_size=audio, patch=patch, joint_depth=joint, **TINY)
     )
     fbank, frames = torch.randn(3, audio[1], audio[0]), torch.randn(3, 3, *image)
-    a, v = model.patchify(fbank, frames)
-    latents = model.forward_encoder(a, v, *model.mask(3, 0.75, 0.5, "time"))
-    losses = model.forward_loss(a, v, latents)
-    losses.total.backward()
-    assert torch.isfinite(losses.total)
+    output = model(fbank, frames, *model.mask(3, 0.75, 0.5, "time"))
+    contrast = info_nce(output.audio, output.video, 0.05, False)
+    total = output.audio_loss + output.video_loss + 0.01 * contrast.loss
+    total.backward()
+    assert torch.isfinite(total)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.grad is not None:
             assert torch.isfinite(parameter.grad).all(), name
@@ -144,27 +144,29 @@ def test_only_masked_patches_decide_the_reconstruction_loss() -> None:
     a, v = model.patchify(fbank, frames)
     latents = model.forward_encoder(a, v, *model.mask(2, 0.5, 0.75))
     losses = model.forward_loss(a, v, latents, norm_pix_loss=False)
+    output = model(fbank, frames, latents.masking_a, latents.masking_v, norm_pix_loss=False)
+    assert losses == (output.audio_loss, output.video_loss)
     whole_a, whole_v = model.reconstruct(latents)
     picture = frames.reshape(2, 3, 2, 16, 3, 16).permute(0, 2, 4, 3, 5, 1).reshape(2, 6, -1)
     for found, predicted, target, masking in (
-        (losses.audio, whole_a, a, latents.masking_a),
-        (losses.video, whole_v, picture, latents.masking_v),
+        (losses[0], whole_a, a, latents.masking_a),
+        (losses[1], whole_v, picture, latents.masking_v),
     ):
         error = ((predicted - target) ** 2).mean(-1)
         wanted = (error * masking.mask).sum() / masking.mask.sum()
         torch.testing.assert_close(found, wanted)
 
 
-def test_weights_of_zero_leave_a_part_out() -> None:
+def test_each_part_alone_is_what_it_is_beside_the_other() -> None:
     model = CAVMAE(CAVMAEConfig(image_size=(32, 32), audio_size=(64, 64), **TINY))
-    a, v = model.patchify(torch.randn(4, 64, 64), torch.randn(4, 3, 32, 32))
-    latents = model.forward_encoder(a, v, *model.mask(4, 0.5, 0.5))
-    contrast = model.forward_loss(a, v, latents, mae_weight=0.0, contrastive_weight=1.0)
-    assert contrast.audio == contrast.video == 0
-    assert contrast.total == contrast.contrastive > 0
-    rebuilt = model.forward_loss(a, v, latents, contrastive_weight=0.0)
-    assert rebuilt.contrastive == 0
-    assert rebuilt.total == rebuilt.audio + rebuilt.video
+    clips = torch.randn(4, 64, 64), torch.randn(4, 3, 32, 32), *model.mask(4, 0.5, 0.5)
+    both = model(*clips)
+    contrasted = model(*clips, reconstruct=False)
+    assert contrasted.audio_loss is None and contrasted.video_loss is None
+    torch.testing.assert_close((contrasted.audio, contrasted.video), (both.audio, both.video))
+    rebuilt = model(*clips, contrast=False)
+    assert rebuilt.audio is None and rebuilt.video is None
+    assert (rebuilt.audio_loss, rebuilt.video_loss) == (both.audio_loss, both.video_loss)
 
 
 def test_contrast_knows_partners() -> None:

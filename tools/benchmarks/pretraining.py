@@ -112,7 +112,7 @@ class ReferenceWay(CAVMAE):
         tokens = super().embed(patches, modality)
         return tokens if keep is None else gather_tokens(tokens, keep)
 
-    def reconstruction(
+    def forward_loss(
         self,
         patches_a: Tensor,
         patches_v: Tensor,
@@ -120,7 +120,7 @@ class ReferenceWay(CAVMAE):
         norm_pix_loss: bool = True,
         fraction: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`CAVMAE.reconstruction`: all patches are predicted, then masked."""
+        """See :meth:`CAVMAE.forward_loss`: all patches are predicted, then masked."""
         predicted_a, predicted_v = self.reconstruct(latents)
         losses = []
         for predicted, target, masking in (
