@@ -37,25 +37,27 @@ def parser(command: str, description: str) -> ArgumentParser:
     return made
 
 
-def parse(made: ArgumentParser, words: Sequence[str]) -> Namespace:
+def parse(command_parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     """Parses; options may be written with dashes or underscores. Bad usage exits with 2.
 
     Raises:
         UsageError: a configuration that :func:`check_config` refuses; a group of options with a
             value, in which jsonargparse would look for a class to import; a number that is NaN.
     """
-    options = Options({a.dest for a in made._actions} - {"help", "config", "print_config"})
+    options = Options(
+        {a.dest for a in command_parser._actions} - {"help", "config", "print_config"}
+    )
     # jsonargparse wants a value for a bool; a person writes the option alone.
-    flags = {a.dest for a in made._actions if getattr(a, "_typehint", None) is bool}
+    flags = {a.dest for a in command_parser._actions if getattr(a, "_typehint", None) is bool}
     written: list[str] = []
-    for number, word in enumerate(words):
+    for number, word in enumerate(arguments):
         if word == "--":
-            written += words[number:]
+            written += arguments[number:]
             break
         name, equals, value = word.partition("=")
         if name.startswith("--") and " " not in name:  # with one, it is some option's value
             option = name[2:].replace("-", "_")
-            following = words[number + 1] if number + 1 < len(words) else ""
+            following = arguments[number + 1] if number + 1 < len(arguments) else ""
             word = f"--{option}{equals}{value}"
             if option == "config":
                 check_config(value if equals else following, options)
@@ -67,39 +69,39 @@ def parse(made: ArgumentParser, words: Sequence[str]) -> Namespace:
             elif option in flags and not equals:
                 word += "" if following in ("true", "false") else "=true"
         written.append(word)
-    parsed = made.parse_args(written)
+    parsed = command_parser.parse_args(written)
     for option, setting in parsed.items():
         if isinstance(setting, float) and math.isnan(setting):
             raise UsageError(f"--{option} is not a number: give one.")
     return parsed
 
 
-def fill(kind: type[Settings], options: Namespace) -> Settings:
+def fill(settings_class: type[Settings], options: Namespace) -> Settings:
     """A settings dataclass, and those in it, from parsed options of its fields' names."""
-    return _filled(kind, options.as_dict())
+    return _filled(settings_class, options.as_dict())
 
 
-def _filled(kind: type[Settings], values: dict[str, Any]) -> Settings:
+def _filled(settings_class: type[Settings], values: dict[str, Any]) -> Settings:
     found = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field in dataclasses.fields(settings_class):  # type: ignore[arg-type]
         value, default = values[field.name], field.default
         if dataclasses.is_dataclass(default) and isinstance(value, dict):
             value = _filled(type(default), value)
         elif isinstance(default, tuple):
             value = tuple(value)
         found[field.name] = value
-    return kind(**found)
+    return settings_class(**found)
 
 
-def named_config(words: Sequence[str], folder: Path) -> list[str]:
+def named_config(arguments: Sequence[str], folder: Path) -> list[str]:
     """The words, ``--config NAME`` replaced by the file of that name in a folder of ours.
 
     Raises:
         UsageError: neither a file nor one of ours has that name.
     """
     found: list[str] = []
-    for number, word in enumerate(words):
-        before = words[number - 1] if number else ""
+    for number, word in enumerate(arguments):
+        before = arguments[number - 1] if number else ""
         option, equals, value = word.partition("=")
         name = value if option == "--config" and equals else word if before == "--config" else ""
         if name and not Path(name).is_file():  # a folder `demo` is not the configuration `demo`
@@ -126,7 +128,7 @@ def output(template: str, *values: Any) -> None:
 
 
 @contextlib.contextmanager
-def _messages() -> Iterator[None]:
+def _log_to_stderr() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(QuotingFormatter("%(message)s"))
     log.addHandler(handler)
@@ -154,15 +156,17 @@ def stop_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run(command: Callable[[Sequence[str]], int | None], words: Sequence[str] | None = None) -> int:
+def run(
+    command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None
+) -> int:
     """Runs a command and turns its errors into one sentence and an exit code.
 
     Returns:
         0 done, 1 the job failed, 2 bad usage.
     """
-    with _messages():
+    with _log_to_stderr():
         try:
-            return command(sys.argv[1:] if words is None else words) or 0
+            return command(sys.argv[1:] if arguments is None else arguments) or 0
         except UsageError as error:
             log.error("cavmae: %s", error)
             return 2

@@ -35,7 +35,7 @@ class Options:
         """One option of a group, for a sentence."""
         return min(name for name in self.names if name.startswith(f"{group}."))
 
-    def near(self, name: str) -> str:
+    def suggestion(self, name: str) -> str:
         """The options whose names are most like a name, for a sentence."""
         near = difflib.get_close_matches(name, [*self.names, *self.groups], 3)
         return f" (is {' or '.join(near)} meant?)" if near else ""
@@ -116,7 +116,7 @@ def _check_events(where: str, events: Sequence[yaml.Event], options: Options) ->
         if levels and levels[-1].seen is None:
             path = levels[-1].path  # of each value of a list
         elif levels and path is None:
-            path = _key(line, event, levels[-1], options)
+            path = _option_path(line, event, levels[-1], options)
             continue
         mapping = isinstance(event, yaml.MappingStartEvent)
         if not levels and not mapping:
@@ -134,13 +134,15 @@ def _check_events(where: str, events: Sequence[yaml.Event], options: Options) ->
             path = None
 
 
-def _key(line: str, event: yaml.Event, level: _Level, options: Options) -> str:
+def _option_path(line: str, event: yaml.Event, level: _Level, options: Options) -> str:
     """Path of the option that a key names."""
     if not isinstance(event, yaml.ScalarEvent):
         raise UsageError(f"{line}: a key has to be the name of an option.")
     path = f"{level.path}.{event.value}" if level.path else event.value
     if path not in options.names and path not in options.groups:
-        raise UsageError(f"{line}: there is no option {path[:100]}{options.near(path[:100])}.")
+        raise UsageError(
+            f"{line}: there is no option {path[:100]}{options.suggestion(path[:100])}."
+        )
     assert level.seen is not None
     if any(f"{path}.".startswith(f"{o}.") or o.startswith(f"{path}.") for o in level.seen):
         raise UsageError(f"{line}: {path} stands there twice.")

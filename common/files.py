@@ -141,7 +141,7 @@ class Cache:
         partial = path.with_suffix(f".{uuid.uuid4().hex[:12]}.part")
         try:
             size = size_of(url)
-            self._make_room(size)
+            self._evict(size)
             if (near := remote.local_path(url)) is not None:
                 shutil.copyfile(near, partial)
             else:
@@ -160,7 +160,7 @@ class Cache:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _make_room(self, wanted: int) -> None:
+    def _evict(self, wanted: int) -> None:
         files = []
         for path in self.folder.glob("*.tar"):
             if not re.fullmatch("[0-9a-f]{64}", path.stem):

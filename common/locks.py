@@ -11,7 +11,7 @@ from cavmae.common.errors import CavmaeError
 
 
 @contextlib.contextmanager
-def locked(work: Path, message: str) -> Iterator[None]:
+def locked(folder: Path, message: str) -> Iterator[None]:
     """Holds a folder of unfinished work for this process; removes it at the end if it is empty.
 
     Args:
@@ -20,8 +20,8 @@ def locked(work: Path, message: str) -> Iterator[None]:
     Raises:
         CavmaeError: another process is at it.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    path = work / "lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "lock"
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -33,5 +33,5 @@ def locked(work: Path, message: str) -> Iterator[None]:
         try:
             yield
         finally:
-            if work.exists() and os.listdir(work) == ["lock"]:
-                shutil.rmtree(work)
+            if folder.exists() and os.listdir(folder) == ["lock"]:
+                shutil.rmtree(folder)

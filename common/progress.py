@@ -24,7 +24,7 @@ class Progress:
     def __init__(self, total: int, unit: str, before: int = 0):
         self._total, self._before, self._unit = total, before, unit
         self._done = before
-        self._started = self._told = time.monotonic()
+        self._started = self._logged_at = time.monotonic()
         self._bar: tqdm | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=before, unit=visible(unit), smoothing=0.05)
@@ -45,25 +45,25 @@ class Progress:
         self._done += 1
         if self._bar is not None:
             self._bar.update()
-        self.tell()
+        self.refresh()
 
-    def note(self) -> str:
+    def status(self) -> str:
         """What is shown beside the count."""
         return ""
 
-    def tell(self) -> None:
+    def refresh(self) -> None:
         """Shows how far it is: now and then."""
         if self._bar is not None:
-            self._bar.set_postfix_str(visible(self.note()), refresh=False)
+            self._bar.set_postfix_str(visible(self.status()), refresh=False)
             return
-        if time.monotonic() - self._told < LINE_EVERY:
+        if time.monotonic() - self._logged_at < LINE_EVERY:
             return
-        self._told = time.monotonic()
+        self._logged_at = time.monotonic()
         fresh = self._done - self._before
         left = "unknown time"
         if fresh:
             left = f"{self.elapsed / fresh * (self._total - self._done) / 60:.1f} min"
-        note = f", {self.note()}" if self.note() else ""
+        note = f", {self.status()}" if self.status() else ""
         log.info("%d of %d %ss%s, %s left", self._done, self._total, self._unit, note, left)
 
 
@@ -75,13 +75,13 @@ class ShardProgress(Progress):
         self._clips = 0
         self._seconds = 0.0
 
-    def clip(self, seconds: float) -> None:
+    def add_clip(self, seconds: float) -> None:
         """A clip of this length is done."""
         self._clips += 1
         self._seconds += seconds
-        self.tell()
+        self.refresh()
 
-    def note(self) -> str:
+    def status(self) -> str:
         return (
             f"{self._clips} clips, {self._clips / self.elapsed:.1f} clips/s, "
             f"{self._seconds / self.elapsed:.1f} h of video an hour"

@@ -185,7 +185,7 @@ def fetch(
     url: str,
     path: Path,
     limits: Limits = DEFAULT_LIMITS,
-    beat: Callable[[], None] | None = None,
+    on_progress: Callable[[], None] | None = None,
 ) -> None:
     """Copies a URL to a new local file; nothing is left of a download that fails.
 
@@ -205,8 +205,12 @@ def fetch(
     system, remote = filesystem(url)
     meter = _Meter(limits.size)
     try:
-        _watched(
-            url, lambda: system.get_file(remote, str(path), callback=meter), limits, meter, beat
+        _run_watched(
+            url,
+            lambda: system.get_file(remote, str(path), callback=meter),
+            limits,
+            meter,
+            on_progress,
         )
         if path.stat().st_size > limits.size:  # of a backend that does not count
             raise _too_large(url, limits.size)
@@ -219,18 +223,18 @@ def size_of(url: str) -> int:
     """Bytes of a URL's content. Raises as :func:`fetch`."""
     system, remote = filesystem(url)
     limits = Limits()
-    size = _watched(url, lambda: system.info(remote)["size"], limits, _Meter(limits.size), None)
+    size = _run_watched(url, lambda: system.info(remote)["size"], limits, _Meter(limits.size), None)
     if size is None:
         raise RemoteError("unreadable", f"{url}: the server does not say how large it is")
     return int(size)
 
 
-def _watched(
+def _run_watched(
     url: str,
     call: Callable[[], Any],
     limits: Limits,
     meter: _Meter,
-    beat: Callable[[], None] | None,
+    on_progress: Callable[[], None] | None,
 ) -> Any:
     """Result of a backend's call, which is left alone when it stalls: most cannot be stopped."""
     outcome: list[Any] = []
@@ -257,15 +261,15 @@ def _watched(
                     f"{url}: {received - mark} bytes arrived in {limits.stall_seconds:g} s, "
                     f"{received} in all",
                 )
-            if beat is not None and received > last:
+            if on_progress is not None and received > last:
                 last = received
-                beat()
+                on_progress()
     finally:
         meter.abandoned = True
     if meter.exceeded:
         raise _too_large(url, limits.size) from next(iter(problems), None)
     if problems:
-        raise _translated(url, problems[0]) from problems[0]
+        raise _translate_error(url, problems[0]) from problems[0]
     return outcome[0]
 
 
@@ -273,7 +277,7 @@ def _too_large(url: str, size: float) -> RemoteError:
     return RemoteError("too_large", f"{url} is larger than the limit of {size / 1e9:g} GB")
 
 
-def _translated(url: str, error: BaseException) -> BaseException:
+def _translate_error(url: str, error: BaseException) -> BaseException:
     """A backend's error as one that callers know, by the errors that it was caused by.
 
     Some backends call every failure "no such file", so causes count for more.

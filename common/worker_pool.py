@@ -103,11 +103,11 @@ class _Worker:
         theirs.close()
         self.task: int | None = None
         self.done = 0
-        self.heard = time.monotonic()
+        self.last_message_at = time.monotonic()
 
-    def give(self, number: int, argument: Any) -> None:
+    def assign(self, number: int, argument: Any) -> None:
         self.task = number
-        self.heard = time.monotonic()
+        self.last_message_at = time.monotonic()
         self.connection.send((number, argument))
 
     def memory(self) -> int:
@@ -165,7 +165,7 @@ def run(
                 if free is None:
                     free = _Worker(context, work)
                     team.append(free)
-                free.give(*item)
+                free.assign(*item)
             busy = [w for w in team if w.task is not None]
             if not busy:
                 if more:
@@ -174,7 +174,7 @@ def run(
             handles: list[Any] = [w.connection for w in busy] + [w.process.sentinel for w in busy]
             wait(handles, timeout=WATCH_EVERY)
             for worker in busy:
-                yield from _listen(worker, timeout, memory_bytes)
+                yield from _receive(worker, timeout, memory_bytes)
                 if worker.task is not None:
                     continue  # if it has died just now, what became of its task is told next
                 if not worker.process.is_alive() or worker.done >= RECYCLE_AFTER:
@@ -185,7 +185,7 @@ def run(
             worker.stop()
 
 
-def _listen(worker: _Worker, timeout: float, memory_bytes: float) -> Iterator[Event]:
+def _receive(worker: _Worker, timeout: float, memory_bytes: float) -> Iterator[Event]:
     """Everything a worker has said, and whether it still may go on."""
     assert worker.task is not None
     ended = not worker.process.is_alive()  # asked first: what it said before is still in the pipe
@@ -197,7 +197,7 @@ def _listen(worker: _Worker, timeout: float, memory_bytes: float) -> Iterator[Ev
         except (EOFError, OSError):
             ended = True
             break
-        worker.heard = time.monotonic()
+        worker.last_message_at = time.monotonic()
         if isinstance(message, CavmaeError):
             raise message
         if isinstance(message, (Finished, Lost)):
@@ -208,16 +208,16 @@ def _listen(worker: _Worker, timeout: float, memory_bytes: float) -> Iterator[Ev
         return
     if ended:
         worker.process.join()
-        yield _lose(worker, "crash", _how(worker.process.exitcode))
-    elif time.monotonic() - worker.heard > timeout:
+        yield _mark_lost(worker, "crash", _exit_description(worker.process.exitcode))
+    elif time.monotonic() - worker.last_message_at > timeout:
         worker.process.kill()
-        yield _lose(worker, "timeout", f"nothing came out for {timeout:g} s")
+        yield _mark_lost(worker, "timeout", f"nothing came out for {timeout:g} s")
     elif (memory := worker.memory()) > memory_bytes:
         worker.process.kill()
-        yield _lose(worker, "out_of_memory", f"{memory / 1e9:.1f} GB used")
+        yield _mark_lost(worker, "out_of_memory", f"{memory / 1e9:.1f} GB used")
 
 
-def _lose(worker: _Worker, reason: str, detail: str) -> Lost:
+def _mark_lost(worker: _Worker, reason: str, detail: str) -> Lost:
     assert worker.task is not None
     lost = Lost(worker.task, reason, detail)
     worker.task = None
@@ -225,7 +225,7 @@ def _lose(worker: _Worker, reason: str, detail: str) -> Lost:
     return lost
 
 
-def _how(exitcode: int | None) -> str:
+def _exit_description(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         if exitcode == -signal.SIGKILL:
             return "the reading process was killed, by the system's memory guard perhaps"

@@ -51,7 +51,7 @@ class ShardEntry:
             raise ValueError(f"it names a shard {file[:200]!r} that cannot be one")
         labels = None
         if record.get("labels") is not None:
-            labels = tuple(map(_numbers, typed(record, "labels", list)))
+            labels = tuple(map(_label_numbers, typed(record, "labels", list)))
         # The header of a member alone has 512 bytes.
         if not 1 <= samples <= size // 512 or (labels is not None and len(labels) != samples):
             raise ValueError(f"shard {file} has no sensible counts")
@@ -110,7 +110,7 @@ class Manifest:
         return json_bytes(record, indent=1, sort_keys=True)
 
     @classmethod
-    def load(cls, where: str | Path) -> "Manifest":
+    def load(cls, location: str | Path) -> "Manifest":
         """Reads the manifest of a data set.
 
         Args:
@@ -119,7 +119,7 @@ class Manifest:
         Raises:
             ShardError: there is none, or it is not one of ours.
         """
-        text = str(where).rstrip("/")
+        text = str(location).rstrip("/")
         folder = text[: -len(NAME)].rstrip("/") or "." if text.endswith(NAME) else text
         name = files.join(folder, NAME)
         try:
@@ -164,7 +164,7 @@ class Manifest:
         return manifest
 
     def verify(
-        self, how: Literal["size", "hash"], shards: Sequence[ShardEntry] | None = None
+        self, method: Literal["size", "hash"], shards: Sequence[ShardEntry] | None = None
     ) -> None:
         """Checks that shards are there and unaltered.
 
@@ -179,18 +179,18 @@ class Manifest:
         """
         chosen = self.shards if shards is None else shards
         with ThreadPoolExecutor(max_workers=4) as pool:
-            for problem in pool.map(lambda shard: self.problem_with(shard, how), chosen):
+            for problem in pool.map(lambda shard: self.problem_with(shard, method), chosen):
                 if problem is not None:
                     raise ShardError(f"{problem} Copy it again, or make the data set anew.")
 
-    def problem_with(self, shard: ShardEntry, how: Literal["size", "hash"]) -> str | None:
+    def problem_with(self, shard: ShardEntry, method: Literal["size", "hash"]) -> str | None:
         """What is wrong with a shard, as a sentence; None if nothing is."""
         name = self.path_of(shard)
         try:
             size = files.size_of(name)
             if size != shard.bytes:
                 return f"Shard {name} has {size} bytes, the manifest says {shard.bytes}."
-            if how == "hash" and not files.is_url(name):
+            if method == "hash" and not files.is_url(name):
                 found = files.sha256_of(Path(name))
                 if found != shard.sha256:
                     return f"Shard {name} was altered: its SHA-256 is not the manifest's."
@@ -201,7 +201,7 @@ class Manifest:
         return None
 
 
-def _numbers(labels: Any) -> tuple[int, ...]:
+def _label_numbers(labels: Any) -> tuple[int, ...]:
     if not isinstance(labels, list) or not all(type(number) is int for number in labels):
         raise ValueError("the labels of a sample are not a list of whole numbers")
     return tuple(labels)

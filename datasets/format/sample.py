@@ -123,10 +123,10 @@ class SampleInfo:
                 frame_times=tuple(map(float, _list(record, "frame_times", int, float))),
                 frame_size=tuple(_list(record, "frame_size", int)),
                 fbank_frames=typed(record, "fbank_frames", int),
-                mask_values=_meanings(record),
+                mask_values=_mask_values(record),
                 sample_rate=typed(record, "sample_rate", int),
                 decoder=optional("decoder", "", str),
-                audio_span=None if record.get("audio_span") is None else _span(record),
+                audio_span=None if record.get("audio_span") is None else _audio_span(record),
                 masked_frames=tuple(_list({"masked_frames": [], **record}, "masked_frames", int)),
                 missing_frames=optional("missing_frames", 0, int),
                 video_stream=optional("video_stream", None, int, type(None)),
@@ -162,7 +162,7 @@ def _list(record: dict[str, Any], name: str, *types: type) -> list[Any]:
     return values
 
 
-def _meanings(record: dict[str, Any]) -> dict[str, str] | None:
+def _mask_values(record: dict[str, Any]) -> dict[str, str] | None:
     """``mask_values``. Raises ValueError."""
     values: dict[str, str] | None = typed(record, "mask_values", dict, type(None))
     if values is not None and not set(map(type, values.values())) <= {str}:
@@ -170,7 +170,7 @@ def _meanings(record: dict[str, Any]) -> dict[str, str] | None:
     return values
 
 
-def _span(record: dict[str, Any]) -> tuple[float, float]:
+def _audio_span(record: dict[str, Any]) -> tuple[float, float]:
     """``audio_span``. Raises ValueError."""
     values = _list(record, "audio_span", int, float)
     if len(values) != 2:
@@ -244,7 +244,7 @@ def encode_frame(frame: np.ndarray, quality: int) -> bytes:
 def decode_frame(
     data: bytes,
     size: tuple[int, int] | None = None,
-    enough: tuple[int, int] | None = None,
+    min_size: tuple[int, int] | None = None,
     grey: bool = False,
 ) -> np.ndarray:
     """uint8 RGB [height, width, 3] of a JPEG, or its brightness [height, width].
@@ -262,7 +262,7 @@ def decode_frame(
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         if (size is not None and (height, width) != tuple(size)) or max(height, width) > MAX_SIDE:
             raise SampleError("bad_frame", f"{height}x{width} pixels, the json says {size}")
-        least = enough if enough is not None else (height, width)
+        least = min_size if min_size is not None else (height, width)
         image: np.ndarray = simplejpeg.decode_jpeg(
             data,
             colorspace="GRAY" if grey else "RGB",

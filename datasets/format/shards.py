@@ -94,7 +94,7 @@ class Shard:
 
     def _scan(self) -> list[Entry]:
         headers, offsets = self._headers()
-        self._check_sums(headers)
+        self._check_checksums(headers)
         entries: list[Entry] = []
         seen: set[str] = set()
         for header, offset in zip(headers, offsets, strict=True):
@@ -103,7 +103,7 @@ class Shard:
                 key, extension = split_member(name)
             except SampleError as error:
                 raise self._damaged(error.detail) from error
-            size = _size(header)
+            size = _content_size(header)
             if size > member_limit(extension):
                 raise self._damaged(f"{name} claims {size} bytes")
             if not entries or entries[-1].key != key:
@@ -130,7 +130,7 @@ class Shard:
                 raise self._damaged(f"a member at byte {position} is no plain file")
             if header[345:500].strip(b"\0"):
                 raise self._damaged(f"a member at byte {position} lies in a folder")
-            size = _size(header)
+            size = _content_size(header)
             if size < 0 or position + BLOCK + size > self.size:
                 raise self._damaged(f"a member at byte {position} claims {size} bytes")
             headers.append(header)
@@ -138,7 +138,7 @@ class Shard:
             position += BLOCK + -(-size // BLOCK) * BLOCK
         return headers, offsets
 
-    def _check_sums(self, headers: list[bytes]) -> None:
+    def _check_checksums(self, headers: list[bytes]) -> None:
         if not headers:
             return
         blocks = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK)
@@ -162,7 +162,7 @@ def _octal(field: bytes) -> int:
     return int(text, 8)
 
 
-def _size(header: bytes) -> int:
+def _content_size(header: bytes) -> int:
     """Content size; -1 for anything but plain octal (base-256 sizes are beyond every limit)."""
     return _octal(header[124:136])
 

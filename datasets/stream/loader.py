@@ -18,7 +18,7 @@ from cavmae.datasets.stream.stream import Position, Stream, WorkerBatch
 log = logging.getLogger("cavmae")
 
 
-def _forked_without_garbage(loader: Any) -> Iterator[Any]:
+def _fork_without_garbage(loader: Any) -> Iterator[Any]:
     """The loader's iterator; its worker processes never collect garbage of this process.
 
     A picture scaler of PyAV's that lay in garbage was freed in a forked worker, where its threads
@@ -58,7 +58,7 @@ class Loader:
         self.workers = workers
         self._prefetch = prefetch
         self._pin = pin_memory
-        self._turn = 0
+        self._next_worker = 0
         self._positions = [Position() for _ in range(max(1, workers))]
         self._broken: list[dict[str, int]] = [{} for _ in self._positions]
 
@@ -79,31 +79,31 @@ class Loader:
         stream = self.stream
         if stream.endless:
             stream.positions = [dataclasses.replace(p) for p in self._positions]
-            stream.first_worker = self._turn
+            stream.first_worker = self._next_worker
         loader = torch.utils.data.DataLoader(
             stream,
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=self._prefetch if self.workers else None,
-            collate_fn=_as_is,
+            collate_fn=_identity,
             pin_memory=self._pin,  # in a thread of its own, if there are workers
-            worker_init_fn=_patient,
+            worker_init_fn=_defer_signals,
             generator=torch.Generator(),  # else it draws from the one that training restores
         )
         if not stream.endless:
             self._broken = [{} for _ in self._positions]
             self._positions = [Position() for _ in self._positions]
-        for delivery in _forked_without_garbage(loader) if self.workers else loader:
+        for delivery in _fork_without_garbage(loader) if self.workers else loader:
             if isinstance(delivery, CavmaeError):
                 raise delivery
-            self._note(delivery)
+            self._record(delivery)
             yield delivery.batch
 
-    def _note(self, delivery: WorkerBatch) -> None:
+    def _record(self, delivery: WorkerBatch) -> None:
         worker = delivery.worker
         self._positions[worker] = delivery.position
         self._broken[worker] = delivery.broken
-        self._turn = (worker + 1) % len(self._positions)
+        self._next_worker = (worker + 1) % len(self._positions)
         same = [p.broken for p in self._positions if p.epoch == delivery.position.epoch]
         self.stream.check_broken(sum(same), self.broken)
 
@@ -111,7 +111,7 @@ class Loader:
         """Where the consumer is, as JSON-able values. Raises TypeError for evaluation streams."""
         return {
             "signature": self._training().signature(self.workers),
-            "turn": self._turn,
+            "turn": self._next_worker,
             "positions": [dataclasses.asdict(p) for p in self._positions],
         }
 
@@ -131,7 +131,7 @@ class Loader:
         positions = [Position(**record) for record in state["positions"]]
         changed = [name for name in now if now[name] != then.get(name)]
         if not changed:
-            self._positions, self._turn = positions, state["turn"]
+            self._positions, self._next_worker = positions, state["turn"]
             return
         epoch = min(position.epoch for position in positions)
         log.warning(
@@ -141,7 +141,7 @@ class Loader:
             epoch,
         )
         self._positions = [Position(epoch=epoch) for _ in self._positions]
-        self._turn = 0
+        self._next_worker = 0
 
     def _training(self) -> Stream:
         if not self.stream.endless:
@@ -149,7 +149,7 @@ class Loader:
         return self.stream
 
 
-def _patient(worker: int) -> None:
+def _defer_signals(worker: int) -> None:
     """Lets a worker outlive a signal that was sent to its whole group, as clusters send it.
 
     Its parent decides: it saves first and then ends its workers. A second SIGTERM is obeyed.
@@ -163,5 +163,5 @@ def _patient(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _as_is(delivery: Any) -> Any:
+def _identity(delivery: Any) -> Any:
     return delivery

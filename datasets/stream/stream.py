@@ -22,10 +22,10 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.stream.collate import Batch, Collate
 from cavmae.datasets.stream.shard_reader import Access, BufferedSample, Reader
 from cavmae.datasets.stream.shuffle import (
-    buffer_draws,
+    buffer_slots,
     drain_order,
-    epoch_samples,
-    evaluation_samples,
+    epoch_sample_refs,
+    evaluation_sample_refs,
 )
 from cavmae.datasets.stream.view import View
 
@@ -157,7 +157,7 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
                 f"({self.world_size} ranks with {max(1, workers)} workers each): use fewer workers."
             )
 
-    def _starting(self, worker: int, workers: int) -> tuple[int, Position]:
+    def _start_position(self, worker: int, workers: int) -> tuple[int, Position]:
         """Which worker's part a worker of DataLoader's takes, and where it begins."""
         # DataLoader asks worker 0 first; after going on it may be another one's turn.
         worker = (worker + self.first_worker) % workers
@@ -165,7 +165,7 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
             return worker, Position()
         return worker, dataclasses.replace(self.positions[worker])
 
-    def _batched(
+    def _batch(
         self,
         worker: int,
         source: Iterator[dict[str, Any]],
@@ -234,7 +234,7 @@ class ShardStream(Stream):
         self._collate = Collate(view, labels)
         self._counts = [shard.samples for shard in manifest.shards]
 
-    def _deliveries(
+    def _decode_and_batch(
         self,
         worker: int,
         reader: Reader,
@@ -261,7 +261,7 @@ class ShardStream(Stream):
                     yield shown
 
         def batched(source: Iterator[dict[str, Any]]) -> Iterator[WorkerBatch]:
-            return self._batched(worker, source, self._collate, position, reader.broken, partial)
+            return self._batch(worker, source, self._collate, position, reader.broken, partial)
 
         try:
             yield from webdataset.DataPipeline(pending, decoded, batched)
@@ -314,7 +314,7 @@ class TrainStream(ShardStream):
             )
 
     def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
-        worker, position = self._starting(worker, workers)
+        worker, position = self._start_position(worker, workers)
         reader = Reader(self.manifest, self.view, self.access, self.seed)
         number = self.rank * workers + worker
         readers = self.world_size * workers
@@ -330,17 +330,19 @@ class TrainStream(ShardStream):
                 position.epoch += 1
                 position.samples = position.broken = 0
 
-        yield from self._deliveries(worker, reader, position, pending, partial=False)
+        yield from self._decode_and_batch(worker, reader, position, pending, partial=False)
 
     def _epoch(
         self, reader: Reader, position: Position, number: int, readers: int
     ) -> Iterator[BufferedSample]:
         """Visits of an epoch after the first ``position.visits``, mixed, with their bytes."""
         epoch, passed = position.epoch, position.samples
-        draws = buffer_draws(self.seed, epoch, number, self.shuffle_buffer)
+        draws = buffer_slots(self.seed, epoch, number, self.shuffle_buffer)
         buffer: list[BufferedSample] = []
         count = 0
-        for visit in epoch_samples(self._counts, self.seed, epoch, number, readers, self.repeats):
+        for visit in epoch_sample_refs(
+            self._counts, self.seed, epoch, number, readers, self.repeats
+        ):
             pending = BufferedSample(visit)
             if count >= passed:
                 reader.load(pending, epoch)
@@ -375,9 +377,9 @@ class EvalStream(ShardStream):
         number, readers = self.rank * workers + worker, self.world_size * workers
 
         def pending() -> Iterator[BufferedSample]:
-            for visit in evaluation_samples(self._counts, number, readers):
+            for visit in evaluation_sample_refs(self._counts, number, readers):
                 one = BufferedSample(visit)
                 reader.load(one, epoch=0)
                 yield one
 
-        yield from self._deliveries(worker, reader, Position(), pending, partial=True)
+        yield from self._decode_and_batch(worker, reader, Position(), pending, partial=True)

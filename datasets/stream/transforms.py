@@ -106,15 +106,15 @@ def normalise_frames(frames: Tensor) -> Tensor:
     return ((frames.float() - mean) / std).movedim(-1, -3)
 
 
-def smooth_labels(labels: Tensor, amount: float) -> Tensor:
+def smooth_labels(labels: Tensor, smoothing: float) -> Tensor:
     """[batch, classes] of 0 and 1 to ``amount`` / classes and 1 - ``amount``."""
-    return torch.where(labels > 0, 1 - amount, amount / labels.shape[-1])
+    return torch.where(labels > 0, 1 - smoothing, smoothing / labels.shape[-1])
 
 
-def mixing_weights(batch: int, probability: float, alpha: float) -> Tensor:
+def mixing_weights(batch: int, mixup_prob: float, alpha: float) -> Tensor:
     """[batch]: Beta(alpha, alpha) with this probability, else 1."""
     weights = torch.distributions.Beta(alpha, alpha).sample((batch,))
-    return torch.where(torch.rand(batch) < probability, weights, torch.ones(()))
+    return torch.where(torch.rand(batch) < mixup_prob, weights, torch.ones(()))
 
 
 def mix_waveforms(waveforms: Tensor, lengths: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
@@ -142,15 +142,15 @@ def add_noise(fbank: Tensor) -> Tensor:
     return fbank + torch.rand_like(fbank) * strength
 
 
-def roll_in_time(fbank: Tensor, most: int) -> Tensor:
+def roll_in_time(fbank: Tensor, max_shift: int) -> Tensor:
     """Rolls each clip of [batch, frames, mel] by its own U{-most, most - 1} frames."""
-    shift = torch.randint(-most, most, (len(fbank), 1), device=fbank.device)
+    shift = torch.randint(-max_shift, max_shift, (len(fbank), 1), device=fbank.device)
     frames = torch.arange(fbank.shape[1], device=fbank.device)
     index = (frames - shift) % fbank.shape[1]
     return fbank.gather(1, index[..., None].expand_as(fbank))
 
 
-def windows_of(clips: int, crop: float, flip: bool, device: torch.device) -> Tensor:
+def random_windows(clips: int, crop: float, flip: bool, device: torch.device) -> Tensor:
     """Random windows of pictures, for :func:`look_through`: float [clips, 2, 3].
 
     Args:
@@ -165,7 +165,9 @@ def windows_of(clips: int, crop: float, flip: bool, device: torch.device) -> Ten
     return windows
 
 
-def look_through(pictures: Tensor, windows: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
+def apply_windows(
+    pictures: Tensor, windows: Tensor, mode: Literal["bilinear", "nearest"]
+) -> Tensor:
     """Shows a window of each clip's pictures at the whole size.
 
     Args:
@@ -215,10 +217,14 @@ class DeviceTransform(nn.Module):
         self.statistics = statistics
         self.augmentation = augmentation
         self.padding = padding
-        self._padding = 0.0 if padding == "zero" else SILENCE
+        self._padding_value = 0.0 if padding == "zero" else SILENCE
         # iid: every clip of a batch has its own masks.
-        self._freq = torchaudio.transforms.FrequencyMasking(augmentation.freq_mask, iid_masks=True)
-        self._time = torchaudio.transforms.TimeMasking(augmentation.time_mask, iid_masks=True)
+        self._freq_masking = torchaudio.transforms.FrequencyMasking(
+            augmentation.freq_mask, iid_masks=True
+        )
+        self._time_masking = torchaudio.transforms.TimeMasking(
+            augmentation.time_mask, iid_masks=True
+        )
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Batch:
@@ -243,20 +249,20 @@ class DeviceTransform(nn.Module):
         if "labels" in batch and self.training and augmentation.label_smoothing:
             done["labels"] = smooth_labels(batch["labels"], augmentation.label_smoothing)
         if self.training and augmentation.mixup:
-            self._mix(done)
+            self._mixup(done)
         if "fbank" in batch:
             done["fbank"] = self._fbank(done["fbank"].float())
         return done
 
     def _crop(self, done: Batch) -> None:
         frames, augmentation = done["frames"], self.augmentation
-        windows = windows_of(len(frames), augmentation.crop, augmentation.flip, frames.device)
-        done["frames"] = look_through(frames, windows, "bilinear")
+        windows = random_windows(len(frames), augmentation.crop, augmentation.flip, frames.device)
+        done["frames"] = apply_windows(frames, windows, "bilinear")
         if "masks" in done:
-            masks = look_through(done["masks"].unsqueeze(2).float(), windows, "nearest")
+            masks = apply_windows(done["masks"].unsqueeze(2).float(), windows, "nearest")
             done["masks"] = masks.squeeze(2).to(done["masks"].dtype)
 
-    def _mix(self, done: Batch) -> None:
+    def _mixup(self, done: Batch) -> None:
         if "waveform" not in done:
             raise UsageError("mixup mixes waveforms: set waveform in the view.")
         waveform, lengths = done["waveform"], done["waveform_length"].to(done["waveform"].device)
@@ -274,17 +280,17 @@ class DeviceTransform(nn.Module):
             mixed = fbank_batch(done["waveform"], lengths)
             real = torch.arange(done["fbank"].shape[1], device=device)
             real = real < done["fbank_length"].to(device)[:, None]
-            whole = torch.full_like(done["fbank"], self._padding, dtype=torch.float32)
+            whole = torch.full_like(done["fbank"], self._padding_value, dtype=torch.float32)
             frames = min(mixed.shape[1], whole.shape[1])
             whole[:, :frames] = mixed[:, :frames]
-            done["fbank"] = torch.where(real[..., None], whole, self._padding)
+            done["fbank"] = torch.where(real[..., None], whole, self._padding_value)
 
     def _fbank(self, fbank: Tensor) -> Tensor:
         augmentation = self.augmentation
         if self.training and (augmentation.freq_mask or augmentation.time_mask):
             masked = fbank.transpose(1, 2).unsqueeze(1)  # [batch, 1, mel, frames]
-            masked = self._freq(masked) if augmentation.freq_mask else masked
-            masked = self._time(masked) if augmentation.time_mask else masked
+            masked = self._freq_masking(masked) if augmentation.freq_mask else masked
+            masked = self._time_masking(masked) if augmentation.time_mask else masked
             fbank = masked.squeeze(1).transpose(1, 2)
         fbank = (fbank - self.statistics.mean) / self.statistics.std
         if self.training and augmentation.noise:

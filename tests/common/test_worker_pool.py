@@ -34,7 +34,7 @@ def test_every_task_ends_exactly_once(workers: int) -> None:
 
 def test_who_dies_between_two_looks_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process is alive when it is asked, and dead a moment later."""
-    listen = worker_pool._listen
+    listen = worker_pool._receive
 
     def late(worker: Any, timeout: float, memory_bytes: float) -> Iterator[Any]:
         yield from listen(worker, timeout, memory_bytes)

@@ -9,8 +9,8 @@ from cavmae.datasets.stream.shuffle import (
     SampleRef,
     class_balanced_repeats,
     drain_order,
-    epoch_samples,
-    evaluation_samples,
+    epoch_sample_refs,
+    evaluation_sample_refs,
     rng_for_sample,
 )
 
@@ -25,7 +25,7 @@ def everything(counts: list[int]) -> Counter[tuple[int, int]]:
 def test_an_epoch_visits_every_sample_exactly_once(
     counts: list[int], seed: int, epoch: int, readers: int
 ) -> None:
-    pieces = [list(epoch_samples(counts, seed, epoch, r, readers)) for r in range(readers)]
+    pieces = [list(epoch_sample_refs(counts, seed, epoch, r, readers)) for r in range(readers)]
     assert Counter((v.shard, v.sample) for piece in pieces for v in piece) == everything(counts)
     sizes = [len(piece) for piece in pieces]
     assert max(sizes) - min(sizes) <= 1  # no reader runs ahead of the others
@@ -37,7 +37,9 @@ def test_evaluation_sees_every_sample_exactly_once(
 ) -> None:
     readers = ranks * workers
     seen = Counter(
-        (v.shard, v.sample) for r in range(readers) for v in evaluation_samples(counts, r, readers)
+        (v.shard, v.sample)
+        for r in range(readers)
+        for v in evaluation_sample_refs(counts, r, readers)
     )
     assert seen == everything(counts)
 
@@ -46,7 +48,7 @@ def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
     counts = [5] * 20
 
     def order(seed: int, epoch: int) -> list[SampleRef]:
-        return list(epoch_samples(counts, seed, epoch, 0, 1))
+        return list(epoch_sample_refs(counts, seed, epoch, 0, 1))
 
     assert order(1, 2) == order(1, 2)
     assert order(1, 2) != order(1, 3)
@@ -87,7 +89,7 @@ def test_repeats_come_as_often_as_they_should(seed: int, readers: int) -> None:
     epochs = 60
     for epoch in range(epochs):
         for reader in range(readers):
-            for visit in epoch_samples([3, 2], seed, epoch, reader, readers, repeats):
+            for visit in epoch_sample_refs([3, 2], seed, epoch, reader, readers, repeats):
                 assert visit.repeat < 3
                 seen[visit.shard, visit.sample] += 1
     assert seen[0, 0] == 0

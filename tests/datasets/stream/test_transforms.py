@@ -12,13 +12,13 @@ from cavmae.datasets.stream.transforms import (
     DeviceTransform,
     Statistics,
     add_noise,
-    look_through,
+    apply_windows,
     mix_waveforms,
     mixing_weights,
     normalise_frames,
+    random_windows,
     roll_in_time,
     smooth_labels,
-    windows_of,
 )
 
 
@@ -223,7 +223,7 @@ def test_augmentations_that_make_no_sense(augmentation: Augmentation) -> None:
 def test_a_window_shows_what_cutting_and_scaling_shows() -> None:
     pictures = torch.rand(2, 3, 3, 24, 32)
     window = torch.tensor([[[0.5, 0, 0.25], [0, 0.5, -0.5]], [[-1, 0, 0], [0, 1, 0]]])
-    shown = look_through(pictures, window, "bilinear")
+    shown = apply_windows(pictures, window, "bilinear")
     # Half the size; its middle lies at 5/8 of the width and a quarter of the height.
     cut = pictures[0, :, :, 0:12, 12:28]
     expected = torch.nn.functional.interpolate(cut, (24, 32), mode="bilinear")
@@ -233,7 +233,7 @@ def test_a_window_shows_what_cutting_and_scaling_shows() -> None:
 
 
 def test_windows_lie_inside_and_mirror_half() -> None:
-    windows = windows_of(4000, 0.4, True, torch.device("cpu"))
+    windows = random_windows(4000, 0.4, True, torch.device("cpu"))
     scale, middle = windows[:, 1, 1], windows[:, :, 2]
     assert scale.min() > 0.4 - 1e-6
     assert scale.max() <= 1
@@ -242,7 +242,7 @@ def test_windows_lie_inside_and_mirror_half() -> None:
     assert (middle.abs() > 0.3).any(0).all()
     assert windows[:, 0, 0].abs().equal(scale)
     assert (windows[:, 0, 0] < 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
-    assert (windows_of(50, 1.0, False, torch.device("cpu")) == torch.eye(2, 3)).all()
+    assert (random_windows(50, 1.0, False, torch.device("cpu")) == torch.eye(2, 3)).all()
 
 
 def test_frames_and_masks_of_a_clip_share_their_window() -> None:

@@ -46,7 +46,7 @@ CLIP = members()
 
 def show(view: View, seed: int = 0, clip: tuple[dict[str, bytes], SampleInfo] = CLIP) -> dict:  # type: ignore[type-arg]
     made, info = clip
-    choice = view.choose(list(made), info, random.Random(seed))
+    choice = view.select(list(made), info, random.Random(seed))
     shown = choice.decode({name: made[name] for name in choice.members})
     batch = Collate(view)([{"key": "k", **shown}])
     return {k: v[0].numpy() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
@@ -133,9 +133,9 @@ def test_numbers_of_frames() -> None:
 
 def test_only_what_is_shown_is_read() -> None:
     made, info = CLIP
-    choice = View(frames=2).choose(list(made), info, random.Random(0))
+    choice = View(frames=2).select(list(made), info, random.Random(0))
     assert set(choice.members) == {"json", "fbank.npy", "032.jpg", "096.jpg"}
-    choice = View(fbank=False, frames="middle", masks=True, waveform=True).choose(
+    choice = View(fbank=False, frames="middle", masks=True, waveform=True).select(
         list(made), info, random.Random(0)
     )
     assert set(choice.members) == {"json", "flac", "064.jpg", "064.png"}
