@@ -1,9 +1,9 @@
-"""Configuration files checked before jsonargparse reads them.
+"""Check of configuration files before jsonargparse reads them.
 
 jsonargparse imports the module of a ``class_path`` before it refuses it, follows ``config`` keys to
-further files, and expands YAML aliases without limit. None of our options needs these: a
-configuration is a table of options of a command, two levels deep, with numbers, texts and lists as
-values. Whatever else stands in one is refused from its YAML events, from which nothing is built.
+further files, and expands YAML aliases without limit. No option of this project needs these: a
+configuration is a table of options of a command, two levels deep, with numbers, strings and lists
+as values. The check refuses anything else from the YAML events, which build no objects.
 """
 
 import difflib
@@ -23,7 +23,7 @@ class Options:
     """Names of a command's options, such as ``data.train``, and of their groups, such as ``data``.
 
     Args:
-        names: of the options, perhaps of groups too.
+        names: of the options; may include names of groups.
     """
 
     def __init__(self, names: Iterable[str]):
@@ -32,28 +32,28 @@ class Options:
         self.names = {".".join(p) for p in parts} - self.groups
 
     def first_of(self, group: str) -> str:
-        """One option of a group, for a sentence."""
+        """First option of a group, as an example in error messages."""
         return min(name for name in self.names if name.startswith(f"{group}."))
 
     def suggestion(self, name: str) -> str:
-        """The options whose names are most like a name, for a sentence."""
-        near = difflib.get_close_matches(name, [*self.names, *self.groups], 3)
-        return f" (is {' or '.join(near)} meant?)" if near else ""
+        """Options with similar names, as a suggestion in error messages."""
+        similar = difflib.get_close_matches(name, [*self.names, *self.groups], 3)
+        return f" (is {' or '.join(similar)} meant?)" if similar else ""
 
 
 class _Level(NamedTuple):
-    """A mapping or list that is being read: path of its options, names so far."""
+    """Open mapping or list of the parser: path of its options, keys so far."""
 
     path: str
     seen: set[str] | None  # None: a list
 
 
 def check_config(name: str, options: Options) -> None:
-    """Checks that a file holds values of options of a command, and nothing else.
+    """Checks that a file contains values of options of a command, and nothing else.
 
     Raises:
-        UsageError: it cannot be read, is no YAML, is beyond the limits, or has a key that is none
-            of the options.
+        UsageError: the file cannot be read, is no YAML, exceeds the limits, or has a key that is
+            none of the options.
     """
     where = f"--config {name}"
     try:
@@ -79,7 +79,7 @@ def check_config(name: str, options: Options) -> None:
 
 
 def _limited(where: str, text: str) -> Iterable[yaml.Event]:
-    """Events of a text. Not recursive, unlike what makes values of them."""
+    """YAML events of a text within the limits. Not recursive, unlike YAML constructors."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -88,9 +88,11 @@ def _limited(where: str, text: str) -> Iterable[yaml.Event]:
         if depth > LIMIT_DEPTH:
             raise UsageError(f"{where}, line {line}: more than {LIMIT_DEPTH} levels.")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise UsageError(f"{where}, line {line}: write values out, & and * are not taken.")
+            raise UsageError(
+                f"{where}, line {line}: & and * are not supported: write the values out."
+            )
         if getattr(event, "tag", None) is not None:
-            raise UsageError(f"{where}, line {line}: tags such as {event.tag} are not taken.")
+            raise UsageError(f"{where}, line {line}: tags such as {event.tag} are not supported.")
         yield event
 
 
@@ -145,6 +147,6 @@ def _option_path(line: str, event: yaml.Event, level: _Level, options: Options) 
         )
     assert level.seen is not None
     if any(f"{path}.".startswith(f"{o}.") or o.startswith(f"{path}.") for o in level.seen):
-        raise UsageError(f"{line}: {path} stands there twice.")
+        raise UsageError(f"{line}: {path} is set twice: set it once.")
     level.seen.add(path)
     return path
