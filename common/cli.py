@@ -49,16 +49,16 @@ def parse(command_parser: ArgumentParser, arguments: Sequence[str]) -> Namespace
     )
     # jsonargparse requires a value for a bool; people write the option alone.
     flags = {a.dest for a in command_parser._actions if getattr(a, "_typehint", None) is bool}
-    written: list[str] = []
-    for number, word in enumerate(arguments):
-        if word == "--":
-            written += arguments[number:]
+    normalised: list[str] = []
+    for number, argument in enumerate(arguments):
+        if argument == "--":
+            normalised += arguments[number:]
             break
-        name, equals, value = word.partition("=")
+        name, equals, value = argument.partition("=")
         if name.startswith("--") and " " not in name:  # with a space it is some option's value
             option = name[2:].replace("-", "_")
             following = arguments[number + 1] if number + 1 < len(arguments) else ""
-            word = f"--{option}{equals}{value}"
+            argument = f"--{option}{equals}{value}"
             if option == "config":
                 check_config(value if equals else following, options)
             elif option in options.groups:
@@ -67,9 +67,9 @@ def parse(command_parser: ArgumentParser, arguments: Sequence[str]) -> Namespace
                     f"--{options.first_of(option)}."
                 )
             elif option in flags and not equals:
-                word += "" if following in ("true", "false") else "=true"
-        written.append(word)
-    parsed = command_parser.parse_args(written)
+                argument += "" if following in ("true", "false") else "=true"
+        normalised.append(argument)
+    parsed = command_parser.parse_args(normalised)
     for option, setting in parsed.items():
         if isinstance(setting, float) and math.isnan(setting):
             raise UsageError(f"--{option} is not a number: give one.")
@@ -77,7 +77,7 @@ def parse(command_parser: ArgumentParser, arguments: Sequence[str]) -> Namespace
 
 
 def fill(settings_class: type[Settings], options: Namespace) -> Settings:
-    """Settings dataclass, with nested ones, from parsed options of its fields' names."""
+    """Builds a settings dataclass, and nested ones, from parsed options of the same names."""
     return _filled(settings_class, options.as_dict())
 
 
@@ -100,17 +100,21 @@ def named_config(arguments: Sequence[str], folder: Path) -> list[str]:
         UsageError: there is no file and no configuration of that name.
     """
     resolved: list[str] = []
-    for number, word in enumerate(arguments):
-        before = arguments[number - 1] if number else ""
-        option, equals, value = word.partition("=")
-        name = value if option == "--config" and equals else word if before == "--config" else ""
+    for number, argument in enumerate(arguments):
+        previous = arguments[number - 1] if number else ""
+        option, equals, value = argument.partition("=")
+        name = (
+            value if option == "--config" and equals else argument if previous == "--config" else ""
+        )
         if name and not Path(name).is_file():  # a folder `demo` is not the configuration `demo`
             path = folder / f"{name}.yaml"
             if not path.is_file():
                 known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-                raise UsageError(f"--config {name}: there is no such file; ours are {known}.")
-            word = f"--config={path}" if equals else str(path)
-        resolved.append(word)
+                raise UsageError(
+                    f"--config {name}: there is no such file; built-in configurations are {known}."
+                )
+            argument = f"--config={path}" if equals else str(path)
+        resolved.append(argument)
     return resolved
 
 
@@ -146,13 +150,13 @@ def stop_on_signals() -> Iterator[None]:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, interrupt)
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 

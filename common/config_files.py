@@ -70,7 +70,7 @@ def check_config(name: str, options: Options) -> None:
             f"{where} is no UTF-8 text (byte {error.start}): save it as UTF-8."
         ) from error
     try:
-        _check_events(where, list(_limited(where, text)), options)
+        _check_events(where, list(_limited_events(where, text)), options)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{where} is no YAML: {error.problem}{line}.") from error
@@ -78,7 +78,7 @@ def check_config(name: str, options: Options) -> None:
         raise UsageError(f"{where} is no YAML: {str(error).splitlines()[0]}.") from error
 
 
-def _limited(where: str, text: str) -> Iterable[yaml.Event]:
+def _limited_events(where: str, text: str) -> Iterable[yaml.Event]:
     """YAML events of a text within the limits. Not recursive, unlike YAML constructors."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -106,7 +106,7 @@ def _check_events(where: str, events: Sequence[yaml.Event], options: Options) ->
     if documents != 1:
         raise UsageError(f"{where} holds {documents} documents: it has to be one table of options.")
     levels: list[_Level] = []
-    path: str | None = None  # of the value that comes next; None: a key comes next
+    path: str | None = None  # of the next value; None: the next event is a key
     for event in events:
         line = f"{where}, line {event.start_mark.line + 1}"
         if isinstance(event, yaml.CollectionEndEvent):
@@ -116,7 +116,7 @@ def _check_events(where: str, events: Sequence[yaml.Event], options: Options) ->
         if not isinstance(event, yaml.NodeEvent):
             continue
         if levels and levels[-1].seen is None:
-            path = levels[-1].path  # of each value of a list
+            path = levels[-1].path  # every value of a list has the list's path
         elif levels and path is None:
             path = _option_path(line, event, levels[-1], options)
             continue

@@ -178,7 +178,7 @@ class _Meter(Callback):
 
     def call(self, *arguments: Any, **keywords: Any) -> None:
         if self.abandoned or self.exceeded:
-            raise RemoteError("too_large" if self.exceeded else "stalled", "given up")
+            raise RemoteError("too_large" if self.exceeded else "stalled", "aborted")
 
 
 def fetch(

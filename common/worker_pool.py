@@ -151,13 +151,13 @@ def run(
         raise UsageError("--workers, --timeout and --memory-gb must be positive numbers.")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([work.__module__])
-    team: list[_Worker] = []
+    pool: list[_Worker] = []
     more = True
     try:
         while True:
             while more:
-                free = next((w for w in team if w.task is None), None)
-                if free is None and len(team) >= workers:
+                free = next((w for w in pool if w.task is None), None)
+                if free is None and len(pool) >= workers:
                     break
                 item = next(tasks, None)
                 if item is None:
@@ -165,9 +165,9 @@ def run(
                     break
                 if free is None:
                     free = _Worker(context, work)
-                    team.append(free)
+                    pool.append(free)
                 free.assign(*item)
-            busy = [w for w in team if w.task is not None]
+            busy = [w for w in pool if w.task is not None]
             if not busy:
                 if more:
                     continue
@@ -180,9 +180,9 @@ def run(
                     continue  # a worker that has just died gets its event in the next round
                 if not worker.process.is_alive() or worker.done >= RECYCLE_AFTER:
                     worker.stop()
-                    team.remove(worker)
+                    pool.remove(worker)
     finally:
-        for worker in team:
+        for worker in pool:
             worker.stop()
 
 

@@ -80,9 +80,11 @@ class Manifest:
 
     @property
     def samples(self) -> int:
+        """Number of samples."""
         return sum(shard.samples for shard in self.shards)
 
     def path_of(self, shard: ShardEntry) -> str:
+        """Path or URL of a shard."""
         return files.join(self.folder, shard.file)
 
     def sample_labels(self, shard: ShardEntry) -> list[tuple[str, ...]]:
@@ -92,6 +94,7 @@ class Manifest:
         return [tuple(self.labels[i] for i in numbers) for numbers in shard.labels]
 
     def to_bytes(self) -> bytes:
+        """Encodes the manifest as JSON."""
         shards = []
         for shard in self.shards:
             record = dataclasses.asdict(shard)

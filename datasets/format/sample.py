@@ -44,7 +44,7 @@ _NPY_HEADER = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class SampleInfo:
-    """The ``json`` member.
+    """Metadata of a sample: its ``json`` member.
 
     Attributes:
         source: path or URL of the video as `cavmae shard` read it.
@@ -180,10 +180,12 @@ def _audio_span(record: dict[str, Any]) -> tuple[float, float]:
 
 
 def frame_member(number: int) -> str:
+    """Extension of the member of a frame."""
     return f"{number:03d}.jpg"
 
 
 def mask_member(number: int) -> str:
+    """Extension of the member of a frame's mask."""
     return f"{number:03d}.png"
 
 

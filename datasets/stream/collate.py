@@ -80,7 +80,7 @@ class Collate:
 def _pad(
     arrays: list[np.ndarray], shape: tuple[int, ...], value: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[batch, *shape] of arrays cut or padded in their first axis, and their lengths [batch]."""
+    """Cuts or pads arrays in their first axis; returns [batch, *shape] and lengths [batch]."""
     batch = np.empty((len(arrays), *shape), dtype=arrays[0].dtype)
     lengths = []
     for row, array in zip(batch, arrays, strict=True):

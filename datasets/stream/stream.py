@@ -198,14 +198,14 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
 
     def check_broken(self, broken: int, reasons: Mapping[str, int]) -> None:
         """Raises CavmaeError if more than ``max_broken`` of an epoch of this rank is broken."""
-        share = max(1, self.samples // self.world_size)
-        if broken <= self.access.max_broken * share:
+        rank_samples = max(1, self.samples // self.world_size)
+        if broken <= self.access.max_broken * rank_samples:
             return
         counts = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
-        where = f"; they are named in {self.access.quarantine}" if self.access.quarantine else ""
+        listed = f"; they are listed in {self.access.quarantine}" if self.access.quarantine else ""
         raise CavmaeError(
-            f"Too many broken samples in {self.manifest.folder}: {counts} of {share}{where}. "
-            "Run `cavmae check`, or allow more with max_broken."
+            f"Too many broken samples in {self.manifest.folder}: {counts} of {rank_samples}"
+            f"{listed}. Run `cavmae check`, or allow more with max_broken."
         )
 
 

@@ -147,7 +147,7 @@ def add_noise(fbank: Tensor) -> Tensor:
 
 
 def roll_in_time(fbank: Tensor, max_shift: int) -> Tensor:
-    """Rolls each clip of [batch, frames, mel] by its own U{-most, most - 1} frames."""
+    """Rolls each clip of [batch, frames, mel] by U{-max_shift, max_shift - 1}."""
     shift = torch.randint(-max_shift, max_shift, (len(fbank), 1), device=fbank.device)
     frames = torch.arange(fbank.shape[1], device=fbank.device)
     index = (frames - shift) % fbank.shape[1]
@@ -266,7 +266,8 @@ class DeviceTransform(nn.Module):
         windows = random_windows(len(frames), augmentation.crop, augmentation.flip, frames.device)
         batch["frames"] = apply_windows(frames, windows, "bilinear")
         if "masks" in batch:
-            masks = apply_windows(batch["masks"].unsqueeze(2).float(), windows, "nearest")
+            masks = batch["masks"].unsqueeze(2).float()  # [batch, frames, 1, height, width]
+            masks = apply_windows(masks, windows, "nearest")
             batch["masks"] = masks.squeeze(2).to(batch["masks"].dtype)
 
     def _mixup(self, batch: Batch) -> None:
@@ -284,7 +285,7 @@ class DeviceTransform(nn.Module):
         batch["waveform"] = mix_waveforms(waveform, lengths, partner, weight)
         for field in ("frames", "labels"):
             if field in batch:
-                own = weight.view(-1, *[1] * (batch[field].dim() - 1))
+                own = weight.view(-1, *[1] * (batch[field].dim() - 1))  # [batch, 1, ...]
                 batch[field] = own * batch[field] + (1 - own) * batch[field][partner]
         if "fbank" in batch:
             mixed = fbank_batch(batch["waveform"], lengths)

@@ -95,5 +95,5 @@ def test_a_folder_of_the_same_name_is_no_configuration(
 
 
 def test_a_configuration_that_is_not_there() -> None:
-    with pytest.raises(UsageError, match="ours are aligned, base"):
+    with pytest.raises(UsageError, match="built-in configurations are aligned, base"):
         main(["--config", "bass", "--out", "x"])
