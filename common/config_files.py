@@ -55,30 +55,30 @@ def check_config(name: str, options: Options) -> None:
         UsageError: the file cannot be read, is no YAML, exceeds the limits, or has a key that is
             none of the options.
     """
-    where = f"--config {name}"
+    source = f"--config {name}"
     try:
         data = read_bytes(name, LIMIT_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{where} cannot be read: {reason}.") from error
+        raise UsageError(f"{source} cannot be read: {reason}.") from error
     if len(data) > LIMIT_BYTES:
-        raise UsageError(f"{where} has more than {LIMIT_BYTES} bytes: it is no configuration.")
+        raise UsageError(f"{source} has more than {LIMIT_BYTES} bytes: it is no configuration.")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{where} is no UTF-8 text (byte {error.start}): save it as UTF-8."
+            f"{source} is no UTF-8 text (byte {error.start}): save it as UTF-8."
         ) from error
     try:
-        _check_events(where, list(_limited_events(where, text)), options)
+        _check_events(source, list(_limited_events(source, text)), options)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{where} is no YAML: {error.problem}{line}.") from error
+        raise UsageError(f"{source} is no YAML: {error.problem}{line}.") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"{where} is no YAML: {str(error).splitlines()[0]}.") from error
+        raise UsageError(f"{source} is no YAML: {str(error).splitlines()[0]}.") from error
 
 
-def _limited_events(where: str, text: str) -> Iterable[yaml.Event]:
+def _limited_events(source: str, text: str) -> Iterable[yaml.Event]:
     """YAML events of a text within the limits. Not recursive, unlike YAML constructors."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -86,17 +86,17 @@ def _limited_events(where: str, text: str) -> Iterable[yaml.Event]:
         depth -= isinstance(event, yaml.CollectionEndEvent)
         line = event.start_mark.line + 1
         if depth > LIMIT_DEPTH:
-            raise UsageError(f"{where}, line {line}: more than {LIMIT_DEPTH} levels.")
+            raise UsageError(f"{source}, line {line}: more than {LIMIT_DEPTH} levels.")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise UsageError(
-                f"{where}, line {line}: & and * are not supported: write the values out."
+                f"{source}, line {line}: & and * are not supported: write the values out."
             )
         if getattr(event, "tag", None) is not None:
-            raise UsageError(f"{where}, line {line}: tags such as {event.tag} are not supported.")
+            raise UsageError(f"{source}, line {line}: tags such as {event.tag} are not supported.")
         yield event
 
 
-def _check_events(where: str, events: Sequence[yaml.Event], options: Options) -> None:
+def _check_events(source: str, events: Sequence[yaml.Event], options: Options) -> None:
     """Checks every key and the kind of every value.
 
     Raises:
@@ -104,11 +104,11 @@ def _check_events(where: str, events: Sequence[yaml.Event], options: Options) ->
     """
     documents = sum(isinstance(event, yaml.DocumentStartEvent) for event in events)
     if documents != 1:
-        raise UsageError(f"{where} holds {documents} documents: it has to be one table of options.")
+        raise UsageError(f"{source} holds {documents} documents: it must be one table of options.")
     levels: list[_Level] = []
     path: str | None = None  # of the next value; None: the next event is a key
     for event in events:
-        line = f"{where}, line {event.start_mark.line + 1}"
+        line = f"{source}, line {event.start_mark.line + 1}"
         if isinstance(event, yaml.CollectionEndEvent):
             levels.pop()
             path = None
@@ -122,7 +122,9 @@ def _check_events(where: str, events: Sequence[yaml.Event], options: Options) ->
             continue
         mapping = isinstance(event, yaml.MappingStartEvent)
         if not levels and not mapping:
-            raise UsageError(f"{line}: a configuration is a table such as `data: {{batch: 8}}`.")
+            raise UsageError(
+                f"{line}: a configuration is a table such as `data: {{batch_size: 8}}`."
+            )
         if levels and path in options.groups and not mapping:
             raise UsageError(f"{line}: {path} takes options, such as {options.first_of(path)}.")
         if levels and path not in options.groups and mapping:
@@ -139,14 +141,14 @@ def _check_events(where: str, events: Sequence[yaml.Event], options: Options) ->
 def _option_path(line: str, event: yaml.Event, level: _Level, options: Options) -> str:
     """Path of the option that a key names."""
     if not isinstance(event, yaml.ScalarEvent):
-        raise UsageError(f"{line}: a key has to be the name of an option.")
+        raise UsageError(f"{line}: a key must be the name of an option.")
     path = f"{level.path}.{event.value}" if level.path else event.value
     if path not in options.names and path not in options.groups:
         raise UsageError(
             f"{line}: there is no option {path[:100]}{options.suggestion(path[:100])}."
         )
     assert level.seen is not None
-    if any(f"{path}.".startswith(f"{o}.") or o.startswith(f"{path}.") for o in level.seen):
+    if any(f"{path}.".startswith(f"{key}.") or key.startswith(f"{path}.") for key in level.seen):
         raise UsageError(f"{line}: {path} is set twice: set it once.")
     level.seen.add(path)
     return path

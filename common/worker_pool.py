@@ -95,12 +95,12 @@ def _die_with_parent() -> None:
 
 class _Worker:
     def __init__(self, context: Any, work: Work):
-        self.connection, theirs = context.Pipe()
+        self.connection, worker_connection = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, work, dict(os.environ)), daemon=True
+            target=_serve, args=(worker_connection, work, dict(os.environ)), daemon=True
         )
         self.process.start()
-        theirs.close()
+        worker_connection.close()
         self.task: int | None = None
         self.done = 0
         self.last_message_at = time.monotonic()

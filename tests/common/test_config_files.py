@@ -65,7 +65,7 @@ def test_options_are_accepted(tmp_path: Path) -> None:
         (b"steps: 1\ndata: {trian: x}", "line 2: there is no option data.trian (is data.train"),
         (b"data: {train: a, train: b}", "data.train is set twice"),
         (b"data.train: a\ndata: {rate: 2}", "data is set twice"),
-        (b"data: {? [a] : b}", "a key has to be the name of an option"),
+        (b"data: {? [a] : b}", "a key must be the name of an option"),
         (b"data: &a {train: x}\nsteps: *a", "write the values out"),
         (b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "write the values out"),
         (b"data: {names: " + b"[" * 50_000, "more than 8 levels"),
