@@ -1,4 +1,4 @@
-"""What every command of the program shares: parsing, exit codes, messages."""
+"""Command line: parsing, exit codes and messages of every command."""
 
 import contextlib
 import dataclasses
@@ -22,41 +22,43 @@ Settings = TypeVar("Settings")
 
 
 class _Parser(ArgumentParser):
-    """Quotes what it repeats of the command line."""
+    """Argument parser that quotes control characters in its error messages."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         super().error(visible(message, keep="\n"), ex)
 
 
 def parser(command: str, description: str) -> ArgumentParser:
-    """A parser with ``--config FILE`` and ``--print_config``."""
-    made = _Parser(prog=f"cavmae {command}", description=description, allow_abbrev=False)
-    made.add_argument(
+    """Argument parser of a command, with ``--config FILE`` and ``--print_config``."""
+    command_parser = _Parser(prog=f"cavmae {command}", description=description, allow_abbrev=False)
+    command_parser.add_argument(
         "--config", action="config", help="YAML file with values for the options below."
     )
-    return made
+    return command_parser
 
 
-def parse(made: ArgumentParser, words: Sequence[str]) -> Namespace:
-    """Parses; options may be written with dashes or underscores. Bad usage exits with 2.
+def parse(command_parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parses arguments, with dashes or underscores in options. Bad usage exits with 2.
 
     Raises:
         UsageError: a configuration that :func:`check_config` refuses; a group of options with a
             value, in which jsonargparse would look for a class to import; a number that is NaN.
     """
-    options = Options({a.dest for a in made._actions} - {"help", "config", "print_config"})
-    # jsonargparse wants a value for a bool; a person writes the option alone.
-    flags = {a.dest for a in made._actions if getattr(a, "_typehint", None) is bool}
-    written: list[str] = []
-    for number, word in enumerate(words):
-        if word == "--":
-            written += words[number:]
+    options = Options(
+        {a.dest for a in command_parser._actions} - {"help", "config", "print_config"}
+    )
+    # jsonargparse requires a value for a bool; people write the option alone.
+    flags = {a.dest for a in command_parser._actions if getattr(a, "_typehint", None) is bool}
+    normalised: list[str] = []
+    for number, argument in enumerate(arguments):
+        if argument == "--":
+            normalised += arguments[number:]
             break
-        name, equals, value = word.partition("=")
-        if name.startswith("--") and " " not in name:  # with one, it is some option's value
+        name, equals, value = argument.partition("=")
+        if name.startswith("--") and " " not in name:  # with a space it is some option's value
             option = name[2:].replace("-", "_")
-            following = words[number + 1] if number + 1 < len(words) else ""
-            word = f"--{option}{equals}{value}"
+            following = arguments[number + 1] if number + 1 < len(arguments) else ""
+            argument = f"--{option}{equals}{value}"
             if option == "config":
                 check_config(value if equals else following, options)
             elif option in options.groups:
@@ -65,68 +67,72 @@ def parse(made: ArgumentParser, words: Sequence[str]) -> Namespace:
                     f"--{options.first_of(option)}."
                 )
             elif option in flags and not equals:
-                word += "" if following in ("true", "false") else "=true"
-        written.append(word)
-    parsed = made.parse_args(written)
+                argument += "" if following in ("true", "false") else "=true"
+        normalised.append(argument)
+    parsed = command_parser.parse_args(normalised)
     for option, setting in parsed.items():
         if isinstance(setting, float) and math.isnan(setting):
             raise UsageError(f"--{option} is not a number: give one.")
     return parsed
 
 
-def fill(kind: type[Settings], options: Namespace) -> Settings:
-    """A settings dataclass, and those in it, from parsed options of its fields' names."""
-    return _filled(kind, options.as_dict())
+def fill(settings_class: type[Settings], options: Namespace) -> Settings:
+    """Builds a settings dataclass, and nested ones, from parsed options of the same names."""
+    return _filled(settings_class, options.as_dict())
 
 
-def _filled(kind: type[Settings], values: dict[str, Any]) -> Settings:
-    found = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+def _filled(settings_class: type[Settings], values: dict[str, Any]) -> Settings:
+    fields = {}
+    for field in dataclasses.fields(settings_class):  # type: ignore[arg-type]
         value, default = values[field.name], field.default
         if dataclasses.is_dataclass(default) and isinstance(value, dict):
             value = _filled(type(default), value)
         elif isinstance(default, tuple):
             value = tuple(value)
-        found[field.name] = value
-    return kind(**found)
+        fields[field.name] = value
+    return settings_class(**fields)
 
 
-def named_config(words: Sequence[str], folder: Path) -> list[str]:
-    """The words, ``--config NAME`` replaced by the file of that name in a folder of ours.
+def named_config(arguments: Sequence[str], folder: Path) -> list[str]:
+    """Replaces ``--config NAME`` by the file of that name in the project's ``folder``.
 
     Raises:
-        UsageError: neither a file nor one of ours has that name.
+        UsageError: there is no file and no configuration of that name.
     """
-    found: list[str] = []
-    for number, word in enumerate(words):
-        before = words[number - 1] if number else ""
-        option, equals, value = word.partition("=")
-        name = value if option == "--config" and equals else word if before == "--config" else ""
+    resolved: list[str] = []
+    for number, argument in enumerate(arguments):
+        previous = arguments[number - 1] if number else ""
+        option, equals, value = argument.partition("=")
+        name = (
+            value if option == "--config" and equals else argument if previous == "--config" else ""
+        )
         if name and not Path(name).is_file():  # a folder `demo` is not the configuration `demo`
             path = folder / f"{name}.yaml"
             if not path.is_file():
-                ours = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-                raise UsageError(f"--config {name}: there is no such file; ours are {ours}.")
-            word = f"--config={path}" if equals else str(path)
-        found.append(word)
-    return found
+                known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+                raise UsageError(
+                    f"--config {name}: there is no such file; built-in configurations are {known}."
+                )
+            argument = f"--config={path}" if equals else str(path)
+        resolved.append(argument)
+    return resolved
 
 
 def output(template: str, *values: Any) -> None:
     """Prints a result to standard output.
 
     Args:
-        template: as of ``%``; its ends of lines stay.
-        values: what it names, quoted.
+        template: format string for ``%``; its line breaks stay.
+        values: values of the template, printed with their control characters quoted.
     """
     text = visible(template % tuple(map(quoted, values)) if values else template, keep="\n\t")
     encoding = sys.stdout.encoding or "utf-8"
-    # A terminal that lacks a character is no reason to end.
+    # A terminal that cannot encode a character must not end the command.
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 @contextlib.contextmanager
-def _messages() -> Iterator[None]:
+def _log_to_stderr() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(QuotingFormatter("%(message)s"))
     log.addHandler(handler)
@@ -139,42 +145,44 @@ def _messages() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """A polite kill is an interrupt: workers are stopped and what is done stays done."""
+    """Turns SIGTERM and SIGHUP into KeyboardInterrupt: workers stop, finished work stays."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, interrupt)
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def run(command: Callable[[Sequence[str]], int | None], words: Sequence[str] | None = None) -> int:
+def run(
+    command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None
+) -> int:
     """Runs a command and turns its errors into one sentence and an exit code.
 
     Returns:
-        0 done, 1 the job failed, 2 bad usage.
+        0: done, 1: the job failed, 2: bad usage.
     """
-    with _messages():
+    with _log_to_stderr():
         try:
-            return command(sys.argv[1:] if words is None else words) or 0
+            return command(sys.argv[1:] if arguments is None else arguments) or 0
         except UsageError as error:
             log.error("cavmae: %s", error)
             return 2
         except CavmaeError as error:
             log.error("cavmae: %s", error)
             return 1
-        except BrokenPipeError:  # as in `cavmae check X | head`: who reads has enough
-            # For the interpreter's last flush.
+        except BrokenPipeError:  # as in `cavmae check X | head`
+            # The interpreter flushes standard output at exit.
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
             return 0
         except KeyboardInterrupt:
-            log.error("cavmae: interrupted; the same command goes on where it stopped.")
+            log.error("cavmae: interrupted; run the same command again to resume.")
             return 1
         except OSError as error:
             log.error("cavmae: %s", error)
@@ -182,5 +190,5 @@ def run(command: Callable[[Sequence[str]], int | None], words: Sequence[str] | N
 
 
 def module_main(command: Callable[[Sequence[str]], Any]) -> None:
-    """For ``python -m cavmae.ROOM.MODULE``."""
+    """Runs a command as ``python -m cavmae.ROOM.MODULE``, and exits with its code."""
     sys.exit(run(command))

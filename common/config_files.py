@@ -1,9 +1,9 @@
-"""Configuration files checked before jsonargparse reads them.
+"""Check of configuration files before jsonargparse reads them.
 
 jsonargparse imports the module of a ``class_path`` before it refuses it, follows ``config`` keys to
-further files, and expands YAML aliases without limit. None of our options needs these: a
-configuration is a table of options of a command, two levels deep, with numbers, texts and lists as
-values. Whatever else stands in one is refused from its YAML events, from which nothing is built.
+further files, and expands YAML aliases without limit. No option of this project needs these: a
+configuration is a table of options of a command, two levels deep, with numbers, strings and lists
+as values. The check refuses anything else from the YAML events, which build no objects.
 """
 
 import difflib
@@ -23,7 +23,7 @@ class Options:
     """Names of a command's options, such as ``data.train``, and of their groups, such as ``data``.
 
     Args:
-        names: of the options, perhaps of groups too.
+        names: of the options; may include names of groups.
     """
 
     def __init__(self, names: Iterable[str]):
@@ -32,69 +32,71 @@ class Options:
         self.names = {".".join(p) for p in parts} - self.groups
 
     def first_of(self, group: str) -> str:
-        """One option of a group, for a sentence."""
+        """First option of a group, as an example in error messages."""
         return min(name for name in self.names if name.startswith(f"{group}."))
 
-    def near(self, name: str) -> str:
-        """The options whose names are most like a name, for a sentence."""
-        near = difflib.get_close_matches(name, [*self.names, *self.groups], 3)
-        return f" (is {' or '.join(near)} meant?)" if near else ""
+    def suggestion(self, name: str) -> str:
+        """Options with similar names, as a suggestion in error messages."""
+        similar = difflib.get_close_matches(name, [*self.names, *self.groups], 3)
+        return f" (is {' or '.join(similar)} meant?)" if similar else ""
 
 
 class _Level(NamedTuple):
-    """A mapping or list that is being read: path of its options, names so far."""
+    """Open mapping or list of the parser: path of its options, keys so far."""
 
     path: str
     seen: set[str] | None  # None: a list
 
 
 def check_config(name: str, options: Options) -> None:
-    """Checks that a file holds values of options of a command, and nothing else.
+    """Checks that a file contains values of options of a command, and nothing else.
 
     Raises:
-        UsageError: it cannot be read, is no YAML, is beyond the limits, or has a key that is none
-            of the options.
+        UsageError: the file cannot be read, is no YAML, exceeds the limits, or has a key that is
+            none of the options.
     """
-    where = f"--config {name}"
+    source = f"--config {name}"
     try:
         data = read_bytes(name, LIMIT_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{where} cannot be read: {reason}.") from error
+        raise UsageError(f"{source} cannot be read: {reason}.") from error
     if len(data) > LIMIT_BYTES:
-        raise UsageError(f"{where} has more than {LIMIT_BYTES} bytes: it is no configuration.")
+        raise UsageError(f"{source} has more than {LIMIT_BYTES} bytes: it is no configuration.")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{where} is no UTF-8 text (byte {error.start}): save it as UTF-8."
+            f"{source} is no UTF-8 text (byte {error.start}): save it as UTF-8."
         ) from error
     try:
-        _check_events(where, list(_limited(where, text)), options)
+        _check_events(source, list(_limited_events(source, text)), options)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{where} is no YAML: {error.problem}{line}.") from error
+        raise UsageError(f"{source} is no YAML: {error.problem}{line}.") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"{where} is no YAML: {str(error).splitlines()[0]}.") from error
+        raise UsageError(f"{source} is no YAML: {str(error).splitlines()[0]}.") from error
 
 
-def _limited(where: str, text: str) -> Iterable[yaml.Event]:
-    """Events of a text. Not recursive, unlike what makes values of them."""
+def _limited_events(source: str, text: str) -> Iterable[yaml.Event]:
+    """YAML events of a text within the limits. Not recursive, unlike YAML constructors."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         line = event.start_mark.line + 1
         if depth > LIMIT_DEPTH:
-            raise UsageError(f"{where}, line {line}: more than {LIMIT_DEPTH} levels.")
+            raise UsageError(f"{source}, line {line}: more than {LIMIT_DEPTH} levels.")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise UsageError(f"{where}, line {line}: write values out, & and * are not taken.")
+            raise UsageError(
+                f"{source}, line {line}: & and * are not supported: write the values out."
+            )
         if getattr(event, "tag", None) is not None:
-            raise UsageError(f"{where}, line {line}: tags such as {event.tag} are not taken.")
+            raise UsageError(f"{source}, line {line}: tags such as {event.tag} are not supported.")
         yield event
 
 
-def _check_events(where: str, events: Sequence[yaml.Event], options: Options) -> None:
+def _check_events(source: str, events: Sequence[yaml.Event], options: Options) -> None:
     """Checks every key and the kind of every value.
 
     Raises:
@@ -102,11 +104,11 @@ def _check_events(where: str, events: Sequence[yaml.Event], options: Options) ->
     """
     documents = sum(isinstance(event, yaml.DocumentStartEvent) for event in events)
     if documents != 1:
-        raise UsageError(f"{where} holds {documents} documents: it has to be one table of options.")
+        raise UsageError(f"{source} holds {documents} documents: it must be one table of options.")
     levels: list[_Level] = []
-    path: str | None = None  # of the value that comes next; None: a key comes next
+    path: str | None = None  # of the next value; None: the next event is a key
     for event in events:
-        line = f"{where}, line {event.start_mark.line + 1}"
+        line = f"{source}, line {event.start_mark.line + 1}"
         if isinstance(event, yaml.CollectionEndEvent):
             levels.pop()
             path = None
@@ -114,13 +116,15 @@ def _check_events(where: str, events: Sequence[yaml.Event], options: Options) ->
         if not isinstance(event, yaml.NodeEvent):
             continue
         if levels and levels[-1].seen is None:
-            path = levels[-1].path  # of each value of a list
+            path = levels[-1].path  # every value of a list has the list's path
         elif levels and path is None:
-            path = _key(line, event, levels[-1], options)
+            path = _option_path(line, event, levels[-1], options)
             continue
         mapping = isinstance(event, yaml.MappingStartEvent)
         if not levels and not mapping:
-            raise UsageError(f"{line}: a configuration is a table such as `data: {{batch: 8}}`.")
+            raise UsageError(
+                f"{line}: a configuration is a table such as `data: {{batch_size: 8}}`."
+            )
         if levels and path in options.groups and not mapping:
             raise UsageError(f"{line}: {path} takes options, such as {options.first_of(path)}.")
         if levels and path not in options.groups and mapping:
@@ -134,15 +138,17 @@ def _check_events(where: str, events: Sequence[yaml.Event], options: Options) ->
             path = None
 
 
-def _key(line: str, event: yaml.Event, level: _Level, options: Options) -> str:
+def _option_path(line: str, event: yaml.Event, level: _Level, options: Options) -> str:
     """Path of the option that a key names."""
     if not isinstance(event, yaml.ScalarEvent):
-        raise UsageError(f"{line}: a key has to be the name of an option.")
+        raise UsageError(f"{line}: a key must be the name of an option.")
     path = f"{level.path}.{event.value}" if level.path else event.value
     if path not in options.names and path not in options.groups:
-        raise UsageError(f"{line}: there is no option {path[:100]}{options.near(path[:100])}.")
+        raise UsageError(
+            f"{line}: there is no option {path[:100]}{options.suggestion(path[:100])}."
+        )
     assert level.seen is not None
-    if any(f"{path}.".startswith(f"{o}.") or o.startswith(f"{path}.") for o in level.seen):
-        raise UsageError(f"{line}: {path} stands there twice.")
+    if any(f"{path}.".startswith(f"{key}.") or key.startswith(f"{path}.") for key in level.seen):
+        raise UsageError(f"{line}: {path} is set twice: set it once.")
     level.seen.add(path)
     return path

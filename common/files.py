@@ -1,4 +1,7 @@
-"""Files near and far: atomic writes, and URLs (:mod:`cavmae.common.remote`) brought to disk."""
+"""Local and remote files: atomic writes, and a cache of downloads by URL.
+
+:mod:`cavmae.common.remote` does the downloads.
+"""
 
 import contextlib
 import errno
@@ -18,7 +21,7 @@ from cavmae.common import remote
 from cavmae.common.errors import CavmaeError
 
 CHUNK = 1 << 20
-LIMIT_BYTES = 64 << 20  # of a file that is read whole
+LIMIT_BYTES = 64 << 20  # of a file that is read at once
 
 
 def is_url(name: str) -> bool:
@@ -27,16 +30,16 @@ def is_url(name: str) -> bool:
 
 
 def join(folder: str, name: str) -> str:
-    """``name`` inside a folder that is a path or a URL."""
+    """Joins a name to a folder that is a path or a URL."""
     return f"{folder.rstrip('/')}/{name}" if is_url(folder) else str(Path(folder) / name)
 
 
 def read_bytes(name: str, limit: int = LIMIT_BYTES) -> bytes:
-    """Whole content of a path or URL, up to one byte more than ``limit``.
+    """Reads the content of a path or URL, up to one byte more than ``limit``.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or a URL's content is larger than that.
-        AddressError: a URL that is not opened.
+        OSError: the file cannot be read or is not regular, or a URL's content exceeds the limit.
+        AddressError: a URL that :func:`cavmae.common.remote.filesystem` refuses.
     """
     name = remote.local_path(name) or name
     if is_url(name):
@@ -49,7 +52,7 @@ def read_bytes(name: str, limit: int = LIMIT_BYTES) -> bytes:
 
 
 def _open_regular(name: str, flags: int) -> int:
-    """Opener of regular files only: a pipe would be waited for, a device has no end."""
+    """Opens regular files only: a pipe would block, a device has no end."""
     descriptor = os.open(name, flags | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -58,17 +61,17 @@ def _open_regular(name: str, flags: int) -> int:
 
 
 def size_of(name: str) -> int:
-    """Bytes of a path or URL. Raises OSError."""
+    """Size of a path or URL in bytes. Raises OSError."""
     name = remote.local_path(name) or name
     return remote.size_of(name) if is_url(name) else Path(name).stat().st_size
 
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under its name whole or not at all.
+    """Opens a binary file that appears under its name complete or not at all.
 
-    Written beside its final name, flushed to disk, renamed. On any error the half-written file is
-    removed and an older file of that name is untouched.
+    The content goes to a temporary file in the same folder, is flushed to disk and renamed. After
+    an error the temporary file is removed and an older file of that name is untouched.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -83,7 +86,7 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Makes renames inside a folder survive a power cut."""
+    """Flushes a folder to disk, so that renames in it survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -100,14 +103,14 @@ def sha256_of(path: Path) -> str:
 
 
 class Cache:
-    """Local copies of remote files, shared by the processes of a machine, of bounded size.
+    """LRU cache of remote files on disk, shared by the processes of a machine.
 
-    The copies used longest ago are removed first. Removing a file that a process has open is safe:
-    its content stays until that process closes it.
+    Removing a file that a process has open is safe: its content stays until that process closes
+    it.
 
     Args:
-        folder: where copies lie; None: a folder of this user's in the system's temporary folder.
-        limit: bytes kept at most.
+        folder: of the copies; None: a folder of the user in the system's temporary folder.
+        limit: largest total size of the copies in bytes.
     """
 
     def __init__(self, folder: str | None, limit: int):
@@ -117,18 +120,18 @@ class Cache:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder is None and self.folder.stat().st_uid != os.getuid():
             raise CavmaeError(
-                f"Cache folder {self.folder} belongs to another user; name one with cache_dir."
+                f"Cache folder {self.folder} belongs to another user; set another with cache_dir."
             )
 
     def fetch(self, url: str, sha256: str) -> Path:
         """Local path of a URL's content, checked against its hash when it is downloaded.
 
         Raises:
-            CavmaeError: the content is not what the hash says, or cannot be had.
+            CavmaeError: the content has another hash, or cannot be copied.
         """
         path = self.folder / f"{sha256}.tar"
         if not _mark_used(path):
-            # One process copies, the others of this machine that want it wait.
+            # One process copies; other processes of this machine wait for the same file.
             lock = path.with_suffix(".lock")
             with lock.open("w") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -141,17 +144,17 @@ class Cache:
         partial = path.with_suffix(f".{uuid.uuid4().hex[:12]}.part")
         try:
             size = size_of(url)
-            self._make_room(size)
-            if (near := remote.local_path(url)) is not None:
-                shutil.copyfile(near, partial)
+            self._evict(size)
+            if (local := remote.local_path(url)) is not None:
+                shutil.copyfile(local, partial)
             else:
                 remote.fetch(url, partial, remote.Limits(size=size))
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
-            if (found := sha256_of(partial)) != sha256:
+            if (digest := sha256_of(partial)) != sha256:
                 raise CavmaeError(
-                    f"{url} was altered: its SHA-256 is {found}, the manifest says {sha256}. "
-                    "Copy it again or make the data set anew."
+                    f"{url} was altered: its SHA-256 is {digest}, the manifest says {sha256}. "
+                    "Copy it again, or run `cavmae shard` again."
                 )
             partial.replace(path)
         except OSError as error:
@@ -160,24 +163,25 @@ class Cache:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _make_room(self, wanted: int) -> None:
+    def _evict(self, size: int) -> None:
+        """Removes the least recently used copies until ``size`` more bytes fit."""
         files = []
         for path in self.folder.glob("*.tar"):
             if not re.fullmatch("[0-9a-f]{64}", path.stem):
-                continue  # not a copy of ours
+                continue  # not a file of this cache
             with contextlib.suppress(FileNotFoundError):  # removed by another process
                 status = path.stat()
                 files.append((status.st_mtime, status.st_size, path))
-        total = wanted + sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
+        total = size + sum(file_size for _, file_size, _ in files)
+        for _, file_size, path in sorted(files):
             if total <= self.limit:
                 break
             path.unlink(missing_ok=True)
-            total -= size
+            total -= file_size
 
 
 def _mark_used(path: Path) -> bool:
-    """Whether a copy is there; if so it counts as used just now."""
+    """Marks a copy as just used; returns whether it exists."""
     try:
         os.utime(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Searching folders for media files, through links, each folder and each file once."""
+"""Recursive search of folders for media files, through links, each folder and file once."""
 
 import dataclasses
 import logging
@@ -10,21 +10,21 @@ from pathlib import Path
 from cavmae.common.errors import UsageError
 
 log = logging.getLogger("cavmae")
-EXAMPLES = 5  # names in a line of the log
+EXAMPLES = 5  # names in a log message
 
 
 @dataclasses.dataclass
 class Search:
-    """Files of a folder by their endings, and what else lies there.
+    """Result of a search: files with the requested extensions, and skipped entries.
 
     Attributes:
-        folder: that was searched.
-        files: with one of the endings, in the order of the search; links that lead nowhere and
-            pipes are among them, so that whoever reads them names them.
-        others: number of files by their other endings.
+        folder: root of the search.
+        files: files with a requested extension, in the order of the search; broken links and pipes
+            are among them, so that their reader reports them.
+        others: number of files with another extension, by extension.
         repeated: links, hard ones too, to files or folders that are searched already.
-        broken: links with another ending that lead nowhere.
-        loops: links to a folder that holds them.
+        broken: broken links with another extension.
+        loops: links to a folder that contains them.
     """
 
     folder: Path
@@ -35,82 +35,82 @@ class Search:
     loops: list[Path] = dataclasses.field(default_factory=list)
 
     def log_unused(self, kind: str) -> None:
-        """Logs a line for each kind of thing that is passed over.
+        """Logs a line for each kind of skipped entry.
 
         Args:
-            kind: of file that is searched for, such as ``videos``.
+            kind: of the requested files, such as ``videos``.
         """
         if self.others:
             log.info(
-                "%s: %d files that are not %s are passed over (%s).",
+                "%s: %d files that are not %s are skipped (%s).",
                 self.folder, self.others.total(), kind,
                 ", ".join(f"{n} {e}" for e, n in self.others.most_common(EXAMPLES)),
             )  # fmt: skip
-        for paths, why in (
-            (self.repeated, "other names of what is searched already"),
-            (self.loops, "links to a folder that holds them"),
-            (self.broken, "links that lead nowhere"),
+        for paths, reason in (
+            (self.repeated, "other names of files or folders that are searched already"),
+            (self.loops, "links to a folder that contains them"),
+            (self.broken, "broken links"),
         ):
             if paths:
                 names = ", ".join(repr(os.path.relpath(p, self.folder)) for p in paths[:EXAMPLES])
                 more = f" and {len(paths) - EXAMPLES} more" if len(paths) > EXAMPLES else ""
-                log.warning("%s: passed over, as %s: %s%s.", self.folder, why, names, more)
+                log.warning("%s: skipped, as %s: %s%s.", self.folder, reason, names, more)
 
 
-def search(folder: Path, endings: Collection[str]) -> Search:
-    """All files below a folder with one of the endings (lower case, with the dot).
+def search(folder: Path, extensions: Collection[str]) -> Search:
+    """Searches a folder for files with one of the extensions (lower case, with the dot).
 
-    Linked folders come last, so that a file that can be reached in both ways has the name without
-    a link in it, as in data sets that were made before links were followed.
+    Linked folders come last, so that a file that is reachable in both ways has the name without
+    a link in it, as in data sets from before links were followed.
 
     Raises:
         UsageError: a folder that cannot be listed.
     """
-    found = Search(folder)
+    result = Search(folder)
     folders: set[tuple[int, int] | None] = set()
     files: set[tuple[int, int]] = set()
     links: deque[Path] = deque()
-    places = [folder]
-    while places or links:
-        if not places:
+    pending = [folder]
+    while pending or links:
+        if not pending:
             link = links.popleft()
             target = os.path.realpath(link)
             if any(_inside(os.path.realpath(p), target) for p in (folder, link.parent)):
-                found.loops.append(link)
+                result.loops.append(link)
                 continue
             if _identity(link) in folders:
-                found.repeated.append(link)
+                result.repeated.append(link)
                 continue
-            places.append(link)
-        place = places.pop()
-        identity, entries = _entries(place)
+            pending.append(link)
+        current = pending.pop()
+        identity, entries = _entries(current)
         if identity in folders:
             continue  # a real folder below two linked ones
         folders.add(identity)
-        below: list[Path] = []
+        subfolders: list[Path] = []
         for entry in entries:
-            path = place / entry.name
+            path = current / entry.name
             if _is_folder(entry):
-                (links if entry.is_symlink() else below).append(path)
-            elif path.suffix.lower() in endings:
+                (links if entry.is_symlink() else subfolders).append(path)
+            elif path.suffix.lower() in extensions:
                 file = _identity(entry)
                 if file is not None and file in files:
-                    found.repeated.append(path)
+                    result.repeated.append(path)
                     continue
                 if file is not None:
                     files.add(file)
-                found.files.append(path)
+                result.files.append(path)
             elif entry.is_symlink() and _identity(entry) is None:
-                found.broken.append(path)
+                result.broken.append(path)
             else:
-                ending = path.suffix.lower()
-                found.others[ending if ending[1:].isalnum() else "without an ending"] += 1
-        places += reversed(below)
-    return found
+                extension = path.suffix.lower()
+                result.others[extension if extension[1:].isalnum() else "without an extension"] += 1
+        pending += reversed(subfolders)
+    return result
 
 
 def _entries(folder: Path) -> tuple[tuple[int, int] | None, list[os.DirEntry[str]]]:
-    """A folder's identity and what is in it, by name."""
+    """Identity of a folder, and its entries sorted by name."""
     try:
         with os.scandir(folder) as entries:
             return _identity(folder), sorted(entries, key=lambda entry: entry.name)
@@ -126,7 +126,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _identity(file: Path | os.DirEntry[str]) -> tuple[int, int] | None:
-    """Device and inode of what a name leads to; None for a link that leads nowhere."""
+    """Device and inode of the target of a name; None for a broken link."""
     try:
         status = file.stat()
     except OSError:
@@ -135,5 +135,5 @@ def _identity(file: Path | os.DirEntry[str]) -> tuple[int, int] | None:
 
 
 def _inside(path: str, folder: str) -> bool:
-    """Whether a real path is a folder's, or of something in it."""
+    """Whether a real path is a folder or lies in it."""
     return Path(path).is_relative_to(folder)

@@ -1,8 +1,8 @@
-"""JSON in and out: read with limits of size, depth and numbers, written without NaN.
+"""JSON files: read with limits of size, depth and numbers, written without NaN.
 
-Files come from other people's folders, from broken disks and from interrupted copies. Every JSON
-that the program reads passes through :func:`read_json` or :func:`parse_json`, so that whatever is
-wrong with one is a sentence with the file's name.
+Files come from untrusted folders, from broken disks and from interrupted copies. The program reads
+every JSON by :func:`read_json` or :func:`parse_json`, which report any damage as one sentence with
+the file's name.
 """
 
 import contextlib
@@ -22,33 +22,33 @@ import numpy as np
 from cavmae.common.errors import CavmaeError
 from cavmae.common.files import LIMIT_BYTES, read_bytes
 
-LIMIT_DEPTH = 32  # objects and lists inside each other
-LIMIT_DIGITS = 40  # of a whole number; a state of a random generator has 39
-REMEDY = "make it anew, or fetch a sound copy of it"
-# What numbers beyond the limits have, once their digits are zeros: found in a hundredth of the time
-# that looking at each number takes.
+LIMIT_DEPTH = 32  # nested objects and lists
+LIMIT_DIGITS = 40  # of an integer; a state of a random generator has 39
+REMEDY = "create it again, or fetch an intact copy of it"
+# Patterns of numbers beyond the limits after all digits became zeros: matching them takes a
+# hundredth of the time of parsing each number.
 _HUGE = (b"0" * (LIMIT_DIGITS + 1), b"0e000", b"0e+000", b"0E000", b"0E+000")
 _ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
-# A string that never ends goes to the end: it would be looked for anew from each of its quotes.
+# An unterminated string matches to the end: else the match would restart at each of its quotes.
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 class JSONError(CavmaeError):
-    """JSON that is damaged, of another kind than expected, or beyond the limits."""
+    """JSON that is damaged, has unexpected types, or exceeds the limits."""
 
 
 def read_json(name: str | Path, *, remedy: str = REMEDY, limit_bytes: int = LIMIT_BYTES) -> Any:
-    """Content of a JSON file.
+    """Reads a JSON file.
 
     Args:
         name: path or URL.
-        remedy: end of the error's sentence: how to get a sound file.
-        limit_bytes: largest size accepted.
+        remedy: end of the error message: the way to an intact file.
+        limit_bytes: largest accepted size.
 
     Raises:
-        FileNotFoundError: there is no such file; callers know the remedy.
-        JSONError: it cannot be read, or see :func:`parse_json`.
+        FileNotFoundError: the file is missing; callers know the remedy.
+        JSONError: the file cannot be read, or see :func:`parse_json`.
     """
     try:
         data = read_bytes(str(name), limit_bytes)
@@ -63,16 +63,16 @@ def read_json(name: str | Path, *, remedy: str = REMEDY, limit_bytes: int = LIMI
 def parse_json(
     data: bytes, name: str, *, remedy: str = REMEDY, limit_bytes: int = LIMIT_BYTES
 ) -> Any:
-    """The value of UTF-8 JSON. NaN, Infinity and numbers beyond their types are refused.
+    """Parses UTF-8 JSON. NaN, Infinity and numbers beyond their types are refused.
 
     Args:
-        data: the text.
-        name: of the file, or file and line, for the error's sentence.
-        remedy: end of the error's sentence.
-        limit_bytes: largest size accepted.
+        data: JSON text.
+        name: of the file, or file and line, for the error message.
+        remedy: end of the error message.
+        limit_bytes: largest accepted size.
 
     Raises:
-        JSONError: it is no JSON, or beyond the limits of size, depth or numbers.
+        JSONError: the text is no JSON, or exceeds the limits of size, depth or numbers.
     """
     try:
         if len(data) > limit_bytes:
@@ -95,10 +95,10 @@ def _damaged(name: str, reason: str, remedy: str) -> JSONError:
 
 
 def json_bytes(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> bytes:
-    """A value as JSON that every reader takes, one line or indented, with a line's end.
+    """Encodes a value as standard JSON, on one line or indented, with a final line break.
 
     Raises:
-        CavmaeError: a number in it is NaN or infinite; the sentence names the field.
+        CavmaeError: a number is NaN or infinite; the message names the field.
     """
     try:
         text = json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False)
@@ -111,7 +111,7 @@ def json_bytes(value: Any, *, indent: int | None = None, sort_keys: bool = False
 
 
 def typed(record: Any, name: str, *types: type) -> Any:
-    """A field of a JSON object; with ``float``, whole numbers are taken too and made floats.
+    """Field of a JSON object with one of ``types``; with ``float``, integers become floats.
 
     Raises:
         ValueError: ``record`` is no object, lacks the field, or has another type there (``bool``
@@ -134,17 +134,17 @@ def typed(record: Any, name: str, *types: type) -> Any:
 
 
 def value_as(kind: Any, value: Any, name: str) -> Any:
-    """A JSON value as an annotated type: dataclasses with all that is in them, tuples of lists.
+    """Converts a JSON value to an annotated type: nested dataclasses, tuples from lists.
 
     Args:
         kind: ``int``, ``float``, ``str``, ``bool``, ``None``, a ``Literal``, tuple, dict, list or
-            union of these, or a dataclass of these; other types take any value.
-        value: as :func:`parse_json` gives it, or as it was before it became JSON.
-        name: of the field, for the error's sentence.
+            union of these, or a dataclass of these; other types accept any value.
+        value: result of :func:`parse_json`, or the value before its encoding as JSON.
+        name: of the field, for the error message.
 
     Raises:
-        ValueError: it is of another type, lacks a field, or has one too many; and what a dataclass
-            itself raises.
+        ValueError: the value has another type, lacks a field, or has an unknown one; and errors of
+            a dataclass's own checks.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -158,7 +158,7 @@ def value_as(kind: Any, value: Any, name: str) -> Any:
         if not any(type(value) is type(option) and value == option for option in arguments):
             raise ValueError(f"{name} is none of {', '.join(map(str, arguments))}")
         return value
-    if hasattr(kind, "_fields"):  # a NamedTuple, which JSON has as a list
+    if hasattr(kind, "_fields"):  # a NamedTuple, which is a list in JSON
         return kind(*_tuple_as(tuple(typing.get_type_hints(kind).values()), value, name))
     if origin is tuple:
         return _tuple_as(arguments, value, name)
@@ -180,11 +180,11 @@ def value_as(kind: Any, value: Any, name: str) -> Any:
 def _dataclass_as(kind: Any, value: Any, name: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{name} is a {type(value).__name__}, not an object")
-    hints, needed = _fields_of(kind)
+    hints, required = _fields_of(kind)
     for key in value:
         if key not in hints:
             raise ValueError(f"{name} has the unknown field {key[:100]}")
-    for key in needed:
+    for key in required:
         if key not in value:
             raise ValueError(f"field {name}.{key} is missing")
     return kind(**{key: value_as(hints[key], v, f"{name}.{key}") for key, v in value.items()})
@@ -192,12 +192,12 @@ def _dataclass_as(kind: Any, value: Any, name: str) -> Any:
 
 @functools.cache
 def _fields_of(kind: type) -> tuple[dict[str, Any], list[str]]:
-    """Types of a dataclass's fields, and the names of those without a default."""
+    """Types of a dataclass's fields, and the names of its required fields."""
     hints = typing.get_type_hints(kind)
     fields = dataclasses.fields(kind)
-    none = dataclasses.MISSING
-    needed = [f.name for f in fields if f.default is none and f.default_factory is none]
-    return {f.name: hints[f.name] for f in fields}, needed
+    missing = dataclasses.MISSING
+    required = [f.name for f in fields if f.default is missing and f.default_factory is missing]
+    return {f.name: hints[f.name] for f in fields}, required
 
 
 def _tuple_as(parts: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
@@ -211,7 +211,7 @@ def _tuple_as(parts: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
 
 
 def _depth(data: bytes) -> int:
-    """Levels of lists and objects; of text that is no JSON, some number."""
+    """Nesting depth of lists and objects; any number for text that is no JSON."""
     if data.count(b"[") + data.count(b"{") <= LIMIT_DEPTH:
         return 0
     brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
@@ -234,12 +234,12 @@ def _float(text: str) -> float:
 
 def _int(text: str) -> int:
     if len(text) > LIMIT_DIGITS:
-        raise ValueError(f"a whole number of {len(text)} digits")
+        raise ValueError(f"an integer of {len(text)} digits")
     return int(text)
 
 
 def _not_finite(value: Any) -> str:
-    """Path of the first number that is not finite, such as ``people.0.level``."""
+    """Path of a number that is not finite, such as ``people.0.level``."""
     stack = [("", value)]
     while stack:
         path, part = stack.pop()

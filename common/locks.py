@@ -1,4 +1,4 @@
-"""One process at a time in a folder under construction."""
+"""Lock of a working folder for one process at a time."""
 
 import contextlib
 import fcntl
@@ -11,21 +11,22 @@ from cavmae.common.errors import CavmaeError
 
 
 @contextlib.contextmanager
-def locked(work: Path, message: str) -> Iterator[None]:
-    """Holds a folder of unfinished work for this process; removes it at the end if it is empty.
+def locked(folder: Path, message: str) -> Iterator[None]:
+    """Locks a working folder for this process; removes the folder at the end if it is empty.
 
     Args:
-        message: what to tell whoever comes second.
+        folder: working folder, created if missing.
+        message: of the error in a second process.
 
     Raises:
-        CavmaeError: another process is at it.
+        CavmaeError: another process holds the lock.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    path = work / "lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "lock"
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A run that ends removes the folder; a lock on a removed file keeps nobody out.
+            # A run that ends removes the folder; a lock on a removed file excludes no process.
             if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
                 raise BlockingIOError
         except BlockingIOError as error:
@@ -33,5 +34,5 @@ def locked(work: Path, message: str) -> Iterator[None]:
         try:
             yield
         finally:
-            if work.exists() and os.listdir(work) == ["lock"]:
-                shutil.rmtree(work)
+            if folder.exists() and os.listdir(folder) == ["lock"]:
+                shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, plain lines otherwise."""
+"""Progress of a long job: a bar on a terminal, log lines otherwise."""
 
 import logging
 import sys
@@ -13,18 +13,18 @@ LINE_EVERY = 10.0  # s
 
 
 class Progress:
-    """Units done, and time left.
+    """Progress display: units done, and time left.
 
     Args:
-        total: units of work.
-        unit: what one is called.
+        total: number of units of work.
+        unit: name of a unit, singular.
         before: units done by an earlier run.
     """
 
     def __init__(self, total: int, unit: str, before: int = 0):
         self._total, self._before, self._unit = total, before, unit
         self._done = before
-        self._started = self._told = time.monotonic()
+        self._started = self._logged_at = time.monotonic()
         self._bar: tqdm | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=before, unit=visible(unit), smoothing=0.05)
@@ -41,47 +41,51 @@ class Progress:
         return max(time.monotonic() - self._started, 1e-9)
 
     def done(self) -> None:
-        """One unit is done."""
+        """Counts a finished unit."""
         self._done += 1
         if self._bar is not None:
             self._bar.update()
-        self.tell()
+        self.refresh()
 
-    def note(self) -> str:
-        """What is shown beside the count."""
+    def status(self) -> str:
+        """Text after the count; subclasses override it."""
         return ""
 
-    def tell(self) -> None:
-        """Shows how far it is: now and then."""
+    def refresh(self) -> None:
+        """Updates the bar, or logs a line at most every ``LINE_EVERY`` seconds."""
         if self._bar is not None:
-            self._bar.set_postfix_str(visible(self.note()), refresh=False)
+            self._bar.set_postfix_str(visible(self.status()), refresh=False)
             return
-        if time.monotonic() - self._told < LINE_EVERY:
+        if time.monotonic() - self._logged_at < LINE_EVERY:
             return
-        self._told = time.monotonic()
-        fresh = self._done - self._before
+        self._logged_at = time.monotonic()
+        done_now = self._done - self._before
         left = "unknown time"
-        if fresh:
-            left = f"{self.elapsed / fresh * (self._total - self._done) / 60:.1f} min"
-        note = f", {self.note()}" if self.note() else ""
-        log.info("%d of %d %ss%s, %s left", self._done, self._total, self._unit, note, left)
+        if done_now:
+            left = f"{self.elapsed / done_now * (self._total - self._done) / 60:.1f} min"
+        status = f", {self.status()}" if self.status() else ""
+        log.info("%d of %d %ss%s, %s left", self._done, self._total, self._unit, status, left)
 
 
 class ShardProgress(Progress):
-    """Also tells clips a second and hours of video an hour."""
+    """Progress display with clips per second and hours of video per hour."""
 
     def __init__(self, total: int, before: int):
         super().__init__(total, "input", before)
         self._clips = 0
         self._seconds = 0.0
 
-    def clip(self, seconds: float) -> None:
-        """A clip of this length is done."""
+    def add_clip(self, seconds: float) -> None:
+        """Counts a finished clip.
+
+        Args:
+            seconds: length of the clip.
+        """
         self._clips += 1
         self._seconds += seconds
-        self.tell()
+        self.refresh()
 
-    def note(self) -> str:
+    def status(self) -> str:
         return (
             f"{self._clips} clips, {self._clips / self.elapsed:.1f} clips/s, "
             f"{self._seconds / self.elapsed:.1f} h of video an hour"

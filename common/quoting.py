@@ -1,7 +1,7 @@
-"""Text that others wrote, safe to print: file names, labels, messages of libraries.
+"""Quoting of untrusted text for printing: file names, labels, messages of libraries.
 
-A file name may hold escape sequences that rewrite a terminal, a line's end that forges a line of a
-log, marks that turn the direction of writing, and bytes that are not UTF-8.
+A file name may contain escape sequences that rewrite a terminal, line breaks that forge a log line,
+bidirectional controls, and bytes that are not UTF-8.
 """
 
 import logging
@@ -21,13 +21,13 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def visible(text: object, keep: str = "") -> str:
-    """Text with its control characters written out, as ``\\x1b`` or ``\\u202e``.
+    """Escapes the control characters of a text, as ``\\x1b`` or ``\\u202e``.
 
     Args:
-        keep: control characters that stay, such as ends of lines of our own text.
+        keep: control characters that stay, such as line breaks of a template.
     """
 
-    def written(match: re.Match[str]) -> str:
+    def escaped(match: re.Match[str]) -> str:
         character = match.group()
         if character in keep:
             return character
@@ -36,18 +36,18 @@ def visible(text: object, keep: str = "") -> str:
             code -= 0xDC00
         return _SHORT.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
 
-    return _HIDDEN.sub(written, str(text))
+    return _HIDDEN.sub(escaped, str(text))
 
 
 def quoted(value: Any) -> Any:
-    """An argument of a message: texts, paths and errors :func:`visible`, all else as it is."""
+    """Quotes an argument of a message: strings, paths and errors by :func:`visible`."""
     if isinstance(value, str | os.PathLike | BaseException):
         return visible(value)
     return value
 
 
 class QuotingFormatter(logging.Formatter):
-    """Formats messages whose ends of lines are those of the template, never of an argument."""
+    """Log formatter that keeps line breaks of the template and quotes those of arguments."""
 
     def format(self, record: logging.LogRecord) -> str:
         record = copy(record)
@@ -59,13 +59,13 @@ class QuotingFormatter(logging.Formatter):
 
 
 def caption(text: object, limit: int = 60) -> str:
-    """A name as part of a drawing: :func:`visible`, and its middle left out if it is long.
+    """Caption in a figure: quoted by :func:`visible`, and shortened in the middle.
 
     Args:
-        limit: characters.
+        limit: largest number of characters.
     """
-    quotation = visible(text)
-    if len(quotation) <= limit:
-        return quotation
+    escaped = visible(text)
+    if len(escaped) <= limit:
+        return escaped
     tail = limit // 3
-    return f"{quotation[: limit - tail - 1]}…{quotation[-tail:]}"
+    return f"{escaped[: limit - tail - 1]}…{escaped[-tail:]}"

@@ -1,8 +1,8 @@
-"""Files of other machines: which addresses are opened, and downloads that end.
+"""Remote files: accepted addresses, and downloads with limits of size and time.
 
-fsspec knows many schemes, some of which run a program, unpack archives or join others (``::``), and
-an address may stand in a list of somebody else's. So only a few schemes are opened, by their own
-class and never through fsspec's parser of chains.
+fsspec knows many schemes, some of which run a program, unpack archives or chain others (``::``),
+and an address may come from an untrusted list. So this module opens only a few schemes, by their
+own class and never through fsspec's parser of chains.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from fsspec.callbacks import Callback
 
 from cavmae.common.errors import CavmaeError
 
-# Scheme: how its package is installed.
+# Scheme: command that installs its package.
 SCHEMES = {
     "http": "pip install 'cavmae[http]'",
     "https": "pip install 'cavmae[http]'",
@@ -35,7 +35,7 @@ SCHEMES = {
 LOCAL = ("file", "local")
 URL = re.compile(r"(?P<chain>(?:[A-Za-z0-9+.-]+::)*)(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
 LEAST_BYTES = 1 << 20  # that arrive within ``stall_seconds``, or the download has stalled
-WATCH_EVERY = 0.5  # s between looks at a download
+WATCH_EVERY = 0.5  # s between checks of a download
 # Classes of backends' errors, by name, since no backend needs to be installed: aiohttp's,
 # botocore's, requests' and httpx's.
 _LOST = {
@@ -47,7 +47,7 @@ _MALFORMED = {"InvalidURL", "UnsupportedProtocol", "NonHttpUrlRedirectClientErro
 
 
 class AddressError(CavmaeError):
-    """An address that this program does not open.
+    """An address that the program refuses to open.
 
     Attributes:
         reason: ``bad_address``, or ``no_package`` where the scheme's package is not installed.
@@ -72,11 +72,11 @@ class RemoteError(OSError):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits above which a download is given up.
+    """Limits of a download.
 
     Args:
-        size: bytes.
-        stall_seconds: within which at least ``LEAST_BYTES`` arrive.
+        size: largest size in bytes.
+        stall_seconds: time in which at least ``LEAST_BYTES`` must arrive.
     """
 
     size: float = 64e9
@@ -100,7 +100,7 @@ def check_address(url: str) -> None:
 
 
 def _scheme(url: str) -> tuple[str, str]:
-    """Scheme of a URL in lower case, and what stands behind ``://``."""
+    """Scheme of a URL in lower case, and the part after ``://``."""
     match = URL.match(url)
     assert match is not None
     scheme, rest = match["scheme"].lower(), url[match.end() :]
@@ -142,10 +142,10 @@ def _is_installed(scheme: str) -> bool:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path on it.
+    """Returns the fsspec file system of a URL, and the path on it.
 
     Raises:
-        AddressError: no such scheme, a chain of them, or a package is not installed.
+        AddressError: an unknown scheme, a chain of schemes, or a package that is not installed.
     """
     scheme, rest = _scheme(url)
     kind = fsspec.get_filesystem_class(scheme)
@@ -154,18 +154,18 @@ def filesystem(url: str) -> tuple[Any, str]:
     if scheme in ("http", "https"):
         import aiohttp
 
-        # By default a download may take five minutes in all. What is given up for stalling ends
-        # with the last of these limits.
+        # By default a download may take five minutes in all. An abandoned, stalled download ends
+        # with sock_read.
         limits = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=600)
         options["client_kwargs"] = {"timeout": limits}
     elif scheme == "s3":
-        # Parts of 50 MB at once fill the memory of many workers, and hide that bytes arrive.
+        # Parallel parts of 50 MB fill the memory of many workers, and hide the progress.
         options["max_concurrency"] = 1
     return kind(**options), kind._strip_protocol(name)
 
 
 class _Meter(Callback):
-    """Counts a download's bytes, and ends it from within the backend."""
+    """Callback that counts a download's bytes, and aborts it from within the backend."""
 
     def __init__(self, limit: float):
         super().__init__()
@@ -178,37 +178,41 @@ class _Meter(Callback):
 
     def call(self, *arguments: Any, **keywords: Any) -> None:
         if self.abandoned or self.exceeded:
-            raise RemoteError("too_large" if self.exceeded else "stalled", "given up")
+            raise RemoteError("too_large" if self.exceeded else "stalled", "aborted")
 
 
 def fetch(
     url: str,
     path: Path,
     limits: Limits = DEFAULT_LIMITS,
-    beat: Callable[[], None] | None = None,
+    on_progress: Callable[[], None] | None = None,
 ) -> None:
-    """Copies a URL to a new local file; nothing is left of a download that fails.
+    """Downloads a URL to a new local file; a failed download leaves no file.
 
     Args:
-        url: none of this machine.
+        url: of another machine.
         path: of the copy.
-        limits: of size and of time without progress.
-        beat: called now and then while bytes arrive.
+        limits: limits of size and of time without progress.
+        on_progress: called repeatedly while bytes arrive.
 
     Raises:
         AddressError: see :func:`filesystem`.
-        FileNotFoundError: there is no such file.
-        PermissionError: it may not be read.
-        RemoteError: for every other reason of the network.
+        FileNotFoundError: the file is missing.
+        PermissionError: access to the file is denied.
+        RemoteError: any other failure of the network or the server.
         OSError: the copy cannot be written.
     """
     system, remote = filesystem(url)
     meter = _Meter(limits.size)
     try:
-        _watched(
-            url, lambda: system.get_file(remote, str(path), callback=meter), limits, meter, beat
+        _run_watched(
+            url,
+            lambda: system.get_file(remote, str(path), callback=meter),
+            limits,
+            meter,
+            on_progress,
         )
-        if path.stat().st_size > limits.size:  # of a backend that does not count
+        if path.stat().st_size > limits.size:  # from a backend that reports no progress
             raise _too_large(url, limits.size)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -216,35 +220,35 @@ def fetch(
 
 
 def size_of(url: str) -> int:
-    """Bytes of a URL's content. Raises as :func:`fetch`."""
+    """Size of a URL's content in bytes. Raises as :func:`fetch`."""
     system, remote = filesystem(url)
     limits = Limits()
-    size = _watched(url, lambda: system.info(remote)["size"], limits, _Meter(limits.size), None)
+    size = _run_watched(url, lambda: system.info(remote)["size"], limits, _Meter(limits.size), None)
     if size is None:
         raise RemoteError("unreadable", f"{url}: the server does not say how large it is")
     return int(size)
 
 
-def _watched(
+def _run_watched(
     url: str,
     call: Callable[[], Any],
     limits: Limits,
     meter: _Meter,
-    beat: Callable[[], None] | None,
+    on_progress: Callable[[], None] | None,
 ) -> Any:
-    """Result of a backend's call, which is left alone when it stalls: most cannot be stopped."""
-    outcome: list[Any] = []
-    problems: list[BaseException] = []
+    """Runs a backend's call in a thread, and abandons it when it stalls: most cannot be stopped."""
+    results: list[Any] = []
+    errors: list[BaseException] = []
 
-    def work() -> None:
+    def target() -> None:
         try:
-            outcome.append(call())
+            results.append(call())
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            problems.append(error)
+            errors.append(error)
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=target, daemon=True)
     thread.start()
-    mark, since, last = 0, time.monotonic(), 0
+    mark, since, reported = 0, time.monotonic(), 0
     try:
         while thread.is_alive():
             thread.join(WATCH_EVERY)
@@ -257,26 +261,26 @@ def _watched(
                     f"{url}: {received - mark} bytes arrived in {limits.stall_seconds:g} s, "
                     f"{received} in all",
                 )
-            if beat is not None and received > last:
-                last = received
-                beat()
+            if on_progress is not None and received > reported:
+                reported = received
+                on_progress()
     finally:
         meter.abandoned = True
     if meter.exceeded:
-        raise _too_large(url, limits.size) from next(iter(problems), None)
-    if problems:
-        raise _translated(url, problems[0]) from problems[0]
-    return outcome[0]
+        raise _too_large(url, limits.size) from next(iter(errors), None)
+    if errors:
+        raise _translate_error(url, errors[0]) from errors[0]
+    return results[0]
 
 
 def _too_large(url: str, size: float) -> RemoteError:
     return RemoteError("too_large", f"{url} is larger than the limit of {size / 1e9:g} GB")
 
 
-def _translated(url: str, error: BaseException) -> BaseException:
-    """A backend's error as one that callers know, by the errors that it was caused by.
+def _translate_error(url: str, error: BaseException) -> BaseException:
+    """Translates a backend's error to one of :func:`fetch`, by its chain of causes.
 
-    Some backends call every failure "no such file", so causes count for more.
+    Some backends report every failure as "no such file", so the causes come first.
     """
     if not isinstance(error, Exception):
         return error
@@ -285,23 +289,23 @@ def _translated(url: str, error: BaseException) -> BaseException:
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    said = " ".join(str(chain[-1]).split()) or type(chain[-1]).__name__
-    text = f"{url}: {said}"
-    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    statuses = {status for one in chain if (status := _status(one)) is not None}
+    reason = " ".join(str(chain[-1]).split()) or type(chain[-1]).__name__
+    text = f"{url}: {reason}"
+    names = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    statuses = {status for link in chain if (status := _status(link)) is not None}
     if names & _MALFORMED:
         return AddressError("bad_address", f"{url} is no address that can be opened.")
     if statuses & {404, 410}:
-        return FileNotFoundError(errno.ENOENT, f"no such file ({said})", url)
-    if statuses & {401, 403} or any(isinstance(one, PermissionError) for one in chain):
-        return PermissionError(errno.EACCES, f"no permission ({said})", url)
+        return FileNotFoundError(errno.ENOENT, f"no such file ({reason})", url)
+    if statuses & {401, 403} or any(isinstance(link, PermissionError) for link in chain):
+        return PermissionError(errno.EACCES, f"no permission ({reason})", url)
     if any(status == 429 or status >= 500 for status in statuses):
         return RemoteError("unreachable", text)
     if names & _SLOW:
         return RemoteError("stalled", text)
-    if names & _LOST or any(isinstance(one, socket.gaierror | ssl.SSLError) for one in chain):
+    if names & _LOST or any(isinstance(link, socket.gaierror | ssl.SSLError) for link in chain):
         return RemoteError("unreachable", text)
-    if any(isinstance(one, TimeoutError) for one in chain):
+    if any(isinstance(link, TimeoutError) for link in chain):
         return RemoteError("unreachable", text)
     if isinstance(error, OSError) and (error.errno or isinstance(error, FileNotFoundError)):
         return error

@@ -1,7 +1,7 @@
-"""Worker processes that may crash, hang or eat memory without taking the run along.
+"""Pool of worker processes that may crash, hang or exhaust memory without ending the run.
 
 Every worker has a pipe of its own (a lock shared with a killed process would stay locked) and one
-piece of work at a time, so that whatever becomes of it is that piece's fault and nobody else's.
+task at a time, so that every failure belongs to one task.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ import psutil
 
 from cavmae.common.errors import CavmaeError, UsageError
 
-WATCH_EVERY = 0.5  # s between looks at time and memory
-RECYCLE_AFTER = 500  # tasks: a fresh process returns whatever its libraries have leaked
+WATCH_EVERY = 0.5  # s between checks of time and memory
+RECYCLE_AFTER = 500  # tasks: ending a process frees the memory that its libraries leaked
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -34,7 +34,7 @@ Work = Callable[[Any, Callable[[Any], None]], Any]
 
 @dataclasses.dataclass(frozen=True)
 class TaskProgress:
-    """Something a task reported on its way."""
+    """A message of a running task."""
 
     task: int
     message: Any
@@ -42,7 +42,7 @@ class TaskProgress:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A task's result."""
+    """The result of a finished task."""
 
     task: int
     result: Any
@@ -50,7 +50,7 @@ class Finished:
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """A task whose worker is gone: ``crash``, ``timeout`` or ``out_of_memory``."""
+    """A task whose worker ended early: ``crash``, ``timeout`` or ``out_of_memory``."""
 
     task: int
     reason: str
@@ -61,7 +61,7 @@ Event = TaskProgress | Finished | Lost
 
 
 def _serve(connection: Connection, work: Work, environment: dict[str, str]) -> None:
-    """A worker's life: one task after the other until told to stop."""
+    """Main loop of a worker: runs one task after the other until it receives None."""
     os.environ.update(environment)  # the server that forks workers may be older than these
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -78,12 +78,12 @@ def _serve(connection: Connection, work: Work, environment: dict[str, str]) -> N
             connection.send(TaskProgress(number, message))
 
         try:
-            outcome: Any = Finished(number, work(argument, report))
+            result: Any = Finished(number, work(argument, report))
         except CavmaeError as error:
-            outcome = error
-        except Exception as error:  # noqa: BLE001 - a fault of ours must not stop the others
-            outcome = Lost(number, "crash", f"{type(error).__name__}: {error}")
-        connection.send(outcome)
+            result = error
+        except Exception as error:  # noqa: BLE001 - a bug must not stop the other tasks
+            result = Lost(number, "crash", f"{type(error).__name__}: {error}")
+        connection.send(result)
 
 
 def _die_with_parent() -> None:
@@ -95,23 +95,23 @@ def _die_with_parent() -> None:
 
 class _Worker:
     def __init__(self, context: Any, work: Work):
-        self.connection, theirs = context.Pipe()
+        self.connection, worker_connection = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, work, dict(os.environ)), daemon=True
+            target=_serve, args=(worker_connection, work, dict(os.environ)), daemon=True
         )
         self.process.start()
-        theirs.close()
+        worker_connection.close()
         self.task: int | None = None
         self.done = 0
-        self.heard = time.monotonic()
+        self.last_message_at = time.monotonic()
 
-    def give(self, number: int, argument: Any) -> None:
+    def assign(self, number: int, argument: Any) -> None:
         self.task = number
-        self.heard = time.monotonic()
+        self.last_message_at = time.monotonic()
         self.connection.send((number, argument))
 
     def memory(self) -> int:
-        """Bytes resident, less those shared with other processes."""
+        """Resident memory in bytes, without memory shared with other processes."""
         try:
             info = psutil.Process(self.process.pid).memory_info()
         except psutil.Error:
@@ -131,32 +131,33 @@ def run(
     timeout: float,
     memory_bytes: float,
 ) -> Generator[Event, None, None]:
-    """Does tasks in parallel and tells what becomes of each.
+    """Runs tasks in parallel and yields their events.
 
     Args:
         tasks: (number, argument), taken only when a worker is free.
-        work: a module-level function; gets an argument and a function to report progress with.
-        timeout: seconds without a word from a task after which it is given up.
-        memory_bytes: private memory of a worker above which its task is given up.
+        work: module-level function of an argument and a function that reports progress.
+        workers: number of processes.
+        timeout: largest time in seconds between messages of a task; a slower task is lost.
+        memory_bytes: largest private memory of a worker; the task of a larger one is lost.
 
     Yields:
-        Progress, and for every task either Finished or Lost.
+        TaskProgress, and for every task either Finished or Lost.
 
     Raises:
-        UsageError: a number that makes no sense.
-        CavmaeError: the work raised one: the run itself cannot go on.
+        UsageError: ``workers``, ``timeout`` or ``memory_bytes`` is not positive.
+        CavmaeError: raised by ``work``; it ends the run.
     """
     if workers < 1 or timeout <= 0 or memory_bytes <= 0:
         raise UsageError("--workers, --timeout and --memory-gb must be positive numbers.")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([work.__module__])
-    team: list[_Worker] = []
+    pool: list[_Worker] = []
     more = True
     try:
         while True:
             while more:
-                free = next((w for w in team if w.task is None), None)
-                if free is None and len(team) >= workers:
+                free = next((w for w in pool if w.task is None), None)
+                if free is None and len(pool) >= workers:
                     break
                 item = next(tasks, None)
                 if item is None:
@@ -164,9 +165,9 @@ def run(
                     break
                 if free is None:
                     free = _Worker(context, work)
-                    team.append(free)
-                free.give(*item)
-            busy = [w for w in team if w.task is not None]
+                    pool.append(free)
+                free.assign(*item)
+            busy = [w for w in pool if w.task is not None]
             if not busy:
                 if more:
                     continue
@@ -174,21 +175,21 @@ def run(
             handles: list[Any] = [w.connection for w in busy] + [w.process.sentinel for w in busy]
             wait(handles, timeout=WATCH_EVERY)
             for worker in busy:
-                yield from _listen(worker, timeout, memory_bytes)
+                yield from _receive(worker, timeout, memory_bytes)
                 if worker.task is not None:
-                    continue  # if it has died just now, what became of its task is told next
+                    continue  # a worker that has just died gets its event in the next round
                 if not worker.process.is_alive() or worker.done >= RECYCLE_AFTER:
                     worker.stop()
-                    team.remove(worker)
+                    pool.remove(worker)
     finally:
-        for worker in team:
+        for worker in pool:
             worker.stop()
 
 
-def _listen(worker: _Worker, timeout: float, memory_bytes: float) -> Iterator[Event]:
-    """Everything a worker has said, and whether it still may go on."""
+def _receive(worker: _Worker, timeout: float, memory_bytes: float) -> Iterator[Event]:
+    """Events of a worker's pipe; loses the task of a dead, silent or too large worker."""
     assert worker.task is not None
-    ended = not worker.process.is_alive()  # asked first: what it said before is still in the pipe
+    ended = not worker.process.is_alive()  # first: earlier messages are still in the pipe
     while worker.task is not None:
         try:
             if not worker.connection.poll():
@@ -197,7 +198,7 @@ def _listen(worker: _Worker, timeout: float, memory_bytes: float) -> Iterator[Ev
         except (EOFError, OSError):
             ended = True
             break
-        worker.heard = time.monotonic()
+        worker.last_message_at = time.monotonic()
         if isinstance(message, CavmaeError):
             raise message
         if isinstance(message, (Finished, Lost)):
@@ -208,16 +209,16 @@ def _listen(worker: _Worker, timeout: float, memory_bytes: float) -> Iterator[Ev
         return
     if ended:
         worker.process.join()
-        yield _lose(worker, "crash", _how(worker.process.exitcode))
-    elif time.monotonic() - worker.heard > timeout:
+        yield _mark_lost(worker, "crash", _exit_description(worker.process.exitcode))
+    elif time.monotonic() - worker.last_message_at > timeout:
         worker.process.kill()
-        yield _lose(worker, "timeout", f"nothing came out for {timeout:g} s")
+        yield _mark_lost(worker, "timeout", f"no message for {timeout:g} s")
     elif (memory := worker.memory()) > memory_bytes:
         worker.process.kill()
-        yield _lose(worker, "out_of_memory", f"{memory / 1e9:.1f} GB used")
+        yield _mark_lost(worker, "out_of_memory", f"{memory / 1e9:.1f} GB used")
 
 
-def _lose(worker: _Worker, reason: str, detail: str) -> Lost:
+def _mark_lost(worker: _Worker, reason: str, detail: str) -> Lost:
     assert worker.task is not None
     lost = Lost(worker.task, reason, detail)
     worker.task = None
@@ -225,9 +226,9 @@ def _lose(worker: _Worker, reason: str, detail: str) -> Lost:
     return lost
 
 
-def _how(exitcode: int | None) -> str:
+def _exit_description(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         if exitcode == -signal.SIGKILL:
-            return "the reading process was killed, by the system's memory guard perhaps"
-        return f"the reading process ended with {signal.Signals(-exitcode).name}"
-    return f"the reading process ended with code {exitcode}"
+            return "the worker process was killed, perhaps by the system's out-of-memory killer"
+        return f"the worker process ended with {signal.Signals(-exitcode).name}"
+    return f"the worker process ended with code {exitcode}"

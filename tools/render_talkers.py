@@ -51,7 +51,7 @@ class ClipProgress(Progress):
         super().__init__(total, "clip", before)
         self._seconds = seconds
 
-    def note(self) -> str:
+    def status(self) -> str:
         return f"{(self._done - self._before) * self._seconds / self.elapsed:.1f} times real time"
 
 
@@ -224,7 +224,7 @@ def _render(
                 rows[event.task] = event.result
             progress.done()
     if todo:
-        log.info("%s.", progress.note())
+        log.info("%s.", progress.status())
     return [rows[n] for n in sorted(rows)], sorted(skipped, key=lambda s: s["clip"])
 
 

@@ -235,7 +235,7 @@ def _run_pool(
                     continue
                 heard.append(event.message)
                 if isinstance(event.message, Written):
-                    progress.clip(event.message.seconds)
+                    progress.add_clip(event.message.seconds)
                 continue
             if isinstance(event, worker_pool.Lost):
                 _remove_copies(layout, copy_prefix(parts[event.task]))
@@ -244,7 +244,7 @@ def _run_pool(
             progress.done()
             if assembler.advance() is not None:
                 return  # the caller makes it again
-    log.info("%s.", progress.note())
+    log.info("%s.", progress.status())
 
 
 def _remove_copies(layout: InputLayout, prefix: str = "*.input-") -> None:

@@ -1,1 +1,1 @@
-"""What a data set is on disk: samples, shards, manifests."""
+"""Format of a data set on disk: samples, shards, manifests."""

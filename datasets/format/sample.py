@@ -1,9 +1,9 @@
-"""What a sample is: one clip of one video, as bytes in a shard and as arrays.
+"""Samples: one clip of one video, as members in a shard and as arrays.
 
 A sample's members are ``KEY.EXT``: ``json`` (:class:`SampleInfo`), ``fbank.npy`` (float16
 [frames, 128]), ``000.jpg`` ... (RGB frames in time order), ``000.png`` ... (label mask of the frame
 of that number) and ``flac`` (16 kHz mono). Shards are untrusted: nothing here unpickles, every size
-is checked before memory is spent on it, and no name ever becomes a path.
+is checked before memory is allocated, and no name ever becomes a path.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ SCHEMA = 1
 KEY_PATTERN = r"[A-Za-z0-9_-]{1,88}"
 MAX_SIDE = 4096  # pixels of a stored frame
 MAX_SECONDS = 3600  # of one clip
-# Largest size accepted of a member, in bytes, by the end of its name.
+# Largest accepted size of a member in bytes, by the last part of its extension.
 MEMBER_LIMITS = {
     "json": 4 << 20,
     "npy": 128 + MAX_SECONDS * 100 * MEL_BINS * 2,
@@ -44,27 +44,28 @@ _NPY_HEADER = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class SampleInfo:
-    """The ``json`` member.
+    """Metadata of a sample: its ``json`` member.
 
     Attributes:
-        source: the video as it was named when the shard was made.
-        start: where the clip begins in the video, in seconds from the video's start.
+        source: path or URL of the video as `cavmae shard` read it.
+        start: of the clip, in seconds from the video's start.
         duration: of the clip, in seconds.
         labels: class names of the clip.
-        speaker: who speaks, if known.
+        speaker: identity of the speaker; None: unknown.
         frame_times: presentation time of every stored frame, in seconds from the clip's start.
         frame_size: (height, width) of the frames in pixels.
         sample_rate: of the waveform, in Hz; always 16,000.
         fbank_frames: rows of ``fbank.npy``.
         mask_values: meaning of the values of the mask PNGs; None where there are no masks.
-        decoder: which library read the frames.
-        audio_span: the part of the clip, in seconds from its start, for which the video had sound.
+        decoder: library that decoded the frames.
+        audio_span: begin and end of the part of the clip with audio, in seconds from the clip's
+            start; None: unknown.
         masked_frames: numbers of the frames that have a mask.
-        missing_frames: frames the video should have had in this clip but could not be decoded.
+        missing_frames: number of frames of the clip that could not be decoded.
         video_stream, audio_stream: numbers of the streams that were read, as ``ffprobe`` counts
-            them; None: the sample was not made from a media file.
-        video_streams, audio_streams: how many the file has, cover art left out.
-        mixdown: channel layouts of the clip's sound, and how they were mixed to one channel.
+            them; None: the sample does not come from a media file.
+        video_streams, audio_streams: number of streams of the file, without cover art.
+        mixdown: channel layouts of the clip's audio, and the mixdown of each to one channel.
         tone_mapping: HDR transfer function, ``pq`` or ``hlg``, that was mapped to SDR; or empty.
     """
 
@@ -95,10 +96,10 @@ class SampleInfo:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "SampleInfo":
-        """Reads and checks the ``json`` member.
+        """Parses and checks the ``json`` member.
 
         Raises:
-            SampleError: ``bad_json`` for what is not such a record, ``unknown_schema``.
+            SampleError: ``bad_json`` for a record that is damaged, ``unknown_schema``.
         """
         try:
             record = parse_json(data, "its json", limit_bytes=MEMBER_LIMITS["json"])
@@ -110,7 +111,7 @@ class SampleInfo:
             raise SampleError("unknown_schema", f"schema {record.get('schema')!r}, not {SCHEMA}")
 
         def optional(name: str, default: Any, *types: type) -> Any:
-            """A field that older shards lack."""
+            """Value of a field that older shards lack."""
             return typed({name: default, **record}, name, *types)
 
         try:
@@ -123,10 +124,10 @@ class SampleInfo:
                 frame_times=tuple(map(float, _list(record, "frame_times", int, float))),
                 frame_size=tuple(_list(record, "frame_size", int)),
                 fbank_frames=typed(record, "fbank_frames", int),
-                mask_values=_meanings(record),
+                mask_values=_mask_values(record),
                 sample_rate=typed(record, "sample_rate", int),
                 decoder=optional("decoder", "", str),
-                audio_span=None if record.get("audio_span") is None else _span(record),
+                audio_span=None if record.get("audio_span") is None else _audio_span(record),
                 masked_frames=tuple(_list({"masked_frames": [], **record}, "masked_frames", int)),
                 missing_frames=optional("missing_frames", 0, int),
                 video_stream=optional("video_stream", None, int, type(None)),
@@ -155,23 +156,23 @@ class SampleInfo:
 
 
 def _list(record: dict[str, Any], name: str, *types: type) -> list[Any]:
-    """A list of values of some types, thousands in a long clip. Raises ValueError."""
+    """List field whose values have one of ``types``. Raises ValueError."""
     values: list[Any] = typed(record, name, list)
     if not set(map(type, values)) <= set(types):
         raise ValueError(f"field {name} has values of another type")
     return values
 
 
-def _meanings(record: dict[str, Any]) -> dict[str, str] | None:
-    """``mask_values``. Raises ValueError."""
+def _mask_values(record: dict[str, Any]) -> dict[str, str] | None:
+    """Field ``mask_values``. Raises ValueError."""
     values: dict[str, str] | None = typed(record, "mask_values", dict, type(None))
     if values is not None and not set(map(type, values.values())) <= {str}:
-        raise ValueError("field mask_values has values that are no texts")
+        raise ValueError("field mask_values has values that are no strings")
     return values
 
 
-def _span(record: dict[str, Any]) -> tuple[float, float]:
-    """``audio_span``. Raises ValueError."""
+def _audio_span(record: dict[str, Any]) -> tuple[float, float]:
+    """Field ``audio_span``. Raises ValueError."""
     values = _list(record, "audio_span", int, float)
     if len(values) != 2:
         raise ValueError(f"field audio_span has {len(values)} values")
@@ -179,18 +180,20 @@ def _span(record: dict[str, Any]) -> tuple[float, float]:
 
 
 def frame_member(number: int) -> str:
+    """Extension of the member of a frame."""
     return f"{number:03d}.jpg"
 
 
 def mask_member(number: int) -> str:
+    """Extension of the member of a frame's mask."""
     return f"{number:03d}.png"
 
 
 def split_member(name: str) -> tuple[str, str]:
-    """("KEY", "EXT") of a member's name.
+    """Splits a member's name into key and extension.
 
     Raises:
-        SampleError: ``bad_member`` for any name that is not a sample's.
+        SampleError: ``bad_member`` for any other name.
     """
     match = _MEMBER.fullmatch(name)
     if match is None:
@@ -199,24 +202,24 @@ def split_member(name: str) -> tuple[str, str]:
 
 
 def member_limit(extension: str) -> int:
-    """Largest size accepted of a member, in bytes."""
+    """Largest accepted size of a member, in bytes."""
     return MEMBER_LIMITS[extension.rpartition(".")[2]]
 
 
 def encode_fbank(fbank: np.ndarray) -> bytes:
-    """float [frames, 128] as the bytes of a float16 ``.npy`` file."""
+    """Encodes an fbank, float [frames, 128], as the bytes of a float16 ``.npy`` file."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, fbank.astype("<f2"), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 
 def decode_fbank(data: bytes, frames: int) -> np.ndarray:
-    """float16 [frames, 128] of an ``fbank.npy`` member, without a copy.
+    """Decodes an ``fbank.npy`` member to float16 [frames, 128], without a copy.
 
     The header is matched as text rather than evaluated: it is untrusted, and this is faster.
 
     Raises:
-        SampleError: ``bad_fbank`` for any other kind of array (object arrays, so pickles, too),
+        SampleError: ``bad_fbank`` for any other array, object arrays (pickles) included,
             ``fbank_not_finite`` for values that are NaN or infinite.
     """
     header_size = int.from_bytes(data[8:10], "little")
@@ -234,7 +237,7 @@ def decode_fbank(data: bytes, frames: int) -> np.ndarray:
 
 
 def encode_frame(frame: np.ndarray, quality: int) -> bytes:
-    """uint8 RGB [height, width, 3] as JPEG (4:2:0)."""
+    """Encodes a frame, uint8 RGB [height, width, 3], as JPEG (4:2:0)."""
     data: bytes = simplejpeg.encode_jpeg(
         np.ascontiguousarray(frame), quality=quality, colorspace="RGB", colorsubsampling="420"
     )
@@ -244,16 +247,16 @@ def encode_frame(frame: np.ndarray, quality: int) -> bytes:
 def decode_frame(
     data: bytes,
     size: tuple[int, int] | None = None,
-    enough: tuple[int, int] | None = None,
+    min_size: tuple[int, int] | None = None,
     grey: bool = False,
 ) -> np.ndarray:
-    """uint8 RGB [height, width, 3] of a JPEG, or its brightness [height, width].
+    """Decodes a JPEG to a frame, uint8 RGB [height, width, 3], or grey [height, width].
 
     Args:
-        size: the (height, width) it must have; checked before memory is spent on pixels.
-        enough: a (height, width) that is enough: the picture may come smaller, though not smaller
-            than this, which saves most of the work.
-        grey: leave the colours out, which saves a third of it.
+        size: expected (height, width); checked before memory is allocated for pixels.
+        min_size: smallest (height, width) to which the decoder may scale the frame down, which
+            saves most of the work; None: full size.
+        grey: decode the luminance only, which saves a third of the work.
 
     Raises:
         SampleError: ``bad_frame``.
@@ -262,7 +265,7 @@ def decode_frame(
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         if (size is not None and (height, width) != tuple(size)) or max(height, width) > MAX_SIDE:
             raise SampleError("bad_frame", f"{height}x{width} pixels, the json says {size}")
-        least = enough if enough is not None else (height, width)
+        least = min_size if min_size is not None else (height, width)
         image: np.ndarray = simplejpeg.decode_jpeg(
             data,
             colorspace="GRAY" if grey else "RGB",
@@ -276,14 +279,14 @@ def decode_frame(
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """uint8 [height, width] as a grey PNG."""
+    """Encodes a mask, uint8 [height, width], as a grey PNG."""
     buffer = io.BytesIO()
     Image.fromarray(mask, mode=None).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
 
 
 def decode_mask(data: bytes, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [height, width] of a mask PNG.
+    """Decodes a PNG to a mask, uint8 [height, width].
 
     Raises:
         SampleError: ``bad_mask``.
@@ -302,14 +305,18 @@ def decode_mask(data: bytes, size: tuple[int, int]) -> np.ndarray:
 
 
 def encode_waveform(waveform: np.ndarray) -> bytes:
-    """int16 [samples] at 16 kHz as FLAC."""
+    """Encodes a waveform, int16 [samples] at 16 kHz, as FLAC."""
     buffer = io.BytesIO()
     soundfile.write(buffer, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
 
 
 def decode_waveform(data: bytes, start: int = 0, samples: int = -1) -> np.ndarray:
-    """int16 [samples] at 16 kHz of a ``flac`` member, or of a part of it.
+    """Decodes a ``flac`` member, or a part of it, to int16 [samples] at 16 kHz.
+
+    Args:
+        start: first sample.
+        samples: number of samples; -1: to the end.
 
     Raises:
         SampleError: ``bad_waveform``.

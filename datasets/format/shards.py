@@ -1,10 +1,10 @@
 """Shards: plain tar files of samples, written by webdataset and read strictly.
 
-Any WebDataset reader can read them. Ours does not unpack archives: it reads the 512-byte headers,
-accepts only plain files of bounded size with a sample's member names
-(:mod:`cavmae.datasets.format.sample`), and then reads just the bytes that are asked for. Anything
-else in a shard (links, folders, long names, pickles, sizes beyond the file) is an error before a
-byte of content is looked at.
+Any WebDataset reader can read them. The reader of this module does not unpack archives: it reads
+the 512-byte headers, accepts only plain files of bounded size with a sample's member names
+(:mod:`cavmae.datasets.format.sample`), and then reads only the bytes of requested members. Anything
+else in a shard (links, folders, long names, pickles, sizes beyond the file) is an error before any
+content is read.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ _CHECKSUM = slice(148, 156)
 
 
 def encode_sample(key: str, members: Mapping[str, bytes]) -> bytes:
-    """A sample as the blocks of a tar file, without its end mark; the same bytes at all times.
+    """Encodes a sample as blocks of a tar file, deterministically and without an end mark.
 
-    Samples are joined by joining these, and :data:`END`.
+    A shard is the concatenation of its samples and :data:`END`.
     """
     buffer = io.BytesIO()
     with webdataset.TarWriter(
@@ -40,17 +40,17 @@ def encode_sample(key: str, members: Mapping[str, bytes]) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One sample in a shard: for each member's extension, where its bytes lie."""
+    """Index entry of a sample in a shard: byte ranges of its members, by extension."""
 
     key: str
     members: dict[str, tuple[int, int]]  # extension: (offset, size)
 
 
 class Shard:
-    """An open shard of this machine; reads members by position.
+    """An open local shard, indexed; reads members by position.
 
     Raises:
-        ShardError: the file is no well-formed shard.
+        ShardError: the file is missing or no well-formed shard.
     """
 
     def __init__(self, path: Path):
@@ -78,7 +78,7 @@ class Shard:
         self.close()
 
     def read(self, entry: Entry, extension: str) -> bytes:
-        """Bytes of a member.
+        """Reads the bytes of a member.
 
         Raises:
             SampleError: ``missing_member``.
@@ -94,7 +94,7 @@ class Shard:
 
     def _scan(self) -> list[Entry]:
         headers, offsets = self._headers()
-        self._check_sums(headers)
+        self._check_checksums(headers)
         entries: list[Entry] = []
         seen: set[str] = set()
         for header, offset in zip(headers, offsets, strict=True):
@@ -103,34 +103,34 @@ class Shard:
                 key, extension = split_member(name)
             except SampleError as error:
                 raise self._damaged(error.detail) from error
-            size = _size(header)
+            size = _content_size(header)
             if size > member_limit(extension):
                 raise self._damaged(f"{name} claims {size} bytes")
             if not entries or entries[-1].key != key:
                 if key in seen:
-                    raise self._damaged(f"sample {key} stands in it twice")
+                    raise self._damaged(f"it has sample {key} twice")
                 seen.add(key)
                 entries.append(Entry(key, {}))
             if extension in entries[-1].members:
-                raise self._damaged(f"member {name} stands in it twice")
+                raise self._damaged(f"it has member {name} twice")
             entries[-1].members[extension] = offset, size
         return entries
 
     def _headers(self) -> tuple[list[bytes], list[int]]:
-        """Header blocks of all members, and where each one's content begins."""
+        """Header blocks of all members, and the offsets of their content."""
         headers, offsets = [], []
         position = 0
         while True:
             header = os.pread(self._file, BLOCK, position)
             if len(header) < BLOCK:
-                raise self._damaged("it ends without an end mark: cut off")
+                raise self._damaged("it is truncated: the end mark is missing")
             if not header.strip(b"\0"):
                 break
             if header[257:263] not in (b"ustar\0", b"ustar ") or header[156:157] not in b"0\0":
-                raise self._damaged(f"a member at byte {position} is no plain file")
+                raise self._damaged(f"a member at byte {position} is no regular file")
             if header[345:500].strip(b"\0"):
-                raise self._damaged(f"a member at byte {position} lies in a folder")
-            size = _size(header)
+                raise self._damaged(f"a member at byte {position} has a folder in its name")
+            size = _content_size(header)
             if size < 0 or position + BLOCK + size > self.size:
                 raise self._damaged(f"a member at byte {position} claims {size} bytes")
             headers.append(header)
@@ -138,7 +138,7 @@ class Shard:
             position += BLOCK + -(-size // BLOCK) * BLOCK
         return headers, offsets
 
-    def _check_sums(self, headers: list[bytes]) -> None:
+    def _check_checksums(self, headers: list[bytes]) -> None:
         if not headers:
             return
         blocks = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK)
@@ -148,10 +148,10 @@ class Shard:
             if _octal(header[_CHECKSUM]) != total:
                 raise self._damaged("a header's checksum is wrong")
 
-    def _damaged(self, what: str) -> ShardError:
+    def _damaged(self, detail: str) -> ShardError:
         return ShardError(
-            f"Shard {self.path} is damaged or not one of ours: {what}. "
-            "Copy it again or make the data set anew."
+            f"Shard {self.path} is damaged or not written by cavmae: {detail}. "
+            "Copy it again, or run `cavmae shard` again."
         )
 
 
@@ -162,12 +162,12 @@ def _octal(field: bytes) -> int:
     return int(text, 8)
 
 
-def _size(header: bytes) -> int:
-    """Content size; -1 for anything but plain octal (base-256 sizes are beyond every limit)."""
+def _content_size(header: bytes) -> int:
+    """Content size in bytes; -1 if it is not plain octal (base-256 sizes exceed every limit)."""
     return _octal(header[124:136])
 
 
 def samples_of(shard: Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Every sample of a shard with all its members."""
+    """Keys of all samples of a shard, with the bytes of all their members."""
     for entry in shard.entries:
         yield entry.key, {extension: shard.read(entry, extension) for extension in entry.members}

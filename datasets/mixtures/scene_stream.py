@@ -152,7 +152,7 @@ class ComposedStream(SceneStream):
         return self.book.draw(random.Random(f"{self.seed} {epoch} {number}"))
 
     def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
-        worker, position = self._starting(worker, workers)
+        worker, position = self._start_position(worker, workers)
         broken: Counter[str] = Counter()
         first, readers = self.rank * workers + worker, self.world_size * workers
 
@@ -172,7 +172,7 @@ class ComposedStream(SceneStream):
                 position.samples = position.broken = 0
 
         try:
-            yield from self._batched(worker, scenes(), collate, position, broken, partial=False)
+            yield from self._batch(worker, scenes(), collate, position, broken, partial=False)
         except CavmaeError as error:
             yield error
 
@@ -229,7 +229,7 @@ class FixedSceneStream(SceneStream):
                 self.check_broken(position.broken, broken)
 
         try:
-            yield from self._batched(worker, scenes(), collate, position, broken, partial=True)
+            yield from self._batch(worker, scenes(), collate, position, broken, partial=True)
         except CavmaeError as error:
             yield error
 

@@ -1,1 +1,1 @@
-"""From shards to batches: order, reading, decoding, transforms."""
+"""Stream from shards to batches: shuffle, reading, decoding, transforms."""

@@ -1,4 +1,7 @@
-"""Samples to batches: one array a field, as they are (uint8, float16); the device does the rest."""
+"""Collation: decoded samples to batches, in the types that are stored (uint8, float16).
+
+:class:`cavmae.datasets.stream.transforms.DeviceTransform` converts and normalises on the device.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,16 +11,16 @@ import torch
 
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.stream.features import MEL_BINS
-from cavmae.datasets.stream.view import View, samples_in
+from cavmae.datasets.stream.view import View, num_waveform_samples
 
 Batch = dict[str, Any]
 
 
 class Collate:
-    """Joins decoded visits.
+    """Joins decoded samples to a batch.
 
     Args:
-        view: what they show.
+        view: that the samples were decoded with.
         labels: class names; a batch then has ``labels``: float32 [batch, classes], 1 where the
             clip has the class. Empty: no such field.
     """
@@ -26,46 +29,48 @@ class Collate:
         self._view = view
         self._classes = {name: i for i, name in enumerate(labels)}
 
-    def __call__(self, shown: Sequence[Mapping[str, Any]]) -> Batch:
-        """A batch.
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
+        """Batch of decoded samples.
 
         Returns:
             ``key``, ``speaker``: lists; tensors of the fields of
             :meth:`cavmae.datasets.stream.view.Choice.decode`, stacked; ``fbank`` and ``waveform``
             padded or cut to the view's length, with ``fbank_length`` and ``waveform_length``: int64
-            [batch], how much of them is real.
+            [batch], their lengths without padding.
 
         Raises:
-            CavmaeError: frames of several sizes or numbers; a label that is no class.
+            CavmaeError: frames that differ in size or number; a label that is no class.
         """
         batch: Batch = {
-            "key": [one["key"] for one in shown],
-            "speaker": [one["info"].speaker for one in shown],
+            "key": [sample["key"] for sample in samples],
+            "speaker": [sample["info"].speaker for sample in samples],
         }
         for field in ("frames", "frame_times", "masks", "masked"):
-            if field in shown[0]:
-                arrays = [one[field] for one in shown]
+            if field in samples[0]:
+                arrays = [sample[field] for sample in samples]
                 if len({array.shape for array in arrays}) > 1:
-                    raise _unequal(field, batch["key"], arrays)
+                    raise _shape_error(field, batch["key"], arrays)
                 batch[field] = torch.from_numpy(np.stack(arrays))
-        if "fbank" in shown[0]:
+        if "fbank" in samples[0]:
             shape = self._view.length, MEL_BINS
-            padded = _pad([one["fbank"] for one in shown], shape, self._view.padding_value)
+            padded = _pad([sample["fbank"] for sample in samples], shape, self._view.padding_value)
             batch["fbank"], batch["fbank_length"] = padded
-        if "waveform" in shown[0]:
-            padded = _pad([one["waveform"] for one in shown], (samples_in(self._view),), 0)
+        if "waveform" in samples[0]:
+            padded = _pad(
+                [sample["waveform"] for sample in samples], (num_waveform_samples(self._view),), 0
+            )
             batch["waveform"], batch["waveform_length"] = padded
         if self._classes:
-            batch["labels"] = self._labels(shown)
+            batch["labels"] = self._labels(samples)
         return batch
 
-    def _labels(self, shown: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-        labels = torch.zeros(len(shown), len(self._classes))
-        for row, one in zip(labels, shown, strict=True):
-            for name in one["info"].labels:
+    def _labels(self, samples: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        labels = torch.zeros(len(samples), len(self._classes))
+        for row, sample in zip(labels, samples, strict=True):
+            for name in sample["info"].labels:
                 if name not in self._classes:
                     raise CavmaeError(
-                        f"Sample {one['key']} has the label {name!r}, which is not one of the "
+                        f"Sample {sample['key']} has the label {name!r}, which is not one of the "
                         f"{len(self._classes)} classes; use the training set's list of labels."
                     )
                 row[self._classes[name]] = 1
@@ -75,7 +80,7 @@ class Collate:
 def _pad(
     arrays: list[np.ndarray], shape: tuple[int, ...], value: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[batch, *shape] of arrays cut or padded in their first axis, and their lengths [batch]."""
+    """Cuts or pads arrays in their first axis; returns [batch, *shape] and lengths [batch]."""
     batch = np.empty((len(arrays), *shape), dtype=arrays[0].dtype)
     lengths = []
     for row, array in zip(batch, arrays, strict=True):
@@ -86,7 +91,7 @@ def _pad(
     return torch.from_numpy(batch), torch.tensor(lengths)
 
 
-def _unequal(field: str, keys: list[str], arrays: list[np.ndarray]) -> CavmaeError:
+def _shape_error(field: str, keys: list[str], arrays: list[np.ndarray]) -> CavmaeError:
     other = next(i for i, a in enumerate(arrays) if a.shape != arrays[0].shape)
     return CavmaeError(
         f"A batch needs {field} of one shape; {keys[0]} has {arrays[0].shape}, {keys[other]} "

@@ -1,4 +1,4 @@
-"""Sound features: 16 kHz waveforms and the log-mel filter banks of CAV-MAE.
+"""Audio features: 16 kHz waveforms and the log-mel filter banks of CAV-MAE.
 
 The filter bank is Kaldi's with the settings of the CAV-MAE reference (Gong et al., ICLR 2023,
 arXiv 2210.07839): the waveform's mean removed, Hanning window (the paper says Hamming, the
@@ -20,10 +20,10 @@ HOP = 160  # samples: 10 ms
 FFT = 512
 PREEMPHASIS = 0.97
 FRAME_RATE = SAMPLE_RATE // HOP  # fbank frames a second
-# What Kaldi's filter bank gives for digital silence: the log of float32's epsilon.
+# Kaldi's log-mel value of digital silence: the log of float32's epsilon.
 SILENCE = float(np.log(np.finfo(np.float32).eps))
-# Mean and standard deviation of AudioSet's fbanks: what the published weights were trained with.
-# For a data set of one's own `cavmae check` measures them.
+# Mean and standard deviation of AudioSet's fbanks, which the published weights were trained with.
+# For other data sets `cavmae check` measures them.
 AUDIOSET_MEAN, AUDIOSET_STD = -5.081, 4.4849
 
 
@@ -68,9 +68,9 @@ def _mel_and_window(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def fbank_batch(waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """:func:`fbank` of many waveforms at once, on the device they are on.
+    """Log-mel filter banks of a batch of waveforms, on their device.
 
-    For waveforms that exist only in training (mixtures); equal to torchaudio's to 1e-4.
+    For waveforms that exist only in training (mixtures); equal to :func:`fbank` to 1e-4.
 
     Args:
         waveforms: float [batch, samples] at 16 kHz, rows shorter than ``samples`` padded.
@@ -78,7 +78,7 @@ def fbank_batch(waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
 
     Returns:
         float32 [batch, frames, 128]. Rows shorter than ``samples`` hold :data:`SILENCE` in the
-        frames they do not have.
+        frames beyond their length.
     """
     waveforms = waveforms.float()
     batch, samples = waveforms.shape
@@ -109,7 +109,7 @@ def _resampler(rate: int, target: int) -> torchaudio.transforms.Resample:
 
 
 def resample(waveform: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.ndarray:
-    """A mono waveform at another rate.
+    """Resamples a mono waveform to another rate.
 
     Args:
         waveform: float32 [samples] at ``rate`` Hz.
@@ -129,10 +129,10 @@ def resample(waveform: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.n
 
 
 def to_int16(waveform: np.ndarray) -> np.ndarray:
-    """float32 in [-1, 1] to 16 bits; louder samples are clipped."""
+    """Converts float32 samples in [-1, 1] to 16 bits; louder samples are clipped."""
     return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def to_float(waveform: np.ndarray) -> np.ndarray:
-    """16-bit samples to float32 in [-1, 1)."""
+    """Converts 16-bit samples to float32 in [-1, 1)."""
     return waveform.astype(np.float32) / 32768.0

@@ -1,4 +1,4 @@
-"""Batches of a stream with worker processes, and a place to go on from."""
+"""Loader: batches of a stream from worker processes, and a state to resume from."""
 
 import dataclasses
 import gc
@@ -18,17 +18,17 @@ from cavmae.datasets.stream.stream import Position, Stream, WorkerBatch
 log = logging.getLogger("cavmae")
 
 
-def _forked_without_garbage(loader: Any) -> Iterator[Any]:
-    """The loader's iterator; its worker processes never collect garbage of this process.
+def _fork_without_garbage(loader: Any) -> Iterator[Any]:
+    """Iterator of a DataLoader whose workers never collect garbage of this process.
 
-    A picture scaler of PyAV's that lay in garbage was freed in a forked worker, where its threads
+    A frame scaler of PyAV's that lay in garbage was freed in a forked worker, where its threads
     do not exist, and waited for them forever (seen in the tests).
     """
     gc.collect()
     gc.freeze()
     try:
-        found: Iterator[Any] = iter(loader)
-        return found
+        iterator: Iterator[Any] = iter(loader)
+        return iterator
     finally:
         gc.unfreeze()
 
@@ -36,17 +36,17 @@ def _forked_without_garbage(loader: Any) -> Iterator[Any]:
 class Loader:
     """Iterates over a stream's batches; for a training stream, resumable to the batch.
 
-    ``state_dict`` tells where the *consumer* is, not the workers, which are ahead of it: a loader
-    that loads it gives exactly the batches that the other one would have given next.
+    ``state_dict`` holds the position of the *consumer*, not of the workers, which are ahead of it:
+    a loader that loads it gives exactly the batches that the saved one would have given next.
 
     Args:
-        stream: what to load.
+        stream: stream of batches.
         workers: processes; 0 loads in this one.
         prefetch: batches each worker is ahead.
-        pin_memory: lay batches in page-locked memory, for faster copies to a GPU.
+        pin_memory: put batches in page-locked memory, for faster copies to a GPU.
 
     Raises:
-        UsageError: a training stream with fewer shards than readers.
+        UsageError: a training stream with fewer shards (or scenes) than workers of all ranks.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class Loader:
         self.workers = workers
         self._prefetch = prefetch
         self._pin = pin_memory
-        self._turn = 0
+        self._next_worker = 0
         self._positions = [Position() for _ in range(max(1, workers))]
         self._broken: list[dict[str, int]] = [{} for _ in self._positions]
 
     @property
     def epoch(self) -> int:
-        """The epoch that all workers have reached."""
+        """Epoch that all workers have reached."""
         return min(position.epoch for position in self._positions)
 
     @property
     def broken(self) -> dict[str, int]:
-        """Broken samples met by this loader, by reason."""
+        """Number of broken samples of this loader, by reason."""
         total: Counter[str] = Counter()
         for counts in self._broken:
             total.update(counts)
@@ -79,69 +79,71 @@ class Loader:
         stream = self.stream
         if stream.endless:
             stream.positions = [dataclasses.replace(p) for p in self._positions]
-            stream.first_worker = self._turn
+            stream.first_worker = self._next_worker
         loader = torch.utils.data.DataLoader(
             stream,
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=self._prefetch if self.workers else None,
-            collate_fn=_as_is,
+            collate_fn=_identity,
             pin_memory=self._pin,  # in a thread of its own, if there are workers
-            worker_init_fn=_patient,
+            worker_init_fn=_defer_signals,
             generator=torch.Generator(),  # else it draws from the one that training restores
         )
         if not stream.endless:
             self._broken = [{} for _ in self._positions]
             self._positions = [Position() for _ in self._positions]
-        for delivery in _forked_without_garbage(loader) if self.workers else loader:
-            if isinstance(delivery, CavmaeError):
-                raise delivery
-            self._note(delivery)
-            yield delivery.batch
+        for worker_batch in _fork_without_garbage(loader) if self.workers else loader:
+            if isinstance(worker_batch, CavmaeError):
+                raise worker_batch
+            self._record(worker_batch)
+            yield worker_batch.batch
 
-    def _note(self, delivery: WorkerBatch) -> None:
-        worker = delivery.worker
-        self._positions[worker] = delivery.position
-        self._broken[worker] = delivery.broken
-        self._turn = (worker + 1) % len(self._positions)
-        same = [p.broken for p in self._positions if p.epoch == delivery.position.epoch]
+    def _record(self, worker_batch: WorkerBatch) -> None:
+        worker = worker_batch.worker
+        self._positions[worker] = worker_batch.position
+        self._broken[worker] = worker_batch.broken
+        self._next_worker = (worker + 1) % len(self._positions)
+        same = [p.broken for p in self._positions if p.epoch == worker_batch.position.epoch]
         self.stream.check_broken(sum(same), self.broken)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the consumer is, as JSON-able values. Raises TypeError for evaluation streams."""
+        """Position of the consumer, as values for JSON. Raises TypeError for evaluation streams."""
         return {
             "signature": self._training().signature(self.workers),
-            "turn": self._turn,
+            "turn": self._next_worker,
             "positions": [dataclasses.asdict(p) for p in self._positions],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state; call before iterating.
+        """Resumes from a state; call before iterating.
 
-        With other ranks, workers, batches or data than then, goes on at the beginning of the epoch
-        and says so.
+        If ranks, workers, batches or data differ from those of the state, resumes at the beginning
+        of the epoch and logs a warning.
 
         Raises:
-            CavmaeError: it is not the state of a loader.
+            CavmaeError: ``state`` is not the state of a loader.
         """
-        now = self._training().signature(self.workers)
+        signature = self._training().signature(self.workers)
         if not {"signature", "turn", "positions"} <= set(state):
-            raise CavmaeError("This is not the state of a loader: it has no signature.")
-        then = state["signature"]
+            raise CavmaeError(
+                "This is not the state of a loader: it lacks signature, turn or positions."
+            )
+        saved = state["signature"]
         positions = [Position(**record) for record in state["positions"]]
-        changed = [name for name in now if now[name] != then.get(name)]
+        changed = [name for name in signature if signature[name] != saved.get(name)]
         if not changed:
-            self._positions, self._turn = positions, state["turn"]
+            self._positions, self._next_worker = positions, state["turn"]
             return
         epoch = min(position.epoch for position in positions)
         log.warning(
-            "The stream cannot go on in the middle of an epoch, as %s changed: it goes on at the "
+            "The stream cannot resume in the middle of an epoch, as %s changed: it resumes at the "
             "beginning of epoch %d.",
             ", ".join(changed),
             epoch,
         )
         self._positions = [Position(epoch=epoch) for _ in self._positions]
-        self._turn = 0
+        self._next_worker = 0
 
     def _training(self) -> Stream:
         if not self.stream.endless:
@@ -149,10 +151,10 @@ class Loader:
         return self.stream
 
 
-def _patient(worker: int) -> None:
-    """Lets a worker outlive a signal that was sent to its whole group, as clusters send it.
+def _defer_signals(worker: int) -> None:
+    """Keeps a worker alive after a signal to its whole process group, as clusters send it.
 
-    Its parent decides: it saves first and then ends its workers. A second SIGTERM is obeyed.
+    The parent saves a checkpoint first and then ends its workers. A second SIGTERM is obeyed.
     """
 
     def obey_next(number: int, frame: object) -> None:
@@ -163,5 +165,5 @@ def _patient(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _as_is(delivery: Any) -> Any:
-    return delivery
+def _identity(worker_batch: Any) -> Any:
+    return worker_batch

@@ -1,4 +1,4 @@
-"""Bytes of visits out of shards, near or far: what the streams share."""
+"""Shard reader: bytes of the selected members, from local or remote shards, decoded last."""
 
 import dataclasses
 import os
@@ -20,15 +20,16 @@ OPEN_SHARDS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """How shards are reached and what happens to broken samples.
+    """Access to shards, and the treatment of broken samples.
 
     Args:
         verify: check shards before the first sample: by ``hash`` (every byte is read, the work is
-            split between ranks), or by ``size`` only. Remote ones are hashed when they are copied.
-        cache_dir: where copies of remote shards lie; None: in the temporary folder.
-        cache_gb: room for them, in 10^9 bytes.
-        max_broken: share of an epoch's samples that may be broken; more is an error.
-        quarantine: JSON-lines file that broken samples are named in; None: they are only counted.
+            split between ranks), or by ``size`` only. Remote shards are hashed when they are
+            copied.
+        cache_dir: folder of the copies of remote shards; None: in the temporary folder.
+        cache_gb: largest size of that folder, in 10^9 bytes.
+        max_broken: fraction of an epoch's samples that may be broken; more is an error.
+        quarantine: JSON-lines file that names broken samples; None: they are only counted.
     """
 
     verify: str = "hash"
@@ -40,21 +41,21 @@ class Access:
 
 @dataclasses.dataclass
 class BufferedSample:
-    """A visit on its way through the shuffle buffer: its bytes, not yet decoded."""
+    """A sample in the shuffle buffer: the bytes of its members, not yet decoded."""
 
     ref: SampleRef
     key: str = ""
     choice: Choice | None = None
     members: dict[str, bytes] | None = None
-    problem: SampleError | None = None
+    error: SampleError | None = None
 
     @property
     def loaded(self) -> bool:
-        return self.members is not None or self.problem is not None
+        return self.members is not None or self.error is not None
 
 
 class ShardOpener:
-    """Opens shards by number, wherever they lie, and keeps a few open."""
+    """Opens local and remote shards by number, and keeps ``OPEN_SHARDS`` of them open."""
 
     def __init__(self, manifest: Manifest, access: Access):
         self._manifest = manifest
@@ -67,10 +68,10 @@ class ShardOpener:
             self._open.popitem()[1].close()
 
     def get(self, number: int) -> Shard:
-        """An open shard.
+        """Open shard of a number in the manifest.
 
         Raises:
-            ShardError: it is missing or altered.
+            ShardError: the shard is missing or altered.
         """
         shard = self._open.get(number)
         if shard is not None:
@@ -89,8 +90,8 @@ class ShardOpener:
             shard.close()
             raise ShardError(
                 f"Shard {name} has {len(shard.entries)} samples in {shard.size} bytes, the "
-                f"manifest says {entry.samples} in {entry.bytes}. Copy it again or make the data "
-                "set anew."
+                f"manifest says {entry.samples} in {entry.bytes}. Copy it again or create the data "
+                "set again."
             )
         self._open[number] = shard
         if len(self._open) > OPEN_SHARDS:
@@ -99,7 +100,7 @@ class ShardOpener:
 
 
 class Reader:
-    """Loads and decodes visits. One for each worker process."""
+    """Loads and decodes the samples of one worker process."""
 
     def __init__(self, manifest: Manifest, view: View, access: Access, seed: int):
         self._manifest = manifest
@@ -112,57 +113,57 @@ class Reader:
     def close(self) -> None:
         self._shards.close()
 
-    def load(self, pending: BufferedSample, epoch: int) -> None:
-        """Reads the bytes that the visit shows, and no others.
+    def load(self, buffered: BufferedSample, epoch: int) -> None:
+        """Reads the bytes of the members that the view selects, and no others.
 
         Raises:
             ShardError: the shard is missing or altered.
         """
-        shard = self._shards.get(pending.ref.shard)
-        entry = shard.entries[pending.ref.sample]
-        pending.key = entry.key
+        shard = self._shards.get(buffered.ref.shard)
+        entry = shard.entries[buffered.ref.sample]
+        buffered.key = entry.key
         try:
-            pending.choice, pending.members = self._read(shard, entry, pending.ref, epoch)
+            buffered.choice, buffered.members = self._read(shard, entry, buffered.ref, epoch)
         except SampleError as error:
-            pending.problem = error
+            buffered.error = error
         except OSError as error:
             raise ShardError(f"Cannot read shard {shard.path}: {error}.") from error
 
     def _read(
-        self, shard: Shard, entry: Entry, visit: SampleRef, epoch: int
+        self, shard: Shard, entry: Entry, ref: SampleRef, epoch: int
     ) -> tuple[Choice, dict[str, bytes]]:
-        chance = rng_for_sample(self._seed, epoch, visit)
+        rng = rng_for_sample(self._seed, epoch, ref)
         info = None
         data = {"json": shard.read(entry, "json")}
         if self._view.needs_info:
             info = SampleInfo.from_bytes(data["json"])
-        choice = self._view.choose(list(entry.members), info, chance)
+        choice = self._view.select(list(entry.members), info, rng)
         for name in choice.members:
             if name not in data:
                 data[name] = shard.read(entry, name)
         return choice, data
 
-    def decode(self, pending: BufferedSample) -> dict[str, Any] | None:
-        """Arrays of a loaded visit; None for a broken sample, which is counted and named."""
+    def decode(self, buffered: BufferedSample) -> dict[str, Any] | None:
+        """Decodes a loaded sample to arrays; None for a broken sample, which is counted."""
         try:
-            if pending.problem is not None:
-                raise pending.problem
-            assert pending.choice is not None and pending.members is not None
-            shown = pending.choice.decode(pending.members)
+            if buffered.error is not None:
+                raise buffered.error
+            assert buffered.choice is not None and buffered.members is not None
+            arrays = buffered.choice.decode(buffered.members)
         except SampleError as error:
-            self._quarantine(pending, error)
+            self._count_broken(buffered, error)
             return None
-        shown["key"] = pending.key
-        return shown
+        arrays["key"] = buffered.key
+        return arrays
 
-    def _quarantine(self, pending: BufferedSample, error: SampleError) -> None:
+    def _count_broken(self, buffered: BufferedSample, error: SampleError) -> None:
         self.broken[error.reason] += 1
-        shard = self._manifest.shards[pending.ref.shard].file
-        quarantine(self._access, error, shard=shard, key=pending.key)
+        shard = self._manifest.shards[buffered.ref.shard].file
+        quarantine(self._access, error, shard=shard, key=buffered.key)
 
 
 def quarantine(access: Access, error: SampleError, **where: str) -> None:
-    """Names a broken sample in the quarantine file, if there is to be one."""
+    """Appends a broken sample to the quarantine file, if ``access`` names one."""
     if access.quarantine is None:
         return
     line = json_bytes({**where, "reason": error.reason, "detail": error.detail})

@@ -1,9 +1,9 @@
-"""In which order samples are visited: pure functions of (seed, epoch, reader, readers).
+"""Shuffle order and partition of samples: pure functions of (seed, epoch, partition).
 
-A reader is one worker of one rank. Shards are put in a random order; the line of all their samples
-is cut into as many equal pieces as there are readers (a shard on a cut is read by two, each its
-own part); and each reader mixes its piece through a buffer. No data is needed to know the order,
-so a stream that goes on in the middle only has to count.
+A partition is the share of one worker of one rank. Shards are permuted; the sequence of all their
+samples is cut into ``num_partitions`` parts of equal length (a shard on a cut belongs to two
+partitions, each with its own samples); and each partition is mixed through a shuffle buffer. The
+order follows without reading any data, so a stream that resumes only has to count.
 """
 
 import random
@@ -12,27 +12,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-# What the generators are for: keeps them independent of each other.
-_SHARDS, _REPEATS, _BUFFER, _VISIT = range(4)
+# Purposes of generators: a seed of its own for each keeps them independent.
+_SHARDS, _REPEATS, _BUFFER, _SAMPLE = range(4)
 
 
 class SampleRef(NamedTuple):
-    """One visit to a sample: its shard, its place there, and which visit in the epoch it is."""
+    """Reference to a sample of an epoch: shard, index in the shard, repeat within the epoch."""
 
     shard: int
     sample: int
     repeat: int
 
 
-def _generator(purpose: int, seed: int, *numbers: int) -> np.random.Generator:
+def _rng(purpose: int, seed: int, *numbers: int) -> np.random.Generator:
     return np.random.default_rng([purpose, seed, *numbers])
 
 
-def rng_for_sample(seed: int, epoch: int, visit: SampleRef) -> random.Random:
-    """Generator for everything random about one visit."""
-    # Python's own: numpy's take ten times as long to make, which counts for millions of visits.
-    mixed = _VISIT
-    for number in (seed, epoch, *visit):
+def rng_for_sample(seed: int, epoch: int, ref: SampleRef) -> random.Random:
+    """Generator of every random choice about one sample reference in an epoch."""
+    # Python's own: numpy's take ten times as long to make, which counts for millions of samples.
+    mixed = _SAMPLE
+    for number in (seed, epoch, *ref):
         mixed = mixed << 40 | number
     return random.Random(mixed)
 
@@ -40,16 +40,16 @@ def rng_for_sample(seed: int, epoch: int, visit: SampleRef) -> random.Random:
 def class_balanced_repeats(
     labels: Sequence[Sequence[Sequence[str]]],
 ) -> list[np.ndarray]:
-    """How often each sample is to be visited an epoch, on average, to balance the classes.
+    """Mean number of repeats of each sample in an epoch that balances the classes.
 
     The weight of a clip is the sum over its labels of 1000 / (count of the label + 0.01), as in
-    the CAV-MAE reference; scaled here so that an epoch has as many visits as samples.
+    the CAV-MAE reference; scaled here so that an epoch keeps its number of samples.
 
     Args:
         labels: of each sample of each shard.
 
     Returns:
-        float64 [samples] for each shard. Samples without a label are never visited.
+        float64 [samples] for each shard. Samples without a label have 0 repeats.
     """
     counts: dict[str, int] = {}
     for shard in labels:
@@ -64,31 +64,32 @@ def class_balanced_repeats(
     return [w * number / total for w in weights] if total else weights
 
 
-def epoch_samples(
+def epoch_sample_refs(
     counts: Sequence[int],
     seed: int,
     epoch: int,
-    reader: int,
-    readers: int,
+    partition: int,
+    num_partitions: int,
     repeats: Sequence[np.ndarray] | None = None,
 ) -> Iterator[SampleRef]:
-    """A reader's visits of an epoch, shard by shard.
+    """Sample references of a partition in an epoch, shard by shard.
 
-    Over all readers every sample is visited exactly once, or with ``repeats`` as often on average
-    as that says (each time rounded up or down at random).
+    Over all partitions every sample occurs exactly once, or with ``repeats`` that often on average
+    (each number rounded up or down at random).
 
     Args:
         counts: samples of each shard.
+        repeats: for each shard float [samples], see :func:`class_balanced_repeats`; None: once.
     """
-    order = _generator(_SHARDS, seed, epoch).permutation(len(counts))
+    order = _rng(_SHARDS, seed, epoch).permutation(len(counts))
     times: list[np.ndarray] | None = None
     sizes = [int(count) for count in counts]
     if repeats is not None:
-        chance = _generator(_REPEATS, seed, epoch)
-        times = [np.floor(r + chance.random(len(r))).astype(np.int64) for r in repeats]
+        rng = _rng(_REPEATS, seed, epoch)
+        times = [np.floor(r + rng.random(len(r))).astype(np.int64) for r in repeats]
         sizes = [int(t.sum()) for t in times]
     total = sum(sizes)
-    first, last = total * reader // readers, total * (reader + 1) // readers
+    first, last = total * partition // num_partitions, total * (partition + 1) // num_partitions
     position = 0
     for shard in order:
         low, high = max(first - position, 0), min(last - position, sizes[shard])
@@ -96,39 +97,41 @@ def epoch_samples(
         if low >= high:
             continue
         if times is None:
-            for number in range(low, high):
-                yield SampleRef(int(shard), number, 0)
+            for sample in range(low, high):
+                yield SampleRef(int(shard), sample, 0)
         else:
             for sample, repeat in _repeated(times[shard])[low:high]:
                 yield SampleRef(int(shard), int(sample), int(repeat))
 
 
 def _repeated(times: np.ndarray) -> np.ndarray:
-    """[visits, 2]: (sample, how manyeth visit to it) of a shard."""
+    """Pairs of (sample, repeat) of a shard, int [sum of times, 2]."""
     samples = np.repeat(np.arange(len(times)), times)
     starts = np.cumsum(times) - times
     return np.stack([samples, np.arange(len(samples)) - starts[samples]], axis=1)
 
 
-def buffer_draws(seed: int, epoch: int, reader: int, size: int) -> Iterator[int]:
-    """Endless draws of a place in a full shuffle buffer of ``size``."""
-    chance = _generator(_BUFFER, seed, epoch, reader)
+def buffer_slots(seed: int, epoch: int, partition: int, size: int) -> Iterator[int]:
+    """Endless random slots of a full shuffle buffer of ``size`` samples."""
+    rng = _rng(_BUFFER, seed, epoch, partition)
     while True:
-        yield from chance.integers(size, size=1024).tolist()
+        yield from rng.integers(size, size=1024).tolist()
 
 
-def drain_order(seed: int, epoch: int, reader: int, size: int) -> list[int]:
-    """Order in which what is left in the buffer comes out at the end of an epoch."""
-    result: list[int] = _generator(_BUFFER, seed, epoch, reader, size).permutation(size).tolist()
-    return result
+def drain_order(seed: int, epoch: int, partition: int, size: int) -> list[int]:
+    """Order in which the last ``size`` samples leave the shuffle buffer at the end of an epoch."""
+    order: list[int] = _rng(_BUFFER, seed, epoch, partition, size).permutation(size).tolist()
+    return order
 
 
-def evaluation_samples(counts: Sequence[int], reader: int, readers: int) -> Iterator[SampleRef]:
-    """A reader's share of all samples, each exactly once over all readers, in order."""
+def evaluation_sample_refs(
+    counts: Sequence[int], partition: int, num_partitions: int
+) -> Iterator[SampleRef]:
+    """Sample references of a partition, in order; each sample once over all partitions."""
     total = sum(counts)
-    first, last = total * reader // readers, total * (reader + 1) // readers
+    first, last = total * partition // num_partitions, total * (partition + 1) // num_partitions
     position = 0
     for shard, count in enumerate(counts):
-        for number in range(max(first - position, 0), min(last - position, count)):
-            yield SampleRef(shard, number, 0)
+        for sample in range(max(first - position, 0), min(last - position, count)):
+            yield SampleRef(shard, sample, 0)
         position += count

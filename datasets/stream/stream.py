@@ -1,7 +1,7 @@
-"""Streams of batches out of shards: endless and mixed for training, finite for evaluation.
+"""Streams of batches from shards: endless and shuffled for training, finite for evaluation.
 
-The stages are webdataset pipelines over our own source: shards are put in random order, samples
-mixed in a buffer *of undecoded bytes*, decoding comes last. The order is a pure function of
+The stages are webdataset pipelines over a source of this module: shards are permuted, samples pass
+a shuffle buffer *of undecoded bytes*, decoding comes last. The order is a pure function of
 (seed, epoch, rank, world size, worker, workers), see :mod:`cavmae.datasets.stream.shuffle`.
 """
 
@@ -22,10 +22,10 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.stream.collate import Batch, Collate
 from cavmae.datasets.stream.shard_reader import Access, BufferedSample, Reader
 from cavmae.datasets.stream.shuffle import (
-    buffer_draws,
+    buffer_slots,
     drain_order,
-    epoch_samples,
-    evaluation_samples,
+    epoch_sample_refs,
+    evaluation_sample_refs,
 )
 from cavmae.datasets.stream.view import View
 
@@ -34,16 +34,16 @@ log = logging.getLogger("cavmae")
 
 @dataclasses.dataclass
 class Position:
-    """How far a worker has come: ``visits`` of epoch ``epoch`` are behind it."""
+    """Position of a worker in its partition, from which a stream resumes."""
 
     epoch: int = 0
-    samples: int = 0
+    samples: int = 0  # of that epoch, already given
     broken: int = 0  # of these
 
 
 @dataclasses.dataclass
 class WorkerBatch:
-    """A batch, and where the worker stood after it."""
+    """A batch of a worker, and the worker's position after it."""
 
     worker: int
     batch: Batch
@@ -51,7 +51,7 @@ class WorkerBatch:
     broken: dict[str, int]  # by reason, since the stream was opened
 
     def pin_memory(self) -> "WorkerBatch":
-        """Itself, its tensors in page-locked memory; called by DataLoader."""
+        """Moves the tensors to page-locked memory; called by DataLoader."""
         self.batch = {
             k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in self.batch.items()
         }
@@ -59,25 +59,26 @@ class WorkerBatch:
 
 
 class Stream(torch.utils.data.IterableDataset, abc.ABC):
-    """What all streams share: those of samples as they lie in shards, and of composed scenes.
+    """Base class of the streams of stored samples and of composed scenes.
 
-    Iterating gives :class:`Delivery` objects, or, so that it reaches the user as one sentence from
-    a worker process too, a CavmaeError. A stream is used through
+    Iterating gives :class:`WorkerBatch` objects, or a CavmaeError as a value, which reaches the
+    user as one sentence from a worker process too. A stream is used through
     :class:`cavmae.datasets.stream.loader.Loader`.
 
     Args:
         manifest: the data set.
         batch_size: samples of a batch on this rank.
-        seed: of everything random.
+        seed: of every random choice.
         rank, world_size: of this process among those that share the data set.
-        access: how shards are reached.
+        access: access to shards.
 
     Attributes:
-        endless: whether it goes on for ever, and can go on from a position.
-        positions: of the workers, when going on.
-        first_worker: whose turn it is when going on.
+        endless: whether the stream never ends and can resume from positions.
+        positions: of the workers, to resume from.
+        first_worker: worker that gives the first batch after resuming.
 
     Raises:
+        UsageError: a value out of range, or a data set without samples.
         ShardError: shards are missing or altered.
     """
 
@@ -111,7 +112,7 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
         self.rank = rank
         self.world_size = world_size
         self.access = access
-        # Each rank reads its share: a broken shard stops the launch wherever it is found.
+        # Each rank hashes its share: a broken shard stops the launch on any rank.
         manifest.verify("size")
         if access.verify == "hash":
             share = manifest.shards[rank::world_size]
@@ -124,7 +125,7 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
 
     @property
     def samples(self) -> int:
-        """Samples of an epoch, over all ranks."""
+        """Number of samples of an epoch, over all ranks."""
         return self.manifest.samples
 
     def __iter__(self) -> Iterator[WorkerBatch | CavmaeError]:
@@ -134,10 +135,10 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
 
     @abc.abstractmethod
     def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
-        """What worker ``worker`` of ``workers`` of this rank gives, or the error that ends it."""
+        """Batches of worker ``worker`` of ``workers`` of this rank, or the error that ends them."""
 
     def signature(self, workers: int) -> dict[str, Any]:
-        """What the order depends on: a stream goes on exactly only if none of it has changed."""
+        """Everything that the order depends on; a stream resumes exactly only if it is the same."""
         shards = "".join(shard.sha256 for shard in self.manifest.shards)
         return {
             "data set": hashlib.sha256(shards.encode()).hexdigest(),
@@ -149,23 +150,23 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
         }
 
     def check_workers(self, workers: int) -> None:
-        """Raises UsageError if not every reader would have something to read."""
-        readers = self.world_size * max(1, workers)
-        if self.samples < readers:
+        """Raises UsageError if there are fewer samples than partitions."""
+        num_partitions = self.world_size * max(1, workers)
+        if self.samples < num_partitions:
             raise UsageError(
-                f"{self.manifest.folder} has {self.samples} samples for {readers} readers "
+                f"{self.manifest.folder} has {self.samples} samples for {num_partitions} workers "
                 f"({self.world_size} ranks with {max(1, workers)} workers each): use fewer workers."
             )
 
-    def _starting(self, worker: int, workers: int) -> tuple[int, Position]:
-        """Which worker's part a worker of DataLoader's takes, and where it begins."""
-        # DataLoader asks worker 0 first; after going on it may be another one's turn.
+    def _start_position(self, worker: int, workers: int) -> tuple[int, Position]:
+        """Worker whose partition a worker of DataLoader reads, and the position to start from."""
+        # DataLoader asks worker 0 first; after resuming, another one may be next.
         worker = (worker + self.first_worker) % workers
         if self.positions is None:
             return worker, Position()
         return worker, dataclasses.replace(self.positions[worker])
 
-    def _batched(
+    def _batch(
         self,
         worker: int,
         source: Iterator[dict[str, Any]],
@@ -174,46 +175,46 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
         broken: Mapping[str, int],
         partial: bool,
     ) -> Iterator[WorkerBatch]:
-        """Samples in batches.
+        """Groups decoded samples into batches.
 
         Args:
-            position, broken: counted on by the source.
+            position, broken: updated by the source.
             partial: whether a last batch may be smaller.
         """
-        gathered: list[dict[str, Any]] = []
+        samples: list[dict[str, Any]] = []
 
-        def delivery() -> WorkerBatch:
+        def worker_batch() -> WorkerBatch:
             return WorkerBatch(
-                worker, collate(gathered), dataclasses.replace(position), dict(broken)
+                worker, collate(samples), dataclasses.replace(position), dict(broken)
             )
 
-        for shown in source:
-            gathered.append(shown)
-            if len(gathered) == self.batch_size:
-                yield delivery()
-                gathered = []
-        if gathered and partial:
-            yield delivery()
+        for sample in source:
+            samples.append(sample)
+            if len(samples) == self.batch_size:
+                yield worker_batch()
+                samples = []
+        if samples and partial:
+            yield worker_batch()
 
     def check_broken(self, broken: int, reasons: Mapping[str, int]) -> None:
-        """Raises CavmaeError if so many broken samples in an epoch of this rank are too many."""
-        share = max(1, self.samples // self.world_size)
-        if broken <= self.access.max_broken * share:
+        """Raises CavmaeError if more than ``max_broken`` of an epoch of this rank is broken."""
+        rank_samples = max(1, self.samples // self.world_size)
+        if broken <= self.access.max_broken * rank_samples:
             return
         counts = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
-        where = f"; they are named in {self.access.quarantine}" if self.access.quarantine else ""
+        listed = f"; they are listed in {self.access.quarantine}" if self.access.quarantine else ""
         raise CavmaeError(
-            f"Too many broken samples in {self.manifest.folder}: {counts} of {share}{where}. "
-            "Run `cavmae check`, or allow more with max_broken."
+            f"Too many broken samples in {self.manifest.folder}: {counts} of {rank_samples}"
+            f"{listed}. Run `cavmae check`, or allow more with max_broken."
         )
 
 
 class ShardStream(Stream):
-    """Samples as they lie in the shards.
+    """Base class of the streams of stored samples.
 
     Args:
         manifest: the data set.
-        view: what is read of each sample.
+        view: the part that is read of each sample.
         batch_size, seed, rank, world_size, access: see :class:`Stream`.
         labels: class names for the ``labels`` field; empty: none.
     """
@@ -234,37 +235,37 @@ class ShardStream(Stream):
         self._collate = Collate(view, labels)
         self._counts = [shard.samples for shard in manifest.shards]
 
-    def _deliveries(
+    def _decode_and_batch(
         self,
         worker: int,
         reader: Reader,
         position: Position,
-        pending: Callable[[], Iterator[BufferedSample]],
+        source: Callable[[], Iterator[BufferedSample]],
         partial: bool,
     ) -> Iterator[WorkerBatch | CavmaeError]:
-        """The stages after the source: decode, batch.
+        """Runs the stages after the source: decode, batch.
 
         Args:
-            position: counted on here.
-            pending: the source, loaded visits in their final order.
+            position: updated here.
+            source: loaded samples in their final order.
             partial: whether a last batch may be smaller.
         """
 
-        def decoded(source: Iterator[BufferedSample]) -> Iterator[dict[str, Any]]:
-            for one in source:
-                shown = reader.decode(one)
+        def decoded(samples: Iterator[BufferedSample]) -> Iterator[dict[str, Any]]:
+            for buffered in samples:
+                sample = reader.decode(buffered)
                 position.samples += 1
-                if shown is None:
+                if sample is None:
                     position.broken += 1
                     self.check_broken(position.broken, reader.broken)
                 else:
-                    yield shown
+                    yield sample
 
-        def batched(source: Iterator[dict[str, Any]]) -> Iterator[WorkerBatch]:
-            return self._batched(worker, source, self._collate, position, reader.broken, partial)
+        def batched(samples: Iterator[dict[str, Any]]) -> Iterator[WorkerBatch]:
+            return self._batch(worker, samples, self._collate, position, reader.broken, partial)
 
         try:
-            yield from webdataset.DataPipeline(pending, decoded, batched)
+            yield from webdataset.DataPipeline(source, decoded, batched)
         except CavmaeError as error:
             yield error
         finally:
@@ -272,12 +273,12 @@ class ShardStream(Stream):
 
 
 class TrainStream(ShardStream):
-    """Endless batches: every epoch visits every sample exactly once over all ranks and workers.
+    """Endless batches: an epoch has every sample exactly once over all ranks and workers.
 
     Args:
         arguments, options: of :class:`ShardStream`.
-        shuffle_buffer: samples held (as bytes) to mix them.
-        repeats: how often each sample is visited an epoch on average, for each shard
+        shuffle_buffer: size of the shuffle buffer in samples, held as bytes.
+        repeats: mean number of repeats of each sample in an epoch, for each shard
             (:func:`cavmae.datasets.stream.shuffle.class_balanced_repeats`); None: once.
     """
 
@@ -298,86 +299,90 @@ class TrainStream(ShardStream):
 
     def signature(self, workers: int) -> dict[str, Any]:
         """See :meth:`Stream.signature`."""
-        found = super().signature(workers) | {"shuffle_buffer": self.shuffle_buffer}
+        signature = super().signature(workers) | {"shuffle_buffer": self.shuffle_buffer}
         if self.repeats is not None:
-            found["repeats"] = hashlib.sha256(np.concatenate(self.repeats).tobytes()).hexdigest()
-        return found
+            repeats = np.concatenate(self.repeats).tobytes()
+            signature["repeats"] = hashlib.sha256(repeats).hexdigest()
+        return signature
 
     def check_workers(self, workers: int) -> None:
-        """Raises UsageError if there are fewer shards than readers."""
-        readers = self.world_size * max(1, workers)
-        if len(self.manifest.shards) < readers:
+        """Raises UsageError if there are fewer shards than partitions."""
+        num_partitions = self.world_size * max(1, workers)
+        if len(self.manifest.shards) < num_partitions:
             raise UsageError(
-                f"{self.manifest.folder} has {len(self.manifest.shards)} shards for {readers} "
-                f"readers ({self.world_size} ranks with {max(1, workers)} workers each): use fewer "
-                "workers, or make smaller shards with `cavmae shard --shard-samples`."
+                f"{self.manifest.folder} has {len(self.manifest.shards)} shards for "
+                f"{num_partitions} workers ({self.world_size} ranks with {max(1, workers)} workers "
+                "each): use fewer workers, or smaller shards with `cavmae shard --shard-samples`."
             )
 
     def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
-        worker, position = self._starting(worker, workers)
+        worker, position = self._start_position(worker, workers)
         reader = Reader(self.manifest, self.view, self.access, self.seed)
-        number = self.rank * workers + worker
-        readers = self.world_size * workers
+        partition = self.rank * workers + worker
+        num_partitions = self.world_size * workers
 
-        def pending() -> Iterator[BufferedSample]:
+        def source() -> Iterator[BufferedSample]:
             while True:
-                yield from self._epoch(reader, position, number, readers)
+                yield from self._epoch(reader, position, partition, num_partitions)
                 if position.samples == 0:
                     raise UsageError(
-                        f"No sample of {self.manifest.folder} would ever be visited by reader "
-                        f"{number} of {readers}: use fewer workers."
+                        f"Partition {partition} of {num_partitions} of {self.manifest.folder} has "
+                        "no samples: use fewer workers."
                     )
                 position.epoch += 1
                 position.samples = position.broken = 0
 
-        yield from self._deliveries(worker, reader, position, pending, partial=False)
+        yield from self._decode_and_batch(worker, reader, position, source, partial=False)
 
     def _epoch(
-        self, reader: Reader, position: Position, number: int, readers: int
+        self, reader: Reader, position: Position, partition: int, num_partitions: int
     ) -> Iterator[BufferedSample]:
-        """Visits of an epoch after the first ``position.visits``, mixed, with their bytes."""
+        """Shuffled samples of an epoch after the first ``position.samples``, with their bytes."""
         epoch, passed = position.epoch, position.samples
-        draws = buffer_draws(self.seed, epoch, number, self.shuffle_buffer)
+        slots = buffer_slots(self.seed, epoch, partition, self.shuffle_buffer)
+        refs = epoch_sample_refs(
+            self._counts, self.seed, epoch, partition, num_partitions, self.repeats
+        )
         buffer: list[BufferedSample] = []
         count = 0
-        for visit in epoch_samples(self._counts, self.seed, epoch, number, readers, self.repeats):
-            pending = BufferedSample(visit)
+        for ref in refs:
+            buffered = BufferedSample(ref)
             if count >= passed:
-                reader.load(pending, epoch)
+                reader.load(buffered, epoch)
             if len(buffer) < self.shuffle_buffer:
-                buffer.append(pending)
+                buffer.append(buffered)
                 continue
-            place = next(draws)
-            buffer[place], pending = pending, buffer[place]
+            slot = next(slots)
+            buffer[slot], buffered = buffered, buffer[slot]
             count += 1
             if count > passed:
-                if not pending.loaded:  # came into the buffer before the stream went on
-                    reader.load(pending, epoch)
-                yield pending
-        for place in drain_order(self.seed, epoch, number, len(buffer)):
-            pending = buffer[place]
+                if not buffered.loaded:  # entered the buffer before the position of the resume
+                    reader.load(buffered, epoch)
+                yield buffered
+        for slot in drain_order(self.seed, epoch, partition, len(buffer)):
+            buffered = buffer[slot]
             count += 1
             if count > passed:
-                if not pending.loaded:
-                    reader.load(pending, epoch)
-                yield pending
+                if not buffered.loaded:
+                    reader.load(buffered, epoch)
+                yield buffered
 
 
 class EvalStream(ShardStream):
     """Finite batches: every sample exactly once over all ranks and workers, in order.
 
-    The last batch of a worker may be smaller. With ``random`` frames or windows in the view the
-    choice is the same every time.
+    The last batch of a worker may be smaller. ``random`` frames or windows of the view are the same
+    in every run.
     """
 
     def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
         reader = Reader(self.manifest, self.view, self.access, self.seed)
-        number, readers = self.rank * workers + worker, self.world_size * workers
+        partition, num_partitions = self.rank * workers + worker, self.world_size * workers
 
-        def pending() -> Iterator[BufferedSample]:
-            for visit in evaluation_samples(self._counts, number, readers):
-                one = BufferedSample(visit)
-                reader.load(one, epoch=0)
-                yield one
+        def source() -> Iterator[BufferedSample]:
+            for ref in evaluation_sample_refs(self._counts, partition, num_partitions):
+                buffered = BufferedSample(ref)
+                reader.load(buffered, epoch=0)
+                yield buffered
 
-        yield from self._deliveries(worker, reader, Position(), pending, partial=True)
+        yield from self._decode_and_batch(worker, reader, Position(), source, partial=True)

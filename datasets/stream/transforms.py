@@ -1,4 +1,4 @@
-"""What happens to a batch on the training device: normalising and augmentation.
+"""Normalisation and augmentation of a batch on the training device.
 
 Batches arrive as stored (uint8 frames, float16 fbanks), which is a quarter of the bytes to move.
 The defaults of every augmentation are those of the CAV-MAE reference (Gong et al., ICLR 2023).
@@ -44,22 +44,25 @@ class Statistics:
             data_set: folder (path or URL) of the shards.
 
         Raises:
-            CavmaeError: there is none, or it is damaged.
+            CavmaeError: the file is missing or damaged.
         """
         name = files.join(data_set, "stats.json")
         remedy = f"run `cavmae check {data_set}` again"
         try:
             record = read_json(name, remedy=remedy)
-            found = cls(typed(record, "fbank_mean", float), typed(record, "fbank_std", float))
+            statistics = cls(typed(record, "fbank_mean", float), typed(record, "fbank_std", float))
         except FileNotFoundError as error:
             raise CavmaeError(
                 f"There is no {name}: run `cavmae check {data_set}`, which measures it."
             ) from error
         except ValueError as error:
             raise CavmaeError(f"{name} is damaged ({error}): {remedy}.") from error
-        if found.std <= 0:
-            raise CavmaeError(f"{name} has std {found.std}: the data set's sound is all the same.")
-        return found
+        if statistics.std <= 0:
+            raise CavmaeError(
+                f"{name} has fbank_std {statistics.std}, not above 0: the data set's audio is "
+                "constant; use a data set with audio."
+            )
+        return statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +70,19 @@ class Augmentation:
     """Augmentations of training; all off by default.
 
     Args:
-        freq_mask: mel bins that SpecAugment hides at most (reference: 48 in fine-tuning).
-        time_mask: fbank frames that SpecAugment hides at most (reference: 192 in fine-tuning).
+        freq_mask: largest number of mel bins that SpecAugment masks (reference: 48 in fine-tuning).
+        time_mask: largest number of fbank frames that SpecAugment masks (reference: 192 in
+            fine-tuning).
         noise: adds uniform noise of random strength, up to 0.1 in normalised units.
-        roll: rolls the sound in time by up to so many frames (reference: 1024). It breaks the
-            alignment of sound and picture.
+        roll: largest shift of the fbank in time, in frames (reference: 1024). It breaks the
+            alignment of audio and video.
         mixup: probability that a clip is mixed with another of its batch (reference: 0.5 in
             fine-tuning). Needs waveforms.
         mixup_alpha: both parameters of the Beta distribution of the mixing weight.
         label_smoothing: labels become this / classes, and 1 - this where the clip has the class.
-        crop: the smallest share of a frame's height and width that is shown; each clip draws its
-            own window, the same in all its frames and masks, and it is scaled to the whole size.
-        flip: mirrors every other clip, all of its frames and masks.
+        crop: smallest fraction of a frame's height and width in a random window; each clip draws
+            its own window, the same in all its frames and masks, and scales it to the frame size.
+        flip: mirrors a clip with probability 0.5, all of its frames and masks.
     """
 
     freq_mask: int = 0
@@ -94,27 +98,27 @@ class Augmentation:
 
 @functools.lru_cache(maxsize=8)
 def _frame_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """ImageNet's, of bytes; copied to a device once, since it waits for the copy."""
+    """ImageNet's mean and std of bytes; copied to a device once, since the copy blocks."""
     with torch.inference_mode(False):
         mean = torch.tensor(IMAGENET_MEAN, device=device) * 255
         return mean, torch.tensor(IMAGENET_STD, device=device) * 255
 
 
 def normalise_frames(frames: Tensor) -> Tensor:
-    """uint8 [..., height, width, 3] to float32 [..., 3, height, width], ImageNet's statistics."""
+    """Normalises uint8 [..., height, width, 3] to float32 [..., 3, height, width] as ImageNet."""
     mean, std = _frame_statistics(frames.device)
     return ((frames.float() - mean) / std).movedim(-1, -3)
 
 
-def smooth_labels(labels: Tensor, amount: float) -> Tensor:
-    """[batch, classes] of 0 and 1 to ``amount`` / classes and 1 - ``amount``."""
-    return torch.where(labels > 0, 1 - amount, amount / labels.shape[-1])
+def smooth_labels(labels: Tensor, smoothing: float) -> Tensor:
+    """Smooths labels [batch, classes]: 0 to ``smoothing`` / classes, 1 to 1 - ``smoothing``."""
+    return torch.where(labels > 0, 1 - smoothing, smoothing / labels.shape[-1])
 
 
-def mixing_weights(batch: int, probability: float, alpha: float) -> Tensor:
-    """[batch]: Beta(alpha, alpha) with this probability, else 1."""
+def mixing_weights(batch: int, mixup_prob: float, alpha: float) -> Tensor:
+    """Mixing weights, float [batch]: Beta(alpha, alpha) with ``mixup_prob``, else 1."""
     weights = torch.distributions.Beta(alpha, alpha).sample((batch,))
-    return torch.where(torch.rand(batch) < probability, weights, torch.ones(()))
+    return torch.where(torch.rand(batch) < mixup_prob, weights, torch.ones(()))
 
 
 def mix_waveforms(waveforms: Tensor, lengths: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
@@ -123,8 +127,8 @@ def mix_waveforms(waveforms: Tensor, lengths: Tensor, partner: Tensor, weight: T
     Args:
         waveforms: float [batch, samples], zero beyond its length.
         lengths: int [batch].
-        partner: int [batch], row of the other one, which is cut or padded to this one's length.
-        weight: float [batch], of this one; the other one's is 1 - weight.
+        partner: int [batch], row of the partner, which is cut or padded to the row's length.
+        weight: float [batch], of the row itself; the partner's weight is 1 - weight.
 
     Returns:
         float [batch, samples], mean removed again, zero beyond the length.
@@ -142,48 +146,51 @@ def add_noise(fbank: Tensor) -> Tensor:
     return fbank + torch.rand_like(fbank) * strength
 
 
-def roll_in_time(fbank: Tensor, most: int) -> Tensor:
-    """Rolls each clip of [batch, frames, mel] by its own U{-most, most - 1} frames."""
-    shift = torch.randint(-most, most, (len(fbank), 1), device=fbank.device)
+def roll_in_time(fbank: Tensor, max_shift: int) -> Tensor:
+    """Rolls each clip of [batch, frames, mel] by U{-max_shift, max_shift - 1}."""
+    shift = torch.randint(-max_shift, max_shift, (len(fbank), 1), device=fbank.device)
     frames = torch.arange(fbank.shape[1], device=fbank.device)
     index = (frames - shift) % fbank.shape[1]
     return fbank.gather(1, index[..., None].expand_as(fbank))
 
 
-def windows_of(clips: int, crop: float, flip: bool, device: torch.device) -> Tensor:
-    """Random windows of pictures, for :func:`look_through`: float [clips, 2, 3].
+def random_windows(clips: int, crop: float, flip: bool, device: torch.device) -> Tensor:
+    """Random crop windows for :func:`apply_windows`, float [clips, 2, 3].
 
     Args:
-        crop: smallest share of height and width; a window lies anywhere inside.
-        flip: mirror one in two.
+        crop: smallest fraction of height and width; a window lies anywhere inside the frame.
+        flip: mirror a window with probability 0.5.
     """
     scale = crop + (1 - crop) * torch.rand(clips, device=device)
-    middle = (2 * torch.rand(clips, 2, device=device) - 1) * (1 - scale[:, None])
+    center = (2 * torch.rand(clips, 2, device=device) - 1) * (1 - scale[:, None])
     sign = 1 - 2 * (torch.rand(clips, device=device) < 0.5).float() if flip else 1.0
     windows = torch.zeros(clips, 2, 3, device=device)
-    windows[:, 0, 0], windows[:, 1, 1], windows[:, :, 2] = scale * sign, scale, middle
+    windows[:, 0, 0], windows[:, 1, 1], windows[:, :, 2] = scale * sign, scale, center
     return windows
 
 
-def look_through(pictures: Tensor, windows: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
-    """Shows a window of each clip's pictures at the whole size.
+def apply_windows(frames: Tensor, windows: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
+    """Crops a window of each clip's frames and scales it to the frame size.
 
     Args:
-        pictures: float [clips, frames, channels, height, width].
-        windows: [clips, 2, 3], from places of the result to places of the picture, both from -1
-            (left, upper edge) to 1.
-        mode: ``nearest`` for labels.
+        frames: float [clips, frames, channels, height, width].
+        windows: float [clips, 2, 3], affine maps from coordinates of the result to coordinates of
+            the frame, both from -1 (left, upper edge) to 1.
+        mode: ``nearest`` for masks.
+
+    Returns:
+        float, of the shape of ``frames``.
     """
-    size = [len(pictures), 1, *pictures.shape[-2:]]
+    size = [len(frames), 1, *frames.shape[-2:]]
     grid = functional.affine_grid(windows, size, align_corners=False)
-    together = pictures.flatten(1, 2)
-    # Places outside the edge pixels' middles, by rounding only.
-    shown = functional.grid_sample(together, grid, mode, "border", align_corners=False)
-    return shown.view_as(pictures)
+    channels = frames.flatten(1, 2)  # [clips, frames * channels, height, width]
+    # "border": by rounding, coordinates may lie outside the centers of the edge pixels.
+    cropped = functional.grid_sample(channels, grid, mode, "border", align_corners=False)
+    return cropped.view_as(frames)
 
 
 class DeviceTransform(nn.Module):
-    """Turns a batch as loaded into what a model takes. Random only in training mode.
+    """Converts a loaded batch to a model's inputs. Random only in training mode.
 
     Order: crop and flip of frames; mixup of waveforms, fbank, padding, SpecAugment, normalising,
     noise, roll.
@@ -194,7 +201,7 @@ class DeviceTransform(nn.Module):
         padding: must be the view's.
 
     Raises:
-        UsageError: an augmentation with a value that makes no sense.
+        UsageError: an augmentation with a value out of range.
     """
 
     def __init__(
@@ -205,9 +212,11 @@ class DeviceTransform(nn.Module):
     ):
         super().__init__()
         if not 0 <= augmentation.mixup <= 1 or not 0 <= augmentation.label_smoothing < 1:
-            raise UsageError("mixup and label_smoothing are shares from 0 to 1.")
+            raise UsageError(
+                "mixup and label_smoothing must be from 0 to 1 (label_smoothing below 1)."
+            )
         if not 0 < augmentation.crop <= 1:
-            raise UsageError(f"crop {augmentation.crop}: a share above 0, at most 1.")
+            raise UsageError(f"crop {augmentation.crop}: must be above 0 and at most 1.")
         if min(augmentation.freq_mask, augmentation.time_mask, augmentation.roll) < 0:
             raise UsageError("freq_mask, time_mask and roll cannot be negative.")
         if augmentation.freq_mask > MEL_BINS:
@@ -215,76 +224,84 @@ class DeviceTransform(nn.Module):
         self.statistics = statistics
         self.augmentation = augmentation
         self.padding = padding
-        self._padding = 0.0 if padding == "zero" else SILENCE
+        self._padding_value = 0.0 if padding == "zero" else SILENCE
         # iid: every clip of a batch has its own masks.
-        self._freq = torchaudio.transforms.FrequencyMasking(augmentation.freq_mask, iid_masks=True)
-        self._time = torchaudio.transforms.TimeMasking(augmentation.time_mask, iid_masks=True)
+        self._freq_masking = torchaudio.transforms.FrequencyMasking(
+            augmentation.freq_mask, iid_masks=True
+        )
+        self._time_masking = torchaudio.transforms.TimeMasking(
+            augmentation.time_mask, iid_masks=True
+        )
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Batch:
-        """A new batch.
+        """Normalises and augments a batch.
 
         Returns:
-            as given, with ``fbank``: float32 [batch, frames, 128], normalised; ``frames``:
+            a new batch with ``fbank``: float32 [batch, frames, 128], normalised; ``frames``:
             float32 [batch, frames, 3, height, width], normalised; ``labels``: smoothed and mixed;
             ``waveform``: float32 [batch, samples] in [-1, 1], mixed.
 
         Raises:
             UsageError: mixup without waveforms.
         """
-        done = dict(batch)
+        result = dict(batch)
         augmentation = self.augmentation
         if "frames" in batch:
-            done["frames"] = normalise_frames(batch["frames"])
+            result["frames"] = normalise_frames(batch["frames"])
             if self.training and (augmentation.crop < 1 or augmentation.flip):
-                self._crop(done)
+                self._crop(result)
         if "waveform" in batch:
-            done["waveform"] = batch["waveform"].float() / 32768
+            result["waveform"] = batch["waveform"].float() / 32768
         if "labels" in batch and self.training and augmentation.label_smoothing:
-            done["labels"] = smooth_labels(batch["labels"], augmentation.label_smoothing)
+            result["labels"] = smooth_labels(batch["labels"], augmentation.label_smoothing)
         if self.training and augmentation.mixup:
-            self._mix(done)
+            self._mixup(result)
         if "fbank" in batch:
-            done["fbank"] = self._fbank(done["fbank"].float())
-        return done
+            result["fbank"] = self._fbank(result["fbank"].float())
+        return result
 
-    def _crop(self, done: Batch) -> None:
-        frames, augmentation = done["frames"], self.augmentation
-        windows = windows_of(len(frames), augmentation.crop, augmentation.flip, frames.device)
-        done["frames"] = look_through(frames, windows, "bilinear")
-        if "masks" in done:
-            masks = look_through(done["masks"].unsqueeze(2).float(), windows, "nearest")
-            done["masks"] = masks.squeeze(2).to(done["masks"].dtype)
+    def _crop(self, batch: Batch) -> None:
+        frames, augmentation = batch["frames"], self.augmentation
+        windows = random_windows(len(frames), augmentation.crop, augmentation.flip, frames.device)
+        batch["frames"] = apply_windows(frames, windows, "bilinear")
+        if "masks" in batch:
+            masks = batch["masks"].unsqueeze(2).float()  # [batch, frames, 1, height, width]
+            masks = apply_windows(masks, windows, "nearest")
+            batch["masks"] = masks.squeeze(2).to(batch["masks"].dtype)
 
-    def _mix(self, done: Batch) -> None:
-        if "waveform" not in done:
-            raise UsageError("mixup mixes waveforms: set waveform in the view.")
-        waveform, lengths = done["waveform"], done["waveform_length"].to(done["waveform"].device)
+    def _mixup(self, batch: Batch) -> None:
+        if "waveform" not in batch:
+            raise UsageError("mixup needs waveforms: set waveform in the view.")
+        waveform, lengths = (
+            batch["waveform"],
+            batch["waveform_length"].to(batch["waveform"].device),
+        )
         device = waveform.device
         weight = mixing_weights(
             len(waveform), self.augmentation.mixup, self.augmentation.mixup_alpha
         ).to(device)
         partner = torch.randperm(len(waveform)).to(device)
-        done["waveform"] = mix_waveforms(waveform, lengths, partner, weight)
+        batch["waveform"] = mix_waveforms(waveform, lengths, partner, weight)
         for field in ("frames", "labels"):
-            if field in done:
-                own = weight.view(-1, *[1] * (done[field].dim() - 1))
-                done[field] = own * done[field] + (1 - own) * done[field][partner]
-        if "fbank" in done:
-            mixed = fbank_batch(done["waveform"], lengths)
-            real = torch.arange(done["fbank"].shape[1], device=device)
-            real = real < done["fbank_length"].to(device)[:, None]
-            whole = torch.full_like(done["fbank"], self._padding, dtype=torch.float32)
-            frames = min(mixed.shape[1], whole.shape[1])
-            whole[:, :frames] = mixed[:, :frames]
-            done["fbank"] = torch.where(real[..., None], whole, self._padding)
+            if field in batch:
+                own = weight.view(-1, *[1] * (batch[field].dim() - 1))  # [batch, 1, ...]
+                batch[field] = own * batch[field] + (1 - own) * batch[field][partner]
+        if "fbank" in batch:
+            mixed = fbank_batch(batch["waveform"], lengths)
+            inside = torch.arange(batch["fbank"].shape[1], device=device)
+            inside = inside < batch["fbank_length"].to(device)[:, None]
+            padded = torch.full_like(batch["fbank"], self._padding_value, dtype=torch.float32)
+            frames = min(mixed.shape[1], padded.shape[1])
+            padded[:, :frames] = mixed[:, :frames]
+            batch["fbank"] = torch.where(inside[..., None], padded, self._padding_value)
 
     def _fbank(self, fbank: Tensor) -> Tensor:
         augmentation = self.augmentation
         if self.training and (augmentation.freq_mask or augmentation.time_mask):
             masked = fbank.transpose(1, 2).unsqueeze(1)  # [batch, 1, mel, frames]
-            masked = self._freq(masked) if augmentation.freq_mask else masked
-            masked = self._time(masked) if augmentation.time_mask else masked
+            masked = self._freq_masking(masked) if augmentation.freq_mask else masked
+            masked = self._time_masking(masked) if augmentation.time_mask else masked
             fbank = masked.squeeze(1).transpose(1, 2)
         fbank = (fbank - self.statistics.mean) / self.statistics.std
         if self.training and augmentation.noise:

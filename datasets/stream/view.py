@@ -1,8 +1,9 @@
-"""What training sees of a sample: which members are read, and what becomes of them.
+"""Views: the members that are read of a sample, and the arrays that they decode to.
 
-A :class:`View` is asked twice: which members a visit to a sample needs (only those are read from
-the shard), and later, when the sample leaves the shuffle buffer, for the arrays. All chance in it
-comes from the visit's own generator, so a resumed stream shows the same.
+A :class:`View` works in two steps: it selects the members of a sample reference (only those are
+read from the shard), and later, when the sample leaves the shuffle buffer, decodes them to arrays.
+Every random choice comes from the sample reference's own generator, so a resumed stream gives the
+same arrays.
 """
 
 import dataclasses
@@ -24,25 +25,28 @@ GRID = 25  # Hz: windows begin on this grid, so 4 fbank frames and 640 samples a
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What is read of each sample.
+    """The audio, frames and masks that are read of each sample.
 
     Args:
         fbank: give the log-mel filter bank.
-        fbank_frames: its length; shorter ones are padded, longer ones cut. With a window the
-            window sets the length.
-        padding: ``zero`` as the CAV-MAE reference pads (before normalising), ``silence`` with what
-            digital silence gives.
-        frames: ``random`` one of the clip, the ``middle`` one, ``all``, ``none``, or a number of
-            them, evenly spaced. With a window, ``all`` is one for each 1/25 s of it.
-        moments: draw the (number of) frames from the middles of so many equal parts of the window,
+        fbank_frames: length of the filter bank; shorter ones are padded, longer ones cut. With a
+            window the window sets the length.
+        padding: ``zero`` as the CAV-MAE reference pads (before normalising), or ``silence``: the
+            value of digital silence.
+        frames: a ``random`` frame of the clip, the ``middle`` one, ``all``, ``none``, or a number
+            of frames, evenly spaced. With a window, ``all`` is one frame for each 1/25 s of it.
+        moments: number of equal parts of the window from whose middles ``frames`` frames are drawn,
             in random order and no part twice; None: evenly spaced, in order of time.
-        window: length in seconds of the part of the clip that is shown; None: the whole clip.
-            Sound, frames and masks are of exactly that part.
-        random_window: begin it anywhere (training), or in the middle (evaluation).
+        window: length in seconds of a part of the clip; None: the whole clip. Audio, frames and
+            masks are of exactly that part.
+        random_window: begin the window anywhere (training), or center it (evaluation).
         waveform: give the 16 kHz waveform.
         masks: give the masks of the frames.
         frame_size: (height, width) to scale and crop frames and masks to; None: as stored, which
             must then be the same for all samples of a batch.
+
+    Raises:
+        UsageError: values that contradict each other or are out of range.
     """
 
     fbank: bool = True
@@ -74,39 +78,40 @@ class View:
 
     @property
     def length(self) -> int:
-        """Number of fbank frames shown."""
+        """Number of fbank frames."""
         return self.fbank_frames if self.window is None else round(self.window * FRAME_RATE)
 
     @property
     def padding_value(self) -> float:
-        """Log-mel value of fbank frames that a clip does not have."""
+        """Log-mel value of fbank frames beyond the end of a clip."""
         return 0.0 if self.padding == "zero" else SILENCE
 
     @property
     def needs_info(self) -> bool:
-        """Whether members cannot be chosen without the sample's ``json``."""
+        """Whether :meth:`select` needs the sample's ``json``."""
         return self.window is not None
 
-    def choose(
-        self, names: Sequence[str], info: SampleInfo | None, chance: random.Random
-    ) -> "Choice":
-        """Decides what a visit shows.
+    def select(self, names: Sequence[str], info: SampleInfo | None, rng: random.Random) -> "Choice":
+        """Selects the members, the frames and the window of a sample.
 
         Args:
             names: extensions of the sample's members.
             info: of the sample, if :attr:`needs_info`.
-            chance: of this visit.
+            rng: of this sample reference.
+
+        Raises:
+            SampleError: ``missing_member`` for a clip without frames.
         """
         count = sum(name.endswith(".jpg") for name in names)
         start = 0.0
         if self.window is None:
-            frames = self._of_clip(count, chance)
+            frames = self._clip_frames(count, rng)
         else:
             assert info is not None
             steps = max(0, int((info.duration - self.window) * GRID + 1e-6))
-            step = chance.randrange(steps + 1) if self.random_window else steps // 2
+            step = rng.randrange(steps + 1) if self.random_window else steps // 2
             start = step / GRID
-            frames = self._of_window(info, start, chance)
+            frames = self._window_frames(info, start, rng)
         members = ["json"]
         members += ["fbank.npy"] if self.fbank else []
         members += ["flac"] if self.waveform else []
@@ -117,31 +122,31 @@ class View:
             members += [name for name in masks if name in available]
         return Choice(self, tuple(members), tuple(frames), start)
 
-    def _of_clip(self, count: int, chance: random.Random) -> list[int]:
+    def _clip_frames(self, count: int, rng: random.Random) -> list[int]:
         if self.frames == "none":
             return []
         if count == 0:
             raise SampleError("missing_member", "no frames")
         if self.frames == "random":
-            return [chance.randrange(count)]
+            return [rng.randrange(count)]
         if self.frames == "middle":
             return [count // 2]
         if self.frames == "all":
             return list(range(count))
         return [int((i + 0.5) * count / self.frames) for i in range(self.frames)]
 
-    def _of_window(self, info: SampleInfo, start: float, chance: random.Random) -> list[int]:
+    def _window_frames(self, info: SampleInfo, start: float, rng: random.Random) -> list[int]:
         assert self.window is not None
         if self.frames == "none":
             return []
         if self.frames == "all":
             times = start + np.arange(round(self.window * GRID)) / GRID
         elif self.frames == "random":
-            times = np.array([start + chance.random() * self.window])
+            times = np.array([start + rng.random() * self.window])
         else:
             number = 1 if self.frames == "middle" else self.frames
             parts = self.moments or number
-            drawn = chance.sample(range(parts), number) if self.moments else range(number)
+            drawn = rng.sample(range(parts), number) if self.moments else range(number)
             times = start + (np.array(drawn) + 0.5) * self.window / parts
         stored = np.array(info.frame_times)
         inside = (stored >= start - 0.5 / GRID) & (stored < start + self.window)
@@ -158,13 +163,13 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What one visit to a sample shows.
+    """Members, frames and window selected of one sample.
 
     Attributes:
-        view: whose choice this is.
+        view: the view that selected them.
         members: extensions to be read.
         frames: numbers of the frames, in order (as drawn, with ``moments``); repeated where the
-            video is slower than asked.
+            frame rate of the video is lower than that of the view.
         start: of the window, in seconds from the clip's start.
     """
 
@@ -174,36 +179,36 @@ class Choice:
     start: float
 
     def decode(self, members: Mapping[str, bytes]) -> dict[str, Any]:
-        """Arrays of the visit.
+        """Decodes members to arrays.
 
         Returns:
             ``info``: SampleInfo; ``fbank``: float16 [rows, 128], not padded; ``frames``: uint8
             [frames, height, width, 3]; ``frame_times``: float32 [frames], seconds from the
             window's start; ``waveform``: int16 [samples], not padded; ``masks``: uint8
-            [frames, height, width]; ``masked``: bool [frames], which frames have a mask.
+            [frames, height, width]; ``masked``: bool [frames], true for frames with a mask.
 
         Raises:
-            SampleError: a member is not what it should be.
+            SampleError: a member is damaged or contradicts the ``json``.
         """
         view = self.view
         info = SampleInfo.from_bytes(members["json"])
-        shown: dict[str, Any] = {"info": info}
+        arrays: dict[str, Any] = {"info": info}
         if view.fbank:
-            shown["fbank"] = self._fbank(members["fbank.npy"], info)
+            arrays["fbank"] = self._fbank(members["fbank.npy"], info)
         if view.waveform:
-            shown["waveform"] = self._waveform(members["flac"], info)
+            arrays["waveform"] = self._waveform(members["flac"], info)
         if self.frames:
             if max(self.frames) >= len(info.frame_times):
                 raise SampleError("bad_json", "fewer frame_times than frames")
-            pictures = {i: self._picture(members, info, i) for i in dict.fromkeys(self.frames)}
-            first = pictures[self.frames[0]][None]
-            alone = len(self.frames) == 1  # the usual case, and a copy saved
-            shown["frames"] = first if alone else np.stack([pictures[i] for i in self.frames])
+            decoded = {i: self._frame(members, info, i) for i in dict.fromkeys(self.frames)}
+            first = decoded[self.frames[0]][None]
+            single = len(self.frames) == 1  # the usual case, and a copy saved
+            arrays["frames"] = first if single else np.stack([decoded[i] for i in self.frames])
             times = np.array([info.frame_times[i] for i in self.frames], dtype=np.float32)
-            shown["frame_times"] = times - np.float32(self.start)
+            arrays["frame_times"] = times - np.float32(self.start)
         if view.masks:
-            shown["masks"], shown["masked"] = self._masks(members, info)
-        return shown
+            arrays["masks"], arrays["masked"] = self._masks(members, info)
+        return arrays
 
     def _fbank(self, data: bytes, info: SampleInfo) -> np.ndarray:
         fbank = sample.decode_fbank(data, info.fbank_frames)
@@ -212,30 +217,30 @@ class Choice:
 
     def _waveform(self, data: bytes, info: SampleInfo) -> np.ndarray:
         seconds = info.duration if self.view.window is None else self.view.window
-        wanted = round(seconds * SAMPLE_RATE)
-        return sample.decode_waveform(data, round(self.start * SAMPLE_RATE), wanted)
+        samples = round(seconds * SAMPLE_RATE)
+        return sample.decode_waveform(data, round(self.start * SAMPLE_RATE), samples)
 
-    def _picture(self, members: Mapping[str, bytes], info: SampleInfo, number: int) -> np.ndarray:
-        enough = self.view.frame_size
-        if enough is not None:  # scaling keeps the shape and covers frame_size
-            scale = max(enough[0] / info.frame_size[0], enough[1] / info.frame_size[1])
-            enough = math.ceil(info.frame_size[0] * scale), math.ceil(info.frame_size[1] * scale)
+    def _frame(self, members: Mapping[str, bytes], info: SampleInfo, number: int) -> np.ndarray:
+        min_size = self.view.frame_size
+        if min_size is not None:  # scaling keeps the aspect ratio and covers frame_size
+            scale = max(min_size[0] / info.frame_size[0], min_size[1] / info.frame_size[1])
+            min_size = math.ceil(info.frame_size[0] * scale), math.ceil(info.frame_size[1] * scale)
         data = members[sample.frame_member(number)]
-        return self._fit(sample.decode_frame(data, info.frame_size, enough))
+        return self._fit(sample.decode_frame(data, info.frame_size, min_size))
 
-    def _fit(self, picture: np.ndarray) -> np.ndarray:
+    def _fit(self, image: np.ndarray) -> np.ndarray:
         """Scales and crops a frame or a mask to ``frame_size``."""
         size = self.view.frame_size
-        if size is None or picture.shape[:2] == size:
-            return picture
+        if size is None or image.shape[:2] == size:
+            return image
         height, width = size
-        scale = max(height / picture.shape[0], width / picture.shape[1])
-        scaled = round(picture.shape[1] * scale), round(picture.shape[0] * scale)
-        labels = picture.ndim == 2
-        how = Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR
-        image = np.asarray(Image.fromarray(picture).resize(scaled, how))
-        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-        return image[top : top + height, left : left + width]
+        scale = max(height / image.shape[0], width / image.shape[1])
+        scaled_size = round(image.shape[1] * scale), round(image.shape[0] * scale)
+        is_mask = image.ndim == 2
+        resampling = Image.Resampling.NEAREST if is_mask else Image.Resampling.BILINEAR
+        scaled = np.asarray(Image.fromarray(image).resize(scaled_size, resampling))
+        top, left = (scaled.shape[0] - height) // 2, (scaled.shape[1] - width) // 2
+        return scaled[top : top + height, left : left + width]
 
     def _masks(
         self, members: Mapping[str, bytes], info: SampleInfo
@@ -243,16 +248,16 @@ class Choice:
         height, width = self.view.frame_size or info.frame_size
         masks = np.zeros((len(self.frames), height, width), dtype=np.uint8)
         masked = np.zeros(len(self.frames), dtype=bool)
-        for place, number in enumerate(self.frames):
+        for index, number in enumerate(self.frames):
             data = members.get(sample.mask_member(number))
             if data is not None:
-                masks[place] = self._fit(sample.decode_mask(data, info.frame_size))
-                masked[place] = True
+                masks[index] = self._fit(sample.decode_mask(data, info.frame_size))
+                masked[index] = True
         return masks, masked
 
 
-def samples_in(view: View) -> int:
-    """16 kHz samples of the part a view shows: fixed by its window, or by its fbank length."""
+def num_waveform_samples(view: View) -> int:
+    """Number of 16 kHz samples of a view's waveforms, set by its window or its fbank length."""
     if view.window is not None:
         return round(view.window * SAMPLE_RATE)
     return view.fbank_frames * HOP

@@ -1,4 +1,4 @@
-"""Configurations of strangers: refused by one sentence, before anything of them is run or built."""
+"""Untrusted configurations: refused in one sentence, before anything in them runs."""
 
 import dataclasses
 import json
@@ -27,27 +27,27 @@ class Outer:
 
 
 def command(*words: str) -> Outer:
-    made = parser("x", "test")
-    made.add_class_arguments(Outer)
-    return fill(Outer, parse(made, words))
+    command_parser = parser("x", "test")
+    command_parser.add_class_arguments(Outer)
+    return fill(Outer, parse(command_parser, words))
 
 
 def attempt(*words: str) -> int:
     return run(lambda given: command(*given) and None, words)
 
 
-def test_what_is_an_option_is_taken(tmp_path: Path) -> None:
+def test_options_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    wanted = Outer(Inner("somewhere", 0.5, ("a", "b")), 3)
+    expected = Outer(Inner("somewhere", 0.5, ("a", "b")), 3)
     path.write_text("# ours\ndata: {train: somewhere, rate: 0.5, names: [a, b]}\nsteps: 3\n")
-    assert command("--config", str(path)) == wanted
+    assert command("--config", str(path)) == expected
     path.write_text("data.train: somewhere\ndata.rate: 0.5\ndata.names:\n- a\n- b\nsteps: 3\n")
-    assert command(f"--config={path}") == wanted
+    assert command(f"--config={path}") == expected
     assert command("--config", str(path), "--steps", "4").steps == 4
     path.write_text(
         '{"data": {"train": "somewhere", "rate": 5e-1, "names": ["a", "b"]}, "steps": 3}'
     )
-    assert command("--config", str(path)) == wanted
+    assert command("--config", str(path)) == expected
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_what_is_an_option_is_taken(tmp_path: Path) -> None:
         (b"class_path: evil.Evil", "there is no option class_path"),
         (b"data: !!python/object/apply:os.system [id]", "tags such as"),
         (b"steps: 1\ndata: {trian: x}", "line 2: there is no option data.trian (is data.train"),
-        (b"data: {train: a, train: b}", "data.train stands there twice"),
-        (b"data.train: a\ndata: {rate: 2}", "data stands there twice"),
-        (b"data: {? [a] : b}", "a key has to be the name of an option"),
-        (b"data: &a {train: x}\nsteps: *a", "write values out"),
-        (b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "write values out"),
+        (b"data: {train: a, train: b}", "data.train is set twice"),
+        (b"data.train: a\ndata: {rate: 2}", "data is set twice"),
+        (b"data: {? [a] : b}", "a key must be the name of an option"),
+        (b"data: &a {train: x}\nsteps: *a", "write the values out"),
+        (b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "write the values out"),
         (b"data: {names: " + b"[" * 50_000, "more than 8 levels"),
         (b"#" * 300_000, "more than 262144 bytes"),
         (b"\xff\xfed\x00", "is no UTF-8 text"),
@@ -80,15 +80,15 @@ def test_what_is_an_option_is_taken(tmp_path: Path) -> None:
         (b"data: {rate: .nan}", "--data.rate is not a number"),
     ],
 )  # fmt: skip
-def test_what_is_not_is_one_sentence(
+def test_other_content_is_refused_in_one_sentence(
     tmp_path: Path, content: bytes, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(content)
     assert attempt("--config", str(path)) == 2
-    said = capsys.readouterr()
-    assert reason in said.err and said.err.count("\n") == 1 and not said.out
-    assert "c.yaml" in said.err or "--data.rate" in said.err
+    printed = capsys.readouterr()
+    assert reason in printed.err and printed.err.count("\n") == 1 and not printed.out
+    assert "c.yaml" in printed.err or "--data.rate" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -102,16 +102,16 @@ def test_what_is_not_is_one_sentence(
         (["--data.rate", ".nan"], "--data.rate is not a number"),
     ],
 )  # fmt: skip
-def test_words_are_no_way_round(
+def test_arguments_do_not_bypass_the_check(
     words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert attempt(*words) == 2
-    said = capsys.readouterr().err
-    assert reason in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert reason in printed and printed.count("\n") == 1
 
 
 def test_no_module_is_imported_from_the_working_folder(tmp_path: Path) -> None:
-    """As a program started with -m, which has the working folder among its modules."""
+    """A program started with -m has the working folder on its module path."""
     (tmp_path / "evil.py").write_text(EVIL)
     (tmp_path / "c.yaml").write_text("data: {class_path: evil.Evil}")
     (tmp_path / "nested.yaml").write_text("config: c.yaml")

@@ -1,4 +1,4 @@
-"""Files near and far; S3 is moto's real server on this machine."""
+"""Local and remote files; S3 is moto's real server on this machine."""
 
 import hashlib
 import os
@@ -60,9 +60,9 @@ def test_a_stream_from_s3_is_that_from_disk(
     remote: str, data_set: Manifest, tmp_path: Path, workers: int
 ) -> None:
     access = Access(cache_dir=str(tmp_path / "cache"))
-    far = Loader(TrainStream(Manifest.load(remote), VIEW, 3, access=access), workers)
-    near = Loader(TrainStream(data_set, VIEW, 3), workers)
-    for number, (first, second) in enumerate(zip(far, near, strict=False)):
+    remote_loader = Loader(TrainStream(Manifest.load(remote), VIEW, 3, access=access), workers)
+    local_loader = Loader(TrainStream(data_set, VIEW, 3), workers)
+    for number, (first, second) in enumerate(zip(remote_loader, local_loader, strict=False)):
         assert first["key"] == second["key"]
         assert (first["frames"] == second["frames"]).all()
         if number == 12:
@@ -109,7 +109,7 @@ def test_checking_and_sharding_on_s3(
     assert {info.source for info in infos(tmp_path / "out")} == {f"{BUCKET}/in/a.mp4"}
 
 
-def test_what_is_not_there(s3: object, tmp_path: Path) -> None:
+def test_missing_files(s3: object, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="no data set"):
         Manifest.load(f"{BUCKET}/nothing")
     with pytest.raises(CavmaeError, match="scheme"):
@@ -133,12 +133,12 @@ def test_atomic_writes_leave_the_old_file_when_they_fail(tmp_path: Path) -> None
 
 
 def listed_files(folder: Path, count: int) -> list[tuple[str, str]]:
-    made = []
+    listed = []
     for number in range(count):
         path = folder / f"source-{number}"
         path.write_bytes(bytes([number]) * 1000)
-        made.append((f"file://{path}", hashlib.sha256(path.read_bytes()).hexdigest()))
-    return made
+        listed.append((f"file://{path}", hashlib.sha256(path.read_bytes()).hexdigest()))
+    return listed
 
 
 def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
     assert cache.fetch(*sources[4]).read_bytes() == bytes([4]) * 1000
 
 
-def test_the_cache_leaves_what_is_not_its_own(tmp_path: Path) -> None:
+def test_the_cache_leaves_foreign_files(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
     (folder / "backup.tar").write_bytes(bytes(10_000))
@@ -163,7 +163,7 @@ def test_the_cache_leaves_what_is_not_its_own(tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 2
 
 
-def test_many_readers_may_fetch_at_once(tmp_path: Path) -> None:
+def test_many_threads_may_fetch_at_once(tmp_path: Path) -> None:
     ((url, digest),) = listed_files(tmp_path, 1)
     results = []
 

@@ -1,4 +1,4 @@
-"""Folders with links: everything once, whatever leads where."""
+"""Search of folders with links: every file once."""
 
 import logging
 import os
@@ -19,8 +19,8 @@ def touch(path: Path) -> Path:
     return path
 
 
-def names(found: Search) -> list[str]:
-    return [os.path.relpath(path, found.folder) for path in found.files]
+def names(result: Search) -> list[str]:
+    return [os.path.relpath(path, result.folder) for path in result.files]
 
 
 @pytest.fixture
@@ -47,37 +47,37 @@ def tree(tmp_path: Path) -> Path:
     return videos
 
 
-def test_everything_is_found_once(tree: Path) -> None:
-    found = search(tree, ENDINGS)
-    real = {os.path.realpath(path) for path in found.files}
+def test_every_file_is_listed_once(tree: Path) -> None:
+    result = search(tree, ENDINGS)
+    real = {os.path.realpath(path) for path in result.files}
     root = os.path.realpath(tree.parent)
     assert real == {
         f"{root}/videos/a.mp4", f"{root}/videos/sub/b.mp4", f"{root}/other/c.mp4",
         f"{root}/other/deep/d.mp4", f"{root}/videos/nowhere.mp4",
     }  # fmt: skip
-    assert len(found.files) == len(real)
-    # What is not behind a link keeps the name it had when links were not followed.
-    assert names(found)[:3] == ["a.mp4", "gone.mp4", "z-link.mp4"]
-    assert "0-more/c.mp4" in names(found)
+    assert len(result.files) == len(real)
+    # A file that is not behind a link keeps the name it had when links were not followed.
+    assert names(result)[:3] == ["a.mp4", "gone.mp4", "z-link.mp4"]
+    assert "0-more/c.mp4" in names(result)
 
 
-def test_what_is_passed_over_is_named(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_skipped_entries_are_named(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(tree / "notes.txt")
     touch(tree / "sub" / "frame.jpg")
     touch(tree / "sub" / "frame2.JPG")
     caplog.set_level(logging.INFO, "cavmae")
     collect([str(tree)])
     text = caplog.text
-    assert "3 files that are not videos are passed over (2 .jpg, 1 .txt)" in text
+    assert "3 files that are not videos are skipped (2 .jpg, 1 .txt)" in text
     for name in ("up", "sub/round", "itself", "gone", "same", "more-again", "hard.mp4"):
         assert f"'{name}'" in text, name
 
 
 def test_a_link_is_searched_if_it_is_named(tree: Path) -> None:
     (tree.parent / "link").symlink_to("other")
-    found = search(tree.parent / "link", ENDINGS)
-    assert names(found) == ["c.mp4", "deep/d.mp4"]
-    assert found.loops == [tree.parent / "link" / "up"]
+    result = search(tree.parent / "link", ENDINGS)
+    assert names(result) == ["c.mp4", "deep/d.mp4"]
+    assert result.loops == [tree.parent / "link" / "up"]
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(

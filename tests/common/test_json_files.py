@@ -1,4 +1,4 @@
-"""JSON in and out: limits of size, depth and numbers, one sentence with the file's name."""
+"""JSON files: limits of size, depth and numbers, one sentence with the file's name."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def test_round_trip(value: object) -> None:
         (b"[NaN]", "NaN is not a finite number"),
         (b'{"a": -Infinity}', "-Infinity is not a finite number"),
         (b"[1e999]", "1e999 is not a finite number"),
-        (b"9" * 5000, "a whole number of 5000 digits"),
+        (b"9" * 5000, "an integer of 5000 digits"),
         (b'\xff\xfe{\x00"\x00', "no UTF-8 at byte 0"),
         (b'{"a": "\xe9"}', "no UTF-8 at byte 7"),
         (b"", "Expecting value"),
@@ -56,7 +56,7 @@ def test_round_trip(value: object) -> None:
         (b'"' + b"a" * 2000 + b'"', "more than 1000 bytes"),
     ],
 )  # fmt: skip
-def test_what_is_no_sound_json_is_one_sentence(data: bytes, reason: str) -> None:
+def test_damaged_json_is_one_sentence(data: bytes, reason: str) -> None:
     limit = 1000 if b"aaa" in data else LIMIT_BYTES
     with pytest.raises(JSONError) as caught:
         parse_json(data, "somewhere.json", remedy="copy it again", limit_bytes=limit)
@@ -70,8 +70,8 @@ def test_brackets_in_texts_are_no_levels() -> None:
     assert parse_json(json.dumps(value).encode(), "x.json") == value
 
 
-def test_a_text_that_never_ends_hangs_nobody() -> None:
-    """Read once for each of its quotes, this one would take hours."""
+def test_an_unterminated_string_does_not_hang() -> None:
+    """A match that restarts at each of its quotes takes hours."""
     script = """
 from cavmae.common.json_files import JSONError, parse_json
 try:
@@ -80,8 +80,8 @@ except JSONError as error:
     print(error)
 """
     run = [sys.executable, "-c", script]
-    told = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert "x.json is damaged (more than 32 levels" in told
+    message = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "x.json is damaged (more than 32 levels" in message
 
 
 def test_files(tmp_path) -> None:
@@ -103,7 +103,7 @@ def test_files(tmp_path) -> None:
         read_json("x\0.json")
 
 
-def test_nothing_that_is_not_finite_is_written() -> None:
+def test_numbers_that_are_not_finite_are_not_written() -> None:
     with pytest.raises(CavmaeError, match=r"people\.1\.level is not a finite number"):
         json_bytes({"people": [{"level": 1.0}, {"level": math.nan}]})
     with pytest.raises(CavmaeError, match="since it is not"):

@@ -1,4 +1,4 @@
-"""Names that hold control characters are printed with these written out."""
+"""Control characters of untrusted names are escaped when printed."""
 
 import logging
 import os
@@ -16,12 +16,12 @@ from cavmae.common.quoting import visible
 
 log = logging.getLogger("cavmae")
 EVIL = "a\x1b]0;title\x07\x9b2J\x7f\nDone.\r\u202egpj.\u2066x"
-WRITTEN = r"a\x1b]0;title\x07\x9b2J\x7f\nDone.\r\u202egpj.\u2066x"
+ESCAPED = r"a\x1b]0;title\x07\x9b2J\x7f\nDone.\r\u202egpj.\u2066x"
 
 
-def test_what_is_written_out() -> None:
-    assert visible(EVIL) == WRITTEN
-    assert visible(EVIL, keep="\n") == WRITTEN.replace(r"\n", "\n")
+def test_control_characters_are_escaped() -> None:
+    assert visible(EVIL) == ESCAPED
+    assert visible(EVIL, keep="\n") == ESCAPED.replace(r"\n", "\n")
     assert visible(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
     assert visible("\ud800\uffff") == r"\ud800\uffff"
     for plain in ("C:\\a $1 _x %s", "日本語", "שלום", "👩‍👩‍👧", "e\u0301"):
@@ -30,12 +30,12 @@ def test_what_is_written_out() -> None:
 
 @given(st.text(st.characters(), max_size=30))
 def test_any_text_can_be_printed_and_stand_in_xml(text: str) -> None:
-    shown = visible(text)
-    assert shown.encode().decode() == shown
-    assert len(shown.splitlines()) <= 1
+    escaped = visible(text)
+    assert escaped.encode().decode() == escaped
+    assert len(escaped.splitlines()) <= 1
     element = ElementTree.Element("a")
-    element.text = shown
-    assert ElementTree.fromstring(ElementTree.tostring(element)).text == (shown or None)
+    element.text = escaped
+    assert ElementTree.fromstring(ElementTree.tostring(element)).text == (escaped or None)
 
 
 def test_messages_and_results(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,12 +51,12 @@ def test_messages_and_results(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr()
     assert printed.err.splitlines() == [
         "",
-        f"3. {WRITTEN}",
-        WRITTEN,
+        f"3. {ESCAPED}",
+        ESCAPED,
         r"[Errno 2] No such file: 'x\x1b[2J' and 1.5",
-        f"cavmae: {WRITTEN} is damaged.",
+        f"cavmae: {ESCAPED} is damaged.",
     ]
-    assert printed.out == f"first\n{WRITTEN} 4\n100 %\n"
+    assert printed.out == f"first\n{ESCAPED} 4\n100 %\n"
 
 
 def test_names_that_are_not_utf8(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,24 +73,24 @@ def test_names_that_are_not_utf8(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:
-    made = parser("x", "test")
+    command_parser = parser("x", "test")
     with pytest.raises(SystemExit):
-        parse(made, ["--\x1b]0;t\x07=1"])
-    said = capsys.readouterr().err
-    assert "\x1b" not in said
-    assert r"\x1b]0;t\x07" in said
+        parse(command_parser, ["--\x1b]0;t\x07=1"])
+    printed = capsys.readouterr().err
+    assert "\x1b" not in printed
+    assert r"\x1b]0;t\x07" in printed
 
 
 def test_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     class Named(Progress):
-        def note(self) -> str:
+        def status(self) -> str:
             return EVIL
 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with Named(2, "file\x1b[2J") as progress:
         progress.done()
         progress.done()
-    said = capsys.readouterr().err
-    assert "\x1b[2J" not in said
-    assert "\x07" not in said
-    assert r"file\x1b[2J" in said
+    printed = capsys.readouterr().err
+    assert "\x1b[2J" not in printed
+    assert "\x07" not in printed
+    assert r"file\x1b[2J" in printed

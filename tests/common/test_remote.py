@@ -1,4 +1,4 @@
-"""Addresses that are opened, and downloads from a server that misbehaves."""
+"""Accepted addresses, and downloads from a faulty server."""
 
 import threading
 import time
@@ -44,7 +44,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         "abstract://x", "pipe://echo", "http://[bad/x", "http://a b/c", "http:///x",
     ],
 )  # fmt: skip
-def test_addresses_that_are_refused(url: str, tmp_path: Path) -> None:
+def test_refused_addresses(url: str, tmp_path: Path) -> None:
     assert files.is_url(url)
     for call in (check_address, filesystem, files.read_bytes, files.size_of):
         with pytest.raises(AddressError) as caught:
@@ -59,7 +59,7 @@ def test_addresses_that_are_refused(url: str, tmp_path: Path) -> None:
         files.Cache(str(tmp_path / "cache"), 10**6).fetch(url, "0" * 64)
 
 
-def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     known = fsspec.get_filesystem_class
 
     def missing(scheme: str) -> type:
@@ -76,7 +76,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "url", ["HTTPS://example.org/a", "s3://b/a::b", "http://[::1]:80/a", "hf://datasets/a/b/c"]
 )
-def test_addresses_that_are_taken(url: str) -> None:
+def test_accepted_addresses(url: str) -> None:
     check_address(url)
     assert local_path(url) is None
 
@@ -128,7 +128,7 @@ def test_downloads_that_fail(
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_hosts_that_are_not_there_are_not_missing_files(tmp_path: Path) -> None:
+def test_missing_hosts_are_not_missing_files(tmp_path: Path) -> None:
     for host in (refusing(), "http://no-such-host.invalid"):
         for call in (lambda url: fetch(url, tmp_path / "x"), size_of, files.read_bytes):
             with pytest.raises(RemoteError) as caught:
@@ -138,14 +138,14 @@ def test_hosts_that_are_not_there_are_not_missing_files(tmp_path: Path) -> None:
             Manifest.load(host)
 
 
-def test_a_download_that_goes_on_is_a_sign_of_life(server: str, tmp_path: Path) -> None:
-    beats = []
+def test_a_download_reports_progress(server: str, tmp_path: Path) -> None:
+    calls = []
     with pytest.raises(RemoteError, match=r"bytes arrived in 1\.5 s"):
-        fetch(f"{server}/stall/a.bin", tmp_path / "x", Limits(4e6, 1.5), lambda: beats.append(1))
-    assert beats == [1]  # half of the file has arrived, then nothing
+        fetch(f"{server}/stall/a.bin", tmp_path / "x", Limits(4e6, 1.5), lambda: calls.append(1))
+    assert calls == [1]  # half of the file has arrived, then nothing
 
 
-def test_a_download_that_is_given_up_ends(server: str, tmp_path: Path) -> None:
+def test_an_abandoned_download_ends(server: str, tmp_path: Path) -> None:
     before = threading.active_count()
     with pytest.raises(RemoteError):
         fetch(f"{server}/endless/a.bin", tmp_path / "x", Limits(1e6, 1.0))

@@ -32,15 +32,15 @@ def test_every_task_ends_exactly_once(workers: int) -> None:
             )
 
 
-def test_who_dies_between_two_looks_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process is alive when it is asked, and dead a moment later."""
-    listen = worker_pool._listen
+def test_a_worker_that_dies_between_two_polls_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is alive at the poll, and dead a moment later."""
+    receive = worker_pool._receive
 
     def late(worker: Any, timeout: float, memory_bytes: float) -> Iterator[Any]:
-        yield from listen(worker, timeout, memory_bytes)
+        yield from receive(worker, timeout, memory_bytes)
         worker.process.join(0.3)
 
-    monkeypatch.setattr(worker_pool, "_listen", late)
+    monkeypatch.setattr(worker_pool, "_receive", late)
     events = run(["kill", "exit"] * 3, 2)
     assert [events[n][-1].reason for n in range(6)] == ["crash"] * 6
 

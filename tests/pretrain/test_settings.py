@@ -27,7 +27,7 @@ from tests.pretrain.engine.running import words
         ({"data": {"window": 1.0}}, "set model.audio_frames"),
         ({"model": {"image_height": 33}}, "not made of patches of 16"),
         ({"model": {"weights": "a", "mae": "b"}}, "not from both"),
-        ({"data": {"workers": 9}}, "8 shards for 9 readers"),
+        ({"data": {"workers": 9}}, "8 shards for 9 workers"),
         ({"loop": {"keep": 1}}, "at least 2"),
         ({"loop": {"precision": "fp16"}}, "fp16"),
         ({"loop": {"compile": "nothing"}}, "no such backend"),
@@ -95,5 +95,5 @@ def test_a_folder_of_the_same_name_is_no_configuration(
 
 
 def test_a_configuration_that_is_not_there() -> None:
-    with pytest.raises(UsageError, match="ours are aligned, base"):
+    with pytest.raises(UsageError, match="built-in configurations are aligned, base"):
         main(["--config", "bass", "--out", "x"])

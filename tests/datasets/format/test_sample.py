@@ -121,11 +121,11 @@ def test_fbank_holds_finite_numbers(value: float) -> None:
 
 def test_frame_round_trip_and_size_check() -> None:
     y, x = np.mgrid[0:64, 0:96]
-    picture = np.stack([x * 2, y * 2, x + y], axis=-1).astype(np.uint8)
-    data = sample.encode_frame(picture, 90)
-    assert np.abs(sample.decode_frame(data, (64, 96)).astype(int) - picture).mean() < 3
-    assert sample.decode_frame(data, (64, 96), enough=(32, 48)).shape == (32, 48, 3)
-    assert sample.decode_frame(data, (64, 96), enough=(33, 48)).shape == (64, 96, 3)
+    frame = np.stack([x * 2, y * 2, x + y], axis=-1).astype(np.uint8)
+    data = sample.encode_frame(frame, 90)
+    assert np.abs(sample.decode_frame(data, (64, 96)).astype(int) - frame).mean() < 3
+    assert sample.decode_frame(data, (64, 96), min_size=(32, 48)).shape == (32, 48, 3)
+    assert sample.decode_frame(data, (64, 96), min_size=(33, 48)).shape == (64, 96, 3)
     with pytest.raises(SampleError, match="bad_frame"):
         sample.decode_frame(data, (96, 64))
 

@@ -1,4 +1,4 @@
-"""Shards are untrusted: whatever is not a plain sample is refused before it is looked into."""
+"""Untrusted shards: anything but plain samples is refused before its content is read."""
 
 import io
 import pickle
@@ -12,7 +12,7 @@ import webdataset
 from cavmae.common.errors import SampleError, ShardError
 from cavmae.datasets.format.shards import END, Shard, encode_sample, samples_of
 
-MEMBERS = {"json": b"{}", "000.jpg": b"picture", "fbank.npy": b"x" * 1000}
+MEMBERS = {"json": b"{}", "000.jpg": b"frame", "fbank.npy": b"x" * 1000}
 
 
 def write(path: Path, *blocks: bytes) -> Path:
@@ -33,13 +33,13 @@ def test_the_same_bytes_at_all_times() -> None:
     assert encode_sample("k", MEMBERS) == encode_sample("k", dict(reversed(MEMBERS.items())))
 
 
-def test_other_readers_can_read_it(tmp_path: Path) -> None:
+def test_webdataset_reads_it(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", *(encode_sample(f"k{i}", MEMBERS) for i in range(3)))
     with tarfile.open(path) as archive:
         assert len(archive.getnames()) == 9
-    found = list(webdataset.WebDataset(str(path), shardshuffle=False))
-    assert [one["__key__"] for one in found] == ["k0", "k1", "k2"]
-    assert found[0]["fbank.npy"] == MEMBERS["fbank.npy"]
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == ["k0", "k1", "k2"]
+    assert samples[0]["fbank.npy"] == MEMBERS["fbank.npy"]
 
 
 def archive(add: Callable[[tarfile.TarFile], None], **options: object) -> bytes:
@@ -71,19 +71,19 @@ class Bomb:
         (archive(plain("k.pkl", pickle.dumps(Bomb()))), "not one of a sample"),
         (archive(plain("../../x.json")), "not one of a sample"),
         (archive(plain("/tmp/x.json")), "not one of a sample"),
-        (archive(plain("k.json", type=tarfile.SYMTYPE, linkname="/etc/passwd")), "no plain file"),
-        (archive(plain("k.json", type=tarfile.LNKTYPE, linkname="x")), "no plain file"),
-        (archive(plain("k", b"", type=tarfile.DIRTYPE)), "no plain file"),
-        (archive(plain("k.json", type=tarfile.FIFOTYPE)), "no plain file"),
-        (archive(plain("x" * 150 + ".json"), format=tarfile.GNU_FORMAT), "no plain file"),
-        (archive(plain("ä" * 60 + ".json"), format=tarfile.PAX_FORMAT), "no plain file"),
+        (archive(plain("k.json", type=tarfile.SYMTYPE, linkname="/etc/passwd")), "no regular file"),
+        (archive(plain("k.json", type=tarfile.LNKTYPE, linkname="x")), "no regular file"),
+        (archive(plain("k", b"", type=tarfile.DIRTYPE)), "no regular file"),
+        (archive(plain("k.json", type=tarfile.FIFOTYPE)), "no regular file"),
+        (archive(plain("x" * 150 + ".json"), format=tarfile.GNU_FORMAT), "no regular file"),
+        (archive(plain("ä" * 60 + ".json"), format=tarfile.PAX_FORMAT), "no regular file"),
         (archive(plain("d/" * 60 + "k.json"), format=tarfile.USTAR_FORMAT), "folder"),
         (encode_sample("k", MEMBERS) * 2 + END, "twice"),
-        (encode_sample("k", MEMBERS), "cut off"),
+        (encode_sample("k", MEMBERS), "truncated"),
         (encode_sample("k", MEMBERS)[:-512], "claims 2 bytes"),
-        (b"", "cut off"),
-        (b"not a tar file at all" * 100, "no plain file"),
-        (b"\x1f\x8b" + bytes(2000), "no plain file"),
+        (b"", "truncated"),
+        (b"not a tar file at all" * 100, "no regular file"),
+        (b"\x1f\x8b" + bytes(2000), "no regular file"),
     ],
 )
 def test_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
@@ -106,7 +106,7 @@ def huge(octal: bytes) -> bytes:
 @pytest.mark.parametrize(
     "size", [b"%012o" % (10 << 30), b"\x80" + (10 << 30).to_bytes(11, "big"), b"-0000000001\0"]
 )
-def test_a_10_gb_header_costs_nothing(tmp_path: Path, size: bytes) -> None:
+def test_a_10_gb_header_allocates_nothing(tmp_path: Path, size: bytes) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(huge(size))
     with pytest.raises(ShardError, match="claims"):
@@ -121,7 +121,7 @@ def test_a_size_within_the_file_but_beyond_the_limit(tmp_path: Path) -> None:
 
 def test_a_flipped_header_byte(tmp_path: Path) -> None:
     content = bytearray(encode_sample("k", MEMBERS) + END)
-    content[101] ^= 1  # the mode: harmless, but the checksum tells
+    content[101] ^= 1  # the mode: harmless, but the checksum is wrong
     path = tmp_path / "a.tar"
     path.write_bytes(content)
     with pytest.raises(ShardError, match="checksum"):

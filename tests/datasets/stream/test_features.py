@@ -44,7 +44,7 @@ def test_batched_fbank_equals_torchaudio_row_by_row() -> None:
         assert (batch[row, count:] == features.SILENCE).all()
 
 
-def test_silence_is_what_digital_silence_gives() -> None:
+def test_silence_is_the_value_of_digital_silence() -> None:
     fbank = features.fbank(torch.zeros(1600))
     torch.testing.assert_close(fbank, torch.full_like(fbank, features.SILENCE))
 

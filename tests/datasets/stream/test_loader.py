@@ -1,4 +1,4 @@
-"""Loading in worker processes."""
+"""Loader with worker processes."""
 
 import gc
 import weakref
@@ -17,7 +17,7 @@ class Leftover:
 
 
 def test_garbage_is_freed_before_workers_are_forked(data_set: Manifest) -> None:
-    """What is freed in a worker may wait forever for threads that were not forked."""
+    """Garbage freed in a worker may wait forever for threads that were not forked."""
     gc.disable()  # so that no collection but the loader's own frees it
     try:
         left = weakref.ref(Leftover())

@@ -9,8 +9,8 @@ from cavmae.datasets.stream.shuffle import (
     SampleRef,
     class_balanced_repeats,
     drain_order,
-    epoch_samples,
-    evaluation_samples,
+    epoch_sample_refs,
+    evaluation_sample_refs,
     rng_for_sample,
 )
 
@@ -22,22 +22,24 @@ def everything(counts: list[int]) -> Counter[tuple[int, int]]:
 
 
 @given(COUNTS, st.integers(0, 99), st.integers(0, 5), st.integers(1, 9))
-def test_an_epoch_visits_every_sample_exactly_once(
-    counts: list[int], seed: int, epoch: int, readers: int
+def test_an_epoch_has_every_sample_exactly_once(
+    counts: list[int], seed: int, epoch: int, partitions: int
 ) -> None:
-    pieces = [list(epoch_samples(counts, seed, epoch, r, readers)) for r in range(readers)]
-    assert Counter((v.shard, v.sample) for piece in pieces for v in piece) == everything(counts)
-    sizes = [len(piece) for piece in pieces]
-    assert max(sizes) - min(sizes) <= 1  # no reader runs ahead of the others
+    parts = [list(epoch_sample_refs(counts, seed, epoch, p, partitions)) for p in range(partitions)]
+    assert Counter((ref.shard, ref.sample) for part in parts for ref in part) == everything(counts)
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1  # no worker runs ahead of the others
 
 
 @given(COUNTS, st.integers(1, 4), st.integers(1, 4))
-def test_evaluation_sees_every_sample_exactly_once(
+def test_evaluation_has_every_sample_exactly_once(
     counts: list[int], ranks: int, workers: int
 ) -> None:
-    readers = ranks * workers
+    partitions = ranks * workers
     seen = Counter(
-        (v.shard, v.sample) for r in range(readers) for v in evaluation_samples(counts, r, readers)
+        (ref.shard, ref.sample)
+        for p in range(partitions)
+        for ref in evaluation_sample_refs(counts, p, partitions)
     )
     assert seen == everything(counts)
 
@@ -46,7 +48,7 @@ def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
     counts = [5] * 20
 
     def order(seed: int, epoch: int) -> list[SampleRef]:
-        return list(epoch_samples(counts, seed, epoch, 0, 1))
+        return list(epoch_sample_refs(counts, seed, epoch, 0, 1))
 
     assert order(1, 2) == order(1, 2)
     assert order(1, 2) != order(1, 3)
@@ -54,13 +56,13 @@ def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
 
 
 @given(st.integers(0, 2**40 - 1), st.integers(0, 1000), st.integers(0, 1000))
-def test_chance_of_a_visit(seed: int, epoch: int, sample: int) -> None:
-    visit = SampleRef(3, sample, 0)
-    first = rng_for_sample(seed, epoch, visit).random()
-    assert first == rng_for_sample(seed, epoch, visit).random()
-    assert first != rng_for_sample(seed, epoch + 1, visit).random()
-    assert first != rng_for_sample(seed, epoch, visit._replace(repeat=1)).random()
-    assert first != rng_for_sample(seed, epoch, visit._replace(sample=sample + 1)).random()
+def test_rng_of_a_sample_reference(seed: int, epoch: int, sample: int) -> None:
+    ref = SampleRef(3, sample, 0)
+    first = rng_for_sample(seed, epoch, ref).random()
+    assert first == rng_for_sample(seed, epoch, ref).random()
+    assert first != rng_for_sample(seed, epoch + 1, ref).random()
+    assert first != rng_for_sample(seed, epoch, ref._replace(repeat=1)).random()
+    assert first != rng_for_sample(seed, epoch, ref._replace(sample=sample + 1)).random()
 
 
 @given(st.integers(0, 50), st.integers(0, 9))
@@ -74,22 +76,22 @@ def test_class_balanced_weights_are_the_references() -> None:
     count = {"a": 4, "b": 1}
     weight = [[sum(1000 / (count[n] + 0.01) for n in names) for names in s] for s in labels]
     total = sum(map(sum, weight))
-    for found, expected in zip(repeats, weight, strict=True):
-        np.testing.assert_allclose(found, np.array(expected) * 5 / total)
+    for actual, expected in zip(repeats, weight, strict=True):
+        np.testing.assert_allclose(actual, np.array(expected) * 5 / total)
     assert repeats[1][1] == 0  # no label: never
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(1, 5))
-def test_repeats_come_as_often_as_they_should(seed: int, readers: int) -> None:
+def test_repeats_come_as_often_as_they_should(seed: int, partitions: int) -> None:
     repeats = [np.array([0.0, 1.0, 2.5]), np.array([0.2, 3.0])]
     seen: Counter[tuple[int, int]] = Counter()
     epochs = 60
     for epoch in range(epochs):
-        for reader in range(readers):
-            for visit in epoch_samples([3, 2], seed, epoch, reader, readers, repeats):
-                assert visit.repeat < 3
-                seen[visit.shard, visit.sample] += 1
+        for partition in range(partitions):
+            for ref in epoch_sample_refs([3, 2], seed, epoch, partition, partitions, repeats):
+                assert ref.repeat < 3
+                seen[ref.shard, ref.sample] += 1
     assert seen[0, 0] == 0
     assert seen[0, 1] == epochs
     assert seen[1, 1] == 3 * epochs

@@ -34,12 +34,12 @@ def keys(batches: Any, count: int) -> list[list[str]]:
 
 
 def all_keys(manifest: Manifest) -> set[str]:
-    found = set()
+    result = set()
     for shard in manifest.shards:
         with OpenShard(Path(manifest.path_of(shard))) as opened:
-            found |= {entry.key for entry in opened.entries}
-    assert len(found) == manifest.samples
-    return found
+            result |= {entry.key for entry in opened.entries}
+    assert len(result) == manifest.samples
+    return result
 
 
 def test_a_batch(data_set: Manifest) -> None:
@@ -73,7 +73,7 @@ def test_an_epoch_over_real_workers_is_exactly_once(data_set: Manifest, workers:
 def test_epochs_are_exactly_once_over_ranks_and_workers(
     data_set: Manifest, ranks: int, workers: int, batch: int, buffer: int, seed: int
 ) -> None:
-    per_reader = data_set.samples // (ranks * workers)
+    per_worker = data_set.samples // (ranks * workers)
     seen: Counter[str] = Counter()
     for rank in range(ranks):
         stream = TrainStream(
@@ -81,18 +81,18 @@ def test_epochs_are_exactly_once_over_ranks_and_workers(
             shuffle_buffer=buffer, access=Access(verify="size"),
         )  # fmt: skip
         for worker in range(workers):
-            one = itertools.chain.from_iterable(
+            worker_keys = itertools.chain.from_iterable(
                 d.batch["key"] for d in stream.worker_batches(worker, workers)
             )
-            seen.update(itertools.islice(one, per_reader))
-    # 24 samples divide by all of these, so each reader's piece of the epoch is the same length.
+            seen.update(itertools.islice(worker_keys, per_worker))
+    # 24 samples divide by all of these, so all partitions of the epoch have the same length.
     assert set(seen) == all_keys(data_set)
     assert set(seen.values()) == {1}
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("point", [0, 1, 5, 8, 13, 29])
-def test_a_resumed_stream_gives_what_the_other_would_have(
+def test_a_resumed_stream_gives_the_batches_that_would_have_come_next(
     data_set: Manifest, workers: int, point: int
 ) -> None:
     def loader() -> Loader:
@@ -105,10 +105,10 @@ def test_a_resumed_stream_gives_what_the_other_would_have(
     state = json.loads(json.dumps(first.state_dict()))
     second = loader()
     second.load_state_dict(state)
-    for expected, found in zip(whole[point:], iter(second), strict=False):
-        assert found["key"] == expected["key"]
-        torch.testing.assert_close(found["frames"], expected["frames"], rtol=0, atol=0)
-        torch.testing.assert_close(found["fbank"], expected["fbank"], rtol=0, atol=0)
+    for expected, resumed in zip(whole[point:], iter(second), strict=False):
+        assert resumed["key"] == expected["key"]
+        torch.testing.assert_close(resumed["frames"], expected["frames"], rtol=0, atol=0)
+        torch.testing.assert_close(resumed["fbank"], expected["fbank"], rtol=0, atol=0)
 
 
 def test_resuming_twice_and_between_0_and_1_workers(data_set: Manifest) -> None:
@@ -116,15 +116,15 @@ def test_resuming_twice_and_between_0_and_1_workers(data_set: Manifest) -> None:
         return Loader(TrainStream(data_set, VIEW, 2, shuffle_buffer=5), workers)
 
     expected = keys(loader(0), 20)
-    found = []
+    resumed = []
     state = None
     for number, workers in [(7, 0), (3, 1), (10, 0)]:
-        one = loader(workers)
+        resumed_loader = loader(workers)
         if state is not None:
-            one.load_state_dict(state)
-        found += keys(one, number)
-        state = one.state_dict()
-    assert found == expected
+            resumed_loader.load_state_dict(state)
+        resumed += keys(resumed_loader, number)
+        state = resumed_loader.state_dict()
+    assert resumed == expected
 
 
 def test_epochs_differ_and_the_frames_of_a_sample_too(data_set: Manifest) -> None:
@@ -138,7 +138,7 @@ def test_epochs_differ_and_the_frames_of_a_sample_too(data_set: Manifest) -> Non
     assert same < 0.5
 
 
-def test_a_state_that_is_none(data_set: Manifest) -> None:
+def test_a_state_of_something_else_is_refused(data_set: Manifest) -> None:
     with pytest.raises(CavmaeError, match="state"):
         Loader(TrainStream(data_set, VIEW, 3)).load_state_dict({})
 
@@ -152,7 +152,7 @@ def test_the_buffer_mixes(data_set: Manifest) -> None:
     assert sorted(order(1)) == sorted(order(12))
 
 
-def test_balanced_visits(data_set: Manifest) -> None:
+def test_balanced_repeats(data_set: Manifest) -> None:
     labels = [data_set.sample_labels(shard) for shard in data_set.shards]
     stream = TrainStream(
         data_set, VIEW, 4, shuffle_buffer=6, repeats=class_balanced_repeats(labels),
@@ -175,22 +175,22 @@ def test_evaluation_is_exactly_once(data_set: Manifest, ranks: int, workers: int
     assert set(seen.values()) == {1}
 
 
-def test_evaluation_repeats_itself_even_where_chance_is_asked_for(data_set: Manifest) -> None:
+def test_evaluation_repeats_itself_even_with_random_frames(data_set: Manifest) -> None:
     loader = Loader(EvalStream(data_set, VIEW, 8))
     for first, second in zip(list(loader), list(loader), strict=True):
         torch.testing.assert_close(first["frames"], second["frames"])
 
 
-def test_evaluation_works_with_more_readers_than_shards_training_says_no(
+def test_evaluation_works_with_more_workers_than_shards_and_training_does_not(
     data_set: Manifest,
 ) -> None:
-    with pytest.raises(UsageError, match="8 shards for 12 readers"):
+    with pytest.raises(UsageError, match="8 shards for 12 workers"):
         Loader(TrainStream(data_set, VIEW, 1, rank=0, world_size=6), workers=2)
     parts = [EvalStream(data_set, VIEW, 4, rank=r, world_size=30) for r in range(30)]
     assert sum(len(b["key"]) for part in parts for b in Loader(part)) == data_set.samples
 
 
-def test_other_ranks_resume_at_the_epoch_and_say_so(
+def test_other_ranks_resume_at_the_epoch_and_log_it(
     data_set: Manifest, caplog: pytest.LogCaptureFixture
 ) -> None:
     loader = Loader(TrainStream(data_set, VIEW, 3, shuffle_buffer=4))
@@ -251,8 +251,8 @@ def test_each_rank_hashes_its_share(copied: Path) -> None:
     [
         (lambda m: m.update(schema=7), "schema 7"),
         (lambda m: m.pop("shards"), "damaged"),
-        (lambda m: m["shards"][0].update(file="../../x.tar"), "cannot be one"),
-        (lambda m: m["shards"][0].update(sha256="0"), "cannot be one"),
+        (lambda m: m["shards"][0].update(file="../../x.tar"), "invalid name or SHA-256"),
+        (lambda m: m["shards"][0].update(sha256="0"), "invalid name or SHA-256"),
         (lambda m: m["shards"][0].update(samples=0), "counts"),
         (lambda m: m["shards"].append(m["shards"][0]), "twice"),
         (lambda m: m["shards"][0].update(labels=[[9]] * 3), "without a name"),
@@ -324,10 +324,10 @@ def test_broken_samples_are_skipped_counted_and_named(
     assert named == all_keys(manifest) - set(seen)
     assert {line["reason"] for line in lines} == {reason}
     assert loader.broken[reason] >= 1
-    found = list(itertools.chain(*([*b["key"]] for b in Loader(EvalStream(
+    evaluated = list(itertools.chain(*([*b["key"]] for b in Loader(EvalStream(
         manifest, VIEW, 5, access=Access(max_broken=0.1)
     ), workers))))  # fmt: skip
-    assert len(found) == 22
+    assert len(evaluated) == 22
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -373,13 +373,13 @@ def test_frames_of_several_sizes_get_a_clear_error(copied: Path) -> None:
     assert batch["frames"].shape == (24, 1, 24, 40, 3)
 
 
-def test_memory_of_the_buffer_is_bytes_of_what_is_asked_for(data_set: Manifest) -> None:
+def test_the_shuffle_buffer_holds_bytes_of_selected_members(data_set: Manifest) -> None:
     reader = Reader(data_set, dataclasses.replace(VIEW, frames="middle"), Access(), seed=0)
-    pending = BufferedSample(SampleRef(0, 0, 0))
-    reader.load(pending, 0)
-    assert pending.members is not None
-    assert {type(data) for data in pending.members.values()} == {bytes}
-    assert set(pending.members) == {"json", "fbank.npy", "025.jpg"}  # one of 50 frames, no flac
+    buffered = BufferedSample(SampleRef(0, 0, 0))
+    reader.load(buffered, 0)
+    assert buffered.members is not None
+    assert {type(data) for data in buffered.members.values()} == {bytes}
+    assert set(buffered.members) == {"json", "fbank.npy", "025.jpg"}  # one of 50 frames, no flac
     reader.close()
 
 
@@ -387,7 +387,7 @@ def test_memory_of_the_buffer_is_bytes_of_what_is_asked_for(data_set: Manifest) 
     "options",
     [{"batch_size": 0}, {"rank": 2, "world_size": 2}, {"seed": -1}, {"access": Access(verify="x")}],
 )
-def test_options_that_make_no_sense(data_set: Manifest, options: dict[str, Any]) -> None:
+def test_bad_options(data_set: Manifest, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         TrainStream(data_set, VIEW, **{"batch_size": 1, **options})
 

@@ -12,13 +12,13 @@ from cavmae.datasets.stream.transforms import (
     DeviceTransform,
     Statistics,
     add_noise,
-    look_through,
+    apply_windows,
     mix_waveforms,
     mixing_weights,
     normalise_frames,
+    random_windows,
     roll_in_time,
     smooth_labels,
-    windows_of,
 )
 
 
@@ -49,19 +49,19 @@ def batch(size: int = 4) -> dict:  # type: ignore[type-arg]
 
 def test_normalising_is_the_references() -> None:
     data = batch()
-    done = DeviceTransform(Statistics(-5.081, 4.4849))(data)
-    torch.testing.assert_close(done["fbank"], (data["fbank"].float() + 5.081) / 4.4849)
+    result = DeviceTransform(Statistics(-5.081, 4.4849))(data)
+    torch.testing.assert_close(result["fbank"], (data["fbank"].float() + 5.081) / 4.4849)
     padding, silence = (0 + 5.081) / 4.4849, (features.SILENCE + 5.081) / 4.4849
     assert padding == pytest.approx(1.133, abs=1e-3)  # as the specification has it
     assert silence == pytest.approx(-2.422, abs=1e-3)
-    assert done["fbank"][3, -1, 0] == pytest.approx(padding)
+    assert result["fbank"][3, -1, 0] == pytest.approx(padding)
     frames = data["frames"].numpy() / 255
     expected = (frames - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(
-        done["frames"].numpy(), np.moveaxis(expected, -1, 2), rtol=1e-4, atol=1e-5
+        result["frames"].numpy(), np.moveaxis(expected, -1, 2), rtol=1e-4, atol=1e-5
     )
-    assert done["waveform"].abs().max() <= 1
-    assert done["key"] == data["key"]
+    assert result["waveform"].abs().max() <= 1
+    assert result["key"] == data["key"]
 
 
 def test_a_grey_frame_of_mean_colour_is_zero() -> None:
@@ -80,7 +80,7 @@ def test_nothing_is_random_outside_training() -> None:
         torch.testing.assert_close(first[field], plain[field])
 
 
-def test_specaugment_hides_one_band_and_one_stretch_of_each_clip() -> None:
+def test_specaugment_masks_a_band_and_a_span_of_each_clip() -> None:
     statistics = Statistics(0.0, 1.0)
     transform = DeviceTransform(statistics, Augmentation(freq_mask=48, time_mask=40)).train()
     data = {"fbank": torch.full((64, 100, 128), 5.0), "fbank_length": torch.full((64,), 100)}
@@ -90,11 +90,11 @@ def test_specaugment_hides_one_band_and_one_stretch_of_each_clip() -> None:
     assert 0 < columns.max() < 49
     assert len(rows.unique()) > 10  # every clip has masks of its own
     assert len(columns.unique()) > 10
-    for one in hidden:
-        expected = one.all(1)[:, None] | one.all(0)[None, :]
-        assert torch.equal(one, expected)
-        for line in (one.all(1), one.all(0)):
-            assert (torch.diff(line.int()) == 1).sum() <= 1  # in one piece
+    for mask in hidden:
+        expected = mask.all(1)[:, None] | mask.all(0)[None, :]
+        assert torch.equal(mask, expected)
+        for line in (mask.all(1), mask.all(0)):
+            assert (torch.diff(line.int()) == 1).sum() <= 1  # contiguous
 
 
 def test_noise_is_as_strong_as_the_references() -> None:
@@ -109,10 +109,10 @@ def test_roll_moves_frames_and_loses_none() -> None:
     fbank = torch.arange(50.0)[None, :, None].expand(200, 50, 3)
     rolled = roll_in_time(fbank, 20)
     shifts = set()
-    for one in rolled:
-        shift = int(one.argmin(0)[0])
+    for clip in rolled:
+        shift = int(clip.argmin(0)[0])
         shifts.add((shift + 25) % 50 - 25)
-        assert torch.equal(one, torch.roll(fbank[0], shift, 0))
+        assert torch.equal(clip, torch.roll(fbank[0], shift, 0))
     assert min(shifts) == -20
     assert max(shifts) == 19
 
@@ -125,8 +125,8 @@ def test_label_smoothing() -> None:
 
 def naive_mix(waveforms: list[np.ndarray], partner: list[int], weight: list[float]) -> list:  # type: ignore[type-arg]
     mixed = []
-    for i, one in enumerate(waveforms):
-        first = one - one.mean()
+    for i, waveform in enumerate(waveforms):
+        first = waveform - waveform.mean()
         other = waveforms[partner[i]] - waveforms[partner[i]].mean()
         second = np.zeros_like(first)
         count = min(len(first), len(other))
@@ -151,41 +151,43 @@ def test_mixing_waveforms_equals_a_loop() -> None:
         assert (mixed[row, lengths[row] :] == 0).all()
 
 
-def test_mixup_uses_one_weight_for_sound_picture_and_labels() -> None:
+def test_mixup_has_the_same_weight_for_audio_frames_and_labels() -> None:
     transform = DeviceTransform(Statistics(0.0, 1.0), Augmentation(mixup=1.0)).train()
     plain = DeviceTransform(Statistics(0.0, 1.0))
     data = batch()
-    done, still = transform(data), plain(data)
-    assert (done["labels"].sum(1) - 1).abs().max() < 1e-5
+    result, still = transform(data), plain(data)
+    assert (result["labels"].sum(1) - 1).abs().max() < 1e-5
     for row in range(4):
-        own = float(done["labels"][row, row])
+        own = float(result["labels"][row, row])
         if own == 1:
             continue  # its own partner
-        other = int((done["labels"][row] * (1 - torch.eye(4)[row])).argmax())
+        other = int((result["labels"][row] * (1 - torch.eye(4)[row])).argmax())
         frames = own * still["frames"][row] + (1 - own) * still["frames"][other]
-        torch.testing.assert_close(done["frames"][row], frames)
+        torch.testing.assert_close(result["frames"][row], frames)
         waveforms = still["waveform"]
         mixed = mix_waveforms(
             waveforms, data["waveform_length"], torch.tensor([other] * 4), torch.full((4,), own)
         )
-        torch.testing.assert_close(done["waveform"][row], mixed[row])
+        torch.testing.assert_close(result["waveform"][row], mixed[row])
         length = int(data["waveform_length"][row])
         expected = features.fbank(mixed[row, :length])
-        torch.testing.assert_close(done["fbank"][row, : len(expected)], expected, atol=1e-3, rtol=0)
-        assert (done["fbank"][row, len(expected) :] == 0).all()
-    assert (done["labels"].max(1).values < 1).any()
+        torch.testing.assert_close(
+            result["fbank"][row, : len(expected)], expected, atol=1e-3, rtol=0
+        )
+        assert (result["fbank"][row, len(expected) :] == 0).all()
+    assert (result["labels"].max(1).values < 1).any()
 
 
 def test_without_partner_mixup_changes_nothing() -> None:
     transform = DeviceTransform(Statistics(0.0, 1.0), Augmentation(mixup=1e-9)).train()
     data = batch()
-    done, still = transform(data), DeviceTransform(Statistics(0.0, 1.0))(data)
+    result, still = transform(data), DeviceTransform(Statistics(0.0, 1.0))(data)
     for row, length in enumerate(data["fbank_length"].tolist()):
         # The stored fbank is float16; computed anew it is not.
         torch.testing.assert_close(
-            done["fbank"][row, :length], still["fbank"][row, :length], atol=0.01, rtol=0
+            result["fbank"][row, :length], still["fbank"][row, :length], atol=0.01, rtol=0
         )
-    torch.testing.assert_close(done["frames"], still["frames"])
+    torch.testing.assert_close(result["frames"], still["frames"])
 
 
 def test_mixing_weights() -> None:
@@ -215,34 +217,34 @@ def test_mixup_needs_waveforms() -> None:
         Augmentation(roll=-1),
     ],
 )
-def test_augmentations_that_make_no_sense(augmentation: Augmentation) -> None:
+def test_augmentations_out_of_range(augmentation: Augmentation) -> None:
     with pytest.raises(UsageError):
         DeviceTransform(Statistics(), augmentation)
 
 
-def test_a_window_shows_what_cutting_and_scaling_shows() -> None:
-    pictures = torch.rand(2, 3, 3, 24, 32)
+def test_a_window_equals_cropping_and_scaling() -> None:
+    frames = torch.rand(2, 3, 3, 24, 32)
     window = torch.tensor([[[0.5, 0, 0.25], [0, 0.5, -0.5]], [[-1, 0, 0], [0, 1, 0]]])
-    shown = look_through(pictures, window, "bilinear")
-    # Half the size; its middle lies at 5/8 of the width and a quarter of the height.
-    cut = pictures[0, :, :, 0:12, 12:28]
-    expected = torch.nn.functional.interpolate(cut, (24, 32), mode="bilinear")
-    # At the cut's edge the window sees what lies beyond, where there is something.
-    torch.testing.assert_close(shown[0][..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
-    torch.testing.assert_close(shown[1], pictures[1].flip(-1))
+    windowed = apply_windows(frames, window, "bilinear")
+    # Half the size; its center lies at 5/8 of the width and a quarter of the height.
+    crop = frames[0, :, :, 0:12, 12:28]
+    expected = torch.nn.functional.interpolate(crop, (24, 32), mode="bilinear")
+    # At the crop's edge the window interpolates with pixels beyond it.
+    torch.testing.assert_close(windowed[0][..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
+    torch.testing.assert_close(windowed[1], frames[1].flip(-1))
 
 
 def test_windows_lie_inside_and_mirror_half() -> None:
-    windows = windows_of(4000, 0.4, True, torch.device("cpu"))
-    scale, middle = windows[:, 1, 1], windows[:, :, 2]
+    windows = random_windows(4000, 0.4, True, torch.device("cpu"))
+    scale, center = windows[:, 1, 1], windows[:, :, 2]
     assert scale.min() > 0.4 - 1e-6
     assert scale.max() <= 1
     assert scale.mean().item() == pytest.approx(0.7, abs=0.01)
-    assert (scale[:, None] + middle.abs()).max() <= 1 + 1e-6
-    assert (middle.abs() > 0.3).any(0).all()
+    assert (scale[:, None] + center.abs()).max() <= 1 + 1e-6
+    assert (center.abs() > 0.3).any(0).all()
     assert windows[:, 0, 0].abs().equal(scale)
     assert (windows[:, 0, 0] < 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
-    assert (windows_of(50, 1.0, False, torch.device("cpu")) == torch.eye(2, 3)).all()
+    assert (random_windows(50, 1.0, False, torch.device("cpu")) == torch.eye(2, 3)).all()
 
 
 def test_frames_and_masks_of_a_clip_share_their_window() -> None:
@@ -250,15 +252,15 @@ def test_frames_and_masks_of_a_clip_share_their_window() -> None:
     masks = torch.randint(0, 3, (4, 1, 8, 10)).repeat(1, 2, 1, 1).byte()
     data |= {"masks": masks, "frames": masks[..., None].repeat(1, 1, 1, 1, 3) * 100}
     transform = DeviceTransform(Statistics(), Augmentation(crop=0.999, flip=True))
-    done = transform(data)
-    assert done["masks"].dtype == torch.uint8
-    mirrored = [not done["masks"][i].equal(masks[i]) for i in range(4)]
+    result = transform(data)
+    assert result["masks"].dtype == torch.uint8
+    mirrored = [not result["masks"][i].equal(masks[i]) for i in range(4)]
     assert any(mirrored) and not all(mirrored)
     for clip, flipped in enumerate(mirrored):
-        assert done["masks"][clip].equal(masks[clip].flip(-1) if flipped else masks[clip])
-        torch.testing.assert_close(done["frames"][clip, 0], done["frames"][clip, 1])
-    order = done["frames"][:, :, 0].flatten().argsort()
-    assert done["masks"].flatten()[order].diff().min() == 0  # brighter where the label is higher
+        assert result["masks"][clip].equal(masks[clip].flip(-1) if flipped else masks[clip])
+        torch.testing.assert_close(result["frames"][clip, 0], result["frames"][clip, 1])
+    order = result["frames"][:, :, 0].flatten().argsort()
+    assert result["masks"].flatten()[order].diff().min() == 0  # brighter where the label is higher
 
 
 def test_statistics_come_from_the_check(tmp_path: Path) -> None:

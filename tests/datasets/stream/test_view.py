@@ -28,126 +28,126 @@ def members(
         mask_values={"1": "person 1 body"} if masks else None,
         masked_frames=tuple(range(0, count, 2)) if masks else (),
     )  # fmt: skip
-    made = {
+    data = {
         "json": info.to_bytes(),
         "fbank.npy": sample.encode_fbank(np.tile(np.arange(rows)[:, None] / 100, (1, 128))),
         "flac": sample.encode_waveform((np.arange(samples) // 4).astype(np.int16)),
     }
     for i in range(count):
         grey = np.full((*SIZE, 3), 2 * i % 256, dtype=np.uint8)
-        made[sample.frame_member(i)] = sample.encode_frame(grey, 95)
+        data[sample.frame_member(i)] = sample.encode_frame(grey, 95)
         if masks and i % 2 == 0:
-            made[sample.mask_member(i)] = sample.encode_mask(np.ones(SIZE, np.uint8))
-    return made, info
+            data[sample.mask_member(i)] = sample.encode_mask(np.ones(SIZE, np.uint8))
+    return data, info
 
 
 CLIP = members()
 
 
-def show(view: View, seed: int = 0, clip: tuple[dict[str, bytes], SampleInfo] = CLIP) -> dict:  # type: ignore[type-arg]
-    made, info = clip
-    choice = view.choose(list(made), info, random.Random(seed))
-    shown = choice.decode({name: made[name] for name in choice.members})
-    batch = Collate(view)([{"key": "k", **shown}])
+def load(view: View, seed: int = 0, clip: tuple[dict[str, bytes], SampleInfo] = CLIP) -> dict:  # type: ignore[type-arg]
+    data, info = clip
+    choice = view.select(list(data), info, random.Random(seed))
+    arrays = choice.decode({name: data[name] for name in choice.members})
+    batch = Collate(view)([{"key": "k", **arrays}])
     return {k: v[0].numpy() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
-def greys(shown: dict) -> list[int]:  # type: ignore[type-arg]
-    return [round(float(f.mean()) / 2) for f in shown["frames"]]
+def greys(loaded: dict) -> list[int]:  # type: ignore[type-arg]
+    return [round(float(f.mean()) / 2) for f in loaded["frames"]]
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_window_shows_sound_and_frames_of_exactly_that_part(seed: int) -> None:
-    shown = show(View(window=2.56, frames="all", waveform=True, masks=True), seed)
-    first = greys(shown)[0]
-    assert greys(shown) == list(range(first, first + 64))
+def test_a_window_gives_audio_and_frames_of_exactly_that_part(seed: int) -> None:
+    loaded = load(View(window=2.56, frames="all", waveform=True, masks=True), seed)
+    first = greys(loaded)[0]
+    assert greys(loaded) == list(range(first, first + 64))
     start = first / RATE
-    np.testing.assert_allclose(shown["frame_times"], np.arange(64) / RATE, atol=1e-5)
-    real = shown["fbank_length"]
+    np.testing.assert_allclose(loaded["frame_times"], np.arange(64) / RATE, atol=1e-5)
+    real = loaded["fbank_length"]
     assert real == min(256, 510 - round(start * 100))
     np.testing.assert_allclose(
-        shown["fbank"][:real, 0], (start * 100 + np.arange(real)) / 100, atol=4e-3
+        loaded["fbank"][:real, 0], (start * 100 + np.arange(real)) / 100, atol=4e-3
     )
-    assert shown["waveform"].shape == (40960,)
-    assert shown["waveform"][0] == round(start * 16000) // 4
-    assert shown["masked"].tolist() == [i % 2 == 0 for i in range(first, first + 64)]
-    assert (shown["masks"].max((1, 2)) == shown["masked"]).all()
+    assert loaded["waveform"].shape == (40960,)
+    assert loaded["waveform"][0] == round(start * 16000) // 4
+    assert loaded["masked"].tolist() == [i % 2 == 0 for i in range(first, first + 64)]
+    assert (loaded["masks"].max((1, 2)) == loaded["masked"]).all()
 
 
 def test_windows_begin_everywhere_but_in_evaluation_in_the_middle() -> None:
     view = View(window=2.56, frames="all")
-    firsts = {greys(show(view, seed))[0] for seed in range(60)}
+    firsts = {greys(load(view, seed))[0] for seed in range(60)}
     assert min(firsts) < 10
     assert max(firsts) > 54
     fixed = View(window=2.56, frames="all", random_window=False)
-    assert {greys(show(fixed, seed))[0] for seed in range(5)} == {32}
+    assert {greys(load(fixed, seed))[0] for seed in range(5)} == {32}
 
 
 @pytest.mark.parametrize("rate", [12.5, 25.0, 29.97, 50.0])
 def test_frames_of_a_window_are_the_nearest_in_time(rate: float) -> None:
     clip = members(rate=rate, masks=False)
-    shown = show(View(window=2.56, frames="all"), 3, clip)
+    loaded = load(View(window=2.56, frames="all"), 3, clip)
     grid = np.arange(64) / 25
-    assert np.abs(shown["frame_times"] - grid).max() <= 0.5 / rate + 1e-3
+    assert np.abs(loaded["frame_times"] - grid).max() <= 0.5 / rate + 1e-3
 
 
 @pytest.mark.parametrize("frames", [8, "random", "all"])
 @pytest.mark.parametrize("rate", [1.0, 5.0])
-def test_a_window_of_a_slow_video_shows_no_frame_of_another_time(
+def test_a_window_of_a_slow_video_gives_no_frame_of_another_time(
     rate: float, frames: int | str
 ) -> None:
     clip = members(seconds=10.0, rate=rate, masks=False)
     for seed in range(20):
-        shown = show(View(window=2.56, frames=frames), seed, clip)  # type: ignore[arg-type]
-        assert shown["frame_times"].min() >= -0.021
-        assert shown["frame_times"].max() < 2.56
+        loaded = load(View(window=2.56, frames=frames), seed, clip)  # type: ignore[arg-type]
+        assert loaded["frame_times"].min() >= -0.021
+        assert loaded["frame_times"].max() < 2.56
 
 
 def test_a_clip_shorter_than_the_window_is_padded() -> None:
     clip = members(seconds=2.0, masks=False)
-    shown = show(View(window=2.56, frames=8, waveform=True, padding="silence"), 0, clip)
-    assert shown["fbank"].shape == (256, 128)
-    assert shown["fbank_length"] == 198
-    assert shown["fbank"][198:] == pytest.approx(SILENCE, abs=0.01)
-    assert shown["waveform"].shape == (40960,)
-    assert shown["waveform_length"] == 32000
-    assert (shown["waveform"][32000:] == 0).all()
-    assert len(shown["frames"]) == 8
+    loaded = load(View(window=2.56, frames=8, waveform=True, padding="silence"), 0, clip)
+    assert loaded["fbank"].shape == (256, 128)
+    assert loaded["fbank_length"] == 198
+    assert loaded["fbank"][198:] == pytest.approx(SILENCE, abs=0.01)
+    assert loaded["waveform"].shape == (40960,)
+    assert loaded["waveform_length"] == 32000
+    assert (loaded["waveform"][32000:] == 0).all()
+    assert len(loaded["frames"]) == 8
 
 
 def test_whole_clips_are_padded_with_zeros_or_cut() -> None:
-    shown = show(View(fbank_frames=1024, frames="none"))
-    assert shown["fbank"].shape == (1024, 128)
-    assert shown["fbank_length"] == 510
-    assert (shown["fbank"][510:] == 0).all()
-    assert "frames" not in shown
-    assert show(View(fbank_frames=100))["fbank_length"] == 100
+    loaded = load(View(fbank_frames=1024, frames="none"))
+    assert loaded["fbank"].shape == (1024, 128)
+    assert loaded["fbank_length"] == 510
+    assert (loaded["fbank"][510:] == 0).all()
+    assert "frames" not in loaded
+    assert load(View(fbank_frames=100))["fbank_length"] == 100
 
 
 def test_numbers_of_frames() -> None:
-    assert len(show(View(frames="all"))["frames"]) == 128
-    assert greys(show(View(frames="middle"))) == [64]
-    assert greys(show(View(frames=4))) == [16, 48, 80, 112]
-    assert len({greys(show(View(frames="random"), seed))[0] for seed in range(40)}) > 20
+    assert len(load(View(frames="all"))["frames"]) == 128
+    assert greys(load(View(frames="middle"))) == [64]
+    assert greys(load(View(frames=4))) == [16, 48, 80, 112]
+    assert len({greys(load(View(frames="random"), seed))[0] for seed in range(40)}) > 20
 
 
-def test_only_what_is_shown_is_read() -> None:
-    made, info = CLIP
-    choice = View(frames=2).choose(list(made), info, random.Random(0))
+def test_only_selected_members_are_read() -> None:
+    data, info = CLIP
+    choice = View(frames=2).select(list(data), info, random.Random(0))
     assert set(choice.members) == {"json", "fbank.npy", "032.jpg", "096.jpg"}
-    choice = View(fbank=False, frames="middle", masks=True, waveform=True).choose(
-        list(made), info, random.Random(0)
+    choice = View(fbank=False, frames="middle", masks=True, waveform=True).select(
+        list(data), info, random.Random(0)
     )
     assert set(choice.members) == {"json", "flac", "064.jpg", "064.png"}
 
 
 @pytest.mark.parametrize("size", [(16, 32), (24, 24), (48, 40), (32, 64)])
 def test_frames_are_scaled_and_cropped_without_distortion(size: tuple[int, int]) -> None:
-    made, info = members(masks=False)
+    data, info = members(masks=False)
     y, x = np.mgrid[0:32, 0:64]
     ramp = np.stack([x * 4, y * 8, np.full_like(x, 100)], axis=-1).astype(np.uint8)
-    made["064.jpg"] = sample.encode_frame(ramp, 98)
-    frame = show(View(frames="middle", frame_size=size), 0, (made, info))["frames"][0]
+    data["064.jpg"] = sample.encode_frame(ramp, 98)
+    frame = load(View(frames="middle", frame_size=size), 0, (data, info))["frames"][0]
     assert frame.shape == (*size, 3)
     scale = max(size[0] / 32, size[1] / 64)
     across = np.diff(frame[size[0] // 2, 4:-4, 0].astype(float)).mean()
@@ -159,6 +159,6 @@ def test_frames_are_scaled_and_cropped_without_distortion(size: tuple[int, int])
 @pytest.mark.parametrize(
     "options", [{"frames": 0}, {"window": 2.55}, {"masks": True, "frames": "none"}]
 )
-def test_views_that_make_no_sense(options: dict) -> None:  # type: ignore[type-arg]
+def test_views_with_bad_options(options: dict) -> None:  # type: ignore[type-arg]
     with pytest.raises(UsageError):
         View(**options)

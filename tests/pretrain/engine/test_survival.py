@@ -241,7 +241,7 @@ def test_another_number_of_processes_goes_on_at_the_epoch(
     command = [*words(tmp_path, run, data_set.folder, loop={"steps": 10}), *RESUME]
     ((code, told),) = finish(train(command))
     assert code == 0, told
-    assert "goes on at the beginning of epoch" in told
+    assert "resumes at the beginning of epoch" in told
     assert [line["step"] for line in lines(run)][-1] == 10
 
 
