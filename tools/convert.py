@@ -41,22 +41,22 @@ class ConvertSettings:
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser(
+    cli = parser(
         "convert",
         "Published CAV-MAE weights to ours, and back. Published weights know the first channel of "
         "the sound: shard with --downmix first for them, since filter banks of stereo differ.",
     )
-    made.add_argument(
+    cli.add_argument(
         "weights", type=str, help="Published file (.pth, .pt, .safetensors), or a folder of ours."
     )
-    made.add_argument(
+    cli.add_argument(
         "--out",
         required=True,
         type=str,
         help="Folder to make of a published file; or file (.pth) to make of a folder of ours.",
     )
-    made.add_class_arguments(ConvertSettings)
-    options = parse(made, words)
+    cli.add_class_arguments(ConvertSettings)
+    options = parse(cli, words)
     source, out = Path(options.weights), Path(options.out)
     if out.exists():
         raise UsageError(f"--out {out} is there already; name one that is not.")

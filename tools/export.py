@@ -71,11 +71,11 @@ class ExportSettings:
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("export", "A model by itself, with a card that says what it is.")
-    made.add_argument("checkpoint", type=str, help="Folder of a checkpoint.")
-    made.add_argument("--out", required=True, type=str, help="Folder to write.")
-    made.add_class_arguments(ExportSettings)
-    options = parse(made, words)
+    cli = parser("export", "A model by itself, with a card that says what it is.")
+    cli.add_argument("checkpoint", type=str, help="Folder of a checkpoint.")
+    cli.add_argument("--out", required=True, type=str, help="Folder to write.")
+    cli.add_class_arguments(ExportSettings)
+    options = parse(cli, words)
     settings = fill(ExportSettings, options)
     if settings.push and settings.name is None:
         raise UsageError("--push needs the --name under which the model shall be on the hub.")
@@ -143,7 +143,7 @@ def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCar
         step=int(step) if step.isdigit() else None,
         config=_config(checkpoint.resolve().parent.parent),
         preprocessing=json.dumps(_json(checkpoint / PREPROCESSING)),
-        measures=None if settings.measures is None else _measured(Path(settings.measures)),
+        measures=None if settings.measures is None else _measures_table(Path(settings.measures)),
     )
     return ModelCard(f"{text}\n")
 
@@ -174,12 +174,12 @@ def _longest_ticks(text: str) -> int:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = read_json(path)
+        record = read_json(path)
     except FileNotFoundError as error:
         raise CavmaeError(f"{path} is missing.") from error
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         raise CavmaeError(f"{path} is no JSON object.")
-    return found
+    return record
 
 
 def _config(run: Path) -> str | None:
@@ -197,7 +197,7 @@ def _config(run: Path) -> str | None:
     return re.sub(r"^(\s*\w+: ).*/", r"\1", text, flags=re.MULTILINE)
 
 
-def _measured(folder: Path) -> dict[str, Any]:
+def _measures_table(folder: Path) -> dict[str, Any]:
     """Values of the card's table.
 
     Raises:

@@ -53,12 +53,12 @@ class InpaintSettings:
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("inpaint", "What a model makes of masked sound and pictures.")
-    made.add_argument("model", type=str, help="Folder of weights, or a name on the hub.")
-    made.add_argument("shards", type=str, help="Folder or URL of a data set.")
-    made.add_argument("--out", required=True, type=str, help="PNG file to write.")
-    made.add_class_arguments(InpaintSettings)
-    options = parse(made, words)
+    cli = parser("inpaint", "What a model makes of masked sound and pictures.")
+    cli.add_argument("model", type=str, help="Folder of weights, or a name on the hub.")
+    cli.add_argument("shards", type=str, help="Folder or URL of a data set.")
+    cli.add_argument("--out", required=True, type=str, help="PNG file to write.")
+    cli.add_class_arguments(InpaintSettings)
+    options = parse(cli, words)
     settings = fill(InpaintSettings, options)
     if not 0 < settings.mask_ratio < 1 or settings.clips < 1:
         raise UsageError("--mask-ratio must lie between 0 and 1, --clips be at least 1.")
@@ -71,7 +71,7 @@ def main(words: Sequence[str]) -> int:
         raise CavmaeError(f"{options.shards} has no clip that could be read.")
     batch = DeviceTransform(statistics).eval()(batch)
     torch.manual_seed(settings.seed)
-    found = inpaint(
+    inpainting = inpaint(
         model,
         batch["fbank"],
         batch["frames"][:, 0],
@@ -79,12 +79,12 @@ def main(words: Sequence[str]) -> int:
         settings.mode,
         settings.norm_pix_loss,
     )
-    draw(found, batch["key"], Path(options.out))
+    draw(inpainting, batch["key"], Path(options.out))
     log.info("Wrote %s.", options.out)
     return 0
 
 
-def draw(found: Inpainting, keys: list[str], path: Path) -> None:
+def draw(inpainting: Inpainting, keys: list[str], path: Path) -> None:
     """A row a clip: three pictures, three spectrograms. What is masked is grey."""
     figure, axes = pyplot.subplots(
         len(keys),
@@ -94,27 +94,27 @@ def draw(found: Inpainting, keys: list[str], path: Path) -> None:
         gridspec_kw={"width_ratios": [1, 1, 1, 2, 2, 2]},
     )
     mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
-    pictures = (found.image, found.image_masked, found.image_rebuilt)
-    sounds = (found.audio, found.audio_masked, found.audio_rebuilt)
-    colours = matplotlib.colormaps["magma"].with_extremes(bad="0.6")
+    images = (inpainting.image, inpainting.image_masked, inpainting.image_rebuilt)
+    spectrograms = (inpainting.audio, inpainting.audio_masked, inpainting.audio_rebuilt)
+    colormap = matplotlib.colormaps["magma"].with_extremes(bad="0.6")
     for number, (row, key) in enumerate(zip(axes, keys, strict=True)):
-        for axis, title, picture in zip(row[:3], COLUMNS, pictures, strict=True):
-            values = picture[number].permute(1, 2, 0).numpy() * std + mean
+        for axis, title, image in zip(row[:3], COLUMNS, images, strict=True):
+            values = image[number].permute(1, 2, 0).numpy() * std + mean
             axis.imshow(np.where(np.isnan(values), 0.6, values).clip(0, 1))
             axis.axis("off")
             axis.set_title(title, fontsize=8)
-        low, high = (float(x) for x in np.percentile(found.audio[number], (1, 99.5)))
-        for axis, title, sound in zip(row[3:], COLUMNS, sounds, strict=True):
+        low, top = (float(x) for x in np.percentile(inpainting.audio[number], (1, 99.5)))
+        for axis, title, spectrogram in zip(row[3:], COLUMNS, spectrograms, strict=True):
             axis.imshow(
-                np.ma.masked_invalid(sound[number].T.numpy()),
-                origin="lower", aspect="auto", cmap=colours, vmin=low, vmax=high,
-                extent=(0, sound.shape[1] / 100, 0, sound.shape[2]),
+                np.ma.masked_invalid(spectrogram[number].T.numpy()),
+                origin="lower", aspect="auto", cmap=colormap, vmin=low, vmax=top,
+                extent=(0, spectrogram.shape[1] / 100, 0, spectrogram.shape[2]),
             )  # fmt: skip
             axis.tick_params(labelsize=6)
             axis.set_title(f"{title}: mel bins over seconds", fontsize=8)
         row[0].set_title(f"{key}\n{COLUMNS[0]}", fontsize=6, parse_math=False)
-    high = figure.get_figheight()
-    figure.subplots_adjust(0.01, 0.3 / high, 0.99, 1 - 0.5 / high, wspace=0.12, hspace=0.4)
+    top = figure.get_figheight()
+    figure.subplots_adjust(0.01, 0.3 / top, 0.99, 1 - 0.5 / top, wspace=0.12, hspace=0.4)
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=80)
     pyplot.close(figure)

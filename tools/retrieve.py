@@ -95,11 +95,11 @@ def statistics_of(
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("retrieve", "Which sound goes with which picture.")
-    made.add_argument("model", type=str, help="Folder of weights, or a name on the hub.")
-    made.add_argument("shards", type=str, help="Folder or URL of a data set.")
-    made.add_class_arguments(RetrieveSettings)
-    options = parse(made, words)
+    cli = parser("retrieve", "Which sound goes with which picture.")
+    cli.add_argument("model", type=str, help="Folder of weights, or a name on the hub.")
+    cli.add_argument("shards", type=str, help="Folder or URL of a data set.")
+    cli.add_class_arguments(RetrieveSettings)
+    options = parse(cli, words)
     settings = fill(RetrieveSettings, options)
     if settings.batch < 1 or settings.workers < 0:
         raise UsageError("--batch must be at least 1, --workers at least 0.")
@@ -113,11 +113,11 @@ def main(words: Sequence[str]) -> int:
     centred = {"yes": True, "no": False}.get(
         settings.centred, trained.get("center_embeddings", False)
     )
-    found = retrieval(features.compared(centred))
-    output(table(found, len(features.keys)))
+    scores = retrieval(features.compared(centred))
+    output(table(scores, len(features.keys)))
     if settings.json:
         with write_atomically(Path(settings.json)) as file:
-            record = {"clips": len(features.keys), **found}
+            record = {"clips": len(features.keys), **scores}
             file.write(json_bytes(record, indent=1))
     return 0
 
@@ -125,15 +125,15 @@ def main(words: Sequence[str]) -> int:
 def _extract(model: CAVMAE, name: str, shards: str, settings: RetrieveSettings) -> Features:
     manifest = Manifest.load(shards)
     statistics = statistics_of(name, shards, settings.statistics)
-    where = settings.device
-    if where == "auto":
-        where = "cuda" if torch.cuda.is_available() else "cpu"
+    device_name = settings.device
+    if device_name == "auto":
+        device_name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(where)
+        device = torch.device(device_name)
         model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"--device {where} cannot be used: {str(error).splitlines()[0]}"
+            f"--device {device_name} cannot be used: {str(error).splitlines()[0]}"
         ) from error
     transform = DeviceTransform(statistics).to(device).eval()
     stream = EvalStream(manifest, view_of(model.config, settings.frames, name), settings.batch)
@@ -162,21 +162,21 @@ def _save_features(path: Path, features: Features) -> None:
         file.write("".join(f"{key}\n" for key in features.keys).encode())
     with write_atomically(path) as file:
         if path.suffix == ".npy":
-            held = io.BytesIO()
-            np.save(held, torch.cat([features.audio, features.video], dim=1).numpy())
-            file.write(held.getvalue())
+            buffer = io.BytesIO()
+            np.save(buffer, torch.cat([features.audio, features.video], dim=1).numpy())
+            file.write(buffer.getvalue())
         else:
             file.write(save_tensors({"audio": features.audio, "video": features.video}))
 
 
-def table(found: dict[str, dict[str, float]], clips: int) -> str:
+def table(scores: dict[str, dict[str, float]], clips: int) -> str:
     """A Markdown table."""
-    names = list(next(iter(found.values())))
+    names = list(next(iter(scores.values())))
     lines = [
         f"| {clips} clips | {' | '.join(names)} |",
         "|---|" + "---:|" * len(names),
     ]
-    for direction, values in found.items():
+    for direction, values in scores.items():
         cells = [f"{v:.1%}" if n.startswith("recall") else f"{v:g}" for n, v in values.items()]
         lines.append(f"| {direction} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -13,7 +13,13 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import is_url
 from cavmae.datasets.sharding.inputs import Input, collect
 from cavmae.datasets.sharding.sources import log_refused
-from cavmae.finetune.inference.naming import LONGEST, SCRATCH, folder_names, is_of, name_limit
+from cavmae.finetune.inference.naming import (
+    LONGEST,
+    SCRATCH,
+    folder_names,
+    is_result_of,
+    name_limit,
+)
 from cavmae.finetune.inference.separator import RESULT, FullDiskError, Result, Separator
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.finetune.inference.target import Target
@@ -22,19 +28,19 @@ log = logging.getLogger("cavmae")
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("separate", "Voices and masks of the people in videos.")
-    made.add_argument(
+    cli = parser("separate", "Voices and masks of the people in videos.")
+    cli.add_argument(
         "videos", nargs="+", type=str, metavar="VIDEO",
         help="Video file or URL; folder (searched for videos); .txt list; .csv table with the "
         "column path.",
     )  # fmt: skip
-    made.add_argument("--model", required=True, type=str, help="Checkpoint of `finetune speakers`.")
-    made.add_argument("--out", required=True, type=str, help="Folder; one in it for each video.")
-    made.add_argument("--device", default="auto", type=str, help="`auto`: a GPU if there is one.")
-    made.add_argument("--precision", default="fp32", type=str, help="`fp32`, `bf16` or `fp16`.")
-    made.add_class_arguments(SeparateSettings)
-    made.add_class_arguments(Target, "target")
-    options = parse(made, bracketed(words))
+    cli.add_argument("--model", required=True, type=str, help="Checkpoint of `finetune speakers`.")
+    cli.add_argument("--out", required=True, type=str, help="Folder; one in it for each video.")
+    cli.add_argument("--device", default="auto", type=str, help="`auto`: a GPU if there is one.")
+    cli.add_argument("--precision", default="fp32", type=str, help="`fp32`, `bf16` or `fp16`.")
+    cli.add_class_arguments(SeparateSettings)
+    cli.add_class_arguments(Target, "target")
+    options = parse(cli, bracketed(words))
     settings, target = fill(SeparateSettings, options), Target(**options.target.as_dict())
     if options.precision not in ("fp32", "bf16", "fp16"):
         raise UsageError(f"--precision {options.precision} is none of fp32, bf16 and fp16.")
@@ -59,16 +65,16 @@ def main(words: Sequence[str]) -> int:
 
 def bracketed(words: Sequence[str]) -> list[str]:
     """Numbers of a box or a point may be written ``120,40,300,400``; the parser wants a list."""
-    found = list(words)
+    result = list(words)
     for number, word in enumerate(words):
         name, equals, value = word.partition("=")
         if name not in ("--target.box", "--target.point"):
             continue
         if equals and value[:1].isdigit():
-            found[number] = f"{name}=[{value}]"
+            result[number] = f"{name}=[{value}]"
         elif not equals and number + 1 < len(words) and words[number + 1][:1].isdigit():
-            found[number + 1] = f"[{words[number + 1]}]"
-    return found
+            result[number + 1] = f"[{words[number + 1]}]"
+    return result
 
 
 def recordings(videos: Sequence[str], out: Path) -> list[Input]:
@@ -127,7 +133,7 @@ class Folders:
         names = folder_names(source, self._longest)
         for name in names:
             folder = self._out / name
-            if (folder / RESULT).exists() and is_of(Result.load(folder).record, source):
+            if (folder / RESULT).exists() and is_result_of(Result.load(folder).record, source):
                 return self._take(name)
         for name in names:
             if _key(name) not in self._taken and not os.path.lexists(self._out / name):
@@ -161,18 +167,20 @@ def separate_all(
     Raises:
         UsageError: of the only recording.
     """
-    places = Folders(out)
-    there = 0
+    folders = Folders(out)
+    existing = 0
     failed: list[str] = []
     for number, item in enumerate(items):
         try:
-            folder = places.of(item.source)
+            folder = folders.of(item.source)
             if (folder / RESULT).exists():
-                _check_same(folder, item.source, separator.made_of(item.source, settings, target))
+                _check_same(
+                    folder, item.source, separator.provenance(item.source, settings, target)
+                )
                 log.info("%s: %s is there already, of the same settings.", item.source, folder)
-                there += 1
+                existing += 1
             else:
-                _tell(item, separator.separate(item.source, folder, settings, target))
+                _log_result(item, separator.separate(item.source, folder, settings, target))
         except FullDiskError as error:
             failed.append(str(error))
             failed += [f"{other.source}: it was not begun." for other in items[number + 1 :]]
@@ -180,21 +188,21 @@ def separate_all(
         except (CavmaeError, OSError) as error:
             if isinstance(error, UsageError) and len(items) == 1:
                 raise
-            failed.append(_named(item, error))
+            failed.append(_prefixed(item, error))
         except Exception as error:  # of ours: the others have a right to their results all the same
-            failed.append(_named(item, f"{type(error).__name__}: {error}"))
+            failed.append(_prefixed(item, f"{type(error).__name__}: {error}"))
             log.exception("cavmae: %s: an error of the program; please report it.", item.source)
         else:
             continue
         if number + 1 < len(items):  # the last one's follows at once
             log.error("cavmae: %s", failed[-1])
-    return _summary(len(items), there, failed)
+    return _summary(len(items), existing, failed)
 
 
-def _summary(videos: int, there: int, failed: Sequence[str]) -> int:
+def _summary(videos: int, existing: int, failed: Sequence[str]) -> int:
     if videos > 1:
-        fresh = videos - there - len(failed)
-        log.info("%d of %d videos taken apart, %d there already.", fresh, videos, there)
+        fresh = videos - existing - len(failed)
+        log.info("%d of %d videos taken apart, %d there already.", fresh, videos, existing)
         if failed:
             log.error("cavmae: %d of %d videos gave nothing:", len(failed), videos)
     for line in failed:
@@ -202,9 +210,9 @@ def _summary(videos: int, there: int, failed: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _named(item: Input, error: object) -> str:
-    said = str(error)
-    return said if said.startswith(item.source) else f"{item.source}: {said}"
+def _prefixed(item: Input, error: object) -> str:
+    message = str(error)
+    return message if message.startswith(item.source) else f"{item.source}: {message}"
 
 
 def _check_same(folder: Path, source: str, wanted: Mapping[str, Any]) -> None:
@@ -216,17 +224,17 @@ def _check_same(folder: Path, source: str, wanted: Mapping[str, Any]) -> None:
     """
     result = Result.load(folder)
     record = result.record
-    other = list(_differences(record, wanted))
-    if other:
+    differences = list(_differences(record, wanted))
+    if differences:
         raise UsageError(
-            f"{source}: {folder} was made with {', '.join(other)}: name another --out, or remove "
-            "it."
+            f"{source}: {folder} was made with {', '.join(differences)}: name another --out, or "
+            "remove it."
         )
     files = [result.residual, *(p.voice for p in result.people), *(p.mask for p in result.people)]
-    lost = [path.name for path in (*files, result.overlay) if path and not path.is_file()]
-    if lost:
+    missing = [path.name for path in (*files, result.overlay) if path and not path.is_file()]
+    if missing:
         raise CavmaeError(
-            f"{source}: {folder} lacks {', '.join(lost)}: remove it to have it made again."
+            f"{source}: {folder} lacks {', '.join(missing)}: remove it to have it made again."
         )
 
 
@@ -251,7 +259,7 @@ def _written(value: object) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def _tell(item: Input, result: Result) -> None:
+def _log_result(item: Input, result: Result) -> None:
     people = ", ".join(
         f"{p.number} ({p.record['state']}, {p.record['level_db']} dB)" for p in result.people
     )

@@ -17,7 +17,7 @@ BLOCK = 10 * SAMPLE_RATE  # samples that are worked on at a time
 MARGIN = 0.16  # s around a block while it is resampled; whole samples at all usual rates
 CEILING = 0.99  # of the largest sample
 LOUD_DB = -30.0  # of a frame in which somebody speaks, relative to their loud ones
-HEARD_DB = -40.0  # relative to the loud frames of the whole
+AUDIBLE_DB = -40.0  # relative to the loud frames of the whole
 QUIETEST_DB = -70.0  # of full scale: what is fainter is silence
 PAUSE = 0.3  # s that do not end a stretch of speech
 SHORTEST = 0.12  # s of a stretch of speech
@@ -37,12 +37,12 @@ class RawWave:
 
     def __getitem__(self, part: slice) -> np.ndarray:
         first, last, _ = part.indices(self.samples)
-        found = np.zeros(max(0, last - first), dtype=np.float32)
+        samples = np.zeros(max(0, last - first), dtype=np.float32)
         with self.path.open("rb") as file:
             file.seek(first * 4)
-            told = np.frombuffer(file.read(found.nbytes), np.float32)
-        found[: len(told)] = told
-        return found
+            stored = np.frombuffer(file.read(samples.nbytes), np.float32)
+        samples[: len(stored)] = stored
+        return samples
 
 
 def blocks(samples: int) -> Iterator[slice]:
@@ -56,7 +56,7 @@ def peak_of(wave: Wave) -> float:
     return max((float(np.abs(wave[part]).max()) for part in blocks(len(wave))), default=0.0)
 
 
-class _Kept(io.RawIOBase):
+class _ErrorKeepingFile(io.RawIOBase):
     """A file for libsndfile, which says nothing of why a write failed: the error is kept."""
 
     def __init__(self, path: Path):
@@ -93,48 +93,48 @@ def write_wav(path: Path, wave: Wave, gain: float, rate: int) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    form = "RF64" if len(wave) / SAMPLE_RATE * rate * 2 > 4e9 else "WAV"
-    with _Kept(path) as kept:
+    container = "RF64" if len(wave) / SAMPLE_RATE * rate * 2 > 4e9 else "WAV"
+    with _ErrorKeepingFile(path) as raw:
         try:
             with soundfile.SoundFile(
-                kept, "w", samplerate=rate, channels=1, subtype="PCM_16", format=form
+                raw, "w", samplerate=rate, channels=1, subtype="PCM_16", format=container
             ) as file:
                 for part in blocks(len(wave)):
                     file.write(_pcm(wave, part, gain, rate))
         except (soundfile.SoundFileError, AssertionError):
-            if kept.error is None:
+            if raw.error is None:
                 raise
-        if kept.error is not None:
-            raise kept.error
+        if raw.error is not None:
+            raise raw.error
 
 
 def _pcm(wave: Wave, part: slice, gain: float, rate: int) -> np.ndarray:
     """int16 [samples], a part of a wave at a file's rate."""
     margin = round(MARGIN * SAMPLE_RATE)
     first, last = max(0, part.start - margin), min(len(wave), part.stop + margin)
-    made = wave[first:last] * np.float32(gain)
+    samples = wave[first:last] * np.float32(gain)
     if rate != SAMPLE_RATE:
-        made = resample(made, SAMPLE_RATE, rate)
+        samples = resample(samples, SAMPLE_RATE, rate)
         begin = round((part.start - first) * rate / SAMPLE_RATE)
         until = round(part.stop * rate / SAMPLE_RATE) - round(part.start * rate / SAMPLE_RATE)
-        made = made[begin : begin + until]
-        made = np.pad(made, (0, until - len(made)))
+        samples = samples[begin : begin + until]
+        samples = np.pad(samples, (0, until - len(samples)))
     else:
-        made = made[part.start - first : part.stop - first]
-    return np.clip(np.rint(made * 32768), -32768, 32767).astype(np.int16)
+        samples = samples[part.start - first : part.stop - first]
+    return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
 
 
 def loudness(wave: Wave) -> np.ndarray:
     """float32 [frames], RMS of each frame of 40 ms in dB of full scale."""
-    found = []
+    levels = []
     for part in blocks(len(wave)):
         block = wave[part]
         power = np.square(np.pad(block, (0, -len(block) % SAMPLES))).reshape(-1, SAMPLES).mean(1)
-        found.append(10 * np.log10(power + 1e-12))
-    return np.concatenate(found).astype(np.float32)
+        levels.append(10 * np.log10(power + 1e-12))
+    return np.concatenate(levels).astype(np.float32)
 
 
-def speech_spans(voice: np.ndarray, whole: np.ndarray, likely: np.ndarray) -> list[Span]:
+def speech_spans(voice: np.ndarray, mixture: np.ndarray, activity_prob: np.ndarray) -> list[Span]:
     """When somebody speaks, in seconds.
 
     Args:
@@ -142,33 +142,33 @@ def speech_spans(voice: np.ndarray, whole: np.ndarray, likely: np.ndarray) -> li
         whole: likewise, of the mixture.
         likely: float32 [frames], probability that they are heard.
     """
-    likely = likely > 0.5
-    if not likely.any():
+    activity_prob = activity_prob > 0.5
+    if not activity_prob.any():
         return []
     # Their loud frames are among those in which they are likely to speak, be they ever so few.
-    loud = float(np.percentile(voice[likely], 95)) + LOUD_DB
-    least = max(loud, float(np.percentile(whole, 95)) + HEARD_DB, QUIETEST_DB)
-    return spans_of((voice > least) & likely)
+    loud_level = float(np.percentile(voice[activity_prob], 95)) + LOUD_DB
+    threshold = max(loud_level, float(np.percentile(mixture, 95)) + AUDIBLE_DB, QUIETEST_DB)
+    return spans_of((voice > threshold) & activity_prob)
 
 
 def spans_of(active: np.ndarray) -> list[Span]:
     """Stretches of frames that are true, in seconds; short gaps are closed, blips left out."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], active.astype(np.int8), [0]])))
-    joined: list[list[int]] = []
+    merged: list[list[int]] = []
     for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        if joined and first - joined[-1][1] <= PAUSE * RATE:
-            joined[-1][1] = last
+        if merged and first - merged[-1][1] <= PAUSE * RATE:
+            merged[-1][1] = last
         else:
-            joined.append([first, last])
-    return [(a / RATE, b / RATE) for a, b in joined if b - a >= SHORTEST * RATE]
+            merged.append([first, last])
+    return [(a / RATE, b / RATE) for a, b in merged if b - a >= SHORTEST * RATE]
 
 
-def rest_of(mixture: Wave, voices: Sequence[Wave], path: Path) -> RawWave:
+def write_residual(mixture: Wave, voices: Sequence[Wave], path: Path) -> RawWave:
     """What voices leave of a mixture, written to a file of raw numbers."""
     with path.open("wb") as file:
         for part in blocks(len(mixture)):
-            rest = mixture[part].copy()
+            residual = mixture[part].copy()
             for voice in voices:
-                rest -= voice[part]
-            file.write(rest.tobytes())
+                residual -= voice[part]
+            file.write(residual.tobytes())
     return RawWave(path, len(mixture))

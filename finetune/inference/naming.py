@@ -18,11 +18,11 @@ MARK = 6  # hex digits that tell names apart
 
 def scratch_of(folder: Path) -> Path:
     """Where the files of a result folder are written until all of them are there."""
-    longest = name_limit(folder.parent) - len(SCRATCH.format(""))
-    return folder.with_name(SCRATCH.format(shortened(folder.name, longest)))
+    max_bytes = name_limit(folder.parent) - len(SCRATCH.format(""))
+    return folder.with_name(SCRATCH.format(shortened(folder.name, max_bytes)))
 
 
-def folder_names(source: str, longest: int) -> tuple[str, str]:
+def folder_names(source: str, max_bytes: int) -> tuple[str, str]:
     """Names for the result folder of a recording, in the order of preference.
 
     Args:
@@ -33,17 +33,17 @@ def folder_names(source: str, longest: int) -> tuple[str, str]:
         the recording's own name without its ending, and the same with a mark of its place.
     """
     file = Path(source.split("?")[0] if is_url(source) else source)  # no query, no signature
-    own = _plain(file.stem)
-    place = _mark(source if is_url(source) else os.path.realpath(source))
-    return shortened(own, longest), f"{shortened(own, longest - MARK - 1)}-{place}"
+    stem = _plain(file.stem)
+    mark = _mark(source if is_url(source) else os.path.realpath(source))
+    return shortened(stem, max_bytes), f"{shortened(stem, max_bytes - MARK - 1)}-{mark}"
 
 
-def shortened(name: str, longest: int) -> str:
+def shortened(name: str, max_bytes: int) -> str:
     """A name of at most so many bytes: whole, or its beginning with a mark of the rest."""
-    if len(_encoded(name)) <= longest:
+    if len(_encoded(name)) <= max_bytes:
         return name
     # Characters that the cut goes through are left out.
-    begin = _encoded(name)[: longest - MARK - 1].decode(errors="ignore").rstrip("-.")
+    begin = _encoded(name)[: max_bytes - MARK - 1].decode(errors="ignore").rstrip("-.")
     return f"{begin}-{_mark(name)}"
 
 
@@ -65,7 +65,7 @@ def source_facts(source: str) -> dict[str, Any]:
     return facts
 
 
-def is_of(record: Mapping[str, Any], source: str) -> bool:
+def is_result_of(record: Mapping[str, Any], source: str) -> bool:
     """Whether a ``result.json`` is of a recording: of its path, or, moved, of its name and size."""
     facts = source_facts(source)
     if facts["source_path"] is not None and record.get("source_path") == facts["source_path"]:
@@ -75,11 +75,11 @@ def is_of(record: Mapping[str, Any], source: str) -> bool:
 
 def _plain(stem: str) -> str:
     """Letters, digits and marks on them; not like a hidden file or an option."""
-    kept = [
+    characters = [
         c if c.isalnum() or c in "_.-" or unicodedata.category(c)[0] == "M" else " "
         for c in unicodedata.normalize("NFC", stem)
     ]
-    return "-".join("".join(kept).split()).strip("-.") or "video"
+    return "-".join("".join(characters).split()).strip("-.") or "video"
 
 
 def _encoded(name: str) -> bytes:

@@ -86,21 +86,21 @@ class OverlapAdd:
         """
         weights, length = self._weights, self._weights.length
         start = weights.starts[self._number]
-        share = weights.of(self._number)
+        window_weights = weights.of(self._number)
         for name in [n for n, until in self._until.items() if until <= start]:
             del self._pending[name], self._until[name]
         for name, wave in waves.items():
             self._until[name] = start + length
             pending = self._pending.setdefault(name, np.zeros(length, dtype=np.float32))
-            pending += share * wave
+            pending += window_weights * wave
         self._number += 1
         last = self._number == len(weights.starts)
         until = self._samples if last else weights.starts[self._number]
         count = min(max(0, until - start), length)
-        done = {}
+        finished = {}
         for name, pending in self._pending.items():
-            done[name] = pending[:count].copy()
+            finished[name] = pending[:count].copy()
             self._pending[name] = np.concatenate(
                 [pending[count:], np.zeros(count, dtype=np.float32)]
             )
-        return start, done
+        return start, finished

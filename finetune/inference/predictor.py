@@ -18,7 +18,7 @@ from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.finetune.speaker.voice_matching import distances
 
 MASK_STRIDE = 4  # pixels of the model's picture in a pixel of its masks
-COLOURS = 4  # steps of red, green and blue in what somebody looks like
+COLOR_STEPS = 4  # steps of red, green and blue in what somebody looks like
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of a picture
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
@@ -95,12 +95,12 @@ class Fit:
         place = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
         return cls((top, left, height, width), (*place, *inner), size)
 
-    def cut(self, frames: Tensor) -> Tensor:
+    def crop(self, frames: Tensor) -> Tensor:
         """The part of frames [N, C, h, w]."""
         top, left, height, width = self.part
         return frames[:, :, top : top + height, left : left + width]
 
-    def shown(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
+    def resize(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
         """Frames uint8 [N, C, h, w] as the model sees them: uint8 [N, C, *size]."""
         first, last, across, beyond = (
             round(v * size[axis] / self.size[axis])
@@ -109,36 +109,36 @@ class Fit:
                 (self.inner[1], 1), (self.inner[1] + self.inner[3], 1),
             )
         )  # fmt: skip
-        found = torch.zeros(*frames.shape[:2], *size, dtype=torch.uint8)
-        found[:, :, first:last, across:beyond] = functional.interpolate(
-            self.cut(frames), (last - first, beyond - across), mode="bilinear", antialias=True
+        resized = torch.zeros(*frames.shape[:2], *size, dtype=torch.uint8)
+        resized[:, :, first:last, across:beyond] = functional.interpolate(
+            self.crop(frames), (last - first, beyond - across), mode="bilinear", antialias=True
         )
-        return found
+        return resized
 
-    def masks(self, masks: Tensor) -> Tensor:
+    def crop_masks(self, masks: Tensor) -> Tensor:
         """Of masks [..., *size] that of the part of the picture."""
         top, left, height, width = self.inner
         return masks[..., top : top + height, left : left + width]
 
-    def votes(self, votes: Tensor) -> Tensor:
+    def map_votes(self, votes: Tensor) -> Tensor:
         """Votes [2, F, *size] across and down, of the model's picture, as shares of the part."""
         top, left, height, width = self.inner
-        across = (self.masks(votes[0]) * self.size[1] - left) / width
-        down = (self.masks(votes[1]) * self.size[0] - top) / height
+        across = (self.crop_masks(votes[0]) * self.size[1] - left) / width
+        down = (self.crop_masks(votes[1]) * self.size[0] - top) / height
         return torch.stack([across, down])
 
-    def box(self, box: Box, picture: tuple[int, int]) -> Box:
+    def map_box(self, box: Box, picture: tuple[int, int]) -> Box:
         """A box of the picture in shares of the model's picture, cut to what is seen of it."""
         top, left, height, width = self.part
-        found = []
+        edges = []
         for value, side, begin, extent, axis in (
             (box[0], picture[1], left, width, 1), (box[1], picture[0], top, height, 0),
             (box[2], picture[1], left, width, 1), (box[3], picture[0], top, height, 0),
         ):  # fmt: skip
             share = min(1.0, max(0.0, (value * side - begin) / extent))
             place, inner = self.inner[axis], self.inner[2 + axis]
-            found.append((place + share * inner) / self.size[axis])
-        return found[0], found[1], found[2], found[3]
+            edges.append((place + share * inner) / self.size[axis])
+        return edges[0], edges[1], edges[2], edges[3]
 
 
 class WindowPredictor:
@@ -181,63 +181,63 @@ class WindowPredictor:
         Raises:
             NonFiniteError: the model gives NaN or Inf.
         """
-        picture = frames.shape[1], frames.shape[2]
-        fit = Fit.of(box, picture, self._image)
-        pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        colour = fit.shown(pictures[self.keys], self._image)
+        frame_size = frames.shape[1], frames.shape[2]
+        fit = Fit.of(box, frame_size, self._image)
+        video_nchw = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        key_frames = fit.resize(video_nchw[self.keys], self._image)
         # Small first, then grey: floats of the whole picture would take gigabytes.
-        small = fit.shown(pictures, self.shape.motion_size).float()
-        motion = (small * torch.tensor(GREY)[:, None, None]).sum(1).round_().byte()
+        resized = fit.resize(video_nchw, self.shape.motion_size).float()
+        motion = (resized * torch.tensor(GREY)[:, None, None]).sum(1).round_().byte()
         wave = torch.from_numpy(mixture)[None].to(self.device)
         inputs = Inputs(
             mixture=wave,
             fbank=self.task.fbank(wave),
-            frames=colour.permute(0, 2, 3, 1)[None].to(self.device),
+            frames=key_frames.permute(0, 2, 3, 1)[None].to(self.device),
             motion=motion[None].to(self.device),
-            cues=self._cues(cue, key, fit, picture),
+            cues=self._cues(cue, key, fit, frame_size),
             hint=torch.zeros(1, dtype=torch.int64, device=self.device),
         )
         with torch.autocast(self.device.type, self._type, enabled=self._type is not None):
-            looked, voices = self.task.predict(inputs)
-        states = voices.states[0, :-1].float().softmax(-1).cpu()
-        masks = fit.masks(looked.masks[-1][0].float().sigmoid()).cpu()
-        waves = voices.waves(len(mixture))[0].float().cpu().numpy()
-        seen = functional.interpolate(
-            fit.cut(pictures[self.keys]), masks.shape[-2:], mode="bilinear", antialias=True
+            slot_predictions, voice_predictions = self.task.predict(inputs)
+        states = voice_predictions.states[0, :-1].float().softmax(-1).cpu()
+        masks = fit.crop_masks(slot_predictions.masks[-1][0].float().sigmoid()).cpu()
+        waves = voice_predictions.waves(len(mixture))[0].float().cpu().numpy()
+        key_colors = functional.interpolate(
+            fit.crop(video_nchw[self.keys]), masks.shape[-2:], mode="bilinear", antialias=True
         )
-        when = voices.activity_logits[0].float().sigmoid().cpu()
-        votes = fit.votes(looked.votes[0].float()).cpu()
-        there = 1 - states[:, NONE] - states[:, OFF_SCREEN]
-        found = []
-        for slots in merge_slots(masks, votes, there, cue is not None):
-            shown = without_specks(masks[slots].amax(0), votes)
-            found.append(
+        activity_prob = voice_predictions.activity_logits[0].float().sigmoid().cpu()
+        votes = fit.map_votes(slot_predictions.votes[0].float()).cpu()
+        presence_prob = 1 - states[:, NONE] - states[:, OFF_SCREEN]
+        people = []
+        for slots in merge_slots(masks, votes, presence_prob, cue is not None):
+            person_masks = without_specks(masks[slots].amax(0), votes)
+            people.append(
                 DetectedPerson(
                     slot=slots[0],
-                    presence_prob=float(there[slots[0]]),
-                    activity_prob=when[slots[0]].numpy(),
+                    presence_prob=float(presence_prob[slots[0]]),
+                    activity_prob=activity_prob[slots[0]].numpy(),
                     box=box,
-                    masks=(shown * 255).round().byte().numpy(),
+                    masks=(person_masks * 255).round().byte().numpy(),
                     # Voices add up to the mixture, so what slots share of one person's does, too.
                     voice=waves[slots].sum(0),
-                    colors=_colours(seen, shown),
+                    colors=_color_histogram(key_colors, person_masks),
                 )
             )
-        return found
+        return people
 
     @torch.no_grad()
     def voice_distance(self, voice: np.ndarray, reference: np.ndarray) -> float:
         """How unlike a voice float32 [S] is to a reference recording float32 [S] of somebody."""
         both = torch.from_numpy(np.stack([voice, reference])).to(self.device)
-        found, told = self.task.fbank(both)
-        return float(distances(found[None, None], told[None]))
+        voice_fbank, reference_fbank = self.task.fbank(both)
+        return float(distances(voice_fbank[None, None], reference_fbank[None]))
 
     @property
     def _image(self) -> tuple[int, int]:
         height, width = self.shape.encoder.image_size
         return height, width
 
-    def _cues(self, cue: Cue | None, key: int, fit: Fit, picture: tuple[int, int]) -> Cues:
+    def _cues(self, cue: Cue | None, key: int, fit: Fit, frame_size: tuple[int, int]) -> Cues:
         grid = self.shape.encoder.image_grid
         bins, steps = self.shape.encoder.audio_size
         cues = no_cues(1, grid, (steps, bins), self.device)
@@ -248,25 +248,25 @@ class WindowPredictor:
             assert cue.voice is not None
             wave = torch.from_numpy(cue.voice)[None].to(self.device)
             return cues._replace(kind=kind, voice=self.task.fbank(wave))
-        box = torch.tensor([fit.box(cue.box, picture)], device=self.device)
+        box = torch.tensor([fit.map_box(cue.box, frame_size)], device=self.device)
         region = region_of(box, grid)
         if cue.mask is not None:
-            told = torch.from_numpy(cue.mask.astype(np.uint8) * 255)[None, None]
-            told = functional.interpolate(told, picture, mode="nearest")
-            seen = fit.shown(told, self._image).float().to(self.device) / 255
-            region = functional.adaptive_avg_pool2d(seen, grid)[:, 0]
+            mask_nchw = torch.from_numpy(cue.mask.astype(np.uint8) * 255)[None, None]
+            mask_nchw = functional.interpolate(mask_nchw, frame_size, mode="nearest")
+            mask_nchw = fit.resize(mask_nchw, self._image).float().to(self.device) / 255
+            region = functional.adaptive_avg_pool2d(mask_nchw, grid)[:, 0]
         frame = torch.tensor([key], device=self.device)
         return cues._replace(kind=kind, frame=frame, box=box, region=region)
 
 
-def _colours(pictures: Tensor, masks: Tensor) -> np.ndarray:
+def _color_histogram(frames: Tensor, masks: Tensor) -> np.ndarray:
     """How much of what colour is under a mask: float32 [COLOURS ** 3].
 
     Args:
         pictures: uint8 [F, 3, h, w].
         masks: [F, h, w], 0 to 1.
     """
-    steps = (pictures.long() * COLOURS) // 256
-    place = (steps[:, 0] * COLOURS + steps[:, 1]) * COLOURS + steps[:, 2]
-    counts = torch.bincount(place.flatten(), masks.flatten(), COLOURS**3).float()
+    steps = (frames.long() * COLOR_STEPS) // 256
+    bins = (steps[:, 0] * COLOR_STEPS + steps[:, 1]) * COLOR_STEPS + steps[:, 2]
+    counts = torch.bincount(bins.flatten(), masks.flatten(), COLOR_STEPS**3).float()
     return (counts / counts.sum().clamp(min=1e-6)).numpy()

@@ -33,8 +33,8 @@ from cavmae.finetune.inference.audio import (
     Span,
     loudness,
     peak_of,
-    rest_of,
     speech_spans,
+    write_residual,
     write_wav,
 )
 from cavmae.finetune.inference.first_pass import (
@@ -48,11 +48,11 @@ from cavmae.finetune.inference.naming import scratch_of, source_facts
 from cavmae.finetune.inference.overlay import second_pass
 from cavmae.finetune.inference.predictor import Cue, WindowPredictor
 from cavmae.finetune.inference.result import (
+    activity_prob,
     decibels,
-    likely_heard,
     person_record,
     target_record,
-    visible,
+    visible_frames,
 )
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.finetune.inference.target import Target
@@ -116,10 +116,10 @@ class Result:
             record = read_json(folder / RESULT, remedy=f"remove {folder} to have it made again")
             people = tuple(
                 PersonResult(
-                    told["number"], folder / told["voice"],
-                    folder / told["mask"] if told["mask"] else None, told,
+                    person["number"], folder / person["voice"],
+                    folder / person["mask"] if person["mask"] else None, person,
                 )
-                for told in record["people"]
+                for person in record["people"]
             )  # fmt: skip
             overlay = folder / record["overlay"] if record["overlay"] else None
             return cls(folder, people, folder / record["residual"], overlay, record)
@@ -136,8 +136,8 @@ class Separator:
         precision: that it computes in.
     """
 
-    def __init__(self, seer: WindowPredictor, name: str, precision: str):
-        self._seer = seer
+    def __init__(self, predictor: WindowPredictor, name: str, precision: str):
+        self._predictor = predictor
         self._name = name
         self._precision = precision
 
@@ -191,21 +191,25 @@ class Separator:
             raise UsageError(f"{out} is there already: name another folder, or remove it.")
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = scratch_of(out)
-        with self._told_of(video), locked(scratch, f"Another process is making {out}."):
+        with self._name_in_errors(video), locked(scratch, f"Another process is making {out}."):
             if (scratch / "work").exists():
                 log.info("%s: an interrupted run left it half done; it begins anew.", video)
-            work, made = _emptied(scratch / "work"), _emptied(scratch / "made")
+            scratch_files, finished = _emptied(scratch / "work"), _emptied(scratch / "made")
             try:
-                with local_copy(video, work) as path:
+                with local_copy(video, scratch_files) as path:
                     info = probe(path, settings.video_stream, settings.audio_stream)
-                    self._into(video, info, work, made, settings, target or Target())
-                made.rename(out)
+                    self._separate_into(
+                        video, info, scratch_files, finished, settings, target or Target()
+                    )
+                finished.rename(out)
             finally:
-                shutil.rmtree(work)
-                shutil.rmtree(made, ignore_errors=True)  # it has gone where it belongs, or failed
+                shutil.rmtree(scratch_files)
+                shutil.rmtree(
+                    finished, ignore_errors=True
+                )  # it has gone where it belongs, or failed
         return Result.load(out)
 
-    def made_of(self, video: str, settings: SeparateSettings, target: Target) -> dict[str, Any]:
+    def provenance(self, video: str, settings: SeparateSettings, target: Target) -> dict[str, Any]:
         """What a result depends on, as ``result.json`` has it."""
         return {
             **source_facts(video),
@@ -219,82 +223,86 @@ class Separator:
     @functools.cached_property
     def _weights(self) -> str:
         """SHA-256 of the weights and of what fbanks are normalised by."""
-        digest = hashlib.sha256(repr(self._seer.task.statistics).encode())
-        for name, weight in sorted(self._seer.task.model.state_dict().items()):
+        digest = hashlib.sha256(repr(self._predictor.task.statistics).encode())
+        for name, weight in sorted(self._predictor.task.model.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def _into(
-        self, name: str, info: Probe, work: Path, made: Path, settings: SeparateSettings,
-        who: Target,
+    def _separate_into(
+        self, name: str, info: Probe, scratch: Path, out: Path, settings: SeparateSettings,
+        target: Target,
     ) -> None:  # fmt: skip
         for remark in info.remarks:
             log.warning("%s: %s.", name, remark)
-        geometry = working_geometry(info, self._seer.shape.encoder.image_size, settings.second_look)
+        geometry = working_geometry(
+            info, self._predictor.shape.encoder.image_size, settings.second_look
+        )
         with contextlib.ExitStack() as closing:
-            playing = closing.enter_context(Playback(info, geometry))
-            target = who.cue(info, playing.seconds, self._seer.shape.samples)
+            playback = closing.enter_context(Playback(info, geometry))
+            cue = target.cue(info, playback.seconds, self._predictor.shape.samples)
 
-            def begun(windows: int) -> Callable[[], None]:
-                log.info("%s: %.1f s, %d windows.", name, playing.seconds, windows)
+            def on_start(windows: int) -> Callable[[], None]:
+                log.info("%s: %.1f s, %d windows.", name, playback.seconds, windows)
                 return closing.enter_context(Progress(windows, "window")).done
 
-            found = first_pass(self._seer, info, playing, work, settings, target, begun)
-        for remark in found.remarks:
+            recording = first_pass(
+                self._predictor, info, playback, scratch, settings, cue, on_start
+            )
+        for remark in recording.remarks:
             log.warning("%s: %s.", name, remark)
-        chosen = _chosen(found, settings, target)
+        sightings = _select_people(recording, settings, cue)
         rate = info.sound_rate if settings.rate == "input" else SAMPLE_RATE
         # Numbered anew: some of the first pass are left out.
-        voices = {number: found.wave(track) for number, track in enumerate(chosen, 1)}
-        people = dict(enumerate(chosen.values(), 1))
-        mixture = found.wave(MIXTURE)
-        rest = rest_of(mixture, list(voices.values()), work / "rest.f32")
-        peak = max(peak_of(wave) for wave in (mixture, rest, *voices.values()))
+        voices = {number: recording.wave(track) for number, track in enumerate(sightings, 1)}
+        people = dict(enumerate(sightings.values(), 1))
+        mixture = recording.wave(MIXTURE)
+        residual = write_residual(mixture, list(voices.values()), scratch / "rest.f32")
+        peak = max(peak_of(wave) for wave in (mixture, residual, *voices.values()))
         gain = min(1.0, CEILING / peak) if peak else 1.0
         record: dict[str, Any] = {
             "schema": SCHEMA,
-            **self.made_of(name, settings, who),
-            "seconds": found.samples / SAMPLE_RATE,
-            "target": target_record(target),
+            **self.provenance(name, settings, target),
+            "seconds": recording.samples / SAMPLE_RATE,
+            "target": target_record(cue),
             "sample_rate": rate,
             "gain": gain,
             "frame_rate": RATE,
-            "missing_frames": found.missing_frames,
-            "missing_sound": round(found.missing_sound, 4),
+            "missing_frames": recording.missing_frames,
+            "missing_sound": round(recording.missing_audio, 4),
             "video_stream": info.video_stream,
             "audio_stream": info.audio_stream,
-            "mixdown": ", ".join(found.mixdown),
+            "mixdown": ", ".join(recording.mixdown),
             "tone_mapping": info.transfer,
-            "remarks": [*info.remarks, *found.remarks],
+            "remarks": [*info.remarks, *recording.remarks],
             "people": [],
             "residual": "residual.wav",
             "overlay": "overlay.mp4" if settings.overlay else None,
         }
         loud = loudness(mixture)
         spans: dict[int, list[Span]] = {}
-        for number, sightings in people.items():
-            write_wav(made / f"person-{number}.wav", voices[number], gain, rate)
+        for number, person_sightings in people.items():
+            write_wav(out / f"person-{number}.wav", voices[number], gain, rate)
             level = loudness(voices[number])
-            spans[number] = speech_spans(level, loud, likely_heard(found, sightings))
+            spans[number] = speech_spans(level, loud, activity_prob(recording, person_sightings))
             record["people"].append(
-                person_record(found, number, sightings, level, spans[number], settings)
+                person_record(recording, number, person_sightings, level, spans[number], settings)
             )
-        write_wav(made / "residual.wav", rest, gain, rate)
-        record["residual_db"] = decibels(loudness(rest))
+        write_wav(out / "residual.wav", residual, gain, rate)
+        record["residual_db"] = decibels(loudness(residual))
         if settings.overlay or (settings.masks and people):
-            files = {n: made / f"person-{n}.mp4" for n in people} if settings.masks else {}
-            overlay = made / "overlay.mp4" if settings.overlay else None
-            second_pass(info, found, people, spans, mixture, overlay, files, settings.height)
+            files = {n: out / f"person-{n}.mp4" for n in people} if settings.masks else {}
+            overlay = out / "overlay.mp4" if settings.overlay else None
+            second_pass(info, recording, people, spans, mixture, overlay, files, settings.height)
         try:
             data = json_bytes(record, indent=1)
         except CavmaeError as error:  # the model is at fault
             raise NonFiniteError(str(error)) from error
-        with write_atomically(made / RESULT) as file:
+        with write_atomically(out / RESULT) as file:
             file.write(data)
 
     @contextlib.contextmanager
-    def _told_of(self, video: str) -> Iterator[None]:
+    def _name_in_errors(self, video: str) -> Iterator[None]:
         """Whatever is wrong with a recording, or with the machine, is told of the recording.
 
         Raises:
@@ -304,13 +312,13 @@ class Separator:
         try:
             yield
         except MediaError as error:
-            said = f"{_SAID.get(error.reason, error.reason)} ({error.detail})"
-            raise CavmaeError(f"{video}: {said}.") from error
+            message = f"{_MEDIA_MESSAGES.get(error.reason, error.reason)} ({error.detail})"
+            raise CavmaeError(f"{video}: {message}.") from error
         except NonFiniteError as error:
-            other = "" if self._precision == "fp32" else ", or try --precision fp32"
+            remedy = "" if self._precision == "fp32" else ", or try --precision fp32"
             raise CavmaeError(
                 f"{video}: model {self._name} gives NaN or Inf for it, so its weights or its "
-                f"statistics are damaged: copy the model again{other}."
+                f"statistics are damaged: copy the model again{remedy}."
             ) from error
         except torch.OutOfMemoryError as error:
             raise CavmaeError(
@@ -336,7 +344,7 @@ def _emptied(folder: Path) -> Path:
 
 
 # What is said of a recording that cannot be taken apart.
-_SAID = {
+_MEDIA_MESSAGES = {
     "no_audio": "it has no sound, so there are no voices to be found",
     "no_video": "it has no picture, so nobody can be seen",
     "missing": "there is no such file",
@@ -346,41 +354,51 @@ _SAID = {
 }
 
 
-def _chosen(
-    found: FirstPass, settings: SeparateSettings, target: Cue | None
+def _select_people(
+    recording: FirstPass, settings: SeparateSettings, cue: Cue | None
 ) -> dict[int, list[Sighting]]:
     """Who stays, those seen long enough or the target alone, by the first pass's numbers."""
     # A single window gives whom a forward pass gives.
-    least = min(settings.min_seconds * RATE, found.frames / 2) if len(found.starts) > 1 else 0
-    lasting = {n: s for n, s in found.people.items() if visible(found, s).sum() >= least}
-    if target is None:
+    min_frames = (
+        min(settings.min_seconds * RATE, recording.frames / 2) if len(recording.starts) > 1 else 0
+    )
+    lasting = {
+        n: s
+        for n, s in recording.people.items()
+        if visible_frames(recording, s).sum() >= min_frames
+    }
+    if cue is None:
         return lasting
-    if target.kind == "voice":
-        return _most_alike(lasting)
-    meant = {n: sum(s.there for s in some if s.cued) for n, some in found.people.items()}
-    best = max(meant, key=lambda n: meant[n], default=None)
-    if best is None or not meant[best]:
+    if cue.kind == "voice":
+        return _match_reference_voice(lasting)
+    cued_prob = {
+        n: sum(s.presence_prob for s in sightings if s.cued)
+        for n, sightings in recording.people.items()
+    }
+    best = max(cued_prob, key=lambda n: cued_prob[n], default=None)
+    if best is None or not cued_prob[best]:
         raise CavmaeError(
-            f"Nobody was found who is meant by the {target.kind} at {target.time:g} s: name "
+            f"Nobody was found who is meant by the {cue.kind} at {cue.time:g} s: name "
             "another moment, or another cue."
         )
-    return {best: found.people[best]}
+    return {best: recording.people[best]}
 
 
-def _most_alike(people: Mapping[int, list[Sighting]]) -> dict[int, list[Sighting]]:
+def _match_reference_voice(people: Mapping[int, list[Sighting]]) -> dict[int, list[Sighting]]:
     """Whoever sounds most like a reference voice over all windows, the louder ones for more."""
     # However rarely: somebody is heard where they are loudest.
-    power = {n: max(s.power for s in some) for n, some in people.items()}
+    power = {n: max(s.power for s in sightings) for n, sightings in people.items()}
     loudest = max(power.values(), default=0.0)
-    apart = {
-        n: sum(s.power * (s.unlike or 0.0) for s in people[n]) / sum(s.power for s in people[n])
+    distances = {
+        n: sum(s.power * (s.voice_distance or 0.0) for s in people[n])
+        / sum(s.power for s in people[n])
         for n in power
         if power[n] > 0 and power[n] >= AUDIBLE * loudest
     }
-    if not apart:
+    if not distances:
         raise CavmaeError(
             "Nobody was found who says anything, so the reference voice fits nobody: give "
             "another cue."
         )
-    best = min(apart, key=lambda n: apart[n])
+    best = min(distances, key=lambda n: distances[n])
     return {best: people[best]}

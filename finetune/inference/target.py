@@ -16,7 +16,7 @@ from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 from cavmae.finetune.inference.predictor import Box, Cue
 from cavmae.finetune.speaker.cues import CueKind
 
-LONGEST = 600.0  # s of a reference recording that are read
+MAX_VOICE_SECONDS = 600.0  # s of a reference recording that are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Target:
             UsageError: several at once.
         """
         kinds: tuple[CueKind, ...] = ("box", "point", "mask", "voice")
-        told = [kind for kind in kinds if getattr(self, kind) is not None]
-        if len(told) > 1:
-            raise UsageError(f"Name the target in one way, not by {' and '.join(told)}.")
-        return told[0] if told else "none"
+        given = [kind for kind in kinds if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise UsageError(f"Name the target in one way, not by {' and '.join(given)}.")
+        return given[0] if given else "none"
 
     def check(self) -> None:
         """What can be told before there is a recording.
@@ -86,7 +86,7 @@ class Target:
             )
         height, width = info.display
         if self.mask is not None:
-            return _of_mask(self.mask, self.time, (height, width))
+            return _mask_cue(self.mask, self.time, (height, width))
         numbers = self.box if self.box is not None else self.point
         assert numbers is not None
         values = [float(v) for v in numbers]
@@ -118,7 +118,7 @@ def _read_mask(path: str) -> np.ndarray:
     return mask
 
 
-def _of_mask(path: str, time: float, size: tuple[int, int]) -> Cue:
+def _mask_cue(path: str, time: float, size: tuple[int, int]) -> Cue:
     mask = _read_mask(path)
     if mask.shape != size:
         raise UsageError(
@@ -137,25 +137,25 @@ def _read_voice(path: str) -> np.ndarray:
     if not Path(path).is_file():
         raise UsageError(f"--target.voice {path}: there is no such file.")
     try:
-        samples, rate = read_sound(path, MAGIC, 0.0, LONGEST)
+        samples, rate = read_sound(path, MAGIC, 0.0, MAX_VOICE_SECONDS)
     except SoundError as error:
         raise CavmaeError(
             f"--target.voice {path} is not a sound file that can be read (WAV, FLAC, OGG, MP3): "
             f"{error}"
         ) from error
-    found = resample(samples.mean(1), rate, SAMPLE_RATE)
-    if not found.size or float(np.abs(found).max()) < 1e-4:
+    wave = resample(samples.mean(1), rate, SAMPLE_RATE)
+    if not wave.size or float(np.abs(wave).max()) < 1e-4:
         raise CavmaeError(f"--target.voice {path} is silent.")
-    return found
+    return wave
 
 
 def _loudest(wave: np.ndarray, samples: int) -> np.ndarray:
     """The part of a recording with most voice in it, as long as the model hears."""
     if len(wave) <= samples:
         return np.pad(wave, (0, samples - len(wave)))
-    total = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
+    energy = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
     step = SAMPLE_RATE // 10
     starts = np.arange(0, len(wave) - samples + 1, step)
-    best = int(starts[(total[starts + samples] - total[starts]).argmax()])
-    found: np.ndarray = wave[best : best + samples]
-    return found
+    best = int(starts[(energy[starts + samples] - energy[starts]).argmax()])
+    loudest: np.ndarray = wave[best : best + samples]
+    return loudest

@@ -13,22 +13,22 @@ class UnreadMedia:
         limit: share of all frames, and of all packets of sound, that may be lost.
     """
 
-    def __init__(self, info: Probe, playing: Playback, limit: float):
-        self._playing = playing
+    def __init__(self, info: Probe, playback: Playback, limit: float):
+        self._playback = playback
         self._limit = limit
-        self.frames = playing.wanted
+        self.frames = playback.wanted
         self._packets = max(1, info.audio_packets)
 
     @property
     def missing_frames(self) -> int:
         """Frames that could not be decoded."""
-        return self._playing.missing
+        return self._playback.missing
 
     @property
-    def missing_sound(self) -> float:
+    def missing_audio(self) -> float:
         """Share of the sound's packets that could not be decoded."""
         # Damage may lead to packets that the container does not list.
-        return min(1.0, self._playing.damaged_sound / self._packets)
+        return min(1.0, self._playback.damaged_sound / self._packets)
 
     def check(self) -> None:
         """Compares with the limit, which may be passed long before the recording ends.
@@ -42,24 +42,24 @@ class UnreadMedia:
                 f"at least {self.missing_frames} of its {self.frames} frames could not be decoded, "
                 f"more than --max-missing {self._limit:g} allows",
             )
-        if self.missing_sound > self._limit:
+        if self.missing_audio > self._limit:
             raise MediaError(
                 "decode_error",
-                f"at least {self._playing.damaged_sound} of the {self._packets} packets of its "
+                f"at least {self._playback.damaged_sound} of the {self._packets} packets of its "
                 f"sound could not be decoded, more than --max-missing {self._limit:g} allows",
             )
 
     def remarks(self) -> list[str]:
         """A sentence about each kind of loss."""
-        said = []
+        sentences = []
         if self.missing_frames:
-            said.append(
+            sentences.append(
                 f"{self.missing_frames} of {self.frames} frames could not be decoded; the frame "
                 "before stays on screen"
             )
-        if self._playing.damaged_sound:
-            said.append(
-                f"{self._playing.damaged_sound} of {self._packets} packets of sound could not be "
+        if self._playback.damaged_sound:
+            sentences.append(
+                f"{self._playback.damaged_sound} of {self._packets} packets of sound could not be "
                 "decoded; there is silence"
             )
-        return said
+        return sentences

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae.finetune.inference.first_pass import _same, close_up
+from cavmae.finetune.inference.first_pass import _is_same_person, zoom_box
 from cavmae.finetune.inference.predictor import WHOLE, Box, Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings
@@ -18,7 +18,7 @@ Maker = Callable[..., Path]
 class Obedient(WindowPredictor):
     """Sees whom a mask shows where the mask is, as a model does that has learned."""
 
-    def people(
+    def predict(
         self, frames: np.ndarray, mixture: np.ndarray, box: Box = WHOLE, cue: Cue | None = None,
         key: int = 0,
     ) -> list[DetectedPerson]:  # fmt: skip
@@ -35,10 +35,10 @@ class Obedient(WindowPredictor):
 
 
 def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path: Path) -> None:
-    model = Separator.from_pretrained(checkpoint, "cpu")._seer.task
+    model = Separator.from_pretrained(checkpoint, "cpu")._predictor.task
     separator = Separator(Obedient(model.model, model.statistics), checkpoint, "fp32")
     with torch.no_grad():
-        separator._seer.task.model.anchors.move.bias[2:] = -1.5  # whoever it sees is small
+        separator._predictor.task.model.anchors.move.bias[2:] = -1.5  # whoever it sees is small
     path = video(seconds=1.0, size=(480, 320))
     settings = SeparateSettings(overlay=False, masks=False)
     result = separator.separate(str(path), tmp_path / "out", settings)
@@ -63,15 +63,17 @@ def test_a_second_look_at_somebody_else_is_not_believed() -> None:
 
     one, two = somebody(0, 0.3), somebody(1, 0.5)
     close = (0.25, 0.0, 0.75, 1.0)
-    assert _same(somebody(0, 0.31, close), one, [one, two], keys)
-    assert not _same(somebody(0, 0.5, close), one, [one, two], keys)  # who stands beside them
-    assert not _same(somebody(0, 0.65, close), one, [one], keys)  # nobody who was there
+    assert _is_same_person(somebody(0, 0.31, close), one, [one, two], keys)
+    assert not _is_same_person(
+        somebody(0, 0.5, close), one, [one, two], keys
+    )  # who stands beside them
+    assert not _is_same_person(somebody(0, 0.65, close), one, [one], keys)  # nobody who was there
 
 
 def test_a_close_up_holds_the_person_and_stays_in_the_picture() -> None:
     masks = np.zeros((4, 40, 80), dtype=np.uint8)
     masks[:, 30:38, 2:6] = 255
-    box, closer = close_up(masks, (400, 800), (224, 224))
+    box, closer = zoom_box(masks, (400, 800), (224, 224))
     left, top, right, bottom = box
     assert left == 0
     assert right > 6 / 80
@@ -81,6 +83,6 @@ def test_a_close_up_holds_the_person_and_stays_in_the_picture() -> None:
     assert closer == pytest.approx(shown / (224 / 800))
     assert (right - left) * 800 == pytest.approx((bottom - top) * 400)  # as the model sees
     assert shown <= 1.001  # no closer than there are pixels
-    whole, once = close_up(np.full((4, 40, 80), 255, np.uint8), (400, 800), (224, 224))
+    whole, once = zoom_box(np.full((4, 40, 80), 255, np.uint8), (400, 800), (224, 224))
     assert whole == pytest.approx((0, 0, 1, 1))
     assert once == pytest.approx(1)

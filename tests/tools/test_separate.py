@@ -21,7 +21,7 @@ from cavmae.datasets.media.playback import Playback
 from cavmae.datasets.media.writing import VideoWriter
 from cavmae.finetune.inference.audio import spans_of, speech_spans, write_wav
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting, working_geometry
-from cavmae.finetune.inference.result import likely_heard
+from cavmae.finetune.inference.result import activity_prob
 from cavmae.finetune.inference.separator import Result, Separator
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.finetune.inference.target import Target
@@ -87,13 +87,13 @@ def test_mask_videos_show_the_masks(separator: Separator, video: Maker, tmp_path
     path = video(seconds=0.64, size=(96, 64))
     info = probe(str(path))
     with Playback(info, working_geometry(info, (32, 48), False)) as playing:
-        found = separator._seer.predict(playing.pictures(0, 16), playing.sound(0, 16))
+        found = separator._predictor.predict(playing.pictures(0, 16), playing.sound(0, 16))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     assert len(found) == len(result.people)
     for person, shown in zip(found, result.people, strict=True):
         assert shown.mask is not None
         frames = pictures(shown.mask)
-        for key, mask in zip(separator._seer.keys, person.masks, strict=True):
+        for key, mask in zip(separator._predictor.keys, person.masks, strict=True):
             large = torch.nn.functional.interpolate(
                 torch.from_numpy(mask)[None, None].float(), (64, 96), mode="bilinear"
             )[0, 0].numpy()
@@ -104,7 +104,7 @@ def test_mask_videos_show_the_masks(separator: Separator, video: Maker, tmp_path
 def test_a_clip_as_long_as_a_window_is_one_forward_pass(
     separator: Separator, video: Maker, tmp_path: Path
 ) -> None:
-    seer = separator._seer
+    seer = separator._predictor
     path = video(seconds=0.64, size=(96, 64), audio="pcm_s16le", name="a.mkv")
     info = probe(str(path))
     with Playback(info, working_geometry(info, (32, 48), False)) as playing:
@@ -175,7 +175,7 @@ def test_silence_and_nobody(checkpoint: str, tmp_path: Path) -> None:
     writer.close()
     one = Separator.from_pretrained(checkpoint, "cpu")
     with torch.no_grad():  # now it sees nobody
-        one._seer.task.model.state_head[-1].bias.copy_(torch.tensor([-9.0, -9.0, -9.0, 9.0]))
+        one._predictor.task.model.state_head[-1].bias.copy_(torch.tensor([-9.0, -9.0, -9.0, 9.0]))
     result = one.separate(str(path), tmp_path / "out", QUICK)
     assert result.people == ()
     assert not wave(result.residual)[0].any()
@@ -315,7 +315,7 @@ def test_windows_that_show_somebody_say_when_they_are_heard(tmp_path: Path) -> N
             file.write(bytes([window, 2, 3, 4, 5, 6]))
             file.write(np.full(16, heard, np.float32).tobytes())
     assert found.masks(sightings[1]).tolist() == [[[1, 2, 3], [4, 5, 6]]]
-    likely = likely_heard(found, sightings)
+    likely = activity_prob(found, sightings)
     np.testing.assert_allclose(likely[:8], 0.2, atol=1e-5)
     assert (np.diff(likely[8:16]) > 0).all()
     assert likely[11:13].mean() == pytest.approx(0.5, abs=0.01)

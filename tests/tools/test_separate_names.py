@@ -104,7 +104,7 @@ def test_no_error_of_one_recording_stops_the_others(
     (out / ".a.unfinished").write_text("a file where a folder has to be")
     (out / "b").mkdir()
     (out / "b" / "result.json").write_text("{")
-    into = Separator._into
+    into = Separator._separate_into
 
     def fault(self: Separator, name: str, *arguments: Any) -> None:
         if Path(name).stem == "c":

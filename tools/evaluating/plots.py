@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from cavmae.common.files import write_atomically
 from cavmae.finetune.speaker.metrics import ALONE_DB, PersonMetrics, SceneMetrics
 
-COLOUR = "#0072b2"  # that colour-blind eyes tell from grey
+COLOR = "#0072b2"  # that colour-blind eyes tell from grey
 Value = Callable[[PersonMetrics], float]
 
 
@@ -51,12 +51,12 @@ def _dots(axis: Axes, pairs: Sequence[tuple[float, float]]) -> None:
         return
     low, high = min(a for a, _ in pairs), max(a for a, _ in pairs)
     width = max(high - low, 1e-6) / 6
-    middles, means = [], []
+    centers, means = [], []
     for number in range(6):
         first = low + number * width
         last = number == 5
         inside = [b for a, b in pairs if first <= a < first + width or (last and a >= first)]
         if inside:
-            middles.append(first + width / 2)
+            centers.append(first + width / 2)
             means.append(sum(inside) / len(inside))
-    axis.plot(middles, means, "o-", color=COLOUR)
+    axis.plot(centers, means, "o-", color=COLOR)

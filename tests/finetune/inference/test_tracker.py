@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights, OverlapAdd, window_starts
 from cavmae.finetune.inference.predictor import WHOLE, Cue, DetectedPerson, Fit, WindowPredictor
-from cavmae.finetune.inference.tracker import Tracker, between, masks_at
+from cavmae.finetune.inference.tracker import Tracker, interpolate_masks, masks_at
 from cavmae.finetune.speaker.cues import KINDS, no_cues
 from cavmae.finetune.speaker.model import Inputs, SlotPredictions, VoicePredictions
 from tests.finetune.speaker.scenes import ENCODER, SHAPE, model
@@ -103,9 +103,9 @@ def tracker(starts: list[int]) -> Tracker:
 def test_who_stays_keeps_their_number_in_any_order() -> None:
     one = tracker([0, 8, 16])
     a, b = person(0.25, 1), person(0.75, 1)
-    assert one.number([a, b]) == [1, 2]
-    assert one.number([b, a]) == [2, 1]
-    assert one.number([person(0.5, 9), b, a]) == [3, 2, 1]  # a newcomer between them
+    assert one.assign_numbers([a, b]) == [1, 2]
+    assert one.assign_numbers([b, a]) == [2, 1]
+    assert one.assign_numbers([person(0.5, 9), b, a]) == [3, 2, 1]  # a newcomer between them
 
 
 def test_numbers_survive_a_crossing() -> None:
@@ -119,7 +119,7 @@ def test_numbers_survive_a_crossing() -> None:
         people = [left, right]
         if start > 56:
             people.reverse()
-        numbers = one.number(people)
+        numbers = one.assign_numbers(people)
         found = dict(zip(("a", "b") if start <= 56 else ("b", "a"), numbers, strict=True))
         there.setdefault("a", found["a"])
         there.setdefault("b", found["b"])
@@ -130,30 +130,30 @@ def test_numbers_survive_a_crossing() -> None:
 def test_who_comes_back_is_known_by_colours_and_strangers_are_not() -> None:
     starts = list(range(0, 200, 8))
     one = tracker(starts)
-    assert one.number([person(0.3, 1), person(0.7, 2)]) == [1, 2]
+    assert one.assign_numbers([person(0.3, 1), person(0.7, 2)]) == [1, 2]
     for _ in range(5):
-        assert one.number([person(0.3, 1)]) == [1]
-    assert one.number([person(0.3, 1), person(0.6, 2)]) == [1, 2]
+        assert one.assign_numbers([person(0.3, 1)]) == [1]
+    assert one.assign_numbers([person(0.3, 1), person(0.6, 2)]) == [1, 2]
     for _ in range(3):
-        assert one.number([]) == []
-    assert one.number([person(0.7, 5)]) == [3]
-    assert one.number([person(0.1, 1), person(0.7, 5)]) == [1, 3]
+        assert one.assign_numbers([]) == []
+    assert one.assign_numbers([person(0.7, 5)]) == [3]
+    assert one.assign_numbers([person(0.1, 1), person(0.7, 5)]) == [1, 3]
 
 
 def test_who_was_away_for_long_is_forgotten() -> None:
     starts = list(range(0, 400, 8))
     one = tracker(starts)
-    one.number([person(0.3, 1)])
+    one.assign_numbers([person(0.3, 1)])
     for _ in range(40):
-        one.number([])
-    assert one.number([person(0.3, 1)]) == [2]
+        one.assign_numbers([])
+    assert one.assign_numbers([person(0.3, 1)]) == [2]
 
 
 def test_of_who_comes_and_goes_nothing_is_kept() -> None:
     """An hour of cuts has hundreds of people; what is known of them does not add up."""
     one = tracker(list(range(0, 8 * 3000, 8)))
     for number in range(3000):
-        assert one.number([person(0.3, number % 64)] if number % 3 == 0 else []) != [0]
+        assert one.assign_numbers([person(0.3, number % 64)] if number % 3 == 0 else []) != [0]
         assert sum(track.person is not None for track in one.tracks) <= 2
         assert len(one.tracks) <= 32  # those of the last ten seconds
 
@@ -163,7 +163,7 @@ def test_masks_lie_where_their_part_of_the_picture_is() -> None:
     part = whole._replace(masks=whole.masks[:, :, 12:36], box=(0.25, 0.0, 0.75, 1.0))
     frames = np.array([2, 4, 9])
     np.testing.assert_allclose(masks_at(part, frames, KEYS), masks_at(whole, frames, KEYS))
-    middle = between(whole.masks, np.array([2, 4, 6]), KEYS)
+    middle = interpolate_masks(whole.masks, np.array([2, 4, 6]), KEYS)
     np.testing.assert_allclose(middle[1], (middle[0] + middle[2]) / 2, atol=1e-6)
 
 
@@ -177,16 +177,16 @@ def test_a_part_of_the_picture_fits_into_the_models(
 ) -> None:
     fit = Fit.of(box, picture, (32, 48))
     frames = torch.full((1, 1, *picture), 200, dtype=torch.uint8)
-    shown = fit.shown(frames, (32, 48))
+    shown = fit.resize(frames, (32, 48))
     assert shown.shape == (1, 1, 32, 48)
     masks = shown[0, :, ::4, ::4].float()
-    assert (fit.masks(masks) == 200).all()  # its masks are of that part,
-    assert masks.sum() == fit.masks(masks).sum()  # and of nothing else
+    assert (fit.crop_masks(masks) == 200).all()  # its masks are of that part,
+    assert masks.sum() == fit.crop_masks(masks).sum()  # and of nothing else
     _, _, height, width = fit.inner
     aspect = (box[3] - box[1]) * picture[0] / ((box[2] - box[0]) * picture[1])
     assert height == 8 or width == 12  # as large as can be
     assert abs(height - width * aspect) <= max(1, aspect)
-    found = fit.box(box, picture)  # to half a pixel of the picture
+    found = fit.map_box(box, picture)  # to half a pixel of the picture
     top, left = fit.inner[0] / 8, fit.inner[1] / 12
     assert found == pytest.approx((left, top, left + width / 12, top + height / 8), abs=0.02)
 
