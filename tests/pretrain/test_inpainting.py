@@ -44,11 +44,11 @@ def test_a_perfect_model_gives_back_the_clip(norm: bool, monkeypatch: pytest.Mon
         return answer
 
     monkeypatch.setattr(model, "reconstruct", reconstruct)
-    found = inpaint(model, audio, image, 0.5, "time", norm)
-    torch.testing.assert_close(found.audio_rebuilt, audio, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.image_rebuilt, image, rtol=1e-4, atol=1e-5)
+    inpainting = inpaint(model, audio, image, 0.5, "time", norm)
+    torch.testing.assert_close(inpainting.audio_rebuilt, audio, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(inpainting.image_rebuilt, image, rtol=1e-4, atol=1e-5)
     for seen, whole, masking in (
-        (found.audio_masked, audio, masks[0]), (found.image_masked, image, masks[1])
+        (inpainting.audio_masked, audio, masks[0]), (inpainting.image_masked, image, masks[1])
     ):  # fmt: skip
         hidden = seen.isnan()
         assert torch.equal(seen[~hidden], whole[~hidden])

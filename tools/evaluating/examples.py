@@ -1,4 +1,4 @@
-"""What a model makes of some scenes, to be looked at: masks, and spectrograms beside the truth."""
+"""Example plots of predicted masks and spectrograms, with their targets."""
 
 from pathlib import Path
 
@@ -15,14 +15,16 @@ from cavmae.finetune.speaker.losses import loss_weights, targets_of
 from cavmae.finetune.speaker.metrics import assigned, shown_masks
 from cavmae.finetune.speaker.task import SpeakerTask, scale_of
 
-COLORS = ("#e69f00", "#56b4e9", "#cc79a7")  # of people, told apart by colour-blind eyes
+COLORS = ("#e69f00", "#56b4e9", "#cc79a7")  # of people; safe for colour-blind readers
 RANGE_DB = 60.0
 
 
 @torch.no_grad()
 def draw_examples(task: SpeakerTask, batch: Batch, path: Path) -> None:
-    """A row a scene: its middle key frame with everybody outlined (predicted: solid, true: dotted), the
-    mixture's spectrogram, then of each person the true voice's and what was made of it.
+    """Plot example scenes, a row each.
+
+    Columns: the middle key frame with outlined masks (predicted: solid, true: dotted), the
+    mixture's spectrogram, then for each person the spectrograms of true and predicted voice.
     """
     inputs, target = task.inputs_of(batch, 0.0)
     slot_predictions, voice_predictions = task.predict(inputs)
@@ -63,7 +65,7 @@ def draw_examples(task: SpeakerTask, batch: Batch, path: Path) -> None:
                     axes[row, 0].contour(values, [0.5], colors=color, linestyles=style,
                                          linewidths=1.2)  # fmt: skip
             _spectrogram(true_axis, targets.people.voices[row, person], top, "true", color)
-            _spectrogram(predicted_axis, waves[row, slot], top, "found", color)
+            _spectrogram(predicted_axis, waves[row, slot], top, "predicted", color)
         axes[row, 0].axis("off")
         axes[row, 0].set_title(f"scene {batch['key'][row]}", fontsize=7)
     legend = "seconds; kHz upwards; 60 dB from the mixture's loudest down"
