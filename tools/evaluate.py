@@ -1,4 +1,4 @@
-"""`cavmae evaluate`: measures of a speaker model on a fixed list of scenes; makes such lists."""
+"""`cavmae evaluate`: metrics of a speaker model on a fixed list of scenes; writes such lists."""
 
 import csv
 import dataclasses
@@ -40,21 +40,23 @@ log = logging.getLogger("cavmae")
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSettings:
-    """What is measured, and on what.
+    """Options of the metrics and of the scenes.
 
     Args:
         list: file of the scenes.
-        make: draw so many scenes from the shards and write them to ``list`` instead of measuring.
-        compose: how they are drawn; always at the clips' own speed.
-        seed: of drawing them.
+        make: draw this number of scenes from the shards and write them to ``list``, without
+            metrics.
+        compose: distribution of the drawn scenes; clips keep their own speed.
+        seed: seed of the drawn scenes.
         out: folder for ``measures.json``, ``table.md``, plots, and ``examples.png`` (the first
-            scenes, to be looked at); None: the table is only printed.
-        cue: tell the model by a cue of this kind whom slot 0 means, and measure that person only.
-        hints: tell the model the class of whom a cue would mean (``model.classes`` of training).
-        references: also measure with pictures blanked, still, or wrong, and an oracle ratio mask.
-        people: CSV file with columns ``speaker`` and ``sex``: measures apart for same and other.
-        batch: scenes at a time.
-        workers: processes that compose.
+            scenes); None: the table is only printed.
+        cue: give the model a cue of this kind for slot 0, and measure the cued person only.
+        hints: give the model the class of the cued person (``model.classes`` of training).
+        references: also measure with blank, still or wrong video, and an oracle ratio mask.
+        people: CSV file with columns ``speaker`` and ``sex``, for separate metrics of pairs of the
+            same and of different sex.
+        batch: scenes of a batch.
+        workers: processes that compose scenes.
         device: ``auto``: a GPU if there is one.
     """
 
@@ -73,7 +75,7 @@ class EvaluateSettings:
 
 
 def main(words: Sequence[str]) -> int:
-    cli = parser("evaluate", "Measures of a speaker model on a fixed list of scenes.")
+    cli = parser("evaluate", "Metrics of a speaker model on a fixed list of scenes.")
     cli.add_argument("shards", type=str, help="Folder or URL of the data set of the scenes.")
     cli.add_argument("--model", type=str, default="", help="Checkpoint of `finetune speakers`.")
     cli.add_class_arguments(EvaluateSettings)
@@ -91,9 +93,11 @@ def main(words: Sequence[str]) -> int:
 def _write_scene_list(shards: str, settings: EvaluateSettings) -> int:
     path = Path(settings.list)
     if path.exists():
-        raise UsageError(f"{path} is there already: results would no longer compare. Name another.")
+        raise UsageError(
+            f"{path} is there already: results on it would not compare. Name another file."
+        )
     manifest = Manifest.load(shards)
-    # Measured is how people really speak.
+    # Evaluation is on speech at its natural speed.
     compose = dataclasses.replace(settings.compose, speed=0.0)
     sampler = SceneSampler(ClipPool(manifest), compose)
     scenes = [
@@ -136,8 +140,8 @@ def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
     cued = cue != "none"
     if cued and not any(p.is_target for scene in result.scenes["model"] for p in scene.people):
         raise UsageError(
-            f"Nobody in {settings.list} can be meant by a cue of the kind {cue}: such cues are "
-            f"made of {'other recordings of the same people' if cue == 'voice' else 'masks'}."
+            f"No person in {settings.list} has a cue of the kind {cue}: such cues are made of "
+            f"{'other recordings of the same people' if cue == 'voice' else 'masks'}."
         )
     text = table(result, groups, cued)
     text += f"\n\nReal-time factor of the model: {result.real_time:.3f} ({device})."
@@ -151,12 +155,12 @@ def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
 
 
 def _quality_metrics() -> list[str]:
-    """Which of the measures of quality are installed."""
+    """Names of the installed quality metrics."""
     return ["stoi", "pesq"] if importlib.util.find_spec("pesq") else ["stoi"]
 
 
 def _groups(path: Path, stream: FixedSceneStream) -> dict[str, str]:
-    """Of scenes in which two people speak: whether they are of the same sex."""
+    """Group of each scene with two audible people: same sex or different sex."""
     try:
         with path.open(newline="") as file:
             sexes = {row["speaker"]: row["sex"] for row in csv.DictReader(file)}
@@ -175,10 +179,12 @@ def _groups(path: Path, stream: FixedSceneStream) -> dict[str, str]:
 
 
 def table(result: EvaluationResult, groups: dict[str, str], cued: bool) -> str:
-    """All measures as a Markdown table, a column each way.
+    """Markdown table of all metrics, a column for each way of evaluation and each group.
 
     Args:
-        cued: only whom cues mean counts, and scenes that have one.
+        result: metrics of all scenes.
+        groups: group of scenes, by key.
+        cued: only cued people and their scenes count.
     """
     columns = {
         way: summary(way_scenes, cued) for way, way_scenes in result.scenes.items() if way_scenes
@@ -200,12 +206,12 @@ def table(result: EvaluationResult, groups: dict[str, str], cued: bool) -> str:
             lines.append(f"| {metric.label} | {' | '.join(cells)} |")
     for name, value in result.dependence.items():
         empty_cells = " |" * (len(columns) - 1)
-        lines.append(f"| masks that change, sound {name} | {value:.3f} |{empty_cells}")
+        lines.append(f"| masks that change, audio {name} | {value:.3f} |{empty_cells}")
     return "\n".join(lines)
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: a measure that is not finite is null."""
+    """Replace NaN and infinity by None, since JSON has neither."""
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

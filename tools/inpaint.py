@@ -1,4 +1,4 @@
-"""`cavmae inpaint MODEL SHARDS --out FILE.png`: original, masked, reconstructed."""
+"""`cavmae inpaint MODEL SHARDS --out FILE.png`: reconstructions of masked patches."""
 
 import dataclasses
 import logging
@@ -21,7 +21,7 @@ from cavmae.pretrain.factory import load_model
 from cavmae.pretrain.inpainting import Inpainting, inpaint
 from cavmae.tools.retrieve import statistics_of, view_of
 
-matplotlib.use("Agg")  # a file is drawn, no window
+matplotlib.use("Agg")  # draws to files; needs no display
 
 from matplotlib import pyplot
 
@@ -31,17 +31,16 @@ COLUMNS = ("original", "masked", "reconstructed")
 
 @dataclasses.dataclass(frozen=True)
 class InpaintSettings:
-    """What is masked and drawn.
+    """Options of masking and plots.
 
     Args:
-        clips: how many, from the beginning of the data set.
-        mask_ratio: share of the patches that are masked.
-        mode: which patches of sound are masked.
-        norm_pix_loss: the model was trained on normalised patches, as the published ones were.
-        statistics: by which fbanks are normalised: ``auto``, those the model was trained with, as
-            its folder says, else the data set's; the ``data`` set's own, which `cavmae check`
-            measured; ``audioset``'s, for published weights.
-        seed: of the masks.
+        clips: number of clips, from the beginning of the data set.
+        mask_ratio: fraction of the patches that are masked.
+        mode: structure of the audio mask.
+        norm_pix_loss: the model was trained on normalized patches, as the published ones were.
+        statistics: fbank statistics: ``auto``, those of the model folder, else those of the data
+            set; ``data``, those that `cavmae check` measured; ``audioset``, for published weights.
+        seed: seed of the masks.
     """
 
     clips: int = 4
@@ -53,7 +52,7 @@ class InpaintSettings:
 
 
 def main(words: Sequence[str]) -> int:
-    cli = parser("inpaint", "What a model makes of masked sound and pictures.")
+    cli = parser("inpaint", "Reconstructions of masked patches of audio and video.")
     cli.add_argument("model", type=str, help="Folder of weights, or a name on the hub.")
     cli.add_argument("shards", type=str, help="Folder or URL of a data set.")
     cli.add_argument("--out", required=True, type=str, help="PNG file to write.")
@@ -68,7 +67,7 @@ def main(words: Sequence[str]) -> int:
     stream = EvalStream(Manifest.load(options.shards), view, settings.clips)
     batch = next(iter(Loader(stream)), None)
     if batch is None:
-        raise CavmaeError(f"{options.shards} has no clip that could be read.")
+        raise CavmaeError(f"{options.shards} has no readable clip.")
     batch = DeviceTransform(statistics).eval()(batch)
     torch.manual_seed(settings.seed)
     inpainting = inpaint(
@@ -85,7 +84,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def draw(inpainting: Inpainting, keys: list[str], path: Path) -> None:
-    """A row a clip: three pictures, three spectrograms. What is masked is grey."""
+    """Plot a row for each clip: three images and three spectrograms; masked patches are grey."""
     figure, axes = pyplot.subplots(
         len(keys),
         6,
@@ -113,8 +112,8 @@ def draw(inpainting: Inpainting, keys: list[str], path: Path) -> None:
             axis.tick_params(labelsize=6)
             axis.set_title(f"{title}: mel bins over seconds", fontsize=8)
         row[0].set_title(f"{key}\n{COLUMNS[0]}", fontsize=6, parse_math=False)
-    top = figure.get_figheight()
-    figure.subplots_adjust(0.01, 0.3 / top, 0.99, 1 - 0.5 / top, wspace=0.12, hspace=0.4)
+    height = figure.get_figheight()  # inches
+    figure.subplots_adjust(0.01, 0.3 / height, 0.99, 1 - 0.5 / height, wspace=0.12, hspace=0.4)
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=80)
     pyplot.close(figure)

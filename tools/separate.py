@@ -1,4 +1,4 @@
-"""`cavmae separate VIDEO... --model DIR --out OUT`: everybody's voice and pixels."""
+"""`cavmae separate VIDEO... --model DIR --out OUT`: voices and masks of the people in videos."""
 
 import fnmatch
 import logging
@@ -35,7 +35,9 @@ def main(words: Sequence[str]) -> int:
         "column path.",
     )  # fmt: skip
     cli.add_argument("--model", required=True, type=str, help="Checkpoint of `finetune speakers`.")
-    cli.add_argument("--out", required=True, type=str, help="Folder; one in it for each video.")
+    cli.add_argument(
+        "--out", required=True, type=str, help="Folder for a result folder of each video."
+    )
     cli.add_argument("--device", default="auto", type=str, help="`auto`: a GPU if there is one.")
     cli.add_argument("--precision", default="fp32", type=str, help="`fp32`, `bf16` or `fp16`.")
     cli.add_class_arguments(SeparateSettings)
@@ -48,7 +50,9 @@ def main(words: Sequence[str]) -> int:
     out = Path(options.out)
     items = recordings(options.videos, out)
     if any(item.start is not None or item.end is not None for item in items):
-        raise UsageError("Recordings are taken apart whole: leave start and end out of the table.")
+        raise UsageError(
+            "Recordings are separated as a whole: leave start and end out of the table."
+        )
     if any(item.frames is not None for item in items):
         raise UsageError("Data files of CAV-MAE hold no recordings: name videos.")
     if any(item.labels or item.speaker or item.masks for item in items):
@@ -64,7 +68,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def bracketed(words: Sequence[str]) -> list[str]:
-    """Numbers of a box or a point may be written ``120,40,300,400``; the parser wants a list."""
+    """Put brackets around the numbers of a box or a point, ``120,40,300,400``, for the parser."""
     result = list(words)
     for number, word in enumerate(words):
         name, equals, value = word.partition("=")
@@ -78,19 +82,19 @@ def bracketed(words: Sequence[str]) -> list[str]:
 
 
 def recordings(videos: Sequence[str], out: Path) -> list[Input]:
-    """The recordings that the words of a command line name, without what we wrote ourselves.
+    """Recordings of the command line, without the results of earlier runs.
 
     Raises:
-        CavmaeError: there are none.
+        CavmaeError: there is no recording.
     """
     items, repeated = collect(videos)
     for item in repeated:
-        log.warning("%s is named more than once; it is taken apart once.", item.source)
-    # A search of the folder that `out` lies in meets masks and overlays of earlier runs.
+        log.warning("%s is named more than once; it is separated once.", item.source)
+    # A search of the parent folder of `out` finds masks and overlays of earlier runs.
     fresh = [item for item in items if not _is_ours(item.source, out)]
     if len(fresh) < len(items):
         log.info(
-            "%d videos in %s are results of earlier runs; they are passed over.",
+            "%d videos in %s are results of earlier runs; they are skipped.",
             len(items) - len(fresh), out,
         )  # fmt: skip
     if not fresh:
@@ -109,14 +113,14 @@ def _is_ours(source: str, out: Path) -> bool:
 
 
 class Folders:
-    """Chooses a result folder for each recording of a run.
+    """Assignment of a result folder to each recording of a run.
 
-    A recording keeps the folder that holds its result. A new one gets its own name; where that is
-    another recording's, or that of something else, a mark is added. Names that differ in case only
-    count as the same, as they are on some file systems.
+    A recording keeps the folder that holds its result. A new recording gets a folder of its own
+    name; if that is taken, a hash of its path is added. Names that differ in case only count as
+    equal, as on some file systems.
 
     Args:
-        out: folder of the result folders.
+        out: parent folder of the result folders.
     """
 
     def __init__(self, out: Path):
@@ -125,10 +129,10 @@ class Folders:
         self._taken: set[str] = set()
 
     def of(self, source: str) -> Path:
-        """The folder of a recording.
+        """Result folder of a recording.
 
         Raises:
-            CavmaeError: a folder of its name holds a damaged result, or something else.
+            CavmaeError: the folders of its names hold a damaged result, or other files.
         """
         names = folder_names(source, self._longest)
         for name in names:
@@ -159,13 +163,13 @@ def separate_all(
     settings: SeparateSettings,
     target: Target,
 ) -> int:
-    """Takes recordings apart, one after the other, whatever happens to one of them.
+    """Separate recordings one after the other; the failure of one does not stop the others.
 
     Returns:
-        the exit code: 1 if any of them gave nothing.
+        exit code: 1 if any recording failed.
 
     Raises:
-        UsageError: of the only recording.
+        UsageError: the only recording failed with it.
     """
     folders = Folders(out)
     existing = 0
@@ -189,12 +193,14 @@ def separate_all(
             if isinstance(error, UsageError) and len(items) == 1:
                 raise
             failed.append(_prefixed(item, error))
-        except Exception as error:  # of ours: the others have a right to their results all the same
+        except Exception as error:  # a bug: the other recordings still get their results
             failed.append(_prefixed(item, f"{type(error).__name__}: {error}"))
-            log.exception("cavmae: %s: an error of the program; please report it.", item.source)
+            log.exception(
+                "cavmae: %s: this is an error of the program; please report it.", item.source
+            )
         else:
             continue
-        if number + 1 < len(items):  # the last one's follows at once
+        if number + 1 < len(items):  # the summary reports the last one
             log.error("cavmae: %s", failed[-1])
     return _summary(len(items), existing, failed)
 
@@ -202,9 +208,9 @@ def separate_all(
 def _summary(videos: int, existing: int, failed: Sequence[str]) -> int:
     if videos > 1:
         fresh = videos - existing - len(failed)
-        log.info("%d of %d videos taken apart, %d there already.", fresh, videos, existing)
+        log.info("%d of %d videos separated, %d there already.", fresh, videos, existing)
         if failed:
-            log.error("cavmae: %d of %d videos gave nothing:", len(failed), videos)
+            log.error("cavmae: %d of %d videos failed:", len(failed), videos)
     for line in failed:
         log.error("cavmae: %s", line)
     return 1 if failed else 0
@@ -216,10 +222,10 @@ def _prefixed(item: Input, error: object) -> str:
 
 
 def _check_same(folder: Path, source: str, wanted: Mapping[str, Any]) -> None:
-    """Compares a finished folder with what would be made now.
+    """Compare the inputs of a finished result with those of this run.
 
     Raises:
-        UsageError: the recording, the model or settings were others.
+        UsageError: the recording, the model or the settings differ.
         CavmaeError: a file of the result is missing.
     """
     result = Result.load(folder)
@@ -239,7 +245,7 @@ def _check_same(folder: Path, source: str, wanted: Mapping[str, Any]) -> None:
 
 
 def _differences(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterable[str]:
-    """Phrases about what a result was made with and would not be now."""
+    """Yield a phrase for each input of a result that differs from this run."""
     if wanted["source_bytes"] not in (None, record.get("source_bytes")):
         yield "another content of the recording"
     if record.get("weights") != wanted["weights"]:
@@ -255,7 +261,7 @@ def _differences(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterab
 
 
 def _written(value: object) -> str:
-    """As an option is written."""
+    """Value as it is written on the command line."""
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
@@ -264,7 +270,7 @@ def _log_result(item: Input, result: Result) -> None:
         f"{p.number} ({p.record['state']}, {p.record['level_db']} dB)" for p in result.people
     )
     log.info(
-        "%s: %s, in %s.", item.source, f"people {people}" if people else "nobody", result.folder
+        "%s: %s, in %s.", item.source, f"people {people}" if people else "no people", result.folder
     )
 
 

@@ -1,4 +1,4 @@
-"""Voices as files: one global gain, WAV files of any rate, and when somebody speaks."""
+"""Audio files of voices: WAV output at any rate, loudness, and detection of speech spans."""
 
 import dataclasses
 import io
@@ -13,21 +13,21 @@ from cavmae.datasets.media.playback import RATE, SAMPLES
 from cavmae.datasets.media.writing import Wave
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 
-BLOCK = 10 * SAMPLE_RATE  # samples that are worked on at a time
+BLOCK = 10 * SAMPLE_RATE  # samples processed at a time
 MARGIN = 0.16  # s around a block while it is resampled; whole samples at all usual rates
 CEILING = 0.99  # of the largest sample
-LOUD_DB = -30.0  # of a frame in which somebody speaks, relative to their loud ones
-AUDIBLE_DB = -40.0  # relative to the loud frames of the whole
-QUIETEST_DB = -70.0  # of full scale: what is fainter is silence
-PAUSE = 0.3  # s that do not end a stretch of speech
-SHORTEST = 0.12  # s of a stretch of speech
+LOUD_DB = -30.0  # of a frame with speech, relative to the loud frames of the voice
+AUDIBLE_DB = -40.0  # relative to the loud frames of the mixture
+QUIETEST_DB = -70.0  # of full scale: fainter frames are silence
+PAUSE = 0.3  # s, longest gap within a span of speech
+SHORTEST = 0.12  # s, shortest span of speech
 
 Span = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class RawWave:
-    """float32 samples in a file, read part by part; silent beyond the file's end."""
+    """float32 samples in a file, read in slices; silent beyond the end of the file."""
 
     path: Path
     samples: int
@@ -46,18 +46,18 @@ class RawWave:
 
 
 def blocks(samples: int) -> Iterator[slice]:
-    """Parts of a long wave."""
+    """Yield slices of at most :data:`BLOCK` samples that cover a wave."""
     for first in range(0, samples, BLOCK):
         yield slice(first, min(first + BLOCK, samples))
 
 
 def peak_of(wave: Wave) -> float:
-    """The largest sample."""
+    """The largest absolute sample of a wave; 0 for an empty one."""
     return max((float(np.abs(wave[part]).max()) for part in blocks(len(wave))), default=0.0)
 
 
 class _ErrorKeepingFile(io.RawIOBase):
-    """A file for libsndfile, which says nothing of why a write failed: the error is kept."""
+    """File object for libsndfile that keeps write errors, since libsndfile hides their cause."""
 
     def __init__(self, path: Path):
         self._file = path.open("wb", buffering=0)
@@ -84,11 +84,12 @@ class _ErrorKeepingFile(io.RawIOBase):
 
 
 def write_wav(path: Path, wave: Wave, gain: float, rate: int) -> None:
-    """A 16-bit mono WAV file of exactly a wave's length.
+    """Write a 16-bit mono WAV file of exactly the length of a wave.
 
     Args:
         wave: float32 [samples] at 16 kHz.
-        rate: of the file, in Hz.
+        gain: factor that all samples are multiplied by.
+        rate: sample rate of the file in Hz.
 
     Raises:
         OSError: the file cannot be written.
@@ -109,7 +110,7 @@ def write_wav(path: Path, wave: Wave, gain: float, rate: int) -> None:
 
 
 def _pcm(wave: Wave, part: slice, gain: float, rate: int) -> np.ndarray:
-    """int16 [samples], a part of a wave at a file's rate."""
+    """int16 [samples], a slice of a wave at the sample rate of the file."""
     margin = round(MARGIN * SAMPLE_RATE)
     first, last = max(0, part.start - margin), min(len(wave), part.stop + margin)
     samples = wave[first:last] * np.float32(gain)
@@ -125,7 +126,7 @@ def _pcm(wave: Wave, part: slice, gain: float, rate: int) -> np.ndarray:
 
 
 def loudness(wave: Wave) -> np.ndarray:
-    """float32 [frames], RMS of each frame of 40 ms in dB of full scale."""
+    """RMS level of each frame of 40 ms in dB of full scale: float32 [frames]."""
     levels = []
     for part in blocks(len(wave)):
         block = wave[part]
@@ -135,24 +136,24 @@ def loudness(wave: Wave) -> np.ndarray:
 
 
 def speech_spans(voice: np.ndarray, mixture: np.ndarray, activity_prob: np.ndarray) -> list[Span]:
-    """When somebody speaks, in seconds.
+    """Speech spans of a voice, in seconds.
 
     Args:
-        voice: float32 [frames], :func:`loudness` of what they say.
-        whole: likewise, of the mixture.
-        likely: float32 [frames], probability that they are heard.
+        voice: float32 [frames], :func:`loudness` of the voice.
+        mixture: float32 [frames], :func:`loudness` of the mixture.
+        activity_prob: float32 [frames], probability that the voice is active.
     """
-    activity_prob = activity_prob > 0.5
-    if not activity_prob.any():
+    likely = activity_prob > 0.5
+    if not likely.any():
         return []
-    # Their loud frames are among those in which they are likely to speak, be they ever so few.
-    loud_level = float(np.percentile(voice[activity_prob], 95)) + LOUD_DB
+    # A rare voice is loud in few frames, so the percentile is over its likely frames alone.
+    loud_level = float(np.percentile(voice[likely], 95)) + LOUD_DB
     threshold = max(loud_level, float(np.percentile(mixture, 95)) + AUDIBLE_DB, QUIETEST_DB)
-    return spans_of((voice > threshold) & activity_prob)
+    return spans_of((voice > threshold) & likely)
 
 
 def spans_of(active: np.ndarray) -> list[Span]:
-    """Stretches of frames that are true, in seconds; short gaps are closed, blips left out."""
+    """Spans of true frames, in seconds; short gaps are closed, short spans dropped."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], active.astype(np.int8), [0]])))
     merged: list[list[int]] = []
     for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
@@ -164,7 +165,7 @@ def spans_of(active: np.ndarray) -> list[Span]:
 
 
 def write_residual(mixture: Wave, voices: Sequence[Wave], path: Path) -> RawWave:
-    """What voices leave of a mixture, written to a file of raw numbers."""
+    """Write the residual, the mixture minus all voices, to a file of raw float32 samples."""
     with path.open("wb") as file:
         for part in blocks(len(mixture)):
             residual = mixture[part].copy()

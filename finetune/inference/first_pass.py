@@ -1,7 +1,7 @@
-"""The first pass over a recording: who is in it, where, and what they say.
+"""First pass over a recording: window predictions, tracking, and overlap-add of the voices.
 
-Everything of any length goes to files of raw numbers in a working folder, so that memory does not
-grow with the recording.
+Waves and masks go to raw files in a working folder, so that memory does not grow with the
+recording.
 """
 
 import dataclasses
@@ -20,28 +20,28 @@ from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.finetune.inference.tracker import Tracker, masks_at, soft_iou
 from cavmae.finetune.inference.unread_media import UnreadMedia
 
-MAX_KEPT_SIDE = 1280  # pixels of the longer side that pictures are kept at for a second look
-MIN_ZOOM = 1.5  # times as large as before is worth a second look
-MARGIN = 0.2  # of a person's size, around them in a second look
-MIN_AGREEMENT_IOU = 0.25  # IoU of both looks' masks from which on they are of one person
-MAX_SAMPLE = 1e6  # of full scale, sample that no recording has; its square may not be a number
-MIXTURE = 0  # number of the mixture's file; people count from 1
+MAX_KEPT_SIDE = 1280  # pixels of the longer side of frames that are kept for a second look
+MIN_ZOOM = 1.5  # smallest magnification that justifies a second look
+MARGIN = 0.2  # around a person in a second look, as a fraction of their size
+MIN_AGREEMENT_IOU = 0.25  # IoU of the masks of both looks at one person
+MAX_SAMPLE = 1e6  # of full scale; squares of larger samples may overflow
+MIXTURE = 0  # number of the mixture among the waves; people count from 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Sighting:
-    """Somebody in a window.
+    """One person in one window.
 
     Attributes:
-        window: number of the window.
-        there: probability that they are there.
-        box: part of the picture that the masks are of.
-        shape: of the masks, key frames first.
-        place: byte in the file of masks; how likely they are heard in each frame follows them.
-        closer: how many times larger they were shown in a second look; None: there was none.
-        cued: whether a cue meant them.
-        power: of what they say.
-        unlike: how little that sounds like a reference voice; None: there is none.
+        window: index of the window.
+        presence_prob: probability that the slot holds a person.
+        box: region of the frame that the masks cover.
+        shape: (key frames, height, width) of the masks.
+        offset: byte offset of the masks in ``masks.u8``; the activity probabilities follow them.
+        zoom: magnification of the second look; None: there was none.
+        cued: whether a cue means this person.
+        power: mean square of the voice.
+        voice_distance: distance from the reference voice; None: there is none.
     """
 
     window: int
@@ -57,21 +57,21 @@ class Sighting:
 
 @dataclasses.dataclass
 class FirstPass:
-    """What the first pass leaves.
+    """Result of the first pass.
 
     Attributes:
-        folder: with ``wave-N.f32`` and ``masks.u8``.
-        frames: of the recording, 25 a second.
-        samples: of the recording at 16 kHz, not rounded to whole frames.
-        seen: bool [frames], whether there is a picture.
-        starts: first frames of windows.
+        folder: holds ``wave-N.f32`` and ``masks.u8``.
+        frames: length of the recording in frames, 25 a second.
+        samples: length of the recording at 16 kHz, not rounded to whole frames.
+        has_video: bool [frames], whether a frame has video.
+        starts: first frames of the windows.
         length: frames of a window.
-        keys: key frames, counted from a window's start.
-        people: sightings by number, from 1.
+        keys: key frames, counted from the start of a window.
+        people: sightings by the number of the person, from 1.
         missing_frames: frames that could not be decoded.
-        missing_sound: share of the sound's packets that could not be decoded.
-        mixdown: channel layouts of the sound, and how they were mixed.
-        remarks: sentences about both.
+        missing_audio: fraction of the audio packets that could not be decoded.
+        mixdown: channel layouts of the audio, and their mixing.
+        remarks: sentences about losses.
     """
 
     folder: Path
@@ -88,18 +88,18 @@ class FirstPass:
     remarks: tuple[str, ...] = ()
 
     def wave(self, number: int) -> RawWave:
-        """What a person says; :data:`MIXTURE`: all that is heard."""
+        """Voice of a person; for :data:`MIXTURE`, the mixture."""
         return RawWave(self.folder / f"wave-{number}.f32", self.samples)
 
     def masks(self, sighting: Sighting) -> np.ndarray:
-        """uint8 [F, h, w]."""
+        """Masks of the key frames: uint8 [F, h, w]."""
         count = int(np.prod(sighting.shape))
         with (self.folder / "masks.u8").open("rb") as file:
             file.seek(sighting.offset)
             return np.frombuffer(file.read(count), np.uint8).reshape(sighting.shape)
 
     def activity_prob(self, sighting: Sighting) -> np.ndarray:
-        """float32 [length], probability that they are heard in each frame of the window."""
+        """Probability that the voice is active in each frame of the window: float32 [length]."""
         with (self.folder / "masks.u8").open("rb") as file:
             file.seek(sighting.offset + int(np.prod(sighting.shape)))
             return np.frombuffer(file.read(4 * self.length), np.float32)
@@ -114,12 +114,16 @@ def first_pass(
     cue: Cue | None,
     on_start: Callable[[int], Callable[[], None]],
 ) -> FirstPass:
-    """Looks at all windows.
+    """Run the model on all windows of a recording.
 
     Args:
-        playing: the recording, from its beginning, in :func:`working_geometry`.
-        folder: for what is found; empty.
-        begun: told the number of windows; gives what is called after each.
+        predictor: the model.
+        info: streams of the recording.
+        playback: the recording, from its beginning, in :func:`working_geometry`.
+        folder: empty folder for waves and masks.
+        settings: options of separation.
+        cue: cue for the target; None: there is no target.
+        on_start: called with the number of windows; returns a function to call after each.
 
     Raises:
         MediaError: more of the recording is lost than the settings allow.
@@ -144,12 +148,12 @@ def first_pass(
             wave = playback.sound(start, length)
             unread.check()
             if (peak := float(np.abs(wave).max())) > MAX_SAMPLE:
-                raise MediaError("decode_error", f"its sound has samples as large as {peak:.1e}")
+                raise MediaError("decode_error", f"its audio has samples as large as {peak:.1e}")
             window_cue = cue if cue_at is None or cue_at[0] == window else None
             key = cue_at[1] if cue_at is not None else 0
             zooms: dict[int, float] = {}
             people: list[DetectedPerson] = []
-            if frames.any():  # in black, as where nothing decodes, nobody is to be seen
+            if frames.any():  # black, as where nothing decodes, shows no people
                 people = predictor.predict(frames, wave, WHOLE, window_cue, key)
                 if settings.second_look:
                     people, zooms = _refine_small_people(predictor, frames, wave, people)
@@ -192,14 +196,14 @@ def first_pass(
 
 def _append(path: Path, first: int, wave: np.ndarray) -> None:
     with path.open("r+b" if path.exists() else "wb") as file:
-        file.seek(first * 4)  # whoever comes late was silent before
+        file.seek(first * 4)  # a voice is silent before its first window
         file.write(wave.tobytes())
 
 
-def working_geometry(info: Probe, model: tuple[int, int], second_look: bool) -> Geometry:
-    """Frames as they are kept: as large as the model sees them, or larger for a second look."""
+def working_geometry(info: Probe, model_size: tuple[int, int], second_look: bool) -> Geometry:
+    """Geometry of the frames that are kept: the model's input size, or more for a second look."""
     height, width = info.display
-    scale = min(model[0] / height, model[1] / width)
+    scale = min(model_size[0] / height, model_size[1] / width)
     if second_look:
         scale = max(scale, min(1.0, MAX_KEPT_SIDE / max(height, width)))
     size = max(16, round(height * scale)), max(16, round(width * scale))
@@ -207,7 +211,7 @@ def working_geometry(info: Probe, model: tuple[int, int], second_look: bool) -> 
 
 
 def _nearest_key_frame(cue: Cue, starts: list[int], keys: np.ndarray) -> tuple[int, int]:
-    """Window and key frame that are nearest to when a cue was given."""
+    """Indices of the window and the key frame that are nearest to the time of a cue."""
     frame = cue.time * RATE
     distance = np.abs(np.array(starts)[:, None] + keys - frame)
     window, key = np.unravel_index(int(distance.argmin()), distance.shape)
@@ -217,10 +221,10 @@ def _nearest_key_frame(cue: Cue, starts: list[int], keys: np.ndarray) -> tuple[i
 def _refine_small_people(
     predictor: WindowPredictor, frames: np.ndarray, wave: np.ndarray, people: list[DetectedPerson]
 ) -> tuple[list[DetectedPerson], dict[int, float]]:
-    """A second look at whoever is small.
+    """Run the model again on crops around small people.
 
     Returns:
-        people, and how many times larger they were shown, by slot.
+        people, and the magnification of each second look by slot.
     """
     refined, zooms = [], {}
     frame_size = frames.shape[1], frames.shape[2]
@@ -236,7 +240,7 @@ def _refine_small_people(
         if closer_view is None or not _is_same_person(closer_view, person, people, predictor.keys):
             refined.append(person)
         else:
-            # How sure it is that somebody is there was said before the cue said so.
+            # The cue of the second look biases the presence probability, so the first one stays.
             refined.append(
                 closer_view._replace(slot=person.slot, presence_prob=person.presence_prob)
             )
@@ -250,29 +254,33 @@ def _is_same_person(
     people: list[DetectedPerson],
     keys: np.ndarray,
 ) -> bool:
-    """Whether a second look shows whom it was to show, and not somebody beside them."""
+    """Whether a second look shows the intended person and not a neighbor."""
     mask = masks_at(closer_view, keys, keys) > 0.5
     ious = {p.slot: soft_iou(mask, masks_at(p, keys, keys) > 0.5) for p in people}
     return ious[person.slot] >= MIN_AGREEMENT_IOU and ious[person.slot] == max(ious.values())
 
 
 def zoom_box(
-    masks: np.ndarray, frame_size: tuple[int, int], model: tuple[int, int]
+    masks: np.ndarray, frame_size: tuple[int, int], model_size: tuple[int, int]
 ) -> tuple[Box, float]:
-    """The part of the picture around somebody, and how many times larger the model sees it.
+    """Crop around a person, and its magnification relative to the whole frame.
 
     Args:
-        masks: uint8 [F, h, w], of the whole picture.
-        picture, model: (height, width) in pixels.
+        masks: uint8 [F, h, w], of the whole frame.
+        frame_size: (height, width) of the frame in pixels.
+        model_size: (height, width) of the model's input in pixels.
     """
     left, top, right, bottom = _box_of((masks > 127).max(0))
     height, width = (bottom - top) * frame_size[0], (right - left) * frame_size[1]
     height, width = height * (1 + 2 * MARGIN), width * (1 + 2 * MARGIN)
-    # As much beside them as the model's picture has room for, but no more than there are pixels.
-    scale = min(model[0] / height, model[1] / width, 1.0)
-    height, width = min(model[0] / scale, frame_size[0]), min(model[1] / scale, frame_size[1])
-    whole = min(model[0] / frame_size[0], model[1] / frame_size[1])
-    zoom = min(model[0] / height, model[1] / width) / whole
+    # The crop fills the model's input, but is not upsampled and does not exceed the frame.
+    scale = min(model_size[0] / height, model_size[1] / width, 1.0)
+    height, width = (
+        min(model_size[0] / scale, frame_size[0]),
+        min(model_size[1] / scale, frame_size[1]),
+    )
+    whole = min(model_size[0] / frame_size[0], model_size[1] / frame_size[1])
+    zoom = min(model_size[0] / height, model_size[1] / width) / whole
     y, x = (top + bottom) / 2 * frame_size[0], (left + right) / 2 * frame_size[1]
     y = min(max(y - height / 2, 0), frame_size[0] - height)
     x = min(max(x - width / 2, 0), frame_size[1] - width)
@@ -286,7 +294,7 @@ def zoom_box(
 
 
 def _box_of(mask: np.ndarray) -> Box:
-    """Around a mask, as shares; all of the picture around nothing."""
+    """Bounding box of a mask, as fractions of its size; the whole frame for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
         return WHOLE

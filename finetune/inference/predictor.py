@@ -1,4 +1,4 @@
-"""The people of one window: what the model says, in the coordinates of the recording's picture."""
+"""Prediction of the people of one window, in the coordinates of the frames of the recording."""
 
 import dataclasses
 from typing import NamedTuple
@@ -17,22 +17,22 @@ from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.finetune.speaker.voice_matching import distances
 
-MASK_STRIDE = 4  # pixels of the model's picture in a pixel of its masks
-COLOR_STEPS = 4  # steps of red, green and blue in what somebody looks like
+MASK_STRIDE = 4  # input pixels of the model for a pixel of its masks
+COLOR_STEPS = 4  # bins of red, green and blue in a color histogram
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of a picture
+Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of a frame
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cue:
-    """Who is meant.
+    """Cue for the target person.
 
     Attributes:
         kind: ``box``, ``point``, ``mask`` or ``voice``.
-        time: seconds; when the picture is that a box, point or mask lies in.
-        box: shares of the picture; a point is a box without size, a mask has the box around it.
-        mask: bool [h, w], of the whole picture, for masks.
+        time: time of the frame of a box, point or mask, in seconds.
+        box: fractions of the frame; a point is a box without size, a mask has its bounding box.
+        mask: bool [h, w], of the whole frame, for masks.
         voice: float32 [samples] at 16 kHz, for voices.
     """
 
@@ -44,16 +44,17 @@ class Cue:
 
 
 class DetectedPerson(NamedTuple):
-    """Somebody in a window.
+    """A person in a window.
 
     Attributes:
-        slot: of the model; of several that are one person the first: the surest, or a cue's.
-        there: its probability that this is somebody.
-        heard: float32 [T], probability that they are heard, every 40 ms.
-        box: part of the picture that the masks are of.
-        masks: uint8 [F, h, w], 0 to 255, of key frames.
+        slot: index of the slot; of merged slots the one with the highest presence probability, or
+            that of a cue.
+        presence_prob: probability that the slot holds a person.
+        activity_prob: float32 [T], probability that the voice is active, every 40 ms.
+        box: region of the frame that the masks cover.
+        masks: uint8 [F, h, w], 0 to 255, of the key frames.
         voice: float32 [samples].
-        colours: float32 [64], of what is under the mask; they add up to 1.
+        colors: float32 [64], color histogram under the masks; it adds up to 1.
     """
 
     slot: int
@@ -67,12 +68,12 @@ class DetectedPerson(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How a part of a picture lies in the model's: as large as it can be, with black beside it.
+    """Letterbox of a region of the frame in the input of the model.
 
     Attributes:
-        part: top, left, height and width in pixels of the picture.
-        inner: likewise, in shares of the model's picture.
-        size: (height, width) of the model's picture in units of masks.
+        part: top, left, height and width of the region in pixels of the frame.
+        inner: top, left, height and width of the region in mask pixels of the input.
+        size: (height, width) of the input in mask pixels.
     """
 
     part: tuple[int, int, int, int]
@@ -80,28 +81,30 @@ class Fit:
     size: tuple[int, int]
 
     @classmethod
-    def of(cls, box: Box, picture: tuple[int, int], model: tuple[int, int]) -> "Fit":
-        """Where a box of a picture goes.
+    def of(cls, box: Box, frame_size: tuple[int, int], model_size: tuple[int, int]) -> "Fit":
+        """Letterbox of a box of the frame.
 
         Args:
-            picture, model: (height, width) in pixels.
+            box: region of the frame.
+            frame_size: (height, width) of the frame in pixels.
+            model_size: (height, width) of the input of the model in pixels.
         """
-        left, right = round(box[0] * picture[1]), round(box[2] * picture[1])
-        top, bottom = round(box[1] * picture[0]), round(box[3] * picture[0])
+        left, right = round(box[0] * frame_size[1]), round(box[2] * frame_size[1])
+        top, bottom = round(box[1] * frame_size[0]), round(box[3] * frame_size[0])
         height, width = max(1, bottom - top), max(1, right - left)
-        size = model[0] // MASK_STRIDE, model[1] // MASK_STRIDE
+        size = model_size[0] // MASK_STRIDE, model_size[1] // MASK_STRIDE
         scale = min(size[0] / height, size[1] / width)
         inner = max(1, round(height * scale)), max(1, round(width * scale))
         place = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
         return cls((top, left, height, width), (*place, *inner), size)
 
     def crop(self, frames: Tensor) -> Tensor:
-        """The part of frames [N, C, h, w]."""
+        """Crop frames [N, C, h, w] to the region."""
         top, left, height, width = self.part
         return frames[:, :, top : top + height, left : left + width]
 
     def resize(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
-        """Frames uint8 [N, C, h, w] as the model sees them: uint8 [N, C, *size]."""
+        """Letterbox frames uint8 [N, C, h, w] to uint8 [N, C, *size]; the bars are black."""
         first, last, across, beyond = (
             round(v * size[axis] / self.size[axis])
             for v, axis in (
@@ -116,37 +119,37 @@ class Fit:
         return resized
 
     def crop_masks(self, masks: Tensor) -> Tensor:
-        """Of masks [..., *size] that of the part of the picture."""
+        """Crop masks [..., *size] of the input to the region."""
         top, left, height, width = self.inner
         return masks[..., top : top + height, left : left + width]
 
     def map_votes(self, votes: Tensor) -> Tensor:
-        """Votes [2, F, *size] across and down, of the model's picture, as shares of the part."""
+        """Map votes [2, F, *size] (x, y) from fractions of the input to those of the region."""
         top, left, height, width = self.inner
         across = (self.crop_masks(votes[0]) * self.size[1] - left) / width
         down = (self.crop_masks(votes[1]) * self.size[0] - top) / height
         return torch.stack([across, down])
 
-    def map_box(self, box: Box, picture: tuple[int, int]) -> Box:
-        """A box of the picture in shares of the model's picture, cut to what is seen of it."""
+    def map_box(self, box: Box, frame_size: tuple[int, int]) -> Box:
+        """Map a box of the frame to fractions of the input, clipped to the region."""
         top, left, height, width = self.part
         edges = []
         for value, side, begin, extent, axis in (
-            (box[0], picture[1], left, width, 1), (box[1], picture[0], top, height, 0),
-            (box[2], picture[1], left, width, 1), (box[3], picture[0], top, height, 0),
+            (box[0], frame_size[1], left, width, 1), (box[1], frame_size[0], top, height, 0),
+            (box[2], frame_size[1], left, width, 1), (box[3], frame_size[0], top, height, 0),
         ):  # fmt: skip
-            share = min(1.0, max(0.0, (value * side - begin) / extent))
+            fraction = min(1.0, max(0.0, (value * side - begin) / extent))
             place, inner = self.inner[axis], self.inner[2 + axis]
-            edges.append((place + share * inner) / self.size[axis])
+            edges.append((place + fraction * inner) / self.size[axis])
         return edges[0], edges[1], edges[2], edges[3]
 
 
 class WindowPredictor:
-    """A model that looks at windows.
+    """Speaker model for single windows.
 
     Args:
         model: already on its device.
-        statistics: that its fbanks are normalised by.
+        statistics: mean and standard deviation for the normalization of fbanks.
         precision: ``fp32``, ``bf16`` or ``fp16``.
     """
 
@@ -169,14 +172,16 @@ class WindowPredictor:
         cue: Cue | None = None,
         key: int = 0,
     ) -> list[DetectedPerson]:
-        """Who is in a window, the surest first; voices at the level of the mixture.
+        """Predict the people of a window, by descending presence probability.
+
+        Voices have the level of the mixture.
 
         Args:
             frames: uint8 [T, h, w, 3].
             mixture: float32 [S].
-            box: part of the picture that is looked at.
-            cue: whom slot 0 is to be.
-            key: key frame that a cue's box, point or mask lies in.
+            box: region of the frames that the model sees.
+            cue: cue for the person of slot 0.
+            key: index of the key frame of a box, point or mask.
 
         Raises:
             NonFiniteError: the model gives NaN or Inf.
@@ -185,7 +190,7 @@ class WindowPredictor:
         fit = Fit.of(box, frame_size, self._image)
         video_nchw = torch.from_numpy(frames).permute(0, 3, 1, 2)
         key_frames = fit.resize(video_nchw[self.keys], self._image)
-        # Small first, then grey: floats of the whole picture would take gigabytes.
+        # Resized before conversion to grey: floats of whole frames would take gigabytes.
         resized = fit.resize(video_nchw, self.shape.motion_size).float()
         motion = (resized * torch.tensor(GREY)[:, None, None]).sum(1).round_().byte()
         wave = torch.from_numpy(mixture)[None].to(self.device)
@@ -218,7 +223,7 @@ class WindowPredictor:
                     activity_prob=activity_prob[slots[0]].numpy(),
                     box=box,
                     masks=(person_masks * 255).round().byte().numpy(),
-                    # Voices add up to the mixture, so what slots share of one person's does, too.
+                    # Voices add up to the mixture, so the voices of merged slots are summed.
                     voice=waves[slots].sum(0),
                     colors=_color_histogram(key_colors, person_masks),
                 )
@@ -227,7 +232,7 @@ class WindowPredictor:
 
     @torch.no_grad()
     def voice_distance(self, voice: np.ndarray, reference: np.ndarray) -> float:
-        """How unlike a voice float32 [S] is to a reference recording float32 [S] of somebody."""
+        """Distance between a voice and a reference recording, both float32 [S]."""
         both = torch.from_numpy(np.stack([voice, reference])).to(self.device)
         voice_fbank, reference_fbank = self.task.fbank(both)
         return float(distances(voice_fbank[None, None], reference_fbank[None]))
@@ -260,10 +265,10 @@ class WindowPredictor:
 
 
 def _color_histogram(frames: Tensor, masks: Tensor) -> np.ndarray:
-    """How much of what colour is under a mask: float32 [COLOURS ** 3].
+    """Color histogram under a mask: float32 [COLOR_STEPS ** 3].
 
     Args:
-        pictures: uint8 [F, 3, h, w].
+        frames: uint8 [F, 3, h, w].
         masks: [F, h, w], 0 to 1.
     """
     steps = (frames.long() * COLOR_STEPS) // 256

@@ -1,4 +1,4 @@
-"""What ``result.json`` says of the people of a recording: when, where, how loud."""
+"""Records of people for ``result.json``: visible spans, speech spans, boxes, levels."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from cavmae.finetune.inference.overlap_add import CrossfadeWeights
 from cavmae.finetune.inference.predictor import Cue
 from cavmae.finetune.inference.settings import SeparateSettings
 
-BOX_INTERVAL = 25  # frames from box to box in the result
+BOX_INTERVAL = 25  # frames between boxes in the record
 
 
 def visible_frames(recording: FirstPass, sightings: list[Sighting]) -> np.ndarray:
-    """bool [frames], when somebody is to be seen: where windows, as they are weighed, say so."""
+    """Visibility of a person by frame, bool [frames], from the weighted masks of all windows."""
     weights = CrossfadeWeights(recording.starts, recording.length)
     total = np.zeros(recording.frames + recording.length, dtype=np.float32)
     for sighting in sightings:
@@ -28,7 +28,7 @@ def visible_frames(recording: FirstPass, sightings: list[Sighting]) -> np.ndarra
 
 
 def activity_prob(recording: FirstPass, sightings: list[Sighting]) -> np.ndarray:
-    """How likely somebody is heard: the weighted mean of the windows that show them.
+    """Probability that a voice is active, as the weighted mean over windows with the person.
 
     Returns:
         float32 [frames].
@@ -40,12 +40,12 @@ def activity_prob(recording: FirstPass, sightings: list[Sighting]) -> np.ndarray
         weight = weights.of(sighting.window)
         weighted = np.stack([weight * recording.activity_prob(sighting), weight])
         total[:, start : start + recording.length] += weighted
-    mean: np.ndarray = total[0] / np.maximum(total[1], 1e-6)
-    return mean[: recording.frames]
+    mean_prob: np.ndarray = total[0] / np.maximum(total[1], 1e-6)
+    return mean_prob[: recording.frames]
 
 
 def decibels(levels: np.ndarray) -> float:
-    """Of full scale, over all frames."""
+    """Mean level of all frames in dB of full scale."""
     return round(float(10 * np.log10(np.power(10, levels / 10).mean() + 1e-12)), 1)
 
 
@@ -57,12 +57,15 @@ def person_record(
     spans: list[Span],
     settings: SeparateSettings,
 ) -> dict[str, Any]:
-    """All that is told of somebody.
+    """Record of a person in ``result.json``.
 
     Args:
-        number: that they are given out under.
-        level: float32 [frames], loudness of their voice in dB of full scale.
-        spans: when they speak, in seconds.
+        recording: result of the first pass.
+        number: number of the person in the result.
+        sightings: the person in each window.
+        level: float32 [frames], level of the voice in dB of full scale.
+        spans: speech spans in seconds.
+        settings: options of separation.
     """
     boxes: dict[int, list[float]] = {}
     for sighting in sightings:
@@ -98,7 +101,7 @@ def person_record(
 def _box(
     sighting: Sighting, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]
 ) -> list[float]:
-    """Left, top, right, bottom as shares of the picture."""
+    """Left, top, right and bottom as fractions of the frame."""
     left, top, right, bottom = sighting.box
     box_width, box_height = right - left, bottom - top
     return [
@@ -110,7 +113,7 @@ def _box(
 
 
 def target_record(target: Cue | None) -> dict[str, Any] | None:
-    """Who was asked for."""
+    """Record of the target in ``result.json``."""
     if target is None:
         return None
     if target.kind == "voice":

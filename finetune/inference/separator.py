@@ -1,4 +1,4 @@
-"""Any recording in, everybody's voice and pixels out: the two lines of Python.
+"""Separation of a recording into one voice and one mask video for each person.
 
 >>> separator = Separator.from_pretrained("runs/speakers/checkpoints/000010000")
 >>> result = separator.separate("meeting.mp4", "out/meeting")
@@ -62,23 +62,23 @@ from cavmae.finetune.speaker.voice_matching import AUDIBLE
 log = logging.getLogger("cavmae")
 SCHEMA = 1
 RESULT = "result.json"
-# Errors of the disk that results are written to, whatever the recording.
+# Errors of the output disk; they concern all recordings of a run.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 class FullDiskError(CavmaeError):
-    """Results cannot be written any more, of this recording or of another."""
+    """The output disk is full or read-only, so no further result can be written."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PersonResult:
-    """Somebody who was found.
+    """Files and record of one person.
 
     Attributes:
         number: from 1.
         voice: WAV file as long as the recording.
-        mask: mask video; None: none was asked for.
-        record: all that ``result.json`` says of them.
+        mask: mask video; None: not requested.
+        record: entry of the person in ``result.json``.
     """
 
     number: int
@@ -89,13 +89,13 @@ class PersonResult:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a recording was taken apart into.
+    """Files and record of a separated recording.
 
     Attributes:
-        folder: of the files.
+        folder: folder of the files.
         people: in the order of their numbers.
-        residual: WAV file of what belongs to none of them.
-        overlay: video; None: none was asked for.
+        residual: WAV file of the mixture minus all voices.
+        overlay: overlay video; None: not requested.
         record: content of ``result.json``.
     """
 
@@ -107,10 +107,10 @@ class Result:
 
     @classmethod
     def load(cls, folder: Path) -> "Result":
-        """Of a finished folder.
+        """Load a finished result folder.
 
         Raises:
-            CavmaeError: it is none.
+            CavmaeError: the folder holds no finished result.
         """
         try:
             record = read_json(folder / RESULT, remedy=f"remove {folder} to have it made again")
@@ -128,12 +128,12 @@ class Result:
 
 
 class Separator:
-    """A speaker model, ready for recordings of any length.
+    """Speaker model for recordings of any length.
 
     Args:
-        seer: the model.
-        name: what it was loaded from, for the record.
-        precision: that it computes in.
+        predictor: the model.
+        name: source of the model, for the record.
+        precision: precision of the model, for the record.
     """
 
     def __init__(self, predictor: WindowPredictor, name: str, precision: str):
@@ -145,7 +145,7 @@ class Separator:
     def from_pretrained(
         cls, name: str, device: str = "auto", precision: str = "fp32"
     ) -> "Separator":
-        """Loads a model.
+        """Load a speaker model.
 
         Args:
             name: checkpoint of `cavmae finetune speakers`, or a name on the hub.
@@ -153,7 +153,7 @@ class Separator:
             precision: ``fp32``, ``bf16`` or ``fp16``.
 
         Raises:
-            CavmaeError: there is no such model, or no such device.
+            CavmaeError: the model or the device does not exist.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -171,18 +171,18 @@ class Separator:
         settings: SeparateSettings | None = None,
         target: Target | None = None,
     ) -> Result:
-        """Takes a recording apart.
+        """Separate a recording.
 
         Args:
             video: file or URL.
-            out: folder of the results, which appears whole or not at all.
-            settings: how; None: as usual.
-            target: that person only.
+            out: result folder; it appears complete or not at all.
+            settings: options; None: the defaults.
+            target: separate this person only; None: all people.
 
         Raises:
-            CavmaeError: the recording has no sound or no picture, or too much of it does not
-                decode; nobody is where a target is said to be; the folder is there already; the
-                model's output is not finite.
+            CavmaeError: the recording has no audio or no video, or too much of it does not
+                decode; no person matches the target; the folder exists; the output of the model
+                is not finite.
             FullDiskError: results cannot be written.
         """
         settings = settings or SeparateSettings()
@@ -194,23 +194,20 @@ class Separator:
         with self._name_in_errors(video), locked(scratch, f"Another process is making {out}."):
             if (scratch / "work").exists():
                 log.info("%s: an interrupted run left it half done; it begins anew.", video)
-            scratch_files, finished = _emptied(scratch / "work"), _emptied(scratch / "made")
+            work, finished = _emptied(scratch / "work"), _emptied(scratch / "made")
             try:
-                with local_copy(video, scratch_files) as path:
+                with local_copy(video, work) as path:
                     info = probe(path, settings.video_stream, settings.audio_stream)
-                    self._separate_into(
-                        video, info, scratch_files, finished, settings, target or Target()
-                    )
+                    self._separate_into(video, info, work, finished, settings, target or Target())
                 finished.rename(out)
             finally:
-                shutil.rmtree(scratch_files)
-                shutil.rmtree(
-                    finished, ignore_errors=True
-                )  # it has gone where it belongs, or failed
+                shutil.rmtree(work)
+                # It is gone after a success.
+                shutil.rmtree(finished, ignore_errors=True)
         return Result.load(out)
 
     def provenance(self, video: str, settings: SeparateSettings, target: Target) -> dict[str, Any]:
-        """What a result depends on, as ``result.json`` has it."""
+        """Inputs that a result depends on, as ``result.json`` records them."""
         return {
             **source_facts(video),
             "model": self._name,
@@ -222,7 +219,7 @@ class Separator:
 
     @functools.cached_property
     def _weights(self) -> str:
-        """SHA-256 of the weights and of what fbanks are normalised by."""
+        """SHA-256 of the weights and of the fbank statistics."""
         digest = hashlib.sha256(repr(self._predictor.task.statistics).encode())
         for name, weight in sorted(self._predictor.task.model.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -253,7 +250,7 @@ class Separator:
             log.warning("%s: %s.", name, remark)
         sightings = _select_people(recording, settings, cue)
         rate = info.sound_rate if settings.rate == "input" else SAMPLE_RATE
-        # Numbered anew: some of the first pass are left out.
+        # Numbered again, since some people of the first pass are dropped.
         voices = {number: recording.wave(track) for number, track in enumerate(sightings, 1)}
         people = dict(enumerate(sightings.values(), 1))
         mixture = recording.wave(MIXTURE)
@@ -279,12 +276,14 @@ class Separator:
             "residual": "residual.wav",
             "overlay": "overlay.mp4" if settings.overlay else None,
         }
-        loud = loudness(mixture)
+        mixture_level = loudness(mixture)
         spans: dict[int, list[Span]] = {}
         for number, person_sightings in people.items():
             write_wav(out / f"person-{number}.wav", voices[number], gain, rate)
             level = loudness(voices[number])
-            spans[number] = speech_spans(level, loud, activity_prob(recording, person_sightings))
+            spans[number] = speech_spans(
+                level, mixture_level, activity_prob(recording, person_sightings)
+            )
             record["people"].append(
                 person_record(recording, number, person_sightings, level, spans[number], settings)
             )
@@ -296,18 +295,18 @@ class Separator:
             second_pass(info, recording, people, spans, mixture, overlay, files, settings.height)
         try:
             data = json_bytes(record, indent=1)
-        except CavmaeError as error:  # the model is at fault
+        except CavmaeError as error:  # NaN or Inf of the model
             raise NonFiniteError(str(error)) from error
         with write_atomically(out / RESULT) as file:
             file.write(data)
 
     @contextlib.contextmanager
     def _name_in_errors(self, video: str) -> Iterator[None]:
-        """Whatever is wrong with a recording, or with the machine, is told of the recording.
+        """Re-raise any failure as a CavmaeError that names the recording.
 
         Raises:
             FullDiskError: results cannot be written.
-            CavmaeError: something else.
+            CavmaeError: any other failure.
         """
         try:
             yield
@@ -336,17 +335,17 @@ class Separator:
 
 
 def _emptied(folder: Path) -> Path:
-    """A folder, without what a killed run may have left there."""
+    """Create an empty folder, without the files of a killed run."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir()
     return folder
 
 
-# What is said of a recording that cannot be taken apart.
+# Messages for recordings that cannot be separated.
 _MEDIA_MESSAGES = {
-    "no_audio": "it has no sound, so there are no voices to be found",
-    "no_video": "it has no picture, so nobody can be seen",
+    "no_audio": "it has no audio, so it has no voices to separate",
+    "no_video": "it has no video, so it shows no people",
     "missing": "there is no such file",
     "empty": "the file is empty",
     "unreadable": "it cannot be read",
@@ -357,8 +356,8 @@ _MEDIA_MESSAGES = {
 def _select_people(
     recording: FirstPass, settings: SeparateSettings, cue: Cue | None
 ) -> dict[int, list[Sighting]]:
-    """Who stays, those seen long enough or the target alone, by the first pass's numbers."""
-    # A single window gives whom a forward pass gives.
+    """The target alone, or the people who are visible long enough, by number of the first pass."""
+    # A single window gives the people of its forward pass.
     min_frames = (
         min(settings.min_seconds * RATE, recording.frames / 2) if len(recording.starts) > 1 else 0
     )
@@ -378,15 +377,15 @@ def _select_people(
     best = max(cued_prob, key=lambda n: cued_prob[n], default=None)
     if best is None or not cued_prob[best]:
         raise CavmaeError(
-            f"Nobody was found who is meant by the {cue.kind} at {cue.time:g} s: name "
-            "another moment, or another cue."
+            f"No person matches the {cue.kind} at {cue.time:g} s: name another time, or another "
+            "cue."
         )
     return {best: recording.people[best]}
 
 
 def _match_reference_voice(people: Mapping[int, list[Sighting]]) -> dict[int, list[Sighting]]:
-    """Whoever sounds most like a reference voice over all windows, the louder ones for more."""
-    # However rarely: somebody is heard where they are loudest.
+    """The person whose voice is nearest to a reference voice, weighted by power over windows."""
+    # The largest power over windows: a rare voice is audible in few of them.
     power = {n: max(s.power for s in sightings) for n, sightings in people.items()}
     loudest = max(power.values(), default=0.0)
     distances = {
@@ -397,8 +396,7 @@ def _match_reference_voice(people: Mapping[int, list[Sighting]]) -> dict[int, li
     }
     if not distances:
         raise CavmaeError(
-            "Nobody was found who says anything, so the reference voice fits nobody: give "
-            "another cue."
+            "No person has an audible voice to compare with the reference voice: give another cue."
         )
     best = min(distances, key=lambda n: distances[n])
     return {best: people[best]}

@@ -1,4 +1,4 @@
-"""Which slots of a window are somebody, and which of them are one person.
+"""Merging of the slots of a window into people.
 
 Shapes: Q' slots without the residual, F key frames of h x w.
 """
@@ -9,27 +9,29 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-MIN_PRESENCE = 0.5  # how surely somebody is there who counts
-MIN_AREA = 0.002  # share of the picture that a person covers at least, on average
-SAME_IOU = 0.6  # IoU of two slots' masks from which on they are one person
-MAX_VOTE_DISTANCE = 0.05  # shares of the picture, along both axes, between middles that are one
-MIN_TOUCHING = 0.75  # share of the key frames that show both in which parts of one person touch
-MAX_SPECK = 0.1  # share of a mask's largest piece below which a piece may not belong to it
-NEIGHBORS = np.ones((3, 3))  # a pixel's neighbours: corners, too
+MIN_PRESENCE = 0.5  # presence probability of a person
+MIN_AREA = 0.002  # mean fraction of the frame that a person covers
+SAME_IOU = 0.6  # IoU of the masks of two slots of one person
+MAX_VOTE_DISTANCE = 0.05  # fraction of the frame, along each axis, between votes for one center
+MIN_TOUCHING = 0.75  # fraction of the key frames with both parts in which they touch
+MAX_SPECK = 0.1  # size of a speck, as a fraction of the largest piece of the mask
+NEIGHBORS = np.ones((3, 3))  # of a pixel, with its corners
 
 
 def merge_slots(masks: Tensor, votes: Tensor, presence_prob: Tensor, cued: bool) -> list[list[int]]:
-    """Slots of each person, the surest person and slot first.
+    """Group slots into people, by descending presence probability.
 
-    Slots are one person where their masks are the same pixels; or where they touch, and their
-    pixels vote for the same center (:mod:`cavmae.finetune.speaker.center_voting`), as parts of one
-    person do.
+    Two slots are one person if their masks overlap (IoU), or if the masks touch and their pixels
+    vote for the same center (:mod:`cavmae.finetune.speaker.center_voting`).
 
     Args:
         masks: [Q', F, h, w], 0 to 1.
-        votes: [2, F, h, w], shares of the picture, across and down.
-        there: [Q'], probabilities.
-        cued: slot 0 comes first, however sure it is: it is whom a cue means.
+        votes: [2, F, h, w], center votes (x, y) as fractions of the frame.
+        presence_prob: [Q'].
+        cued: slot 0, the cued person, comes first, whatever its presence probability.
+
+    Returns:
+        the slots of each person, both in that order.
     """
     binary = masks > 0.5
     order = presence_prob.argsort(descending=True).tolist()
@@ -49,11 +51,11 @@ def merge_slots(masks: Tensor, votes: Tensor, presence_prob: Tensor, cued: bool)
 
 
 def _same_person(mask: Tensor, other: Tensor, votes: Tensor) -> bool:
-    """Whether pixels bool [F, h, w], neither of them none, are one person's."""
+    """Whether two masks bool [F, h, w], neither of them empty, are of one person."""
     if float((mask & other).sum() / (mask | other).sum()) >= SAME_IOU:
         return True
     both = mask.flatten(1).any(1) & other.flatten(1).any(1)
-    if not bool(both.any()):  # one after the other, as after a cut
+    if not bool(both.any()):  # in different frames, as before and after a cut
         return False
     mask, other, votes = mask[both], other[both], votes[:, both]
     wider = functional.max_pool2d(mask.float(), 3, stride=1, padding=1) > 0
@@ -63,18 +65,19 @@ def _same_person(mask: Tensor, other: Tensor, votes: Tensor) -> bool:
 
 
 def _mean_vote(votes: Tensor, mask: Tensor) -> Tensor:
-    """Mean [2] of votes [2, ...] under a mask bool [...]."""
+    """Mean [2] of the votes [2, ...] under a mask bool [...]."""
     return votes[:, mask].mean(1)
 
 
 def without_specks(masks: Tensor, votes: Tensor) -> Tensor:
-    """Masks without pieces that are small beside the largest, and either tiny or somebody else's.
+    """Remove small pieces from masks.
 
-    A head that something in front of it cuts off stays: it votes for its person's middle.
+    A piece that is small relative to the largest goes if it is tiny or votes for another center.
+    A head that is cut off by an occlusion stays, since it votes for the center of its person.
 
     Args:
         masks: [F, h, w], 0 to 1.
-        votes: [2, F, h, w], shares of the picture.
+        votes: [2, F, h, w], center votes (x, y) as fractions of the frame.
     """
     cleaned = masks.clone()
     for mask, frame_votes in zip(cleaned, votes.unbind(1), strict=True):

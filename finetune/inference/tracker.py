@@ -1,8 +1,8 @@
-"""Who is who from one window to the next.
+"""Tracks people across overlapping windows.
 
-Windows overlap, so somebody is first known by where they are at moments that two windows share,
-and by what they say then: that holds when two people cross. Whoever was away for some windows is
-known by their colours. Who is like nobody is new.
+People of consecutive windows are matched by their masks and voices in the frames that both windows
+share, which holds when two people cross. People who return after some windows are matched by their
+color histograms. A person without a match starts a new track.
 """
 
 import dataclasses
@@ -13,23 +13,23 @@ from scipy.optimize import linear_sum_assignment
 
 from cavmae.finetune.inference.predictor import Box, DetectedPerson
 
-RASTER = 48  # places along each side of a picture where masks of two windows are compared
-MIN_LIKENESS = 0.25  # of whoever was in the window before
-MIN_COLOR_LIKENESS = 0.8  # of whoever was not (Bhattacharyya's coefficient)
-MAX_ABSENCE = 10.0  # s after which somebody who was away is no longer looked for
-VOICE_WEIGHT = 0.5  # of a voice's likeness beside that of places
+RASTER = 48  # points along each side of the raster on which masks are compared
+MIN_LIKENESS = 0.25  # of a match with the previous window
+MIN_COLOR_LIKENESS = 0.8  # of a returning person (Bhattacharyya coefficient)
+MAX_ABSENCE = 10.0  # s, after which a track ends
+VOICE_WEIGHT = 0.5  # weight of the voice correlation relative to the mask IoU
 
 
 @dataclasses.dataclass
 class Track:
-    """Somebody, over all windows.
+    """A person over all windows.
 
     Attributes:
         number: from 1, in the order of appearance.
-        window: last window that they were in.
-        person: as they were there, while that is the window before.
-        colours: mean of what was under their masks.
-        windows: in how many they were.
+        window: index of the last window with the person.
+        person: prediction of that window, while it is the previous one.
+        colors: mean color histogram.
+        windows: number of windows with the person.
     """
 
     number: int
@@ -40,13 +40,13 @@ class Track:
 
 
 class Tracker:
-    """Gives people of windows, in order, their numbers.
+    """Numbers the people of consecutive windows.
 
     Args:
-        starts: first frames of windows.
+        starts: first frames of the windows.
         keys: key frames of a window, counted from its start.
         length: frames of a window.
-        samples: of a frame.
+        samples: audio samples of a frame.
         rate: frames a second.
     """
 
@@ -55,30 +55,30 @@ class Tracker:
     ):
         self._starts, self._keys, self._length = starts, keys, length
         self._samples, self._rate = samples, rate
-        self.tracks: list[Track] = []  # who may still come back
+        self.tracks: list[Track] = []  # people who may still return
         self._window = -1
         self._numbers = 0
 
     def assign_numbers(self, people: Sequence[DetectedPerson]) -> list[int]:
-        """Numbers of the people of the next window."""
+        """Match the people of the next window to tracks, and return their numbers."""
         self._window += 1
         self._drop_stale()
         numbers = [0] * len(people)
-        for track, place in self._match_previous(people):
-            numbers[place] = self._update(track, people[place])
-        for track, place in self._match_returning(
+        for track, index in self._match_previous(people):
+            numbers[index] = self._update(track, people[index])
+        for track, index in self._match_returning(
             people, [n for n, v in enumerate(numbers) if not v]
         ):
-            numbers[place] = self._update(track, people[place])
-        for place, person in enumerate(people):
-            if not numbers[place]:
+            numbers[index] = self._update(track, people[index])
+        for index, person in enumerate(people):
+            if not numbers[index]:
                 self._numbers += 1
                 self.tracks.append(Track(self._numbers, self._window, person, person.colors))
-                numbers[place] = self._numbers
+                numbers[index] = self._numbers
         return numbers
 
     def _drop_stale(self) -> None:
-        """What is not needed any more: hours have hundreds of people who come and go."""
+        """Drop ended tracks: long recordings can have hundreds of people."""
         first = self._starts[self._window] - MAX_ABSENCE * self._rate
         self.tracks = [t for t in self.tracks if self._starts[t.window] + self._length >= first]
         for track in self.tracks:
@@ -92,7 +92,7 @@ class Tracker:
         return track.number
 
     def _match_previous(self, people: Sequence[DetectedPerson]) -> list[tuple[Track, int]]:
-        """Of those in the window before: by places and voices at moments that both windows show."""
+        """Match tracks of the previous window by masks and voices in the shared frames."""
         before = [
             (track, track.person)
             for track in self.tracks
@@ -103,7 +103,7 @@ class Tracker:
         shift = self._starts[self._window] - self._starts[self._window - 1]
         if shift >= self._length:
             return []
-        # Places of the key frames of this window that the window before showed as well.
+        # Key frames of this window that the previous window covers as well.
         shared = self._keys[self._keys + shift <= self._keys[-1]]
         if not shared.size:
             shared = self._keys[:1]
@@ -129,7 +129,7 @@ class Tracker:
     def _match_returning(
         self, people: Sequence[DetectedPerson], left: Sequence[int]
     ) -> list[tuple[Track, int]]:
-        """Of those who were away for a while: by colours."""
+        """Match tracks of earlier windows by color histograms."""
         away = [t for t in self.tracks if t.window < self._window]
         if not away or not left:
             return []
@@ -137,32 +137,35 @@ class Tracker:
             [[float(np.sqrt(t.colors * people[n].colors).sum()) for n in left] for t in away]
         )
         return [
-            (track, left[place]) for track, place in _assign(away, likeness, MIN_COLOR_LIKENESS)
+            (track, left[index]) for track, index in _assign(away, likeness, MIN_COLOR_LIKENESS)
         ]
 
 
-def _assign(tracks: Sequence[Track], likeness: np.ndarray, least: float) -> list[tuple[Track, int]]:
+def _assign(
+    tracks: Sequence[Track], likeness: np.ndarray, min_likeness: float
+) -> list[tuple[Track, int]]:
     rows, columns = linear_sum_assignment(-likeness)
     return [
         (tracks[row], int(column))
         for row, column in zip(rows, columns, strict=True)
-        if likeness[row, column] >= least
+        if likeness[row, column] >= min_likeness
     ]
 
 
 def masks_at(person: DetectedPerson, frames: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Somebody's masks on a raster of the whole picture: float32 [N, RASTER, RASTER], 0 to 1.
+    """Masks of a person on a raster of the whole frame: float32 [N, RASTER, RASTER], 0 to 1.
 
     Args:
-        frames: counted from the start of the person's window.
-        keys: key frames, likewise.
+        person: prediction of a window.
+        frames: frames to interpolate at, counted from the start of the window.
+        keys: key frames, counted from the start of the window.
     """
     values = interpolate_masks(person.masks, frames, keys)
     return np.stack([_on_raster(value, person.box) for value in values])
 
 
 def interpolate_masks(masks: np.ndarray, frames: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Masks [F, h, w] of key frames at other frames, linearly: float32 [N, h, w], 0 to 1."""
+    """Linear interpolation of masks [F, h, w] of key frames: float32 [N, h, w], 0 to 1."""
     position = np.interp(frames, keys, np.arange(len(keys)))
     before = np.floor(position).astype(np.int64)
     after = np.minimum(before + 1, len(keys) - 1)
@@ -174,7 +177,7 @@ def interpolate_masks(masks: np.ndarray, frames: np.ndarray, keys: np.ndarray) -
 
 
 def _on_raster(mask: np.ndarray, box: Box) -> np.ndarray:
-    """Values of a mask of a part of the picture at the middles of a raster's places."""
+    """Sample the mask of a region of the frame at the points of the raster."""
     centers = (np.arange(RASTER) + 0.5) / RASTER
     raster = np.zeros((RASTER, RASTER), dtype=np.float32)
     across = (centers - box[0]) / max(box[2] - box[0], 1e-6)
@@ -187,12 +190,12 @@ def _on_raster(mask: np.ndarray, box: Box) -> np.ndarray:
 
 
 def soft_iou(first: np.ndarray, second: np.ndarray) -> float:
-    """IoU of masks with values from 0 to 1."""
+    """Soft IoU of masks with values from 0 to 1."""
     either = float(np.maximum(first, second).sum())
     return float(np.minimum(first, second).sum()) / either if either else 0.0
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Correlation of two waves; 0 where one is silent."""
+    """Correlation of two waves, at least 0; 0 if one of them is silent."""
     size = float(np.sqrt(np.square(first).sum() * np.square(second).sum()))
     return max(0.0, float((first * second).sum()) / size) if size > 1e-6 else 0.0

@@ -1,16 +1,16 @@
-"""Parts of a recording that do not decode, and how many of them are too many."""
+"""Counts of undecodable frames and audio packets, with a limit."""
 
 from cavmae.datasets.media import MediaError, Probe
 from cavmae.datasets.media.playback import Playback
 
 
 class UnreadMedia:
-    """Frames and packets of sound that were lost so far, as a recording is played.
+    """Frames and audio packets of a recording that failed to decode so far.
 
     Args:
-        info: of the recording.
-        playing: the recording.
-        limit: share of all frames, and of all packets of sound, that may be lost.
+        info: streams of the recording.
+        playback: the recording as it is decoded.
+        limit: largest fraction of all frames, and of all audio packets, that may be lost.
     """
 
     def __init__(self, info: Probe, playback: Playback, limit: float):
@@ -26,15 +26,15 @@ class UnreadMedia:
 
     @property
     def missing_audio(self) -> float:
-        """Share of the sound's packets that could not be decoded."""
+        """Fraction of the audio packets that could not be decoded."""
         # Damage may lead to packets that the container does not list.
         return min(1.0, self._playback.damaged_sound / self._packets)
 
     def check(self) -> None:
-        """Compares with the limit, which may be passed long before the recording ends.
+        """Check the losses against the limit, which may be exceeded long before the end.
 
         Raises:
-            MediaError: ``decode_error``, when too much is lost.
+            MediaError: ``decode_error``, when more is lost than the limit allows.
         """
         if self.missing_frames > self._limit * self.frames:
             raise MediaError(
@@ -45,21 +45,21 @@ class UnreadMedia:
         if self.missing_audio > self._limit:
             raise MediaError(
                 "decode_error",
-                f"at least {self._playback.damaged_sound} of the {self._packets} packets of its "
-                f"sound could not be decoded, more than --max-missing {self._limit:g} allows",
+                f"at least {self._playback.damaged_sound} of its {self._packets} audio packets "
+                f"could not be decoded, more than --max-missing {self._limit:g} allows",
             )
 
     def remarks(self) -> list[str]:
-        """A sentence about each kind of loss."""
+        """One sentence for each kind of loss."""
         sentences = []
         if self.missing_frames:
             sentences.append(
-                f"{self.missing_frames} of {self.frames} frames could not be decoded; the frame "
-                "before stays on screen"
+                f"{self.missing_frames} of {self.frames} frames could not be decoded; the "
+                "previous frame replaces each"
             )
         if self._playback.damaged_sound:
             sentences.append(
-                f"{self._playback.damaged_sound} of {self._packets} packets of sound could not be "
-                "decoded; there is silence"
+                f"{self._playback.damaged_sound} of {self._packets} audio packets could not be "
+                "decoded; silence replaces them"
             )
         return sentences

@@ -67,7 +67,7 @@ def test_all_measures_beside_all_references(
     assert 0 < record["real_time_factor"] < 100
     printed = capsys.readouterr().out
     assert printed.strip() == (tmp_path / "out" / "table.md").read_text().strip()
-    for name in ("si_sdri", "stoi", "iou", "binding", "confusion", "sound muted"):
+    for name in ("si_sdri", "stoi", "iou", "binding", "confusion", "audio muted"):
         assert name in printed
     missing = importlib.util.find_spec("pesq") is None
     assert ("PESQ is missing" in printed) == missing

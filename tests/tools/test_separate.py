@@ -235,9 +235,9 @@ def test_a_target_on_the_command_line(
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (Target(box=(10, 10, 200, 50)), "does not lie in the picture of 96x64"),
-        (Target(box=(50, 10, 20, 50)), "does not lie in the picture"),
-        (Target(point=(-3, 5)), "does not lie in the picture"),
+        (Target(box=(10, 10, 200, 50)), "does not lie in the frame of 96x64"),
+        (Target(box=(50, 10, 20, 50)), "does not lie in the frame"),
+        (Target(point=(-3, 5)), "does not lie in the frame"),
         (Target(point=(3, 5), time=9.0), "outside the recording of 2 s"),
         (Target(point=(3, 5), voice="x.wav"), "in one way, not by point and voice"),
         (Target(voice="x.wav"), "there is no such file"),
@@ -258,7 +258,7 @@ def test_masks_of_another_size_and_black_ones(
 ) -> None:
     path = str(video())
     for shape, value, message in (
-        ((10, 10), 255, "has 10x10 pixels, the picture 96x64"), ((64, 96), 0, "is black"),
+        ((10, 10), 255, "has 10x10 pixels, the frame 96x64"), ((64, 96), 0, "is black"),
     ):  # fmt: skip
         Image.fromarray(np.full(shape, value, np.uint8)).save(tmp_path / "mask.png")
         with pytest.raises(UsageError, match=message):

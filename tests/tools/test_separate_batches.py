@@ -36,7 +36,7 @@ def test_a_broken_file_does_not_stop_the_others(
     assert main(command) == 1
     assert {p.name for p in out.iterdir()} == {"a", "c"}
     for text in ("b.mp4: it does not decode", "d.mp4: the file is empty",
-                 "silent.mp4: it has no sound", "3 of 5 videos gave nothing"):  # fmt: skip
+                 "silent.mp4: it has no audio", "3 of 5 videos failed"):  # fmt: skip
         assert text in caplog.text
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     (folder / "b.mp4").unlink()

@@ -106,10 +106,10 @@ def test_sound_that_does_not_decode(
     assert [p.name for p in out.iterdir()] == ["few"]
     for name in ("none", "some"):
         assert f"{name}.mp4: it does not decode (at least" in caplog.text
-    assert "packets of its sound could not be decoded, more than --max-missing" in caplog.text
+    assert "audio packets could not be decoded, more than --max-missing" in caplog.text
     record = Result.load(out / "few").record
     assert record["missing_sound"] == pytest.approx(0.05, abs=0.01)
-    assert record["remarks"][0].startswith("3 of 64 packets of sound could not be decoded")
+    assert record["remarks"][0].startswith("3 of 64 audio packets could not be decoded")
 
 
 def test_what_of_a_recording_is_not_read_is_named(
@@ -173,4 +173,4 @@ def test_sound_that_overflows_is_not_the_models_fault(
         container.mux(sound.encode(wave))
         container.mux(sound.encode(None))
     assert main([str(path), *words(checkpoint, tmp_path / "out")]) == 1
-    assert "loud.mkv: it does not decode (its sound has samples as large as 1.0e+30)" in caplog.text
+    assert "loud.mkv: it does not decode (its audio has samples as large as 1.0e+30)" in caplog.text

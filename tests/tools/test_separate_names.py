@@ -67,7 +67,7 @@ def test_recordings_of_any_name(
     assert main([*paths[::-1], *words(checkpoint, out)]) == 0  # in whatever order
     assert times(out) == before
     assert caplog.text.count("is there already") == len(names)
-    assert f"0 of {len(names)} videos taken apart, {len(names)} there already" in caplog.text
+    assert f"0 of {len(names)} videos separated, {len(names)} there already" in caplog.text
 
 
 @given(st.text(st.characters(exclude_characters="\0")), st.integers(20, 80))
@@ -117,7 +117,7 @@ def test_no_error_of_one_recording_stops_the_others(
     listed.write_text("\n".join([*paths[:3], lost, "n" * 300 + ".mp4", paths[3]]))
     assert main([str(listed), *words(checkpoint, out)]) == 1
     assert Result.load(out / "d").record["source"] == paths[3]
-    end = caplog.text.partition("5 of 6 videos gave nothing:")[2].strip().splitlines()
+    end = caplog.text.partition("5 of 6 videos failed:")[2].strip().splitlines()
     assert len(end) == 5  # a line each
     for line, path, message in zip(
         end, [*paths[:3], lost, "n" * 300],
@@ -229,11 +229,11 @@ def test_a_rerun_says_what_it_found(
     caplog.clear()
     assert main(known) == 1
     assert {p.name for p in out.iterdir()} == {"a", "b", "c"}
-    assert "are results of earlier runs; they are passed over" in caplog.text
+    assert "are results of earlier runs; they are skipped" in caplog.text
     assert "a.mp4: " in caplog.text
     assert "out/a is there already" in caplog.text
     assert "out/b lacks person-1.wav: remove it" in caplog.text
-    assert "1 of 3 videos taken apart, 1 there already" in caplog.text
-    assert "1 of 3 videos gave nothing" in caplog.text
+    assert "1 of 3 videos separated, 1 there already" in caplog.text
+    assert "1 of 3 videos failed" in caplog.text
     record = json.loads((out / "a" / "result.json").read_text())
     assert record["source_bytes"] == paths[0].stat().st_size

@@ -151,7 +151,7 @@ def test_over_a_recording_loud_windows_say_who_is_meant() -> None:
         3: [sighting(1e-5, 0.0)],  # a faint copy of somebody's voice
     }
     assert list(_match_reference_voice(people)) == [1]
-    with pytest.raises(CavmaeError, match="Nobody was found who says anything"):
+    with pytest.raises(CavmaeError, match="No person has an audible voice"):
         _match_reference_voice({1: [sighting(0.0, 0.1)]})
 
 
