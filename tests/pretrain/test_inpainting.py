@@ -32,7 +32,7 @@ def test_unpatchify_undoes_patchify() -> None:
 
 @pytest.mark.parametrize("norm", [True, False])
 def test_a_perfect_model_gives_back_the_clip(norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it predicts is put at the masked places, in the units of the clip."""
+    """Predictions fill the masked patches, in the units of the clip."""
     model = CAVMAE(SHAPE)
     audio, image = torch.randn(2, 96, 128), torch.randn(2, 3, 32, 48)
     a, v = model.patchify(audio, image)

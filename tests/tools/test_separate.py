@@ -58,8 +58,8 @@ def test_everything_that_is_written(separator: Separator, video: Maker, tmp_path
     assert {len(samples) for samples, _ in parts} == {round(3.12 * 16_000)}
     assert max(np.abs(samples).max() for samples, _ in parts) <= 0.99 * 32768 + 1
     info = probe(str(path))
-    with Playback(info, working_geometry(info, (32, 48), False)) as playing:
-        mixture = playing.sound(0, playing.frames)[: round(3.12 * 16_000)]
+    with Playback(info, working_geometry(info, (32, 48), False)) as playback:
+        mixture = playback.sound(0, playback.frames)[: round(3.12 * 16_000)]
     total = sum(samples for samples, _ in parts)
     difference = total - mixture * record["gain"] * 32768
     assert np.abs(difference).max() <= len(parts)  # each is rounded once
@@ -86,8 +86,8 @@ def test_mask_videos_show_the_masks(separator: Separator, video: Maker, tmp_path
     """Masks of a clip of one window, at its key frames, resized to the frame."""
     path = video(seconds=0.64, size=(96, 64))
     info = probe(str(path))
-    with Playback(info, working_geometry(info, (32, 48), False)) as playing:
-        detected = separator._predictor.predict(playing.pictures(0, 16), playing.sound(0, 16))
+    with Playback(info, working_geometry(info, (32, 48), False)) as playback:
+        detected = separator._predictor.predict(playback.pictures(0, 16), playback.sound(0, 16))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     assert len(detected) == len(result.people)
     for person, written in zip(detected, result.people, strict=True):
@@ -107,8 +107,8 @@ def test_a_clip_as_long_as_a_window_is_one_forward_pass(
     predictor = separator._predictor
     path = video(seconds=0.64, size=(96, 64), audio="pcm_s16le", name="a.mkv")
     info = probe(str(path))
-    with Playback(info, working_geometry(info, (32, 48), False)) as playing:
-        people = predictor.predict(playing.pictures(0, 16), playing.sound(0, 16))
+    with Playback(info, working_geometry(info, (32, 48), False)) as playback:
+        people = predictor.predict(playback.pictures(0, 16), playback.sound(0, 16))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     gain = result.record["gain"]
     assert len(people) == len(result.people)

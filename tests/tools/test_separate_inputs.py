@@ -52,11 +52,11 @@ def test_masks_are_png_and_voices_of_known_kinds(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "voice.wav", wave, 16_000, format="AIFF")
     os.mkfifo(tmp_path / "pipe")
     mask, voice, pipe = (str(tmp_path / name) for name in ("mask.png", "voice.wav", "pipe"))
-    for target, said in (
+    for target, message in (
         (Target(mask=mask), "is not a PNG"), (Target(mask=pipe), "no regular file"),
         (Target(voice=voice), "is not a readable audio file"), (Target(voice=pipe), "no such file"),
     ):  # fmt: skip
-        with pytest.raises(CavmaeError, match=said):
+        with pytest.raises(CavmaeError, match=message):
             target.check()
     white.save(mask)
     soundfile.write(voice, wave, 16_000)

@@ -208,7 +208,7 @@ def test_all_that_moves_together_stays_finished(
         assert [p.name for p in Path("out").iterdir()] == ["a"]
 
 
-def test_a_rerun_says_what_it_found(
+def test_a_rerun_reports_existing_results(
     checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In a folder that holds recordings and results, one of them cut short, one half removed."""

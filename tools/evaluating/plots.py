@@ -33,7 +33,7 @@ def draw(scenes: Sequence[SceneMetrics], path: Path) -> None:
          "SI-SDR improvement, dB", _improvement),
         ("fraction of the time with overlapping speech", lambda p: p.overlap,
          "SI-SDR improvement, dB", _improvement),
-        ("fraction of the frame that a person covers", lambda p: p.size, "iou", lambda p: p.iou),
+        ("fraction of the frame that a person covers", lambda p: p.size, "IoU", lambda p: p.iou),
     )  # fmt: skip
     for axis, (x_name, x, y_name, y) in zip(axes, plots, strict=True):
         pairs = [(x(p), y(p)) for p in people]

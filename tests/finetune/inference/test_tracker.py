@@ -161,7 +161,7 @@ def test_memory_of_ended_tracks_is_freed() -> None:
         assert len(tracker.tracks) <= 32  # those of the last ten seconds
 
 
-def test_masks_lie_where_their_part_of_the_picture_is() -> None:
+def test_masks_lie_in_their_region_of_the_frame() -> None:
     whole = person(0.5, 0, masks=48)
     part = whole._replace(masks=whole.masks[:, :, 12:36], box=(0.25, 0.0, 0.75, 1.0))
     frames = np.array([2, 4, 9])
@@ -173,23 +173,23 @@ def test_masks_lie_where_their_part_of_the_picture_is() -> None:
 # --- a window ---
 
 
-@pytest.mark.parametrize("picture", [(32, 48), (100, 50), (54, 96), (480, 720)])
+@pytest.mark.parametrize("frame_size", [(32, 48), (100, 50), (54, 96), (480, 720)])
 @pytest.mark.parametrize("box", [WHOLE, (0.25, 0.5, 0.75, 1.0)])
-def test_a_part_of_the_picture_fits_into_the_models(
-    picture: tuple[int, int], box: tuple[float, float, float, float]
+def test_a_region_of_the_frame_fits_into_the_input(
+    frame_size: tuple[int, int], box: tuple[float, float, float, float]
 ) -> None:
-    fit = Fit.of(box, picture, (32, 48))
-    frames = torch.full((1, 1, *picture), 200, dtype=torch.uint8)
+    fit = Fit.of(box, frame_size, (32, 48))
+    frames = torch.full((1, 1, *frame_size), 200, dtype=torch.uint8)
     resized = fit.resize(frames, (32, 48))
     assert resized.shape == (1, 1, 32, 48)
     masks = resized[0, :, ::4, ::4].float()
     assert (fit.crop_masks(masks) == 200).all()  # its masks are of that part,
     assert masks.sum() == fit.crop_masks(masks).sum()  # and of nothing else
     _, _, height, width = fit.inner
-    aspect = (box[3] - box[1]) * picture[0] / ((box[2] - box[0]) * picture[1])
+    aspect = (box[3] - box[1]) * frame_size[0] / ((box[2] - box[0]) * frame_size[1])
     assert height == 8 or width == 12  # as large as can be
     assert abs(height - width * aspect) <= max(1, aspect)
-    mapped = fit.map_box(box, picture)  # to half a pixel of the picture
+    mapped = fit.map_box(box, frame_size)  # to half a pixel of the frame
     top, left = fit.inner[0] / 8, fit.inner[1] / 12
     assert mapped == pytest.approx((left, top, left + width / 12, top + height / 8), abs=0.02)
 
