@@ -51,10 +51,7 @@ def name_limit(folder: Path) -> int:
     """Largest number of bytes of a name in the file system of a folder."""
     try:
         return min(LIMIT, os.pathconf(folder, "PC_NAME_MAX"))
-    except (
-        OSError,
-        ValueError,
-    ):  # the folder is missing, or its file system does not report a limit
+    except (OSError, ValueError):  # no such folder, or its file system reports no limit
         return LIMIT
 
 
