@@ -1,4 +1,4 @@
-"""`cavmae convert WEIGHTS --out WHERE`: published weights to ours, and back."""
+"""`cavmae convert WEIGHTS --out PATH`: published CAV-MAE weights to a model folder, and back."""
 
 import dataclasses
 import logging
@@ -23,14 +23,14 @@ log = logging.getLogger("cavmae")
 
 @dataclasses.dataclass(frozen=True)
 class ConvertSettings:
-    """What a published file does not say of itself.
+    """Hyperparameters that a published file does not contain.
 
     Args:
-        heads: of the encoder's attention; 0: one for every 64 values of a token.
-        decoder_heads: of the decoder's attention; 0: 16.
-        image_height: of the frames in pixels; 0: frames are square.
-        image_width: of the frames in pixels; 0: frames are square.
-        partial: take what fits the model, and list what does not.
+        heads: attention heads of the encoder; 0: one for every 64 values of a token.
+        decoder_heads: attention heads of the decoder; 0: 16.
+        image_height: height of the frames in pixels; 0: frames are square.
+        image_width: width of the frames in pixels; 0: frames are square.
+        partial: load the weights that fit the model, and list the others.
     """
 
     heads: int = 0
@@ -41,42 +41,43 @@ class ConvertSettings:
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser(
+    cli = parser(
         "convert",
-        "Published CAV-MAE weights to ours, and back. Published weights know the first channel of "
-        "the sound: shard with --downmix first for them, since filter banks of stereo differ.",
+        "Published CAV-MAE weights to a model folder, and back. Published weights are trained on "
+        "the first audio channel: shard with --downmix first for them, since fbanks of a stereo "
+        "mix differ.",
     )
-    made.add_argument(
-        "weights", type=str, help="Published file (.pth, .pt, .safetensors), or a folder of ours."
+    cli.add_argument(
+        "weights", type=str, help="Published file (.pth, .pt, .safetensors), or a model folder."
     )
-    made.add_argument(
+    cli.add_argument(
         "--out",
         required=True,
         type=str,
-        help="Folder to make of a published file; or file (.pth) to make of a folder of ours.",
+        help="Model folder to write for a published file; or .pth file for a model folder.",
     )
-    made.add_class_arguments(ConvertSettings)
-    options = parse(made, words)
+    cli.add_class_arguments(ConvertSettings)
+    options = parse(cli, words)
     source, out = Path(options.weights), Path(options.out)
     if out.exists():
-        raise UsageError(f"--out {out} is there already; name one that is not.")
+        raise UsageError(f"--out {out} is there already: name another, or remove it.")
     if source.is_dir():
         to_published(source, out)
     else:
         for line in to_ours(source, out, fill(ConvertSettings, options)):
-            log.warning("Left: %s.", line)
+            log.warning("Not loaded: %s.", line)
     log.info("Wrote %s.", out)
     return 0
 
 
 def to_ours(source: Path, out: Path, settings: ConvertSettings) -> list[str]:
-    """A published file to a folder that ``from_pretrained`` reads.
+    """Convert a published file to a folder that ``from_pretrained`` reads.
 
     Returns:
-        names of what did not fit: empty unless settings say ``partial``.
+        names of weights that do not fit; empty unless ``partial`` is set.
 
     Raises:
-        CavmaeError: the file is damaged, or not (all of) a CAV-MAE.
+        CavmaeError: the file is damaged, or not a complete CAV-MAE.
     """
     weights = read_weights(source)
     if bool(settings.image_height) != bool(settings.image_width):
@@ -100,10 +101,10 @@ def to_ours(source: Path, out: Path, settings: ConvertSettings) -> list[str]:
 
 
 def to_published(source: Path, out: Path) -> None:
-    """A folder of ours to a state dict as the authors publish them, keys with ``module.``.
+    """Convert a model folder to a state dict as the authors publish it, keys with ``module.``.
 
     Raises:
-        CavmaeError: the folder is not one of ours, or damaged.
+        CavmaeError: the folder is not a model folder, or damaged.
     """
     if out.suffix not in (".pth", ".pt"):
         raise UsageError(f"--out {out}: the name of a published file ends with .pth.")

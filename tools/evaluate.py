@@ -1,4 +1,4 @@
-"""`cavmae evaluate`: measures of a speaker model on a fixed list of scenes; makes such lists."""
+"""`cavmae evaluate`: metrics of a speaker model on a fixed list of scenes; writes such lists."""
 
 import csv
 import dataclasses
@@ -40,21 +40,23 @@ log = logging.getLogger("cavmae")
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSettings:
-    """What is measured, and on what.
+    """Options of the metrics and of the scenes.
 
     Args:
         list: file of the scenes.
-        make: draw so many scenes from the shards and write them to ``list`` instead of measuring.
-        compose: how they are drawn; always at the clips' own speed.
-        seed: of drawing them.
+        make: draw this number of scenes from the shards and write them to ``list``, without
+            metrics.
+        compose: distribution of the drawn scenes; clips keep their own speed.
+        seed: seed of the drawn scenes.
         out: folder for ``measures.json``, ``table.md``, plots, and ``examples.png`` (the first
-            scenes, to be looked at); None: the table is only printed.
-        cue: tell the model by a cue of this kind whom slot 0 means, and measure that person only.
-        hints: tell the model the class of whom a cue would mean (``model.classes`` of training).
-        references: also measure with pictures blanked, still, or wrong, and an oracle ratio mask.
-        people: CSV file with columns ``speaker`` and ``sex``: measures apart for same and other.
-        batch: scenes at a time.
-        workers: processes that compose.
+            scenes); None: the table is only printed.
+        cue: give the model a cue of this kind for slot 0, and measure the cued person only.
+        hints: give the model the class of the cued person (``model.classes`` of training).
+        references: also measure with blank, still or wrong video, and an oracle ratio mask.
+        people: CSV file with columns ``speaker`` and ``sex``, for separate metrics of pairs of the
+            same and of different sex.
+        batch: scenes of a batch.
+        workers: processes that compose scenes.
         device: ``auto``: a GPU if there is one.
     """
 
@@ -73,41 +75,46 @@ class EvaluateSettings:
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("evaluate", "Measures of a speaker model on a fixed list of scenes.")
-    made.add_argument("shards", type=str, help="Folder or URL of the data set of the scenes.")
-    made.add_argument("--model", type=str, default="", help="Checkpoint of `finetune speakers`.")
-    made.add_class_arguments(EvaluateSettings)
-    options = parse(made, words)
+    cli = parser("evaluate", "Metrics of a speaker model on a fixed list of scenes.")
+    cli.add_argument("shards", type=str, help="Folder or URL of the data set of the scenes.")
+    cli.add_argument("--model", type=str, default="", help="Checkpoint of `finetune speakers`.")
+    cli.add_class_arguments(EvaluateSettings)
+    options = parse(cli, words)
     settings = fill(EvaluateSettings, options)
     if not settings.list:
         raise UsageError("Name the list of scenes: --list FILE; --make 200 makes it.")
     if settings.make:
-        return _make(options.shards, settings)
+        return _write_scene_list(options.shards, settings)
     if not options.model:
         raise UsageError("Name the model to be measured: --model FOLDER.")
     return _measure(options.model, options.shards, settings)
 
 
-def _make(shards: str, settings: EvaluateSettings) -> int:
+def _write_scene_list(shards: str, settings: EvaluateSettings) -> int:
     path = Path(settings.list)
     if path.exists():
-        raise UsageError(f"{path} is there already: results would no longer compare. Name another.")
+        raise UsageError(
+            f"{path} is there already: results on it would not compare. Name another file."
+        )
     manifest = Manifest.load(shards)
-    # Measured is how people really speak.
+    # Evaluation is on speech at its natural speed.
     compose = dataclasses.replace(settings.compose, speed=0.0)
-    book = SceneSampler(ClipPool(manifest), compose)
-    drawn = [book.draw(random.Random(f"list {settings.seed} {n}")) for n in range(settings.make)]
-    write_list(path, compose, drawn)
-    log.info("Wrote %d scenes to %s.", len(drawn), path)
+    sampler = SceneSampler(ClipPool(manifest), compose)
+    scenes = [
+        sampler.draw(random.Random(f"list {settings.seed} {number}"))
+        for number in range(settings.make)
+    ]
+    write_list(path, compose, scenes)
+    log.info("Wrote %d scenes to %s.", len(scenes), path)
     return 0
 
 
 def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
     model, statistics = load_speaker(name)
-    where = settings.device
-    if where == "auto":
-        where = "cuda" if torch.cuda.is_available() else "cpu"
-    task = SpeakerTask(model, LossSettings(), statistics).to(where).eval()
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    task = SpeakerTask(model, LossSettings(), statistics).to(device).eval()
     stream = listed_stream(settings.list, shards, model.config, settings.batch)
     groups = _groups(Path(settings.people), stream) if settings.people else {}
     loader = Loader(stream, settings.workers)
@@ -118,7 +125,7 @@ def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
         with Progress(stream.samples, "scene") as progress:
             for batch in loader:
                 moved = {
-                    k: v.to(where) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
+                    k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
                 }
                 if not first:
                     first.append(moved)
@@ -128,62 +135,68 @@ def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
 
     cue: CueKind = settings.cue
     ways = WAYS if settings.references else WAYS[:1]
-    quality = _quality()
-    found = evaluate(task, batches(), ways, cue, quality, settings.hints)
+    quality_metrics = _quality_metrics()
+    result = evaluate(task, batches(), ways, cue, quality_metrics, settings.hints)
     cued = cue != "none"
-    if cued and not any(p.is_target for scene in found.scenes["model"] for p in scene.people):
+    if cued and not any(p.is_target for scene in result.scenes["model"] for p in scene.people):
         raise UsageError(
-            f"Nobody in {settings.list} can be meant by a cue of the kind {cue}: such cues are "
-            f"made of {'other recordings of the same people' if cue == 'voice' else 'masks'}."
+            f"No person in {settings.list} has a cue of the kind {cue}: such cues are made of "
+            f"{'other recordings of the same people' if cue == 'voice' else 'masks'}."
         )
-    text = table(found, groups, cued)
-    text += f"\n\nReal-time factor of the model: {found.real_time:.3f} ({where})."
-    if "pesq" not in quality:
+    text = table(result, groups, cued)
+    text += f"\n\nReal-time factor of the model: {result.real_time:.3f} ({device})."
+    if "pesq" not in quality_metrics:
         text += "\n\nPESQ is missing: it needs a compiler to install (`pip install cavmae[pesq]`)."
     output(text)
     if settings.out:
-        _write(Path(settings.out), found, groups, text, name, settings)
+        _write(Path(settings.out), result, groups, text, name, settings)
         draw_examples(task, first[0], Path(settings.out) / "examples.png")
     return 0
 
 
-def _quality() -> list[str]:
-    """Which of the measures of quality are installed."""
+def _quality_metrics() -> list[str]:
+    """Names of the installed quality metrics."""
     return ["stoi", "pesq"] if importlib.util.find_spec("pesq") else ["stoi"]
 
 
 def _groups(path: Path, stream: FixedSceneStream) -> dict[str, str]:
-    """Of scenes in which two people speak: whether they are of the same sex."""
+    """Group of each scene with two audible people: same sex or different sex."""
     try:
         with path.open(newline="") as file:
             sexes = {row["speaker"]: row["sex"] for row in csv.DictReader(file)}
     except (OSError, KeyError, csv.Error) as error:
         raise CavmaeError(f"{path} is no table with columns speaker and sex ({error}).") from error
-    found = {}
+    groups = {}
     pool = stream.pool
     for number, recipe in enumerate(stream.recipes):
-        heard = [p for p in recipe.people if p.level_db is not None]
-        told = [sexes.get(pool.clips[pool.number[p.clip]].person) for p in heard]
-        if len(told) == 2 and None not in told:
-            found[f"{number:05d}"] = "same sex" if told[0] == told[1] else "different sex"
-    return found
+        audible = [p for p in recipe.people if p.level_db is not None]
+        person_sexes = [sexes.get(pool.clips[pool.number[p.clip]].person) for p in audible]
+        if len(person_sexes) == 2 and None not in person_sexes:
+            groups[f"{number:05d}"] = (
+                "same sex" if person_sexes[0] == person_sexes[1] else "different sex"
+            )
+    return groups
 
 
-def table(found: EvaluationResult, groups: dict[str, str], cued: bool) -> str:
-    """All measures as a Markdown table, a column each way.
+def table(result: EvaluationResult, groups: dict[str, str], cued: bool) -> str:
+    """Markdown table of all metrics, a column for each way of evaluation and each group.
 
     Args:
-        cued: only whom cues mean counts, and scenes that have one.
+        result: metrics of all scenes.
+        groups: group of scenes, by key.
+        cued: only cued people and their scenes count.
     """
-    columns = {way: summary(scenes, cued) for way, scenes in found.scenes.items() if scenes}
-    whole = found.scenes["model"]
+    columns = {
+        way: summary(way_scenes, cued) for way, way_scenes in result.scenes.items() if way_scenes
+    }
+    scenes = result.scenes["model"]
     if cued:
-        whole = [scene for scene in whole if any(p.is_target for p in scene.people)]
+        scenes = [scene for scene in scenes if any(p.is_target for p in scene.people)]
     for group in sorted(set(groups.values())):
-        chosen = [s for s in whole if groups.get(s.key) == group]
+        chosen = [s for s in scenes if groups.get(s.key) == group]
         columns[group] = summary(chosen, cued)  # type: ignore[index]
     lines = [
-        f"| {len(whole)} scenes | {' | '.join(columns)} |",
+        f"| {len(scenes)} scenes | {' | '.join(columns)} |",
         f"|---|{'---:|' * len(columns)}",
     ]
     for name, metric in METRICS.items():
@@ -191,24 +204,24 @@ def table(found: EvaluationResult, groups: dict[str, str], cued: bool) -> str:
         if any(value is not None for value in values):
             cells = ["-" if value is None else f"{value:.{metric.digits}f}" for value in values]
             lines.append(f"| {metric.label} | {' | '.join(cells)} |")
-    for name, value in found.dependence.items():
-        rest = " |" * (len(columns) - 1)
-        lines.append(f"| masks that change, sound {name} | {value:.3f} |{rest}")
+    for name, value in result.dependence.items():
+        empty_cells = " |" * (len(columns) - 1)
+        lines.append(f"| masks that change, audio {name} | {value:.3f} |{empty_cells}")
     return "\n".join(lines)
 
 
-def _known(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: a measure that is not finite is null."""
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinity by None, since JSON has neither."""
     if isinstance(value, dict):
-        return {name: _known(part) for name, part in value.items()}
+        return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_known(part) for part in value]
+        return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(
     out: Path,
-    found: EvaluationResult,
+    result: EvaluationResult,
     groups: dict[str, str],
     text: str,
     name: str,
@@ -221,22 +234,22 @@ def _write(
         "cue": settings.cue,
         "summary": {
             way: summary(scenes, settings.cue != "none")
-            for way, scenes in found.scenes.items()
+            for way, scenes in result.scenes.items()
             if scenes
         },
-        "dependence": found.dependence,
-        "real_time_factor": found.real_time,
+        "dependence": result.dependence,
+        "real_time_factor": result.real_time,
         "groups": groups,
         "scenes": {
             way: [dataclasses.asdict(scene) for scene in scenes]
-            for way, scenes in found.scenes.items()
+            for way, scenes in result.scenes.items()
         },
     }
     with write_atomically(out / "measures.json") as file:
-        file.write(json_bytes(_known(record), indent=1))
+        file.write(json_bytes(_finite(record), indent=1))
     with write_atomically(out / "table.md") as file:
         file.write(f"{text}\n".encode())
-    draw(found.scenes["model"], out / "measures.png")
+    draw(result.scenes["model"], out / "measures.png")
     log.info("Wrote %s.", out)
 
 

@@ -1,4 +1,4 @@
-"""`cavmae export CHECKPOINT --out DIR`: a model by itself, with a card that says what it is."""
+"""`cavmae export CHECKPOINT --out DIR`: model folder with weights and a model card."""
 
 import dataclasses
 import json
@@ -38,14 +38,14 @@ CARD = "README.md"
 CONFIG_BYTES = 1 << 20
 USES = {
     "speakers": (
-        "Voices and pixels of the people in a video, under one index.",
+        "Voices and masks of the people in a video, one pair for each person.",
         "from cavmae.finetune.inference import Separator\n\n"
         "separator = Separator.from_pretrained({name})\n"
         'result = separator.separate("video.mp4", "out")',
         "cavmae separate video.mp4 --model {name} --out out",
     ),
     "encoder": (
-        "A CAV-MAE: features of sound and pictures, pretrained without labels.",
+        "A CAV-MAE encoder: features of audio and video, pretrained without labels.",
         "from cavmae.pretrain.model import CAVMAE\n\nmodel = CAVMAE.from_pretrained({name})",
         "cavmae finetune speakers --config tiny --out run --data.train SHARDS "
         "--model.encoder {name}",
@@ -55,12 +55,12 @@ USES = {
 
 @dataclasses.dataclass(frozen=True)
 class ExportSettings:
-    """What goes with the weights.
+    """Options of the model card and the upload.
 
     Args:
-        name: of the model, as in its card; a name on the hub for ``push``.
-        measures: folder of `cavmae evaluate --out`: its table goes into the card.
-        license: of the weights, as the hub names it.
+        name: name of the model in its card, and on the hub for ``push``.
+        measures: folder of `cavmae evaluate --out`; its table goes into the card.
+        license: identifier of the license of the weights on the hub.
         push: also upload to the hub, under ``name``.
     """
 
@@ -71,14 +71,14 @@ class ExportSettings:
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("export", "A model by itself, with a card that says what it is.")
-    made.add_argument("checkpoint", type=str, help="Folder of a checkpoint.")
-    made.add_argument("--out", required=True, type=str, help="Folder to write.")
-    made.add_class_arguments(ExportSettings)
-    options = parse(made, words)
+    cli = parser("export", "Model folder with weights and a model card.")
+    cli.add_argument("checkpoint", type=str, help="Folder of a checkpoint.")
+    cli.add_argument("--out", required=True, type=str, help="Folder to write.")
+    cli.add_class_arguments(ExportSettings)
+    options = parse(cli, words)
     settings = fill(ExportSettings, options)
     if settings.push and settings.name is None:
-        raise UsageError("--push needs the --name under which the model shall be on the hub.")
+        raise UsageError("--push needs the --name of the model on the hub.")
     out = Path(options.out)
     export(Path(options.checkpoint), out, settings)
     log.info("Wrote %s.", out)
@@ -88,10 +88,10 @@ def main(words: Sequence[str]) -> int:
 
 
 def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
-    """Writes weights, configuration, preprocessing, their hashes and a card; it appears whole.
+    """Write weights, configuration, preprocessing, their hashes and a model card, atomically.
 
     Raises:
-        CavmaeError: there is no checkpoint, it is damaged, or the folder is there already.
+        CavmaeError: the checkpoint is missing or damaged, or the folder exists.
     """
     if out.exists():
         raise UsageError(f"{out} is there already: name another folder, or remove it.")
@@ -118,7 +118,7 @@ def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
 
 
 def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCard:
-    """What the model is, how it was trained, what it can do, and what nobody should expect."""
+    """Model card: use, training configuration, metrics and limitations."""
     config = read_json(checkpoint / CONFIG)
     kind = "speakers" if "slots" in json.dumps(config) else "encoder"
     what, python, command = USES[kind]
@@ -143,18 +143,18 @@ def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCar
         step=int(step) if step.isdigit() else None,
         config=_config(checkpoint.resolve().parent.parent),
         preprocessing=json.dumps(_json(checkpoint / PREPROCESSING)),
-        measures=None if settings.measures is None else _measured(Path(settings.measures)),
+        measures=None if settings.measures is None else _measures_table(Path(settings.measures)),
     )
     return ModelCard(f"{text}\n")
 
 
 def _markdown(text: str) -> Markup:
-    """Text as a part of a line: nothing in it is markup."""
+    """Escape text for a part of a line of Markdown."""
     return Markup(re.sub(r"([\\`*_{}\[\]<>()#+|~&!])", r"\\\1", visible(text)))
 
 
 def _code(text: str) -> Markup:
-    """A line of code, between more backticks than it holds."""
+    """Inline code, between more backticks than it contains."""
     quotation = visible(text)
     ticks = "`" * (_longest_ticks(quotation) + 1)
     space = " " if quotation.startswith("`") or quotation.endswith("`") else ""
@@ -162,7 +162,7 @@ def _code(text: str) -> Markup:
 
 
 def _fenced(text: str, language: str) -> Markup:
-    """Lines of code, between fences longer than any in them."""
+    """Code block, between fences longer than any in it."""
     quotation = visible(text, keep="\n\t").strip("\n")
     fence = "`" * max(3, _longest_ticks(quotation) + 1)
     return Markup(f"{fence}{language}\n{quotation}\n{fence}")
@@ -174,16 +174,16 @@ def _longest_ticks(text: str) -> int:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = read_json(path)
+        record = read_json(path)
     except FileNotFoundError as error:
         raise CavmaeError(f"{path} is missing.") from error
-    if not isinstance(found, dict):
-        raise CavmaeError(f"{path} is no JSON object.")
-    return found
+    if not isinstance(record, dict):
+        raise CavmaeError(f"{path} is not a JSON object.")
+    return record
 
 
 def _config(run: Path) -> str | None:
-    """Configuration of the run that a checkpoint lies in; None: it is not known."""
+    """Configuration of the run of a checkpoint; None: unknown."""
     path = run / "config.yaml"
     if not path.is_file():
         return None
@@ -192,13 +192,13 @@ def _config(run: Path) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         raise CavmaeError(f"{path} cannot be read: {error}.") from error
     if len(text) > CONFIG_BYTES:
-        raise CavmaeError(f"{path} is no configuration: it has more than {CONFIG_BYTES} bytes.")
-    # Where things lay on the machine that trained says nothing to others.
+        raise CavmaeError(f"{path} is not a configuration: it has more than {CONFIG_BYTES} bytes.")
+    # Folders of the training machine mean nothing to others.
     return re.sub(r"^(\s*\w+: ).*/", r"\1", text, flags=re.MULTILINE)
 
 
-def _measured(folder: Path) -> dict[str, Any]:
-    """Values of the card's table.
+def _measures_table(folder: Path) -> dict[str, Any]:
+    """Values of the metrics table of the card.
 
     Raises:
         CavmaeError: a field of ``measures.json`` is not what `cavmae evaluate` writes.

@@ -1,4 +1,4 @@
-"""`cavmae inpaint MODEL SHARDS --out FILE.png`: original, masked, reconstructed."""
+"""`cavmae inpaint MODEL SHARDS --out FILE.png`: reconstructions of masked patches."""
 
 import dataclasses
 import logging
@@ -21,7 +21,7 @@ from cavmae.pretrain.factory import load_model
 from cavmae.pretrain.inpainting import Inpainting, inpaint
 from cavmae.tools.retrieve import statistics_of, view_of
 
-matplotlib.use("Agg")  # a file is drawn, no window
+matplotlib.use("Agg")  # draws to files; needs no display
 
 from matplotlib import pyplot
 
@@ -31,17 +31,16 @@ COLUMNS = ("original", "masked", "reconstructed")
 
 @dataclasses.dataclass(frozen=True)
 class InpaintSettings:
-    """What is masked and drawn.
+    """Options of masking and plots.
 
     Args:
-        clips: how many, from the beginning of the data set.
-        mask_ratio: share of the patches that are masked.
-        mode: which patches of sound are masked.
-        norm_pix_loss: the model was trained on normalised patches, as the published ones were.
-        statistics: by which fbanks are normalised: ``auto``, those the model was trained with, as
-            its folder says, else the data set's; the ``data`` set's own, which `cavmae check`
-            measured; ``audioset``'s, for published weights.
-        seed: of the masks.
+        clips: number of clips, from the beginning of the data set.
+        mask_ratio: fraction of the patches that are masked.
+        mode: structure of the audio mask.
+        norm_pix_loss: the model was trained on normalized patches, as the published ones were.
+        statistics: fbank statistics: ``auto``, those of the model folder, else those of the data
+            set; ``data``, those that `cavmae check` measured; ``audioset``, for published weights.
+        seed: seed of the masks.
     """
 
     clips: int = 4
@@ -53,12 +52,12 @@ class InpaintSettings:
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("inpaint", "What a model makes of masked sound and pictures.")
-    made.add_argument("model", type=str, help="Folder of weights, or a name on the hub.")
-    made.add_argument("shards", type=str, help="Folder or URL of a data set.")
-    made.add_argument("--out", required=True, type=str, help="PNG file to write.")
-    made.add_class_arguments(InpaintSettings)
-    options = parse(made, words)
+    cli = parser("inpaint", "Reconstructions of masked patches of audio and video.")
+    cli.add_argument("model", type=str, help="Folder of weights, or a name on the hub.")
+    cli.add_argument("shards", type=str, help="Folder or URL of a data set.")
+    cli.add_argument("--out", required=True, type=str, help="PNG file to write.")
+    cli.add_class_arguments(InpaintSettings)
+    options = parse(cli, words)
     settings = fill(InpaintSettings, options)
     if not 0 < settings.mask_ratio < 1 or settings.clips < 1:
         raise UsageError("--mask-ratio must lie between 0 and 1, --clips be at least 1.")
@@ -68,10 +67,10 @@ def main(words: Sequence[str]) -> int:
     stream = EvalStream(Manifest.load(options.shards), view, settings.clips)
     batch = next(iter(Loader(stream)), None)
     if batch is None:
-        raise CavmaeError(f"{options.shards} has no clip that could be read.")
+        raise CavmaeError(f"{options.shards} has no readable clip.")
     batch = DeviceTransform(statistics).eval()(batch)
     torch.manual_seed(settings.seed)
-    found = inpaint(
+    inpainting = inpaint(
         model,
         batch["fbank"],
         batch["frames"][:, 0],
@@ -79,13 +78,13 @@ def main(words: Sequence[str]) -> int:
         settings.mode,
         settings.norm_pix_loss,
     )
-    draw(found, batch["key"], Path(options.out))
+    draw(inpainting, batch["key"], Path(options.out))
     log.info("Wrote %s.", options.out)
     return 0
 
 
-def draw(found: Inpainting, keys: list[str], path: Path) -> None:
-    """A row a clip: three pictures, three spectrograms. What is masked is grey."""
+def draw(inpainting: Inpainting, keys: list[str], path: Path) -> None:
+    """Plot a row for each clip: three images and three spectrograms; masked patches are grey."""
     figure, axes = pyplot.subplots(
         len(keys),
         6,
@@ -94,27 +93,27 @@ def draw(found: Inpainting, keys: list[str], path: Path) -> None:
         gridspec_kw={"width_ratios": [1, 1, 1, 2, 2, 2]},
     )
     mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
-    pictures = (found.image, found.image_masked, found.image_rebuilt)
-    sounds = (found.audio, found.audio_masked, found.audio_rebuilt)
-    colours = matplotlib.colormaps["magma"].with_extremes(bad="0.6")
+    images = (inpainting.image, inpainting.image_masked, inpainting.image_rebuilt)
+    spectrograms = (inpainting.audio, inpainting.audio_masked, inpainting.audio_rebuilt)
+    colormap = matplotlib.colormaps["magma"].with_extremes(bad="0.6")
     for number, (row, key) in enumerate(zip(axes, keys, strict=True)):
-        for axis, title, picture in zip(row[:3], COLUMNS, pictures, strict=True):
-            values = picture[number].permute(1, 2, 0).numpy() * std + mean
+        for axis, title, image in zip(row[:3], COLUMNS, images, strict=True):
+            values = image[number].permute(1, 2, 0).numpy() * std + mean
             axis.imshow(np.where(np.isnan(values), 0.6, values).clip(0, 1))
             axis.axis("off")
             axis.set_title(title, fontsize=8)
-        low, high = (float(x) for x in np.percentile(found.audio[number], (1, 99.5)))
-        for axis, title, sound in zip(row[3:], COLUMNS, sounds, strict=True):
+        low, top = (float(x) for x in np.percentile(inpainting.audio[number], (1, 99.5)))
+        for axis, title, spectrogram in zip(row[3:], COLUMNS, spectrograms, strict=True):
             axis.imshow(
-                np.ma.masked_invalid(sound[number].T.numpy()),
-                origin="lower", aspect="auto", cmap=colours, vmin=low, vmax=high,
-                extent=(0, sound.shape[1] / 100, 0, sound.shape[2]),
+                np.ma.masked_invalid(spectrogram[number].T.numpy()),
+                origin="lower", aspect="auto", cmap=colormap, vmin=low, vmax=top,
+                extent=(0, spectrogram.shape[1] / 100, 0, spectrogram.shape[2]),
             )  # fmt: skip
             axis.tick_params(labelsize=6)
             axis.set_title(f"{title}: mel bins over seconds", fontsize=8)
         row[0].set_title(f"{key}\n{COLUMNS[0]}", fontsize=6, parse_math=False)
-    high = figure.get_figheight()
-    figure.subplots_adjust(0.01, 0.3 / high, 0.99, 1 - 0.5 / high, wspace=0.12, hspace=0.4)
+    height = figure.get_figheight()  # inches
+    figure.subplots_adjust(0.01, 0.3 / height, 0.99, 1 - 0.5 / height, wspace=0.12, hspace=0.4)
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=80)
     pyplot.close(figure)

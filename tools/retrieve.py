@@ -1,4 +1,4 @@
-"""`cavmae retrieve MODEL SHARDS`: which sound goes with which picture; features of many clips."""
+"""`cavmae retrieve MODEL SHARDS`: audio-video retrieval; features of many clips."""
 
 import dataclasses
 import io
@@ -28,26 +28,25 @@ from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.retrieval import Features, extract, retrieval
 
 log = logging.getLogger("cavmae")
-WHOLE_CLIP = 1000  # fbank frames from which on a model hears whole clips, padded or cut
+WHOLE_CLIP = 1000  # fbank frames from which on a model takes whole clips, padded or cropped
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrieveSettings:
-    """What is compared, and where to.
+    """Options of retrieval and of its output files.
 
     Args:
-        frames: the ``middle`` frame of a clip, or ``all`` of them, their features averaged.
-        statistics: by which fbanks are normalised: ``auto``, those the model was trained with, as
-            its folder says, else the data set's; the ``data`` set's own, which `cavmae check`
-            measured; ``audioset``'s, for published weights.
-        batch: clips at a time.
-        workers: processes that load.
+        frames: the ``middle`` frame of a clip, or ``all`` frames with averaged features.
+        statistics: fbank statistics: ``auto``, those of the model folder, else those of the data
+            set; ``data``, those that `cavmae check` measured; ``audioset``, for published weights.
+        batch: clips of a batch.
+        workers: processes that load clips.
         device: ``auto``: a GPU if there is one.
-        centred: compare what differs from the mean of all clips; ``auto``: if the model was trained
-            so (`objective.center_embeddings`).
-        json: also write the measures to this file.
+        centred: subtract the mean of all clips from the features; ``auto``: if the model was
+            trained so (`objective.center_embeddings`).
+        json: also write the metrics to this file.
         features: also write the features to this file: .safetensors (``audio``, ``video``), or .npy
-            (both, one after the other); the keys go to a .keys.txt beside it.
+            (audio, then video); the keys go to a .keys.txt beside it.
     """
 
     frames: Literal["middle", "all"] = "middle"
@@ -61,10 +60,12 @@ class RetrieveSettings:
 
 
 def view_of(config: CAVMAEConfig, frames: Literal["middle", "all"], model: str) -> View:
-    """What a model of this shape is shown of a clip: its middle, or all of it if it hears 10 s.
+    """View of a clip for a model: its middle, or the whole clip for models of 10 s.
 
     Args:
-        model: its folder or name; a folder may say how short clips are padded.
+        config: shape of the model.
+        frames: the ``middle`` frame, or ``all``.
+        model: folder or name of the model; a folder may set the padding of short clips.
     """
     count = config.audio_size[1]
     window = None if count >= WHOLE_CLIP else count / FRAME_RATE
@@ -81,10 +82,10 @@ def view_of(config: CAVMAEConfig, frames: Literal["middle", "all"], model: str) 
 def statistics_of(
     model: str, shards: str, which: Literal["auto", "data", "audioset"]
 ) -> Statistics:
-    """By which fbanks are normalised for a model: see :class:`RetrieveSettings`.
+    """Fbank statistics for a model: see :class:`RetrieveSettings`.
 
     Raises:
-        CavmaeError: they are not there, or damaged.
+        CavmaeError: the statistics are missing or damaged.
     """
     if which == "audioset":
         return Statistics()
@@ -95,11 +96,11 @@ def statistics_of(
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("retrieve", "Which sound goes with which picture.")
-    made.add_argument("model", type=str, help="Folder of weights, or a name on the hub.")
-    made.add_argument("shards", type=str, help="Folder or URL of a data set.")
-    made.add_class_arguments(RetrieveSettings)
-    options = parse(made, words)
+    cli = parser("retrieve", "Audio-video retrieval between the clips of a data set.")
+    cli.add_argument("model", type=str, help="Folder of weights, or a name on the hub.")
+    cli.add_argument("shards", type=str, help="Folder or URL of a data set.")
+    cli.add_class_arguments(RetrieveSettings)
+    options = parse(cli, words)
     settings = fill(RetrieveSettings, options)
     if settings.batch < 1 or settings.workers < 0:
         raise UsageError("--batch must be at least 1, --workers at least 0.")
@@ -113,11 +114,11 @@ def main(words: Sequence[str]) -> int:
     centred = {"yes": True, "no": False}.get(
         settings.centred, trained.get("center_embeddings", False)
     )
-    found = retrieval(features.normalized(centred))
-    output(table(found, len(features.keys)))
+    scores = retrieval(features.normalized(centred))
+    output(table(scores, len(features.keys)))
     if settings.json:
         with write_atomically(Path(settings.json)) as file:
-            record = {"clips": len(features.keys), **found}
+            record = {"clips": len(features.keys), **scores}
             file.write(json_bytes(record, indent=1))
     return 0
 
@@ -125,15 +126,15 @@ def main(words: Sequence[str]) -> int:
 def _extract(model: CAVMAE, name: str, shards: str, settings: RetrieveSettings) -> Features:
     manifest = Manifest.load(shards)
     statistics = statistics_of(name, shards, settings.statistics)
-    where = settings.device
-    if where == "auto":
-        where = "cuda" if torch.cuda.is_available() else "cpu"
+    device_name = settings.device
+    if device_name == "auto":
+        device_name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(where)
+        device = torch.device(device_name)
         model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"--device {where} cannot be used: {str(error).splitlines()[0]}"
+            f"--device {device_name} cannot be used: {str(error).splitlines()[0]}"
         ) from error
     transform = DeviceTransform(statistics).to(device).eval()
     stream = EvalStream(manifest, view_of(model.config, settings.frames, name), settings.batch)
@@ -153,7 +154,7 @@ def _extract(model: CAVMAE, name: str, shards: str, settings: RetrieveSettings) 
     if loader.broken:
         log.warning("Broken samples left out: %s.", dict(loader.broken))
     if not features.keys:
-        raise CavmaeError(f"{shards} has no clip that could be read.")
+        raise CavmaeError(f"{shards} has no readable clip.")
     return features
 
 
@@ -162,21 +163,21 @@ def _save_features(path: Path, features: Features) -> None:
         file.write("".join(f"{key}\n" for key in features.keys).encode())
     with write_atomically(path) as file:
         if path.suffix == ".npy":
-            held = io.BytesIO()
-            np.save(held, torch.cat([features.audio, features.video], dim=1).numpy())
-            file.write(held.getvalue())
+            buffer = io.BytesIO()
+            np.save(buffer, torch.cat([features.audio, features.video], dim=1).numpy())
+            file.write(buffer.getvalue())
         else:
             file.write(save_tensors({"audio": features.audio, "video": features.video}))
 
 
-def table(found: dict[str, dict[str, float]], clips: int) -> str:
-    """A Markdown table."""
-    names = list(next(iter(found.values())))
+def table(scores: dict[str, dict[str, float]], clips: int) -> str:
+    """Markdown table of the retrieval metrics."""
+    names = list(next(iter(scores.values())))
     lines = [
         f"| {clips} clips | {' | '.join(names)} |",
         "|---|" + "---:|" * len(names),
     ]
-    for direction, values in found.items():
+    for direction, values in scores.items():
         cells = [f"{v:.1%}" if n.startswith("recall") else f"{v:g}" for n, v in values.items()]
         lines.append(f"| {direction} | {' | '.join(cells)} |")
     return "\n".join(lines)

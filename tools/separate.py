@@ -1,4 +1,4 @@
-"""`cavmae separate VIDEO... --model DIR --out OUT`: everybody's voice and pixels."""
+"""`cavmae separate VIDEO... --model DIR --out OUT`: voices and masks of the people in videos."""
 
 import fnmatch
 import logging
@@ -13,7 +13,13 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import is_url
 from cavmae.datasets.sharding.inputs import Input, collect
 from cavmae.datasets.sharding.sources import log_refused
-from cavmae.finetune.inference.naming import LONGEST, SCRATCH, folder_names, is_of, name_limit
+from cavmae.finetune.inference.naming import (
+    LONGEST,
+    SCRATCH,
+    folder_names,
+    is_result_of,
+    name_limit,
+)
 from cavmae.finetune.inference.separator import RESULT, FullDiskError, Result, Separator
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.finetune.inference.target import Target
@@ -22,19 +28,21 @@ log = logging.getLogger("cavmae")
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("separate", "Voices and masks of the people in videos.")
-    made.add_argument(
+    cli = parser("separate", "Voices and masks of the people in videos.")
+    cli.add_argument(
         "videos", nargs="+", type=str, metavar="VIDEO",
         help="Video file or URL; folder (searched for videos); .txt list; .csv table with the "
         "column path.",
     )  # fmt: skip
-    made.add_argument("--model", required=True, type=str, help="Checkpoint of `finetune speakers`.")
-    made.add_argument("--out", required=True, type=str, help="Folder; one in it for each video.")
-    made.add_argument("--device", default="auto", type=str, help="`auto`: a GPU if there is one.")
-    made.add_argument("--precision", default="fp32", type=str, help="`fp32`, `bf16` or `fp16`.")
-    made.add_class_arguments(SeparateSettings)
-    made.add_class_arguments(Target, "target")
-    options = parse(made, bracketed(words))
+    cli.add_argument("--model", required=True, type=str, help="Checkpoint of `finetune speakers`.")
+    cli.add_argument(
+        "--out", required=True, type=str, help="Folder for a result folder of each video."
+    )
+    cli.add_argument("--device", default="auto", type=str, help="`auto`: a GPU if there is one.")
+    cli.add_argument("--precision", default="fp32", type=str, help="`fp32`, `bf16` or `fp16`.")
+    cli.add_class_arguments(SeparateSettings)
+    cli.add_class_arguments(Target, "target")
+    options = parse(cli, bracketed(words))
     settings, target = fill(SeparateSettings, options), Target(**options.target.as_dict())
     if options.precision not in ("fp32", "bf16", "fp16"):
         raise UsageError(f"--precision {options.precision} is none of fp32, bf16 and fp16.")
@@ -42,7 +50,9 @@ def main(words: Sequence[str]) -> int:
     out = Path(options.out)
     items = recordings(options.videos, out)
     if any(item.start is not None or item.end is not None for item in items):
-        raise UsageError("Recordings are taken apart whole: leave start and end out of the table.")
+        raise UsageError(
+            "Recordings are separated as a whole: leave start and end out of the table."
+        )
     if any(item.frames is not None for item in items):
         raise UsageError("Data files of CAV-MAE hold no recordings: name videos.")
     if any(item.labels or item.speaker or item.masks for item in items):
@@ -58,33 +68,33 @@ def main(words: Sequence[str]) -> int:
 
 
 def bracketed(words: Sequence[str]) -> list[str]:
-    """Numbers of a box or a point may be written ``120,40,300,400``; the parser wants a list."""
-    found = list(words)
+    """Put brackets around the numbers of a box or a point, ``120,40,300,400``, for the parser."""
+    result = list(words)
     for number, word in enumerate(words):
         name, equals, value = word.partition("=")
         if name not in ("--target.box", "--target.point"):
             continue
         if equals and value[:1].isdigit():
-            found[number] = f"{name}=[{value}]"
+            result[number] = f"{name}=[{value}]"
         elif not equals and number + 1 < len(words) and words[number + 1][:1].isdigit():
-            found[number + 1] = f"[{words[number + 1]}]"
-    return found
+            result[number + 1] = f"[{words[number + 1]}]"
+    return result
 
 
 def recordings(videos: Sequence[str], out: Path) -> list[Input]:
-    """The recordings that the words of a command line name, without what we wrote ourselves.
+    """Recordings of the command line, without the results of earlier runs.
 
     Raises:
-        CavmaeError: there are none.
+        CavmaeError: there is no recording.
     """
     items, repeated = collect(videos)
     for item in repeated:
-        log.warning("%s is named more than once; it is taken apart once.", item.source)
-    # A search of the folder that `out` lies in meets masks and overlays of earlier runs.
+        log.warning("%s is named more than once; it is separated once.", item.source)
+    # A search of the parent folder of `out` finds masks and overlays of earlier runs.
     fresh = [item for item in items if not _is_ours(item.source, out)]
     if len(fresh) < len(items):
         log.info(
-            "%d videos in %s are results of earlier runs; they are passed over.",
+            "%d videos in %s are results of earlier runs; they are skipped.",
             len(items) - len(fresh), out,
         )  # fmt: skip
     if not fresh:
@@ -103,14 +113,14 @@ def _is_ours(source: str, out: Path) -> bool:
 
 
 class Folders:
-    """Chooses a result folder for each recording of a run.
+    """Assignment of a result folder to each recording of a run.
 
-    A recording keeps the folder that holds its result. A new one gets its own name; where that is
-    another recording's, or that of something else, a mark is added. Names that differ in case only
-    count as the same, as they are on some file systems.
+    A recording keeps the folder that holds its result. A new recording gets a folder of its own
+    name; if that is taken, a hash of its path is added. Names that differ in case only count as
+    equal, as on some file systems.
 
     Args:
-        out: folder of the result folders.
+        out: parent folder of the result folders.
     """
 
     def __init__(self, out: Path):
@@ -119,15 +129,15 @@ class Folders:
         self._taken: set[str] = set()
 
     def of(self, source: str) -> Path:
-        """The folder of a recording.
+        """Result folder of a recording.
 
         Raises:
-            CavmaeError: a folder of its name holds a damaged result, or something else.
+            CavmaeError: the folders of its names hold a damaged result, or other files.
         """
         names = folder_names(source, self._longest)
         for name in names:
             folder = self._out / name
-            if (folder / RESULT).exists() and is_of(Result.load(folder).record, source):
+            if (folder / RESULT).exists() and is_result_of(Result.load(folder).record, source):
                 return self._take(name)
         for name in names:
             if _key(name) not in self._taken and not os.path.lexists(self._out / name):
@@ -153,26 +163,28 @@ def separate_all(
     settings: SeparateSettings,
     target: Target,
 ) -> int:
-    """Takes recordings apart, one after the other, whatever happens to one of them.
+    """Separate recordings one after the other; the failure of one does not stop the others.
 
     Returns:
-        the exit code: 1 if any of them gave nothing.
+        exit code: 1 if any recording failed.
 
     Raises:
-        UsageError: of the only recording.
+        UsageError: the only recording failed with it.
     """
-    places = Folders(out)
-    there = 0
+    folders = Folders(out)
+    existing = 0
     failed: list[str] = []
     for number, item in enumerate(items):
         try:
-            folder = places.of(item.source)
+            folder = folders.of(item.source)
             if (folder / RESULT).exists():
-                _check_same(folder, item.source, separator.made_of(item.source, settings, target))
+                _check_same(
+                    folder, item.source, separator.provenance(item.source, settings, target)
+                )
                 log.info("%s: %s is there already, of the same settings.", item.source, folder)
-                there += 1
+                existing += 1
             else:
-                _tell(item, separator.separate(item.source, folder, settings, target))
+                _log_result(item, separator.separate(item.source, folder, settings, target))
         except FullDiskError as error:
             failed.append(str(error))
             failed += [f"{other.source}: it was not begun." for other in items[number + 1 :]]
@@ -180,58 +192,60 @@ def separate_all(
         except (CavmaeError, OSError) as error:
             if isinstance(error, UsageError) and len(items) == 1:
                 raise
-            failed.append(_named(item, error))
-        except Exception as error:  # of ours: the others have a right to their results all the same
-            failed.append(_named(item, f"{type(error).__name__}: {error}"))
-            log.exception("cavmae: %s: an error of the program; please report it.", item.source)
+            failed.append(_prefixed(item, error))
+        except Exception as error:  # a bug: the other recordings still get their results
+            failed.append(_prefixed(item, f"{type(error).__name__}: {error}"))
+            log.exception(
+                "cavmae: %s: this is an error of the program; please report it.", item.source
+            )
         else:
             continue
-        if number + 1 < len(items):  # the last one's follows at once
+        if number + 1 < len(items):  # the summary reports the last one
             log.error("cavmae: %s", failed[-1])
-    return _summary(len(items), there, failed)
+    return _summary(len(items), existing, failed)
 
 
-def _summary(videos: int, there: int, failed: Sequence[str]) -> int:
+def _summary(videos: int, existing: int, failed: Sequence[str]) -> int:
     if videos > 1:
-        fresh = videos - there - len(failed)
-        log.info("%d of %d videos taken apart, %d there already.", fresh, videos, there)
+        fresh = videos - existing - len(failed)
+        log.info("%d of %d videos separated, %d there already.", fresh, videos, existing)
         if failed:
-            log.error("cavmae: %d of %d videos gave nothing:", len(failed), videos)
+            log.error("cavmae: %d of %d videos failed:", len(failed), videos)
     for line in failed:
         log.error("cavmae: %s", line)
     return 1 if failed else 0
 
 
-def _named(item: Input, error: object) -> str:
-    said = str(error)
-    return said if said.startswith(item.source) else f"{item.source}: {said}"
+def _prefixed(item: Input, error: object) -> str:
+    message = str(error)
+    return message if message.startswith(item.source) else f"{item.source}: {message}"
 
 
 def _check_same(folder: Path, source: str, wanted: Mapping[str, Any]) -> None:
-    """Compares a finished folder with what would be made now.
+    """Compare the inputs of a finished result with those of this run.
 
     Raises:
-        UsageError: the recording, the model or settings were others.
+        UsageError: the recording, the model or the settings differ.
         CavmaeError: a file of the result is missing.
     """
     result = Result.load(folder)
     record = result.record
-    other = list(_differences(record, wanted))
-    if other:
+    differences = list(_differences(record, wanted))
+    if differences:
         raise UsageError(
-            f"{source}: {folder} was made with {', '.join(other)}: name another --out, or remove "
-            "it."
+            f"{source}: {folder} was made with {', '.join(differences)}: name another --out, or "
+            "remove it."
         )
     files = [result.residual, *(p.voice for p in result.people), *(p.mask for p in result.people)]
-    lost = [path.name for path in (*files, result.overlay) if path and not path.is_file()]
-    if lost:
+    missing = [path.name for path in (*files, result.overlay) if path and not path.is_file()]
+    if missing:
         raise CavmaeError(
-            f"{source}: {folder} lacks {', '.join(lost)}: remove it to have it made again."
+            f"{source}: {folder} lacks {', '.join(missing)}: remove it to have it made again."
         )
 
 
 def _differences(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterable[str]:
-    """Phrases about what a result was made with and would not be now."""
+    """Yield a phrase for each input of a result that differs from this run."""
     if wanted["source_bytes"] not in (None, record.get("source_bytes")):
         yield "another content of the recording"
     if record.get("weights") != wanted["weights"]:
@@ -247,16 +261,16 @@ def _differences(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterab
 
 
 def _written(value: object) -> str:
-    """As an option is written."""
+    """Value as it is written on the command line."""
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def _tell(item: Input, result: Result) -> None:
+def _log_result(item: Input, result: Result) -> None:
     people = ", ".join(
         f"{p.number} ({p.record['state']}, {p.record['level_db']} dB)" for p in result.people
     )
     log.info(
-        "%s: %s, in %s.", item.source, f"people {people}" if people else "nobody", result.folder
+        "%s: %s, in %s.", item.source, f"people {people}" if people else "no people", result.folder
     )
 
 

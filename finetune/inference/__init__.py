@@ -1,4 +1,4 @@
-"""Separation of recordings of any length: the public :class:`Separator` and what it is made of."""
+"""Separation of recordings of any length; the public entry point is :class:`Separator`."""
 
 from cavmae.finetune.inference.separator import Result, Separator
 from cavmae.finetune.inference.settings import SeparateSettings

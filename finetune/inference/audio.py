@@ -1,4 +1,4 @@
-"""Voices as files: one global gain, WAV files of any rate, and when somebody speaks."""
+"""Audio files of voices: WAV output at any rate, loudness, and detection of speech spans."""
 
 import dataclasses
 import io
@@ -13,21 +13,21 @@ from cavmae.datasets.media.playback import RATE, SAMPLES
 from cavmae.datasets.media.writing import Wave
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 
-BLOCK = 10 * SAMPLE_RATE  # samples that are worked on at a time
+BLOCK = 10 * SAMPLE_RATE  # samples processed at a time
 MARGIN = 0.16  # s around a block while it is resampled; whole samples at all usual rates
 CEILING = 0.99  # of the largest sample
-LOUD_DB = -30.0  # of a frame in which somebody speaks, relative to their loud ones
-HEARD_DB = -40.0  # relative to the loud frames of the whole
-QUIETEST_DB = -70.0  # of full scale: what is fainter is silence
-PAUSE = 0.3  # s that do not end a stretch of speech
-SHORTEST = 0.12  # s of a stretch of speech
+LOUD_DB = -30.0  # of a frame with speech, relative to the loud frames of the voice
+AUDIBLE_DB = -40.0  # relative to the loud frames of the mixture
+QUIETEST_DB = -70.0  # of full scale: fainter frames are silence
+PAUSE = 0.3  # s, longest gap within a span of speech
+SHORTEST = 0.12  # s, shortest span of speech
 
 Span = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class RawWave:
-    """float32 samples in a file, read part by part; silent beyond the file's end."""
+    """float32 samples in a file, read in slices; silent beyond the end of the file."""
 
     path: Path
     samples: int
@@ -37,27 +37,27 @@ class RawWave:
 
     def __getitem__(self, part: slice) -> np.ndarray:
         first, last, _ = part.indices(self.samples)
-        found = np.zeros(max(0, last - first), dtype=np.float32)
+        samples = np.zeros(max(0, last - first), dtype=np.float32)
         with self.path.open("rb") as file:
             file.seek(first * 4)
-            told = np.frombuffer(file.read(found.nbytes), np.float32)
-        found[: len(told)] = told
-        return found
+            stored = np.frombuffer(file.read(samples.nbytes), np.float32)
+        samples[: len(stored)] = stored
+        return samples
 
 
 def blocks(samples: int) -> Iterator[slice]:
-    """Parts of a long wave."""
+    """Yield slices of at most :data:`BLOCK` samples that cover a wave."""
     for first in range(0, samples, BLOCK):
         yield slice(first, min(first + BLOCK, samples))
 
 
 def peak_of(wave: Wave) -> float:
-    """The largest sample."""
+    """The largest absolute sample of a wave; 0 for an empty one."""
     return max((float(np.abs(wave[part]).max()) for part in blocks(len(wave))), default=0.0)
 
 
-class _Kept(io.RawIOBase):
-    """A file for libsndfile, which says nothing of why a write failed: the error is kept."""
+class _ErrorKeepingFile(io.RawIOBase):
+    """File object for libsndfile that keeps write errors, since libsndfile hides their cause."""
 
     def __init__(self, path: Path):
         self._file = path.open("wb", buffering=0)
@@ -84,91 +84,92 @@ class _Kept(io.RawIOBase):
 
 
 def write_wav(path: Path, wave: Wave, gain: float, rate: int) -> None:
-    """A 16-bit mono WAV file of exactly a wave's length.
+    """Write a 16-bit mono WAV file of exactly the length of a wave.
 
     Args:
         wave: float32 [samples] at 16 kHz.
-        rate: of the file, in Hz.
+        gain: factor that all samples are multiplied by.
+        rate: sample rate of the file in Hz.
 
     Raises:
         OSError: the file cannot be written.
     """
-    form = "RF64" if len(wave) / SAMPLE_RATE * rate * 2 > 4e9 else "WAV"
-    with _Kept(path) as kept:
+    container = "RF64" if len(wave) / SAMPLE_RATE * rate * 2 > 4e9 else "WAV"
+    with _ErrorKeepingFile(path) as raw:
         try:
             with soundfile.SoundFile(
-                kept, "w", samplerate=rate, channels=1, subtype="PCM_16", format=form
+                raw, "w", samplerate=rate, channels=1, subtype="PCM_16", format=container
             ) as file:
                 for part in blocks(len(wave)):
                     file.write(_pcm(wave, part, gain, rate))
         except (soundfile.SoundFileError, AssertionError):
-            if kept.error is None:
+            if raw.error is None:
                 raise
-        if kept.error is not None:
-            raise kept.error
+        if raw.error is not None:
+            raise raw.error
 
 
 def _pcm(wave: Wave, part: slice, gain: float, rate: int) -> np.ndarray:
-    """int16 [samples], a part of a wave at a file's rate."""
+    """int16 [samples], a slice of a wave at the sample rate of the file."""
     margin = round(MARGIN * SAMPLE_RATE)
     first, last = max(0, part.start - margin), min(len(wave), part.stop + margin)
-    made = wave[first:last] * np.float32(gain)
+    samples = wave[first:last] * np.float32(gain)
     if rate != SAMPLE_RATE:
-        made = resample(made, SAMPLE_RATE, rate)
+        samples = resample(samples, SAMPLE_RATE, rate)
         begin = round((part.start - first) * rate / SAMPLE_RATE)
         until = round(part.stop * rate / SAMPLE_RATE) - round(part.start * rate / SAMPLE_RATE)
-        made = made[begin : begin + until]
-        made = np.pad(made, (0, until - len(made)))
+        samples = samples[begin : begin + until]
+        samples = np.pad(samples, (0, until - len(samples)))
     else:
-        made = made[part.start - first : part.stop - first]
-    return np.clip(np.rint(made * 32768), -32768, 32767).astype(np.int16)
+        samples = samples[part.start - first : part.stop - first]
+    return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
 
 
 def loudness(wave: Wave) -> np.ndarray:
-    """float32 [frames], RMS of each frame of 40 ms in dB of full scale."""
-    found = []
+    """RMS level of each frame of 40 ms in dB of full scale: float32 [frames]."""
+    levels = []
     for part in blocks(len(wave)):
         block = wave[part]
         power = np.square(np.pad(block, (0, -len(block) % SAMPLES))).reshape(-1, SAMPLES).mean(1)
-        found.append(10 * np.log10(power + 1e-12))
-    return np.concatenate(found).astype(np.float32)
+        levels.append(10 * np.log10(power + 1e-12))
+    return np.concatenate(levels).astype(np.float32)
 
 
-def speech_spans(voice: np.ndarray, whole: np.ndarray, likely: np.ndarray) -> list[Span]:
-    """When somebody speaks, in seconds.
+def speech_spans(voice: np.ndarray, mixture: np.ndarray, activity_prob: np.ndarray) -> list[Span]:
+    """Speech spans of a voice, in seconds.
 
     Args:
-        voice: float32 [frames], :func:`loudness` of what they say.
-        whole: likewise, of the mixture.
-        likely: float32 [frames], probability that they are heard.
+        voice: float32 [frames], :func:`loudness` of the voice.
+        mixture: float32 [frames], :func:`loudness` of the mixture.
+        activity_prob: float32 [frames], probability that the voice is active.
     """
-    likely = likely > 0.5
+    likely = activity_prob > 0.5
     if not likely.any():
         return []
-    # Their loud frames are among those in which they are likely to speak, be they ever so few.
-    loud = float(np.percentile(voice[likely], 95)) + LOUD_DB
-    least = max(loud, float(np.percentile(whole, 95)) + HEARD_DB, QUIETEST_DB)
-    return spans_of((voice > least) & likely)
+    # A rare voice is loud in few frames, so the percentile is over its likely frames alone.
+    loud_level = float(np.percentile(voice[likely], 95)) + LOUD_DB
+    threshold = max(loud_level, float(np.percentile(mixture, 95)) + AUDIBLE_DB, QUIETEST_DB)
+    return spans_of((voice > threshold) & likely)
 
 
 def spans_of(active: np.ndarray) -> list[Span]:
-    """Stretches of frames that are true, in seconds; short gaps are closed, blips left out."""
+    """Spans of true frames, in seconds; short gaps are closed, short spans dropped."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], active.astype(np.int8), [0]])))
-    joined: list[list[int]] = []
+    merged: list[list[int]] = []
     for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        if joined and first - joined[-1][1] <= PAUSE * RATE:
-            joined[-1][1] = last
+        if merged and first - merged[-1][1] <= PAUSE * RATE:
+            merged[-1][1] = last
         else:
-            joined.append([first, last])
-    return [(a / RATE, b / RATE) for a, b in joined if b - a >= SHORTEST * RATE]
+            merged.append([first, last])
+    return [(a / RATE, b / RATE) for a, b in merged if b - a >= SHORTEST * RATE]
 
 
-def rest_of(mixture: Wave, voices: Sequence[Wave], path: Path) -> RawWave:
-    """What voices leave of a mixture, written to a file of raw numbers."""
+def write_residual(mixture: Wave, voices: Sequence[Wave], path: Path) -> RawWave:
+    """Write the residual, the mixture minus all voices, to a file of raw float32 samples."""
     with path.open("wb") as file:
         for part in blocks(len(mixture)):
-            rest = mixture[part].copy()
+            residual = mixture[part].copy()
             for voice in voices:
-                rest -= voice[part]
-            file.write(rest.tobytes())
+                residual -= voice[part]
+            file.write(residual.tobytes())
     return RawWave(path, len(mixture))

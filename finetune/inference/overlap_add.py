@@ -1,7 +1,7 @@
-"""Windows of a long recording, and how what was found in them is joined.
+"""Overlapping windows of a long recording, and the overlap-add of their predictions.
 
-Windows overlap by half or more. What lies under several is their weighted mean, with weights that
-rise and fall smoothly and add up to one everywhere: no clicks, and no part that is louder.
+Predictions of overlapping windows are averaged with weights that rise and fall smoothly and add up
+to one everywhere, so that the joints neither click nor change the level.
 """
 
 import bisect
@@ -9,19 +9,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-FLOOR = 1e-3  # of a weight, so that the first and the last sample have one
+FLOOR = 1e-3  # smallest weight; the first and the last sample need one above 0
 
 
 def window_starts(frames: int, length: int, hop: int) -> list[int]:
-    """First frames of windows that cover a recording; all of them lie within it.
+    """First frames of the windows that cover a recording.
 
     Args:
-        frames: of the recording; a shorter one than a window has a single window.
-        length: of a window.
-        hop: from a window to the next; the last one may begin sooner, to end where all ends.
+        frames: length of the recording; one shorter than a window has a single window.
+        length: frames of a window.
+        hop: frames from a window to the next; the last step may be shorter, so that the last
+            window ends with the recording.
 
     Raises:
-        ValueError: a hop that leaves something out.
+        ValueError: the hop is not from 1 to ``length``.
     """
     if not 0 < hop <= length:
         raise ValueError(f"hop {hop} is not from 1 to the {length} frames of a window.")
@@ -31,11 +32,11 @@ def window_starts(frames: int, length: int, hop: int) -> list[int]:
 
 
 class CrossfadeWeights:
-    """How much of each place of a window counts, beside the other windows that cover it.
+    """Crossfade weights of overlapping windows.
 
     Args:
-        starts: of windows, in order.
-        length: of a window, in the unit of the starts.
+        starts: first positions of the windows, in order.
+        length: size of a window, in the unit of the starts.
     """
 
     def __init__(self, starts: Sequence[int], length: int):
@@ -45,7 +46,7 @@ class CrossfadeWeights:
         self._shape = (rising + FLOOR).astype(np.float32)
 
     def of(self, number: int) -> np.ndarray:
-        """float32 [length], weights of a window; over all windows they add up to 1."""
+        """Weights of a window, float32 [length]; over all windows they add up to 1."""
         start = self.starts[number]
         total = np.zeros(self.length, dtype=np.float32)
         before = bisect.bisect_right(self.starts, start - self.length)
@@ -59,12 +60,12 @@ class CrossfadeWeights:
 
 
 class OverlapAdd:
-    """Adds up what windows say of waves, and gives what no later window will change.
+    """Streaming overlap-add of the waves of windows.
 
     Args:
         starts: first samples of windows, in order.
         length: samples of a window.
-        samples: of the whole recording; what windows say beyond it is dropped.
+        samples: length of the recording; samples of windows beyond it are dropped.
     """
 
     def __init__(self, starts: Sequence[int], length: int, samples: int):
@@ -72,35 +73,35 @@ class OverlapAdd:
         self._samples = samples
         self._number = 0
         self._pending: dict[int, np.ndarray] = {}
-        self._until: dict[int, int] = {}  # where what is known of somebody ends
+        self._until: dict[int, int] = {}  # end of each pending wave, in samples
 
     def add(self, waves: Mapping[int, np.ndarray]) -> tuple[int, dict[int, np.ndarray]]:
-        """The next window.
+        """Add the next window, and return the samples that no later window changes.
 
         Args:
-            waves: float32 [length] of whoever is in it, by name; others are silent in it.
+            waves: float32 [length] by key; keys that are missing are silent in this window.
 
         Returns:
-            the first sample of the finished part, and that part of everybody who is in a window
-            that covers it; others are silent in it.
+            the first sample of the finished part, and that part of each wave by key; keys that
+            are missing are silent in it.
         """
         weights, length = self._weights, self._weights.length
         start = weights.starts[self._number]
-        share = weights.of(self._number)
+        window_weights = weights.of(self._number)
         for name in [n for n, until in self._until.items() if until <= start]:
             del self._pending[name], self._until[name]
         for name, wave in waves.items():
             self._until[name] = start + length
             pending = self._pending.setdefault(name, np.zeros(length, dtype=np.float32))
-            pending += share * wave
+            pending += window_weights * wave
         self._number += 1
         last = self._number == len(weights.starts)
         until = self._samples if last else weights.starts[self._number]
         count = min(max(0, until - start), length)
-        done = {}
+        finished = {}
         for name, pending in self._pending.items():
-            done[name] = pending[:count].copy()
+            finished[name] = pending[:count].copy()
             self._pending[name] = np.concatenate(
                 [pending[count:], np.zeros(count, dtype=np.float32)]
             )
-        return start, done
+        return start, finished

@@ -1,4 +1,4 @@
-"""The second pass over a recording: mask videos, and the video with everybody outlined."""
+"""Second pass over a recording: mask videos, and the overlay video with outlined people."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -20,24 +20,24 @@ from cavmae.finetune.inference.audio import Span
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
 from cavmae.finetune.inference.predictor import Box
-from cavmae.finetune.inference.tracker import between
+from cavmae.finetune.inference.tracker import interpolate_masks
 
-# Okabe and Ito's colours, told apart by colour-blind eyes, too.
+# Palette of Okabe and Ito, safe for colour-blind viewers.
 PALETTE = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
     (204, 121, 167),
 )  # fmt: skip
-TINT = 0.3  # of a colour over a person who speaks
-KEPT = (np.arange(256) * (1 - TINT)).astype(np.uint8)  # of each value under a tint
+TINT = 0.3  # opacity of the color over a person who speaks
+TINTED_VALUES = (np.arange(256) * (1 - TINT)).astype(np.uint8)  # of each byte under a tint
 QUALITY = {"overlay": 23.0, "mask": 20.0}  # x264's CRF
-AT_ONCE = 25  # frames that are read together
+FRAMES_PER_READ = 25  # frames that are read together
 
 
 class Shown(NamedTuple):
-    """Somebody in a frame: where their mask lies, and its values there.
+    """Mask of a person in a region of a frame.
 
     Attributes:
-        rows, columns: of the picture.
+        rows, columns: region of the frame.
         mask: float32 [rows, columns], 0 to 1.
     """
 
@@ -47,40 +47,40 @@ class Shown(NamedTuple):
 
 
 class Masks:
-    """Somebody's mask at every frame: the weighted mean of what windows say.
+    """Masks of a person at every frame, as the weighted mean over windows.
 
     Args:
-        found: of the first pass.
-        sightings: of the person.
+        recording: result of the first pass.
+        sightings: the person in each window.
     """
 
-    def __init__(self, found: FirstPass, sightings: Sequence[Sighting]):
-        self._found = found
+    def __init__(self, recording: FirstPass, sightings: Sequence[Sighting]):
+        self._recording = recording
         self._sightings = {sighting.window: sighting for sighting in sightings}
-        self._weights = CrossfadeWeights(found.starts, found.length)
-        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # masks and weights of windows
+        self._weights = CrossfadeWeights(recording.starts, recording.length)
+        self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # masks and weights of windows
 
     def at(self, frame: int, size: tuple[int, int]) -> list[Shown]:
-        """What windows say of a frame, in a picture of a size; it adds up."""
-        starts, length = self._found.starts, self._found.length
+        """Weighted masks of a frame at a frame size, one for each window; they add up."""
+        starts, length = self._recording.starts, self._recording.length
         first = int(np.searchsorted(starts, frame - length, side="right"))
         last = int(np.searchsorted(starts, frame, side="right"))
         windows = [w for w in range(first, last) if w in self._sightings]
-        self._kept = {w: m for w, m in self._kept.items() if w >= first}
-        shown = []
+        self._cache = {w: m for w, m in self._cache.items() if w >= first}
+        parts = []
         for window in windows:
             sighting = self._sightings[window]
-            if window not in self._kept:
-                self._kept[window] = self._found.masks(sighting), self._weights.of(window)
-            masks, weights = self._kept[window]
-            place = frame - starts[window]
-            value = between(masks, np.array([place]), self._found.keys)[0]
-            shown.append(_placed(value * weights[place], sighting.box, size))
-        return shown
+            if window not in self._cache:
+                self._cache[window] = self._recording.masks(sighting), self._weights.of(window)
+            masks, weights = self._cache[window]
+            offset = frame - starts[window]
+            value = interpolate_masks(masks, np.array([offset]), self._recording.keys)[0]
+            parts.append(_place_mask(value * weights[offset], sighting.box, size))
+        return parts
 
 
-def _placed(mask: np.ndarray, box: Box, size: tuple[int, int]) -> Shown:
-    """A mask of a box at a picture's size, cut to where there is anything."""
+def _place_mask(mask: np.ndarray, box: Box, size: tuple[int, int]) -> Shown:
+    """Resize the mask of a box to its region of a frame."""
     top, bottom = round(box[1] * size[0]), max(round(box[3] * size[0]), round(box[1] * size[0]) + 1)
     left, right = round(box[0] * size[1]), max(round(box[2] * size[1]), round(box[0] * size[1]) + 1)
     large = functional.interpolate(
@@ -90,17 +90,17 @@ def _placed(mask: np.ndarray, box: Box, size: tuple[int, int]) -> Shown:
     return Shown(rows, columns, large[: rows.stop - top, : columns.stop - left])
 
 
-def _whole(parts: Sequence[Shown], size: tuple[int, int]) -> np.ndarray:
-    """bool [height, width], what parts say together."""
-    found = np.zeros(size, dtype=np.float32)
+def _merge_masks(parts: Sequence[Shown], size: tuple[int, int]) -> np.ndarray:
+    """Binary mask of the sum of weighted masks: bool [height, width]."""
+    total = np.zeros(size, dtype=np.float32)
     for part in parts:
-        found[part.rows, part.columns] += part.mask
-    whole: np.ndarray = found > 0.5
+        total[part.rows, part.columns] += part.mask
+    whole: np.ndarray = total > 0.5
     return whole
 
 
 def display_geometry(info: Probe, height: int) -> Geometry:
-    """Frames of written videos: as shown, at most so high, sides even."""
+    """Geometry of written videos: display size, limited in height, with even sides."""
     scale = min(1.0, height / info.display[0])
     rows, columns = (max(2, round(side * scale / 2) * 2) for side in info.display)
     return cut_from(info, (rows, columns), (rows, columns))
@@ -108,131 +108,140 @@ def display_geometry(info: Probe, height: int) -> Geometry:
 
 def second_pass(
     info: Probe,
-    found: FirstPass,
+    recording: FirstPass,
     people: Mapping[int, Sequence[Sighting]],
     spans: Mapping[int, Sequence[Span]],
-    sound: Wave,
+    audio: Wave,
     overlay: Path | None,
     masks: Mapping[int, Path],
     height: int,
 ) -> None:
-    """Writes the videos, one after the other: however many people there are, one file is open.
+    """Write the videos one after the other, so that a single file is open.
 
     Args:
-        people: sightings of those who are shown, by number.
-        spans: when they speak.
-        sound: of the overlay.
-        overlay: file of the video with everybody outlined; None: it is not written.
-        masks: files of mask videos by number.
+        info: streams of the recording.
+        recording: result of the first pass.
+        people: sightings of each person, by number.
+        spans: speech spans in seconds, by number.
+        audio: audio of the overlay.
+        overlay: path of the overlay video; None: it is not written.
+        masks: paths of the mask videos, by number.
+        height: largest height of the videos in pixels.
     """
     geometry = display_geometry(info, height)
-    seconds = -(-found.frames // AT_ONCE)
+    seconds = -(-recording.frames // FRAMES_PER_READ)
     with Progress(seconds * (len(masks) + (overlay is not None)), "second of video") as progress:
         for number, path in masks.items():
-            _write_masks(path, Masks(found, people[number]), found.frames, geometry.size, progress)
+            _write_masks(
+                path, Masks(recording, people[number]), recording.frames, geometry.size, progress
+            )
         if overlay is not None:
-            with Playback(info, geometry) as playing:
+            with Playback(info, geometry) as playback:
                 _write_overlay(
-                    overlay, playing, geometry.size, found, people, spans, sound, progress
+                    overlay, playback, geometry.size, recording, people, spans, audio, progress
                 )
 
 
 def _write_masks(
     path: Path, masks: Masks, frames: int, size: tuple[int, int], progress: Progress
 ) -> None:
-    with VideoWriter(path, size[::-1], RATE, QUALITY["mask"], None) as film:
+    with VideoWriter(path, size[::-1], RATE, QUALITY["mask"], None) as writer:
         for frame in range(frames):
-            film.write(frame, _whole(masks.at(frame, size), size).astype(np.uint8) * 255)
-            if frame % AT_ONCE == 0:
+            writer.write(frame, _merge_masks(masks.at(frame, size), size).astype(np.uint8) * 255)
+            if frame % FRAMES_PER_READ == 0:
                 progress.done()
 
 
 def _write_overlay(
     path: Path,
-    playing: Playback,
+    playback: Playback,
     size: tuple[int, int],
-    found: FirstPass,
+    recording: FirstPass,
     people: Mapping[int, Sequence[Sighting]],
     spans: Mapping[int, Sequence[Span]],
-    sound: Wave,
+    audio: Wave,
     progress: Progress,
 ) -> None:
-    tracks = {number: Masks(found, sightings) for number, sightings in people.items()}
-    speaks = {number: _frames_of(spans[number], found.frames) for number in people}
-    with VideoWriter(path, size[::-1], RATE, QUALITY["overlay"], sound) as film:
-        for start in range(0, found.frames, AT_ONCE):
-            pictures = playing.pictures(start, min(AT_ONCE, found.frames - start))
-            for frame, picture in enumerate(pictures, start):
-                # Of those who are not in this frame nothing is made: there may be hundreds.
+    tracks = {number: Masks(recording, sightings) for number, sightings in people.items()}
+    speaking = {number: _frames_of(spans[number], recording.frames) for number in people}
+    with VideoWriter(path, size[::-1], RATE, QUALITY["overlay"], audio) as writer:
+        for start in range(0, recording.frames, FRAMES_PER_READ):
+            video = playback.pictures(start, min(FRAMES_PER_READ, recording.frames - start))
+            for frame, image in enumerate(video, start):
+                # People outside this frame are skipped: there may be hundreds.
                 parts = {number: track.at(frame, size) for number, track in tracks.items()}
-                shown = {number: _whole(some, size) for number, some in parts.items() if some}
-                for number, mask in shown.items():
-                    _outline(picture, mask, number, bool(speaks[number][frame]))
-                for number, mask in shown.items():
-                    _number(picture, mask, _label(number, size))
-                film.write(frame, picture)
+                merged = {
+                    number: _merge_masks(person_parts, size)
+                    for number, person_parts in parts.items()
+                    if person_parts
+                }
+                for number, mask in merged.items():
+                    _draw_outline(image, mask, number, bool(speaking[number][frame]))
+                for number, mask in merged.items():
+                    _draw_label(image, mask, _label(number, size))
+                writer.write(frame, image)
             progress.done()
 
 
 def _frames_of(spans: Sequence[Span], frames: int) -> np.ndarray:
-    found = np.zeros(frames, dtype=bool)
+    active = np.zeros(frames, dtype=bool)
     for first, last in spans:
-        found[round(first * RATE) : round(last * RATE)] = True
-    return found
+        active[round(first * RATE) : round(last * RATE)] = True
+    return active
 
 
-def colour_of(number: int) -> tuple[int, int, int]:
-    """Of a person's outline; there are seven, then they come again."""
+def color_of(number: int) -> tuple[int, int, int]:
+    """Color of the outline of a person; seven colors repeat."""
     return PALETTE[(number - 1) % len(PALETTE)]
 
 
-def _outline(picture: np.ndarray, mask: np.ndarray, number: int, speaks: bool) -> None:
-    """Draws a person's edge, thick and with a tint while they speak."""
+def _draw_outline(image: np.ndarray, mask: np.ndarray, number: int, is_speaking: bool) -> None:
+    """Draw the outline of a person, thick and with a tint while they speak."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
         return
-    wide = max(1, round(min(picture.shape[:2]) / (120 if speaks else 240)))
+    line_width = max(1, round(min(image.shape[:2]) / (120 if is_speaking else 240)))
     part = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     inside = mask[part]
-    # What is left when the mask shrinks by the width of the line is not edge.
-    out = np.pad(~inside, wide, constant_values=True)[None]
-    edge = inside & widened(out, wide)[0, wide:-wide, wide:-wide]
-    colour = np.array(colour_of(number), dtype=np.uint8)
-    here = picture[part]
-    if speaks:
-        tinted = KEPT[here] + (colour * TINT).astype(np.uint8)
-        np.copyto(here, tinted, where=inside[..., None])
-    np.copyto(here, colour, where=edge[..., None])
+    # The edge is the mask without its erosion by the width of the line.
+    outside = np.pad(~inside, line_width, constant_values=True)[None]
+    edge = inside & widened(outside, line_width)[0, line_width:-line_width, line_width:-line_width]
+    color = np.array(color_of(number), dtype=np.uint8)
+    region = image[part]
+    if is_speaking:
+        tinted = TINTED_VALUES[region] + (color * TINT).astype(np.uint8)
+        np.copyto(region, tinted, where=inside[..., None])
+    np.copyto(region, color, where=edge[..., None])
 
 
 @functools.lru_cache(maxsize=64)
 def _label(number: int, size: tuple[int, int]) -> np.ndarray:
-    """A disc with a person's number: uint8 [h, w, 4]."""
+    """Disc with the number of a person: uint8 [h, w, 4]."""
     side = max(18, round(min(size) / 12))
     image = Image.new("RGBA", (side, side))
     pen = ImageDraw.Draw(image)
-    colour = colour_of(number)
-    pen.ellipse((0, 0, side - 1, side - 1), fill=(*colour, 255), outline=(0, 0, 0, 255))
-    dark = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] < 110
+    color = color_of(number)
+    pen.ellipse((0, 0, side - 1, side - 1), fill=(*color, 255), outline=(0, 0, 0, 255))
+    dark = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] < 110
     font = ImageFont.load_default(size=side * 0.62)
     ink = (255, 255, 255, 255) if dark else (0, 0, 0, 255)
     pen.text((side / 2, side / 2), str(number), fill=ink, font=font, anchor="mm")
     return np.asarray(image)
 
 
-def _number(picture: np.ndarray, mask: np.ndarray, label: np.ndarray) -> None:
-    """Puts a label at the top of a mask."""
-    # Rows of some width: a speck above a head is not its top.
+def _draw_label(image: np.ndarray, mask: np.ndarray, label: np.ndarray) -> None:
+    """Draw a label at the top of a mask."""
+    # Narrow rows are skipped: a speck above a head is not its top.
     width = mask.sum(1)
     rows = np.flatnonzero(width > 0.2 * width.max())
     if not width.any():
         return
     columns = np.flatnonzero(mask[rows[0] : rows[0] + max(1, len(rows) // 10)].any(0))
     side = label.shape[0]
-    top = min(max(0, int(rows[0]) - side // 2), picture.shape[0] - side)
-    left = min(max(0, int(columns.mean()) - side // 2), picture.shape[1] - side)
+    top = min(max(0, int(rows[0]) - side // 2), image.shape[0] - side)
+    left = min(max(0, int(columns.mean()) - side // 2), image.shape[1] - side)
     if top < 0 or left < 0:
-        return  # a picture smaller than a label
-    here = picture[top : top + side, left : left + side]
+        return  # the frame is smaller than the label
+    region = image[top : top + side, left : left + side]
     opaque = label[..., 3:] > 127
-    here[:] = np.where(opaque, label[..., :3], here)
+    region[:] = np.where(opaque, label[..., :3], region)

@@ -1,4 +1,4 @@
-"""The people of one window: what the model says, in the coordinates of the recording's picture."""
+"""Prediction of the people of one window, in the coordinates of the frames of the recording."""
 
 import dataclasses
 from typing import NamedTuple
@@ -17,22 +17,22 @@ from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.finetune.speaker.voice_matching import distances
 
-MASK_STRIDE = 4  # pixels of the model's picture in a pixel of its masks
-COLOURS = 4  # steps of red, green and blue in what somebody looks like
+MASK_STRIDE = 4  # input pixels of the model for a pixel of its masks
+COLOR_STEPS = 4  # bins of red, green and blue in a color histogram
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of a picture
+Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of a frame
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cue:
-    """Who is meant.
+    """Cue for the target person.
 
     Attributes:
         kind: ``box``, ``point``, ``mask`` or ``voice``.
-        time: seconds; when the picture is that a box, point or mask lies in.
-        box: shares of the picture; a point is a box without size, a mask has the box around it.
-        mask: bool [h, w], of the whole picture, for masks.
+        time: time of the frame of a box, point or mask, in seconds.
+        box: fractions of the frame; a point is a box without size, a mask has its bounding box.
+        mask: bool [h, w], of the whole frame, for masks.
         voice: float32 [samples] at 16 kHz, for voices.
     """
 
@@ -44,16 +44,17 @@ class Cue:
 
 
 class DetectedPerson(NamedTuple):
-    """Somebody in a window.
+    """A person in a window.
 
     Attributes:
-        slot: of the model; of several that are one person the first: the surest, or a cue's.
-        there: its probability that this is somebody.
-        heard: float32 [T], probability that they are heard, every 40 ms.
-        box: part of the picture that the masks are of.
-        masks: uint8 [F, h, w], 0 to 255, of key frames.
+        slot: index of the slot; of merged slots the one with the highest presence probability, or
+            that of a cue.
+        presence_prob: probability that the slot holds a person.
+        activity_prob: float32 [T], probability that the voice is active, every 40 ms.
+        box: region of the frame that the masks cover.
+        masks: uint8 [F, h, w], 0 to 255, of the key frames.
         voice: float32 [samples].
-        colours: float32 [64], of what is under the mask; they add up to 1.
+        colors: float32 [64], color histogram under the masks; it adds up to 1.
     """
 
     slot: int
@@ -67,12 +68,12 @@ class DetectedPerson(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How a part of a picture lies in the model's: as large as it can be, with black beside it.
+    """Letterbox of a region of the frame in the input of the model.
 
     Attributes:
-        part: top, left, height and width in pixels of the picture.
-        inner: likewise, in shares of the model's picture.
-        size: (height, width) of the model's picture in units of masks.
+        part: top, left, height and width of the region in pixels of the frame.
+        inner: top, left, height and width of the region in mask pixels of the input.
+        size: (height, width) of the input in mask pixels.
     """
 
     part: tuple[int, int, int, int]
@@ -80,28 +81,30 @@ class Fit:
     size: tuple[int, int]
 
     @classmethod
-    def of(cls, box: Box, picture: tuple[int, int], model: tuple[int, int]) -> "Fit":
-        """Where a box of a picture goes.
+    def of(cls, box: Box, frame_size: tuple[int, int], model_size: tuple[int, int]) -> "Fit":
+        """Letterbox of a box of the frame.
 
         Args:
-            picture, model: (height, width) in pixels.
+            box: region of the frame.
+            frame_size: (height, width) of the frame in pixels.
+            model_size: (height, width) of the input of the model in pixels.
         """
-        left, right = round(box[0] * picture[1]), round(box[2] * picture[1])
-        top, bottom = round(box[1] * picture[0]), round(box[3] * picture[0])
+        left, right = round(box[0] * frame_size[1]), round(box[2] * frame_size[1])
+        top, bottom = round(box[1] * frame_size[0]), round(box[3] * frame_size[0])
         height, width = max(1, bottom - top), max(1, right - left)
-        size = model[0] // MASK_STRIDE, model[1] // MASK_STRIDE
+        size = model_size[0] // MASK_STRIDE, model_size[1] // MASK_STRIDE
         scale = min(size[0] / height, size[1] / width)
         inner = max(1, round(height * scale)), max(1, round(width * scale))
         place = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
         return cls((top, left, height, width), (*place, *inner), size)
 
-    def cut(self, frames: Tensor) -> Tensor:
-        """The part of frames [N, C, h, w]."""
+    def crop(self, frames: Tensor) -> Tensor:
+        """Crop frames [N, C, h, w] to the region."""
         top, left, height, width = self.part
         return frames[:, :, top : top + height, left : left + width]
 
-    def shown(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
-        """Frames uint8 [N, C, h, w] as the model sees them: uint8 [N, C, *size]."""
+    def resize(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
+        """Letterbox frames uint8 [N, C, h, w] to uint8 [N, C, *size]; the bars are black."""
         first, last, across, beyond = (
             round(v * size[axis] / self.size[axis])
             for v, axis in (
@@ -109,44 +112,44 @@ class Fit:
                 (self.inner[1], 1), (self.inner[1] + self.inner[3], 1),
             )
         )  # fmt: skip
-        found = torch.zeros(*frames.shape[:2], *size, dtype=torch.uint8)
-        found[:, :, first:last, across:beyond] = functional.interpolate(
-            self.cut(frames), (last - first, beyond - across), mode="bilinear", antialias=True
+        resized = torch.zeros(*frames.shape[:2], *size, dtype=torch.uint8)
+        resized[:, :, first:last, across:beyond] = functional.interpolate(
+            self.crop(frames), (last - first, beyond - across), mode="bilinear", antialias=True
         )
-        return found
+        return resized
 
-    def masks(self, masks: Tensor) -> Tensor:
-        """Of masks [..., *size] that of the part of the picture."""
+    def crop_masks(self, masks: Tensor) -> Tensor:
+        """Crop masks [..., *size] of the input to the region."""
         top, left, height, width = self.inner
         return masks[..., top : top + height, left : left + width]
 
-    def votes(self, votes: Tensor) -> Tensor:
-        """Votes [2, F, *size] across and down, of the model's picture, as shares of the part."""
+    def map_votes(self, votes: Tensor) -> Tensor:
+        """Map votes [2, F, *size] (x, y) from fractions of the input to those of the region."""
         top, left, height, width = self.inner
-        across = (self.masks(votes[0]) * self.size[1] - left) / width
-        down = (self.masks(votes[1]) * self.size[0] - top) / height
+        across = (self.crop_masks(votes[0]) * self.size[1] - left) / width
+        down = (self.crop_masks(votes[1]) * self.size[0] - top) / height
         return torch.stack([across, down])
 
-    def box(self, box: Box, picture: tuple[int, int]) -> Box:
-        """A box of the picture in shares of the model's picture, cut to what is seen of it."""
+    def map_box(self, box: Box, frame_size: tuple[int, int]) -> Box:
+        """Map a box of the frame to fractions of the input, clipped to the region."""
         top, left, height, width = self.part
-        found = []
+        edges = []
         for value, side, begin, extent, axis in (
-            (box[0], picture[1], left, width, 1), (box[1], picture[0], top, height, 0),
-            (box[2], picture[1], left, width, 1), (box[3], picture[0], top, height, 0),
+            (box[0], frame_size[1], left, width, 1), (box[1], frame_size[0], top, height, 0),
+            (box[2], frame_size[1], left, width, 1), (box[3], frame_size[0], top, height, 0),
         ):  # fmt: skip
-            share = min(1.0, max(0.0, (value * side - begin) / extent))
+            fraction = min(1.0, max(0.0, (value * side - begin) / extent))
             place, inner = self.inner[axis], self.inner[2 + axis]
-            found.append((place + share * inner) / self.size[axis])
-        return found[0], found[1], found[2], found[3]
+            edges.append((place + fraction * inner) / self.size[axis])
+        return edges[0], edges[1], edges[2], edges[3]
 
 
 class WindowPredictor:
-    """A model that looks at windows.
+    """Speaker model for single windows.
 
     Args:
         model: already on its device.
-        statistics: that its fbanks are normalised by.
+        statistics: mean and standard deviation for the normalization of fbanks.
         precision: ``fp32``, ``bf16`` or ``fp16``.
     """
 
@@ -169,75 +172,77 @@ class WindowPredictor:
         cue: Cue | None = None,
         key: int = 0,
     ) -> list[DetectedPerson]:
-        """Who is in a window, the surest first; voices at the level of the mixture.
+        """Predict the people of a window, by descending presence probability.
+
+        Voices have the level of the mixture.
 
         Args:
             frames: uint8 [T, h, w, 3].
             mixture: float32 [S].
-            box: part of the picture that is looked at.
-            cue: whom slot 0 is to be.
-            key: key frame that a cue's box, point or mask lies in.
+            box: region of the frames that the model sees.
+            cue: cue for the person of slot 0.
+            key: index of the key frame of a box, point or mask.
 
         Raises:
             NonFiniteError: the model gives NaN or Inf.
         """
-        picture = frames.shape[1], frames.shape[2]
-        fit = Fit.of(box, picture, self._image)
-        pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        colour = fit.shown(pictures[self.keys], self._image)
-        # Small first, then grey: floats of the whole picture would take gigabytes.
-        small = fit.shown(pictures, self.shape.motion_size).float()
-        motion = (small * torch.tensor(GREY)[:, None, None]).sum(1).round_().byte()
+        frame_size = frames.shape[1], frames.shape[2]
+        fit = Fit.of(box, frame_size, self._image)
+        video_nchw = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        key_frames = fit.resize(video_nchw[self.keys], self._image)
+        # Resized before conversion to grey: floats of whole frames would take gigabytes.
+        resized = fit.resize(video_nchw, self.shape.motion_size).float()
+        motion = (resized * torch.tensor(GREY)[:, None, None]).sum(1).round_().byte()
         wave = torch.from_numpy(mixture)[None].to(self.device)
         inputs = Inputs(
             mixture=wave,
             fbank=self.task.fbank(wave),
-            frames=colour.permute(0, 2, 3, 1)[None].to(self.device),
+            frames=key_frames.permute(0, 2, 3, 1)[None].to(self.device),
             motion=motion[None].to(self.device),
-            cues=self._cues(cue, key, fit, picture),
+            cues=self._cues(cue, key, fit, frame_size),
             hint=torch.zeros(1, dtype=torch.int64, device=self.device),
         )
         with torch.autocast(self.device.type, self._type, enabled=self._type is not None):
-            looked, voices = self.task.predict(inputs)
-        states = voices.states[0, :-1].float().softmax(-1).cpu()
-        masks = fit.masks(looked.masks[-1][0].float().sigmoid()).cpu()
-        waves = voices.waves(len(mixture))[0].float().cpu().numpy()
-        seen = functional.interpolate(
-            fit.cut(pictures[self.keys]), masks.shape[-2:], mode="bilinear", antialias=True
+            slot_predictions, voice_predictions = self.task.predict(inputs)
+        states = voice_predictions.states[0, :-1].float().softmax(-1).cpu()
+        masks = fit.crop_masks(slot_predictions.masks[-1][0].float().sigmoid()).cpu()
+        waves = voice_predictions.waves(len(mixture))[0].float().cpu().numpy()
+        key_colors = functional.interpolate(
+            fit.crop(video_nchw[self.keys]), masks.shape[-2:], mode="bilinear", antialias=True
         )
-        when = voices.activity_logits[0].float().sigmoid().cpu()
-        votes = fit.votes(looked.votes[0].float()).cpu()
-        there = 1 - states[:, NONE] - states[:, OFF_SCREEN]
-        found = []
-        for slots in merge_slots(masks, votes, there, cue is not None):
-            shown = without_specks(masks[slots].amax(0), votes)
-            found.append(
+        activity_prob = voice_predictions.activity_logits[0].float().sigmoid().cpu()
+        votes = fit.map_votes(slot_predictions.votes[0].float()).cpu()
+        presence_prob = 1 - states[:, NONE] - states[:, OFF_SCREEN]
+        people = []
+        for slots in merge_slots(masks, votes, presence_prob, cue is not None):
+            person_masks = without_specks(masks[slots].amax(0), votes)
+            people.append(
                 DetectedPerson(
                     slot=slots[0],
-                    presence_prob=float(there[slots[0]]),
-                    activity_prob=when[slots[0]].numpy(),
+                    presence_prob=float(presence_prob[slots[0]]),
+                    activity_prob=activity_prob[slots[0]].numpy(),
                     box=box,
-                    masks=(shown * 255).round().byte().numpy(),
-                    # Voices add up to the mixture, so what slots share of one person's does, too.
+                    masks=(person_masks * 255).round().byte().numpy(),
+                    # Voices add up to the mixture, so the voices of merged slots are summed.
                     voice=waves[slots].sum(0),
-                    colors=_colours(seen, shown),
+                    colors=_color_histogram(key_colors, person_masks),
                 )
             )
-        return found
+        return people
 
     @torch.no_grad()
     def voice_distance(self, voice: np.ndarray, reference: np.ndarray) -> float:
-        """How unlike a voice float32 [S] is to a reference recording float32 [S] of somebody."""
+        """Distance between a voice and a reference recording, both float32 [S]."""
         both = torch.from_numpy(np.stack([voice, reference])).to(self.device)
-        found, told = self.task.fbank(both)
-        return float(distances(found[None, None], told[None]))
+        voice_fbank, reference_fbank = self.task.fbank(both)
+        return float(distances(voice_fbank[None, None], reference_fbank[None]))
 
     @property
     def _image(self) -> tuple[int, int]:
         height, width = self.shape.encoder.image_size
         return height, width
 
-    def _cues(self, cue: Cue | None, key: int, fit: Fit, picture: tuple[int, int]) -> Cues:
+    def _cues(self, cue: Cue | None, key: int, fit: Fit, frame_size: tuple[int, int]) -> Cues:
         grid = self.shape.encoder.image_grid
         bins, steps = self.shape.encoder.audio_size
         cues = no_cues(1, grid, (steps, bins), self.device)
@@ -248,25 +253,25 @@ class WindowPredictor:
             assert cue.voice is not None
             wave = torch.from_numpy(cue.voice)[None].to(self.device)
             return cues._replace(kind=kind, voice=self.task.fbank(wave))
-        box = torch.tensor([fit.box(cue.box, picture)], device=self.device)
+        box = torch.tensor([fit.map_box(cue.box, frame_size)], device=self.device)
         region = region_of(box, grid)
         if cue.mask is not None:
-            told = torch.from_numpy(cue.mask.astype(np.uint8) * 255)[None, None]
-            told = functional.interpolate(told, picture, mode="nearest")
-            seen = fit.shown(told, self._image).float().to(self.device) / 255
-            region = functional.adaptive_avg_pool2d(seen, grid)[:, 0]
+            mask_nchw = torch.from_numpy(cue.mask.astype(np.uint8) * 255)[None, None]
+            mask_nchw = functional.interpolate(mask_nchw, frame_size, mode="nearest")
+            mask_nchw = fit.resize(mask_nchw, self._image).float().to(self.device) / 255
+            region = functional.adaptive_avg_pool2d(mask_nchw, grid)[:, 0]
         frame = torch.tensor([key], device=self.device)
         return cues._replace(kind=kind, frame=frame, box=box, region=region)
 
 
-def _colours(pictures: Tensor, masks: Tensor) -> np.ndarray:
-    """How much of what colour is under a mask: float32 [COLOURS ** 3].
+def _color_histogram(frames: Tensor, masks: Tensor) -> np.ndarray:
+    """Color histogram under a mask: float32 [COLOR_STEPS ** 3].
 
     Args:
-        pictures: uint8 [F, 3, h, w].
+        frames: uint8 [F, 3, h, w].
         masks: [F, h, w], 0 to 1.
     """
-    steps = (pictures.long() * COLOURS) // 256
-    place = (steps[:, 0] * COLOURS + steps[:, 1]) * COLOURS + steps[:, 2]
-    counts = torch.bincount(place.flatten(), masks.flatten(), COLOURS**3).float()
+    steps = (frames.long() * COLOR_STEPS) // 256
+    bins = (steps[:, 0] * COLOR_STEPS + steps[:, 1]) * COLOR_STEPS + steps[:, 2]
+    counts = torch.bincount(bins.flatten(), masks.flatten(), COLOR_STEPS**3).float()
     return (counts / counts.sum().clamp(min=1e-6)).numpy()

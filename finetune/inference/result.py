@@ -1,4 +1,4 @@
-"""What ``result.json`` says of the people of a recording: when, where, how loud."""
+"""Records of people for ``result.json``: visible spans, speech spans, boxes, levels."""
 
 from typing import Any
 
@@ -11,86 +11,89 @@ from cavmae.finetune.inference.overlap_add import CrossfadeWeights
 from cavmae.finetune.inference.predictor import Cue
 from cavmae.finetune.inference.settings import SeparateSettings
 
-EVERY = 25  # frames from box to box in the result
+BOX_INTERVAL = 25  # frames between boxes in the record
 
 
-def visible(found: FirstPass, sightings: list[Sighting]) -> np.ndarray:
-    """bool [frames], when somebody is to be seen: where windows, as they are weighed, say so."""
-    weights = CrossfadeWeights(found.starts, found.length)
-    total = np.zeros(found.frames + found.length, dtype=np.float32)
+def visible_frames(recording: FirstPass, sightings: list[Sighting]) -> np.ndarray:
+    """Visibility of a person by frame, bool [frames], from the weighted masks of all windows."""
+    weights = CrossfadeWeights(recording.starts, recording.length)
+    total = np.zeros(recording.frames + recording.length, dtype=np.float32)
     for sighting in sightings:
-        start = found.starts[sighting.window]
-        shown = (found.masks(sighting) > 127).any(axis=(1, 2)).astype(np.float32)
-        share = np.interp(np.arange(found.length), found.keys, shown)
-        total[start : start + found.length] += share * weights.of(sighting.window)
-    seen: np.ndarray = (total[: found.frames] > 0.5) & found.seen
-    return seen
+        start = recording.starts[sighting.window]
+        key_visible = (recording.masks(sighting) > 127).any(axis=(1, 2)).astype(np.float32)
+        window_visible = np.interp(np.arange(recording.length), recording.keys, key_visible)
+        total[start : start + recording.length] += window_visible * weights.of(sighting.window)
+    frames: np.ndarray = (total[: recording.frames] > 0.5) & recording.has_video
+    return frames
 
 
-def likely_heard(found: FirstPass, sightings: list[Sighting]) -> np.ndarray:
-    """How likely somebody is heard: the weighted mean of the windows that show them.
+def activity_prob(recording: FirstPass, sightings: list[Sighting]) -> np.ndarray:
+    """Probability that a voice is active, as the weighted mean over windows with the person.
 
     Returns:
         float32 [frames].
     """
-    weights = CrossfadeWeights(found.starts, found.length)
-    total = np.zeros((2, found.frames + found.length), dtype=np.float32)
+    weights = CrossfadeWeights(recording.starts, recording.length)
+    total = np.zeros((2, recording.frames + recording.length), dtype=np.float32)
     for sighting in sightings:
-        start = found.starts[sighting.window]
+        start = recording.starts[sighting.window]
         weight = weights.of(sighting.window)
-        told = np.stack([weight * found.heard(sighting), weight])
-        total[:, start : start + found.length] += told
-    likely: np.ndarray = total[0] / np.maximum(total[1], 1e-6)
-    return likely[: found.frames]
+        weighted = np.stack([weight * recording.activity_prob(sighting), weight])
+        total[:, start : start + recording.length] += weighted
+    mean_prob: np.ndarray = total[0] / np.maximum(total[1], 1e-6)
+    return mean_prob[: recording.frames]
 
 
 def decibels(levels: np.ndarray) -> float:
-    """Of full scale, over all frames."""
+    """Mean level of all frames in dB of full scale."""
     return round(float(10 * np.log10(np.power(10, levels / 10).mean() + 1e-12)), 1)
 
 
 def person_record(
-    found: FirstPass,
+    recording: FirstPass,
     number: int,
     sightings: list[Sighting],
     level: np.ndarray,
     spans: list[Span],
     settings: SeparateSettings,
 ) -> dict[str, Any]:
-    """All that is told of somebody.
+    """Record of a person in ``result.json``.
 
     Args:
-        number: that they are given out under.
-        level: float32 [frames], loudness of their voice in dB of full scale.
-        spans: when they speak, in seconds.
+        recording: result of the first pass.
+        number: number of the person in the result.
+        sightings: the person in each window.
+        level: float32 [frames], level of the voice in dB of full scale.
+        spans: speech spans in seconds.
+        settings: options of separation.
     """
     boxes: dict[int, list[float]] = {}
     for sighting in sightings:
-        start = found.starts[sighting.window]
-        masks = found.masks(sighting)
-        for key, mask in zip(found.keys, masks, strict=True):
+        start = recording.starts[sighting.window]
+        masks = recording.masks(sighting)
+        for key, mask in zip(recording.keys, masks, strict=True):
             frame = start + int(key)
             rows, columns = np.flatnonzero((mask > 127).any(1)), np.flatnonzero((mask > 127).any(0))
-            if rows.size and frame < found.frames:
+            if rows.size and frame < recording.frames:
                 boxes[frame] = _box(sighting, rows, columns, mask.shape)
-    shown: list[int] = []
+    listed: list[int] = []
     for frame in sorted(boxes):
-        if not shown or frame - shown[-1] >= EVERY:
-            shown.append(frame)
-    close = [s for s in sightings if s.closer is not None]
+        if not listed or frame - listed[-1] >= BOX_INTERVAL:
+            listed.append(frame)
+    zoomed = [s for s in sightings if s.zoom is not None]
     return {
         "number": number,
         "voice": f"person-{number}.wav",
         "mask": f"person-{number}.mp4" if settings.masks else None,
-        "visible": spans_of(visible(found, sightings)),
+        "visible": spans_of(visible_frames(recording, sightings)),
         "speech": spans,
         "state": "speaking" if spans else "silent",
-        "there": round(max(s.there for s in sightings), 3),
+        "there": round(max(s.presence_prob for s in sightings), 3),
         "level_db": decibels(level),
-        "boxes": [{"time": frame / RATE, "box": boxes[frame]} for frame in shown],
+        "boxes": [{"time": frame / RATE, "box": boxes[frame]} for frame in listed],
         "second_look": [
-            {"start": found.starts[s.window] / RATE, "times_larger": round(s.closer or 0, 2)}
-            for s in close
+            {"start": recording.starts[s.window] / RATE, "times_larger": round(s.zoom or 0, 2)}
+            for s in zoomed
         ],
     }
 
@@ -98,19 +101,19 @@ def person_record(
 def _box(
     sighting: Sighting, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]
 ) -> list[float]:
-    """Left, top, right, bottom as shares of the picture."""
+    """Left, top, right and bottom as fractions of the frame."""
     left, top, right, bottom = sighting.box
-    wide, high = right - left, bottom - top
+    box_width, box_height = right - left, bottom - top
     return [
-        round(left + wide * float(columns[0]) / shape[1], 4),
-        round(top + high * float(rows[0]) / shape[0], 4),
-        round(left + wide * float(columns[-1] + 1) / shape[1], 4),
-        round(top + high * float(rows[-1] + 1) / shape[0], 4),
+        round(left + box_width * float(columns[0]) / shape[1], 4),
+        round(top + box_height * float(rows[0]) / shape[0], 4),
+        round(left + box_width * float(columns[-1] + 1) / shape[1], 4),
+        round(top + box_height * float(rows[-1] + 1) / shape[0], 4),
     ]
 
 
 def target_record(target: Cue | None) -> dict[str, Any] | None:
-    """Who was asked for."""
+    """Record of the target in ``result.json``."""
     if target is None:
         return None
     if target.kind == "voice":

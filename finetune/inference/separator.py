@@ -1,4 +1,4 @@
-"""Any recording in, everybody's voice and pixels out: the two lines of Python.
+"""Separation of a recording into one voice and one mask video for each person.
 
 >>> separator = Separator.from_pretrained("runs/speakers/checkpoints/000010000")
 >>> result = separator.separate("meeting.mp4", "out/meeting")
@@ -33,8 +33,8 @@ from cavmae.finetune.inference.audio import (
     Span,
     loudness,
     peak_of,
-    rest_of,
     speech_spans,
+    write_residual,
     write_wav,
 )
 from cavmae.finetune.inference.first_pass import (
@@ -48,11 +48,11 @@ from cavmae.finetune.inference.naming import scratch_of, source_facts
 from cavmae.finetune.inference.overlay import second_pass
 from cavmae.finetune.inference.predictor import Cue, WindowPredictor
 from cavmae.finetune.inference.result import (
+    activity_prob,
     decibels,
-    likely_heard,
     person_record,
     target_record,
-    visible,
+    visible_frames,
 )
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.finetune.inference.target import Target
@@ -62,23 +62,23 @@ from cavmae.finetune.speaker.voice_matching import AUDIBLE
 log = logging.getLogger("cavmae")
 SCHEMA = 1
 RESULT = "result.json"
-# Errors of the disk that results are written to, whatever the recording.
+# Errors of the output disk; they concern all recordings of a run.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 class FullDiskError(CavmaeError):
-    """Results cannot be written any more, of this recording or of another."""
+    """The output disk is full or read-only, so no further result can be written."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PersonResult:
-    """Somebody who was found.
+    """Files and record of one person.
 
     Attributes:
         number: from 1.
         voice: WAV file as long as the recording.
-        mask: mask video; None: none was asked for.
-        record: all that ``result.json`` says of them.
+        mask: mask video; None: not requested.
+        record: entry of the person in ``result.json``.
     """
 
     number: int
@@ -89,13 +89,13 @@ class PersonResult:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a recording was taken apart into.
+    """Files and record of a separated recording.
 
     Attributes:
-        folder: of the files.
+        folder: folder of the files.
         people: in the order of their numbers.
-        residual: WAV file of what belongs to none of them.
-        overlay: video; None: none was asked for.
+        residual: WAV file of the mixture minus all voices.
+        overlay: overlay video; None: not requested.
         record: content of ``result.json``.
     """
 
@@ -107,19 +107,19 @@ class Result:
 
     @classmethod
     def load(cls, folder: Path) -> "Result":
-        """Of a finished folder.
+        """Load a finished result folder.
 
         Raises:
-            CavmaeError: it is none.
+            CavmaeError: the folder holds no finished result.
         """
         try:
             record = read_json(folder / RESULT, remedy=f"remove {folder} to have it made again")
             people = tuple(
                 PersonResult(
-                    told["number"], folder / told["voice"],
-                    folder / told["mask"] if told["mask"] else None, told,
+                    person["number"], folder / person["voice"],
+                    folder / person["mask"] if person["mask"] else None, person,
                 )
-                for told in record["people"]
+                for person in record["people"]
             )  # fmt: skip
             overlay = folder / record["overlay"] if record["overlay"] else None
             return cls(folder, people, folder / record["residual"], overlay, record)
@@ -128,16 +128,16 @@ class Result:
 
 
 class Separator:
-    """A speaker model, ready for recordings of any length.
+    """Speaker model for recordings of any length.
 
     Args:
-        seer: the model.
-        name: what it was loaded from, for the record.
-        precision: that it computes in.
+        predictor: the model.
+        name: source of the model, for the record.
+        precision: precision of the model, for the record.
     """
 
-    def __init__(self, seer: WindowPredictor, name: str, precision: str):
-        self._seer = seer
+    def __init__(self, predictor: WindowPredictor, name: str, precision: str):
+        self._predictor = predictor
         self._name = name
         self._precision = precision
 
@@ -145,7 +145,7 @@ class Separator:
     def from_pretrained(
         cls, name: str, device: str = "auto", precision: str = "fp32"
     ) -> "Separator":
-        """Loads a model.
+        """Load a speaker model.
 
         Args:
             name: checkpoint of `cavmae finetune speakers`, or a name on the hub.
@@ -153,7 +153,7 @@ class Separator:
             precision: ``fp32``, ``bf16`` or ``fp16``.
 
         Raises:
-            CavmaeError: there is no such model, or no such device.
+            CavmaeError: the model or the device does not exist.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -171,18 +171,18 @@ class Separator:
         settings: SeparateSettings | None = None,
         target: Target | None = None,
     ) -> Result:
-        """Takes a recording apart.
+        """Separate a recording.
 
         Args:
             video: file or URL.
-            out: folder of the results, which appears whole or not at all.
-            settings: how; None: as usual.
-            target: that person only.
+            out: result folder; it appears complete or not at all.
+            settings: options; None: the defaults.
+            target: separate this person only; None: all people.
 
         Raises:
-            CavmaeError: the recording has no sound or no picture, or too much of it does not
-                decode; nobody is where a target is said to be; the folder is there already; the
-                model's output is not finite.
+            CavmaeError: the recording has no audio or no video, or too much of it does not
+                decode; no person matches the target; the folder exists; the output of the model
+                is not finite.
             FullDiskError: results cannot be written.
         """
         settings = settings or SeparateSettings()
@@ -191,22 +191,23 @@ class Separator:
             raise UsageError(f"{out} is there already: name another folder, or remove it.")
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = scratch_of(out)
-        with self._told_of(video), locked(scratch, f"Another process is making {out}."):
+        with self._name_in_errors(video), locked(scratch, f"Another process is making {out}."):
             if (scratch / "work").exists():
                 log.info("%s: an interrupted run left it half done; it begins anew.", video)
-            work, made = _emptied(scratch / "work"), _emptied(scratch / "made")
+            work, finished = _emptied(scratch / "work"), _emptied(scratch / "made")
             try:
                 with local_copy(video, work) as path:
                     info = probe(path, settings.video_stream, settings.audio_stream)
-                    self._into(video, info, work, made, settings, target or Target())
-                made.rename(out)
+                    self._separate_into(video, info, work, finished, settings, target or Target())
+                finished.rename(out)
             finally:
                 shutil.rmtree(work)
-                shutil.rmtree(made, ignore_errors=True)  # it has gone where it belongs, or failed
+                # It is gone after a success.
+                shutil.rmtree(finished, ignore_errors=True)
         return Result.load(out)
 
-    def made_of(self, video: str, settings: SeparateSettings, target: Target) -> dict[str, Any]:
-        """What a result depends on, as ``result.json`` has it."""
+    def provenance(self, video: str, settings: SeparateSettings, target: Target) -> dict[str, Any]:
+        """Inputs that a result depends on, as ``result.json`` records them."""
         return {
             **source_facts(video),
             "model": self._name,
@@ -218,99 +219,105 @@ class Separator:
 
     @functools.cached_property
     def _weights(self) -> str:
-        """SHA-256 of the weights and of what fbanks are normalised by."""
-        digest = hashlib.sha256(repr(self._seer.task.statistics).encode())
-        for name, weight in sorted(self._seer.task.model.state_dict().items()):
+        """SHA-256 of the weights and of the fbank statistics."""
+        digest = hashlib.sha256(repr(self._predictor.task.statistics).encode())
+        for name, weight in sorted(self._predictor.task.model.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def _into(
-        self, name: str, info: Probe, work: Path, made: Path, settings: SeparateSettings,
-        who: Target,
+    def _separate_into(
+        self, name: str, info: Probe, scratch: Path, out: Path, settings: SeparateSettings,
+        target: Target,
     ) -> None:  # fmt: skip
         for remark in info.remarks:
             log.warning("%s: %s.", name, remark)
-        geometry = working_geometry(info, self._seer.shape.encoder.image_size, settings.second_look)
+        geometry = working_geometry(
+            info, self._predictor.shape.encoder.image_size, settings.second_look
+        )
         with contextlib.ExitStack() as closing:
-            playing = closing.enter_context(Playback(info, geometry))
-            target = who.cue(info, playing.seconds, self._seer.shape.samples)
+            playback = closing.enter_context(Playback(info, geometry))
+            cue = target.cue(info, playback.seconds, self._predictor.shape.samples)
 
-            def begun(windows: int) -> Callable[[], None]:
-                log.info("%s: %.1f s, %d windows.", name, playing.seconds, windows)
+            def on_start(windows: int) -> Callable[[], None]:
+                log.info("%s: %.1f s, %d windows.", name, playback.seconds, windows)
                 return closing.enter_context(Progress(windows, "window")).done
 
-            found = first_pass(self._seer, info, playing, work, settings, target, begun)
-        for remark in found.remarks:
+            recording = first_pass(
+                self._predictor, info, playback, scratch, settings, cue, on_start
+            )
+        for remark in recording.remarks:
             log.warning("%s: %s.", name, remark)
-        chosen = _chosen(found, settings, target)
+        sightings = _select_people(recording, settings, cue)
         rate = info.sound_rate if settings.rate == "input" else SAMPLE_RATE
-        # Numbered anew: some of the first pass are left out.
-        voices = {number: found.wave(track) for number, track in enumerate(chosen, 1)}
-        people = dict(enumerate(chosen.values(), 1))
-        mixture = found.wave(MIXTURE)
-        rest = rest_of(mixture, list(voices.values()), work / "rest.f32")
-        peak = max(peak_of(wave) for wave in (mixture, rest, *voices.values()))
+        # Numbered again, since some people of the first pass are dropped.
+        voices = {number: recording.wave(track) for number, track in enumerate(sightings, 1)}
+        people = dict(enumerate(sightings.values(), 1))
+        mixture = recording.wave(MIXTURE)
+        residual = write_residual(mixture, list(voices.values()), scratch / "rest.f32")
+        peak = max(peak_of(wave) for wave in (mixture, residual, *voices.values()))
         gain = min(1.0, CEILING / peak) if peak else 1.0
         record: dict[str, Any] = {
             "schema": SCHEMA,
-            **self.made_of(name, settings, who),
-            "seconds": found.samples / SAMPLE_RATE,
-            "target": target_record(target),
+            **self.provenance(name, settings, target),
+            "seconds": recording.samples / SAMPLE_RATE,
+            "target": target_record(cue),
             "sample_rate": rate,
             "gain": gain,
             "frame_rate": RATE,
-            "missing_frames": found.missing_frames,
-            "missing_sound": round(found.missing_sound, 4),
+            "missing_frames": recording.missing_frames,
+            "missing_sound": round(recording.missing_audio, 4),
             "video_stream": info.video_stream,
             "audio_stream": info.audio_stream,
-            "mixdown": ", ".join(found.mixdown),
+            "mixdown": ", ".join(recording.mixdown),
             "tone_mapping": info.transfer,
-            "remarks": [*info.remarks, *found.remarks],
+            "remarks": [*info.remarks, *recording.remarks],
             "people": [],
             "residual": "residual.wav",
             "overlay": "overlay.mp4" if settings.overlay else None,
         }
-        loud = loudness(mixture)
+        mixture_level = loudness(mixture)
         spans: dict[int, list[Span]] = {}
-        for number, sightings in people.items():
-            write_wav(made / f"person-{number}.wav", voices[number], gain, rate)
+        for number, person_sightings in people.items():
+            write_wav(out / f"person-{number}.wav", voices[number], gain, rate)
             level = loudness(voices[number])
-            spans[number] = speech_spans(level, loud, likely_heard(found, sightings))
-            record["people"].append(
-                person_record(found, number, sightings, level, spans[number], settings)
+            spans[number] = speech_spans(
+                level, mixture_level, activity_prob(recording, person_sightings)
             )
-        write_wav(made / "residual.wav", rest, gain, rate)
-        record["residual_db"] = decibels(loudness(rest))
+            record["people"].append(
+                person_record(recording, number, person_sightings, level, spans[number], settings)
+            )
+        write_wav(out / "residual.wav", residual, gain, rate)
+        record["residual_db"] = decibels(loudness(residual))
         if settings.overlay or (settings.masks and people):
-            files = {n: made / f"person-{n}.mp4" for n in people} if settings.masks else {}
-            overlay = made / "overlay.mp4" if settings.overlay else None
-            second_pass(info, found, people, spans, mixture, overlay, files, settings.height)
+            files = {n: out / f"person-{n}.mp4" for n in people} if settings.masks else {}
+            overlay = out / "overlay.mp4" if settings.overlay else None
+            second_pass(info, recording, people, spans, mixture, overlay, files, settings.height)
         try:
             data = json_bytes(record, indent=1)
-        except CavmaeError as error:  # the model is at fault
+        except CavmaeError as error:  # NaN or Inf of the model
             raise NonFiniteError(str(error)) from error
-        with write_atomically(made / RESULT) as file:
+        with write_atomically(out / RESULT) as file:
             file.write(data)
 
     @contextlib.contextmanager
-    def _told_of(self, video: str) -> Iterator[None]:
-        """Whatever is wrong with a recording, or with the machine, is told of the recording.
+    def _name_in_errors(self, video: str) -> Iterator[None]:
+        """Re-raise any failure as a CavmaeError that names the recording.
 
         Raises:
             FullDiskError: results cannot be written.
-            CavmaeError: something else.
+            CavmaeError: any other failure.
         """
         try:
             yield
         except MediaError as error:
-            said = f"{_SAID.get(error.reason, error.reason)} ({error.detail})"
-            raise CavmaeError(f"{video}: {said}.") from error
+            message = f"{_MEDIA_MESSAGES.get(error.reason, error.reason)} ({error.detail})"
+            raise CavmaeError(f"{video}: {message}.") from error
         except NonFiniteError as error:
-            other = "" if self._precision == "fp32" else ", or try --precision fp32"
+            remedy = "" if self._precision == "fp32" else ", or try --precision fp32"
             raise CavmaeError(
                 f"{video}: model {self._name} gives NaN or Inf for it, so its weights or its "
-                f"statistics are damaged: copy the model again{other}."
+                f"statistics are damaged: copy the model again{remedy}."
             ) from error
         except torch.OutOfMemoryError as error:
             raise CavmaeError(
@@ -328,17 +335,17 @@ class Separator:
 
 
 def _emptied(folder: Path) -> Path:
-    """A folder, without what a killed run may have left there."""
+    """Create an empty folder, without the files of a killed run."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir()
     return folder
 
 
-# What is said of a recording that cannot be taken apart.
-_SAID = {
-    "no_audio": "it has no sound, so there are no voices to be found",
-    "no_video": "it has no picture, so nobody can be seen",
+# Messages for recordings that cannot be separated.
+_MEDIA_MESSAGES = {
+    "no_audio": "it has no audio, so it has no voices to separate",
+    "no_video": "it has no video, so it shows no people",
     "missing": "there is no such file",
     "empty": "the file is empty",
     "unreadable": "it cannot be read",
@@ -346,41 +353,50 @@ _SAID = {
 }
 
 
-def _chosen(
-    found: FirstPass, settings: SeparateSettings, target: Cue | None
+def _select_people(
+    recording: FirstPass, settings: SeparateSettings, cue: Cue | None
 ) -> dict[int, list[Sighting]]:
-    """Who stays, those seen long enough or the target alone, by the first pass's numbers."""
-    # A single window gives whom a forward pass gives.
-    least = min(settings.min_seconds * RATE, found.frames / 2) if len(found.starts) > 1 else 0
-    lasting = {n: s for n, s in found.people.items() if visible(found, s).sum() >= least}
-    if target is None:
+    """The target alone, or the people who are visible long enough, by number of the first pass."""
+    # A single window gives the people of its forward pass.
+    min_frames = (
+        min(settings.min_seconds * RATE, recording.frames / 2) if len(recording.starts) > 1 else 0
+    )
+    lasting = {
+        n: s
+        for n, s in recording.people.items()
+        if visible_frames(recording, s).sum() >= min_frames
+    }
+    if cue is None:
         return lasting
-    if target.kind == "voice":
-        return _most_alike(lasting)
-    meant = {n: sum(s.there for s in some if s.cued) for n, some in found.people.items()}
-    best = max(meant, key=lambda n: meant[n], default=None)
-    if best is None or not meant[best]:
+    if cue.kind == "voice":
+        return _match_reference_voice(lasting)
+    cued_prob = {
+        n: sum(s.presence_prob for s in sightings if s.cued)
+        for n, sightings in recording.people.items()
+    }
+    best = max(cued_prob, key=lambda n: cued_prob[n], default=None)
+    if best is None or not cued_prob[best]:
         raise CavmaeError(
-            f"Nobody was found who is meant by the {target.kind} at {target.time:g} s: name "
-            "another moment, or another cue."
+            f"No person matches the {cue.kind} at {cue.time:g} s: name another time, or another "
+            "cue."
         )
-    return {best: found.people[best]}
+    return {best: recording.people[best]}
 
 
-def _most_alike(people: Mapping[int, list[Sighting]]) -> dict[int, list[Sighting]]:
-    """Whoever sounds most like a reference voice over all windows, the louder ones for more."""
-    # However rarely: somebody is heard where they are loudest.
-    power = {n: max(s.power for s in some) for n, some in people.items()}
+def _match_reference_voice(people: Mapping[int, list[Sighting]]) -> dict[int, list[Sighting]]:
+    """The person whose voice is nearest to a reference voice, weighted by power over windows."""
+    # The largest power over windows: a rare voice is audible in few of them.
+    power = {n: max(s.power for s in sightings) for n, sightings in people.items()}
     loudest = max(power.values(), default=0.0)
-    apart = {
-        n: sum(s.power * (s.unlike or 0.0) for s in people[n]) / sum(s.power for s in people[n])
+    distances = {
+        n: sum(s.power * (s.voice_distance or 0.0) for s in people[n])
+        / sum(s.power for s in people[n])
         for n in power
         if power[n] > 0 and power[n] >= AUDIBLE * loudest
     }
-    if not apart:
+    if not distances:
         raise CavmaeError(
-            "Nobody was found who says anything, so the reference voice fits nobody: give "
-            "another cue."
+            "No person has an audible voice to compare with the reference voice: give another cue."
         )
-    best = min(apart, key=lambda n: apart[n])
+    best = min(distances, key=lambda n: distances[n])
     return {best: people[best]}

@@ -8,23 +8,23 @@ from cavmae.common.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class SeparateSettings:
-    """How a recording is taken apart, and what is written.
+    """Options of separation and of the files it writes.
 
     Args:
-        second_look: look again, closely, at people who are small in the picture.
-        hop: from a window to the next, as a share of a window; less is slower and smoother.
-        min_seconds: whoever is seen for a shorter time in all (and for less than half of a short
-            recording) is left out, and so is their voice: somebody in a single window may be a
-            mistake. In a recording of one window everybody stays.
-        rate: of the WAV files: ``16000`` Hz, or that of the ``input``.
-        overlay: write the video with everybody outlined and numbered.
+        second_look: run the model again on a crop around people who are small in the frame.
+        hop: step from a window to the next, as a fraction of a window; less is slower and smoother.
+        min_seconds: shortest visible time of a person. People who are visible for less (and for
+            less than half of a short recording) are dropped with their voices, as false
+            detections. A recording of a single window keeps all people.
+        rate: sample rate of the WAV files: ``16000`` Hz, or that of the ``input``.
+        overlay: write the video with all people outlined and numbered.
         masks: write a mask video for each person.
-        height: of these videos in pixels at most.
+        height: largest height of these videos in pixels.
         video_stream: number of the video stream to read, as `ffprobe` counts the streams; empty:
             the one that players show.
-        audio_stream: likewise of the audio stream; empty: the one that players play with it.
-        max_missing: share of the recording's frames, and of its sound, that may fail to decode;
-            above it, the recording is not taken apart.
+        audio_stream: number of the audio stream; empty: the one that players play with the video.
+        max_missing: largest fraction of the frames, and of the audio packets, that may fail to
+            decode; above it, the recording is refused.
     """
 
     second_look: bool = True
@@ -46,4 +46,4 @@ class SeparateSettings:
         if self.height < 64:
             raise UsageError(f"--height {self.height}: at least 64 pixels.")
         if not 0 <= self.max_missing < 1:
-            raise UsageError(f"--max-missing {self.max_missing} is not a share below 1.")
+            raise UsageError(f"--max-missing {self.max_missing} is not a fraction below 1.")

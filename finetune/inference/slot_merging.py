@@ -1,4 +1,4 @@
-"""Which slots of a window are somebody, and which of them are one person.
+"""Merging of the slots of a window into people.
 
 Shapes: Q' slots without the residual, F key frames of h x w.
 """
@@ -9,38 +9,40 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-THERE = 0.5  # how surely somebody is there who counts
-LEAST = 0.002  # share of the picture that a person covers at least, on average
-SAME = 0.6  # IoU of two slots' masks from which on they are one person
-NEAR = 0.05  # shares of the picture, along both axes, between middles that are one
-TOUCHING = 0.75  # share of the key frames that show both in which parts of one person touch
-SPECK = 0.1  # share of a mask's largest piece below which a piece may not belong to it
-AROUND = np.ones((3, 3))  # a pixel's neighbours: corners, too
+MIN_PRESENCE = 0.5  # presence probability of a person
+MIN_AREA = 0.002  # mean fraction of the frame that a person covers
+SAME_IOU = 0.6  # IoU of the masks of two slots of one person
+MAX_VOTE_DISTANCE = 0.05  # fraction of the frame, along each axis, between votes for one center
+MIN_TOUCHING = 0.75  # fraction of the key frames with both parts in which they touch
+MAX_SPECK = 0.1  # size of a speck, as a fraction of the largest piece of the mask
+NEIGHBORS = np.ones((3, 3))  # of a pixel, with its corners
 
 
-def merge_slots(masks: Tensor, votes: Tensor, there: Tensor, cued: bool) -> list[list[int]]:
-    """Slots of each person, the surest person and slot first.
+def merge_slots(masks: Tensor, votes: Tensor, presence_prob: Tensor, cued: bool) -> list[list[int]]:
+    """Group slots into people, by descending presence probability.
 
-    Slots are one person where their masks are the same pixels; or where they touch, and their
-    pixels vote for the same center (:mod:`cavmae.finetune.speaker.center_voting`), as parts of one
-    person do.
+    Two slots are one person if their masks overlap (IoU), or if the masks touch and their pixels
+    vote for the same center (:mod:`cavmae.finetune.speaker.center_voting`).
 
     Args:
         masks: [Q', F, h, w], 0 to 1.
-        votes: [2, F, h, w], shares of the picture, across and down.
-        there: [Q'], probabilities.
-        cued: slot 0 comes first, however sure it is: it is whom a cue means.
+        votes: [2, F, h, w], center votes (x, y) as fractions of the frame.
+        presence_prob: [Q'].
+        cued: slot 0, the cued person, comes first, whatever its presence probability.
+
+    Returns:
+        the slots of each person, both in that order.
     """
-    shown = masks > 0.5
-    order = there.argsort(descending=True).tolist()
+    binary = masks > 0.5
+    order = presence_prob.argsort(descending=True).tolist()
     if cued:
         order.sort(key=lambda slot: slot != 0)
     people: list[list[int]] = []
     for slot in order:
-        if there[slot] < THERE or shown[slot].float().mean() < LEAST:
+        if presence_prob[slot] < MIN_PRESENCE or binary[slot].float().mean() < MIN_AREA:
             continue
         for person in people:
-            if _one(shown[slot], shown[person].any(0), votes):
+            if _same_person(binary[slot], binary[person].any(0), votes):
                 person.append(slot)
                 break
         else:
@@ -48,45 +50,48 @@ def merge_slots(masks: Tensor, votes: Tensor, there: Tensor, cued: bool) -> list
     return people
 
 
-def _one(mask: Tensor, other: Tensor, votes: Tensor) -> bool:
-    """Whether pixels bool [F, h, w], neither of them none, are one person's."""
-    if float((mask & other).sum() / (mask | other).sum()) >= SAME:
+def _same_person(mask: Tensor, other: Tensor, votes: Tensor) -> bool:
+    """Whether two masks bool [F, h, w], neither of them empty, are of one person."""
+    if float((mask & other).sum() / (mask | other).sum()) >= SAME_IOU:
         return True
     both = mask.flatten(1).any(1) & other.flatten(1).any(1)
-    if not bool(both.any()):  # one after the other, as after a cut
+    if not bool(both.any()):  # in different frames, as before and after a cut
         return False
     mask, other, votes = mask[both], other[both], votes[:, both]
     wider = functional.max_pool2d(mask.float(), 3, stride=1, padding=1) > 0
     touching = (wider & other).flatten(1).any(1).float().mean()
-    apart = (_middle(votes, mask) - _middle(votes, other)).abs()
-    return bool((apart < NEAR).all()) and float(touching) >= TOUCHING
+    distance = (_mean_vote(votes, mask) - _mean_vote(votes, other)).abs()
+    return bool((distance < MAX_VOTE_DISTANCE).all()) and float(touching) >= MIN_TOUCHING
 
 
-def _middle(votes: Tensor, mask: Tensor) -> Tensor:
-    """Mean [2] of votes [2, ...] under a mask bool [...]."""
+def _mean_vote(votes: Tensor, mask: Tensor) -> Tensor:
+    """Mean [2] of the votes [2, ...] under a mask bool [...]."""
     return votes[:, mask].mean(1)
 
 
 def without_specks(masks: Tensor, votes: Tensor) -> Tensor:
-    """Masks without pieces that are small beside the largest, and either tiny or somebody else's.
+    """Remove small pieces from masks.
 
-    A head that something in front of it cuts off stays: it votes for its person's middle.
+    A piece that is small relative to the largest goes if it is tiny or votes for another center.
+    A head that is cut off by an occlusion stays, since it votes for the center of its person.
 
     Args:
         masks: [F, h, w], 0 to 1.
-        votes: [2, F, h, w], shares of the picture.
+        votes: [2, F, h, w], center votes (x, y) as fractions of the frame.
     """
-    found = masks.clone()
-    for mask, voted in zip(found, votes.unbind(1), strict=True):
-        pieces, count = ndimage.label((mask > 0.5).numpy(), AROUND)
+    cleaned = masks.clone()
+    for mask, frame_votes in zip(cleaned, votes.unbind(1), strict=True):
+        pieces, count = ndimage.label((mask > 0.5).numpy(), NEIGHBORS)
         if count < 2:
             continue
         sizes = np.bincount(pieces.ravel())[1:]
         largest = int(sizes.argmax())
-        middle = _middle(voted, torch.from_numpy(pieces == largest + 1))
-        for number in np.flatnonzero(sizes < SPECK * sizes[largest]):
+        center = _mean_vote(frame_votes, torch.from_numpy(pieces == largest + 1))
+        for number in np.flatnonzero(sizes < MAX_SPECK * sizes[largest]):
             piece = torch.from_numpy(pieces == number + 1)
-            elsewhere = bool(((_middle(voted, piece) - middle).abs() > NEAR).any())
-            if sizes[number] < LEAST * mask.numel() or elsewhere:
+            elsewhere = bool(
+                ((_mean_vote(frame_votes, piece) - center).abs() > MAX_VOTE_DISTANCE).any()
+            )
+            if sizes[number] < MIN_AREA * mask.numel() or elsewhere:
                 mask[piece] = 0.0
-    return found
+    return cleaned

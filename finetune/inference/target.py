@@ -1,4 +1,4 @@
-"""Whom a person means: a box, a point or a mask in the picture, or a recording of the voice."""
+"""Target person: a box, a point or a mask in a frame, or a reference recording of the voice."""
 
 import dataclasses
 import io
@@ -16,20 +16,20 @@ from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 from cavmae.finetune.inference.predictor import Box, Cue
 from cavmae.finetune.speaker.cues import CueKind
 
-LONGEST = 600.0  # s of a reference recording that are read
+MAX_VOICE_SECONDS = 600.0  # s, longest part of a reference recording that is read
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Somebody, in one way.
+    """Options of the target person; at most one of box, point, mask and voice.
 
     Args:
-        box: left, top, right, bottom in pixels of the picture as it is shown, or all as shares of
-            it, from 0 to 1.
-        point: x and y, likewise.
-        mask: PNG of the size of the picture, white where the person is.
+        box: left, top, right, bottom in pixels of the displayed frame, or as fractions of it, from
+            0 to 1.
+        point: x and y in pixels of the displayed frame, or as fractions of it.
+        mask: PNG of the size of the frame, white where the person is.
         voice: recording of the person's voice alone.
-        time: when the picture is that a box, point or mask lies in, in seconds.
+        time: time of the frame of a box, point or mask, in seconds.
     """
 
     box: tuple[float, float, float, float] | None = None
@@ -40,22 +40,22 @@ class Target:
 
     @property
     def kind(self) -> CueKind:
-        """Which way it is.
+        """Kind of the cue; ``none`` without a target.
 
         Raises:
-            UsageError: several at once.
+            UsageError: several kinds at once.
         """
         kinds: tuple[CueKind, ...] = ("box", "point", "mask", "voice")
-        told = [kind for kind in kinds if getattr(self, kind) is not None]
-        if len(told) > 1:
-            raise UsageError(f"Name the target in one way, not by {' and '.join(told)}.")
-        return told[0] if told else "none"
+        given = [kind for kind in kinds if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise UsageError(f"Name the target in one way, not by {' and '.join(given)}.")
+        return given[0] if given else "none"
 
     def check(self) -> None:
-        """What can be told before there is a recording.
+        """Check the options and files that do not depend on the recording.
 
         Raises:
-            UsageError: several ways at once.
+            UsageError: several kinds at once.
             CavmaeError: a file that cannot be read, or holds nothing.
         """
         if self.kind == "voice":
@@ -64,15 +64,15 @@ class Target:
             _read_mask(self.mask)
 
     def cue(self, info: Probe, seconds: float, samples: int) -> Cue | None:
-        """What the model is told; None: there is no target.
+        """Cue for the model; None: there is no target.
 
         Args:
-            info: of the recording.
-            seconds: its length.
-            samples: of a reference voice as the model hears it.
+            info: streams of the recording.
+            seconds: length of the recording.
+            samples: length of the reference voice that the model takes.
 
         Raises:
-            UsageError: outside the picture or the recording.
+            UsageError: the cue lies outside the frame or the recording.
             CavmaeError: a file that cannot be read, or holds nothing.
         """
         kind = self.kind
@@ -86,7 +86,7 @@ class Target:
             )
         height, width = info.display
         if self.mask is not None:
-            return _of_mask(self.mask, self.time, (height, width))
+            return _mask_cue(self.mask, self.time, (height, width))
         numbers = self.box if self.box is not None else self.point
         assert numbers is not None
         values = [float(v) for v in numbers]
@@ -100,7 +100,7 @@ class Target:
         ):
             raise UsageError(
                 f"--target.{kind} {','.join(f'{v:g}' for v in numbers)} does not lie in the "
-                f"picture of {width}x{height} pixels (left, top, right, bottom)."
+                f"frame of {width}x{height} pixels (left, top, right, bottom)."
             )
         return Cue(kind, self.time, (left, top, right, bottom))
 
@@ -118,11 +118,11 @@ def _read_mask(path: str) -> np.ndarray:
     return mask
 
 
-def _of_mask(path: str, time: float, size: tuple[int, int]) -> Cue:
+def _mask_cue(path: str, time: float, size: tuple[int, int]) -> Cue:
     mask = _read_mask(path)
     if mask.shape != size:
         raise UsageError(
-            f"--target.mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, the picture "
+            f"--target.mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, the frame "
             f"{size[1]}x{size[0]}."
         )
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -137,25 +137,24 @@ def _read_voice(path: str) -> np.ndarray:
     if not Path(path).is_file():
         raise UsageError(f"--target.voice {path}: there is no such file.")
     try:
-        samples, rate = read_sound(path, MAGIC, 0.0, LONGEST)
+        samples, rate = read_sound(path, MAGIC, 0.0, MAX_VOICE_SECONDS)
     except SoundError as error:
         raise CavmaeError(
-            f"--target.voice {path} is not a sound file that can be read (WAV, FLAC, OGG, MP3): "
-            f"{error}"
+            f"--target.voice {path} is not a readable audio file (WAV, FLAC, OGG, MP3): {error}"
         ) from error
-    found = resample(samples.mean(1), rate, SAMPLE_RATE)
-    if not found.size or float(np.abs(found).max()) < 1e-4:
+    wave = resample(samples.mean(1), rate, SAMPLE_RATE)
+    if not wave.size or float(np.abs(wave).max()) < 1e-4:
         raise CavmaeError(f"--target.voice {path} is silent.")
-    return found
+    return wave
 
 
 def _loudest(wave: np.ndarray, samples: int) -> np.ndarray:
-    """The part of a recording with most voice in it, as long as the model hears."""
+    """The part of a wave with the highest energy, of a given number of samples."""
     if len(wave) <= samples:
         return np.pad(wave, (0, samples - len(wave)))
-    total = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
+    energy = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
     step = SAMPLE_RATE // 10
     starts = np.arange(0, len(wave) - samples + 1, step)
-    best = int(starts[(total[starts + samples] - total[starts]).argmax()])
-    found: np.ndarray = wave[best : best + samples]
-    return found
+    best = int(starts[(energy[starts + samples] - energy[starts]).argmax()])
+    loudest: np.ndarray = wave[best : best + samples]
+    return loudest

@@ -1,8 +1,8 @@
-"""Who is who from one window to the next.
+"""Tracks people across overlapping windows.
 
-Windows overlap, so somebody is first known by where they are at moments that two windows share,
-and by what they say then: that holds when two people cross. Whoever was away for some windows is
-known by their colours. Who is like nobody is new.
+People of consecutive windows are matched by their masks and voices in the frames that both windows
+share, which holds when two people cross. People who return after some windows are matched by their
+color histograms. A person without a match starts a new track.
 """
 
 import dataclasses
@@ -13,40 +13,40 @@ from scipy.optimize import linear_sum_assignment
 
 from cavmae.finetune.inference.predictor import Box, DetectedPerson
 
-RASTER = 48  # places along each side of a picture where masks of two windows are compared
-LEAST_LIKE = 0.25  # of whoever was in the window before
-LEAST_COLOURS = 0.8  # of whoever was not (Bhattacharyya's coefficient)
-FORGOTTEN = 10.0  # s after which somebody who was away is no longer looked for
-VOICE = 0.5  # of a voice's likeness beside that of places
+RASTER = 48  # points along each side of the raster on which masks are compared
+MIN_LIKENESS = 0.25  # of a match with the previous window
+MIN_COLOR_LIKENESS = 0.8  # of a returning person (Bhattacharyya coefficient)
+MAX_ABSENCE = 10.0  # s, after which a track ends
+VOICE_WEIGHT = 0.5  # weight of the voice correlation relative to the mask IoU
 
 
 @dataclasses.dataclass
 class Track:
-    """Somebody, over all windows.
+    """A person over all windows.
 
     Attributes:
         number: from 1, in the order of appearance.
-        window: last window that they were in.
-        person: as they were there, while that is the window before.
-        colours: mean of what was under their masks.
-        windows: in how many they were.
+        window: index of the last window with the person.
+        person: prediction of that window, while it is the previous one.
+        colors: mean color histogram.
+        windows: number of windows with the person.
     """
 
     number: int
     window: int
     person: DetectedPerson | None
-    colours: np.ndarray
+    colors: np.ndarray
     windows: int = 1
 
 
 class Tracker:
-    """Gives people of windows, in order, their numbers.
+    """Numbers the people of consecutive windows.
 
     Args:
-        starts: first frames of windows.
+        starts: first frames of the windows.
         keys: key frames of a window, counted from its start.
         length: frames of a window.
-        samples: of a frame.
+        samples: audio samples of a frame.
         rate: frames a second.
     """
 
@@ -55,42 +55,44 @@ class Tracker:
     ):
         self._starts, self._keys, self._length = starts, keys, length
         self._samples, self._rate = samples, rate
-        self.tracks: list[Track] = []  # who may still come back
+        self.tracks: list[Track] = []  # people who may still return
         self._window = -1
         self._numbers = 0
 
-    def number(self, people: Sequence[DetectedPerson]) -> list[int]:
-        """Numbers of the people of the next window."""
+    def assign_numbers(self, people: Sequence[DetectedPerson]) -> list[int]:
+        """Match the people of the next window to tracks, and return their numbers."""
         self._window += 1
-        self._forget()
-        found = [0] * len(people)
-        for track, place in self._near(people):
-            found[place] = self._seen(track, people[place])
-        for track, place in self._returned(people, [n for n, v in enumerate(found) if not v]):
-            found[place] = self._seen(track, people[place])
-        for place, person in enumerate(people):
-            if not found[place]:
+        self._drop_stale()
+        numbers = [0] * len(people)
+        for track, index in self._match_previous(people):
+            numbers[index] = self._update(track, people[index])
+        for track, index in self._match_returning(
+            people, [n for n, v in enumerate(numbers) if not v]
+        ):
+            numbers[index] = self._update(track, people[index])
+        for index, person in enumerate(people):
+            if not numbers[index]:
                 self._numbers += 1
                 self.tracks.append(Track(self._numbers, self._window, person, person.colors))
-                found[place] = self._numbers
-        return found
+                numbers[index] = self._numbers
+        return numbers
 
-    def _forget(self) -> None:
-        """What is not needed any more: hours have hundreds of people who come and go."""
-        first = self._starts[self._window] - FORGOTTEN * self._rate
+    def _drop_stale(self) -> None:
+        """Drop ended tracks: long recordings can have hundreds of people."""
+        first = self._starts[self._window] - MAX_ABSENCE * self._rate
         self.tracks = [t for t in self.tracks if self._starts[t.window] + self._length >= first]
         for track in self.tracks:
             if track.window < self._window - 1:
                 track.person = None
 
-    def _seen(self, track: Track, person: DetectedPerson) -> int:
+    def _update(self, track: Track, person: DetectedPerson) -> int:
         track.window, track.person = self._window, person
         track.windows += 1
-        track.colours = track.colours + (person.colors - track.colours) / track.windows
+        track.colors = track.colors + (person.colors - track.colors) / track.windows
         return track.number
 
-    def _near(self, people: Sequence[DetectedPerson]) -> list[tuple[Track, int]]:
-        """Of those in the window before: by places and voices at moments that both windows show."""
+    def _match_previous(self, people: Sequence[DetectedPerson]) -> list[tuple[Track, int]]:
+        """Match tracks of the previous window by masks and voices in the shared frames."""
         before = [
             (track, track.person)
             for track in self.tracks
@@ -101,87 +103,99 @@ class Tracker:
         shift = self._starts[self._window] - self._starts[self._window - 1]
         if shift >= self._length:
             return []
-        # Places of the key frames of this window that the window before showed as well.
+        # Key frames of this window that the previous window covers as well.
         shared = self._keys[self._keys + shift <= self._keys[-1]]
         if not shared.size:
             shared = self._keys[:1]
         now = [masks_at(p, shared, self._keys) for p in people]
         then = [masks_at(last, shared + shift, self._keys) for _, last in before]
-        heard = slice(shift * self._samples, None), slice(0, (self._length - shift) * self._samples)
+        shared_samples = (
+            slice(shift * self._samples, None),
+            slice(0, (self._length - shift) * self._samples),
+        )
         likeness = np.array(
             [
                 [
-                    overlap_of(a, b) + VOICE * _alike(last.voice[heard[0]], person.voice[heard[1]])
+                    soft_iou(a, b)
+                    + VOICE_WEIGHT
+                    * _correlation(last.voice[shared_samples[0]], person.voice[shared_samples[1]])
                     for person, b in zip(people, now, strict=True)
                 ]
                 for (_, last), a in zip(before, then, strict=True)
             ]
         )
-        return _best([track for track, _ in before], likeness, LEAST_LIKE)
+        return _assign([track for track, _ in before], likeness, MIN_LIKENESS)
 
-    def _returned(
+    def _match_returning(
         self, people: Sequence[DetectedPerson], left: Sequence[int]
     ) -> list[tuple[Track, int]]:
-        """Of those who were away for a while: by colours."""
+        """Match tracks of earlier windows by color histograms."""
         away = [t for t in self.tracks if t.window < self._window]
         if not away or not left:
             return []
         likeness = np.array(
-            [[float(np.sqrt(t.colours * people[n].colors).sum()) for n in left] for t in away]
+            [[float(np.sqrt(t.colors * people[n].colors).sum()) for n in left] for t in away]
         )
-        return [(track, left[place]) for track, place in _best(away, likeness, LEAST_COLOURS)]
+        return [
+            (track, left[index]) for track, index in _assign(away, likeness, MIN_COLOR_LIKENESS)
+        ]
 
 
-def _best(tracks: Sequence[Track], likeness: np.ndarray, least: float) -> list[tuple[Track, int]]:
+def _assign(
+    tracks: Sequence[Track], likeness: np.ndarray, min_likeness: float
+) -> list[tuple[Track, int]]:
     rows, columns = linear_sum_assignment(-likeness)
     return [
         (tracks[row], int(column))
         for row, column in zip(rows, columns, strict=True)
-        if likeness[row, column] >= least
+        if likeness[row, column] >= min_likeness
     ]
 
 
 def masks_at(person: DetectedPerson, frames: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Somebody's masks on a raster of the whole picture: float32 [N, RASTER, RASTER], 0 to 1.
+    """Masks of a person on a raster of the whole frame: float32 [N, RASTER, RASTER], 0 to 1.
 
     Args:
-        frames: counted from the start of the person's window.
-        keys: key frames, likewise.
+        person: prediction of a window.
+        frames: frames to interpolate at, counted from the start of the window.
+        keys: key frames, counted from the start of the window.
     """
-    values = between(person.masks, frames, keys)
+    values = interpolate_masks(person.masks, frames, keys)
     return np.stack([_on_raster(value, person.box) for value in values])
 
 
-def between(masks: np.ndarray, frames: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Masks [F, h, w] of key frames at other frames, linearly: float32 [N, h, w], 0 to 1."""
-    place = np.interp(frames, keys, np.arange(len(keys)))
-    before = np.floor(place).astype(np.int64)
+def interpolate_masks(masks: np.ndarray, frames: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Linear interpolation of masks [F, h, w] of key frames: float32 [N, h, w], 0 to 1."""
+    position = np.interp(frames, keys, np.arange(len(keys)))
+    before = np.floor(position).astype(np.int64)
     after = np.minimum(before + 1, len(keys) - 1)
-    part = (place - before).astype(np.float32)[:, None, None]
-    found: np.ndarray = (masks[before] * (1 - part) + masks[after] * part) / np.float32(255)
-    return found
+    fraction = (position - before).astype(np.float32)[:, None, None]
+    interpolated: np.ndarray = (
+        masks[before] * (1 - fraction) + masks[after] * fraction
+    ) / np.float32(255)
+    return interpolated
 
 
 def _on_raster(mask: np.ndarray, box: Box) -> np.ndarray:
-    """Values of a mask of a part of the picture at the middles of a raster's places."""
-    middle = (np.arange(RASTER) + 0.5) / RASTER
-    found = np.zeros((RASTER, RASTER), dtype=np.float32)
-    across = (middle - box[0]) / max(box[2] - box[0], 1e-6)
-    down = (middle - box[1]) / max(box[3] - box[1], 1e-6)
+    """Sample the mask of a region of the frame at the points of the raster."""
+    centers = (np.arange(RASTER) + 0.5) / RASTER
+    raster = np.zeros((RASTER, RASTER), dtype=np.float32)
+    across = (centers - box[0]) / max(box[2] - box[0], 1e-6)
+    down = (centers - box[1]) / max(box[3] - box[1], 1e-6)
     columns, rows = (across >= 0) & (across < 1), (down >= 0) & (down < 1)
     x = (across[columns] * mask.shape[1]).astype(np.int64)
     y = (down[rows] * mask.shape[0]).astype(np.int64)
-    found[np.ix_(rows, columns)] = mask[np.ix_(y, x)]
-    return found
+    raster[np.ix_(rows, columns)] = mask[np.ix_(y, x)]
+    return raster
 
 
-def overlap_of(first: np.ndarray, second: np.ndarray) -> float:
-    """IoU of masks with values from 0 to 1."""
+def soft_iou(first: np.ndarray, second: np.ndarray) -> float:
+    """Soft IoU of masks with values from 0 to 1."""
     either = float(np.maximum(first, second).sum())
     return float(np.minimum(first, second).sum()) / either if either else 0.0
 
 
-def _alike(first: np.ndarray, second: np.ndarray) -> float:
-    """Correlation of two waves; 0 where one is silent."""
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Correlation of two waves, at least 0; 0 if one of them is silent."""
     size = float(np.sqrt(np.square(first).sum() * np.square(second).sum()))
     return max(0.0, float((first * second).sum()) / size) if size > 1e-6 else 0.0

@@ -32,7 +32,7 @@ def test_unpatchify_undoes_patchify() -> None:
 
 @pytest.mark.parametrize("norm", [True, False])
 def test_a_perfect_model_gives_back_the_clip(norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it predicts is put at the masked places, in the units of the clip."""
+    """Predictions fill the masked patches, in the units of the clip."""
     model = CAVMAE(SHAPE)
     audio, image = torch.randn(2, 96, 128), torch.randn(2, 3, 32, 48)
     a, v = model.patchify(audio, image)
@@ -44,11 +44,11 @@ def test_a_perfect_model_gives_back_the_clip(norm: bool, monkeypatch: pytest.Mon
         return answer
 
     monkeypatch.setattr(model, "reconstruct", reconstruct)
-    found = inpaint(model, audio, image, 0.5, "time", norm)
-    torch.testing.assert_close(found.audio_rebuilt, audio, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.image_rebuilt, image, rtol=1e-4, atol=1e-5)
+    inpainting = inpaint(model, audio, image, 0.5, "time", norm)
+    torch.testing.assert_close(inpainting.audio_rebuilt, audio, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(inpainting.image_rebuilt, image, rtol=1e-4, atol=1e-5)
     for seen, whole, masking in (
-        (found.audio_masked, audio, masks[0]), (found.image_masked, image, masks[1])
+        (inpainting.audio_masked, audio, masks[0]), (inpainting.image_masked, image, masks[1])
     ):  # fmt: skip
         hidden = seen.isnan()
         assert torch.equal(seen[~hidden], whole[~hidden])

@@ -27,23 +27,21 @@ SHAPE = CAVMAEConfig(
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
 def test_ranks_against_a_naive_loop(count: int, block: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     # Whole numbers: products are exact, and some are equal.
-    queries, gallery = (
-        torch.randint(-2, 3, (count, 3), generator=generator).float() for _ in range(2)
-    )
-    found = ranks(queries, gallery, block)
+    queries, gallery = (torch.randint(-2, 3, (count, 3), generator=rng).float() for _ in range(2))
+    computed = ranks(queries, gallery, block)
     for n in range(count):
         similar = [float(queries[n] @ g) for g in gallery]
         better = sum(s > similar[n] for s in similar)
         same = sum(s == similar[n] for s in similar)
-        assert found[n] == better + (same + 1) / 2
+        assert computed[n] == better + (same + 1) / 2
 
 
 def test_features_that_are_all_the_same_are_as_good_as_chance() -> None:
     same = torch.ones(101, 4)
-    found = recall_metrics(ranks(same, same))
-    assert found == {
+    scores = recall_metrics(ranks(same, same))
+    assert scores == {
         "recall_at_1": 0.0,
         "recall_at_5": 0.0,
         "recall_at_10": 0.0,
@@ -54,9 +52,9 @@ def test_features_that_are_all_the_same_are_as_good_as_chance() -> None:
 def test_partners_find_each_other() -> None:
     torch.manual_seed(0)
     audio = torch.nn.functional.normalize(torch.randn(50, 16), dim=1)
-    found = retrieval(Features([str(n) for n in range(50)], audio, audio.clone()))
-    assert found["video_to_audio"]["recall_at_1"] == found["audio_to_video"]["recall_at_1"] == 1
-    assert found["chance"] == {
+    scores = retrieval(Features([str(n) for n in range(50)], audio, audio.clone()))
+    assert scores["video_to_audio"]["recall_at_1"] == scores["audio_to_video"]["recall_at_1"] == 1
+    assert scores["chance"] == {
         "recall_at_1": 0.02,
         "recall_at_5": 0.1,
         "recall_at_10": 0.2,
@@ -82,8 +80,8 @@ def test_the_command(
     if ending == ".npy":
         both = np.load(out)
     else:
-        found = load_file(str(out))
-        both = torch.cat([found["audio"], found["video"]], dim=1).numpy()
+        tensors = load_file(str(out))
+        both = torch.cat([tensors["audio"], tensors["video"]], dim=1).numpy()
     assert both.shape == (data_set.samples, 32)
     assert np.allclose(np.linalg.norm(both[:, :16], axis=1), 1, atol=1e-5)
     record = json.loads(figures.read_bytes())

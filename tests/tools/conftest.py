@@ -36,13 +36,13 @@ def reference(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model that has learned nothing, but sees somebody in every slot."""
+    """An untrained model that has a person in every slot."""
     folder = tmp_path_factory.mktemp("model") / "000000001"
-    made = model()
+    speaker = model()
     with torch.no_grad():
-        made.state_head[-1].bias.copy_(torch.tensor([3.0, 0.0, -3.0, -3.0]))
-        made.anchors.start.copy_(torch.tensor([0.2, 0.5, 0.8, 0.5, 0.2, 0.5, 0.8, 0.5]))
-    made.save_pretrained(folder)
+        speaker.state_head[-1].bias.copy_(torch.tensor([3.0, 0.0, -3.0, -3.0]))
+        speaker.anchors.start.copy_(torch.tensor([0.2, 0.5, 0.8, 0.5, 0.2, 0.5, 0.8, 0.5]))
+    speaker.save_pretrained(folder)
     (folder / "preprocessing.json").write_text('{"fbank_mean": -6.0, "fbank_std": 4.0}')
     return str(folder)
 

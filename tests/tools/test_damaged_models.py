@@ -29,11 +29,11 @@ def vouched(checkpoint: str, tmp_path: Path) -> Path:
 
 
 def separated(folder: Path, video: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """What is said of a model that is refused."""
+    """The error message for a model that is refused."""
     assert run(main, [str(video), "--model", str(folder), "--out", str(out), *QUICK]) == 1
-    said = capsys.readouterr().err
-    assert "Traceback" not in said and not out.exists()
-    return said.strip().splitlines()[-1]
+    message = capsys.readouterr().err
+    assert "Traceback" not in message and not out.exists()
+    return message.strip().splitlines()[-1]
 
 
 def test_an_altered_model(
@@ -59,16 +59,17 @@ def test_an_altered_model(
 
 
 def test_voices_that_are_no_numbers() -> None:
-    """However it comes: weights that are finite, yet overflow."""
-    made = model().eval()
-    seer = WindowPredictor(made, Statistics(-6.0, 4.0))
+    """NaN in the mixture, and finite weights that overflow."""
+    speaker = model().eval()
+    predictor = WindowPredictor(speaker, Statistics(-6.0, 4.0))
     frames = np.zeros((16, 32, 48, 3), np.uint8)
     sound = np.sin(np.arange(SAMPLES) / 20).astype(np.float32)
-    seer.predict(frames, sound)
+    predictor.predict(frames, sound)
+    broken = np.where(np.arange(SAMPLES) == 99, math.nan, sound).astype(np.float32)
     with pytest.raises(CavmaeError, match="The sound has NaN or Inf"):
-        seer.predict(frames, np.where(np.arange(SAMPLES) == 99, math.nan, sound).astype(np.float32))
+        predictor.predict(frames, broken)
     with torch.no_grad():
-        for parameter in made.separator.parameters():
+        for parameter in speaker.separator.parameters():
             parameter.fill_(3e38)
     with pytest.raises(NonFiniteError, match="The model gives NaN or Inf"):
-        seer.predict(frames, sound)
+        predictor.predict(frames, sound)

@@ -15,13 +15,13 @@ from cavmae.pretrain.model import CAVMAE
 from cavmae.tools.export import main
 from tests.finetune.speaker.scenes import ENCODER, model
 
-TOLD = {"fbank_mean": -6.0, "fbank_std": 4.0, "sample_rate": 16000}
+STATISTICS = {"fbank_mean": -6.0, "fbank_std": 4.0, "sample_rate": 16000}
 
 
-def checkpoint(run: Path, made: torch.nn.Module) -> Path:
+def checkpoint(run: Path, trained: torch.nn.Module) -> Path:
     folder = run / "checkpoints" / "000000120"
-    made.save_pretrained(folder)  # type: ignore[operator]
-    (folder / "preprocessing.json").write_text(json.dumps(TOLD))
+    trained.save_pretrained(folder)  # type: ignore[operator]
+    (folder / "preprocessing.json").write_text(json.dumps(STATISTICS))
     (folder / "optimizer.pt").write_bytes(b"no part of a model")
     (run / "config.yaml").write_text(
         "data:\n  train: /home/somebody/clips\nmodel:\n  slots: 5\n  encoder: null\n"
@@ -30,13 +30,13 @@ def checkpoint(run: Path, made: torch.nn.Module) -> Path:
 
 
 def test_a_speaker_model_by_itself(tmp_path: Path) -> None:
-    made = model()
+    trained = model()
     measures = tmp_path / "measures"
     measures.mkdir()
     record = {"list": "/x/pairs.jsonl", "scenes": {"model": [1, 2, 3]},
               "summary": {"model": {"iou": 0.8125}, "frames_frozen": {"iou": 0.5}}}  # fmt: skip
     (measures / "measures.json").write_text(json.dumps(record))
-    words = [str(checkpoint(tmp_path / "run", made)), "--out", str(tmp_path / "mine"),
+    words = [str(checkpoint(tmp_path / "run", trained)), "--out", str(tmp_path / "mine"),
              "--measures", str(measures), "--name", "me/mine"]  # fmt: skip
     assert main(words) == 0
     names = {p.name for p in (tmp_path / "mine").iterdir()}
@@ -45,7 +45,7 @@ def test_a_speaker_model_by_itself(tmp_path: Path) -> None:
     }  # fmt: skip
     loaded, statistics = load_speaker(str(tmp_path / "mine"))
     assert statistics.mean == -6.0
-    for name, value in made.state_dict().items():
+    for name, value in trained.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value)
     card = ModelCard.load(tmp_path / "mine" / "README.md")
     assert card.data.library_name == "cavmae"
@@ -98,7 +98,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_preprocessing_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "preprocessing.json"
-    path.write_text(json.dumps(TOLD))
+    path.write_text(json.dumps(STATISTICS))
     asked = []
 
     def download(name: str, file: str) -> str:
@@ -110,9 +110,9 @@ def test_preprocessing_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
         return str(path)
 
     monkeypatch.setattr("cavmae.pretrain.factory.hf_hub_download", download)
-    assert read_preprocessing("me/mine") == TOLD
+    assert read_preprocessing("me/mine") == STATISTICS
     assert read_preprocessing("me/none") is None
     with pytest.raises(CavmaeError, match="could not be fetched"):
         read_preprocessing("me/offline")
     assert asked[0] == ("me/mine", "preprocessing.json")
-    assert read_preprocessing(str(tmp_path)) == TOLD
+    assert read_preprocessing(str(tmp_path)) == STATISTICS

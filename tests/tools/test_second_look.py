@@ -1,4 +1,4 @@
-"""A second look at people who are small in the picture."""
+"""Second look at people who are small in the frame."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae.finetune.inference.first_pass import _same, close_up
+from cavmae.finetune.inference.first_pass import _is_same_person, zoom_box
 from cavmae.finetune.inference.predictor import WHOLE, Box, Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings
@@ -16,71 +16,72 @@ Maker = Callable[..., Path]
 
 
 class Obedient(WindowPredictor):
-    """Sees whom a mask shows where the mask is, as a model does that has learned."""
+    """Returns the mask of the cue, as a trained model does."""
 
-    def people(
+    def predict(
         self, frames: np.ndarray, mixture: np.ndarray, box: Box = WHOLE, cue: Cue | None = None,
         key: int = 0,
     ) -> list[DetectedPerson]:  # fmt: skip
-        found = super().predict(frames, mixture, box, cue, key)
+        people = super().predict(frames, mixture, box, cue, key)
         if cue is None or cue.mask is None:
-            return found
+            return people
         mask = torch.from_numpy(cue.mask.astype(np.float32))[None, None]
         across = torch.linspace(2 * box[0] - 1, 2 * box[2] - 1, 48)
         down = torch.linspace(2 * box[1] - 1, 2 * box[3] - 1, 48)
         grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)[None]
-        seen = torch.nn.functional.grid_sample(mask, grid, "nearest", align_corners=False)
-        masks = (seen[0].expand(len(self.keys), -1, -1) * 255).byte().numpy()
-        return [found[0]._replace(slot=0, box=box, masks=masks), *found[1:]]
+        sampled = torch.nn.functional.grid_sample(mask, grid, "nearest", align_corners=False)
+        masks = (sampled[0].expand(len(self.keys), -1, -1) * 255).byte().numpy()
+        return [people[0]._replace(slot=0, box=box, masks=masks), *people[1:]]
 
 
 def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path: Path) -> None:
-    model = Separator.from_pretrained(checkpoint, "cpu")._seer.task
+    model = Separator.from_pretrained(checkpoint, "cpu")._predictor.task
     separator = Separator(Obedient(model.model, model.statistics), checkpoint, "fp32")
     with torch.no_grad():
-        separator._seer.task.model.anchors.move.bias[2:] = -1.5  # whoever it sees is small
+        separator._predictor.task.model.anchors.move.bias[2:] = -1.5  # all masks are small
     path = video(seconds=1.0, size=(480, 320))
     settings = SeparateSettings(overlay=False, masks=False)
     result = separator.separate(str(path), tmp_path / "out", settings)
-    looks = [look for p in result.record["people"] for look in p["second_look"]]
+    second_looks = [record for p in result.record["people"] for record in p["second_look"]]
     plain = separator.separate(
         str(path), tmp_path / "plain", SeparateSettings(False, overlay=False, masks=False)
     )
     assert not any(p["second_look"] for p in plain.record["people"])
-    assert looks
-    assert all(look["times_larger"] >= 1.5 for look in looks)
+    assert second_looks
+    assert all(record["times_larger"] >= 1.5 for record in second_looks)
 
 
-def test_a_second_look_at_somebody_else_is_not_believed() -> None:
+def test_a_second_look_at_another_person_is_discarded() -> None:
     keys = np.array([2, 6])
 
-    def somebody(slot: int, left: float, box: Box = (0.0, 0.0, 1.0, 1.0)) -> DetectedPerson:
+    def detection(slot: int, left: float, box: Box = (0.0, 0.0, 1.0, 1.0)) -> DetectedPerson:
         masks = np.zeros((2, 96, 96), dtype=np.uint8)
-        first, last = (round((v - box[0]) / (box[2] - box[0]) * 96) for v in (left, left + 0.15))
-        masks[:, 30:70, max(0, first) : max(0, last)] = 255
-        heard, voice, colours = (np.zeros(n, np.float32) for n in (8, 9, 64))
-        return DetectedPerson(slot, 0.9, heard, box, masks, voice, colours)
+        start, stop = (round((v - box[0]) / (box[2] - box[0]) * 96) for v in (left, left + 0.15))
+        masks[:, 30:70, max(0, start) : max(0, stop)] = 255
+        activity_prob, voice, colors = (np.zeros(n, np.float32) for n in (8, 9, 64))
+        return DetectedPerson(slot, 0.9, activity_prob, box, masks, voice, colors)
 
-    one, two = somebody(0, 0.3), somebody(1, 0.5)
+    first, second = detection(0, 0.3), detection(1, 0.5)
     close = (0.25, 0.0, 0.75, 1.0)
-    assert _same(somebody(0, 0.31, close), one, [one, two], keys)
-    assert not _same(somebody(0, 0.5, close), one, [one, two], keys)  # who stands beside them
-    assert not _same(somebody(0, 0.65, close), one, [one], keys)  # nobody who was there
+    assert _is_same_person(detection(0, 0.31, close), first, [first, second], keys)
+    neighbor, stranger = detection(0, 0.5, close), detection(0, 0.65, close)
+    assert not _is_same_person(neighbor, first, [first, second], keys)
+    assert not _is_same_person(stranger, first, [first], keys)
 
 
 def test_a_close_up_holds_the_person_and_stays_in_the_picture() -> None:
     masks = np.zeros((4, 40, 80), dtype=np.uint8)
     masks[:, 30:38, 2:6] = 255
-    box, closer = close_up(masks, (400, 800), (224, 224))
+    box, zoom = zoom_box(masks, (400, 800), (224, 224))
     left, top, right, bottom = box
     assert left == 0
     assert right > 6 / 80
     assert top < 30 / 40
     assert bottom == pytest.approx(1)
-    shown = 224 / ((bottom - top) * 400)
-    assert closer == pytest.approx(shown / (224 / 800))
+    scale = 224 / ((bottom - top) * 400)
+    assert zoom == pytest.approx(scale / (224 / 800))
     assert (right - left) * 800 == pytest.approx((bottom - top) * 400)  # as the model sees
-    assert shown <= 1.001  # no closer than there are pixels
-    whole, once = close_up(np.full((4, 40, 80), 255, np.uint8), (400, 800), (224, 224))
+    assert scale <= 1.001  # no closer than there are pixels
+    whole, full_zoom = zoom_box(np.full((4, 40, 80), 255, np.uint8), (400, 800), (224, 224))
     assert whole == pytest.approx((0, 0, 1, 1))
-    assert once == pytest.approx(1)
+    assert full_zoom == pytest.approx(1)

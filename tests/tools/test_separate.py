@@ -21,7 +21,7 @@ from cavmae.datasets.media.playback import Playback
 from cavmae.datasets.media.writing import VideoWriter
 from cavmae.finetune.inference.audio import spans_of, speech_spans, write_wav
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting, working_geometry
-from cavmae.finetune.inference.result import likely_heard
+from cavmae.finetune.inference.result import activity_prob
 from cavmae.finetune.inference.separator import Result, Separator
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.finetune.inference.target import Target
@@ -46,9 +46,9 @@ def test_everything_that_is_written(separator: Separator, video: Maker, tmp_path
     path = video(seconds=3.12, events=STEPS, audio="pcm_s16le", name="a.mkv", size=(144, 96))
     settings = SeparateSettings(second_look=False)
     result = separator.separate(str(path), tmp_path / "out", settings)
-    told = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert result.record == told
-    assert told["seconds"] == pytest.approx(3.12)
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result.record == record
+    assert record["seconds"] == pytest.approx(3.12)
     assert len(result.people) >= 2
     names = {p.name for p in (tmp_path / "out").iterdir()}
     people = {f"person-{p.number}.{e}" for p in result.people for e in ("wav", "mp4")}
@@ -58,12 +58,12 @@ def test_everything_that_is_written(separator: Separator, video: Maker, tmp_path
     assert {len(samples) for samples, _ in parts} == {round(3.12 * 16_000)}
     assert max(np.abs(samples).max() for samples, _ in parts) <= 0.99 * 32768 + 1
     info = probe(str(path))
-    with Playback(info, working_geometry(info, (32, 48), False)) as playing:
-        mixture = playing.sound(0, playing.frames)[: round(3.12 * 16_000)]
+    with Playback(info, working_geometry(info, (32, 48), False)) as playback:
+        mixture = playback.sound(0, playback.frames)[: round(3.12 * 16_000)]
     total = sum(samples for samples, _ in parts)
-    apart = total - mixture * told["gain"] * 32768
-    assert np.abs(apart).max() <= len(parts)  # each is rounded once
-    for person in told["people"]:
+    difference = total - mixture * record["gain"] * 32768
+    assert np.abs(difference).max() <= len(parts)  # each is rounded once
+    for person in record["people"]:
         assert person["state"] in ("speaking", "silent")
         assert all(0 <= a < b <= 3.12 for a, b in person["speech"] + person["visible"])
         for box in person["boxes"]:
@@ -83,17 +83,17 @@ def test_everything_that_is_written(separator: Separator, video: Maker, tmp_path
 
 
 def test_mask_videos_show_the_masks(separator: Separator, video: Maker, tmp_path: Path) -> None:
-    """Of a clip of one window, at its key frames, enlarged to the size of the picture."""
+    """Masks of a clip of one window, at its key frames, resized to the frame."""
     path = video(seconds=0.64, size=(96, 64))
     info = probe(str(path))
-    with Playback(info, working_geometry(info, (32, 48), False)) as playing:
-        found = separator._seer.predict(playing.pictures(0, 16), playing.sound(0, 16))
+    with Playback(info, working_geometry(info, (32, 48), False)) as playback:
+        detected = separator._predictor.predict(playback.pictures(0, 16), playback.sound(0, 16))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
-    assert len(found) == len(result.people)
-    for person, shown in zip(found, result.people, strict=True):
-        assert shown.mask is not None
-        frames = pictures(shown.mask)
-        for key, mask in zip(separator._seer.keys, person.masks, strict=True):
+    assert len(detected) == len(result.people)
+    for person, written in zip(detected, result.people, strict=True):
+        assert written.mask is not None
+        frames = pictures(written.mask)
+        for key, mask in zip(separator._predictor.keys, person.masks, strict=True):
             large = torch.nn.functional.interpolate(
                 torch.from_numpy(mask)[None, None].float(), (64, 96), mode="bilinear"
             )[0, 0].numpy()
@@ -104,19 +104,19 @@ def test_mask_videos_show_the_masks(separator: Separator, video: Maker, tmp_path
 def test_a_clip_as_long_as_a_window_is_one_forward_pass(
     separator: Separator, video: Maker, tmp_path: Path
 ) -> None:
-    seer = separator._seer
+    predictor = separator._predictor
     path = video(seconds=0.64, size=(96, 64), audio="pcm_s16le", name="a.mkv")
     info = probe(str(path))
-    with Playback(info, working_geometry(info, (32, 48), False)) as playing:
-        found = seer.predict(playing.pictures(0, 16), playing.sound(0, 16))
+    with Playback(info, working_geometry(info, (32, 48), False)) as playback:
+        people = predictor.predict(playback.pictures(0, 16), playback.sound(0, 16))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     gain = result.record["gain"]
-    assert len(found) == len(result.people)
+    assert len(people) == len(result.people)
     samples = round(0.64 * 16_000)
-    expected = [np.rint(p.voice[:samples] * gain * 32768) for p in found]
+    expected = [np.rint(p.voice[:samples] * gain * 32768) for p in people]
     for person in result.people:
-        apart = [np.abs(wave(person.voice)[0] - e).max() for e in expected]
-        assert min(apart) <= 1
+        differences = [np.abs(wave(person.voice)[0] - e).max() for e in expected]
+        assert min(differences) <= 1
 
 
 def test_the_command_gives_what_the_interface_gives(
@@ -135,8 +135,8 @@ def test_the_command_gives_what_the_interface_gives(
     assert done.returncode == 0, done.stderr
     assert "people 1 (" in done.stderr
     other = Result.load(tmp_path / "command" / "video")
-    for one, two in zip(result.people, other.people, strict=True):
-        assert one.voice.read_bytes() == two.voice.read_bytes()
+    for person, same in zip(result.people, other.people, strict=True):
+        assert person.voice.read_bytes() == same.voice.read_bytes()
     assert result.residual.read_bytes() == other.residual.read_bytes()
     assert result.record == other.record
 
@@ -167,16 +167,17 @@ def test_any_file(
     assert len(samples) == pytest.approx(result.record["seconds"] * rate, abs=2)
 
 
-def test_silence_and_nobody(checkpoint: str, tmp_path: Path) -> None:
+def test_silence_and_no_people(checkpoint: str, tmp_path: Path) -> None:
     path = tmp_path / "silent.mp4"
     writer = VideoWriter(path, (96, 64), 25, 23.0, np.zeros(16_000, dtype=np.int16))
     for number in range(25):
         writer.write(number, np.full((64, 96, 3), 90, dtype=np.uint8))
     writer.close()
-    one = Separator.from_pretrained(checkpoint, "cpu")
-    with torch.no_grad():  # now it sees nobody
-        one._seer.task.model.state_head[-1].bias.copy_(torch.tensor([-9.0, -9.0, -9.0, 9.0]))
-    result = one.separate(str(path), tmp_path / "out", QUICK)
+    separator = Separator.from_pretrained(checkpoint, "cpu")
+    with torch.no_grad():  # every slot is empty
+        states = separator._predictor.task.model.state_head[-1]
+        states.bias.copy_(torch.tensor([-9.0, -9.0, -9.0, 9.0]))
+    result = separator.separate(str(path), tmp_path / "out", QUICK)
     assert result.people == ()
     assert not wave(result.residual)[0].any()
     assert result.record["gain"] == 1
@@ -232,11 +233,11 @@ def test_a_target_on_the_command_line(
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [
-        (Target(box=(10, 10, 200, 50)), "does not lie in the picture of 96x64"),
-        (Target(box=(50, 10, 20, 50)), "does not lie in the picture"),
-        (Target(point=(-3, 5)), "does not lie in the picture"),
+        (Target(box=(10, 10, 200, 50)), "does not lie in the frame of 96x64"),
+        (Target(box=(50, 10, 20, 50)), "does not lie in the frame"),
+        (Target(point=(-3, 5)), "does not lie in the frame"),
         (Target(point=(3, 5), time=9.0), "outside the recording of 2 s"),
         (Target(point=(3, 5), voice="x.wav"), "in one way, not by point and voice"),
         (Target(voice="x.wav"), "there is no such file"),
@@ -244,9 +245,9 @@ def test_a_target_on_the_command_line(
     ],
 )
 def test_a_target_that_cannot_be(
-    separator: Separator, video: Maker, tmp_path: Path, target: Target, said: str
+    separator: Separator, video: Maker, tmp_path: Path, target: Target, message: str
 ) -> None:
-    with pytest.raises(CavmaeError, match=said):
+    with pytest.raises(CavmaeError, match=message):
         separator.separate(str(video()), tmp_path / "out", QUICK, target)
     assert not (tmp_path / "out").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]  # nothing is left behind
@@ -256,11 +257,11 @@ def test_masks_of_another_size_and_black_ones(
     separator: Separator, video: Maker, tmp_path: Path
 ) -> None:
     path = str(video())
-    for shape, value, said in (
-        ((10, 10), 255, "has 10x10 pixels, the picture 96x64"), ((64, 96), 0, "is black"),
+    for shape, value, message in (
+        ((10, 10), 255, "has 10x10 pixels, the frame 96x64"), ((64, 96), 0, "is black"),
     ):  # fmt: skip
         Image.fromarray(np.full(shape, value, np.uint8)).save(tmp_path / "mask.png")
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             separator.separate(path, tmp_path / "o", QUICK, Target(mask=str(tmp_path / "mask.png")))
 
 
@@ -272,12 +273,12 @@ def test_long_voices_are_written_block_by_block_without_seams(tmp_path: Path, ra
     time = np.arange(int(21.3 * 16_000)) / 16_000
     tone = (0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
     write_wav(tmp_path / "a.wav", tone, 0.5, rate)
-    found, told = soundfile.read(str(tmp_path / "a.wav"))
-    assert told == rate
-    assert len(found) == round(21.3 * rate)
-    expected = 0.25 * np.sin(2 * np.pi * 440 * np.arange(len(found)) / rate)
+    samples, written_rate = soundfile.read(str(tmp_path / "a.wav"))
+    assert written_rate == rate
+    assert len(samples) == round(21.3 * rate)
+    expected = 0.25 * np.sin(2 * np.pi * 440 * np.arange(len(samples)) / rate)
     inside = slice(rate // 10, -rate // 10)
-    assert np.abs(found - expected)[inside].max() < 2e-3
+    assert np.abs(samples - expected)[inside].max() < 2e-3
 
 
 def test_speech_is_where_it_is_loud_and_likely() -> None:
@@ -294,30 +295,30 @@ def test_speech_is_where_it_is_loud_and_likely() -> None:
     assert speech_spans(voice - 45, whole, likely) == []
     digital = np.full(100, -120.0, dtype=np.float32)
     assert speech_spans(digital, digital, likely) == []  # however sure the model is
-    rare = np.full(1000, -45.0, dtype=np.float32)  # what leaks of somebody who talks all the time
+    rare = np.full(1000, -45.0, dtype=np.float32)  # leakage of a person who talks all the time
     rare[500:520] = -10
     likely = np.zeros(1000, dtype=np.float32)
     likely[490:530] = 1
     assert speech_spans(rare, np.full(1000, -10.0, dtype=np.float32), likely) == [(20.0, 20.8)]
 
 
-def test_windows_that_show_somebody_say_when_they_are_heard(tmp_path: Path) -> None:
-    """Each as much as it weighs; where one alone shows them, it alone."""
-    found = FirstPass(
+def test_activity_is_the_weighted_mean_of_windows(tmp_path: Path) -> None:
+    """Where a single window covers a frame, its value counts alone."""
+    recording = FirstPass(
         tmp_path, 32, 32 * 640, np.ones(32, bool), [0, 8, 16], 16, np.array([2, 6, 10, 14]), {}, 0
     )
     sightings = []
     with (tmp_path / "masks.u8").open("wb") as file:
-        for window, heard in ((0, 0.2), (1, 0.8)):
+        for window, prob in ((0, 0.2), (1, 0.8)):
             sightings.append(
                 Sighting(window, 0.9, (0, 0, 1, 1), (1, 2, 3), file.tell(), None, False, 0.0, None)
             )
             file.write(bytes([window, 2, 3, 4, 5, 6]))
-            file.write(np.full(16, heard, np.float32).tobytes())
-    assert found.masks(sightings[1]).tolist() == [[[1, 2, 3], [4, 5, 6]]]
-    likely = likely_heard(found, sightings)
-    np.testing.assert_allclose(likely[:8], 0.2, atol=1e-5)
-    assert (np.diff(likely[8:16]) > 0).all()
-    assert likely[11:13].mean() == pytest.approx(0.5, abs=0.01)
-    np.testing.assert_allclose(likely[16:24], 0.8, atol=1e-5)
-    assert not likely[24:].any()
+            file.write(np.full(16, prob, np.float32).tobytes())
+    assert recording.masks(sightings[1]).tolist() == [[[1, 2, 3], [4, 5, 6]]]
+    mean = activity_prob(recording, sightings)
+    np.testing.assert_allclose(mean[:8], 0.2, atol=1e-5)
+    assert (np.diff(mean[8:16]) > 0).all()
+    assert mean[11:13].mean() == pytest.approx(0.5, abs=0.01)
+    np.testing.assert_allclose(mean[16:24], 0.8, atol=1e-5)
+    assert not mean[24:].any()

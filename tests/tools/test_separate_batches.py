@@ -18,7 +18,7 @@ QUICK = SeparateSettings(second_look=False, height=64)
 
 
 def words(checkpoint: str, out: Path) -> list[str]:
-    """What is quickest."""
+    """Options of the fastest run."""
     return ["--model", checkpoint, "--out", str(out), "--second-look", "false",
             "--overlay", "false", "--masks", "false"]  # fmt: skip
 
@@ -32,42 +32,42 @@ def test_a_broken_file_does_not_stop_the_others(
     (folder / "d.mp4").write_bytes(b"")
     video("videos/silent.mp4", seconds=1.0, audio=None)
     out = tmp_path / "out"
-    told = [str(folder), *words(checkpoint, out)]
-    assert main(told) == 1
+    command = [str(folder), *words(checkpoint, out)]
+    assert main(command) == 1
     assert {p.name for p in out.iterdir()} == {"a", "c"}
     for text in ("b.mp4: it does not decode", "d.mp4: the file is empty",
-                 "silent.mp4: it has no sound", "3 of 5 videos gave nothing"):  # fmt: skip
+                 "silent.mp4: it has no audio", "3 of 5 videos failed"):  # fmt: skip
         assert text in caplog.text
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     (folder / "b.mp4").unlink()
     (folder / "d.mp4").unlink()
     (folder / "silent.mp4").unlink()
-    assert main(told) == 0  # what is there is not made again
+    assert main(command) == 0  # what is there is not made again
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
     assert len(whole) == 2
 
 
-def test_what_was_made_in_another_way_is_not_taken_for_the_result(
+def test_results_of_other_settings_are_refused(
     checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, other = video("x/a.mp4", seconds=0.5), video("y/a.mp4", seconds=0.5)
     out = tmp_path / "out"
-    how = words(checkpoint, out)
-    assert main([str(first), *how]) == 0
-    assert main([str(other), *how]) == 0  # of the same name: beside it
-    assert main([str(first), str(other), *how]) == 0
+    options = words(checkpoint, out)
+    assert main([str(first), *options]) == 0
+    assert main([str(other), *options]) == 0  # of the same name: beside it
+    assert main([str(first), str(other), *options]) == 0
     places = {Result.load(p).record["source"]: p for p in out.iterdir()}
     assert set(places) == {str(first), str(other)}
     assert places[str(first)].name == "a"
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    for changed, said in (
+    for changed, message in (
         (["--rate", "input"], "made with --rate 16000, not input"),
         (["--target.point=0.5,0.5"], r"made with --target.point none, not \[0.5, 0.5\]"),
     ):
-        assert main([str(first), str(other), *how, *changed]) == 1
-        assert re.search(said, caplog.text)
-        with pytest.raises(UsageError, match=said):
-            main([str(first), *how, *changed])
+        assert main([str(first), str(other), *options, *changed]) == 1
+        assert re.search(message, caplog.text)
+        with pytest.raises(UsageError, match=message):
+            main([str(first), *options, *changed])
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
 
@@ -76,17 +76,17 @@ def test_a_target_that_one_video_does_not_have_does_not_stop_the_others(
 ) -> None:
     short, long = video("short.mp4", seconds=0.5), video("long.mp4", seconds=2.0)
     out = tmp_path / "out"
-    how = [*words(checkpoint, out), "--target.point=0.5,0.5", "--target.time", "1.5"]
-    assert main([str(short), str(long), *how]) == 1
+    options = [*words(checkpoint, out), "--target.point=0.5,0.5", "--target.time", "1.5"]
+    assert main([str(short), str(long), *options]) == 1
     assert "outside the recording of 0.5 s" in caplog.text
     assert [p.name for p in out.iterdir()] == ["long"]
     table = tmp_path / "table.csv"
     table.write_text(f"path,start,end\n{long},0.5,1\n")
     with pytest.raises(UsageError, match="leave start and end out"):
-        main([str(table), *how])
+        main([str(table), *options])
 
 
-def test_what_a_killed_run_left_is_cleared_away(
+def test_scratch_files_of_a_killed_run_are_removed(
     separator: Separator, video: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = tmp_path / ".out.unfinished" / "work" / "wave-0.f32"

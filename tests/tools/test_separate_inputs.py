@@ -34,7 +34,7 @@ def test_addresses_that_cannot_be_fetched_do_not_stop_the_others(
     assert messages[0] == "Of a table only the column path is used."
     assert messages[1].startswith("Skipped: htps://x/a.mp4 has the unknown scheme 'htps'")
     assert any(m.startswith(f"cavmae: {refused}: unreachable") for m in messages)
-    assert "cavmae: 2 of 3 videos gave nothing:" in messages
+    assert "cavmae: 2 of 3 videos failed:" in messages
     assert [m[:8] for m in messages[-2:]] == ["cavmae: "] * 2
 
 
@@ -52,11 +52,11 @@ def test_masks_are_png_and_voices_of_known_kinds(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "voice.wav", wave, 16_000, format="AIFF")
     os.mkfifo(tmp_path / "pipe")
     mask, voice, pipe = (str(tmp_path / name) for name in ("mask.png", "voice.wav", "pipe"))
-    for target, said in (
+    for target, message in (
         (Target(mask=mask), "is not a PNG"), (Target(mask=pipe), "no regular file"),
-        (Target(voice=voice), "is not a sound file"), (Target(voice=pipe), "no such file"),
+        (Target(voice=voice), "is not a readable audio file"), (Target(voice=pipe), "no such file"),
     ):  # fmt: skip
-        with pytest.raises(CavmaeError, match=said):
+        with pytest.raises(CavmaeError, match=message):
             target.check()
     white.save(mask)
     soundfile.write(voice, wave, 16_000)

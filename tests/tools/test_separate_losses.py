@@ -25,7 +25,7 @@ Maker = Callable[..., Path]
 
 
 def words(checkpoint: str, out: Path, *more: str) -> list[str]:
-    """What is quickest."""
+    """Options of the fastest run."""
     return ["--model", checkpoint, "--out", str(out), "--second-look", "false",
             "--overlay", "false", "--masks", "false", "--device", "cpu", *more]  # fmt: skip
 
@@ -34,7 +34,7 @@ def spoil(path: Path, kind: str, share: float, zeros: bool = True) -> int:
     """Overwrites packets of an MP4 file, evenly spread; its index stays whole.
 
     Returns:
-        how many.
+        number of packets.
     """
     with av.open(str(path)) as container:
         stream = getattr(container.streams, kind)[0]
@@ -55,19 +55,19 @@ def test_a_recording_none_of_whose_pictures_decode(
 ) -> None:  # fmt: skip
     path = video(seconds=8.0)
     assert spoil(path, "video", 1.0, zeros) == 200
-    asked: list[object] = []
-    seen = WindowPredictor.predict
+    calls: list[object] = []
+    predict = WindowPredictor.predict
 
-    def people(self: WindowPredictor, *arguments: Any) -> Any:
-        asked.append(arguments)
-        return seen(self, *arguments)
+    def record_call(self: WindowPredictor, *arguments: Any) -> Any:
+        calls.append(arguments)
+        return predict(self, *arguments)
 
-    monkeypatch.setattr(WindowPredictor, "people", people)
+    monkeypatch.setattr(WindowPredictor, "predict", record_call)
     out = tmp_path / "out"
     assert main([str(path), *words(checkpoint, out)]) == 1
     assert "video.mp4: it does not decode (at least 2" in caplog.text
     assert "of its 200 frames could not be decoded" in caplog.text
-    assert not asked  # it is given up before any work is done
+    assert not calls  # it is given up before any work is done
     assert list(out.iterdir()) == []
 
 
@@ -83,11 +83,11 @@ def test_frames_that_are_lost_are_counted_and_limited(
     assert main([str(many), str(few), str(whole), *words(checkpoint, out)]) == 1
     assert {p.name for p in out.iterdir()} == {"few", "whole"}
     assert "of its 50 frames could not be decoded, more than --max-missing 0.1" in caplog.text
-    said = "4 of 50 frames could not be decoded"
-    assert f"few.mp4: {said}" in caplog.text
+    message = "4 of 50 frames could not be decoded"
+    assert f"few.mp4: {message}" in caplog.text
     record = Result.load(out / "few").record
     assert record["missing_frames"] == 4
-    assert [remark[: len(said)] for remark in record["remarks"]] == [said]
+    assert [remark[: len(message)] for remark in record["remarks"]] == [message]
     assert Result.load(out / "whole").record["remarks"] == []
     assert "whole.mp4: 1.0 s, 3 windows" in caplog.text
     assert main([str(many), *words(checkpoint, out, "--max-missing", "0.3")]) == 0
@@ -106,10 +106,10 @@ def test_sound_that_does_not_decode(
     assert [p.name for p in out.iterdir()] == ["few"]
     for name in ("none", "some"):
         assert f"{name}.mp4: it does not decode (at least" in caplog.text
-    assert "packets of its sound could not be decoded, more than --max-missing" in caplog.text
+    assert "audio packets could not be decoded, more than --max-missing" in caplog.text
     record = Result.load(out / "few").record
     assert record["missing_sound"] == pytest.approx(0.05, abs=0.01)
-    assert record["remarks"][0].startswith("3 of 64 packets of sound could not be decoded")
+    assert record["remarks"][0].startswith("3 of 64 audio packets could not be decoded")
 
 
 def test_what_of_a_recording_is_not_read_is_named(
@@ -130,7 +130,7 @@ def test_what_of_a_recording_is_not_read_is_named(
 def test_a_model_that_gives_nan(
     checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    """Not silence, nor nobody."""
+    """The command fails; it writes neither silence nor an empty result."""
     broken = tmp_path / "model"
     model, _ = load_speaker(checkpoint)
     weights = next(v for k, v in model.named_parameters() if name in k and "weight" in k)
@@ -173,4 +173,4 @@ def test_sound_that_overflows_is_not_the_models_fault(
         container.mux(sound.encode(wave))
         container.mux(sound.encode(None))
     assert main([str(path), *words(checkpoint, tmp_path / "out")]) == 1
-    assert "loud.mkv: it does not decode (its sound has samples as large as 1.0e+30)" in caplog.text
+    assert "loud.mkv: it does not decode (its audio has samples as large as 1.0e+30)" in caplog.text

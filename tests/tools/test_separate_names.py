@@ -1,4 +1,4 @@
-"""Where `cavmae separate` puts results: names of any kind, reruns, and errors that stop nobody."""
+"""Result folders of `cavmae separate`: names of any kind, reruns, errors of single recordings."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ Maker = Callable[..., Path]
 
 
 def words(checkpoint: str, out: Path, *more: str) -> list[str]:
-    """What is quickest."""
+    """Options of the fastest run."""
     return ["--model", checkpoint, "--out", str(out), "--second-look", "false",
             "--overlay", "false", "--masks", "false", "--device", "cpu", *more]  # fmt: skip
 
@@ -40,7 +40,7 @@ def times(folder: Path) -> dict[Path, int]:
 def test_recordings_of_any_name(
     checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = video(seconds=0.5)
+    source = video(seconds=0.5)
     names = [
         "会議の録画と質疑応答" * 8 + "その二.mp4",  # 253 bytes
         "会議の録画と質疑応答" * 8 + "その三.mp4",  # other only where it is cut
@@ -50,24 +50,24 @@ def test_recordings_of_any_name(
     folder = tmp_path / "videos"
     folder.mkdir()
     for name in names:
-        shutil.copy(one, folder / name)  # links would be one and the same file
+        shutil.copy(source, folder / name)  # links would be the same file
     out = tmp_path / "out"
     paths = [str(folder / name) for name in names]
     assert main([*paths, *words(checkpoint, out)]) == 0
-    made = sorted(out.iterdir())
-    assert len(made) == len(names)
-    assert {Result.load(p).record["source"] for p in made} == set(paths)
-    assert all(len(os.fsencode(p.name)) <= LONGEST for p in made)
-    assert not any(p.name.startswith(("-", ".")) or "\n" in p.name for p in made)
-    assert len({p.name.casefold() for p in made}) == len(made)
-    assert {"हिन्दी", "hidden", "é", "out", "Ä"} <= {p.name for p in made}
+    results = sorted(out.iterdir())
+    assert len(results) == len(names)
+    assert {Result.load(p).record["source"] for p in results} == set(paths)
+    assert all(len(os.fsencode(p.name)) <= LONGEST for p in results)
+    assert not any(p.name.startswith(("-", ".")) or "\n" in p.name for p in results)
+    assert len({p.name.casefold() for p in results}) == len(results)
+    assert {"हिन्दी", "hidden", "é", "out", "Ä"} <= {p.name for p in results}
     before = times(out)
     caplog.set_level("INFO", "cavmae")
     caplog.clear()
     assert main([*paths[::-1], *words(checkpoint, out)]) == 0  # in whatever order
     assert times(out) == before
     assert caplog.text.count("is there already") == len(names)
-    assert f"0 of {len(names)} videos taken apart, {len(names)} there already" in caplog.text
+    assert f"0 of {len(names)} videos separated, {len(names)} there already" in caplog.text
 
 
 @given(st.text(st.characters(exclude_characters="\0")), st.integers(20, 80))
@@ -91,7 +91,7 @@ def test_a_result_folder_of_the_longest_name(
     assert {p.name for p in tmp_path.iterdir()} == {out.name, "video.mp4"}
 
 
-# --- errors of one ---
+# --- errors of single recordings ---
 
 
 def test_no_error_of_one_recording_stops_the_others(
@@ -104,28 +104,28 @@ def test_no_error_of_one_recording_stops_the_others(
     (out / ".a.unfinished").write_text("a file where a folder has to be")
     (out / "b").mkdir()
     (out / "b" / "result.json").write_text("{")
-    into = Separator._into
+    separate_into = Separator._separate_into
 
     def fault(self: Separator, name: str, *arguments: Any) -> None:
         if Path(name).stem == "c":
             raise IndexError("a fault of ours")
-        into(self, name, *arguments)
+        separate_into(self, name, *arguments)
 
-    monkeypatch.setattr(Separator, "_into", fault)
+    monkeypatch.setattr(Separator, "_separate_into", fault)
     lost = str(tmp_path / "lost.mp4")
     listed = tmp_path / "list.txt"
     listed.write_text("\n".join([*paths[:3], lost, "n" * 300 + ".mp4", paths[3]]))
     assert main([str(listed), *words(checkpoint, out)]) == 1
     assert Result.load(out / "d").record["source"] == paths[3]
-    end = caplog.text.partition("5 of 6 videos gave nothing:")[2].strip().splitlines()
+    end = caplog.text.partition("5 of 6 videos failed:")[2].strip().splitlines()
     assert len(end) == 5  # a line each
-    for line, path, said in zip(
+    for line, path, message in zip(
         end, [*paths[:3], lost, "n" * 300],
         ["File exists", "holds no finished result", "IndexError: a fault of ours",
          "there is no such file", "File name too long"], strict=True,
     ):  # fmt: skip
         assert path in line
-        assert said in line
+        assert message in line
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_all_that_moves_together_stays_finished(
         assert [p.name for p in Path("out").iterdir()] == ["a"]
 
 
-def test_a_rerun_says_what_it_found(
+def test_a_rerun_reports_existing_results(
     checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In a folder that holds recordings and results, one of them cut short, one half removed."""
@@ -229,11 +229,11 @@ def test_a_rerun_says_what_it_found(
     caplog.clear()
     assert main(known) == 1
     assert {p.name for p in out.iterdir()} == {"a", "b", "c"}
-    assert "are results of earlier runs; they are passed over" in caplog.text
+    assert "are results of earlier runs; they are skipped" in caplog.text
     assert "a.mp4: " in caplog.text
     assert "out/a is there already" in caplog.text
     assert "out/b lacks person-1.wav: remove it" in caplog.text
-    assert "1 of 3 videos taken apart, 1 there already" in caplog.text
-    assert "1 of 3 videos gave nothing" in caplog.text
+    assert "1 of 3 videos separated, 1 there already" in caplog.text
+    assert "1 of 3 videos failed" in caplog.text
     record = json.loads((out / "a" / "result.json").read_text())
     assert record["source_bytes"] == paths[0].stat().st_size

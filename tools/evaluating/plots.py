@@ -1,4 +1,4 @@
-"""Plots of measures: what separation depends on, and masks by size."""
+"""Plots of metrics: SI-SDR improvement by mixture and overlap, IoU by size."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,20 +10,20 @@ from matplotlib.figure import Figure
 from cavmae.common.files import write_atomically
 from cavmae.finetune.speaker.metrics import ALONE_DB, PersonMetrics, SceneMetrics
 
-COLOUR = "#0072b2"  # that colour-blind eyes tell from grey
+COLOR = "#0072b2"  # distinct from grey for colour-blind readers
 Value = Callable[[PersonMetrics], float]
 
 
 def _improvement(person: PersonMetrics) -> float:
-    """In dB; NaN where there was nothing beside the voice."""
+    """SI-SDR improvement in dB; NaN for a voice without interference."""
     alone = person.si_sdr_mixture >= ALONE_DB
     return math.nan if alone else person.si_sdr - person.si_sdr_mixture
 
 
 def draw(scenes: Sequence[SceneMetrics], path: Path) -> None:
-    """Three plots side by side, as a PNG: a dot each person, and the mean of each bin.
+    """Plot metrics of people as dots, with the mean of each bin, and write a PNG.
 
-    Voices with nothing beside them leave nothing to improve, and are left out of the first two.
+    The first two plots leave out voices without interference.
     """
     people = [p for s in scenes for p in s.people]
     figure = Figure(figsize=(13, 4), layout="constrained")
@@ -31,9 +31,9 @@ def draw(scenes: Sequence[SceneMetrics], path: Path) -> None:
     plots: tuple[tuple[str, Value, str, Value], ...] = (
         ("SI-SDR of the mixture, dB", lambda p: p.si_sdr_mixture,
          "SI-SDR improvement, dB", _improvement),
-        ("share of the time in which somebody else speaks, too", lambda p: p.overlap,
+        ("fraction of the time with overlapping speech", lambda p: p.overlap,
          "SI-SDR improvement, dB", _improvement),
-        ("share of the picture that a person covers", lambda p: p.size, "iou", lambda p: p.iou),
+        ("fraction of the frame that a person covers", lambda p: p.size, "IoU", lambda p: p.iou),
     )  # fmt: skip
     for axis, (x_name, x, y_name, y) in zip(axes, plots, strict=True):
         pairs = [(x(p), y(p)) for p in people]
@@ -51,12 +51,12 @@ def _dots(axis: Axes, pairs: Sequence[tuple[float, float]]) -> None:
         return
     low, high = min(a for a, _ in pairs), max(a for a, _ in pairs)
     width = max(high - low, 1e-6) / 6
-    middles, means = [], []
+    centers, means = [], []
     for number in range(6):
         first = low + number * width
         last = number == 5
         inside = [b for a, b in pairs if first <= a < first + width or (last and a >= first)]
         if inside:
-            middles.append(first + width / 2)
+            centers.append(first + width / 2)
             means.append(sum(inside) / len(inside))
-    axis.plot(middles, means, "o-", color=COLOUR)
+    axis.plot(centers, means, "o-", color=COLOR)

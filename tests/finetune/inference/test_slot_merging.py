@@ -1,10 +1,10 @@
-"""Slots of a window that are one person, and pieces of masks that are not."""
+"""Merging of slots into people, and removal of specks from masks."""
 
 import numpy as np
 import pytest
 import torch
 
-from cavmae.finetune.inference.slot_merging import LEAST, SPECK, merge_slots, without_specks
+from cavmae.finetune.inference.slot_merging import MAX_SPECK, MIN_AREA, merge_slots, without_specks
 
 SIZE = (4, 20, 40)  # key frames, height, width
 
@@ -23,8 +23,10 @@ def voting(*middles: tuple[torch.Tensor, float, float]) -> torch.Tensor:
     return votes
 
 
-def groups(masks: list[torch.Tensor], votes: torch.Tensor, *there: float) -> list[list[int]]:
-    return merge_slots(torch.stack(masks), votes, torch.tensor(there), cued=False)
+def groups(
+    masks: list[torch.Tensor], votes: torch.Tensor, *presence_prob: float
+) -> list[list[int]]:
+    return merge_slots(torch.stack(masks), votes, torch.tensor(presence_prob), cued=False)
 
 
 FACE, HAIR = block(slice(5, 12), slice(10, 16)), block(slice(0, 5), slice(8, 18))
@@ -34,17 +36,17 @@ OTHER = block(slice(4, 20), slice(26, 38))
 def test_parts_that_vote_for_one_middle_are_one_person() -> None:
     masks = torch.stack([OTHER, HAIR, FACE, torch.zeros(SIZE)])
     votes = voting((OTHER, 0.8, 0.6), (HAIR, 0.33, 0.4), (FACE, 0.32, 0.43))
-    there = torch.tensor([0.7, 0.8, 0.95, 0.9])
-    assert merge_slots(masks, votes, there, cued=False) == [[2, 1], [0]]
-    # Whom a cue means comes first, however sure others are.
-    assert merge_slots(masks, votes, there, cued=True) == [[0], [2, 1]]
-    # Somebody above somebody else is another person.
+    presence_prob = torch.tensor([0.7, 0.8, 0.95, 0.9])
+    assert merge_slots(masks, votes, presence_prob, cued=False) == [[2, 1], [0]]
+    # The cued slot comes first, whatever its presence probability.
+    assert merge_slots(masks, votes, presence_prob, cued=True) == [[0], [2, 1]]
+    # Touching masks with distant votes are two people.
     votes = voting((OTHER, 0.8, 0.6), (HAIR, 0.33, 0.2), (FACE, 0.32, 0.43))
-    assert merge_slots(masks, votes, there, cued=False) == [[2], [1], [0]]
+    assert merge_slots(masks, votes, presence_prob, cued=False) == [[2], [1], [0]]
 
 
-def test_after_a_cut_there_is_somebody_else() -> None:
-    """One after the other in the same place, with the same middle."""
+def test_people_before_and_after_a_cut_are_two() -> None:
+    """Same place and same center in different key frames."""
     rows, columns = slice(4, 20), slice(14, 26)
     first, then = block(rows, columns, slice(0, 2)), block(rows, columns, slice(2, 4))
     votes = voting((first, 0.5, 0.6), (then, 0.5, 0.6))
@@ -52,14 +54,14 @@ def test_after_a_cut_there_is_somebody_else() -> None:
 
 
 def test_people_who_change_places_are_two() -> None:
-    """Their mean middles are the same, and they touch while they pass."""
+    """Their mean centers are equal, and their masks touch while they pass."""
     places = (2, 13, 19, 32)
-    one, two = torch.zeros(SIZE), torch.zeros(SIZE)
-    for key, (left, other) in enumerate(zip(places, places[::-1], strict=True)):
-        one[key, 4:20, left : left + 6] = 0.9
-        two[key, 4:20, other : other + 6] = 0.9
-    votes = voting((one, 0.5, 0.6), (two, 0.5, 0.6))
-    assert groups([one, two], votes, 0.9, 0.8) == [[0], [1]]
+    first, second = torch.zeros(SIZE), torch.zeros(SIZE)
+    for key, (left, mirrored) in enumerate(zip(places, places[::-1], strict=True)):
+        first[key, 4:20, left : left + 6] = 0.9
+        second[key, 4:20, mirrored : mirrored + 6] = 0.9
+    votes = voting((first, 0.5, 0.6), (second, 0.5, 0.6))
+    assert groups([first, second], votes, 0.9, 0.8) == [[0], [1]]
 
 
 def test_the_same_pixels_are_one_person_whatever_they_vote_for() -> None:
@@ -71,16 +73,16 @@ def test_the_same_pixels_are_one_person_whatever_they_vote_for() -> None:
     assert groups([OTHER, again], votes, 0.9, 0.8) == [[0, 1]]
 
 
-def test_who_is_not_there_or_hardly_seen_is_nobody() -> None:
+def test_slots_of_low_presence_or_tiny_masks_are_dropped() -> None:
     dot = block(slice(3, 4), slice(3, 4))
-    assert float((dot > 0.5).float().mean()) < LEAST
+    assert float((dot > 0.5).float().mean()) < MIN_AREA
     assert groups([dot, FACE], voting((FACE, 0.3, 0.4)), 0.9, 0.4) == []
 
 
 @pytest.mark.parametrize("small", [1, 3, 6, 12])
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_specks_go_and_pieces_stay(small: int, elsewhere: bool) -> None:
-    """A piece that votes for its person's middle stays, as a head does that an arm cuts off."""
+    """A piece that votes for its person's center stays, as a head does that an arm cuts off."""
     mask = torch.full(SIZE, 0.2)
     mask[0, 8:18, 10:20] = 0.8  # 100 pixels
     mask[0, 0, :small] = 0.7
@@ -89,9 +91,9 @@ def test_specks_go_and_pieces_stay(small: int, elsewhere: bool) -> None:
     votes = torch.full((2, *SIZE), 0.5)
     if elsewhere:
         votes[:, :, 0] = 0.9
-    found = without_specks(mask, votes)
+    cleaned = without_specks(mask, votes)
     expected = mask.clone()
-    if small < SPECK * 100 and (elsewhere or small < LEAST * 800):
+    if small < MAX_SPECK * 100 and (elsewhere or small < MIN_AREA * 800):
         expected[0, 0, :small] = 0.0
-    np.testing.assert_array_equal(found.numpy(), expected.numpy())
-    assert torch.equal(without_specks(found, votes), found)
+    np.testing.assert_array_equal(cleaned.numpy(), expected.numpy())
+    assert torch.equal(without_specks(cleaned, votes), cleaned)
