@@ -96,7 +96,7 @@ def _make(shards: str, settings: EvaluateSettings) -> int:
     # Measured is how people really speak.
     compose = dataclasses.replace(settings.compose, speed=0.0)
     book = SceneSampler(ClipPool(manifest), compose)
-    drawn = [book.draw(random.Random(f"list {settings.seed} {n}")) for n in range(settings.make)]
+    drawn = [book.sample(random.Random(f"list {settings.seed} {n}")) for n in range(settings.make)]
     write_list(path, compose, drawn)
     log.info("Wrote %d scenes to %s.", len(drawn), path)
     return 0

@@ -25,7 +25,7 @@ class SoundError(CavmaeError):
     """A sound file that does not decode, or is none of the kinds asked for."""
 
 
-def read_sound(
+def read_audio(
     path: str | Path, kinds: Collection[str], start: float = 0.0, seconds: float | None = None
 ) -> tuple[np.ndarray, int]:
     """A stretch of a sound file. Its header is not believed as to how much there is.

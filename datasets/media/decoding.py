@@ -40,7 +40,7 @@ class LostKeys:
     def __init__(self) -> None:
         self._since: int | None = None  # place of the damaged key frame
 
-    def lose(self, place: int | None) -> None:
+    def mark_lost(self, place: int | None) -> None:
         """Notes a key frame that did not decode.
 
         Args:
@@ -49,11 +49,11 @@ class LostKeys:
         if self._since is None:
             self._since = place
 
-    def spare(self, frame: av.VideoFrame, place: int | None) -> bool:
+    def is_intact(self, frame: av.VideoFrame, place: int | None) -> bool:
         """Whether a frame is good; frames are asked for in the order they are shown."""
         if frame.is_corrupt:
             if frame.key_frame:
-                self.lose(place)
+                self.mark_lost(place)
             return False
         if self._since is None:
             return True
@@ -79,7 +79,7 @@ def decode_packet(
         return list(codec.decode(packet))
     except FFmpegError:
         if lost is not None and packet is not None and packet.is_keyframe:
-            lost.lose(place)
+            lost.mark_lost(place)
         return []  # a damaged packet costs its own frames
 
 
@@ -158,17 +158,17 @@ def decode_in_order(
                     continue  # an AVI's "show the last frame again", or the end
                 if stretch < len(restarts) and number == restarts[stretch]:
                     for frame in decode_packet(codec, None):
-                        yield stretch, frame, lost.spare(frame, _packet_of(frame))
+                        yield stretch, frame, lost.is_intact(frame, _packet_of(frame))
                     codec.flush_buffers()
                     stretch += 1
                 packet.opaque = number
                 for frame in decode_packet(codec, packet, lost, number):
-                    yield stretch, frame, lost.spare(frame, _packet_of(frame))
+                    yield stretch, frame, lost.is_intact(frame, _packet_of(frame))
                 number += 1
         except (FFmpegError, OSError):
             pass  # the rest of the file cannot be read
         for frame in decode_packet(codec, None):
-            yield stretch, frame, lost.spare(frame, _packet_of(frame))
+            yield stretch, frame, lost.is_intact(frame, _packet_of(frame))
 
 
 def _packet_of(frame: av.VideoFrame) -> int | None:

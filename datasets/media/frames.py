@@ -243,7 +243,7 @@ class PyAVDecoder:
         self, frames: list[av.VideoFrame], lost: LostKeys
     ) -> Iterator[tuple[int, av.VideoFrame]]:
         for frame in frames:
-            is_good = lost.spare(frame, frame.pts)
+            is_good = lost.is_intact(frame, frame.pts)
             index = None if frame.pts is None else self._index_of.get(frame.pts)
             if index is None:
                 continue

@@ -62,17 +62,17 @@ class Playback:
         self._closing.close()
 
     @property
-    def seen(self) -> np.ndarray:
+    def has_frame(self) -> np.ndarray:
         """bool [frames], whether there is a picture."""
         found: np.ndarray = self._index >= 0
         return found
 
     @property
-    def damaged_sound(self) -> int:
+    def damaged_audio(self) -> int:
         """Packets of sound that could not be decoded so far."""
         return self._sound.damaged
 
-    def pictures(self, start: int, count: int) -> np.ndarray:
+    def read_frames(self, start: int, count: int) -> np.ndarray:
         """Frames of a stretch that begins no sooner than the one before: [count, h, w, 3], uint8.
 
         After the end the last one stays.
@@ -97,7 +97,7 @@ class Playback:
     def _black(self) -> np.ndarray:
         return np.zeros((*self._geometry.size, 3), dtype=np.uint8)
 
-    def sound(self, start: int, count: int) -> np.ndarray:
+    def read_audio(self, start: int, count: int) -> np.ndarray:
         """The sound of a stretch of frames that begins no sooner than the one before: float32
         [count * 640] at 16 kHz, silence where there is none.
         """

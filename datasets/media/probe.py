@@ -107,8 +107,8 @@ class Probe:
     mirrored: bool
     transfer: str
     codec: str
-    sound_rate: int
-    sound_span: tuple[float, float]
+    audio_rate: int
+    audio_span: tuple[float, float]
     audio_packets: int
     video_stream: int
     audio_stream: int
@@ -135,7 +135,7 @@ class Probe:
     @property
     def span(self) -> tuple[float, float]:
         """(first, last) time at which a frame is on screen: the last stays while sound goes on."""
-        end = max(self.video_span[1], self.sound_span[1])
+        end = max(self.video_span[1], self.audio_span[1])
         return self.video_span[0], min([end, *(p.start for p in self.unused if p.in_frames)])
 
     @property
@@ -255,7 +255,7 @@ def probe(
             (packet, move - origin)
             for packet, move in zip([0, *audio_cuts], audio_moves, strict=True)
         ),
-        sound_span=(float(audio_times.min()), float(audio_times.max()) + duration),
+        audio_span=(float(audio_times.min()), float(audio_times.max()) + duration),
         **facts,
     )
     # Where stamps are wrong, so are durations; where recordings were joined, they are the first's.
@@ -269,7 +269,7 @@ def probe(
             f"the file is damaged or cut off: it gives {lost[0]:.1f} of the {lost[1]:.1f} s that "
             "its header claims"
         )
-        unused.append(Unused(lost[0], "truncated", detail, lost[0] < info.sound_span[1]))
+        unused.append(Unused(lost[0], "truncated", detail, lost[0] < info.audio_span[1]))
     elif info.truncated or has_broken_fragments(path):
         end = info.span[1]
         unused.append(Unused(end, "truncated", f"the file breaks off at {end:.1f} s"))
@@ -392,7 +392,7 @@ def _lost_stretch(
         claims: ends by the container's clock, like ``others_end``.
     """
     frames_end = float(info.frame_times[-1]) + max(last, info.frame_duration)
-    ends = max(frames_end, info.sound_span[1], others_end - info.origin), frames_end
+    ends = max(frames_end, info.audio_span[1], others_end - info.origin), frames_end
     for end, claim in zip(ends, (claim - info.origin for claim in claims), strict=True):
         if claim - end > max(CLAIM_SLACK, CLAIM_SHARE * claim):
             return end, claim

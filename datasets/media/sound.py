@@ -83,7 +83,7 @@ class Sound:
         self._downmix = downmix
         self._steady = steady
         self._inverted = False
-        self._rate = probe.sound_rate  # of the chunk decoded last
+        self._rate = probe.audio_rate  # of the chunk decoded last
         self._chunks: list[_Chunk] = []
         # Where the clock begins anew, a time may lie in two places of the file.
         seek = start > WORTH_SEEKING and len(probe.audio_offsets) == 1

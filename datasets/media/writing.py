@@ -39,7 +39,7 @@ class VideoWriter:
         size: tuple[int, int],
         frame_rate: int,
         quality: float,
-        sound: Wave | None,
+        audio: Wave | None,
     ):
         self._rate = frame_rate
         self._container = av.open(str(path), "w", options={"movflags": "faststart"})
@@ -54,10 +54,10 @@ class VideoWriter:
         video.codec_context.thread_count = 1
         self._video = video
         self._sound: Iterator[float] = iter(())
-        if sound is not None:
+        if audio is not None:
             self._audio = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
             self._audio.codec_context.bit_rate = AAC_BITS
-            self._sound = self._encode_sound(sound)
+            self._sound = self._encode_sound(audio)
         self._heard = 0.0  # seconds of sound written
 
     def _encode_sound(self, sound: Wave) -> Iterator[float]:

@@ -57,7 +57,7 @@ class PoolClip:
     times: np.ndarray
     frames: np.ndarray
     masks: np.ndarray
-    sound: Place
+    audio: Place
 
     @property
     def masked(self) -> bool:
@@ -140,7 +140,7 @@ class ClipPool:
         while self._files:
             os.close(self._files.popitem()[1])
 
-    def keep(self, count: int, seed: int) -> None:
+    def subsample(self, count: int, seed: int) -> None:
         """Leaves out all clips but so many, drawn as evenly from all people as can be.
 
         Backgrounds stay. A smaller number keeps a part of what a larger one keeps.
@@ -180,13 +180,13 @@ class ClipPool:
             SampleError: it is broken.
         """
         found = np.zeros(samples, dtype=np.float32)
-        data = self._read(clip, clip.sound)
+        data = self._read(clip, clip.audio)
         with _named(clip):
             wave = to_float(sample.decode_waveform(data, round(start * SAMPLE_RATE), samples))
         found[: len(wave)] = wave
         return found
 
-    def pictures(
+    def frames(
         self, clip: PoolClip, frames: Sequence[int], grey: bool, size: tuple[int, int] | None = None
     ) -> np.ndarray:
         """Frames as uint8 [frames, height, width, 3], or without the last axis where ``grey``.
@@ -273,5 +273,5 @@ def _clip(shard: int, entry: Entry, data: bytes, exclude: Collection[str]) -> Po
         times=np.array(info.frame_times),
         frames=np.array(frames, dtype=np.int64),
         masks=np.array(masks, dtype=np.int64),
-        sound=entry.members.get("flac", nothing),
+        audio=entry.members.get("flac", nothing),
     )

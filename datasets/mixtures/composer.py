@@ -6,7 +6,7 @@ import numpy as np
 
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
 from cavmae.datasets.mixtures.compositing import Compositor, Size
-from cavmae.datasets.mixtures.mixing import at_level, faded, mix, noise_of
+from cavmae.datasets.mixtures.mixing import scale_to_level, fade, mix, generate_noise
 from cavmae.datasets.mixtures.scene_spec import GRID, ComposeSettings, SceneSpec, Voice
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 
@@ -58,36 +58,36 @@ class Composer:
         scene = settings.height, settings.width
         self.painter = Compositor(pool, scene, motion, round(settings.seconds * GRID), keys)
 
-    def compose(self, recipe: SceneSpec) -> Scene:
+    def compose(self, spec: SceneSpec) -> Scene:
         """The scene of a recipe, the same every time.
 
         Raises:
             SampleError: a part of a clip is broken.
         """
-        heard = [n for n, person in enumerate(recipe.people) if person.level_db is not None]
-        voices = [*(recipe.people[n] for n in heard), *recipe.unseen]
+        heard = [n for n, person in enumerate(spec.people) if person.level_db is not None]
+        voices = [*(spec.people[n] for n in heard), *spec.unseen]
         waves = [self._wave(voice) for voice in voices]
         levels = [voice.level_db or 0.0 for voice in voices]
-        if recipe.noise is not None:
-            chance = np.random.default_rng(recipe.seed)
-            waves.append(noise_of(recipe.noise, self.samples, chance))
-            levels.append(recipe.noise_db)
+        if spec.noise is not None:
+            chance = np.random.default_rng(spec.seed)
+            waves.append(generate_noise(spec.noise, self.samples, chance))
+            levels.append(spec.noise_db)
         mixed = mix(waves, levels, self.samples)
-        parts = np.zeros((len(recipe.people), self.samples), dtype=np.float32)
+        parts = np.zeros((len(spec.people), self.samples), dtype=np.float32)
         parts[heard] = mixed.parts[: len(heard)]
-        pictures = self.painter.compose_frames(recipe)
+        pictures = self.painter.compose_frames(spec)
         return Scene(
             frames=pictures.frames,
             motion=pictures.motion,
             mixture=mixed.mixture,
             voices=parts,
             rest=mixed.parts[len(heard) :].sum(axis=0),
-            speaking=np.array([n in heard for n in range(len(recipe.people))]),
+            speaking=np.array([n in heard for n in range(len(spec.people))]),
             masks=pictures.masks,
             masked=pictures.masked,
-            target=recipe.target,
-            reference=self._reference(recipe),
-            labels=self._clip(recipe.people[recipe.target].clip).info.labels,
+            target=spec.target,
+            reference=self._reference(spec),
+            labels=self._clip(spec.people[spec.target].clip).info.labels,
         )
 
     def _clip(self, key: str) -> PoolClip:
@@ -96,7 +96,7 @@ class Composer:
     def _reference(self, recipe: SceneSpec) -> np.ndarray:
         if recipe.reference is None:
             return np.zeros(self.samples, dtype=np.float32)
-        return at_level(self._wave(recipe.reference), 0.0)
+        return scale_to_level(self._wave(recipe.reference), 0.0)
 
     def _wave(self, voice: Voice) -> np.ndarray:
         clip = self._clip(voice.clip)
@@ -105,4 +105,4 @@ class Composer:
             played = resample(wave, round(SAMPLE_RATE * voice.speed))[: self.samples]
             wave = np.pad(played, (0, self.samples - len(played)))
         first, last = (min(round(t * SAMPLE_RATE), self.samples) for t in voice.active)
-        return faded(wave, first, last)
+        return fade(wave, first, last)

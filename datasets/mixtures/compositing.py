@@ -76,7 +76,7 @@ class _Canvas:
             uint8 [N, C, rows, columns], and those rows and columns; perhaps none.
         """
         height, width = self.size_of(clip, place)
-        shown = scaled(picture, (height, width))
+        shown = resize(picture, (height, width))
         if place.flip:
             shown = shown.flip(-1)
         top, left = round(place.top * self.ratio[0]), round(place.left * self.ratio[1])
@@ -127,25 +127,25 @@ class Compositor:
         self.grey_masked = np.searchsorted(self.masked, every)
         self._plate = functools.lru_cache(PLATES)(self._made_plate)
 
-    def compose_frames(self, recipe: SceneSpec) -> Pictures:
+    def compose_frames(self, spec: SceneSpec) -> Pictures:
         """Draws a scene.
 
         Raises:
             SampleError: a frame or mask of a clip is broken.
         """
-        room = recipe.room or self.scene
+        room = spec.room or self.scene
         ratio = self.motion[0] / self.scene[0], self.motion[1] / self.scene[1]
         small = round(room[0] * ratio[0]), round(room[1] * ratio[1])
         colour = _Canvas(room, room, len(self.keys), 3)
         grey = _Canvas(small, room, len(self.times), 1)
-        if recipe.background is not None:
-            self._fill(colour, grey, self.pool.number[recipe.background])
-        masks = np.zeros((len(recipe.people), len(self.keys), *room), dtype=bool)
-        masked = np.zeros(len(recipe.people), dtype=bool)
-        for depth, number in enumerate(recipe.order):
-            person = recipe.people[number]
+        if spec.background is not None:
+            self._fill(colour, grey, self.pool.number[spec.background])
+        masks = np.zeros((len(spec.people), len(self.keys), *room), dtype=bool)
+        masked = np.zeros(len(spec.people), dtype=bool)
+        for depth, number in enumerate(spec.order):
+            person = spec.people[number]
             clip = self.pool.clips[self.pool.number[person.clip]]
-            cut = recipe.kind == "pasted" or (recipe.kind == "own_background" and depth > 0)
+            cut = spec.kind == "pasted" or (spec.kind == "own_background" and depth > 0)
             shown = clip.frames_at(person.start + self.times.clip(*person.active) * person.speed)
             soft = None
             if clip.masked:
@@ -161,12 +161,12 @@ class Compositor:
                 if cut:
                     rough = grey.placed(here[self.grey_masked], clip, person)[0].float() / 255
                     soft = (
-                        _feathered(covered, recipe.feather),
-                        self._between(_feathered(rough, recipe.feather * grey.ratio[0])),
+                        _feathered(covered, spec.feather),
+                        self._between(_feathered(rough, spec.feather * grey.ratio[0])),
                     )
             self._draw(colour, grey, clip, person, shown, soft)
-        frames, motion = _lit(colour.picture, grey.picture, recipe)
-        if recipe.room is not None:
+        frames, motion = _lit(colour.picture, grey.picture, spec)
+        if spec.room is not None:
             frames, motion = _boxed(frames, self.scene), _boxed(motion, self.motion)
             masks = _boxed(masks.reshape(-1, *room), self.scene).reshape(
                 *masks.shape[:2], *self.scene
@@ -188,8 +188,8 @@ class Compositor:
             shown: numbers of the clip's frames that are seen at the scene's times.
             soft: how much the person covers of each canvas; None: the whole picture is shown.
         """
-        picture = self.pool.pictures(clip, shown[self.keys].tolist(), grey=False)
-        small = self.pool.pictures(clip, shown.tolist(), grey=True, size=grey.size_of(clip, person))
+        picture = self.pool.frames(clip, shown[self.keys].tolist(), grey=False)
+        small = self.pool.frames(clip, shown.tolist(), grey=True, size=grey.size_of(clip, person))
         alpha, alpha_grey = soft if soft is not None else (None, None)
         colour.draw(torch.from_numpy(picture).permute(0, 3, 1, 2), clip, person, alpha)
         grey.draw(torch.from_numpy(small)[:, None], clip, person, alpha_grey)
@@ -231,16 +231,16 @@ class Compositor:
         clip = self.pool.clips[number]
         frames = ((np.arange(PLATE_FRAMES) + 0.5) * len(clip.times) / PLATE_FRAMES).astype(int)
         if not clip.masked:
-            frame = self.pool.pictures(clip, frames[:1].tolist(), grey=False)[0]
+            frame = self.pool.frames(clip, frames[:1].tolist(), grey=False)[0]
             return torch.from_numpy(frame).permute(2, 0, 1).float()
-        pictures = torch.from_numpy(self.pool.pictures(clip, frames.tolist(), grey=False))
-        person = widened(self.pool.masks(clip, frames.tolist()) > 0, MARGIN)
+        pictures = torch.from_numpy(self.pool.frames(clip, frames.tolist(), grey=False))
+        person = dilate(self.pool.masks(clip, frames.tolist()) > 0, MARGIN)
         free = torch.from_numpy(~person).float()[:, None]
         total = (pictures.permute(0, 3, 1, 2).float() * free).sum(0)
-        return filled(total, free.sum(0))
+        return fill_holes(total, free.sum(0))
 
 
-def scaled(pictures: Tensor, size: Size) -> Tensor:
+def resize(pictures: Tensor, size: Size) -> Tensor:
     """Pictures uint8 [N, C, h, w] at another size."""
     count, channels = pictures.shape[:2]
     if channels > 1 or count % AT_ONCE:
@@ -252,7 +252,7 @@ def scaled(pictures: Tensor, size: Size) -> Tensor:
     return found.view(count, 1, *size)
 
 
-def widened(masks: np.ndarray, margin: int) -> np.ndarray:
+def dilate(masks: np.ndarray, margin: int) -> np.ndarray:
     """Masks with all that lies within ``margin`` pixels in height and width: bool [N, h, w].
 
     What was found is laid over itself, moved by as much as leaves no gap at borders: log2 of the
@@ -271,7 +271,7 @@ def widened(masks: np.ndarray, margin: int) -> np.ndarray:
     return found
 
 
-def filled(total: Tensor, weight: Tensor) -> Tensor:
+def fill_holes(total: Tensor, weight: Tensor) -> Tensor:
     """Weighted means, and where there is no weight what lies around: [C, H, W] and [1, H, W].
 
     Halved until every pixel knows something, then laid under what was known in each size.
@@ -280,7 +280,7 @@ def filled(total: Tensor, weight: Tensor) -> Tensor:
     if bool(known.all()) or min(weight.shape[-2:]) == 1:
         return total / weight.clamp(min=1e-6)
     smaller = [functional.avg_pool2d(x[None], 2, ceil_mode=True)[0] for x in (total, weight)]
-    below = filled(*smaller)
+    below = fill_holes(*smaller)
     size = total.shape[-2:]
     below = functional.interpolate(below[None], size, mode="bilinear", align_corners=False)[0]
     return torch.where(known, total / weight.clamp(min=1e-6), below)

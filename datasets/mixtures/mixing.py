@@ -35,7 +35,7 @@ def active_rms(wave: np.ndarray) -> float:
     return float(np.sqrt(power[power >= loudest * 10 ** (-ACTIVE_DB / 10)].mean()))
 
 
-def faded(wave: np.ndarray, first: int, last: int) -> np.ndarray:
+def fade(wave: np.ndarray, first: int, last: int) -> np.ndarray:
     """Samples ``first`` to ``last`` of a wave, with soft edges there, and silence around.
 
     The very beginning and end of the wave stay as they are.
@@ -51,7 +51,7 @@ def faded(wave: np.ndarray, first: int, last: int) -> np.ndarray:
     return shown
 
 
-def at_level(wave: np.ndarray, level_db: float) -> np.ndarray:
+def scale_to_level(wave: np.ndarray, level_db: float) -> np.ndarray:
     """A wave scaled so that what is active of it has this level; silence stays silence."""
     rms = active_rms(wave)
     if rms == 0:
@@ -59,17 +59,17 @@ def at_level(wave: np.ndarray, level_db: float) -> np.ndarray:
     return wave * np.float32(REFERENCE * 10 ** (level_db / 20) / rms)
 
 
-def noise_of(kind: Noise, samples: int, chance: np.random.Generator) -> np.ndarray:
+def generate_noise(kind: Noise, samples: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of RMS 1: ``white``, ``pink`` (as much in every octave), or a mains ``hum``."""
     if kind == "hum":
         time = np.arange(samples) / SAMPLE_RATE
-        pitch = chance.choice([50.0, 60.0])
+        pitch = rng.choice([50.0, 60.0])
         wave = np.zeros(samples)
         for overtone in range(1, 8):
-            turn = chance.random() * 2 * np.pi
+            turn = rng.random() * 2 * np.pi
             wave += np.sin(2 * np.pi * pitch * overtone * time + turn) / overtone
     else:
-        wave = chance.standard_normal(samples)
+        wave = rng.standard_normal(samples)
         if kind == "pink":
             spectrum = np.fft.rfft(wave)
             spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
@@ -104,7 +104,7 @@ def mix(waves: Sequence[np.ndarray], levels_db: Sequence[float], samples: int) -
     for part, wave, level in zip(parts, waves, levels_db, strict=True):
         length = min(len(wave), samples)
         part[:length] = wave[:length]
-        part[:] = at_level(part, level)
+        part[:] = scale_to_level(part, level)
     mixture = parts.sum(axis=0)
     peak = max(float(np.abs(mixture).max(initial=0)), float(np.abs(parts).max(initial=0)))
     gain = min(1.0, PEAK / peak) if peak > 0 else 1.0

@@ -67,48 +67,48 @@ class SceneSampler:
                 "compose.off_screen_prob and compose.unrelated."
             )
 
-    def draw(self, chance: random.Random) -> SceneSpec:
+    def sample(self, rng: random.Random) -> SceneSpec:
         """A recipe; all chance in it comes from ``chance``."""
         how = self.settings
-        count = chance.choices((1, 2, 3), how.people)[0]
-        names = chance.sample(self._names, min(count + 1, len(self._names)))
-        chosen = [chance.choice(self._speaking[name]) for name in names]
-        unrelated = chance.random() < how.all_off_screen_prob
-        quiet = chance.randrange(count) if chance.random() < how.silent_prob else None
-        noisy = chance.random() < how.noise_prob
-        off_screen = chance.random() < how.off_screen_prob
+        count = rng.choices((1, 2, 3), how.people)[0]
+        names = rng.sample(self._names, min(count + 1, len(self._names)))
+        chosen = [rng.choice(self._speaking[name]) for name in names]
+        unrelated = rng.random() < how.all_off_screen_prob
+        quiet = rng.randrange(count) if rng.random() < how.silent_prob else None
+        noisy = rng.random() < how.noise_prob
+        off_screen = rng.random() < how.off_screen_prob
         if unrelated:  # something is heard all the same
-            noisy, off_screen = (True, False) if chance.random() < 0.5 else (noisy, True)
+            noisy, off_screen = (True, False) if rng.random() < 0.5 else (noisy, True)
         heard = [not unrelated and number != quiet for number in range(count)]
-        moving = [sounds or chance.random() < how.mismatched_lips_prob for sounds in heard]
-        seen = self._hushed(chosen[:count], moving, set(names), chance)
-        kind = self._kind(seen, chance)
+        moving = [sounds or rng.random() < how.mismatched_lips_prob for sounds in heard]
+        seen = self._hushed(chosen[:count], moving, set(names), rng)
+        kind = self._kind(seen, rng)
         voices = self._voices(
-            [*seen, *chosen[count:]], [*heard, off_screen], [*moving, off_screen], chance
+            [*seen, *chosen[count:]], [*heard, off_screen], [*moving, off_screen], rng
         )
-        room = self._room(chance)
-        people, order = self._placed(kind, seen, voices, room or (how.height, how.width), chance)
+        room = self._room(rng)
+        people, order = self._placed(kind, seen, voices, room or (how.height, how.width), rng)
         noises: tuple[Noise, ...] = ("white", "pink", "hum")
-        target = chance.randrange(count)
+        target = rng.randrange(count)
         return SceneSpec(
             kind=kind,
             people=people,
             order=order,
-            background=self._background(seen, chance) if kind == "pasted" else None,
+            background=self._background(seen, rng) if kind == "pasted" else None,
             unseen=tuple(voices[count:]) if off_screen else (),
             target=target,
-            reference=self._reference(people[target], chance),
-            noise=chance.choice(noises) if noisy else None,
-            noise_db=-20 * chance.random(),
-            light=(chance.uniform(0.8, 1.25), chance.uniform(0.8, 1.25), chance.uniform(0.7, 1.3)),
+            reference=self._reference(people[target], rng),
+            noise=rng.choice(noises) if noisy else None,
+            noise_db=-20 * rng.random(),
+            light=(rng.uniform(0.8, 1.25), rng.uniform(0.8, 1.25), rng.uniform(0.7, 1.3)),
             tint=(
-                chance.uniform(0.93, 1.07),
-                chance.uniform(0.93, 1.07),
-                chance.uniform(0.93, 1.07),
+                rng.uniform(0.93, 1.07),
+                rng.uniform(0.93, 1.07),
+                rng.uniform(0.93, 1.07),
             ),
-            quality=chance.randint(50, 95),
-            feather=chance.uniform(0.5, 2.0),
-            seed=chance.getrandbits(32),
+            quality=rng.randint(50, 95),
+            feather=rng.uniform(0.5, 2.0),
+            seed=rng.getrandbits(32),
             room=room,
         )
 

@@ -133,7 +133,7 @@ class ComposedStream(SceneStream):
     ):
         super().__init__(manifest, compose, *arguments, **options)
         if clips:
-            self.pool.keep(clips, self.seed)
+            self.pool.subsample(clips, self.seed)
         self.compose = compose
         self.book = SceneSampler(self.pool, compose)
 
@@ -147,9 +147,9 @@ class ComposedStream(SceneStream):
         told = {"compose": repr(self.compose), "clips": self.samples}
         return super().signature(workers) | told
 
-    def recipe(self, epoch: int, number: int) -> SceneSpec:
+    def spec(self, epoch: int, number: int) -> SceneSpec:
         """The recipe of a scene."""
-        return self.book.draw(random.Random(f"{self.seed} {epoch} {number}"))
+        return self.book.sample(random.Random(f"{self.seed} {epoch} {number}"))
 
     def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
         worker, position = self._starting(worker, workers)
@@ -160,7 +160,7 @@ class ComposedStream(SceneStream):
             while True:
                 start = first + position.samples * readers
                 for number in range(start, self.samples, readers):
-                    recipe = self.recipe(position.epoch, number)
+                    recipe = self.spec(position.epoch, number)
                     shown = self._scene(f"{position.epoch}-{number}", recipe, broken)
                     position.samples += 1
                     if shown is not None:
@@ -194,14 +194,14 @@ class FixedSceneStream(SceneStream):
         self,
         manifest: Manifest,
         compose: ComposeSettings,
-        recipes: Sequence[SceneSpec],
+        specs: Sequence[SceneSpec],
         *arguments: Any,
         **options: Any,
     ):
         super().__init__(manifest, compose, *arguments, **options)
-        self.recipes = list(recipes)
+        self.recipes = list(specs)
         for recipe in self.recipes:
-            for key in keys_of(recipe):
+            for key in clip_keys(recipe):
                 if key not in self.pool.number:
                     raise UsageError(
                         f"The list names the clip {key}, which {manifest.folder} does not have: "
@@ -234,18 +234,18 @@ class FixedSceneStream(SceneStream):
             yield error
 
 
-def keys_of(recipe: SceneSpec) -> set[str]:
+def clip_keys(spec: SceneSpec) -> set[str]:
     """The clips that a recipe takes parts of."""
-    named = {voice.clip for voice in (*recipe.people, *recipe.unseen)}
-    named |= {recipe.background} if recipe.background is not None else set()
-    return named | ({recipe.reference.clip} if recipe.reference is not None else set())
+    named = {voice.clip for voice in (*spec.people, *spec.unseen)}
+    named |= {spec.background} if spec.background is not None else set()
+    return named | ({spec.reference.clip} if spec.reference is not None else set())
 
 
-def write_list(path: Path, compose: ComposeSettings, recipes: Sequence[SceneSpec]) -> None:
+def write_list(path: Path, compose: ComposeSettings, specs: Sequence[SceneSpec]) -> None:
     """Writes a list of scenes: JSON lines, first the settings that it was drawn by."""
     head = {"schema": LIST_SCHEMA, "compose": dataclasses.asdict(compose)}
     with write_atomically(path) as file:
-        for record in (head, *(r.to_record() for r in recipes)):
+        for record in (head, *(r.to_record() for r in specs)):
             file.write(json_bytes(record))
 
 

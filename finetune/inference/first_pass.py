@@ -136,8 +136,8 @@ def first_pass(
     done = begun(len(starts))
     with (folder / "masks.u8").open("wb") as masks:
         for window, start in enumerate(starts):
-            frames = playing.pictures(start, length)
-            wave = playing.sound(start, length)
+            frames = playing.read_frames(start, length)
+            wave = playing.read_audio(start, length)
             losses.check()
             if (peak := float(np.abs(wave).max())) > LOUDEST:
                 raise MediaError("decode_error", f"its sound has samples as large as {peak:.1e}")
@@ -174,7 +174,7 @@ def first_pass(
         folder,
         playing.frames,
         playing.samples,
-        playing.seen,
+        playing.has_frame,
         starts,
         length,
         seer.keys,

@@ -15,7 +15,7 @@ from cavmae.datasets.media import Probe
 from cavmae.datasets.media.geometry import Geometry, cut_from
 from cavmae.datasets.media.playback import RATE, Playback
 from cavmae.datasets.media.writing import VideoWriter, Wave
-from cavmae.datasets.mixtures.compositing import widened
+from cavmae.datasets.mixtures.compositing import dilate
 from cavmae.finetune.inference.audio import Span
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
@@ -161,7 +161,7 @@ def _write_overlay(
     speaks = {number: _frames_of(spans[number], found.frames) for number in people}
     with VideoWriter(path, size[::-1], RATE, QUALITY["overlay"], sound) as film:
         for start in range(0, found.frames, AT_ONCE):
-            pictures = playing.pictures(start, min(AT_ONCE, found.frames - start))
+            pictures = playing.read_frames(start, min(AT_ONCE, found.frames - start))
             for frame, picture in enumerate(pictures, start):
                 # Of those who are not in this frame nothing is made: there may be hundreds.
                 parts = {number: track.at(frame, size) for number, track in tracks.items()}
@@ -196,7 +196,7 @@ def _outline(picture: np.ndarray, mask: np.ndarray, number: int, speaks: bool) -
     inside = mask[part]
     # What is left when the mask shrinks by the width of the line is not edge.
     out = np.pad(~inside, wide, constant_values=True)[None]
-    edge = inside & widened(out, wide)[0, wide:-wide, wide:-wide]
+    edge = inside & dilate(out, wide)[0, wide:-wide, wide:-wide]
     colour = np.array(colour_of(number), dtype=np.uint8)
     here = picture[part]
     if speaks:

@@ -244,7 +244,7 @@ class Separator:
         for remark in found.remarks:
             log.warning("%s: %s.", name, remark)
         chosen = _chosen(found, settings, target)
-        rate = info.sound_rate if settings.rate == "input" else SAMPLE_RATE
+        rate = info.audio_rate if settings.rate == "input" else SAMPLE_RATE
         # Numbered anew: some of the first pass are left out.
         voices = {number: found.wave(track) for number, track in enumerate(chosen, 1)}
         people = dict(enumerate(chosen.values(), 1))

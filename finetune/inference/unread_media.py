@@ -28,7 +28,7 @@ class UnreadMedia:
     def missing_sound(self) -> float:
         """Share of the sound's packets that could not be decoded."""
         # Damage may lead to packets that the container does not list.
-        return min(1.0, self._playing.damaged_sound / self._packets)
+        return min(1.0, self._playing.damaged_audio / self._packets)
 
     def check(self) -> None:
         """Compares with the limit, which may be passed long before the recording ends.
@@ -45,7 +45,7 @@ class UnreadMedia:
         if self.missing_sound > self._limit:
             raise MediaError(
                 "decode_error",
-                f"at least {self._playing.damaged_sound} of the {self._packets} packets of its "
+                f"at least {self._playing.damaged_audio} of the {self._packets} packets of its "
                 f"sound could not be decoded, more than --max-missing {self._limit:g} allows",
             )
 
@@ -57,9 +57,9 @@ class UnreadMedia:
                 f"{self.missing_frames} of {self.frames} frames could not be decoded; the frame "
                 "before stays on screen"
             )
-        if self._playing.damaged_sound:
+        if self._playing.damaged_audio:
             said.append(
-                f"{self._playing.damaged_sound} of {self._packets} packets of sound could not be "
+                f"{self._playing.damaged_audio} of {self._packets} packets of sound could not be "
                 "decoded; there is silence"
             )
         return said

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tests.datasets.recordings import RATE, SIZE, Track, by_time, packets_of, pictures
+from tests.datasets.recordings import RATE, SIZE, Track, by_time, packets_of, video_frames
 
 START = b"\0\0\0\1"
 DELIMITER = START + b"\x09\x10"
@@ -78,7 +78,7 @@ def write_fields(
         assert isinstance(video, av.VideoStream)
         video.width, video.height, video.pix_fmt = *SIZE.size, "yuv420p"
         units = []  # (time in fields, bytes)
-        for number, frame in enumerate(pictures(0, count)):
+        for number, frame in enumerate(video_frames(0, count)):
             planes = frame.to_ndarray()
             first = DELIMITER + parameters() + field(planes, 0, number)
             second = DELIMITER + field(planes, 1, number)

@@ -52,7 +52,7 @@ class Track:
     change: Callable[[int, av.Packet], None] = lambda number, packet: None
 
 
-def pictures(first: int, count: int, start: float = 0.0, **changes: Any) -> list[av.VideoFrame]:
+def video_frames(first: int, count: int, start: float = 0.0, **changes: Any) -> list[av.VideoFrame]:
     spec = dataclasses.replace(SIZE, **changes)
     frames = []
     for i in range(count):
@@ -63,7 +63,7 @@ def pictures(first: int, count: int, start: float = 0.0, **changes: Any) -> list
     return frames
 
 
-def sounds(
+def audio_frames(
     waveform: np.ndarray, rate: int = 48000, layout: str = "mono", start: float = 0.0
 ) -> list[av.AudioFrame]:
     """Frames of float32 [samples] or [channels, samples]."""

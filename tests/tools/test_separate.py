@@ -59,7 +59,7 @@ def test_everything_that_is_written(separator: Separator, video: Maker, tmp_path
     assert max(np.abs(samples).max() for samples, _ in parts) <= 0.99 * 32768 + 1
     info = probe(str(path))
     with Playback(info, working_geometry(info, (32, 48), False)) as playing:
-        mixture = playing.sound(0, playing.frames)[: round(3.12 * 16_000)]
+        mixture = playing.read_audio(0, playing.frames)[: round(3.12 * 16_000)]
     total = sum(samples for samples, _ in parts)
     apart = total - mixture * told["gain"] * 32768
     assert np.abs(apart).max() <= len(parts)  # each is rounded once
@@ -87,7 +87,7 @@ def test_mask_videos_show_the_masks(separator: Separator, video: Maker, tmp_path
     path = video(seconds=0.64, size=(96, 64))
     info = probe(str(path))
     with Playback(info, working_geometry(info, (32, 48), False)) as playing:
-        found = separator._seer.predict(playing.pictures(0, 16), playing.sound(0, 16))
+        found = separator._seer.predict(playing.read_frames(0, 16), playing.read_audio(0, 16))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     assert len(found) == len(result.people)
     for person, shown in zip(found, result.people, strict=True):
@@ -108,7 +108,7 @@ def test_a_clip_as_long_as_a_window_is_one_forward_pass(
     path = video(seconds=0.64, size=(96, 64), audio="pcm_s16le", name="a.mkv")
     info = probe(str(path))
     with Playback(info, working_geometry(info, (32, 48), False)) as playing:
-        found = seer.predict(playing.pictures(0, 16), playing.sound(0, 16))
+        found = seer.predict(playing.read_frames(0, 16), playing.read_audio(0, 16))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     gain = result.record["gain"]
     assert len(found) == len(result.people)

@@ -282,7 +282,7 @@ def test_real_scenes(media_root: Path) -> None:
     assert grid.frame_rate == pytest.approx(25)
     assert len(grid.frame_times) == 75
     for info in (scene, slow, grid):
-        assert info.video_span[1] == pytest.approx(info.sound_span[1], abs=0.1)
+        assert info.video_span[1] == pytest.approx(info.audio_span[1], abs=0.1)
 
 
 def test_real_frames_are_the_same_whoever_reads_them(media_root: Path) -> None:

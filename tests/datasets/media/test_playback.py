@@ -25,7 +25,7 @@ def numbers(playing: Playback, length: int, hop: int) -> list[int]:
     """Numbers in the frames of overlapping windows; what two windows show alike counts once."""
     found: dict[int, int] = {}
     for start in range(0, playing.frames, hop):
-        for place, frame in enumerate(playing.pictures(start, length)):
+        for place, frame in enumerate(playing.read_frames(start, length)):
             number = read_number(frame)
             assert found.setdefault(start + place, number) == number
     return [found[i] for i in range(playing.frames)]
@@ -64,8 +64,8 @@ def test_there_is_no_picture_before_the_first_frame_and_the_last_one_stays(video
     path = video("late.mkv", seconds=2.0, picture_start=0.8, sound_seconds=4.0, size=(96, 64))
     with play(path) as playing:
         assert playing.frames >= 95
-        pictures = playing.pictures(0, playing.frames)
-        seen = playing.seen
+        pictures = playing.read_frames(0, playing.frames)
+        seen = playing.has_frame
     assert not seen[:19].any()
     assert seen[22:].all()
     assert not pictures[:19].any()
@@ -76,11 +76,11 @@ def test_there_is_no_picture_before_the_first_frame_and_the_last_one_stays(video
 def test_sound_is_read_once_and_given_again(video: Maker) -> None:
     path = video("pcm.mkv", audio="pcm_s16le", rate=16000, seconds=2.0, events=(0.5, 1.5))
     with play(path) as playing:
-        whole = playing.sound(0, playing.frames)
+        whole = playing.read_audio(0, playing.frames)
     assert whole.shape == (playing.frames * SAMPLES,)
     with play(path) as playing:
         for start in range(0, 48, 5):
-            part = playing.sound(start, 16)
+            part = playing.read_audio(start, 16)
             beyond = np.pad(whole, (0, 20 * SAMPLES))[start * SAMPLES : (start + 16) * SAMPLES]
             np.testing.assert_allclose(part, beyond, atol=2e-4)
 
@@ -88,7 +88,7 @@ def test_sound_is_read_once_and_given_again(video: Maker) -> None:
 def test_what_is_kept_does_not_grow(video: Maker) -> None:
     with play(video(seconds=6.0)) as playing:
         for start in range(0, playing.frames, 8):
-            playing.pictures(start, 16)
-            playing.sound(start, 16)
+            playing.read_frames(start, 16)
+            playing.read_audio(start, 16)
             assert len(playing._kept) <= 17
             assert len(playing._waves) <= 16 * SAMPLES

@@ -25,11 +25,11 @@ def test_what_is_found_is_what_the_shards_hold(tmp_path: Path) -> None:
         with Shard(tmp_path / "set" / file) as shard:
             members = dict(samples_of(shard))[f"k{number}"]
         one = pool.clips[pool.number[f"k{number}"]]
-        shown = pool.pictures(one, [2, 0, 2], grey=False)
+        shown = pool.frames(one, [2, 0, 2], grey=False)
         assert shown.shape == (3, 32, 48, 3)
         assert (shown[0] == shown[2]).all()
         assert (shown[1] == sample.decode_frame(members["000.jpg"])).all()
-        grey = pool.pictures(one, [1], grey=True)
+        grey = pool.frames(one, [1], grey=True)
         colours = sample.decode_frame(members["001.jpg"])[None].astype(float)
         assert grey.shape == (1, 32, 48)
         assert np.abs(grey - colours @ [0.299, 0.587, 0.114]).mean() < 1
@@ -79,7 +79,7 @@ def test_damage_is_found_before_it_is_used(tmp_path: Path) -> None:
     pool = ClipPool(manifest)
     with path.open("r+b") as file:
         file.truncate(len(sound) - 4000)
-    assert pool.pictures(pool.clips[0], [0], grey=False).any()  # what is there can be read
+    assert pool.frames(pool.clips[0], [0], grey=False).any()  # what is there can be read
     with pytest.raises(ShardError, match="ends inside k2: it has shrunk"):
         pool.waveform(pool.clips[1], 0, 10)
     path.write_bytes(sound[:900] + bytes([sound[900] ^ 4]) + sound[901:])

@@ -31,7 +31,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> ClipPool:
 @pytest.fixture(scope="module")
 def recipes(pool: ClipPool) -> list[SceneSpec]:
     book = SceneSampler(pool, SETTINGS)
-    return [book.draw(random.Random(n)) for n in range(80)]
+    return [book.sample(random.Random(n)) for n in range(80)]
 
 
 def test_voices_and_rest_add_up(pool: ClipPool, recipes: list[SceneSpec]) -> None:

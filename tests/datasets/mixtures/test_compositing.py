@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.compositing import GREY, Compositor, filled, scaled, widened
+from cavmae.datasets.mixtures.compositing import GREY, Compositor, fill_holes, resize, dilate
 from cavmae.datasets.mixtures.sampler import SceneSampler
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec, Seen
 from tests.datasets.clips import clip, data_set_of
@@ -49,7 +49,7 @@ def recipe(kind: str, *people: Seen, **changes: object) -> SceneSpec:
 def test_a_clip_of_its_own_is_what_it_was(pool: ClipPool, painter: Compositor) -> None:
     shown = painter.compose_frames(recipe("own_background", seen(0)))
     one = pool.clips[0]
-    grey = pool.pictures(one, [0, 1, 2], grey=True)
+    grey = pool.frames(one, [0, 1, 2], grey=True)
     # Once more through JPEG, which halves the resolution of colours: the noise of brightness stays.
     assert np.abs(shown.frames @ np.array(GREY) - grey).mean() < 3
     assert np.abs(shown.motion.astype(int) - grey).mean() < 1
@@ -65,7 +65,7 @@ def test_only_the_person_is_pasted(pool: ClipPool, painter: Compositor) -> None:
     assert (shown.masks[1] == moved).all()
     assert (shown.masks[0] == ((pool.masks(first, [0, 1, 2]) > 0) & ~moved)).all()
     # Pixels of a person are the clip's; all others are the background's, which stands still.
-    pictures = np.roll(pool.pictures(second, [0, 1, 2], grey=True), (3, 11), axis=(1, 2))
+    pictures = np.roll(pool.frames(second, [0, 1, 2], grey=True), (3, 11), axis=(1, 2))
     assert np.abs(shown.motion.astype(int) - pictures)[1:][moved[1:]].mean() < 12
     nobody = ~shown.masks.any((0, 1))
     assert shown.motion[:, nobody].std(axis=0).mean() < 5
@@ -106,7 +106,7 @@ def test_side_by_side(pool: ClipPool, painter: Compositor) -> None:
     left, right = seen(0, window=(0, 20)), seen(3, left=10, window=(20, 48))
     shown = painter.compose_frames(recipe("split_screen", left, right))
     assert not shown.masks[0][:, :, 20:].any()
-    grey = pool.pictures(pool.clips[0], [0, 1, 2], grey=True)
+    grey = pool.frames(pool.clips[0], [0, 1, 2], grey=True)
     assert np.abs(shown.motion[:, :, :20].astype(int) - grey[:, :, :20]).mean() < 1
     assert shown.masked.tolist() == [True, False]  # the fourth clip lacks a mask
     assert not shown.masks[1].any()
@@ -128,7 +128,7 @@ def test_whatever_is_drawn_can_be_painted(pool: ClipPool) -> None:
     book = SceneSampler(pool, settings)
     painter = Compositor(pool, (48, 64), (24, 32), frames=3, keys=2)
     for number in range(60):
-        shown = painter.compose_frames(book.draw(random.Random(number)))
+        shown = painter.compose_frames(book.sample(random.Random(number)))
         assert shown.frames.shape == (2, 48, 64, 3)
         assert shown.motion.shape == (3, 24, 32)
         assert shown.masks.sum(axis=0).max() <= 1  # a pixel shows one person at most
@@ -159,14 +159,14 @@ def test_holes_are_filled_from_around() -> None:
     torch.manual_seed(0)
     picture = torch.rand(3, 37, 50)
     weight = torch.ones(1, 37, 50)
-    torch.testing.assert_close(filled(picture, weight), picture)
+    torch.testing.assert_close(fill_holes(picture, weight), picture)
     weight[:, 5:30, 10:45] = 0
-    found = filled(picture * weight, weight)
+    found = fill_holes(picture * weight, weight)
     assert found[:, :5].equal(picture[:, :5])
     assert found.min() >= picture.min() and found.max() <= picture.max()
-    even = filled(torch.full((3, 37, 50), 7.0) * weight, weight)
+    even = fill_holes(torch.full((3, 37, 50), 7.0) * weight, weight)
     torch.testing.assert_close(even, torch.full_like(even, 7.0))
-    assert filled(torch.zeros(3, 8, 8), torch.zeros(1, 8, 8)).abs().max() == 0
+    assert fill_holes(torch.zeros(3, 8, 8), torch.zeros(1, 8, 8)).abs().max() == 0
 
 
 @pytest.mark.parametrize("margin", [0, 1, 2, 3, 4, 6, 20])
@@ -179,7 +179,7 @@ def test_masks_with_what_is_near(margin: int) -> None:
         top, left = max(0, row - margin), max(0, column - margin)
         near[number, top : row + margin + 1, left : column + margin + 1] = True
     before = masks.copy()
-    np.testing.assert_array_equal(widened(masks, margin), near)
+    np.testing.assert_array_equal(dilate(masks, margin), near)
     np.testing.assert_array_equal(masks, before)
 
 
@@ -192,4 +192,4 @@ def test_scaled_together_is_scaled_one_by_one(
     whole = pictures.expand(-1, 3, -1, -1)  # in colour: never four at once
     one = [torch.nn.functional.interpolate(p[None], size, mode="bilinear", antialias=True)
            for p in whole]  # fmt: skip
-    assert torch.equal(scaled(pictures, size), torch.cat(one)[:, : shape[1]])
+    assert torch.equal(resize(pictures, size), torch.cat(one)[:, : shape[1]])

@@ -10,10 +10,10 @@ from cavmae.datasets.mixtures.mixing import (
     PEAK,
     REFERENCE,
     active_rms,
-    at_level,
-    faded,
+    scale_to_level,
+    fade,
     mix,
-    noise_of,
+    generate_noise,
 )
 from cavmae.datasets.stream.features import SAMPLE_RATE
 
@@ -51,23 +51,23 @@ def test_parts_add_up_and_have_their_levels(levels: list[float], lengths: list[i
 def test_silence_is_not_made_loud() -> None:
     found = mix([np.zeros(4000, np.float32), voice(1)], [0.0, 0.0], 4000)
     assert not found.parts[0].any()
-    assert not at_level(np.full(4000, 1e-8, np.float32), 0).any()
+    assert not scale_to_level(np.full(4000, 1e-8, np.float32), 0).any()
     assert mix([], [], 100).mixture.tolist() == [0] * 100
 
 
 def test_edges_are_soft_inside_and_untouched_at_the_ends() -> None:
     wave = np.ones(4000, np.float32)
-    inside = faded(wave, 1000, 3000)
+    inside = fade(wave, 1000, 3000)
     assert not inside[:1000].any() and not inside[3000:].any()
     assert (inside[1000 + EDGE : 3000 - EDGE] == 1).all()
     assert np.abs(np.diff(inside)).max() < 0.02
-    assert (faded(wave, 0, 4000) == 1).all()
-    assert not faded(wave, 50, 50).any()
+    assert (fade(wave, 0, 4000) == 1).all()
+    assert not fade(wave, 50, 50).any()
 
 
 @pytest.mark.parametrize("kind", ["white", "pink", "hum"])
 def test_noises(kind: str) -> None:
-    wave = noise_of(kind, SAMPLE_RATE * 2, np.random.default_rng(0))  # type: ignore[arg-type]
+    wave = generate_noise(kind, SAMPLE_RATE * 2, np.random.default_rng(0))  # type: ignore[arg-type]
     assert np.sqrt(np.mean(wave**2)) == pytest.approx(1, rel=1e-3)
     power = np.abs(np.fft.rfft(wave)) ** 2
     low, high = power[200:400].sum(), power[3200:6400].sum()  # 100-200 Hz, 1600-3200 Hz

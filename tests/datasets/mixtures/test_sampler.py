@@ -34,13 +34,13 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> ClipPool:
 @pytest.fixture(scope="module")
 def drawn(pool: ClipPool) -> list[SceneSpec]:
     book = SceneSampler(pool, SETTINGS)
-    return [book.draw(random.Random(n)) for n in range(600)]
+    return [book.sample(random.Random(n)) for n in range(600)]
 
 
 def test_the_same_chance_gives_the_same_recipe(pool: ClipPool, drawn: list[SceneSpec]) -> None:
     again = SceneSampler(pool, SETTINGS)
     for number in (599, 3, 77):
-        assert again.draw(random.Random(number)) == drawn[number]
+        assert again.sample(random.Random(number)) == drawn[number]
 
 
 def test_a_file_of_recipes_holds_all_of_them(drawn: list[SceneSpec]) -> None:
@@ -184,7 +184,7 @@ def test_too_few_people(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"clips of 1 speaking people \(one\).*up to 4"):
         SceneSampler(pool, SETTINGS)
     alone = ComposeSettings(people=(1, 0, 0), off_screen_prob=0, all_off_screen_prob=0)
-    assert SceneSampler(pool, alone).draw(random.Random(0)).people[0].clip in ("k0", "k1")
+    assert SceneSampler(pool, alone).sample(random.Random(0)).people[0].clip in ("k0", "k1")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from cavmae.datasets.mixtures.scene_spec import ComposeSettings
 from cavmae.datasets.mixtures.scene_stream import (
     ComposedStream,
     FixedSceneStream,
-    keys_of,
+    clip_keys,
     read_list,
     write_list,
 )
@@ -126,7 +126,7 @@ def test_a_reference_is_the_same_person_saying_something_else(clips: Manifest) -
     one = stream(clips)
     told = 0
     for number in range(40):
-        recipe = one.recipe(0, number)
+        recipe = one.spec(0, number)
         if recipe.reference is None:
             continue
         told += 1
@@ -141,7 +141,7 @@ def test_a_reference_is_the_same_person_saying_something_else(clips: Manifest) -
 
 
 def test_a_list_gives_each_scene_once_and_always_the_same(clips: Manifest, tmp_path: Path) -> None:
-    recipes = [stream(clips).recipe(7, n) for n in range(7)]
+    recipes = [stream(clips).spec(7, n) for n in range(7)]
     path = tmp_path / "list.jsonl"
     write_list(path, SETTINGS, recipes)
     settings, read = read_list(path)
@@ -166,7 +166,7 @@ def test_lists_that_do_not_fit(clips: Manifest, tmp_path: Path) -> None:
     path.write_text('{"schema": 99, "compose": {}}\n')
     with pytest.raises(CavmaeError, match="version 99"):
         read_list(path)
-    recipe = stream(clips).recipe(0, 0)
+    recipe = stream(clips).spec(0, 0)
     other = data_set_of(tmp_path / "other", [clip(n + 50, speaker=f"s{n}") for n in range(6)])
     with pytest.raises(UsageError, match="does not have: use the data set"):
         FixedSceneStream(other, SETTINGS, [recipe], (16, 24), 2, 2)
@@ -217,7 +217,7 @@ def test_a_part_of_the_clips(clips: Manifest) -> None:
     assert small.samples == 5
     assert {c.key for c in small.pool.clips} <= {c.key for c in larger.pool.clips}
     assert len(small.pool.people()) == 5  # as many people as can be
-    assert keys_of(small.recipe(0, 0)) <= set(small.pool.number)
+    assert clip_keys(small.spec(0, 0)) <= set(small.pool.number)
     with pytest.raises(UsageError, match="not 11"):
         stream(clips, clips=11)
     with pytest.raises(UsageError, match="add people"):
@@ -237,17 +237,17 @@ def test_backgrounds_are_behind_people_and_nothing_else(tmp_path: Path) -> None:
     )
     one = ComposedStream(manifest, settings, (16, 24), 2, 2, clips=8)
     assert one.samples == 8
-    recipes = [one.recipe(0, n) for n in range(40)]
+    recipes = [one.spec(0, n) for n in range(40)]
     assert {recipe.background for recipe in recipes} == {"k20", "k21"}
     for recipe in recipes:
-        assert not {"k20", "k21"} & (keys_of(recipe) - {recipe.background})
+        assert not {"k20", "k21"} & (clip_keys(recipe) - {recipe.background})
     recipe = next(r for r in recipes if r.background == "k21")
     nobody = dataclasses.replace(
         recipe, people=(), order=(), unseen=(), noise="white", reference=None,
         light=(1.0, 1.0, 1.0), tint=(1.0, 1.0, 1.0), quality=95,
     )  # fmt: skip
     seen = one.composer.painter.compose_frames(nobody).frames[0]
-    frame = one.pool.pictures(one.pool.clips[one.pool.number["k21"]], [0], grey=False)[0]
+    frame = one.pool.frames(one.pool.clips[one.pool.number["k21"]], [0], grey=False)[0]
     assert np.abs(seen.astype(int) - frame).mean() < 12  # once more through JPEG, of noise
 
 
