@@ -161,9 +161,9 @@ def _groups(path: Path, stream: FixedSceneStream) -> dict[str, str]:
         raise CavmaeError(f"{path} is no table with columns speaker and sex ({error}).") from error
     found = {}
     pool = stream.pool
-    for number, recipe in enumerate(stream.recipes):
+    for number, recipe in enumerate(stream.specs):
         heard = [p for p in recipe.people if p.level_db is not None]
-        told = [sexes.get(pool.clips[pool.number[p.clip]].person) for p in heard]
+        told = [sexes.get(pool.clips[pool.index_of[p.clip]].person) for p in heard]
         if len(told) == 2 and None not in told:
             found[f"{number:05d}"] = "same sex" if told[0] == told[1] else "different sex"
     return found

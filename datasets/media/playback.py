@@ -45,13 +45,13 @@ class Playback:
         self._closing = contextlib.ExitStack()
         self._decoder = open_decoder(info, geometry, wanted)
         self._closing.callback(self._decoder.close)
-        self._sound = Sound(info, steady=True)
-        self._closing.callback(self._sound.close)
-        self._kept: dict[int, np.ndarray] = {}
+        self._audio = Sound(info, steady=True)
+        self._closing.callback(self._audio.close)
+        self._cached: dict[int, np.ndarray] = {}
         self._before: np.ndarray | None = None  # the last frame that could be decoded
-        self._shown = 0  # grid frames read
-        self._waves = np.zeros(0, dtype=np.float32)
-        self._heard = 0  # grid frames whose sound was read
+        self._num_frames_read = 0  # grid frames read
+        self._waveform = np.zeros(0, dtype=np.float32)
+        self._num_audio_frames_read = 0  # grid frames whose sound was read
         self.mixdown: tuple[str, ...] = ()  # of all sound read so far, as Sound has it
         self.missing = 0  # frames that could not be decoded: the one before stays on screen
 
@@ -70,7 +70,7 @@ class Playback:
     @property
     def damaged_audio(self) -> int:
         """Packets of sound that could not be decoded so far."""
-        return self._sound.damaged
+        return self._audio.damaged
 
     def read_frames(self, start: int, count: int) -> np.ndarray:
         """Frames of a stretch that begins no sooner than the one before: [count, h, w, 3], uint8.
@@ -79,18 +79,18 @@ class Playback:
         """
         grid = self._index[start : start + count]
         first = min((int(i) for i in grid if i >= 0), default=0)
-        self._kept = {i: f for i, f in self._kept.items() if i >= first}
-        told = np.unique(self._index[self._shown : start + count]).tolist()
-        fresh = [i for i in told if i >= 0 and i not in self._kept]
-        self._shown = max(self._shown, start + count)
+        self._cached = {i: f for i, f in self._cached.items() if i >= first}
+        told = np.unique(self._index[self._num_frames_read : start + count]).tolist()
+        fresh = [i for i in told if i >= 0 and i not in self._cached]
+        self._num_frames_read = max(self._num_frames_read, start + count)
         decoded = self._decoder.read(fresh)
         for index in fresh:
             picture = decoded.get(index)
             if picture is None:
                 self.missing += 1
                 picture = self._before if self._before is not None else self._black()
-            self._kept[index] = self._before = np.ascontiguousarray(picture)
-        shown = [self._kept[int(i)] if i >= 0 else self._black() for i in grid]
+            self._cached[index] = self._before = np.ascontiguousarray(picture)
+        shown = [self._cached[int(i)] if i >= 0 else self._black() for i in grid]
         shown += shown[-1:] * (count - len(shown))
         return np.stack(shown)
 
@@ -101,15 +101,15 @@ class Playback:
         """The sound of a stretch of frames that begins no sooner than the one before: float32
         [count * 640] at 16 kHz, silence where there is none.
         """
-        first = self._heard * SAMPLES - len(self._waves)  # of what is kept
-        self._waves = self._waves[max(0, start * SAMPLES - first) :]
-        if self._heard < start + count:
-            fresh, _ = self._sound.read(self._heard / RATE, (start + count) / RATE)
-            self.mixdown = tuple(dict.fromkeys((*self.mixdown, *self._sound.mixdown)))
-            wanted = (start + count - self._heard) * SAMPLES
+        first = self._num_audio_frames_read * SAMPLES - len(self._waveform)  # of what is kept
+        self._waveform = self._waveform[max(0, start * SAMPLES - first) :]
+        if self._num_audio_frames_read < start + count:
+            fresh, _ = self._audio.read(self._num_audio_frames_read / RATE, (start + count) / RATE)
+            self.mixdown = tuple(dict.fromkeys((*self.mixdown, *self._audio.mixdown)))
+            wanted = (start + count - self._num_audio_frames_read) * SAMPLES
             fresh = np.pad(fresh, (0, max(0, wanted - len(fresh))))[:wanted]
-            self._waves = np.concatenate([self._waves, fresh])
-            self._heard = start + count
-        begin = start * SAMPLES - (self._heard * SAMPLES - len(self._waves))
-        found: np.ndarray = self._waves[begin : begin + count * SAMPLES]
+            self._waveform = np.concatenate([self._waveform, fresh])
+            self._num_audio_frames_read = start + count
+        begin = start * SAMPLES - (self._num_audio_frames_read * SAMPLES - len(self._waveform))
+        found: np.ndarray = self._waveform[begin : begin + count * SAMPLES]
         return found

@@ -236,7 +236,7 @@ def probe(
     audio_times += np.repeat(audio_moves, np.diff([0, *audio_cuts, len(audio_times)]))
     audio_times = timeline.without_spikes(audio_times)
     audio_times = audio_times[np.isfinite(audio_times)]
-    kept, gap = _one_recording(times, audio_times)
+    kept, gap = _main_part(times, audio_times)
     inside = (times >= kept[0]) & (times <= kept[1])
     audio_times = audio_times[(audio_times >= kept[0]) & (audio_times <= kept[1])]
     if kept[0] > timeline.LONGEST_GAP:  # hours of nothing are not the beginning of a recording
@@ -326,7 +326,7 @@ def _last_duration(times: np.ndarray, packets: StreamPackets) -> float:
     return min(packets.duration * packets.base or usual, 0.5, 2 * usual)
 
 
-def _one_recording(video: np.ndarray, audio: np.ndarray) -> tuple[tuple[float, float], str]:
+def _main_part(video: np.ndarray, audio: np.ndarray) -> tuple[tuple[float, float], str]:
     """The part of a file that is used: before a gap of minutes without frames and sound.
 
     A single wrong stamp would otherwise make a recording of days.

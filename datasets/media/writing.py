@@ -52,17 +52,17 @@ class VideoWriter:
             # x264 with AVX-512 gives other bytes for the same frames now and then (measured).
             video.options = {**video.options, "x264-params": "asm=AVX2"}
         video.codec_context.thread_count = 1
-        self._video = video
-        self._sound: Iterator[float] = iter(())
+        self._video_stream = video
+        self._audio_times: Iterator[float] = iter(())
         if audio is not None:
-            self._audio = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
-            self._audio.codec_context.bit_rate = AAC_BITS
-            self._sound = self._encode_sound(audio)
-        self._heard = 0.0  # seconds of sound written
+            self._audio_stream = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+            self._audio_stream.codec_context.bit_rate = AAC_BITS
+            self._audio_times = self._encode_audio(audio)
+        self._audio_seconds = 0.0  # seconds of sound written
 
-    def _encode_sound(self, sound: Wave) -> Iterator[float]:
-        for first in range(0, len(sound), AAC_FRAME):
-            part = sound[first : first + AAC_FRAME]
+    def _encode_audio(self, waveform: Wave) -> Iterator[float]:
+        for first in range(0, len(waveform), AAC_FRAME):
+            part = waveform[first : first + AAC_FRAME]
             chunk: np.ndarray = part[None].astype(np.float32)
             if part.dtype == np.int16:
                 chunk = chunk / 32768
@@ -70,9 +70,9 @@ class VideoWriter:
             frame.sample_rate = SAMPLE_RATE
             frame.time_base = Fraction(1, SAMPLE_RATE)
             frame.pts = first
-            self._container.mux(self._audio.encode(frame))
+            self._container.mux(self._audio_stream.encode(frame))
             yield (first + AAC_FRAME) / SAMPLE_RATE
-        self._container.mux(self._audio.encode(None))
+        self._container.mux(self._audio_stream.encode(None))
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -89,13 +89,13 @@ class VideoWriter:
         frame = av.VideoFrame.from_ndarray(pixels, kind)
         frame.time_base = Fraction(1, self._rate)
         frame.pts = number
-        self._container.mux(self._video.encode(frame))
-        while self._heard < (number + 1) / self._rate:
-            self._heard = next(self._sound, float("inf"))
+        self._container.mux(self._video_stream.encode(frame))
+        while self._audio_seconds < (number + 1) / self._rate:
+            self._audio_seconds = next(self._audio_times, float("inf"))
 
     def close(self) -> None:
         """Writes what is left."""
-        self._container.mux(self._video.encode(None))
-        for _ in self._sound:
+        self._container.mux(self._video_stream.encode(None))
+        for _ in self._audio_times:
             pass
         self._container.close()

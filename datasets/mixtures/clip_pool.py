@@ -129,7 +129,7 @@ class ClipPool:
                 f"{manifest.folder} has no clip to compose from: {self.left_out} left out for "
                 f"a label among {', '.join(exclude)}, or for want of sound or frames."
             )
-        self.number = {clip.key: number for number, clip in enumerate(self.clips)}
+        self.index_of = {clip.key: number for number, clip in enumerate(self.clips)}
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process, which opens the shards itself."""
@@ -162,7 +162,7 @@ class ClipPool:
         behind = [number for number, clip in enumerate(self.clips) if clip.background]
         self.left_out += usable - count
         self.clips = [self.clips[number] for number in sorted(order[:count] + behind)]
-        self.number = {clip.key: number for number, clip in enumerate(self.clips)}
+        self.index_of = {clip.key: number for number, clip in enumerate(self.clips)}
 
     def people(self) -> dict[str, list[int]]:
         """Numbers of the clips of each person, backgrounds left out."""
@@ -181,7 +181,7 @@ class ClipPool:
         """
         found = np.zeros(samples, dtype=np.float32)
         data = self._read(clip, clip.audio)
-        with _named(clip):
+        with _name_clip(clip):
             wave = to_float(sample.decode_waveform(data, round(start * SAMPLE_RATE), samples))
         found[: len(wave)] = wave
         return found
@@ -201,7 +201,7 @@ class ClipPool:
         shown = {}
         for number in dict.fromkeys(frames):
             data = self._read(clip, clip.frames[number])
-            with _named(clip):
+            with _name_clip(clip):
                 shown[number] = sample.decode_frame(data, clip.info.frame_size, size, grey)
         return np.stack([shown[number] for number in frames])
 
@@ -216,20 +216,20 @@ class ClipPool:
             if clip.masks[number, 1] == 0:
                 raise SampleError("missing_member", f"{clip.key} has no mask {number}")
             data = self._read(clip, clip.masks[number])
-            with _named(clip):
+            with _name_clip(clip):
                 shown[number] = sample.decode_mask(data, clip.info.frame_size)
         return np.stack([shown[number] for number in frames])
 
     def _read(self, clip: PoolClip, place: Sequence[int]) -> bytes:
         offset, size = int(place[0]), int(place[1])
-        data = os.pread(self._opened(clip.shard), size, offset)
+        data = os.pread(self._descriptor(clip.shard), size, offset)
         if len(data) != size:
             raise ShardError(
                 f"Shard {self._paths[clip.shard]} ends inside {clip.key}: it has shrunk."
             )
         return data
 
-    def _opened(self, shard: int) -> int:
+    def _descriptor(self, shard: int) -> int:
         """Descriptor of a shard; the one that was longest not asked for is closed in its place."""
         if shard not in self._files:
             path = self._paths[shard]
@@ -245,7 +245,7 @@ class ClipPool:
 
 
 @contextlib.contextmanager
-def _named(clip: PoolClip) -> Iterator[None]:
+def _name_clip(clip: PoolClip) -> Iterator[None]:
     """Says of which clip it is that a part is broken."""
     try:
         yield

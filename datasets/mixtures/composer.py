@@ -56,7 +56,7 @@ class Composer:
         self.pool = pool
         self.samples = round(settings.seconds * SAMPLE_RATE)
         scene = settings.height, settings.width
-        self.painter = Compositor(pool, scene, motion, round(settings.seconds * GRID), keys)
+        self.compositor = Compositor(pool, scene, motion, round(settings.seconds * GRID), keys)
 
     def compose(self, spec: SceneSpec) -> Scene:
         """The scene of a recipe, the same every time.
@@ -75,7 +75,7 @@ class Composer:
         mixed = mix(waves, levels, self.samples)
         parts = np.zeros((len(spec.people), self.samples), dtype=np.float32)
         parts[heard] = mixed.parts[: len(heard)]
-        pictures = self.painter.compose_frames(spec)
+        pictures = self.compositor.compose_frames(spec)
         return Scene(
             frames=pictures.frames,
             motion=pictures.motion,
@@ -91,7 +91,7 @@ class Composer:
         )
 
     def _clip(self, key: str) -> PoolClip:
-        return self.pool.clips[self.pool.number[key]]
+        return self.pool.clips[self.pool.index_of[key]]
 
     def _reference(self, recipe: SceneSpec) -> np.ndarray:
         if recipe.reference is None:

@@ -54,7 +54,7 @@ class _Canvas:
     def __init__(self, size: Size, scene: Size, count: int, channels: int):
         self.size = size
         self.ratio = size[0] / scene[0], size[1] / scene[1]
-        self.picture = torch.zeros(count, channels, *size)
+        self.pixels = torch.zeros(count, channels, *size)
 
     def size_of(self, clip: PoolClip, place: Place) -> Size:
         """How large the whole picture of a clip is here."""
@@ -64,7 +64,7 @@ class _Canvas:
             max(1, round(width * place.scale * self.ratio[1])),
         )
 
-    def placed(
+    def crop_visible(
         self, picture: Tensor, clip: PoolClip, place: Place
     ) -> tuple[Tensor, tuple[slice, slice]]:
         """A clip's picture as it is shown here: what lies inside, and where that is.
@@ -90,14 +90,14 @@ class _Canvas:
         ]
         return inside, (rows, columns)
 
-    def draw(self, picture: Tensor, clip: PoolClip, place: Place, alpha: Tensor | None) -> None:
+    def paste(self, picture: Tensor, clip: PoolClip, place: Place, alpha: Tensor | None) -> None:
         """Puts a clip's picture [N, C, h, w] into the scene.
 
         Args:
             alpha: float [N, 1, rows, columns] of what lies inside, how much it covers; None: all.
         """
-        inside, (rows, columns) = self.placed(picture, clip, place)
-        below = self.picture[:, :, rows, columns]
+        inside, (rows, columns) = self.crop_visible(picture, clip, place)
+        below = self.pixels[:, :, rows, columns]
         if alpha is None:
             below.copy_(inside)
         else:
@@ -125,7 +125,7 @@ class Compositor:
         self.masked = np.union1d(every, self.keys)
         self.keys_masked = np.searchsorted(self.masked, self.keys)
         self.grey_masked = np.searchsorted(self.masked, every)
-        self._plate = functools.lru_cache(PLATES)(self._made_plate)
+        self._plate = functools.lru_cache(PLATES)(self._build_plate)
 
     def compose_frames(self, spec: SceneSpec) -> Pictures:
         """Draws a scene.
@@ -139,41 +139,41 @@ class Compositor:
         colour = _Canvas(room, room, len(self.keys), 3)
         grey = _Canvas(small, room, len(self.times), 1)
         if spec.background is not None:
-            self._fill(colour, grey, self.pool.number[spec.background])
+            self._fill_background(colour, grey, self.pool.index_of[spec.background])
         masks = np.zeros((len(spec.people), len(self.keys), *room), dtype=bool)
         masked = np.zeros(len(spec.people), dtype=bool)
         for depth, number in enumerate(spec.order):
             person = spec.people[number]
-            clip = self.pool.clips[self.pool.number[person.clip]]
+            clip = self.pool.clips[self.pool.index_of[person.clip]]
             cut = spec.kind == "pasted" or (spec.kind == "own_background" and depth > 0)
             shown = clip.frames_at(person.start + self.times.clip(*person.active) * person.speed)
             soft = None
             if clip.masked:
                 # Where nobody is cut out of grey frames only those of key frames are wanted.
-                here = self._masks(clip, shown[self.masked if cut else self.keys])
+                here = self._mask_alpha(clip, shown[self.masked if cut else self.keys])
                 keys = here[self.keys_masked] if cut else here
-                inside, (rows, columns) = colour.placed(keys, clip, person)
+                inside, (rows, columns) = colour.crop_visible(keys, clip, person)
                 covered = inside.float() / 255
                 seen = (covered[:, 0] > 0.5).numpy()
                 masks[:, :, rows, columns] &= ~seen
                 masks[number, :, rows, columns] = seen
                 masked[number] = True
                 if cut:
-                    rough = grey.placed(here[self.grey_masked], clip, person)[0].float() / 255
+                    rough = grey.crop_visible(here[self.grey_masked], clip, person)[0].float() / 255
                     soft = (
-                        _feathered(covered, spec.feather),
-                        self._between(_feathered(rough, spec.feather * grey.ratio[0])),
+                        _feather(covered, spec.feather),
+                        self._interpolate(_feather(rough, spec.feather * grey.ratio[0])),
                     )
-            self._draw(colour, grey, clip, person, shown, soft)
-        frames, motion = _lit(colour.picture, grey.picture, spec)
+            self._paste_person(colour, grey, clip, person, shown, soft)
+        frames, motion = _grade(colour.pixels, grey.pixels, spec)
         if spec.room is not None:
-            frames, motion = _boxed(frames, self.scene), _boxed(motion, self.motion)
-            masks = _boxed(masks.reshape(-1, *room), self.scene).reshape(
+            frames, motion = _letterbox(frames, self.scene), _letterbox(motion, self.motion)
+            masks = _letterbox(masks.reshape(-1, *room), self.scene).reshape(
                 *masks.shape[:2], *self.scene
             )
         return Pictures(frames, motion, masks, masked)
 
-    def _draw(
+    def _paste_person(
         self,
         colour: _Canvas,
         grey: _Canvas,
@@ -191,15 +191,15 @@ class Compositor:
         picture = self.pool.frames(clip, shown[self.keys].tolist(), grey=False)
         small = self.pool.frames(clip, shown.tolist(), grey=True, size=grey.size_of(clip, person))
         alpha, alpha_grey = soft if soft is not None else (None, None)
-        colour.draw(torch.from_numpy(picture).permute(0, 3, 1, 2), clip, person, alpha)
-        grey.draw(torch.from_numpy(small)[:, None], clip, person, alpha_grey)
+        colour.paste(torch.from_numpy(picture).permute(0, 3, 1, 2), clip, person, alpha)
+        grey.paste(torch.from_numpy(small)[:, None], clip, person, alpha_grey)
 
-    def _masks(self, clip: PoolClip, shown: np.ndarray) -> Tensor:
+    def _mask_alpha(self, clip: PoolClip, shown: np.ndarray) -> Tensor:
         """Where a person is in frames of a clip: uint8 [N, 1, h, w], 0 or 255."""
         masks = self.pool.masks(clip, shown.tolist())
         return torch.from_numpy((masks > 0).astype(np.uint8) * 255)[:, None]
 
-    def _between(self, alpha: Tensor) -> Tensor:
+    def _interpolate(self, alpha: Tensor) -> Tensor:
         """From every fourth frame to all T, linearly: [T / 4 or so, 1, h, w] -> [T, 1, h, w]."""
         frame = torch.arange(len(self.times))
         before = frame // MASK_STEP
@@ -207,7 +207,7 @@ class Compositor:
         part = (frame % MASK_STEP / MASK_STEP)[:, None, None, None]
         return torch.lerp(alpha[before], alpha[after], part)
 
-    def _fill(self, colour: _Canvas, grey: _Canvas, number: int) -> None:
+    def _fill_background(self, colour: _Canvas, grey: _Canvas, number: int) -> None:
         """A background that covers the scene, from its middle."""
         plate = self._plate(number)
         for canvas, weights in ((colour, None), (grey, torch.tensor(GREY))):
@@ -219,9 +219,9 @@ class Compositor:
             large = large[:, top : top + canvas.size[0], left : left + canvas.size[1]]
             if weights is not None:
                 large = (large * weights[:, None, None]).sum(0, keepdim=True)
-            canvas.picture[:] = large
+            canvas.pixels[:] = large
 
-    def _made_plate(self, number: int) -> Tensor:
+    def _build_plate(self, number: int) -> Tensor:
         """A clip's background without its person: float [3, h, w], 0 to 255.
 
         Each pixel's mean over the frames in which the person does not cover it; what is always
@@ -286,7 +286,7 @@ def fill_holes(total: Tensor, weight: Tensor) -> Tensor:
     return torch.where(known, total / weight.clamp(min=1e-6), below)
 
 
-def _feathered(alpha: Tensor, width: float) -> Tensor:
+def _feather(alpha: Tensor, width: float) -> Tensor:
     """A soft edge: the mean over a square of about twice ``width`` pixels. [N, 1, h, w]."""
     side = 2 * round(width) + 1
     if side == 1 or alpha.numel() == 0:
@@ -294,7 +294,7 @@ def _feathered(alpha: Tensor, width: float) -> Tensor:
     return functional.avg_pool2d(alpha, side, stride=1, padding=side // 2, count_include_pad=False)
 
 
-def _lit(colour: Tensor, grey: Tensor, recipe: SceneSpec) -> tuple[np.ndarray, np.ndarray]:
+def _grade(colour: Tensor, grey: Tensor, recipe: SceneSpec) -> tuple[np.ndarray, np.ndarray]:
     """Light, colours and JPEG of a scene, after it was put together: one camera took it all.
 
     Args:
@@ -307,13 +307,13 @@ def _lit(colour: Tensor, grey: Tensor, recipe: SceneSpec) -> tuple[np.ndarray, n
     matrix = saturation * torch.eye(3) + (1 - saturation) * torch.tensor(GREY).expand(3, 3)
     matrix = matrix * torch.tensor(recipe.tint)[:, None]
     lit = functional.conv2d(colour, gain * matrix[:, :, None, None], offset * matrix.sum(1))
-    frames = _bytes(lit).permute(0, 2, 3, 1).contiguous().numpy()
-    motion = _bytes(grey.mul_(gain).add_(offset))[:, 0].numpy()
+    frames = _to_uint8(lit).permute(0, 2, 3, 1).contiguous().numpy()
+    motion = _to_uint8(grey.mul_(gain).add_(offset))[:, 0].numpy()
     frames = np.stack([decode_frame(encode_frame(frame, recipe.quality)) for frame in frames])
-    return frames, _as_jpeg(motion, recipe.quality)
+    return frames, _jpeg_round_trip(motion, recipe.quality)
 
 
-def _boxed(pictures: np.ndarray, size: Size) -> np.ndarray:
+def _letterbox(pictures: np.ndarray, size: Size) -> np.ndarray:
     """Pictures [N, h, w, ...] in the middle of black (or nobody) of a size."""
     found = np.zeros((len(pictures), *size, *pictures.shape[3:]), dtype=pictures.dtype)
     height, width = pictures.shape[1:3]
@@ -322,11 +322,11 @@ def _boxed(pictures: np.ndarray, size: Size) -> np.ndarray:
     return found
 
 
-def _bytes(picture: Tensor) -> Tensor:
+def _to_uint8(picture: Tensor) -> Tensor:
     return picture.round_().clamp_(0, 255).byte()
 
 
-def _as_jpeg(frames: np.ndarray, quality: int) -> np.ndarray:
+def _jpeg_round_trip(frames: np.ndarray, quality: int) -> np.ndarray:
     """Grey pictures [N, h, w] after compression."""
     # JPEG's blocks of 8x8 know nothing of each other: pictures of whole blocks go as strips.
     count, height, width = frames.shape

@@ -20,13 +20,13 @@ from cavmae.datasets.mixtures.scene_spec import (
     Voice,
 )
 
-TRIES = 12  # to place people so that their heads do not hide each other
-HEAD = 0.5  # the upper share of a person
-HIDDEN = 0.25  # share of a head that somebody else may hide
+PLACEMENT_TRIES = 12  # to place people so that their heads do not hide each other
+HEAD_FRACTION = 0.5  # the upper share of a person
+MAX_OCCLUSION = 0.25  # share of a head that somebody else may hide
 HEADROOM = 0.08  # above a head, of the scene's height
-ROOMS = (0.5, 0.85)  # how much of the picture a scene of another shape has of it
-WIDE = 0.7  # of such scenes are wider than the picture, as most videos are
-STEP = 16  # pixels that sides of such scenes are multiples of: whole patches
+INNER_FRACTION = (0.5, 0.85)  # how much of the picture a scene of another shape has of it
+WIDE_PROB = 0.7  # of such scenes are wider than the picture, as most videos are
+SIDE_STEP = 16  # pixels that sides of such scenes are multiples of: whole patches
 SPEED_STEP = 0.02  # from speed to speed: few ratios, whose filters are kept
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -56,7 +56,7 @@ class SceneSampler:
         self._behind = [n for n, clip in enumerate(clips) if clip.background]
         self._behind = self._behind or [n for n, clip in enumerate(clips) if clip.masked]
         self._names = sorted(self._speaking)
-        self._extents: dict[int, Box] = {}
+        self._person_boxes: dict[int, Box] = {}
         most = max(k + 1 for k, share in enumerate(settings.people) if share)
         wanted = most + bool(settings.off_screen_prob or settings.all_off_screen_prob)
         if len(self._names) < wanted:
@@ -81,23 +81,23 @@ class SceneSampler:
             noisy, off_screen = (True, False) if rng.random() < 0.5 else (noisy, True)
         heard = [not unrelated and number != quiet for number in range(count)]
         moving = [sounds or rng.random() < how.mismatched_lips_prob for sounds in heard]
-        seen = self._hushed(chosen[:count], moving, set(names), rng)
-        kind = self._kind(seen, rng)
-        voices = self._voices(
+        seen = self._replace_silent(chosen[:count], moving, set(names), rng)
+        kind = self._sample_kind(seen, rng)
+        voices = self._sample_voices(
             [*seen, *chosen[count:]], [*heard, off_screen], [*moving, off_screen], rng
         )
-        room = self._room(rng)
-        people, order = self._placed(kind, seen, voices, room or (how.height, how.width), rng)
+        room = self._sample_inner_size(rng)
+        people, order = self._place_people(kind, seen, voices, room or (how.height, how.width), rng)
         noises: tuple[Noise, ...] = ("white", "pink", "hum")
         target = rng.randrange(count)
         return SceneSpec(
             kind=kind,
             people=people,
             order=order,
-            background=self._background(seen, rng) if kind == "pasted" else None,
+            background=self._sample_background(seen, rng) if kind == "pasted" else None,
             unseen=tuple(voices[count:]) if off_screen else (),
             target=target,
-            reference=self._reference(people[target], rng),
+            reference=self._sample_reference(people[target], rng),
             noise=rng.choice(noises) if noisy else None,
             noise_db=-20 * rng.random(),
             light=(rng.uniform(0.8, 1.25), rng.uniform(0.8, 1.25), rng.uniform(0.7, 1.3)),
@@ -112,18 +112,18 @@ class SceneSampler:
             room=room,
         )
 
-    def _room(self, chance: random.Random) -> tuple[int, int] | None:
+    def _sample_inner_size(self, chance: random.Random) -> tuple[int, int] | None:
         """The shape of a scene that does not fill the picture; None: it does."""
         how = self.settings
-        share = chance.uniform(*ROOMS)
-        wide, boxed = chance.random() < WIDE, chance.random() < how.letterbox_prob
+        share = chance.uniform(*INNER_FRACTION)
+        wide, boxed = chance.random() < WIDE_PROB, chance.random() < how.letterbox_prob
         side = how.height if wide else how.width
-        inner = max(STEP, round(share * side / STEP) * STEP)
+        inner = max(SIDE_STEP, round(share * side / SIDE_STEP) * SIDE_STEP)
         if not boxed or inner >= side:
             return None
         return (inner, how.width) if wide else (how.height, inner)
 
-    def _hushed(
+    def _replace_silent(
         self, chosen: Sequence[int], moving: Sequence[bool], names: set[str], chance: random.Random
     ) -> list[int]:
         """Whoever says nothing is seen in a clip of silence, as far as there are other people's."""
@@ -136,7 +136,7 @@ class SceneSampler:
             seen.append(number)
         return seen
 
-    def _kind(self, seen: Sequence[int], chance: random.Random) -> Kind:
+    def _sample_kind(self, seen: Sequence[int], chance: random.Random) -> Kind:
         """A picture without masks cannot be cut out: it goes in as a rectangle."""
         how, clips = self.settings, self.pool.clips
         kinds: tuple[Kind, ...] = ("own_background", "pasted", "split_screen")
@@ -147,7 +147,7 @@ class SceneSampler:
             return "split_screen"
         return kind
 
-    def _voices(
+    def _sample_voices(
         self,
         numbers: Sequence[int],
         heard: Sequence[bool],
@@ -159,7 +159,7 @@ class SceneSampler:
         found: list[Voice] = []
         for number, sounds, moves in zip(numbers, heard, moving, strict=False):
             clip = self.pool.clips[number]
-            speed = self._speed(clip, chance)
+            speed = self._sample_speed(clip, chance)
             steps = max(0, int((clip.info.duration - how.seconds * speed) * GRID + 1e-6))
             first, last = 0.0, how.seconds
             if not moves and not clip.silent:
@@ -174,7 +174,7 @@ class SceneSampler:
             found.append(Voice(clip.key, start, (first, last), heard_at, speed=speed))
         return found
 
-    def _speed(self, clip: PoolClip, chance: random.Random) -> float:
+    def _sample_speed(self, clip: PoolClip, chance: random.Random) -> float:
         """How fast a clip plays: never so that it ends before the scene."""
         most = round(self.settings.speed / SPEED_STEP)
         if not most:
@@ -182,9 +182,9 @@ class SceneSampler:
         speed = 1 + chance.randint(-most, most) * SPEED_STEP
         return speed if self.settings.seconds * speed <= clip.info.duration + 1e-6 else 1.0
 
-    def _extent(self, number: int) -> Box:
+    def _person_box(self, number: int) -> Box:
         """Where the person is in the middle of a clip, in pixels; without masks all of it."""
-        if number not in self._extents:
+        if number not in self._person_boxes:
             clip = self.pool.clips[number]
             height, width = clip.info.frame_size
             box: Box = (0.0, 0.0, float(width), float(height))
@@ -195,10 +195,10 @@ class SceneSampler:
                     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
                     if len(rows):
                         box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-            self._extents[number] = (*(float(x) for x in box),)  # type: ignore[assignment]
-        return self._extents[number]
+            self._person_boxes[number] = (*(float(x) for x in box),)  # type: ignore[assignment]
+        return self._person_boxes[number]
 
-    def _placed(
+    def _place_people(
         self,
         kind: Kind,
         numbers: Sequence[int],
@@ -211,7 +211,7 @@ class SceneSampler:
         if kind == "split_screen":
             cuts = [round(n * room[1] / count) for n in range(count + 1)]
             places = [
-                self._filling(number, room, (left, right), chance)
+                self._place_full(number, room, (left, right), chance)
                 for number, left, right in zip(numbers, cuts, cuts[1:], strict=False)
             ]
             order = list(range(count))
@@ -219,19 +219,19 @@ class SceneSampler:
             order = chance.sample(range(count), count)
             best: list[Place] = []
             least = float("inf")
-            for _ in range(TRIES):
+            for _ in range(PLACEMENT_TRIES):
                 tried: list[Place] = [None] * count  # type: ignore[list-item]
                 for depth, number in enumerate(order):
                     own = kind == "own_background" and depth == 0
                     tried[number] = (
-                        self._filling(numbers[number], room, None, chance)
+                        self._place_full(numbers[number], room, None, chance)
                         if own
-                        else self._standing(numbers[number], room, chance)
+                        else self._place_cutout(numbers[number], room, chance)
                     )
-                hidden = self._hidden([self._head(numbers[n], tried[n]) for n in order])
+                hidden = self._max_occlusion([self._head_box(numbers[n], tried[n]) for n in order])
                 if hidden < least:
                     best, least = tried, hidden
-                if least <= HIDDEN:
+                if least <= MAX_OCCLUSION:
                     break
             places = best
         people = tuple(
@@ -240,7 +240,7 @@ class SceneSampler:
         )
         return people, tuple(order)
 
-    def _filling(
+    def _place_full(
         self,
         number: int,
         room: tuple[int, int],
@@ -253,7 +253,7 @@ class SceneSampler:
         first, last = window or (0, room[1])
         scale = max(room[0] / height, (last - first) / width)
         flip = chance.random() < 0.5
-        left, upper, right, _ = self._extent(number)
+        left, upper, right, _ = self._person_box(number)
         middle = (left + right) / 2
         corner = (first + last) / 2 - scale * (width - middle if flip else middle)
         corner = min(first, max(last - scale * width, corner))
@@ -262,11 +262,11 @@ class SceneSampler:
         top = min(0, max(lowest, HEADROOM * room[0] - scale * upper)) if clip.masked else lowest / 2
         return Place(scale, round(corner), round(top), flip, window)
 
-    def _standing(self, number: int, room: tuple[int, int], chance: random.Random) -> "Place":
+    def _place_cutout(self, number: int, room: tuple[int, int], chance: random.Random) -> "Place":
         """A person cut out, whose picture ends at the scene's lower edge or below it."""
         how = self.settings
         height, width = self.pool.clips[number].info.frame_size
-        left, upper, right, _ = self._extent(number)
+        left, upper, right, _ = self._person_box(number)
         flip = chance.random() < 0.5
         middle = width - (left + right) / 2 if flip else (left + right) / 2
         scale = chance.uniform(how.min_scale, how.max_scale) * room[0] / height
@@ -277,18 +277,18 @@ class SceneSampler:
         corner = chance.uniform(0.12, 0.88) * room[1] - scale * middle
         return Place(scale, round(corner), round(top), flip, None)
 
-    def _head(self, number: int, place: "Place") -> Box:
+    def _head_box(self, number: int, place: "Place") -> Box:
         """The upper half of a person, in pixels of the scene."""
-        left, top, right, bottom = self._extent(number)
+        left, top, right, bottom = self._person_box(number)
         if place.flip:
             width = self.pool.clips[number].info.frame_size[1]
             left, right = width - right, width - left
-        bottom = top + HEAD * (bottom - top)
+        bottom = top + HEAD_FRACTION * (bottom - top)
         x, y, scale = place.left, place.top, place.scale
         return (x + scale * left, y + scale * top, x + scale * right, y + scale * bottom)
 
     @staticmethod
-    def _hidden(heads: Sequence[Box]) -> float:
+    def _max_occlusion(heads: Sequence[Box]) -> float:
         """The largest share of a head that nearer heads and bodies below them hide.
 
         Args:
@@ -302,10 +302,10 @@ class SceneSampler:
                 most = max(most, wide * high / max(1.0, (right - left) * (bottom - top)))
         return most
 
-    def _reference(self, person: Voice, chance: random.Random) -> Voice | None:
+    def _sample_reference(self, person: Voice, chance: random.Random) -> Voice | None:
         """Something else that somebody says, of another clip or of another part of this one."""
         seconds = self.settings.seconds
-        shown = self.pool.clips[self.pool.number[person.clip]]
+        shown = self.pool.clips[self.pool.index_of[person.clip]]
         said = [self.pool.clips[n] for n in self._speaking.get(shown.person, [])]
         others = [clip for clip in said if clip.key != shown.key]
         if others:
@@ -325,7 +325,7 @@ class SceneSampler:
             return None
         return Voice(clip.key, start, (0.0, seconds), 0.0, speed=speed)
 
-    def _background(self, seen: Sequence[int], chance: random.Random) -> str:
+    def _sample_background(self, seen: Sequence[int], chance: random.Random) -> str:
         clips = self.pool.clips
         others = [n for n in self._behind if n not in seen]
         return clips[chance.choice(others or list(seen))].key

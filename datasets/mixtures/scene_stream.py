@@ -135,7 +135,7 @@ class ComposedStream(SceneStream):
         if clips:
             self.pool.subsample(clips, self.seed)
         self.compose = compose
-        self.book = SceneSampler(self.pool, compose)
+        self.sampler = SceneSampler(self.pool, compose)
 
     @property
     def samples(self) -> int:
@@ -149,7 +149,7 @@ class ComposedStream(SceneStream):
 
     def spec(self, epoch: int, number: int) -> SceneSpec:
         """The recipe of a scene."""
-        return self.book.sample(random.Random(f"{self.seed} {epoch} {number}"))
+        return self.sampler.sample(random.Random(f"{self.seed} {epoch} {number}"))
 
     def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
         worker, position = self._starting(worker, workers)
@@ -199,10 +199,10 @@ class FixedSceneStream(SceneStream):
         **options: Any,
     ):
         super().__init__(manifest, compose, *arguments, **options)
-        self.recipes = list(specs)
-        for recipe in self.recipes:
+        self.specs = list(specs)
+        for recipe in self.specs:
             for key in clip_keys(recipe):
-                if key not in self.pool.number:
+                if key not in self.pool.index_of:
                     raise UsageError(
                         f"The list names the clip {key}, which {manifest.folder} does not have: "
                         "use the data set that the list was made of."
@@ -211,7 +211,7 @@ class FixedSceneStream(SceneStream):
     @property
     def samples(self) -> int:
         """Scenes of the list."""
-        return len(self.recipes)
+        return len(self.specs)
 
     def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
         broken: Counter[str] = Counter()
@@ -219,8 +219,8 @@ class FixedSceneStream(SceneStream):
         first, readers = self.rank * workers + worker, self.world_size * workers
 
         def scenes() -> Iterator[dict[str, Any]]:
-            for number in range(first, len(self.recipes), readers):
-                shown = self._scene(f"{number:05d}", self.recipes[number], broken)
+            for number in range(first, len(self.specs), readers):
+                shown = self._scene(f"{number:05d}", self.specs[number], broken)
                 position.samples += 1
                 if shown is not None:
                     yield shown

@@ -90,5 +90,5 @@ def test_what_is_kept_does_not_grow(video: Maker) -> None:
         for start in range(0, playing.frames, 8):
             playing.read_frames(start, 16)
             playing.read_audio(start, 16)
-            assert len(playing._kept) <= 17
-            assert len(playing._waves) <= 16 * SAMPLES
+            assert len(playing._cached) <= 17
+            assert len(playing._waveform) <= 16 * SAMPLES

@@ -24,7 +24,7 @@ def test_what_is_found_is_what_the_shards_hold(tmp_path: Path) -> None:
     for number, file in ((2, "clips-000001.tar"), (1, "clips-000000.tar")):
         with Shard(tmp_path / "set" / file) as shard:
             members = dict(samples_of(shard))[f"k{number}"]
-        one = pool.clips[pool.number[f"k{number}"]]
+        one = pool.clips[pool.index_of[f"k{number}"]]
         shown = pool.frames(one, [2, 0, 2], grey=False)
         assert shown.shape == (3, 32, 48, 3)
         assert (shown[0] == shown[2]).all()

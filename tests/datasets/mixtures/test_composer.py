@@ -64,7 +64,7 @@ def test_a_voice_is_the_clips_own_in_step(pool: ClipPool, recipes: list[SceneSpe
                 continue
             speed = person.speed
             own = pool.waveform(
-                pool.clips[pool.number[person.clip]], person.start, round(1280 * speed)
+                pool.clips[pool.index_of[person.clip]], person.start, round(1280 * speed)
             )
             own = resample(own, round(16_000 * speed))[:1280]
             speeds.add(speed)

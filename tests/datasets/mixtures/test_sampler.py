@@ -10,7 +10,7 @@ import pytest
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.sampler import HIDDEN, SceneSampler
+from cavmae.datasets.mixtures.sampler import MAX_OCCLUSION, SceneSampler
 from cavmae.datasets.mixtures.scene_spec import GRID, ComposeSettings, SceneSpec
 from tests.datasets.clips import clip, data_set_of
 
@@ -51,7 +51,7 @@ def test_a_file_of_recipes_holds_all_of_them(drawn: list[SceneSpec]) -> None:
 def test_nobody_is_in_a_scene_twice(pool: ClipPool, drawn: list[SceneSpec]) -> None:
     for recipe in drawn:
         voices = [*recipe.people, *recipe.unseen]
-        people = [pool.clips[pool.number[voice.clip]].person for voice in voices]
+        people = [pool.clips[pool.index_of[voice.clip]].person for voice in voices]
         assert len(set(people)) == len(people)
         assert sorted(recipe.order) == list(range(len(recipe.people)))
 
@@ -86,7 +86,7 @@ def test_levels_and_times(pool: ClipPool, drawn: list[SceneSpec]) -> None:
         assert all(abs(level) <= SETTINGS.snr_db for level in levels)
         apart += levels[1:]
         for voice in (*recipe.people, *recipe.unseen):
-            info = pool.clips[pool.number[voice.clip]].info
+            info = pool.clips[pool.index_of[voice.clip]].info
             assert 0 <= voice.start <= info.duration - SETTINGS.seconds + 1e-6
             assert voice.start * GRID == pytest.approx(round(voice.start * GRID))
             first, last = voice.active
@@ -103,16 +103,16 @@ def test_levels_and_times(pool: ClipPool, drawn: list[SceneSpec]) -> None:
 
 def test_what_has_no_mask_is_not_cut_out(pool: ClipPool, drawn: list[SceneSpec]) -> None:
     for recipe in drawn:
-        masked = [pool.clips[pool.number[p.clip]].masked for p in recipe.people]
+        masked = [pool.clips[pool.index_of[p.clip]].masked for p in recipe.people]
         if recipe.kind == "pasted":
             assert all(masked)
             assert recipe.background is not None
-            assert pool.clips[pool.number[recipe.background]].masked
+            assert pool.clips[pool.index_of[recipe.background]].masked
         if recipe.kind == "own_background" and len(masked) > 1:
             assert all(masked)
     assert any(
         r.kind == "split_screen"
-        and not all(pool.clips[pool.number[p.clip]].masked for p in r.people)
+        and not all(pool.clips[pool.index_of[p.clip]].masked for p in r.people)
         for r in drawn
     )
 
@@ -121,8 +121,8 @@ def test_people_stand_where_they_are_seen(pool: ClipPool, drawn: list[SceneSpec]
     book = SceneSampler(pool, SETTINGS)
     hidden = []
     for recipe in drawn:
-        numbers = [pool.number[p.clip] for p in recipe.people]
-        heads = [book._head(n, p) for n, p in zip(numbers, recipe.people, strict=True)]
+        numbers = [pool.index_of[p.clip] for p in recipe.people]
+        heads = [book._head_box(n, p) for n, p in zip(numbers, recipe.people, strict=True)]
         for place, number, (left, top, right, bottom) in zip(
             recipe.people, numbers, heads, strict=True
         ):
@@ -137,8 +137,8 @@ def test_people_stand_where_they_are_seen(pool: ClipPool, drawn: list[SceneSpec]
             if recipe.kind == "pasted":
                 assert place.top + place.scale * height >= high - 1
         if recipe.kind != "split_screen":
-            hidden.append(book._hidden([heads[n] for n in recipe.order]))
-    assert sum(share <= HIDDEN for share in hidden) / len(hidden) > 0.9
+            hidden.append(book._max_occlusion([heads[n] for n in recipe.order]))
+    assert sum(share <= MAX_OCCLUSION for share in hidden) / len(hidden) > 0.9
 
 
 def test_sides_by_side_cover_the_scene(drawn: list[SceneSpec]) -> None:
@@ -168,14 +168,14 @@ def test_heads_are_seen_where_a_clip_is_taller_than_the_scene(pool: ClipPool) ->
     room = height // 2, width  # half of the clip's height is seen, and all of its width
     shown = {}
     for upper in (1.0, height / 4, height - 4.0):
-        book._extents[masked] = (0.0, upper, float(width), float(height))
-        place = book._filling(masked, room, None, random.Random(0))
+        book._person_boxes[masked] = (0.0, upper, float(width), float(height))
+        place = book._place_full(masked, room, None, random.Random(0))
         assert place.scale == 1
         assert 0 <= upper + place.top < room[0]
         shown[upper] = place.top
     assert list(shown.values()) == sorted(shown.values(), reverse=True)
     assert shown[1.0] == 0 and shown[height - 4.0] == room[0] - height
-    middle = book._filling(unknown, room, None, random.Random(0)).top
+    middle = book._place_full(unknown, room, None, random.Random(0)).top
     assert middle == round((room[0] - height) / 2)
 
 

@@ -133,8 +133,8 @@ def test_a_reference_is_the_same_person_saying_something_else(clips: Manifest) -
         person = recipe.people[recipe.target]
         clip_of = one.pool.clips
         assert (
-            clip_of[one.pool.number[recipe.reference.clip]].person
-            == clip_of[one.pool.number[person.clip]].person
+            clip_of[one.pool.index_of[recipe.reference.clip]].person
+            == clip_of[one.pool.index_of[person.clip]].person
         )
         assert recipe.reference.clip != person.clip
     assert told > 30
@@ -217,7 +217,7 @@ def test_a_part_of_the_clips(clips: Manifest) -> None:
     assert small.samples == 5
     assert {c.key for c in small.pool.clips} <= {c.key for c in larger.pool.clips}
     assert len(small.pool.people()) == 5  # as many people as can be
-    assert clip_keys(small.spec(0, 0)) <= set(small.pool.number)
+    assert clip_keys(small.spec(0, 0)) <= set(small.pool.index_of)
     with pytest.raises(UsageError, match="not 11"):
         stream(clips, clips=11)
     with pytest.raises(UsageError, match="add people"):
@@ -246,8 +246,8 @@ def test_backgrounds_are_behind_people_and_nothing_else(tmp_path: Path) -> None:
         recipe, people=(), order=(), unseen=(), noise="white", reference=None,
         light=(1.0, 1.0, 1.0), tint=(1.0, 1.0, 1.0), quality=95,
     )  # fmt: skip
-    seen = one.composer.painter.compose_frames(nobody).frames[0]
-    frame = one.pool.frames(one.pool.clips[one.pool.number["k21"]], [0], grey=False)[0]
+    seen = one.composer.compositor.compose_frames(nobody).frames[0]
+    frame = one.pool.frames(one.pool.clips[one.pool.index_of["k21"]], [0], grey=False)[0]
     assert np.abs(seen.astype(int) - frame).mean() < 12  # once more through JPEG, of noise
 
 
