@@ -17,7 +17,7 @@ from cavmae.datasets.sharding.messages import Alive, Message, Reporter, Skip, Wr
 from cavmae.tools.shard import ShardRunSettings
 from tests.conftest import make_shards
 from tests.datasets.media.test_irregular import lose_chunks
-from tests.datasets.recordings import Track, video_frames, audio_frames, sweep, write
+from tests.datasets.recordings import Track, audio_frames, sweep, video_frames, write
 from tests.tools.helpers import HOW, TINY, infos
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from cavmae.datasets.media import probe
 from tests.datasets.fields import write_fields
-from tests.datasets.recordings import RATE, Track, assert_in_step, numbers, audio_frames, sweep
+from tests.datasets.recordings import RATE, Track, assert_in_step, audio_frames, numbers, sweep
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -17,13 +17,13 @@ from tests.datasets.recordings import (
     X264,
     Track,
     assert_in_step,
+    audio_frames,
     by_time,
     numbers,
     packets_of,
-    video_frames,
     pitch_times,
-    audio_frames,
     sweep,
+    video_frames,
     write,
 )  # fmt: skip
 
@@ -231,7 +231,9 @@ def test_one_frame_that_is_days_away(tmp_path: Path) -> None:
             packet.pts = packet.dts = round(1e5 / packet.time_base)
 
     video = Track("libx264", video_frames(0, 75), {"bf": "0"}, far)
-    info = probe(str(write(tmp_path / "x.mkv", video, Track("pcm_s16le", audio_frames(sweep(0, 3))))))
+    info = probe(
+        str(write(tmp_path / "x.mkv", video, Track("pcm_s16le", audio_frames(sweep(0, 3)))))
+    )
     assert info.span[1] < 3.1
     assert [part.reason for part in info.unused] == ["gap"]
     assert "(1 of the video, 0 of the audio)" in info.unused[0].detail
@@ -364,7 +366,10 @@ def test_a_damaged_fragment_is_noticed(tmp_path: Path) -> None:
 
 
 def test_an_avi_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
-    tracks = Track("mpeg4", video_frames(0, 250), {"g": "20"}), Track("mp3", audio_frames(sweep(0, 10)))
+    tracks = (
+        Track("mpeg4", video_frames(0, 250), {"g": "20"}),
+        Track("mp3", audio_frames(sweep(0, 10))),
+    )
     path = write(tmp_path / "x.avi", *tracks)
     assert probe(str(path)).unused == ()
     data = path.read_bytes()

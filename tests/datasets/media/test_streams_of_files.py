@@ -20,12 +20,12 @@ from tests.datasets.recordings import (
     X264,
     Track,
     assert_in_step,
+    audio_frames,
     by_time,
     packets_of,
-    video_frames,
     pitch_times,
-    audio_frames,
     sweep,
+    video_frames,
     write,
 )  # fmt: skip
 
@@ -110,7 +110,9 @@ def test_numbers_that_are_none_do_not_hide_an_inverted_channel(tmp_path: Path) -
         again = av.AudioFrame.from_ndarray(part.T.reshape(1, -1).copy(), "flt", "stereo")
         again.sample_rate, again.time_base, again.pts = 48000, frame.time_base, frame.pts
         frames.append(again)
-    path = write(tmp_path / "x.mov", Track("libx264", video_frames(0, 50)), Track("pcm_f32le", frames))
+    path = write(
+        tmp_path / "x.mov", Track("libx264", video_frames(0, 50)), Track("pcm_f32le", frames)
+    )
     waveform, _ = Sound(probe(str(path))).read(0.0, 1.8)
     assert np.sqrt(2 * np.mean(waveform**2)) == pytest.approx(0.3, abs=0.01)
 
@@ -175,7 +177,9 @@ def test_orientation_is_that_of_a_player(diagonal: bool, signs: tuple[int, int])
 
 def test_a_front_camera_mirrors(tmp_path: Path) -> None:
     path = write(
-        tmp_path / "x.mp4", Track("libx264", video_frames(0, 25)), Track("aac", audio_frames(sweep(0, 1)))
+        tmp_path / "x.mp4",
+        Track("libx264", video_frames(0, 25)),
+        Track("aac", audio_frames(sweep(0, 1))),
     )
     data = bytearray(path.read_bytes())
     place = data.find(b"tkhd") + 44
@@ -209,7 +213,11 @@ def test_an_hdr_video_says_so(tmp_path: Path) -> None:
     options = {
         "x265-params": "log-level=none:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"
     }
-    write(path, Track("libx265", video_frames(0, 25), options), Track("pcm_s16le", audio_frames(sweep(0, 1))))
+    write(
+        path,
+        Track("libx265", video_frames(0, 25), options),
+        Track("pcm_s16le", audio_frames(sweep(0, 1))),
+    )
     info = probe(str(path))
     assert info.transfer == "pq"
     frame = open_decoder(info, geometry(info, 64, "square"), np.arange(25)).read([3])[3]
@@ -220,7 +228,10 @@ def test_an_hdr_video_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("title", [b"Caf\xe9", "会議".encode("shift_jis")])
 def test_titles_in_any_encoding(tmp_path: Path, name: str, title: bytes) -> None:
     codec = "mpeg4" if name == "x.avi" else "libx264"
-    tracks = Track(codec, video_frames(0, 25)), Track("aac", audio_frames(sweep(0, 1, 44100), 44100))
+    tracks = (
+        Track(codec, video_frames(0, 25)),
+        Track("aac", audio_frames(sweep(0, 1, 44100), 44100)),
+    )
     mark = b"a title of one size"
     path = tmp_path / name
     with av.open(str(path), "w") as container:

@@ -248,7 +248,7 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     refused("at least 2", model={"slots": 1})
     refused("there are looking-to-listen|there are unet", model={"separator": "wavenet"})
     refused("needs clips of at least 0.64 s", compose={"seconds": 0.32})
-    refused("is not made of patches", compose={"height": 40})
+    refused("is not a whole number of patches", compose={"height": 40})
     refused("is no folder of weights", CavmaeError, model={"encoder": str(tmp_path)})
     refused("go together", data={"held_out": "list.jsonl"})
     refused("no such backend", loop={"compile": "nonsense"})
