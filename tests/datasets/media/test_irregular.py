@@ -291,7 +291,7 @@ def test_sound_by_the_clock_on_the_wall(tmp_path: Path) -> None:
     )
     path = write(tmp_path / "x.mkv", video, audio)
     with pytest.raises(
-        MediaError, match=r"frames are stamped 0.0 to .* the sound 36000.0 to"
+        MediaError, match=r"frames are stamped 0.0 to .* the audio 36000.0 to"
     ) as caught:
         probe(str(path))
     assert caught.value.reason == "clocks_apart"

@@ -143,7 +143,7 @@ def test_copies_by_decord_are_an_error(video: Maker) -> None:
     lossless = (("qp", "0"),)  # two white frames are equal
     info = probe(str(video("x.mkv", events=(0.8, 0.84), codec_options=lossless)))
     shape = geometry(info, 64, "square")
-    with pytest.raises(MediaError, match="same picture twice"):
+    with pytest.raises(MediaError, match="same frame twice"):
         read_all(open_decoder(info, shape, np.arange(50), "decord"), range(50))
     found = read_all(open_decoder(info, shape, np.arange(50)), range(50))
     assert [i for i, frame in found.items() if frame.mean() > 200] == [20, 21]
