@@ -1,4 +1,4 @@
-"""Time stamps, clocks and indexes as cameras, browsers and broadcasters leave them."""
+"""Irregular time stamps, clocks and indexes of cameras, browsers and broadcasters."""
 
 import itertools
 import struct
@@ -63,7 +63,7 @@ def test_recordings_joined_end_to_end(tmp_path: Path, ending: str, b_frames: str
 
 
 def restamp_flv(path: Path, change: Callable[[int, int], int]) -> None:
-    """Alters the stamps of an FLV's sound: ``change(number, milliseconds)``."""
+    """Alters the stamps of an FLV's audio: ``change(number, milliseconds)``."""
     data = bytearray(path.read_bytes())
     place, number = 13, 0
     while place + 11 <= len(data):
@@ -83,15 +83,15 @@ def make_flv(path: Path) -> Path:
     return write(path, Track("libx264", video_frames(0, 100), X264), audio)
 
 
-def test_sound_that_steps_back_alone_overwrites_nothing(tmp_path: Path) -> None:
-    """A live source whose encoder began anew and counts 0.7 s less."""
+def test_audio_that_steps_back_alone_overwrites_nothing(tmp_path: Path) -> None:
+    """A live source whose encoder restarted and counts 0.7 s less."""
     path = make_flv(tmp_path / "x.flv")
     restamp_flv(path, lambda number, stamp: stamp - 700 * (number >= 100))
     assert assert_in_step(path, 4).listing is None
 
 
 @pytest.mark.parametrize("number", [60, 171])
-def test_one_packet_of_sound_that_is_days_away(tmp_path: Path, number: int) -> None:
+def test_a_single_packet_of_audio_that_is_days_away(tmp_path: Path, number: int) -> None:
     path = make_flv(tmp_path / "x.flv")
     restamp_flv(path, lambda n, stamp: 100_000_000 if n == number else stamp)
     info = assert_in_step(path, 4)
@@ -124,8 +124,8 @@ def pes_headers(data: bytes | bytearray) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
-def test_frames_that_are_never_shown(tmp_path: Path, codec: str) -> None:
-    """Alternate references: packets with stamps of their own that give no frame."""
+def test_frames_that_are_never_visible(tmp_path: Path, codec: str) -> None:
+    """Alternate references: packets with distinct stamps that give no frame."""
     path = tmp_path / "x.mkv"
     options = {"deadline": "realtime", "cpu-used": "8"}
     with av.open(str(path), "w") as container:
@@ -155,7 +155,7 @@ def test_frames_that_are_never_shown(tmp_path: Path, codec: str) -> None:
 
 
 @pytest.mark.parametrize("ending", ["mkv", "mp4"])
-def test_the_last_frame_stays_while_the_sound_goes_on(tmp_path: Path, ending: str) -> None:
+def test_the_last_frame_stays_while_the_audio_goes_on(tmp_path: Path, ending: str) -> None:
     """A screen recording in which nothing moves after 1 s."""
     video = Track("libx264", video_frames(0, 25), X264)
     path = write(tmp_path / f"x.{ending}", video, Track("aac", audio_frames(sweep(0, 6))))
@@ -225,7 +225,7 @@ def test_frames_lost_to_a_damaged_index_are_not_a_still_end(tmp_path: Path) -> N
     assert info.unused[0].reason == "truncated"
 
 
-def test_one_frame_that_is_days_away(tmp_path: Path) -> None:
+def test_a_single_frame_that_is_days_away(tmp_path: Path) -> None:
     def far(number: int, packet: av.Packet) -> None:
         if number == 74:
             packet.pts = packet.dts = round(1e5 / packet.time_base)
@@ -240,11 +240,11 @@ def test_one_frame_that_is_days_away(tmp_path: Path) -> None:
 
 
 def stamp_later(path: Path, kind: int, number: int, milliseconds: int) -> None:
-    """Alters one time stamp of an FLV file: of a tag of sound (8) or of frames (9)."""
+    """Alters a single time stamp of an FLV file: of a tag of audio (8) or of video (9)."""
     data = bytearray(path.read_bytes())
     place = 13
     while place < len(data):
-        if data[place] == kind and data[place + 12]:  # 0: what the decoder is set up with
+        if data[place] == kind and data[place + 12]:  # 0: configuration of the decoder
             if number == 0:
                 stamp = int.from_bytes(data[place + 4 : place + 7], "big") + milliseconds
                 data[place + 4 : place + 7] = stamp.to_bytes(3, "big")
@@ -256,10 +256,10 @@ def stamp_later(path: Path, kind: int, number: int, milliseconds: int) -> None:
 @pytest.mark.parametrize("number", [0, 1, 40])
 @pytest.mark.parametrize("kind", [8, 9])
 @pytest.mark.parametrize("milliseconds", [5000, 60_000])
-def test_one_time_stamp_that_is_seconds_late_moves_nothing(
+def test_a_single_time_stamp_that_is_seconds_late_moves_nothing(
     tmp_path: Path, kind: int, number: int, milliseconds: int
 ) -> None:
-    """It was taken for a clock that begins anew, and all that follows was out of step."""
+    """Such a stamp is no restart, which would put all later packets out of step."""
     tracks = (
         Track("libx264", video_frames(0, 75), {"bf": "0"}),
         Track("aac", audio_frames(sweep(0, 3, 44100), 44100)),
@@ -271,7 +271,7 @@ def test_one_time_stamp_that_is_seconds_late_moves_nothing(
 
 
 def test_a_recording_that_begins_hours_late(tmp_path: Path) -> None:
-    """A first frame stamped 0, all others by the clock on the wall."""
+    """A first frame stamped 0, all others by the time of day."""
 
     def early(number: int, packet: av.Packet) -> None:
         if number:
@@ -284,7 +284,7 @@ def test_a_recording_that_begins_hours_late(tmp_path: Path) -> None:
     assert pitch_times(Sound(info).read(0.0, 3.0)[0]) == pytest.approx(0, abs=0.06)
 
 
-def test_sound_by_the_clock_on_the_wall(tmp_path: Path) -> None:
+def test_audio_stamped_by_the_time_of_day(tmp_path: Path) -> None:
     video, audio = (
         Track("libx264", video_frames(0, 75)),
         Track("pcm_s16le", audio_frames(sweep(0, 3), start=36000)),
@@ -297,8 +297,8 @@ def test_sound_by_the_clock_on_the_wall(tmp_path: Path) -> None:
     assert caught.value.reason == "clocks_apart"
 
 
-def test_a_stream_that_comes_up_on_the_way(tmp_path: Path) -> None:
-    """Captions of an FLV begin after the minute that is searched for streams."""
+def test_a_stream_that_begins_late(tmp_path: Path) -> None:
+    """Captions of an FLV begin after the minute in which FFmpeg searches for streams."""
     video = Track("libx264", video_frames(0, 100), {"g": "20", "bf": "0"})
     path = write(tmp_path / "x.flv", video, Track("aac", audio_frames(sweep(0, 4, 44100), 44100)))
     data = bytearray(path.read_bytes())
@@ -322,7 +322,7 @@ def test_a_stream_that_comes_up_on_the_way(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
 def test_frames_predicted_from_a_damaged_key_frame(tmp_path: Path, ending: str) -> None:
-    """The decoder makes them of grey, or of the picture before."""
+    """The decoder predicts them from grey, or from the frame before."""
     video = Track("libx264", video_frames(0, 75), {"g": "25", "bf": "2", "sc_threshold": "0"})
     path = write(tmp_path / f"x.{ending}", video, Track("aac", audio_frames(sweep(0, 3))))
     with av.open(str(path)) as container:
@@ -338,10 +338,10 @@ def test_frames_predicted_from_a_damaged_key_frame(tmp_path: Path, ending: str) 
     path.write_bytes(data)
     info = probe(str(path))
     assert len(info.frame_times) == 75
-    shown = numbers(info)
-    assert {i: n for i, n in shown.items() if i != n} == {}
-    assert {*range(23), *range(50, 75)} <= set(shown)
-    assert not set(range(25, 50)) & set(shown)
+    read = numbers(info)
+    assert {i: n for i, n in read.items() if i != n} == {}
+    assert {*range(23), *range(50, 75)} <= set(read)
+    assert not set(range(25, 50)) & set(read)
 
 
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}

@@ -1,4 +1,4 @@
-"""The streams of a file that are read, their channels, sizes, orientation and colours."""
+"""Selection of streams, and their channels, sizes, orientation and colours."""
 
 import itertools
 import os
@@ -69,19 +69,19 @@ def test_channels_are_mixed_by_the_usual_weights(tmp_path: Path, kind: str) -> N
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(weights)]
     audio = Track("pcm_s16le", audio_frames(weights / 0.3 * sweep(0, 2), layout=layout))
     path = write(tmp_path / "x.mkv", Track("libx264", video_frames(0, 50)), audio)
-    sound = Sound(probe(str(path)))
-    waveform, _ = sound.read(0.0, 1.8)
+    reader = Sound(probe(str(path)))
+    waveform, _ = reader.read(0.0, 1.8)
     assert np.sqrt(2 * np.mean(waveform**2)) == pytest.approx(MIXED[kind], abs=0.003)
     notes = {1: "mono", 2: "stereo: mean", 6: "5.1: weighted"}
     expected = "stereo: one channel inverted" if kind == "inverted" else notes[len(weights)]
-    assert sound.mixdown == (expected,)
+    assert reader.mixdown == (expected,)
     assert np.abs(Sound(probe(str(path)), "first").read(0.0, 1.8)[0]).max() == pytest.approx(
         abs(LAYOUTS[kind][0]), abs=0.003
     )
 
 
-def test_a_doubtful_stretch_is_mixed_as_the_one_before(tmp_path: Path) -> None:
-    """One second upside down, one of two unlike channels, one upright."""
+def test_a_doubtful_segment_is_mixed_as_the_segment_before(tmp_path: Path) -> None:
+    """A second of inverted channels, a second of unlike channels, a second of equal channels."""
     left = sweep(0, 3)
     right = np.concatenate([-left[:48000], 0.5 * -left[48000:96000], left[96000:]])
     right[48000:96000] += sweep(7, 1)
@@ -89,10 +89,10 @@ def test_a_doubtful_stretch_is_mixed_as_the_one_before(tmp_path: Path) -> None:
     info = probe(str(write(tmp_path / "x.mkv", Track("libx264", video_frames(0, 75)), both)))
 
     def mixed(steady: bool) -> list[tuple[str, ...]]:
-        sound, notes = Sound(info, steady=steady), []
+        reader, notes = Sound(info, steady=steady), []
         for second in range(3):
-            sound.read(second, second + 0.95)
-            notes.append(sound.mixdown)
+            reader.read(second, second + 0.95)
+            notes.append(reader.mixdown)
         return notes
 
     upright, inverted = ("stereo: mean",), ("stereo: one channel inverted",)
@@ -122,7 +122,7 @@ def test_unknown_layouts_are_averaged() -> None:
     assert weights_of(("FL", "FR", "FC", "LFE", "SL", "SR"))[3] == 0
 
 
-def test_a_rate_and_a_layout_that_change_on_the_way(tmp_path: Path) -> None:
+def test_a_rate_and_a_layout_that_change_within_a_file(tmp_path: Path) -> None:
     """A transport stream from film to advertisement: 48 kHz stereo, then 32 kHz mono."""
     joined = tmp_path / "joined.ts"
     with joined.open("wb") as file:
@@ -133,11 +133,11 @@ def test_a_rate_and_a_layout_that_change_on_the_way(tmp_path: Path) -> None:
             path = write(tmp_path / f"{part}.ts", video, audio, format="mpegts")
             file.write(path.read_bytes())
     info = probe(str(joined))
-    sound = Sound(info)
-    waveform, _ = sound.read(0.0, 4.0)
+    reader = Sound(info)
+    waveform, _ = reader.read(0.0, 4.0)
     assert np.abs(pitch_times(waveform)).max() < 0.08
     assert np.sqrt(2 * np.mean(waveform[4000:-4000] ** 2)) == pytest.approx(0.3, abs=0.02)
-    assert sound.mixdown == ("stereo: mean", "mono")
+    assert reader.mixdown == ("stereo: mean", "mono")
 
 
 def test_frames_that_change_their_size_keep_their_shape(tmp_path: Path) -> None:
@@ -162,17 +162,17 @@ def test_frames_that_change_their_size_keep_their_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize("diagonal", [True, False])
 @pytest.mark.parametrize("signs", itertools.product((1, -1), (1, -1)))
 def test_orientation_is_that_of_a_player(diagonal: bool, signs: tuple[int, int]) -> None:
-    """A point of the picture goes where the display matrix puts it."""
+    """The display matrix maps every point of the frame."""
     a, b, c, d = (signs[0], 0, 0, signs[1]) if diagonal else (0, signs[0], signs[1], 0)
-    picture = np.random.default_rng(0).integers(0, 255, (5, 5, 3), dtype=np.uint8)
-    placed = np.zeros_like(picture)
+    frame = np.random.default_rng(0).integers(0, 255, (5, 5, 3), dtype=np.uint8)
+    placed = np.zeros_like(frame)
     for y, x in itertools.product(range(-2, 3), range(-2, 3)):
-        placed[b * x + d * y + 2, a * x + c * y + 2] = picture[y + 2, x + 2]
-    one = 1 << 16
-    matrix = struct.pack("=9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+        placed[b * x + d * y + 2, a * x + c * y + 2] = frame[y + 2, x + 2]
+    unit = 1 << 16
+    matrix = struct.pack("=9i", a * unit, b * unit, 0, c * unit, d * unit, 0, 0, 0, 1 << 30)
     rotation, mirrored = orientation(matrix)
     shape = Geometry((5, 5), rotation, (5, 5), mirrored)
-    np.testing.assert_array_equal(shape.finish(picture), placed)
+    np.testing.assert_array_equal(shape.finish(frame), placed)
 
 
 def test_a_front_camera_mirrors(tmp_path: Path) -> None:
@@ -183,8 +183,8 @@ def test_a_front_camera_mirrors(tmp_path: Path) -> None:
     )
     data = bytearray(path.read_bytes())
     place = data.find(b"tkhd") + 44
-    one = 1 << 16
-    data[place : place + 36] = struct.pack(">9i", -one, 0, 0, 0, one, 0, 96 << 16, 0, 1 << 30)
+    unit = 1 << 16
+    data[place : place + 36] = struct.pack(">9i", -unit, 0, 0, 0, unit, 0, 96 << 16, 0, 1 << 30)
     path.write_bytes(data)
     info = probe(str(path))
     assert (info.rotation, info.mirrored) == (0, True)
