@@ -332,8 +332,7 @@ def _main_part(video: np.ndarray, audio: np.ndarray) -> tuple[tuple[float, float
     A single wrong stamp would otherwise extend a recording to days.
 
     Returns:
-        times of its first and last packet, and a sentence about unused parts; empty: there are
-        none.
+        times of its first and last packet, and a sentence about unused parts, if any.
 
     Raises:
         MediaError: ``clocks_apart``.
@@ -364,10 +363,7 @@ def _main_part(video: np.ndarray, audio: np.ndarray) -> tuple[tuple[float, float
 def _claimed_ends(
     container: av.container.InputContainer, video: av.VideoStream
 ) -> tuple[float, float]:
-    """Ends of the recording and of its frames according to the header, by the container's clock.
-
-    In seconds; 0: the header gives none.
-    """
+    """Ends of recording and frames in the header, in seconds of the container's clock; 0: none."""
     kinds, whole, frames = container.format.name.split(","), 0.0, 0.0
     if container.duration:
         # Matroska's duration counts from 0, independent of the first time stamp.
