@@ -73,13 +73,13 @@ class SceneSampler:
         count = rng.choices((1, 2, 3), settings.people)[0]
         names = rng.sample(self._names, min(count + 1, len(self._names)))
         chosen = [rng.choice(self._speaking[name]) for name in names]
-        unrelated = rng.random() < settings.all_off_screen_prob
+        all_off_screen = rng.random() < settings.all_off_screen_prob
         silent_number = rng.randrange(count) if rng.random() < settings.silent_prob else None
         has_noise = rng.random() < settings.noise_prob
         has_off_screen = rng.random() < settings.off_screen_prob
-        if unrelated:  # the mixture is not silent all the same
+        if all_off_screen:  # the mixture is not silent all the same
             has_noise, has_off_screen = (True, False) if rng.random() < 0.5 else (has_noise, True)
-        audible = [not unrelated and number != silent_number for number in range(count)]
+        audible = [not all_off_screen and number != silent_number for number in range(count)]
         moving = [
             is_audible or rng.random() < settings.mismatched_lips_prob for is_audible in audible
         ]
