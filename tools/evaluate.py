@@ -101,7 +101,7 @@ def _write_scene_list(shards: str, settings: EvaluateSettings) -> int:
     compose = dataclasses.replace(settings.compose, speed=0.0)
     sampler = SceneSampler(ClipPool(manifest), compose)
     scenes = [
-        sampler.draw(random.Random(f"list {settings.seed} {number}"))
+        sampler.sample(random.Random(f"list {settings.seed} {number}"))
         for number in range(settings.make)
     ]
     write_list(path, compose, scenes)
@@ -168,9 +168,9 @@ def _groups(path: Path, stream: FixedSceneStream) -> dict[str, str]:
         raise CavmaeError(f"{path} is no table with columns speaker and sex ({error}).") from error
     groups = {}
     pool = stream.pool
-    for number, recipe in enumerate(stream.recipes):
+    for number, recipe in enumerate(stream.specs):
         audible = [p for p in recipe.people if p.level_db is not None]
-        person_sexes = [sexes.get(pool.clips[pool.number[p.clip]].person) for p in audible]
+        person_sexes = [sexes.get(pool.clips[pool.index_of[p.clip]].person) for p in audible]
         if len(person_sexes) == 2 and None not in person_sexes:
             groups[f"{number:05d}"] = (
                 "same sex" if person_sexes[0] == person_sexes[1] else "different sex"

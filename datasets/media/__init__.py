@@ -1,4 +1,4 @@
-"""Reading video and sound files: what is in them, frames by presentation time, waveforms."""
+"""Reading and writing of video and audio files: probing, frames by time stamp, waveforms."""
 
 from cavmae.datasets.media.container import MediaError
 from cavmae.datasets.media.frames import Decoder, open_decoder

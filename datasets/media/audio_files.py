@@ -1,4 +1,4 @@
-"""Sound files of other people: kinds from a list, and no more memory than there is sound."""
+"""Reading of untrusted audio files: listed formats only, in memory bounded by their content."""
 
 import os
 from collections.abc import Collection
@@ -9,7 +9,7 @@ import soundfile
 
 from cavmae.common.errors import CavmaeError
 
-# First bytes of the kinds that are opened: libsndfile parses many more, seldom and less well.
+# First bytes of the accepted formats: libsndfile parses many more, but less robustly.
 MAGIC: dict[str, tuple[bytes, ...]] = {
     "WAV": (b"RIFF", b"RIFX", b"RF64"),
     "FLAC": (b"fLaC",),
@@ -18,43 +18,43 @@ MAGIC: dict[str, tuple[bytes, ...]] = {
 }
 MAX_RATE = 768_000  # Hz
 MAX_CHANNELS = 64
-BLOCK = 1 << 20  # samples, of all channels, that are read at once
+BLOCK = 1 << 20  # samples of all channels in one read
 
 
 class SoundError(CavmaeError):
-    """A sound file that does not decode, or is none of the kinds asked for."""
+    """An audio file that does not decode, or has none of the requested formats."""
 
 
-def read_sound(
+def read_audio(
     path: str | Path, kinds: Collection[str], start: float = 0.0, seconds: float | None = None
 ) -> tuple[np.ndarray, int]:
-    """A stretch of a sound file. Its header is not believed as to how much there is.
+    """Reads a segment of an audio file, without trusting the length in its header.
 
     Args:
         path: of a regular file.
-        kinds: of :data:`MAGIC`.
-        start: of the stretch, in seconds.
-        seconds: its length at most; None: to the end.
+        kinds: accepted formats, keys of :data:`MAGIC`.
+        start: of the segment, in seconds.
+        seconds: maximal length of the segment; None: to the end.
 
     Returns:
-        float32 [samples, channels], and the rate in Hz.
+        float32 [samples, channels], and the sample rate in Hz.
 
     Raises:
-        SoundError: it is no such file.
+        SoundError: the file is missing, damaged, or of another format.
     """
     if not Path(path).is_file():
         raise SoundError(f"{path} is no file.")
     try:
         with Path(path).open("rb") as file:
-            first = file.read(4)
-        if not any(first.startswith(magic) for kind in kinds for magic in MAGIC[kind]):
+            head = file.read(4)
+        if not any(head.startswith(magic) for kind in kinds for magic in MAGIC[kind]):
             raise SoundError(f"{path} is not {' or '.join(kinds)}.")
-        with soundfile.SoundFile(os.fsencode(path)) as sound:
-            rate: int = sound.samplerate
-            if not 0 < rate <= MAX_RATE or sound.channels > MAX_CHANNELS:
-                raise SoundError(f"{path} claims {sound.channels} channels at {rate} Hz.")
-            sound.seek(min(round(start * rate), sound.frames))
-            samples = _read(sound, None if seconds is None else round(seconds * rate))
+        with soundfile.SoundFile(os.fsencode(path)) as audio:
+            rate: int = audio.samplerate
+            if not 0 < rate <= MAX_RATE or audio.channels > MAX_CHANNELS:
+                raise SoundError(f"{path} claims {audio.channels} channels at {rate} Hz.")
+            audio.seek(min(round(start * rate), audio.frames))
+            samples = _read(audio, None if seconds is None else round(seconds * rate))
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise SoundError(f"{path} does not decode: {error}") from error
     if not np.isfinite(samples).all():
@@ -62,12 +62,12 @@ def read_sound(
     return samples, rate
 
 
-def _read(sound: soundfile.SoundFile, count: int | None) -> np.ndarray:
-    blocks = [np.zeros((0, sound.channels), np.float32)]
-    size = max(1, BLOCK // sound.channels)
+def _read(audio: soundfile.SoundFile, count: int | None) -> np.ndarray:
+    blocks = [np.zeros((0, audio.channels), np.float32)]
+    size = max(1, BLOCK // audio.channels)
     while count is None or count > 0:
         wanted = size if count is None else min(size, count)
-        block = sound.read(wanted, dtype="float32", always_2d=True)
+        block = audio.read(wanted, dtype="float32", always_2d=True)
         if not len(block):
             break
         blocks.append(block)

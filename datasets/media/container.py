@@ -1,7 +1,7 @@
-"""Opening media files, and which of their streams are read.
+"""Opening of media files, and selection of their streams.
 
-Files are untrusted: only regular local files in real container formats are opened, so that no
-playlist, device or address is read in their name.
+Files are untrusted. Only regular local files in container formats are opened, so that a file
+cannot make FFmpeg read a playlist, a device or an address.
 """
 
 import os
@@ -16,8 +16,8 @@ from av.error import FFmpegError
 # Decoding parameters of hostile files are refused before memory is spent on frames.
 MAX_PIXELS = 16384 * 16384
 MAX_CHANNELS = 64
-# Formats that hold streams themselves. All others, playlists and lists of images above all, name
-# other files.
+# Formats that contain their streams. Others, such as playlists and lists of images, name further
+# files.
 FORMATS = (
     "mov", "matroska", "avi", "flv", "live_flv", "mpegts", "mpeg", "asf", "ogg", "mxf", "rm",
     "nut", "dv", "gxf", "wtv", "nsv", "ivf", "mpegvideo", "h264", "hevc", "m4v", "vc1", "wav",
@@ -26,7 +26,7 @@ FORMATS = (
 OPTIONS = {
     "format_whitelist": ",".join(FORMATS),
     "protocol_whitelist": "file",
-    # Streams without a header (MPEG-TS) may begin to sound late; this much is searched for them.
+    # Audio streams of formats without a header (MPEG-TS) may begin late in the file.
     "probesize": "50000000",
     "analyzeduration": "60000000",
 }
@@ -35,11 +35,11 @@ _Track = TypeVar("_Track", av.VideoStream, av.AudioStream)
 
 
 class MediaError(Exception):
-    """A file that cannot give a sample.
+    """A media file that gives no sample.
 
     Args:
-        reason: one word: ``missing``, ``unreadable``, ``empty``, ``decode_error``, ``no_video``,
-            ``no_audio``, ``too_short``, ...
+        reason: machine-readable: ``missing``, ``unreadable``, ``empty``, ``decode_error``,
+            ``no_video``, ``no_audio``, ``too_short``, ...
         detail: the evidence.
     """
 
@@ -50,7 +50,7 @@ class MediaError(Exception):
 
 
 def open_container(path: str) -> av.container.InputContainer:
-    """PyAV's container of a local file.
+    """Opens a local file as a PyAV container.
 
     Raises:
         MediaError: ``missing``, ``unreadable``, ``empty`` or ``decode_error``.
@@ -66,8 +66,8 @@ def open_container(path: str) -> av.container.InputContainer:
             raise MediaError("empty", "the file has no bytes")
         with file.open("rb"):
             pass
-        # `file:` keeps FFmpeg from reading a name with a colon as a protocol. Titles in Latin-1 or
-        # Shift-JIS are no reason to refuse a video.
+        # `file:` keeps FFmpeg from reading a name with a colon as a protocol. A video whose title
+        # is in Latin-1 or Shift-JIS is accepted.
         return av.open(f"file:{path}", options=OPTIONS, metadata_errors="replace")
     except FileNotFoundError as error:
         raise MediaError("missing", "no such file") from error
@@ -82,9 +82,9 @@ def open_container(path: str) -> av.container.InputContainer:
 
 
 def has_broken_fragments(path: str) -> bool:
-    """Whether the boxes of a fragmented MP4 do not reach to its end.
+    """Whether the boxes of a fragmented MP4 do not reach the end of the file.
 
-    Nothing in it says how long it is, and FFmpeg ends at a damaged box without an error.
+    Such a file has no total duration, and FFmpeg stops at a damaged box without an error.
 
     Source: ISO/IEC 14496-12, 4.2 (boxes).
     """
@@ -114,41 +114,41 @@ def has_broken_fragments(path: str) -> bool:
 def read_packets(
     container: av.container.InputContainer, *streams: av.stream.Stream
 ) -> Iterator[av.Packet]:
-    """Packets of streams in file order, then an empty one of each.
+    """Yields the packets of streams in file order, then an empty one of each.
 
     Raises:
-        FFmpegError, OSError: the rest of the file cannot be read.
+        FFmpegError, OSError: the rest of the file is unreadable.
     """
     try:
         yield from container.demux(*streams)
     except IndexError:
-        # At the end PyAV asks for a stream that came up on the way (FLV, MPEG-TS), which its list
-        # of streams lacks. All packets were read by then.
+        # At the end PyAV asks for a stream that appeared late in the file (FLV, MPEG-TS) and that
+        # its list of streams lacks. All packets are read by then.
         return
 
 
 def choose_streams(
     container: av.container.InputContainer, video: int | None, audio: int | None
 ) -> tuple[av.VideoStream, av.AudioStream]:
-    """The streams that a player shows and plays.
+    """Selects the video and the audio stream that a player would play.
 
-    FFmpeg's choice, with sound of the pictures' programme, among streams that have a decoder and
-    are no cover art.
+    FFmpeg's choice among streams that have a decoder and are no cover art; the audio is of the
+    same programme as the video.
 
     Args:
-        video, audio: numbers of the streams to read instead, as ``ffprobe`` counts them.
+        video, audio: indices of the streams to read instead, as ``ffprobe`` counts them.
 
     Raises:
-        MediaError: ``no_video`` or ``no_audio``: there is none, or no decoder for it.
+        MediaError: ``no_video`` or ``no_audio``: there is no such stream, or no decoder for it.
     """
-    pictures = [s for s in container.streams.video if not is_cover(s)]
-    chosen = _pick("video", pictures, container.streams.best("video"), video)
+    videos = [s for s in container.streams.video if not is_cover(s)]
+    chosen = _pick("video", videos, container.streams.best("video"), video)
     best = container.streams.best("audio", chosen)
     return chosen, _pick("audio", list(container.streams.audio), best, audio)
 
 
 def is_cover(stream: av.VideoStream) -> bool:
-    """Whether a video stream is one picture attached to sound."""
+    """Whether a video stream is cover art, a still image attached to audio."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
@@ -164,7 +164,7 @@ def _pick(
             numbers = ", ".join(str(s.index) for s in streams)
             raise MediaError(reason, f"stream {index} is no {kind} stream; they are {numbers}")
         streams = named
-    # FFmpeg chooses among streams whether or not there is a decoder for them.
+    # FFmpeg's choice ignores whether a stream has a decoder.
     default = av.stream.Disposition.default
     ranked = sorted(streams, key=lambda s: (s != best, not s.disposition & default))
     for stream in ranked:

@@ -1,4 +1,4 @@
-"""Packets to frames: the decoder's side of probing and of reading."""
+"""Decoding of packets into frames, shared by probing and reading."""
 
 import math
 from collections.abc import Callable, Generator, Sequence
@@ -12,17 +12,17 @@ from av.sidedata.sidedata import Type as SideDataType
 from cavmae.datasets.media.container import open_container, read_packets
 
 TRANSFERS = {16: "pq", 18: "hlg"}  # FFmpeg's numbers of the HDR transfer functions
-BEAT = 200  # frames between two signs of life
-# Where only times are wanted, frames need not look right.
+BEAT = 200  # frames between two heartbeats
+# Options for decoding that needs time stamps only, not correct pixels.
 QUICK = {"skip_loop_filter": "all", "skip_idct": "all"}
 
 
 class FirstFrame(NamedTuple):
-    """Properties that only a decoded frame shows.
+    """Properties of a video that only a decoded frame holds.
 
     Attributes:
-        rotation: degrees counter-clockwise that a frame is turned for showing: 0, 90, 180, 270,
-        mirrored: after its left and right are swapped.
+        rotation: degrees counter-clockwise by which a player rotates frames: 0, 90, 180, 270.
+        mirrored: left and right are swapped before the rotation.
         transfer: ``pq`` or ``hlg`` for HDR, otherwise empty.
     """
 
@@ -32,28 +32,28 @@ class FirstFrame(NamedTuple):
 
 
 class LostKeys:
-    """Tells frames that are predicted from a damaged key frame.
+    """Detects frames that are predicted from a damaged key frame.
 
-    Decoders predict them from whatever they hold, grey or an older picture, without a word.
+    Decoders predict such frames from grey or from an older frame, and report no error.
     """
 
     def __init__(self) -> None:
         self._since: int | None = None  # place of the damaged key frame
 
-    def lose(self, place: int | None) -> None:
-        """Notes a key frame that did not decode.
+    def mark_lost(self, place: int | None) -> None:
+        """Records a key frame that does not decode.
 
         Args:
-            place: number or stamp of its packet; they rise in the order frames are shown.
+            place: number or stamp of its packet; places rise in presentation order.
         """
         if self._since is None:
             self._since = place
 
-    def spare(self, frame: av.VideoFrame, place: int | None) -> bool:
-        """Whether a frame is good; frames are asked for in the order they are shown."""
+    def is_intact(self, frame: av.VideoFrame, place: int | None) -> bool:
+        """Whether a frame is good. Frames are passed in presentation order."""
         if frame.is_corrupt:
             if frame.key_frame:
-                self.lose(place)
+                self.mark_lost(place)
             return False
         if self._since is None:
             return True
@@ -70,53 +70,54 @@ def decode_packet(
     lost: LostKeys | None = None,
     place: int | None = None,
 ) -> list[av.VideoFrame]:
-    """Frames that a packet completes; None: those that the decoder still holds.
+    """Decodes the frames that a packet completes.
 
     Args:
-        lost: takes note of a key frame that does not decode, at a place.
+        packet: None: flushes the frames that the decoder still holds.
+        lost: records a key frame that does not decode, at ``place``.
     """
     try:
         return list(codec.decode(packet))
     except FFmpegError:
         if lost is not None and packet is not None and packet.is_keyframe:
-            lost.lose(place)
-        return []  # a damaged packet costs its own frames
+            lost.mark_lost(place)
+        return []  # a damaged packet loses only its own frames
 
 
 def read_first_frame(
     container: av.container.InputContainer, video: av.VideoStream, start: int | None
 ) -> FirstFrame:
-    """Decodes the first frame that is shown.
+    """Decodes the first visible frame.
 
     Args:
-        start: stamp of a key frame that is shown; None: there is none.
+        start: stamp of a visible key frame; None: there is none.
     """
     try:
         if start is None:
             container.seek(0)
         else:
-            # Frames that an edit list hides would be decoded for nothing.
+            # Seeking skips frames that an edit list hides.
             container.seek(start, stream=video)
         for packet in read_packets(container, video):
-            # A damaged packet does not matter: a later frame says the same.
+            # A damaged packet does not matter: later frames have the same properties.
             for frame in decode_packet(video.codec_context, packet if packet.size else None):
                 transfer = TRANSFERS.get(int(frame.color_trc), "")
-                side_data: Any = frame.side_data  # PyAV's types do not know its kinds
+                side_data: Any = frame.side_data  # PyAV's type stubs lack its keys
                 matrix = side_data.get(SideDataType.DISPLAYMATRIX)
                 if matrix is not None:
                     return FirstFrame(*orientation(bytes(matrix)), transfer)
                 return FirstFrame(transfer=transfer)
     except (FFmpegError, OSError):
-        pass  # frames that do not decode are reported when they are asked for
+        pass  # the reader reports frames that do not decode
     return FirstFrame()
 
 
 def orientation(matrix: bytes) -> tuple[int, bool]:
-    """(rotation, mirrored) of a display matrix, as :class:`FirstFrame` has them.
+    """(rotation, mirrored) of a display matrix, as in :class:`FirstFrame`.
 
     Args:
-        matrix: nine 32-bit integers; a point (x, y) is shown at (a x + c y, b x + d y), where the
-            first two rows are (a, b, _) and (c, d, _). Other angles than quarter turns are rounded.
+        matrix: nine 32-bit integers that map a point (x, y) to (a x + c y, b x + d y), where the
+            first two rows are (a, b, _) and (c, d, _). Angles are rounded to quarter turns.
     """
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(float)
     mirrored = a * d - b * c < 0
@@ -131,17 +132,16 @@ def decode_in_order(
     restarts: Sequence[int],
     options: dict[str, str] | None = None,
 ) -> Generator[tuple[int, av.VideoFrame, bool], None, None]:
-    """All frames of a video stream, in the order they are shown.
+    """Decodes all frames of a video stream in presentation order.
 
-    The decoder is emptied where the clock begins anew, so that frames of two recordings that were
-    joined do not mix.
+    The decoder is flushed where the clock restarts, so that frames of joined recordings do not mix.
 
     Args:
-        restarts: numbers of the packets at which that is.
+        restarts: numbers of the packets at which the clock restarts.
         options: of the decoder.
 
     Yields:
-        (number of the stretch, frame, whether it is good).
+        (number of the stretch between restarts, frame, whether the frame is good).
     """
     with open_container(path) as container:
         video = container.streams[stream]
@@ -149,26 +149,26 @@ def decode_in_order(
         codec = video.codec_context
         codec.thread_count = 1
         codec.options = options or {}
-        codec.copy_opaque = True  # a frame knows the packet that it was coded in
+        codec.copy_opaque = True  # frames carry the number of their packet
         number = stretch = 0
         lost = LostKeys()
         try:
             for packet in read_packets(container, video):
                 if not packet.size:
-                    continue  # an AVI's "show the last frame again", or the end
+                    continue  # AVI's repeat of the last frame, or the end
                 if stretch < len(restarts) and number == restarts[stretch]:
                     for frame in decode_packet(codec, None):
-                        yield stretch, frame, lost.spare(frame, _packet_of(frame))
+                        yield stretch, frame, lost.is_intact(frame, _packet_of(frame))
                     codec.flush_buffers()
                     stretch += 1
                 packet.opaque = number
                 for frame in decode_packet(codec, packet, lost, number):
-                    yield stretch, frame, lost.spare(frame, _packet_of(frame))
+                    yield stretch, frame, lost.is_intact(frame, _packet_of(frame))
                 number += 1
         except (FFmpegError, OSError):
-            pass  # the rest of the file cannot be read
+            pass  # the rest of the file is unreadable
         for frame in decode_packet(codec, None):
-            yield stretch, frame, lost.spare(frame, _packet_of(frame))
+            yield stretch, frame, lost.is_intact(frame, _packet_of(frame))
 
 
 def _packet_of(frame: av.VideoFrame) -> int | None:
@@ -177,12 +177,12 @@ def _packet_of(frame: av.VideoFrame) -> int | None:
 
 
 class FrameList(NamedTuple):
-    """A stretch's frames in the order they are shown.
+    """Frames of a stretch in presentation order.
 
     Attributes:
-        stamps: the decoder's best guess of each frame's presentation time, in the stream's units;
-            None: none.
-        packets: number of the packet that each was coded in; None: the decoder does not say.
+        stamps: the decoder's best-effort presentation stamp of each frame, in the stream's time
+            base; None: it has none.
+        packets: number of the packet that coded each frame; None: the decoder does not report it.
     """
 
     stamps: list[int | None]
@@ -192,10 +192,10 @@ class FrameList(NamedTuple):
 def list_frames(
     path: str, stream: int, restarts: Sequence[int], beat: Callable[[], None]
 ) -> list[FrameList]:
-    """Stamps and packets of all frames, by decoding them.
+    """Lists stamps and packets of all frames by decoding them.
 
     Returns:
-        one listing a stretch.
+        a list for each stretch between restarts.
     """
     listings = [FrameList([], []) for _ in range(len(restarts) + 1)]
     frames = decode_in_order(path, stream, restarts, QUICK)

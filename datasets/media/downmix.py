@@ -1,4 +1,4 @@
-"""Channels of any layout to one: by the usual weights, and never cancelling each other."""
+"""Downmix of any channel layout to mono, by standard weights and without cancellation."""
 
 import functools
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ import av
 import numpy as np
 
 SURROUND = 0.5**0.5  # -3 dB, for the centre and the surround channels (ITU-R BS.775-4)
-# Share of each channel in (left + right) / 2 of the stereo downmix, without the effects channel.
+# Weight of each channel in (left + right) / 2 of the stereo downmix, without the effects channel.
 WEIGHTS = {
     "FL": 0.5, "FR": 0.5, "FC": SURROUND, "LFE": 0.0, "LFE2": 0.0,
     "FLC": 0.5, "FRC": 0.5, "BL": SURROUND / 2, "BR": SURROUND / 2, "SL": SURROUND / 2,
@@ -16,14 +16,16 @@ WEIGHTS = {
     "TFL": SURROUND / 2, "TFR": SURROUND / 2, "TBL": SURROUND / 2, "TBR": SURROUND / 2,
     "DL": 0.5, "DR": 0.5,
 }  # fmt: skip
-# Layouts of so many channels where a file names none, as FFmpeg guesses them.
+# Default layouts by number of channels, for files that name none, as in FFmpeg.
 USUAL = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-INVERTED = -0.5  # correlation of two channels below which one is taken for the other upside down,
-UPRIGHT = 0.0  # and below which it stays so within a recording that is read from end to end
+# Correlation of two channels below which one counts as the other's inverse, and below which it
+# stays so within a recording that is read from end to end.
+INVERTED = -0.5
+UPRIGHT = 0.0
 
 
 class ChannelLayout(NamedTuple):
-    """FFmpeg's name of a channel layout, and the names of its channels in order."""
+    """Name of a channel layout in FFmpeg, and the names of its channels in order."""
 
     name: str
     channels: tuple[str, ...]
@@ -31,7 +33,7 @@ class ChannelLayout(NamedTuple):
 
 @functools.cache
 def layout_of(name: str) -> ChannelLayout:
-    """A layout by FFmpeg's name, the usual one where a file only counts its channels."""
+    """Layout of FFmpeg's name; the default one where a file only gives a number of channels."""
     layout = av.AudioLayout(name)
     known = all(channel.name in WEIGHTS for channel in layout.channels)
     if not known and layout.nb_channels in USUAL:
@@ -40,7 +42,7 @@ def layout_of(name: str) -> ChannelLayout:
 
 
 def as_float(samples: np.ndarray, channels: int, planar: bool) -> np.ndarray:
-    """float32 [channels, samples], full scale 1, of a decoded chunk."""
+    """Converts a decoded chunk to float32 [channels, samples] with full scale 1."""
     if not planar:
         samples = samples.reshape(-1, channels).T
     if samples.dtype == np.uint8:
@@ -51,10 +53,10 @@ def as_float(samples: np.ndarray, channels: int, planar: bool) -> np.ndarray:
 
 
 def weights_of(names: tuple[str, ...]) -> np.ndarray:
-    """float32 [channels], the share of each channel: the mean of up to two, or of unknown ones.
+    """Downmix weights float32 [channels]; equal for up to two, or for unknown, channels.
 
     Args:
-        names: of the channels, as FFmpeg has them.
+        names: FFmpeg's names of the channels.
     """
     if len(names) <= 2 or not all(name in WEIGHTS for name in names):
         return np.full(len(names), 1 / len(names), dtype=np.float32)
@@ -62,11 +64,11 @@ def weights_of(names: tuple[str, ...]) -> np.ndarray:
 
 
 def are_inverted(pairs: Iterable[np.ndarray], limit: float = INVERTED) -> bool:
-    """Whether two channels hold the same upside down, so that their mean cancels it.
+    """Whether one channel is the other's inverse, so that their mean would cancel.
 
     Args:
-        pairs: float32 [2, samples] of both channels.
-        limit: correlation below which they do.
+        pairs: waveforms float32 [2, samples] of both channels.
+        limit: correlation below which channels count as inverted.
     """
     product = power = 0.0
     for left, right in pairs:

@@ -1,21 +1,21 @@
-"""Frames by presentation time, through PyAV or decord behind one small protocol.
+"""Video frames by presentation time, through PyAV or decord behind one protocol.
 
-PyAV reads everything, unless decord is asked for. When few frames are wanted it is told to pass
-over frames that no other is predicted from, and whole groups of pictures between wanted frames.
+PyAV reads every file unless decord is requested. When few frames are wanted, it skips frames that
+no other is predicted from, and whole groups of pictures between wanted frames.
 
-decord was measured once more on 2026-11-26 (docs/results.md): of MP4, Matroska and WebM with H.264,
-HEVC and VP9 it takes 1.0 to 1.2 times as long as PyAV, so it is left to those who ask for it. It
-has to be watched (each of this is a test in tests/datasets/media/test_media.py):
+decord takes 1.0 to 1.2 times as long as PyAV on MP4, Matroska and WebM with H.264, HEVC and VP9
+(measured on 2026-11-26, docs/results.md), so it is optional. It needs guards, each of which has a
+test in tests/datasets/media/test_media.py:
 
-- When frames are passed over it jumps to key frames, and in streams with open groups of pictures or
-  intra refresh it then gives *other frames* without a word. So it is used only where every frame
-  from the first on is wanted.
-- A frame it cannot decode it replaces by a copy of another. So copies are an error.
-- It lists frames that an edit list hides, turns frames in a way of its own, and its FFmpeg of 2018
-  reads addresses as well as files. So it gets nothing but absolute paths of files whose container
-  and codec PyAV has named, whose frames are not turned and whose list of frames is PyAV's.
+- When frames are skipped, it seeks to key frames. In streams with open groups of pictures or intra
+  refresh it then returns *other frames* without an error. So it is used only where all frames from
+  the first on are wanted.
+- It replaces a frame that does not decode by a copy of another. So copies are an error.
+- It lists frames that an edit list hides, rotates frames in its own way, and its FFmpeg of 2018
+  opens addresses as well as files. So it gets only absolute paths of files whose container and
+  codec PyAV has identified, whose frames are not rotated and whose list of frames equals PyAV's.
 
-Both scale bilinearly with FFmpeg's swscale and agree to a fraction of a grey level.
+Both decoders scale bilinearly with FFmpeg's swscale and agree to a fraction of a grey level.
 """
 
 import os
@@ -36,32 +36,31 @@ from cavmae.datasets.media.hdr import to_sdr
 from cavmae.datasets.media.probe import Probe
 
 _FULL, _REFERENCES, _DROP = 0, 1, 2
-# Containers and codecs that decord is trusted with.
+# Containers and codecs that decord reads correctly.
 DECORD_CONTAINERS = frozenset({"mov", "matroska"})
 DECORD_CODECS = frozenset({"h264", "hevc", "vp9"})
 
 
 class Decoder(Protocol):
-    """Gives frames of one video, in time order.
+    """Decoder of one video's frames, in time order.
 
-    ``wanted`` (indices into ``Probe.frame_times``) is fixed when a decoder is made, so that it can
-    pass over everything else.
+    The wanted frames (indices into ``Probe.frame_times``) are fixed at construction, so that a
+    decoder can skip all others.
     """
 
     @property
     def name(self) -> str:
-        """Which library reads: ``decord`` or ``pyav``."""
+        """Library: ``decord`` or ``pyav``."""
         ...
 
     def read(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
-        """Frames uint8 RGB [height, width, 3] of these indices, none before those read already.
+        """Reads frames, uint8 RGB [height, width, 3], by index.
 
-        The last one read may be asked for again: a picture can stay on screen over several clips.
-
-        Frames that cannot be decoded are left out.
+        Indices do not decrease from call to call. The last one may repeat, since a frame can stay
+        on screen over several clips. Frames that do not decode are left out.
 
         Raises:
-            MediaError: ``decode_error`` when this decoder cannot go on.
+            MediaError: ``decode_error``: this decoder cannot continue.
         """
         ...
 
@@ -71,20 +70,20 @@ class Decoder(Protocol):
 
 
 class DecordDecoder:
-    """decord's VideoReader; one thread, since parallelism is by process.
+    """Decoder through decord's VideoReader, in one thread, since parallelism is by process.
 
     Raises:
-        MediaError: ``decode_error`` if the file is not for decord, or decord sees other frames in
-            it.
+        MediaError: ``decode_error``: the file is unsuitable for decord, or decord lists other
+            frames than PyAV.
     """
 
     name = "decord"
 
     def __init__(self, probe: Probe, geometry: Geometry, wanted: np.ndarray):
         _check_for_decord(probe, wanted)
-        # Copies are looked for below; decord's own warning would go to the user's screen.
+        # read() detects copies; decord's own warning would clutter the terminal.
         os.environ.setdefault("DECORD_DUPLICATE_WARNING_THRESHOLD", "1.0")
-        # Not at module level: its FFmpeg is loaded only by processes that read with it.
+        # Imported here so that only processes that use decord load its FFmpeg.
         import decord
 
         self._error = decord.DECORDError
@@ -104,7 +103,7 @@ class DecordDecoder:
                 )
             times = self._reader.get_frame_timestamp(np.arange(frames))[:, 0]
         except (decord.DECORDError, RuntimeError, UnicodeEncodeError) as error:
-            # It takes no path that is not UTF-8.
+            # decord accepts only paths in UTF-8.
             raise MediaError("decode_error", f"decord: {error}") from error
         expected = probe.frame_times - probe.frame_times[0]
         if not np.allclose(times - times[0], expected, atol=2e-3):
@@ -117,13 +116,12 @@ class DecordDecoder:
             batch = self._reader.get_batch(list(indices)).asnumpy()
         except (self._error, RuntimeError) as error:
             raise MediaError("decode_error", f"decord: {error}") from error
-        for picture in batch:
-            if self._before is not None and _same(self._before, picture):
-                raise MediaError("decode_error", "decord gives the same picture twice")
-            self._before = picture
+        for frame in batch:
+            if self._before is not None and _same(self._before, frame):
+                raise MediaError("decode_error", "decord gives the same frame twice")
+            self._before = frame
         return {
-            index: self._geometry.finish(picture)
-            for index, picture in zip(indices, batch, strict=True)
+            index: self._geometry.finish(frame) for index, frame in zip(indices, batch, strict=True)
         }
 
     def close(self) -> None:
@@ -136,7 +134,7 @@ def _check_for_decord(probe: Probe, wanted: np.ndarray) -> None:
             DECORD_CONTAINERS & set(probe.container.split(","))
         ),
         f"its codec is {probe.codec}": probe.codec not in DECORD_CODECS,
-        "its frames are turned or mirrored": probe.rotation or probe.mirrored,
+        "its frames are rotated or mirrored": probe.rotation or probe.mirrored,
         "it is HDR": probe.transfer,
         "its time stamps are irregular": probe.listing is not None,
         "it is cut off": probe.unused,
@@ -151,7 +149,7 @@ def _check_for_decord(probe: Probe, wanted: np.ndarray) -> None:
 
 
 class PyAVDecoder:
-    """PyAV, one thread, decoding no more than the wanted frames need."""
+    """Decoder through PyAV, in one thread, that decodes only what the wanted frames need."""
 
     name = "pyav"
 
@@ -177,7 +175,7 @@ class PyAVDecoder:
             self._output = self._decode(plan)
 
     def _plan_packets(self) -> np.ndarray:
-        """What to do with each packet: decode, decode only if a reference, or drop."""
+        """Action for each packet: decode, decode only if a reference, or drop."""
         stamps, keys = self._probe.packet_pts, self._probe.packet_keys
         wanted_stamps = {stamp for stamp, i in self._index_of.items() if i in self._wanted}
         wanted = np.fromiter((int(s) in wanted_stamps for s in stamps), bool, len(stamps))
@@ -191,7 +189,7 @@ class PyAVDecoder:
             number = group[packet]
             needed[number] = True
             last[number] = packet
-            # A frame shown before its group's key frame is predicted from the group before.
+            # A frame presented before its group's key frame is predicted from the previous group.
             if stamps[packet] < stamps[starts[number]] and number:
                 needed[number - 1] = True
                 last[number - 1] = starts[number] - 1
@@ -201,7 +199,7 @@ class PyAVDecoder:
     def _decode_listed(
         self, listing: np.ndarray
     ) -> Generator[tuple[int, av.VideoFrame], None, None]:
-        """Wanted frames by their number among all that are decoded."""
+        """Decodes all frames and yields the wanted ones, by their number in the listing."""
         probe = self._probe
         frames = decode_in_order(probe.path, probe.video_stream, probe.video_restarts)
         for index, (_, frame, is_good) in zip(listing.tolist(), frames, strict=False):
@@ -210,7 +208,7 @@ class PyAVDecoder:
                 yield index, frame
 
     def _decode(self, plan: np.ndarray) -> Generator[tuple[int, av.VideoFrame], None, None]:
-        """Wanted frames by their time stamps."""
+        """Decodes planned packets and yields the wanted frames, by their time stamps."""
         with open_container(self._probe.path) as container:
             video = container.streams[self._probe.video_stream]
             assert isinstance(video, av.VideoStream)
@@ -222,7 +220,7 @@ class PyAVDecoder:
             try:
                 for packet in read_packets(container, video):
                     if not packet.size:
-                        continue  # the end, or a repeat that the decoder would take for it
+                        continue  # the end, or an empty repeat that would flush the decoder
                     number += 1
                     action = plan[number] if number < len(plan) else _DROP
                     if action == _DROP:
@@ -237,13 +235,13 @@ class PyAVDecoder:
                 if not dropping:
                     yield from self._emit(decode_packet(codec, None), lost)
             except (FFmpegError, OSError):
-                return  # the rest of the file cannot be read: those frames are missing
+                return  # the rest of the file is unreadable: its frames are missing
 
     def _emit(
         self, frames: list[av.VideoFrame], lost: LostKeys
     ) -> Iterator[tuple[int, av.VideoFrame]]:
         for frame in frames:
-            is_good = lost.spare(frame, frame.pts)
+            is_good = lost.is_intact(frame, frame.pts)
             index = None if frame.pts is None else self._index_of.get(frame.pts)
             if index is None:
                 continue
@@ -256,18 +254,18 @@ class PyAVDecoder:
             return {}
         self._pump(indices[-1])
         if self._plan is not None and any(i not in self._stash for i in indices):
-            # Some streams cannot be entered at every packet marked as a key frame.
+            # Some streams do not decode from every packet that is marked as a key frame.
             before = {i: f for i, f in self._stash.items() if i in indices}
             self._output.close()
             self._start(self._plan_again(indices))
             self._pump(indices[-1], keep_from=indices[0])
             self._stash = {**self._stash, **before}
-        found = {i: self._stash[i] for i in indices if i in self._stash}
+        frames = {i: self._stash[i] for i in indices if i in self._stash}
         self._stash = {i: f for i, f in self._stash.items() if i >= indices[-1]}
-        return found
+        return frames
 
     def _plan_again(self, indices: Sequence[int]) -> np.ndarray:
-        """The plan for the rest, entered two key frames early and decoding all up to the last."""
+        """Plan for the rest that starts two key frames early and decodes all up to the last."""
         assert self._plan is not None
         stamps = self._probe.frame_stamps[[indices[0], indices[-1]]]
         first, last = (int(np.flatnonzero(self._probe.packet_pts == t)[0]) for t in stamps)
@@ -292,7 +290,7 @@ class PyAVDecoder:
         resized = self._geometry.resized
         inside = resized
         if (frame.width, frame.height) != (info.width, info.height):
-            # A stream may change its size on the way; what it shows keeps its shape.
+            # A stream may change its frame size; frames keep their aspect ratio.
             inside = fit_inside((frame.height, round(frame.width * info.pixel_aspect)), resized)
         kind = "rgb48le" if info.transfer else "rgb24"
         small = self._reformatter.reformat(
@@ -317,14 +315,14 @@ def _same(first: np.ndarray, second: np.ndarray) -> bool:
 def open_decoder(
     probe: Probe, geometry: Geometry, wanted: np.ndarray, kind: str = "auto"
 ) -> Decoder:
-    """A decoder for the wanted frames of a video.
+    """Opens a decoder for the wanted frames of a video.
 
     Args:
         wanted: sorted indices into ``probe.frame_times``.
         kind: ``decord``; ``pyav``; or ``auto``, which is PyAV for every file.
 
     Raises:
-        MediaError: ``decode_error``: decord cannot read this file.
+        MediaError: ``decode_error``: the file is unsuitable for decord.
     """
     kinds: dict[str, Callable[[Probe, Geometry, np.ndarray], Decoder]] = {
         "auto": PyAVDecoder,

@@ -1,4 +1,4 @@
-"""From a coded picture to the stored frame: square pixels, upright, resized, cropped."""
+"""Geometry from coded to stored frames: square pixels, rotation, resizing, cropping."""
 
 import dataclasses
 
@@ -12,13 +12,13 @@ from cavmae.datasets.media.probe import Probe
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """How pictures of one video become frames.
+    """Mapping from a video's coded frames to stored frames.
 
     Attributes:
         resized: (height, width) that the decoder scales to, before rotation.
         rotation: degrees counter-clockwise: 0, 90, 180 or 270.
-        size: (height, width) of the stored frame, cut from the middle.
-        mirrored: left and right are swapped before turning.
+        size: (height, width) of the stored frame, a central crop.
+        mirrored: left and right are swapped before the rotation.
     """
 
     resized: tuple[int, int]
@@ -26,21 +26,21 @@ class Geometry:
     size: tuple[int, int]
     mirrored: bool = False
 
-    def finish(self, picture: np.ndarray) -> np.ndarray:
-        """Mirrors, turns and crops a picture [*resized, ...] to [*size, ...]."""
+    def finish(self, frame: np.ndarray) -> np.ndarray:
+        """Mirrors, rotates and crops a frame [*resized, ...] to [*size, ...]."""
         if self.mirrored:
-            picture = picture[:, ::-1]
-        picture = np.rot90(picture, self.rotation // 90)
+            frame = frame[:, ::-1]
+        frame = np.rot90(frame, self.rotation // 90)
         height, width = self.size
-        top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
-        return picture[top : top + height, left : left + width]
+        top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
+        return frame[top : top + height, left : left + width]
 
     def mask(self, mask: Image.Image, display: tuple[int, int]) -> np.ndarray:
-        """Mask of the stored frame from a mask of the video's picture.
+        """Maps a mask of the video's frame to a mask of the stored frame.
 
         Args:
-            mask: as shown or as coded; the two differ only for turned and mirrored videos.
-            display: (height, width) of the picture as shown.
+            mask: as displayed or as coded; the two differ only for rotated and mirrored videos.
+            display: (height, width) of the frame as displayed.
         """
         height, width = self.resized
         if (mask.height, mask.width) == display:  # undo what finish() does
@@ -53,11 +53,14 @@ class Geometry:
 
 
 def geometry(probe: Probe, shorter_side: int, crop: str) -> Geometry:
-    """Geometry that scales the shorter side as shown to ``shorter_side`` pixels.
+    """Geometry that scales the shorter displayed side to ``shorter_side`` pixels.
 
     Args:
-        crop: ``square`` cuts the middle square; ``patches`` cuts both sides to multiples of 16,
-            so that the picture is whole 16x16 patches.
+        crop: ``square``: a central square; ``patches``: both sides are cropped to multiples of
+            16, so that a frame is whole patches of 16x16.
+
+    Raises:
+        MediaError: ``bad_size``: frames are too large to store.
     """
     height, width = probe.display
     scale = shorter_side / min(height, width)
@@ -72,10 +75,10 @@ def geometry(probe: Probe, shorter_side: int, crop: str) -> Geometry:
 
 
 def cut_from(probe: Probe, upright: tuple[int, int], size: tuple[int, int]) -> Geometry:
-    """Geometry of frames that are scaled to a size as shown, and cut to another from the middle.
+    """Geometry of a resize to ``upright`` and a central crop to ``size``.
 
     Args:
-        upright, size: (height, width) in pixels, as shown.
+        upright, size: (height, width) in pixels, as displayed.
     """
     resized = (upright[1], upright[0]) if probe.rotation % 180 else upright
     return Geometry(resized, probe.rotation, size, probe.mirrored)

@@ -1,4 +1,4 @@
-"""HDR frames to SDR, as a player on an ordinary screen shows them.
+"""Tone mapping of HDR frames to SDR.
 
 The transfer functions are those of ITU-R BT.2100-2; the primaries go from BT.2020 to BT.709
 (BT.2087-0). Luminances are relative to 203 cd/m2, the white of SDR programmes in HDR signals
@@ -11,7 +11,7 @@ import functools
 import numpy as np
 
 WHITE = 203.0  # cd/m2 of SDR white
-PEAK = 1000.0 / WHITE  # the brightest, relative to SDR white, that is still told apart
+PEAK = 1000.0 / WHITE  # luminance relative to SDR white above which signals clip
 KNEE = 0.5
 SYSTEM_GAMMA = 1.2  # of HLG on a screen of 1000 cd/m2
 BT2020_TO_BT709 = np.array(
@@ -19,12 +19,12 @@ BT2020_TO_BT709 = np.array(
     dtype=np.float32,
 )
 LUMA_BT2020 = np.array([0.2627, 0.6780, 0.0593], dtype=np.float32)
-LEVELS = 4096  # of a component that are told apart: 12 bits, as many as any HDR video has
+LEVELS = 4096  # of a component: 12 bits, as many as any HDR video has
 
 
 @functools.cache
 def _to_linear(transfer: str) -> np.ndarray:
-    """float32 [LEVELS], light of each level: PQ: relative to SDR white, HLG: of the scene."""
+    """Linear light float32 [LEVELS] of each level: PQ: relative to SDR white, HLG: of the scene."""
     signal = np.arange(LEVELS) / (LEVELS - 1)
     if transfer == "pq":
         m1, m2, c1, c2, c3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
@@ -37,7 +37,7 @@ def _to_linear(transfer: str) -> np.ndarray:
 
 
 def to_sdr(frame: np.ndarray, transfer: str) -> np.ndarray:
-    """uint8 RGB [height, width, 3] of an HDR frame.
+    """Converts an HDR frame to SDR: uint8 RGB [height, width, 3].
 
     Args:
         frame: uint16 RGB [height, width, 3], BT.2020 primaries.

@@ -1,4 +1,4 @@
-"""One pass over a file's packets, without decoding."""
+"""Scan of a file's packets, without decoding."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from cavmae.datasets.media.decoding import FrameList
 from cavmae.datasets.media.timeline import Extent
 
 NO_STAMP = np.iinfo(np.int64).min
-BEAT = 20_000  # packets between two signs of life
+BEAT = 20_000  # packets between two heartbeats
 
 
 @dataclasses.dataclass
@@ -22,13 +22,13 @@ class StreamPackets:
     """Packets of one stream in file order.
 
     Attributes:
-        base: seconds of one unit of the stamps.
+        base: time base of the stamps, in seconds.
         pts, dts: presentation and decoding stamps; :data:`NO_STAMP`: none.
         places: number of each packet among those of both streams.
-        keys: a decoder can start here.
-        visible: neither hidden by an edit list nor only predicted from.
-        duration: of the last packet that says one, in units of the stamps.
-        reached: end of the last packet that is empty, likewise.
+        keys: whether a decoder can start at the packet.
+        visible: whether the packet is neither hidden by an edit list nor a pure reference.
+        duration: of the last packet that gives one, in units of the time base.
+        reached: end of the last empty packet, in units of the time base.
     """
 
     base: float
@@ -49,31 +49,31 @@ class StreamPackets:
         self.duration = packet.duration or self.duration
 
     def seconds(self, stamps: Sequence[int | None]) -> np.ndarray:
-        """float64 [stamps]; NaN: none."""
+        """Times of stamps in seconds, float64 [stamps]; NaN: none."""
         values = np.array([NO_STAMP if s is None else s for s in stamps], dtype=np.int64)
         return np.where(values == NO_STAMP, np.nan, values * self.base)
 
     @property
     def clock(self) -> timeline.Clock:
-        """Decoding times where there are any: they never fall, presentation times may."""
+        """Clock of decoding times, which never fall; of presentation times if there are none."""
         decoding = self.seconds(self.dts)
         times = decoding if np.isfinite(decoding).any() else self.seconds(self.pts)
         return timeline.Clock(timeline.without_spikes(times), np.array(self.places))
 
     @property
     def times(self) -> np.ndarray:
-        """float64 [packets], presentation times in seconds, or else decoding times; NaN: none."""
+        """Presentation times in seconds, else decoding times, float64 [packets]; NaN: none."""
         times = self.seconds(self.pts)
         return np.where(np.isfinite(times), times, self.seconds(self.dts))
 
     @property
     def visible_stamps(self) -> np.ndarray:
-        """int64, the sorted presentation stamps of shown packets."""
+        """Sorted presentation stamps of visible packets, int64."""
         return np.sort(np.array(self.pts, dtype=np.int64)[np.array(self.visible, dtype=bool)])
 
     @property
     def first_key(self) -> int | None:
-        """Stamp of the first key frame that is shown."""
+        """Stamp of the first visible key frame."""
         entries = zip(self.pts, self.keys, self.visible, strict=True)
         return next(
             (pts for pts, key, visible in entries if key and visible and pts > NO_STAMP), None
@@ -81,7 +81,7 @@ class StreamPackets:
 
     @property
     def is_plain(self) -> bool:
-        """Whether each packet that is shown has a stamp of its own, on a clock that runs on."""
+        """Whether each visible packet has a distinct stamp, on a clock that never falls."""
         stamps = self.visible_stamps
         clock = np.array(self.dts, dtype=np.int64)
         steps = np.diff(clock[clock > NO_STAMP])
@@ -89,16 +89,16 @@ class StreamPackets:
 
     @property
     def step(self) -> float:
-        """Usual seconds from one shown packet to the next."""
+        """Median interval between visible packets, in seconds."""
         stamps = np.unique(self.visible_stamps)
         steps = np.diff(stamps[stamps > NO_STAMP])
         return float(np.median(steps) if steps.size else self.duration) * self.base or 0.04
 
     def stamps_of(self, listing: FrameList, end: int) -> list[int | None]:
-        """Stamps of decoded frames; where the decoder gives none, their packets'.
+        """Stamps of decoded frames, from their packets where the decoder gives none.
 
-        Where a field was lost, decoders pair all later ones in another way, and the stamp of a pair
-        is that of its second field.
+        After a lost field, decoders pair all later fields differently, and the stamp of a pair is
+        that of its second field.
 
         Args:
             end: number of the packet after those of the listing.
@@ -113,7 +113,7 @@ class StreamPackets:
         return stamps
 
     def extents(self, cuts: Sequence[int]) -> list[Extent]:
-        """Presentation times of the stretches between packets at which the clock begins anew."""
+        """Presentation times of the stretches between packets at which the clock restarts."""
         extents = []
         for part in np.split(timeline.without_spikes(self.times), cuts):
             known = part[np.isfinite(part)]
@@ -128,9 +128,9 @@ class Scan(NamedTuple):
     """Packets of a file.
 
     Attributes:
-        video, audio: packets of the streams that are read.
+        video, audio: packets of the two streams.
         others_end: time at which all other streams end, in seconds; 0: there are none.
-        truncated: the file broke off.
+        truncated: whether the file breaks off.
     """
 
     video: StreamPackets
@@ -145,16 +145,17 @@ def scan_packets(
     audio: av.AudioStream,
     beat: Callable[[], None],
 ) -> Scan:
-    """Reads all packets of two streams, and how far the others reach.
+    """Reads all packets of two streams, and the end times of the others.
 
     Args:
-        beat: called from time to time, as a sign of life.
+        beat: heartbeat, called at intervals.
     """
-    # AVI has no presentation times, it counts frames as they are coded.
-    counted = container.format.name == "avi"
-    hides = video.codec_context.name in ("vp8", "vp9")
+    # AVI has no presentation times: it counts frames in coding order.
+    is_counted = container.format.name == "avi"
+    may_hide = video.codec_context.name in ("vp8", "vp9")
     assert video.time_base is not None and audio.time_base is not None
-    pictures, sound = StreamPackets(float(video.time_base)), StreamPackets(float(audio.time_base))
+    video_packets = StreamPackets(float(video.time_base))
+    audio_packets = StreamPackets(float(audio.time_base))
     others_end, place = 0.0, 0
     try:
         for number, packet in enumerate(read_packets(container)):
@@ -164,29 +165,31 @@ def scan_packets(
                 others_end = max(others_end, _end_of(packet))
                 continue
             place += 1
-            if not packet.size:  # the end, or an AVI's "show the last frame again"
+            if not packet.size:  # the end, or AVI's repeat of the last frame
                 if packet.stream_index == video.index and packet.dts is not None:
-                    pictures.reached = packet.dts + (packet.duration or 0)
+                    video_packets.reached = packet.dts + (packet.duration or 0)
                 continue
             if packet.stream_index == video.index:
-                visible = not packet.is_discard and not (hides and _is_hidden(packet, video))
-                pictures.add(packet, packet.dts if counted else packet.pts, place, visible)
+                visible = not packet.is_discard and not (may_hide and _is_hidden(packet, video))
+                pts = packet.dts if is_counted else packet.pts
+                video_packets.add(packet, pts, place, visible)
             else:
-                sound.add(packet, packet.pts, place, True)
+                audio_packets.add(packet, packet.pts, place, True)
     except (FFmpegError, OSError):
-        return Scan(pictures, sound, others_end, True)  # packets before the damage are used
-    return Scan(pictures, sound, others_end, False)
+        # Packets before the damage are used.
+        return Scan(video_packets, audio_packets, others_end, True)
+    return Scan(video_packets, audio_packets, others_end, False)
 
 
 def _end_of(packet: av.Packet) -> float:
-    """Time at which a packet ends, in seconds; 0 without a stamp."""
+    """End time of a packet in seconds; 0 without a stamp."""
     if packet.pts is None or packet.time_base is None:
         return 0.0
     return float((packet.pts + (packet.duration or 0)) * packet.time_base)
 
 
 def _is_hidden(packet: av.Packet, video: av.VideoStream) -> bool:
-    """Whether a VP8 or VP9 packet holds a frame that is never shown, only predicted from.
+    """Whether a VP8 or VP9 packet holds a frame that is only a reference for prediction.
 
     Source: RFC 6386, 9.1 (frame tag); VP9 bitstream specification, 6.2 and Annex B (superframes).
     """
@@ -194,7 +197,7 @@ def _is_hidden(packet: av.Packet, video: av.VideoStream) -> bool:
     if video.codec_context.name == "vp8":
         return not data[0] & 0x10
     if data[-1] & 0xE0 == 0xC0:
-        return False  # a superframe: one of its frames is shown
+        return False  # a superframe contains a visible frame
     # Bits from the highest: frame marker (2), profile (2), a reserved one for profile 3,
     # show_existing_frame, frame_type, show_frame.
     after_profile = 5 if data[0] & 0x30 == 0x30 else 4

@@ -1,4 +1,4 @@
-"""A file as it plays: frames on a grid of 25 a second, with the sound, stretch by stretch."""
+"""Playback of a media file: video frames on a grid of 25 Hz, with the audio, in segments."""
 
 import contextlib
 
@@ -10,50 +10,58 @@ from cavmae.datasets.media.probe import Probe
 from cavmae.datasets.media.sound import Sound
 from cavmae.datasets.stream.features import SAMPLE_RATE
 
-RATE = 25  # frames a second
-SAMPLES = SAMPLE_RATE // RATE  # of a frame
-NEAR = 0.499  # of a frame: one that comes up so soon after a moment is that moment's
+RATE = 25  # Hz, grid frames
+SAMPLES = SAMPLE_RATE // RATE  # audio samples of a grid frame
+NEAR = 0.499  # frame durations after a grid time within which a frame still belongs to it
 
 
 def extent(seconds: float) -> tuple[int, int]:
-    """Frames and samples of a time: as many frames as it takes to show all samples."""
+    """Numbers of grid frames and audio samples of a duration; frames cover all samples."""
     samples = max(1, round(seconds * SAMPLE_RATE))
     return -(-samples // SAMPLES), samples
 
 
 class Playback:
-    """Reads a file from its beginning, in bounded memory.
+    """Reads a file from its beginning, as a player would show it, in bounded memory.
 
-    Its time begins where a player shows 0:00 and ends with its picture or its sound, whichever
-    ends later. A moment has the frame that is on screen: the last one stays for as long as the
-    sound goes on. Before the first frame the picture is black.
+    Time begins at the player's 0:00 and ends with the video or the audio, whichever ends later.
+    Each grid time has the frame that is on screen. Frames are black before the first frame, and
+    the last one stays for as long as the audio goes on.
 
     Args:
-        info: of the file.
-        geometry: of frames.
+        info: probe of the file.
+        geometry: of the frames.
+
+    Attributes:
+        seconds: duration.
+        frames: number of grid frames.
+        samples: number of audio samples at 16 kHz.
+        wanted: number of distinct video frames on the grid.
+        missing: number of frames so far that do not decode; the one before stays on screen.
+        mixdown: layouts of all audio read so far, as in :class:`.Sound`.
     """
 
     def __init__(self, info: Probe, geometry: Geometry):
         self.seconds = max(info.span[1], 1 / RATE)
         self.frames, self.samples = extent(self.seconds)
-        moments = np.arange(self.frames) / RATE
+        grid_times = np.arange(self.frames) / RATE
         near = NEAR / max(RATE, info.frame_rate)
-        self._index = np.searchsorted(info.frame_times, moments + near, side="right") - 1
+        self._index = np.searchsorted(info.frame_times, grid_times + near, side="right") - 1
         self._geometry = geometry
         wanted = np.unique(self._index[self._index >= 0])
-        self.wanted = len(wanted)  # frames that are shown at all
+        self.wanted = len(wanted)
         self._closing = contextlib.ExitStack()
         self._decoder = open_decoder(info, geometry, wanted)
         self._closing.callback(self._decoder.close)
-        self._sound = Sound(info, steady=True)
-        self._closing.callback(self._sound.close)
-        self._kept: dict[int, np.ndarray] = {}
-        self._before: np.ndarray | None = None  # the last frame that could be decoded
-        self._shown = 0  # grid frames read
-        self._waves = np.zeros(0, dtype=np.float32)
-        self._heard = 0  # grid frames whose sound was read
-        self.mixdown: tuple[str, ...] = ()  # of all sound read so far, as Sound has it
-        self.missing = 0  # frames that could not be decoded: the one before stays on screen
+        self._audio = Sound(info, steady=True)
+        self._closing.callback(self._audio.close)
+        self._cached: dict[int, np.ndarray] = {}
+        self._before: np.ndarray | None = None  # last frame that decoded
+        self._num_frames_read = 0  # grid frames
+        self._waveform = np.zeros(0, dtype=np.float32)  # audio up to the last frame read
+        self._num_audio_frames_read = 0  # grid frames
+        self.mixdown: tuple[str, ...] = ()
+        self.missing = 0
 
     def __enter__(self) -> "Playback":
         return self
@@ -62,54 +70,55 @@ class Playback:
         self._closing.close()
 
     @property
-    def seen(self) -> np.ndarray:
-        """bool [frames], whether there is a picture."""
-        found: np.ndarray = self._index >= 0
-        return found
+    def has_frame(self) -> np.ndarray:
+        """Whether each grid time has a frame, bool [frames]."""
+        has_frame: np.ndarray = self._index >= 0
+        return has_frame
 
     @property
-    def damaged_sound(self) -> int:
-        """Packets of sound that could not be decoded so far."""
-        return self._sound.damaged
+    def damaged_audio(self) -> int:
+        """Number of audio packets so far that do not decode."""
+        return self._audio.damaged
 
-    def pictures(self, start: int, count: int) -> np.ndarray:
-        """Frames of a stretch that begins no sooner than the one before: [count, h, w, 3], uint8.
+    def read_frames(self, start: int, count: int) -> np.ndarray:
+        """Reads grid frames ``start`` to ``start + count``: uint8 RGB [count, height, width, 3].
 
-        After the end the last one stays.
+        Segments are read in order of their starts. After the end the last frame stays.
         """
         grid = self._index[start : start + count]
         first = min((int(i) for i in grid if i >= 0), default=0)
-        self._kept = {i: f for i, f in self._kept.items() if i >= first}
-        told = np.unique(self._index[self._shown : start + count]).tolist()
-        fresh = [i for i in told if i >= 0 and i not in self._kept]
-        self._shown = max(self._shown, start + count)
+        self._cached = {i: f for i, f in self._cached.items() if i >= first}
+        indices = np.unique(self._index[self._num_frames_read : start + count]).tolist()
+        fresh = [i for i in indices if i >= 0 and i not in self._cached]
+        self._num_frames_read = max(self._num_frames_read, start + count)
         decoded = self._decoder.read(fresh)
         for index in fresh:
-            picture = decoded.get(index)
-            if picture is None:
+            frame = decoded.get(index)
+            if frame is None:
                 self.missing += 1
-                picture = self._before if self._before is not None else self._black()
-            self._kept[index] = self._before = np.ascontiguousarray(picture)
-        shown = [self._kept[int(i)] if i >= 0 else self._black() for i in grid]
-        shown += shown[-1:] * (count - len(shown))
-        return np.stack(shown)
+                frame = self._before if self._before is not None else self._black()
+            self._cached[index] = self._before = np.ascontiguousarray(frame)
+        frames = [self._cached[int(i)] if i >= 0 else self._black() for i in grid]
+        frames += frames[-1:] * (count - len(frames))
+        return np.stack(frames)
 
     def _black(self) -> np.ndarray:
         return np.zeros((*self._geometry.size, 3), dtype=np.uint8)
 
-    def sound(self, start: int, count: int) -> np.ndarray:
-        """The sound of a stretch of frames that begins no sooner than the one before: float32
-        [count * 640] at 16 kHz, silence where there is none.
+    def read_audio(self, start: int, count: int) -> np.ndarray:
+        """Reads the audio of a segment of grid frames: float32 [count * 640] at 16 kHz.
+
+        Segments are read in order of their starts. Silence where the file has no audio.
         """
-        first = self._heard * SAMPLES - len(self._waves)  # of what is kept
-        self._waves = self._waves[max(0, start * SAMPLES - first) :]
-        if self._heard < start + count:
-            fresh, _ = self._sound.read(self._heard / RATE, (start + count) / RATE)
-            self.mixdown = tuple(dict.fromkeys((*self.mixdown, *self._sound.mixdown)))
-            wanted = (start + count - self._heard) * SAMPLES
+        first = self._num_audio_frames_read * SAMPLES - len(self._waveform)  # sample in the buffer
+        self._waveform = self._waveform[max(0, start * SAMPLES - first) :]
+        if self._num_audio_frames_read < start + count:
+            fresh, _ = self._audio.read(self._num_audio_frames_read / RATE, (start + count) / RATE)
+            self.mixdown = tuple(dict.fromkeys((*self.mixdown, *self._audio.mixdown)))
+            wanted = (start + count - self._num_audio_frames_read) * SAMPLES
             fresh = np.pad(fresh, (0, max(0, wanted - len(fresh))))[:wanted]
-            self._waves = np.concatenate([self._waves, fresh])
-            self._heard = start + count
-        begin = start * SAMPLES - (self._heard * SAMPLES - len(self._waves))
-        found: np.ndarray = self._waves[begin : begin + count * SAMPLES]
-        return found
+            self._waveform = np.concatenate([self._waveform, fresh])
+            self._num_audio_frames_read = start + count
+        begin = start * SAMPLES - (self._num_audio_frames_read * SAMPLES - len(self._waveform))
+        segment: np.ndarray = self._waveform[begin : begin + count * SAMPLES]
+        return segment

@@ -1,12 +1,12 @@
-"""Facts of a media file, from its packets rather than from its header.
+"""Probing of media files: properties from the packets rather than from the header.
 
-Headers lie: nominal rates, frame counts and durations are often wrong, and edit lists hide
-packets. So the packets are read once (not decoded), which gives the presentation time of every
-frame and the extent of the sound.
+Nominal rates, frame counts and durations of headers are often wrong, and edit lists hide packets.
+So all packets are read once, without decoding, which gives the presentation time of every frame
+and the extent of the audio.
 
-Where packets do not tell which frame is shown when (stamps that repeat, step back or are missing,
-fields coded apart, AVI files with B-frames), all frames are decoded once: the decoder's own times
-and count are believed (``Probe.listed``).
+Where packets do not determine presentation times (stamps that repeat, step back or are missing,
+fields coded apart, AVI files with B-frames), all frames are decoded once, and the decoder's times
+and count are used (``Probe.listing``).
 """
 
 import dataclasses
@@ -27,10 +27,11 @@ from cavmae.datasets.media.container import (
 from cavmae.datasets.media.decoding import FrameList, list_frames, read_first_frame
 from cavmae.datasets.media.packets import StreamPackets, scan_packets
 
-FIELD_CODECS = frozenset({"h264", "hevc", "vc1"})  # whose fields may be packets of their own
+FIELD_CODECS = frozenset({"h264", "hevc", "vc1"})  # codecs that may code fields in single packets
 PROGRESSIVE = (0, 1)  # FFmpeg's field orders: unknown, progressive
-CLAIM_SLACK = 1.0  # s: a header may say this much more than there is,
-CLAIM_SHARE = 0.02  # or this share of its duration
+# A header may exceed the content by this many seconds, or by this fraction of its duration.
+CLAIM_SLACK = 1.0  # s
+CLAIM_FRACTION = 0.02
 
 
 def _no_beat() -> None:
@@ -38,14 +39,14 @@ def _no_beat() -> None:
 
 
 class Unused(NamedTuple):
-    """A part of a recording that is not read.
+    """Part of a recording that is not read.
 
     Attributes:
-        start: seconds from the file's origin from which on it is missing.
-        reason: ``truncated``: the file does not give what its header claims, or breaks off;
-            ``gap``: it is minutes away from the rest.
+        start: of the part, in seconds from the file's origin.
+        reason: ``truncated``: the file is shorter than its header claims, or breaks off;
+            ``gap``: the part is minutes away from the rest.
         detail: a sentence.
-        in_frames: frames are missing while the sound goes on: no frame is on screen.
+        in_frames: frames are missing while the audio goes on: no frame is on screen.
     """
 
     start: float
@@ -56,36 +57,35 @@ class Unused(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Facts of a file. Times are seconds from ``origin``, where a player shows 0:00.
+    """Properties of a media file. Times are seconds from ``origin``, a player's 0:00.
 
     Attributes:
         path: of the file.
         container: FFmpeg's name of its format.
-        origin: the container's own time of 0:00, in seconds.
+        origin: container time of 0:00, in seconds.
         frame_times: float64 [frames], presentation times, strictly increasing.
-        frame_duration: seconds for which the last frame is shown if the sound does not go on.
-        frame_stamps: int64 [frames], the video stream's own stamp of each frame; empty where a
-            ``listing`` tells frames apart.
-        listing: int64 [decoded frames], index of each frame that the decoder gives; -1: not used.
-        packet_pts: int64 [packets] in file order, in the stream's time base; hidden packets
-            (edit lists, frames that are only predicted from) are left out of ``frame_times`` but
-            not here.
-        packet_keys: bool [packets]: a decoder can start here.
-        video_restarts: numbers of packets at which the pictures' clock begins anew.
+        frame_duration: duration of the last frame in seconds, if the audio does not go on.
+        frame_stamps: int64 [frames], stamp of each frame in the video stream's time base; empty
+            where a ``listing`` identifies frames.
+        listing: int64 [decoded frames], index of each frame that the decoder gives; -1: unused.
+        packet_pts: int64 [packets] in file order, in the stream's time base. Includes hidden
+            packets (edit lists, pure references), which ``frame_times`` leaves out.
+        packet_keys: bool [packets], whether a decoder can start at the packet.
+        video_restarts: numbers of packets at which the video's clock restarts.
         audio_offsets: (number of the first packet, seconds to add to its stamps) of each stretch
-            of the sound with a clock of its own.
+            of audio with its own clock.
         width, height: coded size in pixels.
         pixel_aspect: width of a pixel over its height.
-        rotation: degrees counter-clockwise that a frame is turned for showing: 0, 90, 180, 270,
-        mirrored: after its left and right are swapped.
+        rotation: degrees counter-clockwise by which a player rotates frames: 0, 90, 180, 270.
+        mirrored: left and right are swapped before the rotation.
         transfer: ``pq`` or ``hlg`` for HDR, otherwise empty.
         codec: of the video.
-        sound_rate: Hz.
-        sound_span: (first, last) time for which there are sound packets.
-        audio_packets: number of sound packets.
-        video_stream, audio_stream: numbers of the streams that are read.
-        video_streams, audio_streams: how many there are of each kind, cover art left out.
-        truncated: the file ended or broke before its packets did.
+        audio_rate: Hz.
+        audio_span: (first, last) time of the audio packets.
+        audio_packets: number of audio packets.
+        video_stream, audio_stream: indices of the selected streams.
+        video_streams, audio_streams: number of streams of each kind, without cover art.
+        truncated: whether the file breaks off.
         unused: parts of the recording that are not read.
     """
 
@@ -107,8 +107,8 @@ class Probe:
     mirrored: bool
     transfer: str
     codec: str
-    sound_rate: int
-    sound_span: tuple[float, float]
+    audio_rate: int
+    audio_span: tuple[float, float]
     audio_packets: int
     video_stream: int
     audio_stream: int
@@ -119,7 +119,7 @@ class Probe:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences on what of the file is not used."""
+        """Sentences about unused streams and parts of the file."""
         streams = (
             ("video", self.video_stream, self.video_streams),
             ("audio", self.audio_stream, self.audio_streams),
@@ -129,32 +129,32 @@ class Probe:
 
     @property
     def video_span(self) -> tuple[float, float]:
-        """(first, last) time at which frames follow each other."""
+        """(first, last) time of the frames, including the last one's duration."""
         return float(self.frame_times[0]), float(self.frame_times[-1]) + self.frame_duration
 
     @property
     def span(self) -> tuple[float, float]:
-        """(first, last) time at which a frame is on screen: the last stays while sound goes on."""
-        end = max(self.video_span[1], self.sound_span[1])
+        """(first, last) time at which a frame is on screen; the last stays while audio goes on."""
+        end = max(self.video_span[1], self.audio_span[1])
         return self.video_span[0], min([end, *(p.start for p in self.unused if p.in_frames)])
 
     @property
     def frame_rate(self) -> float:
-        """Median frames a second."""
+        """Median frame rate in Hz."""
         if len(self.frame_times) < 2:
             return 1 / self.frame_duration
         return float(1 / np.median(np.diff(self.frame_times)))
 
     @property
     def coded_display(self) -> tuple[int, int]:
-        """(height, width) shown, before rotation: square pixels, nothing lost."""
+        """(height, width) with square pixels, before rotation; no side is reduced."""
         if self.pixel_aspect >= 1:
             return self.height, round(self.width * self.pixel_aspect)
         return round(self.height / self.pixel_aspect), self.width
 
     @property
     def display(self) -> tuple[int, int]:
-        """(height, width) as shown."""
+        """(height, width) as displayed."""
         height, width = self.coded_display
         return (width, height) if self.rotation % 180 else (height, width)
 
@@ -165,16 +165,16 @@ def probe(
     audio_stream: int | None = None,
     beat: Callable[[], None] = _no_beat,
 ) -> Probe:
-    """Reads a file's packets.
+    """Probes a media file by reading all its packets.
 
     Args:
-        video_stream, audio_stream: numbers of the streams to read, as ``ffprobe`` counts them;
+        video_stream, audio_stream: indices of the streams to read, as ``ffprobe`` counts them;
             None: those that a player takes.
-        beat: called from time to time, as a sign of life.
+        beat: heartbeat, called at intervals.
 
     Raises:
-        MediaError: not a media file, ``no_video``, ``no_audio``, or ``clocks_apart``: frames and
-            sound are stamped so far from each other that nothing goes together.
+        MediaError: not a media file, ``no_video``, ``no_audio``, or ``clocks_apart``: the time
+            stamps of video and audio have no common time.
     """
     with open_container(path) as container:
         video, audio = choose_streams(container, video_stream, audio_stream)
@@ -195,7 +195,7 @@ def probe(
             "height": codec.height,
             "pixel_aspect": aspect if 0.1 < aspect < 10 else 1.0,
             "codec": codec.name,
-            "sound_rate": audio.rate,
+            "audio_rate": audio.rate,
             "video_stream": video.index,
             "audio_stream": audio.index,
             "video_streams": sum(not is_cover(s) for s in container.streams.video),
@@ -205,11 +205,11 @@ def probe(
             **first._asdict(),
         }
         joinable = av.format.Flags.ts_discont in av.format.Flags(container.format.flags)
-        # Fields in packets of their own, and frames counted as they are coded, not as shown.
+        # Fields in separate packets, and frames counted in coding order.
         in_mov = "mov" in container.format.name.split(",")
         interlaced = codec.field_order not in PROGRESSIVE
         fields_apart = codec.name in FIELD_CODECS and interlaced and not in_mov
-        shuffled = container.format.name == "avi" and codec.has_b_frames
+        is_shuffled = container.format.name == "avi" and codec.has_b_frames
         claims = _claimed_ends(container, video)
     restarts = timeline.find_restarts(scan.video.clock, scan.audio.clock, joinable)
     cuts = [r.video for r in restarts if r.video is not None]
@@ -218,15 +218,15 @@ def probe(
         restarts, scan.video.extents(cuts), scan.audio.extents(audio_cuts)
     )
     stamps, listing = np.zeros(0, dtype=np.int64), None
-    if not (fields_apart or shuffled or cuts) and scan.video.is_plain:
+    if not (fields_apart or is_shuffled or cuts) and scan.video.is_plain:
         stamps = scan.video.visible_stamps
         times = stamps * scan.video.base - origin
     else:
         listings = list_frames(path, facts["video_stream"], cuts, beat)
-        times, losses = _listed_times(scan.video, listings, cuts, moves, shuffled)
+        times, losses = _listed_times(scan.video, listings, cuts, moves, is_shuffled)
         if not times.size:
             raise MediaError("decode_error", "no frame could be decoded")
-        if not fields_apart:  # second fields give no frame of their own
+        if not fields_apart:  # packets of second fields are no lost frames
             times, decoded = np.sort(np.concatenate([times, losses])), times
             listing = np.searchsorted(times, decoded)
         else:
@@ -236,10 +236,10 @@ def probe(
     audio_times += np.repeat(audio_moves, np.diff([0, *audio_cuts, len(audio_times)]))
     audio_times = timeline.without_spikes(audio_times)
     audio_times = audio_times[np.isfinite(audio_times)]
-    kept, gap = _one_recording(times, audio_times)
+    kept, gap = _main_part(times, audio_times)
     inside = (times >= kept[0]) & (times <= kept[1])
     audio_times = audio_times[(audio_times >= kept[0]) & (audio_times <= kept[1])]
-    if kept[0] > timeline.LONGEST_GAP:  # hours of nothing are not the beginning of a recording
+    if kept[0] > timeline.LONGEST_GAP:  # a long empty beginning is not part of the recording
         facts["origin"] = origin = origin + kept[0]
         times, audio_times = times - kept[0], audio_times - kept[0]
     duration = scan.audio.duration * scan.audio.base
@@ -255,11 +255,11 @@ def probe(
             (packet, move - origin)
             for packet, move in zip([0, *audio_cuts], audio_moves, strict=True)
         ),
-        sound_span=(float(audio_times.min()), float(audio_times.max()) + duration),
+        audio_span=(float(audio_times.min()), float(audio_times.max()) + duration),
         **facts,
     )
-    # Where stamps are wrong, so are durations; where recordings were joined, they are the first's.
-    # A still end may be one long frame, or empty packets.
+    # After wrong stamps or joined recordings the header's duration is wrong, too. A still ending
+    # may be one long frame, or empty packets.
     last = scan.video.duration * scan.video.base
     last = max(last, scan.video.reached * scan.video.base - origin - float(times[-1]))
     lost = None if restarts or gap else _lost_stretch(info, last, scan.others_end, claims)
@@ -269,7 +269,7 @@ def probe(
             f"the file is damaged or cut off: it gives {lost[0]:.1f} of the {lost[1]:.1f} s that "
             "its header claims"
         )
-        unused.append(Unused(lost[0], "truncated", detail, lost[0] < info.sound_span[1]))
+        unused.append(Unused(lost[0], "truncated", detail, lost[0] < info.audio_span[1]))
     elif info.truncated or has_broken_fragments(path):
         end = info.span[1]
         unused.append(Unused(end, "truncated", f"the file breaks off at {end:.1f} s"))
@@ -286,11 +286,11 @@ def _listed_times(
     """Times of all decoded frames, strictly increasing, in seconds of the container's clock.
 
     Args:
-        shuffled: stamps are places in the order of coding: the n-th frame shown has the n-th place,
-            of the places whose frames were decoded.
+        shuffled: stamps count frames in coding order: the n-th frame presented has the n-th
+            smallest stamp of the decoded frames.
 
     Returns:
-        these, and the times of packets that are shown and gave no frame.
+        times of the frames, and times of visible packets that gave no frame.
     """
     parts, lost = [], []
     usual, own, visible = packets.step, packets.times, np.array(packets.visible)
@@ -318,21 +318,21 @@ def _listed_times(
 
 
 def _last_duration(times: np.ndarray, packets: StreamPackets) -> float:
-    """Seconds for which the last frame is shown.
+    """Duration of the last frame, in seconds.
 
-    A header may claim any duration of it; more than 0.5 s is not believed.
+    Headers may claim any duration, so it is limited to 0.5 s.
     """
     usual = float(np.median(np.diff(times))) if len(times) > 1 else packets.step
     return min(packets.duration * packets.base or usual, 0.5, 2 * usual)
 
 
-def _one_recording(video: np.ndarray, audio: np.ndarray) -> tuple[tuple[float, float], str]:
-    """The part of a file that is used: before a gap of minutes without frames and sound.
+def _main_part(video: np.ndarray, audio: np.ndarray) -> tuple[tuple[float, float], str]:
+    """Selects the part of a file with most packets between gaps of minutes without any.
 
-    A single wrong stamp would otherwise make a recording of days.
+    A single wrong stamp would otherwise extend a recording to days.
 
     Returns:
-        its first and last packet's time, and a sentence if there is more, or an empty one.
+        times of its first and last packet, and a sentence about unused parts, if any.
 
     Raises:
         MediaError: ``clocks_apart``.
@@ -344,7 +344,7 @@ def _one_recording(video: np.ndarray, audio: np.ndarray) -> tuple[tuple[float, f
             raise MediaError("no_audio", "no packet of the audio stream has a time stamp")
         raise MediaError(
             "clocks_apart",
-            f"the frames are stamped {video.min():.1f} to {video.max():.1f} s, the sound "
+            f"the frames are stamped {video.min():.1f} to {video.max():.1f} s, the audio "
             f"{audio.min():.1f} to {audio.max():.1f} s",
         )
     used = max(whole, key=lambda part: part.video + part.audio)
@@ -363,18 +363,15 @@ def _one_recording(video: np.ndarray, audio: np.ndarray) -> tuple[tuple[float, f
 def _claimed_ends(
     container: av.container.InputContainer, video: av.VideoStream
 ) -> tuple[float, float]:
-    """Ends that the header claims of the recording and of its frames, by the container's clock.
-
-    In seconds; 0: it claims none.
-    """
+    """Ends of recording and frames in the header, in seconds of the container's clock; 0: none."""
     kinds, whole, frames = container.format.name.split(","), 0.0, 0.0
     if container.duration:
-        # Matroska's duration counts from 0, whatever the first time stamp is.
+        # Matroska's duration counts from 0, independent of the first time stamp.
         start = 0 if "matroska" in kinds else container.start_time or 0
         whole = (start + container.duration) / av.time_base
     # Only headers of MP4 and AVI count each stream's frames.
     if "avi" in kinds and video.frames and video.average_rate:
-        # FFmpeg guesses the duration of one that is cut off from its size.
+        # FFmpeg estimates the duration of a cut-off AVI from its size.
         frames = float(video.frames / video.average_rate)
     elif "mov" in kinds and video.duration and video.time_base:
         frames = float(((video.start_time or 0) + video.duration) * video.time_base)
@@ -384,16 +381,16 @@ def _claimed_ends(
 def _lost_stretch(
     info: Probe, last: float, others_end: float, claims: tuple[float, float]
 ) -> tuple[float, float] | None:
-    """(start, end) of the stretch that the header claims beyond what was read.
+    """(start, end) of the stretch that the header claims beyond the content; None: there is none.
 
     Args:
-        last: seconds for which the container says that the last frame is shown.
-        others_end: of the streams that are not read, which a header's claim covers, too.
-        claims: ends by the container's clock, like ``others_end``.
+        last: duration of the last frame according to the container, in seconds.
+        others_end: end of the other streams, which the header's duration covers, too.
+        claims: ends according to the header, by the container's clock, as ``others_end``.
     """
     frames_end = float(info.frame_times[-1]) + max(last, info.frame_duration)
-    ends = max(frames_end, info.sound_span[1], others_end - info.origin), frames_end
+    ends = max(frames_end, info.audio_span[1], others_end - info.origin), frames_end
     for end, claim in zip(ends, (claim - info.origin for claim in claims), strict=True):
-        if claim - end > max(CLAIM_SLACK, CLAIM_SHARE * claim):
+        if claim - end > max(CLAIM_SLACK, CLAIM_FRACTION * claim):
             return end, claim
     return None

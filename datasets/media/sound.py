@@ -1,4 +1,4 @@
-"""The sound of a media file as mono 16 kHz waveforms of stretches of its timeline."""
+"""Audio of a media file as mono 16 kHz waveforms of segments of its timeline."""
 
 import bisect
 import contextlib
@@ -21,25 +21,25 @@ from cavmae.datasets.media.downmix import (
 from cavmae.datasets.media.probe import Probe
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 
-# Sound kept on both sides of a stretch while it is resampled, so that its ends are right.
+# Context on both sides of a segment for the resampling filter.
 MARGIN = 0.05  # s
-# Decoding begins this long before the first stretch, for codecs that need a run-up, if that saves
-# more than decoding from the beginning costs.
+# Decoding begins this long before the first segment, since codecs need a run-up. Seeking is worth
+# it only for segments that begin late in the file.
 RUN_UP = 2.0  # s
 WORTH_SEEKING = 20.0  # s
-# Decoded chunks whose time stamps differ from the running sample count by more than this are placed
-# by their stamp (a gap or an overlap); less is rounding of the container.
+# A chunk whose time stamp differs from the running sample count by more than this is placed by its
+# stamp (a gap or an overlap); a smaller difference is rounding of the container.
 JITTER = 0.02  # s
 
 
 class _Chunk(NamedTuple):
-    """Sound decoded at once.
+    """Decoded chunk of audio.
 
     Attributes:
         first: number of its first sample at its own rate, from the file's origin.
         rate: Hz.
-        samples: float32 [channels, samples]: both of stereo, otherwise their mix.
-        layout: of its channels, FFmpeg's name.
+        samples: float32 [channels, samples]: both channels of stereo, otherwise the mono downmix.
+        layout: FFmpeg's name of the channel layout.
     """
 
     first: int
@@ -53,27 +53,27 @@ class _Chunk(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    """A decoded frame and its time in seconds from the file's origin; None: it has none."""
+    """Decoded frame, and its time in seconds from the file's origin; None: it has no stamp."""
 
     frame: av.AudioFrame
     time: float | None
 
 
 class Sound:
-    """Reads stretches of a file's sound in time order, in bounded memory.
+    """Reads segments of a file's audio in time order, in bounded memory.
 
     Args:
         probe: of the file.
-        downmix: ``mean``: of stereo the mean, or half the difference where one channel is the
-            other upside down; of more channels the usual weights (:mod:`.downmix`). ``first``:
-            the first channel, as the CAV-MAE reference does.
-        start: seconds from the file's origin before which nothing will be read.
-        steady: stretches follow each other without a gap: whether a channel is upside down does not
-            change with every doubtful one. Otherwise each stretch is read by itself alone.
+        downmix: ``mean``: the mean of stereo, or half the difference where one channel is the
+            other's inverse; standard weights of more channels (:mod:`.downmix`). ``first``: the
+            first channel, as in the CAV-MAE reference.
+        start: seconds from the file's origin before which no segment begins.
+        steady: segments follow each other without a gap, and whether a channel is inverted changes
+            only on clear evidence. Otherwise each segment is mixed independently.
 
     Attributes:
-        damaged: packets that did not decode.
-        mixdown: layouts of the stretch read last, each with how its channels were mixed.
+        damaged: number of packets that do not decode.
+        mixdown: layouts of the last segment, each with its downmix.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class Sound:
         self._downmix = downmix
         self._steady = steady
         self._inverted = False
-        self._rate = probe.sound_rate  # of the chunk decoded last
+        self._rate = probe.audio_rate  # of the last decoded chunk
         self._chunks: list[_Chunk] = []
-        # Where the clock begins anew, a time may lie in two places of the file.
+        # After a restart of the clock, a time may occur twice in the file.
         seek = start > WORTH_SEEKING and len(probe.audio_offsets) == 1
         self._source = self._decode_from(start - RUN_UP if seek else None)
         self._ahead: _Decoded | None = None  # decoded, not yet placed
@@ -98,7 +98,7 @@ class Sound:
         self._source.close()
 
     def _decode_from(self, start: float | None) -> Generator[_Decoded, None, None]:
-        """Frames from a time on, in seconds; None: from the beginning."""
+        """Decodes frames from a time on, in seconds; None: from the beginning."""
         if start is not None:
             with contextlib.closing(self._decode(start)) as frames:
                 first = next(frames, None)
@@ -107,7 +107,7 @@ class Sound:
                     yield first
                     yield from frames
                     return
-            # The container's index was wrong: what is wanted lies before the place it led to.
+            # The container's index is wrong: it led to a place behind the segment.
         yield from self._decode(None)
 
     def _decode(self, start: float | None) -> Generator[_Decoded, None, None]:
@@ -146,7 +146,7 @@ class Sound:
         return next(self._source, None)
 
     def _beginning(self, expected: int, samples: int) -> int:
-        """Place of the first sound: before the next, where its time stamp says it is later."""
+        """Place of the first chunk: directly before the second, if its own stamp is later."""
         self._ahead = self._next()
         if self._ahead is None or self._ahead.time is None:
             return expected
@@ -154,7 +154,7 @@ class Sound:
         return after - samples if expected > after else expected
 
     def _jumps(self, expected: int, samples: int) -> bool:
-        """Whether the sound goes on at another place; one wrong time stamp alone does not count."""
+        """Whether the audio continues at another time; a single wrong stamp does not count."""
         assert self._end is not None
         if abs(expected - self._end) <= JITTER * self._rate:
             return False
@@ -165,7 +165,7 @@ class Sound:
         return abs(after - (expected + samples)) <= JITTER * self._rate
 
     def _fill(self, first_wanted: float, until: float) -> None:
-        """Decodes up to a time; chunks that end before another one are not kept."""
+        """Decodes up to time ``until``, and keeps chunks that end after ``first_wanted``."""
         while self._end is None or self._end < until * self._rate:
             decoded = self._next()
             if decoded is None:
@@ -173,7 +173,7 @@ class Sound:
             frame, time = decoded
             if not frame.samples:
                 continue
-            if frame.sample_rate != self._rate:  # some streams change their rate on the way
+            if frame.sample_rate != self._rate:  # some streams change their rate
                 if self._end is not None:
                     self._end = round(self._end / self._rate * frame.sample_rate)
                 self._rate = frame.sample_rate
@@ -199,17 +199,17 @@ class Sound:
         return _Chunk(first, frame.sample_rate, samples, layout.name)
 
     def read(self, start: float, end: float) -> tuple[np.ndarray, tuple[float, float] | None]:
-        """Waveform of a stretch, later than all stretches read before.
+        """Reads the waveform of a segment. Segments are read in time order.
 
-        Where the sound steps back, what was there first stays.
+        Where the audio steps back in time, the earlier packets win.
 
         Args:
             start, end: seconds from the file's origin.
 
         Returns:
-            float32 [samples] at 16 kHz of exactly the stretch, or shorter where the file's sound
-            ends before; and the part of it, in seconds from ``start``, for which there is sound
-            (None: nowhere). Gaps before and between sound are silence, as a player plays them.
+            float32 [samples] at 16 kHz of exactly the segment, or shorter where the file's audio
+            ends before; and its span with audio, in seconds from ``start`` (None: there is none).
+            Gaps before and within the audio are silence, as in a player.
         """
         self._fill(start - MARGIN, end + MARGIN)
         near = self._chunks_in(start - MARGIN, end + MARGIN)
@@ -242,7 +242,7 @@ class Sound:
         return [c for c in self._chunks if c.first < end * c.rate and c.end > start * c.rate]
 
     def _place(self, rate: int, start: float, end: float) -> tuple[np.ndarray, np.ndarray]:
-        """Chunks of one rate where they belong: float32 [samples] mono, and [2, samples] stereo."""
+        """Places chunks of one rate on the timeline: mono [samples], stereo [2, samples]."""
         first, last = round(start * rate), round(end * rate)
         single = np.zeros(last - first, dtype=np.float32)
         stereo = np.zeros((2, last - first), dtype=np.float32)
@@ -260,7 +260,7 @@ class Sound:
             target[:, begin:until] = part
             free[begin:until] = False
             reached = max(reached, until)
-        # Broken float streams hold NaN and Inf; they must not spread through the resampler.
+        # Broken float streams hold NaN and Inf, which would spread through the resampler.
         for part in (single, stereo):
             np.nan_to_num(part, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
         return single, stereo

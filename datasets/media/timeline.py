@@ -1,7 +1,7 @@
-"""Time stamps of a recording's packets, put on one clock.
+"""Repair of packet time stamps: one clock for a recording.
 
-Containers repeat stamps, leave them out, let a single one run away, or begin to count anew where
-recordings were joined. The functions here are pure: arrays of stamps in, times out.
+Containers repeat stamps, leave them out, hold single outliers, or restart their clock where
+recordings were joined. The functions here are pure: they map arrays of stamps to times.
 """
 
 import bisect
@@ -11,18 +11,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-BACKWARD = 0.1  # s: a clock that steps back by more has begun anew
-FORWARD = 10.0  # s: nor does a clock run ahead by more, in formats whose clocks may begin anew
-LAG = 300  # packets within which both streams of a file reach the place where they were joined
+BACKWARD = 0.1  # s: a clock that steps back by more has restarted
+FORWARD = 10.0  # s: the same of a step ahead, in formats whose clocks may restart
+LAG = 300  # packets within which both streams of a file restart where recordings were joined
 LONGEST_GAP = 300.0  # s without any packet, after which a recording is over
 
 
 class Restart(NamedTuple):
-    """A place where a recording's clock begins anew.
+    """Restart of a recording's clock.
 
     Attributes:
-        video: number of the first video packet after it; None: the pictures' clock runs on.
-        audio: number of the first audio packet after it; None: the sound's clock runs on.
+        video: number of the first video packet after it; None: the video's clock continues.
+        audio: number of the first audio packet after it; None: the audio's clock continues.
     """
 
     video: int | None
@@ -30,11 +30,11 @@ class Restart(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """One stream's packets in file order.
+    """Times of one stream's packets in file order.
 
     Attributes:
         times: float64 [packets], seconds that never fall within one recording: decoding times,
-            or presentation times where frames are not reordered; NaN: none is given.
+            or presentation times where frames are not reordered; NaN: none.
         places: int64 [packets], number of each packet among those of both streams.
     """
 
@@ -43,10 +43,10 @@ class Clock(NamedTuple):
 
 
 def without_spikes(times: np.ndarray) -> np.ndarray:
-    """A copy in which single wrong times are NaN.
+    """Replaces single outliers among times by NaN, in a copy.
 
-    Such a time is far from both neighbours, which agree; or it is the first or the last one, and
-    the clock steps back beside it: no recording has one packet.
+    An outlier is far from both neighbours, which agree; or it is the first or the last time, and
+    the clock steps back next to it, since no recording has a single packet.
     """
     times = times.copy()
     known = np.flatnonzero(np.isfinite(times))
@@ -64,22 +64,22 @@ def without_spikes(times: np.ndarray) -> np.ndarray:
 
 
 def _jumps(times: np.ndarray, forward: float) -> list[int]:
-    """Numbers of packets whose time is not that of a clock that runs on."""
+    """Numbers of packets at which the clock steps back, or ahead by more than ``forward``."""
     known = np.flatnonzero(np.isfinite(times))
     steps = np.diff(times[known])
     return [int(i) for i in known[1:][(steps < -BACKWARD) | (steps > forward)]]
 
 
 def find_restarts(video: Clock, audio: Clock, joinable: bool) -> list[Restart]:
-    """Places where the clock of a file begins anew.
+    """Finds the restarts of a file's clock.
 
-    Where both streams jump at one place of the file, recordings were joined there. A stream that
-    steps back by itself begins anew by itself: its packets' order says that time goes on.
+    Where both streams jump at one place of the file, recordings were joined. Where a single stream
+    steps back, only its own clock restarts: the order of its packets implies that time goes on.
 
     Args:
         video, audio: times without spikes.
-        joinable: the format is one whose clocks may run ahead where recordings were joined
-            (MPEG transport and programme streams): jumps ahead of both streams count, too.
+        joinable: whether clocks of the format may jump ahead where recordings were joined (MPEG
+            transport and programme streams): jumps ahead of both streams count, too.
     """
     ahead = FORWARD if joinable else math.inf
     video_jumps, audio_jumps = _jumps(video.times, ahead), _jumps(audio.times, ahead)
@@ -99,7 +99,7 @@ def find_restarts(video: Clock, audio: Clock, joinable: bool) -> list[Restart]:
 
 
 def _only_ahead(video: Clock, audio: Clock, restart: Restart) -> bool:
-    """Whether one stream alone jumps ahead: nothing begins anew, there is a gap."""
+    """Whether a single stream jumps ahead, which is a gap and no restart."""
     clock, packet = (video, restart.video) if restart.video is not None else (audio, restart.audio)
     assert packet is not None
     before = clock.times[:packet][np.isfinite(clock.times[:packet])]
@@ -107,7 +107,7 @@ def _only_ahead(video: Clock, audio: Clock, restart: Restart) -> bool:
 
 
 class Extent(NamedTuple):
-    """Presentation times of a stream between two restarts, in seconds: (start, end)."""
+    """(start, end) of a stream's presentation times between two restarts, in seconds."""
 
     start: float
     end: float
@@ -116,15 +116,15 @@ class Extent(NamedTuple):
 def offsets(
     restarts: Sequence[Restart], video: Sequence[Extent], audio: Sequence[Extent]
 ) -> tuple[list[float], list[float]]:
-    """Seconds to add to each stretch's times so that one follows the other, in step.
+    """Offsets in seconds that join the stretches between restarts, with audio and video in step.
 
     Args:
-        restarts: where stretches begin, but for the first.
-        video: extents of the pictures' stretches: one more than restarts that have a video packet.
-        audio: the same of the sound.
+        restarts: between the stretches.
+        video: extents of the video's stretches: one more than restarts that have a video packet.
+        audio: the same of the audio.
 
     Returns:
-        for each of the video stretches, and for each of the audio stretches.
+        offsets of the video's stretches, and of the audio's stretches.
     """
     of_video, of_audio = [0.0], [0.0]
     for restart in restarts:
@@ -136,8 +136,8 @@ def offsets(
             number = len(of_audio)
             move_audio = audio[number - 1].end + of_audio[-1] - audio[number].start
         if move_video is not None and move_audio is not None:
-            # Pictures follow each other at once; coders' run-ups of sound overlap a little, whole
-            # seconds of sound do not.
+            # Video stretches follow each other directly. Audio stretches may overlap by an
+            # encoder's run-up, but not by more.
             move = move_video if move_audio - move_video <= BACKWARD else move_audio
             move_video = move_audio = move
         if move_video is not None:
@@ -148,21 +148,21 @@ def offsets(
 
 
 def increasing(stamps: np.ndarray, step: float) -> np.ndarray:
-    """Strictly increasing times of frames in the order they are shown.
+    """Strictly increasing times of frames in presentation order.
 
-    The longest increasing run of stamps is believed, of equal ones the first. The others, and
-    frames without one, are spread evenly between their neighbours.
+    The longest increasing subsequence of stamps is kept, of equal ones the first. Other frames
+    are spread evenly between their neighbours.
 
     Args:
         stamps: float64 [frames] in seconds; NaN: none.
-        step: usual time between frames, where there is no neighbour.
+        step: median interval between frames, for frames without a neighbour.
     """
-    believed = _longest_increasing(stamps)
+    valid = _longest_increasing(stamps)
     count = np.arange(len(stamps))
-    if len(believed) == 0:
+    if len(valid) == 0:
         return count * step
-    times: np.ndarray = np.interp(count, believed, stamps[believed])
-    first, last = believed[0], believed[-1]
+    times: np.ndarray = np.interp(count, valid, stamps[valid])
+    first, last = valid[0], valid[-1]
     times[:first] = stamps[first] - step * (first - count[:first])
     times[last + 1 :] = stamps[last] + step * (count[last + 1 :] - last)
     return times
@@ -194,7 +194,12 @@ def _longest_increasing(stamps: np.ndarray) -> np.ndarray:
 
 
 class Island(NamedTuple):
-    """A part of a recording: times of its first and last packet, and its packets' numbers."""
+    """Part of a file between long gaps.
+
+    Attributes:
+        start, end: times of its first and last packet, in seconds.
+        video, audio: numbers of packets of both streams.
+    """
 
     start: float
     end: float
@@ -203,7 +208,7 @@ class Island(NamedTuple):
 
 
 def islands(video: np.ndarray, audio: np.ndarray) -> list[Island]:
-    """Parts of a recording between gaps of over 300 s without frames and sound.
+    """Splits a file at gaps of over 300 s without frames and audio.
 
     Args:
         video, audio: float64 [packets], times in seconds, in any order.

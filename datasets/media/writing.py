@@ -1,4 +1,4 @@
-"""Writing video files."""
+"""Writer of MP4 files with video and audio."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -12,12 +12,12 @@ import torch
 from cavmae.datasets.stream.features import SAMPLE_RATE
 
 AAC_FRAME = 1024  # samples
-AAC_BITS = 96_000  # a second: the loss stays far below the voices
+AAC_BITS = 96_000  # bit/s: the coding error stays far below the voices
 FORMATS = {2: "gray", 3: "rgb24", 4: "rgba"}  # by the number of axes, or of channels
 
 
 class Wave(Protocol):
-    """A mono waveform at 16 kHz, int16 or float32, in memory or read from disk part by part."""
+    """Mono waveform at 16 kHz, int16 or float32, in memory or read from disk in parts."""
 
     def __len__(self) -> int: ...
 
@@ -25,12 +25,14 @@ class Wave(Protocol):
 
 
 class VideoWriter:
-    """H.264 in an MP4 file, and AAC where there is sound, interleaved, both beginning at 0.
+    """Writes H.264 video and AAC audio, interleaved from time 0, to an MP4 file.
 
     Args:
+        path: of the file.
         size: (width, height) in pixels, even numbers.
+        frame_rate: Hz.
         quality: x264's CRF.
-        sound: None: the video is silent.
+        audio: waveform; None: the file has no audio.
     """
 
     def __init__(
@@ -39,30 +41,30 @@ class VideoWriter:
         size: tuple[int, int],
         frame_rate: int,
         quality: float,
-        sound: Wave | None,
+        audio: Wave | None,
     ):
         self._rate = frame_rate
         self._container = av.open(str(path), "w", options={"movflags": "faststart"})
         video = self._container.add_stream("libx264", rate=frame_rate)
         video.width, video.height = size
         video.pix_fmt = "yuv420p"
-        # One thread: the same bytes in any number of processes.
+        # One thread writes the same bytes in any number of processes.
         video.options = {"preset": "veryfast", "crf": f"{quality:g}", "threads": "1"}
         if torch.backends.cpu.get_cpu_capability() == "AVX512":
-            # x264 with AVX-512 gives other bytes for the same frames now and then (measured).
+            # x264 with AVX-512 sometimes gives other bytes for the same frames (measured).
             video.options = {**video.options, "x264-params": "asm=AVX2"}
         video.codec_context.thread_count = 1
-        self._video = video
-        self._sound: Iterator[float] = iter(())
-        if sound is not None:
-            self._audio = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
-            self._audio.codec_context.bit_rate = AAC_BITS
-            self._sound = self._encode_sound(sound)
-        self._heard = 0.0  # seconds of sound written
+        self._video_stream = video
+        self._audio_times: Iterator[float] = iter(())  # end of each chunk, which it encodes
+        if audio is not None:
+            self._audio_stream = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+            self._audio_stream.codec_context.bit_rate = AAC_BITS
+            self._audio_times = self._encode_audio(audio)
+        self._audio_seconds = 0.0  # seconds of audio written
 
-    def _encode_sound(self, sound: Wave) -> Iterator[float]:
-        for first in range(0, len(sound), AAC_FRAME):
-            part = sound[first : first + AAC_FRAME]
+    def _encode_audio(self, waveform: Wave) -> Iterator[float]:
+        for first in range(0, len(waveform), AAC_FRAME):
+            part = waveform[first : first + AAC_FRAME]
             chunk: np.ndarray = part[None].astype(np.float32)
             if part.dtype == np.int16:
                 chunk = chunk / 32768
@@ -70,9 +72,9 @@ class VideoWriter:
             frame.sample_rate = SAMPLE_RATE
             frame.time_base = Fraction(1, SAMPLE_RATE)
             frame.pts = first
-            self._container.mux(self._audio.encode(frame))
+            self._container.mux(self._audio_stream.encode(frame))
             yield (first + AAC_FRAME) / SAMPLE_RATE
-        self._container.mux(self._audio.encode(None))
+        self._container.mux(self._audio_stream.encode(None))
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -80,22 +82,22 @@ class VideoWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self.close()
-        else:  # what is left of the sound is not worth waiting for
+        else:  # after an error the rest of the audio is not encoded
             self._container.close()
 
     def write(self, number: int, pixels: np.ndarray) -> None:
-        """The frame of this number: uint8 [height, width, 4 or 3], or [height, width] in grey."""
+        """Writes frame ``number``: uint8 [height, width, 3 or 4], or [height, width] in grey."""
         kind = FORMATS[2 if pixels.ndim == 2 else pixels.shape[2]]
         frame = av.VideoFrame.from_ndarray(pixels, kind)
         frame.time_base = Fraction(1, self._rate)
         frame.pts = number
-        self._container.mux(self._video.encode(frame))
-        while self._heard < (number + 1) / self._rate:
-            self._heard = next(self._sound, float("inf"))
+        self._container.mux(self._video_stream.encode(frame))
+        while self._audio_seconds < (number + 1) / self._rate:
+            self._audio_seconds = next(self._audio_times, float("inf"))
 
     def close(self) -> None:
-        """Writes what is left."""
-        self._container.mux(self._video.encode(None))
-        for _ in self._sound:
+        """Writes all frames and audio that are still buffered, and closes the file."""
+        self._container.mux(self._video_stream.encode(None))
+        for _ in self._audio_times:
             pass
         self._container.close()

@@ -1,1 +1,1 @@
-"""Training mixtures out of clips of single people: pictures joined, voices mixed, truth known."""
+"""Audio-visual mixtures composed from clips of single speakers, with ground truth."""

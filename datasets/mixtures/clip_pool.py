@@ -1,7 +1,7 @@
-"""Clips of single people, any part of any of them at once: what mixtures are composed of.
+"""Random access to clips of single speakers: the material of mixtures.
 
-Training sets of speakers are small, and a mixture takes several clips at random: so here is no
-stream, but an index of where in the shards every frame, mask and sound lies.
+Training sets of speakers are small, and a mixture takes several clips at random. So the pool is no
+stream, but an index of the byte ranges of all frames, masks and waveforms in the shards.
 """
 
 import contextlib
@@ -23,31 +23,30 @@ from cavmae.datasets.format.shards import Entry
 from cavmae.datasets.stream.features import SAMPLE_RATE, to_float
 from cavmae.datasets.stream.shard_reader import Access, ShardOpener
 
-# What the clip of a person who is to be heard must not have; see docs/talkers.md. Scenes of several
-# people have no single voice.
+# Labels of clips whose audio is not one clean voice; see docs/talkers.md.
 NOT_SINGLE = (
     "people-2", "people-3", "people-4", "noise", "music", "off_screen_voice", "shifted",
 )  # fmt: skip
-OPEN_SHARDS = 64  # descriptors that are kept
-SILENT = "silent"  # label of somebody who is seen and says nothing
-BACKGROUND = "background"  # label of what is only to stand behind people
+OPEN_SHARDS = 64  # limit of open file descriptors
+SILENT = "silent"  # label of clips whose visible person is silent
+BACKGROUND = "background"  # label of clips that serve as backgrounds only
 
 Place = tuple[int, int]  # offset and size in the shard, in bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolClip:
-    """Where a clip lies, and what is told of it.
+    """Index entry of a clip.
 
     Attributes:
-        key: its name in the data set.
+        key: the clip's name in the data set.
         shard: number of its shard.
-        person: who speaks: the speaker where that is known, else the video.
+        person: identity of the speaker: the speaker's name where it is known, else the video's.
         info: see :class:`~cavmae.datasets.format.sample.SampleInfo`.
-        times: float64 [frames], seconds from its start.
-        frames: int64 [frames, 2], places of the pictures.
-        masks: int64 [frames, 2], places of the masks; size 0: none.
-        sound: place of the waveform.
+        times: float64 [frames], seconds from the clip's start.
+        frames: int64 [frames, 2], offset and size of each frame in the shard, in bytes.
+        masks: int64 [frames, 2], the same of each mask; size 0: none.
+        audio: offset and size of the waveform.
     """
 
     key: str
@@ -57,7 +56,7 @@ class PoolClip:
     times: np.ndarray
     frames: np.ndarray
     masks: np.ndarray
-    sound: Place
+    audio: Place
 
     @property
     def masked(self) -> bool:
@@ -66,16 +65,16 @@ class PoolClip:
 
     @property
     def silent(self) -> bool:
-        """Whether the person says nothing."""
+        """Whether the person is silent."""
         return SILENT in self.info.labels
 
     @property
     def background(self) -> bool:
-        """Whether it is only to stand behind people."""
+        """Whether the clip serves as a background only."""
         return BACKGROUND in self.info.labels
 
     def frames_at(self, times: np.ndarray) -> np.ndarray:
-        """Numbers of the frames that are shown at these times: the nearest ones, int64."""
+        """Indices of the frames nearest to these times, int64."""
         after = np.searchsorted(self.times, times).clip(1, max(1, len(self.times) - 1))
         before = after - 1
         after = np.minimum(after, len(self.times) - 1)
@@ -84,16 +83,16 @@ class PoolClip:
 
 
 class ClipPool:
-    """All usable clips of a data set.
+    """Index of all usable clips of a data set, with random access to their content.
 
     Args:
-        manifest: of the shards, made with `--profile speakers`.
-        access: how shards are reached.
+        manifest: of the shards, written with `--profile speakers`.
+        access: settings for reading shards.
         exclude: labels of clips that are left out.
 
     Raises:
         ShardError: a shard is missing or altered.
-        UsageError: no clip is left, or none has sound.
+        UsageError: no clip is left, or none has audio.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class ClipPool:
         self.left_out = 0
         self.clips: list[PoolClip] = []
         self._paths: list[Path] = []
-        self._files: OrderedDict[int, int] = OrderedDict()  # descriptors of shards read from
+        self._files: OrderedDict[int, int] = OrderedDict()  # descriptors of open shards, by number
         if access.verify == "hash":
             manifest.verify("hash")
         opener = ShardOpener(manifest, access)
@@ -127,12 +126,12 @@ class ClipPool:
         if not self.clips:
             raise UsageError(
                 f"{manifest.folder} has no clip to compose from: {self.left_out} left out for "
-                f"a label among {', '.join(exclude)}, or for want of sound or frames."
+                f"a label among {', '.join(exclude)}, or for lack of audio or frames."
             )
-        self.number = {clip.key: number for number, clip in enumerate(self.clips)}
+        self.index_of = {clip.key: number for number, clip in enumerate(self.clips)}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process, which opens the shards itself."""
+        """State for another process, which opens the shards itself."""
         return {**self.__dict__, "_files": OrderedDict()}
 
     def close(self) -> None:
@@ -140,100 +139,102 @@ class ClipPool:
         while self._files:
             os.close(self._files.popitem()[1])
 
-    def keep(self, count: int, seed: int) -> None:
-        """Leaves out all clips but so many, drawn as evenly from all people as can be.
+    def subsample(self, count: int, seed: int) -> None:
+        """Reduces the pool to ``count`` random clips, as evenly over all people as possible.
 
-        Backgrounds stay. A smaller number keeps a part of what a larger one keeps.
+        Backgrounds stay. With the same seed, a smaller subset is part of a larger one.
 
         Raises:
-            UsageError: there are not so many.
+            UsageError: the pool has fewer clips.
         """
-        everyone = self.people()
-        usable = sum(map(len, everyone.values()))
+        people = self.people()
+        usable = sum(map(len, people.values()))
         if count > usable:
             raise UsageError(
                 f"{self.manifest.folder} has {usable} clips to compose from, not {count}."
             )
-        chance = random.Random(seed)
-        names = chance.sample(sorted(everyone), len(everyone))
-        turns = [chance.sample(everyone[name], len(everyone[name])) for name in names]
-        most = max(len(numbers) for numbers in turns)
-        order = [numbers[turn] for turn in range(most) for numbers in turns if turn < len(numbers)]
-        behind = [number for number, clip in enumerate(self.clips) if clip.background]
+        rng = random.Random(seed)
+        names = rng.sample(sorted(people), len(people))
+        per_person = [rng.sample(people[name], len(people[name])) for name in names]
+        rounds = max(len(numbers) for numbers in per_person)
+        order = [
+            numbers[turn] for turn in range(rounds) for numbers in per_person if turn < len(numbers)
+        ]
+        backgrounds = [number for number, clip in enumerate(self.clips) if clip.background]
         self.left_out += usable - count
-        self.clips = [self.clips[number] for number in sorted(order[:count] + behind)]
-        self.number = {clip.key: number for number, clip in enumerate(self.clips)}
+        self.clips = [self.clips[number] for number in sorted(order[:count] + backgrounds)]
+        self.index_of = {clip.key: number for number, clip in enumerate(self.clips)}
 
     def people(self) -> dict[str, list[int]]:
         """Numbers of the clips of each person, backgrounds left out."""
-        found: dict[str, list[int]] = {}
+        people: dict[str, list[int]] = {}
         for number, clip in enumerate(self.clips):
             if clip.background:
                 continue
-            found.setdefault(clip.person, []).append(number)
-        return found
+            people.setdefault(clip.person, []).append(number)
+        return people
 
     def waveform(self, clip: PoolClip, start: float, samples: int) -> np.ndarray:
-        """float32 [samples] at 16 kHz from ``start`` seconds on; silence after its end.
+        """Waveform float32 [samples] at 16 kHz from ``start`` seconds on, padded with silence.
 
         Raises:
-            SampleError: it is broken.
+            SampleError: the waveform is broken.
         """
-        found = np.zeros(samples, dtype=np.float32)
-        data = self._read(clip, clip.sound)
-        with _named(clip):
-            wave = to_float(sample.decode_waveform(data, round(start * SAMPLE_RATE), samples))
-        found[: len(wave)] = wave
-        return found
+        waveform = np.zeros(samples, dtype=np.float32)
+        data = self._read(clip, clip.audio)
+        with _name_clip(clip):
+            part = to_float(sample.decode_waveform(data, round(start * SAMPLE_RATE), samples))
+        waveform[: len(part)] = part
+        return waveform
 
-    def pictures(
+    def frames(
         self, clip: PoolClip, frames: Sequence[int], grey: bool, size: tuple[int, int] | None = None
     ) -> np.ndarray:
         """Frames as uint8 [frames, height, width, 3], or without the last axis where ``grey``.
 
         Args:
-            frames: their numbers; one that repeats is decoded once.
-            size: (height, width) that is enough: they may come smaller, though not than this.
+            frames: indices of the frames; a repeated one is decoded once.
+            size: (height, width) that suffices: frames may be decoded smaller, but not below it.
 
         Raises:
-            SampleError: one is broken.
+            SampleError: a frame is broken.
         """
-        shown = {}
+        decoded = {}
         for number in dict.fromkeys(frames):
             data = self._read(clip, clip.frames[number])
-            with _named(clip):
-                shown[number] = sample.decode_frame(data, clip.info.frame_size, size, grey)
-        return np.stack([shown[number] for number in frames])
+            with _name_clip(clip):
+                decoded[number] = sample.decode_frame(data, clip.info.frame_size, size, grey)
+        return np.stack([decoded[number] for number in frames])
 
     def masks(self, clip: PoolClip, frames: Sequence[int]) -> np.ndarray:
         """Masks as uint8 [frames, height, width]; 0 is not the person.
 
         Raises:
-            SampleError: one is broken or missing.
+            SampleError: a mask is broken or missing.
         """
-        shown = {}
+        decoded = {}
         for number in dict.fromkeys(frames):
             if clip.masks[number, 1] == 0:
                 raise SampleError("missing_member", f"{clip.key} has no mask {number}")
             data = self._read(clip, clip.masks[number])
-            with _named(clip):
-                shown[number] = sample.decode_mask(data, clip.info.frame_size)
-        return np.stack([shown[number] for number in frames])
+            with _name_clip(clip):
+                decoded[number] = sample.decode_mask(data, clip.info.frame_size)
+        return np.stack([decoded[number] for number in frames])
 
     def _read(self, clip: PoolClip, place: Sequence[int]) -> bytes:
         offset, size = int(place[0]), int(place[1])
-        data = os.pread(self._opened(clip.shard), size, offset)
+        data = os.pread(self._descriptor(clip.shard), size, offset)
         if len(data) != size:
             raise ShardError(
                 f"Shard {self._paths[clip.shard]} ends inside {clip.key}: it has shrunk."
             )
         return data
 
-    def _opened(self, shard: int) -> int:
-        """Descriptor of a shard; the one that was longest not asked for is closed in its place."""
+    def _descriptor(self, shard: int) -> int:
+        """Descriptor of a shard; closes the least recently used one beyond the limit."""
         if shard not in self._files:
             path = self._paths[shard]
-            if not path.exists():  # the copy of a remote one, which the cache has given up
+            if not path.exists():  # the cache has evicted its copy of a remote shard
                 opener = ShardOpener(self.manifest, self.access)
                 path = self._paths[shard] = opener.get(shard).path
                 opener.close()
@@ -245,8 +246,8 @@ class ClipPool:
 
 
 @contextlib.contextmanager
-def _named(clip: PoolClip) -> Iterator[None]:
-    """Says of which clip it is that a part is broken."""
+def _name_clip(clip: PoolClip) -> Iterator[None]:
+    """Adds the clip's key to a SampleError."""
     try:
         yield
     except SampleError as error:
@@ -254,17 +255,17 @@ def _named(clip: PoolClip) -> Iterator[None]:
 
 
 def _clip(shard: int, entry: Entry, data: bytes, exclude: Collection[str]) -> PoolClip | None:
-    """The clip of a sample; None where it is of no use."""
+    """Index entry of a sample; None: it is excluded, or lacks audio or frames."""
     info = SampleInfo.from_bytes(data)
-    behind = BACKGROUND in info.labels
-    if set(exclude) & set(info.labels) or not (behind or "flac" in entry.members):
+    is_background = BACKGROUND in info.labels
+    if set(exclude) & set(info.labels) or not (is_background or "flac" in entry.members):
         return None
     count = len(info.frame_times)
-    nothing = (0, 0)
-    frames = [entry.members.get(sample.frame_member(i), nothing) for i in range(count)]
+    missing = (0, 0)
+    frames = [entry.members.get(sample.frame_member(i), missing) for i in range(count)]
     if any(size == 0 for _, size in frames):
         return None
-    masks = [entry.members.get(sample.mask_member(i), nothing) for i in range(count)]
+    masks = [entry.members.get(sample.mask_member(i), missing) for i in range(count)]
     return PoolClip(
         key=entry.key,
         shard=shard,
@@ -273,5 +274,5 @@ def _clip(shard: int, entry: Entry, data: bytes, exclude: Collection[str]) -> Po
         times=np.array(info.frame_times),
         frames=np.array(frames, dtype=np.int64),
         masks=np.array(masks, dtype=np.int64),
-        sound=entry.members.get("flac", nothing),
+        audio=entry.members.get("flac", missing),
     )

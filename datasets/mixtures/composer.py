@@ -1,4 +1,4 @@
-"""Whole scenes: what a recipe shows and sounds like, and the truth about it."""
+"""Composition of scene specs into frames, audio and ground truth."""
 
 from typing import NamedTuple
 
@@ -6,27 +6,27 @@ import numpy as np
 
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
 from cavmae.datasets.mixtures.compositing import Compositor, Size
-from cavmae.datasets.mixtures.mixing import at_level, faded, mix, noise_of
+from cavmae.datasets.mixtures.mixing import fade, generate_noise, mix, scale_to_level
 from cavmae.datasets.mixtures.scene_spec import GRID, ComposeSettings, SceneSpec, Voice
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 
 
 class Scene(NamedTuple):
-    """A composed sample. P people are seen, numbered as in the recipe.
+    """A composed sample with P visible people, numbered as in the spec.
 
     Attributes:
         frames: uint8 [F, height, width, 3], key frames.
         motion: uint8 [T, h, w], all frames in grey.
         mixture: float32 [samples] at 16 kHz.
-        voices: float32 [P, samples], of each person in the mixture; zero for who is not heard.
-        rest: float32 [samples], what belongs to nobody who is seen. The voices and it add up to the
-            mixture.
-        speaking: bool [P], who is heard.
-        masks: bool [P, F, height, width], what is seen of each.
-        masked: bool [P], whether that is known.
-        target: number of the person whom a cue means.
-        reference: float32 [samples], that person's voice elsewhere; silence where there is none.
-        labels: of that person's clip.
+        voices: float32 [P, samples], voice of each person in the mixture; zero if not audible.
+        rest: float32 [samples], residual: off-screen voices and noise. ``voices`` and ``rest`` add
+            up to ``mixture``.
+        speaking: bool [P], whether each person is audible.
+        masks: bool [P, F, height, width], visible pixels of each person.
+        masked: bool [P], whether the mask is known.
+        target: number of the person that a cue refers to.
+        reference: float32 [samples], other speech of the target person; silence: there is none.
+        labels: of the target person's clip.
     """
 
     frames: np.ndarray
@@ -43,60 +43,60 @@ class Scene(NamedTuple):
 
 
 class Composer:
-    """Makes scenes of recipes.
+    """Composes scenes from their specs.
 
     Args:
-        pool: that their clips are in.
+        pool: clips of the specs.
         settings: size and length of the scenes.
-        motion: size of the grey frames.
-        keys: F, key frames.
+        motion: (height, width) of the grey frames, in pixels.
+        keys: F, number of key frames.
     """
 
     def __init__(self, pool: ClipPool, settings: ComposeSettings, motion: Size, keys: int):
         self.pool = pool
         self.samples = round(settings.seconds * SAMPLE_RATE)
         scene = settings.height, settings.width
-        self.painter = Compositor(pool, scene, motion, round(settings.seconds * GRID), keys)
+        self.compositor = Compositor(pool, scene, motion, round(settings.seconds * GRID), keys)
 
-    def compose(self, recipe: SceneSpec) -> Scene:
-        """The scene of a recipe, the same every time.
+    def compose(self, spec: SceneSpec) -> Scene:
+        """Composes the scene of a spec, deterministically.
 
         Raises:
             SampleError: a part of a clip is broken.
         """
-        heard = [n for n, person in enumerate(recipe.people) if person.level_db is not None]
-        voices = [*(recipe.people[n] for n in heard), *recipe.unseen]
+        audible = [n for n, person in enumerate(spec.people) if person.level_db is not None]
+        voices = [*(spec.people[n] for n in audible), *spec.unseen]
         waves = [self._wave(voice) for voice in voices]
         levels = [voice.level_db or 0.0 for voice in voices]
-        if recipe.noise is not None:
-            chance = np.random.default_rng(recipe.seed)
-            waves.append(noise_of(recipe.noise, self.samples, chance))
-            levels.append(recipe.noise_db)
+        if spec.noise is not None:
+            rng = np.random.default_rng(spec.seed)
+            waves.append(generate_noise(spec.noise, self.samples, rng))
+            levels.append(spec.noise_db)
         mixed = mix(waves, levels, self.samples)
-        parts = np.zeros((len(recipe.people), self.samples), dtype=np.float32)
-        parts[heard] = mixed.parts[: len(heard)]
-        pictures = self.painter.compose_frames(recipe)
+        person_voices = np.zeros((len(spec.people), self.samples), dtype=np.float32)
+        person_voices[audible] = mixed.parts[: len(audible)]
+        pictures = self.compositor.compose_frames(spec)
         return Scene(
             frames=pictures.frames,
             motion=pictures.motion,
             mixture=mixed.mixture,
-            voices=parts,
-            rest=mixed.parts[len(heard) :].sum(axis=0),
-            speaking=np.array([n in heard for n in range(len(recipe.people))]),
+            voices=person_voices,
+            rest=mixed.parts[len(audible) :].sum(axis=0),
+            speaking=np.array([n in audible for n in range(len(spec.people))]),
             masks=pictures.masks,
             masked=pictures.masked,
-            target=recipe.target,
-            reference=self._reference(recipe),
-            labels=self._clip(recipe.people[recipe.target].clip).info.labels,
+            target=spec.target,
+            reference=self._reference(spec),
+            labels=self._clip(spec.people[spec.target].clip).info.labels,
         )
 
     def _clip(self, key: str) -> PoolClip:
-        return self.pool.clips[self.pool.number[key]]
+        return self.pool.clips[self.pool.index_of[key]]
 
-    def _reference(self, recipe: SceneSpec) -> np.ndarray:
-        if recipe.reference is None:
+    def _reference(self, spec: SceneSpec) -> np.ndarray:
+        if spec.reference is None:
             return np.zeros(self.samples, dtype=np.float32)
-        return at_level(self._wave(recipe.reference), 0.0)
+        return scale_to_level(self._wave(spec.reference), 0.0)
 
     def _wave(self, voice: Voice) -> np.ndarray:
         clip = self._clip(voice.clip)
@@ -105,4 +105,4 @@ class Composer:
             played = resample(wave, round(SAMPLE_RATE * voice.speed))[: self.samples]
             wave = np.pad(played, (0, self.samples - len(played)))
         first, last = (min(round(t * SAMPLE_RATE), self.samples) for t in voice.active)
-        return faded(wave, first, last)
+        return fade(wave, first, last)

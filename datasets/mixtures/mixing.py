@@ -1,6 +1,6 @@
-"""Voices mixed at given levels, each known by itself afterwards.
+"""Mixing of voices at given levels, with each voice's part of the mixture.
 
-All at 16 kHz, float32; levels in dB are of power.
+All waveforms are float32 at 16 kHz; levels in dB are of power.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from cavmae.datasets.stream.features import SAMPLE_RATE
 Noise = Literal["white", "pink", "hum"]
 
 FRAME = SAMPLE_RATE // 50  # 20 ms
-ACTIVE_DB = 40.0  # below the loudest frame: still speech
-REFERENCE = 0.05  # RMS of a voice at 0 dB, of full scale
-PEAK = 0.95  # that no mixture exceeds
-EDGE = SAMPLE_RATE // 100  # a voice is faded in and out within 10 ms
-QUIETEST = 1e-6  # RMS: what is below is silence
+ACTIVE_DB = 40.0  # range below the loudest frame that counts as speech
+REFERENCE = 0.05  # RMS of a voice at 0 dB, relative to full scale
+PEAK = 0.95  # largest amplitude of a mixture
+EDGE = SAMPLE_RATE // 100  # samples of a fade: 10 ms
+QUIETEST = 1e-6  # RMS of a frame below which it is silence
 
 
 def active_rms(wave: np.ndarray) -> float:
-    """RMS of the frames of 20 ms that are at most 40 dB softer than the loudest; 0 for silence.
+    """RMS of the 20 ms frames within 40 dB of the loudest; 0 for silence.
 
-    Pauses do not count, or a voice with many of them would be mixed too loud.
+    Pauses do not count: a voice with many of them would otherwise be mixed too loud.
     """
     whole = len(wave) // FRAME * FRAME
     if whole == 0:
@@ -35,41 +35,41 @@ def active_rms(wave: np.ndarray) -> float:
     return float(np.sqrt(power[power >= loudest * 10 ** (-ACTIVE_DB / 10)].mean()))
 
 
-def faded(wave: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Samples ``first`` to ``last`` of a wave, with soft edges there, and silence around.
+def fade(wave: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Silences a waveform outside samples ``first`` to ``last``, with fades of 10 ms.
 
-    The very beginning and end of the wave stay as they are.
+    The waveform's own beginning and end are not faded.
     """
-    shown = np.zeros_like(wave)
-    shown[first:last] = wave[first:last]
+    faded = np.zeros_like(wave)
+    faded[first:last] = wave[first:last]
     edge = min(EDGE, (last - first) // 2)
     ramp = (0.5 - 0.5 * np.cos(np.pi * (np.arange(edge) + 0.5) / max(1, edge))).astype(np.float32)
     if first > 0:
-        shown[first : first + edge] *= ramp
+        faded[first : first + edge] *= ramp
     if last < len(wave):
-        shown[last - edge : last] *= ramp[::-1]
-    return shown
+        faded[last - edge : last] *= ramp[::-1]
+    return faded
 
 
-def at_level(wave: np.ndarray, level_db: float) -> np.ndarray:
-    """A wave scaled so that what is active of it has this level; silence stays silence."""
+def scale_to_level(wave: np.ndarray, level_db: float) -> np.ndarray:
+    """Scales a waveform so that its active part has this level; silence stays silence."""
     rms = active_rms(wave)
     if rms == 0:
         return np.zeros_like(wave)
     return wave * np.float32(REFERENCE * 10 ** (level_db / 20) / rms)
 
 
-def noise_of(kind: Noise, samples: int, chance: np.random.Generator) -> np.ndarray:
-    """Noise of RMS 1: ``white``, ``pink`` (as much in every octave), or a mains ``hum``."""
+def generate_noise(kind: Noise, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise of RMS 1: ``white``, ``pink`` (equal power per octave), or a mains ``hum``."""
     if kind == "hum":
         time = np.arange(samples) / SAMPLE_RATE
-        pitch = chance.choice([50.0, 60.0])
+        pitch = rng.choice([50.0, 60.0])
         wave = np.zeros(samples)
-        for overtone in range(1, 8):
-            turn = chance.random() * 2 * np.pi
-            wave += np.sin(2 * np.pi * pitch * overtone * time + turn) / overtone
+        for harmonic in range(1, 8):
+            phase = rng.random() * 2 * np.pi
+            wave += np.sin(2 * np.pi * pitch * harmonic * time + phase) / harmonic
     else:
-        wave = chance.standard_normal(samples)
+        wave = rng.standard_normal(samples)
         if kind == "pink":
             spectrum = np.fft.rfft(wave)
             spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
@@ -79,12 +79,12 @@ def noise_of(kind: Noise, samples: int, chance: np.random.Generator) -> np.ndarr
 
 
 class Mixture(NamedTuple):
-    """Sounds that add up.
+    """A mixture and its parts.
 
     Attributes:
         mixture: [samples], at most 0.95 of full scale.
-        parts: [parts, samples]: what each is in it; they add up to the mixture.
-        gain: by which all were multiplied so that it fits, at most 1.
+        parts: [parts, samples], scaled waveforms that add up to the mixture.
+        gain: common factor that keeps the mixture below full scale, at most 1.
     """
 
     mixture: np.ndarray
@@ -93,10 +93,10 @@ class Mixture(NamedTuple):
 
 
 def mix(waves: Sequence[np.ndarray], levels_db: Sequence[float], samples: int) -> Mixture:
-    """Adds sounds, each at its own level.
+    """Adds waveforms, each at its own level.
 
     Args:
-        waves: [samples] each, or shorter ones, which silence follows.
+        waves: [samples] each; shorter ones are padded with silence.
         levels_db: of the active part of each, relative to an RMS of 0.05 of full scale.
         samples: of the mixture.
     """
@@ -104,7 +104,7 @@ def mix(waves: Sequence[np.ndarray], levels_db: Sequence[float], samples: int) -
     for part, wave, level in zip(parts, waves, levels_db, strict=True):
         length = min(len(wave), samples)
         part[:length] = wave[:length]
-        part[:] = at_level(part, level)
+        part[:] = scale_to_level(part, level)
     mixture = parts.sum(axis=0)
     peak = max(float(np.abs(mixture).max(initial=0)), float(np.abs(parts).max(initial=0)))
     gain = min(1.0, PEAK / peak) if peak > 0 else 1.0

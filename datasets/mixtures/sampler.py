@@ -1,4 +1,4 @@
-"""Recipes drawn at random: who is seen and heard, where they stand, what is behind them."""
+"""Random sampling of scene specs: people, voices, placement, background and noise."""
 
 import contextlib
 import dataclasses
@@ -20,312 +20,346 @@ from cavmae.datasets.mixtures.scene_spec import (
     Voice,
 )
 
-TRIES = 12  # to place people so that their heads do not hide each other
-HEAD = 0.5  # the upper share of a person
-HIDDEN = 0.25  # share of a head that somebody else may hide
-HEADROOM = 0.08  # above a head, of the scene's height
-ROOMS = (0.5, 0.85)  # how much of the picture a scene of another shape has of it
-WIDE = 0.7  # of such scenes are wider than the picture, as most videos are
-STEP = 16  # pixels that sides of such scenes are multiples of: whole patches
-SPEED_STEP = 0.02  # from speed to speed: few ratios, whose filters are kept
+PLACEMENT_TRIES = 12  # attempts at a placement in which heads do not hide each other
+HEAD_FRACTION = 0.5  # upper fraction of a person's box that counts as the head
+MAX_OCCLUSION = 0.25  # fraction of a head that another person may hide
+HEADROOM = 0.08  # above a head, as a fraction of the scene's height
+INNER_FRACTION = (0.5, 0.85)  # range of a letterboxed scene's shorter side over the frame's side
+WIDE_PROB = 0.7  # of a letterboxed scene being wider than the frame, as most videos are
+SIDE_STEP = 16  # pixels: sides of letterboxed scenes are whole patches
+SPEED_STEP = 0.02  # between playback speeds: few ratios, so that resampling filters are reused
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class SceneSampler:
-    """Draws recipes.
+    """Samples scene specs from the clips of a pool.
 
     Args:
-        pool: clips to draw from.
-        settings: how.
+        pool: clips to sample from.
+        settings: probabilities and ranges of the scenes.
 
     Raises:
-        UsageError: the pool has too few people for them.
+        UsageError: the pool has too few speaking people for these settings.
     """
 
     def __init__(self, pool: ClipPool, settings: ComposeSettings):
         self.pool, self.settings = pool, settings
-        everyone = pool.people()
         clips = pool.clips
         self._speaking = {
-            name: [n for n in numbers if not clips[n].silent] for name, numbers in everyone.items()
+            name: [n for n in numbers if not clips[n].silent]
+            for name, numbers in pool.people().items()
         }
         self._speaking = {name: numbers for name, numbers in self._speaking.items() if numbers}
         self._silent = [n for n, clip in enumerate(clips) if clip.silent and not clip.background]
-        # What is meant to stand behind people does, or else whatever people can be cut out of.
-        self._behind = [n for n, clip in enumerate(clips) if clip.background]
-        self._behind = self._behind or [n for n, clip in enumerate(clips) if clip.masked]
+        # Clips with masks serve as backgrounds, without their person, if no clip is labelled so.
+        self._backgrounds = [n for n, clip in enumerate(clips) if clip.background]
+        self._backgrounds = self._backgrounds or [n for n, clip in enumerate(clips) if clip.masked]
         self._names = sorted(self._speaking)
-        self._extents: dict[int, Box] = {}
-        most = max(k + 1 for k, share in enumerate(settings.people) if share)
-        wanted = most + bool(settings.off_screen_prob or settings.all_off_screen_prob)
-        if len(self._names) < wanted:
-            told = ", ".join(self._names[:3]) or "nobody"
+        self._person_boxes: dict[int, Box] = {}
+        max_people = max(k + 1 for k, weight in enumerate(settings.people) if weight)
+        required = max_people + bool(settings.off_screen_prob or settings.all_off_screen_prob)
+        if len(self._names) < required:
+            examples = ", ".join(self._names[:3]) or "none"
             raise UsageError(
-                f"{pool.manifest.folder} has clips of {len(self._names)} speaking people ({told}); "
-                f"these mixtures take up to {wanted}: add people, or lower compose.people, "
-                "compose.off_screen_prob and compose.unrelated."
+                f"{pool.manifest.folder} has clips of {len(self._names)} speaking people "
+                f"({examples}); these mixtures take up to {required}: add people, or lower "
+                "compose.people, compose.off_screen_prob and compose.all_off_screen_prob."
             )
 
-    def draw(self, chance: random.Random) -> SceneSpec:
-        """A recipe; all chance in it comes from ``chance``."""
-        how = self.settings
-        count = chance.choices((1, 2, 3), how.people)[0]
-        names = chance.sample(self._names, min(count + 1, len(self._names)))
-        chosen = [chance.choice(self._speaking[name]) for name in names]
-        unrelated = chance.random() < how.all_off_screen_prob
-        quiet = chance.randrange(count) if chance.random() < how.silent_prob else None
-        noisy = chance.random() < how.noise_prob
-        off_screen = chance.random() < how.off_screen_prob
-        if unrelated:  # something is heard all the same
-            noisy, off_screen = (True, False) if chance.random() < 0.5 else (noisy, True)
-        heard = [not unrelated and number != quiet for number in range(count)]
-        moving = [sounds or chance.random() < how.mismatched_lips_prob for sounds in heard]
-        seen = self._hushed(chosen[:count], moving, set(names), chance)
-        kind = self._kind(seen, chance)
-        voices = self._voices(
-            [*seen, *chosen[count:]], [*heard, off_screen], [*moving, off_screen], chance
+    def sample(self, rng: random.Random) -> SceneSpec:
+        """Samples a spec. All randomness comes from ``rng``, in a fixed order of draws."""
+        settings = self.settings
+        count = rng.choices((1, 2, 3), settings.people)[0]
+        names = rng.sample(self._names, min(count + 1, len(self._names)))
+        chosen = [rng.choice(self._speaking[name]) for name in names]
+        all_off_screen = rng.random() < settings.all_off_screen_prob
+        silent_number = rng.randrange(count) if rng.random() < settings.silent_prob else None
+        has_noise = rng.random() < settings.noise_prob
+        has_off_screen = rng.random() < settings.off_screen_prob
+        if all_off_screen:  # the mixture is not silent all the same
+            has_noise, has_off_screen = (True, False) if rng.random() < 0.5 else (has_noise, True)
+        audible = [not all_off_screen and number != silent_number for number in range(count)]
+        moving = [
+            is_audible or rng.random() < settings.mismatched_lips_prob for is_audible in audible
+        ]
+        visible = self._replace_silent(chosen[:count], moving, set(names), rng)
+        kind = self._sample_kind(visible, rng)
+        voices = self._sample_voices(
+            [*visible, *chosen[count:]], [*audible, has_off_screen], [*moving, has_off_screen], rng
         )
-        room = self._room(chance)
-        people, order = self._placed(kind, seen, voices, room or (how.height, how.width), chance)
+        inner_size = self._sample_inner_size(rng)
+        scene_size = inner_size or (settings.height, settings.width)
+        people, order = self._place_people(kind, visible, voices, scene_size, rng)
         noises: tuple[Noise, ...] = ("white", "pink", "hum")
-        target = chance.randrange(count)
+        target = rng.randrange(count)
         return SceneSpec(
             kind=kind,
             people=people,
             order=order,
-            background=self._background(seen, chance) if kind == "pasted" else None,
-            unseen=tuple(voices[count:]) if off_screen else (),
+            background=self._sample_background(visible, rng) if kind == "pasted" else None,
+            unseen=tuple(voices[count:]) if has_off_screen else (),
             target=target,
-            reference=self._reference(people[target], chance),
-            noise=chance.choice(noises) if noisy else None,
-            noise_db=-20 * chance.random(),
-            light=(chance.uniform(0.8, 1.25), chance.uniform(0.8, 1.25), chance.uniform(0.7, 1.3)),
+            reference=self._sample_reference(people[target], rng),
+            noise=rng.choice(noises) if has_noise else None,
+            noise_db=-20 * rng.random(),
+            light=(rng.uniform(0.8, 1.25), rng.uniform(0.8, 1.25), rng.uniform(0.7, 1.3)),
             tint=(
-                chance.uniform(0.93, 1.07),
-                chance.uniform(0.93, 1.07),
-                chance.uniform(0.93, 1.07),
+                rng.uniform(0.93, 1.07),
+                rng.uniform(0.93, 1.07),
+                rng.uniform(0.93, 1.07),
             ),
-            quality=chance.randint(50, 95),
-            feather=chance.uniform(0.5, 2.0),
-            seed=chance.getrandbits(32),
-            room=room,
+            quality=rng.randint(50, 95),
+            feather=rng.uniform(0.5, 2.0),
+            seed=rng.getrandbits(32),
+            room=inner_size,
         )
 
-    def _room(self, chance: random.Random) -> tuple[int, int] | None:
-        """The shape of a scene that does not fill the picture; None: it does."""
-        how = self.settings
-        share = chance.uniform(*ROOMS)
-        wide, boxed = chance.random() < WIDE, chance.random() < how.letterbox_prob
-        side = how.height if wide else how.width
-        inner = max(STEP, round(share * side / STEP) * STEP)
-        if not boxed or inner >= side:
+    def _sample_inner_size(self, rng: random.Random) -> tuple[int, int] | None:
+        """(height, width) in pixels of a letterboxed scene; None: the scene fills the frame."""
+        settings = self.settings
+        fraction = rng.uniform(*INNER_FRACTION)
+        is_wide, is_letterboxed = rng.random() < WIDE_PROB, rng.random() < settings.letterbox_prob
+        side = settings.height if is_wide else settings.width
+        inner_side = max(SIDE_STEP, round(fraction * side / SIDE_STEP) * SIDE_STEP)
+        if not is_letterboxed or inner_side >= side:
             return None
-        return (inner, how.width) if wide else (how.height, inner)
+        return (inner_side, settings.width) if is_wide else (settings.height, inner_side)
 
-    def _hushed(
-        self, chosen: Sequence[int], moving: Sequence[bool], names: set[str], chance: random.Random
+    def _replace_silent(
+        self, chosen: Sequence[int], moving: Sequence[bool], names: set[str], rng: random.Random
     ) -> list[int]:
-        """Whoever says nothing is seen in a clip of silence, as far as there are other people's."""
-        seen = []
-        for number, moves in zip(chosen, moving, strict=True):
-            others = [n for n in self._silent if self.pool.clips[n].person not in names]
-            if not moves and others:
-                number = chance.choice(others)
-                names.add(self.pool.clips[number].person)
-            seen.append(number)
-        return seen
+        """Replaces people with still lips by silent clips of other people, if there are any.
 
-    def _kind(self, seen: Sequence[int], chance: random.Random) -> Kind:
-        """A picture without masks cannot be cut out: it goes in as a rectangle."""
-        how, clips = self.settings, self.pool.clips
+        Args:
+            chosen: numbers of the clips of the visible people.
+            moving: for each, whether lips move.
+            names: people of the scene; those of silent clips are added.
+        """
+        visible = []
+        for number, is_moving in zip(chosen, moving, strict=True):
+            others = [n for n in self._silent if self.pool.clips[n].person not in names]
+            if not is_moving and others:
+                number = rng.choice(others)
+                names.add(self.pool.clips[number].person)
+            visible.append(number)
+        return visible
+
+    def _sample_kind(self, visible: Sequence[int], rng: random.Random) -> Kind:
+        """Samples the layout; clips without masks cannot be cut out and stay rectangles."""
+        settings, clips = self.settings, self.pool.clips
         kinds: tuple[Kind, ...] = ("own_background", "pasted", "split_screen")
-        kind = chance.choices(kinds, (how.own_background, how.pasted, how.split_screen))[0]
-        if kind == "pasted" and not all(clips[n].masked for n in seen):
-            return "own_background" if len(seen) == 1 else "split_screen"
-        if kind == "own_background" and not all(clips[n].masked for n in seen) and len(seen) > 1:
+        weights = settings.own_background, settings.pasted, settings.split_screen
+        kind = rng.choices(kinds, weights)[0]
+        if all(clips[n].masked for n in visible):
+            return kind
+        if kind == "pasted":
+            return "own_background" if len(visible) == 1 else "split_screen"
+        if kind == "own_background" and len(visible) > 1:
             return "split_screen"
         return kind
 
-    def _voices(
+    def _sample_voices(
         self,
         numbers: Sequence[int],
-        heard: Sequence[bool],
+        audible: Sequence[bool],
         moving: Sequence[bool],
-        chance: random.Random,
+        rng: random.Random,
     ) -> list[Voice]:
-        how = self.settings
-        together = chance.random() < how.overlap
-        found: list[Voice] = []
-        for number, sounds, moves in zip(numbers, heard, moving, strict=False):
-            clip = self.pool.clips[number]
-            speed = self._speed(clip, chance)
-            steps = max(0, int((clip.info.duration - how.seconds * speed) * GRID + 1e-6))
-            first, last = 0.0, how.seconds
-            if not moves and not clip.silent:
-                last = 0.0
-            elif moves and not together:
-                cut = round(chance.uniform(0.3, 1.0) * how.seconds * GRID) / GRID
-                first, last = chance.choice([(0.0, cut), (how.seconds - cut, how.seconds)])
-            first_heard = all(voice.level_db is None for voice in found)
-            level = 0.0 if first_heard else chance.uniform(-how.snr_db, how.snr_db)
-            start = chance.randrange(steps + 1) / GRID
-            heard_at = level if sounds else None
-            found.append(Voice(clip.key, start, (first, last), heard_at, speed=speed))
-        return found
+        """Samples level, speed and time span of each clip's voice.
 
-    def _speed(self, clip: PoolClip, chance: random.Random) -> float:
-        """How fast a clip plays: never so that it ends before the scene."""
-        most = round(self.settings.speed / SPEED_STEP)
-        if not most:
+        Args:
+            numbers: of the clips, the visible people's first.
+            audible: for each, whether its voice is in the mixture.
+            moving: for each, whether lips move.
+        """
+        settings = self.settings
+        full_overlap = rng.random() < settings.overlap
+        voices: list[Voice] = []
+        for number, is_audible, is_moving in zip(numbers, audible, moving, strict=False):
+            clip = self.pool.clips[number]
+            speed = self._sample_speed(clip, rng)
+            steps = max(0, int((clip.info.duration - settings.seconds * speed) * GRID + 1e-6))
+            first, last = 0.0, settings.seconds
+            if not is_moving and not clip.silent:
+                last = 0.0
+            elif is_moving and not full_overlap:
+                cut = round(rng.uniform(0.3, 1.0) * settings.seconds * GRID) / GRID
+                first, last = rng.choice([(0.0, cut), (settings.seconds - cut, settings.seconds)])
+            is_first = all(voice.level_db is None for voice in voices)
+            level = 0.0 if is_first else rng.uniform(-settings.snr_db, settings.snr_db)
+            start = rng.randrange(steps + 1) / GRID
+            level_db = level if is_audible else None
+            voices.append(Voice(clip.key, start, (first, last), level_db, speed=speed))
+        return voices
+
+    def _sample_speed(self, clip: PoolClip, rng: random.Random) -> float:
+        """Playback speed of a clip; 1 if the clip would otherwise end before the scene."""
+        max_steps = round(self.settings.speed / SPEED_STEP)
+        if not max_steps:
             return 1.0
-        speed = 1 + chance.randint(-most, most) * SPEED_STEP
+        speed = 1 + rng.randint(-max_steps, max_steps) * SPEED_STEP
         return speed if self.settings.seconds * speed <= clip.info.duration + 1e-6 else 1.0
 
-    def _extent(self, number: int) -> Box:
-        """Where the person is in the middle of a clip, in pixels; without masks all of it."""
-        if number not in self._extents:
+    def _person_box(self, number: int) -> Box:
+        """Box of the person in a clip's middle frame, in pixels; without masks the whole frame."""
+        if number not in self._person_boxes:
             clip = self.pool.clips[number]
             height, width = clip.info.frame_size
             box: Box = (0.0, 0.0, float(width), float(height))
             if clip.masked:
-                # A mask that is broken is found again, counted and named when it is composed.
+                # The composer reads a broken mask again, and then counts and reports it.
                 with contextlib.suppress(SampleError):
                     mask = self.pool.masks(clip, [len(clip.times) // 2])[0] > 0
                     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
                     if len(rows):
                         box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-            self._extents[number] = (*(float(x) for x in box),)  # type: ignore[assignment]
-        return self._extents[number]
+            self._person_boxes[number] = (*(float(x) for x in box),)  # type: ignore[assignment]
+        return self._person_boxes[number]
 
-    def _placed(
+    def _place_people(
         self,
         kind: Kind,
         numbers: Sequence[int],
         voices: Sequence[Voice],
-        room: tuple[int, int],
-        chance: random.Random,
+        scene_size: tuple[int, int],
+        rng: random.Random,
     ) -> tuple[tuple[Seen, ...], tuple[int, ...]]:
-        """Where people stand, and their order of depth."""
+        """Samples the people's positions.
+
+        Returns:
+            the people, and their numbers from the farthest to the nearest.
+        """
         count = len(numbers)
         if kind == "split_screen":
-            cuts = [round(n * room[1] / count) for n in range(count + 1)]
+            cuts = [round(n * scene_size[1] / count) for n in range(count + 1)]
             places = [
-                self._filling(number, room, (left, right), chance)
+                self._place_full(number, scene_size, (left, right), rng)
                 for number, left, right in zip(numbers, cuts, cuts[1:], strict=False)
             ]
             order = list(range(count))
         else:
-            order = chance.sample(range(count), count)
-            best: list[Place] = []
-            least = float("inf")
-            for _ in range(TRIES):
-                tried: list[Place] = [None] * count  # type: ignore[list-item]
+            order = rng.sample(range(count), count)
+            places = []
+            min_occlusion = float("inf")
+            for _ in range(PLACEMENT_TRIES):
+                candidate: list[Place] = [None] * count  # type: ignore[list-item]
                 for depth, number in enumerate(order):
-                    own = kind == "own_background" and depth == 0
-                    tried[number] = (
-                        self._filling(numbers[number], room, None, chance)
-                        if own
-                        else self._standing(numbers[number], room, chance)
+                    has_own_background = kind == "own_background" and depth == 0
+                    candidate[number] = (
+                        self._place_full(numbers[number], scene_size, None, rng)
+                        if has_own_background
+                        else self._place_cutout(numbers[number], scene_size, rng)
                     )
-                hidden = self._hidden([self._head(numbers[n], tried[n]) for n in order])
-                if hidden < least:
-                    best, least = tried, hidden
-                if least <= HIDDEN:
+                heads = [self._head_box(numbers[n], candidate[n]) for n in order]
+                occlusion = self._max_occlusion(heads)
+                if occlusion < min_occlusion:
+                    places, min_occlusion = candidate, occlusion
+                if min_occlusion <= MAX_OCCLUSION:
                     break
-            places = best
         people = tuple(
             Seen(**dataclasses.asdict(voice), **dataclasses.asdict(place))
             for voice, place in zip(voices, places, strict=False)
         )
         return people, tuple(order)
 
-    def _filling(
+    def _place_full(
         self,
         number: int,
-        room: tuple[int, int],
+        scene_size: tuple[int, int],
         window: tuple[int, int] | None,
-        chance: random.Random,
+        rng: random.Random,
     ) -> "Place":
-        """The clip fills the scene or some of its columns, its person in their middle if it can."""
+        """Places a clip so that it fills the scene or a window of its columns, person centred.
+
+        Args:
+            window: (first, end) column in pixels; None: all columns.
+        """
         clip = self.pool.clips[number]
         height, width = clip.info.frame_size
-        first, last = window or (0, room[1])
-        scale = max(room[0] / height, (last - first) / width)
-        flip = chance.random() < 0.5
-        left, upper, right, _ = self._extent(number)
+        first, last = window or (0, scene_size[1])
+        scale = max(scene_size[0] / height, (last - first) / width)
+        flip = rng.random() < 0.5
+        left, upper, right, _ = self._person_box(number)
         middle = (left + right) / 2
         corner = (first + last) / 2 - scale * (width - middle if flip else middle)
         corner = min(first, max(last - scale * width, corner))
-        lowest = room[0] - scale * height
-        # Of what is too tall the head is to be seen, or the middle where no mask tells of heads.
-        top = min(0, max(lowest, HEADROOM * room[0] - scale * upper)) if clip.masked else lowest / 2
+        lowest = scene_size[0] - scale * height
+        # A clip taller than the scene shows the head, or its middle where no mask locates the head.
+        top = lowest / 2
+        if clip.masked:
+            top = min(0, max(lowest, HEADROOM * scene_size[0] - scale * upper))
         return Place(scale, round(corner), round(top), flip, window)
 
-    def _standing(self, number: int, room: tuple[int, int], chance: random.Random) -> "Place":
-        """A person cut out, whose picture ends at the scene's lower edge or below it."""
-        how = self.settings
+    def _place_cutout(
+        self, number: int, scene_size: tuple[int, int], rng: random.Random
+    ) -> "Place":
+        """Places a cut-out person whose clip ends at the scene's lower edge or below it."""
+        settings = self.settings
         height, width = self.pool.clips[number].info.frame_size
-        left, upper, right, _ = self._extent(number)
-        flip = chance.random() < 0.5
+        left, upper, right, _ = self._person_box(number)
+        flip = rng.random() < 0.5
         middle = width - (left + right) / 2 if flip else (left + right) / 2
-        scale = chance.uniform(how.min_scale, how.max_scale) * room[0] / height
-        # Not so low that a head of usual size (an upper third) leaves the picture.
-        lowest = max(room[0] - scale * height, -scale * upper)
-        sink = max(0.0, room[0] - scale * (upper + (height - upper) / 2) - lowest)
-        top = lowest + chance.random() * min(sink, 0.2 * room[0])
-        corner = chance.uniform(0.12, 0.88) * room[1] - scale * middle
+        scale = rng.uniform(settings.min_scale, settings.max_scale) * scene_size[0] / height
+        # Not so low that a head of usual size (an upper third) leaves the scene.
+        lowest = max(scene_size[0] - scale * height, -scale * upper)
+        sink = max(0.0, scene_size[0] - scale * (upper + (height - upper) / 2) - lowest)
+        top = lowest + rng.random() * min(sink, 0.2 * scene_size[0])
+        corner = rng.uniform(0.12, 0.88) * scene_size[1] - scale * middle
         return Place(scale, round(corner), round(top), flip, None)
 
-    def _head(self, number: int, place: "Place") -> Box:
-        """The upper half of a person, in pixels of the scene."""
-        left, top, right, bottom = self._extent(number)
+    def _head_box(self, number: int, place: "Place") -> Box:
+        """Box of a person's upper half, in pixels of the scene."""
+        left, top, right, bottom = self._person_box(number)
         if place.flip:
             width = self.pool.clips[number].info.frame_size[1]
             left, right = width - right, width - left
-        bottom = top + HEAD * (bottom - top)
+        bottom = top + HEAD_FRACTION * (bottom - top)
         x, y, scale = place.left, place.top, place.scale
         return (x + scale * left, y + scale * top, x + scale * right, y + scale * bottom)
 
     @staticmethod
-    def _hidden(heads: Sequence[Box]) -> float:
-        """The largest share of a head that nearer heads and bodies below them hide.
+    def _max_occlusion(heads: Sequence[Box]) -> float:
+        """Largest fraction of a head that nearer heads, and the bodies below them, hide.
 
         Args:
-            heads: from the farthest to the nearest.
+            heads: boxes from the farthest to the nearest.
         """
-        most = 0.0
+        max_fraction = 0.0
         for depth, (left, top, right, bottom) in enumerate(heads):
             for other in heads[depth + 1 :]:
-                wide = max(0.0, min(right, other[2]) - max(left, other[0]))
-                high = max(0.0, bottom - max(top, other[1]))  # a body reaches down from its head
-                most = max(most, wide * high / max(1.0, (right - left) * (bottom - top)))
-        return most
+                width = max(0.0, min(right, other[2]) - max(left, other[0]))
+                height = max(0.0, bottom - max(top, other[1]))  # a body reaches down from its head
+                fraction = width * height / max(1.0, (right - left) * (bottom - top))
+                max_fraction = max(max_fraction, fraction)
+        return max_fraction
 
-    def _reference(self, person: Voice, chance: random.Random) -> Voice | None:
-        """Something else that somebody says, of another clip or of another part of this one."""
+    def _sample_reference(self, person: Voice, rng: random.Random) -> Voice | None:
+        """Reference voice of a person: from another clip, or from another part of the same clip.
+
+        None: there is no such speech.
+        """
         seconds = self.settings.seconds
-        shown = self.pool.clips[self.pool.number[person.clip]]
-        said = [self.pool.clips[n] for n in self._speaking.get(shown.person, [])]
-        others = [clip for clip in said if clip.key != shown.key]
+        own_clip = self.pool.clips[self.pool.index_of[person.clip]]
+        speech = [self.pool.clips[n] for n in self._speaking.get(own_clip.person, [])]
+        others = [clip for clip in speech if clip.key != own_clip.key]
         if others:
-            clip = chance.choice(others)
+            clip = rng.choice(others)
             speed = person.speed if seconds * person.speed <= clip.info.duration + 1e-6 else 1.0
             steps = max(0, int((clip.info.duration - seconds * speed) * GRID + 1e-6))
-            start = chance.randrange(steps + 1) / GRID
-        elif shown in said and shown.info.duration >= 2 * seconds * person.speed - 1e-6:
-            clip, speed = shown, person.speed
-            last = shown.info.duration - seconds * speed
+            start = rng.randrange(steps + 1) / GRID
+        elif own_clip in speech and own_clip.info.duration >= 2 * seconds * person.speed - 1e-6:
+            clip, speed = own_clip, person.speed
+            last = own_clip.info.duration - seconds * speed
             start = 0.0 if person.start >= last / 2 else last
-            if (
-                abs(start - person.start) < seconds * speed - 1e-6
-            ):  # it would hold what is to be found
+            # A reference that overlaps the target would hand over the target voice.
+            if abs(start - person.start) < seconds * speed - 1e-6:
                 return None
         else:
             return None
         return Voice(clip.key, start, (0.0, seconds), 0.0, speed=speed)
 
-    def _background(self, seen: Sequence[int], chance: random.Random) -> str:
+    def _sample_background(self, visible: Sequence[int], rng: random.Random) -> str:
         clips = self.pool.clips
-        others = [n for n in self._behind if n not in seen]
-        return clips[chance.choice(others or list(seen))].key
+        others = [n for n in self._backgrounds if n not in visible]
+        return clips[rng.choice(others or list(visible))].key

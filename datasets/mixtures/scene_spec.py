@@ -1,6 +1,6 @@
-"""What a mixture is made of: drawn at random for training, written to a file for evaluation.
+"""Scene specs: descriptions of mixtures, sampled for training and read from lists for evaluation.
 
-A recipe is data. The same recipe gives the same mixture, whoever composes it.
+A spec determines its mixture: composing it twice gives the same samples and pixels.
 """
 
 import dataclasses
@@ -17,32 +17,33 @@ Kind = Literal["own_background", "pasted", "split_screen"]
 
 @dataclasses.dataclass(frozen=True)
 class ComposeSettings:
-    """How mixtures are drawn.
+    """Probabilities and ranges for sampling mixtures.
 
     Args:
         height: of a scene in pixels, a multiple of 16.
         width: likewise.
         seconds: of a scene, a multiple of 0.04.
-        people: how often one, two, three people are seen (relative).
-        own_background: how often people are pasted into the video of one of them (relative).
-        pasted: how often into the background of another clip (relative): of those labelled
-            ``background``, which show nobody, or else of any clip with masks.
-        split_screen: how often videos stand side by side (relative).
-        speed: clips play by up to this share faster or slower, picture and sound in step: few
-            people then sound like more.
-        snr_db: level of every other voice relative to the first: uniform, up to so much.
-        overlap: share of scenes in which all speak all the time; in the others each begins or ends
-            somewhere, so that voices overlap by 0 to 100 %.
-        silent_prob: share of scenes with somebody visible who says nothing.
-        mismatched_lips_prob: probability that a silent person's lips move (speech, muted). The
-            others are shown in clips of silence, or stand still.
-        off_screen_prob: share of scenes with the voice of somebody who is not seen.
-        noise_prob: share of scenes with noise, 0 to 20 dB below the voices.
-        all_off_screen_prob: share of scenes in which nobody visible is heard: in half of them
-            noise, in half the voice of somebody off screen.
-        letterbox_prob: share of scenes of another shape, with black above and below or beside them:
-            the input of a model for a video that is wider or taller than its own frames.
-        min_scale: scale of a pasted person, of a height that fills the scene.
+        people: relative frequencies of scenes with one, two and three visible people.
+        own_background: relative frequency of scenes that paste people into the video of one of
+            them.
+        pasted: relative frequency of scenes that paste people into the background of another clip:
+            of those labelled ``background``, which show no person, or else of any clip with masks.
+        split_screen: relative frequency of scenes with videos side by side.
+        speed: largest relative change of a clip's playback speed, audio and video in step: it
+            varies the voices of few speakers.
+        snr_db: largest absolute level of every other voice relative to the first, uniform.
+        overlap: probability that all people speak all the time; otherwise each begins or ends
+            within the scene, so that voices overlap by 0 to 100 %.
+        silent_prob: probability that a visible person is silent.
+        mismatched_lips_prob: probability that a silent person's lips move (muted speech). Otherwise
+            the person is from a silent clip, or stands still.
+        off_screen_prob: probability of an off-screen voice.
+        noise_prob: probability of noise, 0 to 20 dB below the voices.
+        all_off_screen_prob: probability that no visible person is audible: half of these scenes
+            have noise, half an off-screen voice.
+        letterbox_prob: probability of a scene of another shape, with black above and below or
+            beside it, as the model gets for a video wider or taller than its own frames.
+        min_scale: scale of a pasted person, relative to a clip that fills the scene's height.
         max_scale: likewise.
     """
 
@@ -67,9 +68,14 @@ class ComposeSettings:
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 16 or self.height % 16 or self.width % 16:
-            raise UsageError(f"compose: {self.height}x{self.width} is not made of patches of 16.")
+            raise UsageError(
+                f"compose: {self.height}x{self.width} is not a whole number of patches of 16 "
+                "pixels; set compose.height and compose.width to multiples of 16."
+            )
         if self.seconds <= 0 or round(self.seconds * GRID, 6) % 1:
-            raise UsageError(f"compose.seconds {self.seconds}: a multiple of {1 / GRID} s.")
+            raise UsageError(
+                f"compose.seconds {self.seconds} is not a positive multiple of {1 / GRID} s."
+            )
         if not 0 <= self.speed <= 0.5:
             raise UsageError(f"compose.speed {self.speed} is not from 0 to 0.5.")
         for name in (
@@ -86,9 +92,9 @@ class ComposeSettings:
         for names in (("people",), ("own_background", "pasted", "split_screen")):
             values = [v for n in names for v in _listed(getattr(self, n))]
             if min(values) < 0 or not any(values):
-                raise UsageError(f"compose.{names[0]}: shares cannot be negative or all be 0.")
+                raise UsageError(f"compose.{names[0]}: weights cannot be negative or all be 0.")
         if not 0 < self.min_scale <= self.max_scale:
-            raise UsageError("compose.min_scale must be above 0 and at most compose.largest.")
+            raise UsageError("compose.min_scale must be above 0 and at most compose.max_scale.")
 
 
 def _listed(value: Any) -> list[float]:
@@ -97,15 +103,15 @@ def _listed(value: Any) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """Somebody's part of a clip.
+    """Segment of a clip that a scene plays.
 
     Attributes:
         clip: key of the clip.
-        start: where in it the scene begins, in seconds.
-        active: from when to when in the scene it plays, in seconds; before and after the picture
-            stands still and nothing is heard, so that sound and picture are always in step.
-        level_db: of the voice; None: it is not heard.
-        speed: how many times as fast the clip plays.
+        start: offset of the scene's beginning in the clip, in seconds.
+        active: (start, end) of playback in the scene, in seconds; before and after, the frame
+            stands still and the voice is silent, so that audio and video are always in step.
+        level_db: of the voice; None: it is not audible.
+        speed: playback speed.
     """
 
     clip: str
@@ -117,13 +123,13 @@ class Voice:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where in the scene a clip's picture is shown.
+    """Position of a clip's frame in the scene.
 
     Attributes:
-        scale: of the clip's picture.
-        left, top: where its upper left corner lies, in pixels; outside the scene, too.
+        scale: of the clip's frame.
+        left, top: of its upper left corner, in pixels of the scene; also outside of it.
         flip: mirrored.
-        window: columns of the scene that it is shown in (halves); None: all of them.
+        window: (first, end) column of the scene that bounds the frame; None: all columns.
     """
 
     scale: float
@@ -135,31 +141,31 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Seen(Place, Voice):
-    """A person who is seen."""
+    """A visible person: voice and position."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneSpec:
-    """A scene of people, voices and noise.
+    """Description of a scene of people, voices and noise.
 
     Attributes:
         kind: ``own_background``: the first of ``order`` keeps its own background; ``pasted``: the
             background is that of the clip ``background``; ``split_screen``: side by side.
-        people: who is seen, in the order of their numbers, which says nothing.
+        people: visible people, in random order.
         order: numbers of ``people`` from the farthest to the nearest.
         background: key of a clip.
-        unseen: voices of people who are not seen.
+        unseen: off-screen voices.
         noise: kind of noise; None: none.
-        noise_db: its level.
-        light: brightness, contrast and saturation, 1 as it is.
-        tint: of red, green and blue, 1 as it is.
-        quality: of the JPEG that every frame went through in the end.
+        noise_db: level of the noise.
+        light: factors of brightness, contrast and saturation; 1: unchanged.
+        tint: factors of red, green and blue; 1: unchanged.
+        quality: JPEG quality of every frame.
         feather: width of a person's soft edge, in pixels.
         seed: of noise.
-        target: number of the person whom a cue means.
-        reference: another part of what that person says, to know the voice by; None: there is none.
-        room: (height, width) of the scene where that is smaller than the picture, in whose middle
-            it lies; places are told in it. None: it fills the picture.
+        target: number of the person that a cue refers to.
+        reference: other speech of the target person; None: there is none.
+        room: (height, width) of a letterboxed scene, which lies in the middle of the frame;
+            positions refer to it. None: the scene fills the frame.
     """
 
     kind: Kind
@@ -179,11 +185,15 @@ class SceneSpec:
     room: tuple[int, int] | None = None
 
     def to_record(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Fields as values of JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_record(cls, record: Any) -> "SceneSpec":
-        """The inverse of :meth:`to_record`. Raises ValueError."""
-        recipe: SceneSpec = value_as(cls, record, "a recipe")
-        return recipe
+        """Inverse of :meth:`to_record`.
+
+        Raises:
+            ValueError: the record is no scene spec.
+        """
+        spec: SceneSpec = value_as(cls, record, "a scene spec")
+        return spec

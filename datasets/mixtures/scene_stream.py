@@ -1,4 +1,4 @@
-"""Streams of batches of composed scenes: endless for training, a fixed list for evaluation."""
+"""Streams of batches of composed scenes: endless for training, fixed lists for evaluation."""
 
 import dataclasses
 import random
@@ -12,7 +12,7 @@ import torch
 
 from cavmae.common.errors import CavmaeError, SampleError, UsageError
 from cavmae.common.files import read_bytes, write_atomically
-from cavmae.common.json_files import json_bytes, parse_json, typed, value_as
+from cavmae.common.json_files import REMEDY, json_bytes, parse_json, typed, value_as
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.clip_pool import NOT_SINGLE, ClipPool
 from cavmae.datasets.mixtures.composer import Composer, Scene
@@ -27,11 +27,11 @@ LIST_SCHEMA = 1
 LIST_LIMIT_BYTES = 256 << 20
 
 
-def collate(shown: Sequence[dict[str, Any]]) -> Batch:
-    """Scenes in a batch of N, people padded to the most of them, P.
+def collate(samples: Sequence[dict[str, Any]]) -> Batch:
+    """Batches N scenes, padded to the largest number of people, P.
 
     Args:
-        shown: ``key`` and ``scene`` of each.
+        samples: ``key`` and ``scene`` of each.
 
     Returns:
         lists ``key`` and ``labels``; ``frames``, ``motion``, ``mixture``, ``rest``, ``reference``
@@ -39,45 +39,45 @@ def collate(shown: Sequence[dict[str, Any]]) -> Batch:
         ``masks`` [N, P, F, height, width]; ``present``, ``speaking``, ``masked``: bool [N, P];
         ``target``: int64 [N].
     """
-    scenes: list[Scene] = [one["scene"] for one in shown]
-    most = max(len(scene.voices) for scene in scenes)
+    scenes: list[Scene] = [sample["scene"] for sample in samples]
+    max_people = max(len(scene.voices) for scene in scenes)
 
-    def padded(name: str) -> torch.Tensor:
+    def pad_people(name: str) -> torch.Tensor:
         arrays = [getattr(scene, name) for scene in scenes]
-        found = np.zeros((len(arrays), most, *arrays[0].shape[1:]), dtype=arrays[0].dtype)
-        for row, array in zip(found, arrays, strict=True):
+        padded = np.zeros((len(arrays), max_people, *arrays[0].shape[1:]), dtype=arrays[0].dtype)
+        for row, array in zip(padded, arrays, strict=True):
             row[: len(array)] = array
-        return torch.from_numpy(found)
+        return torch.from_numpy(padded)
 
     batch: Batch = {
-        "key": [one["key"] for one in shown],
+        "key": [sample["key"] for sample in samples],
         "labels": [scene.labels for scene in scenes],
     }
     for name in ("frames", "motion", "mixture", "rest", "reference"):
         batch[name] = torch.from_numpy(np.stack([getattr(scene, name) for scene in scenes]))
     for name in ("voices", "masks", "speaking", "masked"):
-        batch[name] = padded(name)
+        batch[name] = pad_people(name)
     people = torch.tensor([len(scene.voices) for scene in scenes])
-    batch["present"] = torch.arange(most) < people[:, None]
+    batch["present"] = torch.arange(max_people) < people[:, None]
     batch["target"] = torch.tensor([scene.target for scene in scenes])
     return batch
 
 
 class SceneStream(Stream):
-    """What both streams of scenes share.
+    """Base class of streams of scenes.
 
     Args:
         manifest: of clips of single people.
-        compose: length and size of the scenes, and how they are drawn.
+        compose: length and size of the scenes, and the settings for sampling them.
         motion: (height, width) of the grey frames.
-        keys: F, key frames in colour.
+        keys: F, number of key frames in colour.
         batch_size: scenes of a batch on this rank.
         exclude: labels of clips that are left out.
         options: of :class:`~cavmae.datasets.stream.stream.Stream`.
 
     Raises:
         ShardError: shards are missing or altered.
-        UsageError: no clip is of use.
+        UsageError: no clip is usable.
     """
 
     def __init__(
@@ -92,15 +92,15 @@ class SceneStream(Stream):
         **options: Any,
     ):
         super().__init__(manifest, batch_size, **options)
-        # Its bytes are verified: every rank has read its share of the shards.
-        known = dataclasses.replace(self.access, verify="size")
-        self.pool = ClipPool(manifest, known, exclude)
+        # The base class has verified the hashes: every rank has read its part of the shards.
+        verified = dataclasses.replace(self.access, verify="size")
+        self.pool = ClipPool(manifest, verified, exclude)
         self.composer = Composer(self.pool, compose, motion, keys)
 
-    def _scene(self, key: str, recipe: SceneSpec, broken: Counter[str]) -> dict[str, Any] | None:
-        """A scene; None where a clip is broken, which is counted and named."""
+    def _scene(self, key: str, spec: SceneSpec, broken: Counter[str]) -> dict[str, Any] | None:
+        """Composes a scene; None: a clip is broken, which is counted and quarantined."""
         try:
-            return {"key": key, "scene": self.composer.compose(recipe)}
+            return {"key": key, "scene": self.composer.compose(spec)}
         except SampleError as error:
             broken[error.reason] += 1
             quarantine(self.access, error, key=key)
@@ -108,13 +108,13 @@ class SceneStream(Stream):
 
 
 class ComposedStream(SceneStream):
-    """Endless scenes, each drawn anew: number n of epoch e is a pure function of (seed, e, n).
+    """Endless stream of random scenes: scene n of epoch e is a pure function of (seed, e, n).
 
     An epoch has as many scenes as there are usable clips. Reader r of R has scenes r, r + R, ...
 
     Args:
-        clips: so many of the usable clips are composed from, drawn by the seed, as evenly from all
-            people as can be; 0: all.
+        clips: number of usable clips to compose from, a random subset that is as even over all
+            people as possible; 0: all.
         arguments, options: of :class:`SceneStream`.
 
     Raises:
@@ -133,23 +133,23 @@ class ComposedStream(SceneStream):
     ):
         super().__init__(manifest, compose, *arguments, **options)
         if clips:
-            self.pool.keep(clips, self.seed)
+            self.pool.subsample(clips, self.seed)
         self.compose = compose
-        self.book = SceneSampler(self.pool, compose)
+        self.sampler = SceneSampler(self.pool, compose)
 
     @property
     def samples(self) -> int:
-        """Scenes of an epoch: as many as there are clips of people."""
+        """Number of scenes of an epoch: that of the clips of people."""
         return sum(map(len, self.pool.people().values()))
 
     def signature(self, workers: int) -> dict[str, Any]:
         """See :meth:`cavmae.datasets.stream.stream.Stream.signature`."""
-        told = {"compose": repr(self.compose), "clips": self.samples}
-        return super().signature(workers) | told
+        own = {"compose": repr(self.compose), "clips": self.samples}
+        return super().signature(workers) | own
 
-    def recipe(self, epoch: int, number: int) -> SceneSpec:
-        """The recipe of a scene."""
-        return self.book.draw(random.Random(f"{self.seed} {epoch} {number}"))
+    def spec(self, epoch: int, number: int) -> SceneSpec:
+        """Spec of a scene."""
+        return self.sampler.sample(random.Random(f"{self.seed} {epoch} {number}"))
 
     def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
         worker, position = self._start_position(worker, workers)
@@ -160,11 +160,11 @@ class ComposedStream(SceneStream):
             while True:
                 start = first + position.samples * readers
                 for number in range(start, self.samples, readers):
-                    recipe = self.recipe(position.epoch, number)
-                    shown = self._scene(f"{position.epoch}-{number}", recipe, broken)
+                    spec = self.spec(position.epoch, number)
+                    sample = self._scene(f"{position.epoch}-{number}", spec, broken)
                     position.samples += 1
-                    if shown is not None:
-                        yield shown
+                    if sample is not None:
+                        yield sample
                         continue
                     position.broken += 1
                     self.check_broken(position.broken, broken)
@@ -178,40 +178,40 @@ class ComposedStream(SceneStream):
 
 
 class FixedSceneStream(SceneStream):
-    """The scenes of a list, each exactly once over all ranks and workers.
+    """Stream of a list of scenes, each exactly once over all ranks and workers.
 
     Args:
-        manifest: whose clips the list names.
-        compose: how it was drawn; see :func:`read_list`.
-        recipes: the list.
+        manifest: of the clips that the list names.
+        compose: settings that the list was sampled with; see :func:`read_list`.
+        specs: the list.
         arguments, options: of :class:`SceneStream`.
 
     Raises:
-        UsageError: it names clips that there are not.
+        UsageError: the list names clips that the data set lacks.
     """
 
     def __init__(
         self,
         manifest: Manifest,
         compose: ComposeSettings,
-        recipes: Sequence[SceneSpec],
+        specs: Sequence[SceneSpec],
         *arguments: Any,
         **options: Any,
     ):
         super().__init__(manifest, compose, *arguments, **options)
-        self.recipes = list(recipes)
-        for recipe in self.recipes:
-            for key in keys_of(recipe):
-                if key not in self.pool.number:
+        self.specs = list(specs)
+        for spec in self.specs:
+            for key in clip_keys(spec):
+                if key not in self.pool.index_of:
                     raise UsageError(
                         f"The list names the clip {key}, which {manifest.folder} does not have: "
-                        "use the data set that the list was made of."
+                        "use the data set that the list was sampled from."
                     )
 
     @property
     def samples(self) -> int:
-        """Scenes of the list."""
-        return len(self.recipes)
+        """Number of scenes of the list."""
+        return len(self.specs)
 
     def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
         broken: Counter[str] = Counter()
@@ -219,11 +219,11 @@ class FixedSceneStream(SceneStream):
         first, readers = self.rank * workers + worker, self.world_size * workers
 
         def scenes() -> Iterator[dict[str, Any]]:
-            for number in range(first, len(self.recipes), readers):
-                shown = self._scene(f"{number:05d}", self.recipes[number], broken)
+            for number in range(first, len(self.specs), readers):
+                sample = self._scene(f"{number:05d}", self.specs[number], broken)
                 position.samples += 1
-                if shown is not None:
-                    yield shown
+                if sample is not None:
+                    yield sample
                     continue
                 position.broken += 1
                 self.check_broken(position.broken, broken)
@@ -234,26 +234,26 @@ class FixedSceneStream(SceneStream):
             yield error
 
 
-def keys_of(recipe: SceneSpec) -> set[str]:
-    """The clips that a recipe takes parts of."""
-    named = {voice.clip for voice in (*recipe.people, *recipe.unseen)}
-    named |= {recipe.background} if recipe.background is not None else set()
-    return named | ({recipe.reference.clip} if recipe.reference is not None else set())
+def clip_keys(spec: SceneSpec) -> set[str]:
+    """Keys of all clips that a spec uses."""
+    keys = {voice.clip for voice in (*spec.people, *spec.unseen)}
+    keys |= {spec.background} if spec.background is not None else set()
+    return keys | ({spec.reference.clip} if spec.reference is not None else set())
 
 
-def write_list(path: Path, compose: ComposeSettings, recipes: Sequence[SceneSpec]) -> None:
-    """Writes a list of scenes: JSON lines, first the settings that it was drawn by."""
+def write_list(path: Path, compose: ComposeSettings, specs: Sequence[SceneSpec]) -> None:
+    """Writes a list of scenes as JSON lines, the settings that it was sampled with first."""
     head = {"schema": LIST_SCHEMA, "compose": dataclasses.asdict(compose)}
     with write_atomically(path) as file:
-        for record in (head, *(r.to_record() for r in recipes)):
+        for record in (head, *(r.to_record() for r in specs)):
             file.write(json_bytes(record))
 
 
 def read_list(path: Path) -> tuple[ComposeSettings, list[SceneSpec]]:
-    """Reads what :func:`write_list` wrote.
+    """Reads a list of scenes that :func:`write_list` wrote.
 
     Raises:
-        CavmaeError: it is missing, damaged, or of another version.
+        CavmaeError: the list is missing, damaged, or of another version.
     """
     try:
         lines = read_bytes(str(path), LIST_LIMIT_BYTES).splitlines()
@@ -272,4 +272,4 @@ def read_list(path: Path) -> tuple[ComposeSettings, list[SceneSpec]]:
     except FileNotFoundError as error:
         raise CavmaeError(f"There is no list of scenes {path}.") from error
     except (OSError, ValueError, UsageError) as error:
-        raise CavmaeError(f"{path} is no list of scenes ({error}): make it anew.") from error
+        raise CavmaeError(f"{path} is no readable list of scenes ({error}): {REMEDY}.") from error

@@ -9,7 +9,7 @@ import numpy as np
 
 from cavmae.common.errors import UsageError
 from cavmae.common.folders import search
-from cavmae.datasets.media.audio_files import MAGIC, SoundError, read_sound
+from cavmae.datasets.media.audio_files import MAGIC, SoundError, read_audio
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 
 ENDINGS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
@@ -77,7 +77,7 @@ def read(path: Path, start: float = 0.0, seconds: float | None = None) -> np.nda
     Raises:
         SoundError: the file does not decode.
     """
-    samples, rate = read_sound(path, MAGIC, start, seconds)
+    samples, rate = read_audio(path, MAGIC, start, seconds)
     sound = samples.mean(axis=1)
     return resample(np.ascontiguousarray(sound), rate)
 

@@ -144,8 +144,8 @@ def first_pass(
     on_window = on_start(len(starts))
     with (folder / "masks.u8").open("wb") as masks:
         for window, start in enumerate(starts):
-            frames = playback.pictures(start, length)
-            wave = playback.sound(start, length)
+            frames = playback.read_frames(start, length)
+            wave = playback.read_audio(start, length)
             unread.check()
             if (peak := float(np.abs(wave).max())) > MAX_SAMPLE:
                 raise MediaError("decode_error", f"its audio has samples as large as {peak:.1e}")
@@ -182,7 +182,7 @@ def first_pass(
         folder,
         playback.frames,
         playback.samples,
-        playback.seen,
+        playback.has_frame,
         starts,
         length,
         predictor.keys,

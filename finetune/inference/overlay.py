@@ -15,7 +15,7 @@ from cavmae.datasets.media import Probe
 from cavmae.datasets.media.geometry import Geometry, cut_from
 from cavmae.datasets.media.playback import RATE, Playback
 from cavmae.datasets.media.writing import VideoWriter, Wave
-from cavmae.datasets.mixtures.compositing import widened
+from cavmae.datasets.mixtures.compositing import dilate
 from cavmae.finetune.inference.audio import Span
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
@@ -166,7 +166,7 @@ def _write_overlay(
     speaking = {number: _frames_of(spans[number], recording.frames) for number in people}
     with VideoWriter(path, size[::-1], RATE, QUALITY["overlay"], audio) as writer:
         for start in range(0, recording.frames, FRAMES_PER_READ):
-            video = playback.pictures(start, min(FRAMES_PER_READ, recording.frames - start))
+            video = playback.read_frames(start, min(FRAMES_PER_READ, recording.frames - start))
             for frame, image in enumerate(video, start):
                 # People outside this frame are skipped: there may be hundreds.
                 parts = {number: track.at(frame, size) for number, track in tracks.items()}
@@ -205,7 +205,7 @@ def _draw_outline(image: np.ndarray, mask: np.ndarray, number: int, is_speaking:
     inside = mask[part]
     # The edge is the mask without its erosion by the width of the line.
     outside = np.pad(~inside, line_width, constant_values=True)[None]
-    edge = inside & widened(outside, line_width)[0, line_width:-line_width, line_width:-line_width]
+    edge = inside & dilate(outside, line_width)[0, line_width:-line_width, line_width:-line_width]
     color = np.array(color_of(number), dtype=np.uint8)
     region = image[part]
     if is_speaking:

@@ -249,7 +249,7 @@ class Separator:
         for remark in recording.remarks:
             log.warning("%s: %s.", name, remark)
         sightings = _select_people(recording, settings, cue)
-        rate = info.sound_rate if settings.rate == "input" else SAMPLE_RATE
+        rate = info.audio_rate if settings.rate == "input" else SAMPLE_RATE
         # Numbered again, since some people of the first pass are dropped.
         voices = {number: recording.wave(track) for number, track in enumerate(sightings, 1)}
         people = dict(enumerate(sightings.values(), 1))

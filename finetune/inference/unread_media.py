@@ -28,7 +28,7 @@ class UnreadMedia:
     def missing_audio(self) -> float:
         """Fraction of the audio packets that could not be decoded."""
         # Damage may lead to packets that the container does not list.
-        return min(1.0, self._playback.damaged_sound / self._packets)
+        return min(1.0, self._playback.damaged_audio / self._packets)
 
     def check(self) -> None:
         """Check the losses against the limit, which may be exceeded long before the end.
@@ -45,7 +45,7 @@ class UnreadMedia:
         if self.missing_audio > self._limit:
             raise MediaError(
                 "decode_error",
-                f"at least {self._playback.damaged_sound} of its {self._packets} audio packets "
+                f"at least {self._playback.damaged_audio} of its {self._packets} audio packets "
                 f"could not be decoded, more than --max-missing {self._limit:g} allows",
             )
 
@@ -57,9 +57,9 @@ class UnreadMedia:
                 f"{self.missing_frames} of {self.frames} frames could not be decoded; the "
                 "previous frame replaces each"
             )
-        if self._playback.damaged_sound:
+        if self._playback.damaged_audio:
             sentences.append(
-                f"{self._playback.damaged_sound} of {self._packets} audio packets could not be "
+                f"{self._playback.damaged_audio} of {self._packets} audio packets could not be "
                 "decoded; silence replaces them"
             )
         return sentences

@@ -57,7 +57,7 @@ def evaluate(
 
     Args:
         task: in evaluation mode, on the device of the batches.
-        batches: of a :class:`~cavmae.datasets.mixtures.scene_stream.ListedStream`.
+        batches: of a :class:`~cavmae.datasets.mixtures.scene_stream.FixedSceneStream`.
         ways: what is measured.
         cue: kind of cue that says whom slot 0 means; ``none``: everybody is matched.
         quality: of ``stoi`` and ``pesq`` what is measured of the model's own voices, too.

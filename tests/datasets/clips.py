@@ -1,4 +1,4 @@
-"""Small data sets of made clips, for composing."""
+"""Small data sets of synthetic clips for tests of mixtures."""
 
 import dataclasses
 from pathlib import Path
@@ -15,37 +15,37 @@ Sample = tuple[str, dict[str, bytes]]
 
 
 def clip(number: int, person: bool = False, masks: bool = True, **changes: object) -> Sample:
-    """Three frames of 32x48 noise, with sound.
+    """Sample of three frames of 32x48 noise, with audio.
 
     Args:
-        person: masks show somebody who stands at the lower edge, else noise.
+        person: masks show a person at the lower edge, else noise.
         masks: of all frames; else of the first two.
         changes: of its ``json``.
     """
-    chance = np.random.default_rng(number)
+    rng = np.random.default_rng(number)
     info = SampleInfo(
         source=f"v{number}.mp4", start=0.0, duration=0.12, labels=(), speaker=f"s{number % 2}",
         frame_times=(0.0, 0.04, 0.08), frame_size=(32, 48), fbank_frames=10,
     )  # fmt: skip
     members = {"json": dataclasses.replace(info, **changes).to_bytes()}  # type: ignore[arg-type]
-    left = int(chance.integers(4, 28))
+    left = int(rng.integers(4, 28))
     for frame in range(3):
-        picture = chance.integers(256, size=(32, 48, 3), dtype=np.uint8)
-        members[sample.frame_member(frame)] = sample.encode_frame(picture, 90)
-        mask = chance.integers(3, size=(32, 48), dtype=np.uint8)
+        pixels = rng.integers(256, size=(32, 48, 3), dtype=np.uint8)
+        members[sample.frame_member(frame)] = sample.encode_frame(pixels, 90)
+        mask = rng.integers(3, size=(32, 48), dtype=np.uint8)
         if person:
             mask[:] = 0
             mask[8:, left : left + 14] = 1
             mask[8:18, left + 3 : left + 11] = 2
         if masks or frame < 2:
             members[sample.mask_member(frame)] = sample.encode_mask(mask)
-    wave = chance.integers(-9000, 9000, size=1920, dtype=np.int16)
+    wave = rng.integers(-9000, 9000, size=1920, dtype=np.int16)
     members["flac"] = sample.encode_waveform(wave)
     return f"k{number}", members
 
 
 def people_of(folder: Path, count: int = 6) -> Manifest:
-    """A data set of people who speak once each, with its manifest beside the shard."""
+    """Writes a data set with one clip of each person, and its manifest beside the shard."""
     samples = [clip(n, speaker=f"s{n}", person=True) for n in range(count)]
     manifest = data_set_of(folder, samples)
     (folder / "manifest.json").write_bytes(manifest.to_bytes())
@@ -53,11 +53,11 @@ def people_of(folder: Path, count: int = 6) -> Manifest:
 
 
 def data_set_of(folder: Path, *shards: list[Sample]) -> Manifest:
-    """Writes shards, and gives their manifest."""
+    """Writes shards and returns their manifest."""
     folder.mkdir()
     entries = []
     for number, samples in enumerate(shards):
         path = folder / f"clips-{number:06d}.tar"
-        path.write_bytes(b"".join([*(encode_sample(*one) for one in samples), END]))
+        path.write_bytes(b"".join([*(encode_sample(*entry) for entry in samples), END]))
         entries.append(ShardEntry(path.name, len(samples), path.stat().st_size, sha256_of(path)))
     return Manifest(str(folder), tuple(entries), {})

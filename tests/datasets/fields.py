@@ -1,7 +1,7 @@
-"""H.264 whose two fields are pictures of their own, as camcorders and broadcasters code it.
+"""Writer of H.264 with separately coded fields, as from camcorders and broadcasters.
 
-Encoders at hand code fields together, so the stream is written bit by bit: an IDR field and an I
-field for each frame, of I_PCM macroblocks.
+The encoders of FFmpeg code fields together, so the stream is written bit by bit: an IDR field and
+an I field for each frame, of I_PCM macroblocks.
 
 Source: ITU-T H.264, 7.3 (syntax) and 9.1 (Exp-Golomb codes).
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tests.datasets.recordings import RATE, SIZE, Track, by_time, packets_of, pictures
+from tests.datasets.recordings import RATE, SIZE, Track, by_time, packets_of, video_frames
 
 START = b"\0\0\0\1"
 DELIMITER = START + b"\x09\x10"
@@ -25,7 +25,7 @@ def ue(value: int) -> str:
 
 
 def nal(head: int, bits: str, tail: bytes = b"") -> bytes:
-    """A unit of bits, or of bits filled up to bytes, bytes, and the stop bit."""
+    """NAL unit of bits, or of bits padded to bytes, further bytes, and the stop bit."""
     if not tail:
         bits += "1"
     bits += "0" * (-len(bits) % 8)
@@ -47,7 +47,7 @@ def parameters() -> bytes:
 
 
 def field(frame: np.ndarray, bottom: int, number: int) -> bytes:
-    """A field of a frame: uint8 [height * 3 / 2, width], planes Y, U, V."""
+    """NAL unit of a field of a frame, uint8 [height * 3 / 2, width] with planes Y, U, V."""
     width, height = SIZE.size
     luma = frame[:height][bottom::2]
     chroma = frame[height:].reshape(2, height // 2, width // 2)[:, bottom::2]
@@ -60,14 +60,14 @@ def field(frame: np.ndarray, bottom: int, number: int) -> bytes:
         for y in range(0, height // 2, 16)
         for x in range(0, width, 16)
     ]
-    aligned_type = b"\x0d\0"  # ue(25), filled up
+    aligned_type = b"\x0d\0"  # ue(25), padded to bytes
     return nal(0x41 if bottom else 0x65, slice_header, aligned_type.join(blocks))
 
 
 def write_fields(
-    path: Path, count: int, sound: Track, apart: bool = False, lost: range = range(0)
+    path: Path, count: int, audio: Track, apart: bool = False, lost: range = range(0)
 ) -> Path:
-    """Frames by fields in a transport stream.
+    """Writes frames as fields to a transport stream.
 
     Args:
         apart: each field has a time stamp; otherwise, as usual, each frame.
@@ -78,7 +78,7 @@ def write_fields(
         assert isinstance(video, av.VideoStream)
         video.width, video.height, video.pix_fmt = *SIZE.size, "yuv420p"
         units = []  # (time in fields, bytes)
-        for number, frame in enumerate(pictures(0, count)):
+        for number, frame in enumerate(video_frames(0, count)):
             planes = frame.to_ndarray()
             first = DELIMITER + parameters() + field(planes, 0, number)
             second = DELIMITER + field(planes, 1, number)
@@ -95,6 +95,6 @@ def write_fields(
             packet.stream, packet.time_base, packet.is_keyframe = video, Fraction(1, 90000), True
             packet.pts = packet.dts = 1800 * time
             packets.append(packet)
-        for packet in by_time([packets, list(packets_of(container, sound))]):
+        for packet in by_time([packets, list(packets_of(container, audio))]):
             container.mux(packet)
     return path

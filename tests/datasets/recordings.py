@@ -1,7 +1,7 @@
-"""Recordings made packet by packet, as cameras, browsers and broadcasters write them.
+"""Synthetic recordings written packet by packet, as from cameras, browsers and broadcasters.
 
-Each frame holds its number and each moment of sound its pitch (300 Hz and 200 Hz a second more), so
-that both can be asked when they belong.
+Each frame shows its number, and the pitch of the audio rises from 300 Hz by 200 Hz a second, so
+that both reveal their true time.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ SIZE = VideoSpec(size=(96, 64))
 
 
 def sweep(start: float, seconds: float, rate: int = 48000) -> np.ndarray:
-    """float32 [samples] of a tone of 300 + 200 t Hz, from ``start`` seconds on."""
+    """Tone of 300 + 200 t Hz from ``start`` seconds on, float32 [samples]."""
     time = start + np.arange(round(seconds * rate)) / rate
     return (0.3 * np.sin(2 * np.pi * (300 * time + 100 * time**2))).astype(np.float32)
 
 
 def pitch_times(waveform: np.ndarray, start: float = 0.0) -> np.ndarray:
-    """How far the sound of each half second is ahead of its place, in seconds."""
+    """Lead of the audio over its true time, for each half second, in seconds."""
     ahead = []
     for first in range(0, len(waveform) - 1024, 8000):
         block = waveform[first : first + 1024] * np.hanning(1024)
@@ -52,7 +52,7 @@ class Track:
     change: Callable[[int, av.Packet], None] = lambda number, packet: None
 
 
-def pictures(first: int, count: int, start: float = 0.0, **changes: Any) -> list[av.VideoFrame]:
+def video_frames(first: int, count: int, start: float = 0.0, **changes: Any) -> list[av.VideoFrame]:
     spec = dataclasses.replace(SIZE, **changes)
     frames = []
     for i in range(count):
@@ -63,7 +63,7 @@ def pictures(first: int, count: int, start: float = 0.0, **changes: Any) -> list
     return frames
 
 
-def sounds(
+def audio_frames(
     waveform: np.ndarray, rate: int = 48000, layout: str = "mono", start: float = 0.0
 ) -> list[av.AudioFrame]:
     """Frames of float32 [samples] or [channels, samples]."""
@@ -99,7 +99,7 @@ def packets_of(container: av.container.OutputContainer, track: Track) -> Iterato
 
 
 def by_time(packets: Iterable[list[av.Packet]]) -> list[av.Packet]:
-    """Packets of several streams in the order in which they are muxed."""
+    """Sorts packets of several streams in the order of muxing."""
     return sorted(itertools.chain(*packets), key=lambda packet: packet.dts * packet.time_base)
 
 
@@ -124,22 +124,22 @@ def write(path: Path, *tracks: Track, **options: Any) -> Path:
 
 
 def numbers(info: Probe) -> dict[int, int]:
-    """The number in every frame that decodes, by its index."""
+    """Number in every frame that decodes, by the frame's index."""
     shape = geometry(info, 64, "square")
     count = len(info.frame_times)
     decoder = open_decoder(info, shape, np.arange(count))
-    found = {}
+    frames: dict[int, np.ndarray] = {}
     for first in range(0, count, 7):
-        found.update(decoder.read(list(range(first, min(first + 7, count)))))
-    return {i: read_number(frame) for i, frame in found.items()}
+        frames.update(decoder.read(list(range(first, min(first + 7, count)))))
+    return {i: read_number(frame) for i, frame in frames.items()}
 
 
 def assert_in_step(path: Path, seconds: float, tolerance: float = 0.5 / RATE) -> Probe:
-    """Asserts that frames and sound are where they belong, to the end."""
+    """Asserts that frames and audio are at their true times, to the end."""
     info = probe(str(path))
-    shown = numbers(info)
-    assert len(shown) == round(seconds * RATE)
-    error = [info.frame_times[i] - n / RATE for i, n in shown.items()]
+    read = numbers(info)
+    assert len(read) == round(seconds * RATE)
+    error = [info.frame_times[i] - n / RATE for i, n in read.items()]
     assert np.ptp(error) <= tolerance
     waveform, _ = Sound(info).read(0.0, info.span[1])
     ahead = pitch_times(waveform)

@@ -65,7 +65,7 @@ def video(times: np.ndarray) -> Probe:
         frame_stamps=np.arange(len(times)), listing=None, packet_pts=np.arange(len(times)),
         packet_keys=np.ones(len(times), bool), video_restarts=(), audio_offsets=((0, 0.0),),
         width=64, height=64, pixel_aspect=1.0, rotation=0, mirrored=False, transfer="",
-        codec="h264", sound_rate=16000, sound_span=(0.0, 10.0), audio_packets=500,
+        codec="h264", audio_rate=16000, audio_span=(0.0, 10.0), audio_packets=500,
         video_stream=0, audio_stream=1,
         video_streams=1, audio_streams=1, truncated=False,
     )  # fmt: skip

@@ -59,7 +59,7 @@ def test_everything_that_is_written(separator: Separator, video: Maker, tmp_path
     assert max(np.abs(samples).max() for samples, _ in parts) <= 0.99 * 32768 + 1
     info = probe(str(path))
     with Playback(info, working_geometry(info, (32, 48), False)) as playback:
-        mixture = playback.sound(0, playback.frames)[: round(3.12 * 16_000)]
+        mixture = playback.read_audio(0, playback.frames)[: round(3.12 * 16_000)]
     total = sum(samples for samples, _ in parts)
     difference = total - mixture * record["gain"] * 32768
     assert np.abs(difference).max() <= len(parts)  # each is rounded once
@@ -87,7 +87,8 @@ def test_mask_videos_show_the_masks(separator: Separator, video: Maker, tmp_path
     path = video(seconds=0.64, size=(96, 64))
     info = probe(str(path))
     with Playback(info, working_geometry(info, (32, 48), False)) as playback:
-        detected = separator._predictor.predict(playback.pictures(0, 16), playback.sound(0, 16))
+        frames, audio = playback.read_frames(0, 16), playback.read_audio(0, 16)
+        detected = separator._predictor.predict(frames, audio)
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     assert len(detected) == len(result.people)
     for person, written in zip(detected, result.people, strict=True):
@@ -108,7 +109,7 @@ def test_a_clip_as_long_as_a_window_is_one_forward_pass(
     path = video(seconds=0.64, size=(96, 64), audio="pcm_s16le", name="a.mkv")
     info = probe(str(path))
     with Playback(info, working_geometry(info, (32, 48), False)) as playback:
-        people = predictor.predict(playback.pictures(0, 16), playback.sound(0, 16))
+        people = predictor.predict(playback.read_frames(0, 16), playback.read_audio(0, 16))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     gain = result.record["gain"]
     assert len(people) == len(result.people)

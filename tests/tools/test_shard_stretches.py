@@ -17,7 +17,7 @@ from cavmae.datasets.sharding.messages import Alive, Message, Reporter, Skip, Wr
 from cavmae.tools.shard import ShardRunSettings
 from tests.conftest import make_shards
 from tests.datasets.media.test_irregular import lose_chunks
-from tests.datasets.recordings import Track, pictures, sounds, sweep, write
+from tests.datasets.recordings import Track, audio_frames, sweep, video_frames, write
 from tests.tools.helpers import HOW, TINY, infos
 
 
@@ -32,8 +32,8 @@ def starts(out: Path) -> list[float]:
 
 def sound_with_a_pause(path: Path) -> Path:
     """10 s of frames; sound from 0 to 2 and from 7 to 10 s."""
-    frames = [*sounds(sweep(0, 2)), *sounds(sweep(7, 3), start=7)]
-    video = Track("libx264", pictures(0, 250), {"g": "20"})
+    frames = [*audio_frames(sweep(0, 2)), *audio_frames(sweep(7, 3), start=7)]
+    video = Track("libx264", video_frames(0, 250), {"g": "20"})
     return write(path, video, Track("pcm_s16le", frames))
 
 
@@ -52,8 +52,8 @@ def test_a_stretch_is_retried_as_one(tmp_path: Path) -> None:
     path.unlink()
     write(
         path,
-        Track("libx264", pictures(0, 250), {"g": "20"}),
-        Track("pcm_s16le", sounds(sweep(0, 10))),
+        Track("libx264", video_frames(0, 250), {"g": "20"}),
+        Track("pcm_s16le", audio_frames(sweep(0, 10))),
     )
     again = ShardRunSettings(workers=2, timeout=60.0, retry_skipped=True)
     assert make_shards(str(path), out, again, **TINY) == 0
@@ -98,8 +98,8 @@ def test_every_clip_is_reported_once_and_found_by_its_retry(reasons: list[str], 
 
 def test_what_a_damaged_index_loses_is_a_line(tmp_path: Path) -> None:
     tracks = (
-        Track("libx264", pictures(0, 250), {"g": "20"}),
-        Track("aac", sounds(sweep(0, 10))),
+        Track("libx264", video_frames(0, 250), {"g": "20"}),
+        Track("aac", audio_frames(sweep(0, 10))),
     )
     path, out = write(tmp_path / "x.mp4", *tracks), tmp_path / "out"
     whole = path.read_bytes()
@@ -119,8 +119,8 @@ def test_what_a_damaged_index_loses_is_a_line(tmp_path: Path) -> None:
 
 def test_a_recording_cut_off_before_its_first_clip_is_truncated_not_short(tmp_path: Path) -> None:
     tracks = (
-        Track("libx264", pictures(0, 250), {"g": "20"}),
-        Track("aac", sounds(sweep(0, 10))),
+        Track("libx264", video_frames(0, 250), {"g": "20"}),
+        Track("aac", audio_frames(sweep(0, 10))),
     )
     path = write(tmp_path / "x.mp4", *tracks, options={"movflags": "faststart"})
     data = path.read_bytes()
@@ -136,8 +136,8 @@ def test_one_wrong_stamp_is_one_line(tmp_path: Path) -> None:
         if number == 74:
             packet.pts = packet.dts = round(1e5 / packet.time_base)
 
-    video = Track("libx264", pictures(0, 75), {"bf": "0"}, far)
-    path = write(tmp_path / "x.mkv", video, Track("pcm_s16le", sounds(sweep(0, 3))))
+    video = Track("libx264", video_frames(0, 75), {"bf": "0"}, far)
+    path = write(tmp_path / "x.mkv", video, Track("pcm_s16le", audio_frames(sweep(0, 3))))
     out = tmp_path / "out"
     assert make_shards(str(path), out, **TINY) == 0
     assert len(starts(out)) == 3
@@ -146,9 +146,9 @@ def test_one_wrong_stamp_is_one_line(tmp_path: Path) -> None:
 
 
 def test_another_stream_by_its_number(tmp_path: Path) -> None:
-    video = Track("libx264", pictures(0, 50))
-    quiet = Track("pcm_s16le", sounds(0.1 * sweep(0, 2)))
-    path = write(tmp_path / "x.mkv", video, Track("pcm_s16le", sounds(sweep(0, 2))), quiet)
+    video = Track("libx264", video_frames(0, 50))
+    quiet = Track("pcm_s16le", audio_frames(0.1 * sweep(0, 2)))
+    path = write(tmp_path / "x.mkv", video, Track("pcm_s16le", audio_frames(sweep(0, 2))), quiet)
     for number in (1, 2):
         out = tmp_path / str(number)
         assert make_shards(str(path), out, HOW, audio_stream=number, **TINY) == 0
@@ -162,8 +162,8 @@ def test_another_stream_by_its_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("profile", ["speakers", "events"])
 def test_a_still_end_fills_its_clips(tmp_path: Path, profile: str) -> None:
-    video = Track("libx264", pictures(0, 25))
-    path = write(tmp_path / "x.mkv", video, Track("pcm_s16le", sounds(sweep(0, 6))))
+    video = Track("libx264", video_frames(0, 25))
+    path = write(tmp_path / "x.mkv", video, Track("pcm_s16le", audio_frames(sweep(0, 6))))
     out = tmp_path / "out"
     options = {**TINY, "profile": profile, "clip_seconds": 2.0}
     assert make_shards(str(path), out, HOW, **options) == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from cavmae.datasets.media.audio_files import MAGIC, SoundError, read_sound
+from cavmae.datasets.media.audio_files import MAGIC, SoundError, read_audio
 from cavmae.datasets.synthetic.recordings import find, survey
 
 KINDS = ("WAV", "FLAC")
@@ -19,10 +19,10 @@ WAVE = (np.sin(np.arange(32_000) * 0.2) * 0.3).astype(np.float32)
 def test_kinds_that_recordings_come_in(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     soundfile.write(str(path), WAVE, 16_000)
-    samples, rate = read_sound(path, MAGIC)
+    samples, rate = read_audio(path, MAGIC)
     assert rate == 16_000
     assert samples.shape == (pytest.approx(32_000, abs=2500), 1)
-    part, _ = read_sound(path, MAGIC, 0.5, 0.25)
+    part, _ = read_audio(path, MAGIC, 0.5, 0.25)
     assert part.shape == (4000, 1)
     assert 0.1 < np.abs(part[:, 0]).max() < 0.4
 
@@ -32,7 +32,7 @@ def test_other_kinds_are_refused_whatever_they_are_called(tmp_path: Path) -> Non
         path = tmp_path / "a.wav"
         soundfile.write(str(path), WAVE, 16_000, format=kind)
         with pytest.raises(SoundError, match=r"a\.wav is not WAV or FLAC"):
-            read_sound(path, KINDS)
+            read_audio(path, KINDS)
 
 
 def test_a_header_that_promises_days_costs_no_memory(tmp_path: Path) -> None:
@@ -44,8 +44,8 @@ def test_a_header_that_promises_days_costs_no_memory(tmp_path: Path) -> None:
     path.write_bytes(data)
     assert soundfile.info(str(path)).frames > 1 << 35
     with pytest.raises(SoundError, match=r"a\.flac does not decode"):
-        read_sound(path, KINDS)
-    samples, _ = read_sound(path, KINDS, 0.0, 1.0)  # as much is there
+        read_audio(path, KINDS)
+    samples, _ = read_audio(path, KINDS, 0.0, 1.0)  # as much is there
     assert len(samples) == 16_000
 
 
@@ -56,7 +56,7 @@ def test_rates_and_channels_out_of_reason(tmp_path: Path) -> None:
     for place, value in ((24, struct.pack("<I", 2**31 - 1)), (22, struct.pack("<H", 1000))):
         path.write_bytes(data[:place] + value + data[place + len(value) :])
         with pytest.raises(SoundError, match=r"a\.wav"):
-            read_sound(path, KINDS)
+            read_audio(path, KINDS)
 
 
 def test_samples_that_are_not_numbers(tmp_path: Path) -> None:
@@ -64,13 +64,13 @@ def test_samples_that_are_not_numbers(tmp_path: Path) -> None:
     wave[100] = np.nan
     soundfile.write(str(tmp_path / "a.wav"), wave, 16_000, subtype="FLOAT")
     with pytest.raises(SoundError, match="not numbers"):
-        read_sound(tmp_path / "a.wav", KINDS)
+        read_audio(tmp_path / "a.wav", KINDS)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x-pipe.wav")
     with pytest.raises(SoundError, match="no file"):
-        read_sound(tmp_path / "x-pipe.wav", KINDS)
+        read_audio(tmp_path / "x-pipe.wav", KINDS)
 
 
 def test_folders_of_recordings_may_be_linked(tmp_path: Path) -> None:
@@ -89,4 +89,4 @@ def test_folders_of_recordings_may_be_linked(tmp_path: Path) -> None:
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9.wav")
     soundfile.write(os.fsencode(path), WAVE, 16_000)
-    assert len(read_sound(path, KINDS)[0]) == 32_000
+    assert len(read_audio(path, KINDS)[0]) == 32_000

@@ -131,7 +131,7 @@ def composing(bench: FinetuneBench) -> float:
     for number in range(2 * bench.scenes):
         if number == bench.scenes:
             started = time.perf_counter()
-        stream.composer.compose(stream.book.draw(random.Random(number)))
+        stream.composer.compose(stream.sampler.sample(random.Random(number)))
     return (time.perf_counter() - started) / bench.scenes
 
 

@@ -53,8 +53,8 @@ def decoding(video: str, model: str) -> float:
     info = probe(video)
     with Playback(info, working_geometry(info, shape.encoder.image_size, True)) as playing:
         for start in range(0, playing.frames, RATE):
-            playing.pictures(start, min(RATE, playing.frames - start))
-            playing.sound(start, min(RATE, playing.frames - start))
+            playing.read_frames(start, min(RATE, playing.frames - start))
+            playing.read_audio(start, min(RATE, playing.frames - start))
         return (time.perf_counter() - started) / playing.seconds
 
 

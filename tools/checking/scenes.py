@@ -43,7 +43,7 @@ def draw_scenes(
     stream = ComposedStream(manifest, compose, (MOTION, width), KEYS, 1, seed=seed, access=access)
     drawn: list[tuple[str, SceneSpec, Scene]] = []
     for number in range(min(count, stream.samples)):
-        recipe = stream.recipe(0, number)
+        recipe = stream.spec(0, number)
         try:
             drawn.append((f"0-{number}", recipe, stream.composer.compose(recipe)))
         except SampleError:

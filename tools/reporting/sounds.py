@@ -180,7 +180,7 @@ def _alike(source: str, mixture: np.ndarray) -> bool:
     A record could name any recording of this machine's, to have the voices beside it in a page.
     """
     info = probe(source)
-    if not info.sound_rate:
+    if not info.audio_rate:
         return False
     sound = Sound(info)
     try:

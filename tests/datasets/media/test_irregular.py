@@ -1,4 +1,4 @@
-"""Time stamps, clocks and indexes as cameras, browsers and broadcasters leave them."""
+"""Irregular time stamps, clocks and indexes of cameras, browsers and broadcasters."""
 
 import itertools
 import struct
@@ -17,13 +17,13 @@ from tests.datasets.recordings import (
     X264,
     Track,
     assert_in_step,
+    audio_frames,
     by_time,
     numbers,
     packets_of,
-    pictures,
     pitch_times,
-    sounds,
     sweep,
+    video_frames,
     write,
 )  # fmt: skip
 
@@ -38,9 +38,9 @@ def test_two_frames_with_one_stamp(tmp_path: Path, every: int) -> None:
             packet.pts = packet.dts = last[0]
         last[0] = packet.pts or 0
 
-    video = Track("libx264", pictures(0, 100), {"g": "20", "bf": "0"}, repeat)
+    video = Track("libx264", video_frames(0, 100), {"g": "20", "bf": "0"}, repeat)
     info = assert_in_step(
-        write(tmp_path / "x.mkv", video, Track("pcm_s16le", sounds(sweep(0, 4)))), 4
+        write(tmp_path / "x.mkv", video, Track("pcm_s16le", audio_frames(sweep(0, 4)))), 4
     )
     assert info.listing is not None
 
@@ -52,8 +52,8 @@ def test_recordings_joined_end_to_end(tmp_path: Path, ending: str, b_frames: str
     joined = tmp_path / f"joined.{ending}"
     with joined.open("wb") as file:
         for part in range(3):
-            video = Track(codecs[0], pictures(50 * part, 50), {"g": "20", "bf": b_frames})
-            audio = Track(codecs[1], sounds(sweep(2 * part, 2)))
+            video = Track(codecs[0], video_frames(50 * part, 50), {"g": "20", "bf": b_frames})
+            audio = Track(codecs[1], audio_frames(sweep(2 * part, 2)))
             form = {"ts": "mpegts", "mpg": "mpeg"}[ending]
             path = write(tmp_path / f"{part}.{ending}", video, audio, format=form)
             file.write(path.read_bytes())
@@ -63,7 +63,7 @@ def test_recordings_joined_end_to_end(tmp_path: Path, ending: str, b_frames: str
 
 
 def restamp_flv(path: Path, change: Callable[[int, int], int]) -> None:
-    """Alters the stamps of an FLV's sound: ``change(number, milliseconds)``."""
+    """Alters the stamps of an FLV's audio: ``change(number, milliseconds)``."""
     data = bytearray(path.read_bytes())
     place, number = 13, 0
     while place + 11 <= len(data):
@@ -79,19 +79,19 @@ def restamp_flv(path: Path, change: Callable[[int, int], int]) -> None:
 
 
 def make_flv(path: Path) -> Path:
-    audio = Track("aac", sounds(sweep(0, 4, 44100), 44100))
-    return write(path, Track("libx264", pictures(0, 100), X264), audio)
+    audio = Track("aac", audio_frames(sweep(0, 4, 44100), 44100))
+    return write(path, Track("libx264", video_frames(0, 100), X264), audio)
 
 
-def test_sound_that_steps_back_alone_overwrites_nothing(tmp_path: Path) -> None:
-    """A live source whose encoder began anew and counts 0.7 s less."""
+def test_audio_that_steps_back_alone_overwrites_nothing(tmp_path: Path) -> None:
+    """A live source whose encoder restarted and counts 0.7 s less."""
     path = make_flv(tmp_path / "x.flv")
     restamp_flv(path, lambda number, stamp: stamp - 700 * (number >= 100))
     assert assert_in_step(path, 4).listing is None
 
 
 @pytest.mark.parametrize("number", [60, 171])
-def test_one_packet_of_sound_that_is_days_away(tmp_path: Path, number: int) -> None:
+def test_a_single_packet_of_audio_that_is_days_away(tmp_path: Path, number: int) -> None:
     path = make_flv(tmp_path / "x.flv")
     restamp_flv(path, lambda n, stamp: 100_000_000 if n == number else stamp)
     info = assert_in_step(path, 4)
@@ -101,8 +101,8 @@ def test_one_packet_of_sound_that_is_days_away(tmp_path: Path, number: int) -> N
 def test_packets_without_a_stamp(tmp_path: Path) -> None:
     """A stamp for every third frame only, as programme streams may have it."""
     path = write(
-        tmp_path / "x.ts", Track("libx264", pictures(0, 100), {"g": "20", "bf": "0"}),
-        Track("aac", sounds(sweep(0, 4))),
+        tmp_path / "x.ts", Track("libx264", video_frames(0, 100), {"g": "20", "bf": "0"}),
+        Track("aac", audio_frames(sweep(0, 4))),
     )  # fmt: skip
     info = probe(str(path))
     assert info.listing is None
@@ -124,18 +124,18 @@ def pes_headers(data: bytes | bytearray) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
-def test_frames_that_are_never_shown(tmp_path: Path, codec: str) -> None:
-    """Alternate references: packets with stamps of their own that give no frame."""
+def test_frames_that_are_never_visible(tmp_path: Path, codec: str) -> None:
+    """Alternate references: packets with distinct stamps that give no frame."""
     path = tmp_path / "x.mkv"
     options = {"deadline": "realtime", "cpu-used": "8"}
     with av.open(str(path), "w") as container:
         video = container.add_stream(codec, rate=RATE, options=options)
-        audio = Track("pcm_s16le", sounds(sweep(0, 4)))
+        audio = Track("pcm_s16le", audio_frames(sweep(0, 4)))
         assert isinstance(video, av.VideoStream)
         video.width, video.height, video.pix_fmt, video.gop_size = 96, 64, "yuv420p", 1
         frames = []
         for packet in itertools.chain.from_iterable(
-            video.encode(frame) for frame in [*pictures(0, 100), None]
+            video.encode(frame) for frame in [*video_frames(0, 100), None]
         ):
             if len(frames) % 11 == 10:
                 data = bytearray(packet)
@@ -155,17 +155,17 @@ def test_frames_that_are_never_shown(tmp_path: Path, codec: str) -> None:
 
 
 @pytest.mark.parametrize("ending", ["mkv", "mp4"])
-def test_the_last_frame_stays_while_the_sound_goes_on(tmp_path: Path, ending: str) -> None:
+def test_the_last_frame_stays_while_the_audio_goes_on(tmp_path: Path, ending: str) -> None:
     """A screen recording in which nothing moves after 1 s."""
-    video = Track("libx264", pictures(0, 25), X264)
-    path = write(tmp_path / f"x.{ending}", video, Track("aac", sounds(sweep(0, 6))))
+    video = Track("libx264", video_frames(0, 25), X264)
+    path = write(tmp_path / f"x.{ending}", video, Track("aac", audio_frames(sweep(0, 6))))
     info = probe(str(path))
     assert info.span[1] == pytest.approx(6, abs=0.06)
     assert info.remarks == ()
     with Playback(info, geometry(info, 64, "square")) as playing:
         assert playing.frames >= 148
-        assert read_number(playing.pictures(0, playing.frames)[140]) == 24
-        assert playing.seen.all()
+        assert read_number(playing.read_frames(0, playing.frames)[140]) == 24
+        assert playing.has_frame.all()
 
 
 def lose_chunks(path: Path, handler: bytes | None) -> None:
@@ -183,7 +183,7 @@ def lose_chunks(path: Path, handler: bytes | None) -> None:
 
 def test_a_damaged_index_is_noticed(tmp_path: Path) -> None:
     """FFmpeg stops at it without an error."""
-    tracks = Track("libx264", pictures(0, 250), X264), Track("aac", sounds(sweep(0, 10)))
+    tracks = Track("libx264", video_frames(0, 250), X264), Track("aac", audio_frames(sweep(0, 10)))
     path = write(tmp_path / "x.mp4", *tracks)
     assert probe(str(path)).unused == ()
     lose_chunks(path, None)
@@ -198,14 +198,14 @@ def test_a_damaged_index_is_noticed(tmp_path: Path) -> None:
 def test_a_claim_that_covers_more_than_what_is_read(tmp_path: Path, name: str) -> None:
     """A clock that does not begin at 0; a longer stream that is not read."""
     late = (
-        Track("libx264", pictures(0, 75, 5.0), X264),
-        Track("aac", sounds(sweep(0, 3), start=5.0)),
+        Track("libx264", video_frames(0, 75, 5.0), X264),
+        Track("aac", audio_frames(sweep(0, 3), start=5.0)),
     )
     info = probe(str(write(tmp_path / f"late-{name}", *late)))
     assert info.span[1] == pytest.approx(3, abs=0.1)
     assert info.unused == ()
-    tracks = [Track("libx264", pictures(0, 75), X264), Track("aac", sounds(sweep(0, 3)))]
-    tracks.append(Track("aac", sounds(sweep(0, 9))))
+    tracks = [Track("libx264", video_frames(0, 75), X264), Track("aac", audio_frames(sweep(0, 3)))]
+    tracks.append(Track("aac", audio_frames(sweep(0, 9))))
     path = write(tmp_path / f"longer-{name}", *tracks)
     info = probe(str(path), audio_stream=1)
     assert info.span[1] == pytest.approx(3, abs=0.1)
@@ -216,33 +216,35 @@ def test_a_claim_that_covers_more_than_what_is_read(tmp_path: Path, name: str) -
 
 
 def test_frames_lost_to_a_damaged_index_are_not_a_still_end(tmp_path: Path) -> None:
-    tracks = Track("libx264", pictures(0, 250), X264), Track("aac", sounds(sweep(0, 10)))
+    tracks = Track("libx264", video_frames(0, 250), X264), Track("aac", audio_frames(sweep(0, 10)))
     path = write(tmp_path / "x.mp4", *tracks)
     lose_chunks(path, b"vide")
     info = probe(str(path))
-    if info.sound_span[1] > info.video_span[1] + 1:  # else FFmpeg gave up on both
+    if info.audio_span[1] > info.video_span[1] + 1:  # else FFmpeg gave up on both
         assert info.span[1] == info.video_span[1]
     assert info.unused[0].reason == "truncated"
 
 
-def test_one_frame_that_is_days_away(tmp_path: Path) -> None:
+def test_a_single_frame_that_is_days_away(tmp_path: Path) -> None:
     def far(number: int, packet: av.Packet) -> None:
         if number == 74:
             packet.pts = packet.dts = round(1e5 / packet.time_base)
 
-    video = Track("libx264", pictures(0, 75), {"bf": "0"}, far)
-    info = probe(str(write(tmp_path / "x.mkv", video, Track("pcm_s16le", sounds(sweep(0, 3))))))
+    video = Track("libx264", video_frames(0, 75), {"bf": "0"}, far)
+    info = probe(
+        str(write(tmp_path / "x.mkv", video, Track("pcm_s16le", audio_frames(sweep(0, 3)))))
+    )
     assert info.span[1] < 3.1
     assert [part.reason for part in info.unused] == ["gap"]
     assert "(1 of the video, 0 of the audio)" in info.unused[0].detail
 
 
 def stamp_later(path: Path, kind: int, number: int, milliseconds: int) -> None:
-    """Alters one time stamp of an FLV file: of a tag of sound (8) or of frames (9)."""
+    """Alters a single time stamp of an FLV file: of a tag of audio (8) or of video (9)."""
     data = bytearray(path.read_bytes())
     place = 13
     while place < len(data):
-        if data[place] == kind and data[place + 12]:  # 0: what the decoder is set up with
+        if data[place] == kind and data[place + 12]:  # 0: configuration of the decoder
             if number == 0:
                 stamp = int.from_bytes(data[place + 4 : place + 7], "big") + milliseconds
                 data[place + 4 : place + 7] = stamp.to_bytes(3, "big")
@@ -254,13 +256,13 @@ def stamp_later(path: Path, kind: int, number: int, milliseconds: int) -> None:
 @pytest.mark.parametrize("number", [0, 1, 40])
 @pytest.mark.parametrize("kind", [8, 9])
 @pytest.mark.parametrize("milliseconds", [5000, 60_000])
-def test_one_time_stamp_that_is_seconds_late_moves_nothing(
+def test_a_single_time_stamp_that_is_seconds_late_moves_nothing(
     tmp_path: Path, kind: int, number: int, milliseconds: int
 ) -> None:
-    """It was taken for a clock that begins anew, and all that follows was out of step."""
+    """Such a stamp is no restart, which would put all later packets out of step."""
     tracks = (
-        Track("libx264", pictures(0, 75), {"bf": "0"}),
-        Track("aac", sounds(sweep(0, 3, 44100), 44100)),
+        Track("libx264", video_frames(0, 75), {"bf": "0"}),
+        Track("aac", audio_frames(sweep(0, 3, 44100), 44100)),
     )
     path = write(tmp_path / "x.flv", *tracks)
     stamp_later(path, kind, number, milliseconds)
@@ -269,36 +271,36 @@ def test_one_time_stamp_that_is_seconds_late_moves_nothing(
 
 
 def test_a_recording_that_begins_hours_late(tmp_path: Path) -> None:
-    """A first frame stamped 0, all others by the clock on the wall."""
+    """A first frame stamped 0, all others by the time of day."""
 
     def early(number: int, packet: av.Packet) -> None:
         if number:
             packet.pts = packet.dts = (packet.pts or 0) + round(36000 / packet.time_base)
 
-    video = Track("libx264", pictures(0, 75), {"bf": "0"}, early)
-    audio = Track("pcm_s16le", sounds(sweep(0, 3), start=36000))
+    video = Track("libx264", video_frames(0, 75), {"bf": "0"}, early)
+    audio = Track("pcm_s16le", audio_frames(sweep(0, 3), start=36000))
     info = probe(str(write(tmp_path / "x.mkv", video, audio)))
     assert info.span[1] == pytest.approx(3, abs=0.1)
     assert pitch_times(Sound(info).read(0.0, 3.0)[0]) == pytest.approx(0, abs=0.06)
 
 
-def test_sound_by_the_clock_on_the_wall(tmp_path: Path) -> None:
+def test_audio_stamped_by_the_time_of_day(tmp_path: Path) -> None:
     video, audio = (
-        Track("libx264", pictures(0, 75)),
-        Track("pcm_s16le", sounds(sweep(0, 3), start=36000)),
+        Track("libx264", video_frames(0, 75)),
+        Track("pcm_s16le", audio_frames(sweep(0, 3), start=36000)),
     )
     path = write(tmp_path / "x.mkv", video, audio)
     with pytest.raises(
-        MediaError, match=r"frames are stamped 0.0 to .* the sound 36000.0 to"
+        MediaError, match=r"frames are stamped 0.0 to .* the audio 36000.0 to"
     ) as caught:
         probe(str(path))
     assert caught.value.reason == "clocks_apart"
 
 
-def test_a_stream_that_comes_up_on_the_way(tmp_path: Path) -> None:
-    """Captions of an FLV begin after the minute that is searched for streams."""
-    video = Track("libx264", pictures(0, 100), {"g": "20", "bf": "0"})
-    path = write(tmp_path / "x.flv", video, Track("aac", sounds(sweep(0, 4, 44100), 44100)))
+def test_a_stream_that_begins_late(tmp_path: Path) -> None:
+    """Captions of an FLV begin after the minute in which FFmpeg searches for streams."""
+    video = Track("libx264", video_frames(0, 100), {"g": "20", "bf": "0"})
+    path = write(tmp_path / "x.flv", video, Track("aac", audio_frames(sweep(0, 4, 44100), 44100)))
     data = bytearray(path.read_bytes())
     place = last = 13
     while place + 11 <= len(data):
@@ -320,9 +322,9 @@ def test_a_stream_that_comes_up_on_the_way(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
 def test_frames_predicted_from_a_damaged_key_frame(tmp_path: Path, ending: str) -> None:
-    """The decoder makes them of grey, or of the picture before."""
-    video = Track("libx264", pictures(0, 75), {"g": "25", "bf": "2", "sc_threshold": "0"})
-    path = write(tmp_path / f"x.{ending}", video, Track("aac", sounds(sweep(0, 3))))
+    """The decoder predicts them from grey, or from the frame before."""
+    video = Track("libx264", video_frames(0, 75), {"g": "25", "bf": "2", "sc_threshold": "0"})
+    path = write(tmp_path / f"x.{ending}", video, Track("aac", audio_frames(sweep(0, 3))))
     with av.open(str(path)) as container:
         packets = [p for p in container.demux(video=0) if p.size and p.is_keyframe]
     assert len(packets) == 3
@@ -336,10 +338,10 @@ def test_frames_predicted_from_a_damaged_key_frame(tmp_path: Path, ending: str) 
     path.write_bytes(data)
     info = probe(str(path))
     assert len(info.frame_times) == 75
-    shown = numbers(info)
-    assert {i: n for i, n in shown.items() if i != n} == {}
-    assert {*range(23), *range(50, 75)} <= set(shown)
-    assert not set(range(25, 50)) & set(shown)
+    read = numbers(info)
+    assert {i: n for i, n in read.items() if i != n} == {}
+    assert {*range(23), *range(50, 75)} <= set(read)
+    assert not set(range(25, 50)) & set(read)
 
 
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
@@ -347,7 +349,7 @@ FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
 
 def test_a_damaged_fragment_is_noticed(tmp_path: Path) -> None:
     """FFmpeg ends there without an error, and no header says how long the file is."""
-    tracks = Track("libx264", pictures(0, 250), X264), Track("aac", sounds(sweep(0, 10)))
+    tracks = Track("libx264", video_frames(0, 250), X264), Track("aac", audio_frames(sweep(0, 10)))
     path = write(tmp_path / "x.mp4", *tracks, options=FRAGMENTS)
     whole = path.read_bytes()
     assert probe(str(path)).unused == ()
@@ -364,7 +366,10 @@ def test_a_damaged_fragment_is_noticed(tmp_path: Path) -> None:
 
 
 def test_an_avi_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
-    tracks = Track("mpeg4", pictures(0, 250), {"g": "20"}), Track("mp3", sounds(sweep(0, 10)))
+    tracks = (
+        Track("mpeg4", video_frames(0, 250), {"g": "20"}),
+        Track("mp3", audio_frames(sweep(0, 10))),
+    )
     path = write(tmp_path / "x.avi", *tracks)
     assert probe(str(path)).unused == ()
     data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Frames and sound of real containers and codecs, encoded here."""
+"""Frames and audio of real containers and codecs, encoded here."""
 
 import dataclasses
 import os
@@ -19,7 +19,7 @@ from cavmae.tools.benchmarks.media import VideoSpec, draw_frame, read_number
 Maker = Callable[..., Path]
 
 X265 = ("x265-params", "log-level=none")
-# name: what is changed from the small H.264 video
+# name: changes to the small H.264 video
 CODECS: dict[str, dict[str, object]] = {
     "h264.mp4": {"codec_options": (("bf", "3"), ("g", "20"))},
     "h264.mkv": {"codec_options": (("g", "13"),)},
@@ -65,10 +65,10 @@ def square(path: Path) -> tuple[object, Geometry]:
 
 
 def read_all(decoder: Decoder, wanted: Sequence[int], step: int = 7) -> dict[int, np.ndarray]:
-    found: dict[int, np.ndarray] = {}
+    frames: dict[int, np.ndarray] = {}
     for first in range(0, len(wanted), step):
-        found.update(decoder.read([int(i) for i in wanted[first : first + step]]))
-    return found
+        frames.update(decoder.read([int(i) for i in wanted[first : first + step]]))
+    return frames
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -86,8 +86,8 @@ def test_every_frame_is_the_one_it_should_be(video: Maker, name: str) -> None:
     }
     for wanted in choices.values():
         decoder = open_decoder(info, shape, np.array(wanted))
-        found = read_all(decoder, wanted)
-        assert {i: read_number(f) for i, f in found.items()} == {i: i for i in wanted}
+        frames = read_all(decoder, wanted)
+        assert {i: read_number(f) for i, f in frames.items()} == {i: i for i in wanted}
 
 
 def expected_times(name: str) -> list[float]:
@@ -98,13 +98,13 @@ def expected_times(name: str) -> list[float]:
 def test_frame_times_are_those_encoded(video: Maker, name: str) -> None:
     info = probe(str(video(name, **CODECS[name])))
     expected = np.array(expected_times(name))
-    found = info.frame_times + (expected[0] - info.frame_times[0])
-    np.testing.assert_allclose(found, expected, atol=1.1e-3)  # Matroska counts milliseconds
+    times = info.frame_times + (expected[0] - info.frame_times[0])
+    np.testing.assert_allclose(times, expected, atol=1.1e-3)  # Matroska counts milliseconds
     assert info.video_span[1] == pytest.approx(info.frame_times[-1] + 0.04, abs=0.06)
 
 
 def test_decord_reads_only_where_it_gives_the_right_frames(video: Maker) -> None:
-    """Why it is asked for all frames only: this fails once decord can be trusted with jumps."""
+    """decord gives wrong frames when it skips some: this fails once a release repairs that."""
     path = video("x.mp4", **CODECS["intra_refresh.mp4"])
     info = probe(str(path))
     shape = geometry(info, 64, "square")
@@ -126,7 +126,7 @@ def test_decord_reads_only_where_it_gives_the_right_frames(video: Maker) -> None
         ("x.ts", {}, "container"),  # it opens this one and cannot read its end
         ("x.avi", {"codec": "mpeg4", "audio": "pcm_s16le"}, "container"),
         ("x.mkv", {"codec": "ffv1"}, "codec"),
-        ("x.mp4", {"rotation": 90}, "turned"),
+        ("x.mp4", {"rotation": 90}, "rotated"),
     ],
 )
 def test_decord_gets_plain_files_only(
@@ -139,17 +139,17 @@ def test_decord_gets_plain_files_only(
 
 
 def test_copies_by_decord_are_an_error(video: Maker) -> None:
-    """decord replaces what it cannot decode by copies; only PyAV's word counts on them."""
+    """decord replaces frames that do not decode by copies; PyAV decides on real copies."""
     lossless = (("qp", "0"),)  # two white frames are equal
     info = probe(str(video("x.mkv", events=(0.8, 0.84), codec_options=lossless)))
     shape = geometry(info, 64, "square")
-    with pytest.raises(MediaError, match="same picture twice"):
+    with pytest.raises(MediaError, match="same frame twice"):
         read_all(open_decoder(info, shape, np.arange(50), "decord"), range(50))
-    found = read_all(open_decoder(info, shape, np.arange(50)), range(50))
-    assert [i for i, frame in found.items() if frame.mean() > 200] == [20, 21]
+    frames = read_all(open_decoder(info, shape, np.arange(50)), range(50))
+    assert [i for i, frame in frames.items() if frame.mean() > 200] == [20, 21]
 
 
-def test_both_decoders_give_the_same_pictures(video: Maker) -> None:
+def test_both_decoders_give_the_same_frames(video: Maker) -> None:
     info = probe(str(video(size=(320, 180), clutter=True)))
     shape = geometry(info, 112, "patches")
     wanted = list(range(50))
@@ -160,7 +160,7 @@ def test_both_decoders_give_the_same_pictures(video: Maker) -> None:
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
-def test_turned_phones_are_shown_upright(video: Maker, rotation: int) -> None:
+def test_rotated_videos_are_upright(video: Maker, rotation: int) -> None:
     path = video(rotation=rotation, size=(96, 64))
     info = probe(str(path))
     assert info.rotation == rotation
@@ -173,31 +173,31 @@ def test_turned_phones_are_shown_upright(video: Maker, rotation: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("aspect", "shown", "size"),
+    ("aspect", "display", "size"),
     [(Fraction(2), (64, 192), (64, 192)), (Fraction(1, 2), (128, 96), (80, 64))],
 )
 def test_pixels_that_are_not_square(
-    video: Maker, aspect: Fraction, shown: tuple[int, int], size: tuple[int, int]
+    video: Maker, aspect: Fraction, display: tuple[int, int], size: tuple[int, int]
 ) -> None:
     info = probe(str(video(size=(96, 64), pixel_aspect=aspect)))
-    assert info.coded_display == shown
+    assert info.coded_display == display
     shape = geometry(info, 64, "patches")
     assert shape.size == size
     assert open_decoder(info, shape, np.arange(50)).read([0, 1])[1].shape == (*size, 3)
 
 
-def test_a_mask_lies_where_the_picture_is() -> None:
+def test_a_mask_has_the_geometry_of_its_frame() -> None:
     mask = np.zeros((60, 100), dtype=np.uint8)
     mask[10:20, 70:90] = 2
     shape = Geometry((30, 50), 90, (48, 16))
     placed = shape.mask(Image.fromarray(mask), (100, 60))
     expected = np.rot90(mask[::2, ::2], 1)[1:49, 7:23]
     np.testing.assert_array_equal(placed, expected)
-    turned = Image.fromarray(np.rot90(mask, 1).copy())  # given as shown
+    turned = Image.fromarray(np.rot90(mask, 1).copy())  # as displayed
     np.testing.assert_array_equal(shape.mask(turned, (100, 60)), expected)
 
 
-def test_what_a_file_is_not(tmp_path: Path, video: Maker) -> None:
+def test_reasons_for_refusing_a_file(tmp_path: Path, video: Maker) -> None:
     def reason(path: Path) -> str:
         with pytest.raises(MediaError) as caught:
             probe(str(path))
@@ -224,7 +224,7 @@ def test_a_playlist_does_not_reach_other_files(tmp_path: Path, video: Maker) -> 
 
 
 def spoil(source: Path, target: Path, bad: set[int]) -> Path:
-    """A copy in which some packets of the picture are zeroed."""
+    """Copies a file with some of its video packets zeroed."""
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         streams = {s.index: new.add_stream_from_template(s) for s in old.streams}
         number = -1
@@ -253,26 +253,26 @@ def test_frames_lost_from_an_avi_do_not_shift_the_others(
     info = probe(str(spoil(whole, tmp_path / "bad.avi", {70, 71, 72})))
     wanted = list(range(len(info.frame_times)))
     decoder = open_decoder(info, geometry(info, 64, "square"), np.array(wanted))
-    found = read_all(decoder, wanted)
-    assert {i: read_number(f) for i, f in found.items() if i < 66} == {i: i for i in range(66)}
+    frames = read_all(decoder, wanted)
+    assert {i: read_number(f) for i, f in frames.items() if i < 66} == {i: i for i in range(66)}
     after = next(i for i in range(73, 150) if info.packet_keys[i])  # the next key frame
-    late = {i: read_number(f) for i, f in found.items() if i >= after}
+    late = {i: read_number(f) for i, f in frames.items() if i >= after}
     assert late == {i: i for i in range(after, 150)}
 
 
-def test_one_bad_frame_late_in_a_video_costs_only_itself(video: Maker, tmp_path: Path) -> None:
+def test_a_bad_frame_late_in_a_video_loses_only_itself(video: Maker, tmp_path: Path) -> None:
     whole = video("x.mkv", seconds=20.0, codec_options=(("g", "25"), ("bf", "0")))
     info = probe(str(spoil(whole, tmp_path / "bad.mkv", {400})))
     wanted = list(range(0, 500, 10))
     decoder = open_decoder(info, geometry(info, 64, "square"), np.array(wanted), "pyav")
-    found = read_all(decoder, wanted)
-    assert set(wanted) - set(found) <= {400, 410, 420}
+    frames = read_all(decoder, wanted)
+    assert set(wanted) - set(frames) <= {400, 410, 420}
     right = {i: i for i in wanted if not 400 <= i < 425}
-    assert {i: read_number(f) for i, f in found.items() if i in right} == right
+    assert {i: read_number(f) for i, f in frames.items() if i in right} == right
 
 
 def test_real_scenes(media_root: Path) -> None:
-    """What the headers of these get wrong is in the folder's README."""
+    """The folder's README lists the errors in the headers of these files."""
     scene = probe(str(media_root / "scenes" / "KlsG1EnBEjc_000361.mp4"))
     assert len(scene.frame_times) == 299
     assert scene.frame_times[0] == 0
@@ -282,10 +282,10 @@ def test_real_scenes(media_root: Path) -> None:
     assert grid.frame_rate == pytest.approx(25)
     assert len(grid.frame_times) == 75
     for info in (scene, slow, grid):
-        assert info.video_span[1] == pytest.approx(info.sound_span[1], abs=0.1)
+        assert info.video_span[1] == pytest.approx(info.audio_span[1], abs=0.1)
 
 
-def test_real_frames_are_the_same_whoever_reads_them(media_root: Path) -> None:
+def test_both_decoders_agree_on_real_files(media_root: Path) -> None:
     """decord lists 400 frames of one of these files, of which its edit list shows 299."""
     refused = media_root / "scenes" / "KlsG1EnBEjc_000361.mp4"
     paths = sorted((media_root / "scenes").glob("*.mp4"))
@@ -313,11 +313,11 @@ def test_numbers_can_be_read_back() -> None:
 def test_a_name_that_is_not_utf8(video: Maker, tmp_path: Path) -> None:
     plain = video()
     odd = shutil.copy(plain, tmp_path / os.fsdecode(b"caf\xe9.mp4"))
-    pictures = []
+    frames = []
     for path in (plain, odd):
         info, shape = square(path)
         decoder = open_decoder(info, shape, np.arange(len(info.frame_times)))
-        pictures.append(decoder.read([0, 7])[7])
+        frames.append(decoder.read([0, 7])[7])
         decoder.close()
     assert decoder.name == "pyav"
-    assert np.abs(pictures[0].astype(int) - pictures[1]).mean() < 2
+    assert np.abs(frames[0].astype(int) - frames[1]).mean() < 2

@@ -1,4 +1,4 @@
-"""A file as it plays, on a grid of 25 frames a second."""
+"""Playback of media files on a grid of 25 Hz."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +22,13 @@ def play(path: Path) -> Playback:
 
 
 def numbers(playing: Playback, length: int, hop: int) -> list[int]:
-    """Numbers in the frames of overlapping windows; what two windows show alike counts once."""
-    found: dict[int, int] = {}
+    """Numbers in the frames of overlapping windows, which must agree on common frames."""
+    by_index: dict[int, int] = {}
     for start in range(0, playing.frames, hop):
-        for place, frame in enumerate(playing.pictures(start, length)):
+        for place, frame in enumerate(playing.read_frames(start, length)):
             number = read_number(frame)
-            assert found.setdefault(start + place, number) == number
-    return [found[i] for i in range(playing.frames)]
+            assert by_index.setdefault(start + place, number) == number
+    return [by_index[i] for i in range(playing.frames)]
 
 
 @given(seconds=st.floats(1e-3, 4e4))
@@ -41,54 +41,54 @@ def test_frames_and_samples_of_a_recording_end_together(seconds: float) -> None:
 
 @pytest.mark.parametrize("fps", [25.0, 50.0, 12.5, 30000 / 1001])
 @pytest.mark.parametrize("hop", [3, 8])
-def test_every_moment_has_the_frame_that_is_on_screen(video: Maker, fps: float, hop: int) -> None:
+def test_every_grid_time_has_the_frame_on_screen(video: Maker, fps: float, hop: int) -> None:
     with play(video(fps=fps, seconds=2.0)) as playing:
         assert playing.frames in (50, 51)
-        found = numbers(playing, 8, hop)[:50]
+        read = numbers(playing, 8, hop)[:50]
     exact = np.arange(50) / 25 * fps
-    assert np.abs(np.array(found) - exact).max() <= 1
+    assert np.abs(np.array(read) - exact).max() <= 1
     if fps in (12.5, 25.0, 50.0):
-        assert found == np.floor(exact + 1e-6).astype(int).tolist()
+        assert read == np.floor(exact + 1e-6).astype(int).tolist()
 
 
 def test_frames_of_any_spacing(video: Maker) -> None:
     times = np.round(np.cumsum([0.0, *[0.02, 0.09, 0.05] * 10]), 3)
     with play(video("vfr.mp4", frame_times=tuple(times))) as playing:
-        found = numbers(playing, 16, 16)
-    for moment, number in enumerate(found[:-2]):
-        assert times[number] <= moment / 25 + 0.021
-        assert number + 1 == len(times) or times[number + 1] > moment / 25 + 0.019
+        read = numbers(playing, 16, 16)
+    for index, number in enumerate(read[:-2]):
+        assert times[number] <= index / 25 + 0.021
+        assert number + 1 == len(times) or times[number + 1] > index / 25 + 0.019
 
 
-def test_there_is_no_picture_before_the_first_frame_and_the_last_one_stays(video: Maker) -> None:
+def test_frames_are_black_before_the_first_one_and_the_last_one_stays(video: Maker) -> None:
     path = video("late.mkv", seconds=2.0, picture_start=0.8, sound_seconds=4.0, size=(96, 64))
     with play(path) as playing:
         assert playing.frames >= 95
-        pictures = playing.pictures(0, playing.frames)
-        seen = playing.seen
-    assert not seen[:19].any()
-    assert seen[22:].all()
-    assert not pictures[:19].any()
-    assert read_number(pictures[30]) == 10
-    assert [read_number(picture) for picture in pictures[70:]] == [49] * (len(pictures) - 70)
+        frames = playing.read_frames(0, playing.frames)
+        has_frame = playing.has_frame
+    assert not has_frame[:19].any()
+    assert has_frame[22:].all()
+    assert not frames[:19].any()
+    assert read_number(frames[30]) == 10
+    assert [read_number(frame) for frame in frames[70:]] == [49] * (len(frames) - 70)
 
 
-def test_sound_is_read_once_and_given_again(video: Maker) -> None:
+def test_overlapping_segments_of_audio_agree(video: Maker) -> None:
     path = video("pcm.mkv", audio="pcm_s16le", rate=16000, seconds=2.0, events=(0.5, 1.5))
     with play(path) as playing:
-        whole = playing.sound(0, playing.frames)
+        whole = playing.read_audio(0, playing.frames)
     assert whole.shape == (playing.frames * SAMPLES,)
     with play(path) as playing:
         for start in range(0, 48, 5):
-            part = playing.sound(start, 16)
+            part = playing.read_audio(start, 16)
             beyond = np.pad(whole, (0, 20 * SAMPLES))[start * SAMPLES : (start + 16) * SAMPLES]
             np.testing.assert_allclose(part, beyond, atol=2e-4)
 
 
-def test_what_is_kept_does_not_grow(video: Maker) -> None:
+def test_buffers_do_not_grow(video: Maker) -> None:
     with play(video(seconds=6.0)) as playing:
         for start in range(0, playing.frames, 8):
-            playing.pictures(start, 16)
-            playing.sound(start, 16)
-            assert len(playing._kept) <= 17
-            assert len(playing._waves) <= 16 * SAMPLES
+            playing.read_frames(start, 16)
+            playing.read_audio(start, 16)
+            assert len(playing._cached) <= 17
+            assert len(playing._waveform) <= 16 * SAMPLES

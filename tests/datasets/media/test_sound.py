@@ -1,4 +1,4 @@
-"""The sound of real containers and codecs, and its step with the picture."""
+"""Audio of real containers and codecs, and its synchrony with the video."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -22,7 +22,7 @@ def click_times(waveform: np.ndarray) -> list[float]:
     return [loud[0], *loud[1:][np.diff(loud) > 0.1]]
 
 
-# Sound and picture: a white flash and a click at the same moment of the video.
+# A white flash and a click at the same time of the video.
 
 STEP_CASES: dict[str, dict[str, object]] = {
     "aac.mp4": {},
@@ -49,7 +49,7 @@ STEP_CASES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("name", STEP_CASES)
-def test_sound_and_picture_stay_in_step_to_half_a_frame(video: Maker, name: str) -> None:
+def test_audio_and_video_stay_in_step_to_half_a_frame(video: Maker, name: str) -> None:
     events = (0.8, 1.6, 2.4, 3.2)
     path = video(name, seconds=4.0, sound_seconds=3.4, events=events, **STEP_CASES[name])
     info = probe(str(path))
@@ -75,18 +75,18 @@ def test_channels(tmp_path: Path, channels: int, downmix: str) -> None:
     weights = 1 / np.arange(1, channels + 1)
     samples = (np.outer(tone, weights) * 32767).astype(np.int16)
     with av.open(str(path), "w") as out:
-        picture = out.add_stream("libx264", rate=25)
-        picture.width, picture.height, picture.pix_fmt = 32, 32, "yuv420p"
-        sound = out.add_stream("pcm_s16le", rate=16000, layout=LAYOUTS[channels])
+        video = out.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        audio = out.add_stream("pcm_s16le", rate=16000, layout=LAYOUTS[channels])
         for i in range(25):
             frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")
             frame.pts, frame.time_base = i, Fraction(1, 25)
-            out.mux(picture.encode(frame))
-        out.mux(picture.encode(None))
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
         chunk = av.AudioFrame.from_ndarray(samples.reshape(1, -1), "s16", LAYOUTS[channels])
         chunk.sample_rate, chunk.pts = 16000, 0
-        out.mux(sound.encode(chunk))
-        out.mux(sound.encode(None))
+        out.mux(audio.encode(chunk))
+        out.mux(audio.encode(None))
     waveform, _ = Sound(probe(str(path)), downmix).read(0.0, 1.0)
     usual = av.AudioLayout(USUAL[channels])  # PCM in Matroska does not name its channels
     names = tuple(channel.name for channel in usual.channels)
@@ -94,11 +94,11 @@ def test_channels(tmp_path: Path, channels: int, downmix: str) -> None:
     np.testing.assert_allclose(waveform, expected, atol=1e-3)
 
 
-def test_stretches_of_sound_join_without_a_seam(video: Maker) -> None:
+def test_segments_of_audio_join_without_a_seam(video: Maker) -> None:
     info = probe(str(video(rate=44100, seconds=4.0, events=(0.5, 1.5, 2.5))))
     whole, _ = Sound(info).read(0.0, 4.0)
-    sound = Sound(info)
-    pieces = [sound.read(t / 2, t / 2 + 0.5)[0] for t in range(8)]
+    reader = Sound(info)
+    pieces = [reader.read(t / 2, t / 2 + 0.5)[0] for t in range(8)]
     joined = np.concatenate(pieces)
     assert len(joined) == len(whole)
     np.testing.assert_allclose(joined, whole, atol=2e-4)
@@ -115,7 +115,7 @@ def test_stretches_of_sound_join_without_a_seam(video: Maker) -> None:
         ("x.mov", {"audio": "pcm_s16le"}),
     ],
 )
-def test_sound_from_late_in_a_file_is_the_same(
+def test_audio_from_late_in_a_file_is_the_same(
     video: Maker, name: str, changes: dict[str, object]
 ) -> None:
     events = tuple(np.arange(0.7, 40, 1.3))
@@ -127,38 +127,38 @@ def test_sound_from_late_in_a_file_is_the_same(
     # Matroska's time stamps are whole milliseconds, and some codecs fill in noise at random.
     np.testing.assert_allclose(click_times(part), click_times(expected), atol=1.1e-3)
     lags = range(-18, 19)
-    likeness = [np.corrcoef(np.roll(part, lag)[20:-20], expected[20:-20])[0, 1] for lag in lags]
-    assert max(likeness) > 0.98
+    correlations = [np.corrcoef(np.roll(part, lag)[20:-20], expected[20:-20])[0, 1] for lag in lags]
+    assert max(correlations) > 0.98
 
 
-def test_sound_does_not_pile_up(video: Maker) -> None:
+def test_audio_does_not_pile_up(video: Maker) -> None:
     info = probe(str(video(seconds=40.0, fps=5.0)))
-    sound = Sound(info)
-    sound.read(39.0, 39.5)
-    assert sum(chunk.samples.shape[1] for chunk in sound._chunks) < 2 * 16000
+    reader = Sound(info)
+    reader.read(39.0, 39.5)
+    assert sum(chunk.samples.shape[1] for chunk in reader._chunks) < 2 * 16000
 
 
-def test_sound_that_starts_late_and_ends_early(video: Maker) -> None:
+def test_audio_that_starts_late_and_ends_early(video: Maker) -> None:
     info = probe(str(video("x.mkv", audio="flac", sound_start=0.5, sound_seconds=1.0)))
     waveform, span = Sound(info).read(0.0, 2.0)
     assert span == pytest.approx((0.5, 1.5), abs=0.002)
-    assert len(waveform) / 16000 == pytest.approx(1.5, abs=0.002)  # no sound is made up after it
+    assert len(waveform) / 16000 == pytest.approx(1.5, abs=0.002)  # no audio is appended
     assert np.abs(waveform[: 16000 // 2 - 200]).max() < 1e-3
     assert np.abs(waveform[16000 // 2 + 200 :]).max() > 1e-3
-    sound = Sound(info)
-    assert sound.read(0.0, 0.4) == (pytest.approx(np.zeros(0)), None)
-    assert sound.read(1.6, 2.0)[1] is None
+    reader = Sound(info)
+    assert reader.read(0.0, 0.4) == (pytest.approx(np.zeros(0)), None)
+    assert reader.read(1.6, 2.0)[1] is None
 
 
-def test_one_wrong_time_stamp_of_the_sound_drops_nothing(video: Maker) -> None:
+def test_a_single_wrong_time_stamp_of_audio_drops_nothing(video: Maker) -> None:
     info = probe(str(video("x.mov", audio="pcm_s16le", seconds=20.0, fps=5.0)))
     expected, _ = Sound(info).read(0.0, 10.0)
-    sound = Sound(info)
-    frames = list(sound._decode(None))
+    reader = Sound(info)
+    frames = list(reader._decode(None))
     assert frames[60].time is not None
     frames[60] = frames[60]._replace(time=frames[60].time + 8)
-    sound._source = (frame for frame in frames)
-    first, _ = sound.read(0.0, 5.0)
-    second, span = sound.read(5.0, 10.0)
+    reader._source = (frame for frame in frames)
+    first, _ = reader.read(0.0, 5.0)
+    second, span = reader.read(5.0, 10.0)
     assert span == (0.0, 5.0)
     np.testing.assert_allclose(np.concatenate([first, second]), expected, atol=1e-3)

@@ -1,4 +1,4 @@
-"""The streams of a file that are read, their channels, sizes, orientation and colours."""
+"""Selection of streams, and their channels, sizes, orientation and colours."""
 
 import itertools
 import os
@@ -20,12 +20,12 @@ from tests.datasets.recordings import (
     X264,
     Track,
     assert_in_step,
+    audio_frames,
     by_time,
     packets_of,
-    pictures,
     pitch_times,
-    sounds,
     sweep,
+    video_frames,
     write,
 )  # fmt: skip
 
@@ -35,9 +35,9 @@ def test_the_stream_that_players_take(tmp_path: Path) -> None:
     path = tmp_path / "x.mkv"
     with av.open(str(path), "w") as container:
         tracks = [
-            Track("libx264", pictures(0, 50)),
-            Track("pcm_s16le", sounds(quiet)),
-            Track("pcm_s16le", sounds(voice)),
+            Track("libx264", video_frames(0, 50)),
+            Track("pcm_s16le", audio_frames(quiet)),
+            Track("pcm_s16le", audio_frames(voice)),
         ]
         packets = [list(packets_of(container, track)) for track in tracks]
         container.streams[1].disposition = av.stream.Disposition.comment
@@ -67,32 +67,32 @@ MIXED = {
 def test_channels_are_mixed_by_the_usual_weights(tmp_path: Path, kind: str) -> None:
     weights = np.array(LAYOUTS[kind], np.float32)[:, None]
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(weights)]
-    audio = Track("pcm_s16le", sounds(weights / 0.3 * sweep(0, 2), layout=layout))
-    path = write(tmp_path / "x.mkv", Track("libx264", pictures(0, 50)), audio)
-    sound = Sound(probe(str(path)))
-    waveform, _ = sound.read(0.0, 1.8)
+    audio = Track("pcm_s16le", audio_frames(weights / 0.3 * sweep(0, 2), layout=layout))
+    path = write(tmp_path / "x.mkv", Track("libx264", video_frames(0, 50)), audio)
+    reader = Sound(probe(str(path)))
+    waveform, _ = reader.read(0.0, 1.8)
     assert np.sqrt(2 * np.mean(waveform**2)) == pytest.approx(MIXED[kind], abs=0.003)
     notes = {1: "mono", 2: "stereo: mean", 6: "5.1: weighted"}
     expected = "stereo: one channel inverted" if kind == "inverted" else notes[len(weights)]
-    assert sound.mixdown == (expected,)
+    assert reader.mixdown == (expected,)
     assert np.abs(Sound(probe(str(path)), "first").read(0.0, 1.8)[0]).max() == pytest.approx(
         abs(LAYOUTS[kind][0]), abs=0.003
     )
 
 
-def test_a_doubtful_stretch_is_mixed_as_the_one_before(tmp_path: Path) -> None:
-    """One second upside down, one of two unlike channels, one upright."""
+def test_a_doubtful_segment_is_mixed_as_the_segment_before(tmp_path: Path) -> None:
+    """A second of inverted channels, a second of unlike channels, a second of equal channels."""
     left = sweep(0, 3)
     right = np.concatenate([-left[:48000], 0.5 * -left[48000:96000], left[96000:]])
     right[48000:96000] += sweep(7, 1)
-    both = Track("pcm_s16le", sounds(np.stack([left, right]), layout="stereo"))
-    info = probe(str(write(tmp_path / "x.mkv", Track("libx264", pictures(0, 75)), both)))
+    both = Track("pcm_s16le", audio_frames(np.stack([left, right]), layout="stereo"))
+    info = probe(str(write(tmp_path / "x.mkv", Track("libx264", video_frames(0, 75)), both)))
 
     def mixed(steady: bool) -> list[tuple[str, ...]]:
-        sound, notes = Sound(info, steady=steady), []
+        reader, notes = Sound(info, steady=steady), []
         for second in range(3):
-            sound.read(second, second + 0.95)
-            notes.append(sound.mixdown)
+            reader.read(second, second + 0.95)
+            notes.append(reader.mixdown)
         return notes
 
     upright, inverted = ("stereo: mean",), ("stereo: one channel inverted",)
@@ -102,7 +102,7 @@ def test_a_doubtful_stretch_is_mixed_as_the_one_before(tmp_path: Path) -> None:
 
 def test_numbers_that_are_none_do_not_hide_an_inverted_channel(tmp_path: Path) -> None:
     wave = np.stack([sweep(0, 2), -sweep(0, 2)])
-    places = sounds(wave, layout="stereo")
+    places = audio_frames(wave, layout="stereo")
     wave[0, 48000] = np.nan
     frames = []
     for frame, first in zip(places, range(0, 96000, 1024), strict=False):
@@ -110,7 +110,9 @@ def test_numbers_that_are_none_do_not_hide_an_inverted_channel(tmp_path: Path) -
         again = av.AudioFrame.from_ndarray(part.T.reshape(1, -1).copy(), "flt", "stereo")
         again.sample_rate, again.time_base, again.pts = 48000, frame.time_base, frame.pts
         frames.append(again)
-    path = write(tmp_path / "x.mov", Track("libx264", pictures(0, 50)), Track("pcm_f32le", frames))
+    path = write(
+        tmp_path / "x.mov", Track("libx264", video_frames(0, 50)), Track("pcm_f32le", frames)
+    )
     waveform, _ = Sound(probe(str(path))).read(0.0, 1.8)
     assert np.sqrt(2 * np.mean(waveform**2)) == pytest.approx(0.3, abs=0.01)
 
@@ -120,30 +122,30 @@ def test_unknown_layouts_are_averaged() -> None:
     assert weights_of(("FL", "FR", "FC", "LFE", "SL", "SR"))[3] == 0
 
 
-def test_a_rate_and_a_layout_that_change_on_the_way(tmp_path: Path) -> None:
+def test_a_rate_and_a_layout_that_change_within_a_file(tmp_path: Path) -> None:
     """A transport stream from film to advertisement: 48 kHz stereo, then 32 kHz mono."""
     joined = tmp_path / "joined.ts"
     with joined.open("wb") as file:
         for part, (rate, layout) in enumerate(((48000, "stereo"), (32000, "mono"))):
             wave = np.tile(sweep(2 * part, 2, rate), (1 + (layout == "stereo"), 1))
-            audio = Track("mp2", sounds(wave, rate, layout, start=2 * part))
-            video = Track("libx264", pictures(50 * part, 50, start=2 * part), {"bf": "0"})
+            audio = Track("mp2", audio_frames(wave, rate, layout, start=2 * part))
+            video = Track("libx264", video_frames(50 * part, 50, start=2 * part), {"bf": "0"})
             path = write(tmp_path / f"{part}.ts", video, audio, format="mpegts")
             file.write(path.read_bytes())
     info = probe(str(joined))
-    sound = Sound(info)
-    waveform, _ = sound.read(0.0, 4.0)
+    reader = Sound(info)
+    waveform, _ = reader.read(0.0, 4.0)
     assert np.abs(pitch_times(waveform)).max() < 0.08
     assert np.sqrt(2 * np.mean(waveform[4000:-4000] ** 2)) == pytest.approx(0.3, abs=0.02)
-    assert sound.mixdown == ("stereo: mean", "mono")
+    assert reader.mixdown == ("stereo: mean", "mono")
 
 
 def test_frames_that_change_their_size_keep_their_shape(tmp_path: Path) -> None:
     joined = tmp_path / "joined.ts"
     with joined.open("wb") as file:
         for part, size in enumerate(((96, 64), (64, 96))):
-            video = Track("libx264", pictures(50 * part, 50, start=2 * part, size=size), X264)
-            audio = Track("mp2", sounds(sweep(2 * part, 2), start=2 * part))
+            video = Track("libx264", video_frames(50 * part, 50, start=2 * part, size=size), X264)
+            audio = Track("mp2", audio_frames(sweep(2 * part, 2), start=2 * part))
             file.write(write(tmp_path / f"{part}.ts", video, audio, format="mpegts").read_bytes())
     info = probe(str(joined))
     shape = geometry(info, 64, "patches")
@@ -160,27 +162,29 @@ def test_frames_that_change_their_size_keep_their_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize("diagonal", [True, False])
 @pytest.mark.parametrize("signs", itertools.product((1, -1), (1, -1)))
 def test_orientation_is_that_of_a_player(diagonal: bool, signs: tuple[int, int]) -> None:
-    """A point of the picture goes where the display matrix puts it."""
+    """The display matrix maps every point of the frame."""
     a, b, c, d = (signs[0], 0, 0, signs[1]) if diagonal else (0, signs[0], signs[1], 0)
-    picture = np.random.default_rng(0).integers(0, 255, (5, 5, 3), dtype=np.uint8)
-    placed = np.zeros_like(picture)
+    frame = np.random.default_rng(0).integers(0, 255, (5, 5, 3), dtype=np.uint8)
+    placed = np.zeros_like(frame)
     for y, x in itertools.product(range(-2, 3), range(-2, 3)):
-        placed[b * x + d * y + 2, a * x + c * y + 2] = picture[y + 2, x + 2]
-    one = 1 << 16
-    matrix = struct.pack("=9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+        placed[b * x + d * y + 2, a * x + c * y + 2] = frame[y + 2, x + 2]
+    unit = 1 << 16
+    matrix = struct.pack("=9i", a * unit, b * unit, 0, c * unit, d * unit, 0, 0, 0, 1 << 30)
     rotation, mirrored = orientation(matrix)
     shape = Geometry((5, 5), rotation, (5, 5), mirrored)
-    np.testing.assert_array_equal(shape.finish(picture), placed)
+    np.testing.assert_array_equal(shape.finish(frame), placed)
 
 
 def test_a_front_camera_mirrors(tmp_path: Path) -> None:
     path = write(
-        tmp_path / "x.mp4", Track("libx264", pictures(0, 25)), Track("aac", sounds(sweep(0, 1)))
+        tmp_path / "x.mp4",
+        Track("libx264", video_frames(0, 25)),
+        Track("aac", audio_frames(sweep(0, 1))),
     )
     data = bytearray(path.read_bytes())
     place = data.find(b"tkhd") + 44
-    one = 1 << 16
-    data[place : place + 36] = struct.pack(">9i", -one, 0, 0, 0, one, 0, 96 << 16, 0, 1 << 30)
+    unit = 1 << 16
+    data[place : place + 36] = struct.pack(">9i", -unit, 0, 0, 0, unit, 0, 96 << 16, 0, 1 << 30)
     path.write_bytes(data)
     info = probe(str(path))
     assert (info.rotation, info.mirrored) == (0, True)
@@ -209,7 +213,11 @@ def test_an_hdr_video_says_so(tmp_path: Path) -> None:
     options = {
         "x265-params": "log-level=none:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"
     }
-    write(path, Track("libx265", pictures(0, 25), options), Track("pcm_s16le", sounds(sweep(0, 1))))
+    write(
+        path,
+        Track("libx265", video_frames(0, 25), options),
+        Track("pcm_s16le", audio_frames(sweep(0, 1))),
+    )
     info = probe(str(path))
     assert info.transfer == "pq"
     frame = open_decoder(info, geometry(info, 64, "square"), np.arange(25)).read([3])[3]
@@ -220,7 +228,10 @@ def test_an_hdr_video_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("title", [b"Caf\xe9", "会議".encode("shift_jis")])
 def test_titles_in_any_encoding(tmp_path: Path, name: str, title: bytes) -> None:
     codec = "mpeg4" if name == "x.avi" else "libx264"
-    tracks = Track(codec, pictures(0, 25)), Track("aac", sounds(sweep(0, 1, 44100), 44100))
+    tracks = (
+        Track(codec, video_frames(0, 25)),
+        Track("aac", audio_frames(sweep(0, 1, 44100), 44100)),
+    )
     mark = b"a title of one size"
     path = tmp_path / name
     with av.open(str(path), "w") as container:
@@ -243,7 +254,7 @@ def test_only_regular_files_in_real_containers_are_opened(tmp_path: Path) -> Non
     os.mkfifo(pipe)
     assert reason(pipe) == "unreadable"  # and does not wait for a writer
     assert reason(Path("/dev/zero")) == "unreadable"
-    tracks = Track("libx264", pictures(0, 50)), Track("pcm_s16le", sounds(sweep(0, 2)))
+    tracks = Track("libx264", video_frames(0, 50)), Track("pcm_s16le", audio_frames(sweep(0, 2)))
     secret = write(tmp_path / "secret.mkv", *tracks)
     lists = {
         "hls.m3u8": f"#EXTM3U\n#EXTINF:2,\n{secret.name}\n#EXT-X-ENDLIST\n",

@@ -1,4 +1,4 @@
-"""Time stamps that repeat, are missing, run away or begin anew."""
+"""Time stamps that repeat, are missing, are outliers or restart."""
 
 import itertools
 
@@ -62,20 +62,20 @@ def test_frames_without_a_place_of_their_own(stamps: list[float], times: list[fl
     np.testing.assert_allclose(increasing(np.array(stamps, dtype=float), 1.0), times)
 
 
-def test_one_time_that_runs_away_is_dropped() -> None:
+def test_a_single_outlier_is_dropped() -> None:
     times = without_spikes(np.array([0.0, 1, 1e6, 3, nan, 4]))
     np.testing.assert_array_equal(times, [0, 1, nan, 3, nan, 4])
     ahead = np.array([0.0, 1, 1e6, 1e6 + 1, 1e6 + 2])
     np.testing.assert_array_equal(without_spikes(ahead), ahead)
 
 
-def test_a_clock_begins_anew_where_both_streams_step_back() -> None:
+def test_a_clock_restarts_where_both_streams_step_back() -> None:
     video = clock([0.0, 1, 2, 0, 1, 2], [0, 2, 4, 6, 8, 10])
     audio = clock([0.0, 1, 2, 0.1, 1, 2], [1, 3, 5, 7, 9, 11])
     assert find_restarts(video, audio, False) == [Restart(3, 3)]
-    one = clock([0.0, 1, 2, 3, 4, 5], [1, 3, 5, 7, 9, 11])
-    assert find_restarts(video, one, False) == [Restart(3, None)]
-    assert find_restarts(one, clock([0.0, 1, 2, 1.95, 3]), False) == []  # a container's rounding
+    steady = clock([0.0, 1, 2, 3, 4, 5], [1, 3, 5, 7, 9, 11])
+    assert find_restarts(video, steady, False) == [Restart(3, None)]
+    assert find_restarts(steady, clock([0.0, 1, 2, 1.95, 3]), False) == []  # a container's rounding
 
 
 def test_jumps_ahead_count_only_where_recordings_may_have_been_joined() -> None:
@@ -90,10 +90,10 @@ def test_stretches_follow_each_other_in_step() -> None:
     video = [Extent(1.4, 4.4), Extent(1.4, 4.4)]
     moves = offsets([Restart(3, 3)], video, [Extent(1.38, 4.44), Extent(1.38, 4.44)])
     assert moves == (pytest.approx([0, 3.0]), pytest.approx([0, 3.0]))
-    # Sound that goes on for seconds after the frames is not overwritten by the next recording's.
+    # Audio that outlasts the frames by seconds is not overwritten by the next recording's.
     moves = offsets([Restart(3, 3)], video, [Extent(1.4, 9.4), Extent(1.4, 4.4)])
     assert moves == (pytest.approx([0, 8.0]), pytest.approx([0, 8.0]))
-    # Sound that steps back by itself goes on where it was.
+    # Audio that alone steps back continues at its old time.
     alone = offsets([Restart(None, 3)], video[:1], [Extent(0, 3), Extent(2.5, 5)])
     assert alone == ([0.0], pytest.approx([0, 0.5]))
 

@@ -1,4 +1,4 @@
-"""Scenes as wholes: voices of who is seen and heard, the rest, and the mixture they make."""
+"""Composed scenes: voices of visible people, the residual, and their mixture."""
 
 import json
 import random
@@ -29,55 +29,55 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> ClipPool:
 
 
 @pytest.fixture(scope="module")
-def recipes(pool: ClipPool) -> list[SceneSpec]:
-    book = SceneSampler(pool, SETTINGS)
-    return [book.draw(random.Random(n)) for n in range(80)]
+def specs(pool: ClipPool) -> list[SceneSpec]:
+    sampler = SceneSampler(pool, SETTINGS)
+    return [sampler.sample(random.Random(n)) for n in range(80)]
 
 
-def test_voices_and_rest_add_up(pool: ClipPool, recipes: list[SceneSpec]) -> None:
+def test_voices_and_rest_add_up(pool: ClipPool, specs: list[SceneSpec]) -> None:
     composer = Composer(pool, SETTINGS, (16, 24), keys=1)
     kinds = set()
-    for recipe in recipes:
-        scene = composer.compose(recipe)
+    for spec in specs:
+        scene = composer.compose(spec)
         np.testing.assert_allclose(scene.voices.sum(axis=0) + scene.rest, scene.mixture, atol=1e-5)
-        heard = [person.level_db is not None for person in recipe.people]
-        assert scene.speaking.tolist() == heard
-        for voice, person in zip(scene.voices, recipe.people, strict=True):
+        audible = [person.level_db is not None for person in spec.people]
+        assert scene.speaking.tolist() == audible
+        for voice, person in zip(scene.voices, spec.people, strict=True):
             if person.level_db is None:
                 assert not voice.any()
-        if recipe.unseen or recipe.noise:
+        if spec.unseen or spec.noise:
             assert scene.rest.any()
         else:
             assert not scene.rest.any()
-        kinds.add((any(heard), bool(recipe.unseen), recipe.noise is not None))
+        kinds.add((any(audible), bool(spec.unseen), spec.noise is not None))
     assert len(kinds) > 4
 
 
-def test_a_voice_is_the_clips_own_in_step(pool: ClipPool, recipes: list[SceneSpec]) -> None:
+def test_a_voice_is_the_clips_own_in_step(pool: ClipPool, specs: list[SceneSpec]) -> None:
     composer = Composer(pool, SETTINGS, (16, 24), keys=1)
     checked = 0
     speeds = set()
-    for recipe in recipes:
-        scene = composer.compose(recipe)
-        for voice, person in zip(scene.voices, recipe.people, strict=True):
+    for spec in specs:
+        scene = composer.compose(spec)
+        for voice, person in zip(scene.voices, spec.people, strict=True):
             if person.level_db is None or person.active != (0.0, SETTINGS.seconds):
                 continue
             speed = person.speed
             own = pool.waveform(
-                pool.clips[pool.number[person.clip]], person.start, round(1280 * speed)
+                pool.clips[pool.index_of[person.clip]], person.start, round(1280 * speed)
             )
             own = resample(own, round(16_000 * speed))[:1280]
             speeds.add(speed)
             assert np.corrcoef(voice, own)[0, 1] > 0.9999
-            if np.abs(scene.mixture).max() < 0.9:  # nothing was made softer to fit
-                told = 20 * np.log10(active_rms(voice) / REFERENCE)
-                assert told == pytest.approx(person.level_db, abs=0.1)
+            if np.abs(scene.mixture).max() < 0.9:  # the mixture was not scaled down to fit
+                level = 20 * np.log10(active_rms(voice) / REFERENCE)
+                assert level == pytest.approx(person.level_db, abs=0.1)
             checked += 1
     assert checked > 20
     assert len(speeds) > 4
 
 
-def test_a_voice_plays_faster_as_its_picture_does(tmp_path: Path) -> None:
+def test_a_voice_plays_faster_as_its_video_does(tmp_path: Path) -> None:
     """A tone of 1,000 Hz that begins 40 ms into a clip, and a second frame that appears then."""
     key, members = clip(0, person=True)
     wave = 9000 * np.sin(2 * np.pi * 1000 * np.arange(1920) / 16_000)
@@ -86,20 +86,24 @@ def test_a_voice_plays_faster_as_its_picture_does(tmp_path: Path) -> None:
     pool = ClipPool(data_set_of(tmp_path / "set", [(key, members), clip(1, person=True)]))
     voice = Voice(key, 0.0, (0.0, 0.08), 0.0, speed=1.25)
     composer = Composer(pool, SETTINGS, (16, 24), keys=1)
-    found = composer._wave(voice)
+    voice_wave = composer._wave(voice)
     begins = 640 / 1.25
-    assert np.abs(found[: int(begins) - 20]).max() < 0.01 < np.abs(found[int(begins) + 20 :]).max()
-    time = np.arange(len(found)) / 16_000
-    told = slice(int(begins) + 40, len(found) - 40)
-    fitted = np.stack([np.sin(2 * np.pi * 1250 * time), np.cos(2 * np.pi * 1250 * time)], 1)[told]
-    left = found[told] - fitted @ np.linalg.lstsq(fitted, found[told], rcond=None)[0]
-    assert np.square(left).mean() < 1e-4 * np.square(found[told]).mean()
+    assert (
+        np.abs(voice_wave[: int(begins) - 20]).max()
+        < 0.01
+        < np.abs(voice_wave[int(begins) + 20 :]).max()
+    )
+    time = np.arange(len(voice_wave)) / 16_000
+    inside = slice(int(begins) + 40, len(voice_wave) - 40)
+    fitted = np.stack([np.sin(2 * np.pi * 1250 * time), np.cos(2 * np.pi * 1250 * time)], 1)[inside]
+    left = voice_wave[inside] - fitted @ np.linalg.lstsq(fitted, voice_wave[inside], rcond=None)[0]
+    assert np.square(left).mean() < 1e-4 * np.square(voice_wave[inside]).mean()
 
 
-def test_the_same_recipe_gives_the_same_scene(pool: ClipPool, recipes: list[SceneSpec]) -> None:
-    one = Composer(pool, SETTINGS, (16, 24), keys=2)
-    other = Composer(pool, SETTINGS, (16, 24), keys=2)
-    for recipe in recipes[:10]:
-        again = SceneSpec.from_record(json.loads(json.dumps(recipe.to_record())))
-        for a, b in zip(one.compose(recipe), other.compose(again), strict=True):
+def test_the_same_spec_gives_the_same_scene(pool: ClipPool, specs: list[SceneSpec]) -> None:
+    first = Composer(pool, SETTINGS, (16, 24), keys=2)
+    second = Composer(pool, SETTINGS, (16, 24), keys=2)
+    for spec in specs[:10]:
+        again = SceneSpec.from_record(json.loads(json.dumps(spec.to_record())))
+        for a, b in zip(first.compose(spec), second.compose(again), strict=True):
             assert np.array_equal(a, b)

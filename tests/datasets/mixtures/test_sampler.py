@@ -1,4 +1,4 @@
-"""Recipes of mixtures: what is drawn, how often, and that nothing is lost in a file."""
+"""Sampling of scene specs: frequencies, placement, and specs written to a file."""
 
 import json
 import random
@@ -10,7 +10,7 @@ import pytest
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.sampler import HIDDEN, SceneSampler
+from cavmae.datasets.mixtures.sampler import MAX_OCCLUSION, SceneSampler
 from cavmae.datasets.mixtures.scene_spec import GRID, ComposeSettings, SceneSpec
 from tests.datasets.clips import clip, data_set_of
 
@@ -33,31 +33,31 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> ClipPool:
 
 @pytest.fixture(scope="module")
 def drawn(pool: ClipPool) -> list[SceneSpec]:
-    book = SceneSampler(pool, SETTINGS)
-    return [book.draw(random.Random(n)) for n in range(600)]
+    sampler = SceneSampler(pool, SETTINGS)
+    return [sampler.sample(random.Random(n)) for n in range(600)]
 
 
-def test_the_same_chance_gives_the_same_recipe(pool: ClipPool, drawn: list[SceneSpec]) -> None:
+def test_the_same_seed_gives_the_same_spec(pool: ClipPool, drawn: list[SceneSpec]) -> None:
     again = SceneSampler(pool, SETTINGS)
     for number in (599, 3, 77):
-        assert again.draw(random.Random(number)) == drawn[number]
+        assert again.sample(random.Random(number)) == drawn[number]
 
 
-def test_a_file_of_recipes_holds_all_of_them(drawn: list[SceneSpec]) -> None:
-    for recipe in drawn[:50]:
-        assert SceneSpec.from_record(json.loads(json.dumps(recipe.to_record()))) == recipe
+def test_a_record_holds_a_whole_spec(drawn: list[SceneSpec]) -> None:
+    for spec in drawn[:50]:
+        assert SceneSpec.from_record(json.loads(json.dumps(spec.to_record()))) == spec
 
 
-def test_nobody_is_in_a_scene_twice(pool: ClipPool, drawn: list[SceneSpec]) -> None:
-    for recipe in drawn:
-        voices = [*recipe.people, *recipe.unseen]
-        people = [pool.clips[pool.number[voice.clip]].person for voice in voices]
+def test_a_person_is_in_a_scene_only_once(pool: ClipPool, drawn: list[SceneSpec]) -> None:
+    for spec in drawn:
+        voices = [*spec.people, *spec.unseen]
+        people = [pool.clips[pool.index_of[voice.clip]].person for voice in voices]
         assert len(set(people)) == len(people)
-        assert sorted(recipe.order) == list(range(len(recipe.people)))
+        assert sorted(spec.order) == list(range(len(spec.people)))
 
 
 def test_shares_are_those_asked_for(pool: ClipPool, drawn: list[SceneSpec]) -> None:
-    count = Counter(len(recipe.people) for recipe in drawn)
+    count = Counter(len(spec.people) for spec in drawn)
     for number, share in enumerate(SETTINGS.people, start=1):
         assert count[number] / len(drawn) == pytest.approx(share, abs=0.06)
     unrelated = [r for r in drawn if all(p.level_db is None for p in r.people)]
@@ -65,9 +65,9 @@ def test_shares_are_those_asked_for(pool: ClipPool, drawn: list[SceneSpec]) -> N
     assert len(unrelated) / len(drawn) == pytest.approx(
         SETTINGS.all_off_screen_prob + alone, abs=0.04
     )
-    for recipe in unrelated:
-        if len(recipe.people) > 1:
-            assert recipe.unseen or recipe.noise
+    for spec in unrelated:
+        if len(spec.people) > 1:
+            assert spec.unseen or spec.noise
     off = SETTINGS.off_screen_prob + SETTINGS.all_off_screen_prob / 2 * (
         1 - SETTINGS.off_screen_prob
     )
@@ -79,14 +79,14 @@ def test_levels_and_times(pool: ClipPool, drawn: list[SceneSpec]) -> None:
     partly = 0
     dubbed: list[bool] = []
     apart: list[float] = []
-    for recipe in drawn:
-        heard = [v for v in (*recipe.people, *recipe.unseen) if v.level_db is not None]
-        levels = [v.level_db for v in heard if v.level_db is not None]
+    for spec in drawn:
+        audible = [v for v in (*spec.people, *spec.unseen) if v.level_db is not None]
+        levels = [v.level_db for v in audible if v.level_db is not None]
         assert not levels or levels[0] == 0
         assert all(abs(level) <= SETTINGS.snr_db for level in levels)
         apart += levels[1:]
-        for voice in (*recipe.people, *recipe.unseen):
-            info = pool.clips[pool.number[voice.clip]].info
+        for voice in (*spec.people, *spec.unseen):
+            info = pool.clips[pool.index_of[voice.clip]].info
             assert 0 <= voice.start <= info.duration - SETTINGS.seconds + 1e-6
             assert voice.start * GRID == pytest.approx(round(voice.start * GRID))
             first, last = voice.active
@@ -102,81 +102,81 @@ def test_levels_and_times(pool: ClipPool, drawn: list[SceneSpec]) -> None:
 
 
 def test_what_has_no_mask_is_not_cut_out(pool: ClipPool, drawn: list[SceneSpec]) -> None:
-    for recipe in drawn:
-        masked = [pool.clips[pool.number[p.clip]].masked for p in recipe.people]
-        if recipe.kind == "pasted":
+    for spec in drawn:
+        masked = [pool.clips[pool.index_of[p.clip]].masked for p in spec.people]
+        if spec.kind == "pasted":
             assert all(masked)
-            assert recipe.background is not None
-            assert pool.clips[pool.number[recipe.background]].masked
-        if recipe.kind == "own_background" and len(masked) > 1:
+            assert spec.background is not None
+            assert pool.clips[pool.index_of[spec.background]].masked
+        if spec.kind == "own_background" and len(masked) > 1:
             assert all(masked)
     assert any(
         r.kind == "split_screen"
-        and not all(pool.clips[pool.number[p.clip]].masked for p in r.people)
+        and not all(pool.clips[pool.index_of[p.clip]].masked for p in r.people)
         for r in drawn
     )
 
 
 def test_people_stand_where_they_are_seen(pool: ClipPool, drawn: list[SceneSpec]) -> None:
-    book = SceneSampler(pool, SETTINGS)
+    sampler = SceneSampler(pool, SETTINGS)
     hidden = []
-    for recipe in drawn:
-        numbers = [pool.number[p.clip] for p in recipe.people]
-        heads = [book._head(n, p) for n, p in zip(numbers, recipe.people, strict=True)]
+    for spec in drawn:
+        numbers = [pool.index_of[p.clip] for p in spec.people]
+        heads = [sampler._head_box(n, p) for n, p in zip(numbers, spec.people, strict=True)]
         for place, number, (left, top, right, bottom) in zip(
-            recipe.people, numbers, heads, strict=True
+            spec.people, numbers, heads, strict=True
         ):
             height, width = pool.clips[number].info.frame_size
-            high, wide = recipe.room or (SETTINGS.height, SETTINGS.width)
+            high, wide = spec.room or (SETTINGS.height, SETTINGS.width)
             assert right > 0 and left < wide
             assert bottom > 0 and top < high
-            if recipe.kind == "split_screen":
+            if spec.kind == "split_screen":
                 assert place.window is not None
                 assert place.left <= place.window[0]
                 assert place.left + place.scale * width >= place.window[1] - 1
-            if recipe.kind == "pasted":
+            if spec.kind == "pasted":
                 assert place.top + place.scale * height >= high - 1
-        if recipe.kind != "split_screen":
-            hidden.append(book._hidden([heads[n] for n in recipe.order]))
-    assert sum(share <= HIDDEN for share in hidden) / len(hidden) > 0.9
+        if spec.kind != "split_screen":
+            hidden.append(sampler._max_occlusion([heads[n] for n in spec.order]))
+    assert sum(share <= MAX_OCCLUSION for share in hidden) / len(hidden) > 0.9
 
 
 def test_sides_by_side_cover_the_scene(drawn: list[SceneSpec]) -> None:
-    for recipe in drawn:
-        if recipe.kind == "split_screen":
-            windows = [p.window for p in recipe.people]
+    for spec in drawn:
+        if spec.kind == "split_screen":
+            windows = [p.window for p in spec.people]
             covered = [x for window in windows if window for x in range(*window)]
-            wide = recipe.room[1] if recipe.room else SETTINGS.width
+            wide = spec.room[1] if spec.room else SETTINGS.width
             assert sorted(covered) == list(range(wide))
 
 
 def test_some_scenes_are_of_another_shape(drawn: list[SceneSpec]) -> None:
-    rooms = [r.room for r in drawn if r.room is not None]
-    assert len(rooms) / len(drawn) == pytest.approx(SETTINGS.letterbox_prob, abs=0.06)
-    wide = [room for room in rooms if room[1] == SETTINGS.width]
-    assert len(wide) / len(rooms) == pytest.approx(0.7, abs=0.1)
-    for height, width in rooms:
+    inner_sizes = [r.room for r in drawn if r.room is not None]
+    assert len(inner_sizes) / len(drawn) == pytest.approx(SETTINGS.letterbox_prob, abs=0.06)
+    wide = [inner_size for inner_size in inner_sizes if inner_size[1] == SETTINGS.width]
+    assert len(wide) / len(inner_sizes) == pytest.approx(0.7, abs=0.1)
+    for height, width in inner_sizes:
         assert height % 16 == width % 16 == 0
         assert (height < SETTINGS.height) != (width < SETTINGS.width)
 
 
 def test_heads_are_seen_where_a_clip_is_taller_than_the_scene(pool: ClipPool) -> None:
-    book = SceneSampler(pool, SETTINGS)
+    sampler = SceneSampler(pool, SETTINGS)
     masked = next(n for n, clip in enumerate(pool.clips) if clip.masked)
     unknown = next(n for n, clip in enumerate(pool.clips) if not clip.masked)
     height, width = pool.clips[masked].info.frame_size
-    room = height // 2, width  # half of the clip's height is seen, and all of its width
-    shown = {}
+    inner_size = height // 2, width  # half of the clip's height is seen, and all of its width
+    tops = {}
     for upper in (1.0, height / 4, height - 4.0):
-        book._extents[masked] = (0.0, upper, float(width), float(height))
-        place = book._filling(masked, room, None, random.Random(0))
+        sampler._person_boxes[masked] = (0.0, upper, float(width), float(height))
+        place = sampler._place_full(masked, inner_size, None, random.Random(0))
         assert place.scale == 1
-        assert 0 <= upper + place.top < room[0]
-        shown[upper] = place.top
-    assert list(shown.values()) == sorted(shown.values(), reverse=True)
-    assert shown[1.0] == 0 and shown[height - 4.0] == room[0] - height
-    middle = book._filling(unknown, room, None, random.Random(0)).top
-    assert middle == round((room[0] - height) / 2)
+        assert 0 <= upper + place.top < inner_size[0]
+        tops[upper] = place.top
+    assert list(tops.values()) == sorted(tops.values(), reverse=True)
+    assert tops[1.0] == 0 and tops[height - 4.0] == inner_size[0] - height
+    middle = sampler._place_full(unknown, inner_size, None, random.Random(0)).top
+    assert middle == round((inner_size[0] - height) / 2)
 
 
 def test_too_few_people(tmp_path: Path) -> None:
@@ -184,11 +184,11 @@ def test_too_few_people(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"clips of 1 speaking people \(one\).*up to 4"):
         SceneSampler(pool, SETTINGS)
     alone = ComposeSettings(people=(1, 0, 0), off_screen_prob=0, all_off_screen_prob=0)
-    assert SceneSampler(pool, alone).draw(random.Random(0)).people[0].clip in ("k0", "k1")
+    assert SceneSampler(pool, alone).sample(random.Random(0)).people[0].clip in ("k0", "k1")
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"height": 100}, "patches of 16"),
         ({"seconds": 0.03}, "multiple of 0.04"),
@@ -198,6 +198,6 @@ def test_too_few_people(tmp_path: Path) -> None:
         ({"min_scale": 2.0}, "min_scale"),
     ],
 )
-def test_settings_that_make_no_sense(changes: dict, told: str) -> None:  # type: ignore[type-arg]
-    with pytest.raises(UsageError, match=told):
+def test_settings_that_make_no_sense(changes: dict, message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(UsageError, match=message):
         ComposeSettings(**changes)

@@ -1,4 +1,4 @@
-"""Streams of scenes: each once, the same whoever composes it, going on exactly, broken clips."""
+"""Streams of scenes: each once, reproducible in any worker, exact resume, broken clips."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from cavmae.datasets.mixtures.scene_spec import ComposeSettings
 from cavmae.datasets.mixtures.scene_stream import (
     ComposedStream,
     FixedSceneStream,
-    keys_of,
+    clip_keys,
     read_list,
     write_list,
 )
@@ -45,15 +45,15 @@ def some(loader: Loader, count: int) -> list[dict[str, object]]:
     return [next(batches) for _ in range(count)]
 
 
-def same(one: dict[str, object], other: dict[str, object]) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(one[k], other[k]) if isinstance(one[k], torch.Tensor) else one[k] == other[k]
-        for k in one
+def same(first: dict[str, object], second: dict[str, object]) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[k]) if isinstance(value, torch.Tensor) else value == second[k]
+        for k, value in first.items()
     )
 
 
 def parts(batch: dict[str, object], row: int) -> list[torch.Tensor]:
-    """What is seen and heard in a scene; people without those who are only padding."""
+    """Tensors of a scene, without the people that are only padding."""
     people = int(batch["present"][row].sum())
     whole = [batch[name][row] for name in ("mixture", "frames", "motion", "rest")]
     return whole + [batch[name][row, :people] for name in ("voices", "masks")]
@@ -63,19 +63,19 @@ def test_every_scene_of_an_epoch_once_over_all_readers(clips: Manifest) -> None:
     for world, workers in ((1, 1), (2, 1), (1, 2), (2, 2)):
         keys = []
         for rank in range(world):
-            one = stream(clips, rank=rank, world_size=world)
+            scenes = stream(clips, rank=rank, world_size=world)
             for worker in range(workers):
-                for delivery in one.worker_batches(worker, workers):
-                    assert not isinstance(delivery, CavmaeError)
-                    if delivery.position.epoch > 1 or len(keys) > 200:
+                for batch in scenes.worker_batches(worker, workers):
+                    assert not isinstance(batch, CavmaeError)
+                    if batch.position.epoch > 1 or len(keys) > 200:
                         break
-                    keys += delivery.batch["key"]
+                    keys += batch.batch["key"]
         first = [key for key in keys if key.startswith("0-")]
         assert sorted(first, key=lambda k: int(k[2:])) == [f"0-{n}" for n in range(CLIPS)]
 
 
-def test_a_scene_does_not_depend_on_who_composes_it(clips: Manifest) -> None:
-    """One after the other, in a worker, in the second of two workers: the same pixels and sound."""
+def test_a_scene_does_not_depend_on_the_worker(clips: Manifest) -> None:
+    """In the main process, in a worker, in the second of two workers: the same frames and audio."""
     alone = {}
     for batch in some(Loader(stream(clips)), 5):
         alone |= {key: parts(batch, n) for n, key in enumerate(batch["key"])}
@@ -83,22 +83,22 @@ def test_a_scene_does_not_depend_on_who_composes_it(clips: Manifest) -> None:
         for batch in some(Loader(stream(clips), workers), 4):
             for n, key in enumerate(batch["key"]):
                 if key in alone:
-                    for one, other in zip(alone[key], parts(batch, n), strict=True):
-                        assert torch.equal(one, other)
+                    for expected, composed in zip(alone[key], parts(batch, n), strict=True):
+                        assert torch.equal(expected, composed)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_going_on_is_exact(clips: Manifest, workers: int) -> None:
     whole = some(Loader(stream(clips), workers), 9)
     loader = Loader(stream(clips), workers)
-    some_first = iter(loader)
+    first_batches = iter(loader)
     for _ in range(4):
-        next(some_first)
+        next(first_batches)
     state = json.loads(json.dumps(loader.state_dict()))
     later = Loader(stream(clips), workers)
     later.load_state_dict(state)
-    for expected, found in zip(whole[4:], some(later, 5), strict=True):
-        assert same(expected, found)
+    for expected, resumed in zip(whole[4:], some(later, 5), strict=True):
+        assert same(expected, resumed)
 
 
 def test_other_settings_are_another_stream(
@@ -111,7 +111,7 @@ def test_other_settings_are_another_stream(
     assert "compose changed" in caplog.text
 
 
-def test_batches_are_padded_with_nobody(clips: Manifest) -> None:
+def test_padding_of_batches_is_empty(clips: Manifest) -> None:
     for batch in some(Loader(stream(clips)), 6):
         present = batch["present"]
         assert isinstance(present, torch.Tensor)
@@ -123,30 +123,30 @@ def test_batches_are_padded_with_nobody(clips: Manifest) -> None:
 
 
 def test_a_reference_is_the_same_person_saying_something_else(clips: Manifest) -> None:
-    one = stream(clips)
-    told = 0
+    scenes = stream(clips)
+    references = 0
     for number in range(40):
-        recipe = one.recipe(0, number)
-        if recipe.reference is None:
+        spec = scenes.spec(0, number)
+        if spec.reference is None:
             continue
-        told += 1
-        person = recipe.people[recipe.target]
-        clip_of = one.pool.clips
+        references += 1
+        person = spec.people[spec.target]
+        pool = scenes.pool
         assert (
-            clip_of[one.pool.number[recipe.reference.clip]].person
-            == clip_of[one.pool.number[person.clip]].person
+            pool.clips[pool.index_of[spec.reference.clip]].person
+            == pool.clips[pool.index_of[person.clip]].person
         )
-        assert recipe.reference.clip != person.clip
-    assert told > 30
+        assert spec.reference.clip != person.clip
+    assert references > 30
 
 
 def test_a_list_gives_each_scene_once_and_always_the_same(clips: Manifest, tmp_path: Path) -> None:
-    recipes = [stream(clips).recipe(7, n) for n in range(7)]
+    specs = [stream(clips).spec(7, n) for n in range(7)]
     path = tmp_path / "list.jsonl"
-    write_list(path, SETTINGS, recipes)
+    write_list(path, SETTINGS, specs)
     settings, read = read_list(path)
     assert settings == SETTINGS
-    assert read == recipes
+    assert read == specs
     whole = list(Loader(FixedSceneStream(clips, settings, read, (16, 24), 2, 2)))
     assert [key for batch in whole for key in batch["key"]] == [f"{n:05d}" for n in range(7)]
     keys = []
@@ -166,10 +166,10 @@ def test_lists_that_do_not_fit(clips: Manifest, tmp_path: Path) -> None:
     path.write_text('{"schema": 99, "compose": {}}\n')
     with pytest.raises(CavmaeError, match="version 99"):
         read_list(path)
-    recipe = stream(clips).recipe(0, 0)
+    spec = stream(clips).spec(0, 0)
     other = data_set_of(tmp_path / "other", [clip(n + 50, speaker=f"s{n}") for n in range(6)])
     with pytest.raises(UsageError, match="does not have: use the data set"):
-        FixedSceneStream(other, SETTINGS, [recipe], (16, 24), 2, 2)
+        FixedSceneStream(other, SETTINGS, [spec], (16, 24), 2, 2)
 
 
 def test_broken_clips_are_left_out_counted_and_named(clips: Manifest, tmp_path: Path) -> None:
@@ -190,19 +190,18 @@ def test_broken_clips_are_left_out_counted_and_named(clips: Manifest, tmp_path: 
 
 
 def test_masks_of_another_size_are_broken_clips(tmp_path: Path) -> None:
-    """Also where it is the mask that tells where somebody stands, before anything is composed."""
+    """Also where the sampler reads the mask to locate a person, before anything is composed."""
     samples = [clip(n, speaker=f"s{n}", person=True) for n in range(CLIPS)]
     for frame in range(3):
         small = np.ones((16, 24), dtype=np.uint8)
         samples[4][1][sample.mask_member(frame)] = sample.encode_mask(small)
     manifest = data_set_of(tmp_path / "set", samples)
-    told = tmp_path / "broken.jsonl"
-    access = Access(max_broken=0.9, quarantine=str(told))
-    one = stream(manifest, access=access)
-    some(Loader(one), 20)
-    shown = [json.loads(line) for line in told.read_text().splitlines()]
-    assert shown
-    assert all("k4" in line["detail"] for line in shown), shown
+    quarantined = tmp_path / "broken.jsonl"
+    access = Access(max_broken=0.9, quarantine=str(quarantined))
+    some(Loader(stream(manifest, access=access)), 20)
+    records = [json.loads(line) for line in quarantined.read_text().splitlines()]
+    assert records
+    assert all("k4" in record["detail"] for record in records), records
     with pytest.raises(CavmaeError, match="broken"):
         some(Loader(stream(manifest, access=Access(max_broken=0.0))), 20)
 
@@ -217,7 +216,7 @@ def test_a_part_of_the_clips(clips: Manifest) -> None:
     assert small.samples == 5
     assert {c.key for c in small.pool.clips} <= {c.key for c in larger.pool.clips}
     assert len(small.pool.people()) == 5  # as many people as can be
-    assert keys_of(small.recipe(0, 0)) <= set(small.pool.number)
+    assert clip_keys(small.spec(0, 0)) <= set(small.pool.index_of)
     with pytest.raises(UsageError, match="not 11"):
         stream(clips, clips=11)
     with pytest.raises(UsageError, match="add people"):
@@ -235,20 +234,21 @@ def test_backgrounds_are_behind_people_and_nothing_else(tmp_path: Path) -> None:
     settings = dataclasses.replace(
         SETTINGS, own_background=0.0, pasted=1.0, split_screen=0.0, silent_prob=0.5
     )
-    one = ComposedStream(manifest, settings, (16, 24), 2, 2, clips=8)
-    assert one.samples == 8
-    recipes = [one.recipe(0, n) for n in range(40)]
-    assert {recipe.background for recipe in recipes} == {"k20", "k21"}
-    for recipe in recipes:
-        assert not {"k20", "k21"} & (keys_of(recipe) - {recipe.background})
-    recipe = next(r for r in recipes if r.background == "k21")
-    nobody = dataclasses.replace(
-        recipe, people=(), order=(), unseen=(), noise="white", reference=None,
+    scenes = ComposedStream(manifest, settings, (16, 24), 2, 2, clips=8)
+    assert scenes.samples == 8
+    specs = [scenes.spec(0, n) for n in range(40)]
+    assert {spec.background for spec in specs} == {"k20", "k21"}
+    for spec in specs:
+        assert not {"k20", "k21"} & (clip_keys(spec) - {spec.background})
+    spec = next(s for s in specs if s.background == "k21")
+    empty = dataclasses.replace(
+        spec, people=(), order=(), unseen=(), noise="white", reference=None,
         light=(1.0, 1.0, 1.0), tint=(1.0, 1.0, 1.0), quality=95,
     )  # fmt: skip
-    seen = one.composer.painter.compose_frames(nobody).frames[0]
-    frame = one.pool.pictures(one.pool.clips[one.pool.number["k21"]], [0], grey=False)[0]
-    assert np.abs(seen.astype(int) - frame).mean() < 12  # once more through JPEG, of noise
+    composed = scenes.composer.compositor.compose_frames(empty).frames[0]
+    pool = scenes.pool
+    frame = pool.frames(pool.clips[pool.index_of["k21"]], [0], grey=False)[0]
+    assert np.abs(composed.astype(int) - frame).mean() < 12  # once more through JPEG, of noise
 
 
 def test_a_pool_goes_to_another_process(clips: Manifest) -> None:

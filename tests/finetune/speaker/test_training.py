@@ -96,7 +96,7 @@ def listed(folder: Path, clips: Manifest, count: int = 5) -> dict[str, str]:
     settings = ComposeSettings(**{**COMPOSE, "people": (0.2, 0.6, 0.2)})  # type: ignore[arg-type]
     book = SceneSampler(ClipPool(clips), settings)
     path = folder / "list.jsonl"
-    write_list(path, settings, [book.draw(random.Random(n)) for n in range(count)])
+    write_list(path, settings, [book.sample(random.Random(n)) for n in range(count)])
     return {"held_out": str(path), "held_out_shards": clips.folder}
 
 
@@ -247,7 +247,7 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     refused("at least 2", model={"slots": 1})
     refused("there are looking-to-listen|there are unet", model={"separator": "wavenet"})
     refused("needs clips of at least 0.64 s", compose={"seconds": 0.32})
-    refused("is not made of patches", compose={"height": 40})
+    refused("is not a whole number of patches", compose={"height": 40})
     refused("is no folder of weights", CavmaeError, model={"encoder": str(tmp_path)})
     refused("go together", data={"held_out": "list.jsonl"})
     refused("no such backend", loop={"compile": "nonsense"})
