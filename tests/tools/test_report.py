@@ -138,9 +138,9 @@ def test_every_image_has_a_text_alternative(page: Path) -> None:
 def test_content_of_a_page(page: Path) -> None:
     parsed = Tags()
     parsed.feed(page.read_text())
-    for text in (*NAMES, "Two runs", "Learning rate", "samples_per_sec", "25.0%", "5.25", "0.81",
+    for text in (*NAMES, "Two runs", "Learning rate", "samples per second", "25.0%", "5.25", "0.81",
                  "frames_blanked", "person 1", "s1, speaking", "residual", "note: <b>",
-                 "si_sdr", "before", "after", "Not checked yet"):  # fmt: skip
+                 "SI-SDR", "before", "after", "Not checked yet"):  # fmt: skip
         assert text in parsed.text, text
 
 
@@ -156,7 +156,7 @@ def test_the_mixture_is_the_sum_and_the_truth_is_matched(folders: list[str]) -> 
     tracks = {t.name: t for t in tracks_of(separation)}
     parts = [w.wave for n, w in tracks.items() if n == "residual" or re.fullmatch(r"person \d", n)]
     np.testing.assert_allclose(tracks["mixture"].wave, np.sum(parts, axis=0), atol=1e-4)
-    noted = [t for t in tracks.values() if "si_sdr" in t.note]
+    noted = [t for t in tracks.values() if "SI-SDR" in t.note]
     assert len(noted) == 1
     assert f"{noted[0].name}, truth" in tracks
 

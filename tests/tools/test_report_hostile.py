@@ -364,7 +364,7 @@ def test_files_that_are_not_json(name: str, data: bytes, tmp_path: Path) -> None
         (b'{"step": 1, "kind": "train", "loss": NaN}', "NaN is not a finite number"),
         (b'{"step": 1, "kind": "train", "lo\xff": 1}', "can't decode byte"),
         (b'{"step": 1, "kind": "train", "loss": 1e300}', None),
-        (b'{"step": 1, "kind": "train", "loss": true, "lr": [1], "gradient norm": -1}', None),
+        (b'{"step": 1, "kind": "train", "loss": true, "lr": [1], "grad_norm": -1}', None),
         (b'{"step": 1, "kind": "held_out", "": 3, "\\ud800": 4, "$\\\\frac$": 5}', None),
     ],
 )

@@ -1,7 +1,7 @@
-"""Sounds of a separated recording: its voices, and the truth where it is known.
+"""Audio tracks of a separated recording: mixture, voices, residual, and true voices if known.
 
-Clips of `cavmae render-talkers` have their truth beside them; it is found by the name of the
-source, and only taken if the source sounds like the recording.
+Clips of `cavmae render-talkers` come with their ground truth. The path of the source leads to it,
+and it counts only if the audio of the source matches the recording.
 """
 
 from collections.abc import Sequence
@@ -23,21 +23,21 @@ from cavmae.datasets.synthetic.clip_writer import TRUTH
 from cavmae.tools.reporting.fields import Fields, FileRefused, open_inside
 from cavmae.tools.reporting.sources import Separation
 
-LONGEST = 30.0  # s of sound that a page holds
-MEASURED = 120.0  # s of sound that is compared with the truth
-SOUND_BYTES = 4 << 30
+PAGE_SECONDS = 30.0  # of a track, in a page
+MEASURED_SECONDS = 120.0  # of a track, compared with the ground truth
+AUDIO_BYTES = 4 << 30
 RATES = (4_000, 192_000)  # Hz
-PEOPLE = 32  # of a recording that are shown
-ALIKE = 0.1  # of a source's size, by which the recording may differ from it
+PEOPLE = 32  # of a recording, at most
+TOLERANCE = 0.1  # norm of the difference between source and recording, as a fraction of the source
 
 
 class AudioTrack(NamedTuple):
-    """Something to be heard.
+    """Audio track of a page.
 
     Attributes:
-        name: that is shown.
+        name: title of the track.
         wave: float32 [samples] at 16 kHz.
-        note: beside the name.
+        note: after the name.
     """
 
     name: str
@@ -46,12 +46,12 @@ class AudioTrack(NamedTuple):
 
 
 class ReportedPerson(NamedTuple):
-    """Somebody in a recording.
+    """Person of a separated recording.
 
     Attributes:
-        label: that they are shown under.
-        note: beside it.
-        fields: of the record.
+        label: name in the page.
+        note: state and level, after the name.
+        fields: of the person in ``result.json``.
     """
 
     label: str
@@ -62,68 +62,68 @@ class ReportedPerson(NamedTuple):
 def people_of(separation: Separation) -> list[ReportedPerson]:
     """People of ``result.json``."""
     people = []
-    for place, fields in enumerate(separation.record.objects("people", PEOPLE), 1):
-        number, level = fields.whole("number", 1), fields.number("level_db")
+    for position, fields in enumerate(separation.record.objects("people", PEOPLE), 1):
+        number, level = fields.integer("number", 1), fields.number("level_db")
         note = [fields.text("state"), "" if level is None else f"{level:g} dB"]
-        label = f"person {place if number is None else number}"
+        label = f"person {position if number is None else number}"
         people.append(ReportedPerson(label, ", ".join(filter(None, note)), fields))
     return people
 
 
 def tracks_of(separation: Separation) -> list[AudioTrack]:
-    """The mixture, every voice beside its truth where that is known, and the rest.
+    """Mixture, voices with their true voices if known, and residual.
 
-    What cannot be read is left out; the mixture too, then, as it is their sum.
+    Files that cannot be read are left out, and with them the mixture, which is the sum of all.
     """
     people = people_of(separation)
     voices = [_read(separation.folder, person.fields, "voice") for person in people]
-    rest = _read(separation.folder, separation.record, "residual")
-    mixture = _sum([*voices, rest], separation)
+    residual = _read(separation.folder, separation.record, "residual")
+    mixture = _sum([*voices, residual], separation)
     tracks = [] if mixture is None else [AudioTrack("mixture", mixture)]
     truth: list[AudioTrack] = []
-    matched: dict[int, int] = {}
-    measured: dict[int, str] = {}
-    if mixture is not None and rest is not None:
+    assignment: dict[int, int] = {}
+    notes: dict[int, str] = {}
+    if mixture is not None and residual is not None:
         gain = separation.record.number("gain") or 1.0
         truth = _truth(separation, mixture / gain)
         known = [voice for voice in voices if voice is not None]
-        matched, measured = _matched(known, truth, mixture, gain)
+        assignment, notes = _match(known, truth, mixture, gain)
     for number, (person, voice) in enumerate(zip(people, voices, strict=True)):
         if voice is None:
             continue
-        tracks.append(AudioTrack(person.label, voice, f"{person.note}{measured.get(number, '')}"))
-        if number in matched:
-            true = truth[matched[number]]
-            tracks.append(AudioTrack(f"{person.label}, truth", true.wave, true.name))
-    for number, true in enumerate(truth):
-        if number not in matched.values():
+        tracks.append(AudioTrack(person.label, voice, f"{person.note}{notes.get(number, '')}"))
+        if number in assignment:
+            target = truth[assignment[number]]
+            tracks.append(AudioTrack(f"{person.label}, truth", target.wave, target.name))
+    for number, target in enumerate(truth):
+        if number not in assignment.values():
             tracks.append(
-                AudioTrack(f"truth: {true.name}", true.wave, "nobody found has this voice")
+                AudioTrack(f"truth: {target.name}", target.wave, "matches no separated voice")
             )
-    if rest is not None:
-        tracks.append(AudioTrack("residual", rest, "what belongs to nobody visible"))
-    limit = int(LONGEST * SAMPLE_RATE)
+    if residual is not None:
+        tracks.append(AudioTrack("residual", residual, "audio of no visible person"))
+    limit = int(PAGE_SECONDS * SAMPLE_RATE)
     return [track._replace(wave=track.wave[:limit]) for track in tracks]
 
 
 def _read(folder: Path, fields: Fields, name: str) -> np.ndarray | None:
-    """Sound of the file that a field names.
+    """Read the audio file that a field names.
 
     Returns:
-        float32 [samples] at 16 kHz, :data:`MEASURED` at most; None: it is left out.
+        float32 [samples] at 16 kHz, at most :data:`MEASURED_SECONDS`; None: the file is left out.
     """
     try:
         with (
-            open_inside(folder, fields.raw(name), SOUND_BYTES) as file,
-            soundfile.SoundFile(file) as sound,
+            open_inside(folder, fields.raw(name), AUDIO_BYTES) as file,
+            soundfile.SoundFile(file) as audio,
         ):
             low, high = RATES
-            if sound.channels != 1 or not low <= sound.samplerate <= high:
-                raise FileRefused(f"has {sound.channels} channels at {sound.samplerate} Hz")
-            wave = sound.read(int(MEASURED * sound.samplerate), dtype="float32")
+            if audio.channels != 1 or not low <= audio.samplerate <= high:
+                raise FileRefused(f"has {audio.channels} channels at {audio.samplerate} Hz")
+            wave = audio.read(int(MEASURED_SECONDS * audio.samplerate), dtype="float32")
             if not len(wave) or not np.isfinite(wave).all():
-                raise FileRefused("holds no sound that can be played")
-            resampled: np.ndarray = resample(wave, sound.samplerate, SAMPLE_RATE)
+                raise FileRefused("is empty or holds values that are not finite")
+            resampled: np.ndarray = resample(wave, audio.samplerate, SAMPLE_RATE)
             return resampled
     except FileRefused as refusal:
         fields.refuse(name, refusal)
@@ -137,7 +137,7 @@ def _sum(waves: Sequence[np.ndarray | None], separation: Separation) -> np.ndarr
     if len(known) < len(waves):
         return None
     if len({len(wave) for wave in known}) > 1:
-        sentence = f"{separation.folder}: its sounds differ in length, so there is no mixture."
+        sentence = f"{separation.folder}: its tracks differ in length, so there is no mixture."
         separation.record.faults.add(sentence)
         return None
     mixture: np.ndarray = np.sum(known, axis=0)
@@ -145,10 +145,11 @@ def _sum(waves: Sequence[np.ndarray | None], separation: Separation) -> np.ndarr
 
 
 def _truth(separation: Separation, mixture: np.ndarray) -> list[AudioTrack]:
-    """True voices of a made clip; none if it is not one, or not what was taken apart.
+    """True voices of a rendered clip; empty if the source is none or is not this recording.
 
     Args:
-        mixture: of the recording, at the level of the source.
+        separation: a separated recording.
+        mixture: float32 [samples] of the recording, at the level of the source.
     """
     source, faults = separation.record.raw("source"), separation.record.faults
     if not isinstance(source, str) or is_url(source):
@@ -157,9 +158,9 @@ def _truth(separation: Separation, mixture: np.ndarray) -> list[AudioTrack]:
     try:
         if not (folder / TRUTH).is_file():
             return []
-        if not _alike(source, mixture):
+        if not _is_recording_of(source, mixture):
             faults.add(
-                f"{folder / TRUTH} is left out: {source} does not sound like what was taken apart."
+                f"{folder / TRUTH} is left out: the audio of {source} differs from the recording."
             )
             return []
         people = Fields.load(folder, TRUTH, faults).objects("people", PEOPLE)
@@ -174,44 +175,50 @@ def _truth(separation: Separation, mixture: np.ndarray) -> list[AudioTrack]:
     return tracks
 
 
-def _alike(source: str, mixture: np.ndarray) -> bool:
-    """Whether a source is the recording that a mixture is of.
+def _is_recording_of(source: str, mixture: np.ndarray) -> bool:
+    """Test whether the audio of a source is a mixture.
 
-    A record could name any recording of this machine's, to have the voices beside it in a page.
+    Without this test a record could name any recording of this machine, and the page would hold
+    the voices in its folder.
     """
     info = probe(source)
     if not info.sound_rate:
         return False
-    sound = Sound(info)
+    audio = Sound(info)
     try:
-        wave, _ = sound.read(0.0, len(mixture) / SAMPLE_RATE)
+        wave, _ = audio.read(0.0, len(mixture) / SAMPLE_RATE)
     finally:
-        sound.close()
+        audio.close()
     wave = np.pad(wave, (0, max(0, len(mixture) - len(wave))))[: len(mixture)]
-    return float(np.linalg.norm(wave - mixture)) <= ALIKE * float(np.linalg.norm(wave))
+    return float(np.linalg.norm(wave - mixture)) <= TOLERANCE * float(np.linalg.norm(wave))
 
 
-def _matched(
+def _match(
     voices: Sequence[np.ndarray], truth: Sequence[AudioTrack], mixture: np.ndarray, gain: float
 ) -> tuple[dict[int, int], dict[int, str]]:
-    """Which true voice each found one is, and how near it is, in words."""
-    heard = [n for n, t in enumerate(truth) if np.abs(t.wave).max() > 1e-3]
-    if not heard or not voices:
+    """Assign separated voices to true voices by SI-SDR.
+
+    Returns:
+        indices into ``truth`` by indices of voices, and SI-SDR and its improvement as text.
+    """
+    audible = [n for n, t in enumerate(truth) if np.abs(t.wave).max() > 1e-3]
+    if not audible or not voices:
         return {}, {}
-    size = min(len(mixture), *(len(truth[n].wave) for n in heard))
-    true = torch.from_numpy(np.stack([truth[n].wave[:size] * gain for n in heard]))
-    pairs = torch.stack([_si_sdr(voice[:size], true) for voice in voices])
-    before = _si_sdr(mixture[:size], true)
-    rows, columns = linear_sum_assignment(-pairs.nan_to_num(-99, 99, -99).numpy())
-    matched, notes = {}, {}
+    size = min(len(mixture), *(len(truth[n].wave) for n in audible))
+    targets = torch.from_numpy(np.stack([truth[n].wave[:size] * gain for n in audible]))
+    scores = torch.stack([_si_sdr(voice[:size], targets) for voice in voices])
+    baseline = _si_sdr(mixture[:size], targets)
+    rows, columns = linear_sum_assignment(-scores.nan_to_num(-99, 99, -99).numpy())
+    assignment, notes = {}, {}
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-        matched[row] = heard[column]
-        value, gained = float(pairs[row, column]), float(pairs[row, column] - before[column])
-        notes[row] = f"; SI-SDR {value:.1f} dB, {gained:+.1f} dB beside the mixture"
-    return matched, notes
+        assignment[row] = audible[column]
+        si_sdr = float(scores[row, column])
+        si_sdri = float(scores[row, column] - baseline[column])
+        notes[row] = f"; SI-SDR {si_sdr:.1f} dB, improvement {si_sdri:+.1f} dB"
+    return assignment, notes
 
 
-def _si_sdr(wave: np.ndarray, true: torch.Tensor) -> torch.Tensor:
-    """Of a wave [samples] against each of some true ones [n, samples]: dB, [n]."""
-    several = torch.from_numpy(wave)[None].expand(len(true), -1).contiguous()
-    return scale_invariant_signal_distortion_ratio(several, true, zero_mean=True)
+def _si_sdr(wave: np.ndarray, targets: torch.Tensor) -> torch.Tensor:
+    """SI-SDR in dB of a wave [samples] against each target [n, samples]: [n]."""
+    estimates = torch.from_numpy(wave)[None].expand(len(targets), -1).contiguous()
+    return scale_invariant_signal_distortion_ratio(estimates, targets, zero_mean=True)
