@@ -61,7 +61,7 @@ def test_frames_of_any_spacing(video: Maker) -> None:
 
 
 def test_there_is_no_picture_before_the_first_frame_and_the_last_one_stays(video: Maker) -> None:
-    path = video("late.mkv", seconds=2.0, picture_start=0.8, sound_seconds=4.0, size=(96, 64))
+    path = video("late.mkv", seconds=2.0, video_start=0.8, audio_seconds=4.0, size=(96, 64))
     with play(path) as playing:
         assert playing.frames >= 95
         pictures = playing.pictures(0, playing.frames)
