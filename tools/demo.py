@@ -61,7 +61,7 @@ class DemoSettings:
 
 @dataclasses.dataclass(frozen=True)
 class DemoStep:
-    """A command of the demo and its output.
+    """Command of the demo and its output.
 
     Attributes:
         title: printed before the command.

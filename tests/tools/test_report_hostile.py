@@ -25,12 +25,12 @@ from cavmae.common.quoting import caption
 from cavmae.tools.benchmarks.media import make_video
 from cavmae.tools.cli import dispatch
 from cavmae.tools.report import main
+from cavmae.tools.reporting.audio_tracks import tracks_of
 from cavmae.tools.reporting.blocks import Videos
 from cavmae.tools.reporting.charts import Line, lines
 from cavmae.tools.reporting.examples import example
 from cavmae.tools.reporting.fields import Faults
 from cavmae.tools.reporting.page import page
-from cavmae.tools.reporting.sounds import tracks_of
 from cavmae.tools.reporting.sources import Separation, sources_of
 from tests.conftest import SMALL
 
@@ -222,9 +222,9 @@ def _of_the_source(folder: Path) -> None:
     from cavmae.datasets.media import probe
     from cavmae.datasets.media.sound import Sound
 
-    sound = Sound(probe(str(folder / "overlay.mp4")))
-    mixture, _ = sound.read(0.0, 1.0)
-    sound.close()
+    audio = Sound(probe(str(folder / "overlay.mp4")))
+    mixture, _ = audio.read(0.0, 1.0)
+    audio.close()
     voice = wave(1)[: len(mixture)]
     soundfile.write(str(folder / "person-1.wav"), voice, 16_000, subtype="FLOAT")
     soundfile.write(str(folder / "residual.wav"), mixture - voice, 16_000, subtype="FLOAT")
@@ -328,7 +328,7 @@ def changed(value: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "record", "beside"),
+    ("name", "record", "marker"),
     [
         ("result.json", RECORD, None),
         ("measures.json", MEASURES, None),
@@ -336,8 +336,8 @@ def changed(value: Any) -> list[Any]:
         ("retrieval.json", RETRIEVAL, "metrics.jsonl"),
     ],
 )
-def test_fields_of_any_type(name: str, record: Any, beside: str | None, tmp_path: Path) -> None:
-    folder = write(tmp_path / "folder", beside or name, {})
+def test_fields_of_any_type(name: str, record: Any, marker: str | None, tmp_path: Path) -> None:
+    folder = write(tmp_path / "folder", marker or name, {})
     for other in changed(record):
         write(folder, name, other)
         with contextlib.suppress(CavmaeError):

@@ -100,6 +100,7 @@ class ExplicitAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, L, D] -> [N, L, D]."""
+        # q, k, v: [N, heads, L, D / heads]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
         projected: Tensor = self.proj((weights @ v).transpose(1, 2).flatten(2))

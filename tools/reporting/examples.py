@@ -10,6 +10,7 @@ from av.error import FFmpegError
 
 from cavmae.datasets.format.sample import encode_frame
 from cavmae.datasets.stream.features import SAMPLE_RATE
+from cavmae.tools.reporting.audio_tracks import AudioTrack, people_of, tracks_of
 from cavmae.tools.reporting.blocks import (
     Block,
     Heading,
@@ -21,7 +22,6 @@ from cavmae.tools.reporting.blocks import (
 )
 from cavmae.tools.reporting.charts import data_url, max_magnitude, spectrogram
 from cavmae.tools.reporting.fields import Fields, FileRefused, read_inside
-from cavmae.tools.reporting.sounds import AudioTrack, people_of, tracks_of
 from cavmae.tools.reporting.sources import Separation
 
 POSTER = 20  # frame of a video that is displayed before it plays

@@ -127,7 +127,7 @@ class Fields:
         try:
             data = read_inside(folder, name, JSON_BYTES)
         except FileRefused as refusal:
-            raise CavmaeError(f"{path} {refusal}: a report cannot be made of it.") from refusal
+            raise CavmaeError(f"{path} {refusal}: the report cannot use it.") from refusal
         return cls(parse_json(data, str(path)), str(path), faults)
 
     def _fault(self, name: str, expected: str) -> None:

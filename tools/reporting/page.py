@@ -66,6 +66,7 @@ class Section(NamedTuple):
 
     @property
     def anchor(self) -> str:
+        """Id of the section's element."""
         return self.title.lower().replace(" ", "-")
 
 

@@ -194,7 +194,7 @@ def _lines(folder: Path, faults: Faults) -> Iterator[Numbers]:
                         bad.append(number)
                 number, line = number + 1, following
     except FileRefused as refusal:
-        raise CavmaeError(f"{path} {refusal}: a report cannot be made of it.") from refusal
+        raise CavmaeError(f"{path} {refusal}: the report cannot use it.") from refusal
     if bad:
         others = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         faults.add(
