@@ -1,4 +1,4 @@
-"""What README tells people to type: all is understood, and what is cheap is run as written."""
+"""Commands of README: every command parses, and the cheap ones run as written."""
 
 import contextlib
 import io
@@ -16,29 +16,29 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(language: str) -> list[str]:
-    return [text for told, text in BLOCK.findall(README) if told == language]
+    return [text for name, text in BLOCK.findall(README) if name == language]
 
 
 def commands(text: str) -> list[list[str]]:
-    """Words of every command of ours in a block, however it is launched."""
-    found = []
+    """Arguments of every command of the program in a block, with any launcher."""
+    arguments = []
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if "-m" in words and words[words.index("-m") + 1].startswith("cavmae."):
             place = words.index("-m") + 1
             kind = {"cavmae.pretrain.train": ["pretrain"],
                     "cavmae.finetune.train": ["finetune"]}[words[place]]  # fmt: skip
-            found.append([*kind, *words[place + 1 :]])
+            arguments.append([*kind, *words[place + 1 :]])
         elif words[:1] == ["cavmae"]:
-            found.append(words[1:])
-    return found
+            arguments.append(words[1:])
+    return arguments
 
 
 ALL = [words for text in blocks("sh") for words in commands(text)]
 
 
 def printed(words: list[str]) -> str:
-    """What a command prints, which must succeed."""
+    """Run a command, which must succeed, and return its output."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         try:
@@ -49,7 +49,7 @@ def printed(words: list[str]) -> str:
     return out.getvalue()
 
 
-def test_readme_shows_what_it_is_made_for() -> None:
+def test_readme_has_the_main_commands() -> None:
     names = {words[0] for words in ALL}
     assert {"shard", "check", "render-talkers", "pretrain", "finetune", "evaluate", "separate",
             "report", "inpaint", "convert"} <= names  # fmt: skip
@@ -60,11 +60,11 @@ def test_every_command_of_readme_is_understood(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if "run/config.yaml" in words:  # what a run before it has left
+    if "run/config.yaml" in words:  # an earlier run writes this file
         Path("run").mkdir()
         Path("run/config.yaml").write_text(printed(["pretrain", "--print_config"]))
     assert printed([*words, "--print_config"])
-    with pytest.raises(SystemExit) as stop:  # it would have been refused
+    with pytest.raises(SystemExit) as stop:  # an unknown option is refused
         dispatch([*words, "--no-such-option", "1", "--print_config"])
     assert stop.value.code == 2
 
@@ -84,12 +84,12 @@ def test_videos_to_shards_to_batches_as_written(
     ]
     Path("media/grid.csv").write_text("\n".join(rows) + "\n")
     first = next(text for text in blocks("sh") if "cavmae shard media/scenes" in text)
-    told = "".join(printed(words) for words in commands(first))
-    # As README shows it, but for how fast it was.
-    shown = README[README.index(first) :].split("```")[2:6]
-    for line in "\n".join(shown).splitlines():
+    output = "".join(printed(words) for words in commands(first))
+    # Lines with a speed differ from README's.
+    expected = README[README.index(first) :].split("```")[2:6]
+    for line in "\n".join(expected).splitlines():
         if re.match(r"(Data set|Samples|Inputs|Duration|Frames|Decoders|Silence):", line):
-            assert line in told, line
+            assert line in output, line
     space: dict[str, object] = {}
     loading = [text for text in blocks("python") if "datasets" in text]
     assert len(loading) == 2

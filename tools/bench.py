@@ -1,4 +1,4 @@
-"""`cavmae bench WHAT`: speed and memory, beside a baseline measured in the same run."""
+"""`cavmae bench BENCHMARK`: speed and memory compared with a baseline of the same run."""
 
 import importlib
 from collections.abc import Sequence
@@ -6,53 +6,61 @@ from collections.abc import Sequence
 from cavmae.common.cli import fill, module_main, output, parse, parser
 from cavmae.common.errors import UsageError
 
-# what: (module with `run(settings)`, its settings class, what is measured)
+# benchmark: (module with `run(settings)`, its settings class, its description)
 BENCHES = {
     "shard": ("cavmae.tools.benchmarks.sharding", "ShardBench", "videos to shards"),
-    "render": ("cavmae.tools.benchmarks.rendering", "RenderBench", "rendering talkers"),
+    "render": ("cavmae.tools.benchmarks.rendering", "RenderBench", "rendering of talkers"),
     "lips": (
         "cavmae.tools.benchmarks.lips",
         "LipsBench",
-        "whether mouths show who speaks",
+        "agreement of mouths and voices in a rendered corpus",
     ),
-    "pretrain": ("cavmae.tools.benchmarks.pretraining", "PretrainBench", "steps of pretraining"),
+    "pretrain": ("cavmae.tools.benchmarks.pretraining", "PretrainBench", "pretraining steps"),
     "finetune": (
         "cavmae.tools.benchmarks.finetuning",
         "FinetuneBench",
-        "steps of fine-tuning, composing",
+        "fine-tuning steps and composing of scenes",
     ),
     "parity": (
         "cavmae.tools.benchmarks.parity",
         "ParityBench",
-        "whether a GPU computes what the CPU does, in every precision",
+        "parity of a device with the CPU, in every precision",
     ),
     "labels": (
         "cavmae.tools.benchmarks.labels",
         "LabelsBench",
-        "whether pretraining pays on few labelled clips",
+        "label efficiency: pretrained against from scratch on few labelled clips",
     ),
     "separate": (
         "cavmae.tools.benchmarks.separating",
         "SeparateBench",
-        "taking recordings apart",
+        "separation of recordings",
     ),
     "load": ("cavmae.tools.benchmarks.loading", "LoadBench", "shards to batches"),
 }
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs one benchmark and prints its table."""
-    listing = "\n".join(f"  {name:<8} {what}" for name, (_, _, what) in BENCHES.items())
+    """Run one benchmark and print its table.
+
+    Raises:
+        UsageError: no benchmark has that name.
+    """
+    listing = "\n".join(
+        f"  {name:<8} {description}" for name, (_, _, description) in BENCHES.items()
+    )
     if not words or words[0] in ("-h", "--help"):
-        output(f"usage: cavmae bench WHAT ...\n\n{listing}\n\ncavmae bench WHAT --help tells more.")
+        output(f"usage: cavmae bench BENCHMARK ...\n\n{listing}")
+        output("\nRun cavmae bench BENCHMARK --help for the options of a benchmark.")
         return 0 if words else 2
     if words[0] not in BENCHES:
-        raise UsageError(f"There is no benchmark {words[0]!r}; there are {', '.join(BENCHES)}.")
-    module = importlib.import_module(BENCHES[words[0]][0])
-    kind = getattr(module, BENCHES[words[0]][1])
-    made = parser(f"bench {words[0]}", f"Measures: {BENCHES[words[0]][2]}.")
-    made.add_class_arguments(kind)
-    module.run(fill(kind, parse(made, words[1:])))
+        raise UsageError(f"There is no benchmark {words[0]!r}: choose from {', '.join(BENCHES)}.")
+    module_name, class_name, description = BENCHES[words[0]]
+    module = importlib.import_module(module_name)
+    settings_class = getattr(module, class_name)
+    arguments = parser(f"bench {words[0]}", f"Measures: {description}.")
+    arguments.add_class_arguments(settings_class)
+    module.run(fill(settings_class, parse(arguments, words[1:])))
     return 0
 
 

@@ -1,7 +1,7 @@
-"""`cavmae demo`: the whole way, from rendered people to their voices and masks, on two CPU cores.
+"""`cavmae demo`: every step from rendered talkers to separated voices and masks, on two CPU cores.
 
-Every step is a command that a person could type, and is shown as that. What is done stays done:
-run again, the demo goes on where it was interrupted, or begins anew with ``--clean``.
+Every step is a command of the program and is printed as one. Finished steps are kept: a second run
+resumes where the first was interrupted, or starts over with ``--clean``.
 """
 
 import dataclasses
@@ -25,29 +25,29 @@ from cavmae.tools.cli import COMMANDS
 
 log = logging.getLogger("cavmae")
 MARK = "made-by-cavmae-demo.json"
-# All that the demo makes in its folder, and all that --clean removes.
-MADE = (
+# Everything that the demo writes into its folder, and everything that --clean removes.
+OUTPUTS = (
     "talkers", "shards", "scenes", "pretrained", "held-out.jsonl", "before", "finetuned",
     "measured", "separated", "report.html", "verdict.json",
 )  # fmt: skip
-APART = ("pretrain", "finetune")
+OWN_PROCESS = ("pretrain", "finetune")
 SEED, SCENE_SEED = 1, 77
-# What the demo must show (dB of SI-SDR beside the mixture, and IoU).
-GAINED, COVERED = 2.0, 0.6
+# Below these (SI-SDR improvement in dB, IoU) the demo fails.
+MIN_SI_SDRI, MIN_IOU = 2.0, 0.6
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoSettings:
-    """What is made.
+    """Options of `cavmae demo`.
 
     Args:
-        out: folder of everything.
-        video: also take this recording apart.
-        clean: remove what an earlier demo left there, and begin anew.
-        clips: of one talker each that are rendered to learn from.
-        pretrain_steps: of CAV-MAE.
-        finetune_steps: of the speaker model.
-        scenes: of held-out people that it is measured on.
+        out: folder of all outputs.
+        video: another recording to separate.
+        clean: remove the outputs of an earlier demo and start over.
+        clips: rendered training clips, of one talker each.
+        pretrain_steps: training steps of CAV-MAE.
+        finetune_steps: training steps of the speaker model.
+        scenes: evaluated scenes of held-out people.
     """
 
     out: str = "demo"
@@ -61,108 +61,111 @@ class DemoSettings:
 
 @dataclasses.dataclass(frozen=True)
 class DemoStep:
-    """A command, and what is there once it has run.
+    """Command of the demo and its output.
 
     Attributes:
-        title: that it is announced by.
-        words: of ``cavmae``.
-        made: file by which it is known to be done; None: the command itself knows.
-        extra: if it fails, that is told, and the demo goes on.
+        title: printed before the command.
+        words: arguments of ``cavmae``.
+        output: file that exists once the step is done; None: the command skips finished work
+            itself.
+        optional: a failure is logged, and the demo continues.
     """
 
     title: str
     words: tuple[str, ...]
-    made: Path | None = None
-    extra: bool = False
+    output: Path | None = None
+    optional: bool = False
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("demo", "The whole way on a small corpus that it makes itself.")
-    made.add_class_arguments(DemoSettings)
-    settings = fill(DemoSettings, parse(made, words))
+    """Run the demo; see :func:`demo`."""
+    arguments = parser("demo", "Every step from raw clips to separation, on rendered talkers.")
+    arguments.add_class_arguments(DemoSettings)
+    settings = fill(DemoSettings, parse(arguments, words))
     with stop_on_signals():
         return demo(settings)
 
 
 def demo(settings: DemoSettings) -> int:
-    """Runs what is not done yet.
+    """Run the steps that are not done yet.
 
     Returns:
-        0; 1 if what was learned is less than it must be.
+        0; 1 if the metrics after training are below :data:`MIN_SI_SDRI` or :data:`MIN_IOU`.
 
     Raises:
-        CavmaeError: a step failed, or the folder is somebody else's.
+        UsageError: the video cannot be read, or the folder holds other files or other settings.
+        CavmaeError: a step failed.
     """
     out = Path(settings.out)
     if settings.video is not None and not is_url(settings.video):
         try:
-            probe(settings.video)  # not found out after minutes of learning
+            probe(settings.video)  # fails now rather than after minutes of training
         except MediaError as error:
             raise UsageError(
-                f"--video {settings.video} cannot be taken apart: {error.detail}."
+                f"--video {settings.video} cannot be separated: {error.detail}."
             ) from error
     _prepare(out, settings)
     started = time.monotonic()
     for number, step in enumerate(steps(out, settings), 1):
         _run(number, step)
     page = (out / "report.html").resolve()
-    good = _verdict(out, settings.scenes)
+    passed = _verdict(out, settings.scenes)
     log.info("\nDone in %.1f minutes. Open %s in a browser.", (time.monotonic() - started) / 60,
              page.as_uri())  # fmt: skip
-    return 0 if good else 1
+    return 0 if passed else 1
 
 
 def _prepare(out: Path, settings: DemoSettings) -> None:
     mark = out / MARK
     if out.exists() and any(out.iterdir()) and not mark.exists():
-        raise UsageError(f"{out} holds something else: name another folder with --out.")
-    how = {
+        raise UsageError(f"{out} holds other files: name another folder with --out.")
+    options = {
         name: value
         for name, value in dataclasses.asdict(settings).items()
         if name not in ("out", "video", "clean")
     }
     out.mkdir(parents=True, exist_ok=True)
     if settings.clean:
-        for name in MADE:
+        for name in OUTPUTS:
             if (out / name).is_dir():
                 shutil.rmtree(out / name)
             else:
                 (out / name).unlink(missing_ok=True)
     elif mark.exists():
         try:
-            before = read_json(mark, remedy="begin anew with --clean")
+            before = read_json(mark, remedy="start over with --clean")
         except JSONError as error:
             raise UsageError(str(error)) from error
-        if before != how:
+        if before != options:
             raise UsageError(
                 f"{out} was made with other settings ({json.dumps(before)}): name another folder "
-                "with --out, or begin anew with --clean."
+                "with --out, or start over with --clean."
             )
     with write_atomically(mark) as file:
-        file.write(json_bytes(how))
+        file.write(json_bytes(options))
 
 
 def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
-    """All steps, in order."""
+    """All steps of the demo, in order."""
     talkers, shards, scenes = out / "talkers", out / "shards", out / "scenes"
     easy = (
         "--off-screen-voice", "0", "--noise", "0", "--music", "0", "--shifted", "0",
         "--hidden-mouth", "0",
     )  # fmt: skip
     yield DemoStep(
-        "People are drawn who talk",
+        "Render talkers",
         ("render-talkers", "--out", f"{talkers}", "--clips", f"{settings.clips}", "--seed",
          f"{SEED}", "--speakers", "80", "--height", "112", "--valid-share", "0.15",
          "--test-share", "0", "--silent", "0", *easy),
     )  # fmt: skip
     for split in ("train", "valid"):
         yield DemoStep(
-            f"Their clips become shards ({split})",
+            f"Convert the clips to shards ({split})",
             ("shard", f"{talkers / split}.csv", "--out", f"{shards / split}", "--profile",
              "speakers", "--shorter-side", "112"),
         )  # fmt: skip
         yield DemoStep(
-            f"The shards are checked ({split})",
+            f"Check the shards ({split})",
             ("check", f"{shards / split}", *(("--compose", "true", "--scenes.height", "112",
              "--scenes.width", "112", "--scenes.people", "[0,1,0]") if split == "train" else ())),
             shards / split / "stats.json",
@@ -170,7 +173,7 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
     pretrained = out / "pretrained"
     encoder = pretrained / "checkpoints" / f"{settings.pretrain_steps:09d}"
     yield DemoStep(
-        "CAV-MAE learns from them, without labels",
+        "Pretrain CAV-MAE without labels",
         ("pretrain", "--config", "tiny", "--out", f"{pretrained}", "--resume", "auto",
          "--data.train", f"{shards / 'train'}", "--data.held_out", f"{shards / 'valid'}",
          "--data.batch_size", "32", "--loop.steps", f"{settings.pretrain_steps}",
@@ -178,13 +181,13 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
          "--loop.log_every", "5"),
     )  # fmt: skip
     yield DemoStep(
-        "What it makes of masked pictures and sound",
+        "Reconstruct masked frames and audio",
         ("inpaint", f"{encoder}", f"{shards / 'valid'}", "--out",
          f"{pretrained / 'reconstructions.png'}"),
         pretrained / "reconstructions.png",
     )  # fmt: skip
     yield DemoStep(
-        "Which sound goes with which picture",
+        "Retrieve video by audio and audio by video",
         ("retrieve", f"{encoder}", f"{shards / 'valid'}", "--json",
          f"{pretrained / 'retrieval.json'}"),
         pretrained / "retrieval.json",
@@ -197,50 +200,50 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
     )  # fmt: skip
     held_out = out / "held-out.jsonl"
     yield DemoStep(
-        "Scenes of held-out people are drawn",
+        "Draw scenes of held-out people",
         ("evaluate", f"{shards / 'valid'}", "--list", f"{held_out}", "--make",
          f"{settings.scenes}", *scene),
         held_out,
     )  # fmt: skip
-    learning = (
+    training = (
         "--config", "demo", "--resume", "auto", "--data.train", f"{shards / 'train'}",
         "--model.encoder", f"{encoder}", *scene,
     )  # fmt: skip
     before, after = out / "before", out / "finetuned"
     yield DemoStep(
-        "The speaker model before it learns",
-        ("finetune", "speakers", "--out", f"{before}", *learning, "--loop.steps", "1",
+        "Save the speaker model before training",
+        ("finetune", "speakers", "--out", f"{before}", *training, "--loop.steps", "1",
          "--optimizer.lr", "1e-9"),
     )  # fmt: skip
     yield DemoStep(
-        "The speaker model learns who is heard where",
-        ("finetune", "speakers", "--out", f"{after}", *learning, "--loop.steps",
+        "Train the speaker model",
+        ("finetune", "speakers", "--out", f"{after}", *training, "--loop.steps",
          f"{settings.finetune_steps}"),
     )  # fmt: skip
     model = after / "checkpoints" / f"{settings.finetune_steps:09d}"
     for name, checkpoint in (("before", before / "checkpoints" / f"{1:09d}"), ("after", model)):
-        found = out / "measured" / name
+        measured = out / "measured" / name
         yield DemoStep(
-            f"It is measured on people it never saw ({name})",
+            f"Evaluate it on held-out people ({name} training)",
             ("evaluate", f"{shards / 'valid'}", "--list", f"{held_out}", "--model",
-             f"{checkpoint}", "--out", f"{found}", "--references",
+             f"{checkpoint}", "--out", f"{measured}", "--references",
              "true" if name == "after" else "false"),
-            found / "measures.json",
+            measured / "measures.json",
         )  # fmt: skip
     yield DemoStep(
-        "Two strangers talk at once",
+        "Render videos of two held-out people who talk at once",
         ("render-talkers", "--out", f"{scenes}", "--clips", "2", "--seed", f"{SCENE_SEED}",
          "--people", "2", "--height", "224", "--width", "224", "--valid-share", "0",
          "--test-share", "1", "--silent", "0", "--pauses", "0", "--look-alikes", "0",
          "--like-voices", "0", *easy),
     )  # fmt: skip
     rendered = [str(scenes / "clips" / f"{n:06d}" / f"{n:06d}.mp4") for n in range(2)]
-    apart = ("--model", f"{model}", "--out", f"{out / 'separated'}")
-    yield DemoStep("Voices and masks are taken out of the video", ("separate", *rendered, *apart))
+    common = ("--model", f"{model}", "--out", f"{out / 'separated'}")
+    yield DemoStep("Separate voices and masks", ("separate", *rendered, *common))
     if settings.video is not None:
-        yield DemoStep("And out of yours", ("separate", settings.video, *apart), extra=True)
+        yield DemoStep("Separate your video", ("separate", settings.video, *common), optional=True)
     yield DemoStep(
-        "All of it on a page",
+        "Write the report",
         ("report", f"{pretrained}", f"{after}", f"{out / 'measured' / 'before'}",
          f"{out / 'measured' / 'after'}", f"{out / 'separated'}", f"{shards / 'train'}",
          "--out", f"{out / 'report.html'}", "--title", "cavmae demo"),
@@ -250,33 +253,33 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
 def _run(number: int, step: DemoStep) -> None:
     log.info("\n%d. %s", number, step.title)
     log.info("   $ cavmae %s", shlex.join(step.words))
-    if step.made is not None and step.made.exists():
+    if step.output is not None and step.output.exists():
         log.info("   done before")
         return
     started = time.monotonic()
-    if step.words[0] in APART:
-        code = _in_a_process(step.words)
-    else:  # importing PyTorch anew for every step would take a minute in all
+    if step.words[0] in OWN_PROCESS:
+        code = _run_process(step.words)
+    else:  # a process for each step would spend a minute in all on imports of PyTorch
         module = importlib.import_module(COMMANDS[step.words[0]][0])
         try:
             code = module.main(list(step.words[1:])) or 0
         except CavmaeError as error:
-            if not step.extra:
+            if not step.optional:
                 raise
             log.error("   %s", error)
             code = 1
-    if code and step.extra:
-        log.error("   This one failed; the rest goes on.")
+    if code and step.optional:
+        log.error("   This step failed; the demo continues without it.")
     elif code:
         raise CavmaeError(
-            f"Step {number} ({step.title}) failed with exit code {code}; what it said stands "
-            "above. Run the same command again to go on."
+            f"Step {number} ({step.title}) failed with exit code {code}; its messages are above. "
+            "Run the same command again to resume."
         )
     log.info("   %.0f s", time.monotonic() - started)
 
 
-def _in_a_process(words: Sequence[str]) -> int:
-    """Training has a process of its own: it takes signals for itself, and saves before it goes."""
+def _run_process(words: Sequence[str]) -> int:
+    """Run a training command in its own process, which handles signals and saves before it ends."""
     process = subprocess.Popen([sys.executable, "-m", "cavmae.tools.cli", *words])
     try:
         return process.wait()
@@ -287,26 +290,26 @@ def _in_a_process(words: Sequence[str]) -> int:
 
 
 def _verdict(out: Path, scenes: int) -> bool:
-    """Tells what was learned, and whether it is enough."""
-    found = {}
+    """Log the metrics before and after training; return whether they reach the thresholds."""
+    summaries = {}
     for name in ("before", "after"):
         record = read_json(out / "measured" / name / "measures.json")
-        found[name] = record["summary"]
-    after, before = found["after"]["model"], found["before"]["model"]
-    blank = found["after"]["frames_blanked"]
-    gained, covered = "si_sdri", "iou"
-    log.info("\nOn %d scenes of people it never saw, two talking at once:", scenes)
-    for name, values in (("before learning", before), ("after", after),
-                         ("after, pictures blanked", blank)):  # fmt: skip
-        log.info("  %-24s voices %+.1f dB SI-SDR beside the mixture, masks IoU %.2f", name,
-                 values[gained], values[covered])  # fmt: skip
-    good = after[gained] >= GAINED and after[covered] >= COVERED
-    if not good:
-        log.error("That is less than %+.1f dB and IoU %.1f: something is wrong.", GAINED, COVERED)
+        summaries[name] = record["summary"]
+    after, before = summaries["after"]["model"], summaries["before"]["model"]
+    blanked = summaries["after"]["frames_blanked"]
+    log.info("\nOn %d scenes of two held-out people who talk at once:", scenes)
+    for name, values in (("before training", before), ("after training", after),
+                         ("after, frames blanked", blanked)):  # fmt: skip
+        log.info("  %-24s SI-SDR improvement %+.1f dB, IoU of masks %.2f", name,
+                 values["si_sdri"], values["iou"])  # fmt: skip
+    passed = after["si_sdri"] >= MIN_SI_SDRI and after["iou"] >= MIN_IOU
+    if not passed:
+        log.error("That is less than %+.1f dB and IoU %.1f: training went wrong, see the logs.",
+                  MIN_SI_SDRI, MIN_IOU)  # fmt: skip
     with write_atomically(out / "verdict.json") as file:
-        told = {"before": before, "after": after, "good": good}
-        file.write(json_bytes(told, indent=1))
-    return bool(good)
+        record = {"before": before, "after": after, "good": passed}
+        file.write(json_bytes(record, indent=1))
+    return bool(passed)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# What docs/results.md says of a GPU, or of a CPU, measured stage by stage on talkers rendered here.
+# Measurements of docs/results.md on a GPU or a CPU, stage by stage, on talkers rendered here.
 # Usage: tools/measure.sh OUT [STAGE ...]
 #   corpus    talkers and their shards: `learn`, `same` (other clips of its people), `unseen`, `more` (other people)
-#   parity    a training step beside the CPU in fp32: loss and gradients in every precision
-#   resume    a run that goes on from a checkpoint beside one that was not interrupted
-#   speed     steps of pretraining and of fine-tuning
+#   parity    loss and gradients of a training step in every precision, the CPU in fp32 as reference
+#   resume    a run resumed from a checkpoint, compared with an uninterrupted one
+#   speed     speed of pretraining and fine-tuning steps
 #   compiled  parity and speed with compiled blocks (GPU)
 #   clips     CAV-MAE: reconstruction and contrast of clips; retrieval
-#   moments   from its weights the contrast of frames and moments
-#   encoder   reconstruction at 224x224, from nothing: what `speakers` starts from
-#   speakers  the speaker model
-#   evaluate  its measures on fixed lists of unseen people
-#   voices    speed of `separate`; the same voices on the CPU
-# Without stages all of them, in this order. What is done is not done again; a stage that fails or runs out of its
-# time stops no other. `OUT/NAME.log` holds what each said, `OUT/tables.md` the tables, which are printed last.
+#   moments   contrast of frames and time bins, from the weights of `clips`
+#   encoder   reconstruction at 224x224 from scratch: the encoder of `speakers`
+#   speakers  training of the speaker model
+#   evaluate  metrics of the speaker model on fixed lists of unseen people
+#   voices    speed of `separate`; difference of the voices from the CPU's
+# Without stages all of them run, in this order. Finished work is kept; a stage that fails or exceeds its time stops
+# no other. `OUT/NAME.log` holds the output of a stage, `OUT/tables.md` the tables, which are printed last.
 # Environment:
 #   LEARN, UNSEEN, MORE  folders of recordings of different people; unset: espeak-ng speaks, and there is no `more`
-#   CLIPS           most clips to learn from, rendered CHUNK at a time;  RENDER_SECONDS  after which no more are begun
+#   CLIPS           maximum of training clips, rendered CHUNK at a time;  RENDER_SECONDS  after which no chunk starts
 #   ENCODER_SECONDS, SPEAKER_SECONDS, CLIPS_SECONDS, MOMENTS_SECONDS  of training
 #   WORKERS         processes that load or compose
 #   BATCH, RATE     scenes of a step, learning rate of `speakers`
-#   DEVICE=cpu      although there is a GPU;  TINY=1  to try the script itself in minutes
+#   DEVICE=cpu      despite a GPU;  TINY=1  to test the script itself in minutes
 #   MORE_SPEAKERS   further options of `cavmae finetune speakers`
 set -uo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd) && shift || exit 2
@@ -50,15 +50,15 @@ fi
 small=(--compose.height $side --compose.width $side)
 common=(--loop.device "$device" --loop.precision $precision --loop.save_every 0 --loop.save_minutes 2)
 newest() { find "$1/checkpoints" -maxdepth 1 -name '[0-9]*' | sort | tail -n 1; }
-# limit SECONDS COMMAND...: a stage's share of a GPU's time; a CPU gets ten times as long.
+# limit SECONDS COMMAND...: time limit on a GPU; a CPU gets ten times as long.
 limit() { timeout -k 30 $(($1 * slack)) "${@:2}"; }
-# Shards may still be made by another process of this script.
+# Another process of this script may still write the shards.
 wait_for() {
     for _ in $(seq "${WAIT:-600}"); do [ -f "$out/$1/stats.json" ] && return; sleep 1; done
     echo "There is no $out/$1: run the stage corpus first." >&2
     return 1
 }
-# trained SECONDS RUN COMMAND...: as many steps as the time allows, so that the learning rate falls to its end.
+# trained SECONDS RUN COMMAND...: trains as many steps as the time allows, so that the schedule reaches its end.
 trained() {
     local seconds=$1 run=$2
     shift 2
@@ -70,12 +70,12 @@ import json
 import sys
 
 lines = [json.loads(line) for line in open(sys.argv[1])]
-step = [line["seconds a step"] for line in lines if "seconds a step" in line][-1]
+step = [line["step_time"] for line in lines if "step_time" in line][-1]
 print(max(int(sys.argv[3]), int(float(sys.argv[2]) * 0.93 / step)))
 PYTHON
         rm -rf "$run.try/checkpoints"
     fi
-    # SIGTERM where it was slower after all: the run saves and ends well.
+    # A run that is slower than estimated gets SIGTERM: it saves and exits with 0.
     timeout --preserve-status -s TERM -k 60 $((seconds * 21 / 20 + 15)) "$@" --out "$run" --resume auto \
         --loop.steps "$(cat "$run.steps")"
 }
@@ -93,7 +93,7 @@ sharded() { # NAME TABLE
 corpus() {
     local unseen_speech=${UNSEEN:-} number table
     rendered unseen $unseen "$unseen_speech" 2 && sharded unseen "$out/talkers-unseen/train.csv" || return
-    # Voices and people are known of every clip to learn from.
+    # Training clips hold only audio with ground truth.
     for number in $(seq $chunk $chunk "$clips"); do
         [ $SECONDS -lt "$render" ] || break
         rendered learn "$number" "${LEARN:-}" 1 --noise 0 --music 0 --off_screen_voice 0 --shifted 0 || return
@@ -110,7 +110,7 @@ parity() {
     limit 150 cavmae bench parity --size $parity --speaker $speaker --device "$device" \
         --out "$out/parity.json" | tee "$out/parity.md"
 }
-# resumed NAME COMMAND...: six steps, and the last three of them once more from the checkpoint between.
+# resumed NAME COMMAND...: six steps, and the last three again from the checkpoint after three.
 resumed() {
     local name=$1 run=$out/resume-$1
     shift
@@ -193,7 +193,7 @@ speakers() {
         --optimizer.lr "$rate" "${small[@]}" "${common[@]}" ${MORE_SPEAKERS:-} || return
     tail -n 1 "$out/speakers/metrics.jsonl" | tee "$out/speakers.md"
 }
-listed() { # NAME SHARDS OPTIONS OF MAKING IT...
+listed() { # NAME SHARDS OPTIONS...
     [ -f "$out/$1.jsonl" ] ||
         cavmae evaluate "$2" --list "$out/$1.jsonl" --make $scenes "${small[@]}" "${@:3}"
 }
@@ -241,8 +241,8 @@ PYTHON
 for stage in "${@:-corpus parity resume speed compiled clips moments encoder speakers evaluate voices}"; do
     for name in $stage; do
         began=$SECONDS
-        if "$name" > "$out/$name.log" 2>&1; then word="done"; else word="FAILED ($?), see $name.log"; fi
-        echo "$name: $word, $((SECONDS - began)) s" | tee -a "$out/stages.txt"
+        if "$name" > "$out/$name.log" 2>&1; then state="done"; else state="FAILED ($?), see $name.log"; fi
+        echo "$name: $state, $((SECONDS - began)) s" | tee -a "$out/stages.txt"
     done
 done
 for name in parity parity-compiled resume pretrain compiled finetune encoder speakers same unseen moments evaluate-pairs \

@@ -1,4 +1,4 @@
-"""`cavmae report RUN... --out report.html`: what was trained, measured and separated, on a page."""
+"""`cavmae report RUN... --out report.html`: training runs, evaluations and separations as HTML."""
 
 import dataclasses
 import logging
@@ -17,10 +17,10 @@ log = logging.getLogger("cavmae")
 
 @dataclasses.dataclass(frozen=True)
 class ReportSettings:
-    """What is written.
+    """Options of `cavmae report`.
 
     Args:
-        out: HTML file; one that is there is replaced.
+        out: HTML file; an existing one is replaced.
         title: of the page.
     """
 
@@ -29,14 +29,20 @@ class ReportSettings:
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("report", "What was trained, measured and separated, on one page.")
-    made.add_argument(
+    """Write the page.
+
+    Raises:
+        UsageError: ``--out`` is a folder, or no command of ours wrote a folder that is named.
+        CavmaeError: a folder is damaged.
+    """
+    arguments = parser("report", "Training runs, evaluations and separations on one HTML page.")
+    arguments.add_argument(
         "folders", nargs="+", type=str, metavar="RUN",
         help="Folder of a training run, an evaluation, a separated recording (or several), or "
-        "shards; those of a kind are shown side by side.",
+        "shards; folders of the same kind are shown side by side.",
     )  # fmt: skip
-    made.add_class_arguments(ReportSettings)
-    options = parse(made, words)
+    arguments.add_class_arguments(ReportSettings)
+    options = parse(arguments, words)
     settings = fill(ReportSettings, options)
     out = Path(settings.out)
     if out.is_dir():

@@ -105,18 +105,18 @@ def test_odd_files(tmp_path: Path, video: Maker) -> None:
     (folder / "noise.mkv").write_bytes(random.Random(0).randbytes(100_000))
     (folder / "dangling.mp4").symlink_to(folder / "nowhere.mp4")
     video("in/silent.mp4", audio=None)
-    video("in/no_sound.mkv", audio="flac", sound_seconds=0.0)
+    video("in/no_sound.mkv", audio="flac", audio_seconds=0.0)
     make_sound(folder / "no_picture.mp4")
     good = {
         video("in/same.mp4").name,
         video("in/x/same.mp4", seed=1).name,
         video("in/sp ace 'q\" ü 日本\n.mp4").name,
         video("in/-dash.mp4").name,
-        video("in/short_sound.mp4", sound_seconds=0.7).name,
-        video("in/long_sound.mp4", sound_seconds=9.0).name,
+        video("in/short_sound.mp4", audio_seconds=0.7).name,
+        video("in/long_sound.mp4", audio_seconds=9.0).name,
         video("in/tall.mp4", size=(64, 200)).name,
         video("in/tiny.mp4", size=(32, 16)).name,
-        video("in/one_frame.mp4", seconds=0.04, sound_seconds=2.0).name,  # it stays on screen
+        video("in/one_frame.mp4", seconds=0.04, audio_seconds=2.0).name,  # it stays on screen
     }
     latin = os.fsencode(folder) + b"/latin-\xe9.mp4"
     shutil.copy(os.fsencode(video("in/same2.mp4")), latin)

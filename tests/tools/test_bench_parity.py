@@ -1,4 +1,4 @@
-"""`cavmae bench parity` sees what differs, and nothing where nothing does."""
+"""`cavmae bench parity` detects differences, and none between equal steps."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ObjectiveSettings
 from cavmae.tools.bench import main
 from cavmae.tools.benchmarks import parity
-from cavmae.tools.benchmarks.pretraining import made_clips
+from cavmae.tools.benchmarks.pretraining import synthetic_clips
 from tests.finetune.speaker import scenes
 
 CPU = torch.device("cpu")
@@ -35,29 +35,29 @@ def pretraining(rate: float = 0.0) -> Task:
 @pytest.mark.parametrize("kind", ["pretraining", "speakers"])
 def test_the_same_step_is_the_same_and_half_precision_is_near(kind: str) -> None:
     torch.manual_seed(1)
-    batch = made_clips(3, 96, 32) if kind == "pretraining" else scenes.batch()
-    made = pretraining if kind == "pretraining" else scenes.task
-    reference = parity.step(made(), batch, CPU, "fp32")
-    torch.rand(5)  # draws do not depend on what was drawn before
-    same = parity.compared("same", parity.step(made(), batch, CPU, "fp32"), reference)
+    batch = synthetic_clips(3, 96, 32) if kind == "pretraining" else scenes.batch()
+    build = pretraining if kind == "pretraining" else scenes.task
+    reference = parity.training_step(build(), batch, CPU, "fp32")
+    torch.rand(5)  # the state of the generator does not matter
+    same = parity.compare("same", parity.training_step(build(), batch, CPU, "fp32"), reference)
     assert (same.loss, same.error) == (0.0, 0.0)
-    half = parity.compared("half", parity.step(made(), batch, CPU, "bf16"), reference)
+    half = parity.compare("half", parity.training_step(build(), batch, CPU, "bf16"), reference)
     assert 1e-5 < half.error < 0.1
 
 
-def test_what_differs_is_seen_and_named() -> None:
-    batch = made_clips(3, 96, 32)
-    reference = parity.step(pretraining(), batch, CPU, "fp32")
-    other = parity.compared(
-        "other", parity.step(pretraining(rate=0.5), batch, CPU, "fp32"), reference
+def test_differences_are_detected_and_named() -> None:
+    batch = synthetic_clips(3, 96, 32)
+    reference = parity.training_step(pretraining(), batch, CPU, "fp32")
+    other = parity.compare(
+        "other", parity.training_step(pretraining(rate=0.5), batch, CPU, "fp32"), reference
     )
     assert other.loss > 1e-3 and other.error > 1e-2
     name = other.worst.split()[1]
-    assert "decoder" in name  # what comes before it hardly sees it
+    assert "decoder" in name  # gradients before the decoder hardly change
     wrong = reference._replace(loss=float("nan"))
-    assert not parity.compared("nan", wrong, reference).loss < 1
+    assert not parity.compare("nan", wrong, reference).loss < 1
     with pytest.raises(CavmaeError, match="other parameters"):
-        parity.compared("less", reference._replace(gradients={}), reference)
+        parity.compare("less", reference._replace(gradients={}), reference)
 
 
 def test_a_way_that_fails_stops_no_other(
@@ -68,19 +68,19 @@ def test_a_way_that_fails_stops_no_other(
 
     monkeypatch.setattr(parity, "features", features)
     monkeypatch.setattr(
-        parity, "pretraining", lambda bench: (pretraining, made_clips(bench.batch, 96, 32))
+        parity, "pretraining", lambda bench: (pretraining, synthetic_clips(bench.batch, 96, 32))
     )
-    monkeypatch.setattr(parity, "speaking", lambda bench: (scenes.task, scenes.batch()))
-    honest = parity.step
+    monkeypatch.setattr(parity, "finetuning", lambda bench: (scenes.task, scenes.batch()))
+    original = parity.training_step
 
     def step(task: Task, batch: dict, device: torch.device, precision: str) -> parity.ParityStep:
         if precision == "bf16" and isinstance(task, CAVMAETask):
             raise RuntimeError("no such kernel")
-        return honest(task, batch, device, precision)
+        return original(task, batch, device, precision)
 
-    monkeypatch.setattr(parity, "step", step)
+    monkeypatch.setattr(parity, "training_step", step)
     with pytest.raises(CavmaeError, match="failed"):
         main(["parity", "--device", "cpu", "--batch", "2"])
-    told = capsys.readouterr().out
-    assert "failed: RuntimeError: no such kernel" in told
-    assert "speakers, small: bf16" in told
+    printed = capsys.readouterr().out
+    assert "failed: RuntimeError: no such kernel" in printed
+    assert "speakers, small: bf16" in printed

@@ -1,4 +1,4 @@
-"""The baseline of `cavmae bench pretrain` is the same mathematics, and the command works."""
+"""`cavmae bench pretrain`: the mathematics of its baseline is ours, and the command works."""
 
 import json
 from pathlib import Path
@@ -23,10 +23,10 @@ def test_the_references_way_is_the_same_mathematics(normalised: bool) -> None:
     torch.manual_seed(0)
     ours, theirs = CAVMAE(SHAPE), ReferenceWay(SHAPE)
     theirs.load_state_dict(ours.state_dict())
-    sound, picture = torch.randn(3, 96, 128), torch.randn(3, 3, 32, 48)
+    fbank, image = torch.randn(3, 96, 128), torch.randn(3, 3, 32, 48)
     masking = ours.mask(3, 0.75, 0.75)
     for model in (ours, theirs):
-        output = model(sound, picture, *masking, norm_pix_loss=normalised)
+        output = model(fbank, image, *masking, norm_pix_loss=normalised)
         contrast = info_nce(output.audio, output.video, 0.05, False)
         (output.audio_loss + output.video_loss + 0.01 * contrast.loss).backward()
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
@@ -41,8 +41,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         f"--sweep [3] --device cpu --out {tmp_path / 'rows.json'}"
     )
     assert main(words.split()) == 0
-    told = capsys.readouterr().out
-    assert "times as fast: ours, fp32, decoder of cross-attention" in told
+    printed = capsys.readouterr().out
+    assert "times as fast: ours, fp32, decoder of cross-attention" in printed
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert rows[0]["name"] == BASELINE and rows[-1]["name"] == "ours, fp32, batch 3"
     assert all(row["seconds"] > 0 and "TFLOP/s" in row["note"] for row in rows)

@@ -1,4 +1,4 @@
-"""Tables of benchmarks tell what could not be measured, and lose nothing else by it."""
+"""Tables of benchmarks mark a way that could not be measured and keep the other rows."""
 
 import math
 

@@ -15,11 +15,11 @@ def program(*words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_without_a_command_it_tells_what_there_is() -> None:
-    said = program()
-    assert said.returncode == 2
+def test_without_a_command_all_commands_are_listed() -> None:
+    result = program()
+    assert result.returncode == 2
     for command in COMMANDS:
-        assert command in said.stdout
+        assert command in result.stdout
     assert program("--help").returncode == 0
 
 
@@ -39,50 +39,50 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
 
 
 def test_help_as_a_program() -> None:
-    said = program("shard", "--help")
-    assert said.returncode == 0
-    assert said.stdout.startswith("usage: cavmae shard")
+    result = program("shard", "--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith("usage: cavmae shard")
 
 
-def test_a_data_set_that_is_none_exits_with_1_and_one_sentence(tmp_path: Path) -> None:
-    said = program("check", str(tmp_path))
-    assert said.returncode == 1
-    assert said.stderr.count("\n") == 1
-    assert str(tmp_path) in said.stderr
+def test_a_folder_without_a_data_set_exits_with_1_and_one_sentence(tmp_path: Path) -> None:
+    result = program("check", str(tmp_path))
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert str(tmp_path) in result.stderr
 
 
 def test_options_with_dashes_and_underscores() -> None:
-    made = parser("x", "test")
-    made.add_argument("--some_option", type=int, default=1)
-    made.add_argument("rest", nargs="*")
-    assert parse(made, ["--some-option", "2"]).some_option == 2
-    assert parse(made, ["--some_option=3"]).some_option == 3
-    assert parse(made, ["--some-option=4", "a-b", "--", "--x-y"]).rest == ["a-b", "--x-y"]
+    arguments = parser("x", "test")
+    arguments.add_argument("--some_option", type=int, default=1)
+    arguments.add_argument("rest", nargs="*")
+    assert parse(arguments, ["--some-option", "2"]).some_option == 2
+    assert parse(arguments, ["--some_option=3"]).some_option == 3
+    assert parse(arguments, ["--some-option=4", "a-b", "--", "--x-y"]).rest == ["a-b", "--x-y"]
 
 
 def test_an_options_value_may_hold_options() -> None:
-    made = parser("x", "test")
-    made.add_argument("--more", type=str, default="")
-    told = "--loop.log-every 3 --a_b c-d"
-    assert parse(made, ["--more", told]).more == told
-    assert parse(made, [f"--more={told}"]).more == told
+    arguments = parser("x", "test")
+    arguments.add_argument("--more", type=str, default="")
+    value = "--loop.log-every 3 --a_b c-d"
+    assert parse(arguments, ["--more", value]).more == value
+    assert parse(arguments, [f"--more={value}"]).more == value
 
 
 @pytest.mark.parametrize(
     "words", [["--flag", "x"], ["x", "--flag"], ["--flag", "true", "x"], ["--flag=true", "x"]]
 )
 def test_a_flag_may_stand_alone(words: list[str]) -> None:
-    made = parser("x", "test")
-    made.add_argument("--flag", type=bool, default=False)
-    made.add_argument("rest", nargs="*")
-    found = parse(made, words)
-    assert (found.flag, found.rest) == (True, ["x"])
+    arguments = parser("x", "test")
+    arguments.add_argument("--flag", type=bool, default=False)
+    arguments.add_argument("rest", nargs="*")
+    options = parse(arguments, words)
+    assert (options.flag, options.rest) == (True, ["x"])
 
 
 def test_settings_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("profile: speakers\nworkers: 3\n")
-    said = program("shard", "x", "--out", "o", "--config", str(tmp_path / "c.yaml"),
-                   "--workers", "4", "--print_config")  # fmt: skip
-    assert said.returncode == 0
-    assert "profile: speakers" in said.stdout
-    assert "workers: 4" in said.stdout
+    result = program("shard", "x", "--out", "o", "--config", str(tmp_path / "c.yaml"),
+                     "--workers", "4", "--print_config")  # fmt: skip
+    assert result.returncode == 0
+    assert "profile: speakers" in result.stdout
+    assert "workers: 4" in result.stdout

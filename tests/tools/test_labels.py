@@ -1,4 +1,4 @@
-"""`cavmae bench labels`: real runs of both kinds, a table that goes on, and none that lies."""
+"""`cavmae bench labels`: runs of both starts, a table that resumes, and refusal of mixed runs."""
 
 import json
 from pathlib import Path
@@ -30,8 +30,8 @@ def test_both_starts_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(SETTINGS))
     scenes = tmp_path / "list.jsonl"
-    told = [f"--compose.{k}={v}" for k, v in SETTINGS["compose"].items()]
-    evaluate.main([sets[1].folder, "--list", str(scenes), "--make", "3", *told])
+    options = [f"--compose.{k}={v}" for k, v in SETTINGS["compose"].items()]
+    evaluate.main([sets[1].folder, "--list", str(scenes), "--make", "3", *options])
     capsys.readouterr()
 
     def bench(**changes: Any) -> None:
@@ -46,17 +46,17 @@ def test_both_starts_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     assert "| 5 clips, pretrained | 5 clips, from scratch |" in printed
     assert "| IoU |" in printed
-    found = json.loads((tmp_path / "out" / "labels.json").read_text())
-    assert [case["start"] for case in found] == ["pretrained", "from scratch"]
+    cases = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert [case["start"] for case in cases] == ["pretrained", "from scratch"]
     assert (tmp_path / "out" / "labels.png").read_bytes()[:4] == b"\x89PNG"
-    # The scratch one starts from nothing and learns evenly; the other from what was given.
+    # Only the pretrained start has an encoder.
     configs = [
         yaml.safe_load((tmp_path / "out" / f"{start}-5-0" / "run" / "config.yaml").read_text())
         for start in ("pretrained", "from-scratch")
     ]
     assert configs[0]["model"]["encoder"] == str(encoder)
     assert configs[1]["model"]["encoder"] is None
-    # What is there is not made again.
+    # Finished runs are kept.
     log = tmp_path / "out" / "pretrained-5-0" / "train.log"
     log.unlink()
     bench()

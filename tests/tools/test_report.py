@@ -31,19 +31,19 @@ NAMES = ("first & <best>", "second")
 
 
 def run_folder(folder: Path, seed: int) -> Path:
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
-    told = [
-        {"step": step, "kind": "train", "loss": 3 / step + chance.random(), "lr": 1e-3,
-         "samples_per_sec": 20 + chance.random(), "grad_norm": 10 / step,
+    records = [
+        {"step": step, "kind": "train", "loss": 3 / step + rng.random(), "lr": 1e-3,
+         "samples_per_sec": 20 + rng.random(), "grad_norm": 10 / step,
          "data_wait": 0.01}
         for step in range(10, 300, 10)
     ]  # fmt: skip
-    told += [
+    records += [
         {"step": s, "kind": "held_out", "iou": s / 400, "silence_db": None} for s in (100, 200)
     ]
-    told.append({"step": 280 + 10 * seed, "kind": "held_out", "once": 0.125 + seed})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    records.append({"step": 280 + 10 * seed, "kind": "held_out", "once": 0.125 + seed})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in records))
     (folder / "config.yaml").write_text("loop:\n  steps: 300\nnote: <b>\n")
     retrieval = {"clips": 40, "audio_to_video": {"recall_at_1": 0.25, "median_rank": 3.0}}
     (folder / "retrieval.json").write_text(json.dumps(retrieval))
@@ -63,7 +63,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, data_set: Manifest) -> lis
     for name in ("before", "after"):
         (root / name).mkdir()
         (root / name / "measures.json").write_text(json.dumps(measures))
-    # A made clip, with its truth beside it.
+    # A rendered clip with its ground truth.
     clip = root / "clips" / "000000"
     clip.mkdir(parents=True)
     video = make_video(clip / "000000.mp4", dataclasses.replace(SMALL, seconds=1.0))
@@ -71,10 +71,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory, data_set: Manifest) -> lis
     soundfile.write(str(clip / "voice-1.flac"), voice, 16_000)
     people = [{"speaker": "s1", "role": "speaking", "voice": "voice-1.flac"}]
     (clip / "truth.json").write_text(json.dumps({"people": people}))
-    made = model()
+    speaker_model = model()
     with torch.no_grad():
-        made.state_head[-1].bias.copy_(torch.tensor([3.0, 0.0, -3.0, -3.0]))
-    made.save_pretrained(root / "model")
+        speaker_model.state_head[-1].bias.copy_(torch.tensor([3.0, 0.0, -3.0, -3.0]))
+    speaker_model.save_pretrained(root / "model")
     (root / "model" / "preprocessing.json").write_text('{"fbank_mean": -6.0, "fbank_std": 4.0}')
     separator = Separator.from_pretrained(str(root / "model"), "cpu")
     separator.separate(str(video), root / "separated" / "clip", SeparateSettings(False))
@@ -104,7 +104,7 @@ class Tags(HTMLParser):
         self.text += data
 
 
-def test_what_was_measured_once_is_told_in_a_table(page: Path) -> None:
+def test_single_values_are_in_a_table(page: Path) -> None:
     text = page.read_text()
     assert "second, step 290</th>" in text
     assert re.search(r'<th scope="row">once</th><td>0\.125</td><td>1\.125</td>', text)
@@ -112,10 +112,10 @@ def test_what_was_measured_once_is_told_in_a_table(page: Path) -> None:
     assert "IoU over training steps" in text
 
 
-def test_a_page_needs_nothing_beside_itself(page: Path) -> None:
-    found = Tags()
-    found.feed(page.read_text())
-    for tag, attributes in found.tags:
+def test_a_page_is_self_contained(page: Path) -> None:
+    parsed = Tags()
+    parsed.feed(page.read_text())
+    for tag, attributes in parsed.tags:
         for name in ("src", "href", "srcset", "poster", "xlink:href"):
             value = attributes.get(name) or "data:"
             assert value.startswith(("data:", "#")), (tag, name, value[:80])
@@ -123,25 +123,25 @@ def test_a_page_needs_nothing_beside_itself(page: Path) -> None:
     assert "url(http" not in page.read_text()
 
 
-def test_every_picture_has_words(page: Path) -> None:
-    found = Tags()
-    found.feed(page.read_text())
-    for tag, attributes in found.tags:
+def test_every_image_has_a_text_alternative(page: Path) -> None:
+    parsed = Tags()
+    parsed.feed(page.read_text())
+    for tag, attributes in parsed.tags:
         if tag == "img":
             assert len(attributes.get("alt") or "") > 10
         if tag in ("svg", "audio", "video"):
             assert len(attributes.get("aria-label") or "") > 3
-    assert sum(tag == "svg" for tag, _ in found.tags) == 6
-    assert sum(tag == "audio" for tag, _ in found.tags) >= 4
+    assert sum(tag == "svg" for tag, _ in parsed.tags) == 6
+    assert sum(tag == "audio" for tag, _ in parsed.tags) >= 4
 
 
-def test_what_a_page_tells(page: Path) -> None:
-    found = Tags()
-    found.feed(page.read_text())
-    for text in (*NAMES, "Two runs", "Learning rate", "samples_per_sec", "25.0%", "5.25", "0.81",
+def test_content_of_a_page(page: Path) -> None:
+    parsed = Tags()
+    parsed.feed(page.read_text())
+    for text in (*NAMES, "Two runs", "Learning rate", "samples per second", "25.0%", "5.25", "0.81",
                  "frames_blanked", "person 1", "s1, speaking", "residual", "note: <b>",
-                 "si_sdr", "before", "after", "Not checked yet"):  # fmt: skip
-        assert text in found.text, text
+                 "SI-SDR", "before", "after", "Not checked yet"):  # fmt: skip
+        assert text in parsed.text, text
 
 
 def test_ids_of_drawings_are_their_own(page: Path) -> None:
@@ -156,7 +156,7 @@ def test_the_mixture_is_the_sum_and_the_truth_is_matched(folders: list[str]) -> 
     tracks = {t.name: t for t in tracks_of(separation)}
     parts = [w.wave for n, w in tracks.items() if n == "residual" or re.fullmatch(r"person \d", n)]
     np.testing.assert_allclose(tracks["mixture"].wave, np.sum(parts, axis=0), atol=1e-4)
-    noted = [t for t in tracks.values() if "si_sdr" in t.note]
+    noted = [t for t in tracks.values() if "SI-SDR" in t.note]
     assert len(noted) == 1
     assert f"{noted[0].name}, truth" in tracks
 
@@ -168,16 +168,16 @@ def test_a_chart_of_few_and_of_many_lines() -> None:
     assert "#010203" not in drawn
 
 
-def test_what_is_no_run(tmp_path: Path) -> None:
+def test_folders_that_are_no_source(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no folder"):
         main([str(tmp_path / "none"), "--out", str(tmp_path / "r.html")])
-    with pytest.raises(UsageError, match="none of what a report is made of"):
+    with pytest.raises(UsageError, match="no source of a report"):
         main([str(tmp_path), "--out", str(tmp_path / "r.html")])
     with pytest.raises(UsageError, match="is a folder"):
         main([str(tmp_path), "--out", str(tmp_path)])
     run = run_folder(tmp_path / "run", 0)
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 300, "ki')  # it is being written
+        file.write('{"step": 300, "ki')  # a run is still writing this line
     assert main([str(run), "--out", str(tmp_path / "r.html")]) == 0
     (run / "metrics.jsonl").write_text('{"step"\n{"step": 1, "kind": "train"}\n')
     with pytest.raises(CavmaeError, match="line 1 is not JSON"):
@@ -238,15 +238,15 @@ def test_in_a_browser(browser: Any, page: Path, tmp_path: Path, width: int, sche
 def test_a_browser_runs_nothing_and_fetches_nothing(
     browser: Any, page: Path, tmp_path: Path
 ) -> None:
-    """Whatever got into a page in spite of all: its policy forbids it."""
+    """The Content-Security-Policy stops anything that gets past the escaping."""
     (tmp_path / "outside.png").write_bytes(Path("docs/labels.png").read_bytes())
-    slipped = (
+    injected = (
         "<script>document.title = 'it ran'</script><p style='color: red'>x</p>"
         "<img src='outside.png' onerror=\"document.title = 'it ran'\" alt='x'>"
         "<iframe src='outside.png'></iframe></main>"
     )
     path = tmp_path / "page.html"
-    path.write_text(page.read_text().replace("</main>", slipped))
+    path.write_text(page.read_text().replace("</main>", injected))
     browser.get(path.as_uri())
     assert browser.title == "Two runs"
     refused = [e["message"] for e in browser.get_log("browser") if "violates" in e["message"]]
@@ -255,7 +255,7 @@ def test_a_browser_runs_nothing_and_fetches_nothing(
 
 
 def _plays(browser: Any) -> None:
-    """Every recording and video runs."""
+    """Every recording and video plays."""
     count = browser.execute_script(
         "window.all = [...document.querySelectorAll('audio, video')];"
         "all.forEach(m => { m.muted = true; m.play(); }); return all.length"

@@ -1,4 +1,4 @@
-"""`cavmae report` about folders that somebody else made: no script, no file from outside."""
+"""`cavmae report` on untrusted folders: no script, no file from outside."""
 
 import base64
 import contextlib
@@ -25,17 +25,17 @@ from cavmae.common.quoting import caption
 from cavmae.tools.benchmarks.media import make_video
 from cavmae.tools.cli import dispatch
 from cavmae.tools.report import main
+from cavmae.tools.reporting.audio_tracks import tracks_of
 from cavmae.tools.reporting.blocks import Videos
 from cavmae.tools.reporting.charts import Line, lines
 from cavmae.tools.reporting.examples import example
 from cavmae.tools.reporting.fields import Faults
 from cavmae.tools.reporting.page import page
-from cavmae.tools.reporting.sounds import tracks_of
 from cavmae.tools.reporting.sources import Separation, sources_of
 from tests.conftest import SMALL
 
 EVIL = "<img src=x onerror=\"document.title='it ran'\"></style><script>alert(1)</script>"
-SECRET = 12_345  # seed of the sound that must stay where it is
+SECRET = 12_345  # seed of the audio that must not get into a page
 RECORD = {
     "schema": 1, "source": "film.mp4", "model": "m", "seconds": 1.0, "gain": 1.0,
     "people": [{"number": 1, "voice": "person-1.wav", "mask": None, "state": "speaking",
@@ -73,7 +73,7 @@ def recording(tmp_path: Path, film: Path) -> Path:
 
 @pytest.fixture
 def private(tmp_path: Path, film: Path) -> Path:
-    """Files outside of all folders that a report is about."""
+    """Files outside of all folders of a report."""
     folder = tmp_path / "private"
     folder.mkdir()
     soundfile.write(str(folder / "voice.wav"), wave(SECRET), 16_000, subtype="FLOAT")
@@ -100,7 +100,7 @@ def page_of(tmp_path: Path, *folders: Path) -> str:
 
 
 def embedded(text: str) -> set[bytes]:
-    """All files that lie in a page."""
+    """All files embedded in a page."""
     return {base64.b64decode(data) for data in re.findall(r"base64,([A-Za-z0-9+/=]+)", text)}
 
 
@@ -136,7 +136,7 @@ def harmless(text: str) -> None:
 
 
 def with_evil(value: Any) -> Any:
-    """A record with markup for every text and every number."""
+    """Replace every text and every number of a record by markup."""
     if isinstance(value, dict):
         return {name: with_evil(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -161,7 +161,7 @@ def test_markup_in_every_field(tmp_path: Path, recording: Path) -> None:
     text = page_of(tmp_path, recording, evaluation, other, shards, trained)
     harmless(text)
     assert "it ran" in text  # where it is text
-    assert len(tracks_of(only(recording))) == 3  # what can be shown is
+    assert len(tracks_of(only(recording))) == 3  # fields that can be used are
 
 
 def only(folder: Path) -> Separation:
@@ -218,13 +218,13 @@ def _truth_of_another_clip(folder: Path, private: Path, record: dict[str, Any]) 
 
 
 def _of_the_source(folder: Path) -> None:
-    """Makes the recording one of its own overlay, so that its truth counts."""
+    """Make the recording one of its own overlay, so that its ground truth counts."""
     from cavmae.datasets.media import probe
     from cavmae.datasets.media.sound import Sound
 
-    sound = Sound(probe(str(folder / "overlay.mp4")))
-    mixture, _ = sound.read(0.0, 1.0)
-    sound.close()
+    audio = Sound(probe(str(folder / "overlay.mp4")))
+    mixture, _ = audio.read(0.0, 1.0)
+    audio.close()
     voice = wave(1)[: len(mixture)]
     soundfile.write(str(folder / "person-1.wav"), voice, 16_000, subtype="FLOAT")
     soundfile.write(str(folder / "residual.wav"), mixture - voice, 16_000, subtype="FLOAT")
@@ -248,11 +248,11 @@ def test_no_file_from_outside(change: Change, recording: Path, private: Path) ->
     blocks = [block for block in example(separation) if isinstance(block, Videos)]
     for video in (video for block in blocks for video in block.videos):
         assert base64.b64decode(video.url.partition(",")[2]) != (private / "film.mp4").read_bytes()
-    assert separation.record.faults.sentences  # it is told
+    assert separation.record.faults.sentences
 
 
 def test_a_truth_that_belongs_to_the_recording(recording: Path) -> None:
-    """What the two cases of truth above refuse is shown where it is right."""
+    """The ground truth that the two cases above refuse is used where it matches."""
     _of_the_source(recording)
     people = [{"speaker": "s", "role": "speaking", "voice": "person-1.wav"}]
     write(recording, "truth.json", {"people": people})
@@ -286,7 +286,7 @@ def test_links_of_a_folders_own_files(tmp_path: Path, private: Path, recording: 
     for name in ("contact_sheet.png", "config.yaml", "curve.png", "measures.png", "several/b"):
         assert f"{name} is a link" in text, name
     assert "pipe.png is no regular file" in text
-    assert "notes.png is no picture" in text
+    assert "notes.png is no PNG image" in text
     with pytest.raises(CavmaeError, match=r"measures\.json is a link"):
         linked = tmp_path / "linked"
         linked.mkdir()
@@ -315,7 +315,7 @@ WRONG = (None, True, -1, 10**39, "\ud800/..", [[]], {"a": {"b": 1}})
 
 
 def changed(value: Any) -> list[Any]:
-    """A record with each of its parts replaced, lost, or of another type."""
+    """Variants of a record, each with one part replaced, lost, or of another type."""
     records: list[Any] = list(WRONG)
     if isinstance(value, dict):
         for name, part in value.items():
@@ -328,7 +328,7 @@ def changed(value: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "record", "beside"),
+    ("name", "record", "marker"),
     [
         ("result.json", RECORD, None),
         ("measures.json", MEASURES, None),
@@ -336,8 +336,8 @@ def changed(value: Any) -> list[Any]:
         ("retrieval.json", RETRIEVAL, "metrics.jsonl"),
     ],
 )
-def test_fields_of_any_type(name: str, record: Any, beside: str | None, tmp_path: Path) -> None:
-    folder = write(tmp_path / "folder", beside or name, {})
+def test_fields_of_any_type(name: str, record: Any, marker: str | None, tmp_path: Path) -> None:
+    folder = write(tmp_path / "folder", marker or name, {})
     for other in changed(record):
         write(folder, name, other)
         with contextlib.suppress(CavmaeError):
@@ -347,7 +347,7 @@ def test_fields_of_any_type(name: str, record: Any, beside: str | None, tmp_path
 
 @pytest.mark.parametrize("data", [b"", b"\xff{}", b'{"a": ' * 9000, b"[NaN]", b'{"a": 1e999}'])
 @pytest.mark.parametrize("name", ["result.json", "measures.json"])
-def test_what_is_no_json(name: str, data: bytes, tmp_path: Path) -> None:
+def test_files_that_are_not_json(name: str, data: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(CavmaeError, match=name):
         page_of(tmp_path, tmp_path)
@@ -364,25 +364,25 @@ def test_what_is_no_json(name: str, data: bytes, tmp_path: Path) -> None:
         (b'{"step": 1, "kind": "train", "loss": NaN}', "NaN is not a finite number"),
         (b'{"step": 1, "kind": "train", "lo\xff": 1}', "can't decode byte"),
         (b'{"step": 1, "kind": "train", "loss": 1e300}', None),
-        (b'{"step": 1, "kind": "train", "loss": true, "lr": [1], "gradient norm": -1}', None),
+        (b'{"step": 1, "kind": "train", "loss": true, "lr": [1], "grad_norm": -1}', None),
         (b'{"step": 1, "kind": "held_out", "": 3, "\\ud800": 4, "$\\\\frac$": 5}', None),
     ],
 )
 def test_lines_of_any_kind(
     line: bytes, fault: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sound = b'{"step": 3, "kind": "train", "loss": 1.0}\n'
-    (tmp_path / "metrics.jsonl").write_bytes(line + b"\n" + sound + b'{"step": 4, "ki')
+    good = b'{"step": 3, "kind": "train", "loss": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(line + b"\n" + good + b'{"step": 4, "ki')
     out = tmp_path / "page.html"
     code = run(dispatch, ["report", str(tmp_path), "--out", str(out)])
-    said = capsys.readouterr().err
-    assert fault is None or fault in said
-    assert len(said.splitlines()) == (1 if fault is None or code else 2)
+    messages = capsys.readouterr().err
+    assert fault is None or fault in messages
+    assert len(messages.splitlines()) == (1 if fault is None or code else 2)
     if code == 0:
         assert "loss from 1 to 1" in out.read_text() or "from 1 to 1" in out.read_text()
     else:
         assert fault is not None
-        assert str(tmp_path / "metrics.jsonl") in said
+        assert str(tmp_path / "metrics.jsonl") in messages
 
 
 ODD = ("a\\1b", "a$\\frac$b", "_hidden", "50 %s", "a\nline\x1b[2J", "n" * 200, "\u202efdp", "שלום",
@@ -414,7 +414,7 @@ def test_a_chart_with_a_title_and_unit_of_any_kind() -> None:
         assert drawn.startswith("<svg ")
 
 
-def test_what_is_left_out_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_faults_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     faults = Faults()
     faults.add("a is left out.")
     faults.add("a is left out.")

@@ -147,10 +147,10 @@ def test_the_command_gives_what_the_interface_gives(
     [
         ("wide.mp4", {"size": (192, 64)}, (64, 192)),
         ("odd.mkv", {"size": (98, 66), "fps": 12.5}, (64, 96)),
-        ("late.mkv", {"picture_start": 0.32}, (64, 96)),
+        ("late.mkv", {"video_start": 0.32}, (64, 96)),
         ("96k.mkv", {"audio": "flac", "rate": 96000, "channels": 2}, (64, 96)),
         ("eight.mkv", {"audio": "pcm_s16le", "rate": 48000, "channels": 8}, (64, 96)),
-        ("one.mp4", {"seconds": 0.04, "sound_seconds": 0.04}, (64, 96)),
+        ("one.mp4", {"seconds": 0.04, "audio_seconds": 0.04}, (64, 96)),
         ("turned.mp4", {"rotation": 90}, (96, 64)),
     ],
 )

@@ -1,4 +1,4 @@
-"""Sound files whose headers or kinds are not what they seem."""
+"""Audio files with misleading headers or suffixes."""
 
 import os
 import struct
@@ -27,7 +27,7 @@ def test_kinds_that_recordings_come_in(tmp_path: Path, ending: str) -> None:
     assert 0.1 < np.abs(part[:, 0]).max() < 0.4
 
 
-def test_other_kinds_are_refused_whatever_they_are_called(tmp_path: Path) -> None:
+def test_other_kinds_are_refused_whatever_their_suffix(tmp_path: Path) -> None:
     for kind in ("AIFF", "AU", "CAF"):
         path = tmp_path / "a.wav"
         soundfile.write(str(path), WAVE, 16_000, format=kind)
@@ -45,7 +45,7 @@ def test_a_header_that_promises_days_costs_no_memory(tmp_path: Path) -> None:
     assert soundfile.info(str(path)).frames > 1 << 35
     with pytest.raises(SoundError, match=r"a\.flac does not decode"):
         read_audio(path, KINDS)
-    samples, _ = read_audio(path, KINDS, 0.0, 1.0)  # as much is there
+    samples, _ = read_audio(path, KINDS, 0.0, 1.0)  # a part that the file does hold
     assert len(samples) == 16_000
 
 
@@ -81,8 +81,8 @@ def test_folders_of_recordings_may_be_linked(tmp_path: Path) -> None:
     (speech / "more").symlink_to("../far")
     (speech / "again").symlink_to("../far")
     os.mkfifo(speech / "x-pipe.wav")
-    found = dict(reversed(pair) for pair in find(speech))
-    assert found == {"again/anna-1.wav": "anna", "x-pipe.wav": "x"}
+    readers = dict(reversed(pair) for pair in find(speech))
+    assert readers == {"again/anna-1.wav": "anna", "x-pipe.wav": "x"}
     assert survey(speech, "x-pipe.wav")[0] == "decode_error"  # a line in skipped.jsonl
 
 

@@ -1,1 +1,1 @@
-"""Made input for measuring and testing, and tables of what was measured."""
+"""Benchmarks of `cavmae bench`, their synthetic inputs and their tables."""

@@ -1,4 +1,4 @@
-"""`cavmae bench finetune`: steps of fine-tuning, and whether composing keeps up with them."""
+"""`cavmae bench finetune`: fine-tuning steps, composing of scenes, and waiting for data."""
 
 import dataclasses
 import random
@@ -31,19 +31,19 @@ BASELINE = "training step"
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneBench:
-    """What is measured.
+    """Options of `cavmae bench finetune`.
 
     Args:
         data_set: folder of shards to compose from.
-        size: ``tiny``, ``small`` or ``base``, as the configurations of that name.
-        encoder: a pretrained one; None: untrained, of ``encoder_size``; it learns, then.
-        encoder_size: see there.
+        size: configuration: ``tiny``, ``small`` or ``base``.
+        encoder: pretrained encoder; None: an untrained one of ``encoder_size``, which is trained.
+        encoder_size: size of an untrained encoder.
         batch: scenes of a step.
-        steps: measured in a round, after one that is not.
-        scenes: composed in a round, after as many that are not.
-        rounds: measured in turns; medians count.
-        workers: that compose for a step of ``gpu_step`` seconds.
-        gpu_step: seconds; what a GPU would take.
+        steps: measured steps of a round, after one warm-up step.
+        scenes: composed scenes of a round, after as many warm-up scenes.
+        rounds: of all measurements; medians count.
+        workers: composing processes for steps of ``gpu_step`` seconds.
+        gpu_step: seconds of a simulated step on a GPU.
         device: ``auto``: a GPU if there is one.
         precision: ``auto``: bf16 on a GPU, fp32 on the CPU.
         out: JSON file for the rows.
@@ -64,12 +64,12 @@ class FinetuneBench:
     out: str | None = None
 
 
-def configured(name: str) -> SpeakerModelSettings:
-    """The model of one of our configurations."""
-    made = parser("finetune speakers", "One of our configurations.")
-    made.add_class_arguments(SpeakerSettings)
-    filled = made.instantiate(parse(made, ["--config", str(CONFIGS / f"{name}.yaml")]))
-    settings: SpeakerModelSettings = filled.model
+def model_settings_of(name: str) -> SpeakerModelSettings:
+    """Load the model settings of a configuration of `cavmae finetune speakers`."""
+    arguments = parser("finetune speakers", "Configuration of the package.")
+    arguments.add_class_arguments(SpeakerSettings)
+    options = parse(arguments, ["--config", str(CONFIGS / f"{name}.yaml")])
+    settings: SpeakerModelSettings = arguments.instantiate(options).model
     return settings
 
 
@@ -77,14 +77,14 @@ def _model_settings(bench: FinetuneBench) -> SpeakerModelSettings:
     changes: dict[str, Any] = {"encoder": bench.encoder, "encoder_size": bench.encoder_size}
     if not bench.encoder:
         changes["train_encoder"] = "all"
-    return dataclasses.replace(configured(bench.size), **changes)
+    return dataclasses.replace(model_settings_of(bench.size), **changes)
 
 
 def _stream(bench: FinetuneBench) -> ComposedStream:
-    how = _model_settings(bench)
-    motion = how.motion_height, how.motion_width
+    settings = _model_settings(bench)
+    motion = settings.motion_height, settings.motion_width
     return ComposedStream(
-        Manifest.load(bench.data_set), ComposeSettings(), motion, how.key_frames, bench.batch,
+        Manifest.load(bench.data_set), ComposeSettings(), motion, settings.key_frames, bench.batch,
         access=Access(verify="size"),
     )  # fmt: skip
 
@@ -94,39 +94,39 @@ def _device(bench: FinetuneBench) -> str:
     return "cuda" if gpu else "cpu"
 
 
-def step(bench: FinetuneBench) -> float:
-    """Seconds for a scene, of training steps on scenes that are composed before."""
+def training_steps(bench: FinetuneBench) -> float:
+    """Seconds per scene of training steps on one batch that is composed beforehand."""
     keep_memory()
-    where = _device(bench)
-    how = _model_settings(bench)
+    device = _device(bench)
+    settings = _model_settings(bench)
     compose = ComposeSettings()
-    model = build_speaker(how, (compose.height, compose.width), 256, 0)
-    frozen = how.train_encoder == "frozen"
-    task = SpeakerTask(model, LossSettings(), Statistics(), frozen).to(where)
+    model = build_speaker(settings, (compose.height, compose.width), 256, 0)
+    frozen = settings.train_encoder == "frozen"
+    task = SpeakerTask(model, LossSettings(), Statistics(), frozen).to(device)
     optimizer: Any = build_optimizer(task, OptimizerSettings())
     loaded = next(iter(Loader(_stream(bench))))
-    half = bench.precision == "bf16" or (bench.precision == "auto" and where == "cuda")
+    half = bench.precision == "bf16" or (bench.precision == "auto" and device == "cuda")
     for number in range(1 + bench.steps):
         if number == 1:
-            _wait(where)
+            _synchronize(device)
             started = time.perf_counter()
-        batch = {k: v.to(where) if isinstance(v, Tensor) else v for k, v in loaded.items()}
-        with torch.autocast(where, torch.bfloat16, enabled=half):
-            outcome = task("training_step", batch)
-        outcome.loss.backward()
+        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in loaded.items()}
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            output = task("training_step", batch)
+        output.loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    _wait(where)
+    _synchronize(device)
     return (time.perf_counter() - started) / (bench.steps * bench.batch)
 
 
-def _wait(where: str) -> None:
-    if where == "cuda":
+def _synchronize(device: str) -> None:
+    if device == "cuda":
         torch.cuda.synchronize()
 
 
 def composing(bench: FinetuneBench) -> float:
-    """Seconds for a scene, composed on one core."""
+    """Seconds per scene composed on one core."""
     stream = _stream(bench)
     for number in range(2 * bench.scenes):
         if number == bench.scenes:
@@ -135,8 +135,8 @@ def composing(bench: FinetuneBench) -> float:
     return (time.perf_counter() - started) / bench.scenes
 
 
-def waiting(bench: FinetuneBench) -> float:
-    """Share of time that steps of ``gpu_step`` seconds would wait for workers."""
+def waiting_fraction(bench: FinetuneBench) -> float:
+    """Fraction of the time that steps of ``gpu_step`` seconds wait for workers."""
     batches = iter(Loader(_stream(bench), bench.workers))
     for _ in range(2 * bench.workers):
         next(batches)
@@ -152,23 +152,26 @@ def waiting(bench: FinetuneBench) -> float:
 
 
 def run(bench: FinetuneBench) -> None:
-    """Measures and prints."""
+    """Measure and print the table.
+
+    Raises:
+        UsageError: the folder of shards is missing, or a count is below 1.
+    """
     if not bench.data_set or not Path(bench.data_set).is_dir():
         raise UsageError("Name a folder of shards to compose from: --data_set FOLDER.")
     if min(bench.batch, bench.steps, bench.scenes, bench.rounds, bench.workers) < 1:
         raise UsageError("--batch, --steps, --scenes, --rounds and --workers are at least 1.")
     gpu = _device(bench) == "cuda"
-    ways: dict[str, Any] = {BASELINE: (step, (bench,))}
-    found = in_turns(ways, bench.rounds, pinned=False, gpu=gpu)
-    found |= in_turns({"composing, one core": (composing, (bench,))}, bench.rounds)
-    rows = [row_of(name, seconds, peak) for name, (seconds, peak) in found.items()]
+    ways: dict[str, Any] = {BASELINE: (training_steps, (bench,))}
+    results = in_turns(ways, bench.rounds, pinned=False, gpu=gpu)
+    results |= in_turns({"composing, one core": (composing, (bench,))}, bench.rounds)
+    rows = [row_of(name, seconds, peak) for name, (seconds, peak) in results.items()]
     name = torch.cuda.get_device_name() if gpu else "all cores"
-    encoder = "frozen, pretrained" if bench.encoder else f"{bench.encoder_size}, which learns"
+    encoder = "frozen, pretrained" if bench.encoder else f"{bench.encoder_size}, trained"
     caption = f"cavmae bench finetune: {bench.size}, encoder {encoder}, batch {bench.batch}, {name}"
     print(table(caption, "scene", BASELINE, rows))
-    share = waiting(bench)
     print(
         f"With {bench.workers} workers, steps of {bench.gpu_step} s for {bench.batch} scenes wait "
-        f"{share:.0%} of the time for data."
+        f"{waiting_fraction(bench):.0%} of the time for data."
     )
     save(rows, bench.out)

@@ -1,8 +1,8 @@
-"""`cavmae bench labels`: whether pretraining pays where few clips are labelled.
+"""`cavmae bench labels`: label efficiency of pretraining.
 
-The same fine-tuning from a pretrained encoder and from scratch, on few clips and on more, several
-seeds each. Every run is one of `cavmae finetune speakers`, measured by `cavmae evaluate`; what is
-done already is not done again, so a table that was interrupted goes on, with the same settings.
+The same fine-tuning starts from a pretrained encoder and from scratch, on several numbers of
+labelled clips and with several seeds. Every run is one of `cavmae finetune speakers`, measured by
+`cavmae evaluate`. Finished runs are kept, so that an interrupted benchmark resumes.
 """
 
 import dataclasses
@@ -28,28 +28,29 @@ from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.pretrain.engine.checkpoints import complete_checkpoints
 
 log = logging.getLogger("cavmae")
-COLOURS = {"pretrained": "#0072b2", "from scratch": "#d55e00"}  # that colour-blind eyes tell apart
+COLOURS = {"pretrained": "#0072b2", "from scratch": "#d55e00"}  # colour-blind safe
 PLOTTED = ("si_sdri", "iou", "binding")
 
-Measures = dict[tuple[str, int], list[Mapping[str, float]]]  # of each start and number of clips
+# Metrics of all runs, by start and number of clips.
+Results = dict[tuple[str, int], list[Mapping[str, float]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelsBench:
-    """What is compared.
+    """Options of `cavmae bench labels`.
 
     Args:
         train: shards of labelled clips.
-        encoder: a pretrained one, of the size ``encoder_size``.
-        encoder_size: of the one from scratch.
-        shards: shards of other people to measure on.
-        list: scenes of those, made with `cavmae evaluate --make`.
-        clips: how many labelled clips there are.
-        seeds: so many runs each.
-        steps: of every run.
-        recipe: configuration of fine-tuning, as `cavmae finetune speakers --config` takes it.
+        encoder: pretrained encoder of the size ``encoder_size``.
+        encoder_size: size of the encoder that starts from scratch.
+        shards: shards of other people for the evaluation.
+        list: scenes of those people, from `cavmae evaluate --make`.
+        clips: numbers of labelled clips to compare.
+        seeds: runs of each start and number of clips.
+        steps: training steps of every run.
+        recipe: configuration of fine-tuning, as for `cavmae finetune speakers --config`.
         more: other options of `cavmae finetune speakers`, as on a command line.
-        jobs: runs at a time; the processor's cores are shared out among them.
+        jobs: runs at a time, which share the cores of the processor.
         out: folder of runs, ``labels.json``, ``labels.md`` and ``labels.png``.
     """
 
@@ -74,22 +75,22 @@ class LabelsBench:
             raise UsageError("--clips, --seeds, --steps and --jobs are at least 1.")
 
 
-def _same(bench: LabelsBench) -> None:
-    """Runs of other settings must not end in one table; more clips or seeds are welcome.
+def _check_settings(bench: LabelsBench) -> None:
+    """Keep runs of different settings out of one table; numbers of clips and seeds may change.
 
     Raises:
         UsageError: the folder has runs of other settings.
     """
-    told = dataclasses.asdict(bench)
+    settings = dataclasses.asdict(bench)
     for name in ("clips", "seeds", "jobs", "out"):
-        del told[name]
+        del settings[name]
     path = Path(bench.out) / "settings.json"
     if not path.exists():
         with write_atomically(path) as file:
-            file.write(json_bytes(told, indent=1))
+            file.write(json_bytes(settings, indent=1))
         return
     before = read_json(path)
-    changed = [name for name, value in told.items() if before.get(name) != value]
+    changed = [name for name, value in settings.items() if before.get(name) != value]
     if changed:
         raise UsageError(
             f"{bench.out} has runs with another {', '.join(changed)}: choose another --out."
@@ -97,35 +98,40 @@ def _same(bench: LabelsBench) -> None:
 
 
 def run(bench: LabelsBench) -> None:
-    """Trains and measures what is not measured yet, and prints the table."""
+    """Train and evaluate the missing runs, and print the table.
+
+    Raises:
+        UsageError: the folder has runs of other settings.
+        CavmaeError: a run failed.
+    """
     Path(bench.out).mkdir(parents=True, exist_ok=True)
-    _same(bench)
+    _check_settings(bench)
     cases = list(itertools.product(COLOURS, bench.clips, range(bench.seeds)))
     with Progress(len(cases), "run") as progress, ThreadPoolExecutor(bench.jobs) as threads:
 
-        def one(case: tuple[str, int, int]) -> Mapping[str, float]:
-            found = _measured(bench, *case)
+        def measure(case: tuple[str, int, int]) -> Mapping[str, float]:
+            metrics = _metrics_of_run(bench, *case)
             progress.done()
-            return found
+            return metrics
 
-        found: Measures = {}
-        for (start, clips, _), measures in zip(cases, threads.map(one, cases), strict=True):
-            found.setdefault((start, clips), []).append(measures)
-    text = table(found, bench)
+        results: Results = {}
+        for (start, clips, _), metrics in zip(cases, threads.map(measure, cases), strict=True):
+            results.setdefault((start, clips), []).append(metrics)
+    text = table(results, bench)
     print(text)
     out = Path(bench.out)
     record = [
-        {"start": start, "clips": clips, "runs": runs} for (start, clips), runs in found.items()
+        {"start": start, "clips": clips, "runs": runs} for (start, clips), runs in results.items()
     ]
     with write_atomically(out / "labels.json") as file:
         file.write(json_bytes(record, indent=1))
     with write_atomically(out / "labels.md") as file:
         file.write(f"{text}\n".encode())
-    plot(found, out / "labels.png")
+    plot(results, out / "labels.png")
 
 
-def _measured(bench: LabelsBench, start: str, clips: int, seed: int) -> Mapping[str, float]:
-    """Measures of one run, which is made if it is not there."""
+def _metrics_of_run(bench: LabelsBench, start: str, clips: int, seed: int) -> Mapping[str, float]:
+    """Metrics of one run, which is trained and evaluated if it is missing."""
     name = f"{start.replace(' ', '-')}-{clips}-{seed}"
     folder = Path(bench.out) / name
     file = folder / "measures" / "measures.json"
@@ -138,38 +144,42 @@ def _measured(bench: LabelsBench, start: str, clips: int, seed: int) -> Mapping[
             "--model.encoder", encoder, "--model.encoder_size", bench.encoder_size,
             "--loop.steps", str(bench.steps), "--loop.seed", str(seed), *shlex.split(bench.more),
         ]  # fmt: skip
-        _program(train, folder / "train.log", bench.jobs)
+        _run_command(train, folder / "train.log", bench.jobs)
         last = complete_checkpoints(folder / "run")[-1]
         measure = [
             "evaluate", bench.shards, "--list", bench.list, "--model", str(last),
             "--references", "false", "--out", str(file.parent),
         ]  # fmt: skip
-        _program(measure, folder / "measure.log", bench.jobs)
-    found: Mapping[str, float] = read_json(file)["summary"]["model"]
-    return found
+        _run_command(measure, folder / "measure.log", bench.jobs)
+    metrics: Mapping[str, float] = read_json(file)["summary"]["model"]
+    return metrics
 
 
-def _program(words: Sequence[str], path: Path, jobs: int) -> None:
-    """Runs a command of ours in a process of its own, what it says going to a file."""
+def _run_command(words: Sequence[str], path: Path, jobs: int) -> None:
+    """Run a command of the program in its own process, with a file for its output.
+
+    Raises:
+        CavmaeError: the command failed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = str(max(1, (cores or 1) // jobs))
-    with path.open("w") as said:
+    with path.open("w") as log_file:
         code = subprocess.run(
             [sys.executable, "-m", "cavmae.tools.cli", *words],
-            stdout=said,
+            stdout=log_file,
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": threads},
             check=False,
         ).returncode
     if code:
-        told = path.read_text().splitlines()[-1:]
-        raise CavmaeError(f"{path} ended with code {code}: {''.join(told)}")
+        last_line = path.read_text().splitlines()[-1:]
+        raise CavmaeError(f"{path} ended with code {code}: {''.join(last_line)}")
 
 
-def table(found: Measures, bench: LabelsBench) -> str:
-    """Means and standard deviations over seeds, a column each number of clips and start."""
-    columns = list(found)
+def table(results: Results, bench: LabelsBench) -> str:
+    """Markdown table of means and standard deviations over seeds, a column for each case."""
+    columns = list(results)
     lines = [
         f"cavmae bench labels: {bench.recipe}, {bench.steps} steps, {bench.seeds} seeds "
         "(mean ± standard deviation)",
@@ -178,38 +188,38 @@ def table(found: Measures, bench: LabelsBench) -> str:
         "|---|" + "---:|" * len(columns),
     ]
     for name, metric in METRICS.items():
-        if all(name in runs for case in columns for runs in found[case]):
+        if all(name in run for case in columns for run in results[case]):
             cells = [
-                _spread([runs[name] for runs in found[case]], metric.digits) for case in columns
+                _spread([run[name] for run in results[case]], metric.digits) for case in columns
             ]
             lines.append(f"| {metric.label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
-    middle = f"{statistics.mean(values):.{digits}f}"
-    return f"{middle} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else middle
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def plot(found: Measures, path: Path) -> None:
-    """What more labels give, from both starts: a dot each run, lines through means."""
+def plot(results: Results, path: Path) -> None:
+    """Plot metrics over numbers of labelled clips: a dot for each run, lines through means."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(PLOTTED)), PLOTTED, strict=True):
         for start, colour in COLOURS.items():
-            here = [(clips, runs) for (s, clips), runs in found.items() if s == start]
-            dots = [(clips, r[name]) for clips, runs in here for r in runs if name in r]
+            cases = [(clips, runs) for (s, clips), runs in results.items() if s == start]
+            dots = [(clips, r[name]) for clips, runs in cases for r in runs if name in r]
             if dots:
                 axis.scatter(*zip(*dots, strict=True), s=12, color=colour)
             means = [
                 (clips, statistics.mean(r[name] for r in runs))
-                for clips, runs in here
+                for clips, runs in cases
                 if all(name in r for r in runs)
             ]
             if means:
                 axis.plot(*zip(*means, strict=True), color=colour, label=start)
         axis.set_xscale("log", base=2)
-        axis.set_xticks(sorted({clips for _, clips in found}), minor=False)
-        axis.set_xticklabels([str(c) for c in sorted({clips for _, clips in found})])
+        axis.set_xticks(sorted({clips for _, clips in results}), minor=False)
+        axis.set_xticklabels([str(c) for c in sorted({clips for _, clips in results})])
         axis.set_xlabel("labelled clips")
         axis.set_ylabel(METRICS[name].label)
         axis.legend()

@@ -1,8 +1,8 @@
-"""`cavmae bench lips`: whether mouths show who speaks, measured in a rendered corpus.
+"""`cavmae bench lips`: agreement of mouths and voices in a rendered corpus.
 
-Two measures of a mouth are compared with the envelopes of voices: the opening that was drawn, and
-what a linear model (ridge regression, trained on other speakers) reads from the pixels of the
-encoded video. If a corpus is any good, a mouth goes with its own voice at its own time, and with no
+Two signals of a mouth are correlated with the envelopes of voices: the drawn opening, and the
+prediction of a linear model (ridge regression, trained on other speakers) from the pixels of the
+encoded video. In a good corpus a mouth correlates with its own voice at its own time, and with no
 other voice and no other time.
 """
 
@@ -27,20 +27,35 @@ from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.tools.benchmarks.table import machine
 
 log = logging.getLogger("cavmae")
-CROP = (24, 16)  # pixels to which a mouth is scaled
+CROP = (24, 16)  # pixels of a scaled mouth
 RANGE = 35.0  # dB of the envelope
 SHIFT = 0.4  # s
-READABLE = 0.8  # correlation of what is read with what was drawn
+READABLE = 0.8  # correlation of the predicted opening with the drawn one
 RIDGE = 1e3
-NEIGHBOURS = 20  # voices a mouth is tried with
+NEIGHBOURS = 20  # other voices that a mouth is compared with
+# Titles of the results in the tables.
+TITLES = {
+    "drawn_opening": "opening as drawn",
+    "pixels": "read from pixels",
+    "own_voice": "own voice",
+    "other_voices": "other voices",
+    "shifted_400_ms": "400 ms off",
+    "own_voice_fraction": "own voice found",
+    "in_step_fraction": "in step found",
+    "readable_mouths": "mouths read well",
+    "audio_delay": "audio late",
+    "video_delay": "video late",
+    "offset": "apart",
+    "offset_p95": "apart in 95 of 100",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class LipsBench:
-    """What is measured.
+    """Options of `cavmae bench lips`.
 
     Args:
-        corpus: folder made by `cavmae render-talkers`.
+        corpus: output folder of `cavmae render-talkers`.
         clips: at most this many.
     """
 
@@ -49,85 +64,92 @@ class LipsBench:
 
 
 class Lips(NamedTuple):
-    """One person's mouth and voice over a clip.
+    """Mouth and voice of one person over a clip.
 
     Attributes:
-        speaker: their id.
+        speaker: id of the person.
         opening: as drawn, [frames].
         pixels: of the mouth in the encoded video, [frames, features].
         envelope: of the clean voice in dB, cut to its upper 35 dB, [frames].
-        sound_late: ms by which the file's sound comes after the clean mixture.
+        audio_delay: of the file's audio relative to the clean mixture, in ms.
     """
 
     speaker: str
     opening: np.ndarray
     pixels: np.ndarray
     envelope: np.ndarray
-    sound_late: float
+    audio_delay: float
 
 
-def envelope(sound: np.ndarray, rate: int, frames: int, frame_rate: float) -> np.ndarray:
-    """float64 [frames]: level around each frame's time, in dB above ``RANGE`` below the loudest."""
+def envelope(wave: np.ndarray, rate: int, frames: int, frame_rate: float) -> np.ndarray:
+    """Envelope of a voice at the times of video frames.
+
+    Returns:
+        float64 [frames]: dB above the level that lies ``RANGE`` below the maximum; at least 0.
+    """
     middle = np.rint(np.arange(frames) * rate / frame_rate).astype(int)
     half = round(rate / frame_rate / 2)
-    energy = np.concatenate([[0.0], np.cumsum(sound.astype(np.float64) ** 2)])
-    first, last = (np.clip(middle + d, 0, len(sound)) for d in (-half, half))
+    energy = np.concatenate([[0.0], np.cumsum(wave.astype(np.float64) ** 2)])
+    first, last = (np.clip(middle + d, 0, len(wave)) for d in (-half, half))
     power = (energy[last] - energy[first]) / np.maximum(last - first, 1)
     level = 10 * np.log10(power + 1e-12)
-    found: np.ndarray = np.maximum(level - level.max() + RANGE, 0)
-    return found
+    above: np.ndarray = np.maximum(level - level.max() + RANGE, 0)
+    return above
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's; 0 where one of them is constant."""
+    """Pearson correlation; 0 if one of the signals is constant."""
     if first.std() < 1e-9 or second.std() < 1e-9:
         return 0.0
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def sound_lag(path: Path, mixture: np.ndarray) -> float:
-    """Seconds by which a video's sound, read as for training, comes after the clean mixture."""
+def audio_lag(path: Path, mixture: np.ndarray) -> float:
+    """Delay in seconds of a video's audio, read as for training, relative to the clean mixture."""
     with contextlib.closing(Sound(probe(str(path)))) as reader:
-        heard, _ = reader.read(0.0, len(mixture) / SAMPLE_RATE)
+        wave, _ = reader.read(0.0, len(mixture) / SAMPLE_RATE)
     size = 2 * len(mixture)
-    across = np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(mixture, size)), size)
+    across = np.fft.irfft(np.fft.rfft(wave, size) * np.conj(np.fft.rfft(mixture, size)), size)
     lag = int(np.argmax(across))
     return (lag - size if lag > size // 2 else lag) / SAMPLE_RATE
 
 
-def picture_lag(seen: np.ndarray, drawn: np.ndarray, frame_rate: float) -> float:
-    """Seconds by which what is seen comes after what was drawn: the top of their correlation."""
+def video_lag(predicted: np.ndarray, drawn: np.ndarray, frame_rate: float) -> float:
+    """Delay in seconds of the predicted opening relative to the drawn one.
+
+    It is the maximum of their correlation over lags, interpolated by a parabola.
+    """
     reach = 5
     inner = slice(reach, len(drawn) - reach)
-    found = np.array(
+    correlations = np.array(
         [
-            correlation(seen[reach + lag : len(seen) - reach + lag], drawn[inner])
+            correlation(predicted[reach + lag : len(predicted) - reach + lag], drawn[inner])
             for lag in range(-reach, reach + 1)
         ]
     )
-    top = int(np.clip(np.argmax(found), 1, 2 * reach - 1))
-    before, at, after = found[top - 1 : top + 2]
-    curve = before - 2 * at + after
-    between = 0.0 if curve == 0 else 0.5 * (before - after) / curve
-    return float((top - reach + between) / frame_rate)
+    peak = int(np.clip(np.argmax(correlations), 1, 2 * reach - 1))
+    before, at, after = correlations[peak - 1 : peak + 2]
+    curvature = before - 2 * at + after
+    between = 0.0 if curvature == 0 else 0.5 * (before - after) / curvature
+    return float((peak - reach + between) / frame_rate)
 
 
 def _crops(path: Path, boxes: list[np.ndarray]) -> list[np.ndarray]:
-    """[frames, features] of each mouth: grey crops around the middles of its boxes."""
-    found: list[list[np.ndarray]] = [[] for _ in boxes]
+    """Grey crops of each mouth around the middles of its boxes, [frames, features] each."""
+    crops_of: list[list[np.ndarray]] = [[] for _ in boxes]
     widths = [1.5 * float(np.percentile(b[:, 2] - b[:, 0], 90)) for b in boxes]
     with av.open(str(path)) as container:
         for number, frame in enumerate(container.decode(video=0)):
             image = Image.fromarray(frame.to_ndarray(format="gray"))
             for person, track in enumerate(boxes):
                 left, top, right, _ = track[number]
-                # The upper lip hardly moves: crops hang from it.
+                # Crops are anchored at the upper lip, which hardly moves.
                 x, y, half = (left + right) / 2, top, widths[person] / 2
                 box = (x - half, y - half * 0.35, x + half, y + half)
                 crop = image.resize(CROP, Image.Resampling.BILINEAR, box=_inside(box, image.size))
-                found[person].append(np.asarray(crop, np.float32).ravel())
-    stacked = [np.stack(crops) for crops in found]
-    # Each clip's own mean picture taken away: looks do not matter, movements do.
+                crops_of[person].append(np.asarray(crop, np.float32).ravel())
+    stacked = [np.stack(crops) for crops in crops_of]
+    # Without the mean frame of the clip, movement counts and appearance does not.
     return [(s - s.mean(0)) / (s.std() + 1.0) for s in stacked]
 
 
@@ -139,11 +161,15 @@ def _inside(
 
 
 def collect(corpus: Path, clips: int) -> Iterator[Lips]:
-    """Mouths that are in sight, with voices that are heard, of clips in step."""
-    folders = sorted((corpus / "clips").glob("*/truth.json"))[:clips]
-    if not folders:
+    """Visible mouths with audible voices, of clips whose audio and video are in step.
+
+    Raises:
+        CavmaeError: the corpus has no clips.
+    """
+    paths = sorted((corpus / "clips").glob("*/truth.json"))[:clips]
+    if not paths:
         raise CavmaeError(f"{corpus} has no clips; make some with `cavmae render-talkers`.")
-    for path in folders:
+    for path in paths:
         truth: dict[str, Any] = read_json(path)
         people = [
             p
@@ -156,39 +182,43 @@ def collect(corpus: Path, clips: int) -> Iterator[Lips]:
         video = path.parent / f"{path.parent.name}.mp4"
         crops = _crops(video, boxes)
         mixture, _ = soundfile.read(str(path.parent / "mixture.flac"), dtype="float32")
-        late = 1000 * sound_lag(video, mixture)
+        delay = 1000 * audio_lag(video, mixture)
         for person, pixels in zip(people, crops, strict=True):
-            sound, rate = soundfile.read(str(path.parent / person["voice"]), dtype="float32")
-            level = envelope(sound, rate, truth["frames"], truth["frame_rate"])
+            wave, rate = soundfile.read(str(path.parent / person["voice"]), dtype="float32")
+            level = envelope(wave, rate, truth["frames"], truth["frame_rate"])
             opening = np.array(person["mouth_opening"])
-            yield Lips(person["speaker"], opening, pixels, level, late)
+            yield Lips(person["speaker"], opening, pixels, level, delay)
 
 
-def _fit(lips: list[Lips], what: str) -> np.ndarray:
-    """Weights [features] from pixels to the envelope or the opening, by ridge regression."""
+def _fit(lips: list[Lips], attribute: str) -> np.ndarray:
+    """Ridge regression from pixels to the envelope or the opening: weights [features]."""
     pixels = np.concatenate([x.pixels for x in lips]).astype(np.float64)
-    target = np.concatenate([getattr(x, what) - getattr(x, what).mean() for x in lips])
-    found: np.ndarray = np.linalg.solve(
+    target = np.concatenate([getattr(x, attribute) - getattr(x, attribute).mean() for x in lips])
+    weights: np.ndarray = np.linalg.solve(
         pixels.T @ pixels + RIDGE * np.eye(pixels.shape[1]), pixels.T @ target
     )
-    return found
+    return weights
 
 
 def measure(tracks: list[np.ndarray], voices: list[np.ndarray], shift: int) -> dict[str, float]:
-    """Correlations of mouths with their own voice, with others, and with their own too late.
+    """Mean correlations of mouths with their own voice, with others, and with their own shifted.
 
     Args:
-        tracks: of each mouth, [frames].
+        tracks: signal of each mouth, [frames].
         voices: envelope of each mouth's voice, [frames].
-        shift: frames.
+        shift: frames, earlier and later.
+
+    Returns:
+        means, and fractions of mouths whose own voice correlates better than each of
+        :data:`NEIGHBOURS` others, and better than when shifted.
     """
     rng = np.random.default_rng(0)
     own, other, late, chosen, in_step = [], [], [], [], []
     for number, (track, voice) in enumerate(zip(tracks, voices, strict=True)):
         mine = correlation(track, voice)
-        strangers = [n for n in range(len(voices)) if n != number]
-        picked = rng.permutation(strangers)[:NEIGHBOURS]
-        others = [correlation(track[: len(voices[n])], voices[n][: len(track)]) for n in picked]
+        candidates = [n for n in range(len(voices)) if n != number]
+        neighbours = rng.permutation(candidates)[:NEIGHBOURS]
+        others = [correlation(track[: len(voices[n])], voices[n][: len(track)]) for n in neighbours]
         shifted = [
             correlation(track[:-shift], voice[shift:]),
             correlation(track[shift:], voice[:-shift]),
@@ -199,19 +229,19 @@ def measure(tracks: list[np.ndarray], voices: list[np.ndarray], shift: int) -> d
         chosen.append(mine > max(others))
         in_step.append(mine > max(shifted))
     return {
-        "own voice": float(np.mean(own)),
-        "other voices": float(np.mean(other)),
-        "400 ms off": float(np.mean(late)),
-        "own voice found": float(np.mean(chosen)),
-        "in step found": float(np.mean(in_step)),
+        "own_voice": float(np.mean(own)),
+        "other_voices": float(np.mean(other)),
+        "shifted_400_ms": float(np.mean(late)),
+        "own_voice_fraction": float(np.mean(chosen)),
+        "in_step_fraction": float(np.mean(in_step)),
     }
 
 
 def evaluate(corpus: Path, clips: int) -> dict[str, dict[str, float]]:
-    """Both measures of the mouths of speakers that the linear model was not trained on.
+    """Results of both signals, for speakers that the linear model was not trained on.
 
     Raises:
-        CavmaeError: no corpus, or too few speakers in it.
+        CavmaeError: the corpus has no clips, or too few of different speakers.
     """
     lips = list(collect(corpus, clips))
     trained_on = set(sorted({x.speaker for x in lips})[::2])
@@ -224,42 +254,42 @@ def evaluate(corpus: Path, clips: int) -> dict[str, dict[str, float]]:
     shift = round(SHIFT * truth["frame_rate"])
     voices = [x.envelope for x in held]
     rate = truth["frame_rate"]
-    # Of mouths that the model reads well: in beards and bad light it sees no step to measure.
-    clear = [x for x in held if correlation(x.pixels @ reading, x.opening) > READABLE]
-    late = [1000 * picture_lag(x.pixels @ reading, x.opening, rate) for x in clear] or [np.nan]
-    apart = [x.sound_late - p for x, p in zip(clear, late, strict=False)] or [np.nan]
+    # Beards and bad light hide the lips: only mouths that the model reads well have a delay.
+    readable = [x for x in held if correlation(x.pixels @ reading, x.opening) > READABLE]
+    delays = [1000 * video_lag(x.pixels @ reading, x.opening, rate) for x in readable] or [np.nan]
+    offsets = [x.audio_delay - p for x, p in zip(readable, delays, strict=False)] or [np.nan]
     return {
-        "opening as drawn": measure([x.opening for x in held], voices, shift),
-        "read from pixels": measure([x.pixels @ weights for x in held], voices, shift),
-        "mouths": {"measured": len(held), "trained on": len(known)},
+        "drawn_opening": measure([x.opening for x in held], voices, shift),
+        "pixels": measure([x.pixels @ weights for x in held], voices, shift),
+        "mouths": {"measured": len(held), "trained_on": len(known)},
         "ms": {
-            "mouths read well": float(len(clear)),
-            "sound late": float(np.median([x.sound_late for x in held])),
-            "picture late": float(np.median(late)),
-            "apart": float(np.median(np.abs(apart))),
-            "apart in 95 of 100": float(np.percentile(np.abs(apart), 95)),
+            "readable_mouths": float(len(readable)),
+            "audio_delay": float(np.median([x.audio_delay for x in held])),
+            "video_delay": float(np.median(delays)),
+            "offset": float(np.median(np.abs(offsets))),
+            "offset_p95": float(np.percentile(np.abs(offsets), 95)),
         },
     }
 
 
 def run(bench: LipsBench) -> None:
-    """Measures and prints."""
-    found = evaluate(Path(bench.corpus), bench.clips)
-    counts, steps = found.pop("mouths"), found.pop("ms")
+    """Measure and print the tables."""
+    results = evaluate(Path(bench.corpus), bench.clips)
+    counts, delays = results.pop("mouths"), results.pop("ms")
     print(
         f"Mouths and voices ({time.strftime('%Y-%m-%d')}, {machine()}); "
-        f"{counts['measured']:.0f} mouths, linear model of {counts['trained on']:.0f} others\n"
+        f"{counts['measured']:.0f} mouths, linear model of {counts['trained_on']:.0f} others\n"
     )
-    names = list(next(iter(found.values())))
+    names = [TITLES[name] for name in next(iter(results.values()))]
     print(f"| correlation of the envelope with | {' | '.join(names)} |")
     print("|---|" + "---:|" * len(names))
-    for name, values in found.items():
-        cells = [f"{v:.0%}" if n.endswith("found") else f"{v:.2f}" for n, v in values.items()]
-        print(f"| {name} | {' | '.join(cells)} |")
+    for name, values in results.items():
+        cells = [f"{v:.0%}" if n.endswith("_fraction") else f"{v:.2f}" for n, v in values.items()]
+        print(f"| {TITLES[name]} | {' | '.join(cells)} |")
     print(
         f"\n'Own voice found': it correlates better than each of {NEIGHBOURS} others. 'In step "
         "found': better than 400 ms earlier and later.\n"
     )
-    print(f"| in the encoded file, ms | {' | '.join(steps)} |")
-    print("|---|" + "---:|" * len(steps))
-    print(f"| | {' | '.join(f'{v:.3g}' for v in steps.values())} |")
+    print(f"| in the encoded file, ms | {' | '.join(TITLES[name] for name in delays)} |")
+    print("|---|" + "---:|" * len(delays))
+    print(f"| | {' | '.join(f'{v:.3g}' for v in delays.values())} |")

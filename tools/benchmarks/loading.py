@@ -1,4 +1,4 @@
-"""`cavmae bench load`: loading against the CAV-MAE reference's loader, on one core."""
+"""`cavmae bench load`: loading of shards and the loader of the CAV-MAE reference, on one core."""
 
 import dataclasses
 import statistics
@@ -37,7 +37,7 @@ BASELINE = "WAV, fbank and JPEG of 224x224 for each sample, as the reference doe
 SECONDS = 10.0
 BATCH = 48
 SIDE = 224  # pixels of the frames that the reference's extraction stores
-# Of frames of that size nothing is left to scale or crop.
+# Scaling and cropping leave frames of that size as they are.
 PREPROCESSING = transforms.Compose(
     [
         transforms.Resize(SIDE, transforms.InterpolationMode.BICUBIC),
@@ -50,16 +50,16 @@ PREPROCESSING = transforms.Compose(
 
 @dataclasses.dataclass(frozen=True)
 class LoadBench:
-    """What is measured.
+    """Options of `cavmae bench load`.
 
     Args:
-        data_set: folder of shards; by default some are made, of 10 s clips as the events profile.
-        samples: number of samples made.
-        seconds: measure each way for about so long.
+        data_set: folder of shards; by default synthetic ones with 10 s clips of the events profile.
+        samples: number of synthetic samples.
+        seconds: approximate time of each measurement.
         rounds: measurements of each way; their median counts.
-        memory_samples: follow the memory of one process over so many samples; 0: do not.
-        work: folder for what is made; kept. By default a temporary one.
-        out: JSON file for the figures.
+        memory_samples: samples over which the memory of a process is measured; 0: none.
+        work: folder of synthetic shards, which is kept; by default a temporary one.
+        out: JSON file for the rows.
     """
 
     data_set: str | None = None
@@ -72,7 +72,7 @@ class LoadBench:
 
 
 def make_shards(folder: Path, samples: int, shards: int = 8) -> Manifest:
-    """Shards of the events profile: textured pictures, noise for sound."""
+    """Write synthetic shards of the events profile: textured frames, and noise as audio."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / NAME).exists():
         return Manifest.load(folder)
@@ -82,9 +82,9 @@ def make_shards(folder: Path, samples: int, shards: int = 8) -> Manifest:
         path = folder / f"clips-{number:06d}.tar"
         count = samples * (number + 1) // shards - samples * number // shards
         with write_atomically(path) as file:
-            for place in range(count):
-                key = f"made-{number:06d}-{place:06d}"
-                file.write(encode_sample(key, make_members(rng, place)))
+            for index in range(count):
+                key = f"made-{number:06d}-{index:06d}"
+                file.write(encode_sample(key, make_members(rng, index)))
             file.write(END)
         entries.append(ShardEntry(path.name, count, path.stat().st_size, sha256_of(path)))
     manifest = Manifest(str(folder), tuple(entries), {}, inputs=samples)
@@ -94,7 +94,7 @@ def make_shards(folder: Path, samples: int, shards: int = 8) -> Manifest:
 
 
 def make_members(rng: np.random.Generator, number: int) -> dict[str, bytes]:
-    """Members of a 10 s sample with 10 frames of 224x224."""
+    """Members of a synthetic sample: 10 s with 10 frames of 224x224."""
     samples = (rng.normal(0, 0.05, int(SECONDS * features.SAMPLE_RATE)) * 32767).astype(np.int16)
     fbank = features.fbank(torch.from_numpy(features.to_float(samples))).numpy()
     spec = VideoSpec(size=(SIDE, SIDE), clutter=True, seed=number)
@@ -115,18 +115,20 @@ def make_members(rng: np.random.Generator, number: int) -> dict[str, bytes]:
 def ours(
     folder: str, seconds: float, window: float | None = None, normalised: bool = False
 ) -> float:
-    """Seconds a sample of our stream, loading in this process.
+    """Seconds per sample of our stream in this process.
 
     Args:
+        folder: of the shards.
+        seconds: time of the measurement.
         window: seconds of aligned windows with 8 frames; None: whole clips with one frame.
-        normalised: on this core, too, which is otherwise the training device's work.
+        normalised: include normalisation, which is otherwise done on the training device.
     """
     torch.set_num_threads(1)
     view = View() if window is None else View(window=window, frames=8)
     stream = TrainStream(Manifest.load(folder), view, BATCH, access=Access(verify="size"))
     transform = DeviceTransform(Statistics())
     batches = iter(Loader(stream))
-    next(batches)  # fills the buffer
+    next(batches)  # fills the shuffle buffer
     count = 0
     started = time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
@@ -138,7 +140,7 @@ def ours(
 
 
 def reference(folder: str, seconds: float) -> float:
-    """Seconds a sample as the reference's loader makes one."""
+    """Seconds per sample of the reference's loader."""
     torch.set_num_threads(1)
     wavs = sorted(Path(folder).glob("*.wav"))
     count = 0
@@ -150,11 +152,13 @@ def reference(folder: str, seconds: float) -> float:
 
 
 def reference_sample(wav: Path) -> tuple[Tensor, Tensor]:
-    """Sample of the reference's loader, from a WAV file and the JPEG file beside it.
+    """Sample of the reference's loader, from a WAV file and the JPEG file of the same name.
+
+    Noise and roll, which the reference adds in training, are left out: ours run on the training
+    device.
 
     Returns:
-        the fbank [1024, 128] and the picture [3, 224, 224], both normalised. Noise and roll, which
-        it adds in training, are left out: ours come on the training device.
+        the fbank [1024, 128] and the frame [3, 224, 224], both normalised.
     """
     waveform, rate = soundfile.read(wav, dtype="float32")
     audio = torch.from_numpy(waveform)
@@ -166,12 +170,12 @@ def reference_sample(wav: Path) -> tuple[Tensor, Tensor]:
     fbank = torch.nn.functional.pad(fbank, (0, 0, 0, 1024 - len(fbank)))
     fbank = (fbank - features.AUDIOSET_MEAN) / features.AUDIOSET_STD
     with Image.open(wav.with_suffix(".jpg")) as image:
-        picture: Tensor = PREPROCESSING(image)
-    return fbank, picture
+        frame: Tensor = PREPROCESSING(image)
+    return fbank, frame
 
 
 def memory_over(folder: str, samples: int) -> float:
-    """10^6 bytes by which one process has grown from a tenth of the samples to all of them."""
+    """Growth of a process in 10^6 bytes, from the first tenth of the samples to the last."""
     torch.set_num_threads(1)
     stream = TrainStream(Manifest.load(folder), View(), BATCH, access=Access(verify="size"))
     early, count = 0.0, 0
@@ -185,7 +189,7 @@ def memory_over(folder: str, samples: int) -> float:
 
 
 def loose_files(folder: Path, number: int) -> str:
-    """WAV and JPEG files as the reference's scripts store them: frames of 224x224, quality 75."""
+    """Write WAV and JPEG files as the reference's scripts do: frames of 224x224, quality 75."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for i in range(number):
@@ -199,14 +203,14 @@ def loose_files(folder: Path, number: int) -> str:
 
 
 def run(bench: LoadBench) -> None:
-    """Measures and prints."""
+    """Measure and print the table."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(bench.work or temporary)
         folder = bench.data_set
         if folder is None:
             folder = make_shards(work / "shards", bench.samples).folder
         loose = loose_files(work / "loose-224", 64)
-        found = rounds_of(
+        results = rounds_of(
             {
                 BASELINE: (reference, (loose, bench.seconds)),
                 "cavmae stream, clip of 10 s and one frame": (ours, (folder, bench.seconds)),
@@ -222,7 +226,7 @@ def run(bench: LoadBench) -> None:
             bench.rounds,
         )
         rows = []
-        for name, runs in found.items():
+        for name, runs in results.items():
             times = [seconds for seconds, _ in runs]
             peak = max(mb for _, mb in runs)
             rows.append(
@@ -230,9 +234,9 @@ def run(bench: LoadBench) -> None:
             )
         print(table("cavmae bench load: one process on one core", "sample", BASELINE, rows))
         if bench.memory_samples:
-            grown, peak = on_one_core(memory_over, folder, bench.memory_samples)
+            growth, peak = on_one_core(memory_over, folder, bench.memory_samples)
             print(
-                f"\nMemory over {bench.memory_samples} samples in one process: {grown:+.1f} MB "
+                f"\nMemory over {bench.memory_samples} samples in one process: {growth:+.1f} MB "
                 f"from sample {bench.memory_samples // 10} to the last, peak {peak:.0f} MB"
             )
         save(rows, bench.out)

@@ -1,7 +1,7 @@
-"""`cavmae bench parity`: the same training steps on a device, in every precision, beside the CPU.
+"""`cavmae bench parity`: the same training step on a device and on the CPU, in every precision.
 
-The CPU in fp32 is the reference. Weights, batches and random draws are the same everywhere: what
-differs is what the device, the precision or the compiler makes of them.
+The CPU in fp32 is the reference. Weights, batches and random numbers are the same everywhere, so
+any difference comes from the device, the precision or the compiler.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import write_atomically
 from cavmae.datasets.stream.features import SAMPLE_RATE, fbank, fbank_batch
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
-from cavmae.finetune.speaker.factory import speaker_config as speaker_shape_of
+from cavmae.finetune.speaker.factory import speaker_config
 from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
@@ -33,27 +33,27 @@ from cavmae.pretrain.engine.task import Task
 from cavmae.pretrain.factory import compile_blocks
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ObjectiveSettings, OptimizerSettings
-from cavmae.tools.benchmarks.finetuning import configured
-from cavmae.tools.benchmarks.pretraining import made_clips
-from cavmae.tools.benchmarks.scenes import made_scenes
+from cavmae.tools.benchmarks.finetuning import model_settings_of
+from cavmae.tools.benchmarks.pretraining import synthetic_clips
+from cavmae.tools.benchmarks.scenes import synthetic_scenes
 from cavmae.tools.benchmarks.table import machine, text_of
 
 log = logging.getLogger("cavmae")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-SCALE_SEARCH = 16  # steps in which fp16's scale has to be found
+SCALE_SEARCH = 16  # attempts to find the loss scale of fp16
 
 
 @dataclasses.dataclass(frozen=True)
 class ParityBench:
-    """Settings of the comparison.
+    """Options of `cavmae bench parity`.
 
     Args:
         size: of the pretraining model: tiny, small, base or large.
         speaker: configuration of the speaker model: ``tiny``, ``small`` or ``base``.
         encoder_size: of the speaker model's encoder.
-        batch: clips, and half as many scenes.
-        compile: backend of torch.compile that is compared, too; ``off``.
-        device: ``auto``: a GPU if there is one. On the CPU precisions are compared.
+        batch: clips of the pretraining step; the fine-tuning step has half as many scenes.
+        compile: backend of torch.compile to compare as well; ``off``: none.
+        device: ``auto``: a GPU if there is one. On the CPU only precisions are compared.
         out: JSON file for the rows.
     """
 
@@ -67,15 +67,15 @@ class ParityBench:
 
 
 class Compared(NamedTuple):
-    """One thing, computed in a way.
+    """Comparison of a computation with the reference.
 
     Attributes:
-        name: of both.
-        loss: relative error of the loss; None: it has none.
+        name: of the computation and its way.
+        loss: relative error of the loss; None: there is no loss.
         error: relative error of the values or of all gradients, ``|x - reference| / |reference|``.
-        worst: the largest of a single parameter, and its name.
-        seconds: that it took, the first time.
-        note: what else there is to say.
+        worst: largest relative error of a single parameter, and its name.
+        seconds: of the first call.
+        note: last column of the table.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Compared(NamedTuple):
 
 
 class SameDraws(TorchFunctionMode):
-    """Draws of the CPU's generator, whatever device they are wanted on."""
+    """Takes random numbers from the CPU's generator on every device."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -103,7 +103,7 @@ class SameDraws(TorchFunctionMode):
 
 @contextmanager
 def tensor_float(allowed: bool) -> Iterator[None]:
-    """Products and convolutions of fp32 in TensorFloat-32, or not."""
+    """Allow or forbid TensorFloat-32 for fp32 products and convolutions."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:
@@ -113,7 +113,14 @@ def tensor_float(allowed: bool) -> Iterator[None]:
 
 
 class ParityStep(NamedTuple):
-    """Of one training step: loss, gradients by name on the CPU, seconds, the scale of fp16."""
+    """Result of one training step.
+
+    Attributes:
+        loss: its value.
+        gradients: by names of parameters, on the CPU.
+        seconds: of the step.
+        scale: loss scale of fp16; else 1.
+    """
 
     loss: float
     gradients: dict[str, Tensor]
@@ -121,11 +128,13 @@ class ParityStep(NamedTuple):
     scale: float
 
 
-def step(task: Task, batch: dict[str, Any], device: torch.device, precision: str) -> ParityStep:
-    """Loss and gradients of a batch; the weights stay as they are.
+def training_step(
+    task: Task, batch: dict[str, Any], device: torch.device, precision: str
+) -> ParityStep:
+    """Compute the loss and gradients of a batch without an update of the weights.
 
     Raises:
-        CavmaeError: fp16 finds no scale at which gradients are finite.
+        CavmaeError: no loss scale of fp16 gives finite gradients.
     """
     task.to(device).train()
     moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
@@ -146,94 +155,99 @@ def step(task: Task, batch: dict[str, Any], device: torch.device, precision: str
         }
         if all(bool(g.isfinite().all()) for g in gradients.values()) or precision != "fp16":
             return ParityStep(float(loss.detach()), gradients, time.perf_counter() - started, scale)
-        scaler.update(scale / 2)  # as a step that is left out does
-    raise CavmaeError(f"fp16 finds no scale in {SCALE_SEARCH} steps.")
+        scaler.update(scale / 2)  # as after a skipped step
+    raise CavmaeError(f"No loss scale of fp16 gives finite gradients in {SCALE_SEARCH} attempts.")
 
 
 def relative(x: Tensor, reference: Tensor) -> float:
-    """``|x - reference| / |reference|``; NaN is never small."""
+    """Relative error ``|x - reference| / |reference|``; NaN stays NaN."""
     x, reference = x.detach().cpu().double(), reference.detach().cpu().double()
     return float((x - reference).norm() / reference.norm().clamp(min=1e-30))
 
 
-def compared(name: str, found: ParityStep, reference: ParityStep) -> Compared:
-    """A step beside the reference's."""
+def compare(name: str, step: ParityStep, reference: ParityStep) -> Compared:
+    """Compare a step with the reference.
+
+    Raises:
+        CavmaeError: other parameters have gradients.
+    """
     names = list(reference.gradients)
-    if list(found.gradients) != names:
+    if list(step.gradients) != names:
         raise CavmaeError(f"{name}: other parameters have gradients than on the CPU.")
-    flat = [torch.cat([s.gradients[n].flatten() for n in names]) for s in (found, reference)]
-    # Of parameters with a part in the gradient: the rest is rounding on both sides.
-    least = 1e-3 * float(flat[1].norm()) / len(names) ** 0.5
+    flat = [torch.cat([s.gradients[n].flatten() for n in names]) for s in (step, reference)]
+    # Gradients below this norm are rounding errors on both sides.
+    min_norm = 1e-3 * float(flat[1].norm()) / len(names) ** 0.5
     errors = {
-        n: relative(found.gradients[n], reference.gradients[n])
+        n: relative(step.gradients[n], reference.gradients[n])
         for n in names
-        if float(reference.gradients[n].norm()) > least
+        if float(reference.gradients[n].norm()) > min_norm
     }
     worst = max(errors, key=lambda n: errors[n])
     return Compared(
         name,
-        abs(found.loss - reference.loss) / abs(reference.loss),
+        abs(step.loss - reference.loss) / abs(reference.loss),
         relative(*flat),
         f"{errors[worst]:.1e} {worst}",
-        found.seconds,
-        f"scale {found.scale:g}" if found.scale != 1 else "",
+        step.seconds,
+        f"scale {step.scale:g}" if step.scale != 1 else "",
     )
 
 
 def features(device: torch.device) -> Iterator[Compared]:
-    """Filter banks and normalised batches."""
+    """Compare filter banks with torchaudio's, and augmented batches with the CPU's."""
     rng = torch.Generator().manual_seed(0)
     waves = 0.1 * torch.randn(4, 2 * SAMPLE_RATE, generator=rng)
     started = time.perf_counter()
     ours = fbank_batch(waves.to(device)).cpu()
     seconds = time.perf_counter() - started
     theirs = torch.stack([fbank(wave) for wave in waves])
-    most = f"{float((ours - theirs).abs().max()):.1e} at most"
-    yield Compared("filter banks, beside torchaudio's", None, relative(ours, theirs), "", seconds,
-                   most)  # fmt: skip
-    batch = made_clips(4, 256, 224)
+    largest = f"{float((ours - theirs).abs().max()):.1e} at most"
+    yield Compared("filter banks, torchaudio as reference", None, relative(ours, theirs), "",
+                   seconds, largest)  # fmt: skip
+    batch = synthetic_clips(4, 256, 224)
     augmentation = Augmentation(noise=True, roll=64, crop=0.7, flip=True, freq_mask=24)
     transform = DeviceTransform(Statistics(), augmentation)
-    shown = []
-    for where in (device, torch.device("cpu")):
+    transformed = []
+    for target in (device, torch.device("cpu")):
         torch.manual_seed(0)
-        moved = {k: v.to(where) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        moved = {k: v.to(target) if isinstance(v, Tensor) else v for k, v in batch.items()}
         with SameDraws():
-            shown.append(transform.to(where)(moved))
+            transformed.append(transform.to(target)(moved))
     for name in ("fbank", "frames"):
-        yield Compared(f"augmented {name}", None, relative(shown[0][name], shown[1][name]))
+        error = relative(transformed[0][name], transformed[1][name])
+        yield Compared(f"augmented {name}", None, error)
 
 
 def pretraining(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]:
-    """The pretraining task and a batch of made clips."""
+    """Factory of the pretraining task, and a batch of synthetic clips."""
 
-    def made() -> Task:
+    def build() -> Task:
         torch.manual_seed(0)
         model = CAVMAE(config_for_size(bench.size))
         return CAVMAETask(model, ObjectiveSettings(), DeviceTransform(Statistics()))
 
-    return made, made_clips(bench.batch, 1024, 224)
+    return build, synthetic_clips(bench.batch, 1024, 224)
 
 
-def speaking(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]:
-    """The task of the speaker model, its encoder learning, too, and a batch of made scenes."""
-    settings = configured(bench.speaker)
-    shape = speaker_shape_of(settings, config_for_size(bench.encoder_size), (224, 224), 256)
+def finetuning(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]:
+    """Factory of the speaker task with a trained encoder, and a batch of synthetic scenes."""
+    settings = model_settings_of(bench.speaker)
+    shape = speaker_config(settings, config_for_size(bench.encoder_size), (224, 224), 256)
 
-    def made() -> Task:
+    def build() -> Task:
         torch.manual_seed(0)
         return SpeakerTask(SpeakerModel(shape), LossSettings(), Statistics(), frozen=False)
 
-    return made, made_scenes(shape, max(1, bench.batch // 2))
+    return build, synthetic_scenes(shape, max(1, bench.batch // 2))
 
 
 def compiled_part(task: Task) -> nn.Module:
-    """Module whose blocks a run compiles."""
+    """Module whose blocks a training run compiles."""
     return task.model.encoder if isinstance(task, SpeakerTask) else task.model
 
 
 def ways_of(bench: ParityBench, device: torch.device) -> list[tuple[str, str, bool, str]]:
-    """Name, precision, whether in TensorFloat-32, and backend of the compiler, of all ways."""
+    """Name, precision, use of TensorFloat-32 and compiler backend of all ways."""
     gpu = device.type == "cuda"
     ways = [("fp32", "fp32", False, "off")] if gpu else []
     ways += [("fp32 in TF32", "fp32", True, "off")] if gpu else []
@@ -246,38 +260,44 @@ def ways_of(bench: ParityBench, device: torch.device) -> list[tuple[str, str, bo
 
 
 def steps_of(
-    title: str, made: Callable[[], Task], batch: dict[str, Any], bench: ParityBench,
+    title: str, build: Callable[[], Task], batch: dict[str, Any], bench: ParityBench,
     device: torch.device,
 ) -> Iterator[Compared]:  # fmt: skip
-    """All ways of a training step."""
-    reference = step(made(), batch, torch.device("cpu"), "fp32")
+    """Compare a training step in all ways with the reference."""
+    reference = training_step(build(), batch, torch.device("cpu"), "fp32")
     yield Compared(f"{title}: CPU, fp32", None, None, "", reference.seconds, "the reference")
     for name, precision, tf32, backend in ways_of(bench, device):
-        title_ = f"{title}: {name}"
+        row_name = f"{title}: {name}"
         try:
-            task = made()
+            task = build()
             if backend != "off":
                 compile_blocks(compiled_part(task), backend)
             with tensor_float(tf32):
-                yield compared(title_, step(task, batch, device, precision), reference)
-        except Exception as error:  # noqa: BLE001 - the other ways are measured all the same
+                step = training_step(task, batch, device, precision)
+                yield compare(row_name, step, reference)
+        except Exception as error:  # noqa: BLE001 - a failure must not stop the other ways
             log.error("%s", traceback.format_exc())
-            yield Compared(title_, None, None, note=f"failed: {type(error).__name__}: {error}")
+            yield Compared(row_name, None, None, note=f"failed: {type(error).__name__}: {error}")
 
 
 def run(bench: ParityBench) -> None:
-    """Measures and prints; rows that were measured are written at once."""
+    """Measure and print the table; ``out`` is updated after every row.
+
+    Raises:
+        UsageError: options that do not fit together.
+        CavmaeError: a step failed; the table is complete otherwise.
+    """
     if bench.size not in SIZES:
-        raise UsageError(f"--size {bench.size}: there are {', '.join(SIZES)}.")
+        raise UsageError(f"There is no --size {bench.size}: choose from {', '.join(SIZES)}.")
     if bench.batch < 2:
-        raise UsageError("--batch is at least 2: clips are compared with each other.")
+        raise UsageError("--batch is at least 2: the contrastive loss compares clips.")
     gpu = torch.cuda.is_available() if bench.device == "auto" else bench.device == "cuda"
     if gpu and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch sees no GPU here; use auto or cpu.")
     device = torch.device("cuda" if gpu else "cpu")
     rows: list[Compared] = []
 
-    def note(row: Compared) -> None:
+    def record(row: Compared) -> None:
         rows.append(row)
         log.info("%s: error %s, %s", row.name, row.error, row.note)
         if bench.out is not None:
@@ -286,19 +306,19 @@ def run(bench: ParityBench) -> None:
 
     with tensor_float(False):
         for row in features(device):
-            note(row)
+            record(row)
     title = f"pretraining, {bench.size}"
     for row in steps_of(title, *pretraining(bench), bench, device):
-        note(row)
+        record(row)
     title = f"speakers, {bench.speaker}"
-    for row in steps_of(title, *speaking(bench), bench, device):
-        note(row)
+    for row in steps_of(title, *finetuning(bench), bench, device):
+        record(row)
     name = torch.cuda.get_device_name() if gpu else "CPU"
-    print(f"cavmae bench parity: {name} beside the CPU in fp32 ({machine()})\n")
+    print(f"cavmae bench parity: {name} against the CPU in fp32 ({machine()})\n")
     print("| step | loss | gradients, values | worst parameter | s, first time | |")
     print("|---|---:|---:|---|---:|---|")
     for row in rows:
         loss, error = ("" if v is None else f"{v:.1e}" for v in (row.loss, row.error))
         print(f"| {row.name} | {loss} | {error} | {row.worst} | {row.seconds:.2f} | {row.note} |")
     if any(row.note.startswith("failed") for row in rows):
-        raise CavmaeError("Some steps failed: the log says how.")
+        raise CavmaeError("Some steps failed: the log has their errors.")

@@ -1,9 +1,9 @@
-"""`cavmae bench pretrain`: steps of training, the reference's way against ours, in one run.
+"""`cavmae bench pretrain`: pretraining steps as in the CAV-MAE reference and as in this package.
 
 The reference's way: eager, in mixed precision on a GPU (fp32 on a CPU, where its autocast does
-nothing); every patch embedded and those that stay visible picked out; attention matrices written
-out; the decoder's predictions and the loss over all patches, then masked; an optimizer of separate
-kernels; losses read at every step. Same mathematics as ours (tests/tools/test_bench_pretrain.py).
+nothing); embeddings of all patches, then selection of the visible ones; explicit attention
+matrices; predictions and loss over all patches, then masked; an optimizer of separate kernels;
+losses read at every step. The mathematics is the same (tests/tools/test_bench_pretrain.py).
 """
 
 import dataclasses
@@ -39,21 +39,21 @@ BASELINE = "the reference's way: eager, all patches decoded and predicted"
 
 @dataclasses.dataclass(frozen=True)
 class PretrainBench:
-    """What is measured.
+    """Options of `cavmae bench pretrain`.
 
     Args:
         size: of the model: tiny, small, base or large.
         batch: clips of a step.
-        steps: measured in a round, after as many that are not.
-        rounds: measured in turns; medians count.
+        steps: measured steps of a round, after as many warm-up steps.
+        rounds: of all measurements; medians count.
         image: side of the frames in pixels.
-        audio_frames: fbank frames heard.
-        data_set: folder of shards for real batches; None: made batches, which cost no loading.
-        workers: that load real batches.
+        audio_frames: fbank frames of a clip.
+        data_set: folder of shards for real batches; None: synthetic batches, without loading.
+        workers: loading processes for real batches.
         device: ``auto``: a GPU if there is one.
-        precision: of ours; ``auto``: bf16 on a GPU, fp32 on the CPU.
-        compile: also measure ours with its blocks compiled by inductor.
-        sweep: more batch sizes that the first of ours is measured with.
+        precision: of our steps; ``auto``: bf16 on a GPU, fp32 on the CPU.
+        compile: also measure our steps with blocks compiled by inductor.
+        sweep: further batch sizes for the first of our ways.
         fraction: of the masked patches that the cross-attention decoder decodes.
         out: JSON file for the rows.
     """
@@ -76,7 +76,16 @@ class PretrainBench:
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """One way of making a step; ``batch`` 0: of the benchmark's size."""
+    """Variant of a training step.
+
+    Attributes:
+        reference: computed as in the reference.
+        decoder: kind of the decoder.
+        fraction: of the masked patches that are decoded.
+        precision: fp32, bf16 or fp16.
+        compile: blocks are compiled.
+        batch: clips of a step; 0: those of the benchmark.
+    """
 
     reference: bool = False
     decoder: Literal["self", "cross"] = "self"
@@ -87,10 +96,11 @@ class Way:
 
 
 class ExplicitAttention(Attention):
-    """Self-attention whose matrix of weights is written out."""
+    """Self-attention with an explicit matrix of attention weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, L, D] -> [N, L, D]."""
+        # q, k, v: [N, heads, L, D / heads]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
         projected: Tensor = self.proj((weights @ v).transpose(1, 2).flatten(2))
@@ -98,7 +108,7 @@ class ExplicitAttention(Attention):
 
 
 class ReferenceWay(CAVMAE):
-    """The same model, computed as the authors' implementation computes it."""
+    """CAV-MAE with the computations of the authors' implementation."""
 
     def __init__(self, shape: CAVMAEConfig):
         super().__init__(shape)
@@ -108,7 +118,7 @@ class ReferenceWay(CAVMAE):
                 module.attn = ExplicitAttention(attention.proj.in_features, attention.heads)
 
     def embed(self, patches: Tensor, modality: str, keep: Tensor | None = None) -> Tensor:
-        """See :meth:`Encoder.embed`: all patches are embedded, then some are kept."""
+        """Embed all patches, then keep some; see :meth:`Encoder.embed`."""
         tokens = super().embed(patches, modality)
         return tokens if keep is None else gather_tokens(tokens, keep)
 
@@ -120,7 +130,7 @@ class ReferenceWay(CAVMAE):
         norm_pix_loss: bool = True,
         fraction: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`CAVMAE.forward_loss`: all patches are predicted, then masked."""
+        """Predict all patches, then mask the loss; see :meth:`CAVMAE.forward_loss`."""
         predicted_a, predicted_v = self.reconstruct(latents)
         losses = []
         for predicted, target, masking in (
@@ -134,7 +144,7 @@ class ReferenceWay(CAVMAE):
 
 
 def shape_of(bench: PretrainBench, way: Way) -> CAVMAEConfig:
-    """The shape of the model that a way trains."""
+    """Configuration of the model of a way."""
     return config_for_size(
         bench.size,
         image_size=(bench.image, bench.image),
@@ -143,8 +153,8 @@ def shape_of(bench: PretrainBench, way: Way) -> CAVMAEConfig:
     )
 
 
-def made_clips(count: int, audio_frames: int, image: int) -> Batch:
-    """A batch as loaded, of noise."""
+def synthetic_clips(count: int, audio_frames: int, image: int) -> Batch:
+    """Batch of noise, as a loader gives it."""
     return {
         "key": ["made"] * count,
         "fbank": torch.randn(count, audio_frames, 128).half() * 4 - 5,
@@ -154,17 +164,17 @@ def made_clips(count: int, audio_frames: int, image: int) -> Batch:
 
 
 def _batches(bench: PretrainBench) -> Iterator[Batch]:
-    """Real or made batches, as loaded."""
+    """Real or synthetic batches, as a loader gives them."""
     view = View(fbank_frames=bench.audio_frames, frame_size=(bench.image, bench.image))
     if bench.data_set is not None:
         manifest = Manifest.load(bench.data_set)
         stream = TrainStream(manifest, view, bench.batch, access=Access(verify="size"))
         yield from Loader(stream, bench.workers, pin_memory=torch.cuda.is_available())
-    made = made_clips(bench.batch, bench.audio_frames, bench.image)
+    batch = synthetic_clips(bench.batch, bench.audio_frames, bench.image)
     if torch.cuda.is_available():  # as a loader does
-        made = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in made.items()}
+        batch = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in batch.items()}
     while True:
-        yield made
+        yield batch
 
 
 def _device(bench: PretrainBench) -> str:
@@ -172,8 +182,8 @@ def _device(bench: PretrainBench) -> str:
     return "cuda" if gpu else "cpu"
 
 
-def steps(bench: PretrainBench, way: Way) -> float:
-    """Seconds for a clip, of training steps."""
+def training_steps(bench: PretrainBench, way: Way) -> float:
+    """Seconds per clip of training steps."""
     if way.batch:
         bench = dataclasses.replace(bench, batch=way.batch)
     device = torch.device(_device(bench))
@@ -196,44 +206,44 @@ def steps(bench: PretrainBench, way: Way) -> float:
     batches = _batches(bench)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(way.precision)
     scaler = GradScaler(device.type, enabled=way.precision == "fp16")
-    told = 0.0
+    logged = 0.0
     for number in range(2 * bench.steps):
         if number == bench.steps:
-            _wait(device)
+            _synchronize(device)
             started = time.perf_counter()
         batch = {
             k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
             for k, v in next(batches).items()
         }
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            outcome = task("training_step", batch)
-        scaler.scale(outcome.loss).backward()
+            output = task("training_step", batch)
+        scaler.scale(output.loss).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        if way.reference:  # as it logs every step
-            told += sum(float(value) for value in outcome.logs.values())
-    _wait(device)
+        if way.reference:  # which logs every step
+            logged += sum(float(value) for value in output.logs.values())
+    _synchronize(device)
     return (time.perf_counter() - started) / (bench.steps * bench.batch)
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def ways_of(bench: PretrainBench) -> dict[str, Way]:
-    """What is compared, by name."""
+    """All measured ways, by name."""
     usual = "bf16" if _device(bench) == "cuda" else "fp32"  # as fast as the reference's fp16
     precision = usual if bench.precision == "auto" else bench.precision
     ours = Way(precision=precision)
     cross = dataclasses.replace(ours, decoder="cross")
-    share = f"{bench.fraction:.0%}"
+    fraction = f"{bench.fraction:.0%}"
     ways = {
         BASELINE: Way(reference=True, precision=usual),
         f"ours, {precision}": ours,
         f"ours, {precision}, decoder of cross-attention": cross,
-        f"ours, {precision}, that decoder on {share} of the masked patches": dataclasses.replace(
+        f"ours, {precision}, that decoder on {fraction} of the masked patches": dataclasses.replace(
             cross, fraction=bench.fraction
         ),
     }
@@ -253,28 +263,32 @@ def ways_of(bench: PretrainBench) -> dict[str, Way]:
 
 
 def run(bench: PretrainBench) -> None:
-    """Measures and prints."""
+    """Measure and print the table.
+
+    Raises:
+        UsageError: options that do not fit together.
+    """
     if bench.size not in SIZES:
-        raise UsageError(f"--size {bench.size}: there are {', '.join(SIZES)}.")
+        raise UsageError(f"There is no --size {bench.size}: choose from {', '.join(SIZES)}.")
     if min(bench.batch, bench.steps, bench.rounds, *bench.sweep) < 1 or not 0 < bench.fraction <= 1:
         raise UsageError(
             "--batch, --sweep, --steps and --rounds are at least 1, --fraction in (0, 1]."
         )
     gpu = _device(bench) == "cuda"
     ways = ways_of(bench)
-    found = in_turns(
-        {name: (steps, (bench, way)) for name, way in ways.items()}, bench.rounds, gpu=gpu
+    results = in_turns(
+        {name: (training_steps, (bench, way)) for name, way in ways.items()}, bench.rounds, gpu=gpu
     )
     name = torch.cuda.get_device_name() if gpu else "one core"
     rows = []
-    for title, (seconds, peak) in found.items():
+    for title, (seconds, peak) in results.items():
         way = ways[title]
         objective = ObjectiveSettings(decode_fraction=way.fraction)
         rate = training_flops(shape_of(bench, way), objective) / seconds
-        most = peak_flops(name, way.precision)
-        share = f", {rate / most:.0%} of peak" if most else ""
-        rows.append(row_of(title, seconds, peak, f"{rate / 1e12:.3g} TFLOP/s{share}"))
-    data = "made batches" if bench.data_set is None else f"batches of {bench.data_set}"
+        limit = peak_flops(name, way.precision)
+        mfu = f", {rate / limit:.0%} of peak" if limit else ""
+        rows.append(row_of(title, seconds, peak, f"{rate / 1e12:.3g} TFLOP/s{mfu}"))
+    data = "synthetic batches" if bench.data_set is None else f"batches of {bench.data_set}"
     caption = (
         f"cavmae bench pretrain: {bench.size}, {bench.image}x{bench.image}, "
         f"{bench.audio_frames} fbank frames, batch {bench.batch}, {data}, {name}"

@@ -19,15 +19,15 @@ BASELINE = "encoding alone (H.264, AAC)"
 
 @dataclasses.dataclass(frozen=True)
 class RenderBench:
-    """What is measured.
+    """Options of `cavmae bench render`.
 
     Args:
-        clips: rendered a round.
-        rounds: the median of them counts.
+        clips: rendered clips of a round.
+        rounds: measurements of each way; their median counts.
         seconds: length of a clip.
-        size: height of the picture, and its width for one person.
-        speech: also with recordings of this folder.
-        json: also write the figures to this file.
+        size: height of a frame in pixels, and its width for one person.
+        speech: folder of recordings for another measurement; None: espeak-ng only.
+        json: JSON file for the rows.
     """
 
     clips: int = 6
@@ -39,14 +39,14 @@ class RenderBench:
 
 
 def _render(settings: RenderSettings, clips: int) -> float:
-    """Seconds a frame, with everything that is written; not counting start-up and casting."""
+    """Seconds per frame of rendering with all outputs, without start-up and casting."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         population = speaker_discovery.load_or_make(Path(), settings, 1)
         clip = -1
         started = time.perf_counter()
         for clip in range(-1, clips):
-            if clip == 0:  # the first one warms up
+            if clip == 0:  # clip -1 is the warm-up
                 started = time.perf_counter()
             number = clip % len(population.speakers)
             shot = clip_writer.Shot(number, settings, population, Path(f"clip{clip}"), Path("work"))
@@ -55,7 +55,7 @@ def _render(settings: RenderSettings, clips: int) -> float:
 
 
 def _encode(settings: RenderSettings, clips: int) -> float:
-    """Seconds a frame for encoding frames that lie in memory."""
+    """Seconds per frame of encoding rendered frames."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         from cavmae.datasets.synthetic.mixing import mix
@@ -66,44 +66,44 @@ def _encode(settings: RenderSettings, clips: int) -> float:
         spent = 0.0
         for clip in range(clips):
             script = write_script(settings, population, clip % len(population.speakers))
-            sounds = mix(settings, population, script)
-            stage = Stage(settings, population, script, sounds.tracks)
-            pictures = [np.array(view.pixels) for view in stage.frames()]
+            audio = mix(settings, population, script)
+            stage = Stage(settings, population, script, audio.tracks)
+            frames = [np.array(view.pixels) for view in stage.frames()]
             started = time.perf_counter()
             writer = VideoWriter(
                 Path(f"{clip}.mp4"), settings.size, settings.frame_rate, settings.quality,
-                sounds.mixture,
+                audio.mixture,
             )  # fmt: skip
-            for number, picture in enumerate(pictures):
-                writer.write(number, picture)
+            for number, frame in enumerate(frames):
+                writer.write(number, frame)
             writer.close()
             spent += time.perf_counter() - started
         return spent / (clips * settings.frames)
 
 
 def run(bench: RenderBench) -> None:
-    """Measures and prints."""
-    one = RenderSettings(
+    """Measure and print the table."""
+    base = RenderSettings(
         seconds=bench.seconds, height=bench.size, speakers=8, valid_share=0, test_share=0
     )
     ways = {
-        "one person, espeak-ng": one,
-        "two people, espeak-ng": dataclasses.replace(one, people="2"),
+        "one person, espeak-ng": base,
+        "two people, espeak-ng": dataclasses.replace(base, people="2"),
     }
     if bench.speech:
         recorded = str(Path(bench.speech).resolve())
-        ways["one person, recordings"] = dataclasses.replace(one, speech=recorded)
+        ways["one person, recordings"] = dataclasses.replace(base, speech=recorded)
     measured = in_turns(
         {
-            BASELINE: (_encode, (one, bench.clips)),
+            BASELINE: (_encode, (base, bench.clips)),
             **{name: (_render, (settings, bench.clips)) for name, settings in ways.items()},
         },
         bench.rounds,
     )
     rows = [
-        Row(name, seconds, peak, f"{1 / seconds / one.frame_rate:.1f} times real time")
+        Row(name, seconds, peak, f"{1 / seconds / base.frame_rate:.1f} times real time")
         for name, (seconds, peak) in measured.items()
     ]
-    title = f"Rendering talkers, {bench.size} pixels high, {one.frame_rate} frames/s, one core"
+    title = f"Rendering talkers, {bench.size} pixels high, {base.frame_rate} frames/s, one core"
     print(table(title, "frame", BASELINE, rows))
     save(rows, bench.json)

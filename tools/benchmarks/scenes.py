@@ -1,4 +1,4 @@
-"""Made scenes whose truth is known, as batches of the composing stream hold them."""
+"""Synthetic scenes with ground truth, as batches of the composing stream."""
 
 from typing import Any
 
@@ -7,19 +7,20 @@ import torch
 from cavmae.finetune.speaker.model import SpeakerConfig
 
 
-def made_scenes(
+def synthetic_scenes(
     shape: SpeakerConfig, count: int = 2, people: int = 2, seed: int = 1
 ) -> dict[str, Any]:
-    """A batch of scenes of people who stand side by side and hum.
+    """Batch of scenes of people who stand side by side and hum.
 
     Args:
-        shape: of the model that the batch is for.
+        shape: configuration of the model that the batch is for.
         count: scenes.
-        people: in each of them.
+        people: in each scene.
         seed: of the frames and the noise.
     """
     rng = torch.Generator().manual_seed(seed)
     height, width = shape.encoder.image_size
+    # [scenes, people, key frames, height, width]
     masks = torch.zeros(count, people, shape.key_frames, height, width, dtype=torch.bool)
     for person in range(people):
         left = person * width // people

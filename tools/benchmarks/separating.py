@@ -1,4 +1,4 @@
-"""`cavmae bench separate`: how much faster than real time recordings are taken apart."""
+"""`cavmae bench separate`: real-time factor of separation."""
 
 import contextlib
 import dataclasses
@@ -24,16 +24,17 @@ BASELINE = "decoding alone"
 
 @dataclasses.dataclass(frozen=True)
 class SeparateBench:
-    """What is measured. A unit is a second of the recording, so ms a unit / 1000 is the real-time
-    factor.
+    """Options of `cavmae bench separate`.
+
+    The unit is a second of the recording, so ms a second / 1000 is the real-time factor.
 
     Args:
         models: checkpoints of `cavmae finetune speakers`, for instance of several sizes.
-        video: recording; None: one is made, of ``seconds``.
-        seconds: of the made recording.
-        rounds: measured in turns; medians count.
+        video: recording; None: a synthetic one of ``seconds``.
+        seconds: length of the synthetic recording.
+        rounds: of all measurements; medians count.
         device: ``auto``: a GPU if there is one.
-        precision: of the models' mathematics.
+        precision: of the models.
         out: JSON file for the rows.
     """
 
@@ -47,21 +48,31 @@ class SeparateBench:
 
 
 def decoding(video: str, model: str) -> float:
-    """Seconds for a second, of reading all frames, as a model needs them, and the sound."""
+    """Seconds per second of decoding all frames, at a model's size, and the audio."""
     shape = load_speaker(model)[0].config
     started = time.perf_counter()
     info = probe(video)
-    with Playback(info, working_geometry(info, shape.encoder.image_size, True)) as playing:
-        for start in range(0, playing.frames, RATE):
-            playing.read_frames(start, min(RATE, playing.frames - start))
-            playing.read_audio(start, min(RATE, playing.frames - start))
-        return (time.perf_counter() - started) / playing.seconds
+    with Playback(info, working_geometry(info, shape.encoder.image_size, True)) as playback:
+        for start in range(0, playback.frames, RATE):
+            playback.read_frames(start, min(RATE, playback.frames - start))
+            playback.read_audio(start, min(RATE, playback.frames - start))
+        return (time.perf_counter() - started) / playback.seconds
 
 
-def separating(bench: SeparateBench, video: str, model: str, closely: bool, videos: bool) -> float:
-    """Seconds for a second, of all that `cavmae separate` does once the model is loaded."""
+def separating(
+    bench: SeparateBench, video: str, model: str, second_look: bool, videos: bool
+) -> float:
+    """Seconds per second of `cavmae separate` after the model is loaded.
+
+    Args:
+        bench: options.
+        video: recording.
+        model: checkpoint.
+        second_look: include the second pass over small people.
+        videos: write masks and overlay.
+    """
     separator = Separator.from_pretrained(model, bench.device, bench.precision)
-    settings = SeparateSettings(closely, overlay=videos, masks=videos)
+    settings = SeparateSettings(second_look, overlay=videos, masks=videos)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         result = separator.separate(video, Path(folder) / "out", settings)
@@ -69,31 +80,35 @@ def separating(bench: SeparateBench, video: str, model: str, closely: bool, vide
 
 
 def run(bench: SeparateBench) -> None:
-    """Measures and prints."""
+    """Measure and print the table.
+
+    Raises:
+        UsageError: no model is named, or a count is below 1.
+    """
     if not bench.models:
         raise UsageError("Name a model, or several: --models '[FOLDER, ...]'.")
     if bench.rounds < 1 or bench.seconds < 1:
         raise UsageError("--rounds and --seconds are at least 1.")
-    with contextlib.ExitStack() as closing:
+    with contextlib.ExitStack() as stack:
         video = bench.video
         if video is None:
-            folder = closing.enter_context(tempfile.TemporaryDirectory())
-            made = VideoSpec(seconds=bench.seconds, size=(1280, 720), clutter=True)
-            video = str(make_video(Path(folder) / "made.mp4", made))
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            spec = VideoSpec(seconds=bench.seconds, size=(1280, 720), clutter=True)
+            video = str(make_video(Path(folder) / "made.mp4", spec))
         ways: dict[str, Any] = {BASELINE: (decoding, (video, bench.models[0]))}
         for model in bench.models:
             name = Path(model).parent.parent.name or model
             ways[f"{name}, voices only"] = separating, (bench, video, model, False, False)
             ways[f"{name}, second look"] = separating, (bench, video, model, True, False)
             ways[f"{name}, and videos"] = separating, (bench, video, model, True, True)
-        found = in_turns(ways, bench.rounds, pinned=False)
-    where = "CPU"
+        results = in_turns(ways, bench.rounds, pinned=False)
+    device = "CPU"
     if torch.cuda.is_available() and bench.device != "cpu":
-        where = torch.cuda.get_device_name()
+        device = torch.cuda.get_device_name()
     rows = [
         Row(name, seconds, peak, f"real-time factor {seconds:.2f}")
-        for name, (seconds, peak) in found.items()
+        for name, (seconds, peak) in results.items()
     ]
-    caption = f"cavmae bench separate, {where}, {bench.precision}"
+    caption = f"cavmae bench separate, {device}, {bench.precision}"
     print(table(caption, "second", BASELINE, rows))
     save(rows, bench.out)

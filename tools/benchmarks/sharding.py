@@ -1,4 +1,4 @@
-"""`cavmae bench shard`: sharding against decoding alone, and against the reference's way."""
+"""`cavmae bench shard`: sharding against decoding alone and the scripts of the reference."""
 
 import dataclasses
 import shutil
@@ -20,23 +20,23 @@ from cavmae.tools.benchmarks.media import VideoSpec, make_folder
 from cavmae.tools.benchmarks.table import Row, in_turns, on_one_core, resident_mb, save, table
 from cavmae.tools.shard import ShardRunSettings, shard
 
-MADE = VideoSpec(seconds=10.0, fps=30.0, size=(1280, 720), rate=44100, channels=2, clutter=True)
+LARGE = VideoSpec(seconds=10.0, fps=30.0, size=(1280, 720), rate=44100, channels=2, clutter=True)
 SMALL = VideoSpec(seconds=2.5, fps=25.0, size=(256, 144), rate=44100, channels=2)
-BASELINE = "PyAV, decoding the picture only"
+BASELINE = "PyAV, decoding the video stream only"
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardBench:
-    """What is measured.
+    """Options of `cavmae bench shard`.
 
     Args:
-        inputs: videos of 10 s; by default 720p H.264 ones are made.
-        videos: number of videos made.
+        inputs: videos of 10 s; by default synthetic 720p H.264 ones.
+        videos: number of synthetic videos.
         rounds: measurements of each way; their median counts.
-        workers: also measure a whole run with 1 and with so many workers; 0: do not.
-        memory_clips: follow the memory of one process over so many clips; 0: do not.
-        work: folder for what is made; kept. By default a temporary one.
-        out: JSON file for the figures.
+        workers: of a whole run, compared with a run of 1 worker; 0: no such runs.
+        memory_clips: clips over which the memory of a process is measured; 0: none.
+        work: folder of synthetic videos, which is kept; by default a temporary one.
+        out: JSON file for the rows.
     """
 
     inputs: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class ShardBench:
 
 
 def decode_only(paths: Sequence[str]) -> float:
-    """Seconds a video that PyAV needs to decode all frames on one thread."""
+    """Seconds per video of decoding all frames with PyAV on one thread."""
     started = time.perf_counter()
     for path in paths:
         with av.open(path) as container:
@@ -61,12 +61,16 @@ def decode_only(paths: Sequence[str]) -> float:
 
 
 def shard_in_process(paths: Sequence[str], profile: str) -> float:
-    """Seconds a video that sharding needs in one process, everything included."""
+    """Seconds per video of sharding in one process.
+
+    Raises:
+        CavmaeError: a video cannot be sharded.
+    """
     settings = ShardSettings(profile=profile).resolved()  # type: ignore[arg-type]
     messages: list[Message] = []
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "part"
-        # The first call loads libraries: a run over a data set pays for that once.
+        # The first call loads libraries, which a run over a data set does once.
         shard_input(Input(paths[0]), settings, part, lambda message: None)
         started = time.perf_counter()
         for path in paths:
@@ -78,7 +82,7 @@ def shard_in_process(paths: Sequence[str], profile: str) -> float:
 
 
 def reference_way(paths: Sequence[str]) -> float:
-    """Seconds a video as the reference prepares it: ten seeks with OpenCV, then ffmpeg and sox."""
+    """Seconds per video of the reference's scripts: ten seeks with OpenCV, then ffmpeg and sox."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -108,7 +112,7 @@ def reference_way(paths: Sequence[str]) -> float:
 
 
 def whole_run(paths: Sequence[str], workers: int) -> float:
-    """Seconds a video of `cavmae shard` from beginning to end."""
+    """Seconds per video of a whole run of `cavmae shard`."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         shard(list(paths), Path(folder) / "out", ShardSettings(), ShardRunSettings(workers=workers))
@@ -116,7 +120,7 @@ def whole_run(paths: Sequence[str], workers: int) -> float:
 
 
 def memory_over(paths: Sequence[str], clips: int) -> float:
-    """10^6 bytes by which one process has grown from a tenth of the clips to all of them."""
+    """Growth of a process in 10^6 bytes, from the first tenth of the clips to the last."""
     settings = ShardSettings("events", min_seconds=1.0).resolved()
     early = 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -129,13 +133,13 @@ def memory_over(paths: Sequence[str], clips: int) -> float:
 
 
 def run(bench: ShardBench) -> None:
-    """Measures and prints."""
+    """Measure and print the tables."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(bench.work or temporary)
         if bench.inputs:
             paths = [item.source for item in collect(bench.inputs)[0]]
         else:
-            paths = [str(path) for path in make_folder(work / "720p", bench.videos, [MADE])]
+            paths = [str(path) for path in make_folder(work / "720p", bench.videos, [LARGE])]
         rows = _rows(paths, bench)
         title = f"cavmae bench shard: {len(paths)} videos, one core"
         print(table(title, "video", BASELINE, rows))
@@ -143,9 +147,9 @@ def run(bench: ShardBench) -> None:
             _scaling(paths, bench)
         if bench.memory_clips:
             small = [str(p) for p in make_folder(work / "small", 8, [SMALL])]
-            grown, peak = on_one_core(memory_over, small, bench.memory_clips)
+            growth, peak = on_one_core(memory_over, small, bench.memory_clips)
             print(
-                f"\nMemory over {bench.memory_clips} clips in one process: {grown:+.1f} MB from "
+                f"\nMemory over {bench.memory_clips} clips in one process: {growth:+.1f} MB from "
                 f"clip {bench.memory_clips // 10} to the last, peak {peak:.0f} MB"
             )
         save(rows, bench.out)
@@ -165,27 +169,27 @@ def _rows(paths: list[str], bench: ShardBench) -> list[Row]:
         missing.append("opencv-python-headless")
     if not missing:
         ways[reference] = (reference_way, (paths,))
-    found = in_turns(ways, bench.rounds)
-    rows = [Row(name, seconds, peak) for name, (seconds, peak) in found.items()]
+    results = in_turns(ways, bench.rounds)
+    rows = [Row(name, seconds, peak) for name, (seconds, peak) in results.items()]
     if missing:
         rows.append(Row(reference, None, note=f"not installed: {', '.join(missing)}"))
     return rows
 
 
 def _scaling(paths: list[str], bench: ShardBench) -> None:
-    # A whole run starts its workers anew; many inputs make that small against the work.
+    # With many inputs the start of the workers takes a small fraction of the time.
     with tempfile.TemporaryDirectory() as folder:
-        many = []
+        copies = []
         for number in range(max(24, 4 * len(paths))):
-            link = Path(folder) / f"{number}.mp4"
-            link.write_bytes(Path(paths[number % len(paths)]).read_bytes())
-            many.append(str(link))
+            copy = Path(folder) / f"{number}.mp4"
+            copy.write_bytes(Path(paths[number % len(paths)]).read_bytes())
+            copies.append(str(copy))
         times: dict[int, list[float]] = {1: [], bench.workers: []}
         for _ in range(max(1, bench.rounds - 1)):
-            for workers, found in times.items():
-                found.append(whole_run(many, workers))
-        one, several = min(times[1]), min(times[bench.workers])
+            for workers, seconds in times.items():
+                seconds.append(whole_run(copies, workers))
+        serial, parallel = min(times[1]), min(times[bench.workers])
         print(
-            f"\nWhole runs over {len(many)} videos: 1 worker {one:.2f} s a video, "
-            f"{bench.workers} workers {several:.2f} s: {one / several:.2f} times as fast"
+            f"\nWhole runs over {len(copies)} videos: 1 worker {serial:.2f} s a video, "
+            f"{bench.workers} workers {parallel:.2f} s: {serial / parallel:.2f} times as fast"
         )

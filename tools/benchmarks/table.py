@@ -1,4 +1,4 @@
-"""Measuring in processes of their own, and printing what was measured."""
+"""Measurements in fresh processes, and Markdown tables of them."""
 
 import gc
 import math
@@ -20,13 +20,13 @@ from cavmae.common.json_files import json_bytes
 
 
 class Row(NamedTuple):
-    """One way of doing a thing.
+    """Row of a table: one measured way of doing the work.
 
     Attributes:
-        name: what it is called.
-        seconds: for one unit of work; None: could not be measured.
-        peak_mb: memory of its process, in 10^6 bytes.
-        note: anything to add.
+        name: of the way.
+        seconds: per unit of work; None: not measured.
+        peak_mb: peak memory of its process, in 10^6 bytes.
+        note: last column.
     """
 
     name: str
@@ -36,28 +36,28 @@ class Row(NamedTuple):
 
 
 def row_of(name: str, seconds: float, peak_mb: float, note: str = "") -> Row:
-    """Row of a measurement by :func:`in_turns`; infinite seconds: the memory did not suffice."""
+    """Row of a measurement of :func:`in_turns`; infinite seconds mean "out of memory"."""
     if math.isinf(seconds):
         return Row(name, None, None, "out of memory")
     return Row(name, seconds, peak_mb, note)
 
 
 def _child(
-    connection: Any, pinned: bool, work: Callable[..., float], arguments: tuple[Any, ...]
+    connection: Any, pinned: bool, function: Callable[..., float], arguments: tuple[Any, ...]
 ) -> None:
     if pinned and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch: Any = sys.modules.get("torch")
-    if pinned and torch is not None:  # imported before pinning, it has counted every core
+    if pinned and torch is not None:  # PyTorch counts the cores when it is imported
         torch.set_num_threads(1)
-    seconds = work(*arguments)
+    seconds = function(*arguments)
     torch = sys.modules.get("torch")
     gpu = torch is not None and torch.cuda.is_initialized()
     connection.send((seconds, torch.cuda.max_memory_allocated() / 1e6 if gpu else peak_mb()))
 
 
 def peak_mb() -> float:
-    """Largest memory of this process so far, in 10^6 bytes."""
+    """Peak memory of this process so far, in 10^6 bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage's figure is inherited from the parent process on Linux
         for line in status.read_text().splitlines():
@@ -68,43 +68,49 @@ def peak_mb() -> float:
 
 
 def on_one_core(
-    work: Callable[..., float], *arguments: Any, pinned: bool = True
+    function: Callable[..., float], *arguments: Any, pinned: bool = True
 ) -> tuple[float, float]:
-    """Runs work in a fresh process on one core.
+    """Call a function in a fresh process on one core.
 
     Args:
-        work: module-level function that returns seconds for one unit.
-        pinned: on one core; else on all.
+        function: module-level function that returns seconds per unit of work.
+        arguments: of the function.
+        pinned: to one core; else the process uses all.
 
     Returns:
-        those seconds, and the process's peak memory in 10^6 bytes: of the GPU, if it used one.
+        those seconds, and the peak memory of the process in 10^6 bytes: of the GPU, if it used one.
+
+    Raises:
+        RuntimeError: the process ends without a result.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_child, args=(theirs, pinned, work, arguments))
+    process = context.Process(target=_child, args=(theirs, pinned, function, arguments))
     process.start()
     theirs.close()
     try:
         result: tuple[float, float] = ours.recv()
     except EOFError as error:
         process.join()
-        raise RuntimeError(f"{work.__name__} failed with code {process.exitcode}") from error
+        raise RuntimeError(f"{function.__name__} failed with code {process.exitcode}") from error
     process.join()
     return result
 
 
-def on_gpu(work: Callable[..., float], *arguments: Any) -> tuple[float, float]:
-    """The same of work on the GPU, in this process: its memory is counted without a fresh one.
+def on_gpu(function: Callable[..., float], *arguments: Any) -> tuple[float, float]:
+    """Call a function that uses the GPU in this process; PyTorch counts the memory of each call.
 
-    Seconds are infinite where the memory does not suffice.
+    Returns:
+        seconds per unit of work, infinite if the memory does not suffice, and the peak memory of
+        the GPU in 10^6 bytes.
     """
     torch: Any = sys.modules["torch"]
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()  # what a compiler still holds of others
+    before = torch.cuda.memory_allocated()  # a compiler still holds memory of earlier calls
     try:
-        seconds = work(*arguments)
+        seconds = function(*arguments)
     except torch.OutOfMemoryError:
         seconds = math.inf
     return seconds, (torch.cuda.max_memory_allocated() - before) / 1e6
@@ -116,14 +122,16 @@ def in_turns(
     pinned: bool = True,
     gpu: bool = False,
 ) -> dict[str, tuple[float, float]]:
-    """Measures several ways round after round, so that a slow moment hits all of them.
+    """Measure several ways round after round, so that a slow moment affects all of them.
 
     Args:
-        pinned: on one core each.
-        gpu: all of them run on the GPU, whose memory counts.
+        ways: function and arguments of each way, by its name.
+        rounds: measurements of each way.
+        pinned: each way runs on one core.
+        gpu: all ways run on the GPU, whose memory counts.
 
     Returns:
-        median seconds and largest peak of each.
+        median seconds and largest peak memory of each way.
     """
     return {
         name: (statistics.median(s for s, _ in runs), max(m for _, m in runs))
@@ -137,22 +145,22 @@ def rounds_of(
     pinned: bool = True,
     gpu: bool = False,
 ) -> dict[str, list[tuple[float, float]]]:
-    """Like :func:`in_turns`, but seconds and peak of every round."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    """Like :func:`in_turns`, with seconds and peak memory of every round."""
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
-        for name, (work, arguments) in ways.items():
-            measured = on_gpu(work, *arguments) if gpu else None
-            found[name].append(measured or on_one_core(work, *arguments, pinned=pinned))
-    return found
+        for name, (function, arguments) in ways.items():
+            measured = on_gpu(function, *arguments) if gpu else None
+            results[name].append(measured or on_one_core(function, *arguments, pinned=pinned))
+    return results
 
 
 def resident_mb() -> float:
-    """Memory of this process now, in 10^6 bytes."""
+    """Resident memory of this process, in 10^6 bytes."""
     return float(psutil.Process().memory_info().rss / 1e6)
 
 
 def machine() -> str:
-    """The hardware, for the caption of a table."""
+    """Processor, cores and memory, for the caption of a table."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -164,7 +172,7 @@ def machine() -> str:
 
 
 def table(title: str, unit: str, baseline: str, rows: Sequence[Row]) -> str:
-    """A Markdown table with the ratio of every row to the baseline."""
+    """Markdown table with the ratio of every row to the baseline."""
     base = next(row.seconds for row in rows if row.name == baseline)
     lines = [
         f"{title} ({time.strftime('%Y-%m-%d')}, {machine()})",
@@ -186,13 +194,13 @@ def table(title: str, unit: str, baseline: str, rows: Sequence[Row]) -> str:
 
 
 def text_of(rows: Sequence[Any]) -> bytes:
-    """Rows (named tuples) and the machine as JSON."""
+    """JSON of rows (named tuples) and the machine."""
     record = {"machine": machine(), "rows": [row._asdict() for row in rows]}
     return json_bytes(record, indent=1)
 
 
 def save(rows: Sequence[Row], path: str | None) -> None:
-    """Writes rows as JSON, if a path is given."""
+    """Write rows as JSON, if a path is given."""
     if path is None:
         return
     with write_atomically(Path(path)) as file:

@@ -1,1 +1,1 @@
-"""What the page of `cavmae report` is made of."""
+"""HTML report of `cavmae report`: its sources, blocks, charts and template."""

@@ -1,4 +1,4 @@
-"""Parts of a page, as the template knows them; all of it is plain text but drawings and data."""
+"""Blocks of a page, as the template renders them; all are plain text except drawings and data."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
-    """Above one of several things of a kind."""
+    """Subheading of a section."""
 
     text: str
     kind: ClassVar[str] = "heading"
@@ -17,10 +17,11 @@ class Heading:
 
 @dataclasses.dataclass(frozen=True)
 class Paragraph:
-    """Text.
+    """Paragraph of text.
 
     Attributes:
-        code: that follows it, such as a command.
+        text: its content.
+        code: follows the text in a monospaced font, for example a command.
     """
 
     text: str
@@ -30,7 +31,12 @@ class Paragraph:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Numbers with a name for each row and column."""
+    """Table with a name for each row and column.
+
+    Attributes:
+        head: names of the columns; the first is that of the row names.
+        body: rows, each a name and its cells.
+    """
 
     head: Sequence[str]
     body: Sequence[tuple[str, Sequence[str]]]
@@ -39,7 +45,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A picture and what it shows."""
+    """Image with a caption."""
 
     url: Markup
     caption: str
@@ -48,7 +54,7 @@ class Image:
 
 @dataclasses.dataclass(frozen=True)
 class Charts:
-    """Drawings (SVG) side by side."""
+    """Line charts (inline SVG) side by side."""
 
     drawings: Sequence[Markup]
     kind: ClassVar[str] = "charts"
@@ -56,21 +62,24 @@ class Charts:
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A film.
+    """Video player.
 
     Attributes:
-        poster: picture that is shown before it plays.
+        url: data URL of the MP4 file.
+        poster: data URL of the frame that is displayed before it plays.
+        caption: below the player.
+        has_audio: False: it loops, muted.
     """
 
     url: Markup
     poster: Markup
     caption: str
-    sound: bool
+    has_audio: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Videos:
-    """Players side by side."""
+    """Video players side by side."""
 
     videos: Sequence[Video]
     kind: ClassVar[str] = "videos"
@@ -78,10 +87,13 @@ class Videos:
 
 @dataclasses.dataclass(frozen=True)
 class RecordingBlock:
-    """Sound with its spectrogram.
+    """Audio player with a spectrogram.
 
     Attributes:
-        note: beside the name.
+        url: data URL of the audio file.
+        spectrogram: data URL of the image.
+        name: of the track.
+        note: after the name.
     """
 
     url: Markup
@@ -92,7 +104,7 @@ class RecordingBlock:
 
 @dataclasses.dataclass(frozen=True)
 class Recordings:
-    """Players side by side."""
+    """Audio players side by side."""
 
     recordings: Sequence[RecordingBlock]
     kind: ClassVar[str] = "recordings"
@@ -100,7 +112,7 @@ class Recordings:
 
 @dataclasses.dataclass(frozen=True)
 class Details:
-    """A text that opens on a click."""
+    """Text that unfolds on a click."""
 
     summary: str
     text: str
@@ -109,7 +121,7 @@ class Details:
 
 @dataclasses.dataclass(frozen=True)
 class ListBlock:
-    """Sentences."""
+    """List of sentences."""
 
     sentences: Sequence[str]
     kind: ClassVar[str] = "listing"

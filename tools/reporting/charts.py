@@ -1,4 +1,4 @@
-"""Drawings of a page: lines as SVG that takes the page's colours, spectrograms as PNG."""
+"""Line charts as inline SVG in the colours of the page, and spectrograms as PNG."""
 
 import base64
 import io
@@ -17,34 +17,39 @@ from cavmae.common.quoting import caption, visible
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.finetune.inference.overlay import PALETTE
 
-INK = "#010203"  # stands for the colour of the page's text
+INK = "#010203"  # placeholder that becomes the colour of the page's text
 STYLES = ("-", "--", ":", "-.")
-SIZE = (5.2, 3.1)  # inches of 72 pixels: as wide as a phone
-BINS, STEP = 512, 160  # of a spectrogram
+SIZE = (5.2, 3.1)  # inches of 72 pixels: the width of a phone
+WINDOW, HOP = 512, 160  # samples of a spectrogram's frame, and between frames
 RANGE_DB = 70.0
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 class Line(NamedTuple):
-    """Values over steps."""
+    """Values over training steps."""
 
     steps: Sequence[float]
     values: Sequence[float]
 
 
 def colour(number: int) -> str:
-    """The number-th colour that colour-blind eyes tell apart, from 0; yellow is too pale."""
+    """Return a colour of the colour-blind-safe palette without yellow, which is too pale.
+
+    Args:
+        number: index of the colour, from 0; repeats.
+    """
     usable = [c for c in PALETTE if c != (240, 228, 66)]
     return "#" + "".join(f"{v:02x}" for v in usable[number % len(usable)])
 
 
 def lines(title: str, unit: str, named: Mapping[str, Line], logarithmic: bool = False) -> Markup:
-    """A chart over training steps: inline SVG without styles, which a page's policy would refuse.
+    """Line chart over training steps: inline SVG without styles, which the page's policy refuses.
 
     Args:
-        unit: of the values, beside the axis.
-        named: lines by the names of the legend.
-        logarithmic: unless no value is positive.
+        title: above the chart.
+        unit: of the values, along the axis.
+        named: lines by their names in the legend.
+        logarithmic: scale of the values, if any is positive.
     """
     with matplotlib.rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": visible(title), "font.family": "sans-serif",
@@ -69,18 +74,18 @@ def lines(title: str, unit: str, named: Mapping[str, Line], logarithmic: bool = 
         axis.spines[["top", "right"]].set_visible(False)
         if len(named) > 1:
             legend = axis.legend(fontsize=8, framealpha=0)
-            # Not as labels of lines: of these, a leading underscore hides one.
+            # Set here because matplotlib hides a line whose label starts with an underscore.
             for text, name in zip(legend.get_texts(), named, strict=True):
                 text.set_text(caption(name, 40))
                 text.set_parse_math(False)
                 text.set_color(INK)
-        held = io.StringIO()
-        figure.savefig(held, format="svg", transparent=True, metadata={"Date": None})
-    # A drawing is one thing with one description, not a hundred bits of text.
-    return _inline(held.getvalue(), f"{title} over training steps: {_described(named)}")
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    # A screen reader gets one description rather than every text of the drawing.
+    return _inline(buffer.getvalue(), f"{title} over training steps: {_description(named)}")
 
 
-def _described(named: Mapping[str, Line]) -> str:
+def _description(named: Mapping[str, Line]) -> str:
     parts = []
     for name, line in named.items():
         if line.values:
@@ -89,12 +94,12 @@ def _described(named: Mapping[str, Line]) -> str:
 
 
 def _inline(svg: str, description: str) -> Markup:
-    """An SVG file as a part of a page: no namespaces, no styles, ids only where they are used."""
+    """Convert an SVG file to inline SVG: without namespaces, styles and unused ids."""
     root = ElementTree.fromstring(svg)
     for parent in root.iter():
         for child in [*parent.iterfind(f"{SVG}metadata"), *parent.iterfind(f"{SVG}style")]:
             parent.remove(child)
-    root.set("stroke-linejoin", "round")  # as matplotlib's style has it
+    root.set("stroke-linejoin", "round")  # replaces matplotlib's removed style element
     root.set("stroke-linecap", "butt")
     values = " ".join(value for element in root.iter() for value in element.attrib.values())
     used = set(re.findall(r"#([\w-]+)", values))
@@ -103,7 +108,7 @@ def _inline(svg: str, description: str) -> Markup:
         attributes: dict[str, str] = {}
         for name, value in element.attrib.items():
             if name == "style":
-                attributes |= _presented(value)
+                attributes |= _presentation(value)
             elif name != "id" or value in used:
                 attributes[name.rpartition("}")[2]] = value.replace(INK, "currentColor")
         element.attrib.clear()
@@ -112,13 +117,13 @@ def _inline(svg: str, description: str) -> Markup:
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def _presented(style: str) -> dict[str, str]:
-    """Declarations of a style as attributes, which mean the same in SVG."""
+def _presentation(style: str) -> dict[str, str]:
+    """Convert declarations of a style to the equivalent presentation attributes of SVG."""
     attributes: dict[str, str] = {}
     for declaration in filter(None, map(str.strip, style.split(";"))):
         name, _, value = declaration.partition(":")
         value = value.strip().replace(INK, "currentColor")
-        if name == "font":  # is none of SVG's attributes; matplotlib before 3.11
+        if name == "font":  # not an SVG attribute; matplotlib before 3.11 writes it
             size, _, family = value[value.rfind(" ", 0, value.index("px")) + 1 :].partition(" ")
             attributes |= {"font-size": size, "font-family": family}
         else:
@@ -126,28 +131,30 @@ def _presented(style: str) -> dict[str, str]:
     return attributes
 
 
-def _sizes(wave: np.ndarray) -> np.ndarray:
-    padded = np.pad(wave, (0, max(0, BINS - len(wave))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, BINS)[::STEP]
+def _magnitudes(wave: np.ndarray) -> np.ndarray:
+    """Magnitude STFT, float [frequencies, frames]."""
+    padded = np.pad(wave, (0, max(0, WINDOW - len(wave))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]
     # A long recording has more frames than the drawing has columns.
     frames = frames[:: max(1, len(frames) // 1200)]
-    sizes: np.ndarray = np.abs(np.fft.rfft(frames * np.hanning(BINS), axis=1)).T
-    return sizes
+    magnitudes: np.ndarray = np.abs(np.fft.rfft(frames * np.hanning(WINDOW), axis=1)).T
+    return magnitudes
 
 
-def loudest(wave: np.ndarray) -> float:
-    """What 0 dB is in a spectrogram of a wave, or of its parts."""
-    return max(float(_sizes(wave).max()), 1e-6)
+def max_magnitude(wave: np.ndarray) -> float:
+    """Largest magnitude of a wave's STFT: 0 dB in the spectrograms of the wave and its parts."""
+    return max(float(_magnitudes(wave).max()), 1e-6)
 
 
-def spectrogram(wave: np.ndarray, top: float) -> Markup:
-    """A spectrogram as a data URL of a PNG: kHz over seconds, in dB.
+def spectrogram(wave: np.ndarray, reference: float) -> Markup:
+    """Spectrogram as a data URL of a PNG: kHz over seconds, in dB.
 
     Args:
         wave: float [samples] at 16 kHz.
-        top: size that is 0 dB (:func:`loudest` of the mixture), so that what is silent looks so.
+        reference: magnitude of 0 dB: :func:`max_magnitude` of the mixture, so that a silent voice
+            stays dark.
     """
-    levels = 20 * np.log10(_sizes(wave) / top + 1e-6)
+    levels = 20 * np.log10(_magnitudes(wave) / reference + 1e-6)
     figure = Figure(figsize=(6.4, 1.9), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(
@@ -160,15 +167,16 @@ def spectrogram(wave: np.ndarray, top: float) -> Markup:
     bar = figure.colorbar(image, ax=axis, pad=0.01)
     bar.set_label("dB below the\nmixture's loudest", fontsize=7)
     bar.ax.tick_params(labelsize=6)
-    held = io.BytesIO()
-    figure.savefig(held, format="png", dpi=100)
-    return data_url(held.getvalue(), "image/png")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return data_url(buffer.getvalue(), "image/png")
 
 
-def data_url(data: bytes, kind: str) -> Markup:
-    """Bytes as part of a page.
+def data_url(data: bytes, media_type: str) -> Markup:
+    """Data URL of a file.
 
     Args:
-        kind: of ours, such as ``image/png``.
+        data: content of the file.
+        media_type: a constant of our code, never input, because it is not escaped.
     """
-    return Markup(f"data:{kind};base64,{base64.b64encode(data).decode()}")
+    return Markup(f"data:{media_type};base64,{base64.b64encode(data).decode()}")

@@ -1,7 +1,7 @@
-"""Files and fields of a folder that somebody else may have made.
+"""Validated files and JSON fields of untrusted folders.
 
-Nothing is taken on trust: a file is a regular one inside the folder, of a bounded size, and a field
-has the type that it should have. What does not fit is left out, and a sentence says so.
+A file must be a regular file inside the folder and of bounded size. A field must have the expected
+type. Everything else is left out of the report, which names it.
 """
 
 import logging
@@ -19,27 +19,32 @@ from cavmae.common.quoting import caption
 log = logging.getLogger("cavmae")
 JSON_BYTES = 64 << 20
 LONGEST_TEXT = 300  # characters of a field
-LARGEST = 1e30  # number that a chart can have
+LARGEST = 1e30  # value that a chart can hold
 
 
 class Faults:
-    """Sentences about what is left out, each told once."""
+    """Log of everything that a report leaves out, without repetitions.
+
+    Attributes:
+        sentences: in the order of their first occurrence.
+    """
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
 
     def add(self, sentence: str) -> None:
+        """Record and log a sentence, unless it is a repetition."""
         if sentence not in self.sentences:
             self.sentences.append(sentence)
             log.warning("%s", sentence)
 
 
 class FileRefused(Exception):
-    """A file that does not get into a page, with the reason."""
+    """Reason why a file is left out of a report; its text completes the sentence "FILE ..."."""
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value of JSON is a finite number that can be drawn."""
+    """Test whether a JSON value is a finite number that a chart can hold."""
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
@@ -49,24 +54,25 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def is_there(folder: Path, name: str) -> bool:
-    """Whether a folder has something of a name; a link counts, so that it is told of."""
+    """Test whether a folder has an entry of a name; a link counts, so that it is reported."""
     return os.path.lexists(folder / name)
 
 
 def open_inside(folder: Path, name: object, limit: int) -> IO[bytes]:
-    """A file of a folder.
+    """Open a file of a folder for reading.
 
     Args:
-        name: plain, without a path.
-        limit: bytes.
+        folder: the only folder that files may come from.
+        name: a field of an untrusted record: a file name without a path.
+        limit: size in bytes.
 
     Raises:
-        FileRefused: the name is a path, or the file a link, none at all, no regular one, or larger.
+        FileRefused: the name is a path, or the file is missing, a link, not regular or larger.
     """
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0"):
         raise FileRefused("is not the name of a file in the same folder")
     try:
-        # A link is not followed, and a pipe not waited for.
+        # O_NOFOLLOW refuses links; O_NONBLOCK keeps a pipe from blocking.
         handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except UnicodeEncodeError as error:
         raise FileRefused("is no name that a file can have") from error
@@ -85,7 +91,7 @@ def open_inside(folder: Path, name: object, limit: int) -> IO[bytes]:
 
 
 def read_inside(folder: Path, name: object, limit: int) -> bytes:
-    """Content of a file of a folder; for arguments and errors see :func:`open_inside`."""
+    """Read a file of a folder; arguments and errors are those of :func:`open_inside`."""
     with open_inside(folder, name, limit) as file:
         try:
             return file.read(limit)
@@ -94,12 +100,12 @@ def read_inside(folder: Path, name: object, limit: int) -> bytes:
 
 
 class Fields:
-    """A JSON object, whose fields are asked for with the type that they should have.
+    """Typed access to the fields of an untrusted JSON object.
 
     Args:
-        value: of the object; of another type: as if it had no fields.
-        place: file, and where in it, for sentences.
-        faults: takes them.
+        value: the object; any other type is recorded as a fault and has no fields.
+        place: file and path inside it, for messages.
+        faults: records fields of the wrong type.
     """
 
     def __init__(self, value: Any, place: str, faults: Faults):
@@ -112,39 +118,39 @@ class Fields:
 
     @classmethod
     def load(cls, folder: Path, name: str, faults: Faults) -> "Fields":
-        """Of a file.
+        """Load the JSON object of a file.
 
         Raises:
-            CavmaeError: it cannot be read, or is no JSON.
+            CavmaeError: the file cannot be read, or is not JSON.
         """
         path = folder / name
         try:
             data = read_inside(folder, name, JSON_BYTES)
         except FileRefused as refusal:
-            raise CavmaeError(f"{path} {refusal}: a report cannot be made of it.") from refusal
+            raise CavmaeError(f"{path} {refusal}: the report cannot use it.") from refusal
         return cls(parse_json(data, str(path)), str(path), faults)
 
-    def _fault(self, name: str, wanted: str) -> None:
-        self.faults.add(f"{self.place}: {caption(name)} is not {wanted}, and is left out.")
+    def _fault(self, name: str, expected: str) -> None:
+        self.faults.add(f"{self.place}: {caption(name)} is not {expected}, and is left out.")
 
     def number(self, name: str) -> float | None:
-        """A finite number; None: it is none."""
+        """Finite number of a field; None and a fault for any other value."""
         value = self.values.get(name)
         if is_number(value):
             return value
         self._fault(name, "a number")
         return None
 
-    def whole(self, name: str, least: int) -> int | None:
-        """A whole number; None: it is none, or less."""
+    def integer(self, name: str, minimum: int) -> int | None:
+        """Integer of a field, at least the minimum; None and a fault for any other value."""
         value = self.values.get(name)
-        if is_number(value) and isinstance(value, int) and value >= least:
+        if is_number(value) and isinstance(value, int) and value >= minimum:
             return value
-        self._fault(name, f"a whole number from {least} on")
+        self._fault(name, f"an integer of at least {minimum}")
         return None
 
     def text(self, name: str) -> str:
-        """A text, at most :data:`LONGEST_TEXT` long; empty: it is none."""
+        """Text of a field, cut to :data:`LONGEST_TEXT`; empty and a fault for any other value."""
         value = self.values.get(name)
         if isinstance(value, str):
             return caption(value, LONGEST_TEXT)
@@ -152,33 +158,33 @@ class Fields:
         return ""
 
     def raw(self, name: str) -> Any:
-        """As it is; None: it is not there."""
+        """Value of a field without a check; None: the field is missing."""
         return self.values.get(name)
 
     def refuse(self, name: str, reason: object) -> None:
-        """A file that a field names is left out."""
+        """Record that a file named by a field is left out."""
         value = caption(str(self.values.get(name)), LONGEST_TEXT)
         self.faults.add(f"{self.place}: {name} {value!r} {reason}, and is left out.")
 
-    def objects(self, name: str, most: int) -> list["Fields"]:
-        """A list of objects."""
+    def objects(self, name: str, limit: int) -> list["Fields"]:
+        """Objects of a list, at most ``limit``; empty and a fault for any other value."""
         value = self.values.get(name)
         if not isinstance(value, list):
             self._fault(name, "a list")
             return []
-        if len(value) > most:
-            self._fault(name, f"a list of {most} at most: what follows those")
+        if len(value) > limit:
+            self._fault(name, f"a list of at most {limit}: the rest")
         return [
             Fields(part, f"{self.place}: {name}[{number}]", self.faults)
-            for number, part in enumerate(value[:most])
+            for number, part in enumerate(value[:limit])
         ]
 
     def object(self, name: str) -> "Fields":
-        """An object; one without fields if it is none."""
+        """Object of a field; without fields, and a fault, for any other value."""
         return Fields(self.values.get(name), f"{self.place}: {caption(name)}", self.faults)
 
     def numbers(self) -> Iterator[tuple[str, float]]:
-        """Names and values of all fields that are numbers; null is none, and is not told of."""
+        """Names and values of all numeric fields; other values are faults, except null."""
         for name, value in self.values.items():
             if is_number(value):
                 yield name, value

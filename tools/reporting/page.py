@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing beside itself."""
+"""Self-contained HTML page of a report."""
 
 import base64
 import datetime
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 
 from cavmae.common.quoting import caption, visible
 from cavmae.finetune.speaker.metric_table import METRICS
@@ -44,37 +44,39 @@ from cavmae.tools.reporting.sources import (
 )
 
 HERE = Path(__file__).parent
-PICTURE_BYTES = 64 << 20
-PICTURE_PIXELS = 80_000_000
-# Charts of training: number in metrics.jsonl, title, unit, logarithmic.
+IMAGE_BYTES = 64 << 20
+IMAGE_PIXELS = 80_000_000
+# Charts of training: key in metrics.jsonl, title, unit, logarithmic.
 TRAINING = (
     ("loss", "Loss", "loss", False),
     ("lr", "Learning rate", "rate", False),
     ("samples_per_sec", "Throughput", "samples per second", False),
     ("grad_norm", "Gradient norm", "norm", True),
-    ("data_wait", "Waiting for data", "share of the time", False),
+    ("data_wait", "Waiting for data", "fraction of the time", False),
 )
 NOT_DRAWN = {"step", "kind", "samples", "epoch", "skipped_steps", "skipped_samples"}
-MEASURES = 60  # charts, rows and columns that a page has at most of what a file names
+MAX_METRICS = 60  # charts, rows and columns that a page takes from one file
 
 
 class Section(NamedTuple):
-    """A part of a page with a title, which the page's head links to."""
+    """Titled section of a page, linked from its head."""
 
     title: str
     blocks: Sequence[Block]
 
     @property
     def anchor(self) -> str:
+        """Id of the section's element."""
         return self.title.lower().replace(" ", "-")
 
 
 def page(sources: Sequence[Source], title: str, faults: Faults) -> str:
-    """The page.
+    """Render the HTML page of a report.
 
     Args:
-        sources: in the order in which they are named.
-        faults: what was left out so far; takes what the page leaves out.
+        sources: in the order of the command line.
+        title: of the page.
+        faults: of the sources; records what the page leaves out, and is listed at its end.
     """
     runs = [s for s in sources if isinstance(s, Run)]
     parts: dict[str, Sequence[Block]] = {
@@ -83,8 +85,8 @@ def page(sources: Sequence[Source], title: str, faults: Faults) -> str:
         "Measures": _measures([s for s in sources if isinstance(s, Evaluation)]),
         "Training": _training(runs),
         "Measured while training": _held_out(runs, faults),
-        "Reconstructions": [b for run in runs for name in run.pictures
-                            for b in _image(run.folder, name, _named(run, name), faults)],
+        "Reconstructions": [b for run in runs for name in run.images
+                            for b in _image(run.folder, name, _image_caption(run, name), faults)],
         "Retrieval": _retrieval(runs),
         "Data": [b for s in sources if isinstance(s, DataSet) for b in _data(s, faults)],
         "Configuration": [Details(run.name, run.config) for run in runs if run.config],
@@ -99,7 +101,7 @@ def page(sources: Sequence[Source], title: str, faults: Faults) -> str:
     return environment.get_template("page.html.j2").render(
         title=title,
         date=datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        # Nothing is fetched or run; what is shown lies in the page itself.
+        # The page fetches and runs nothing: all media are data URLs.
         policy=f"default-src 'none'; img-src data:; media-src data:; "
         f"style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
         style=Markup(style),
@@ -129,22 +131,22 @@ def _held_out(runs: Sequence[Run], faults: Faults) -> list[Block]:
         named = {k: line for k, line in named.items() if line.steps}
         if name not in NOT_DRAWN and named:
             measured.append((name, named))
-    if len(measured) > MEASURES:
-        faults.add(f"Of {len(measured)} measures of training the first {MEASURES} are shown.")
+    if len(measured) > MAX_METRICS:
+        faults.add(f"The first {MAX_METRICS} of {len(measured)} metrics of training are drawn.")
     titles = {name: metric.title for name, metric in METRICS.items()}
     units = {name: metric.unit for name, metric in METRICS.items()}
     drawn = []
-    once: list[tuple[str, dict[str, Line]]] = []
-    for name, named in measured[:MEASURES]:
+    single: list[tuple[str, dict[str, Line]]] = []
+    for name, named in measured[:MAX_METRICS]:
         if max(len(line.steps) for line in named.values()) > 1:
             drawn.append(lines(titles.get(name, name), units.get(name) or name, named))
         else:
-            once.append((METRICS[name].label if name in METRICS else name, named))
-    return [*_once(once), *([Charts(drawn)] if drawn else [])]
+            single.append((METRICS[name].label if name in METRICS else name, named))
+    return [*_single_values(single), *([Charts(drawn)] if drawn else [])]
 
 
-def _once(rows: Sequence[tuple[str, dict[str, Line]]]) -> list[Block]:
-    """What was measured a single time is no curve."""
+def _single_values(rows: Sequence[tuple[str, dict[str, Line]]]) -> list[Block]:
+    """Table of metrics that have one value a run, which makes no curve."""
     if not rows:
         return []
     measured = dict.fromkeys(
@@ -161,36 +163,36 @@ def _once(rows: Sequence[tuple[str, dict[str, Line]]]) -> list[Block]:
 
 
 def _table(head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]]) -> Table:
-    """Names of any length leave room for the numbers."""
+    """Table whose names are shortened, so that the numbers stay in sight."""
     return Table([caption(name) for name in head], [(caption(n), cells) for n, cells in body])
 
 
-def _named(run: Run, name: str) -> str:
+def _image_caption(run: Run, name: str) -> str:
     return f"{run.name}: {Path(name).stem.replace('_', ' ')}"
 
 
 def _image(folder: Path, name: str, description: str, faults: Faults) -> list[Block]:
-    """A PNG file of a folder; empty: it is left out."""
+    """Block of an image file of a folder; empty: the file is left out."""
     try:
-        data = read_inside(folder, name, PICTURE_BYTES)
-        with Pictures.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as picture:
-            if picture.width * picture.height > PICTURE_PIXELS:
-                raise FileRefused(f"has {picture.width}x{picture.height} pixels")
-            kind = f"image/{str(picture.format).lower()}"
+        data = read_inside(folder, name, IMAGE_BYTES)
+        with PILImage.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
+            if image.width * image.height > IMAGE_PIXELS:
+                raise FileRefused(f"has {image.width}x{image.height} pixels")
+            media_type = f"image/{str(image.format).lower()}"
     except FileRefused as refusal:
         faults.add(f"{folder / name} {refusal}, and is left out.")
         return []
-    except (OSError, ValueError, SyntaxError, Pictures.DecompressionBombError):
-        faults.add(f"{folder / name} is no picture (PNG), and is left out.")
+    except (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError):
+        faults.add(f"{folder / name} is no PNG image, and is left out.")
         return []
-    return [Image(data_url(data, kind), description)]
+    return [Image(data_url(data, media_type), description)]
 
 
 def _retrieval(runs: Sequence[Run]) -> list[Block]:
     rows: list[tuple[str, Mapping[str, float]]] = []
     for run in runs:
         for record in run.retrieval:
-            clips = record.whole("clips", 0)
+            clips = record.integer("clips", 0)
             of = "" if clips is None else f", {clips} clips"
             for direction, values in record.values.items():
                 if isinstance(values, dict):
@@ -198,20 +200,20 @@ def _retrieval(runs: Sequence[Run]) -> list[Block]:
                     rows.append((f"{run.name}, {direction}{of}", measured))
     if not rows:
         return []
-    columns = list(dict.fromkeys(name for _, values in rows for name in values))[:MEASURES]
+    columns = list(dict.fromkeys(name for _, values in rows for name in values))[:MAX_METRICS]
     body = [
         (name, [_number(values.get(column), "recall" in column) for column in columns])
-        for name, values in rows[:MEASURES]
+        for name, values in rows[:MAX_METRICS]
     ]
     return [_table(["", *columns], body)]
 
 
-def _number(value: Any, share: bool = False, digits: int = 3) -> str:
+def _number(value: Any, percent: bool = False, digits: int = 3) -> str:
     if not is_number(value):
         return "-"
     if abs(value) >= 1e15:
         return f"{value:.{digits}e}"
-    return f"{value:.1%}" if share else f"{value:.{digits}f}".rstrip("0").rstrip(".") or "0"
+    return f"{value:.1%}" if percent else f"{value:.{digits}f}".rstrip("0").rstrip(".") or "0"
 
 
 def _measures(evaluations: Sequence[Evaluation]) -> list[Block]:
@@ -235,24 +237,25 @@ def _measures(evaluations: Sequence[Evaluation]) -> list[Block]:
         blocks += _summary_table(summaries[name])
         drawn = (
             ("measures.png", f"{name}: SI-SDR improvement over the mixture's SI-SDR and over "
-             "overlap, IoU over size; a dot each person"),
-            ("examples.png", f"{name}: first scenes, found masks solid and true ones dotted, "
-             "spectrograms of the mixture and of each voice, true and found"),
+             "overlap, IoU over size; one dot per person"),
+            ("examples.png", f"{name}: first scenes, predicted masks solid and true ones dotted, "
+             "spectrograms of the mixture and of each voice, true and predicted"),
         )  # fmt: skip
         for file, description in drawn:
-            blocks += _picture(evaluation.folder, file, description, record.faults)
+            blocks += _optional_image(evaluation.folder, file, description, record.faults)
     return blocks
 
 
-def _picture(folder: Path, name: str, description: str, faults: Faults) -> list[Block]:
-    """A PNG file of a folder that need not be there."""
+def _optional_image(folder: Path, name: str, description: str, faults: Faults) -> list[Block]:
+    """Block of an image file that a folder may lack."""
     return _image(folder, name, description, faults) if is_there(folder, name) else []
 
 
 def _summary(record: Fields) -> dict[str, dict[str, float]]:
-    """Measures of each way of looking at the scenes."""
-    ways = record.object("summary")
-    return {way: dict(ways.object(way).numbers()) for way in list(ways.values)[:MEASURES]}
+    """Metrics of the model and of each reference."""
+    summary = record.object("summary")
+    names = list(summary.values)[:MAX_METRICS]
+    return {name: dict(summary.object(name).numbers()) for name in names}
 
 
 def _summary_table(columns: Mapping[str, Mapping[str, float]]) -> list[Block]:
@@ -273,9 +276,9 @@ def _data(data_set: DataSet, faults: Faults) -> list[Block]:
             for name, value in data_set.stats.values.items()
             if is_number(value) or isinstance(value, str)
         ]
-        blocks.append(_table(["", ""], body[:MEASURES]))
-    description = f"{data_set.name}: frames and sound of random clips"
-    blocks += _picture(data_set.folder, "contact_sheet.png", description, faults)
+        blocks.append(_table(["", ""], body[:MAX_METRICS]))
+    description = f"{data_set.name}: frames and audio of random clips"
+    blocks += _optional_image(data_set.folder, "contact_sheet.png", description, faults)
     if data_set.stats is None:
         blocks.append(Paragraph("Not checked yet: run", "cavmae check"))
     return blocks

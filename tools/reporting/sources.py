@@ -1,4 +1,4 @@
-"""What a report is about: folders that other commands wrote, told apart by what is in them."""
+"""Sources of a report: folders of other commands, recognised by their files."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -24,20 +24,20 @@ METRICS_BYTES = 1 << 30
 LINE_BYTES = 1 << 20
 CONFIG_BYTES = 1 << 20
 LAST_STEP = 10**15
-PICTURES = 24  # of a run that are shown
+IMAGES = 24  # of a run, at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training run.
+    """Training run.
 
     Attributes:
-        name: that it is shown by.
+        name: title in the report.
         folder: of the run.
         config: its whole configuration, as YAML.
         train, held_out: lines of ``metrics.jsonl``, each with a ``step``.
-        pictures: names of PNG files in its folder: reconstructions, curves.
-        retrieval: what ``cavmae retrieve --json`` wrote there.
+        images: names of PNG files in its folder, such as reconstructions.
+        retrieval: files that ``cavmae retrieve --json`` wrote there.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Run:
     config: str
     train: list[Numbers]
     held_out: list[Numbers]
-    pictures: list[str]
+    images: list[str]
     retrieval: list[Fields]
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What ``cavmae evaluate --out`` wrote."""
+    """Output folder of ``cavmae evaluate --out``."""
 
     name: str
     folder: Path
@@ -60,7 +60,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Separation:
-    """What ``cavmae separate`` wrote."""
+    """Output folder of ``cavmae separate`` for one recording."""
 
     name: str
     folder: Path
@@ -69,7 +69,13 @@ class Separation:
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """Shards, as ``cavmae check`` saw them; ``stats`` is None before that."""
+    """Folder of shards.
+
+    Attributes:
+        name: title in the report.
+        folder: of the shards.
+        stats: statistics of ``cavmae check``; None: the shards are not checked yet.
+    """
 
     name: str
     folder: Path
@@ -80,35 +86,38 @@ Source = Run | Evaluation | Separation | DataSet
 
 
 def sources_of(names: Sequence[str], faults: Faults | None = None) -> list[Source]:
-    """What folders hold; a folder of separated recordings holds one for each.
+    """Load the sources of a report; a folder of separated recordings has one for each.
 
     Args:
-        faults: takes what is left out; None: that is only logged.
+        names: folders.
+        faults: records what is left out; None: it is only logged.
 
     Raises:
-        UsageError: a folder that no command of ours wrote.
-        CavmaeError: a damaged one.
+        UsageError: no command of ours wrote a folder.
+        CavmaeError: a folder is damaged.
     """
     faults = faults or Faults()
-    found: list[Source] = []
+    sources: list[Source] = []
     for name in names:
         folder = Path(name)
         if not folder.is_dir():
             raise UsageError(f"There is no folder {name!r}.")
         inner = [] if is_there(folder, RESULT) else _recordings(folder, faults)
-        found += [_source(place, faults) for place in inner or [folder]]
-    return _named(found)
+        sources += [_source(path, faults) for path in inner or [folder]]
+    return _with_unique_names(sources)
 
 
 def _recordings(folder: Path, faults: Faults) -> list[Path]:
     """Folders of separated recordings in a folder; links are not followed."""
-    places = []
-    for place in sorted(path.parent for path in folder.glob(f"*/{RESULT}")):
-        if place.is_symlink():
-            faults.add(f"{place} is a link, and is left out: name it, to have it in the report.")
+    recordings = []
+    for path in sorted(result.parent for result in folder.glob(f"*/{RESULT}")):
+        if path.is_symlink():
+            faults.add(
+                f"{path} is a link, and is left out: name it on the command line to include it."
+            )
         else:
-            places.append(place)
-    return places
+            recordings.append(path)
+    return recordings
 
 
 def _source(folder: Path, faults: Faults) -> Source:
@@ -124,23 +133,23 @@ def _source(folder: Path, faults: Faults) -> Source:
         stats = Fields.load(folder, "stats.json", faults) if checked else None
         return DataSet(name, folder, stats)
     raise UsageError(
-        f"{folder} is none of what a report is made of: a run (metrics.jsonl), an evaluation "
+        f"{folder} is no source of a report: name a run (metrics.jsonl), an evaluation "
         "(measures.json), a separated recording (result.json) or shards (manifest.json)."
     )
 
 
 def _run(name: str, folder: Path, faults: Faults) -> Run:
     lines = list(_lines(folder, faults))
-    pictures = sorted(path.name for path in folder.glob("*.png"))
-    if len(pictures) > PICTURES:
-        faults.add(f"{folder}: of {len(pictures)} pictures the first {PICTURES} are shown.")
+    images = sorted(path.name for path in folder.glob("*.png"))
+    if len(images) > IMAGES:
+        faults.add(f"{folder}: the first {IMAGES} of {len(images)} images are in the report.")
     return Run(
         name,
         folder,
         _config(folder, faults),
         [line for line in lines if line["kind"] == "train"],
         [line for line in lines if line["kind"] == "held_out"],
-        pictures[:PICTURES],
+        images[:IMAGES],
         [Fields.load(folder, p.name, faults) for p in sorted(folder.glob("retrieval*.json"))],
     )
 
@@ -152,7 +161,7 @@ def _config(folder: Path, faults: Faults) -> str:
     try:
         return read_inside(folder, name, CONFIG_BYTES).decode()
     except UnicodeDecodeError:
-        faults.add(f"{folder / name} is no UTF-8, and is left out.")
+        faults.add(f"{folder / name} is not UTF-8, and is left out.")
     except FileRefused as refusal:
         faults.add(f"{folder / name} {refusal}, and is left out.")
     return ""
@@ -162,8 +171,8 @@ def _lines(folder: Path, faults: Faults) -> Iterator[Numbers]:
     """Lines of ``metrics.jsonl`` that have a step and a kind.
 
     Raises:
-        CavmaeError: it cannot be read, or a line other than the last, which may be being written,
-            is no JSON.
+        CavmaeError: the file cannot be read, or a line is not JSON and not the last, which a run
+            may still be writing.
     """
     path = folder / METRICS
     bad: list[int] = []
@@ -179,41 +188,41 @@ def _lines(folder: Path, faults: Faults) -> Iterator[Numbers]:
                         reason = f"line {number} is not JSON: {error.__cause__}"
                         raise CavmaeError(f"{path}, {reason}.") from error
                 else:
-                    if _fits(value):
+                    if _is_metrics_line(value):
                         yield value
                     else:
                         bad.append(number)
                 number, line = number + 1, following
     except FileRefused as refusal:
-        raise CavmaeError(f"{path} {refusal}: a report cannot be made of it.") from refusal
+        raise CavmaeError(f"{path} {refusal}: the report cannot use it.") from refusal
     if bad:
         others = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         faults.add(
-            f"{path}, line {bad[0]}{others}: left out, as a line is an object with a kind and a "
-            "step, a whole number from 0 on."
+            f"{path}, line {bad[0]}{others}: left out, as a line must be an object with a kind "
+            "and a step, an integer of at least 0."
         )
 
 
-def _fits(value: Any) -> bool:
+def _is_metrics_line(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
         return False
     step = value.get("step")
     return is_number(step) and 0 <= step <= LAST_STEP and step == int(step)
 
 
-def _named(found: list[Source]) -> list[Source]:
-    """Two of one name and kind get a number."""
-    named: list[Source] = []
-    for source in found:
-        same = [s for s in found if type(s) is type(source) and s.name == source.name]
+def _with_unique_names(sources: list[Source]) -> list[Source]:
+    """Number the sources that share a name and a kind."""
+    unique: list[Source] = []
+    for source in sources:
+        same = [s for s in sources if type(s) is type(source) and s.name == source.name]
         if len(same) > 1:
             number = next(n for n, s in enumerate(same, 1) if s is source)
             source = dataclasses.replace(source, name=f"{source.name} ({number})")
-        named.append(source)
-    return named
+        unique.append(source)
+    return unique
 
 
 def series(lines: Sequence[Numbers], name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of a number, where it is one."""
+    """Steps and values of a metric, from the lines in which it is a number."""
     pairs = [(line["step"], line[name]) for line in lines if is_number(line.get(name))]
     return [float(a) for a, _ in pairs], [float(b) for _, b in pairs]

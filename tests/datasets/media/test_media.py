@@ -55,7 +55,7 @@ CODECS: dict[str, dict[str, object]] = {
     "vfr.mp4": {"frame_times": tuple(np.round(np.cumsum([0.0, *[0.02, 0.09, 0.05] * 18]), 3))},
     "n2997.mp4": {"fps": 30000 / 1001},
     "odd.mkv": {"size": (98, 66), "fps": 12.5},
-    "late_picture.mkv": {"picture_start": 0.32},
+    "late_picture.mkv": {"video_start": 0.32},
 }  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def test_frames_of_any_spacing(video: Maker) -> None:
 
 
 def test_frames_are_black_before_the_first_one_and_the_last_one_stays(video: Maker) -> None:
-    path = video("late.mkv", seconds=2.0, picture_start=0.8, sound_seconds=4.0, size=(96, 64))
+    path = video("late.mkv", seconds=2.0, video_start=0.8, audio_seconds=4.0, size=(96, 64))
     with play(path) as playing:
         assert playing.frames >= 95
         frames = playing.read_frames(0, playing.frames)

@@ -26,12 +26,12 @@ def click_times(waveform: np.ndarray) -> list[float]:
 
 STEP_CASES: dict[str, dict[str, object]] = {
     "aac.mp4": {},
-    "late_sound.mp4": {"sound_start": 0.5},
-    "late_sound.mkv": {"sound_start": 0.5},
-    "late_picture.mkv": {"picture_start": 0.4},
+    "late_sound.mp4": {"audio_start": 0.5},
+    "late_sound.mkv": {"audio_start": 0.5},
+    "late_picture.mkv": {"video_start": 0.4},
     "mp2.mpg": {"codec": "mpeg1video", "audio": "mp2", "rate": 44100, "channels": 2},
     "mp2late.mpg": {
-        "codec": "mpeg2video", "audio": "mp2", "rate": 44100, "channels": 2, "sound_start": 0.5,
+        "codec": "mpeg2video", "audio": "mp2", "rate": 44100, "channels": 2, "audio_start": 0.5,
         "codec_options": (("bf", "2"),),
     },
     "pcm.avi": {"codec": "mpeg4", "audio": "pcm_s16le", "rate": 22050},
@@ -39,7 +39,7 @@ STEP_CASES: dict[str, dict[str, object]] = {
         "codec": "mpeg4", "audio": "pcm_s16le", "rate": 22050, "codec_options": (("bf", "2"),)
     },
     "opus.webm": {"codec": "libvpx-vp9", "audio": "libopus", "rate": 48000, "channels": 2},
-    "ts.ts": {"sound_start": 0.5},
+    "ts.ts": {"audio_start": 0.5},
     "96k.mkv": {"audio": "flac", "rate": 96000, "channels": 2},
     "8k.mkv": {"audio": "pcm_s16le", "rate": 8000},
     "eight.mkv": {"audio": "pcm_s16le", "rate": 48000, "channels": 8},
@@ -51,7 +51,7 @@ STEP_CASES: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("name", STEP_CASES)
 def test_audio_and_video_stay_in_step_to_half_a_frame(video: Maker, name: str) -> None:
     events = (0.8, 1.6, 2.4, 3.2)
-    path = video(name, seconds=4.0, sound_seconds=3.4, events=events, **STEP_CASES[name])
+    path = video(name, seconds=4.0, audio_seconds=3.4, events=events, **STEP_CASES[name])
     info = probe(str(path))
     shape = geometry(info, 64, "square")
     wanted = list(range(len(info.frame_times)))
@@ -139,7 +139,7 @@ def test_audio_does_not_pile_up(video: Maker) -> None:
 
 
 def test_audio_that_starts_late_and_ends_early(video: Maker) -> None:
-    info = probe(str(video("x.mkv", audio="flac", sound_start=0.5, sound_seconds=1.0)))
+    info = probe(str(video("x.mkv", audio="flac", audio_start=0.5, audio_seconds=1.0)))
     waveform, span = Sound(info).read(0.0, 2.0)
     assert span == pytest.approx((0.5, 1.5), abs=0.002)
     assert len(waveform) / 16000 == pytest.approx(1.5, abs=0.002)  # no audio is appended

@@ -27,7 +27,7 @@ from cavmae.datasets.synthetic.settings import RenderSettings
 from cavmae.datasets.synthetic.speaker_discovery import load_or_make
 from cavmae.datasets.synthetic.stage import Stage
 from cavmae.datasets.synthetic.voices import RecordedVoice
-from cavmae.tools.benchmarks.lips import correlation, envelope, sound_lag
+from cavmae.tools.benchmarks.lips import audio_lag, correlation, envelope
 from tests.datasets.synthetic.conftest import render
 
 
@@ -230,7 +230,7 @@ def test_the_sound_of_the_file_is_the_mixture_in_step(crowd: Path) -> None:
     for folder, _ in truths(crowd):
         mixture, _ = soundfile.read(str(folder / "mixture.flac"), dtype="float32")
         if np.abs(mixture).max() > 0.01:
-            assert abs(sound_lag(folder / f"{folder.name}.mp4", mixture)) <= 0.001
+            assert abs(audio_lag(folder / f"{folder.name}.mp4", mixture)) <= 0.001
 
 
 def test_the_mixture_is_exactly_the_sum_of_its_parts(crowd: Path) -> None:

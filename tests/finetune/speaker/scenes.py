@@ -10,7 +10,7 @@ from cavmae.finetune.speaker.model import SpeakerConfig, SpeakerModel
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.encoder import CAVMAEConfig
-from cavmae.tools.benchmarks.scenes import made_scenes
+from cavmae.tools.benchmarks.scenes import synthetic_scenes
 
 ENCODER = CAVMAEConfig(
     image_size=(32, 48), audio_size=(128, 64), width=24, heads=2, depth=1,
@@ -36,4 +36,4 @@ def task(one: SpeakerModel | None = None, **losses: Any) -> SpeakerTask:
 
 def batch(count: int = 2, people: int = 2, seed: int = 1) -> dict[str, Any]:
     """Scenes of people who stand side by side and hum."""
-    return made_scenes(SHAPE, count, people, seed)
+    return synthetic_scenes(SHAPE, count, people, seed)
