@@ -18,7 +18,7 @@ from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.finetune.speaker.factory import build_speaker, configure_compute, statistics_for
-from cavmae.finetune.speaker.scene_lists import in_both, listed_stream
+from cavmae.finetune.speaker.scene_lists import listed_stream, shared_sources
 from cavmae.finetune.speaker.settings import (
     LossSettings,
     SpeakerDataSettings,
@@ -140,7 +140,7 @@ def _prepare(
             data.held_out, data.held_out_shards, model.config, data.batch_size, **where
         )
         held_out = Loader(measured, data.workers, pin_memory=pin)
-        if processes.is_main and (known := in_both(stream.pool, measured.pool)):
+        if processes.is_main and (known := shared_sources(stream.pool, measured.pool)):
             log.warning(REMEMBERED, len(known), ", ".join(known[:3]))
     frozen = settings.model.train_encoder == "frozen"
     # What starts from nothing has no lower layers to be careful with.

@@ -65,7 +65,7 @@ def test_voices_that_are_no_numbers() -> None:
     frames = np.zeros((16, 32, 48, 3), np.uint8)
     sound = np.sin(np.arange(SAMPLES) / 20).astype(np.float32)
     seer.predict(frames, sound)
-    with pytest.raises(CavmaeError, match="The sound has NaN or Inf"):
+    with pytest.raises(CavmaeError, match="The audio has NaN or Inf"):
         seer.predict(frames, np.where(np.arange(SAMPLES) == 99, math.nan, sound).astype(np.float32))
     with torch.no_grad():
         for parameter in made.separator.parameters():

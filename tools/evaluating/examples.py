@@ -12,7 +12,7 @@ from cavmae.common.files import write_atomically
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.finetune.speaker.losses import loss_weights, targets_of
-from cavmae.finetune.speaker.metrics import assigned, shown_masks
+from cavmae.finetune.speaker.metrics import assign_slots, binary_masks
 from cavmae.finetune.speaker.task import SpeakerTask, scale_of
 
 COLOURS = ("#e69f00", "#56b4e9", "#cc79a7")  # of people, told apart by colour-blind eyes
@@ -27,9 +27,9 @@ def draw_examples(task: SpeakerTask, batch: Batch, path: Path) -> None:
     inputs, target = task.inputs_of(batch, 0.0)
     looked, voices = task.predict(inputs)
     truth = targets_of(batch, target, scale_of(batch))
-    waves, slots = assigned(looked, voices, truth, loss_weights(task.loss))
+    waves, slots = assign_slots(looked, voices, truth, loss_weights(task.loss))
     size = truth.masks.shape[-2], truth.masks.shape[-1]
-    found = torch.stack([shown_masks(masks, size) for masks in looked.masks[-1]])
+    found = torch.stack([binary_masks(masks, size) for masks in looked.masks[-1]])
     count = len(batch["key"])
     most = int(truth.people.present.sum(1).max())
     width, height = 3 + 2.2 * (1 + 2 * most), 2.1 * count + 0.3  # inches

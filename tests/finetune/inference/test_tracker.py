@@ -243,8 +243,9 @@ def test_slots_on_the_same_pixels_are_one_person() -> None:
     """With all that their slots say."""
     one = seer()
     with torch.no_grad():
-        one.task.model.anchors.start.copy_(torch.tensor([0.5, 0.6] * 4))
-        one.task.model.slot.weight.copy_(one.task.model.slot.weight[:1].expand(5, -1))
+        one.task.model.center_voting.initial_centers.copy_(torch.tensor([0.5, 0.6] * 4))
+        slot_pos = one.task.model.slot_pos.weight
+        slot_pos.copy_(slot_pos[:1].expand(5, -1))
         for parameter in one.task.model.generator.parameters():
             parameter.zero_()
     frames, wave = scene()
