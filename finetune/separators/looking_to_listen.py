@@ -52,12 +52,12 @@ class LookingToListen(MaskEstimator):
             )
         self.last = nn.Sequential(nn.Conv2d(channels, LAST, 1), nn.ReLU())
         self.visual = nn.ModuleList()
-        for index, (kernel, dilation) in enumerate(VISUAL):
+        for index, (size, step) in enumerate(VISUAL):
             self.visual.append(
                 nn.Sequential(
                     nn.Conv1d(
-                        visual if index else width, visual, kernel,
-                        padding=kernel // 2 * dilation, dilation=dilation,
+                        visual if index else width, visual, size,
+                        padding=size // 2 * step, dilation=step,
                     ),
                     nn.GroupNorm(groups_of(visual), visual),
                     nn.ReLU(),

@@ -100,7 +100,7 @@ class SlotLayer(nn.Module):
 class VoiceLayer(nn.Module):
     """Attention of the frames of all slots to each other and to the mixture; then an MLP.
 
-    Attention between slots lets them resolve to whom a voice belongs.
+    Attention between slots resolves the assignment of voices to them.
 
     Args:
         width: D.

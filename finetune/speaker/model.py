@@ -10,7 +10,8 @@ Legend of shapes:
     N: clips of 2.56 s          S: samples, 40,960           T: video frames of 40 ms, 64
     F: key frames               H, W: pixels of key frames   h, w: pixels of grey frames
     Q: slots, residual last     D: width of slots            E: width of the encoder
-    L: tokens of a key frame    La: tokens of audio          C: channels
+    L: tokens of a key frame    La: tokens of audio          C: channels of motion
+    B: bins of the STFT         T': frames of the STFT
 Masks have H / 4 x W / 4 pixels.
 """
 
@@ -103,8 +104,8 @@ class SpeakerConfig:
             raise ValueError(f"motion_size {self.motion_size}: multiples of 4, at least 16.")
         if self.encoder.audio_size[1] % 16 or self.frames % self.key_frames:
             raise ValueError(
-                f"audio_size {self.encoder.audio_size}, key_frames {self.key_frames}: a clip is "
-                "made of whole patches of 160 ms, and as many frames belong to each key frame."
+                f"audio_size {self.encoder.audio_size}, key_frames {self.key_frames}: a clip "
+                "needs whole patches of 160 ms, and the same number of frames for each key frame."
             )
 
     @property
@@ -357,10 +358,8 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         voice_cue = self.voice_cue_proj(predictions.voice_cue)[:, None]
         voice_cue = functional.pad(voice_cue, (0, 0, 0, c.slots - 1))  # [N, Q, D], slot 0 only
         x = voice_cue[:, :, None] + motion + mixture[:, None]  # [N, Q, T, D]
-        pos = (self.slot_pos.weight[None, :, None] + frame_pos[:, None]).flatten(
-            1, 2
-        )  # [1, Q T, D]
-        x = x.flatten(1, 2)
+        pos = self.slot_pos.weight[None, :, None] + frame_pos[:, None]  # [1, Q, T, D]
+        pos, x = pos.flatten(1, 2), x.flatten(1, 2)
         for layer in self.voice_layers:
             x = layer(x, pos, mixture, frame_pos)
         x = self.voice_norm(x).unflatten(1, (c.slots, -1))  # [N, Q, T, D]

@@ -27,7 +27,7 @@ class Merge(nn.Module):
         self.norm = nn.GroupNorm(groups_of(out_channels), out_channels)
 
     def forward(self, *maps: Tensor) -> Tensor:
-        """Maps [M, C_i, H, W] of one size -> [M, out_channels, H / stride, W / stride]."""
+        """Maps [M, C_i, H, W] -> [M, out_channels, H / stride, W / stride]."""
         return functional.gelu(self.norm(self.conv(torch.cat(maps, dim=1))))
 
 

@@ -74,7 +74,7 @@ class SpeakerModelSettings:
         separator: ``unet`` or ``looking-to-listen``.
         separator_width: channels of the separator.
         classes: labels of clips that serve as hints (a category of people, the topic of a meeting):
-            with ``loss.hint_prob`` the model gets the one of the target.
+            with the probability ``loss.hint_prob`` the model gets the target's class.
     """
 
     init_from: str | None = None

@@ -183,12 +183,12 @@ def test_hints_are_given_with_a_probability() -> None:
     assert speaker_task.inputs_of(scenes, 0.0)[0].hint.tolist() == [0, 0]
     inputs, _ = speaker_task.inputs_of(scenes, 0.0, hint_prob=1.0)
     assert inputs.hint.tolist() == [0, 2]
-    uncued = speaker_task.model.predict_masks(
+    without_hint = speaker_task.model.predict_masks(
         inputs._replace(hint=torch.zeros_like(inputs.hint))
     ).slots
     changed = speaker_task.model.predict_masks(inputs).slots
-    torch.testing.assert_close(changed[0], uncued[0])
-    assert (changed[1] - uncued[1]).abs().max() > 1e-3
+    torch.testing.assert_close(changed[0], without_hint[0])
+    assert (changed[1] - without_hint[1]).abs().max() > 1e-3
     torch.manual_seed(0)
     hints_drawn = torch.stack(
         [speaker_task.inputs_of(scenes, 0.0, hint_prob=0.5)[0].hint[1] for _ in range(60)]
