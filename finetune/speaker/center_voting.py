@@ -64,9 +64,10 @@ class CenterVoting(nn.Module):
             return self._vote_logits(self.gaussian_head(slots.float()), votes, previous)
 
     def _vote_logits(self, params: Tensor, votes: Tensor, previous: Tensor | None) -> Tensor:
+        """Logits of Gaussians whose shift of center and log size are params [N, Q, 4]."""
         centers = self.initial_centers.view(-1, 2).expand(len(params), -1, -1)
         if previous is not None:
-            mask_prob = previous.float().sigmoid()
+            mask_prob = previous.float().sigmoid()  # [N, Q, F, H, W]
             total = mask_prob.flatten(2).sum(-1)[..., None] + 1e-3
             centers = torch.einsum("nqfhw,ncfhw->nqc", mask_prob, votes) / total
         centers = centers + params[..., :2]

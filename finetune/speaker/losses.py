@@ -104,7 +104,7 @@ def teacher_force_masks(
     """
     size = masks.shape[-2], masks.shape[-1]
     true = functional.adaptive_avg_pool2d(targets.masks.flatten(0, 1).float(), size)
-    true = true.unflatten(0, targets.masks.shape[:2])
+    true = true.unflatten(0, targets.masks.shape[:2])  # [N, P, F, h, w]
     forced = masks.detach().clone()
     replaced = targets.people.present & targets.people.masked
     rows, people = replaced.nonzero(as_tuple=True)

@@ -58,6 +58,7 @@ def points_of(logits: Tensor, truth: Tensor, pixels: Tensor) -> Points:
     maps = logits.transpose(1, 2).flatten(0, 1).float()  # [N F, Q', h, w]
     predicted = functional.grid_sample(maps, grid, mode="bilinear", align_corners=False)[..., 0]
     predicted = predicted.unflatten(0, (n, -1)).transpose(1, 2).flatten(2)  # [N, Q', K]
+    # [N, P, F, count]
     true = truth.flatten(3).gather(3, pixels[:, None].expand(-1, truth.shape[1], -1, -1))
     return Points(predicted.view(n, slots, -1), true.flatten(2).float())
 
@@ -109,7 +110,7 @@ def sdr_pairs(estimates: Tensor, truth: Tensor) -> Tensor:
 
 
 def sdr(estimates: Tensor, truth: Tensor) -> Tensor:
-    """:func:`sdr_pairs` of estimates [..., S] with a truth of their own [..., S]: [...]."""
+    """SDR of estimates [..., S] with one true voice each [..., S]: [...]; see :func:`sdr_pairs`."""
     estimates, truth = estimates.float(), truth.float()
     return _sdr((estimates - truth).square().sum(-1), truth.square().sum(-1))
 

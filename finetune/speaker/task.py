@@ -33,8 +33,8 @@ from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.voice_matching import target_to_slot0
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
 
-# Padding in samples, which the windows of the last fbank frames reach into.
-BEYOND = WINDOW - HOP
+# Samples after a mixture's end that the windows of its last two fbank frames reach into.
+FBANK_PADDING = WINDOW - HOP
 
 
 class SpeakerTask(Task):
@@ -86,7 +86,7 @@ class SpeakerTask(Task):
     def fbank(self, waves: Tensor) -> Tensor:
         """Normalised fbanks of mixtures: [N, S] -> [N, S / 160, mel]."""
         with torch.autocast(waves.device.type, enabled=False):
-            fbanks = fbank_batch(torch.nn.functional.pad(waves.float(), (0, BEYOND)))
+            fbanks = fbank_batch(torch.nn.functional.pad(waves.float(), (0, FBANK_PADDING)))
             return (fbanks - self.statistics.mean) / self.statistics.std
 
     def inputs_of(

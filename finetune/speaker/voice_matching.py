@@ -1,6 +1,6 @@
 """Matching of separated voices to a reference voice.
 
-A face does not tell how its voice sounds, so the reference is compared with the separated voices.
+A face does not determine its voice, so the reference is compared with the separated voices.
 The features are mean and standard deviation of cepstra over the loudest frames. They separate
 voices (and rooms and microphones) and hardly depend on the words. More than 40 coefficients, or
 log-mel filter banks, discriminate less between voices that still leak into each other.
