@@ -246,7 +246,7 @@ def test_slots_on_the_same_pixels_are_one_person() -> None:
         one.task.model.center_voting.initial_centers.copy_(torch.tensor([0.5, 0.6] * 4))
         slot_pos = one.task.model.slot_pos.weight
         slot_pos.copy_(slot_pos[:1].expand(5, -1))
-        for parameter in one.task.model.generator.parameters():
+        for parameter in one.task.model.query_generator.parameters():
             parameter.zero_()
     frames, wave = scene()
     kept = []
