@@ -13,11 +13,11 @@ Mode = Literal["multimodal", "audioonly", "videoonly", "missingaudioonly", "miss
 
 
 class EventClassifier(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
-    """The encoder and a linear head on the mean token.
+    """CAV-MAE encoder with a linear head on the mean token.
 
     Args:
-        shape: of the encoder; what it says of a decoder is not used.
-        classes: how many there are.
+        shape: configuration of the encoder; its decoder fields are ignored.
+        classes: number of classes.
     """
 
     def __init__(self, shape: CAVMAEConfig, classes: int):
@@ -28,20 +28,20 @@ class EventClassifier(Encoder, HubWeights, library_name="cavmae", tags=["audio-v
         self.initialise()
 
     def forward(self, audio: Tensor, image: Tensor, mode: Mode = "multimodal") -> Tensor:
-        """Logits [N, classes].
+        """Class logits [N, classes].
 
         Args:
             audio: normalised fbanks [N, frames, mel].
             image: normalised frames [N, 3, H, W].
-            mode: ``multimodal``: both together. ``audioonly``, ``videoonly``: a model that was
-                fine-tuned on one modality. ``missingaudioonly``, ``missingvideoonly``: a model that
-                was fine-tuned on both and gets this one alone; its passes with the norms of both
+            mode: ``multimodal``: both modalities. ``audioonly``, ``videoonly``: of a model that was
+                fine-tuned on this modality. ``missingaudioonly``, ``missingvideoonly``: only this
+                modality, of a model that was fine-tuned on both; the passes with the joint norms
                 and with those of the modality are averaged.
         """
         a, v = self.patchify(audio, image)
         if mode == "multimodal":
-            both = [self.forward_branch(a, "a"), self.forward_branch(v, "v")]
-            x = self.forward_joint(torch.cat(both, dim=1), None)
+            tokens = [self.forward_branch(a, "a"), self.forward_branch(v, "v")]
+            x = self.forward_joint(torch.cat(tokens, dim=1), None)
         else:
             modality: Literal["a", "v"] = "a" if "audio" in mode else "v"
             branch = self.forward_branch(a if modality == "a" else v, modality)

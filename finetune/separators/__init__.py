@@ -1,6 +1,6 @@
-"""Separators by name: what turns a mixture and what is known of each voice into masks.
+"""Registry of separators, which estimate masks from a mixture and an embedding of each voice.
 
-Add an entry, and `cavmae finetune speakers --model.separator NAME` trains it.
+With an entry in SEPARATORS, `cavmae finetune speakers --model.separator NAME` trains it.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from cavmae.finetune.separators.base import MaskEstimator, MixtureFeatures
 from cavmae.finetune.separators.looking_to_listen import LookingToListen
 from cavmae.finetune.separators.unet import ComplexUNet
 
-# Each is made of the width of a voice's embedding, and the width of the separator's own channels.
+# Arguments are the width of a voice's embedding and the channels of the separator.
 SEPARATORS: dict[str, Callable[[int, int], MaskEstimator]] = {
     "unet": ComplexUNet,
     "looking-to-listen": LookingToListen,
@@ -20,10 +20,15 @@ __all__ = ["SEPARATORS", "MaskEstimator", "MixtureFeatures", "build_separator"]
 
 
 def build_separator(name: str, width: int, channels: int) -> MaskEstimator:
-    """A separator of the table.
+    """Build a separator of the registry.
+
+    Args:
+        name: key of :data:`SEPARATORS`.
+        width: of a voice's embedding.
+        channels: of the separator.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is no such separator.
     """
     if name not in SEPARATORS:
         raise UsageError(f"model.separator {name}: there are {', '.join(SEPARATORS)}.")

@@ -1,4 +1,4 @@
-"""What a separator is: the seam at which one takes another's place.
+"""Interface of separators.
 
 Shapes: N mixtures, K voices, B = 256 bins, T frames of 10 ms, T' = T / 4 frames of 40 ms, D width
 of a voice's embedding.
@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-STEP = 4  # spectral frames to a frame of video, at 25 a second
+STEP = 4  # STFT frames in a video frame of 40 ms
 
 
 class MixtureFeatures(NamedTuple):
-    """What a separator makes of a mixture before it is told of any voice.
+    """Speaker-independent features of a mixture.
 
     Attributes:
-        latent: [N, T', latent_width], for those who have yet to find out who is to be heard.
-        features: [N, ...], its own.
+        latent: [N, T', latent_width], input of the voice decoder.
+        features: [N, ...], input of the separator's own mask estimation.
     """
 
     latent: Tensor
@@ -25,16 +25,15 @@ class MixtureFeatures(NamedTuple):
 
 
 class MaskEstimator(nn.Module, abc.ABC):
-    """A trunk with its fusion.
+    """Separation network: a trunk on the mixture, and the fusion of its features with a voice.
 
-    With ``query`` fusion a voice's embedding is multiplied with a map of the mixture that knows of
-    no voice; a trunk that has to be told whom to extract gets the embedding beside its features
-    (``concat``).
+    With ``query`` fusion a voice's embedding is multiplied with a speaker-independent feature map.
+    With ``concat`` fusion the embedding is an input of the trunk, beside its features.
 
     Attributes:
-        latent_width: channels of :attr:`Heard.latent`.
-        fusion: how it is told of a voice.
-        least_frames: T that it needs at least.
+        latent_width: channels of :attr:`MixtureFeatures.latent`.
+        fusion: how the voice's embedding enters: ``query`` or ``concat``.
+        least_frames: smallest T.
     """
 
     latent_width: int
@@ -43,7 +42,7 @@ class MaskEstimator(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def encode_mixture(self, spectrum: Tensor) -> MixtureFeatures:
-        """The mixture alone.
+        """Speaker-independent features of mixtures.
 
         Args:
             spectrum: float [N, 2, B, T], real and imaginary parts, compressed
@@ -51,21 +50,22 @@ class MaskEstimator(nn.Module, abc.ABC):
         """
 
     @abc.abstractmethod
-    def estimate_masks(self, heard: MixtureFeatures, voices: Tensor) -> Tensor:
-        """Complex masks, not yet bounded: [N, K, 2, B, T].
+    def estimate_masks(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
+        """Complex masks, unbounded: [N, K, 2, B, T].
 
         Args:
-            voices: [N, K, T', D], what is known of each voice, 25 times a second. What comes out
-                for one does not depend on the others.
+            features: of :meth:`encode_mixture`.
+            voices: [N, K, T', D], embedding of each voice, 25 times a second. The mask of a voice
+                does not depend on the other voices.
         """
 
     def forward(self, spectrum: Tensor, voices: Tensor) -> Tensor:
-        """Both in one."""
+        """Masks [N, K, 2, B, T] of :meth:`estimate_masks` from a spectrum [N, 2, B, T]."""
         return self.estimate_masks(self.encode_mixture(spectrum), voices)
 
 
 def at_spectrum_rate(voices: Tensor, frames: int) -> Tensor:
-    """Embeddings at the spectrum's rate: [N, K, T', D] -> [N, K, D, T], by linear interpolation."""
+    """Embeddings interpolated to the STFT's frame rate: [N, K, T', D] -> [N, K, D, T]."""
     flat = voices.flatten(0, 1).transpose(1, 2)
-    found = nn.functional.interpolate(flat, frames, mode="linear", align_corners=False)
-    return found.unflatten(0, voices.shape[:2])
+    resampled = nn.functional.interpolate(flat, frames, mode="linear", align_corners=False)
+    return resampled.unflatten(0, voices.shape[:2])

@@ -1,1 +1,1 @@
-"""The speaker model: voices and masks of people who talk."""
+"""Speaker model: separation and segmentation of talking people."""

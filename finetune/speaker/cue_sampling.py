@@ -1,4 +1,4 @@
-"""Cues drawn from what is known of a scene: for training, and for evaluation with a cue."""
+"""Random cues from the ground truth of scenes, for training and for evaluation with a cue."""
 
 import torch
 from torch import Tensor
@@ -6,8 +6,8 @@ from torch import Tensor
 from cavmae.finetune.speaker.cues import KINDS, CueKind, Cues, no_cues, region_of
 from cavmae.finetune.speaker.matcher import People
 
-JITTER = 0.05  # of the size of a box: nobody draws it exactly
-LEAST = 16  # pixels of somebody that make a cue
+JITTER = 0.05  # of a box's size: users draw boxes inexactly
+LEAST_PIXELS = 16  # of a person in a frame that a cue may point at
 
 
 def draw_cues(
@@ -17,76 +17,77 @@ def draw_cues(
     voice: Tensor,
     known_voice: Tensor,
     grid: tuple[int, int],
-    share: float,
+    cue_prob: float,
     kinds: tuple[CueKind, ...] = KINDS[1:],
 ) -> tuple[Cues, Tensor]:
-    """A cue for some of the clips, of a kind drawn among those that are possible.
+    """Random cues for some of the clips, of a random kind among the possible ones.
 
     Args:
-        people: who is there.
+        people: ground truth of the people.
         masks: bool [N, P, F, H, W].
-        target: int64 [N], whom a cue means.
-        voice: [N, fbank frames, mel], normalised fbank of that person's voice elsewhere.
-        known_voice: bool [N], whether there is any.
+        target: int64 [N], the person that a cue points at.
+        voice: [N, fbank frames, mel], normalised fbank of that person's voice in another clip.
+        known_voice: bool [N], whether there is such a voice.
         grid: rows and columns of tokens of a frame.
-        share: of clips that get one.
-        kinds: of cues.
+        cue_prob: probability that a clip gets a cue.
+        kinds: of cues to draw from.
 
     Returns:
-        the cues; and int64 [N], who is meant, -1 where there is no cue.
+        the cues; and int64 [N], their targets, -1 without a cue.
     """
     n = len(target)
     device = masks.device
     rows = torch.arange(n, device=device)
-    own = masks[rows, target]  # [N, F, H, W]
-    sizes = own.flatten(2).sum(-1)
-    frame = (torch.rand(sizes.shape, device=device) + (sizes >= LEAST)).argmax(1)
-    shown = own[rows, frame]
-    seen = people.masked[rows, target] & (sizes[rows, frame] >= LEAST)
+    target_masks = masks[rows, target]  # [N, F, H, W]
+    sizes = target_masks.flatten(2).sum(-1)
+    frame = (torch.rand(sizes.shape, device=device) + (sizes >= LEAST_PIXELS)).argmax(1)
+    frame_masks = target_masks[rows, frame]  # [N, H, W]
+    is_visible = people.masked[rows, target] & (sizes[rows, frame] >= LEAST_PIXELS)
     possible = torch.stack(
-        [known_voice if kind == "voice" else seen for kind in KINDS[1:]], dim=1
+        [known_voice if kind == "voice" else is_visible for kind in KINDS[1:]], dim=1
     ) & torch.tensor([kind in kinds for kind in KINDS[1:]], device=device)
-    wanted = (torch.rand(n, device=device) < share) & possible.any(1)
+    has_cue = (torch.rand(n, device=device) < cue_prob) & possible.any(1)
     kind = (torch.rand(possible.shape, device=device) + possible).argmax(1) + 1
-    kind = torch.where(wanted, kind, 0)
-    if not bool(wanted.any()):
+    kind = torch.where(has_cue, kind, 0)
+    if not bool(has_cue.any()):
         empty = no_cues(n, grid, (voice.shape[1], voice.shape[2]), device)
         return empty._replace(voice=voice), torch.full_like(target, -1)
 
-    box = _boxes(shown)
+    box = _boxes(frame_masks)
     size = (box[:, 2:] - box[:, :2]).repeat(1, 2)
-    rough = (box + JITTER * size * (2 * torch.rand_like(box) - 1)).clamp(0, 1)
-    rough = torch.cat([torch.minimum(rough[:, :2], rough[:, 2:]), rough[:, 2:]], dim=1)
-    place = torch.multinomial(shown.flatten(1).float() + 1e-9, 1)[:, 0]
-    height, width = shown.shape[1:]
-    point = torch.stack([(place % width + 0.5) / width, (place // width + 0.5) / height], dim=1)
-    place_of = {"box": rough, "point": point.repeat(1, 2), "mask": box}
-    covered = torch.nn.functional.adaptive_avg_pool2d(shown[:, None].float(), grid)[:, 0]
+    jittered = (box + JITTER * size * (2 * torch.rand_like(box) - 1)).clamp(0, 1)
+    top_left = torch.minimum(jittered[:, :2], jittered[:, 2:])
+    jittered = torch.cat([top_left, jittered[:, 2:]], dim=1)
+    pixel = torch.multinomial(frame_masks.flatten(1).float() + 1e-9, 1)[:, 0]
+    height, width = frame_masks.shape[1:]
+    point = torch.stack([(pixel % width + 0.5) / width, (pixel // width + 0.5) / height], dim=1)
+    box_of_kind = {"box": jittered, "point": point.repeat(1, 2), "mask": box}
+    coverage = torch.nn.functional.adaptive_avg_pool2d(frame_masks[:, None].float(), grid)[:, 0]
     cues = no_cues(n, grid, (voice.shape[1], voice.shape[2]), device)
-    for name, told in place_of.items():
-        here = (kind == KINDS.index(name))[:, None]
-        region = covered if name == "mask" else region_of(told, grid)
+    for name, values in box_of_kind.items():
+        is_kind = (kind == KINDS.index(name))[:, None]
+        region = coverage if name == "mask" else region_of(values, grid)
         cues = cues._replace(
-            box=torch.where(here, told, cues.box),
-            region=torch.where(here[:, :, None], region, cues.region),
+            box=torch.where(is_kind, values, cues.box),
+            region=torch.where(is_kind[:, :, None], region, cues.region),
         )
-    cues = cues._replace(kind=kind, frame=torch.where(wanted, frame, 0), voice=voice)
-    return cues, torch.where(wanted, target, -1)
+    cues = cues._replace(kind=kind, frame=torch.where(has_cue, frame, 0), voice=voice)
+    return cues, torch.where(has_cue, target, -1)
 
 
 def _boxes(masks: Tensor) -> Tensor:
-    """Boxes around masks [N, H, W] as shares of the frame: [N, 4]; all of it around nothing."""
-    found = []
+    """Bounding boxes of masks [N, H, W] as fractions of the frame: [N, 4]; all of it if empty."""
+    boxes = []
     for mask in masks:
         rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
         height, width = mask.shape
         if len(rows) == 0:
-            found.append([0.0, 0.0, 1.0, 1.0])
+            boxes.append([0.0, 0.0, 1.0, 1.0])
             continue
-        found.append(
+        boxes.append(
             [
                 float(columns[0]) / width, float(rows[0]) / height,
                 float(columns[-1] + 1) / width, float(rows[-1] + 1) / height,
             ]
         )  # fmt: skip
-    return torch.tensor(found, device=masks.device)
+    return torch.tensor(boxes, device=masks.device)

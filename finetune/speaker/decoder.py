@@ -1,6 +1,6 @@
-"""Decoders: slots that look at pictures and sound, and voices that follow what moves.
+"""Transformer decoder layers: of slots on video and audio, and of voices on the mixture.
 
-Shapes: N clips, Q slots, L tokens, D width, T' frames of 40 ms.
+Shapes: N clips, Q slots, L tokens, D width, T video frames of 40 ms.
 """
 
 from torch import Tensor, nn
@@ -10,11 +10,11 @@ from cavmae.pretrain.blocks import NORM_EPS, Mlp
 
 
 class PositionedAttention(nn.Module):
-    """A pre-norm attention, with positions that are added to what asks and what is asked.
+    """Pre-norm attention with positions added to queries and keys, but not to values.
 
     Args:
         width: D.
-        heads: of the attention.
+        heads: attention heads.
     """
 
     def __init__(self, width: int, heads: int):
@@ -26,94 +26,103 @@ class PositionedAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        place: Tensor | None,
-        seen: Tensor | None = None,
-        seen_place: Tensor | None = None,
-        allowed: Tensor | None = None,
+        pos: Tensor | None,
+        context: Tensor | None = None,
+        context_pos: Tensor | None = None,
+        attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """x [N, Q, D] and what it saw.
+        """Residual attention [N, Q, D] of x [N, Q, D] to a context.
 
         Args:
-            place: added to what asks.
-            seen: [N, L, D]; None: x itself.
-            seen_place: added to what is asked.
-            allowed: bool [N, Q, L], where it may look; None: everywhere.
+            pos: positions of x, added to the queries.
+            context: [N, L, D]; None: self-attention.
+            context_pos: positions of the context, added to the keys.
+            attn_mask: bool [N, Q, L], True where a query may attend; None: everywhere.
         """
-        own = self.norm(x)
-        asking = own if place is None else own + place
-        if seen is None:
-            seen, asked = own, asking
+        normed = self.norm(x)
+        query = normed if pos is None else normed + pos
+        if context is None:
+            context, key = normed, query
         else:
-            asked = seen if seen_place is None else seen + seen_place
+            key = context if context_pos is None else context + context_pos
 
         def split(y: Tensor) -> Tensor:
-            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, heads, Q or L, ...]
 
         attended = functional.scaled_dot_product_attention(
-            split(self.q(asking)),
-            split(self.k(asked)),
-            split(self.v(seen)),
-            None if allowed is None else allowed[:, None],
+            split(self.q(query)),
+            split(self.k(key)),
+            split(self.v(context)),
+            None if attn_mask is None else attn_mask[:, None],
         )
-        found: Tensor = x + self.proj(attended.transpose(1, 2).flatten(2))
-        return found
+        updated: Tensor = x + self.proj(attended.transpose(1, 2).flatten(2))
+        return updated
 
 
 class SlotLayer(nn.Module):
-    """Slots look at each other, at pictures where their masks were, at the sound; then an MLP.
+    """Attention of slots to video under their masks, to audio and to each other; then an MLP.
 
     Args:
-        width, heads: of the attentions.
+        width: D.
+        heads: attention heads.
     """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.slots = PositionedAttention(width, heads)
-        self.pictures = PositionedAttention(width, heads)
-        self.sound = PositionedAttention(width, heads)
+        self.slot_attn = PositionedAttention(width, heads)
+        self.video_attn = PositionedAttention(width, heads)
+        self.audio_attn = PositionedAttention(width, heads)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, 4 * width)
 
     def forward(
         self,
         x: Tensor,
-        place: Tensor,
-        pictures: Tensor,
-        sound: Tensor,
-        allowed: Tensor | None,
+        pos: Tensor,
+        video: Tensor,
+        audio: Tensor,
+        attn_mask: Tensor | None,
     ) -> Tensor:
-        """[N, Q, D] -> [N, Q, D]."""
-        x = self.pictures(x, place, pictures, allowed=allowed)
-        x = self.sound(x, place, sound)
-        x = self.slots(x, place)
+        """Slots x [N, Q, D] -> [N, Q, D].
+
+        Args:
+            pos: [N, Q, D].
+            video: [N, F L, D], tokens of key frames with their positions.
+            audio: [N, La, D], tokens of audio.
+            attn_mask: bool [N, Q, F L], tokens that each slot may attend to.
+        """
+        x = self.video_attn(x, pos, video, attn_mask=attn_mask)
+        x = self.audio_attn(x, pos, audio)
+        x = self.slot_attn(x, pos)
         return x + self.mlp(self.norm(x))
 
 
 class VoiceLayer(nn.Module):
-    """Frames of all slots look at each other and at the mixture; then an MLP.
+    """Attention of the frames of all slots to each other and to the mixture; then an MLP.
 
-    That slots see each other's frames is what lets them settle whose voice it is.
+    Attention between slots resolves the assignment of voices to them.
 
     Args:
-        width, heads: of the attentions.
+        width: D.
+        heads: attention heads.
     """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.frames = PositionedAttention(width, heads)
-        self.mixture = PositionedAttention(width, heads)
+        self.frame_attn = PositionedAttention(width, heads)
+        self.mixture_attn = PositionedAttention(width, heads)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, 4 * width)
 
-    def forward(self, x: Tensor, place: Tensor, mixture: Tensor, mixture_place: Tensor) -> Tensor:
-        """x [N, Q * T', D], looking at the mixture [N, T', D] -> [N, Q * T', D]."""
-        x = self.frames(x, place)
-        x = self.mixture(x, place, mixture, mixture_place)
+    def forward(self, x: Tensor, pos: Tensor, mixture: Tensor, mixture_pos: Tensor) -> Tensor:
+        """Frames of slots x [N, Q T, D], given the mixture [N, T, D] -> [N, Q T, D]."""
+        x = self.frame_attn(x, pos)
+        x = self.mixture_attn(x, pos, mixture, mixture_pos)
         return x + self.mlp(self.norm(x))
 
 
 def mlp_head(width: int, hidden: int, out: int) -> nn.Sequential:
-    """Three linear maps, as IQuery and Mask2Former turn a query into an embedding."""
+    """Head of three linear layers on a normalised query, as in IQuery and Mask2Former."""
     return nn.Sequential(
         nn.LayerNorm(width, eps=NORM_EPS), nn.Linear(width, hidden), nn.GELU(),
         nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, out),

@@ -1,8 +1,8 @@
-"""A speaker model on a fixed list of scenes, beside what it has to be compared with.
+"""Evaluation of a speaker model on a fixed list of scenes, with reference conditions.
 
-The references are made of the same scenes in the same pass: the model with its pictures blanked
-(what sound alone gives), with a still picture (no motion), with the picture of another scene, and
-the mixture under an oracle ratio mask (what a mask can give).
+The conditions ("ways") use the same scenes in the same pass: the model with blanked frames (audio
+only), with frozen frames (no motion), with the frames of another scene, and an oracle ratio mask on
+the mixture (an upper bound for masks).
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 from cavmae.datasets.stream.collate import Batch
 from cavmae.finetune.speaker.cues import CueKind, Cues
 from cavmae.finetune.speaker.losses import Targets, loss_weights, targets_of
-from cavmae.finetune.speaker.metrics import SceneMetrics, assigned, measure
+from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure
 from cavmae.finetune.speaker.model import Inputs, SlotPredictions
 from cavmae.finetune.speaker.motion import GREY_MEAN
 from cavmae.finetune.speaker.stft import oracle_masks, spectrum, wave
@@ -30,13 +30,13 @@ WAYS: tuple[Way, ...] = (
 
 
 class EvaluationResult(NamedTuple):
-    """Of a list of scenes.
+    """Results on a list of scenes.
 
     Attributes:
-        scenes: measures of each, by way.
-        dependence: share of a scene's masks that change, means: when the sound is ``muted``, and
+        scenes: metrics of each scene, by way.
+        dependence: mean fraction of a scene's masks that changes when its audio is ``muted``, and
             when it is that of another scene (``swapped``).
-        real_time: seconds that the model takes for a second of scene.
+        real_time: real-time factor, seconds of computation for a second of scene.
     """
 
     scenes: dict[Way, list[SceneMetrics]]
@@ -53,129 +53,141 @@ def evaluate(
     quality: Sequence[str] = (),
     hints: bool = False,
 ) -> EvaluationResult:
-    """Measures of all scenes.
+    """Evaluate a model on all scenes.
 
     Args:
         task: in evaluation mode, on the device of the batches.
         batches: of a :class:`~cavmae.datasets.mixtures.scene_stream.FixedSceneStream`.
-        ways: what is measured.
-        cue: kind of cue that says whom slot 0 means; ``none``: everybody is matched.
-        quality: of ``stoi`` and ``pesq`` what is measured of the model's own voices, too.
-        hints: the class of each scene's target is told.
+        ways: conditions to evaluate.
+        cue: kind of cue for the target in slot 0; ``none``: all people are matched.
+        quality: additional metrics of the model's voices, of ``stoi`` and ``pesq``.
+        hints: whether the model gets the class of each scene's target.
     """
-    found: dict[Way, list[SceneMetrics]] = {way: [] for way in ways}
+    scenes: dict[Way, list[SceneMetrics]] = {way: [] for way in ways}
     changes: dict[str, list[float]] = {"muted": [], "swapped": []}
-    before: Inputs | None = None  # the scene before this batch
-    took = shown = 0.0
+    previous: Inputs | None = None  # last scene of the batch before
+    model_seconds = scene_seconds = 0.0
     for batch in batches:
-        inputs, target = _inputs(task, batch, cue, hints)
-        before = _row(inputs, len(inputs.mixture) - 1) if before is None else before
-        # Each scene's other scene is the one before it, however they are batched.
-        other = _joined([before, _row(inputs, slice(0, -1))])
-        before = _row(inputs, len(inputs.mixture) - 1)
-        truth = targets_of(batch, target, scale_of(batch))
-        for way in found:
+        inputs, target = _scene_inputs(task, batch, cue, hints)
+        previous = _select(inputs, len(inputs.mixture) - 1) if previous is None else previous
+        # The other scene is the preceding one, so that results do not depend on the batch size.
+        swapped = _concatenate([previous, _select(inputs, slice(0, -1))])
+        previous = _select(inputs, len(inputs.mixture) - 1)
+        targets = targets_of(batch, target, scale_of(batch))
+        for way in scenes:
             if way == "oracle_ratio_mask":
-                found[way] += _oracle(batch["key"], truth)
+                scenes[way] += _oracle(batch["key"], targets)
                 continue
-            own = way == "model"
-            started = _now(inputs.mixture.device)
-            looked, voices = task.predict(_seen(inputs, other, way))
-            if own:
-                took += _now(inputs.mixture.device) - started
-                shown += len(inputs.mixture) * task.model.config.seconds
-            waves, slots = assigned(looked, voices, truth, loss_weights(task.loss))
-            found[way] += measure(
-                batch["key"], waves, slots, truth, looked, voices.states, quality if own else ()
+            is_model = way == "model"
+            start = _synchronized_time(inputs.mixture.device)
+            predictions, voices = task.predict(_modify_inputs(inputs, swapped, way))
+            if is_model:
+                model_seconds += _synchronized_time(inputs.mixture.device) - start
+                scene_seconds += len(inputs.mixture) * task.model.config.seconds
+            waves, slots = assign_slots(predictions, voices, targets, loss_weights(task.loss))
+            scenes[way] += measure(
+                batch["key"],
+                waves,
+                slots,
+                targets,
+                predictions,
+                voices.states,
+                quality if is_model else (),
             )
-            if own:
-                _note_changes(changes, task, inputs, other, looked)
-    means = {name: sum(v) / len(v) for name, v in changes.items() if v}
-    return EvaluationResult(found, means, took / shown if shown else math.nan)
+            if is_model:
+                _record_mask_changes(changes, task, inputs, swapped, predictions)
+    dependence = {name: sum(v) / len(v) for name, v in changes.items() if v}
+    return EvaluationResult(
+        scenes, dependence, model_seconds / scene_seconds if scene_seconds else math.nan
+    )
 
 
-def _now(device: torch.device) -> float:
-    """Seconds, when all that was asked of the device is done."""
+def _synchronized_time(device: torch.device) -> float:
+    """Time in seconds, after all queued work of the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def _inputs(task: SpeakerTask, batch: Batch, cue: CueKind, hints: bool) -> tuple[Inputs, Tensor]:
-    """What the model is given, and whom cues mean; a scene's cue depends on the scene alone."""
+def _scene_inputs(
+    task: SpeakerTask, batch: Batch, cue: CueKind, hints: bool
+) -> tuple[Inputs, Tensor]:
+    """Inputs and targets int64 [N] of a batch; the cue of a scene depends on its key alone."""
     if cue == "none":
-        return task.inputs_of(batch, 0.0, hints=float(hints))
-    made = []
+        return task.inputs_of(batch, 0.0, hint_prob=float(hints))
+    parts = []
     for row, key in enumerate(batch["key"]):
         torch.manual_seed(zlib.crc32(key.encode()))
-        one = {k: v[row : row + 1] for k, v in batch.items()}
-        made.append(task.inputs_of(one, 1.0, (cue,), float(hints)))
-    return _joined([inputs for inputs, _ in made]), torch.cat([target for _, target in made])
+        scene = {k: v[row : row + 1] for k, v in batch.items()}
+        parts.append(task.inputs_of(scene, 1.0, (cue,), float(hints)))
+    return _concatenate([inputs for inputs, _ in parts]), torch.cat([target for _, target in parts])
 
 
-def _row(inputs: Inputs, which: int | slice) -> Inputs:
-    """Some of the scenes."""
-    some = slice(which, which + 1) if isinstance(which, int) else which
-    return _over(lambda one: one[0][some], [inputs])
+def _select(inputs: Inputs, index: int | slice) -> Inputs:
+    """Inputs of some of the scenes."""
+    rows = slice(index, index + 1) if isinstance(index, int) else index
+    return _map_tensors(lambda tensors: tensors[0][rows], [inputs])
 
 
-def _joined(parts: Sequence[Inputs]) -> Inputs:
-    """Scenes one after the other."""
-    return _over(torch.cat, parts)
+def _concatenate(parts: Sequence[Inputs]) -> Inputs:
+    """Concatenate inputs along the scenes."""
+    return _map_tensors(torch.cat, parts)
 
 
-def _over(work: Callable[[list[Tensor]], Tensor], parts: Sequence[Inputs]) -> Inputs:
-    """The same with every tensor of the inputs."""
-    cues = Cues(*(work([getattr(p.cues, name) for p in parts]) for name in Cues._fields))
+def _map_tensors(function: Callable[[list[Tensor]], Tensor], parts: Sequence[Inputs]) -> Inputs:
+    """Apply a function to every tensor of several inputs."""
+    cues = Cues(*(function([getattr(p.cues, name) for p in parts]) for name in Cues._fields))
     names = [name for name in Inputs._fields if name != "cues"]
-    return Inputs(**{name: work([getattr(p, name) for p in parts]) for name in names}, cues=cues)
+    return Inputs(
+        **{name: function([getattr(p, name) for p in parts]) for name in names}, cues=cues
+    )
 
 
-def _seen(inputs: Inputs, other: Inputs, way: Way) -> Inputs:
-    """What the model is shown."""
+def _modify_inputs(inputs: Inputs, swapped: Inputs, way: Way) -> Inputs:
+    """Inputs under a condition; unchanged for ``model``."""
     if way == "frames_blanked":
         grey = round(GREY_MEAN)
         return inputs._replace(
             frames=torch.full_like(inputs.frames, grey), motion=torch.full_like(inputs.motion, grey)
         )
     if way == "frames_frozen":
-        middle = inputs.motion.shape[1] // 2
+        frame = inputs.motion.shape[1] // 2
         key = inputs.frames.shape[1] // 2
         return inputs._replace(
             frames=inputs.frames[:, key : key + 1].expand_as(inputs.frames),
-            motion=inputs.motion[:, middle : middle + 1].expand_as(inputs.motion),
+            motion=inputs.motion[:, frame : frame + 1].expand_as(inputs.motion),
         )
     if way == "frames_swapped":
-        return inputs._replace(frames=other.frames, motion=other.motion)
+        return inputs._replace(frames=swapped.frames, motion=swapped.motion)
     return inputs
 
 
-def _note_changes(
+def _record_mask_changes(
     changes: dict[str, list[float]],
     task: SpeakerTask,
     inputs: Inputs,
-    other: Inputs,
-    looked: SlotPredictions,
+    swapped: Inputs,
+    predictions: SlotPredictions,
 ) -> None:
-    """Shares of masks that are others without the sound, or with that of another scene."""
-    before = looked.masks[-1] > 0
+    """Append each scene's fraction of masks that changes without audio, or with another scene's."""
+    previous = predictions.masks[-1] > 0
     silence = torch.zeros_like(inputs.mixture)
-    others = {
+    conditions = {
         "muted": inputs._replace(mixture=silence, fbank=task.fbank(silence)),
-        "swapped": inputs._replace(mixture=other.mixture, fbank=other.fbank),
+        "swapped": inputs._replace(mixture=swapped.mixture, fbank=swapped.fbank),
     }
-    for name, changed in others.items():
+    for name, changed in conditions.items():
         after = task.model.predict_masks(changed).masks[-1] > 0
-        both = (before & after).flatten(1).sum(1)
-        either = (before | after).flatten(1).sum(1)
-        share = 1 - both / either.clamp(min=1)
-        changes[name] += share[either > 0].tolist()
+        intersection = (previous & after).flatten(1).sum(1)
+        union = (previous | after).flatten(1).sum(1)
+        fraction = 1 - intersection / union.clamp(min=1)
+        changes[name] += fraction[union > 0].tolist()
 
 
-def _oracle(keys: Sequence[str], truth: Targets) -> list[SceneMetrics]:
-    """What ratio masks made of the true voices give."""
-    parts = torch.cat([truth.people.voices, truth.residual[:, None]], dim=1)
-    found = oracle_masks(spectrum(truth.mixture), spectrum(parts))
-    waves = wave(found, truth.mixture.shape[-1])
-    n, p = truth.people.present.shape
-    return measure(keys, waves, torch.arange(p, device=waves.device).expand(n, -1), truth)
+def _oracle(keys: Sequence[str], targets: Targets) -> list[SceneMetrics]:
+    """Metrics of oracle ratio masks, computed from the true voices."""
+    sources = torch.cat([targets.people.voices, targets.residual[:, None]], dim=1)
+    spectra = oracle_masks(spectrum(targets.mixture), spectrum(sources))
+    waves = wave(spectra, targets.mixture.shape[-1])
+    n, p = targets.people.present.shape
+    return measure(keys, waves, torch.arange(p, device=waves.device).expand(n, -1), targets)

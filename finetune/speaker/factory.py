@@ -1,4 +1,4 @@
-"""The speaker model of a run, and what it starts from."""
+"""Construction of the speaker model of a run, from scratch or from checkpoints."""
 
 import logging
 from pathlib import Path
@@ -24,15 +24,16 @@ log = logging.getLogger("cavmae")
 def speaker_config(
     settings: SpeakerModelSettings, encoder: CAVMAEConfig, image: tuple[int, int], frames: int
 ) -> SpeakerConfig:
-    """The shape of the model.
+    """Configuration of the speaker model.
 
     Args:
-        encoder: as it was pretrained; it is moved to the scenes' grid.
-        image: (height, width) of the scenes.
+        settings: of the model.
+        encoder: configuration of the pretrained encoder; its grid becomes that of the scenes.
+        image: (height, width) of the scenes in pixels.
         frames: fbank frames of a scene.
 
     Raises:
-        UsageError: settings that make no model.
+        UsageError: the settings are not valid.
     """
     parts = {
         name: getattr(encoder, name)
@@ -65,58 +66,65 @@ def speaker_config(
 def build_speaker(
     settings: SpeakerModelSettings, image: tuple[int, int], frames: int, seed: int
 ) -> SpeakerModel:
-    """The model, its encoder as it was pretrained; the same in every process.
+    """Speaker model with its initial weights, which a seed makes equal in every process.
+
+    Args:
+        settings: of the model.
+        image: (height, width) of the scenes in pixels.
+        frames: fbank frames of a scene.
+        seed: of the random initialisation.
 
     Raises:
+        UsageError: the settings are not valid, or do not fit the scenes.
         CavmaeError: weights are missing, damaged, or not of a CAV-MAE.
     """
     torch.manual_seed(seed)
     if settings.init_from is not None:
-        return _started(settings.init_from, image, frames)
+        return _load_initial(settings.init_from, image, frames)
     if settings.encoder is None:
         if settings.train_encoder == "frozen":
             raise UsageError(
-                "An encoder from scratch has to learn: set model.train_encoder all, or give a "
-                "pretrained one with --model.encoder."
+                "An encoder from scratch has to learn: set model.train_encoder to all, or give a "
+                "pretrained encoder with --model.encoder."
             )
         source = config_for_size(settings.encoder_size)
-        return _made(speaker_config(settings, source, image, frames))
+        return _create(speaker_config(settings, source, image, frames))
     source, weights = load_named_weights(settings.encoder)
-    model = _made(speaker_config(settings, source, image, frames))
-    own = model.encoder.state_dict()
+    model = _create(speaker_config(settings, source, image, frames))
+    expected = model.encoder.state_dict()
     moved = move_positions(weights, source, model.config.encoder)
     try:
-        load_weights(model.encoder, {k: v for k, v in moved.items() if k in own})
+        load_weights(model.encoder, {k: v for k, v in moved.items() if k in expected})
     except CavmaeError as error:
         raise CavmaeError(f"{settings.encoder}: {error}") from error
     return model
 
 
-def configure_compute(model: SpeakerModel, how: LoopSettings) -> None:
-    """Sets how a run computes the encoder: its blocks compiled, their activations kept or not.
+def configure_compute(model: SpeakerModel, settings: LoopSettings) -> None:
+    """Set compilation and activation checkpointing of the encoder's blocks.
 
     Raises:
-        UsageError: no such backend of the compiler.
+        UsageError: there is no such compiler backend.
     """
-    model.encoder.checkpoint_activations = how.checkpoint_activations
-    if how.compile != "off":
-        compile_blocks(model.encoder, how.compile)
+    model.encoder.checkpoint_activations = settings.checkpoint_activations
+    if settings.compile != "off":
+        compile_blocks(model.encoder, settings.compile)
 
 
-def _started(name: str, image: tuple[int, int], frames: int) -> SpeakerModel:
-    """A fine-tuned model that goes on."""
+def _load_initial(name: str, image: tuple[int, int], frames: int) -> SpeakerModel:
+    """Fine-tuned model of ``model.init_from``, which must fit the scenes."""
     model, _ = load_speaker(name)
-    own = model.config.encoder
-    if (tuple(own.image_size), own.audio_size[1]) != (image, frames):
+    encoder = model.config.encoder
+    if (tuple(encoder.image_size), encoder.audio_size[1]) != (image, frames):
         raise UsageError(
-            f"{name} is made for scenes of {own.image_size} pixels and "
-            f"{own.audio_size[1] / FRAME_RATE} s, not {image} and {frames / FRAME_RATE} s: set "
+            f"{name} is made for scenes of {encoder.image_size} pixels and "
+            f"{encoder.audio_size[1] / FRAME_RATE} s, not {image} and {frames / FRAME_RATE} s: set "
             "compose.height, compose.width and compose.seconds to those."
         )
     return model
 
 
-def _made(shape: SpeakerConfig) -> SpeakerModel:
+def _create(shape: SpeakerConfig) -> SpeakerModel:
     try:
         return SpeakerModel(shape)
     except ValueError as error:
@@ -124,25 +132,25 @@ def _made(shape: SpeakerConfig) -> SpeakerModel:
 
 
 def statistics_for(settings: SpeakerModelSettings, data_set: str) -> Statistics:
-    """What fbanks are normalised by: what the model was trained with, else the data set's own."""
+    """Statistics for normalising fbanks: of the initial weights, else of the data set."""
     if settings.init_from is not None:
         return load_speaker(settings.init_from)[1]
-    told: dict[str, Any] | None = None
+    preprocessing: dict[str, Any] | None = None
     if settings.encoder is not None:
-        told = read_preprocessing(settings.encoder)
-    if told is None:
+        preprocessing = read_preprocessing(settings.encoder)
+    if preprocessing is None:
         return Statistics.load(data_set)
-    return Statistics(told["fbank_mean"], told["fbank_std"])
+    return Statistics(preprocessing["fbank_mean"], preprocessing["fbank_std"])
 
 
 def load_speaker(name: str) -> tuple[SpeakerModel, Statistics]:
-    """A fine-tuned model, and what its fbanks are normalised by.
+    """Load a fine-tuned model and the statistics of its fbanks.
 
     Args:
-        name: folder of a checkpoint, or a name on the hub.
+        name: folder of a checkpoint, or a model on the hub.
 
     Raises:
-        CavmaeError: there is none, it is damaged, or it is of another kind.
+        CavmaeError: the checkpoint is missing, damaged, or of another kind of model.
     """
     config = Path(name) / CONFIG
     if config.is_file() and not _is_speaker(read_json(config)):
@@ -151,15 +159,15 @@ def load_speaker(name: str) -> tuple[SpeakerModel, Statistics]:
             "`cavmae finetune speakers --model.encoder`."
         )
     model = load_hub(SpeakerModel, name, "make one with `cavmae finetune speakers`")
-    told = read_preprocessing(name)
-    if told is None:
+    preprocessing = read_preprocessing(name)
+    if preprocessing is None:
         raise CavmaeError(
-            f"{name} does not say how sound was normalised: {PREPROCESSING} is missing."
+            f"{name} has no {PREPROCESSING} with the statistics of its fbanks: copy it again."
         )
-    return model, Statistics(told["fbank_mean"], told["fbank_std"])
+    return model, Statistics(preprocessing["fbank_mean"], preprocessing["fbank_std"])
 
 
 def _is_speaker(config: Any) -> bool:
-    """Whether a configuration is one of a speaker model."""
+    """Whether a configuration is of a speaker model."""
     shape = config.get("shape") if isinstance(config, dict) else None
     return isinstance(shape, dict) and "slots" in shape

@@ -1,6 +1,7 @@
-"""What the speaker model is to learn. Spectra, energies and SDR in float32.
+"""Losses of the speaker model. Spectra, energies and SDR are computed in float32.
 
-Shapes: N clips, Q slots (Q' without the residual), P people at most, S samples.
+Shapes: N clips, Q slots (Q' without the residual), P people at most, F key frames, K sampled
+pixels, S samples.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from cavmae.finetune.speaker.matcher import (
     ACTIVE_DB,
-    HEARD_DB,
+    FRAME_ACTIVE_DB,
     LossWeights,
     People,
     Points,
@@ -37,14 +38,14 @@ from cavmae.finetune.speaker.stft import compressed, spectrum
 
 
 class Targets(NamedTuple):
-    """What is known of a batch of composed scenes.
+    """Ground truth of a batch of composed scenes.
 
     Attributes:
-        people: who is seen and heard; voices at the level at which the mixture's RMS is 1.
-        rest: [N, S], what belongs to nobody seen, at that level.
-        mixture: [N, S], likewise.
+        people: on-screen people; their voices at the level at which the mixture's RMS is 1.
+        residual: [N, S], noise and off-screen voices, at that level.
+        mixture: [N, S], at that level.
         masks: bool [N, P, F, H, W].
-        target: int64 [N], who slot 0 is; -1: there is no cue.
+        target: int64 [N], the person that a cue assigns to slot 0; -1: no cue.
     """
 
     people: People
@@ -55,7 +56,7 @@ class Targets(NamedTuple):
 
 
 class SpeakerLosses(NamedTuple):
-    """A loss, its parts for the log, and which slot is who: int64 [N, P]."""
+    """Total loss, its parts by name, and the slot of each person: int64 [N, P]."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -63,121 +64,127 @@ class SpeakerLosses(NamedTuple):
 
 
 def loss_weights(settings: LossSettings) -> LossWeights:
-    """Of the joint cost: those of the losses."""
+    """Weights of the matching cost, which are those of the losses."""
     return LossWeights(
         settings.state, settings.entropy, settings.dice, settings.sdr, settings.silence
     )
 
 
-def seen_slots(
-    looked: SlotPredictions, truth: Targets, settings: LossSettings
+def assign_by_masks(
+    predictions: SlotPredictions, targets: Targets, settings: LossSettings
 ) -> tuple[Tensor, Tensor]:
-    """Which slot is who by masks alone, and the pixels that were looked at.
-
-    To let true masks stand in for the slots' own before there are voices.
+    """Assignment of people to slots by masks alone, for teacher forcing before voices are decoded.
 
     Returns:
-        int64 [N, P] (:func:`cavmae.finetune.speaker.matcher.assign`), and int64 [N, F, K].
+        slots int64 [N, P] (:func:`cavmae.finetune.speaker.matcher.assign`), and the sampled pixels
+        int64 [N, F, count].
     """
-    pixels = draw_points(truth.masks.shape, settings.points, truth.masks.device)
+    pixels = draw_points(targets.masks.shape, settings.points, targets.masks.device)
     with torch.no_grad():
-        points = points_of(looked.masks[-1], truth.masks, pixels)
+        points = points_of(predictions.masks[-1], targets.masks, pixels)
         entropy, dice = mask_costs(points)
-        costs = (settings.entropy * entropy + settings.dice * dice) * truth.people.masked[:, None]
-    return assign(costs, truth.people.present, truth.target), pixels
+        costs = (settings.entropy * entropy + settings.dice * dice) * targets.people.masked[:, None]
+    return assign(costs, targets.people.present, targets.target), pixels
 
 
 def teacher_force_masks(
-    masks: Tensor, truth: Targets, slots: Tensor, below: float
+    masks: Tensor, targets: Targets, slots: Tensor, below: float
 ) -> tuple[Tensor, Tensor]:
-    """Masks in which true ones stand in for those of people's slots that are still wrong.
+    """Replace the masks of assigned slots by the true ones while their IoU is low.
 
-    For as long as they are: voices that were given wrong pixels before they had learned to look at
-    pixels at all, or after, learned to do without them.
+    Voices decoded from wrong pixels, early or late in training, learn to ignore the pixels.
 
     Args:
         masks: [N, Q', F, h, w], 0 to 1.
-        slots: int64 [N, P].
-        below: IoU of a slot's mask with its person's, over all key frames, that is wrong.
+        slots: int64 [N, P], the slot of each person.
+        below: IoU over all key frames below which a mask is replaced.
 
     Returns:
-        the same shape, without gradient; and bool [N, P], whose mask was replaced.
+        masks of the same shape, without gradient; and bool [N, P], where one was replaced.
     """
     size = masks.shape[-2], masks.shape[-1]
-    true = functional.adaptive_avg_pool2d(truth.masks.flatten(0, 1).float(), size)
-    true = true.unflatten(0, truth.masks.shape[:2])
-    found = masks.detach().clone()
-    replaced = truth.people.present & truth.people.masked
+    true = functional.adaptive_avg_pool2d(targets.masks.flatten(0, 1).float(), size)
+    true = true.unflatten(0, targets.masks.shape[:2])  # [N, P, F, h, w]
+    forced = masks.detach().clone()
+    replaced = targets.people.present & targets.people.masked
     rows, people = replaced.nonzero(as_tuple=True)
-    own, wanted = found[rows, slots[rows, people]] > 0.5, true[rows, people] > 0.5
-    both = (own & wanted).flatten(1).sum(1)
-    either = (own | wanted).flatten(1).sum(1).clamp(min=1)
-    replaced[rows, people] = both < below * either
+    predicted = forced[rows, slots[rows, people]] > 0.5
+    wanted = true[rows, people] > 0.5
+    intersection = (predicted & wanted).flatten(1).sum(1)
+    union = (predicted | wanted).flatten(1).sum(1).clamp(min=1)
+    replaced[rows, people] = intersection < below * union
     rows, people = replaced.nonzero(as_tuple=True)
-    found[rows, slots[rows, people]] = true[rows, people].to(found.dtype)
-    return found, replaced
+    forced[rows, slots[rows, people]] = true[rows, people].to(forced.dtype)
+    return forced, replaced
 
 
-def presence_targets(there: Tensor, truth: Targets, slots: Tensor, replaced: Tensor) -> Tensor:
-    """Which slots are somebody, by what they are assigned, where a true mask had to stand in.
+def presence_targets(
+    presence_prob: Tensor, targets: Targets, slots: Tensor, replaced: Tensor
+) -> Tensor:
+    """Presence of slots by their assignment, in clips with a teacher-forced mask.
 
-    Only in clips in which the pixels of all people are known, so that all slots are.
+    Clips in which some person has no mask keep the predicted presence, since their assignment is
+    uncertain.
 
     Args:
-        there: [N, Q'], of the slots' own states.
-        slots: int64 [N, P].
-        replaced: bool [N, P], of :func:`with_true_masks`.
+        presence_prob: [N, Q'], of the predicted states.
+        slots: int64 [N, P], the slot of each person.
+        replaced: bool [N, P], of :func:`teacher_force_masks`.
 
     Returns:
-        the same shape.
+        [N, Q'], 0 to 1.
     """
-    people = truth.people
-    known = replaced.any(1) & (people.masked | ~people.present).all(1)
-    found = torch.where(known[:, None], torch.zeros_like(there), there)
-    rows, whom = (people.present & known[:, None]).nonzero(as_tuple=True)
-    found[rows, slots[rows, whom]] = 1.0
-    return found
+    people = targets.people
+    forced = replaced.any(1) & (people.masked | ~people.present).all(1)
+    presence = torch.where(forced[:, None], torch.zeros_like(presence_prob), presence_prob)
+    rows, persons = (people.present & forced[:, None]).nonzero(as_tuple=True)
+    presence[rows, slots[rows, persons]] = 1.0
+    return presence
 
 
 def speaker_losses(
-    looked: SlotPredictions,
+    predictions: SlotPredictions,
     voices: VoicePredictions,
-    truth: Targets,
+    targets: Targets,
     pixels: Tensor,
     settings: LossSettings,
 ) -> SpeakerLosses:
-    """One assignment, and what it costs.
+    """All losses under one joint assignment of people to slots.
 
     Args:
-        pixels: of :func:`seen_slots`.
+        pixels: of :func:`assign_by_masks`.
+        settings: weights of the losses.
     """
-    people = truth.people
-    waves = voices.waves(truth.mixture.shape[-1]) / voices.scale
+    people = targets.people
+    waves = voices.waves(targets.mixture.shape[-1]) / voices.scale
     weights = loss_weights(settings)
-    all_points = [points_of(masks, truth.masks, pixels) for masks in looked.masks]
+    all_points = [points_of(masks, targets.masks, pixels) for masks in predictions.masks]
     costs = joint_costs(
-        people, weights, voices.states[:, :-1], all_points[-1], waves[:, :-1], truth.mixture
+        people, weights, voices.states[:, :-1], all_points[-1], waves[:, :-1], targets.mixture
     )
-    slots = assign(costs, people.present, truth.target)
-    rows, whom = people.present.nonzero(as_tuple=True)
-    which = slots[rows, whom]
+    slots = assign(costs, people.present, targets.target)
+    rows, persons = people.present.nonzero(as_tuple=True)
+    person_slots = slots[rows, persons]
 
     parts: dict[str, Tensor] = {}
-    wanted = torch.full(voices.states.shape[:2], NONE, device=costs.device)
-    wanted[rows, which] = torch.where(people.active[rows, whom], SPEAKING, SILENT)
-    unseen = energies_db(truth.residual[:, None], truth.mixture)[:, 0] > ACTIVE_DB
-    wanted[unseen, -1] = OFF_SCREEN
+    states = torch.full(voices.states.shape[:2], NONE, device=costs.device)
+    states[rows, person_slots] = torch.where(people.active[rows, persons], SPEAKING, SILENT)
+    residual_audible = energies_db(targets.residual[:, None], targets.mixture)[:, 0] > ACTIVE_DB
+    states[residual_audible, -1] = OFF_SCREEN
     parts["state"] = torch.stack(
-        [_state_loss(s, wanted, settings.no_object) for s in (*looked.states, voices.states)]
+        [
+            _state_loss(logits, states, settings.no_object)
+            for logits in (*predictions.states, voices.states)
+        ]
     ).mean()
-    known = people.masked[rows, whom]
-    pairs = rows[known], which[known], whom[known]
-    seen = [_mask_losses(points, pairs) for points in all_points]
-    parts["mask_bce"] = torch.stack([entropy for entropy, _ in seen]).mean()
-    parts["dice"] = torch.stack([dice for _, dice in seen]).mean()
-    parts["votes"] = vote_loss(looked.votes, truth, pixels)
-    parts["mixer"] = _mixer_loss(looked.mixed, truth, pixels)
-    parts |= _voice_losses(voices, waves, truth, slots)
+    has_mask = people.masked[rows, persons]
+    pairs = rows[has_mask], person_slots[has_mask], persons[has_mask]
+    mask_parts = [_mask_losses(points, pairs) for points in all_points]
+    parts["mask_bce"] = torch.stack([entropy for entropy, _ in mask_parts]).mean()
+    parts["dice"] = torch.stack([dice for _, dice in mask_parts]).mean()
+    parts["votes"] = vote_loss(predictions.votes, targets, pixels)
+    parts["mixer"] = _mixer_loss(predictions.mixed, targets, pixels)
+    parts |= _voice_losses(voices, waves, targets, slots)
     factors = {
         "state": settings.state, "mask_bce": settings.entropy, "dice": settings.dice,
         "votes": settings.center_vote, "mixer": settings.mixer, "when": settings.activity,
@@ -187,98 +194,99 @@ def speaker_losses(
     return SpeakerLosses(total, parts, slots)
 
 
-def _state_loss(logits: Tensor, wanted: Tensor, no_object: float) -> Tensor:
-    weight = torch.where(wanted == NONE, no_object, 1.0)
+def _state_loss(logits: Tensor, states: Tensor, no_object: float) -> Tensor:
+    weight = torch.where(states == NONE, no_object, 1.0)
     losses = functional.cross_entropy(
-        logits.float().flatten(0, 1), wanted.flatten(), reduction="none"
+        logits.float().flatten(0, 1), states.flatten(), reduction="none"
     )
     return (losses * weight.flatten()).sum() / weight.sum()
 
 
 def _mask_losses(points: Points, pairs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and dice loss of pairs of (clip, slot, person); 0 if there is none."""
+    """Cross-entropy and dice loss of pairs of (clip, slot, person); 0 without pairs."""
     rows, slots, people = pairs
-    one = Points(points.predicted[rows, slots][:, None], points.truth[rows, people][:, None])
-    entropy, dice = mask_costs(one)
+    matched = Points(points.predicted[rows, slots][:, None], points.truth[rows, people][:, None])
+    entropy, dice = mask_costs(matched)
     count = max(1, len(rows))
     return entropy.sum() / count, dice.sum() / count
 
 
-def vote_loss(votes: Tensor, truth: Targets, pixels: Tensor) -> Tensor:
-    """How far, on average, pixels of people vote beside their person's middle, along both axes.
+def vote_loss(votes: Tensor, targets: Targets, pixels: Tensor) -> Tensor:
+    """Mean L1 distance of votes of people's pixels from their person's center.
 
     Args:
-        votes: [N, 2, F, h, w].
+        votes: [N, 2, F, h, w], as fractions of the frame.
     """
-    known = truth.people.masked & truth.people.present
-    masks = (truth.masks & known[:, :, None, None, None]).float()
+    has_mask = targets.people.masked & targets.people.present
+    masks = (targets.masks & has_mask[:, :, None, None, None]).float()  # [N, P, F, H, W]
     height, width = masks.shape[-2:]
     x = (torch.arange(width, device=masks.device) + 0.5) / width
     y = (torch.arange(height, device=masks.device) + 0.5) / height
     total = masks.flatten(2).sum(-1).clamp(min=1)
-    middle = torch.stack(
+    centers = torch.stack(
         [(masks.sum((2, 3)) * x).sum(-1) / total, (masks.sum((2, 4)) * y).sum(-1) / total], dim=1
     )  # [N, 2, P]
-    points = points_of(votes, truth.masks & known[:, :, None, None, None], pixels)
-    apart = (points.predicted - middle @ points.truth).abs().sum(1)
-    here = points.truth.sum(1)
-    return (apart * here).sum() / here.sum().clamp(min=1)
+    points = points_of(votes, targets.masks & has_mask[:, :, None, None, None], pixels)
+    distance = (points.predicted - centers @ points.truth).abs().sum(1)
+    masked_pixels = points.truth.sum(1)
+    return (distance * masked_pixels).sum() / masked_pixels.sum().clamp(min=1)
 
 
-def _mixer_loss(mixed: Tensor, truth: Targets, pixels: Tensor) -> Tensor:
-    """Dice loss of the mixed map's channel mean with the pixels of all who are heard.
+def _mixer_loss(mixed: Tensor, targets: Targets, pixels: Tensor) -> Tensor:
+    """Dice loss of the mixer's channel mean [N, F, h, w] with the union of speaking people's masks.
 
-    Clips in which the pixels of somebody heard are not known do not count.
+    Clips with a speaking person without a mask do not count.
     """
-    people = truth.people
-    heard = (truth.masks & people.active[:, :, None, None, None]).any(1, keepdim=True)
-    _, dice = mask_costs(points_of(mixed[:, None], heard, pixels))
-    known = ~(people.active & ~people.masked).any(1)
-    return (dice[:, 0, 0] * known).sum() / known.sum().clamp(min=1)
+    people = targets.people
+    audible = (targets.masks & people.active[:, :, None, None, None]).any(1, keepdim=True)
+    _, dice = mask_costs(points_of(mixed[:, None], audible, pixels))
+    complete = ~(people.active & ~people.masked).any(1)
+    return (dice[:, 0, 0] * complete).sum() / complete.sum().clamp(min=1)
 
 
 def _voice_losses(
-    voices: VoicePredictions, waves: Tensor, truth: Targets, slots: Tensor
+    voices: VoicePredictions, waves: Tensor, targets: Targets, slots: Tensor
 ) -> dict[str, Tensor]:
-    """Of people in their slots and of the residual; whoever is not heard is to be silent."""
-    people = truth.people
+    """Losses of assigned slots and of the residual; inactive ones are to be silent."""
+    people = targets.people
     n, q = waves.shape[:2]
-    # What each slot is to sound like: its person's voice, the rest, or nothing.
+    # Reference waveform of each slot: its person's voice, the residual, or silence.
     wanted = torch.zeros_like(waves)
-    rows, whom = people.present.nonzero(as_tuple=True)
-    wanted[rows, slots[rows, whom]] = people.voices[rows, whom]
-    wanted[:, -1] = truth.residual
+    rows, persons = people.present.nonzero(as_tuple=True)
+    wanted[rows, slots[rows, persons]] = people.voices[rows, persons]
+    wanted[:, -1] = targets.residual
     assigned = torch.zeros(n, q, dtype=torch.bool, device=waves.device)
-    assigned[rows, slots[rows, whom]] = True
+    assigned[rows, slots[rows, persons]] = True
     assigned[:, -1] = True
-    active = assigned & (energies_db(wanted, truth.mixture) > ACTIVE_DB)
+    active = assigned & (energies_db(wanted, targets.mixture) > ACTIVE_DB)
     count = active.sum().clamp(min=1)
-    loud = frame_energies_db(wanted, truth.mixture, voices.activity_logits.shape[-1]) > HEARD_DB
-    when = functional.binary_cross_entropy_with_logits(
-        voices.activity_logits.float(), loud.float(), reduction="none"
+    frames = voices.activity_logits.shape[-1]
+    audible_frames = frame_energies_db(wanted, targets.mixture, frames) > FRAME_ACTIVE_DB
+    activity = functional.binary_cross_entropy_with_logits(
+        voices.activity_logits.float(), audible_frames.float(), reduction="none"
     ).mean(2)
     ratio = (sdr(waves, wanted) * active).sum() / count
-    own = compressed(voices.spectra[active][..., :-1, :-1])
+    predicted = compressed(voices.spectra[active][..., :-1, :-1])
     true = compressed(spectrum(wanted[active])[..., :-1, :-1])
-    loudness = energies_db(waves, truth.mixture)
+    energy = energies_db(waves, targets.mixture)
     silent = assigned & ~active
     return {
-        "when": (when * assigned).sum() / assigned.sum(),
+        "when": (activity * assigned).sum() / assigned.sum(),
         "sdr": ratio,
-        "spectrum": (own - true).abs().mean(dim=(1, 2, 3)).sum() / count,
-        "silence": (loudness * silent).sum() / silent.sum().clamp(min=1),
+        "spectrum": (predicted - true).abs().mean(dim=(1, 2, 3)).sum() / count,
+        "silence": (energy * silent).sum() / silent.sum().clamp(min=1),
     }
 
 
 def targets_of(batch: dict[str, Tensor], target: Tensor, scale: Tensor) -> Targets:
-    """The truth about a batch of :func:`cavmae.datasets.mixtures.scene_stream.collate`.
+    """Targets of a batch of :func:`cavmae.datasets.mixtures.scene_stream.collate`.
 
     Args:
-        target: int64 [N], who slot 0 is; -1: there is no cue.
+        target: int64 [N], the person that a cue assigns to slot 0; -1: no cue.
         scale: [N, 1], RMS of the mixtures.
     """
     voices = batch["voices"].float() / scale[:, None]
     mixture = batch["mixture"].float() / scale
-    loud = energies_db(voices, mixture) > ACTIVE_DB
-    people = People(batch["present"], batch["speaking"] & loud, batch["masked"], voices)
+    audible = energies_db(voices, mixture) > ACTIVE_DB
+    people = People(batch["present"], batch["speaking"] & audible, batch["masked"], voices)
     return Targets(people, batch["rest"].float() / scale, mixture, batch["masks"], target)

@@ -1,9 +1,9 @@
-"""Which slot is which person: one assignment for masks, voices and states together.
+"""Hungarian matching of people to slots, by one joint cost of masks, voices and states.
 
-Separate assignments for masks and for voices would destroy the index that both share.
+Separate assignments of masks and of voices would break the index that both share.
 
-Shapes: N clips, Q' slots of people (without the residual), P people at most, K sampled pixels,
-S samples.
+Shapes: N clips, Q' slots of people (without the residual), P people at most, F key frames,
+K sampled pixels, S samples.
 """
 
 from typing import NamedTuple
@@ -14,14 +14,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
-CAP_DB = 30.0  # more SI-SDR than this is not asked for
-FLOOR_DB = -60.0  # nor more silence than this, relative to the mixture
-ACTIVE_DB = -40.0  # a voice softer than this, relative to the mixture, is not there
-HEARD_DB = -30.0  # likewise 40 ms of a voice, relative to the mean of its mixture
+CAP_DB = 30.0  # upper limit of the SDR as a loss
+FLOOR_DB = -60.0  # lower limit of energies, relative to the mixture
+ACTIVE_DB = -40.0  # energy of a voice, relative to the mixture, from which on it is active
+FRAME_ACTIVE_DB = -30.0  # likewise of 40 ms of a voice, relative to the mean of its mixture
 
 
 class Points(NamedTuple):
-    """Pixels of key frames, drawn at random, as many in each.
+    """Predictions and targets at sampled pixels, K in all key frames together.
 
     Attributes:
         predicted: [N, Q', K], logits.
@@ -33,7 +33,7 @@ class Points(NamedTuple):
 
 
 def draw_points(shape: tuple[int, ...], count: int, device: torch.device) -> Tensor:
-    """Numbers of pixels: int64 [N, F, count].
+    """Random pixel indices, ``count`` in each key frame: int64 [N, F, count].
 
     Args:
         shape: of the true masks, [N, P, F, H, W].
@@ -43,10 +43,10 @@ def draw_points(shape: tuple[int, ...], count: int, device: torch.device) -> Ten
 
 
 def points_of(logits: Tensor, truth: Tensor, pixels: Tensor) -> Points:
-    """Predictions and truth in some pixels.
+    """Predictions and true masks at sampled pixels.
 
     Args:
-        logits: [N, Q', F, h, w], of any size; read bilinearly.
+        logits: [N, Q', F, h, w], of any resolution; sampled bilinearly.
         truth: bool [N, P, F, H, W].
         pixels: of :func:`draw_points`.
     """
@@ -54,63 +54,63 @@ def points_of(logits: Tensor, truth: Tensor, pixels: Tensor) -> Points:
     height, width = truth.shape[-2:]
     y = (pixels // width + 0.5) / height * 2 - 1
     x = (pixels % width + 0.5) / width * 2 - 1
-    grid = torch.stack([x, y], dim=-1).flatten(0, 1)[:, :, None].float()  # [N F, K, 1, 2]
-    maps = logits.transpose(1, 2).flatten(0, 1).float()
-    read = functional.grid_sample(maps, grid, mode="bilinear", align_corners=False)[..., 0]
-    read = read.unflatten(0, (n, -1)).transpose(1, 2).flatten(2)
+    grid = torch.stack([x, y], dim=-1).flatten(0, 1)[:, :, None].float()  # [N F, count, 1, 2]
+    maps = logits.transpose(1, 2).flatten(0, 1).float()  # [N F, Q', h, w]
+    predicted = functional.grid_sample(maps, grid, mode="bilinear", align_corners=False)[..., 0]
+    predicted = predicted.unflatten(0, (n, -1)).transpose(1, 2).flatten(2)  # [N, Q', K]
+    # [N, P, F, count]
     true = truth.flatten(3).gather(3, pixels[:, None].expand(-1, truth.shape[1], -1, -1))
-    return Points(read.view(n, slots, -1), true.flatten(2).float())
+    return Points(predicted.view(n, slots, -1), true.flatten(2).float())
 
 
 def mask_costs(points: Points) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and dice loss of every slot with every person's mask: [N, Q', P] each."""
+    """Binary cross-entropy and dice loss of all pairs of slots and people: [N, Q', P] each."""
     x, t = points
     count = x.shape[-1]
     entropy = functional.softplus(-x) @ t.transpose(1, 2)
     entropy = entropy + functional.softplus(x) @ (1 - t).transpose(1, 2)
     p = x.sigmoid()
-    both = p @ t.transpose(1, 2)
+    intersection = p @ t.transpose(1, 2)
     total = p.sum(-1)[:, :, None] + t.sum(-1)[:, None]
-    return entropy / count, 1 - (2 * both + 1) / (total + 1)
+    return entropy / count, 1 - (2 * intersection + 1) / (total + 1)
 
 
 def energies_db(waves: Tensor, mixture: Tensor) -> Tensor:
     """Energy of voices [N, K, S] relative to that of their mixture [N, S] in dB: [N, K].
 
-    -60 dB is the least; so the gradient is finite also for digital silence.
+    The floor of -60 dB keeps the gradient finite for digital silence.
     """
     energy = waves.float().square().sum(-1)
-    whole = mixture.float().square().sum(-1, keepdim=True) + 1e-8
-    return 10 * torch.log10(energy / whole + 10 ** (FLOOR_DB / 10))
+    reference = mixture.float().square().sum(-1, keepdim=True) + 1e-8
+    return 10 * torch.log10(energy / reference + 10 ** (FLOOR_DB / 10))
 
 
 def frame_energies_db(waves: Tensor, mixture: Tensor, frames: int) -> Tensor:
     """Power of voices [N, K, S] in each frame, relative to their mixture's [N, S]: [N, K, frames].
 
-    In dB, -60 at least.
+    In dB, with a floor of -60.
     """
     power = waves.float().square().unflatten(-1, (frames, -1)).mean(-1)
-    whole = mixture.float().square().mean(-1)[:, None, None] + 1e-8
-    return 10 * torch.log10(power / whole + 10 ** (FLOOR_DB / 10))
+    reference = mixture.float().square().mean(-1)[:, None, None] + 1e-8
+    return 10 * torch.log10(power / reference + 10 ** (FLOOR_DB / 10))
 
 
 def sdr_pairs(estimates: Tensor, truth: Tensor) -> Tensor:
-    """SDR of every estimate [N, K, S] with every true voice [N, P, S]: [N, K, P], in dB.
+    """SDR of all pairs of estimates [N, K, S] and true voices [N, P, S]: [N, K, P], in dB.
 
-    The plain one, energy of the truth over that of the difference: voices are to add up to the
-    mixture, and what does not depend on scale lets masks grow until they are saturated (seen).
-    Approaches 30 dB smoothly. For a silent truth the value means nothing, but it and its gradient
-    are finite.
+    Energy of the truth over that of the error, with a smooth limit at 30 dB. It depends on scale,
+    since voices add up to the mixture and a scale-invariant loss let masks grow until they
+    saturated. For a silent truth the value has no meaning, but it and its gradient are finite.
     """
     estimates, truth = estimates.float(), truth.float()
-    cross = estimates @ truth.transpose(1, 2)
-    own = estimates.square().sum(-1)[:, :, None]
+    dot = estimates @ truth.transpose(1, 2)
+    energy = estimates.square().sum(-1)[:, :, None]
     true = truth.square().sum(-1)[:, None]
-    return _sdr((own - 2 * cross + true).clamp(min=0), true)
+    return _sdr((energy - 2 * dot + true).clamp(min=0), true)
 
 
 def sdr(estimates: Tensor, truth: Tensor) -> Tensor:
-    """:func:`sdr_pairs` of estimates [..., S] with a truth of their own [..., S]: [...]."""
+    """SDR of estimates [..., S] with one true voice each [..., S]: [...]; see :func:`sdr_pairs`."""
     estimates, truth = estimates.float(), truth.float()
     return _sdr((estimates - truth).square().sum(-1), truth.square().sum(-1))
 
@@ -122,12 +122,12 @@ def _sdr(noise: Tensor, true: Tensor) -> Tensor:
 
 
 class People(NamedTuple):
-    """The truth about who is seen.
+    """Ground truth of on-screen people.
 
     Attributes:
         present: bool [N, P].
-        active: bool [N, P], whose voice is in the mixture.
-        masked: bool [N, P], whose pixels are known.
+        active: bool [N, P], whether their voice is audible in the mixture.
+        masked: bool [N, P], whether their mask is known.
         voices: float [N, P, S].
     """
 
@@ -138,7 +138,7 @@ class People(NamedTuple):
 
 
 class LossWeights(NamedTuple):
-    """Weights of the joint cost; see :class:`cavmae.finetune.speaker.settings.LossSettings`."""
+    """Weights of the matching cost; see :class:`cavmae.finetune.speaker.settings.LossSettings`."""
 
     state: float
     entropy: float
@@ -155,50 +155,51 @@ def joint_costs(
     waves: Tensor,
     mixture: Tensor,
 ) -> Tensor:
-    """What it would cost that a slot is a person: [N, Q', P], without gradient.
+    """Matching cost of all pairs of slots and people: [N, Q', P], without gradient.
 
     Args:
         states: [N, Q', 4], logits.
-        waves: [N, Q', S], at the level of the truth.
+        waves: [N, Q', S], at the level of the true voices.
         mixture: [N, S].
     """
     with torch.no_grad():
         entropy, dice = mask_costs(points)
-        seen = (weights.entropy * entropy + weights.dice * dice) * people.masked[:, None]
-        odds = states.float().log_softmax(-1)
-        state = -torch.where(people.active[:, None], odds[..., :1], odds[..., 1:2])
-        sounds = -weights.sdr * sdr_pairs(waves, people.voices)
-        silent = weights.silence * energies_db(waves, mixture)[:, :, None].expand_as(sounds)
-        heard = torch.where(people.active[:, None], sounds, silent)
-        return seen + weights.state * state + heard
+        mask_cost = (weights.entropy * entropy + weights.dice * dice) * people.masked[:, None]
+        log_prob = states.float().log_softmax(-1)
+        state_cost = -torch.where(people.active[:, None], log_prob[..., :1], log_prob[..., 1:2])
+        active_cost = -weights.sdr * sdr_pairs(waves, people.voices)
+        energy = energies_db(waves, mixture)[:, :, None]
+        silent_cost = weights.silence * energy.expand_as(active_cost)
+        voice_cost = torch.where(people.active[:, None], active_cost, silent_cost)
+        return mask_cost + weights.state * state_cost + voice_cost
 
 
 def assign(costs: Tensor, present: Tensor, fixed: Tensor | None = None) -> Tensor:
-    """The cheapest assignment of people to slots.
+    """Assignment of people to slots of the least total cost.
 
     Args:
         costs: [N, Q', P].
         present: bool [N, P].
-        fixed: int64 [N], who slot 0 is, as a cue says; -1: nobody in particular. None: never.
+        fixed: int64 [N], the person that a cue assigns to slot 0; -1: no cue. None: no cues.
 
     Returns:
-        int64 [N, P], the slot of each person; -1 for who is not present.
+        int64 [N, P], the slot of each person; -1 for absent people.
 
     Raises:
-        ValueError: more people than slots.
+        ValueError: there are more people than slots.
     """
-    told = costs.detach().float().nan_to_num(1e4, 1e4, -1e4).cpu().numpy()
-    here = present.cpu().numpy()
-    target = np.full(len(told), -1) if fixed is None else fixed.cpu().numpy()
-    found = np.full(here.shape, -1)
-    for row, cost, who, one in zip(found, told, here, target, strict=True):
-        people = np.flatnonzero(who)
+    finite = costs.detach().float().nan_to_num(1e4, 1e4, -1e4).cpu().numpy()
+    is_present = present.cpu().numpy()
+    targets = np.full(len(finite), -1) if fixed is None else fixed.cpu().numpy()
+    assignment = np.full(is_present.shape, -1)
+    for row, cost, mask, target in zip(assignment, finite, is_present, targets, strict=True):
+        people = np.flatnonzero(mask)
         if len(people) > len(cost):
-            raise ValueError(f"{len(people)} people for {len(cost)} slots: give the model more.")
+            raise ValueError(f"{len(people)} people for {len(cost)} slots: raise model.slots.")
         slots = np.arange(len(cost))
-        if one >= 0:
-            row[one] = 0
-            people, slots = people[people != one], slots[1:]
-        chosen, whom = linear_sum_assignment(cost[np.ix_(slots, people)])
-        row[people[whom]] = slots[chosen]
-    return torch.from_numpy(found).to(costs.device)
+        if target >= 0:
+            row[target] = 0
+            people, slots = people[people != target], slots[1:]
+        slot_places, person_places = linear_sum_assignment(cost[np.ix_(slots, people)])
+        row[people[person_places]] = slots[slot_places]
+    return torch.from_numpy(assignment).to(costs.device)

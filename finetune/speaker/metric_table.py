@@ -1,15 +1,15 @@
-"""Titles, units and decimals of the metrics of a speaker model, in the order of its tables."""
+"""Titles, units and decimals of the speaker model's metrics, in the order of tables."""
 
 from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """A row of a table of metrics.
+    """Row of a table of metrics.
 
     Attributes:
-        title: for people.
-        unit: empty: none.
-        digits: decimals that are printed.
+        title: human-readable name.
+        unit: empty if there is none.
+        digits: printed decimals.
     """
 
     title: str
@@ -18,7 +18,7 @@ class Metric(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Title and unit."""
+        """Title with its unit."""
         return f"{self.title}, {self.unit}" if self.unit else self.title
 
 

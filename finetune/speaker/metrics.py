@@ -1,8 +1,11 @@
-"""Measures of what a speaker model found in a scene, and their summary.
+"""Metrics of the masks, voices and states of scenes, and their summary.
 
-Masks are measured at the scene's own size, *with* frames in which nobody is to be seen there: a
-measure that skips them hides false alarms. Voices are measured against what each person's voice is
-in the mixture; silence by its energy.
+Masks are measured at the scene's own resolution, *including* frames in which a person is absent: to
+skip them would hide false alarms. Voices are compared with each person's voice in the mixture;
+silent people are measured by the energy of their output.
+
+Shapes: N scenes, Q slots (Q' without the residual), P people at most, K voices, F key frames,
+S samples.
 """
 
 import dataclasses
@@ -35,29 +38,29 @@ from cavmae.finetune.speaker.model import (
     VoicePredictions,
 )
 
-GRID = 7  # every so manyeth pixel counts in the assignment
-BETA2 = 0.3  # of the F measure, as AVSBench has it
-WORST_DB = -30.0  # (SI-)SDR of a voice that is not there, which has none
-TALKED_OVER = 0.9  # of somebody's time, in which another speaks, too
-ALONE_DB = 30.0  # SI-SDR of a mixture in which there is nothing but the voice
+GRID = 7  # stride of the pixels that the assignment compares
+BETA2 = 0.3  # squared beta of the F score, as in AVSBench
+WORST_DB = -30.0  # (SI-)SDR of a silent output, for which it is undefined
+TALKED_OVER = 0.9  # fraction of a person's speech from which on it counts as overlapped
+ALONE_DB = 30.0  # SI-SDR from which on a mixture is the clean voice
 
 
 @dataclasses.dataclass
 class PersonMetrics:
-    """What was found of one person; NaN where it cannot be told.
+    """Metrics of one person; NaN where they are undefined.
 
     Attributes:
-        active: whether their voice is in the mixture.
-        si_sdr, si_sdr_mixture, sdr, sdr_mixture: in dB, of the voice found and of the mixture.
-        level: of the voice found of somebody silent, relative to the mixture, in dB.
-        iou, f: of the mask, means over key frames.
-        size: share of the frame that they cover.
-        bound: whether the slot whose mask is best for them is the one whose voice is.
-        confused: whether the voice is nearer to somebody else's.
-        state: whether speaking or silent was told rightly.
-        overlap: share of their active time in which somebody else is active, too.
-        stoi, stoi_mixture, pesq, pesq_mixture: where they were asked for.
-        meant: whether a cue means them.
+        active: whether their voice is audible in the mixture.
+        si_sdr, si_sdr_mixture, sdr, sdr_mixture: in dB, of the estimated voice and of the mixture.
+        level: energy of a silent person's output relative to the mixture, in dB.
+        iou, f: IoU and F score of the mask, means over key frames.
+        size: fraction of the frame that the true mask covers.
+        binding: whether the same slot has the best mask and the best voice.
+        confusion: whether the estimate is nearer to another person's voice.
+        state_acc: whether the state, speaking or silent, is right.
+        overlap: fraction of their active time in which another person is active, too.
+        stoi, stoi_mixture, pesq, pesq_mixture: if requested.
+        is_target: whether the cue selects them.
     """
 
     active: bool
@@ -82,13 +85,14 @@ class PersonMetrics:
 
 @dataclasses.dataclass
 class SceneMetrics:
-    """Of a scene.
+    """Metrics of a scene.
 
     Attributes:
-        key: its name.
+        key: name of the scene.
         people: in the scene's order.
-        phantoms: how many slots claim to be people, and nobody is theirs; NaN: not measured.
-        unseen: whether the residual tells rightly if there is anything of nobody seen to be heard.
+        false_slots: number of slots with the state of a person, but without
+            one; NaN: not measured.
+        residual_acc: whether the state of the residual is right; NaN: not measured.
     """
 
     key: str
@@ -97,154 +101,168 @@ class SceneMetrics:
     residual_acc: float = math.nan
 
 
-def assigned(
-    looked: SlotPredictions, voices: VoicePredictions, truth: Targets, weights: LossWeights
+def assign_slots(
+    predictions: SlotPredictions, voices: VoicePredictions, targets: Targets, weights: LossWeights
 ) -> tuple[Tensor, Tensor]:
-    """The slots' waves at the truth's level [N, Q, S], and which slot is who: int64 [N, P].
+    """Waveforms of slots at the level of the targets [N, Q, S], and slots of people int64 [N, P].
 
-    By the joint cost that training uses, with pixels of a regular grid instead of random ones;
-    where there is a cue, slot 0 is whom it means.
+    The assignment has the joint cost of training, with pixels of a regular grid instead of random
+    ones. A cue assigns its person to slot 0.
     """
-    waves = voices.waves(truth.mixture.shape[-1]) / voices.scale
-    n, _, f, h, w = truth.masks.shape
+    waves = voices.waves(targets.mixture.shape[-1]) / voices.scale
+    n, _, f, h, w = targets.masks.shape
     pixels = torch.arange(0, h * w, GRID, device=waves.device).expand(n, f, -1)
-    points = points_of(looked.masks[-1], truth.masks, pixels)
+    points = points_of(predictions.masks[-1], targets.masks, pixels)
     states = voices.states[:, :-1]
-    costs = joint_costs(truth.people, weights, states, points, waves[:, :-1], truth.mixture)
-    return waves, assign(costs, truth.people.present, truth.target)
+    costs = joint_costs(targets.people, weights, states, points, waves[:, :-1], targets.mixture)
+    return waves, assign(costs, targets.people.present, targets.target)
 
 
 def measure(
     keys: Sequence[str],
     waves: Tensor,
     slots: Tensor,
-    truth: Targets,
-    looked: SlotPredictions | None = None,
+    targets: Targets,
+    predictions: SlotPredictions | None = None,
     states: Tensor | None = None,
     quality: Sequence[str] = (),
 ) -> list[SceneMetrics]:
-    """Measures of the scenes of a batch.
+    """Metrics of the scenes of a batch.
 
     Args:
+        keys: names of the scenes.
         waves: [N, K, S].
-        slots: int64 [N, P], whose wave, mask and state a person's are.
-        truth: of the batch.
-        looked: for masks; None: only voices are measured.
-        states: [N, Q, 4], logits; None: they are not measured.
-        quality: of ``stoi`` and ``pesq`` what is measured, too.
+        slots: int64 [N, P], the slot of each person.
+        targets: of the batch.
+        predictions: of masks; None: masks are not measured.
+        states: [N, Q, 4], logits; None: states are not measured.
+        quality: additional metrics of voices, of ``stoi`` and ``pesq``.
     """
-    people = truth.people
-    found = []
+    people = targets.people
+    scenes = []
     pairs = _si_sdr_pairs(waves, people.voices)
-    loud = energies_db(waves, truth.mixture)
+    energy_db = energies_db(waves, targets.mixture)
     for row, key in enumerate(keys):
         scene = SceneMetrics(key, [])
         count = int(people.present[row].sum())
-        sounds = people.voices[row, :count]
-        shown = ious = None
-        if looked is not None:
-            shown = shown_masks(
-                looked.masks[-1][row], (truth.masks.shape[-2], truth.masks.shape[-1])
+        references = people.voices[row, :count]
+        masks = ious = None
+        if predictions is not None:
+            masks = binary_masks(
+                predictions.masks[-1][row], (targets.masks.shape[-2], targets.masks.shape[-1])
             )
-            ious = _ious(shown, truth.masks[row, :count])
-            # Who is said to be nobody is not given out, and a faint copy of a voice, which
-            # SI-SDR takes for as good as the voice, binds nothing.
-            somebody = torch.ones(len(ious), dtype=torch.bool, device=ious.device)
+            ious = _ious(masks, targets.masks[row, :count])
+            # Slots that are no person are not part of the output. SI-SDR would rate a faint copy
+            # of a voice in one of them as high as the voice.
+            is_person = torch.ones(len(ious), dtype=torch.bool, device=ious.device)
             if states is not None:
-                somebody = states[row, :-1].argmax(-1) < OFF_SCREEN
+                is_person = states[row, :-1].argmax(-1) < OFF_SCREEN
         for person in range(count):
             slot = int(slots[row, person])
             active = bool(people.active[row, person])
-            masked = bool(people.masked[row, person])
-            one = PersonMetrics(active, is_target=person == int(truth.target[row]))
+            has_mask = bool(people.masked[row, person])
+            metrics = PersonMetrics(active, is_target=person == int(targets.target[row]))
             if states is not None:
-                one.state_acc = float(int(states[row, slot].argmax()) == (0 if active else 1))
-            if shown is not None and ious is not None and masked:
-                true = truth.masks[row, person]
-                one.iou, one.f = float(ious[slot, person]), _f_measure(shown[slot], true)
-                one.size = float(true.float().mean())
+                metrics.state_acc = float(int(states[row, slot].argmax()) == (0 if active else 1))
+            if masks is not None and ious is not None and has_mask:
+                true = targets.masks[row, person]
+                metrics.iou, metrics.f = float(ious[slot, person]), _f_measure(masks[slot], true)
+                metrics.size = float(true.float().mean())
             if active:
-                _hear(one, waves[row, slot], sounds, person, truth.mixture[row], quality)
-                if ious is not None and masked:
-                    best = int(ious[:, person].masked_fill(~somebody, -1).argmax())
-                    heard = pairs[row, : len(ious), person].masked_fill(~somebody, -torch.inf)
-                    # Who is denied is not bound, whoever is left.
-                    one.binding = float(bool(somebody[slot]) and best == int(heard.argmax()))
-            elif bool(truth.mixture[row].any()):  # of silence nothing but silence can be made
-                one.level = float(loud[row, slot])
-            scene.people.append(one)
+                _measure_voice(
+                    metrics, waves[row, slot], references, person, targets.mixture[row], quality
+                )
+                if ious is not None and has_mask:
+                    best = int(ious[:, person].masked_fill(~is_person, -1).argmax())
+                    scores = pairs[row, : len(ious), person].masked_fill(~is_person, -torch.inf)
+                    # A person whose slot has the state none is not bound.
+                    metrics.binding = float(bool(is_person[slot]) and best == int(scores.argmax()))
+            elif bool(targets.mixture[row].any()):  # a silent mixture has silent parts
+                metrics.level = float(energy_db[row, slot])
+            scene.people.append(metrics)
         if states is not None:
-            told = states[row, :-1].argmax(-1)
-            told[slots[row, :count]] = -1
-            scene.false_slots = float(((told == SPEAKING) | (told == SILENT)).sum())
-            rest = bool(
-                energies_db(truth.residual[row, None, None], truth.mixture[row, None]) > ACTIVE_DB
+            slot_states = states[row, :-1].argmax(-1)
+            slot_states[slots[row, :count]] = -1
+            is_false = (slot_states == SPEAKING) | (slot_states == SILENT)
+            scene.false_slots = float(is_false.sum())
+            residual_active = bool(
+                energies_db(targets.residual[row, None, None], targets.mixture[row, None])
+                > ACTIVE_DB
             )
             scene.residual_acc = float(
-                int(states[row, -1].argmax()) == (OFF_SCREEN if rest else NONE)
+                int(states[row, -1].argmax()) == (OFF_SCREEN if residual_active else NONE)
             )
-        found.append(scene)
-    return found
+        scenes.append(scene)
+    return scenes
 
 
-def _si_sdr_pairs(waves: Tensor, truth: Tensor) -> Tensor:
-    """Of every wave [N, K, S] with every true voice [N, P, S]: [N, K, P], in dB."""
-    n, k, p = len(waves), waves.shape[1], truth.shape[1]
-    return _si_sdr(waves[:, :, None].expand(n, k, p, -1), truth[:, None].expand(n, k, p, -1))
+def _si_sdr_pairs(waves: Tensor, targets: Tensor) -> Tensor:
+    """SI-SDR of all pairs of estimates [N, K, S] and true voices [N, P, S]: [N, K, P], in dB."""
+    n, k, p = len(waves), waves.shape[1], targets.shape[1]
+    return _si_sdr(waves[:, :, None].expand(n, k, p, -1), targets[:, None].expand(n, k, p, -1))
 
 
-def shown_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits of masks as masks of the scene's size: [Q', F, h, w] -> bool [Q', F, H, W]."""
+def binary_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks at the scene's resolution: logits [Q', F, h, w] -> bool [Q', F, H, W]."""
     return functional.interpolate(masks.float(), size, mode="bilinear", align_corners=False) > 0
 
 
-def _ious(shown: Tensor, truth: Tensor) -> Tensor:
+def _ious(masks: Tensor, targets: Tensor) -> Tensor:
     """Mean IoU over frames of each slot with each person: [Q', P]; 1 where both are empty."""
-    a, b = shown.flatten(2).float(), truth.flatten(2).float()  # [Q', F, n], [P, F, n]
-    both = torch.einsum("qfn,pfn->qpf", a, b)
-    either = a.sum(-1)[:, None] + b.sum(-1)[None] - both
-    return torch.where(either > 0, both / either.clamp(min=1), torch.ones(())).mean(-1)
+    a, b = masks.flatten(2).float(), targets.flatten(2).float()  # [Q', F, H W], [P, F, H W]
+    intersection = torch.einsum("qfn,pfn->qpf", a, b)
+    union = a.sum(-1)[:, None] + b.sum(-1)[None] - intersection
+    return torch.where(union > 0, intersection / union.clamp(min=1), torch.ones(())).mean(-1)
 
 
-def _f_measure(shown: Tensor, true: Tensor) -> float:
-    """F with beta^2 = 0.3, mean over frames; 1 where both are empty."""
-    a, b = shown.flatten(1).float(), true.flatten(1).float()
-    both = (a * b).sum(-1)
-    precision = both / a.sum(-1).clamp(min=1)
-    recall = both / b.sum(-1).clamp(min=1)
+def _f_measure(masks: Tensor, true: Tensor) -> float:
+    """F score with beta^2 = 0.3 of masks [F, H, W], mean over frames; 1 where both are empty."""
+    a, b = masks.flatten(1).float(), true.flatten(1).float()
+    intersection = (a * b).sum(-1)
+    precision = intersection / a.sum(-1).clamp(min=1)
+    recall = intersection / b.sum(-1).clamp(min=1)
     score = (1 + BETA2) * precision * recall / (BETA2 * precision + recall).clamp(min=1e-9)
-    nothing = (a.sum(-1) == 0) & (b.sum(-1) == 0)
-    return float(torch.where(nothing, torch.ones(()), score).mean())
+    empty = (a.sum(-1) == 0) & (b.sum(-1) == 0)
+    return float(torch.where(empty, torch.ones(()), score).mean())
 
 
-def _hear(
-    one: PersonMetrics,
+def _measure_voice(
+    metrics: PersonMetrics,
     wave: Tensor,
-    sounds: Tensor,
+    references: Tensor,
     person: int,
     mixture: Tensor,
     quality: Sequence[str],
 ) -> None:
-    true = sounds[person]
+    """Write the metrics of an active person's voice into ``metrics``.
+
+    Args:
+        wave: [S], the estimate.
+        references: [P, S], voices of all people in the scene.
+        person: index of the person.
+        mixture: [S].
+        quality: of ``stoi`` and ``pesq``.
+    """
+    true = references[person]
     audible = bool(energies_db(wave[None, None], mixture[None])[0, 0] > FLOOR_DB + 1)
-    for name, function in _MEASURES.items():
+    for name, function in _SDR_METRICS.items():
         value = float(function(wave, true)) if audible else WORST_DB
-        setattr(one, name, max(WORST_DB, value))
-        setattr(one, f"{name}_mixture", float(function(mixture, true)))
+        setattr(metrics, name, max(WORST_DB, value))
+        setattr(metrics, f"{name}_mixture", float(function(mixture, true)))
     for name in quality:
-        function = _QUALITY[name]
-        setattr(one, name, float(function(wave.cpu(), true.cpu())))
-        setattr(one, f"{name}_mixture", float(function(mixture.cpu(), true.cpu())))
-    others = [n for n in range(len(sounds)) if n != person and bool(sounds[n].any())]
+        function = _QUALITY_METRICS[name]
+        setattr(metrics, name, float(function(wave.cpu(), true.cpu())))
+        setattr(metrics, f"{name}_mixture", float(function(mixture.cpu(), true.cpu())))
+    others = [n for n in range(len(references)) if n != person and bool(references[n].any())]
     if others:
-        nearer = [float(_si_sdr(wave, sounds[n])) for n in others]
-        one.confusion = float(max(nearer) > one.si_sdr)
-        here = _frames(true)
-        there = torch.stack([_frames(sounds[n]) for n in others]).any(0)
-        one.overlap = float((here & there).sum() / here.sum().clamp(min=1))
+        scores = [float(_si_sdr(wave, references[n])) for n in others]
+        metrics.confusion = float(max(scores) > metrics.si_sdr)
+        active = _active_frames(true)
+        others_active = torch.stack([_active_frames(references[n]) for n in others]).any(0)
+        metrics.overlap = float((active & others_active).sum() / active.sum().clamp(min=1))
 
 
-# torchmetrics takes as long to import as PyTorch, and training that measures nothing needs none.
+# torchmetrics takes as long to import as PyTorch, and training without evaluation needs none.
 def _si_sdr(wave: Tensor, true: Tensor) -> Tensor:
     from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
@@ -269,64 +287,65 @@ def _pesq(wave: Tensor, true: Tensor) -> Tensor:
     pesq = importlib.import_module("pesq")
     try:
         return perceptual_evaluation_speech_quality(wave, true, SAMPLE_RATE, "wb")
-    except pesq.PesqError:  # too little is said for it to find an utterance
+    except pesq.PesqError:  # the voice is too short for an utterance
         return torch.tensor(math.nan)
 
 
-_MEASURES: dict[str, Callable[..., Tensor]] = {
+_SDR_METRICS: dict[str, Callable[..., Tensor]] = {
     "si_sdr": _si_sdr,
     "sdr": _sdr,
 }
-_QUALITY: dict[str, Callable[..., Tensor]] = {"stoi": _stoi, "pesq": _pesq}
+_QUALITY_METRICS: dict[str, Callable[..., Tensor]] = {"stoi": _stoi, "pesq": _pesq}
 
 
-def _frames(wave: Tensor) -> Tensor:
-    """Which frames of 20 ms of a voice are active (at most 40 dB below the loudest)."""
+def _active_frames(wave: Tensor) -> Tensor:
+    """Active frames of 20 ms, at most 40 dB below the loudest: [S] -> bool [S / 320]."""
     power = wave[: len(wave) // 320 * 320].reshape(-1, 320).square().mean(1)
     return power > power.max() * 1e-4
 
 
 def mean(values: Sequence[float]) -> float:
-    """Of those that could be told; NaN if none could."""
+    """Mean of the values that are not NaN; NaN if there is none."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
 
 def median(values: Sequence[float]) -> float:
-    """Of those that could be told; NaN if none could."""
+    """Median of the values that are not NaN; NaN if there is none."""
     known = [value for value in values if not math.isnan(value)]
     return statistics.median(known) if known else math.nan
 
 
 def summary(scenes: Sequence[SceneMetrics], cued: bool = False) -> dict[str, float]:
-    """Means over people, those that could be told.
+    """Means over people, without those for whom a metric is undefined.
 
-    "SI-SDR improvement" and what is said of voices beside it are of scenes in which two people,
-    both seen, speak; others have rows of their own: of three people, and of one voice with
-    something else (noise, somebody unseen). A few whom nobody talks over gain tens of dB: hence
-    the median, and the mean of those who are talked over for nine tenths of their time.
+    ``si_sdri`` and the other metrics of voices are of scenes with two speaking people on screen.
+    Scenes with three, and with one voice beside noise or off-screen speech, have keys of their
+    own. A few people without overlap gain tens of dB: hence the median, and the mean over people
+    whose speech is overlapped for nine tenths of its time.
 
     Args:
-        cued: only who is meant by a cue counts.
+        scenes: metrics of each.
+        cued: only the targets of cues count.
     """
     voices: dict[int, list[PersonMetrics]] = {1: [], 2: [], 3: []}
     people = []
     for scene in scenes:
         count = sum(p.active for p in scene.people)
-        told = [p for p in scene.people if p.is_target or not cued]
-        people += told
-        voices.get(count, []).extend(p for p in told if p.active)
+        selected = [p for p in scene.people if p.is_target or not cued]
+        people += selected
+        voices.get(count, []).extend(p for p in selected if p.active)
     pairs = voices[2]
-    alone = [p for p in voices[1] if p.si_sdr_mixture < ALONE_DB]
-    over = [p for p in pairs if p.overlap >= TALKED_OVER]
-    found = {
+    single = [p for p in voices[1] if p.si_sdr_mixture < ALONE_DB]
+    overlapped = [p for p in pairs if p.overlap >= TALKED_OVER]
+    means = {
         "si_sdri": mean([p.si_sdr - p.si_sdr_mixture for p in pairs]),
         "si_sdri_median": median([p.si_sdr - p.si_sdr_mixture for p in pairs]),
-        "si_sdri_overlapped": mean([p.si_sdr - p.si_sdr_mixture for p in over]),
+        "si_sdri_overlapped": mean([p.si_sdr - p.si_sdr_mixture for p in overlapped]),
         "sdri": mean([p.sdr - p.sdr_mixture for p in pairs]),
         "si_sdr": mean([p.si_sdr for p in pairs]),
         "sdr": mean([p.sdr for p in pairs]),
-        "si_sdri_one_voice": mean([p.si_sdr - p.si_sdr_mixture for p in alone]),
+        "si_sdri_one_voice": mean([p.si_sdr - p.si_sdr_mixture for p in single]),
         "si_sdri_three_voices": mean([p.si_sdr - p.si_sdr_mixture for p in voices[3]]),
         "stoi": mean([p.stoi for p in pairs]),
         "stoi_mixture": mean([p.stoi_mixture for p in pairs]),
@@ -336,10 +355,10 @@ def summary(scenes: Sequence[SceneMetrics], cued: bool = False) -> dict[str, flo
         "f_score": mean([p.f for p in people]),
         "binding": mean([p.binding for p in people]),
         "confusion": mean([p.confusion for p in people]),
-        "confusion_overlapped": mean([p.confusion for p in over]),
+        "confusion_overlapped": mean([p.confusion for p in overlapped]),
         "silence_db": mean([p.level for p in people]),
         "state_acc": mean([p.state_acc for p in people]),
         "false_slots": mean([s.false_slots for s in scenes]),
         "residual_acc": mean([s.residual_acc for s in scenes]),
     }
-    return {name: value for name, value in found.items() if not math.isnan(value)}
+    return {name: value for name, value in means.items() if not math.isnan(value)}

@@ -1,13 +1,18 @@
-"""The speaker model: for every person a mask and a voice, under one index.
+"""Speaker model: one segmentation mask and one voice per slot, under one index.
 
-Queries out of sound as AVSegFormer, query-based separation as IQuery, on the encoder of CAV-MAE.
-Slot k's mask says where to look for the motion that cuts voice k out of the mixture: voice k comes
-from the pixels of mask k, and from nothing else that slot k holds but whether it is somebody. When
-these pixels talk says when the voice is heard, and by that what all masks leave is shared out. The
-last slot is the residual: voices of people who are not seen, noise.
+Audio queries follow AVSegFormer (AAAI 2024), query-based separation follows IQuery (CVPR 2023); the
+encoder is CAV-MAE's. The mask of slot k selects the motion features from which voice k is decoded:
+beside the mask, only the slot's presence probability and a reference voice enter its voice. The
+activity of each slot (25 times a second) distributes what all masks leave of the mixture. The last
+slot is the residual: noise, and voices of people who are off-screen.
 
-Shapes: N clips of 2.56 s, S = 40,960 samples, T = 64 frames of 40 ms, F key frames of H x W pixels,
-Q slots, D width; masks are H / 4 x W / 4.
+Legend of shapes:
+    N: clips of 2.56 s          S: samples, 40,960           T: video frames of 40 ms, 64
+    F: key frames               H, W: pixels of key frames   h, w: pixels of grey frames
+    Q: slots, residual last     D: width of slots            E: width of the encoder
+    L: tokens of a key frame    La: tokens of audio          C: channels of motion
+    B: bins of the STFT         T': frames of the STFT
+Masks have H / 4 x W / 4 pixels.
 """
 
 import dataclasses
@@ -35,8 +40,8 @@ from cavmae.pretrain.positions import sin_cos, sin_cos_positions
 
 STATES = ("speaking", "silent", "off-screen", "none")
 SPEAKING, SILENT, OFF_SCREEN, NONE = range(4)
-RATE = 25  # frames of video a second
-QUIETEST = 1e-4  # RMS of a mixture that is not made louder
+RATE = 25  # video frames a second
+QUIETEST = 1e-4  # RMS below which a mixture is not normalised to 1
 WIDEST: dict[str, tuple[int, int]] = {  # (least, most), see pretrain.encoder
     "slots": (2, 256), "width": (4, 4096), "heads": (1, 256), "query_layers": (0, 256),
     "slot_layers": (0, 256), "voice_layers": (0, 256), "mask_width": (8, 4096),
@@ -44,28 +49,28 @@ WIDEST: dict[str, tuple[int, int]] = {  # (least, most), see pretrain.encoder
     "motion_blocks": (0, 256),
     "separator_width": (1, 4096),
 }  # fmt: skip
-LEAST_CLAIM = 0.05  # of the residual to what no voice takes, however sure nobody unseen is heard
+RESIDUAL_ACTIVITY = 0.05  # activity of the residual: some slot has to take what all masks leave
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeakerConfig:
-    """Shape of a speaker model.
+    """Configuration of a speaker model.
 
     Args:
-        encoder: of the encoder; its fbank frames (100 a second) say how long a clip is.
-        slots: Q, the last of which is the residual.
-        width, heads: D, and heads of the attentions.
-        query_layers: of the query generator.
-        slot_layers: of the decoder of slots.
-        voice_layers: of the decoder of voices.
-        mask_width: channels of the map that masks are read from.
-        key_frames: F, key frames.
-        motion_size: (height, width) of the grey frames, multiples of 4.
-        motion_width, motion_blocks: channels and blocks of the motion pathway.
-        separator: name of one of :data:`cavmae.finetune.separators.SEPARATORS`.
-        separator_width: its channels.
-        classes: names of hints (a category of people, the topic of a meeting), numbered from 1; a
-            clip without a hint has the number 0.
+        encoder: configuration of the encoder; its fbank frames (100 a second) fix a clip's length.
+        slots: Q; the last slot is the residual.
+        width, heads: D, and the number of attention heads.
+        query_layers: layers of the query generator.
+        slot_layers: layers of the slot decoder.
+        voice_layers: layers of the voice decoder.
+        mask_width: channels of the pixel decoder's output.
+        key_frames: F.
+        motion_size: (height, width) of the grey frames in pixels, multiples of 4.
+        motion_channels, motion_blocks: channels and blocks of the motion pathway.
+        separator: key of :data:`cavmae.finetune.separators.SEPARATORS`.
+        separator_width: channels of the separator.
+        classes: names of hints (a category of people, the topic of a meeting), numbered from 1; 0
+            is a clip without a hint.
     """
 
     encoder: CAVMAEConfig
@@ -88,7 +93,7 @@ class SpeakerConfig:
         object.__setattr__(self, "motion_size", tuple(self.motion_size))
         object.__setattr__(self, "classes", tuple(self.classes))
         if self.slots < 2:
-            raise ValueError(f"slots {self.slots}: one is the residual, so at least 2.")
+            raise ValueError(f"slots {self.slots}: at least 2, the last is the residual.")
         check_bounds(self, WIDEST)
         if self.width % self.heads or self.width % 4 or self.mask_width % 8:
             raise ValueError(
@@ -99,36 +104,36 @@ class SpeakerConfig:
             raise ValueError(f"motion_size {self.motion_size}: multiples of 4, at least 16.")
         if self.encoder.audio_size[1] % 16 or self.frames % self.key_frames:
             raise ValueError(
-                f"audio_size {self.encoder.audio_size}, key_frames {self.key_frames}: a clip is "
-                "made of whole patches of 160 ms, and as many frames belong to each key frame."
+                f"audio_size {self.encoder.audio_size}, key_frames {self.key_frames}: a clip "
+                "needs whole patches of 160 ms, and the same number of frames for each key frame."
             )
 
     @property
     def frames(self) -> int:
-        """T."""
+        """T, the number of video frames of a clip."""
         return self.encoder.audio_size[1] * RATE // 100
 
     @property
     def samples(self) -> int:
-        """S."""
+        """S, the number of samples of a clip."""
         return self.encoder.audio_size[1] * HOP
 
     @property
     def seconds(self) -> float:
-        """Of a clip."""
+        """Duration of a clip in seconds."""
         return self.samples / SAMPLE_RATE
 
 
 class Inputs(NamedTuple):
-    """What the model is given.
+    """Inputs of the model.
 
     Attributes:
         mixture: float32 [N, S].
         fbank: [N, 4 T, mel], of the mixture, normalised as in pretraining.
-        frames: uint8 [N, F, H, W, 3].
-        motion: uint8 [N, T, h, w].
-        cues: one for each clip, perhaps none.
-        hint: int64 [N], class; 0: none.
+        frames: uint8 [N, F, H, W, 3], key frames.
+        motion: uint8 [N, T, h, w], grey frames.
+        cues: one cue for each clip; its kind may be ``none``.
+        hint: int64 [N], class number; 0: none.
     """
 
     mixture: Tensor
@@ -140,18 +145,18 @@ class Inputs(NamedTuple):
 
 
 class SlotPredictions(NamedTuple):
-    """What the slots found, before their voices are cut out.
+    """Masks and states of the slots, before their voices are decoded.
 
     Attributes:
         slots: [N, Q, D].
-        known: [N, D], what slot 0's voice is known by, where a cue told how it sounds; else 0.
-        states: list of [N, Q, 4], logits after each layer; the residual's: off-screen (somebody
-            unseen or noise is heard) or none.
+        voice_cue: [N, D], embedding of the reference voice of slot 0; 0 without one.
+        states: list of [N, Q, 4], logits after each layer; of the residual: off-screen (noise or
+            an off-screen voice is audible) or none.
         masks: list of [N, Q - 1, F, H / 4, W / 4], logits after each layer.
-        votes: [N, 2, F, H / 4, W / 4], where each pixel says its person's middle is.
-        mixed: [N, F, H / 4, W / 4], channel mean of the map after the cross-modal mixer: logits of
-            whoever is heard.
-        heard: of the separator.
+        votes: [N, 2, F, H / 4, W / 4], x and y of the person's center that each pixel votes for.
+        mixed: [N, F, H / 4, W / 4], channel mean of the cross-modal mixer's output: mask logits of
+            all audible people.
+        mixture_features: of the separator.
         motion: [N, T, C, h / 4, w / 4].
     """
 
@@ -166,13 +171,14 @@ class SlotPredictions(NamedTuple):
 
 
 class VoicePredictions(NamedTuple):
-    """What the slots sound like.
+    """Voices of the slots.
 
     Attributes:
-        spectra: complex64 [N, Q, bins, frames] of the mixture at an RMS of 1; they add up to it.
-        states: [N, Q, 4], logits, of who moves how, too.
-        when: [N, Q, T], logits: whether the slot is heard in each 40 ms.
-        scale: [N, 1, 1], by which waves are multiplied to be at the mixture's level.
+        spectra: complex64 [N, Q, bins, frames] of the mixture at an RMS of 1; their sum is the
+            mixture.
+        states: [N, Q, 4], logits, refined by motion and audio.
+        activity_logits: [N, Q, T], whether the slot is audible in each video frame.
+        scale: [N, 1, 1], factor from an RMS of 1 to the mixture's level.
     """
 
     spectra: Tensor
@@ -181,15 +187,15 @@ class VoicePredictions(NamedTuple):
     scale: Tensor
 
     def waves(self, samples: int) -> Tensor:
-        """float32 [N, Q, samples]; they add up to the mixture."""
+        """Waveforms float32 [N, Q, samples]; their sum is the mixture."""
         return wave(self.spectra, samples) * self.scale
 
 
 class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
-    """See the top of this file.
+    """Audio-visual speaker separation and segmentation; see the module's docstring.
 
     Args:
-        shape: of the model.
+        shape: configuration of the model.
     """
 
     def __init__(self, shape: SpeakerConfig):
@@ -197,6 +203,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.config = shape
         c, e = shape, shape.encoder
         grid = e.image_grid
+        # Modules are created in this order so that a seed gives the same initial weights.
         self.encoder = Encoder(e)
         self.encoder.initialise()
         self.motion = MotionPathway(c.motion_channels, c.motion_blocks)
@@ -206,175 +213,186 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
                 f"separator {c.separator} needs clips of at least "
                 f"{self.separator.least_frames / 100} s, not {c.seconds} s."
             )
-        self.pyramid = PixelDecoder(e.width, c.motion_channels, c.mask_width, grid)
-        self.sound = nn.Linear(e.width, c.width)
-        self.picture = nn.Linear(e.width, c.width)
-        self.looked = nn.Linear(4 * c.mask_width, c.width)
-        self.sound_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
-        self.picture_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
-        self.generator = QueryGenerator(c.slots, c.width, c.query_layers, c.heads)
-        self.slot = nn.Embedding(c.slots, c.width)  # the second table: who asks
-        self.hint = nn.Embedding(len(c.classes) + 1, c.width)
-        self.cues = CueEncoder(c.width, e.width)
+        self.pixel_decoder = PixelDecoder(e.width, c.motion_channels, c.mask_width, grid)
+        self.audio_proj = nn.Linear(e.width, c.width)
+        self.video_proj = nn.Linear(e.width, c.width)
+        self.context_proj = nn.Linear(4 * c.mask_width, c.width)
+        self.audio_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
+        self.video_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
+        self.query_generator = QueryGenerator(c.slots, c.width, c.query_layers, c.heads)
+        # AVSegFormer's second table of queries: positions of the slots in every attention.
+        self.slot_pos = nn.Embedding(c.slots, c.width)
+        self.hint_embed = nn.Embedding(len(c.classes) + 1, c.width)
+        self.cue_encoder = CueEncoder(c.width, e.width)
         self.mixer_query = nn.Linear(c.width, c.mask_width)
         self.mixer = CrossModalMixer(c.mask_width, 4)
         self.slot_layers = nn.ModuleList(SlotLayer(c.width, c.heads) for _ in range(c.slot_layers))
         self.mask_head = mlp_head(c.width, c.width, c.mask_width)
-        self.anchors = CenterVoting(c.width, c.mask_width, c.slots - 1)
+        self.center_voting = CenterVoting(c.width, c.mask_width, c.slots - 1)
         self.state_head = mlp_head(c.width, c.width, len(STATES))
-        self.reader = MotionReader(c.motion_channels, c.width)
-        self.heard = nn.Linear(self.separator.latent_width, c.width)
-        self.heard_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
+        self.motion_reader = MotionReader(c.motion_channels, c.width)
+        self.mixture_proj = nn.Linear(self.separator.latent_width, c.width)
+        self.mixture_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
         self.voice_layers = nn.ModuleList(
             VoiceLayer(c.width, c.heads) for _ in range(c.voice_layers)
         )
         self.voice_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
-        self.when = nn.Linear(c.width, 1)
-        self.known = nn.Linear(c.width, c.width, bias=False)
-        places = sin_cos_positions(c.width, grid)[:, None]
+        self.activity_head = nn.Linear(c.width, 1)
+        self.voice_cue_proj = nn.Linear(c.width, c.width, bias=False)
+        patch_pos = sin_cos_positions(c.width, grid)[:, None]  # [1, 1, L, D]
         times = sin_cos(c.width, torch.arange(c.key_frames) * c.frames / c.key_frames).float()
-        self.register_buffer("places", (places + times[None, :, None]).flatten(1, 2), False)
-        steps = sin_cos(c.width, torch.arange(c.frames, dtype=torch.float64)).float()[None]
-        self.register_buffer("steps", steps, False)
+        token_pos = (patch_pos + times[None, :, None]).flatten(1, 2)
+        self.register_buffer("token_pos", token_pos, False)  # [1, F L, D]
+        frame_pos = sin_cos(c.width, torch.arange(c.frames, dtype=torch.float64)).float()[None]
+        self.register_buffer("frame_pos", frame_pos, False)  # [1, T, D]
 
-    # --- the parts ---
+    def forward(self, inputs: Inputs) -> tuple[SlotPredictions, VoicePredictions]:
+        """Predict masks, then decode each slot's voice from the motion under its own mask."""
+        predictions = self.predict_masks(inputs)
+        masks = predictions.masks[-1].sigmoid().detach()
+        return predictions, self.decode_voices(inputs, predictions, masks)
+
+    # --- masks ---
 
     def encode(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens of sound [N, La, E], key frames [N, F, L, E], cues' voices [N, La, E]."""
+        """Tokens of audio [N, La, E], of key frames [N, F, L, E], of cues' voices [N, La, E]."""
         frozen = not next(self.encoder.blocks_v.parameters()).requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            both = torch.cat([inputs.fbank, inputs.cues.voice])
-            sound, voice = self.encoder.audio_features(both).chunk(2)
-            pictures = self.encoder.frame_features(normalise_frames(inputs.frames))
-        return sound, pictures, voice
+            fbanks = torch.cat([inputs.fbank, inputs.cues.voice])  # [2 N, 4 T, mel]
+            audio_tokens, cue_tokens = self.encoder.audio_features(fbanks).chunk(2)
+            frame_tokens = self.encoder.frame_features(normalise_frames(inputs.frames))
+        return audio_tokens, frame_tokens, cue_tokens
 
     def predict_masks(self, inputs: Inputs) -> SlotPredictions:
-        """Who is there, and where."""
+        """Masks and states of all slots, refined layer by layer."""
         c = self.config
         n = len(inputs.mixture)
-        sound_tokens, picture_tokens, voice = self.encode(inputs)
-        frames = normalise_frames(inputs.frames)
-        motion = self.motion(inputs.motion)
-        # What moves around each key frame: as many frames before it as after.
-        around = motion.unflatten(1, (c.key_frames, -1)).mean(2)
-        map_, coarse = self.pyramid(
-            picture_tokens.flatten(0, 1), frames.flatten(0, 1), around.flatten(0, 1)
-        )
-        sound = self.sound_norm(self.sound(sound_tokens))
-        coarse = self.looked(coarse).unflatten(0, (n, -1))
-        pictures = self.picture_norm(self.picture(picture_tokens) + coarse)
-        # Each key frame's map is mixed with the sound of its own moment.
+        audio_tokens, frame_tokens, cue_tokens = self.encode(inputs)
+        frames = normalise_frames(inputs.frames)  # [N, F, 3, H, W]
+        motion = self.motion(inputs.motion)  # [N, T, C, h / 4, w / 4]
+        # T / F grey frames belong to each key frame, as many before it as after.
+        key_motion = motion.unflatten(1, (c.key_frames, -1)).mean(2)  # [N, F, C, h / 4, w / 4]
+        pixels, context = self.pixel_decoder(
+            frame_tokens.flatten(0, 1), frames.flatten(0, 1), key_motion.flatten(0, 1)
+        )  # [N F, mask_width, H / 4, W / 4], [N F, L, 4 mask_width]
+        audio = self.audio_norm(self.audio_proj(audio_tokens))  # [N, La, D]
+        context = self.context_proj(context).unflatten(0, (n, -1))  # [N, F, L, D]
+        video = self.video_norm(self.video_proj(frame_tokens) + context)  # [N, F, L, D]
+        # Each key frame is mixed with the audio of its own time.
         rows, columns = c.encoder.audio_grid
-        moments = sound.unflatten(1, (rows, columns)).mean(1).transpose(1, 2)
-        moments = functional.interpolate(moments, c.key_frames, mode="linear").transpose(1, 2)
-        query = self.mixer_query(moments).flatten(0, 1)[:, None]
-        mixed = self.mixer(map_, query)
-        map_ = (map_ + mixed).unflatten(0, (n, -1))
-        mixed = mixed.mean(1).unflatten(0, (n, -1))
+        key_audio = audio.unflatten(1, (rows, columns)).mean(1).transpose(1, 2)  # [N, D, columns]
+        key_audio = functional.interpolate(key_audio, c.key_frames, mode="linear").transpose(1, 2)
+        query = self.mixer_query(key_audio).flatten(0, 1)[:, None]  # [N F, 1, mask_width]
+        mixed = self.mixer(pixels, query)  # [N F, mask_width, H / 4, W / 4]
+        pixels = (pixels + mixed).unflatten(0, (n, -1))  # [N, F, mask_width, H / 4, W / 4]
+        mixed = mixed.mean(1).unflatten(0, (n, -1))  # [N, F, H / 4, W / 4]
 
-        slots = self.generator(sound)
-        place = self.slot.weight.expand(n, -1, -1)
-        hint = self.hint(inputs.hint)
-        cue, known = self.cues(inputs.cues, pictures, voice)
-        slots = slots + hint[:, None]
+        slots = self.query_generator(audio)  # [N, Q, D]
+        slot_pos = self.slot_pos.weight.expand(n, -1, -1)  # [N, Q, D]
+        cue, voice_cue = self.cue_encoder(inputs.cues, video, cue_tokens)  # [N, D] each
+        slots = slots + self.hint_embed(inputs.hint)[:, None]
         slots = torch.cat([slots[:, :1] + cue[:, None], slots[:, 1:]], dim=1)
         states: list[Tensor] = []
         masks: list[Tensor] = []
-        allowed: Tensor | None = None
-        votes = self.anchors.votes(map_)
-        seen = pictures.flatten(1, 2) + cast(Tensor, self.places)
+        attn_mask: Tensor | None = None
+        votes = self.center_voting.votes(pixels)  # [N, 2, F, H / 4, W / 4]
+        video = video.flatten(1, 2) + cast(Tensor, self.token_pos)  # [N, F L, D]
         for layer in self.slot_layers:
-            slots = layer(slots, place, seen, sound, allowed)
-            found = self._masks(slots, map_, votes, masks[-1] if masks else None)
+            slots = layer(slots, slot_pos, video, audio, attn_mask)
+            logits = self._mask_logits(slots, pixels, votes, masks[-1] if masks else None)
             states.append(self.state_head(slots))
-            masks.append(found)
-            allowed = self._allowed(found.detach())
-        heard = self._encode_mixture(inputs.mixture)
-        return SlotPredictions(slots, known, states, masks, votes, mixed, heard, motion)
+            masks.append(logits)
+            attn_mask = self._attention_mask(logits.detach())
+        features = self._encode_mixture(inputs.mixture)
+        return SlotPredictions(slots, voice_cue, states, masks, votes, mixed, features, motion)
 
-    def _masks(self, slots: Tensor, map_: Tensor, votes: Tensor, before: Tensor | None) -> Tensor:
-        """Logits [N, Q - 1, F, H / 4, W / 4]: what pixels look like, and whom they vote for."""
-        asked = self.mask_head(slots[:, :-1])
-        found = torch.einsum("nqc,nfchw->nqfhw", asked, map_)
-        near: Tensor = self.anchors(slots[:, :-1], votes, before)
-        return found + near
+    def _mask_logits(
+        self, slots: Tensor, pixels: Tensor, votes: Tensor, previous: Tensor | None
+    ) -> Tensor:
+        """Mask logits [N, Q - 1, F, H / 4, W / 4]: appearance plus votes for a slot's center."""
+        mask_embed = self.mask_head(slots[:, :-1])  # [N, Q - 1, mask_width]
+        appearance = torch.einsum("nqc,nfchw->nqfhw", mask_embed, pixels)
+        vote_logits: Tensor = self.center_voting(slots[:, :-1], votes, previous)
+        return appearance + vote_logits
 
-    def _allowed(self, masks: Tensor) -> Tensor:
-        """Tokens that slots look at next: those under their masks, or all where that is nothing."""
+    def _attention_mask(self, masks: Tensor) -> Tensor:
+        """Attention mask of the next layer, as in Mask2Former: bool [N, Q, F L].
+
+        A slot attends to the tokens under its mask, or to all of them if its mask is empty.
+        """
         pooled = functional.avg_pool2d(masks.flatten(0, 1), 4).unflatten(0, masks.shape[:2])
-        allowed = pooled.flatten(2) > 0
+        allowed = pooled.flatten(2) > 0  # [N, Q - 1, F L]
         allowed = allowed | ~allowed.any(-1, keepdim=True)
         return torch.cat([allowed, torch.ones_like(allowed[:, :1])], dim=1)  # the residual: all
 
+    # --- voices ---
+
     def _encode_mixture(self, mixture: Tensor) -> MixtureFeatures:
-        spectra = spectrum(_levelled(mixture)[0])[:, :-1, :-1]
-        heard: MixtureFeatures = self.separator.encode_mixture(compressed(spectra))
-        return heard
+        spectra = spectrum(_normalize_rms(mixture)[0])[:, :-1, :-1]
+        features: MixtureFeatures = self.separator.encode_mixture(compressed(spectra))
+        return features
 
     def decode_voices(
-        self, inputs: Inputs, looked: SlotPredictions, masks: Tensor, there: Tensor | None = None
-    ) -> VoicePredictions:
-        """The voices of slots.
+        self, inputs: Inputs, predictions: SlotPredictions, masks: Tensor,
+        presence_prob: Tensor | None = None,
+    ) -> VoicePredictions:  # fmt: skip
+        """Voices of all slots, from the motion under their masks.
 
         Args:
-            masks: [N, Q - 1, F, h, w], 0 to 1, where each slot's motion is read.
-            there: [N, Q - 1], 0 to 1, how surely the slot is somebody; None: as its state says. A
-                slot that is nobody has no voice: two slots may see the same pixels, and what
-                their motion is heard as cannot be told to be silent for one of them.
+            masks: [N, Q - 1, F, h, w], 0 to 1, under which each slot's motion is read.
+            presence_prob: [N, Q - 1], probability that the slot is a person; None: that of its
+                state. A slot that is no person has no voice: where two slots cover the same pixels,
+                their motion alone cannot say which of the two is to be silent.
         """
         c = self.config
-        if there is None:
-            there = self.presence_prob(looked)
-        moves = self.reader(looked.motion, masks)  # [N, Q - 1, T, D]
-        moves = moves * there[..., None, None].to(moves.dtype)
-        moves = torch.cat([moves, torch.zeros_like(moves[:, :1])], dim=1)
-        heard = self.heard_norm(self.heard(looked.mixture_features.latent))
-        steps = cast(Tensor, self.steps)
-        # A voice is what its slot's pixels move like, not what they look like: told what slots
-        # hold, voices learned by heart who of few people in training sounds how.
-        known = functional.pad(self.known(looked.voice_cue)[:, None], (0, 0, 0, c.slots - 1))
-        x = known[:, :, None] + moves + heard[:, None]
-        place = (self.slot.weight[None, :, None] + steps[:, None]).flatten(1, 2)
-        x = x.flatten(1, 2)
+        if presence_prob is None:
+            presence_prob = self.presence_prob(predictions)
+        motion = self.motion_reader(predictions.motion, masks)  # [N, Q - 1, T, D]
+        motion = motion * presence_prob[..., None, None].to(motion.dtype)
+        motion = torch.cat([motion, torch.zeros_like(motion[:, :1])], dim=1)  # [N, Q, T, D]
+        features = predictions.mixture_features
+        mixture = self.mixture_norm(self.mixture_proj(features.latent))  # [N, T, D]
+        frame_pos = cast(Tensor, self.frame_pos)  # [1, T, D]
+        # Voices do not get the slots' embeddings: with them the model memorised how the few people
+        # of the training set sound, instead of reading their motion.
+        voice_cue = self.voice_cue_proj(predictions.voice_cue)[:, None]
+        voice_cue = functional.pad(voice_cue, (0, 0, 0, c.slots - 1))  # [N, Q, D], slot 0 only
+        x = voice_cue[:, :, None] + motion + mixture[:, None]  # [N, Q, T, D]
+        pos = self.slot_pos.weight[None, :, None] + frame_pos[:, None]  # [1, Q, T, D]
+        pos, x = pos.flatten(1, 2), x.flatten(1, 2)
         for layer in self.voice_layers:
-            x = layer(x, place, heard, steps)
-        x = self.voice_norm(x).unflatten(1, (c.slots, -1))
-        states = looked.states[-1] + self.state_head(x.mean(2))
-        when = self.when(x)[..., 0]
-        raw = self.separator.estimate_masks(looked.mixture_features, x[:, :-1])
-        with torch.autocast(raw.device.type, enabled=False):
-            levelled, scale = _levelled(inputs.mixture.float())
-            claims = self._activity_share(when, there, raw.shape[-1])
-            own = bounded(raw.float()) * claims[:, :-1, None, None]
-            spectra = masked_voices(spectrum(levelled), own, claims)
-        return VoicePredictions(spectra, states, when, scale[..., None])
+            x = layer(x, pos, mixture, frame_pos)
+        x = self.voice_norm(x).unflatten(1, (c.slots, -1))  # [N, Q, T, D]
+        states = predictions.states[-1] + self.state_head(x.mean(2))  # [N, Q, 4]
+        activity_logits = self.activity_head(x)[..., 0]  # [N, Q, T]
+        stft_masks = self.separator.estimate_masks(features, x[:, :-1])  # [N, Q - 1, 2, B, T']
+        with torch.autocast(stft_masks.device.type, enabled=False):
+            normalized, scale = _normalize_rms(inputs.mixture.float())
+            share = self._activity_share(activity_logits, presence_prob, stft_masks.shape[-1])
+            stft_masks = bounded(stft_masks.float()) * share[:, :-1, None, None]
+            spectra = masked_voices(spectrum(normalized), stft_masks, share)
+        return VoicePredictions(spectra, states, activity_logits, scale[..., None])
 
     @staticmethod
-    def _activity_share(when: Tensor, there: Tensor, frames: int) -> Tensor:
-        """How surely slots are heard, and somebody unseen is, at the spectrum's rate: [N, Q, T'].
+    def _activity_share(activity_logits: Tensor, presence_prob: Tensor, frames: int) -> Tensor:
+        """Activity of slots and residual at the STFT's frame rate: [N, Q, frames], not normalised.
 
-        A voice is cut out by when its pixels talk before it is by what is said: a silent person
-        claims nothing, and takes nothing. Without gradient: claims are to say who is heard, not
-        what makes the SDR better at once (with it, and a weight of 0.3, their cross-entropy rose
-        above that of a coin).
+        Activity gates a voice before its mask does: a silent person gets nothing of what the masks
+        leave. There is no gradient, so that activity is learned from its own loss and not from the
+        SDR: with a gradient and a loss weight of 0.3 its cross-entropy rose above that of guessing.
         """
-        heard = when.detach().float().sigmoid()
-        people = heard[:, :-1] * there.float()[..., None]
-        claims = torch.cat([people, heard[:, -1:] + LEAST_CLAIM], dim=1)
-        return at_spectrum_rate(claims[..., None], frames)[:, :, 0]
+        activity = activity_logits.detach().float().sigmoid()
+        people = activity[:, :-1] * presence_prob.float()[..., None]
+        share = torch.cat([people, activity[:, -1:] + RESIDUAL_ACTIVITY], dim=1)
+        return at_spectrum_rate(share[..., None], frames)[:, :, 0]
 
     @staticmethod
-    def presence_prob(looked: SlotPredictions) -> Tensor:
-        """How surely each slot is somebody, by its state: [N, Q - 1], without gradient."""
-        return 1 - looked.states[-1][:, :-1].detach().float().softmax(-1)[..., NONE]
-
-    def forward(self, inputs: Inputs) -> tuple[SlotPredictions, VoicePredictions]:
-        """People and voices, each voice from the pixels of its own mask."""
-        looked = self.predict_masks(inputs)
-        return looked, self.decode_voices(inputs, looked, looked.masks[-1].sigmoid().detach())
+    def presence_prob(predictions: SlotPredictions) -> Tensor:
+        """Probability that each slot is a person, by its state: [N, Q - 1], without gradient."""
+        return 1 - predictions.states[-1][:, :-1].detach().float().softmax(-1)[..., NONE]
 
 
-def _levelled(mixture: Tensor) -> tuple[Tensor, Tensor]:
-    """A mixture [N, S] at an RMS of 1, and what it was divided by [N, 1]; silence stays silence."""
+def _normalize_rms(mixture: Tensor) -> tuple[Tensor, Tensor]:
+    """Mixture [N, S] at an RMS of 1, and its divisor [N, 1]; silence stays silence."""
     scale = mixture.square().mean(1, keepdim=True).sqrt().clamp(min=QUIETEST)
     return mixture / scale, scale

@@ -1,8 +1,10 @@
-"""A map of features at a quarter of the frame's size, out of tokens, pixels and motion.
+"""Pixel decoder: a feature map at 1/4 of the frame's resolution from tokens, pixels and motion.
 
-Tokens of a plain ViT say what is where, patch by patch (a simple pyramid, Li et al., ECCV 2022);
-pixels say where exactly it ends; and what moves together is one thing: laterals from the fast
-pathway to the slow one, as in audiovisual SlowFast networks.
+Tokens of a plain ViT give semantics patch by patch (as the simple feature pyramid of ViTDet, Li et
+al., ECCV 2022), pixels give exact contours, and lateral connections from the motion pathway (as in
+audiovisual SlowFast networks) group what moves together.
+
+Shapes: M frames of all clips, H x W and h x w pixels of maps.
 """
 
 import torch
@@ -12,50 +14,51 @@ from torch.nn import functional
 from cavmae.finetune.speaker.motion import groups_of
 from cavmae.pretrain.positions import Grid
 
-REACHES = (1, 2, 4, 1, 2, 4)  # dilations at the coarsest level: half a picture of 14 patches
+# At the coarsest level, where they reach over half a frame of 14 patches.
+DILATIONS = (1, 2, 4, 1, 2, 4)
 
 
 class Merge(nn.Module):
-    """A convolution of maps laid side by side, normalised."""
+    """Normalised convolution of concatenated maps."""
 
-    def __init__(self, before: int, after: int, stride: int = 1):
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__()
-        self.conv = nn.Conv2d(before, after, 3, stride=stride, padding=1)
-        self.norm = nn.GroupNorm(groups_of(after), after)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.norm = nn.GroupNorm(groups_of(out_channels), out_channels)
 
     def forward(self, *maps: Tensor) -> Tensor:
-        """Maps [M, C_i, H, W] of one size -> [M, after, H, W], or less by the stride."""
+        """Maps [M, C_i, H, W] -> [M, out_channels, H / stride, W / stride]."""
         return functional.gelu(self.norm(self.conv(torch.cat(maps, dim=1))))
 
 
 class Context(nn.Module):
-    """A residual pair of convolutions, the first of which sees far.
+    """Residual block of a dilated and a pointwise convolution.
 
     Args:
-        channels: before and after.
-        reach: dilation of the first.
+        channels: of input and output.
+        dilation: of the first convolution.
     """
 
-    def __init__(self, channels: int, reach: int):
+    def __init__(self, channels: int, dilation: int):
         super().__init__()
         c = channels
         self.norm = nn.GroupNorm(groups_of(c), c)
-        self.far = nn.Conv2d(c, c, 3, padding=reach, dilation=reach)
-        self.near = nn.Conv2d(c, c, 1)
+        self.dilated = nn.Conv2d(c, c, 3, padding=dilation, dilation=dilation)
+        self.pointwise = nn.Conv2d(c, c, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[M, C, H, W] -> [M, C, H, W]."""
-        found: Tensor = x + self.near(functional.gelu(self.far(self.norm(x))))
-        return found
+        output: Tensor = x + self.pointwise(functional.gelu(self.dilated(self.norm(x))))
+        return output
 
 
 class PixelDecoder(nn.Module):
-    """Levels at 1/16, 1/8 and 1/4 of the frame, from the coarsest to the finest.
+    """Feature pyramid at 1/16, 1/8 and 1/4 of the frame, merged from coarse to fine.
 
     Args:
         width: of a token.
         motion: channels of the motion map.
-        channels: of the map that comes out.
+        channels: of the output.
         grid: rows and columns of tokens.
     """
 
@@ -67,41 +70,40 @@ class PixelDecoder(nn.Module):
         self.stem_norm = nn.GroupNorm(groups_of(c), c)
         self.down8 = Merge(c, 2 * c, stride=2)
         self.down16 = Merge(2 * c + motion, 4 * c, stride=2)
-        self.tokens = nn.Conv2d(width, 4 * c, 1)
+        self.token_proj = nn.Conv2d(width, 4 * c, 1)
         self.merge16 = Merge(8 * c, 4 * c)
-        self.context = nn.Sequential(*(Context(4 * c, reach) for reach in REACHES))
+        self.context = nn.Sequential(*(Context(4 * c, dilation) for dilation in DILATIONS))
         self.merge8 = Merge(6 * c + motion, 2 * c)
         self.merge4 = Merge(3 * c, c)
         self.out = nn.Conv2d(c, c, 1)
-        # What slots are multiplied with has a size of 1 from the first step on.
+        # Mask logits are products with this map, so its scale is 1 from the first step.
         self.out_norm = nn.GroupNorm(1, c)
 
     def forward(self, tokens: Tensor, frames: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
-        """The map of each frame, and what stands behind it.
+        """Feature map of each frame, and its coarsest level.
 
         Args:
             tokens: [M, rows * columns, width].
             frames: [M, 3, 16 rows, 16 columns], normalised.
-            motion: [M, motion, h, w], of the moment of each frame.
+            motion: [M, motion, h, w], around each frame's time.
 
         Returns:
-            [M, channels, 4 rows, 4 columns], and the coarsest level: [M, rows * columns,
-            4 channels].
+            [M, channels, 4 rows, 4 columns]; and [M, rows * columns, 4 channels].
         """
         rows, columns = self.grid
         eighth = 2 * rows, 2 * columns
         if motion.shape[-2:] != eighth:
-            # In fp32: the CPU cannot interpolate bf16 without aliasing.
+            # In fp32: the CPU has no antialiased interpolation of bf16.
             small = functional.interpolate(motion.float(), eighth, mode="bilinear", antialias=True)
             motion = small.to(motion.dtype)
         fine = functional.gelu(self.stem_norm(self.stem(frames)))
         middle = self.down8(fine)
         coarse = self.down16(torch.cat([middle, motion], dim=1))
-        told = self.tokens(tokens.transpose(1, 2).unflatten(2, self.grid))
-        whole = self.context(self.merge16(coarse, told))
-        x = self.merge8(_twice(whole), middle, motion)
-        return self.out_norm(self.out(self.merge4(_twice(x), fine))), whole.flatten(2).mT
+        token_map = self.token_proj(tokens.transpose(1, 2).unflatten(2, self.grid))
+        whole = self.context(self.merge16(coarse, token_map))
+        x = self.merge8(_upsample(whole), middle, motion)
+        return self.out_norm(self.out(self.merge4(_upsample(x), fine))), whole.flatten(2).mT
 
 
-def _twice(x: Tensor) -> Tensor:
+def _upsample(x: Tensor) -> Tensor:
     return functional.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -1,6 +1,6 @@
-"""Queries made of sound, and features of pictures mixed with it, as AVSegFormer (AAAI 2024).
+"""Audio query generator and cross-modal mixer of AVSegFormer (AAAI 2024).
 
-Shapes: N clips, Q queries, L tokens of sound, D width, H and W of a map of features.
+Shapes: N clips, Q queries, L audio tokens, D width, H x W pixels of a feature map.
 """
 
 import torch
@@ -9,47 +9,46 @@ from torch.nn import functional
 
 
 class QueryLayer(nn.Module):
-    """Queries that look at each other, then at the sound; norms come after, attention has no bias.
+    """Post-norm decoder layer: self-attention, cross-attention to audio, MLP; no attention bias.
 
     Args:
-        width: of a query and of a token of sound.
+        width: D, of queries and of audio tokens.
         heads: of both attentions.
-        mlp_ratio: width of the MLP over that of a query.
-        dropout: of both attentions and of the MLP's hidden values.
+        mlp_ratio: hidden width of the MLP over D.
+        dropout: of both attentions.
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0):
         super().__init__()
-        how = {"dropout": dropout, "bias": False, "batch_first": True}
-        self.self_attn = nn.MultiheadAttention(width, heads, **how)
+        options = {"dropout": dropout, "bias": False, "batch_first": True}
+        self.self_attn = nn.MultiheadAttention(width, heads, **options)
         self.norm1 = nn.LayerNorm(width)
-        self.cross_attn = nn.MultiheadAttention(width, heads, **how)
+        self.cross_attn = nn.MultiheadAttention(width, heads, **options)
         self.norm2 = nn.LayerNorm(width)
         hidden = int(width * mlp_ratio)
-        # In this order, so that the numbers of the linear maps are the published ones.
+        # This order gives the linear layers the published indices, so published weights load.
         self.ffn = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.norm3 = nn.LayerNorm(width)
 
-    def forward(self, queries: Tensor, sound: Tensor) -> Tensor:
-        """queries [N, Q, D] looking at sound [N, L, D] -> [N, Q, D]."""
-        seen, _ = self.self_attn(queries, queries, queries, need_weights=False)
-        queries = self.norm1(queries + seen)
-        heard, _ = self.cross_attn(queries, sound, sound, need_weights=False)
-        queries = self.norm2(queries + heard)
+    def forward(self, queries: Tensor, audio: Tensor) -> Tensor:
+        """Queries [N, Q, D], given audio tokens [N, L, D] -> [N, Q, D]."""
+        self_attended, _ = self.self_attn(queries, queries, queries, need_weights=False)
+        queries = self.norm1(queries + self_attended)
+        cross_attended, _ = self.cross_attn(queries, audio, audio, need_weights=False)
+        queries = self.norm2(queries + cross_attended)
         return self.norm3(queries + self.ffn(queries))
 
 
 class QueryGenerator(nn.Module):
-    """Learned slots, filled with what is heard.
+    """Learned queries, conditioned on audio tokens.
 
-    With a single token of sound every query would get the same vector, whatever it asks: give it
-    many.
+    Attention to a single token gives every query the same vector, so the audio needs several.
 
     Args:
         queries: Q.
         width: D.
-        layers: of :class:`QueryLayer`.
-        heads, mlp_ratio, dropout: of each.
+        layers: number of :class:`QueryLayer`.
+        heads, mlp_ratio, dropout: of each layer.
     """
 
     def __init__(
@@ -67,23 +66,23 @@ class QueryGenerator(nn.Module):
             QueryLayer(width, heads, mlp_ratio, dropout) for _ in range(layers)
         )
 
-    def forward(self, sound: Tensor) -> Tensor:
-        """Tokens of sound [N, L, D] -> queries [N, Q, D]."""
-        queries = self.query.weight.expand(len(sound), -1, -1)
+    def forward(self, audio: Tensor) -> Tensor:
+        """Audio tokens [N, L, D] -> queries [N, Q, D]."""
+        queries = self.query.weight.expand(len(audio), -1, -1)
         for layer in self.layers:
-            queries = layer(queries, sound)
+            queries = layer(queries, audio)
         return queries
 
 
 class CrossModalMixer(nn.Module):
-    """Scales the channels of a map of features by how the sound fits them.
+    """Channel attention of a feature map, conditioned on an audio query.
 
-    The query attends over the map's pixels; a linear map and a sigmoid make it a weight from 0 to 1
-    for each channel.
+    The query attends to the map's pixels; a linear layer and a sigmoid give each channel a weight
+    from 0 to 1.
 
     Args:
-        width: of the query, and channels of the map.
-        heads: of the attention.
+        width: D, of the query and of the map.
+        heads: attention heads.
     """
 
     def __init__(self, width: int, heads: int = 8):
@@ -94,9 +93,10 @@ class CrossModalMixer(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, features: Tensor, query: Tensor) -> Tensor:
-        """features [N, D, H, W] and query [N, 1, D] -> [N, D, H, W]."""
+        """Features [N, D, H, W] and query [N, 1, D] -> [N, D, H, W]."""
         pixels = features.flatten(2).transpose(1, 2)
         q = self.q_proj(query).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        # [2, N, heads, H W, D / heads]
         kv = self.kv_proj(pixels).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(q, kv[0], kv[1])
         weight = torch.sigmoid(self.proj(attended.transpose(1, 2).flatten(2)))

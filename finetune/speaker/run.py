@@ -13,7 +13,7 @@ from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.finetune.speaker.factory import build_speaker, configure_compute, statistics_for
-from cavmae.finetune.speaker.scene_lists import in_both, listed_stream
+from cavmae.finetune.speaker.scene_lists import listed_stream, shared_sources
 from cavmae.finetune.speaker.settings import (
     LossSettings,
     SpeakerDataSettings,
@@ -92,7 +92,7 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
             data.held_out, data.held_out_shards, model.config, data.batch_size, **options
         )
         held_out = Loader(held_out_stream, data.workers, pin_memory=context.pin_memory)
-        if processes.is_main and (known := in_both(stream.pool, held_out_stream.pool)):
+        if processes.is_main and (known := shared_sources(stream.pool, held_out_stream.pool)):
             log.warning(REMEMBERED, len(known), ", ".join(known[:3]))
     frozen = settings.model.train_encoder == "frozen"
     # An encoder from scratch has no pretrained lower layers to protect.

@@ -1,4 +1,4 @@
-"""Lists of scenes that a model is measured on."""
+"""Fixed lists of held-out scenes for evaluation."""
 
 from pathlib import Path
 from typing import Any
@@ -11,47 +11,47 @@ from cavmae.finetune.speaker.model import SpeakerConfig
 
 
 def listed_stream(
-    path: str, shards: str, config: SpeakerConfig, batch: int, **where: Any
+    path: str, shards: str, config: SpeakerConfig, batch: int, **stream_options: Any
 ) -> FixedSceneStream:
-    """The scenes of a list, as the model takes them.
+    """Stream of the scenes of a list, in the format of the model.
 
     Args:
         path: of the list.
-        shards: that it was made of.
+        shards: folder or URL of the shards that the list was made of.
         config: of the model.
-        batch: scenes at a time.
-        where: options of :class:`~cavmae.datasets.stream.stream.Stream`.
+        batch: batch size in scenes.
+        stream_options: options of :class:`~cavmae.datasets.stream.stream.Stream`.
 
     Raises:
-        UsageError: its scenes are of another size or length, show more people than the model has
-            places for, or are not of these shards.
+        UsageError: the scenes differ from the model in size or length, have more people than the
+            model has slots, or are not of these shards.
     """
     compose, recipes = read_list(Path(path))
-    told = compose.height, compose.width, round(compose.seconds, 6)
-    wanted = *config.encoder.image_size, round(config.seconds, 6)
-    if told != wanted:
+    listed = compose.height, compose.width, round(compose.seconds, 6)
+    expected = *config.encoder.image_size, round(config.seconds, 6)
+    if listed != expected:
         raise UsageError(
-            f"{path} has scenes of {told} (height, width, seconds), the model is made for "
-            f"{wanted}: make a list of those."
+            f"{path} has scenes of {listed} (height, width, seconds), the model is made for "
+            f"{expected}: make a list of those."
         )
     most = max((len(recipe.people) for recipe in recipes), default=0)
     if most > config.slots - 1:
         raise UsageError(
             f"{path} has scenes of {most} people, the model has places for {config.slots - 1} "
-            "(model.slots, less one for the rest): make a list of fewer."
+            "(model.slots, less one for the residual): make a list of fewer people."
         )
-    # Whatever the list names is taken: training may leave out more kinds of clips than it did.
+    # The list decides which clips are used, even those that training excludes.
     return FixedSceneStream(
         Manifest.load(shards), compose, recipes, config.motion_size, config.key_frames, batch,
-        exclude=(), **where,
+        exclude=(), **stream_options,
     )  # fmt: skip
 
 
-def in_both(one: ClipPool, other: ClipPool) -> list[str]:
-    """People and videos that two sets of clips share; measured on them, a model only remembers."""
+def shared_sources(pool: ClipPool, other: ClipPool) -> list[str]:
+    """Names of people and videos that two clip pools share: evaluation on them measures memory."""
 
     def names(pool: ClipPool) -> set[str]:
         clips = [pool.clips[n] for numbers in pool.people().values() for n in numbers]
         return {clip.person for clip in clips} | {clip.info.source for clip in clips}
 
-    return sorted(names(one) & names(other))
+    return sorted(names(pool) & names(other))

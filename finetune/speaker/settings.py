@@ -1,4 +1,4 @@
-"""What a person sets of a fine-tuning run, beside what the loop of pretraining reads."""
+"""Settings of speaker fine-tuning, beside those shared with pretraining."""
 
 import dataclasses
 from typing import Literal
@@ -9,20 +9,20 @@ from cavmae.datasets.mixtures.clip_pool import NOT_SINGLE
 
 @dataclasses.dataclass(frozen=True)
 class SpeakerDataSettings:
-    """What is trained on.
+    """Training and evaluation data.
 
     Args:
-        train: folder or URL of the shards to compose from (clips of single people, made with
-            `--profile speakers`).
-        held_out: list of scenes that is measured on, made with `cavmae evaluate --make`; None:
-            no evaluation.
-        held_out_shards: shards that the list was made of.
-        batch_size: scenes that one process takes at a time.
-        workers: processes that compose, for each process that trains.
-        clips: so many clips of the set are used, drawn by the seed; 0: all.
-        exclude: clips with one of these labels are left out.
-        verify: check shards before the first step by ``hash`` or by ``size``.
-        max_broken: share of broken scenes an epoch that is still no error.
+        train: folder or URL of the shards with clips of single people (`--profile speakers`), from
+            which scenes are composed.
+        held_out: list of scenes for evaluation, from `cavmae evaluate --make`; None: no
+            evaluation.
+        held_out_shards: folder or URL of the shards of that list.
+        batch_size: scenes in a batch, for each process that trains.
+        workers: processes that compose scenes, for each process that trains.
+        clips: number of clips to use, a random subset by the seed; 0: all.
+        exclude: labels of clips that are not used.
+        verify: check of the shards before the first step: by ``hash`` or by ``size``.
+        max_broken: largest fraction of broken scenes in an epoch before the run fails.
     """
 
     train: str = ""
@@ -40,39 +40,41 @@ class SpeakerDataSettings:
             if getattr(self, name) < least:
                 raise UsageError(f"data.{name} {getattr(self, name)}: at least {least}.")
         if (self.held_out is None) != (self.held_out_shards is None):
-            raise UsageError("data.held_out and data.held_out_shards go together.")
+            raise UsageError(
+                "data.held_out and data.held_out_shards go together: give both or none."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeakerModelSettings:
-    """The model, and what it starts from.
+    """Model and its initial weights.
 
     Args:
-        init_from: a checkpoint of `cavmae finetune speakers`, a folder or a name on the hub, from
-            which the whole model goes on; of all that follows only ``train_encoder`` and
+        init_from: checkpoint of `cavmae finetune speakers`, a folder or a name on the hub, whose
+            model is trained further; of the fields below only ``train_encoder`` and
             ``layer_decay`` count. None: a new model around the encoder.
-        encoder: a checkpoint of pretraining, a folder or a name on the hub; None: from scratch, of
+        encoder: checkpoint of pretraining, a folder or a name on the hub; None: from scratch, of
             the size ``encoder_size``.
         encoder_size: ``tiny``, ``small``, ``base`` or ``large``.
-        train_encoder: ``frozen``, or ``all``: every block, each by ``layer_decay`` slower than the
-            one after it (from scratch all alike).
-        layer_decay: see there.
-        slots: places for people, and one for the rest.
-        width: of slots and voices.
-        heads: of their attentions.
-        query_layers: of the query generator.
-        slot_layers: of the decoder of slots.
-        voice_layers: of the decoder of voices.
-        mask_width: channels of the map that masks are read from.
-        key_frames: key frames of a clip in colour.
-        motion_height: of the grey frames in pixels.
-        motion_width: of the grey frames in pixels.
-        motion_channels: of the motion pathway.
-        motion_blocks: of the motion pathway.
+        train_encoder: ``frozen``, or ``all``: every block, with layer-wise learning rate decay.
+        layer_decay: factor of the learning rate from each encoder block to the one before it; not
+            from scratch.
+        slots: one for each person at most, and one for the residual.
+        width: embedding width of slots and voices.
+        heads: attention heads of the decoders.
+        query_layers: layers of the query generator.
+        slot_layers: layers of the slot decoder.
+        voice_layers: layers of the voice decoder.
+        mask_width: channels of the pixel decoder's output.
+        key_frames: key frames of a clip, in color.
+        motion_height: height of the grey frames in pixels.
+        motion_width: width of the grey frames in pixels.
+        motion_channels: channels of the motion pathway.
+        motion_blocks: blocks of the motion pathway.
         separator: ``unet`` or ``looking-to-listen``.
-        separator_width: its channels.
-        classes: labels of clips that are hints (a category of people, the topic of a meeting): in a
-            share of scenes the model is told which of them the person has whom a cue would mean.
+        separator_width: channels of the separator.
+        classes: labels of clips that serve as hints (a category of people, the topic of a meeting):
+            with the probability ``loss.hint_prob`` the model gets the target's class.
     """
 
     init_from: str | None = None
@@ -108,25 +110,26 @@ class SpeakerModelSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-    """What is minimised: a weighted sum.
+    """Weights of the losses, whose sum is minimised, and the curriculum.
 
     Args:
-        state: of the cross-entropy of speaking, silent, none.
-        no_object: of slots that are nobody, relative to people.
-        entropy: of the masks' binary cross-entropy.
-        dice: of the masks' dice loss.
-        center_vote: of how far pixels vote beside their person's middle, as a share of the picture.
-        mixer: of the dice loss of the cross-modal mixer.
-        activity: of the cross-entropy of who is heard in each 40 ms.
-        sdr: of every dB of the voices' SDR (not scale-invariant: they add up to the mixture).
-        spectrum: of the difference of compressed complex spectra.
-        silence: of every dB of the energy of who is not heard, relative to the mixture.
-        points: pixels of a key frame that masks are compared in.
-        cue_only_until: share of training in which every scene comes with a cue.
-        cue_prob: share of scenes with a cue afterwards.
-        hint_prob: share of scenes in which the class is told (``model.classes``).
-        teacher_forcing_iou: where the mask of a person's slot has an IoU below this with the true
-            one, the true one says where motion is read; 0: never.
+        state: weight of the cross-entropy of states (speaking, silent, none).
+        no_object: weight of slots without a person in that, relative to people.
+        entropy: weight of the masks' binary cross-entropy.
+        dice: weight of the masks' dice loss.
+        center_vote: weight of the distance of votes from a person's center, as a fraction of the
+            frame.
+        mixer: weight of the dice loss of the cross-modal mixer.
+        activity: weight of the cross-entropy of activity in each 40 ms.
+        sdr: weight of a dB of the voices' SDR (not scale-invariant: their sum is the mixture).
+        spectrum: weight of the L1 difference of compressed complex spectra.
+        silence: weight of a dB of energy, relative to the mixture, in slots that are to be silent.
+        points: sampled pixels of a key frame for the losses of masks.
+        cue_only_until: fraction of training in which every scene has a cue.
+        cue_prob: probability of a cue afterwards.
+        hint_prob: probability of a hint (``model.classes``).
+        teacher_forcing_iou: IoU of a person's mask below which motion is read under the true mask
+            in training; 0: never.
     """
 
     state: float = 0.5

@@ -1,7 +1,9 @@
-"""Spectra of mixtures, and voices cut out of them by complex masks. All in float32.
+"""STFT of mixtures and complex masks of voices, in float32.
 
-At 16 kHz: FFT 512, Hann window of 400 samples, hop 160, as Looking to Listen (Ephrat et al., 2018).
-Shapes: N mixtures, K voices, S samples, B = 256 bins (without Nyquist's), T = S / 160 frames.
+At 16 kHz: FFT of 512, Hann window of 400 samples, hop of 160, as in Looking to Listen (Ephrat et
+al., SIGGRAPH 2018).
+Shapes: N mixtures, K voices, S samples, B = 256 bins (without the Nyquist bin), T = S / 160
+frames.
 """
 
 import torch
@@ -10,9 +12,9 @@ from torch import Tensor
 from cavmae.datasets.stream.features import FFT, HOP, WINDOW
 
 BINS = FFT // 2
-POWER = 0.3  # of magnitudes, where spectra are compressed
-SMALL = 1e-2  # added to |X|^2 of a wave of RMS 1, where its usual |X|^2 is about 150
-LARGEST = 5.0  # part of a complex mask
+POWER = 0.3  # exponent of magnitudes in compressed spectra
+SMALL = 1e-2  # added to |X|^2, which is about 150 for a waveform of RMS 1
+MASK_LIMIT = 5.0  # of the real and imaginary part of a mask
 
 
 def _window(device: torch.device) -> Tensor:
@@ -20,33 +22,33 @@ def _window(device: torch.device) -> Tensor:
 
 
 def spectrum(waves: Tensor) -> Tensor:
-    """Complex spectra of waves [..., S] with all bins and frames: [..., B + 1, T + 1]."""
+    """STFT of waveforms [..., S]: complex64 [..., B + 1, T + 1]."""
     samples = waves.shape[-1]
-    if waves.numel() == 0:  # which torch.stft does not take
+    if waves.numel() == 0:  # torch.stft rejects empty tensors
         shape = *waves.shape[:-1], BINS + 1, samples // HOP + 1
         return torch.zeros(shape, dtype=torch.complex64, device=waves.device)
     flat = waves.reshape(-1, samples).float()
-    found = torch.stft(flat, FFT, HOP, WINDOW, _window(waves.device), return_complex=True)
-    return found.reshape(*waves.shape[:-1], *found.shape[-2:])
+    spectra = torch.stft(flat, FFT, HOP, WINDOW, _window(waves.device), return_complex=True)
+    return spectra.reshape(*waves.shape[:-1], *spectra.shape[-2:])
 
 
 def wave(spectra: Tensor, samples: int) -> Tensor:
-    """The inverse: [..., B + 1, T + 1] -> [..., samples]."""
+    """Inverse STFT: [..., B + 1, T + 1] -> [..., samples]."""
     flat = spectra.reshape(-1, *spectra.shape[-2:])
-    found = torch.istft(flat, FFT, HOP, WINDOW, _window(spectra.device), length=samples)
-    return found.reshape(*spectra.shape[:-2], samples)
+    waves = torch.istft(flat, FFT, HOP, WINDOW, _window(spectra.device), length=samples)
+    return waves.reshape(*spectra.shape[:-2], samples)
 
 
 def compressed(spectra: Tensor) -> Tensor:
-    """Spectra whose magnitudes are raised to the power of 0.3, their phases kept.
+    """Power-law compressed spectra: magnitudes to the power of 0.3, phases unchanged.
 
-    The gradient is finite everywhere, as nothing is divided by less than a tenth.
+    The gradient is finite everywhere, since no divisor is below a tenth.
 
     Args:
-        spectra: complex [..., B, T] of waves of an RMS of about 1.
+        spectra: complex [..., B, T], of waveforms of an RMS of about 1.
 
     Returns:
-        real and imaginary part: float32 [..., 2, B, T].
+        real and imaginary part, float32 [..., 2, B, T].
     """
     parts = torch.stack([spectra.real, spectra.imag], dim=-3)
     energy = parts.square().sum(dim=-3, keepdim=True)
@@ -54,50 +56,51 @@ def compressed(spectra: Tensor) -> Tensor:
 
 
 def bounded(raw: Tensor) -> Tensor:
-    """A complex mask from -5 to 5 in both parts: 5 tanh(raw / 5)."""
-    return LARGEST * torch.tanh(raw / LARGEST)
+    """Complex mask with both parts limited to -5 to 5: 5 tanh(raw / 5)."""
+    return MASK_LIMIT * torch.tanh(raw / MASK_LIMIT)
 
 
-def masked_voices(mixture: Tensor, masks: Tensor, claims: Tensor) -> Tensor:
-    """Spectra of voices and of the residual, which add up to the mixture.
+def masked_voices(mixture: Tensor, masks: Tensor, activity: Tensor) -> Tensor:
+    """Spectra of voices and of the residual, whose sum is the mixture.
 
-    What masks leave of the mixture, or take twice, is shared out by claims: of two who speak each
-    gets half of it, so that only the difference of their masks has to be learned, and somebody
-    whose mouth is hidden is what the other leaves. (Sharing it out in proportion to energy,
-    instead, has a dead end: where all masks are nearly 0 each gets the same, and no gradient.)
+    What the masks leave of the mixture, or take twice, is distributed in proportion to activity.
+    Two active speakers get half each, so that only the difference of their masks has to be learned,
+    and a speaker with a hidden mouth gets what the other one leaves. (A distribution by energy has
+    a dead end: if all masks are near 0, all get the same, without gradient.)
 
     Args:
         mixture: complex [N, B + 1, T + 1].
-        masks: float [N, K, 2, B, T], real and imaginary parts. Nyquist's bin and the last frame
-            take those beside them.
-        claims: float [N, K + 1, T or 1], at least 0 and of a sum above 0, the residual's last.
+        masks: float [N, K, 2, B, T], real and imaginary parts. The Nyquist bin and the last frame
+            copy their neighbours.
+        activity: float [N, K + 1, T or 1], at least 0, with a sum above 0, the residual last.
 
     Returns:
         complex [N, K + 1, B + 1, T + 1], the residual last.
     """
-    share = claims[:, :-1] / claims.sum(1, keepdim=True)
-    left = -masks.float().sum(1, keepdim=True)
-    left = torch.cat([left[:, :, :1] + 1, left[:, :, 1:]], dim=2)
-    masks = _padded(masks.float() + share[:, :, None, None] * left)
-    found = torch.complex(masks[:, :, 0], masks[:, :, 1]) * mixture[:, None]
-    return torch.cat([found, mixture[:, None] - found.sum(dim=1, keepdim=True)], dim=1)
+    share = activity[:, :-1] / activity.sum(1, keepdim=True)
+    # 1 minus the sum of all masks, as real and imaginary part: [N, 1, 2, B, T].
+    rest = -masks.float().sum(1, keepdim=True)
+    rest = torch.cat([rest[:, :, :1] + 1, rest[:, :, 1:]], dim=2)
+    masks = _pad_last(masks.float() + share[:, :, None, None] * rest)
+    voices = torch.complex(masks[:, :, 0], masks[:, :, 1]) * mixture[:, None]
+    return torch.cat([voices, mixture[:, None] - voices.sum(dim=1, keepdim=True)], dim=1)
 
 
-def _padded(masks: Tensor) -> Tensor:
-    """One more bin and frame, copies of the last ones."""
+def _pad_last(masks: Tensor) -> Tensor:
+    """Repeat the last bin and the last frame: [..., B, T] -> [..., B + 1, T + 1]."""
     masks = torch.cat([masks, masks[..., -1:, :]], dim=-2)
     return torch.cat([masks, masks[..., -1:]], dim=-1)
 
 
 def oracle_masks(mixture: Tensor, voices: Tensor) -> Tensor:
-    """Ratio masks of the true voices, for comparison: |voice| over the sum of all.
+    """Spectra under oracle ratio masks, |voice| over the sum of all |voice|.
 
     Args:
         mixture: complex [N, B + 1, T + 1].
-        voices: complex [N, K, B + 1, T + 1], which add up to it.
+        voices: complex [N, K, B + 1, T + 1], whose sum is the mixture.
 
     Returns:
-        complex spectra [N, K, B + 1, T + 1] of the mixture so masked.
+        the masked mixture, complex [N, K, B + 1, T + 1].
     """
-    size = voices.abs()
-    return mixture[:, None] * (size / (size.sum(dim=1, keepdim=True) + 1e-8))
+    magnitude = voices.abs()
+    return mixture[:, None] * (magnitude / (magnitude.sum(dim=1, keepdim=True) + 1e-8))

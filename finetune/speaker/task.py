@@ -1,4 +1,4 @@
-"""The task of fine-tuning: voices and masks of people in composed scenes."""
+"""Training task of the speaker model on composed scenes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,14 +14,14 @@ from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.speaker.cue_sampling import draw_cues
 from cavmae.finetune.speaker.cues import KINDS, CueKind, no_cues
 from cavmae.finetune.speaker.losses import (
+    assign_by_masks,
     loss_weights,
     presence_targets,
-    seen_slots,
     speaker_losses,
     targets_of,
     teacher_force_masks,
 )
-from cavmae.finetune.speaker.metrics import SceneMetrics, assigned, measure, summary
+from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure, summary
 from cavmae.finetune.speaker.model import (
     QUIETEST,
     Inputs,
@@ -33,19 +33,19 @@ from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.voice_matching import target_to_slot0
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
 
-# Samples after a mixture's end that its last two fbank frames reach into.
-BEYOND = WINDOW - HOP
+# Samples after a mixture's end that the windows of its last two fbank frames reach into.
+FBANK_PADDING = WINDOW - HOP
 
 
 class SpeakerTask(Task):
-    """Tasks 1 to 3: whom a cue means, then everybody.
+    """Separation and segmentation of the target of a cue, then of all people.
 
     Args:
-        model: what is trained.
-        loss: what it is to learn.
+        model: model to train.
+        loss: settings of the losses.
         statistics: of fbanks, those that the encoder was trained with.
-        frozen: whether the encoder stays as it is.
-        decay: how much slower each block of the encoder learns than the one after it.
+        frozen: whether the encoder's weights are frozen.
+        decay: layer-wise learning rate decay: factor from each encoder block to the one before it.
     """
 
     model: SpeakerModel
@@ -65,8 +65,8 @@ class SpeakerTask(Task):
         self.frozen = frozen
         self.decay = decay
         for name, parameter in model.encoder.named_parameters():
-            # DDP waits for gradients that never come: no pass takes sound and picture together.
-            unused = "pos_embed" in name or _only_together(name)
+            # No pass takes audio and video together, and DDP would wait for these gradients.
+            unused = "pos_embed" in name or _joint_pass_only(name)
             if frozen or unused:
                 parameter.requires_grad_(False)
 
@@ -86,33 +86,34 @@ class SpeakerTask(Task):
     def fbank(self, waves: Tensor) -> Tensor:
         """Normalised fbanks of mixtures: [N, S] -> [N, S / 160, mel]."""
         with torch.autocast(waves.device.type, enabled=False):
-            found = fbank_batch(torch.nn.functional.pad(waves.float(), (0, BEYOND)))
-            return (found - self.statistics.mean) / self.statistics.std
+            fbanks = fbank_batch(torch.nn.functional.pad(waves.float(), (0, FBANK_PADDING)))
+            return (fbanks - self.statistics.mean) / self.statistics.std
 
     def inputs_of(
         self,
         batch: Batch,
-        share: float,
+        cue_prob: float,
         kinds: tuple[CueKind, ...] = KINDS[1:],
-        hints: float = 0.0,
+        hint_prob: float = 0.0,
     ) -> tuple[Inputs, Tensor]:
-        """What the model is given of a batch, and whom its cues mean (-1: there is none).
+        """Inputs of a batch with random cues, and their targets int64 [N]; -1: no cue.
 
         Args:
-            share: of clips that get a cue.
+            batch: of :func:`cavmae.datasets.mixtures.scene_stream.collate`, on the device.
+            cue_prob: probability of a cue.
             kinds: of cues.
-            hints: share of clips whose class is told.
+            hint_prob: probability of a hint.
         """
         scale = scale_of(batch)
-        truth = targets_of(batch, torch.full_like(batch["target"], -1), scale)
+        targets = targets_of(batch, torch.full_like(batch["target"], -1), scale)
         voice = self.fbank(batch["reference"])
-        # Who says nothing here cannot be known by their voice.
+        # A voice cue of a silent person would have no voice to match.
         rows = torch.arange(len(voice), device=voice.device)
-        active = truth.people.active[rows, batch["target"]]
-        known = (batch["reference"].abs().amax(1) > 0) & active
+        active = targets.people.active[rows, batch["target"]]
+        has_reference = (batch["reference"].abs().amax(1) > 0) & active
         cues, target = draw_cues(
-            truth.people, truth.masks, batch["target"], voice, known,
-            self.model.config.encoder.image_grid, share, kinds,
+            targets.people, targets.masks, batch["target"], voice, has_reference,
+            self.model.config.encoder.image_grid, cue_prob, kinds,
         )  # fmt: skip
         inputs = Inputs(
             mixture=batch["mixture"],
@@ -120,76 +121,80 @@ class SpeakerTask(Task):
             frames=batch["frames"],
             motion=batch["motion"],
             cues=cues,
-            hint=self._hint(batch, hints),
+            hint=self._hint(batch, hint_prob),
         )
         return inputs, target
 
-    def _hint(self, batch: Batch, share: float) -> Tensor:
-        """Number of the first class that the clip of the scene's target has; 0: none is told."""
+    def _hint(self, batch: Batch, hint_prob: float) -> Tensor:
+        """Number of the first class of the target's clip, with a probability; else 0: int64 [N]."""
         classes = self.model.config.classes
-        found = [
+        numbers = [
             next((n + 1 for n, name in enumerate(classes) if name in labels), 0)
             for labels in batch["labels"]
         ]
-        told = torch.tensor(found, device=batch["target"].device)
-        return told * (torch.rand(len(found), device=told.device) < share)
+        hint = torch.tensor(numbers, device=batch["target"].device)
+        return hint * (torch.rand(len(numbers), device=hint.device) < hint_prob)
 
     def predict(self, inputs: Inputs) -> tuple[SlotPredictions, VoicePredictions]:
-        """What the model finds, once it has learned.
+        """Predictions of the model in inference.
 
-        Where the cue is a voice, slot 0 is whoever sounds most like it of those that were found:
-        see :mod:`cavmae.finetune.speaker.voice_matching`. The model itself is not told, then: of 43
-        minutes of speech it learned too little of how people sound, and found masks and voices less
-        well (docs/results.md).
+        A voice cue is matched to the separated voices, whose nearest becomes slot 0: see
+        :mod:`cavmae.finetune.speaker.voice_matching`. The model does not get the cue: from 43
+        minutes of speech it learned too little about voices, and its masks and voices were worse
+        with the cue than without (docs/results.md).
 
         Raises:
-            CavmaeError: the sound has NaN or Inf.
+            CavmaeError: the audio has NaN or Inf.
             NonFiniteError: the model gives NaN or Inf.
         """
         if not bool(torch.isfinite(inputs.mixture).all()):
-            raise CavmaeError("The sound has NaN or Inf: convert it to 16 bits.")
-        by_voice = inputs.cues.kind == KINDS.index("voice")
-        if not bool(by_voice.any()):
-            found: tuple[SlotPredictions, VoicePredictions] = self.model(inputs)
-            _check_finite(*found)
-            return found
-        kind = inputs.cues.kind.masked_fill(by_voice, 0)
-        looked, voices = self.model(inputs._replace(cues=inputs.cues._replace(kind=kind)))
-        _check_finite(looked, voices)
+            raise CavmaeError("The audio has NaN or Inf: convert it to 16 bits.")
+        has_voice_cue = inputs.cues.kind == KINDS.index("voice")
+        if not bool(has_voice_cue.any()):
+            outputs: tuple[SlotPredictions, VoicePredictions] = self.model(inputs)
+            _check_finite(*outputs)
+            return outputs
+        kind = inputs.cues.kind.masked_fill(has_voice_cue, 0)
+        predictions, voices = self.model(inputs._replace(cues=inputs.cues._replace(kind=kind)))
+        _check_finite(predictions, voices)
         waves = voices.waves(inputs.mixture.shape[-1])
         fbanks = self.fbank(waves.flatten(0, 1)).unflatten(0, waves.shape[:2])
-        return target_to_slot0(inputs, looked, voices, waves, fbanks)
+        return target_to_slot0(inputs, predictions, voices, waves, fbanks)
 
     def training_step(
         self, batch: Batch, progress: float, pieces: Sequence[Embeddings], turn: int
     ) -> StepOutput:
         """See :meth:`Task.training_step`."""
-        how = self.loss
-        share = 1.0 if progress < how.cue_only_until else how.cue_prob
-        inputs, target = self.inputs_of(batch, share, hints=how.hint_prob)
-        truth = targets_of(batch, target, scale_of(batch))
-        looked = self.model.predict_masks(inputs)
+        settings = self.loss
+        cue_prob = 1.0 if progress < settings.cue_only_until else settings.cue_prob
+        inputs, target = self.inputs_of(batch, cue_prob, hint_prob=settings.hint_prob)
+        targets = targets_of(batch, target, scale_of(batch))
+        predictions = self.model.predict_masks(inputs)
         with torch.autocast(inputs.mixture.device.type, enabled=False):
-            slots, pixels = seen_slots(looked, truth, how)
-        own = looked.masks[-1].float().sigmoid()
-        masks, replaced = teacher_force_masks(own, truth, slots, how.teacher_forcing_iou)
-        there = presence_targets(self.model.presence_prob(looked), truth, slots, replaced)
-        voices = self.model.decode_voices(inputs, looked, masks, there)
+            slots, pixels = assign_by_masks(predictions, targets, settings)
+        masks = predictions.masks[-1].float().sigmoid()
+        masks, replaced = teacher_force_masks(masks, targets, slots, settings.teacher_forcing_iou)
+        presence_prob = presence_targets(
+            self.model.presence_prob(predictions), targets, slots, replaced
+        )
+        voices = self.model.decode_voices(inputs, predictions, masks, presence_prob)
         with torch.autocast(masks.device.type, enabled=False):
-            losses = speaker_losses(looked, voices, truth, pixels, how)
-        seen = (truth.people.present & truth.people.masked).sum().clamp(min=1)
-        parts = {**losses.parts, "teacher_forced": replaced.sum() / seen}
+            losses = speaker_losses(predictions, voices, targets, pixels, settings)
+        with_mask = (targets.people.present & targets.people.masked).sum().clamp(min=1)
+        parts = {**losses.parts, "teacher_forced": replaced.sum() / with_mask}
         return StepOutput(losses.total, {"loss": losses.total.detach(), **parts})
 
     @torch.no_grad()
     def validation_step(self, batch: Batch) -> Record:
-        """See :meth:`Task.validation_step`: without cues, with the model's own masks."""
+        """See :meth:`Task.validation_step`: without cues, with predicted masks."""
         inputs, target = self.inputs_of(batch, 0.0)
-        looked, voices = self.model(inputs)
-        truth = targets_of(batch, target, scale_of(batch))
+        predictions, voices = self.model(inputs)
+        targets = targets_of(batch, target, scale_of(batch))
         with torch.autocast(inputs.mixture.device.type, enabled=False):
-            waves, slots = assigned(looked, voices, truth, loss_weights(self.loss))
-            return {"scenes": measure(batch["key"], waves, slots, truth, looked, voices.states)}
+            waves, slots = assign_slots(predictions, voices, targets, loss_weights(self.loss))
+            return {
+                "scenes": measure(batch["key"], waves, slots, targets, predictions, voices.states)
+            }
 
     def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
         """See :meth:`Task.aggregate`."""
@@ -206,11 +211,11 @@ class SpeakerTask(Task):
         }
 
     def flops_per_sample(self) -> float:
-        """See :meth:`Task.flops_per_sample`: counted forwards, and backwards twice that."""
+        """See :meth:`Task.flops_per_sample`: counted forward, and twice that for backward."""
         c = self.model.config
         device = next(self.model.parameters()).device
         h, w = c.encoder.image_size
-        one = Inputs(
+        inputs = Inputs(
             mixture=torch.zeros(1, c.samples, device=device),
             fbank=torch.zeros(1, *c.encoder.audio_size[::-1], device=device),
             frames=torch.zeros(1, c.key_frames, h, w, 3, dtype=torch.uint8, device=device),
@@ -219,35 +224,35 @@ class SpeakerTask(Task):
             hint=torch.zeros(1, dtype=torch.int64, device=device),
         )
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-            self.model.encode(one)
-        encoder = counter.get_total_flops()
+            self.model.encode(inputs)
+        encoder_flops = counter.get_total_flops()
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-            self.model(one)
-        whole = counter.get_total_flops()
-        return float(3 * (whole - encoder) + (1 if self.frozen else 3) * encoder)
+            self.model(inputs)
+        total_flops = counter.get_total_flops()
+        return float(3 * (total_flops - encoder_flops) + (1 if self.frozen else 3) * encoder_flops)
 
 
 def scale_of(batch: Batch) -> Tensor:
-    """RMS of mixtures: [N, 1], as the model levels them."""
+    """RMS of mixtures, by which the model divides them: [N, 1]."""
     mixture: Tensor = batch["mixture"]
     return mixture.square().mean(1, keepdim=True).sqrt().clamp(min=QUIETEST)
 
 
-def _only_together(name: str) -> bool:
-    """Whether a parameter of the encoder is only used where sound and picture pass together."""
+def _joint_pass_only(name: str) -> bool:
+    """Whether only a joint pass of audio and video uses a parameter of the encoder."""
     parts = name.split(".")
     if parts[0] == "norm":
         return True
     norm = parts[2] if len(parts) > 2 else ""
     if not norm.startswith("norm"):
         return False
-    single = norm.endswith(("_a", "_v"))
-    return single != (parts[0] == "blocks_u")
+    is_unimodal = norm.endswith(("_a", "_v"))
+    return is_unimodal != (parts[0] == "blocks_u")
 
 
-def _check_finite(looked: SlotPredictions, voices: VoicePredictions) -> None:
-    """Checks the model's output: NaN exceeds no threshold, it would read as silence."""
-    outputs = (*voices, looked.masks[-1], looked.votes)
+def _check_finite(predictions: SlotPredictions, voices: VoicePredictions) -> None:
+    """Raise NonFiniteError for NaN or Inf: NaN exceeds no threshold and would read as silence."""
+    outputs = (*voices, predictions.masks[-1], predictions.votes)
     if not bool(torch.stack([output.isfinite().all() for output in outputs]).all()):
         raise NonFiniteError(
             "The model gives NaN or Inf: its weights or its statistics are damaged, so copy the "

@@ -41,7 +41,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     speaker = model()
     with torch.no_grad():
         speaker.state_head[-1].bias.copy_(torch.tensor([3.0, 0.0, -3.0, -3.0]))
-        speaker.anchors.start.copy_(torch.tensor([0.2, 0.5, 0.8, 0.5, 0.2, 0.5, 0.8, 0.5]))
+        speaker.center_voting.initial_centers.copy_(
+            torch.tensor([0.2, 0.5, 0.8, 0.5, 0.2, 0.5, 0.8, 0.5])
+        )
     speaker.save_pretrained(folder)
     (folder / "preprocessing.json").write_text('{"fbank_mean": -6.0, "fbank_std": 4.0}')
     return str(folder)

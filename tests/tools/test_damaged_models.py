@@ -66,7 +66,7 @@ def test_voices_that_are_no_numbers() -> None:
     sound = np.sin(np.arange(SAMPLES) / 20).astype(np.float32)
     predictor.predict(frames, sound)
     broken = np.where(np.arange(SAMPLES) == 99, math.nan, sound).astype(np.float32)
-    with pytest.raises(CavmaeError, match="The sound has NaN or Inf"):
+    with pytest.raises(CavmaeError, match="The audio has NaN or Inf"):
         predictor.predict(frames, broken)
     with torch.no_grad():
         for parameter in speaker.separator.parameters():

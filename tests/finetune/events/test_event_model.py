@@ -18,21 +18,21 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "cav_mae_tiny.safetensors"
 )
 def test_logits_of_all_modes(mode: Mode) -> None:
     with safe_open(str(GOLDEN), "pt") as file:
-        told = json.loads(file.metadata()["config"])
+        shape = json.loads(file.metadata()["config"])
         names = [key for key in file.keys() if key.startswith("ft.")]  # noqa: SIM118
         weights = {name.removeprefix("ft."): file.get_tensor(name) for name in names}
         audio, image = file.get_tensor("io.audio"), file.get_tensor("io.image")
         wanted = file.get_tensor(f"io.ft.{mode}")
         classes = int(file.metadata()["label_dim"])
     config = CAVMAEConfig(
-        image_size=(told["img_size"],) * 2,
-        audio_size=(128, told["audio_length"]),
-        width=told["embed_dim"],
-        heads=told["num_heads"],
-        depth=told["modality_specific_depth"],
+        image_size=(shape["img_size"],) * 2,
+        audio_size=(128, shape["audio_length"]),
+        width=shape["embed_dim"],
+        heads=shape["num_heads"],
+        depth=shape["modality_specific_depth"],
     )
     model = EventClassifier(config, classes)
     model.load_state_dict(weights, strict=True)
     with torch.no_grad():
-        found = model.eval()(audio, image, mode)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        logits = model.eval()(audio, image, mode)
+    torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5)

@@ -247,9 +247,11 @@ def test_slots_on_the_same_pixels_are_one_person() -> None:
     """Their voices add up."""
     predictor = make_predictor()
     with torch.no_grad():
-        predictor.task.model.anchors.start.copy_(torch.tensor([0.5, 0.6] * 4))
-        predictor.task.model.slot.weight.copy_(predictor.task.model.slot.weight[:1].expand(5, -1))
-        for parameter in predictor.task.model.generator.parameters():
+        predictor.task.model.center_voting.initial_centers.copy_(torch.tensor([0.5, 0.6] * 4))
+        predictor.task.model.slot_pos.weight.copy_(
+            predictor.task.model.slot_pos.weight[:1].expand(5, -1)
+        )
+        for parameter in predictor.task.model.query_generator.parameters():
             parameter.zero_()
     frames, wave = scene()
     predictions = []

@@ -1,4 +1,4 @@
-"""A small speaker model, and batches of made scenes whose truth is known."""
+"""A small speaker model, and batches of synthetic scenes with ground truth."""
 
 import dataclasses
 from typing import Any
@@ -29,11 +29,11 @@ def model(seed: int = 0, **changes: Any) -> SpeakerModel:
     return SpeakerModel(dataclasses.replace(SHAPE, **changes))
 
 
-def task(one: SpeakerModel | None = None, **losses: Any) -> SpeakerTask:
-    how = LossSettings(**({"points": 64} | losses))
-    return SpeakerTask(one or model(), how, Statistics(), frozen=False)
+def task(speaker_model: SpeakerModel | None = None, **losses: Any) -> SpeakerTask:
+    settings = LossSettings(**({"points": 64} | losses))
+    return SpeakerTask(speaker_model or model(), settings, Statistics(), frozen=False)
 
 
 def batch(count: int = 2, people: int = 2, seed: int = 1) -> dict[str, Any]:
-    """Scenes of people who stand side by side and hum."""
+    """Scenes of humming people side by side."""
     return synthetic_scenes(SHAPE, count, people, seed)

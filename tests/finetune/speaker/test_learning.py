@@ -1,4 +1,4 @@
-"""That fine-tuning learns: the simplest people, told apart by what moves with their voice."""
+"""Fine-tuning learns to separate the simplest people by the motion of their mouths."""
 
 import json
 from pathlib import Path
@@ -29,27 +29,27 @@ def no_accelerator() -> Any:
 
 
 def talker(number: int) -> Sample:
-    """A bright body whose dark mouth opens with its voice: tones of a pitch, louder and softer."""
-    chance = np.random.default_rng(number)
+    """A bright body whose dark mouth opens with its voice, tones of one pitch and varying level."""
+    rng = np.random.default_rng(number)
     person = number // 2
     height, width = SIZE
-    left, wide = int(chance.integers(8, 30)), 22
-    loud = (chance.random(FRAMES // 4).repeat(4) > 0.5).astype(float)
-    back = chance.integers(0, 90, size=(height // 8, width // 8, 3)).repeat(8, 0).repeat(8, 1)
-    colour = chance.integers(150, 255, size=3)
+    left, extent = int(rng.integers(8, 30)), 22
+    loud = (rng.random(FRAMES // 4).repeat(4) > 0.5).astype(float)
+    back = rng.integers(0, 90, size=(height // 8, width // 8, 3)).repeat(8, 0).repeat(8, 1)
+    colour = rng.integers(150, 255, size=3)
     members: dict[str, bytes] = {}
     for frame in range(FRAMES):
-        picture = back.astype(np.uint8)
-        picture[12:, left : left + wide] = colour
-        open_ = 2 + int(6 * loud[frame])
-        picture[24 : 24 + open_, left + 6 : left + 16] = 10
+        frame_pixels = back.astype(np.uint8)
+        frame_pixels[12:, left : left + extent] = colour
+        opening = 2 + int(6 * loud[frame])
+        frame_pixels[24 : 24 + opening, left + 6 : left + 16] = 10
         mask = np.zeros(SIZE, dtype=np.uint8)
-        mask[12:, left : left + wide] = 1
-        members[sample.frame_member(frame)] = sample.encode_frame(picture, 95)
+        mask[12:, left : left + extent] = 1
+        members[sample.frame_member(frame)] = sample.encode_frame(frame_pixels, 95)
         members[sample.mask_member(frame)] = sample.encode_mask(mask)
     time = np.arange(FRAMES * STEP) / 16_000
     pitch = 120 * 1.3 ** (person % 8)
-    tones = sum(np.sin(2 * np.pi * pitch * k * time + chance.random() * 6) for k in range(1, 6))
+    tones = sum(np.sin(2 * np.pi * pitch * k * time + rng.random() * 6) for k in range(1, 6))
     wave = tones * np.interp(np.arange(len(time)) / STEP, np.arange(FRAMES) + 0.5, loud)
     members["flac"] = sample.encode_waveform((wave * 4000).astype(np.int16))
     info = SampleInfo(
@@ -81,17 +81,17 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_a_short_run_learns_who_is_where_and_who_says_what(tmp_path: Path) -> None:
+def test_a_short_run_learns_masks_and_voices(tmp_path: Path) -> None:
     fit = data_set_of(tmp_path / "fit", [talker(n) for n in range(16)])
     others = data_set_of(tmp_path / "others", [talker(n) for n in range(100, 106)])
     write(fit)
     write(others)
     scenes = tmp_path / "list.jsonl"
-    told = [f"--compose.{k}={v}" for k, v in SETTINGS["compose"].items()]
-    evaluate.main([others.folder, "--list", str(scenes), "--make", "16", *told])
-    told_of = {"train": fit.folder, "held_out": str(scenes), "held_out_shards": others.folder}
+    compose_options = [f"--compose.{k}={v}" for k, v in SETTINGS["compose"].items()]
+    evaluate.main([others.folder, "--list", str(scenes), "--make", "16", *compose_options])
+    data_options = {"train": fit.folder, "held_out": str(scenes), "held_out_shards": others.folder}
     settings = {part: dict(values) for part, values in SETTINGS.items()}
-    settings["data"] |= told_of
+    settings["data"] |= data_options
     settings["loop"] |= {"steps": STEPS, "evaluate_every": STEPS}
     path = tmp_path / "settings.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -103,10 +103,10 @@ def test_a_short_run_learns_who_is_where_and_who_says_what(tmp_path: Path) -> No
         others.folder, "--list", str(scenes), "--model", model, "--out", str(tmp_path / "out"),
         "--workers", "0",
     ])  # fmt: skip
-    found = json.loads((tmp_path / "out" / "measures.json").read_text())["summary"]
-    assert found["model"]["iou"] == pytest.approx(held_out["iou"], abs=1e-3)
-    assert found["model"]["si_sdri"] > 3
-    assert found["model"]["confusion"] < 0.1
-    # It is by what moves: without pictures, or with still ones, nothing is gained.
+    summary = json.loads((tmp_path / "out" / "measures.json").read_text())["summary"]
+    assert summary["model"]["iou"] == pytest.approx(held_out["iou"], abs=1e-3)
+    assert summary["model"]["si_sdri"] > 3
+    assert summary["model"]["confusion"] < 0.1
+    # Motion is what separates: blanked, frozen or swapped frames gain nothing.
     for way in ("frames_blanked", "frames_frozen", "frames_swapped"):
-        assert found[way]["si_sdri"] < found["model"]["si_sdri"] - 2, way
+        assert summary[way]["si_sdri"] < summary["model"]["si_sdri"] - 2, way

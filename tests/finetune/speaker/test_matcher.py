@@ -1,4 +1,4 @@
-"""One assignment for masks and voices; SDR and energies that stay finite."""
+"""Joint assignment by masks and voices; finite SDR and energies."""
 
 import itertools
 import math
@@ -30,30 +30,30 @@ from cavmae.finetune.speaker.matcher import (
 @given(st.integers(1, 3), st.integers(3, 5), st.integers(0, 10**6))
 def test_the_cheapest_assignment_of_all(people: int, slots: int, seed: int) -> None:
     costs = torch.randn(1, slots, people, generator=torch.Generator().manual_seed(seed))
-    found = assign(costs, torch.ones(1, people, dtype=torch.bool))[0].tolist()
-    assert len(set(found)) == people
-    price = sum(float(costs[0, s, p]) for p, s in enumerate(found))
+    assignment = assign(costs, torch.ones(1, people, dtype=torch.bool))[0].tolist()
+    assert len(set(assignment)) == people
+    cost = sum(float(costs[0, s, p]) for p, s in enumerate(assignment))
     best = min(
         sum(float(costs[0, s, p]) for p, s in enumerate(order))
         for order in itertools.permutations(range(slots), people)
     )
-    assert price == pytest.approx(best, abs=1e-5)
+    assert cost == pytest.approx(best, abs=1e-5)
 
 
 def test_a_cue_fixes_slot_0_and_the_rest_is_matched() -> None:
     costs = torch.tensor([[[0.0, 9.0, 9.0], [9.0, 0.0, 9.0], [9.0, 9.0, 0.0], [5.0, 5.0, 5.0]]])
-    here = torch.ones(1, 3, dtype=torch.bool)
-    assert assign(costs, here).tolist() == [[0, 1, 2]]
-    assert assign(costs, here, torch.tensor([-1])).tolist() == [[0, 1, 2]]
-    assert assign(costs, here, torch.tensor([2])).tolist() == [[3, 1, 0]]
+    present = torch.ones(1, 3, dtype=torch.bool)
+    assert assign(costs, present).tolist() == [[0, 1, 2]]
+    assert assign(costs, present, torch.tensor([-1])).tolist() == [[0, 1, 2]]
+    assert assign(costs, present, torch.tensor([2])).tolist() == [[3, 1, 0]]
 
 
 def test_absent_people_have_no_slot() -> None:
     costs = torch.randn(2, 4, 3)
-    here = torch.tensor([[True, False, False], [False, False, False]])
-    found = assign(costs, here)
-    assert (found[~here] == -1).all()
-    assert found[0, 0] == costs[0, :, 0].argmin()
+    present = torch.tensor([[True, False, False], [False, False, False]])
+    assignment = assign(costs, present)
+    assert (assignment[~present] == -1).all()
+    assert assignment[0, 0] == costs[0, :, 0].argmin()
 
 
 def test_more_people_than_slots() -> None:
@@ -92,10 +92,10 @@ def test_sdr_and_its_gradient_are_finite(kind: str) -> None:
     if kind == "same":
         assert value.item() == pytest.approx(CAP_DB, abs=0.1)
     if kind == "silent estimate":
-        assert estimate.grad.abs().sum() > 0  # it can be left
+        assert estimate.grad.abs().sum() > 0  # the estimate can leave silence
 
 
-def test_sdr_knows_of_loudness() -> None:
+def test_sdr_depends_on_scale() -> None:
     truth = torch.randn(1, 8_000)
     assert sdr(10 * truth, truth).item() == pytest.approx(-20 * math.log10(9), abs=0.1)
 
@@ -104,9 +104,9 @@ def test_energies_are_relative_and_have_a_floor() -> None:
     mixture = torch.randn(1, 8_000)
     waves = torch.stack([mixture[0], 0.1 * mixture[0], torch.zeros(8_000)])[None]
     waves.requires_grad_()
-    found = energies_db(waves, mixture)
-    torch.testing.assert_close(found, torch.tensor([[0.0, -20.0, -60.0]]), atol=0.01, rtol=0)
-    found.sum().backward()
+    energies = energies_db(waves, mixture)
+    torch.testing.assert_close(energies, torch.tensor([[0.0, -20.0, -60.0]]), atol=0.01, rtol=0)
+    energies.sum().backward()
     assert torch.isfinite(waves.grad).all()
     assert torch.isfinite(energies_db(torch.zeros(1, 1, 10), torch.zeros(1, 10))).all()
 
@@ -117,11 +117,11 @@ def test_costs_of_masks_against_a_naive_loop() -> None:
     for n, q, p in np.ndindex(2, 3, 2):
         total, both, size = 0.0, 0.0, 0.0
         for k in range(40):
-            chance = 1 / (1 + math.exp(-float(x[n, q, k])))
+            prob = 1 / (1 + math.exp(-float(x[n, q, k])))
             true = float(t[n, p, k])
-            total -= math.log(chance if true else 1 - chance)
-            both += chance * true
-            size += chance + true
+            total -= math.log(prob if true else 1 - prob)
+            both += prob * true
+            size += prob + true
         assert float(entropy[n, q, p]) == pytest.approx(total / 40, rel=1e-4)
         assert float(dice[n, q, p]) == pytest.approx(1 - (2 * both + 1) / (size + 1), rel=1e-4)
 
@@ -140,12 +140,12 @@ def test_points_are_read_where_they_lie() -> None:
 
 def _people(active: list[bool], voices: torch.Tensor) -> People:
     n = len(active)
-    here = torch.ones(1, n, dtype=torch.bool)
-    return People(here, torch.tensor([active]), here, voices[None])
+    present = torch.ones(1, n, dtype=torch.bool)
+    return People(present, torch.tensor([active]), present, voices[None])
 
 
-def test_one_assignment_where_masks_and_voices_disagree() -> None:
-    """Both count: what is dearer decides, for masks and voices together."""
+def test_joint_assignment_where_masks_and_voices_disagree() -> None:
+    """The larger cost decides for masks and voices together."""
     time = torch.arange(8_000) / 16_000
     voices = torch.stack([torch.sin(2 * torch.pi * f * time) for f in (200.0, 330.0)])
     people = _people([True, True], voices)

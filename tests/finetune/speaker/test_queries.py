@@ -16,8 +16,8 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 @pytest.fixture(scope="module")
 def golden() -> tuple[dict[str, int], dict[str, Tensor]]:
     with safe_open(str(GOLDEN), "pt") as file:
-        told = {name: int(value) for name, value in file.metadata().items()}
-        return told, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        shape = {name: int(value) for name, value in file.metadata().items()}
+        return shape, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def part(values: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -26,26 +26,28 @@ def part(values: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def test_queries_are_the_references(golden: tuple[dict[str, int], dict[str, Tensor]]) -> None:
-    told, values = golden
-    generator = QueryGenerator(told["queries"], told["dim"], told["layers"], told["heads"]).eval()
+    shape, values = golden
+    generator = QueryGenerator(
+        shape["queries"], shape["dim"], shape["layers"], shape["heads"]
+    ).eval()
     generator.load_state_dict(part(values, "generator"), strict=True)
     torch.testing.assert_close(generator(values["io.audio"]), values["io.queries"], **CLOSE)
 
 
 def test_mixing_is_the_references(golden: tuple[dict[str, int], dict[str, Tensor]]) -> None:
-    told, values = golden
-    mixer = CrossModalMixer(told["dim"], told["heads"]).eval()
+    shape, values = golden
+    mixer = CrossModalMixer(shape["dim"], shape["heads"]).eval()
     mixer.load_state_dict(part(values, "mixer"), strict=True)
     mixed = mixer(values["io.feature_map"], values["io.audio_query"])
     torch.testing.assert_close(mixed, values["io.mixed"], **CLOSE)
 
 
-def test_queries_differ_only_if_there_is_more_than_one_token_of_sound() -> None:
-    """Of a single token every query hears the same, whatever it asks."""
+def test_queries_differ_only_with_more_than_one_audio_token() -> None:
+    """Attention to a single token is the same for every query."""
     torch.manual_seed(0)
     layer = QueryGenerator(4, 16, layers=1, heads=2).layers[0].eval()
     queries = torch.randn(1, 4, 16)
     for tokens, same in ((1, True), (5, False)):
-        sound = torch.randn(1, tokens, 16)
-        heard, _ = layer.cross_attn(queries, sound, sound)
-        assert torch.allclose(heard, heard[:, :1].expand_as(heard), atol=1e-6) is same
+        audio = torch.randn(1, tokens, 16)
+        attended, _ = layer.cross_attn(queries, audio, audio)
+        assert torch.allclose(attended, attended[:, :1].expand_as(attended), atol=1e-6) is same

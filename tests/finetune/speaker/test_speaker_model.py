@@ -18,10 +18,10 @@ GRID = ENCODER.image_grid
 
 @pytest.mark.parametrize("separator", sorted(SEPARATORS))
 def test_every_slot_has_a_mask_a_state_and_a_voice(separator: str) -> None:
-    one = task(model(separator=separator, separator_width=8))
-    inputs, _ = one.inputs_of(batch(), share=0.0)
-    looked, voices = one.model(inputs)
-    assert looked.masks[-1].shape == (2, 4, 2, 8, 12)
+    speaker_task = task(model(separator=separator, separator_width=8))
+    inputs, _ = speaker_task.inputs_of(batch(), cue_prob=0.0)
+    predictions, voices = speaker_task.model(inputs)
+    assert predictions.masks[-1].shape == (2, 4, 2, 8, 12)
     assert voices.states.shape == (2, 5, 4)
     waves = voices.waves(SAMPLES)
     assert waves.shape == (2, 5, SAMPLES)
@@ -29,33 +29,33 @@ def test_every_slot_has_a_mask_a_state_and_a_voice(separator: str) -> None:
 
 
 def test_clips_of_a_batch_do_not_know_of_each_other() -> None:
-    one = task().eval()
-    whole, _ = one.inputs_of(batch(3), share=0.0)
-    looked, voices = one.model(whole)
+    speaker_task = task().eval()
+    whole, _ = speaker_task.inputs_of(batch(3), cue_prob=0.0)
+    predictions, voices = speaker_task.model(whole)
     single = type(whole)(*(
         type(x)(*(y[1:2] for y in x)) if isinstance(x, tuple) else x[1:2] for x in whole
     ))  # fmt: skip
-    alone, voice = one.model(single)
-    torch.testing.assert_close(alone.masks[-1], looked.masks[-1][1:2], atol=1e-4, rtol=1e-3)
+    alone, voice = speaker_task.model(single)
+    torch.testing.assert_close(alone.masks[-1], predictions.masks[-1][1:2], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(
         voice.waves(SAMPLES), voices.waves(SAMPLES)[1:2], atol=1e-4, rtol=1e-2
     )
 
 
 def test_silence_in_silence_out() -> None:
-    one = task()
-    quiet = batch()
+    speaker_task = task()
+    silent = batch()
     for name in ("mixture", "voices", "rest", "reference"):
-        quiet[name] = torch.zeros_like(quiet[name])
-    outcome = one.training_step(quiet, 0.5, [], 0)
-    outcome.loss.backward()
-    assert torch.isfinite(outcome.loss)
-    inputs, _ = one.inputs_of(quiet, 0.0)
-    assert one.model(inputs)[1].waves(SAMPLES).abs().max() < 1e-6
+        silent[name] = torch.zeros_like(silent[name])
+    output = speaker_task.training_step(silent, 0.5, [], 0)
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    inputs, _ = speaker_task.inputs_of(silent, 0.0)
+    assert speaker_task.model(inputs)[1].waves(SAMPLES).abs().max() < 1e-6
 
 
 def test_motion_is_read_under_the_mask() -> None:
-    """Who moves elsewhere changes nothing; who moves under the mask does."""
+    """Motion elsewhere changes nothing; motion under the mask does."""
     torch.manual_seed(0)
     reader = MotionReader(8, 16, heads=2)
     torch.nn.init.normal_(reader.score.weight, std=0.3)
@@ -63,11 +63,11 @@ def test_motion_is_read_under_the_mask() -> None:
     masks = torch.zeros(1, 2, 2, 8, 12)
     masks[:, 0, :, :, :6] = 1
     masks[:, 1, :, :, 6:] = 1
-    before = reader(motion, masks)
+    initial = reader(motion, masks)
     motion[..., 3:] += torch.randn(1, 8, 8, 4, 3)
     after = reader(motion, masks)
-    torch.testing.assert_close(before[:, 0], after[:, 0], atol=1e-3, rtol=1e-3)
-    assert (before[:, 1] - after[:, 1]).abs().max() > 0.1
+    torch.testing.assert_close(initial[:, 0], after[:, 0], atol=1e-3, rtol=1e-3)
+    assert (initial[:, 1] - after[:, 1]).abs().max() > 0.1
 
 
 def test_of_motion_only_what_varies_counts_and_nothing_where_there_is_no_mask() -> None:
@@ -75,8 +75,8 @@ def test_of_motion_only_what_varies_counts_and_nothing_where_there_is_no_mask() 
     reader = MotionReader(8, 16, heads=2)
     motion = torch.randn(1, 8, 8, 4, 6)
     masks = torch.ones(1, 1, 2, 8, 12)
-    looks = torch.randn(1, 1, 8, 1, 1)  # of somebody else, who moves alike
-    torch.testing.assert_close(reader(motion, masks), reader(motion + looks, masks))
+    appearance = torch.randn(1, 1, 8, 1, 1)  # of another person with the same motion
+    torch.testing.assert_close(reader(motion, masks), reader(motion + appearance, masks))
     still = motion[:, :1].expand_as(motion)
     assert reader(still, masks).std(dim=2).max() < 1e-5
     assert reader(motion, masks).std(dim=2).max() > 0.1
@@ -84,63 +84,67 @@ def test_of_motion_only_what_varies_counts_and_nothing_where_there_is_no_mask() 
 
 
 def test_masks_between_key_frames_move_evenly() -> None:
-    """A mask that jumps from one half to the other is no sudden movement of a still picture."""
+    """A mask that jumps from one half to the other adds no sudden motion to a still video."""
     reader = MotionReader(4, 8, heads=1)
     motion = torch.randn(1, 1, 4, 4, 6).expand(1, 32, 4, 4, 6)
     masks = torch.zeros(1, 1, 2, 4, 6)
     masks[:, :, 0, :, :3] = 1
     masks[:, :, 1, :, 3:] = 1
     with torch.no_grad():
-        found = reader(motion, masks)[0, 0]
-    steps = (found[1:] - found[:-1]).norm(dim=1)
-    assert steps.max() < 0.2 * (found[-1] - found[0]).norm()
+        embed = reader(motion, masks)[0, 0]
+    steps = (embed[1:] - embed[:-1]).norm(dim=1)
+    assert steps.max() < 0.2 * (embed[-1] - embed[0]).norm()
 
 
 @pytest.mark.parametrize("kind", ["box", "voice"])
-def test_a_voice_knows_its_pixels_motion_and_a_reference_voice_and_nothing_else(kind: str) -> None:
-    one = task().eval()
+def test_a_voice_depends_on_motion_and_a_reference_voice_only(kind: str) -> None:
+    speaker_task = task().eval()
     torch.manual_seed(0)
-    inputs, _ = one.inputs_of(batch(), 1.0, (kind,))  # type: ignore[arg-type]
-    looked = one.model.predict_masks(inputs)
-    masks = looked.masks[-1].sigmoid()
-    found = one.model.decode_voices(inputs, looked, masks).spectra
-    others = looked._replace(slots=torch.randn_like(looked.slots))
-    assert torch.equal(one.model.decode_voices(inputs, others, masks).spectra, found)
-    unknown = looked._replace(voice_cue=torch.zeros_like(looked.voice_cue))
-    same = torch.equal(one.model.decode_voices(inputs, unknown, masks).spectra, found)
+    inputs, _ = speaker_task.inputs_of(batch(), 1.0, (kind,))  # type: ignore[arg-type]
+    predictions = speaker_task.model.predict_masks(inputs)
+    masks = predictions.masks[-1].sigmoid()
+    spectra = speaker_task.model.decode_voices(inputs, predictions, masks).spectra
+    others = predictions._replace(slots=torch.randn_like(predictions.slots))
+    assert torch.equal(speaker_task.model.decode_voices(inputs, others, masks).spectra, spectra)
+    unknown = predictions._replace(voice_cue=torch.zeros_like(predictions.voice_cue))
+    same = torch.equal(speaker_task.model.decode_voices(inputs, unknown, masks).spectra, spectra)
     assert same == (kind == "box")
-    moved = looked._replace(motion=torch.randn_like(looked.motion))
-    assert not torch.allclose(one.model.decode_voices(inputs, moved, masks).spectra, found)
+    moved = predictions._replace(motion=torch.randn_like(predictions.motion))
+    assert not torch.allclose(
+        speaker_task.model.decode_voices(inputs, moved, masks).spectra, spectra
+    )
 
 
-def test_who_is_not_there_has_no_voice() -> None:
-    one = task().eval()
-    inputs, _ = one.inputs_of(batch(), 0.0)
-    looked = one.model.predict_masks(inputs)
-    masks = looked.masks[-1].sigmoid()
-    states = looked.states[-1].clone()
+def test_absent_people_have_no_voice() -> None:
+    speaker_task = task().eval()
+    inputs, _ = speaker_task.inputs_of(batch(), 0.0)
+    predictions = speaker_task.model.predict_masks(inputs)
+    masks = predictions.masks[-1].sigmoid()
+    states = predictions.states[-1].clone()
     states[:, 1] = torch.tensor([0.0, 0.0, 0.0, 99.0])  # none
     states[:, 2] = torch.tensor([99.0, 0.0, 0.0, 0.0])
-    looked = looked._replace(states=[states])
-    waves = one.model.decode_voices(inputs, looked, masks).waves(SAMPLES)
+    predictions = predictions._replace(states=[states])
+    waves = speaker_task.model.decode_voices(inputs, predictions, masks).waves(SAMPLES)
     assert not waves[:, 1].any()
     assert waves[:, 2].abs().max() > 1e-5
-    nobody = one.model.decode_voices(inputs, looked, masks, torch.zeros(2, 4)).waves(SAMPLES)
-    torch.testing.assert_close(nobody[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
+    without_people = speaker_task.model.decode_voices(
+        inputs, predictions, masks, torch.zeros(2, 4)
+    ).waves(SAMPLES)
+    torch.testing.assert_close(without_people[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
 
 
-def test_who_is_heard_in_no_frame_has_no_voice() -> None:
-    one = task().eval()
-    inputs, _ = one.inputs_of(batch(), 0.0)
-    torch.nn.init.constant_(one.model.when.bias, -30.0)
-    _, voices = one.model(inputs)
+def test_people_without_an_active_frame_have_no_voice() -> None:
+    speaker_task = task().eval()
+    inputs, _ = speaker_task.inputs_of(batch(), 0.0)
+    torch.nn.init.constant_(speaker_task.model.activity_head.bias, -30.0)
+    _, voices = speaker_task.model(inputs)
     waves = voices.waves(SAMPLES)
     torch.testing.assert_close(waves[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
     assert waves[:, :-1].abs().max() < 1e-6
 
 
-def test_motion_is_read_when_it_is() -> None:
-    """A change in one frame is told within two blocks' reach of it, and not elsewhere."""
+def test_motion_features_are_local_in_time() -> None:
+    """A change in one frame changes features within the reach of two blocks, and not elsewhere."""
     torch.manual_seed(0)
     pathway = MotionPathway(8, 2)
     frames = torch.full((1, 40, 16, 24), 100, dtype=torch.uint8)
@@ -157,85 +161,93 @@ def test_motion_is_read_when_it_is() -> None:
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_a_cue_changes_slot_0(kind: str) -> None:
     torch.manual_seed(0)
-    one = task().eval()
-    told = batch()
-    inputs, _ = one.inputs_of(told, 0.0)
-    plain = one.model.predict_masks(inputs).masks[-1]
+    speaker_task = task().eval()
+    scenes = batch()
+    inputs, _ = speaker_task.inputs_of(scenes, 0.0)
+    uncued = speaker_task.model.predict_masks(inputs).masks[-1]
     torch.manual_seed(0)
     for _ in range(20):
-        cued, target = one.inputs_of(told, 1.0)
+        cued, target = speaker_task.inputs_of(scenes, 1.0)
         if int(cued.cues.kind[0]) == KINDS.index(kind):
             break
     else:
         pytest.fail(f"{kind} was never drawn")
     assert target.tolist() == [0, 0]
-    changed = one.model.predict_masks(cued).masks[-1]
-    assert (changed[0, 0] - plain[0, 0]).abs().max() > 1e-4  # slot 0 itself
+    changed = speaker_task.model.predict_masks(cued).masks[-1]
+    assert (changed[0, 0] - uncued[0, 0]).abs().max() > 1e-4  # slot 0 itself
 
 
-def test_a_class_is_told_in_a_share_of_scenes() -> None:
-    one = task(model(classes=("woman", "child")))
-    told = batch()
-    assert one.inputs_of(told, 0.0)[0].hint.tolist() == [0, 0]
-    inputs, _ = one.inputs_of(told, 0.0, hints=1.0)
+def test_hints_are_given_with_a_probability() -> None:
+    speaker_task = task(model(classes=("woman", "child")))
+    scenes = batch()
+    assert speaker_task.inputs_of(scenes, 0.0)[0].hint.tolist() == [0, 0]
+    inputs, _ = speaker_task.inputs_of(scenes, 0.0, hint_prob=1.0)
     assert inputs.hint.tolist() == [0, 2]
-    plain = one.model.predict_masks(inputs._replace(hint=torch.zeros_like(inputs.hint))).slots
-    changed = one.model.predict_masks(inputs).slots
-    torch.testing.assert_close(changed[0], plain[0])
-    assert (changed[1] - plain[1]).abs().max() > 1e-3
+    without_hint = speaker_task.model.predict_masks(
+        inputs._replace(hint=torch.zeros_like(inputs.hint))
+    ).slots
+    changed = speaker_task.model.predict_masks(inputs).slots
+    torch.testing.assert_close(changed[0], without_hint[0])
+    assert (changed[1] - without_hint[1]).abs().max() > 1e-3
     torch.manual_seed(0)
-    shares = torch.stack([one.inputs_of(told, 0.0, hints=0.5)[0].hint[1] for _ in range(60)])
-    assert 0.3 < (shares == 2).float().mean() < 0.7
-    one.training_step(told, 0.9, [], 0).loss.backward()
-    assert one.model.hint.weight.grad is not None
+    hints_drawn = torch.stack(
+        [speaker_task.inputs_of(scenes, 0.0, hint_prob=0.5)[0].hint[1] for _ in range(60)]
+    )
+    assert 0.3 < (hints_drawn == 2).float().mean() < 0.7
+    speaker_task.training_step(scenes, 0.9, [], 0).loss.backward()
+    assert speaker_task.model.hint_embed.weight.grad is not None
 
 
 def test_the_curriculum(monkeypatch: pytest.MonkeyPatch) -> None:
-    """First every scene has a cue, then a share."""
-    one = task(cue_only_until=0.4, cue_prob=0.0)
-    shares: list[float] = []
-    before = one.inputs_of
+    """First every scene has a cue, then each with a probability."""
+    speaker_task = task(cue_only_until=0.4, cue_prob=0.0)
+    cue_probs: list[float] = []
+    inputs_of = speaker_task.inputs_of
 
-    def noting(batch: dict, share: float, **options: float) -> object:  # type: ignore[type-arg]
-        shares.append(share)
-        return before(batch, share, **options)
+    def recording(batch: dict, cue_prob: float, **options: float) -> object:  # type: ignore[type-arg]
+        cue_probs.append(cue_prob)
+        return inputs_of(batch, cue_prob, **options)
 
-    monkeypatch.setattr(one, "inputs_of", noting)
-    told = batch()
+    monkeypatch.setattr(speaker_task, "inputs_of", recording)
+    scenes = batch()
     for progress in (0.0, 0.39, 0.41, 1.0):
-        one.training_step(told, progress, [], 0)
-    assert shares == [1.0, 1.0, 0.0, 0.0]
+        speaker_task.training_step(scenes, progress, [], 0)
+    assert cue_probs == [1.0, 1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("below", [0.0, 1.0])
-def test_voices_learn_from_true_masks_until_the_own_are_right(
+def test_voices_learn_from_true_masks_until_predicted_ones_are_right(
     below: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = task(teacher_forcing_iou=below)
+    speaker_task = task(teacher_forcing_iou=below)
     read: list[torch.Tensor] = []
-    speak = one.model.decode_voices
+    decode_voices = speaker_task.model.decode_voices
 
-    def reading(inputs: object, looked: object, masks: torch.Tensor, there: object) -> object:
+    def recording(
+        inputs: object, predictions: object, masks: torch.Tensor, presence_prob: object
+    ) -> object:
         read.append(masks)
-        return speak(inputs, looked, masks, there)  # type: ignore[arg-type]
+        return decode_voices(inputs, predictions, masks, presence_prob)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(one.model, "decode_voices", reading)
-    told = batch()
-    logged = one.training_step(told, 1.0, [], 0).logs
-    assert float(logged["teacher_forced"]) == (1 if below else 0)
-    true = torch.nn.functional.avg_pool2d(told["masks"].float().flatten(0, 1), 4)
-    true = true.unflatten(0, told["masks"].shape[:2])
+    monkeypatch.setattr(speaker_task.model, "decode_voices", recording)
+    scenes = batch()
+    logs = speaker_task.training_step(scenes, 1.0, [], 0).logs
+    assert float(logs["teacher_forced"]) == (1 if below else 0)
+    true = torch.nn.functional.avg_pool2d(scenes["masks"].float().flatten(0, 1), 4)
+    true = true.unflatten(0, scenes["masks"].shape[:2])
     apart = (read[0][:, None] - true[:, :, None]).abs().flatten(3).amax(-1)  # [N, P, Q']
     assert bool((apart.amin(2) < 1e-5).all()) == bool(below)
 
 
 def test_a_cue_lies_on_its_person() -> None:
-    told = batch()
-    one = task()
-    covered = torch.nn.functional.adaptive_avg_pool2d(told["masks"][:, 0, 0].float()[:, None], GRID)
+    scenes = batch()
+    speaker_task = task()
+    covered = torch.nn.functional.adaptive_avg_pool2d(
+        scenes["masks"][:, 0, 0].float()[:, None], GRID
+    )
     for seed in range(10):
         torch.manual_seed(seed)
-        inputs, _ = one.inputs_of(told, 1.0)
+        inputs, _ = speaker_task.inputs_of(scenes, 1.0)
         cues = inputs.cues
         for row in range(2):
             if cues.kind[row] == KINDS.index("voice"):
@@ -251,28 +263,28 @@ def test_a_cue_lies_on_its_person() -> None:
 
 def test_regions_of_boxes_and_points() -> None:
     box = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.25, 1.0, 0.75], [0.99, 0.99, 0.99, 0.99]])
-    found = region_of(box, (2, 4))
-    assert found[0].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
-    assert found[1].tolist() == [[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5]]
-    assert found[2].tolist() == [[0, 0, 0, 0], [0, 0, 0, 1]]
+    region = region_of(box, (2, 4))
+    assert region[0].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
+    assert region[1].tolist() == [[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5]]
+    assert region[2].tolist() == [[0, 0, 0, 0], [0, 0, 0, 1]]
 
 
 @pytest.mark.parametrize(
     "box", [[0.5, 0, 0.4, 1], [0, 0, 1.2, 1], [-0.1, 0, 0.5, 1], [0, 0.9, 1, 0.1]]
 )
-def test_a_cue_outside_the_picture(box: list[float]) -> None:
-    with pytest.raises(UsageError, match="does not lie in the picture"):
+def test_a_cue_outside_the_frame(box: list[float]) -> None:
+    with pytest.raises(UsageError, match="lies outside the frame"):
         region_of(torch.tensor([box]), (2, 4))
 
 
 def test_weights_come_back(tmp_path: Path) -> None:
-    one = model().eval()
-    one.save_pretrained(tmp_path)
+    saved = model().eval()
+    saved.save_pretrained(tmp_path)
     other = SpeakerModel.from_pretrained(tmp_path).eval()
-    assert other.config == one.config
-    inputs, _ = task(one).inputs_of(batch(), 0.0)
+    assert other.config == saved.config
+    inputs, _ = task(saved).inputs_of(batch(), 0.0)
     torch.testing.assert_close(
-        one(inputs)[1].waves(SAMPLES), other(inputs)[1].waves(SAMPLES), atol=0, rtol=0
+        saved(inputs)[1].waves(SAMPLES), other(inputs)[1].waves(SAMPLES), atol=0, rtol=0
     )
 
 
@@ -291,47 +303,47 @@ def test_shapes_that_make_no_model(changes: dict[str, Any], message: str) -> Non
 
 
 def test_layers_of_the_encoder_learn_more_slowly_the_deeper_they_lie() -> None:
-    one = task()
-    one.decay = 0.5
-    assert one.lr_scale("model.slot.weight") == 1
+    speaker_task = task()
+    speaker_task.decay = 0.5
+    assert speaker_task.lr_scale("model.slot_pos.weight") == 1
     order = ["patch_embed_a.proj.weight", "blocks_a.0.attn.qkv.weight", "blocks_u.0.mlp.fc1.bias",
              "norm_a.weight"]  # fmt: skip
-    rates = [one.lr_scale(f"model.encoder.{name}") for name in order]
+    rates = [speaker_task.lr_scale(f"model.encoder.{name}") for name in order]
     assert rates == [0.125, 0.25, 0.5, 1.0]
 
 
 def test_a_small_model_learns_a_batch() -> None:
     torch.manual_seed(0)
-    one = task(teacher_forcing_iou=0.0)
-    told = batch()
-    optimizer = torch.optim.Adam(one.parameters(), 3e-3)
-    before = one.aggregate([one.validation_step(told)])
+    speaker_task = task(teacher_forcing_iou=0.0)
+    scenes = batch()
+    optimizer = torch.optim.Adam(speaker_task.parameters(), 3e-3)
+    initial = speaker_task.aggregate([speaker_task.validation_step(scenes)])
     losses = []
     for _ in range(60):
-        outcome = one.training_step(told, 0.9, [], 0)
-        outcome.loss.backward()
-        torch.nn.utils.clip_grad_norm_(one.parameters(), 1.0)
+        output = speaker_task.training_step(scenes, 0.9, [], 0)
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(speaker_task.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(outcome.loss.detach()))
-    after = one.aggregate([one.validation_step(told)])
+        losses.append(float(output.loss.detach()))
+    after = speaker_task.aggregate([speaker_task.validation_step(scenes)])
     assert losses[-1] < losses[0] - 1
     assert after["si_sdri"] > 15  # measured: 26 dB
-    assert after["iou"] > before["iou"] + 0.2
+    assert after["iou"] > initial["iou"] + 0.2
 
 
 @pytest.mark.parametrize("size", [(16, 24), (32, 48)])
 def test_half_precision_on_the_cpu(size: tuple[int, int]) -> None:
-    """At the pyramid's own resolution and at another: losses near those of fp32."""
-    one = task(model(motion_size=size)).eval()
+    """At the pixel decoder's own resolution and at another: losses near those of fp32."""
+    speaker_task = task(model(motion_size=size)).eval()
     scenes = batch()
     scenes["motion"] = scenes["motion"].repeat(1, 1, size[0] // 16, size[1] // 24)
-    found = []
+    losses = []
     for half in (False, True):
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = one("training_step", scenes).loss
+            loss = speaker_task("learn", scenes).loss
         loss.backward()
-        found.append(loss.item())
-    assert found[1] == pytest.approx(found[0], rel=0.1)
-    assert all(p.grad.isfinite().all() for p in one.parameters() if p.grad is not None)
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    assert all(p.grad.isfinite().all() for p in speaker_task.parameters() if p.grad is not None)

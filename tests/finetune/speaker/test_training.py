@@ -1,4 +1,4 @@
-"""Runs of `cavmae finetune speakers` on small clips: what it writes, goes on from, and refuses."""
+"""Runs of `cavmae finetune speakers` on small clips: outputs, resuming, refused settings."""
 
 import json
 import math
@@ -70,8 +70,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     CAVMAE(config_for_size("tiny", image_size=(64, 64), audio_size=(128, 96))).save_pretrained(
         folder
     )
-    told = {"fbank_mean": -6.0, "fbank_std": 4.0}
-    (folder / "preprocessing.json").write_text(json.dumps(told))
+    statistics = {"fbank_mean": -6.0, "fbank_std": 4.0}
+    (folder / "preprocessing.json").write_text(json.dumps(statistics))
     return folder
 
 
@@ -92,11 +92,10 @@ def words(run: Path, clips: Manifest, encoder: Path | None, **changes: Any) -> l
 
 
 def listed(folder: Path, clips: Manifest, count: int = 5) -> dict[str, str]:
-
     settings = ComposeSettings(**{**COMPOSE, "people": (0.2, 0.6, 0.2)})  # type: ignore[arg-type]
-    book = SceneSampler(ClipPool(clips), settings)
+    sampler = SceneSampler(ClipPool(clips), settings)
     path = folder / "list.jsonl"
-    write_list(path, settings, [book.sample(random.Random(n)) for n in range(count)])
+    write_list(path, settings, [sampler.draw(random.Random(n)) for n in range(count)])
     return {"held_out": str(path), "held_out_shards": clips.folder}
 
 
@@ -105,9 +104,9 @@ def test_a_run_and_what_it_leaves(clips: Manifest, encoder: Path, tmp_path: Path
     held_out = listed(tmp_path, clips)
     command = words(run, clips, encoder, data=held_out, loop={"evaluate_every": 2})
     assert main(command) == 0
-    told = trace(run)
-    trained = [line for line in told if line.get("kind") != "held_out" and "loss" in line]
-    measured = [line for line in told if "iou" in line]
+    lines = trace(run)
+    trained = [line for line in lines if line.get("kind") != "held_out" and "loss" in line]
+    measured = [line for line in lines if "iou" in line]
     assert len(trained) == 4
     assert len(measured) == 2
     assert {"sdr", "spectrum", "silence", "state", "dice", "votes"} <= set(trained[0])
@@ -170,16 +169,16 @@ def test_a_whole_model_goes_on(clips: Manifest, encoder: Path, tmp_path: Path) -
     main(words(first, clips, encoder, loop={"steps": 1, "save_every": 1}))
     AcceleratorState._reset_state(reset_partial_state=True)
     start = str(first / "checkpoints" / "000000001")
-    stays = {"model": {"init_from": start, "encoder": None}, "optimizer": {"lr": 1e-12}}
-    main(words(second, clips, None, loop={"steps": 1}, **stays))
+    unchanged = {"model": {"init_from": start, "encoder": None}, "optimizer": {"lr": 1e-12}}
+    main(words(second, clips, None, loop={"steps": 1}, **unchanged))
     AcceleratorState._reset_state(reset_partial_state=True)
     model, statistics = load_speaker(str(second / "checkpoints" / "000000001"))
-    source, told = load_speaker(start)
-    assert statistics == told
+    source, source_statistics = load_speaker(start)
+    assert statistics == source_statistics
     for name, weight in source.state_dict().items():
         assert torch.allclose(model.state_dict()[name], weight, atol=1e-6), name
     with pytest.raises(UsageError, match=r"made for scenes of .*32, 48.* not .*64, 48"):
-        main(words(tmp_path / "c", clips, None, model=stays["model"], compose={"height": 64}))
+        main(words(tmp_path / "c", clips, None, model=unchanged["model"], compose={"height": 64}))
     with pytest.raises(UsageError, match="whole model with an encoder"):
         main(words(tmp_path / "d", clips, encoder, model={"init_from": start}))
 
@@ -187,18 +186,18 @@ def test_a_whole_model_goes_on(clips: Manifest, encoder: Path, tmp_path: Path) -
 def test_two_processes_and_half_precision(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
     """DDP finds every parameter used, though slots, cues and people differ from clip to clip."""
     run = tmp_path / "run"
-    how = {"precision": "bf16", "evaluate_every": 3}
-    command = words(run, clips, encoder, data=listed(tmp_path, clips), loop=how)
+    loop_options = {"precision": "bf16", "evaluate_every": 3}
+    command = words(run, clips, encoder, data=listed(tmp_path, clips), loop=loop_options)
     run_ranks("torchrun", tmp_path / "ranks", "cavmae.finetune.train", command)
     losses = [line["loss"] for line in trace(run) if "loss" in line]
     assert len(losses) == 4
     assert all(math.isfinite(loss) for loss in losses)
     assert sum("iou" in line for line in trace(run)) == 2
     load_speaker(str(run / "checkpoints" / "000000004"))
-    # Another launcher goes on as if it had never been interrupted.
+    # A run resumed by another launcher equals an uninterrupted one.
     other = Path(shutil.copytree(run, tmp_path / "other"))
     shutil.rmtree(other / "checkpoints" / "000000004")
-    command = words(other, clips, encoder, data=listed(tmp_path, clips), loop=how)
+    command = words(other, clips, encoder, data=listed(tmp_path, clips), loop=loop_options)
     command += ["--resume", "auto"]
     run_ranks("accelerate", tmp_path / "again", "cavmae.finetune.train", command)
     same_end(other, run)
@@ -212,19 +211,19 @@ def test_people_who_are_trained_and_measured_on_are_named(
     assert "both trained and measured on (s0, s1, s2)" in caplog.text
 
 
-def test_lists_that_do_not_fit_are_found_before_training(
+def test_lists_that_do_not_fit_are_refused_before_training(
     clips: Manifest, encoder: Path, tmp_path: Path
 ) -> None:
     held_out = listed(tmp_path, clips)
     with pytest.raises(UsageError, match="the model is made for"):
         main(words(tmp_path / "a", clips, encoder, data=held_out, compose={"width": 64}))
     AcceleratorState._reset_state(reset_partial_state=True)
-    # What training leaves out, a list may name all the same.
+    # A list may use clips that training excludes.
     labelled = [clip(n, speaker=f"s{n}", person=True, labels=("odd",)) for n in range(8)]
     odd = data_set_of(tmp_path / "odd", labelled)
     write(odd)
-    told = {**listed(tmp_path, odd), "exclude": ["odd"]}
-    main(words(tmp_path / "b", clips, encoder, data=told, loop={"steps": 1, "evaluate_every": 1}))
+    data = {**listed(tmp_path, odd), "exclude": ["odd"]}
+    main(words(tmp_path / "b", clips, encoder, data=data, loop={"steps": 1, "evaluate_every": 1}))
     assert any("iou" in line for line in trace(tmp_path / "b"))
 
 
@@ -261,7 +260,7 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
         main(["singers"])
 
 
-def test_one_speaker_only(tmp_path: Path, encoder: Path) -> None:
+def test_single_speaker_only(tmp_path: Path, encoder: Path) -> None:
     single = data_set_of(tmp_path / "one", [clip(n, speaker="s", person=True) for n in range(4)])
     write(single)
     with pytest.raises(UsageError, match=r"1 speaking people.*add people"):
@@ -269,11 +268,11 @@ def test_one_speaker_only(tmp_path: Path, encoder: Path) -> None:
 
 
 def test_no_masks_at_all(tmp_path: Path, encoder: Path) -> None:
-    """Voices are learned all the same, from pictures side by side."""
+    """Voices are learned without masks, from frames side by side."""
     bare = data_set_of(tmp_path / "bare", [clip(n, speaker=f"s{n}", masks=False) for n in range(6)])
     write(bare)
     run = tmp_path / "run"
     main(words(run, bare, encoder, loop={"steps": 2}))
-    told = [line for line in trace(run) if "dice" in line]
-    assert len(told) == 2
-    assert all(line["dice"] == 0 and line["spectrum"] > 0 for line in told)
+    lines = [line for line in trace(run) if "dice" in line]
+    assert len(lines) == 2
+    assert all(line["dice"] == 0 and line["spectrum"] > 0 for line in lines)

@@ -1,4 +1,4 @@
-"""A reference voice finds its person."""
+"""Matching of separated voices to a reference voice."""
 
 import numpy as np
 import pytest
@@ -30,14 +30,14 @@ def voice(
     time = np.arange(round(seconds * RATE)) / RATE
     glide = pitch * np.exp(0.1 * np.sin(2 * np.pi * rng.uniform(1, 3) * time + rng.uniform(0, 6)))
     phase = 2 * np.pi * np.cumsum(glide) / RATE
-    found = np.zeros_like(time)
+    samples = np.zeros_like(time)
     for number in range(1, 40):
-        here = number * pitch
+        frequency = number * pitch
         shift = middle * rng.uniform(0.9, 1.1)
-        found += np.exp(-(((here - shift) / 600) ** 2)) * np.sin(number * phase)
+        samples += np.exp(-(((frequency - shift) / 600) ** 2)) * np.sin(number * phase)
     loud = np.clip(np.sin(2 * np.pi * rng.uniform(2, 4) * time + rng.uniform(0, 6)), 0, 1)
-    found = found * loud + 1e-3 * rng.normal(size=len(time))
-    return torch.from_numpy((level * found / found.std()).astype(np.float32))
+    samples = samples * loud + 1e-3 * rng.normal(size=len(time))
+    return torch.from_numpy((level * samples / samples.std()).astype(np.float32))
 
 
 def fbanks(waves: Tensor) -> Tensor:
@@ -73,12 +73,12 @@ def cued(task: SpeakerTask, reference: Tensor, kind: str = "voice") -> Inputs:
 
 
 @torch.no_grad()
-def test_slot_0_is_whoever_sounds_most_like_the_reference() -> None:
+def test_slot_0_has_the_voice_nearest_to_the_reference() -> None:
     task = SpeakerTask(model(), LossSettings(), Statistics(-6.0, 4.0)).eval()
     inputs = cued(task, torch.stack([voice(110, 700, n, SHAPE.seconds) for n in range(5)]))
-    looked, voices = task.model(inputs)
+    predictions, voices = task.model(inputs)
     slots = SHAPE.slots
-    # What was found: each clip's own order of four voices, of which the first three are heard.
+    # Each clip has four voices in an order of its own; the first three are audible.
     kinds = [(250, 2200, 0.1), (110, 700, 0.1), (210, 900, 0.1), (110, 700, 0.0001)]
     order = [torch.randperm(slots - 1).tolist() for _ in range(5)]
     waves = torch.zeros(5, slots, SHAPE.samples)
@@ -86,14 +86,14 @@ def test_slot_0_is_whoever_sounds_most_like_the_reference() -> None:
         for place, (pitch, middle, level) in zip(places, kinds, strict=False):
             waves[row, place] = voice(pitch, middle, 70 + row, SHAPE.seconds, level)
     states = torch.tensor([3.0, 0.0, -3.0, -3.0]).repeat(5, slots, 1)
-    states += torch.arange(slots)[None, :, None] / 100  # so that slots can be told apart
-    states[3, order[3][1]] = torch.tensor([-3.0, -3.0, -3.0, 3.0])  # denied: not whom is meant
+    states += torch.arange(slots)[None, :, None] / 100  # so that slots differ
+    states[3, order[3][1]] = torch.tensor([-3.0, -3.0, -3.0, 3.0])  # no person: not a candidate
     kind = inputs.cues.kind.clone()
     kind[4] = KINDS.index("box")
     inputs = inputs._replace(cues=inputs.cues._replace(kind=kind))
     voices = voices._replace(states=states)
-    found, heard = target_to_slot0(
-        inputs, looked, voices, waves, task.fbank(waves.flatten(0, 1)).unflatten(0, (5, slots))
+    swapped_predictions, swapped_voices = target_to_slot0(
+        inputs, predictions, voices, waves, task.fbank(waves.flatten(0, 1)).unflatten(0, (5, slots))
     )
     for row in range(5):
         place = order[row][1] if row < 3 else 0
@@ -101,25 +101,27 @@ def test_slot_0_is_whoever_sounds_most_like_the_reference() -> None:
             place = next(
                 p
                 for p in (order[3][0], order[3][2])
-                if torch.equal(heard.states[3, 0], states[3, p])
+                if torch.equal(swapped_voices.states[3, 0], states[3, p])
             )
         swapped = list(range(slots))
         swapped[0], swapped[place] = place, 0
-        torch.testing.assert_close(heard.states[row], states[row, swapped])
-        torch.testing.assert_close(heard.spectra[row], voices.spectra[row, swapped])
-        torch.testing.assert_close(heard.activity_logits[row], voices.activity_logits[row, swapped])
-        torch.testing.assert_close(found.slots[row], looked.slots[row, swapped])
-        for before, after in zip(looked.masks, found.masks, strict=True):
+        torch.testing.assert_close(swapped_voices.states[row], states[row, swapped])
+        torch.testing.assert_close(swapped_voices.spectra[row], voices.spectra[row, swapped])
+        torch.testing.assert_close(
+            swapped_voices.activity_logits[row], voices.activity_logits[row, swapped]
+        )
+        torch.testing.assert_close(swapped_predictions.slots[row], predictions.slots[row, swapped])
+        for before, after in zip(predictions.masks, swapped_predictions.masks, strict=True):
             torch.testing.assert_close(after[row], before[row, swapped[:-1]])
-        for before, after in zip(looked.states, found.states, strict=True):
+        for before, after in zip(predictions.states, swapped_predictions.states, strict=True):
             torch.testing.assert_close(after[row], before[row, swapped])
 
 
 @torch.no_grad()
-def test_what_is_given_out_begins_with_the_most_alike() -> None:
-    made = model()
-    made.state_head[-1].bias.copy_(torch.tensor([3.0, 0.0, -3.0, -3.0]))
-    task = SpeakerTask(made, LossSettings(), Statistics(-6.0, 4.0)).eval()
+def test_predictions_begin_with_the_nearest_voice() -> None:
+    speaker_model = model()
+    speaker_model.state_head[-1].bias.copy_(torch.tensor([3.0, 0.0, -3.0, -3.0]))
+    task = SpeakerTask(speaker_model, LossSettings(), Statistics(-6.0, 4.0)).eval()
     inputs = cued(task, torch.stack([voice(110, 700, n, SHAPE.seconds) for n in range(3)]))
     _, voices = task.predict(inputs)
     waves = voices.waves(SHAPE.samples)[:, :-1]
@@ -127,39 +129,42 @@ def test_what_is_given_out_begins_with_the_most_alike() -> None:
     apart = distances(
         task.fbank(waves.flatten(0, 1)).unflatten(0, waves.shape[:2]), inputs.cues.voice
     )
-    heard = power >= 0.01 * power.amax(1, keepdim=True)
-    assert (apart.masked_fill(~heard, torch.inf).argmin(1) == 0).all()
-    # What is found is what is found without a reference, in another order.
-    untold = inputs._replace(cues=inputs.cues._replace(kind=torch.zeros_like(inputs.cues.kind)))
-    without = task.model(untold)[1].waves(SHAPE.samples)[:, :-1]
+    audible = power >= 0.01 * power.amax(1, keepdim=True)
+    assert (apart.masked_fill(~audible, torch.inf).argmin(1) == 0).all()
+    # The voices are those without a reference, in another order.
+    uncued = inputs._replace(cues=inputs.cues._replace(kind=torch.zeros_like(inputs.cues.kind)))
+    without = task.model(uncued)[1].waves(SHAPE.samples)[:, :-1]
     loud = without.square().mean(-1)
     torch.testing.assert_close(power.sort(1).values, loud.sort(1).values)
     plain = cued(task, inputs.mixture, "none")
-    for one, other in zip(task.predict(plain), task.model(plain), strict=True):
-        torch.testing.assert_close(one.states, other.states)
+    for output, expected in zip(task.predict(plain), task.model(plain), strict=True):
+        torch.testing.assert_close(output.states, expected.states)
 
 
 def sighting(power: float, unlike: float | None) -> Sighting:
     return Sighting(0, 0.9, (0, 0, 1, 1), (1, 1, 1), 0, None, False, power, unlike)
 
 
-def test_over_a_recording_loud_windows_say_who_is_meant() -> None:
+def test_loud_windows_decide_the_target_of_a_recording() -> None:
     people = {
-        # Heard once, among hours of silence.
+        # Audible once, among hours of silence.
         1: [sighting(1.0, 0.2), *[sighting(1e-4, 0.9)] * 500],
         2: [sighting(1.0, 0.4), sighting(1.0, 0.3)] * 200,
-        3: [sighting(1e-5, 0.0)],  # a faint copy of somebody's voice
+        3: [sighting(1e-5, 0.0)],  # a faint copy of another voice
     }
     assert list(_match_reference_voice(people)) == [1]
     with pytest.raises(CavmaeError, match="No person has an audible voice"):
         _match_reference_voice({1: [sighting(0.0, 0.1)]})
 
 
-def test_a_window_tells_how_unlike_voices_are() -> None:
-    seer = WindowPredictor(model(), Statistics(-6.0, 4.0))
-    own, other = voice(110, 700, 0).numpy(), voice(230, 2000, 0).numpy()
+def test_windows_measure_the_distance_of_voices() -> None:
+    predictor = WindowPredictor(model(), Statistics(-6.0, 4.0))
+    same, different = voice(110, 700, 0).numpy(), voice(230, 2000, 0).numpy()
     reference = voice(110, 700, 9).numpy()
-    assert seer.voice_distance(own, reference) < seer.voice_distance(other, reference)
+    assert predictor.voice_distance(same, reference) < predictor.voice_distance(
+        different, reference
+    )
     assert (
-        seer.voice_distance(reference * 0.1, reference) < seer.voice_distance(other, reference) / 10
+        predictor.voice_distance(reference * 0.1, reference)
+        < predictor.voice_distance(different, reference) / 10
     )
