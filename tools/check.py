@@ -58,7 +58,7 @@ class _Task:
     settings: CheckSettings
 
 
-def work(task: _Task, report: Any) -> Survey:
+def survey_task(task: _Task, report: Any) -> Survey:
     """Runs in a worker process."""
     access = Access(cache_dir=task.settings.cache_dir)
     remote = is_url(task.manifest.folder)
@@ -107,7 +107,7 @@ def check(data_set: str, settings: CheckSettings) -> int:
         output("Statistics: %s", out / "stats.json")
     if settings.sheet and not any(not damage.key for damage in survey.damage):
         path = out / "contact_sheet.png"
-        drawn = sheet.draw(
+        drawn = sheet.draw_sheet(
             manifest, Access(cache_dir=settings.cache_dir), settings.sheet, settings.seed, path
         )
         output("Contact sheet of %d samples: %s", drawn, path)
@@ -132,7 +132,11 @@ def _survey(manifest: Manifest, settings: CheckSettings) -> Survey:
     found: dict[int, Survey] = {}
     with Progress(len(manifest.shards), "shard") as progress:
         for event in worker_pool.run(
-            tasks, work, settings.workers or worker_pool.cores(), settings.timeout, memory_bytes=8e9
+            tasks,
+            survey_task,
+            settings.workers or worker_pool.cores(),
+            settings.timeout,
+            memory_bytes=8e9,
         ):
             if isinstance(event, worker_pool.Finished):
                 found[event.task] = event.result

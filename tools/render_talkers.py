@@ -67,7 +67,9 @@ def main(words: Sequence[str]) -> int:
         return render_talkers(Path(options.out), options.clips, settings, how)
 
 
-def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RenderRunSettings) -> int:
+def render_talkers(
+    out: Path, clips: int, settings: RenderSettings, run_settings: RenderRunSettings
+) -> int:
     """Makes, completes or lengthens a corpus.
 
     Returns:
@@ -83,7 +85,7 @@ def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RenderR
     _require_skia()
     from cavmae.datasets.synthetic import sheet, speaker_discovery
 
-    workers = how.workers or worker_pool.cores()
+    workers = run_settings.workers or worker_pool.cores()
     try:
         out.mkdir(parents=True, exist_ok=True)
         message = f"Another `cavmae render-talkers` is writing to {out}; wait for it to end."
@@ -94,13 +96,13 @@ def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RenderR
             clips = max(clips, earlier)
             # First of all: by this file the folder is known as ours after whatever happens.
             _save_settings(out, clips, settings)
-            population = speaker_discovery.load_or_make(out, settings, workers)
+            population = speaker_discovery.load_or_discover(out, settings, workers)
             (out / CLIPS).mkdir(exist_ok=True)
-            rows, skipped = _render(out, clips, settings, how, population)
+            rows, skipped = _render(out, clips, settings, run_settings, population)
             _write_tables(out, rows, settings)
             _write_skipped(out, skipped)
             if rows:
-                sheet.draw([out / CLIPS / f"{row['clip']:06d}" for row in rows], out / SHEET)
+                sheet.draw_sheet([out / CLIPS / f"{row['clip']:06d}" for row in rows], out / SHEET)
     except OSError as error:
         raise CavmaeError(
             f"Cannot write to {out}: {error.strerror or error}; what is done stays, run the same "
@@ -193,7 +195,9 @@ def _render(
     from cavmae.datasets.synthetic import clip_writer
 
     folders = [out / CLIPS / f"{number:06d}" for number in range(clips)]
-    rows = {n: row for n, folder in enumerate(folders) if (row := clip_writer.complete(folder))}
+    rows = {
+        n: row for n, folder in enumerate(folders) if (row := clip_writer.read_complete(folder))
+    }
     todo = [number for number in range(clips) if number not in rows]
     altered = sum(folders[number].exists() for number in todo)
     if rows or altered:

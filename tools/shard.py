@@ -22,11 +22,11 @@ from cavmae.datasets.sharding.job_state import (
     InputLayout,
     Plan,
     State,
-    forget_retried,
+    drop_retried,
     locked,
     merge_parts,
     read_lines,
-    retries,
+    pending_retries,
 )
 from cavmae.datasets.sharding.messages import Alive, Skip, Written
 from cavmae.datasets.sharding.settings import ShardSettings
@@ -75,7 +75,7 @@ class _Task:
     limits: Limits
 
 
-def work(task: _Task, report: Any) -> None:
+def shard_task(task: _Task, report: Any) -> None:
     """Runs in a worker process."""
     shard_input(task.item, task.settings, task.part, report, task.limits)
 
@@ -100,7 +100,9 @@ def main(words: Sequence[str]) -> int:
         return shard(options.inputs, Path(options.out), settings, how)
 
 
-def shard(names: Sequence[str], out: Path, settings: ShardSettings, how: ShardRunSettings) -> int:
+def shard(
+    names: Sequence[str], out: Path, settings: ShardSettings, run_settings: ShardRunSettings
+) -> int:
     """Makes or completes a data set.
 
     Returns:
@@ -110,17 +112,17 @@ def shard(names: Sequence[str], out: Path, settings: ShardSettings, how: ShardRu
         CavmaeError: bad usage, a folder made with other settings, a full or read-only disk.
     """
     settings = settings.resolved()
-    part = parse_part(how.part) if how.part else None
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", how.name):
-        raise UsageError(f"--name {how.name!r}: use letters, digits, _ and - only.")
-    layout = InputLayout(out, how.name, part)
-    if how.download_gb <= 0 or how.stall_seconds <= 0:
+    part = parse_part(run_settings.part) if run_settings.part else None
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", run_settings.name):
+        raise UsageError(f"--name {run_settings.name!r}: use letters, digits, _ and - only.")
+    layout = InputLayout(out, run_settings.name, part)
+    if run_settings.download_gb <= 0 or run_settings.stall_seconds <= 0:
         raise UsageError("--download-gb and --stall-seconds must be positive numbers.")
-    items = _choose(names, how, part)
+    items = select_inputs(names, run_settings, part)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(layout):
-            manifest = _make(layout, items, settings, how)
+            manifest = _make(layout, items, settings, run_settings)
         _summary(layout, manifest)
         if part is not None:
             whole = merge_parts(out, part[1])
@@ -140,7 +142,7 @@ def shard(names: Sequence[str], out: Path, settings: ShardSettings, how: ShardRu
     return 0 if manifest.samples or empty_part else 1
 
 
-def _choose(
+def select_inputs(
     names: Sequence[str], how: ShardRunSettings, part: tuple[int, int] | None
 ) -> list[Input]:
     items, repeated = collect(names)
@@ -168,12 +170,12 @@ def _make(
     fresh = plan.extend(plan.without_known(items))
     retried: list[Input] = []
     if how.retry_skipped:
-        retried = plan.extend(retries(layout))
-        forget_retried(layout, state)
+        retried = plan.extend(pending_retries(layout))
+        drop_retried(layout, state)
     complete = state.item == len(plan.items) and layout.manifest.exists()
     samples, size = settings.shard_samples, settings.shard_megabytes * 1e6
     assembler = Assembler(layout, plan, state, *((1, 1) if complete else (samples, size)))
-    assembler.find_finished()
+    assembler.load_finished()
     if before:
         done = sum(number < state.item or assembler.has(number) for number in range(before))
         log.info(
@@ -224,7 +226,7 @@ def _run_pool(
     tasks = ((i, _Task(plan.items[i], settings, part, limits)) for i, part in parts.items())
     messages: dict[int, list[Written | Skip]] = {}
     events = worker_pool.run(
-        tasks, work, how.workers or worker_pool.cores(), how.timeout, how.memory_gb * 1e9
+        tasks, shard_task, how.workers or worker_pool.cores(), how.timeout, how.memory_gb * 1e9
     )
     progress = ShardProgress(len(plan.items), len(plan.items) - len(todo))
     with progress, contextlib.closing(events):
@@ -249,7 +251,7 @@ def _run_pool(
 
 def _remove_copies(layout: InputLayout, prefix: str = "*.input-") -> None:
     """Removes what workers that were killed had downloaded."""
-    for folder in layout.work.glob(f"{prefix}*"):
+    for folder in layout.work_folder.glob(f"{prefix}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 

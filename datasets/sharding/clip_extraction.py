@@ -19,8 +19,8 @@ from cavmae.datasets.format.shards import encode_sample
 from cavmae.datasets.media import Decoder, MediaError, Probe, Sound, open_decoder, probe
 from cavmae.datasets.media.geometry import Geometry, geometry
 from cavmae.datasets.sharding.cavmae_datafile import WavAndFrames
-from cavmae.datasets.sharding.inputs import Input, key_of
-from cavmae.datasets.sharding.masks import MaskFolder, label_values, mask_meaning
+from cavmae.datasets.sharding.inputs import Input, sample_key
+from cavmae.datasets.sharding.masks import MaskFolder, label_values, mask_value_names
 from cavmae.datasets.sharding.messages import Message, Reporter, Skip, Written
 from cavmae.datasets.sharding.planning import choose_frames, plan_clips
 from cavmae.datasets.sharding.settings import ShardSettings
@@ -31,7 +31,7 @@ from cavmae.datasets.stream import features
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
 
-def make_members(
+def encode_members(
     item: Input,
     settings: ShardSettings,
     clip: tuple[float, float],
@@ -56,7 +56,7 @@ def make_members(
         MediaError: ``no_audio`` for less than one fbank frame of sound.
     """
     waveform, span = sound
-    _check_sound(sound)
+    _require_audio(sound)
     samples = features.to_int16(waveform)
     fbank = features.fbank(torch.from_numpy(features.to_float(samples))).numpy()
     members = {sample.frame_member(i): jpeg for i, (_, jpeg) in enumerate(frames)}
@@ -74,7 +74,7 @@ def make_members(
         frame_times=tuple(round(float(t), 6) for t, _ in frames),
         frame_size=size,
         fbank_frames=len(fbank),
-        mask_values=mask_meaning(values) if masks else None,
+        mask_values=mask_value_names(values) if masks else None,
         decoder=decoder,
         audio_span=span,
         masked_frames=tuple(sorted(masks)),
@@ -84,7 +84,7 @@ def make_members(
     return members
 
 
-def _check_sound(sound: tuple[np.ndarray, tuple[float, float] | None]) -> None:
+def _require_audio(sound: tuple[np.ndarray, tuple[float, float] | None]) -> None:
     if sound[1] is None or features.fbank_frames(len(sound[0])) == 0:
         raise MediaError("no_audio", "no sound in this clip")
 
@@ -156,7 +156,7 @@ class _Video:
         indices: np.ndarray,
     ) -> dict[str, bytes]:
         waveform = self.sound.read(*clip)
-        _check_sound(waveform)  # before frames are decoded for nothing
+        _require_audio(waveform)  # before frames are decoded for nothing
         pictures = self.decoder.read([int(i) for i in indices])
         missing = len(indices) - len(pictures)
         if not pictures or missing > settings.max_missing * len(indices):
@@ -178,7 +178,7 @@ class _Video:
             )
             for index, picture in pictures.items()
         ]
-        return make_members(
+        return encode_members(
             item,
             settings,
             clip,
@@ -208,7 +208,7 @@ def image_clips(
     def members() -> dict[str, bytes]:
         frames, size, sound = source.read()
         clip = (0.0, source.duration)
-        return make_members(
+        return encode_members(
             item, settings, clip, frames, size, sound, {}, "jpeg", source.missing, {}
         )
 
@@ -266,7 +266,7 @@ def shard_input(
 def _write(item: Input, clip: ClipSpan, file: IO[bytes], reporter: Reporter) -> None:
     start = round(clip.start, 6)
     try:
-        blocks = encode_sample(key_of(item, start), clip.members())
+        blocks = encode_sample(sample_key(item, start), clip.members())
     except MediaError as error:
         reporter.skipped(Skip(clip.number, start, error.reason, error.detail, 1, start))
         return

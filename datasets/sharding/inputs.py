@@ -67,7 +67,7 @@ class Input:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
-    def real(self) -> tuple[object, ...]:
+    def file_identity(self) -> tuple[object, ...]:
         """Like ``identity``, but the same for all names of a file."""
         source = local_path(self.source) or self.source
         source = source if is_url(source) else os.path.realpath(source)
@@ -112,7 +112,7 @@ class Input:
             self, first_clip=first, clips=single, stretches=stretches, attempt=self.attempt + 1
         )
 
-    def joined(self, other: "Input") -> "Input":
+    def merge_retry(self, other: "Input") -> "Input":
         """This retry and another of the same input in one."""
         firsts = [x.first_clip for x in (self, other) if x.first_clip is not None]
         return dataclasses.replace(
@@ -128,7 +128,7 @@ class Input:
         return {k: v for k, v in record.items() if k == "source" or v != defaults[k]}
 
 
-def key_of(item: Input, start: float) -> str:
+def sample_key(item: Input, start: float) -> str:
     """Key of the clip of an input that begins at ``start`` seconds: safe as a file name, unique."""
     stem = re.sub(r"[^A-Za-z0-9_]+", "-", Path(item.source).stem).strip("-")[:40] or "clip"
     return f"{stem}-{item.identity}-{max(0, round(start * 1000)):09d}"
@@ -145,16 +145,16 @@ def collect(names: Iterable[str]) -> tuple[list[Input], list[Input]]:
     repeated = []
     for name in names:
         for item in _expand(name):
-            identity = item.real
+            identity = item.file_identity
             if identity in seen:
-                seen[identity] = _unite(seen[identity], item)
+                seen[identity] = _merge_rows(seen[identity], item)
                 repeated.append(item)
             else:
                 seen[identity] = item
     return list(seen.values()), repeated
 
 
-def _unite(first: Input, second: Input) -> Input:
+def _merge_rows(first: Input, second: Input) -> Input:
     """One input of two rows about the same stretch: it has the labels of both."""
     if first.masks is not None and second.masks not in (None, first.masks):
         raise UsageError(
@@ -206,7 +206,7 @@ def _text(path: Path) -> str:
         raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
 
 
-def _beside(path: Path, name: str) -> str:
+def _resolve(path: Path, name: str) -> str:
     """A name in a list or table is relative to that file's folder."""
     return name if is_url(name) else str(path.parent / name)
 
@@ -220,7 +220,7 @@ def _list(path: Path) -> Iterator[Input]:
         if exact != name and name and os.path.lexists(path.parent / exact):
             name = exact
         if name and (not name.startswith("#") or os.path.lexists(path.parent / name)):
-            yield Input(_beside(path, name))
+            yield Input(_resolve(path, name))
 
 
 def _table(path: Path) -> Iterator[Input]:
@@ -271,12 +271,12 @@ def _row(path: Path, line: int, values: dict[str, str]) -> Input:
     if start is not None and end is not None and end <= start:
         raise UsageError(f"{path}, line {line}: end {end} is not after {start}.")
     return Input(
-        _beside(path, values["path"]),
+        _resolve(path, values["path"]),
         start=start,
         end=end,
         labels=tuple(x.strip() for x in values.get("labels", "").split(";") if x.strip()),
         speaker=values.get("speaker") or None,
-        masks=_beside(path, values["masks"]) if values.get("masks") else None,
+        masks=_resolve(path, values["masks"]) if values.get("masks") else None,
     )
 
 
@@ -307,9 +307,9 @@ def _data_file(path: Path) -> Iterator[Input]:
         for number, entry in enumerate(typed(record, "data", list)):
             try:
                 labels = typed(entry, "labels", str) if "labels" in entry else ""
-                folder = _beside(path, typed(entry, "video_path", str))
+                folder = _resolve(path, typed(entry, "video_path", str))
                 item = Input(
-                    _beside(path, typed(entry, "wav", str)),
+                    _resolve(path, typed(entry, "wav", str)),
                     labels=tuple(x for x in labels.split(",") if x),
                     frames=str(Path(folder) / str(typed(entry, "video_id", str, int))),
                 )

@@ -55,12 +55,12 @@ class InputLayout:
         return self.folder / f"inputs{self.suffix}.jsonl"
 
     @property
-    def work(self) -> Path:
+    def work_folder(self) -> Path:
         return self.folder / f".work{self.suffix}"
 
     @property
     def state(self) -> Path:
-        return self.work / "state.json"
+        return self.work_folder / "state.json"
 
     def read_manifest(self) -> Manifest:
         """The manifest that is there. Raises CavmaeError."""
@@ -71,10 +71,10 @@ class InputLayout:
         return self.folder / f"{self.name}{self.suffix}-{number:06d}.tar"
 
     def part_file(self, item: Input) -> Path:
-        return self.work / f"{item.task}.part"
+        return self.work_folder / f"{item.task}.part"
 
     def part_record(self, item: Input) -> Path:
-        return self.work / f"{item.task}.json"
+        return self.work_folder / f"{item.task}.json"
 
 
 def locked(layout: InputLayout) -> AbstractContextManager[None]:
@@ -84,7 +84,8 @@ def locked(layout: InputLayout) -> AbstractContextManager[None]:
         CavmaeError: another process is at it.
     """
     return locks.locked(
-        layout.work, f"Another `cavmae shard` is writing to {layout.folder}; wait for it to end."
+        layout.work_folder,
+        f"Another `cavmae shard` is writing to {layout.folder}; wait for it to end.",
     )
 
 
@@ -124,8 +125,8 @@ class Plan:
     def without_known(self, items: Sequence[Input]) -> list[Input]:
         """The items less those that are planned already under another name of the same file."""
         tasks = {item.task for item in self.items}
-        known = {item.real for item in self.items}
-        return [item for item in items if item.task in tasks or item.real not in known]
+        known = {item.file_identity for item in self.items}
+        return [item for item in items if item.task in tasks or item.file_identity not in known]
 
     def extend(self, items: Sequence[Input]) -> list[Input]:
         """Adds those items that the plan does not have yet, and returns them.
@@ -148,11 +149,11 @@ class Plan:
             self.items += fresh
             with write_atomically(self._layout.plan) as file:
                 for item in self.items:
-                    file.write(line(item.to_json()))
+                    file.write(json_line(item.to_json()))
         return fresh
 
 
-def line(record: dict[str, Any]) -> bytes:
+def json_line(record: dict[str, Any]) -> bytes:
     return json_bytes(record, sort_keys=True)
 
 
@@ -250,21 +251,21 @@ def skip_record(item: Input, skip: Skip, done: tuple[int, float] | None) -> dict
     return record
 
 
-def retries(layout: InputLayout) -> list[Input]:
+def pending_retries(layout: InputLayout) -> list[Input]:
     """What `--retry-skipped` is to do: failures in ``skipped.jsonl`` that may end otherwise."""
     again: dict[str, Input] = {}
     for record in read_lines(layout.skipped):
         if "retry" in record:
             (item,) = _inputs([record["retry"]], layout.skipped)
-            again[item.task] = again[item.task].joined(item) if item.task in again else item
+            again[item.task] = again[item.task].merge_retry(item) if item.task in again else item
     return list(again.values())
 
 
-def forget_retried(layout: InputLayout, state: State) -> None:
+def drop_retried(layout: InputLayout, state: State) -> None:
     """Takes the lines of :func:`retries` out of ``skipped.jsonl``; the plan has them by now."""
     kept = [record for record in read_lines(layout.skipped) if "retry" not in record]
     with write_atomically(layout.skipped) as file:
-        file.write(b"".join(line(record) for record in kept))
+        file.write(b"".join(json_line(record) for record in kept))
     state.skipped_bytes = layout.skipped.stat().st_size
     state.skipped = len(kept)
     state.save(layout)

@@ -93,7 +93,7 @@ def label_values(masks: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
     )
 
 
-def mask_meaning(values: set[int]) -> dict[str, str]:
+def mask_value_names(values: set[int]) -> dict[str, str]:
     """What mask values stand for: 0 background; body of person k is 2k - 1, face of person k 2k."""
     return {
         str(value): f"person {(value + 1) // 2} {'body' if value % 2 else 'face'}"

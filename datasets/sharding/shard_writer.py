@@ -18,7 +18,7 @@ from cavmae.common.json_files import JSONError, json_bytes, read_json, typed, va
 from cavmae.datasets.format.manifest import Manifest, ShardEntry
 from cavmae.datasets.format.shards import END
 from cavmae.datasets.sharding.inputs import Input
-from cavmae.datasets.sharding.job_state import InputLayout, Plan, State, line, skip_record
+from cavmae.datasets.sharding.job_state import InputLayout, Plan, State, json_line, skip_record
 from cavmae.datasets.sharding.messages import Skip, Written
 
 log = logging.getLogger("cavmae")
@@ -44,7 +44,7 @@ class Assembler:
         self._size = 0
         self._labels: list[tuple[int, ...]] = []
 
-    def find_finished(self) -> None:
+    def load_finished(self) -> None:
         """Takes up what an earlier run finished but did not assemble."""
         for number in range(self.state.item, len(self._plan.items)):
             path = self._layout.part_record(self._plan.items[number])
@@ -94,7 +94,7 @@ class Assembler:
                 self._position = number, one + 1
             done = (written[-1].clip, written[-1].start) if written else None
             for skip in skips:
-                self._skips.append(line(skip_record(item, skip, done)))
+                self._skips.append(json_line(skip_record(item, skip, done)))
             self._used.append(item)
             del self._records[number]
             self._position = number + 1, 0
@@ -125,7 +125,7 @@ class Assembler:
 
     def _append(self, blocks: bytes, labels: Sequence[str]) -> None:
         if self._file is None:
-            self._file = (self._layout.work / "shard.tmp").open("wb")
+            self._file = (self._layout.work_folder / "shard.tmp").open("wb")
         self._write(blocks)
         numbers = set()
         for label in labels:
@@ -149,7 +149,7 @@ class Assembler:
             self._file.close()
             self._file = None
             path = self._layout.shard(len(self.state.shards))
-            (self._layout.work / "shard.tmp").replace(path)
+            (self._layout.work_folder / "shard.tmp").replace(path)
             flush_folder(path.parent)
             self.state.shards.append(
                 ShardEntry(
@@ -205,5 +205,5 @@ class Assembler:
         )
         with write_atomically(self._layout.manifest) as file:
             file.write(manifest.to_bytes())
-        shutil.rmtree(self._layout.work)
+        shutil.rmtree(self._layout.work_folder)
         return manifest

@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from cavmae.datasets.synthetic.population import lot
+from cavmae.datasets.synthetic.population import rng_for
 
 Color = tuple[float, float, float]  # red, green, blue in [0, 1]
 
@@ -71,26 +71,26 @@ class Appearance:
     teeth: float
 
 
-def mixed(first: Color, second: Color, share: float) -> Color:
+def blend(first: Color, second: Color, share: float) -> Color:
     """Between two colours."""
     return tuple(a + (b - a) * share for a, b in zip(first, second, strict=True))  # type: ignore[return-value]
 
 
-def draw_look(family: int, own: int) -> Appearance:
+def draw_appearance(family: int, own: int) -> Appearance:
     """A look by lot.
 
     Args:
         family: seed that look-alikes share; it decides nearly everything.
         own: seed of the person, for small differences of proportion.
     """
-    rng = lot("look", family)
-    skin = mixed(SKINS[int(rng.integers(len(SKINS)))], (0.9, 0.62, 0.52), rng.uniform(0, 0.2))
+    rng = rng_for("look", family)
+    skin = blend(SKINS[int(rng.integers(len(SKINS)))], (0.9, 0.62, 0.52), rng.uniform(0, 0.2))
     hair = HAIR_COLORS[int(rng.integers(len(HAIR_COLORS)))]
     look = Appearance(
         skin=skin,
-        hair=mixed(hair, (0.3, 0.2, 0.15), rng.uniform(0, 0.15)),
+        hair=blend(hair, (0.3, 0.2, 0.15), rng.uniform(0, 0.15)),
         eyes=EYES[int(rng.integers(len(EYES)))],
-        lips=mixed(skin, (0.70, 0.20, 0.24), rng.uniform(0.30, 0.75)),
+        lips=blend(skin, (0.70, 0.20, 0.24), rng.uniform(0.30, 0.75)),
         cloth=_cloth(rng),
         cloth2=_cloth(rng),
         style=str(rng.choice(HAIR_STYLES)),
@@ -114,7 +114,7 @@ def draw_look(family: int, own: int) -> Appearance:
         wrinkles=float(rng.uniform(0, 1) ** 2),
         teeth=rng.uniform(0.80, 0.97),
     )
-    mine = lot("own", own)
+    mine = rng_for("own", own)
     sizes = ("cheek", "jaw", "eye_gap", "eye_size", "nose", "nose_width", "mouth_width", "lip")
     changes = {name: getattr(look, name) * mine.uniform(0.97, 1.03) for name in sizes}
     return dataclasses.replace(look, **changes)

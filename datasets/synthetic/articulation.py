@@ -50,7 +50,7 @@ _GROUPS = (
 SHAPES = {letter: shape for letters, shape in _GROUPS for letter in letters}
 
 
-def shape_of(ipa: str) -> Shape:
+def mouth_shape(ipa: str) -> Shape:
     """A phoneme's shape: that of its first letter that moves the lips; a pause closes them."""
     return next((SHAPES[letter] for letter in ipa if letter in SHAPES), CLOSED)
 
@@ -61,11 +61,11 @@ def from_phonemes(phonemes: Sequence[Phoneme], steps: int) -> np.ndarray:
     ends = [p.start for p in phonemes[1:]] + [steps / RATE]
     for phoneme, end in zip(phonemes, ends, strict=True):
         first, last = round(phoneme.start * RATE), round(end * RATE)
-        track[first:last] = shape_of(phoneme.ipa)
+        track[first:last] = mouth_shape(phoneme.ipa)
     return track
 
 
-def from_sound(sound: np.ndarray, level: float) -> np.ndarray:
+def from_audio(sound: np.ndarray, level: float) -> np.ndarray:
     """A mouth track that follows the energies of four bands, as lips and jaw roughly do.
 
     The jaw opens with the first formant's band (300 to 1000 Hz), fricatives (above 4 kHz) bare the

@@ -15,7 +15,7 @@ def paint_backdrop(size: tuple[int, int], rng: np.random.Generator) -> skia.Imag
     Args:
         size: (width, height) of the picture in pixels; the image is larger by the margin.
     """
-    margin = margin_of(size)
+    margin = margin_pixels(size)
     width, height = size[0] + 2 * margin, size[1] + 2 * margin
     surface = skia.Surface(width, height)
     canvas = surface.getCanvas()
@@ -44,7 +44,7 @@ def paint_backdrop(size: tuple[int, int], rng: np.random.Generator) -> skia.Imag
     return blurred.makeImageSnapshot()
 
 
-def margin_of(size: tuple[int, int]) -> int:
+def margin_pixels(size: tuple[int, int]) -> int:
     """Pixels by which a backdrop is larger than the picture on every side."""
     return round(MARGIN * sum(size))
 

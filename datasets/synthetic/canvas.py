@@ -88,12 +88,12 @@ class Canvas:
             skia.Surface.MakeRasterDirect(seen, self.pixels, width * 4),
             skia.Surface.MakeRasterDirect(skia.ImageInfo.MakeA8(width, height), self.labels, width),
         )
-        self.seen, self._marked = (s.getCanvas() for s in self._surfaces)
+        self.color_canvas, self._label_canvas = (s.getCanvas() for s in self._surfaces)
         self._label = skia.Paint(AntiAlias=False, BlendMode=skia.BlendMode.kSrc)
 
     def clear(self) -> None:
-        self.seen.clear(skia.ColorTRANSPARENT)
-        self._marked.clear(skia.ColorTRANSPARENT)
+        self.color_canvas.clear(skia.ColorTRANSPARENT)
+        self._label_canvas.clear(skia.ColorTRANSPARENT)
 
     def draw(self, path: skia.Path, filling: skia.Paint, label: int | None = None) -> None:
         """Fills a shape or draws its line.
@@ -101,42 +101,42 @@ class Canvas:
         Args:
             label: marks the pixels of the shape; None: a detail within shapes drawn before.
         """
-        self.seen.drawPath(path, filling)
+        self.color_canvas.drawPath(path, filling)
         if label is not None:
             self._label.setAlpha(label)
             self._label.setStyle(filling.getStyle())
             self._label.setStrokeWidth(filling.getStrokeWidth())
             self._label.setStrokeCap(filling.getStrokeCap())
             self._label.setStrokeJoin(filling.getStrokeJoin())
-            self._marked.drawPath(path, self._label)
+            self._label_canvas.drawPath(path, self._label)
 
     @contextlib.contextmanager
-    def within(self, path: skia.Path) -> Iterator[None]:
+    def clipped(self, path: skia.Path) -> Iterator[None]:
         """What is drawn meanwhile shows only inside a shape."""
-        with self.placed(skia.Matrix()):
-            self.seen.clipPath(path, True)
-            self._marked.clipPath(path, False)
+        with self.transformed(skia.Matrix()):
+            self.color_canvas.clipPath(path, True)
+            self._label_canvas.clipPath(path, False)
             yield
 
     @contextlib.contextmanager
-    def placed(self, matrix: skia.Matrix) -> Iterator[None]:
+    def transformed(self, matrix: skia.Matrix) -> Iterator[None]:
         """What is drawn meanwhile is moved, turned and scaled."""
-        for canvas in (self.seen, self._marked):
+        for canvas in (self.color_canvas, self._label_canvas):
             canvas.save()
             canvas.concat(matrix)
         try:
             yield
         finally:
-            for canvas in (self.seen, self._marked):
+            for canvas in (self.color_canvas, self._label_canvas):
                 canvas.restore()
 
     @property
     def matrix(self) -> skia.Matrix:
         """From drawing units to pixels."""
-        return self.seen.getTotalMatrix()
+        return self.color_canvas.getTotalMatrix()
 
 
-def placing(x: float, y: float, degrees: float, scale: float) -> skia.Matrix:
+def placement(x: float, y: float, degrees: float, scale: float) -> skia.Matrix:
     """Scales, then turns, then moves."""
     matrix = skia.Matrix()
     matrix.setTranslate(x, y)

@@ -30,7 +30,7 @@ from cavmae.common.files import flush_folder, write_atomically
 from cavmae.common.json_files import JSONError, json_bytes, read_json
 from cavmae.datasets.media.writing import VideoWriter
 from cavmae.datasets.stream.features import SAMPLE_RATE
-from cavmae.datasets.synthetic.mixing import Sounds, mix, spans_of, speaking
+from cavmae.datasets.synthetic.mixing import Sounds, mix, active_spans, voice_activity
 from cavmae.datasets.synthetic.population import Population
 from cavmae.datasets.synthetic.script import Script, write_script
 from cavmae.datasets.synthetic.settings import RenderSettings
@@ -89,7 +89,7 @@ def render(shot: Shot, beat: Callable[[Any], None]) -> dict[str, Any]:
             f"Cannot write {shot.folder}: {error.strerror or error}; what is done stays, run the "
             "same command again once that is mended."
         ) from error
-    return row_of(truth)
+    return table_row(truth)
 
 
 def _remove_clip(folder: Path) -> None:
@@ -115,7 +115,7 @@ def _write(
 ) -> dict[str, Any]:
     settings = shot.settings
     video = f"{shot.folder.name}.mp4"
-    stage = Stage(settings, shot.population, script, sounds.tracks)
+    stage = Stage(settings, shot.population, script, sounds.mouth_tracks)
     files: dict[str, int] = {}
     boxes: list[list[list[float]]] = [[] for _ in script.people]
     visible: list[list[bool]] = [[] for _ in script.people]
@@ -171,7 +171,7 @@ def _truth(
     heard = []
     for number, person in enumerate(script.people):
         speaker = shot.population[person.speaker]
-        active = speaking(
+        active = voice_activity(
             sounds.voices[number], sounds.levels[number], settings.frames, settings.frame_rate
         )
         heard.append(any(active))
@@ -184,7 +184,7 @@ def _truth(
                 "voice": f"voice-{number + 1}.flac",
                 "level_db": round(person.level_db, 2),
                 "pitch_hz": round(speaker.pitch_hz, 1),
-                "speaking": spans_of(active, settings.frame_rate),
+                "speaking": active_spans(active, settings.frame_rate),
                 "cover": None if person.cover is None else dataclasses.asdict(person.cover),
                 "mask_values": {"body": 2 * number + 1, "face": 2 * number + 2},
                 "mouth_boxes": boxes[number],
@@ -213,19 +213,19 @@ def _truth(
     }
 
 
-def complete(folder: Path) -> dict[str, Any] | None:
+def read_complete(folder: Path) -> dict[str, Any] | None:
     """What :func:`row_of` tells of a clip whose files are all there, at their sizes; else None."""
     try:
         truth: dict[str, Any] = read_json(folder / TRUTH)
         for name, size in truth["files"].items():
             if (folder / name).stat().st_size != size:
                 return None
-        return row_of(truth)
+        return table_row(truth)
     except (OSError, JSONError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def row_of(truth: dict[str, Any]) -> dict[str, Any]:
+def table_row(truth: dict[str, Any]) -> dict[str, Any]:
     """A clip's line in the tables: number, split, speakers, labels, seconds."""
     return {
         "clip": truth["clip"],

@@ -65,7 +65,7 @@ class Phoneme:
     ipa: str
 
 
-def speak(voice: EspeakVoice, texts: Sequence[str]) -> tuple[np.ndarray, int, list[Phoneme]]:
+def synthesize(voice: EspeakVoice, texts: Sequence[str]) -> tuple[np.ndarray, int, list[Phoneme]]:
     """Speaks sentences one after the other.
 
     The same call gives the same samples whatever was spoken before: espeak-ng carries state from

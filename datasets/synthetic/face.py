@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import skia
 
-from cavmae.datasets.synthetic.appearance import Appearance, mixed
+from cavmae.datasets.synthetic.appearance import Appearance, blend
 from cavmae.datasets.synthetic.articulation import OPENING
 from cavmae.datasets.synthetic.canvas import Canvas, Point, glow, gradient, oval, paint, pen, shade
 from cavmae.datasets.synthetic.mouth import Mouth
@@ -33,7 +33,7 @@ class Face:
         Args:
             light: -1 from the left to 1 from the right.
         """
-        self.look = look
+        self.appearance = look
         skin = look.skin
         bright, dark = shade(skin, 1.08), shade(skin, 0.72)
         sides = [bright, skin, dark] if light < 0 else [dark, skin, bright]
@@ -42,7 +42,7 @@ class Face:
         self._ear_line = pen(shade(skin, 0.6), 0.012)
         self._line = pen(shade(skin, 0.55), 0.013, 0.8)
         self._fold = pen(shade(skin, 0.6), 0.010, 0.15 + 0.55 * look.wrinkles)
-        self._blush = mixed(skin, (0.85, 0.35, 0.3), 0.5)
+        self._blush = blend(skin, (0.85, 0.35, 0.3), 0.5)
         self._white = paint((0.95, 0.94, 0.92))
         self._iris = paint(look.eyes)
         self._pupil = paint((0.03, 0.03, 0.03))
@@ -71,7 +71,7 @@ class Face:
         Args:
             grown: by how much it is widened on all sides.
         """
-        look, drop = self.look, DROP * opening
+        look, drop = self.appearance, DROP * opening
         path = skia.Path()
 
         def p(x: float, y: float, near: float) -> Point:
@@ -112,14 +112,14 @@ class Face:
         Returns:
             the outline of the lips, in the units of the head.
         """
-        look, opening = self.look, shape[OPENING]
+        look, opening = self.appearance, shape[OPENING]
         for side in (-1, 1):
             x, y = self.at(pose, side * (look.cheek + 0.01), 0.02, EARS)
             canvas.draw(oval(x, y, 0.045, look.ear), self._ear, label)
             canvas.draw(oval(x, y, 0.02, 0.6 * look.ear), self._ear_line)
         outline = self.outline(pose, opening)
         canvas.draw(outline, self.skin, label)
-        with canvas.within(outline):
+        with canvas.clipped(outline):
             for side in (-1, 1):
                 spot = self.at(pose, side * 0.2, 0.14, 0.4)
                 canvas.draw(oval(*spot, 0.12, 0.10), glow(spot, 0.12, self._blush, 0.35))
@@ -128,10 +128,10 @@ class Face:
         x, y = self.at(pose, 0, look.mouth_y, 0.62)
         place = skia.Matrix()
         place.setTranslate(x, y)
-        with canvas.placed(place), canvas.within(_moved(outline, -x, -y)):
+        with canvas.transformed(place), canvas.clipped(_moved(outline, -x, -y)):
             lips = self._mouth.draw(canvas, shape)
         lips.offset(x, y)
-        with canvas.within(outline):
+        with canvas.clipped(outline):
             self._draw_nose(canvas, pose)
             for side in (-1, 1):
                 self._draw_eye(canvas, pose, side)
@@ -139,7 +139,7 @@ class Face:
         return lips
 
     def _draw_beard(self, canvas: Canvas, pose: Pose, opening: float) -> None:
-        kind, look = self.look.beard, self.look
+        kind, look = self.appearance.beard, self.appearance
         y, drop = look.mouth_y, DROP * opening
         if kind in ("full", "stubble"):
             path = skia.Path()
@@ -168,18 +168,18 @@ class Face:
         """Lines from the nose to the mouth, and on the forehead."""
         path = skia.Path()
         for side in (-1, 1):
-            path.moveTo(*self.at(pose, side * (self.look.nose_width + 0.03), 0.15, 0.6))
+            path.moveTo(*self.at(pose, side * (self.appearance.nose_width + 0.03), 0.15, 0.6))
             path.quadTo(
                 *self.at(pose, side * 0.15, 0.19, 0.5), *self.at(pose, side * 0.185, 0.27, 0.45)
             )
-        if self.look.wrinkles > 0.3:
+        if self.appearance.wrinkles > 0.3:
             for y in (-0.24, -0.29):
                 path.moveTo(*self.at(pose, -0.14, y, 0.3))
                 path.quadTo(*self.at(pose, 0, y - 0.015, 0.35), *self.at(pose, 0.14, y, 0.3))
         canvas.draw(path, self._fold)
 
     def _draw_nose(self, canvas: Canvas, pose: Pose) -> None:
-        look = self.look
+        look = self.appearance
         x, y = self.at(pose, 0, look.nose - 0.02, 0.95)
         canvas.draw(oval(x, y, 0.05, 0.045), glow((x, y), 0.05, (1, 1, 1), 0.25))
         w = look.nose_width
@@ -203,7 +203,7 @@ class Face:
         canvas.draw(path, self._line)
 
     def _draw_eye(self, canvas: Canvas, pose: Pose, side: int) -> None:
-        look = self.look
+        look = self.appearance
         x, y = self.at(pose, side * look.eye_gap, look.eye_height, 0.45)
         size = look.eye_size
         high, low = 0.62 * size * (1 - 0.95 * pose.blink), 0.5 * size * (1 - 0.6 * pose.blink)
@@ -215,7 +215,7 @@ class Face:
         canvas.draw(oval(x, y - 0.012, 1.1 * size, 0.8 * size), self._skin_lid)
         canvas.draw(almond, self._white)
         gx, gy = x + 0.35 * size * pose.gaze_x, y + 0.15 * size * pose.gaze_y - 0.004
-        with canvas.within(almond):
+        with canvas.clipped(almond):
             canvas.draw(oval(gx, gy, 0.5 * size, 0.5 * size), self._iris)
             canvas.draw(oval(gx, gy, 0.24 * size, 0.24 * size), self._pupil)
             canvas.draw(
@@ -232,7 +232,7 @@ class Face:
         canvas.draw(brow, self._brow)
 
     def _draw_glasses(self, canvas: Canvas, pose: Pose) -> None:
-        kind, look = self.look.glasses, self.look
+        kind, look = self.appearance.glasses, self.appearance
         if kind == "none":
             return
         path = skia.Path()

@@ -20,7 +20,7 @@ class Figure:
     """
 
     def __init__(self, look: Appearance, labels: tuple[int, int], light: float, cover: str | None):
-        self.look = look
+        self.appearance = look
         self.face = Face(look, light)
         self._body, self._face = labels
         self._cover = None if cover is None else CoverUp(look, cover)
@@ -40,7 +40,7 @@ class Figure:
 
     def draw_torso(self, canvas: Canvas, breath: float) -> None:
         """Shoulders and chest, below a head whose middle is at 0."""
-        look = self.look
+        look = self.appearance
         rise = -0.008 * breath
         s = look.shoulders
         path = skia.Path()
@@ -52,11 +52,11 @@ class Figure:
         path.cubicTo(s * 0.9, 0.62 + rise, 0.3, 0.64 + rise, 0.15, 0.54 + rise)
         path.close()
         canvas.draw(path, self._cloth, self._body)
-        with canvas.within(path):
+        with canvas.clipped(path):
             self._draw_clothes(canvas, rise)
 
     def _draw_clothes(self, canvas: Canvas, rise: float) -> None:
-        kind = self.look.clothes
+        kind = self.appearance.clothes
         path = skia.Path()
         if kind == "stripes":
             for y in (0.72, 0.9, 1.08, 1.26, 1.44):
@@ -88,7 +88,7 @@ class Figure:
             for side in (-1, 1):
                 path.moveTo(side * 0.09, 0.72 + rise)
                 path.lineTo(side * 0.11, 1.15 + rise)
-            canvas.draw(path, pen(self.look.cloth2, 0.025))
+            canvas.draw(path, pen(self.appearance.cloth2, 0.025))
         depth = 0.86 if kind == "v" else 0.66
         if kind in ("v", "round", "stripes", "hoodie"):
             neckline = skia.Path()
@@ -115,7 +115,7 @@ class Figure:
 
     def draw_back(self, canvas: Canvas, pose: Pose) -> None:
         """Hair and cloth behind the face and neck."""
-        style, look = self.look.style, self.look
+        style, look = self.appearance.style, self.appearance
         x, y = self.face.at(pose, 0, 0, -0.6)
         path = skia.Path()
         wide = look.cheek + 0.09
@@ -153,7 +153,7 @@ class Figure:
         return lips
 
     def _draw_front(self, canvas: Canvas, pose: Pose) -> None:
-        style = self.look.style
+        style = self.appearance.style
         if style == "bald":
             return
         if style == "scarf":
@@ -170,7 +170,7 @@ class Figure:
             "bun": (-0.08, -0.30, -0.36, -0.30, -0.08),
             "cap": (-0.14, -0.19, -0.20, -0.19, -0.14),
         }[style]
-        c = self.look.cheek
+        c = self.appearance.cheek
         at = self.face.at
         path.lineTo(*at(pose, c + 0.02, lines[4], 0.0))
         path.quadTo(*at(pose, 0.86 * c, lines[3], 0.2), *at(pose, 0.5 * c, lines[3], 0.3))
@@ -179,7 +179,7 @@ class Figure:
         path.quadTo(*at(pose, -0.86 * c, lines[1], 0.2), *at(pose, -c - 0.02, lines[0], 0.0))
         path.close()
         canvas.draw(path, self._wrap if style == "cap" else self._hair, self._body)
-        with canvas.within(path):
+        with canvas.clipped(path):
             if style == "cap":
                 return
             strands = skia.Path()
@@ -190,7 +190,7 @@ class Figure:
 
     def _crown(self, pose: Pose, high: float) -> skia.Path:
         """The top of the head from the left temple to the right, a little outside the skull."""
-        c = self.look.cheek + 0.02
+        c = self.appearance.cheek + 0.02
         at = self.face.at
         top = -0.5 - high
         path = skia.Path()
@@ -205,7 +205,7 @@ class Figure:
 
     def _draw_scarf(self, canvas: Canvas, pose: Pose) -> None:
         """A ring of cloth around the face and over the neck."""
-        c = self.look.cheek
+        c = self.appearance.cheek
         x, y = self.face.at(pose, 0, 0.02, 0.1)
         path = skia.Path()
         path.addOval(skia.Rect(x - c - 0.09, y - 0.6, x + c + 0.09, y + 0.68))

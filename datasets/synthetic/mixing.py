@@ -10,7 +10,7 @@ from scipy.signal import lfilter
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.synthetic import articulation, voices
 from cavmae.datasets.synthetic.espeak import Phoneme
-from cavmae.datasets.synthetic.population import Population, lot
+from cavmae.datasets.synthetic.population import Population, rng_for
 from cavmae.datasets.synthetic.recordings import active_level
 from cavmae.datasets.synthetic.script import Script, Span
 from cavmae.datasets.synthetic.settings import RenderSettings
@@ -32,8 +32,8 @@ class Said:
         track: mouth track; see :mod:`articulation`.
     """
 
-    sound: np.ndarray
-    track: np.ndarray
+    waveform: np.ndarray
+    mouth_track: np.ndarray
 
 
 class Sounds(NamedTuple):
@@ -53,10 +53,10 @@ class Sounds(NamedTuple):
     background: np.ndarray
     mixture: np.ndarray
     levels: list[float]
-    tracks: list[np.ndarray]
+    mouth_tracks: list[np.ndarray]
 
 
-def say(
+def place_speech(
     voice: Voice, spans: tuple[Span, ...], length: float, earlier: float, rng: np.random.Generator
 ) -> Said:
     """Speaks in stretches of a timeline.
@@ -74,7 +74,7 @@ def say(
         end = end + margin if end == length else end
         uttered = utter(voice, end - start, rng)
         first = round(start * SAMPLE_RATE)
-        piece = voices.fade(uttered.sound)[: len(whole) - first]
+        piece = voices.fade(uttered.waveform)[: len(whole) - first]
         whole[first : first + len(piece)] = piece
         if uttered.phonemes is None:
             phonemes = None
@@ -83,7 +83,7 @@ def say(
             phonemes.append(Phoneme(end, ""))
     steps = len(whole) // articulation.STEP
     if phonemes is None:
-        track = articulation.from_sound(whole, LEVEL)
+        track = articulation.from_audio(whole, LEVEL)
     else:
         track = articulation.from_phonemes(phonemes, steps)
     samples, shown = round(length * SAMPLE_RATE), round(length * articulation.RATE)
@@ -103,25 +103,27 @@ def mix(settings: RenderSettings, population: Population, script: Script) -> Sou
     earlier = -script.shift_ms / 1000
     clean, tracks = [], []
     for number, person in enumerate(script.people):
-        rng = lot(settings.seed, "voice", script.clip, number)
+        rng = rng_for(settings.seed, "voice", script.clip, number)
         if person.role == "silent":
             steps = round(length * articulation.RATE)
             made = articulation.chewing if person.activity == "chewing" else articulation.smiling
             clean.append(np.zeros(samples, np.float32))
             tracks.append(made(steps, rng))
             continue
-        said = say(population[person.speaker].voice, person.spans, length, earlier, rng)
-        clean.append(at_level(said.sound, 0.0, person.level_db))
+        said = place_speech(population[person.speaker].voice, person.spans, length, earlier, rng)
+        clean.append(at_level(said.waveform, 0.0, person.level_db))
         # Some people hardly open their mouth, always.
-        liveliness = lot(population[person.speaker].look, "articulation").uniform(*LIVELINESS)
-        said.track[:, articulation.OPENING] *= liveliness
-        tracks.append(said.track)
+        liveliness = rng_for(population[person.speaker].appearance_seed, "articulation").uniform(
+            *LIVELINESS
+        )
+        said.mouth_track[:, articulation.OPENING] *= liveliness
+        tracks.append(said.mouth_track)
     elsewhere = np.zeros(samples, np.float32)
     if script.off_screen is not None:
-        rng = lot(settings.seed, "off-screen", script.clip)
+        rng = rng_for(settings.seed, "off-screen", script.clip)
         voice = population[script.off_screen.speaker].voice
-        said = say(voice, script.off_screen.spans, length, 0.0, rng)
-        elsewhere = at_level(said.sound, 0.0, script.off_screen.level_db)
+        said = place_speech(voice, script.off_screen.spans, length, 0.0, rng)
+        elsewhere = at_level(said.waveform, 0.0, script.off_screen.level_db)
     behind = _background(settings, population, script, samples)
     every = [*clean, elsewhere, behind]
     # Of the parts too: where others cancel a peak, the part alone must still fit.
@@ -137,7 +139,7 @@ def mix(settings: RenderSettings, population: Population, script: Script) -> Sou
 def _background(
     settings: RenderSettings, population: Population, script: Script, samples: int
 ) -> np.ndarray:
-    rng = lot(settings.seed, "background", script.clip)
+    rng = rng_for(settings.seed, "background", script.clip)
     total = np.zeros(samples, np.float32)
     if script.noise is not None:
         kind, below = script.noise
@@ -163,7 +165,7 @@ def _babble(
     total = np.zeros(round(length * SAMPLE_RATE), np.float32)
     for _ in range(BABBLERS):
         voice = others[int(rng.integers(len(others)))].voice
-        total += at_level(utter(voice, length, rng).sound, 0.0, rng.uniform(-6, 0))
+        total += at_level(utter(voice, length, rng).waveform, 0.0, rng.uniform(-6, 0))
     return total
 
 
@@ -211,7 +213,7 @@ def _pluck(frequency: float, samples: int, rng: np.random.Generator) -> np.ndarr
     return tone * np.minimum(time / 0.005, 1)
 
 
-def speaking(sound: np.ndarray, level: float, frames: int, frame_rate: float) -> list[bool]:
+def voice_activity(sound: np.ndarray, level: float, frames: int, frame_rate: float) -> list[bool]:
     """Whether a voice is heard in each frame, bridging the short gaps within speech.
 
     Args:
@@ -231,7 +233,7 @@ def speaking(sound: np.ndarray, level: float, frames: int, frame_rate: float) ->
     return [bool(x) for x in found]
 
 
-def spans_of(active: list[bool], frame_rate: float) -> list[Span]:
+def active_spans(active: list[bool], frame_rate: float) -> list[Span]:
     """Stretches of frames that are active, in seconds."""
     edges = np.flatnonzero(np.diff([0, *map(int, active), 0]))
     return [(float(a / frame_rate), float(b / frame_rate)) for a, b in edges.reshape(-1, 2)]

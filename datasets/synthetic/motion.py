@@ -34,7 +34,7 @@ class Poses(NamedTuple):
     breath: np.ndarray
 
 
-def wander(frames: int, rate: float, seconds: float, rng: np.random.Generator) -> np.ndarray:
+def smooth_noise(frames: int, rate: float, seconds: float, rng: np.random.Generator) -> np.ndarray:
     """float64 [frames]: Gaussian movement of unit variance that forgets itself in ``seconds``."""
     sigma = max(seconds * rate, 1.0)
     pad = int(4 * sigma)
@@ -44,11 +44,11 @@ def wander(frames: int, rate: float, seconds: float, rng: np.random.Generator) -
     return found
 
 
-def move(frames: int, rate: float, rng: np.random.Generator) -> Poses:
+def draw_poses(frames: int, rate: float, rng: np.random.Generator) -> Poses:
     """A head's movements over a clip. They have nothing to do with what is said."""
 
     def some(amount: float, seconds: float) -> np.ndarray:
-        return amount * wander(frames, rate, seconds, rng)
+        return amount * smooth_noise(frames, rate, seconds, rng)
 
     lively = rng.uniform(0.5, 1.4)
     time = np.arange(frames) / rate
@@ -93,12 +93,12 @@ class Camera(NamedTuple):
     grain: float
 
 
-def film(frames: int, rate: float, rng: np.random.Generator) -> Camera:
+def draw_camera(frames: int, rate: float, rng: np.random.Generator) -> Camera:
     """A camera by lot: many stand still, some are held by hand; some pictures are poor."""
     shake = float(rng.choice([0.0, 0.0015, 0.006], p=[0.4, 0.35, 0.25]))
 
     def some(amount: float, seconds: float) -> np.ndarray:
-        return amount * wander(frames, rate, seconds, rng)
+        return amount * smooth_noise(frames, rate, seconds, rng)
 
     warm = rng.normal(0, 0.05)
     flicker = float(rng.choice([0.0, 0.01, 0.04]))

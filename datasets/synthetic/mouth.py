@@ -14,7 +14,7 @@ class Mouth:
     """Draws one person's mouth, in units of the head's height around its own middle."""
 
     def __init__(self, look: Appearance):
-        self._look = look
+        self._appearance = look
         self._lip = paint(look.lips)
         self._upper = paint(shade(look.lips, 0.86))
         self._line = pen(shade(look.lips, 0.45), 0.009)
@@ -29,7 +29,7 @@ class Mouth:
         Args:
             shape: one step of a mouth track.
         """
-        look = self._look
+        look = self._appearance
         spread = shape[SPREAD]
         gap = GAPE * shape[OPENING]
         width = look.mouth_width * (1 + (0.24 * spread if spread > 0 else 0.42 * spread))
@@ -38,7 +38,7 @@ class Mouth:
         top, bottom = -0.12 * gap, 0.88 * gap
         outer = _lips(width, corner, top - lip, bottom + 1.3 * lip)
         canvas.draw(outer, self._lip)
-        with canvas.within(outer):
+        with canvas.clipped(outer):
             upper = skia.Path()
             upper.addRect(skia.Rect(-1, -1, 1, corner + 0.1 * gap))
             canvas.draw(upper, self._upper)
@@ -49,7 +49,7 @@ class Mouth:
             line.quadTo(0, 0.006, 0.92 * width, corner)
             canvas.draw(line, self._line)
             return outer
-        with canvas.within(inner):
+        with canvas.clipped(inner):
             canvas.draw(inner, self._inside)
             self._fill(canvas, width, gap, top, bottom, shape)
         return outer

@@ -14,7 +14,7 @@ RISE = 0.3  # s: a hand takes this long to come up
 FAR = 1.2  # head heights below the mouth: out of the way
 
 
-def raised(cover: Cover, times: np.ndarray) -> np.ndarray:
+def coverage(cover: Cover, times: np.ndarray) -> np.ndarray:
     """float64 [frames]: 0 out of the way to 1 before the mouth."""
     found = np.zeros(len(times))
     for start, end in cover.spans:
@@ -52,7 +52,7 @@ class CoverUp:
         """
         if amount <= 0:
             return
-        mouth = face.at(pose, 0, face.look.mouth_y, 0.7)
+        mouth = face.at(pose, 0, face.appearance.mouth_y, 0.7)
         if self._kind == "mask":
             self._draw_mask(canvas, face, pose, opening, label)
         elif self._kind == "hand":
@@ -73,7 +73,7 @@ class CoverUp:
         below.lineTo(0.9, 1.2)
         below.lineTo(-0.9, 1.2)
         below.close()
-        with canvas.within(below):
+        with canvas.clipped(below):
             canvas.draw(outline, self._cloth, label)
             folds = skia.Path()
             for y in (0.2, 0.28, 0.36):

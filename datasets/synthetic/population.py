@@ -35,7 +35,7 @@ class Speaker:
     split: str
     voice: Voice
     pitch_hz: float
-    look: int
+    appearance_seed: int
     family: int
 
     def record(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Speaker:
         return cls(**{**record, "voice": voices.from_record(record["voice"], speech)})
 
 
-def lot(*parts: int | str) -> np.random.Generator:
+def rng_for(*parts: int | str) -> np.random.Generator:
     """Random numbers that depend on these values and nothing else."""
     text = "/".join(map(str, parts)).encode()
     return np.random.default_rng(int.from_bytes(hashlib.sha256(text).digest()[:16], "big"))
@@ -66,7 +66,7 @@ class Population:
         self._named = {s.id: s for s in speakers}
 
     @classmethod
-    def make(
+    def from_voices(
         cls, settings: RenderSettings, sounding: Mapping[str, tuple[Voice, float]]
     ) -> "Population":
         """Gives voices a split and a look.
@@ -78,9 +78,9 @@ class Population:
             UsageError: too few speakers for the splits and scenes asked for.
         """
         ids = sorted(sounding)
-        order = [ids[i] for i in lot(settings.seed, "splits").permutation(len(ids))]
+        order = [ids[i] for i in rng_for(settings.seed, "splits").permutation(len(ids))]
         counts = _split(len(ids), settings.valid_share, settings.test_share)
-        _, most = settings.crowd
+        _, most = settings.people_range
         for split, count in zip(SPLITS, counts, strict=True):
             if count is not None and count < most:
                 raise UsageError(
@@ -99,7 +99,7 @@ class Population:
                 speakers.append(
                     Speaker(
                         name, split, voice, pitch,
-                        look=_number(settings.seed, "look", name),
+                        appearance_seed=_number(settings.seed, "look", name),
                         family=_number(settings.seed, "family", family),
                     )
                 )  # fmt: skip
@@ -111,7 +111,7 @@ class Population:
     def main_speaker(self, clip: int) -> Speaker:
         """Whose clip it is: everybody's turn comes once in as many clips as there are speakers."""
         turn, place = divmod(clip, len(self.speakers))
-        order = lot(self._seed, "turn", turn).permutation(len(self.speakers))
+        order = rng_for(self._seed, "turn", turn).permutation(len(self.speakers))
         return self.speakers[int(order[place])]
 
     def others(self, speaker: Speaker, taken: Sequence[Speaker] = ()) -> list[Speaker]:
@@ -123,7 +123,7 @@ class Population:
         """Somebody who looks nearly the same."""
         return next((s for s in self.others(speaker) if s.family == speaker.family), None)
 
-    def of_like_voice(self, speaker: Speaker, rng: np.random.Generator) -> Speaker | None:
+    def similar_voice(self, speaker: Speaker, rng: np.random.Generator) -> Speaker | None:
         """Somebody whose pitch is among the nearest, and near; None if there is nobody."""
 
         def apart(other: Speaker) -> float:
@@ -142,4 +142,4 @@ def _split(count: int, valid: float, test: float) -> list[int | None]:
 
 
 def _number(*parts: int | str) -> int:
-    return int(lot(*parts).integers(2**62))
+    return int(rng_for(*parts).integers(2**62))

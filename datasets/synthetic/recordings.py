@@ -39,7 +39,7 @@ class SpeechRecording:
     level_db: float
 
 
-def find(folder: Path) -> Iterator[tuple[str, str]]:
+def list_recordings(folder: Path) -> Iterator[tuple[str, str]]:
     """(reader, path within the folder) of every sound file, in the order of their paths.
 
     Raises:
@@ -82,7 +82,7 @@ def read(path: Path, start: float = 0.0, seconds: float | None = None) -> np.nda
     return resample(np.ascontiguousarray(sound), rate)
 
 
-def survey(folder: Path, name: str) -> SpeechRecording | tuple[str, str]:
+def inspect_recording(folder: Path, name: str) -> SpeechRecording | tuple[str, str]:
     """What a file of a folder holds, or why it cannot be used: (reason, detail)."""
     path = folder / name
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cavmae.datasets.synthetic.population import Population, Speaker, lot
+from cavmae.datasets.synthetic.population import Population, Speaker, rng_for
 from cavmae.datasets.synthetic.settings import RenderSettings
 
 SHORTEST_SPAN, SHORTEST_PAUSE = 0.4, 0.5  # s
@@ -83,7 +83,7 @@ class Script:
     music: float | None
     shift_ms: int
     look_alikes: bool
-    like_voices: tuple[str, str] | None
+    similar_voices: tuple[str, str] | None
 
     def labels(self, heard: Sequence[bool]) -> list[str]:
         """What a user of the clip may want to choose by.
@@ -105,7 +105,7 @@ class Script:
             "music": self.music is not None,
             "shifted": self.shift_ms != 0 and bool(talking),
             "look_alikes": self.look_alikes,
-            "like_voices": self.like_voices is not None and talking >= set(self.like_voices),
+            "like_voices": self.similar_voices is not None and talking >= set(self.similar_voices),
         }
         return sorted(found | {name for name, has in flags.items() if has})
 
@@ -115,8 +115,8 @@ class Script:
 
 def write_script(settings: RenderSettings, population: Population, clip: int) -> Script:
     """Draws a clip's cast, places and hard cases by lot."""
-    rng = lot(settings.seed, "script", clip)
-    least, most = settings.crowd
+    rng = rng_for(settings.seed, "script", clip)
+    least, most = settings.people_range
     main = population.main_speaker(clip)
     cast, look_alikes, like_voices = _cast(
         settings, population, main, int(rng.integers(least, most + 1)), rng
@@ -138,7 +138,7 @@ def write_script(settings: RenderSettings, population: Population, clip: int) ->
         noise = (kind if kind != "babble" or crowded else "pink", float(rng.uniform(0, 20)))
     music = float(rng.uniform(3, 20)) if rng.random() < settings.music else None
     shift = 0
-    if rng.random() < settings.shifted:
+    if rng.random() < settings.desync:
         shift = int(rng.integers(SHIFTS[0], SHIFTS[1] + 1)) * (1 if rng.random() < 0.5 else -1)
         if all(person.role == "silent" for person in people):
             shift = 0  # there is nothing that could be out of step
@@ -158,14 +158,17 @@ def _cast(
     cast = [main]
     alike = False
     like = None
-    draw_look, draw_voice = rng.random() < settings.look_alikes, rng.random() < settings.like_voices
+    draw_look, draw_voice = (
+        rng.random() < settings.look_alikes,
+        rng.random() < settings.similar_voices,
+    )
     if count == 2 and draw_look and draw_voice:  # there is room for one of both
         draw_look = rng.random() < 0.5
     if count > 1 and draw_look and (twin := population.look_alike(main)) is not None:
         cast.append(twin)
         alike = True
     if len(cast) < count and draw_voice:
-        voice = population.of_like_voice(main, rng)
+        voice = population.similar_voice(main, rng)
         if voice is not None and voice not in cast:
             cast.append(voice)
             like = (main.id, voice.id)
@@ -209,7 +212,7 @@ def _person(
     spans = _spans(settings, rng, pauses)
     level = 0.0 if number == 0 else float(rng.uniform(-5, 5))
     cover = None
-    if rng.random() < settings.hidden_mouth:
+    if rng.random() < settings.mouth_occlusion:
         kind = str(rng.choice(COVERS))
         whole = kind == "mask" or rng.random() < 0.3
         start = float(rng.uniform(0, 0.6)) * settings.length

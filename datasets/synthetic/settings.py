@@ -58,13 +58,13 @@ class RenderSettings:
     noise: float = 0.2
     music: float = 0.1
     look_alikes: float = 0.15
-    like_voices: float = 0.2
-    shifted: float = 0.03
-    hidden_mouth: float = 0.1
+    similar_voices: float = 0.2
+    desync: float = 0.03
+    mouth_occlusion: float = 0.1
     quality: float = 20.0
 
     @property
-    def crowd(self) -> tuple[int, int]:
+    def people_range(self) -> tuple[int, int]:
         """Least and most people in a picture."""
         found = re.fullmatch(r"([1-9])(?:-([1-9]))?", str(self.people).strip())
         if not found:
@@ -74,7 +74,7 @@ class RenderSettings:
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) of the picture."""
-        wide = self.height * (1 if self.crowd[1] == 1 else 2)
+        wide = self.height * (1 if self.people_range[1] == 1 else 2)
         return self.width or wide, self.height
 
     @property
@@ -92,7 +92,7 @@ class RenderSettings:
 
     def check(self) -> None:
         """Raises UsageError for a value that makes no sense, named."""
-        least, most = self.crowd
+        least, most = self.people_range
         ranges: dict[str, tuple[bool, str]] = {
             "people": (least <= most <= 4, "1 to 4"),
             "seed": (0 <= self.seed < 2**63, "at least 0"),

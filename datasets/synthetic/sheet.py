@@ -25,7 +25,7 @@ RANGE = 40.0  # dB of voices shown
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7")
 
 
-def draw(folders: list[Path], path: Path) -> None:
+def draw_sheet(folders: list[Path], path: Path) -> None:
     """Draws some clips, evenly chosen: frames with outlines of the masks, voices and mouths.
 
     Args:

@@ -20,7 +20,7 @@ from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes, read_json
 from cavmae.common.progress import Progress
 from cavmae.datasets.synthetic import recordings, voices
-from cavmae.datasets.synthetic.population import Population, Speaker, lot
+from cavmae.datasets.synthetic.population import Population, Speaker, rng_for
 from cavmae.datasets.synthetic.recordings import SpeechRecording
 from cavmae.datasets.synthetic.settings import RenderSettings
 from cavmae.datasets.synthetic.voices import RecordedVoice, Voice
@@ -40,13 +40,13 @@ class _Audition:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Heard:
+class _AuditionResult:
     voice: Voice | None
     pitch_hz: float
     skipped: tuple[tuple[str, str, str], ...]  # file, reason, detail
 
 
-def hear(audition: _Audition, beat: Callable[[Any], None]) -> _Heard:
+def audition_voice(audition: _Audition, beat: Callable[[Any], None]) -> _AuditionResult:
     """Runs in a worker process."""
     torch.set_num_threads(1)
     voice = audition.voice
@@ -54,19 +54,19 @@ def hear(audition: _Audition, beat: Callable[[Any], None]) -> _Heard:
     if voice is None:
         good = []
         for name in audition.files:
-            found = recordings.survey(Path(audition.folder), name)
+            found = recordings.inspect_recording(Path(audition.folder), name)
             beat(None)
             if isinstance(found, SpeechRecording):
                 good.append(found)
             else:
                 skipped.append((name, *found))
         if not good:
-            return _Heard(None, 0.0, tuple(skipped))
+            return _AuditionResult(None, 0.0, tuple(skipped))
         voice = RecordedVoice(audition.folder, tuple(good))
-    return _Heard(voice, voices.median_pitch(voice), tuple(skipped))
+    return _AuditionResult(voice, voices.median_pitch(voice), tuple(skipped))
 
 
-def load_or_make(out: Path, settings: RenderSettings, workers: int) -> Population:
+def load_or_discover(out: Path, settings: RenderSettings, workers: int) -> Population:
     """The corpus's speakers: those of an earlier run, if there was one.
 
     Raises:
@@ -84,8 +84,8 @@ def load_or_make(out: Path, settings: RenderSettings, workers: int) -> Populatio
             ) from error
         _check_recordings(speakers, path)
         return Population(speakers, settings.seed)
-    auditions = _recorded(settings) if settings.speech else _made(settings)
-    sounding, skipped = _hear_all(auditions, workers)
+    auditions = _recording_auditions(settings) if settings.speech else _espeak_auditions(settings)
+    sounding, skipped = _run_auditions(auditions, workers)
     if skipped:
         with write_atomically(out / SKIPPED) as file:
             for source, reason, detail in skipped:
@@ -96,38 +96,42 @@ def load_or_make(out: Path, settings: RenderSettings, workers: int) -> Populatio
         raise CavmaeError(
             f"None of the recordings in {settings.speech} can be used; {out / SKIPPED} tells why."
         )
-    population = Population.make(settings, sounding)
+    population = Population.from_voices(settings, sounding)
     with write_atomically(path) as file:
         file.write(json_bytes({"speakers": [s.record() for s in population.speakers]}, indent=1))
     return population
 
 
-def _made(settings: RenderSettings) -> dict[str, _Audition]:
+def _espeak_auditions(settings: RenderSettings) -> dict[str, _Audition]:
     found = {}
     for number in range(settings.speakers):
-        voice = voices.draw_espeak_voice(lot(settings.seed, "voice", number))
+        voice = voices.draw_espeak_voice(rng_for(settings.seed, "voice", number))
         found[f"s{settings.seed}n{number:04d}"] = _Audition("", (), voice)
     return found
 
 
-def _recorded(settings: RenderSettings) -> dict[str, _Audition]:
+def _recording_auditions(settings: RenderSettings) -> dict[str, _Audition]:
     assert settings.speech is not None
     files = defaultdict(list)
-    for reader, name in recordings.find(Path(settings.speech)):
+    for reader, name in recordings.list_recordings(Path(settings.speech)):
         files[reader].append(name)
     return {
         reader: _Audition(settings.speech, tuple(names), None) for reader, names in files.items()
     }
 
 
-def _hear_all(
+def _run_auditions(
     auditions: dict[str, _Audition], workers: int
 ) -> tuple[dict[str, tuple[Voice, float]], list[tuple[str, str, str]]]:
     names = list(auditions)
     sounding: dict[str, tuple[Voice, float]] = {}
     skipped: list[tuple[str, str, str]] = []
     events = worker_pool.run(
-        ((n, auditions[name]) for n, name in enumerate(names)), hear, workers, TIMEOUT, MEMORY
+        ((n, auditions[name]) for n, name in enumerate(names)),
+        audition_voice,
+        workers,
+        TIMEOUT,
+        MEMORY,
     )
     with Progress(len(names), "voice") as progress, contextlib.closing(events):
         for event in events:
@@ -139,7 +143,7 @@ def _hear_all(
                     (f, event.reason, event.detail) for f in auditions[name].files or [name]
                 ]
             else:
-                heard: _Heard = event.result
+                heard: _AuditionResult = event.result
                 skipped += heard.skipped
                 if heard.voice is not None:
                     sounding[name] = heard.voice, heard.pitch_hz

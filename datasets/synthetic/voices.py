@@ -47,7 +47,7 @@ class Utterance(NamedTuple):
         phonemes: with their times in seconds; None: not known.
     """
 
-    sound: np.ndarray
+    waveform: np.ndarray
     phonemes: list[Phoneme] | None
 
 
@@ -89,11 +89,11 @@ def utter(voice: Voice, seconds: float, rng: np.random.Generator) -> Utterance:
     """
     samples = round(seconds * SAMPLE_RATE)
     if isinstance(voice, EspeakVoice):
-        return _speak(voice, samples, rng)
-    return Utterance(_play(voice, samples, rng), None)
+        return _synthesize(voice, samples, rng)
+    return Utterance(_read_recordings(voice, samples, rng), None)
 
 
-def _speak(voice: EspeakVoice, samples: int, rng: np.random.Generator) -> Utterance:
+def _synthesize(voice: EspeakVoice, samples: int, rng: np.random.Generator) -> Utterance:
     # About three words a second, and enough sentences for the length.
     texts: list[str] = []
     count = 0
@@ -101,7 +101,7 @@ def _speak(voice: EspeakVoice, samples: int, rng: np.random.Generator) -> Uttera
         texts.append(words.sentence(voice.language, rng))
         count += len(texts[-1].split())
     while True:
-        sound, rate, phonemes = espeak.speak(voice, texts)
+        sound, rate, phonemes = espeak.synthesize(voice, texts)
         sound = resample(sound, rate)
         if len(sound) >= samples:
             break
@@ -110,11 +110,11 @@ def _speak(voice: EspeakVoice, samples: int, rng: np.random.Generator) -> Uttera
     return Utterance(at_level(sound[:samples], active_level(sound)), kept)
 
 
-def _play(voice: RecordedVoice, samples: int, rng: np.random.Generator) -> np.ndarray:
+def _read_recordings(voice: RecordedVoice, samples: int, rng: np.random.Generator) -> np.ndarray:
     best, most = np.zeros(samples, np.float32), -1.0
     for _ in range(ATTEMPTS):
         sound = _stretch(voice, samples, rng)
-        share = speech_share(sound)
+        share = speech_fraction(sound)
         if share > most:
             best, most = sound, share
         if most >= LEAST_SPEECH:
@@ -158,7 +158,7 @@ def fade(sound: np.ndarray, seconds: float = 0.01) -> np.ndarray:
     return faded
 
 
-def speech_share(sound: np.ndarray) -> float:
+def speech_fraction(sound: np.ndarray) -> float:
     """Share of the time in which speech at the level :data:`LEVEL` is to be heard."""
     level = levels(sound, HOP)
     return float(np.mean(level > LEVEL - PAUSE_BELOW)) if len(level) else 0.0
@@ -166,7 +166,7 @@ def speech_share(sound: np.ndarray) -> float:
 
 def median_pitch(voice: Voice) -> float:
     """Median fundamental frequency in Hz, of a few seconds of speech."""
-    return pitch_of(utter(voice, PROBE_SECONDS, np.random.default_rng(0)).sound)
+    return pitch_of(utter(voice, PROBE_SECONDS, np.random.default_rng(0)).waveform)
 
 
 def pitch_of(sound: np.ndarray) -> float:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.media import MediaError, Probe
-from cavmae.datasets.sharding.clip_extraction import mask_meaning
+from cavmae.datasets.sharding.clip_extraction import mask_value_names
 from cavmae.datasets.sharding.planning import choose_frames, plan_clips
 from cavmae.datasets.sharding.settings import ShardSettings
 
@@ -104,7 +104,7 @@ def test_a_slide_show_shows_what_is_on_screen() -> None:
 
 
 def test_meaning_of_masks() -> None:
-    assert mask_meaning({0, 1, 2, 3}) == {
+    assert mask_value_names({0, 1, 2, 3}) == {
         "1": "person 1 body",
         "2": "person 1 face",
         "3": "person 2 body",

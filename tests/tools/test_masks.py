@@ -14,7 +14,7 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.media import MediaError
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.sharding.masks import label_values, mask_meaning
+from cavmae.datasets.sharding.masks import label_values, mask_value_names
 from cavmae.tools.check import CheckSettings, check
 from tests.conftest import make_shards
 from tests.tools.helpers import TINY, Maker, load
@@ -126,7 +126,7 @@ def test_values_have_a_limit(value: int) -> None:
     masks = {0: np.array([[0, value]], np.uint8)}
     if value == 64:
         assert label_values(masks) is masks
-        assert mask_meaning({value}) == {"64": "person 32 face"}
+        assert mask_value_names({value}) == {"64": "person 32 face"}
     else:
         with pytest.raises(MediaError, match="the value 65"):
             label_values(masks)

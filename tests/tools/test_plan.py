@@ -15,8 +15,8 @@ from cavmae.datasets.sharding.job_state import (
     InputLayout,
     Plan,
     State,
-    forget_retried,
-    retries,
+    drop_retried,
+    pending_retries,
     skip_record,
 )
 from cavmae.datasets.sharding.shard_writer import Assembler
@@ -29,7 +29,7 @@ ITEMS = [Input("a.mp4", labels=("x",)), Input("b.mp4"), Input("c.mp4", start=1.0
 def layout(tmp_path: Path) -> InputLayout:
     """A data set under construction: one shard sealed, one part done, one input skipped."""
     made = InputLayout(tmp_path)
-    made.work.mkdir()
+    made.work_folder.mkdir()
     plan = Plan(made)
     plan.extend(ITEMS)
     state = State(
@@ -50,11 +50,11 @@ def taken_up(layout: InputLayout) -> Assembler:
     """What a rerun reads."""
     plan = Plan(layout)
     state = State.load(layout, SETTINGS)
-    again = retries(layout)
+    again = pending_retries(layout)
     assembler = Assembler(layout, plan, state, 100, 1e9)
-    assembler.find_finished()
+    assembler.load_finished()
     if again:
-        forget_retried(layout, state)
+        drop_retried(layout, state)
     assembler.advance()
     return assembler
 
@@ -62,7 +62,7 @@ def taken_up(layout: InputLayout) -> Assembler:
 def test_a_sound_one_is_taken_up(layout: InputLayout) -> None:
     assert Plan(layout).items == ITEMS
     assert State.load(layout, SETTINGS).shards[0].labels == ((0,),)
-    assert [item.source for item in retries(layout)] == ["a.mp4"]
+    assert [item.source for item in pending_retries(layout)] == ["a.mp4"]
     assert not taken_up(layout).has(1)  # its part is not what its CRC says: made again
     assert not layout.part_record(ITEMS[1]).exists()
 

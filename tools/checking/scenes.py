@@ -64,7 +64,7 @@ def draw_scenes(
         parse_math=False,
     )
     for row, (key, recipe, scene) in zip(axes, drawn, strict=True):
-        _row(row, key, recipe, scene, most)
+        _draw_scene(row, key, recipe, scene, most)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.4 / figure.get_figheight()))
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=80)
@@ -73,7 +73,7 @@ def draw_scenes(
     return len(drawn)
 
 
-def _row(axes: Sequence[Any], key: str, recipe: SceneSpec, scene: Scene, most: int) -> None:
+def _draw_scene(axes: Sequence[Any], key: str, recipe: SceneSpec, scene: Scene, most: int) -> None:
     for number in range(KEYS):
         picture = scene.frames[number].astype(np.float32)
         for person, mask in enumerate(scene.masks[:, number]):
@@ -83,19 +83,19 @@ def _row(axes: Sequence[Any], key: str, recipe: SceneSpec, scene: Scene, most: i
         axes[number].set_yticks([])
     noise = f", {recipe.noise} noise" if recipe.noise else ""
     axes[0].set_title(f"{key}: {recipe.kind}{noise}, cue: {recipe.target + 1}", fontsize=8)
-    _sound(axes[KEYS], scene.mixture, "mixture", "black")
+    _draw_audio(axes[KEYS], scene.mixture, "mixture", "black")
     for person, voice in enumerate(scene.voices):
         level = recipe.people[person].level_db
         heard = "silent" if level is None else f"{level:+.1f} dB"
         mask = "" if scene.masked[person] else ", no mask"
         colour = tuple(MASK_COLOURS[person] / 255)
-        _sound(axes[KEYS + 1 + person], voice, f"person {person + 1}: {heard}{mask}", colour)
+        _draw_audio(axes[KEYS + 1 + person], voice, f"person {person + 1}: {heard}{mask}", colour)
     for column in range(len(scene.voices), most):
         axes[KEYS + 1 + column].axis("off")
-    _sound(axes[-1], scene.rest, f"rest: {len(recipe.unseen)} unseen", "black")
+    _draw_audio(axes[-1], scene.rest, f"rest: {len(recipe.unseen)} unseen", "black")
 
 
-def _sound(axis: Any, wave: np.ndarray, title: str, colour: Any) -> None:
+def _draw_audio(axis: Any, wave: np.ndarray, title: str, colour: Any) -> None:
     picture = fbank(torch.from_numpy(wave)).T.numpy()
     seconds = len(wave) / SAMPLE_RATE
     axis.imshow(

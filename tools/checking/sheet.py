@@ -27,7 +27,7 @@ MASK_COLOURS = np.array(
 )
 
 
-def draw(manifest: Manifest, access: Access, count: int, seed: int, path: Path) -> int:
+def draw_sheet(manifest: Manifest, access: Access, count: int, seed: int, path: Path) -> int:
     """Draws random samples: frames (with masks), spectrogram, labels.
 
     Returns:
@@ -63,7 +63,7 @@ def draw(manifest: Manifest, access: Access, count: int, seed: int, path: Path) 
         parse_math=False,
     )
     for row, (key, info, pictures, fbank) in zip(axes, drawn, strict=False):
-        _row(row, key, info, pictures, fbank)
+        _draw_sample(row, key, info, pictures, fbank)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=80)
@@ -93,7 +93,7 @@ def _overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[..., None] > 0, mixed, picture).astype(np.uint8)
 
 
-def _row(
+def _draw_sample(
     row: Any,
     key: str,
     info: SampleInfo,

@@ -14,17 +14,17 @@ import soundfile
 from PIL import Image
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-from cavmae.datasets.synthetic.appearance import HAIR_STYLES, draw_look
-from cavmae.datasets.synthetic.canvas import Canvas, oval, paint, pen, placing
+from cavmae.datasets.synthetic.appearance import HAIR_STYLES, draw_appearance
+from cavmae.datasets.synthetic.canvas import Canvas, oval, paint, pen, placement
 from cavmae.datasets.synthetic.espeak import EspeakVoice
 from cavmae.datasets.synthetic.face import EARS, Pose
 from cavmae.datasets.synthetic.figure import Figure
-from cavmae.datasets.synthetic.mixing import mix, say
+from cavmae.datasets.synthetic.mixing import mix, place_speech
 from cavmae.datasets.synthetic.population import Population
 from cavmae.datasets.synthetic.recordings import SpeechRecording
 from cavmae.datasets.synthetic.script import write_script
 from cavmae.datasets.synthetic.settings import RenderSettings
-from cavmae.datasets.synthetic.speaker_discovery import load_or_make
+from cavmae.datasets.synthetic.speaker_discovery import load_or_discover
 from cavmae.datasets.synthetic.stage import Stage
 from cavmae.datasets.synthetic.voices import RecordedVoice
 from cavmae.tools.benchmarks.lips import correlation, envelope, sound_lag
@@ -70,15 +70,15 @@ def test_labels_are_the_pixels_whose_middle_lies_in_the_last_shape() -> None:
     wanted = np.zeros((size, size), np.uint8)
     drawn: list[np.ndarray] = []
     for number in range(12):
-        place = placing(*rng.uniform(10, 38, 2), rng.uniform(0, 90), rng.uniform(5, 20))
+        place = placement(*rng.uniform(10, 38, 2), rng.uniform(0, 90), rng.uniform(5, 20))
         shape = oval(*rng.uniform(-0.5, 0.5, 2), *rng.uniform(0.3, 1, 2))
         window = oval(0, 0, 0.9, 0.8) if number % 3 == 0 else None
         label = number + 1 if number % 4 else None
-        with canvas.placed(place):
+        with canvas.transformed(place):
             if window is None:
                 canvas.draw(shape, paint((1, 0, 0)), label)
             else:
-                with canvas.within(window):
+                with canvas.clipped(window):
                     canvas.draw(shape, paint((1, 0, 0)), label)
         shape.transform(place)
         if window is not None:
@@ -112,11 +112,11 @@ def test_a_line_is_labelled_as_wide_as_it_is_drawn() -> None:
 def test_masks_cover_what_is_drawn_of_a_person(style: str, cover: str | None) -> None:
     """Nothing of a person sticks out of their mask by more than a pixel, nor the other way."""
     for seed in range(2):
-        look = dataclasses.replace(draw_look(seed, seed), style=style)
+        look = dataclasses.replace(draw_appearance(seed, seed), style=style)
         figure = Figure(look, (1, 2), 0.3, cover)
         canvas = Canvas((160, 160))
         pose = Pose(yaw=0.8 - 1.6 * seed, pitch=0.4, blink=0.2, brow=0.5, gaze_x=0.1, gaze_y=0)
-        with canvas.placed(placing(80, 70, 5 - 10 * seed, 80)):
+        with canvas.transformed(placement(80, 70, 5 - 10 * seed, 80)):
             figure.draw_back(canvas, pose)
             figure.draw_torso(canvas, 0.3)
             figure.draw_neck(canvas, (0.0, 0.0))
@@ -132,15 +132,15 @@ def test_masks_cover_what_is_drawn_of_a_person(style: str, cover: str | None) ->
 
 def test_the_face_is_face_and_what_covers_it_is_body() -> None:
     """The face's mask is the drawn outline with the ears, less what lies before it."""
-    look = dataclasses.replace(draw_look(5, 5), style="bald", glasses="round", beard="full")
+    look = dataclasses.replace(draw_appearance(5, 5), style="bald", glasses="round", beard="full")
     pose = Pose(0.3, -0.2, 0.0, 0.0, 0.0, 0.0)
-    place = placing(64, 60, 8, 70)
+    place = placement(64, 60, 8, 70)
     shape = (0.8, 0.0, 0.2, 0.0)
     labels = {}
     for cover in (None, "hand"):
         figure = Figure(look, (5, 6), 0.0, cover)
         canvas = Canvas((128, 128))
-        with canvas.placed(place):
+        with canvas.transformed(place):
             figure.draw_torso(canvas, 0.0)
             figure.draw_head(canvas, pose, shape, 1.0)
         labels[cover] = canvas.labels.copy()
@@ -169,7 +169,7 @@ def test_the_face_is_face_and_what_covers_it_is_body() -> None:
 def test_masks_lie_on_the_people_of_the_encoded_video(crowd: Path) -> None:
     """Where a frame differs from the same frame without people, there is mask, and only there."""
     settings = _settings(crowd)
-    population = load_or_make(crowd, settings, 1)
+    population = load_or_discover(crowd, settings, 1)
     for folder, truth in list(truths(crowd))[:4]:
         script = write_script(settings, population, truth["clip"])
         tracks = [np.zeros((160, 4), np.float32) for _ in script.people]
@@ -197,12 +197,12 @@ def _settings(corpus: Path) -> RenderSettings:
 def test_frames_of_the_file_are_those_drawn_at_their_time(crowd: Path) -> None:
     """Decoded frames are most like those drawn for their presentation times."""
     settings = _settings(crowd)
-    population = load_or_make(crowd, settings, 1)
+    population = load_or_discover(crowd, settings, 1)
     late = []
     for folder, truth in truths(crowd):
         script = write_script(settings, population, truth["clip"])
         sounds = mix(settings, population, script)
-        stage = Stage(settings, population, script, sounds.tracks)
+        stage = Stage(settings, population, script, sounds.mouth_tracks)
         drawn = [_smooth(view.pixels[..., :3]) for view in stage.frames()]
         pictures, times = pictures_of(folder)
         assert times == pytest.approx(np.arange(settings.frames) / settings.frame_rate, abs=1e-4)
@@ -321,13 +321,15 @@ def test_shifted_sound_is_the_same_sound_at_another_time(
         recording = SpeechRecording("set0/1-0.wav", file.stat().st_size, 0.0, 3.0, -30.0)
         voice = RecordedVoice(str(speech), (recording,))
     length, margin = 2.0, abs(earlier)
-    shifted = say(voice, ((0.0, length),), length, earlier, np.random.default_rng(1))
-    whole = say(voice, ((0.0, length + margin),), length + margin, 0.0, np.random.default_rng(1))
+    shifted = place_speech(voice, ((0.0, length),), length, earlier, np.random.default_rng(1))
+    whole = place_speech(
+        voice, ((0.0, length + margin),), length + margin, 0.0, np.random.default_rng(1)
+    )
     first, step = (round(max(x, 0) * rate) for x, rate in ((earlier, 16_000), (-earlier, 100)))
-    assert np.array_equal(shifted.sound, whole.sound[first : first + 32_000])
-    assert np.array_equal(shifted.track, whole.track[step : step + 200])
-    assert shifted.sound.any()
-    assert shifted.track.any()
+    assert np.array_equal(shifted.waveform, whole.waveform[first : first + 32_000])
+    assert np.array_equal(shifted.mouth_track, whole.mouth_track[step : step + 200])
+    assert shifted.waveform.any()
+    assert shifted.mouth_track.any()
 
 
 def test_shifted_clips_are_shifted_by_what_they_say(tmp_path: Path, speech: Path) -> None:
@@ -353,11 +355,11 @@ def test_shifted_clips_are_shifted_by_what_they_say(tmp_path: Path, speech: Path
 
 def test_a_speaker_keeps_look_and_voice_over_all_clips() -> None:
     settings = RenderSettings(speakers=4, valid_share=0, test_share=0)
-    from cavmae.datasets.synthetic.speaker_discovery import _made
+    from cavmae.datasets.synthetic.speaker_discovery import _espeak_auditions
 
-    sounding = {name: (a.voice, 100.0) for name, a in _made(settings).items()}
-    first = Population.make(settings, sounding)  # type: ignore[arg-type]
-    second = Population.make(dataclasses.replace(settings), dict(reversed(sounding.items())))  # type: ignore[arg-type]
+    sounding = {name: (a.voice, 100.0) for name, a in _espeak_auditions(settings).items()}
+    first = Population.from_voices(settings, sounding)  # type: ignore[arg-type]
+    second = Population.from_voices(dataclasses.replace(settings), dict(reversed(sounding.items())))  # type: ignore[arg-type]
     assert first.speakers == second.speakers
     mains = [first.main_speaker(clip).id for clip in range(8)]
     assert sorted(mains[:4]) == sorted(mains[4:]) == sorted(sounding)
