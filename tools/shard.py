@@ -25,8 +25,8 @@ from cavmae.datasets.sharding.job_state import (
     drop_retried,
     locked,
     merge_parts,
-    read_lines,
     pending_retries,
+    read_lines,
 )
 from cavmae.datasets.sharding.messages import Alive, Skip, Written
 from cavmae.datasets.sharding.settings import ShardSettings

@@ -26,7 +26,7 @@ from cavmae.datasets.stream.shard_reader import Access, ShardOpener
 # What the clip of a person who is to be heard must not have; see docs/talkers.md. Scenes of several
 # people have no single voice.
 NOT_SINGLE = (
-    "people-2", "people-3", "people-4", "noise", "music", "off_screen_voice", "shifted",
+    "people-2", "people-3", "people-4", "noise", "music", "off_screen_voice", "desync",
 )  # fmt: skip
 OPEN_SHARDS = 64  # descriptors that are kept
 SILENT = "silent"  # label of somebody who is seen and says nothing

@@ -1,4 +1,4 @@
-"""A whole person: torso, hair, face and what hides it. Units: the head's height."""
+"""Whole person: torso, hair, face and mouth occlusion. Units: the head's height."""
 
 import skia
 
@@ -10,39 +10,45 @@ from cavmae.datasets.synthetic.occlusions import CoverUp
 
 
 class Figure:
-    """Draws one person.
+    """Draws a person.
 
     Args:
-        look: what they look like.
+        appearance: of the person.
         labels: of the pixels of their body and of their face.
         light: -1 from the left to 1 from the right.
-        cover: kind of what hides their mouth.
+        cover: kind of the mouth occlusion; None: no occlusion.
     """
 
-    def __init__(self, look: Appearance, labels: tuple[int, int], light: float, cover: str | None):
-        self.appearance = look
-        self.face = Face(look, light)
+    def __init__(
+        self, appearance: Appearance, labels: tuple[int, int], light: float, cover: str | None
+    ):
+        self.appearance = appearance
+        self.face = Face(appearance, light)
         self._body, self._face = labels
-        self._cover = None if cover is None else CoverUp(look, cover)
-        tones = [shade(look.cloth, 1.12), shade(look.cloth, 0.72)]
+        self._cover = None if cover is None else CoverUp(appearance, cover)
+        tones = [shade(appearance.cloth, 1.12), shade(appearance.cloth, 0.72)]
         if light > 0:
             tones.reverse()
         self._cloth = gradient((-0.8, 0.6), (0.8, 1.0), tones)
-        self._cloth2 = paint(look.cloth2)
-        self._seam = pen(shade(look.cloth, 0.6), 0.015)
-        self._neck = paint(shade(look.skin, 0.78))
+        self._cloth2 = paint(appearance.cloth2)
+        self._seam = pen(shade(appearance.cloth, 0.6), 0.015)
+        self._neck = paint(shade(appearance.skin, 0.78))
         self._hair = gradient(
-            (-0.4, -0.6), (0.4, 0.2), [shade(look.hair, 1.25), look.hair, shade(look.hair, 0.7)]
+            (-0.4, -0.6),
+            (0.4, 0.2),
+            [shade(appearance.hair, 1.25), appearance.hair, shade(appearance.hair, 0.7)],
         )
-        self._strand = pen(shade(look.hair, 1.5), 0.012, 0.35)
-        self._back = paint(shade(look.hair, 0.62))
-        self._wrap = gradient((-0.5, -0.5), (0.5, 0.6), [look.cloth2, shade(look.cloth2, 0.65)])
+        self._strand = pen(shade(appearance.hair, 1.5), 0.012, 0.35)
+        self._back = paint(shade(appearance.hair, 0.62))
+        self._wrap = gradient(
+            (-0.5, -0.5), (0.5, 0.6), [appearance.cloth2, shade(appearance.cloth2, 0.65)]
+        )
 
     def draw_torso(self, canvas: Canvas, breath: float) -> None:
-        """Shoulders and chest, below a head whose middle is at 0."""
-        look = self.appearance
+        """Draw shoulders and chest, below a head whose middle is at 0."""
+        appearance = self.appearance
         rise = -0.008 * breath
-        s = look.shoulders
+        s = appearance.shoulders
         path = skia.Path()
         path.moveTo(-0.15, 0.54 + rise)
         path.cubicTo(-0.3, 0.64 + rise, -s * 0.9, 0.62 + rise, -s, 0.95 + rise)
@@ -99,10 +105,10 @@ class Figure:
             canvas.draw(neckline, self._neck)
 
     def draw_neck(self, canvas: Canvas, head: Point) -> None:
-        """From the head to the torso, in the torso's units.
+        """Draw the neck from the head to the torso, in the torso's units.
 
         Args:
-            head: where the head's middle is.
+            head: the head's middle.
         """
         x, y = head
         path = skia.Path()
@@ -114,11 +120,11 @@ class Figure:
         canvas.draw(path, self._neck, self._body)
 
     def draw_back(self, canvas: Canvas, pose: Pose) -> None:
-        """Hair and cloth behind the face and neck."""
-        style, look = self.appearance.style, self.appearance
+        """Draw hair and cloth behind the face and neck."""
+        style, appearance = self.appearance.style, self.appearance
         x, y = self.face.at(pose, 0, 0, -0.6)
         path = skia.Path()
-        wide = look.cheek + 0.09
+        wide = appearance.cheek + 0.09
         if style == "long":
             path.addRoundRect(skia.Rect(x - wide, y - 0.48, x + wide, y + 0.78), 0.26, 0.3)
         elif style == "bob":
@@ -145,7 +151,7 @@ class Figure:
     def draw_head(
         self, canvas: Canvas, pose: Pose, shape: tuple[float, ...], covered: float
     ) -> skia.Path:
-        """Face, hair before it, and what hides the mouth; returns the lips' outline."""
+        """Draw face, front hair and mouth occlusion; returns the lips' outline."""
         lips = self.face.draw(canvas, pose, shape, self._face)
         self._draw_front(canvas, pose)
         if self._cover is not None:
@@ -189,7 +195,7 @@ class Figure:
             canvas.draw(strands, self._strand)
 
     def _crown(self, pose: Pose, high: float) -> skia.Path:
-        """The top of the head from the left temple to the right, a little outside the skull."""
+        """Outline of the hair from the left temple to the right, a little outside the skull."""
         c = self.appearance.cheek + 0.02
         at = self.face.at
         top = -0.5 - high
@@ -204,7 +210,7 @@ class Figure:
         return path
 
     def _draw_scarf(self, canvas: Canvas, pose: Pose) -> None:
-        """A ring of cloth around the face and over the neck."""
+        """Draw a ring of cloth around the face and over the neck."""
         c = self.appearance.cheek
         x, y = self.face.at(pose, 0, 0.02, 0.1)
         path = skia.Path()

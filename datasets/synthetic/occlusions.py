@@ -1,4 +1,4 @@
-"""What hides a mouth: a hand, a face mask, a microphone. Units: the head's height."""
+"""Mouth occlusions: a hand, a face mask, a microphone. Units: the head's height."""
 
 from collections.abc import Sequence
 
@@ -15,26 +15,26 @@ FAR = 1.2  # head heights below the mouth: out of the way
 
 
 def coverage(cover: Cover, times: np.ndarray) -> np.ndarray:
-    """float64 [frames]: 0 out of the way to 1 before the mouth."""
-    found = np.zeros(len(times))
+    """Position of an occlusion, float64 [frames]: 0 out of the way to 1 before the mouth."""
+    position = np.zeros(len(times))
     for start, end in cover.spans:
-        # At the clip's ends there is no coming up: it was, or stays, there.
+        # A span that reaches an end of the clip has no movement there.
         up = np.ones(len(times)) if start <= 0 else np.clip((times - start) / RISE + 1, 0, 1)
         later = end >= times[-1]
         down = np.ones(len(times)) if later else np.clip((end - times) / RISE + 1, 0, 1)
-        found = np.maximum(found, up * down)
-    smooth: np.ndarray = found * found * (3 - 2 * found)
+        position = np.maximum(position, up * down)
+    smooth: np.ndarray = position * position * (3 - 2 * position)
     return smooth
 
 
 class CoverUp:
-    """Draws what one person holds or wears before their mouth."""
+    """Draws the object before a person's mouth."""
 
-    def __init__(self, look: Appearance, kind: str):
+    def __init__(self, appearance: Appearance, kind: str):
         self._kind = kind
-        self._skin = paint(shade(look.skin, 0.93))
-        self._crease = pen(shade(look.skin, 0.6), 0.010, 0.8)
-        self._sleeve = paint(shade(look.cloth, 0.85))
+        self._skin = paint(shade(appearance.skin, 0.93))
+        self._crease = pen(shade(appearance.skin, 0.6), 0.010, 0.8)
+        self._sleeve = paint(shade(appearance.cloth, 0.85))
         self._cloth = paint((0.72, 0.84, 0.90))
         self._fold = pen((0.52, 0.66, 0.74), 0.010)
         self._ball = paint((0.12, 0.12, 0.13))
@@ -44,7 +44,8 @@ class CoverUp:
     def draw(
         self, canvas: Canvas, face: Face, pose: Pose, opening: float, amount: float, label: int
     ) -> None:
-        """
+        """Draw the occlusion.
+
         Args:
             opening: of the mouth beneath.
             amount: 0 out of the way to 1 before the mouth.
@@ -117,7 +118,7 @@ class CoverUp:
 
 
 def _polygon(at: Point, corners: Sequence[Point]) -> skia.Path:
-    """Corners are relative to ``at``."""
+    """Polygon whose corners are relative to ``at``."""
     path = skia.Path()
     path.moveTo(at[0] + corners[0][0], at[1] + corners[0][1])
     for x, y in corners[1:]:

@@ -1,4 +1,4 @@
-"""The picture of a clip, frame by frame: backdrop, people, camera, light."""
+"""Frames of a clip: backdrop, people, camera, light."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,19 +15,19 @@ from cavmae.datasets.synthetic.population import Population, rng_for
 from cavmae.datasets.synthetic.script import Script
 from cavmae.datasets.synthetic.settings import RenderSettings
 
-GRAINS = 4  # different noise pictures of a clip, shown shifted by lot
+GRAINS = 4  # noise images of a clip, rolled by a random offset in each frame
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 class CameraView(NamedTuple):
-    """A frame.
+    """A frame with its label mask and mouths.
 
     Attributes:
         pixels: uint8 [height, width, 4], red, green, blue, unused; overwritten by the next frame.
         labels: uint8 [height, width]: 0 background, 2k - 1 body of person k, 2k their face;
             overwritten by the next frame.
         mouths: box around each person's lips.
-        visible: whether the middle of each person's mouth is to be seen.
+        visible: whether the middle of each person's mouth is in view.
     """
 
     pixels: np.ndarray
@@ -64,27 +64,27 @@ class Stage:
         self.mouths: list[np.ndarray] = []  # float32 [frames, 4] of each person
         self._covered: list[np.ndarray] = []
         for number, person in enumerate(script.people):
-            own = rng_for(settings.seed, "motion", script.clip, number)
+            person_rng = rng_for(settings.seed, "motion", script.clip, number)
             speaker = population[person.speaker]
             kind = None if person.cover is None else person.cover.kind
             labels = (2 * number + 1, 2 * number + 2)
-            look = draw_appearance(speaker.family, speaker.appearance_seed)
-            self._figures.append(Figure(look, labels, light, kind))
-            self._poses.append(motion.draw_poses(frames, rate, own))
+            appearance = draw_appearance(speaker.family, speaker.appearance_seed)
+            self._figures.append(Figure(appearance, labels, light, kind))
+            self._poses.append(motion.draw_poses(frames, rate, person_rng))
             self.mouths.append(articulation.at_frames(tracks[number], times))
-            hidden = np.zeros(frames)
+            covered = np.zeros(frames)
             if person.cover is not None:
-                hidden = occlusions.coverage(person.cover, times)
-            self._covered.append(hidden)
+                covered = occlusions.coverage(person.cover, times)
+            self._covered.append(covered)
         grain = self._camera.grain
         shape = (GRAINS, self._size[1], self._size[0], 1)
         self._grain = np.rint(rng.normal(0, grain, shape)).astype(np.int16) if grain else None
         self._rolls = rng.integers(0, min(self._size), (frames, 2))
         self._canvas = Canvas(self._size)
-        self._last = Canvas(self._size)
+        self._output = Canvas(self._size)
 
     def frames(self) -> Iterator[CameraView]:
-        """Every frame in turn; arrays are overwritten by the next."""
+        """Yield every frame in turn; its arrays are overwritten by the next."""
         for number in range(self._settings.frames):
             mouths = self._draw(number)
             labels = self._canvas.labels
@@ -96,7 +96,7 @@ class Stage:
             yield CameraView(self._finish(number), labels, mouths, visible)
 
     def _draw(self, number: int) -> list[Box]:
-        """Backdrop and people; returns mouth boxes."""
+        """Draw backdrop and people; returns mouth boxes."""
         canvas, camera = self._canvas, self._camera
         width, height = self._size
         canvas.clear()
@@ -143,10 +143,10 @@ class Stage:
         return bounds.left(), bounds.top(), bounds.right(), bounds.bottom()
 
     def _finish(self, number: int) -> np.ndarray:
-        """Light, blur and noise over the whole picture."""
+        """Apply light, blur and noise to the whole frame."""
         camera = self._camera
         width, height = self._size
-        canvas = self._last.color_canvas
+        canvas = self._output.color_canvas
         filling = skia.Paint()
         r, g, b = (float(np.clip(camera.light[number] * t, 0, 2)) for t in camera.tint)
         matrix = [r, 0, 0, 0, 0, 0, g, 0, 0, 0, 0, 0, b, 0, 0, 0, 0, 0, 1, 0]
@@ -165,7 +165,7 @@ class Stage:
             tones = [skia.ColorSetARGB(int(150 * strength), 0, 0, 0), skia.ColorTRANSPARENT]
             dark.setShader(skia.GradientShader.MakeLinear(ends, tones))
             canvas.drawRect(skia.Rect(0, 0, width, height), dark)
-        pixels = self._last.pixels
+        pixels = self._output.pixels
         if self._grain is None:
             return pixels
         grain = np.roll(self._grain[number % GRAINS], tuple(self._rolls[number]), axis=(0, 1))

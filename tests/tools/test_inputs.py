@@ -8,7 +8,7 @@ import pytest
 from cavmae.common.errors import UsageError
 from cavmae.common.json_files import value_as
 from cavmae.datasets.format.sample import split_member
-from cavmae.datasets.sharding.inputs import Input, collect, sample_key, parse_part
+from cavmae.datasets.sharding.inputs import Input, collect, parse_part, sample_key
 
 
 def touch(path: Path) -> Path:

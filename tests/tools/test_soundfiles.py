@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from cavmae.datasets.media.audio_files import MAGIC, SoundError, read_sound
-from cavmae.datasets.synthetic.recordings import list_recordings, inspect_recording
+from cavmae.datasets.synthetic.recordings import inspect_recording, list_recordings
 
 KINDS = ("WAV", "FLAC")
 WAVE = (np.sin(np.arange(32_000) * 0.2) * 0.3).astype(np.float32)

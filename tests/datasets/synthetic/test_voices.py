@@ -1,4 +1,4 @@
-"""Voices and mouths: espeak-ng, recordings, visemes, chance."""
+"""Voices and mouths: espeak-ng, recordings, visemes, random scripts."""
 
 import dataclasses
 import itertools
@@ -18,9 +18,9 @@ from cavmae.datasets.synthetic.espeak import EspeakVoice, Phoneme
 from cavmae.datasets.synthetic.population import Population, rng_for
 from cavmae.datasets.synthetic.recordings import (
     SpeechRecording,
+    inspect_recording,
     levels,
     reader_of,
-    inspect_recording,
 )
 from cavmae.datasets.synthetic.script import write_script
 from cavmae.datasets.synthetic.settings import RenderSettings
@@ -38,13 +38,13 @@ VOICE = EspeakVoice("en-us", "f3", 50, 50, 170)
 
 
 def population(chosen: RenderSettings) -> Population:
-    """As a corpus has it, with pitches by lot."""
+    """Population of a corpus, with random pitches."""
     rng = np.random.default_rng(0)
-    sounding: dict[str, tuple[Voice, float]] = {}
+    speaker_voices: dict[str, tuple[Voice, float]] = {}
     for name, audition in _espeak_auditions(chosen).items():
         assert audition.voice is not None
-        sounding[name] = audition.voice, float(rng.uniform(80, 250))
-    return Population.from_voices(chosen, sounding)
+        speaker_voices[name] = audition.voice, float(rng.uniform(80, 250))
+    return Population.from_voices(chosen, speaker_voices)
 
 
 def test_espeak_says_the_same_whatever_it_said_before() -> None:
@@ -127,7 +127,7 @@ def test_shapes_of_phonemes_last_until_the_next() -> None:
 
 @given(st.floats(0.3, 1.5), st.floats(60, 250))
 @settings(max_examples=25, deadline=None)
-def test_mouths_open_when_a_vowel_is_heard(when: float, width: float) -> None:
+def test_mouths_open_at_a_vowel(when: float, width: float) -> None:
     """A burst of a vowel-like tone opens the mouth at its own time, within a step."""
     time = np.arange(32_000) / 16_000
     tone = sum(np.sin(2 * np.pi * 150 * n * time) for n in range(2, 6))
@@ -193,39 +193,39 @@ def test_casts_keep_to_their_split(
         look_alikes=0.5, similar_voices=0.5, off_screen_voice=0.5,
     )  # fmt: skip
     try:
-        everybody = population(chosen)
+        speakers = population(chosen)
     except UsageError as error:
         assert "speakers" in str(error)
         return
     least, most = chosen.people_range
     for clip in range(12):
-        script = write_script(chosen, everybody, clip)
-        cast = [everybody[p.speaker] for p in script.people]
-        heard = [everybody[script.off_screen.speaker]] if script.off_screen else []
+        script = write_script(chosen, speakers, clip)
+        cast = [speakers[p.speaker] for p in script.people]
+        off_screen = [speakers[script.off_screen.speaker]] if script.off_screen else []
         assert least <= len(cast) <= most
-        assert len({s.id for s in cast + heard}) == len(cast + heard)
-        assert {s.split for s in cast + heard} == {script.split}
+        assert len({s.id for s in cast + off_screen}) == len(cast + off_screen)
+        assert {s.split for s in cast + off_screen} == {script.split}
         families = [s.family for s in cast]
         assert script.look_alikes == (len(set(families)) < len(families))
-        assert write_script(chosen, everybody, clip) == script
+        assert write_script(chosen, speakers, clip) == script
 
 
 def test_shares_of_hard_cases_are_kept() -> None:
-    cases = ("silent", "pauses", "hidden_mouth", "noise", "music", "shifted", "off_screen_voice")
+    cases = ("silent", "pauses", "mouth_occlusion", "noise", "music", "desync", "off_screen_voice")
     chosen = RenderSettings(speakers=50, valid_share=0, test_share=0, **dict.fromkeys(cases, 0.3))
-    everybody = population(chosen)
-    scripts = [write_script(chosen, everybody, n) for n in range(600)]
+    speakers = population(chosen)
+    scripts = [write_script(chosen, speakers, n) for n in range(600)]
     labels = [s.labels([p.role == "speaking" for p in s.people]) for s in scripts]
     for case in cases:
         # Who is silent cannot pause or be out of step.
-        wanted = 0.3 * (0.7 if case in ("pauses", "shifted") else 1.0)
-        assert np.mean([case in found for found in labels]) == pytest.approx(wanted, abs=0.06)
+        wanted = 0.3 * (0.7 if case in ("pauses", "desync") else 1.0)
+        assert np.mean([case in of_clip for of_clip in labels]) == pytest.approx(wanted, abs=0.06)
     pairs = RenderSettings(
         speakers=50, people="2", valid_share=0, test_share=0, look_alikes=0.3, similar_voices=0.0
     )
-    everybody = population(pairs)
-    found = [write_script(pairs, everybody, n).look_alikes for n in range(600)]
-    assert np.mean(found) == pytest.approx(0.3, abs=0.06)
+    speakers = population(pairs)
+    look_alikes = [write_script(pairs, speakers, n).look_alikes for n in range(600)]
+    assert np.mean(look_alikes) == pytest.approx(0.3, abs=0.06)
 
 
 @pytest.mark.parametrize("count", [6, 60])
@@ -233,14 +233,16 @@ def test_voices_of_a_kind_are_near_in_pitch(count: int) -> None:
     chosen = RenderSettings(
         speakers=count, people="2", valid_share=0, test_share=0, look_alikes=0.0, similar_voices=0.5
     )
-    everybody = population(chosen)
+    speakers = population(chosen)
     apart: dict[bool, list[float]] = {True: [], False: []}
     for clip in range(200):
-        script = write_script(chosen, everybody, clip)
-        first, second = (everybody[p.speaker].pitch_hz for p in script.people)
+        script = write_script(chosen, speakers, clip)
+        first, second = (speakers[p.speaker].pitch_hz for p in script.people)
         apart[script.similar_voices is not None].append(abs(np.log2(first / second)))
-        assert ("like_voices" in script.labels([True, True])) == (script.similar_voices is not None)
-        assert "like_voices" not in script.labels([True, False])
+        assert ("similar_voices" in script.labels([True, True])) == (
+            script.similar_voices is not None
+        )
+        assert "similar_voices" not in script.labels([True, False])
     assert max(apart[True]) <= 0.25
     assert np.median(apart[True]) < np.median(apart[False]) / 3
 
@@ -261,9 +263,9 @@ def test_shares_of_speakers_are_kept(valid: float, test: float, count: int) -> N
 @pytest.mark.parametrize("length", [0.5, 1.0, 2.0, 5.12, 30.0])
 def test_pauses_are_long_enough_to_be_called_so(length: float) -> None:
     chosen = RenderSettings(seconds=length, speakers=6, valid_share=0, test_share=0, pauses=1.0)
-    everybody = population(chosen)
+    speakers = population(chosen)
     for clip in range(60):
-        script = write_script(chosen, everybody, clip)
+        script = write_script(chosen, speakers, clip)
         spans = script.people[0].spans
         assert all(0 <= a < b <= chosen.length for a, b in spans)
         assert all(b - a >= 0.4 for a, b in spans)
@@ -284,14 +286,14 @@ def test_a_noisy_room_is_not_speech(tmp_path: Path) -> None:
     recording = inspect_recording(tmp_path, "a-1.wav")
     assert isinstance(recording, SpeechRecording)
     voice = RecordedVoice(str(tmp_path), (recording,))
-    heard = 0
+    speech_segments = 0
     for draw in range(20):
         said = mixing.place_speech(voice, ((0.0, 1.0),), 1.0, 0.0, np.random.default_rng(draw))
         level = maximum_filter1d(levels(said.waveform, 160), 3)
         opening = said.mouth_track[:, OPENING]
         assert opening[level < -50].max(initial=0) < 0.1
-        heard += speech_fraction(said.waveform) > 0.35
-    assert heard >= 17
+        speech_segments += speech_fraction(said.waveform) > 0.35
+    assert speech_segments >= 17
 
 
 def test_parts_that_cancel_each_other_fit_too(tmp_path: Path) -> None:
@@ -301,19 +303,19 @@ def test_parts_that_cancel_each_other_fit_too(tmp_path: Path) -> None:
     sound[::4000] = 0.9  # clicks
     for name, sign in (("a-1.wav", 1), ("b-1.wav", -1)):
         soundfile.write(str(tmp_path / name), sign * sound, 16_000)
-    sounding: dict[str, tuple[Voice, float]] = {}
+    speaker_voices: dict[str, tuple[Voice, float]] = {}
     for name in ("a-1.wav", "b-1.wav"):
         recording = inspect_recording(tmp_path, name)
         assert isinstance(recording, SpeechRecording)
         exact = dataclasses.replace(recording, start=0.0, seconds=3.0)
-        sounding[name] = RecordedVoice(str(tmp_path), (exact,)), 100.0
+        speaker_voices[name] = RecordedVoice(str(tmp_path), (exact,)), 100.0
     chosen = RenderSettings(
         seconds=3.0, people="2", valid_share=0, test_share=0, silent=0, pauses=0
     )
-    everybody = Population.from_voices(chosen, sounding)
+    speakers = Population.from_voices(chosen, speaker_voices)
     for clip in range(6):
-        script = write_script(chosen, everybody, clip)
-        sounds = mixing.mix(chosen, everybody, script)
+        script = write_script(chosen, speakers, clip)
+        sounds = mixing.mix(chosen, speakers, script)
         parts = [*sounds.voices, sounds.off_screen, sounds.background]
         assert np.array_equal(np.sum(parts, axis=0, dtype=int), sounds.mixture)
         for voice in sounds.voices:
