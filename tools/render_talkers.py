@@ -109,8 +109,8 @@ def render_talkers(
                 sheet.draw_sheet([out / CLIPS / f"{row['clip']:06d}" for row in rows], out / SHEET)
     except OSError as error:
         raise CavmaeError(
-            f"Cannot write to {out}: {error.strerror or error}; what is done stays, run the same "
-            "command again once that is mended."
+            f"Cannot write to {out}: {error.strerror or error}; finished work is kept; "
+            "fix this and run the same command again."
         ) from error
     counts = Counter(row["split"] for row in rows)
     log.info(

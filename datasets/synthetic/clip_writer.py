@@ -86,8 +86,8 @@ def render(shot: Shot, beat: Callable[[Any], None]) -> dict[str, Any]:
         working.rename(shot.folder)
     except OSError as error:
         raise CavmaeError(
-            f"Cannot write {shot.folder}: {error.strerror or error}; what is done stays, run the "
-            "same command again once that is mended."
+            f"Cannot write {shot.folder}: {error.strerror or error}; finished work is kept; "
+            "fix this and run the same command again."
         ) from error
     return table_row(truth)
 

@@ -95,7 +95,7 @@ def inspect_recording(folder: Path, name: str) -> SpeechRecording | tuple[str, s
     times = np.flatnonzero(levels(waveform, HOP) > level - PAUSE_BELOW) * HOP / SAMPLE_RATE
     seconds = float(times[-1] - times[0]) + HOP / SAMPLE_RATE if len(times) else 0.0
     if seconds < SHORTEST:
-        return "too_short", f"{seconds:.2f} s of sound, needed are {SHORTEST:g} s"
+        return "too_short", f"{seconds:.2f} s of speech, needed are {SHORTEST:g} s"
     return SpeechRecording(name, path.stat().st_size, float(times[0]), seconds, round(level, 2))
 
 

@@ -129,15 +129,15 @@ def test_inputs_survive_json() -> None:
 def test_retries() -> None:
     item = Input("a")
     assert all(item.wants(i, i * 5.0) for i in range(3))
-    one = item.retry(clip=10.0)
-    assert [one.wants(i, i * 5.0) for i in range(4)] == [False, False, True, False]
+    of_one_clip = item.retry(clip=10.0)
+    assert [of_one_clip.wants(i, i * 5.0) for i in range(4)] == [False, False, True, False]
     rest = item.retry(done=(1, 5.0))
     assert [rest.wants(i, i * 5.0) for i in range(4)] == [False, False, True, True]
     both = rest.merge_retry(item.retry(clip=0.0))
     assert [both.wants(i, i * 5.0) for i in range(4)] == [True, False, True, True]
     again = both.retry(done=(2, 10.0))
     assert [again.wants(i, i * 5.0) for i in range(4)] == [False, False, False, True]
-    assert len({item.task, one.task, again.task}) == 3
+    assert len({item.task, of_one_clip.task, again.task}) == 3
     assert sample_key(item, 0.0) == sample_key(again, 0.0)
 
 
@@ -187,7 +187,7 @@ def test_fields_that_are_not_used_are_named(
     entry = {"video_id": "v1", "wav": "v1.wav", "video_path": "f", "labels": "", "start": 3}
     (tmp_path / "d.json").write_text(json.dumps({"data": [entry]}))
     collect([str(tmp_path / "t.csv"), str(tmp_path / "d.json")])
-    assert "t.csv: columns that are not used: note, one without a name" in caplog.text
+    assert "t.csv: columns that are not used: note, a column without a name" in caplog.text
     assert "d.json: fields that are not used: start" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Masks as tools write them, to what is composed from."""
+"""Masks as tools write them, from the PNGs to the clips for mixtures."""
 
 import json
 import os
@@ -57,9 +57,9 @@ def test_plain_foreground_masks_are_bodies_all_the_way(tmp_path: Path, video: Ma
     for kind, image in kinds.items():
         (tmp_path / "masks" / kind).mkdir(parents=True)
         for number in range(FRAMES):
-            # Whoever is not in the picture now and then has an empty mask there.
-            shown = mask_image({}) if number == 3 else image
-            shown.save(tmp_path / "masks" / kind / f"{number:04d}.png")
+            # A person who is out of view has an empty mask.
+            mask = mask_image({}) if number == 3 else image
+            mask.save(tmp_path / "masks" / kind / f"{number:04d}.png")
     out = tmp_path / "out"
     assert make_shards(table(tmp_path, list(kinds)), out, **TINY) == 0
     body, face = {"1": "person 1 body"}, {"2": "person 1 face"}
