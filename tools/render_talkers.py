@@ -35,8 +35,8 @@ class RenderRunSettings:
 
     Args:
         workers: processes; 0: one for each core.
-        timeout: seconds without a sign of life after which a clip is given up.
-        memory_gb: memory of a worker above which its clip is given up, in 10^9 bytes.
+        timeout: seconds without a sign of life after which a clip is skipped.
+        memory_gb: memory of a worker above which its clip is skipped, in 10^9 bytes.
     """
 
     workers: int = 0

@@ -1,4 +1,4 @@
-"""A person's appearance: random, and the same in all their clips."""
+"""Appearance of a person: random, and the same in all their clips."""
 
 import colorsys
 import dataclasses

@@ -87,7 +87,7 @@ def _shelf(canvas: skia.Canvas, width: int, height: int, rng: np.random.Generato
 
 
 def _room(canvas: skia.Canvas, width: int, height: int, rng: np.random.Generator) -> None:
-    """A wall with a window or door, pictures, a lamp, a plant."""
+    """A wall with windows or doors, a lamp and a plant."""
     for _ in range(int(rng.integers(2, 6))):
         w, h = rng.uniform(0.12, 0.5, 2) * height
         x, y = rng.uniform(-0.1, 0.95) * width, rng.uniform(-0.05, 0.6) * height

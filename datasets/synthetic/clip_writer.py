@@ -52,14 +52,14 @@ class Shot:
     Attributes:
         number: of the clip.
         folder: that will hold it.
-        work: folder for unfinished clips, on the same file system.
+        work_folder: for unfinished clips, on the same file system.
     """
 
     number: int
     settings: RenderSettings
     population: Population
     folder: Path
-    work: Path
+    work_folder: Path
 
 
 def render(shot: Shot, beat: Callable[[Any], None]) -> dict[str, Any]:
@@ -77,13 +77,13 @@ def render(shot: Shot, beat: Callable[[Any], None]) -> dict[str, Any]:
     torch.set_num_threads(1)  # processes are the parallelism here
     script = write_script(shot.settings, shot.population, shot.number)
     audio = mix(shot.settings, shot.population, script)
-    working = shot.work / f"{shot.number:06d}"
+    temporary = shot.work_folder / f"{shot.number:06d}"
     try:
-        shutil.rmtree(working, ignore_errors=True)
-        (working / "masks").mkdir(parents=True)
-        truth = _write(working, shot, script, audio, beat)
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / "masks").mkdir(parents=True)
+        truth = _write(temporary, shot, script, audio, beat)
         _remove_clip(shot.folder)  # incomplete or altered: it is rendered again
-        working.rename(shot.folder)
+        temporary.rename(shot.folder)
     except OSError as error:
         raise CavmaeError(
             f"Cannot write {shot.folder}: {error.strerror or error}; finished work is kept; "
@@ -104,7 +104,7 @@ def _remove_clip(folder: Path) -> None:
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not OWN_FILES.fullmatch(name):
             raise CavmaeError(
-                f"{folder} is to be made again, but holds {name!r}, which is not part of a clip: "
+                f"{folder} is to be rendered again, but holds {name!r}, no part of a clip: "
                 "move that away and run the same command again."
             )
     shutil.rmtree(folder)

@@ -59,14 +59,14 @@ class EspeakVoice:
 
 @dataclasses.dataclass(frozen=True)
 class Phoneme:
-    """A phoneme in IPA and when it begins, in seconds; an empty one is a pause."""
+    """Phoneme in IPA with its start in seconds; an empty one is a pause."""
 
     start: float
     ipa: str
 
 
 def synthesize(voice: EspeakVoice, texts: Sequence[str]) -> tuple[np.ndarray, int, list[Phoneme]]:
-    """Speaks sentences one after the other.
+    """Synthesize sentences one after the other.
 
     The same call gives the same samples whatever was spoken before: espeak-ng carries state from
     one utterance to the next even over its own re-initialisation (measured with 1.52), so the

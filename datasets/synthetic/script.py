@@ -111,6 +111,7 @@ class Script:
         return sorted(labels | {name for name, has in flags.items() if has})
 
     def record(self) -> dict[str, Any]:
+        """JSON object of the script."""
         return dataclasses.asdict(self)
 
 

@@ -88,10 +88,11 @@ class RenderSettings:
         return self.frames / self.frame_rate
 
     def record(self) -> dict[str, Any]:
+        """JSON object of all settings."""
         return dataclasses.asdict(self)
 
     def check(self) -> None:
-        """Raises UsageError for a value that makes no sense, named."""
+        """Raise UsageError for a value out of range."""
         least, most = self.people_range
         ranges: dict[str, tuple[bool, str]] = {
             "people": (least <= most <= 4, "1 to 4"),

@@ -88,7 +88,7 @@ class Survey:
         return math.sqrt(max(0.0, self.fbank_squares / self.fbank_count - self.fbank_mean**2))
 
     def add(self, info: SampleInfo, fbank: np.ndarray, masks: int) -> None:
-        """Counts one sound sample."""
+        """Add an intact sample."""
         self.samples += 1
         self.seconds += info.duration
         self.frames += len(info.frame_times)
