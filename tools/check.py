@@ -1,4 +1,4 @@
-"""`cavmae check SHARDS`: verifies a data set, adds up what is in it, draws a contact sheet."""
+"""`cavmae check SHARDS`: verifies a data set, computes statistics, draws a contact sheet."""
 
 import dataclasses
 import logging
@@ -21,12 +21,12 @@ from cavmae.tools.checking import scenes, sheet
 from cavmae.tools.checking.dataset_stats import Damage, Survey, statistics, survey_shard
 
 log = logging.getLogger("cavmae")
-NAMED = 50  # damaged samples named on the screen; the file names all
+NAMED = 50  # damaged samples on the console; the file names all
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckSettings:
-    """How a data set is checked.
+    """Settings of a check.
 
     Args:
         out: folder for stats.json, contact_sheet.png and damage.jsonl; by default the data set's.
@@ -34,10 +34,10 @@ class CheckSettings:
         workers: processes; 0: one for each core.
         sheet: samples on the contact sheet; 0: none.
         compose: also draw composed.png: scenes as `cavmae finetune speakers` composes them.
-        scenes: how they are drawn.
-        seed: of the choice of these.
+        scenes: settings of their composition.
+        seed: of the choice of samples and scenes.
         timeout: seconds a shard may take.
-        cache_dir: where copies of remote shards lie; by default in the temporary folder.
+        cache_dir: folder for copies of remote shards; by default in the temporary folder.
     """
 
     out: str | None = None
@@ -58,8 +58,8 @@ class _Task:
     settings: CheckSettings
 
 
-def work(task: _Task, report: Any) -> Survey:
-    """Runs in a worker process."""
+def survey_task(task: _Task, report: Any) -> Survey:
+    """Verify and measure one shard. Runs in a worker process."""
     access = Access(cache_dir=task.settings.cache_dir)
     remote = is_url(task.manifest.folder)
     cache = Cache(access.cache_dir, int(access.cache_gb * 1e9)) if remote else None
@@ -67,20 +67,20 @@ def work(task: _Task, report: Any) -> Survey:
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("check", "Verifies a data set and tells what is in it.")
-    made.add_argument(
+    arguments = parser("check", "Verifies a data set and reports its statistics.")
+    arguments.add_argument(
         "data_set", type=str, metavar="SHARDS", help="Folder (path or URL) of the shards."
     )
-    made.add_class_arguments(CheckSettings)
-    options = parse(made, words)
+    arguments.add_class_arguments(CheckSettings)
+    options = parse(arguments, words)
     return check(options.data_set, fill(CheckSettings, options))
 
 
 def check(data_set: str, settings: CheckSettings) -> int:
-    """Checks a data set.
+    """Check a data set.
 
     Returns:
-        0 if all is well, 1 if anything is damaged.
+        0, or 1 if anything is damaged.
 
     Raises:
         CavmaeError: there is no data set, or the results cannot be written.
@@ -95,8 +95,8 @@ def check(data_set: str, settings: CheckSettings) -> int:
         if times > 1:
             survey.damage.append(Damage("", key, "repeated_key", f"{times} samples have this key"))
     if not manifest.shards:
-        raise CavmaeError(f"{manifest.folder} has no samples; its skipped.jsonl tells why.")
-    if not survey.damage:  # statistics of a part of the data would be taken for the whole
+        raise CavmaeError(f"{manifest.folder} has no samples; its skipped.jsonl gives the reasons.")
+    if not survey.damage:  # statistics of a part would pass for those of the whole
         with write_atomically(out / "stats.json") as file:
             file.write(json_bytes(statistics(manifest, survey), indent=1, sort_keys=True))
     with write_atomically(out / "damage.jsonl") as file:
@@ -107,7 +107,7 @@ def check(data_set: str, settings: CheckSettings) -> int:
         output("Statistics: %s", out / "stats.json")
     if settings.sheet and not any(not damage.key for damage in survey.damage):
         path = out / "contact_sheet.png"
-        drawn = sheet.draw(
+        drawn = sheet.draw_sheet(
             manifest, Access(cache_dir=settings.cache_dir), settings.sheet, settings.seed, path
         )
         output("Contact sheet of %d samples: %s", drawn, path)
@@ -127,41 +127,45 @@ def check(data_set: str, settings: CheckSettings) -> int:
 
 def _survey(manifest: Manifest, settings: CheckSettings) -> Survey:
     total = Survey()
-    bare = dataclasses.replace(manifest, shards=(), labels=())  # not all of it to every worker
+    bare = dataclasses.replace(manifest, shards=(), labels=())  # a worker needs one shard only
     tasks = ((i, _Task(bare, s, settings)) for i, s in enumerate(manifest.shards))
-    found: dict[int, Survey] = {}
+    surveys: dict[int, Survey] = {}
     with Progress(len(manifest.shards), "shard") as progress:
         for event in worker_pool.run(
-            tasks, work, settings.workers or worker_pool.cores(), settings.timeout, memory_bytes=8e9
+            tasks,
+            survey_task,
+            settings.workers or worker_pool.cores(),
+            settings.timeout,
+            memory_bytes=8e9,
         ):
             if isinstance(event, worker_pool.Finished):
-                found[event.task] = event.result
+                surveys[event.task] = event.result
             elif isinstance(event, worker_pool.Lost):
                 name = manifest.shards[event.task].file
                 damage = Damage(name, "", event.reason, f"reading it: {event.detail}")
-                found[event.task] = Survey(damage=[damage])
+                surveys[event.task] = Survey(damage=[damage])
             progress.done()
-    for number in sorted(found):
-        total += found[number]
+    for number in sorted(surveys):
+        total += surveys[number]
     return total
 
 
 def _most(counts: Counter[str], unit: str, limit: int = 6) -> str:
     if not counts:
         return "none"
-    shown = ", ".join(f"{name} ({n})" for name, n in counts.most_common(limit))
+    common = ", ".join(f"{name} ({n})" for name, n in counts.most_common(limit))
     more = f", ... {len(counts)} {unit}" if len(counts) > limit else ""
-    return shown + more
+    return common + more
 
 
 def report(manifest: Manifest, survey: Survey) -> str:
-    """A page of text about a data set."""
+    """Text report of a data set."""
     quiet = survey.quiet_frames / max(1, survey.fbank_rows)
     lines = [
         ("Data set", manifest.folder),
         (
             "Samples",
-            f"{survey.samples} of {manifest.samples} sound, in {len(manifest.shards)} shards",
+            f"{survey.samples} of {manifest.samples} intact, in {len(manifest.shards)} shards",
         ),
         (
             "Inputs",

@@ -149,8 +149,8 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
     """All steps of the demo, in order."""
     talkers, shards, scenes = out / "talkers", out / "shards", out / "scenes"
     easy = (
-        "--off-screen-voice", "0", "--noise", "0", "--music", "0", "--shifted", "0",
-        "--hidden-mouth", "0",
+        "--off-screen-voice", "0", "--noise", "0", "--music", "0", "--desync", "0",
+        "--mouth-occlusion", "0",
     )  # fmt: skip
     yield DemoStep(
         "Render talkers",
@@ -235,7 +235,7 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
         ("render-talkers", "--out", f"{scenes}", "--clips", "2", "--seed", f"{SCENE_SEED}",
          "--people", "2", "--height", "224", "--width", "224", "--valid-share", "0",
          "--test-share", "1", "--silent", "0", "--pauses", "0", "--look-alikes", "0",
-         "--like-voices", "0", *easy),
+         "--similar-voices", "0", *easy),
     )  # fmt: skip
     rendered = [str(scenes / "clips" / f"{n:06d}" / f"{n:06d}.mp4") for n in range(2)]
     common = ("--model", f"{model}", "--out", f"{out / 'separated'}")

@@ -96,7 +96,7 @@ corpus() {
     # Training clips hold only audio with ground truth.
     for number in $(seq $chunk $chunk "$clips"); do
         [ $SECONDS -lt "$render" ] || break
-        rendered learn "$number" "${LEARN:-}" 1 --noise 0 --music 0 --off_screen_voice 0 --shifted 0 || return
+        rendered learn "$number" "${LEARN:-}" 1 --noise 0 --music 0 --off_screen_voice 0 --desync 0 || return
     done
     table=$out/talkers-learn
     awk 'NR == 1 || NR % 20 == 2' "$table/train.csv" > "$table/same.csv"

@@ -1,4 +1,4 @@
-"""`cavmae render-talkers --out DIR --clips N`: talking heads with known voices and masks."""
+"""`cavmae render-talkers --out DIR --clips N`: synthetic talking heads with voices and masks."""
 
 import contextlib
 import csv
@@ -31,12 +31,12 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True)
 class RenderRunSettings:
-    """How a run goes about it; none of this changes the clips.
+    """Settings of a run that do not change the clips.
 
     Args:
         workers: processes; 0: one for each core.
-        timeout: seconds without a sign of life after which a clip is given up.
-        memory_gb: memory of a worker above which its clip is given up, in 10^9 bytes.
+        timeout: seconds without a sign of life after which a clip is skipped.
+        memory_gb: memory of a worker above which its clip is skipped, in 10^9 bytes.
     """
 
     workers: int = 0
@@ -45,7 +45,7 @@ class RenderRunSettings:
 
 
 class ClipProgress(Progress):
-    """Also tells seconds of video a second."""
+    """Progress with the rendering speed against real time."""
 
     def __init__(self, total: int, before: int, seconds: float):
         super().__init__(total, "clip", before)
@@ -56,19 +56,25 @@ class ClipProgress(Progress):
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("render-talkers", "Talking heads whose every voice and pixel is known.")
-    made.add_argument("--out", required=True, type=str, help="Folder of the corpus.")
-    made.add_argument("--clips", required=True, type=int, help="How many clips it shall have.")
-    made.add_class_arguments(RenderSettings)
-    made.add_class_arguments(RenderRunSettings)
-    options = parse(made, words)
-    settings, how = fill(RenderSettings, options), fill(RenderRunSettings, options)
+    arguments = parser(
+        "render-talkers", "Synthetic talking heads with ground-truth voices and masks."
+    )
+    arguments.add_argument("--out", required=True, type=str, help="Folder of the corpus.")
+    arguments.add_argument(
+        "--clips", required=True, type=int, help="Number of clips of the corpus."
+    )
+    arguments.add_class_arguments(RenderSettings)
+    arguments.add_class_arguments(RenderRunSettings)
+    options = parse(arguments, words)
+    settings, run_settings = fill(RenderSettings, options), fill(RenderRunSettings, options)
     with stop_on_signals():
-        return render_talkers(Path(options.out), options.clips, settings, how)
+        return render_talkers(Path(options.out), options.clips, settings, run_settings)
 
 
-def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RenderRunSettings) -> int:
-    """Makes, completes or lengthens a corpus.
+def render_talkers(
+    out: Path, clips: int, settings: RenderSettings, run_settings: RenderRunSettings
+) -> int:
+    """Render, complete or lengthen a corpus.
 
     Returns:
         0, or 1 if a clip could not be rendered.
@@ -83,7 +89,7 @@ def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RenderR
     _require_skia()
     from cavmae.datasets.synthetic import sheet, speaker_discovery
 
-    workers = how.workers or worker_pool.cores()
+    workers = run_settings.workers or worker_pool.cores()
     try:
         out.mkdir(parents=True, exist_ok=True)
         message = f"Another `cavmae render-talkers` is writing to {out}; wait for it to end."
@@ -92,19 +98,19 @@ def render_talkers(out: Path, clips: int, settings: RenderSettings, how: RenderR
             if earlier > clips:
                 log.info("%s: an earlier run asked for %d clips, which stay.", out, earlier)
             clips = max(clips, earlier)
-            # First of all: by this file the folder is known as ours after whatever happens.
+            # Written first: a later run recognizes the folder by this file, even after a kill.
             _save_settings(out, clips, settings)
-            population = speaker_discovery.load_or_make(out, settings, workers)
+            population = speaker_discovery.load_or_discover(out, settings, workers)
             (out / CLIPS).mkdir(exist_ok=True)
-            rows, skipped = _render(out, clips, settings, how, population)
+            rows, skipped = _render(out, clips, settings, run_settings, population)
             _write_tables(out, rows, settings)
             _write_skipped(out, skipped)
             if rows:
-                sheet.draw([out / CLIPS / f"{row['clip']:06d}" for row in rows], out / SHEET)
+                sheet.draw_sheet([out / CLIPS / f"{row['clip']:06d}" for row in rows], out / SHEET)
     except OSError as error:
         raise CavmaeError(
-            f"Cannot write to {out}: {error.strerror or error}; what is done stays, run the same "
-            "command again once that is mended."
+            f"Cannot write to {out}: {error.strerror or error}; finished work is kept; "
+            "fix this and run the same command again."
         ) from error
     counts = Counter(row["split"] for row in rows)
     log.info(
@@ -125,28 +131,28 @@ def _require_skia() -> None:
         importlib.import_module("skia")
     except ImportError as error:
         raise CavmaeError(
-            f"Drawing talkers needs skia-python ({error}): pip install 'cavmae[talkers]'; if it "
+            f"Rendering talkers needs skia-python ({error}): pip install 'cavmae[talkers]'; if it "
             "misses libEGL or libGL, install those (Debian, Ubuntu: apt install libegl1 libgl1)."
         ) from error
 
 
 def _check_folder(out: Path, settings: RenderSettings) -> int:
-    """How many clips an earlier run was asked for.
+    """Number of clips that an earlier run was asked for; 0 without one.
 
     Raises:
         CavmaeError: it had other settings, or the folder holds something else.
     """
     path = out / SETTINGS
     if not path.exists():
-        strangers = sorted(
+        foreign = sorted(
             p.name
             for p in out.iterdir()
             # A kill leaves temporary files.
             if p.name != WORK and not (p.name.startswith(f".{SETTINGS}.") and p.suffix == ".tmp")
         )
-        if strangers:
+        if foreign:
             raise CavmaeError(
-                f"{out} already holds {strangers[0]!r}; choose an empty or new --out folder."
+                f"{out} already holds {foreign[0]!r}; choose an empty or new --out folder."
             )
         return 0
     try:
@@ -157,7 +163,7 @@ def _check_folder(out: Path, settings: RenderSettings) -> int:
     if record.get("schema") != SCHEMA:
         raise CavmaeError(f"{path} is of another version of this program; choose another folder.")
     if not (out / "speakers.json").exists() and not (out / CLIPS).exists():
-        return 0  # nothing was made with them yet
+        return 0  # nothing was rendered with these settings yet
     for name, value in _comparable(settings).items():
         if earlier.get(name) != value:
             option = f"--{name.replace('_', '-')}"
@@ -172,7 +178,7 @@ def _check_folder(out: Path, settings: RenderSettings) -> int:
 
 
 def _comparable(settings: RenderSettings) -> dict[str, Any]:
-    """Settings that must not change; recordings may lie elsewhere, and are compared by size."""
+    """Settings that must not change; of recordings only the sizes are compared, not the folder."""
     return {**settings.record(), "speech": settings.speech is not None}
 
 
@@ -186,14 +192,16 @@ def _render(
     out: Path,
     clips: int,
     settings: RenderSettings,
-    how: RenderRunSettings,
+    run_settings: RenderRunSettings,
     population: "Population",
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Renders what is missing; returns the rows of all clips, and the clips that failed."""
+    """Render missing clips; returns the rows of all clips, and the clips that failed."""
     from cavmae.datasets.synthetic import clip_writer
 
     folders = [out / CLIPS / f"{number:06d}" for number in range(clips)]
-    rows = {n: row for n, folder in enumerate(folders) if (row := clip_writer.complete(folder))}
+    rows = {
+        n: row for n, folder in enumerate(folders) if (row := clip_writer.read_complete(folder))
+    }
     todo = [number for number in range(clips) if number not in rows]
     altered = sum(folders[number].exists() for number in todo)
     if rows or altered:
@@ -201,16 +209,16 @@ def _render(
             "%s: %d of %d clips were done before, %s%s.",
             out, len(rows), clips,
             f"{len(todo)} are left" if todo else "nothing is left to do",
-            f" ({altered} of them altered or incomplete, and made again)" if altered else "",
+            f" ({altered} of them altered or incomplete, and rendered again)" if altered else "",
         )  # fmt: skip
     skipped: list[dict[str, Any]] = []
     shots = ((n, clip_writer.Shot(n, settings, population, folders[n], out / WORK)) for n in todo)
     events = worker_pool.run(
         shots,
         clip_writer.render,
-        how.workers or worker_pool.cores(),
-        how.timeout,
-        how.memory_gb * 1e9,
+        run_settings.workers or worker_pool.cores(),
+        run_settings.timeout,
+        run_settings.memory_gb * 1e9,
     )
     progress = ClipProgress(clips, len(rows), settings.length)
     with progress, contextlib.closing(events):
@@ -229,18 +237,18 @@ def _render(
 
 
 def _write_tables(out: Path, rows: list[dict[str, Any]], settings: RenderSettings) -> None:
-    """One table a split that was asked for, as `cavmae shard` takes it."""
-    shares = {
+    """Write one table for each split with a share, as input of `cavmae shard`."""
+    fractions = {
         "train": 1 - settings.valid_share - settings.test_share,
         "valid": settings.valid_share,
         "test": settings.test_share,
     }
-    for split in (name for name, share in shares.items() if share > 1e-9):
-        mine = [row for row in rows if row["split"] == split]
+    for split in (name for name, fraction in fractions.items() if fraction > 1e-9):
+        rows_of_split = [row for row in rows if row["split"] == split]
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["path", "labels", "speaker", "masks"])
-        for row in mine:
+        for row in rows_of_split:
             folder = f"{CLIPS}/{row['clip']:06d}"
             table.writerow(
                 [

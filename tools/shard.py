@@ -1,4 +1,4 @@
-"""`cavmae shard INPUT... --out DIR`: videos to shards."""
+"""`cavmae shard INPUT... --out DIR`: converts videos to shards."""
 
 import contextlib
 import dataclasses
@@ -22,11 +22,11 @@ from cavmae.datasets.sharding.job_state import (
     InputLayout,
     Plan,
     State,
-    forget_retried,
+    drop_retried,
     locked,
     merge_parts,
+    pending_retries,
     read_lines,
-    retries,
 )
 from cavmae.datasets.sharding.messages import Alive, Skip, Written
 from cavmae.datasets.sharding.settings import ShardSettings
@@ -38,20 +38,20 @@ log = logging.getLogger("cavmae")
 
 @dataclasses.dataclass(frozen=True)
 class ShardRunSettings:
-    """How a run goes about it; none of this changes the samples.
+    """Settings of a run that do not change the samples.
 
     Args:
-        name: what the shards' file names begin with.
+        name: prefix of the shards' file names.
         workers: processes; 0: one for each core.
         timeout: seconds without a finished clip, or another sign of progress, after which an input
-            is given up.
-        memory_gb: memory of a worker above which its input is given up, in 10^9 bytes.
-        download_gb: size of a remote input above which it is given up, in 10^9 bytes.
-        stall_seconds: a download is given up if less than 1 MB arrives in this time.
-        part: I/N: this machine does the I-th of N shares of the inputs.
-        keep_order: keep the order in which inputs are named; by default they are mixed, so that
-            neighbours in a shard have nothing to do with each other.
-        retry_skipped: try again what an earlier run skipped.
+            is skipped.
+        memory_gb: memory of a worker above which its input is skipped, in 10^9 bytes.
+        download_gb: size of a remote input above which it is skipped, in 10^9 bytes.
+        stall_seconds: a download is aborted if less than 1 MB arrives in this time.
+        part: I/N: process the I-th of N shares of the inputs on this machine.
+        keep_order: keep the order in which inputs are named; by default they are shuffled, so that
+            neighbours in a shard are unrelated.
+        retry_skipped: try the inputs and clips again that an earlier run skipped.
     """
 
     name: str = "clips"
@@ -67,7 +67,7 @@ class ShardRunSettings:
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-    """What a worker needs to know of its work."""
+    """Task of a worker: one input to extract."""
 
     item: Input
     settings: ShardSettings
@@ -75,14 +75,14 @@ class _Task:
     limits: Limits
 
 
-def work(task: _Task, report: Any) -> None:
-    """Runs in a worker process."""
+def shard_task(task: _Task, report: Any) -> None:
+    """Extract one input. Runs in a worker process."""
     shard_input(task.item, task.settings, task.part, report, task.limits)
 
 
 def main(words: Sequence[str]) -> int:
-    made = parser("shard", "Videos (files, folders, lists, tables, URLs) to shards.")
-    made.add_argument(
+    arguments = parser("shard", "Videos (files, folders, lists, tables, URLs) to shards.")
+    arguments.add_argument(
         "inputs",
         nargs="+",
         type=str,
@@ -91,74 +91,76 @@ def main(words: Sequence[str]) -> int:
         "columns path and optionally start, end, labels (separated by ;), speaker, masks; .json "
         "data file of the CAV-MAE reference.",
     )
-    made.add_argument("--out", required=True, type=str, help="Folder of the data set.")
-    made.add_class_arguments(ShardSettings)
-    made.add_class_arguments(ShardRunSettings)
-    options = parse(made, words)
-    settings, how = fill(ShardSettings, options), fill(ShardRunSettings, options)
+    arguments.add_argument("--out", required=True, type=str, help="Folder of the data set.")
+    arguments.add_class_arguments(ShardSettings)
+    arguments.add_class_arguments(ShardRunSettings)
+    options = parse(arguments, words)
+    settings, run_settings = fill(ShardSettings, options), fill(ShardRunSettings, options)
     with stop_on_signals():
-        return shard(options.inputs, Path(options.out), settings, how)
+        return shard(options.inputs, Path(options.out), settings, run_settings)
 
 
-def shard(names: Sequence[str], out: Path, settings: ShardSettings, how: ShardRunSettings) -> int:
-    """Makes or completes a data set.
+def shard(
+    names: Sequence[str], out: Path, settings: ShardSettings, run_settings: ShardRunSettings
+) -> int:
+    """Create or complete a data set.
 
     Returns:
-        0, or 1 if nothing gave a sample. A part whose share is none of the inputs is done: 0.
+        0, or 1 if no input gave a sample. A part without inputs is done: 0.
 
     Raises:
-        CavmaeError: bad usage, a folder made with other settings, a full or read-only disk.
+        CavmaeError: bad usage, a folder of other settings, a full or read-only disk.
     """
     settings = settings.resolved()
-    part = parse_part(how.part) if how.part else None
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", how.name):
-        raise UsageError(f"--name {how.name!r}: use letters, digits, _ and - only.")
-    layout = InputLayout(out, how.name, part)
-    if how.download_gb <= 0 or how.stall_seconds <= 0:
+    part = parse_part(run_settings.part) if run_settings.part else None
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", run_settings.name):
+        raise UsageError(f"--name {run_settings.name!r}: use letters, digits, _ and - only.")
+    layout = InputLayout(out, run_settings.name, part)
+    if run_settings.download_gb <= 0 or run_settings.stall_seconds <= 0:
         raise UsageError("--download-gb and --stall-seconds must be positive numbers.")
-    items = _choose(names, how, part)
+    items = select_inputs(names, run_settings, part)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(layout):
-            manifest = _make(layout, items, settings, how)
+            manifest = _write_shards(layout, items, settings, run_settings)
         _summary(layout, manifest)
         if part is not None:
-            whole = merge_parts(out, part[1])
+            merged = merge_parts(out, part[1])
             log.info(
-                "All %d parts are there: %s joins them."
-                if whole
-                else "Of %d parts some are still missing; the last to finish writes %s.",
+                "All %d parts are done: %s joins them."
+                if merged
+                else "Some of %d parts are still missing; the last one to finish writes %s.",
                 part[1],
                 out / "manifest.json",
             )
     except OSError as error:
         raise CavmaeError(
-            f"Cannot write to {out}: {error.strerror or error}; what is done stays, run the same "
-            "command again once that is mended."
+            f"Cannot write to {out}: {error.strerror or error}; finished work is kept; "
+            "fix this and run the same command again."
         ) from error
     empty_part = part is not None and not manifest.inputs  # its share is none of the inputs
     return 0 if manifest.samples or empty_part else 1
 
 
-def _choose(
-    names: Sequence[str], how: ShardRunSettings, part: tuple[int, int] | None
+def select_inputs(
+    names: Sequence[str], run_settings: ShardRunSettings, part: tuple[int, int] | None
 ) -> list[Input]:
     items, repeated = collect(names)
     if repeated:
-        log.info("%d inputs are named more than once; each is taken once.", len(repeated))
+        log.info("%d inputs are named more than once; each is used once.", len(repeated))
     if not items:
         raise CavmaeError(f"No videos in {', '.join(map(repr, names))}.")
     log_refused(items)
-    if not how.keep_order:
+    if not run_settings.keep_order:
         items.sort(key=lambda item: item.identity)
     if part is not None:
-        # By name, not by place: the share stays the same when others are added.
+        # By hash, not by position: the share stays the same when inputs are added.
         items = [item for item in items if int(item.identity, 16) % part[1] == part[0] - 1]
     return items
 
 
-def _make(
-    layout: InputLayout, items: list[Input], settings: ShardSettings, how: ShardRunSettings
+def _write_shards(
+    layout: InputLayout, items: list[Input], settings: ShardSettings, run_settings: ShardRunSettings
 ) -> Manifest:
     _remove_copies(layout)
     state = State.load(layout, dataclasses.asdict(settings))
@@ -167,45 +169,50 @@ def _make(
     before = len(plan.items)
     fresh = plan.extend(plan.without_known(items))
     retried: list[Input] = []
-    if how.retry_skipped:
-        retried = plan.extend(retries(layout))
-        forget_retried(layout, state)
+    if run_settings.retry_skipped:
+        retried = plan.extend(pending_retries(layout))
+        drop_retried(layout, state)
     complete = state.item == len(plan.items) and layout.manifest.exists()
     samples, size = settings.shard_samples, settings.shard_megabytes * 1e6
     assembler = Assembler(layout, plan, state, *((1, 1) if complete else (samples, size)))
-    assembler.find_finished()
+    assembler.load_finished()
     if before:
         done = sum(number < state.item or assembler.has(number) for number in range(before))
         log.info(
             "%s: %d of %d inputs were done before, %d are new%s%s.",
             layout.folder, done, before, len(fresh),
-            f", {len(retried)} that were skipped are tried again" if how.retry_skipped else "",
+            f", {len(retried)} that were skipped are tried again"
+            if run_settings.retry_skipped else "",
             "; it is complete, nothing is left to do" if complete else "",
         )  # fmt: skip
     if complete:
         return assembler.finish()
     damaged = assembler.advance()
     while True:
-        _run_pool(layout, plan, assembler, settings, how)
+        _run_pool(layout, plan, assembler, settings, run_settings)
         damaged = assembler.advance()
         if damaged is None:
             return assembler.finish()
-        log.info("The part of %s was damaged on disk; making it again.", plan.items[damaged].source)
+        log.info(
+            "The part of %s is damaged on disk; it is extracted again.", plan.items[damaged].source
+        )
 
 
 def _check_folder(layout: InputLayout, state: State) -> None:
-    """Raises CavmaeError if the folder is another kind of data set, or shards of it are gone."""
+    """Raise CavmaeError if the folder has another number of parts, or lacks shards."""
     for path in layout.folder.glob("inputs*.jsonl"):
         parts = path.stem.rpartition("-of-")[2] if "-of-" in path.stem else ""
         wanted = str(layout.part[1]) if layout.part else ""
         if parts != wanted:
-            made = f"in {parts} parts" if parts else "in one piece, not in parts"
-            raise CavmaeError(f"{layout.folder} was made {made}; choose another --out folder.")
+            layout_in_use = f"in {parts} parts" if parts else "in one piece, not in parts"
+            raise CavmaeError(
+                f"{layout.folder} was made {layout_in_use}; choose another --out folder."
+            )
     for shard in state.shards:
         path = layout.folder / shard.file
         if not path.exists() or path.stat().st_size != shard.bytes:
             raise CavmaeError(
-                f"Shard {path} is missing or altered: copy it back, or make the data set anew in "
+                f"Shard {path} is missing or altered: copy it back, or create the data set in "
                 "another --out folder."
             )
 
@@ -215,41 +222,45 @@ def _run_pool(
     plan: Plan,
     assembler: Assembler,
     settings: ShardSettings,
-    how: ShardRunSettings,
+    run_settings: ShardRunSettings,
 ) -> None:
     first = assembler.state.item
     todo = [i for i in range(first, len(plan.items)) if not assembler.has(i)]
-    limits = Limits(how.download_gb * 1e9, how.stall_seconds)
+    limits = Limits(run_settings.download_gb * 1e9, run_settings.stall_seconds)
     parts = {i: layout.part_file(plan.items[i]) for i in todo}
     tasks = ((i, _Task(plan.items[i], settings, part, limits)) for i, part in parts.items())
     messages: dict[int, list[Written | Skip]] = {}
     events = worker_pool.run(
-        tasks, work, how.workers or worker_pool.cores(), how.timeout, how.memory_gb * 1e9
+        tasks,
+        shard_task,
+        run_settings.workers or worker_pool.cores(),
+        run_settings.timeout,
+        run_settings.memory_gb * 1e9,
     )
     progress = ShardProgress(len(plan.items), len(plan.items) - len(todo))
     with progress, contextlib.closing(events):
         for event in events:
-            heard = messages.setdefault(event.task, [])
+            messages_of_task = messages.setdefault(event.task, [])
             if isinstance(event, worker_pool.TaskProgress):
                 if isinstance(event.message, Alive):
                     continue
-                heard.append(event.message)
+                messages_of_task.append(event.message)
                 if isinstance(event.message, Written):
                     progress.add_clip(event.message.seconds)
                 continue
             if isinstance(event, worker_pool.Lost):
                 _remove_copies(layout, copy_prefix(parts[event.task]))
-                heard.append(Skip(None, None, event.reason, event.detail))
+                messages_of_task.append(Skip(None, None, event.reason, event.detail))
             assembler.finish_item(event.task, messages.pop(event.task))
             progress.done()
             if assembler.advance() is not None:
-                return  # the caller makes it again
+                return  # the caller extracts the damaged input again
     log.info("%s.", progress.status())
 
 
 def _remove_copies(layout: InputLayout, prefix: str = "*.input-") -> None:
-    """Removes what workers that were killed had downloaded."""
-    for folder in layout.work.glob(f"{prefix}*"):
+    """Remove downloads of killed workers."""
+    for folder in layout.work_folder.glob(f"{prefix}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 

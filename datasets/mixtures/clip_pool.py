@@ -25,7 +25,7 @@ from cavmae.datasets.stream.shard_reader import Access, ShardOpener
 
 # Labels of clips whose audio is not one clean voice; see docs/talkers.md.
 NOT_SINGLE = (
-    "people-2", "people-3", "people-4", "noise", "music", "off_screen_voice", "shifted",
+    "people-2", "people-3", "people-4", "noise", "music", "off_screen_voice", "desync",
 )  # fmt: skip
 OPEN_SHARDS = 64  # limit of open file descriptors
 SILENT = "silent"  # label of clips whose visible person is silent

@@ -1,5 +1,6 @@
-"""Videos to shards: what `cavmae shard` does, in the order of the data.
+"""Sharding: converts videos to shards for `cavmae shard`, in the order of the data.
 
-`inputs` lists what there is to do, `clips` turns one input into samples (in a worker, which
-`tools/pool` runs and survives), `assembly` joins their results into shards in the order of `plan`.
+`inputs` lists the videos, `clip_extraction` turns one input into samples (in a worker process of
+`common/worker_pool`, which may crash), `shard_writer` joins the samples into shards in the order of
+the plan that `job_state` keeps.
 """

@@ -1,4 +1,4 @@
-"""Entries of the CAV-MAE reference's data files: a WAV, and frames in ``frame_N/ID.jpg``."""
+"""Reader of the CAV-MAE reference's data files: a WAV, and frames in ``frame_N/ID.jpg``."""
 
 import io
 from pathlib import Path
@@ -18,7 +18,7 @@ FRAMES = 10  # frame_0 ... frame_9, at i / 10 of the clip
 
 
 class WavAndFrames:
-    """Reads one entry.
+    """Reads one entry of a data file.
 
     Raises:
         MediaError: ``missing``, ``no_audio``, ``no_video``, ``too_short`` or ``decode_error``.
@@ -35,7 +35,7 @@ class WavAndFrames:
         self.duration = len(self._waveform) / SAMPLE_RATE
         self.missing = 0
         if self.duration < settings.min_seconds:
-            raise MediaError("too_short", f"{self.duration:.3f} s of sound")
+            raise MediaError("too_short", f"{self.duration:.3f} s of audio")
 
     def _read_wav(self, path: str) -> np.ndarray:
         if not Path(path).exists():
@@ -54,9 +54,12 @@ class WavAndFrames:
         tuple[int, int],
         tuple[np.ndarray, tuple[float, float] | None],
     ]:
-        """Frames as (time, JPEG), their (height, width), and the sound.
+        """Read frames as (time, JPEG), their (height, width), and (waveform, audio span).
 
-        A JPEG that has the right size already is kept as it is: coding it again would only lose.
+        A JPEG of the right size is kept as it is, because encoding it again would lose quality.
+
+        Raises:
+            MediaError: ``decode_error``.
         """
         frames = []
         sizes = set()
@@ -69,7 +72,7 @@ class WavAndFrames:
                 with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
                     data, size = self._fit(image, data)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                # Pillow's own message has an address of memory in it.
+                # Pillow's own message has a memory address in it.
                 unknown = isinstance(error, UnidentifiedImageError)
                 problem = f"{file} is not a JPEG" if unknown else str(error)
                 self.missing += 1
@@ -90,16 +93,16 @@ class WavAndFrames:
         scale = side / min(image.size)
         width, height = round(image.width * scale), round(image.height * scale)
         if self._settings.crop == "square":
-            cut_width, cut_height = side, side
+            crop_width, crop_height = side, side
         else:
-            cut_width, cut_height = width // 16 * 16, height // 16 * 16
-        if max(cut_width, cut_height) > sample.MAX_SIDE:
-            raise ValueError(f"a frame of {cut_width}x{cut_height} pixels is too large to store")
-        if image.size == (cut_width, cut_height) and image.mode == "RGB":
-            image.load()  # a broken file is found here, not in training
-            return data, (cut_height, cut_width)
-        left, top = (width - cut_width) // 2, (height - cut_height) // 2
+            crop_width, crop_height = width // 16 * 16, height // 16 * 16
+        if max(crop_width, crop_height) > sample.MAX_SIDE:
+            raise ValueError(f"a frame of {crop_width}x{crop_height} pixels is too large to store")
+        if image.size == (crop_width, crop_height) and image.mode == "RGB":
+            image.load()  # a broken file fails here, not in training
+            return data, (crop_height, crop_width)
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
         scaled = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        cut = scaled.crop((left, top, left + cut_width, top + cut_height))
-        data = sample.encode_frame(np.asarray(cut), self._settings.jpeg_quality)
-        return data, (cut_height, cut_width)
+        cropped = scaled.crop((left, top, left + crop_width, top + crop_height))
+        data = sample.encode_frame(np.asarray(cropped), self._settings.jpeg_quality)
+        return data, (crop_height, crop_width)

@@ -1,4 +1,4 @@
-"""One input to samples: what a worker process does."""
+"""Clip extraction: turns one input into samples, in a worker process."""
 
 import contextlib
 import dataclasses
@@ -19,44 +19,44 @@ from cavmae.datasets.format.shards import encode_sample
 from cavmae.datasets.media import Decoder, MediaError, Probe, Sound, open_decoder, probe
 from cavmae.datasets.media.geometry import Geometry, geometry
 from cavmae.datasets.sharding.cavmae_datafile import WavAndFrames
-from cavmae.datasets.sharding.inputs import Input, key_of
-from cavmae.datasets.sharding.masks import MaskFolder, label_values, mask_meaning
+from cavmae.datasets.sharding.inputs import Input, sample_key
+from cavmae.datasets.sharding.masks import MaskFolder, label_values, mask_value_names
 from cavmae.datasets.sharding.messages import Message, Reporter, Skip, Written
 from cavmae.datasets.sharding.planning import choose_frames, plan_clips
 from cavmae.datasets.sharding.settings import ShardSettings
 from cavmae.datasets.sharding.sources import copy_prefix, local_copy
 from cavmae.datasets.stream import features
 
-# Errors of the machine rather than of the input: they end the whole run.
+# Errors of the machine, not of the input: they end the whole run.
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
 
-def make_members(
+def encode_members(
     item: Input,
     settings: ShardSettings,
     clip: tuple[float, float],
     frames: list[tuple[float, bytes]],
     size: tuple[int, int],
-    sound: tuple[np.ndarray, tuple[float, float] | None],
+    audio: tuple[np.ndarray, tuple[float, float] | None],
     masks: dict[int, np.ndarray],
     decoder: str,
     missing: int,
-    facts: dict[str, Any],
+    info_fields: dict[str, Any],
 ) -> dict[str, bytes]:
-    """A sample's members from a clip's parts.
+    """Encode the members of a sample.
 
     Args:
         frames: (time from the clip's start, JPEG) in order.
         size: (height, width) of the frames.
-        sound: 16 kHz waveform and the part of the clip that has sound.
-        masks: by number of the frame in ``frames``.
-        facts: more fields of :class:`sample.SampleInfo`.
+        audio: float32 [samples] waveform at 16 kHz, and the span of the clip with audio.
+        masks: uint8 [height, width] label masks by number of the frame in ``frames``.
+        info_fields: more fields of :class:`sample.SampleInfo`.
 
     Raises:
-        MediaError: ``no_audio`` for less than one fbank frame of sound.
+        MediaError: ``no_audio`` for less than one fbank frame of audio.
     """
-    waveform, span = sound
-    _check_sound(sound)
+    waveform, span = audio
+    _require_audio(audio)
     samples = features.to_int16(waveform)
     fbank = features.fbank(torch.from_numpy(features.to_float(samples))).numpy()
     members = {sample.frame_member(i): jpeg for i, (_, jpeg) in enumerate(frames)}
@@ -74,23 +74,23 @@ def make_members(
         frame_times=tuple(round(float(t), 6) for t, _ in frames),
         frame_size=size,
         fbank_frames=len(fbank),
-        mask_values=mask_meaning(values) if masks else None,
+        mask_values=mask_value_names(values) if masks else None,
         decoder=decoder,
         audio_span=span,
         masked_frames=tuple(sorted(masks)),
         missing_frames=missing,
-        **facts,
+        **info_fields,
     ).to_bytes()
     return members
 
 
-def _check_sound(sound: tuple[np.ndarray, tuple[float, float] | None]) -> None:
-    if sound[1] is None or features.fbank_frames(len(sound[0])) == 0:
-        raise MediaError("no_audio", "no sound in this clip")
+def _require_audio(audio: tuple[np.ndarray, tuple[float, float] | None]) -> None:
+    if audio[1] is None or features.fbank_frames(len(audio[0])) == 0:
+        raise MediaError("no_audio", "no audio in this clip")
 
 
 class ClipSpan(NamedTuple):
-    """A clip to be made: ``members()`` does the work and may raise MediaError."""
+    """A clip to extract: ``members()`` decodes it and may raise MediaError."""
 
     number: int
     start: float
@@ -99,41 +99,41 @@ class ClipSpan(NamedTuple):
 
 
 def video_clips(
-    item: Input, path: str, settings: ShardSettings, alive: Callable[[], None]
+    item: Input, path: str, settings: ShardSettings, heartbeat: Callable[[], None]
 ) -> Generator[ClipSpan | Skip, None, None]:
-    """The clips of a video file, and last what of it is not used.
+    """Yield the clips of a video file, then a Skip for every unused part of it.
 
     Args:
-        alive: called from time to time while the file is probed.
+        heartbeat: called from time to time while the file is probed.
 
     Raises:
-        MediaError: it can give none.
+        MediaError: the file gives no clip.
     """
-    info = probe(path, settings.video_stream, settings.audio_stream, alive)
+    info = probe(path, settings.video_stream, settings.audio_stream, heartbeat)
     unused = [part for part in info.unused if item.end is None or part.start < item.end]
     try:
         clips = plan_clips(info.span, item.start, item.end, settings)
     except MediaError as error:
-        for part in unused:  # the deeper reason
+        for part in unused:  # the cause of the missing clips
             raise MediaError(part.reason, f"{part.detail} ({error.detail})") from error
         raise
     numbers = [i for i, clip in enumerate(clips) if item.wants(i, clip[0])]
     clips = [clips[i] for i in numbers]
     wanted = [choose_frames(info, *clip, settings) for clip in clips]
     shape = geometry(info, settings.shorter_side, str(settings.crop))
-    everything = np.unique(np.concatenate(wanted)) if wanted else np.zeros(0, dtype=np.int64)
+    all_indices = np.unique(np.concatenate(wanted)) if wanted else np.zeros(0, dtype=np.int64)
     masks = None
     if item.masks is not None:
         masks = MaskFolder(item.masks, info.display, (info.height, info.width))
     first = clips[0][0] if clips else 0.0
     with (
-        contextlib.closing(open_decoder(info, shape, everything, settings.decoder)) as decoder,
-        contextlib.closing(Sound(info, settings.downmix, first)) as sound,
+        contextlib.closing(open_decoder(info, shape, all_indices, settings.decoder)) as decoder,
+        contextlib.closing(Sound(info, settings.downmix, first)) as audio,
     ):
-        video = _Video(info, shape, decoder, sound, masks)
+        video = _Video(info, shape, decoder, audio, masks)
         for number, clip, indices in zip(numbers, clips, wanted, strict=True):
-            make = functools.partial(video.members, item, settings, clip, indices)
-            yield ClipSpan(number, clip[0], clip[1] - clip[0], make)
+            members = functools.partial(video.members, item, settings, clip, indices)
+            yield ClipSpan(number, clip[0], clip[1] - clip[0], members)
     for part in unused:
         yield Skip(None, None, part.reason, part.detail)
 
@@ -145,7 +145,7 @@ class _Video:
     info: Probe
     shape: Geometry
     decoder: Decoder
-    sound: Sound
+    audio: Sound
     masks: MaskFolder | None
 
     def members(
@@ -155,37 +155,37 @@ class _Video:
         clip: tuple[float, float],
         indices: np.ndarray,
     ) -> dict[str, bytes]:
-        waveform = self.sound.read(*clip)
-        _check_sound(waveform)  # before frames are decoded for nothing
-        pictures = self.decoder.read([int(i) for i in indices])
-        missing = len(indices) - len(pictures)
-        if not pictures or missing > settings.max_missing * len(indices):
+        audio = self.audio.read(*clip)
+        _require_audio(audio)  # before the slower decoding of frames
+        images = self.decoder.read([int(i) for i in indices])
+        missing = len(indices) - len(images)
+        if not images or missing > settings.max_missing * len(indices):
             raise MediaError(
                 "decode_error", f"{missing} of {len(indices)} frames could not be decoded"
             )
-        labelled = {}
+        masks = {}
         if self.masks is not None:
-            for number, index in enumerate(pictures):
+            for number, index in enumerate(images):
                 if (mask := self.masks.read(index, self.shape)) is not None:
-                    labelled[number] = mask
-            if not labelled:
+                    masks[number] = mask
+            if not masks:
                 raise MediaError("no_masks", "the mask folder has none for this clip")
-            labelled = label_values(labelled)
+            masks = label_values(masks)
         frames = [
             (
                 self.info.frame_times[index] - clip[0],
-                sample.encode_frame(picture, settings.jpeg_quality),
+                sample.encode_frame(image, settings.jpeg_quality),
             )
-            for index, picture in pictures.items()
+            for index, image in images.items()
         ]
-        return make_members(
+        return encode_members(
             item,
             settings,
             clip,
             frames,
             self.shape.size,
-            waveform,
-            labelled,
+            audio,
+            masks,
             self.decoder.name,
             missing,
             {
@@ -193,7 +193,7 @@ class _Video:
                 "video_streams": self.info.video_streams,
                 "audio_stream": self.info.audio_stream,
                 "audio_streams": self.info.audio_streams,
-                "mixdown": ", ".join(self.sound.mixdown),
+                "mixdown": ", ".join(self.audio.mixdown),
                 "tone_mapping": self.info.transfer if self.decoder.name == "pyav" else "",
             },
         )
@@ -202,14 +202,14 @@ class _Video:
 def image_clips(
     item: Input, path: str, settings: ShardSettings
 ) -> Generator[ClipSpan | Skip, None, None]:
-    """The one clip of an entry of a CAV-MAE data file: a WAV and its JPEGs."""
+    """Yield the only clip of an entry of a CAV-MAE data file: a WAV and its JPEGs."""
     source = WavAndFrames(item, path, settings)
 
     def members() -> dict[str, bytes]:
-        frames, size, sound = source.read()
+        frames, size, audio = source.read()
         clip = (0.0, source.duration)
-        return make_members(
-            item, settings, clip, frames, size, sound, {}, "jpeg", source.missing, {}
+        return encode_members(
+            item, settings, clip, frames, size, audio, {}, "jpeg", source.missing, {}
         )
 
     yield ClipSpan(0, 0.0, source.duration, members)
@@ -222,16 +222,16 @@ def shard_input(
     report: Callable[[Message], None],
     limits: Limits = DEFAULT_LIMITS,
 ) -> None:
-    """Writes an input's samples to a part file.
+    """Write an input's samples to a part file.
 
     Args:
         part: file of the samples' tar blocks, one after the other.
-        report: takes a message for each clip, in order: written, or why not; for an input that is
-            none; and signs of life while neither is done.
+        report: takes a message for each clip in order (written or skipped), one for an input
+            without clips, and signs of life in between.
         limits: of a download.
 
     Raises:
-        CavmaeError: the machine, not the input, is at fault (disk full, read-only).
+        CavmaeError: the disk is full or read-only.
     """
     torch.set_num_threads(1)
     reporter = Reporter(report)
@@ -266,7 +266,7 @@ def shard_input(
 def _write(item: Input, clip: ClipSpan, file: IO[bytes], reporter: Reporter) -> None:
     start = round(clip.start, 6)
     try:
-        blocks = encode_sample(key_of(item, start), clip.members())
+        blocks = encode_sample(sample_key(item, start), clip.members())
     except MediaError as error:
         reporter.skipped(Skip(clip.number, start, error.reason, error.detail, 1, start))
         return

@@ -1,4 +1,4 @@
-"""What there is to shard: files, folders, lists, tables, URLs and CAV-MAE data files."""
+"""Inputs of sharding: files, folders, lists, tables, URLs and CAV-MAE data files."""
 
 import csv
 import dataclasses
@@ -33,19 +33,19 @@ COLUMNS = ("path", "start", "end", "labels", "speaker", "masks")
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """One video, or one stretch of one.
+    """A video, or a stretch of a video.
 
     Attributes:
         source: path or URL that is opened.
-        start, end: the stretch, in seconds as a player shows them; None: the video's own.
+        start, end: the stretch, in seconds of playback time; None: the video's own.
         labels: class names.
-        speaker: who speaks.
+        speaker: id of the speaker.
         masks: folder of mask PNGs named by frame number from 0 (``0000.png``).
         frames: for CAV-MAE data files: the folder with ``frame_N`` folders; ``source`` is the WAV.
-        first_clip: make the clips from this number on; None: none of them. For retries.
-        clips: make these clips too: start times in seconds. For retries.
+        first_clip: extract the clips from this number on; None: none of them. For retries.
+        clips: start times in seconds of more clips to extract. For retries.
         attempt: 0 at first, more for retries.
-        stretches: make the clips that begin in these stretches too, in seconds. For retries.
+        stretches: extract also the clips that begin in these stretches, in seconds. For retries.
     """
 
     source: str
@@ -62,24 +62,24 @@ class Input:
 
     @property
     def identity(self) -> str:
-        """Hex name of what this is, whatever its labels: part of the samples' keys."""
+        """Hex hash of everything but labels and masks: part of the samples' keys."""
         text = json.dumps([self.source, self.start, self.end, self.speaker, self.frames])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
-    def real(self) -> tuple[object, ...]:
-        """Like ``identity``, but the same for all names of a file."""
+    def file_identity(self) -> tuple[object, ...]:
+        """Like ``identity``, but equal for all paths and addresses of a file."""
         source = local_path(self.source) or self.source
         source = source if is_url(source) else os.path.realpath(source)
         return source, self.start, self.end, self.speaker, self.frames
 
     @property
     def task(self) -> str:
-        """Hex name of this piece of work; differs for a retry."""
+        """Hex name of this input's task; differs for a retry."""
         return f"{self.identity}-{self.attempt}"
 
     def wants(self, number: int, start: float) -> bool:
-        """Whether clip ``number``, which begins at ``start`` seconds, is to be made."""
+        """Whether clip ``number``, which begins at ``start`` seconds, is to be extracted."""
         if self.first_clip is not None and number >= self.first_clip:
             return True
         if any(abs(start - other) < 1e-3 for other in self.clips):
@@ -92,11 +92,11 @@ class Input:
         done: tuple[int, float] | None = None,
         last: float | None = None,
     ) -> "Input":
-        """What to do again after a failure.
+        """Input of a retry after a failure.
 
         Args:
-            clip: start of the one clip that failed; None: everything failed,
-            done: or everything after the clip of this (number, start).
+            clip: start of the clip that failed; None: the whole input failed.
+            done: (number, start) of the last clip before the failure, if ``clip`` is None.
             last: start of the last of several clips that failed, of which ``clip`` is the first.
         """
         first, single, stretches = self.first_clip, self.clips, self.stretches
@@ -112,8 +112,8 @@ class Input:
             self, first_clip=first, clips=single, stretches=stretches, attempt=self.attempt + 1
         )
 
-    def joined(self, other: "Input") -> "Input":
-        """This retry and another of the same input in one."""
+    def merge_retry(self, other: "Input") -> "Input":
+        """Merge this retry with another of the same input."""
         firsts = [x.first_clip for x in (self, other) if x.first_clip is not None]
         return dataclasses.replace(
             self,
@@ -123,39 +123,40 @@ class Input:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """JSON object without the fields at their defaults."""
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         record = dataclasses.asdict(self)
         return {k: v for k, v in record.items() if k == "source" or v != defaults[k]}
 
 
-def key_of(item: Input, start: float) -> str:
-    """Key of the clip of an input that begins at ``start`` seconds: safe as a file name, unique."""
+def sample_key(item: Input, start: float) -> str:
+    """Sample key of the clip that begins at ``start`` seconds: unique, safe as a file name."""
     stem = re.sub(r"[^A-Za-z0-9_]+", "-", Path(item.source).stem).strip("-")[:40] or "clip"
     return f"{stem}-{item.identity}-{max(0, round(start * 1000)):09d}"
 
 
 def collect(names: Iterable[str]) -> tuple[list[Input], list[Input]]:
-    """All inputs that the words of a command line name, and those named more than once.
+    """Collect the inputs that command-line arguments name; also returns repeated ones.
 
     Raises:
-        UsageError: a word that names nothing or an address that is not opened, or a list or table
-            that cannot be read.
+        UsageError: an argument names nothing, an address cannot be opened, or a list or table
+            cannot be read.
     """
     seen: dict[tuple[object, ...], Input] = {}
     repeated = []
     for name in names:
         for item in _expand(name):
-            identity = item.real
+            identity = item.file_identity
             if identity in seen:
-                seen[identity] = _unite(seen[identity], item)
+                seen[identity] = _merge_rows(seen[identity], item)
                 repeated.append(item)
             else:
                 seen[identity] = item
     return list(seen.values()), repeated
 
 
-def _unite(first: Input, second: Input) -> Input:
-    """One input of two rows about the same stretch: it has the labels of both."""
+def _merge_rows(first: Input, second: Input) -> Input:
+    """Merge two rows about the same stretch into one input with the labels of both."""
     if first.masks is not None and second.masks not in (None, first.masks):
         raise UsageError(
             f"{first.source} is named twice with different masks, {first.masks} and "
@@ -176,9 +177,9 @@ def _expand(name: str) -> Iterator[Input]:
     path = Path(name)
     ending = path.suffix.lower()
     if path.is_dir():
-        found = search(path, VIDEO_ENDINGS)
-        found.log_unused("videos")
-        for file in found.files:
+        videos = search(path, VIDEO_ENDINGS)
+        videos.log_unused("videos")
+        for file in videos.files:
             yield Input(str(file))
     elif not os.path.lexists(path):
         raise UsageError(f"There is no file or folder {name!r}.")
@@ -198,7 +199,7 @@ def _text(path: Path) -> str:
         if len(data) > LIST_BYTES:
             raise UsageError(f"{path} has more than {LIST_BYTES >> 20} MB: split it.")
         if b"\0" in data:
-            raise UsageError(f"{path} is not a UTF-8 text file: it holds bytes of zero.")
+            raise UsageError(f"{path} is not a UTF-8 text file: it has null bytes.")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not a UTF-8 text file.") from error
@@ -206,27 +207,30 @@ def _text(path: Path) -> str:
         raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
 
 
-def _beside(path: Path, name: str) -> str:
-    """A name in a list or table is relative to that file's folder."""
+def _resolve(path: Path, name: str) -> str:
+    """Path of a name in a list or table, which is relative to that file's folder."""
     return name if is_url(name) else str(path.parent / name)
 
 
 def _list(path: Path) -> Iterator[Input]:
-    """Lines that begin with ``#`` are comments, unless a file beside the list has that name."""
+    """Yield the inputs of a text list.
+
+    Lines that begin with ``#`` are comments, unless a file beside the list has that name.
+    """
     for line in _text(path).split("\n"):
         name = line.strip()
-        # Blanks may belong to a name as well.
+        # Blanks may be part of a name.
         exact = line.removesuffix("\r")
         if exact != name and name and os.path.lexists(path.parent / exact):
             name = exact
         if name and (not name.startswith("#") or os.path.lexists(path.parent / name)):
-            yield Input(_beside(path, name))
+            yield Input(_resolve(path, name))
 
 
 def _table(path: Path) -> Iterator[Input]:
     rows = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     columns: list[str] = []
-    wrong = []
+    bad_lines = []
     try:
         for row in rows:
             fields = [field.strip() for field in row]
@@ -236,17 +240,17 @@ def _table(path: Path) -> Iterator[Input]:
                 columns = fields
                 _check_columns(path, columns)
             elif len(fields) != len(columns):
-                wrong.append(str(rows.line_num))
+                bad_lines.append(str(rows.line_num))
             else:
                 yield _row(path, rows.line_num, dict(zip(columns, fields, strict=True)))
     except csv.Error as error:
         raise UsageError(f"{path}, line {rows.line_num}: {error}.") from error
     if not columns:
         _check_columns(path, columns)
-    if wrong:
-        more = f" and {len(wrong) - 10} more lines" if len(wrong) > 10 else ""
+    if bad_lines:
+        more = f" and {len(bad_lines) - 10} more lines" if len(bad_lines) > 10 else ""
         raise UsageError(
-            f"{path}, line {', '.join(wrong[:10])}{more}: the number of fields is not "
+            f"{path}, line {', '.join(bad_lines[:10])}{more}: the number of fields is not "
             f"{len(columns)}, as in the first line."
         )
 
@@ -257,9 +261,9 @@ def _check_columns(path: Path, columns: list[str]) -> None:
             f"{path} has no column 'path'; its first line must name the columns "
             f"{', '.join(COLUMNS)} (only path is needed), it names {', '.join(columns)}."
         )
-    if twice := [c for c in COLUMNS if columns.count(c) > 1]:
-        raise UsageError(f"{path} has the column {twice[0]!r} more than once: leave one.")
-    if unused := [c or "one without a name" for c in columns if c not in COLUMNS]:
+    if repeated := [c for c in COLUMNS if columns.count(c) > 1]:
+        raise UsageError(f"{path} has the column {repeated[0]!r} more than once: keep one of them.")
+    if unused := [c or "a column without a name" for c in columns if c not in COLUMNS]:
         log.warning("%s: columns that are not used: %s.", path, ", ".join(unused))
 
 
@@ -271,12 +275,12 @@ def _row(path: Path, line: int, values: dict[str, str]) -> Input:
     if start is not None and end is not None and end <= start:
         raise UsageError(f"{path}, line {line}: end {end} is not after {start}.")
     return Input(
-        _beside(path, values["path"]),
+        _resolve(path, values["path"]),
         start=start,
         end=end,
         labels=tuple(x.strip() for x in values.get("labels", "").split(";") if x.strip()),
         speaker=values.get("speaker") or None,
-        masks=_beside(path, values["masks"]) if values.get("masks") else None,
+        masks=_resolve(path, values["masks"]) if values.get("masks") else None,
     )
 
 
@@ -296,7 +300,7 @@ def _seconds(path: Path, line: int, column: str, values: dict[str, str]) -> floa
 
 
 def _data_file(path: Path) -> Iterator[Input]:
-    """The CAV-MAE reference's data files: WAVs, and frames in ``frame_N/ID.jpg``."""
+    """Yield the inputs of a CAV-MAE data file: WAVs, and frames in ``frame_N/ID.jpg``."""
     try:
         remedy = "give a data file of CAV-MAE, or name videos"
         record = read_json(path, remedy=remedy, limit_bytes=LIST_BYTES)
@@ -307,14 +311,14 @@ def _data_file(path: Path) -> Iterator[Input]:
         for number, entry in enumerate(typed(record, "data", list)):
             try:
                 labels = typed(entry, "labels", str) if "labels" in entry else ""
-                folder = _beside(path, typed(entry, "video_path", str))
+                folder = _resolve(path, typed(entry, "video_path", str))
                 item = Input(
-                    _beside(path, typed(entry, "wav", str)),
+                    _resolve(path, typed(entry, "wav", str)),
                     labels=tuple(x for x in labels.split(",") if x),
                     frames=str(Path(folder) / str(typed(entry, "video_id", str, int))),
                 )
                 if b"\0" in os.fsencode(f"{item.source}{item.frames}"):
-                    raise ValueError("a name with a byte of zero")
+                    raise ValueError("a name with a null byte")
             except (ValueError, TypeError) as error:
                 raise ValueError(f"entry {number}: {error}") from error
             unused.update(entry.keys() - ENTRY_FIELDS)
@@ -329,7 +333,7 @@ def _data_file(path: Path) -> Iterator[Input]:
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """(I, N) of ``I/N``, 1 <= I <= N.
+    """Parse ``I/N`` with 1 <= I <= N to (I, N).
 
     Raises:
         UsageError: anything else.

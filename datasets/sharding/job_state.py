@@ -1,4 +1,4 @@
-"""The plan of a run and how far it has come: what a rerun finds.
+"""Job state of sharding: the plan of a run and its progress, read by a rerun.
 
 A folder under construction holds ``inputs.jsonl`` (the plan: only ever appended to), finished
 shards, and ``.work/`` with parts (one file of samples for each input) and ``state.json`` (which
@@ -26,12 +26,12 @@ FINAL_REASONS = frozenset({"too_short", "bad_address"})  # trying again cannot h
 
 @dataclasses.dataclass(frozen=True)
 class InputLayout:
-    """Names of the files of a data set, or of one part of N of it.
+    """File names of a data set, or of one part of N of it.
 
     Args:
         folder: of the data set.
-        name: what shards' names begin with.
-        part: (I, N) if this machine makes one part of N.
+        name: prefix of the shards' file names.
+        part: (I, N) if this machine writes part I of N.
     """
 
     folder: Path
@@ -55,15 +55,15 @@ class InputLayout:
         return self.folder / f"inputs{self.suffix}.jsonl"
 
     @property
-    def work(self) -> Path:
+    def work_folder(self) -> Path:
         return self.folder / f".work{self.suffix}"
 
     @property
     def state(self) -> Path:
-        return self.work / "state.json"
+        return self.work_folder / "state.json"
 
     def read_manifest(self) -> Manifest:
-        """The manifest that is there. Raises CavmaeError."""
+        """Read the manifest. Raises CavmaeError."""
         record = read_json(self.manifest, limit_bytes=LIMIT_BYTES)
         return Manifest.from_record(str(self.folder), str(self.manifest), record)
 
@@ -71,25 +71,26 @@ class InputLayout:
         return self.folder / f"{self.name}{self.suffix}-{number:06d}.tar"
 
     def part_file(self, item: Input) -> Path:
-        return self.work / f"{item.task}.part"
+        return self.work_folder / f"{item.task}.part"
 
     def part_record(self, item: Input) -> Path:
-        return self.work / f"{item.task}.json"
+        return self.work_folder / f"{item.task}.json"
 
 
 def locked(layout: InputLayout) -> AbstractContextManager[None]:
-    """Holds a data set's folder for this process.
+    """Lock a data set's folder for this process.
 
     Raises:
-        CavmaeError: another process is at it.
+        CavmaeError: another process holds the lock.
     """
     return locks.locked(
-        layout.work, f"Another `cavmae shard` is writing to {layout.folder}; wait for it to end."
+        layout.work_folder,
+        f"Another `cavmae shard` is writing to {layout.folder}; wait for it to end.",
     )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a JSON-lines file; a last line cut off by a kill is left out.
+    """Read records of a JSON-lines file, without a last line that a kill cut off.
 
     Raises:
         CavmaeError: another line is damaged.
@@ -101,13 +102,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if text:
             record = parse_json(text, f"{path}, line {number}", remedy=ANEW)
             if not isinstance(record, dict):
-                raise CavmaeError(f"{path}, line {number} is no object: {ANEW}.")
+                raise CavmaeError(f"{path}, line {number} is not a JSON object: {ANEW}.")
             records.append(record)
     return records
 
 
 def _inputs(records: Sequence[Any], path: Path) -> list[Input]:
-    """Inputs out of a file. Raises CavmaeError."""
+    """Inputs of JSON records. Raises CavmaeError."""
     try:
         return [value_as(Input, record, "an input") for record in records]
     except ValueError as error:
@@ -115,20 +116,20 @@ def _inputs(records: Sequence[Any], path: Path) -> list[Input]:
 
 
 class Plan:
-    """The ordered list of everything to do, kept in ``inputs.jsonl``."""
+    """Ordered list of all inputs, kept in ``inputs.jsonl``."""
 
     def __init__(self, layout: InputLayout):
         self._layout = layout
         self.items = _inputs(read_lines(layout.plan), layout.plan)
 
     def without_known(self, items: Sequence[Input]) -> list[Input]:
-        """The items less those that are planned already under another name of the same file."""
+        """Filter out items that are planned already under another name of the same file."""
         tasks = {item.task for item in self.items}
-        known = {item.real for item in self.items}
-        return [item for item in items if item.task in tasks or item.real not in known]
+        known = {item.file_identity for item in self.items}
+        return [item for item in items if item.task in tasks or item.file_identity not in known]
 
     def extend(self, items: Sequence[Input]) -> list[Input]:
-        """Adds those items that the plan does not have yet, and returns them.
+        """Add the items that the plan does not have yet, and return them.
 
         Raises:
             CavmaeError: an item is planned already with other labels or masks.
@@ -148,23 +149,24 @@ class Plan:
             self.items += fresh
             with write_atomically(self._layout.plan) as file:
                 for item in self.items:
-                    file.write(line(item.to_json()))
+                    file.write(json_line(item.to_json()))
         return fresh
 
 
-def line(record: dict[str, Any]) -> bytes:
+def json_line(record: dict[str, Any]) -> bytes:
+    """Line of a JSON-lines file, with sorted keys."""
     return json_bytes(record, sort_keys=True)
 
 
 @dataclasses.dataclass
 class State:
-    """How far the sealed shards reach.
+    """Progress of the sealed shards through the plan.
 
     Attributes:
-        settings: what samples are made with.
-        item, sample: the next input of the plan, and its next sample, to go into a shard.
-        shards: sealed ones; their labels are numbers in ``labels``.
-        labels: class names in the order they came.
+        settings: of the samples.
+        item, sample: numbers of the next input of the plan, and of its next sample, to write.
+        shards: sealed shards; their labels are indices into ``labels``.
+        labels: class names in order of appearance.
         skipped_bytes: valid length of ``skipped.jsonl``.
         skipped: valid lines of it.
     """
@@ -179,17 +181,15 @@ class State:
 
     @classmethod
     def load(cls, layout: InputLayout, settings: dict[str, Any]) -> "State":
-        """Where an earlier run in this folder stopped, or the beginning.
+        """Load the state of an earlier run in this folder, or a new one.
 
         Raises:
-            CavmaeError: that run had other settings.
+            CavmaeError: the earlier run had other settings, or its state is damaged.
         """
         state = cls(settings)
-        lines = (
-            layout.skipped.read_bytes().splitlines(keepends=True)
-            if (layout.skipped.exists())
-            else []
-        )
+        lines: list[bytes] = []
+        if layout.skipped.exists():
+            lines = layout.skipped.read_bytes().splitlines(keepends=True)
         if layout.state.exists():
             state = cls._read(layout.state)
         elif layout.manifest.exists():
@@ -203,8 +203,8 @@ class State:
                 0,
                 manifest.skipped,
             )
-        # A kill leaves lines that are not counted yet (they will be written again), or, in
-        # forget_retried, fewer than were counted.
+        # A kill leaves lines that are not counted yet (they are written again), or, in
+        # drop_retried, fewer than were counted.
         state.skipped = min(state.skipped, len(lines))
         state.skipped_bytes = sum(map(len, lines[: state.skipped]))
         if layout.skipped.exists():
@@ -213,7 +213,7 @@ class State:
             if state.settings.get(name) != value:
                 raise CavmaeError(
                     f"{layout.folder} holds samples made with {name} {state.settings.get(name)!r}, "
-                    f"not {value!r}; choose another --out folder or the old setting."
+                    f"not {value!r}; choose another --out folder or the earlier setting."
                 )
         return state
 
@@ -225,7 +225,7 @@ class State:
             state = value_as(cls, {**record, "shards": []}, "it")
             if min(state.item, state.sample, state.skipped, state.skipped_bytes) < 0:
                 raise ValueError("a count is negative")
-            numbers = {n for shard in shards for some in shard.labels or () for n in some}
+            numbers = {n for shard in shards for of_sample in shard.labels or () for n in of_sample}
             if numbers and not 0 <= min(numbers) <= max(numbers) < len(state.labels):
                 raise ValueError("it has labels without a name")
         except ValueError as error:
@@ -240,7 +240,7 @@ class State:
 
 
 def skip_record(item: Input, skip: Skip, done: tuple[int, float] | None) -> dict[str, Any]:
-    """A line of ``skipped.jsonl``: what, why, and what a retry would do."""
+    """Record of ``skipped.jsonl``: the source, the reason, and the input of a retry."""
     record: dict[str, Any] = {"source": item.source, **skip._asdict()}
     if skip.clips == 1:
         del record["clips"], record["last"]
@@ -250,28 +250,30 @@ def skip_record(item: Input, skip: Skip, done: tuple[int, float] | None) -> dict
     return record
 
 
-def retries(layout: InputLayout) -> list[Input]:
-    """What `--retry-skipped` is to do: failures in ``skipped.jsonl`` that may end otherwise."""
-    again: dict[str, Input] = {}
+def pending_retries(layout: InputLayout) -> list[Input]:
+    """Inputs for `--retry-skipped`: failures in ``skipped.jsonl`` that a retry may mend."""
+    retries: dict[str, Input] = {}
     for record in read_lines(layout.skipped):
         if "retry" in record:
             (item,) = _inputs([record["retry"]], layout.skipped)
-            again[item.task] = again[item.task].joined(item) if item.task in again else item
-    return list(again.values())
+            retries[item.task] = (
+                retries[item.task].merge_retry(item) if item.task in retries else item
+            )
+    return list(retries.values())
 
 
-def forget_retried(layout: InputLayout, state: State) -> None:
-    """Takes the lines of :func:`retries` out of ``skipped.jsonl``; the plan has them by now."""
+def drop_retried(layout: InputLayout, state: State) -> None:
+    """Remove the records of :func:`pending_retries`, which the plan holds now."""
     kept = [record for record in read_lines(layout.skipped) if "retry" not in record]
     with write_atomically(layout.skipped) as file:
-        file.write(b"".join(line(record) for record in kept))
+        file.write(b"".join(json_line(record) for record in kept))
     state.skipped_bytes = layout.skipped.stat().st_size
     state.skipped = len(kept)
     state.save(layout)
 
 
 def merge_parts(folder: Path, parts: int) -> Manifest | None:
-    """Writes the manifest of all parts' shards once every part's own is there.
+    """Write the manifest of the whole data set once every part has its own.
 
     Returns:
         The whole data set's manifest; None while parts are missing.

@@ -1,4 +1,4 @@
-"""Label masks of a video: a folder of PNGs, and what their values mean."""
+"""Label masks of a video: a folder of PNGs, and the meaning of their values."""
 
 import io
 import os
@@ -22,7 +22,7 @@ class MaskFolder:
 
     Args:
         folder: path.
-        display, coded: (height, width) of the picture as shown and as coded: masks have either.
+        display, coded: (height, width) of frames as displayed and as coded: masks have either.
 
     Raises:
         MediaError: ``no_masks``, or ``bad_mask`` for two masks of one frame.
@@ -41,13 +41,14 @@ class MaskFolder:
                 path = self._files.setdefault(int(match[1]), Path(folder) / name)
                 if path.name != name:
                     raise MediaError(
-                        "bad_mask", f"{path} and {name} beside it are of one frame: remove one"
+                        "bad_mask",
+                        f"{path} and {name} in the same folder are of one frame: remove one",
                     )
         if not self._files:
             raise MediaError("no_masks", f"mask folder {folder!r} has no files like 0000.png")
 
     def read(self, number: int, shape: Geometry) -> np.ndarray | None:
-        """Mask of frame ``number`` as stored; None if the folder has none.
+        """Read the mask of frame ``number``, uint8 [height, width]; None if the folder has none.
 
         Raises:
             MediaError: ``bad_mask``.
@@ -76,7 +77,7 @@ class MaskFolder:
 
 
 def label_values(masks: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """A clip's masks with labels as values: of plain foreground masks (0 and 255) that of a body.
+    """Label masks of a clip; plain foreground masks (0 and 255) become masks of a body.
 
     Raises:
         MediaError: ``bad_mask`` for values that are neither.
@@ -89,12 +90,12 @@ def label_values(masks: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
     raise MediaError(
         "bad_mask",
         f"masks have the value {values[-1]}, of {len(values)}: 0 is the background, 2k - 1 the "
-        f"body and 2k the face of person k (up to {PEOPLE}); or 0 and 255 are all there is",
+        f"body and 2k the face of person k (up to {PEOPLE}); foreground masks have 0 and 255 only",
     )
 
 
-def mask_meaning(values: set[int]) -> dict[str, str]:
-    """What mask values stand for: 0 background; body of person k is 2k - 1, face of person k 2k."""
+def mask_value_names(values: set[int]) -> dict[str, str]:
+    """Names of mask values: 2k - 1 is the body, 2k the face of person k; 0 has none."""
     return {
         str(value): f"person {(value + 1) // 2} {'body' if value % 2 else 'face'}"
         for value in sorted(values - {0})

@@ -1,4 +1,4 @@
-"""Reports of a worker on its input: clips written, clips skipped, signs of life."""
+"""Messages of a worker about its input: clips written, clips skipped, signs of life."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,10 +23,10 @@ class Written(NamedTuple):
 
 
 class Skip(NamedTuple):
-    """A clip, or (``clip`` and ``start`` None) an input or the rest of one, that gave no sample.
+    """A clip, or (``clip`` and ``start`` None) an input or the rest of one, without a sample.
 
     Attributes:
-        clips: how many consecutive clips there are, for one and the same reason.
+        clips: number of consecutive clips with the same reason.
         last: start of the last of them, in seconds.
     """
 
@@ -39,16 +39,16 @@ class Skip(NamedTuple):
 
 
 class Alive(NamedTuple):
-    """A sign of life of long work that gives no clip yet."""
+    """A sign of life of a worker between clips."""
 
 
 Message = Written | Skip | Alive
 
 
 class Reporter:
-    """Reports clips in order; consecutive ones skipped for one reason become one line.
+    """Reports clips in order; consecutive clips skipped for one reason become one message.
 
-    An hour without sound would otherwise be a thousand lines.
+    An hour without audio would otherwise be a thousand lines of ``skipped.jsonl``.
     """
 
     def __init__(self, report: Callable[[Message], None]):

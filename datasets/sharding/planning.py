@@ -1,23 +1,23 @@
-"""Clips of a video, and the frames of a clip."""
+"""Planning: clips of a video, and frames of a clip."""
 
 import numpy as np
 
 from cavmae.datasets.media import MediaError, Probe
 from cavmae.datasets.sharding.settings import ShardSettings
 
-TAIL_IGNORED = 0.2  # s: a remainder shorter than this is never worth sharing a clip for
-NEAR = 0.05  # s: a frame that comes up later than this after a moment is not that moment's
-LATE = 0.1  # s: before a clip's first frame comes up later than this, the one before is seen
+TAIL_IGNORED = 0.2  # s: a shorter remainder never shares a clip
+NEAR = 0.05  # s: a frame that appears later than this after a time is not that time's frame
+LATE = 0.1  # s: a clip whose first frame appears later begins with the frame before
 
 
 def plan_clips(
     span: tuple[float, float], start: float | None, end: float | None, settings: ShardSettings
 ) -> list[tuple[float, float]]:
-    """Consecutive clips (start, end) of a video, in seconds.
+    """Plan consecutive clips (start, end) of a video, in seconds.
 
     Args:
-        span: what the video holds.
-        start, end: the stretch asked for.
+        span: (start, end) of the video.
+        start, end: of the stretch to cut; None: the video's own.
 
     Raises:
         MediaError: ``too_short``.
@@ -46,9 +46,9 @@ def plan_clips(
 
 
 def choose_frames(info: Probe, start: float, end: float, settings: ShardSettings) -> np.ndarray:
-    """Indices of the frames of a clip, by presentation time, each at most once.
+    """Choose the frames of a clip by presentation time; returns int64 indices, each once.
 
-    Wanted moments take the frame that is on screen then, or the next if that one is nearer.
+    Each time of the grid takes the frame on screen, or the next one if that is nearer.
     """
     times = info.frame_times
     step = 1 / info.frame_rate

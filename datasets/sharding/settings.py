@@ -27,26 +27,26 @@ PROFILES: dict[str, dict[str, object]] = {
 
 @dataclasses.dataclass(frozen=True)
 class ShardSettings:
-    """What a sample looks like. Settings left empty are the profile's.
+    """Format of samples. Empty settings take the profile's values.
 
     Args:
         profile: ``events``: 10 s clips of 10 frames, 224x224 from the middle. ``speakers``: 25
-            frames a second of the whole picture, clips of 2.56 to 5.12 s.
+            frames a second of the whole frame, clips of 2.56 to 5.12 s.
         clip_seconds: length of a clip; long videos are cut into consecutive clips.
         min_seconds: shorter clips are left out.
-        tail: what happens to a remainder shorter than ``min_seconds``: ``drop`` it, or ``share``:
+        tail: treatment of a remainder shorter than ``min_seconds``: ``drop`` it, or ``share``:
             it and the clip before become two of equal length.
         frames: number of frames of a clip, evenly spaced in time.
         frame_rate: instead of ``frames``: frames a second at most; slower videos keep their own.
         shorter_side: pixels of the shorter side of a frame.
-        crop: ``square``: the middle square. ``patches``: the whole picture, both sides cut to
+        crop: ``square``: the middle square. ``patches``: the whole frame, both sides cut to
             multiples of 16.
         video_stream: number of the video stream to read, as `ffprobe` counts the streams; empty:
-            the one that players show.
-        audio_stream: likewise of the audio stream; empty: the one that players play with it.
+            the one that players choose.
+        audio_stream: likewise of the audio stream; empty: the one that players choose.
         downmix: of the audio channels: their ``mean`` (of more than two by the usual weights), or
             the ``first`` as the CAV-MAE reference.
-        waveform: keep the 16 kHz waveform (FLAC) beside the fbank.
+        waveform: keep the 16 kHz waveform (FLAC) as well as the fbank.
         jpeg_quality: of stored frames.
         decoder: ``auto`` is PyAV for every file; ``decord`` reads plain MP4 and Matroska files.
         max_missing: share of a clip's frames that may fail to decode; above it, the clip is left
@@ -74,10 +74,10 @@ class ShardSettings:
     shard_megabytes: float = 256.0
 
     def resolved(self) -> "ShardSettings":
-        """With the profile's values in the empty places.
+        """Settings with the profile's values in the empty fields.
 
         Raises:
-            UsageError: a value that makes no sense, named.
+            UsageError: a value is out of range.
         """
         if self.frames is not None and self.frame_rate is not None:
             raise UsageError("Give either --frames or --frame-rate, not both.")

@@ -1,7 +1,7 @@
-"""Joins parts into shards, in the order of the plan, so that a kill at any moment loses nothing.
+"""Shard writer: joins parts into shards in the order of the plan, safe against kills.
 
-Each step is written beside its final name and renamed, so a rerun finds either the step or what
-came before it.
+Each step is written to a temporary file and renamed, so a rerun reads either the new state or the
+earlier one.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ from cavmae.common.json_files import JSONError, json_bytes, read_json, typed, va
 from cavmae.datasets.format.manifest import Manifest, ShardEntry
 from cavmae.datasets.format.shards import END
 from cavmae.datasets.sharding.inputs import Input
-from cavmae.datasets.sharding.job_state import InputLayout, Plan, State, line, skip_record
+from cavmae.datasets.sharding.job_state import InputLayout, Plan, State, json_line, skip_record
 from cavmae.datasets.sharding.messages import Skip, Written
 
 log = logging.getLogger("cavmae")
 
 
 class Assembler:
-    """Puts finished inputs into shards, in order."""
+    """Writes finished inputs into shards, in order."""
 
     def __init__(self, layout: InputLayout, plan: Plan, state: State, samples: int, size: float):
         self._layout = layout
@@ -44,8 +44,8 @@ class Assembler:
         self._size = 0
         self._labels: list[tuple[int, ...]] = []
 
-    def find_finished(self) -> None:
-        """Takes up what an earlier run finished but did not assemble."""
+    def load_finished(self) -> None:
+        """Load the records of inputs that an earlier run finished but did not assemble."""
         for number in range(self.state.item, len(self._plan.items)):
             path = self._layout.part_record(self._plan.items[number])
             if path.exists():
@@ -53,8 +53,8 @@ class Assembler:
                     record = read_json(path)
                     written = value_as(list[Written], typed(record, "written", list), "written")
                     skips = value_as(list[Skip], typed(record, "skips", list), "skips")
-                    if any(one.size < 1 for one in written):
-                        raise ValueError("a sample has no sensible size")
+                    if any(clip.size < 1 for clip in written):
+                        raise ValueError("a sample has a size below 1")
                 except (JSONError, ValueError) as error:
                     log.warning("%s; its input is read again.", error)
                     path.unlink()
@@ -65,7 +65,7 @@ class Assembler:
         return number in self._records
 
     def finish_item(self, number: int, messages: Sequence[Written | Skip]) -> None:
-        """Records that an input is done. Its part file holds the samples written."""
+        """Record that an input is done; its part file holds the samples written."""
         written = [m for m in messages if isinstance(m, Written)]
         skips = [m for m in messages if isinstance(m, Skip)]
         with write_atomically(self._layout.part_record(self._plan.items[number])) as file:
@@ -73,17 +73,17 @@ class Assembler:
         self._records[number] = written, skips
 
     def advance(self) -> int | None:
-        """Assembles all that can be.
+        """Assemble the finished inputs that are next in the plan.
 
         Returns:
-            Number of an input whose part was damaged on disk since it was written and has to be
-            made again; None if there is none.
+            Number of an input whose part is damaged on disk and has to be extracted again; None
+            if there is none.
         """
         while self._position[0] in self._records:
             number, first = self._position
             item = self._plan.items[number]
             written, skips = self._records[number]
-            for one, blocks in self._read_part(item, written, first):
+            for place, blocks in self._read_part(item, written, first):
                 if blocks is None:
                     del self._records[number]
                     self._layout.part_record(item).unlink()
@@ -91,10 +91,10 @@ class Assembler:
                 if self._full(len(blocks)):
                     self._seal()
                 self._append(blocks, item.labels)
-                self._position = number, one + 1
+                self._position = number, place + 1
             done = (written[-1].clip, written[-1].start) if written else None
             for skip in skips:
-                self._skips.append(line(skip_record(item, skip, done)))
+                self._skips.append(json_line(skip_record(item, skip, done)))
             self._used.append(item)
             del self._records[number]
             self._position = number + 1, 0
@@ -103,7 +103,7 @@ class Assembler:
     def _read_part(
         self, item: Input, written: list[Written], first: int
     ) -> Iterator[tuple[int, bytes | None]]:
-        """Samples of a part from number ``first`` on; None for one that is not as written."""
+        """Read samples of a part from number ``first`` on; None for a damaged sample."""
         if first == len(written):
             return
         try:
@@ -113,19 +113,19 @@ class Assembler:
             return
         with file:
             whole = os.fstat(file.fileno()).st_size
-            file.seek(min(whole, sum(one.size for one in written[:first])))
+            file.seek(min(whole, sum(clip.size for clip in written[:first])))
             for number in range(first, len(written)):
                 blocks = file.read(min(whole, written[number].size))
                 good = zlib.crc32(blocks) == written[number].crc
                 yield number, blocks if good else None
 
     def _full(self, size: int) -> bool:
-        held = len(self._labels)
-        return held >= self._samples or (held > 0 and self._size + size + len(END) > self._bytes)
+        count = len(self._labels)
+        return count >= self._samples or (count > 0 and self._size + size + len(END) > self._bytes)
 
     def _append(self, blocks: bytes, labels: Sequence[str]) -> None:
         if self._file is None:
-            self._file = (self._layout.work / "shard.tmp").open("wb")
+            self._file = (self._layout.work_folder / "shard.tmp").open("wb")
         self._write(blocks)
         numbers = set()
         for label in labels:
@@ -141,7 +141,7 @@ class Assembler:
         self._size += len(data)
 
     def _seal(self) -> None:
-        """Gives the shard its name and records how far the sealed shards reach."""
+        """Rename the shard to its final name and save the state."""
         if self._file is not None:
             self._write(END)
             self._file.flush()
@@ -149,7 +149,7 @@ class Assembler:
             self._file.close()
             self._file = None
             path = self._layout.shard(len(self.state.shards))
-            (self._layout.work / "shard.tmp").replace(path)
+            (self._layout.work_folder / "shard.tmp").replace(path)
             flush_folder(path.parent)
             self.state.shards.append(
                 ShardEntry(
@@ -181,7 +181,7 @@ class Assembler:
         self._skips = []
 
     def finish(self) -> Manifest:
-        """Seals the last shard and writes the manifest; the working folder goes."""
+        """Seal the last shard, write the manifest and remove the working folder."""
         self._seal()
         state = self.state
         names = sorted(state.labels)
@@ -191,8 +191,8 @@ class Assembler:
             numbers = None
             if names:
                 numbers = tuple(
-                    tuple(sorted(number[state.labels[i]] for i in one))
-                    for one in shard.labels or ((),) * shard.samples
+                    tuple(sorted(number[state.labels[i]] for i in of_sample))
+                    for of_sample in shard.labels or ((),) * shard.samples
                 )
             shards.append(dataclasses.replace(shard, labels=numbers))
         manifest = Manifest(
@@ -205,5 +205,5 @@ class Assembler:
         )
         with write_atomically(self._layout.manifest) as file:
             file.write(manifest.to_bytes())
-        shutil.rmtree(self._layout.work)
+        shutil.rmtree(self._layout.work_folder)
         return manifest

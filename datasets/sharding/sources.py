@@ -1,4 +1,4 @@
-"""Where an input's bytes are: a file of this machine, or a copy of a remote one."""
+"""Sources of inputs: local files, or temporary copies of remote ones."""
 
 import contextlib
 import logging
@@ -23,11 +23,11 @@ from cavmae.datasets.sharding.inputs import Input
 
 log = logging.getLogger("cavmae")
 NAMED = 100  # refused addresses that are logged one by one
-LONGEST_ENDING = 16  # characters of a file name that tell its kind
+LONGEST_ENDING = 16  # characters of a file name's suffix
 
 
 def log_refused(items: Iterable[Input]) -> None:
-    """Logs every address that cannot be opened whatever its server says, before work begins."""
+    """Log every address that can never be opened, before work begins."""
     refused = []
     for item in items:
         try:
@@ -42,7 +42,7 @@ def log_refused(items: Iterable[Input]) -> None:
 
 
 def copy_prefix(part: Path) -> str:
-    """Of the folders in which copies for a part file lie, which a killed worker leaves."""
+    """Prefix of the folders of copies for a part file, which a killed worker leaves."""
     return f"{part.stem}.input-"
 
 
@@ -54,7 +54,7 @@ def local_copy(
     limits: Limits = DEFAULT_LIMITS,
     beat: Callable[[], None] | None = None,
 ) -> Iterator[str]:
-    """Path of a file or URL that FFmpeg can open; a remote one is copied for as long as needed.
+    """Local path of a file or URL for FFmpeg; a remote file is copied for the context's duration.
 
     Args:
         source: path or URL.
@@ -67,35 +67,35 @@ def local_copy(
         MediaError: ``not_a_file``; ``missing`` or another reason of a download.
         OSError: permission denied, or the disk is full.
     """
-    near = local_path(source) or source
-    remote = is_url(near)
+    local = local_path(source) or source
+    remote = is_url(local)
     if not remote:
-        _refuse_special(near)
-    if not remote and _is_utf8(near):
-        yield near
+        _refuse_special(local)
+    if not remote and _is_utf8(local):
+        yield local
         return
     with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as scratch:
         # A signed URL has a query behind its ending, longer than a name may be.
-        ending = Path(near.split("?")[0]).suffix[:LONGEST_ENDING]
+        ending = Path(local.split("?")[0]).suffix[:LONGEST_ENDING]
         path = Path(scratch) / ("video" + re.sub(r"[^.A-Za-z0-9]", "", ending))
         if remote:
             try:
-                fetch(near, path, limits, beat)
+                fetch(local, path, limits, beat)
             except FileNotFoundError as error:
-                raise MediaError("missing", f"{near}: no such file") from error
+                raise MediaError("missing", f"{local}: no such file") from error
             except (AddressError, RemoteError) as error:
                 raise MediaError(error.reason, str(error)) from error
         else:
-            path.symlink_to(Path(near).absolute())
+            path.symlink_to(Path(local).absolute())
         yield str(path)
 
 
 def _refuse_special(path: str) -> None:
-    """Raises MediaError for what would be waited for (a pipe) or never ends (a device)."""
+    """Raise MediaError for a pipe, which may block, or a device, which may never end."""
     try:
         mode = Path(path).stat().st_mode
     except OSError:
-        return  # whoever opens it says why it cannot be
+        return  # the caller that opens it reports the reason
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise MediaError("not_a_file", "neither a file nor a folder but a pipe, socket or device")
 

@@ -1,8 +1,9 @@
-"""Talkers: rendered talking heads with every voice and every pixel known.
+"""Synthetic talking heads with ground-truth voices and masks.
 
-From top to bottom: ``settings`` (what is asked for), ``roster`` and ``population`` (who there is),
-``voices`` (from ``espeak`` and ``words``, or from ``recordings``), ``script`` (what happens in a
-clip), ``mixing`` (its sound), ``articulation`` and ``motion`` (how mouths and heads move),
-``looks``, ``face``, ``mouth``, ``covers``, ``figure`` (people), ``backdrop`` and ``stage`` (the
-whole picture, on a ``canvas`` that keeps masks and drawing together), ``film`` (files).
+In the order of the data: ``settings`` (options), ``speaker_discovery`` and ``population``
+(speakers), ``voices`` (from ``espeak`` and ``words``, or from ``recordings``), ``script`` (cast and
+events of a clip), ``mixing`` (audio), ``articulation`` (mouth tracks) and ``motion`` (head and
+camera movement), ``appearance``, ``face``, ``mouth``, ``occlusions`` and ``figure`` (people),
+``backdrop`` and ``stage`` (whole frames, on a ``canvas`` that keeps masks and drawing together),
+``clip_writer`` (files), ``sheet`` (contact sheet).
 """

@@ -1,11 +1,11 @@
-"""What somebody looks like, drawn by lot and the same in all their clips."""
+"""Appearance of a person: random, and the same in all their clips."""
 
 import colorsys
 import dataclasses
 
 import numpy as np
 
-from cavmae.datasets.synthetic.population import lot
+from cavmae.datasets.synthetic.population import rng_for
 
 Color = tuple[float, float, float]  # red, green, blue in [0, 1]
 
@@ -29,7 +29,7 @@ EYES = ((0.25, 0.16, 0.10), (0.38, 0.26, 0.14), (0.28, 0.45, 0.62), (0.30, 0.48,
 
 @dataclasses.dataclass(frozen=True)
 class Appearance:
-    """A face and what is worn. Lengths are shares of the head's height.
+    """Face, hair and clothes. Lengths are fractions of the head's height.
 
     Attributes:
         skin, hair, eyes, lips, cloth, cloth2: colours.
@@ -39,7 +39,7 @@ class Appearance:
         brow, nose, nose_width, mouth_width, lip, mouth_y: sizes and places.
         ear: size.
         shoulders: half width.
-        wrinkles: how plainly they are drawn, 0 to 1.
+        wrinkles: strength of their lines, 0 to 1.
         teeth: brightness.
     """
 
@@ -71,26 +71,26 @@ class Appearance:
     teeth: float
 
 
-def mixed(first: Color, second: Color, share: float) -> Color:
-    """Between two colours."""
-    return tuple(a + (b - a) * share for a, b in zip(first, second, strict=True))  # type: ignore[return-value]
+def blend(first: Color, second: Color, fraction: float) -> Color:
+    """Blend two colours; ``fraction`` is the weight of the second."""
+    return tuple(a + (b - a) * fraction for a, b in zip(first, second, strict=True))  # type: ignore[return-value]
 
 
-def draw_look(family: int, own: int) -> Appearance:
-    """A look by lot.
+def draw_appearance(family: int, person: int) -> Appearance:
+    """Draw a random appearance.
 
     Args:
         family: seed that look-alikes share; it decides nearly everything.
-        own: seed of the person, for small differences of proportion.
+        person: seed of the person, for small differences of proportion.
     """
-    rng = lot("look", family)
-    skin = mixed(SKINS[int(rng.integers(len(SKINS)))], (0.9, 0.62, 0.52), rng.uniform(0, 0.2))
+    rng = rng_for("look", family)
+    skin = blend(SKINS[int(rng.integers(len(SKINS)))], (0.9, 0.62, 0.52), rng.uniform(0, 0.2))
     hair = HAIR_COLORS[int(rng.integers(len(HAIR_COLORS)))]
-    look = Appearance(
+    appearance = Appearance(
         skin=skin,
-        hair=mixed(hair, (0.3, 0.2, 0.15), rng.uniform(0, 0.15)),
+        hair=blend(hair, (0.3, 0.2, 0.15), rng.uniform(0, 0.15)),
         eyes=EYES[int(rng.integers(len(EYES)))],
-        lips=mixed(skin, (0.70, 0.20, 0.24), rng.uniform(0.30, 0.75)),
+        lips=blend(skin, (0.70, 0.20, 0.24), rng.uniform(0.30, 0.75)),
         cloth=_cloth(rng),
         cloth2=_cloth(rng),
         style=str(rng.choice(HAIR_STYLES)),
@@ -114,10 +114,10 @@ def draw_look(family: int, own: int) -> Appearance:
         wrinkles=float(rng.uniform(0, 1) ** 2),
         teeth=rng.uniform(0.80, 0.97),
     )
-    mine = lot("own", own)
+    person_rng = rng_for("own", person)
     sizes = ("cheek", "jaw", "eye_gap", "eye_size", "nose", "nose_width", "mouth_width", "lip")
-    changes = {name: getattr(look, name) * mine.uniform(0.97, 1.03) for name in sizes}
-    return dataclasses.replace(look, **changes)
+    changes = {name: getattr(appearance, name) * person_rng.uniform(0.97, 1.03) for name in sizes}
+    return dataclasses.replace(appearance, **changes)
 
 
 def _cloth(rng: np.random.Generator) -> Color:

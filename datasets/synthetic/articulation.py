@@ -1,4 +1,4 @@
-"""How mouths move: from phonemes, from sound, and without any speech.
+"""Mouth tracks: from phonemes, from audio, and without speech.
 
 A mouth track is float32 [steps, 4] at 100 Hz: opening (0 closed to 1 wide open), spread (-1 rounded
 to 1 spread), teeth (0 hidden to 1 bared) and tongue (0 down to 1 at the teeth).
@@ -16,12 +16,12 @@ from cavmae.datasets.synthetic.espeak import Phoneme
 
 RATE = 100  # Hz
 STEP = SAMPLE_RATE // RATE
-SMOOTHING = 0.03  # s: standard deviation of what lips and jaw make of sudden targets
+SMOOTHING = 0.03  # s: standard deviation of the Gaussian that smooths sudden targets
 OPENING, SPREAD, TEETH, TONGUE = range(4)
 
 
 class Shape(NamedTuple):
-    """A mouth's target for a sound; see the module for the scales."""
+    """Target shape of a mouth for a phoneme; see the module for the scales."""
 
     opening: float
     spread: float = 0.0
@@ -30,7 +30,7 @@ class Shape(NamedTuple):
 
 
 CLOSED = Shape(0.0)
-# Groups of sounds that look alike on the lips, by letters of the IPA.
+# Visemes: groups of phonemes with one lip shape, by letters of the IPA.
 _GROUPS = (
     ("aɑæɐɒ", Shape(1.0, 0.1, 0.2)),
     ("ɛɜʌəɚɝ", Shape(0.6, 0.15, 0.25)),
@@ -50,52 +50,52 @@ _GROUPS = (
 SHAPES = {letter: shape for letters, shape in _GROUPS for letter in letters}
 
 
-def shape_of(ipa: str) -> Shape:
-    """A phoneme's shape: that of its first letter that moves the lips; a pause closes them."""
+def mouth_shape(ipa: str) -> Shape:
+    """Shape of a phoneme: that of its first letter with a viseme; a pause closes the lips."""
     return next((SHAPES[letter] for letter in ipa if letter in SHAPES), CLOSED)
 
 
 def from_phonemes(phonemes: Sequence[Phoneme], steps: int) -> np.ndarray:
-    """A mouth track in which every phoneme's shape holds until the next one begins."""
+    """Mouth track in which every phoneme's shape holds until the next phoneme begins."""
     track = np.zeros((steps, 4), np.float32)
     ends = [p.start for p in phonemes[1:]] + [steps / RATE]
     for phoneme, end in zip(phonemes, ends, strict=True):
         first, last = round(phoneme.start * RATE), round(end * RATE)
-        track[first:last] = shape_of(phoneme.ipa)
+        track[first:last] = mouth_shape(phoneme.ipa)
     return track
 
 
-def from_sound(sound: np.ndarray, level: float) -> np.ndarray:
-    """A mouth track that follows the energies of four bands, as lips and jaw roughly do.
+def from_audio(waveform: np.ndarray, level: float) -> np.ndarray:
+    """Mouth track from the energies of four frequency bands, an approximation of lips and jaw.
 
     The jaw opens with the first formant's band (300 to 1000 Hz), fricatives (above 4 kHz) bare the
-    teeth behind a narrow opening, and the balance of 1.6 to 3.2 kHz against 0.5 to 1.2 kHz tells
-    spread vowels from rounded ones.
+    teeth behind a narrow opening, and the balance of 1.6 to 3.2 kHz against 0.5 to 1.2 kHz
+    separates spread vowels from rounded ones.
 
     Args:
-        sound: float32 [samples] at 16 kHz of one voice alone.
-        level: of its speech in dB, so that what is quiet beside it opens no mouth.
+        waveform: float32 [samples] at 16 kHz of one clean voice.
+        level: of its speech in dB; much quieter audio does not open the mouth.
     """
-    steps = len(sound) // STEP
+    steps = len(waveform) // STEP
     window = 2 * STEP
-    margin = (window - STEP) // 2  # a window has its step in its middle
-    padded = torch.nn.functional.pad(torch.from_numpy(sound), (margin, margin))
+    margin = (window - STEP) // 2  # centres each window on its step
+    padded = torch.nn.functional.pad(torch.from_numpy(waveform), (margin, margin))
     frames = padded.unfold(0, window, STEP)[:steps] * torch.hann_window(window)
     power = torch.fft.rfft(frames).abs() ** 2
     frequency = torch.fft.rfftfreq(window, 1 / SAMPLE_RATE)
 
     def band(low: float, high: float) -> np.ndarray:
         inside = (frequency >= low) & (frequency < high)
-        found: np.ndarray = 10 * np.log10(power[:, inside].sum(1).numpy() + 1e-9)
-        return found
+        band_db: np.ndarray = 10 * np.log10(power[:, inside].sum(1).numpy() + 1e-9)
+        return band_db
 
     track = np.zeros((steps, 4), np.float32)
     jaw = band(300, 1000)
     if steps == 0:
         return track
-    # What the band would hold if speech at its level were all in it.
-    usual = level + 10 * float(np.log10(window * torch.hann_window(window).square().sum() / 2))
-    loudest = max(float(np.percentile(jaw, 97)), usual - 6)
+    # Level of the band if all energy of speech at ``level`` were in it.
+    reference = level + 10 * float(np.log10(window * torch.hann_window(window).square().sum() / 2))
+    loudest = max(float(np.percentile(jaw, 97)), reference - 6)
     opening = np.clip((jaw - (loudest - 28)) / 28, 0, 1) ** 1.4
     hiss = np.clip((band(4000, 8000) - jaw + 2) / 12, 0, 1) * np.clip(
         (band(4000, 8000) - (loudest - 40)) / 15, 0, 1
@@ -109,7 +109,7 @@ def from_sound(sound: np.ndarray, level: float) -> np.ndarray:
 
 
 def chewing(steps: int, rng: np.random.Generator) -> np.ndarray:
-    """A mouth that chews in bouts: 1 to 2 bites a second, mostly behind closed lips."""
+    """Mouth track of chewing in bouts: 1 to 2 bites a second, mostly behind closed lips."""
     time = np.arange(steps) / RATE
     rate = rng.uniform(1.0, 2.0)
     wobble = 0.15 * np.sin(2 * np.pi * rng.uniform(0.1, 0.3) * time + rng.uniform(0, 6))
@@ -124,7 +124,7 @@ def chewing(steps: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def smiling(steps: int, rng: np.random.Generator) -> np.ndarray:
-    """A mouth that smiles, yawns and moves now and then, without speech."""
+    """Mouth track of smiles, yawns and occasional movement without speech."""
     track = np.zeros((steps, 4), np.float32)
     time = np.arange(steps) / RATE
     for _ in range(max(1, round(steps / RATE / 1.5))):
@@ -137,9 +137,9 @@ def smiling(steps: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def at_frames(track: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """float32 [frames, 4]: the smoothed track at these times, in seconds."""
+    """Sample the smoothed track at frame times in seconds; returns float32 [frames, 4]."""
     smooth = gaussian_filter1d(track, SMOOTHING * RATE, axis=0, mode="nearest")
-    # Step n stands for the sound around (n + 0.5) / RATE.
+    # Step n covers the audio around (n + 0.5) / RATE.
     grid = (np.arange(len(track)) + 0.5) / RATE
     columns = [np.interp(times, grid, smooth[:, c]) for c in range(track.shape[1])]
     return np.stack(columns, axis=1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is behind people: painted once a clip, blurred, larger than the picture for camera shake."""
+"""Backdrops: painted once a clip, blurred, larger than the frame to allow camera shake."""
 
 import numpy as np
 import skia
@@ -10,12 +10,12 @@ KINDS = ("gradient", "texture", "shelf", "room", "street", "bokeh")
 
 
 def paint_backdrop(size: tuple[int, int], rng: np.random.Generator) -> skia.Image:
-    """A background by lot.
+    """Paint a random backdrop.
 
     Args:
-        size: (width, height) of the picture in pixels; the image is larger by the margin.
+        size: (width, height) of a frame in pixels; the image is larger by the margin.
     """
-    margin = margin_of(size)
+    margin = margin_pixels(size)
     width, height = size[0] + 2 * margin, size[1] + 2 * margin
     surface = skia.Surface(width, height)
     canvas = surface.getCanvas()
@@ -44,8 +44,8 @@ def paint_backdrop(size: tuple[int, int], rng: np.random.Generator) -> skia.Imag
     return blurred.makeImageSnapshot()
 
 
-def margin_of(size: tuple[int, int]) -> int:
-    """Pixels by which a backdrop is larger than the picture on every side."""
+def margin_pixels(size: tuple[int, int]) -> int:
+    """Margin in pixels of a backdrop around the frame, on every side."""
     return round(MARGIN * sum(size))
 
 
@@ -56,17 +56,19 @@ def _color(rng: np.random.Generator) -> Color:
 
 
 def _texture(canvas: skia.Canvas, width: int, height: int, rng: np.random.Generator) -> None:
-    """Marble, plaster, wood: noise stretched by lot."""
+    """Marble, plaster or wood: noise with a random stretch."""
     fine = rng.uniform(0.004, 0.05) * 224 / height
-    made = skia.Paint(AntiAlias=True)
-    made.setShader(
+    filling = skia.Paint(AntiAlias=True)
+    filling.setShader(
         skia.PerlinNoiseShader.MakeFractalNoise(
             fine * rng.uniform(0.2, 1), fine, int(rng.integers(1, 5)), int(rng.integers(1000))
         )
     )
-    made.setAlphaf(float(rng.uniform(0.3, 0.9)))
-    made.setBlendMode(skia.BlendMode.kSoftLight if rng.random() < 0.5 else skia.BlendMode.kOverlay)
-    canvas.drawRect(skia.Rect(0, 0, width, height), made)
+    filling.setAlphaf(float(rng.uniform(0.3, 0.9)))
+    filling.setBlendMode(
+        skia.BlendMode.kSoftLight if rng.random() < 0.5 else skia.BlendMode.kOverlay
+    )
+    canvas.drawRect(skia.Rect(0, 0, width, height), filling)
 
 
 def _shelf(canvas: skia.Canvas, width: int, height: int, rng: np.random.Generator) -> None:
@@ -85,7 +87,7 @@ def _shelf(canvas: skia.Canvas, width: int, height: int, rng: np.random.Generato
 
 
 def _room(canvas: skia.Canvas, width: int, height: int, rng: np.random.Generator) -> None:
-    """A wall with a window or door, pictures, a lamp, a plant."""
+    """A wall with windows or doors, a lamp and a plant."""
     for _ in range(int(rng.integers(2, 6))):
         w, h = rng.uniform(0.12, 0.5, 2) * height
         x, y = rng.uniform(-0.1, 0.95) * width, rng.uniform(-0.05, 0.6) * height

@@ -1,7 +1,7 @@
-"""Two pictures drawn at once: what is seen, and whose pixel it is.
+"""Colour image and label mask, drawn at once.
 
-Every shape that adds to somebody's outline is filled into both through one call, so the masks
-cannot drift from the drawing: the label picture gets the pixels whose centre lies in the shape.
+Every shape that adds to a person's outline is filled into both through one call, so the masks
+cannot drift from the drawing: the label mask gets the pixels whose centre lies in the shape.
 """
 
 import contextlib
@@ -15,46 +15,46 @@ Point = tuple[float, float]
 
 
 def paint(color: Color, alpha: float = 1.0, blur: float = 0.0) -> skia.Paint:
-    """An antialiased filling.
+    """Antialiased filling.
 
     Args:
         blur: standard deviation of its soft edge, in the units of the drawing.
     """
-    made = skia.Paint(AntiAlias=True, Color4f=skia.Color4f(*_clipped(color), alpha))
+    filling = skia.Paint(AntiAlias=True, Color4f=skia.Color4f(*_clipped(color), alpha))
     if blur:
-        made.setMaskFilter(skia.MaskFilter.MakeBlur(skia.kNormal_BlurStyle, blur))
-    return made
+        filling.setMaskFilter(skia.MaskFilter.MakeBlur(skia.kNormal_BlurStyle, blur))
+    return filling
 
 
 def pen(color: Color, width: float, alpha: float = 1.0) -> skia.Paint:
-    """An antialiased line with round ends."""
-    made = paint(color, alpha)
-    made.setStyle(skia.Paint.kStroke_Style)
-    made.setStrokeWidth(width)
-    made.setStrokeCap(skia.Paint.kRound_Cap)
-    made.setStrokeJoin(skia.Paint.kRound_Join)
-    return made
+    """Antialiased line with round ends."""
+    filling = paint(color, alpha)
+    filling.setStyle(skia.Paint.kStroke_Style)
+    filling.setStrokeWidth(width)
+    filling.setStrokeCap(skia.Paint.kRound_Cap)
+    filling.setStrokeJoin(skia.Paint.kRound_Join)
+    return filling
 
 
 def gradient(start: Point, end: Point, colors: Sequence[Color]) -> skia.Paint:
-    """An antialiased filling that goes from colour to colour along a line."""
-    made = skia.Paint(AntiAlias=True)
+    """Antialiased linear gradient along a line."""
+    filling = skia.Paint(AntiAlias=True)
     packed = [skia.Color4f(*_clipped(c), 1).toColor() for c in colors]
-    made.setShader(skia.GradientShader.MakeLinear([start, end], packed))
-    return made
+    filling.setShader(skia.GradientShader.MakeLinear([start, end], packed))
+    return filling
 
 
 def glow(middle: Point, radius: float, color: Color, alpha: float) -> skia.Paint:
-    """A filling that fades from the middle outwards."""
-    made = skia.Paint(AntiAlias=True)
+    """Radial gradient that fades from the middle outwards."""
+    filling = skia.Paint(AntiAlias=True)
     inner = skia.Color4f(*_clipped(color), alpha).toColor()
     outer = skia.Color4f(*_clipped(color), 0).toColor()
-    made.setShader(skia.GradientShader.MakeRadial(middle, radius, [inner, outer]))
-    return made
+    filling.setShader(skia.GradientShader.MakeRadial(middle, radius, [inner, outer]))
+    return filling
 
 
 def shade(color: Color, factor: float) -> Color:
-    """Darker or lighter."""
+    """Scale a colour's brightness."""
     return _clipped((color[0] * factor, color[1] * factor, color[2] * factor))
 
 
@@ -69,7 +69,7 @@ def oval(x: float, y: float, rx: float, ry: float) -> skia.Path:
 
 
 class Canvas:
-    """A picture and its labels.
+    """Image with a label mask.
 
     Args:
         size: (width, height) in pixels.
@@ -83,61 +83,63 @@ class Canvas:
         width, height = size
         self.pixels = np.zeros((height, width, 4), np.uint8)
         self.labels = np.zeros((height, width), np.uint8)
-        seen = skia.ImageInfo.Make(width, height, skia.kRGBA_8888_ColorType, skia.kPremul_AlphaType)
+        color_info = skia.ImageInfo.Make(
+            width, height, skia.kRGBA_8888_ColorType, skia.kPremul_AlphaType
+        )
         self._surfaces = (
-            skia.Surface.MakeRasterDirect(seen, self.pixels, width * 4),
+            skia.Surface.MakeRasterDirect(color_info, self.pixels, width * 4),
             skia.Surface.MakeRasterDirect(skia.ImageInfo.MakeA8(width, height), self.labels, width),
         )
-        self.seen, self._marked = (s.getCanvas() for s in self._surfaces)
+        self.color_canvas, self._label_canvas = (s.getCanvas() for s in self._surfaces)
         self._label = skia.Paint(AntiAlias=False, BlendMode=skia.BlendMode.kSrc)
 
     def clear(self) -> None:
-        self.seen.clear(skia.ColorTRANSPARENT)
-        self._marked.clear(skia.ColorTRANSPARENT)
+        self.color_canvas.clear(skia.ColorTRANSPARENT)
+        self._label_canvas.clear(skia.ColorTRANSPARENT)
 
     def draw(self, path: skia.Path, filling: skia.Paint, label: int | None = None) -> None:
-        """Fills a shape or draws its line.
+        """Fill a shape or draw its line.
 
         Args:
             label: marks the pixels of the shape; None: a detail within shapes drawn before.
         """
-        self.seen.drawPath(path, filling)
+        self.color_canvas.drawPath(path, filling)
         if label is not None:
             self._label.setAlpha(label)
             self._label.setStyle(filling.getStyle())
             self._label.setStrokeWidth(filling.getStrokeWidth())
             self._label.setStrokeCap(filling.getStrokeCap())
             self._label.setStrokeJoin(filling.getStrokeJoin())
-            self._marked.drawPath(path, self._label)
+            self._label_canvas.drawPath(path, self._label)
 
     @contextlib.contextmanager
-    def within(self, path: skia.Path) -> Iterator[None]:
-        """What is drawn meanwhile shows only inside a shape."""
-        with self.placed(skia.Matrix()):
-            self.seen.clipPath(path, True)
-            self._marked.clipPath(path, False)
+    def clipped(self, path: skia.Path) -> Iterator[None]:
+        """Clip drawing to a shape within the context."""
+        with self.transformed(skia.Matrix()):
+            self.color_canvas.clipPath(path, True)
+            self._label_canvas.clipPath(path, False)
             yield
 
     @contextlib.contextmanager
-    def placed(self, matrix: skia.Matrix) -> Iterator[None]:
-        """What is drawn meanwhile is moved, turned and scaled."""
-        for canvas in (self.seen, self._marked):
+    def transformed(self, matrix: skia.Matrix) -> Iterator[None]:
+        """Apply a matrix to drawing within the context."""
+        for canvas in (self.color_canvas, self._label_canvas):
             canvas.save()
             canvas.concat(matrix)
         try:
             yield
         finally:
-            for canvas in (self.seen, self._marked):
+            for canvas in (self.color_canvas, self._label_canvas):
                 canvas.restore()
 
     @property
     def matrix(self) -> skia.Matrix:
-        """From drawing units to pixels."""
-        return self.seen.getTotalMatrix()
+        """Matrix from drawing units to pixels."""
+        return self.color_canvas.getTotalMatrix()
 
 
-def placing(x: float, y: float, degrees: float, scale: float) -> skia.Matrix:
-    """Scales, then turns, then moves."""
+def placement(x: float, y: float, degrees: float, scale: float) -> skia.Matrix:
+    """Matrix that scales, then rotates, then translates."""
     matrix = skia.Matrix()
     matrix.setTranslate(x, y)
     matrix.preRotate(degrees)

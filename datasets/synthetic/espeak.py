@@ -41,10 +41,10 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 @dataclasses.dataclass(frozen=True)
 class EspeakVoice:
-    """How a speaker sounds.
+    """Parameters of an espeak-ng voice.
 
     Attributes:
-        language: as espeak-ng calls it.
+        language: name in espeak-ng.
         variant: one of espeak-ng's voice variants.
         pitch, pitch_range: 0 to 99, espeak-ng's scale.
         rate: words a minute.
@@ -59,14 +59,14 @@ class EspeakVoice:
 
 @dataclasses.dataclass(frozen=True)
 class Phoneme:
-    """A phoneme in IPA and when it begins, in seconds; an empty one is a pause."""
+    """Phoneme in IPA with its start in seconds; an empty one is a pause."""
 
     start: float
     ipa: str
 
 
-def speak(voice: EspeakVoice, texts: Sequence[str]) -> tuple[np.ndarray, int, list[Phoneme]]:
-    """Speaks sentences one after the other.
+def synthesize(voice: EspeakVoice, texts: Sequence[str]) -> tuple[np.ndarray, int, list[Phoneme]]:
+    """Synthesize sentences one after the other.
 
     The same call gives the same samples whatever was spoken before: espeak-ng carries state from
     one utterance to the next even over its own re-initialisation (measured with 1.52), so the
@@ -82,17 +82,17 @@ def speak(voice: EspeakVoice, texts: Sequence[str]) -> tuple[np.ndarray, int, li
         import espeakng_loader
     except ImportError as error:
         raise CavmaeError(
-            "Made voices need espeak-ng: pip install 'cavmae[talkers]' (it is GPL-3), or give "
+            "Synthetic voices need espeak-ng: pip install 'cavmae[talkers]' (it is GPL-3), or give "
             "recordings with --speech DIR."
         ) from error
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    heard: list[bytes] = []
+    chunks: list[bytes] = []
     phonemes: list[Phoneme] = []
 
     @_CALLBACK
     def receive(wave: object, count: int, events: object) -> int:
         if wave and count > 0:
-            heard.append(ctypes.string_at(wave, 2 * count))  # type: ignore[arg-type]
+            chunks.append(ctypes.string_at(wave, 2 * count))  # type: ignore[arg-type]
         number = 0
         while (event := events[number]).type:  # type: ignore[index]
             if event.type == _PHONEME:
@@ -116,19 +116,19 @@ def speak(voice: EspeakVoice, texts: Sequence[str]) -> tuple[np.ndarray, int, li
             (_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, voice.pitch_range)
         ):  # fmt: skip
             library.espeak_SetParameter(parameter, value, 0)
-        found: list[Phoneme] = []
+        placed: list[Phoneme] = []
         before = 0
         for text in texts:
             data = text.encode()
             phonemes.clear()
             library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None)
-            found += [Phoneme((before + p.start) / rate, p.ipa) for p in phonemes]
-            before = sum(map(len, heard)) // 2
+            placed += [Phoneme((before + p.start) / rate, p.ipa) for p in phonemes]
+            before = sum(map(len, chunks)) // 2
     finally:
         library.espeak_Terminate()
         _unload(library)
-    sound = np.frombuffer(b"".join(heard), np.int16).astype(np.float32) / 32768
-    return sound, rate, found
+    waveform = np.frombuffer(b"".join(chunks), np.int16).astype(np.float32) / 32768
+    return waveform, rate, placed
 
 
 def _unload(library: ctypes.CDLL) -> None:
@@ -137,7 +137,7 @@ def _unload(library: ctypes.CDLL) -> None:
     _ctypes.dlclose(library._handle)
 
 
-# Variants that sound like people: robots, whispers and the like are left out.
+# Natural variants: robots, whispers and the like are left out.
 VARIANTS = (
     "Alex", "Alicia", "Andrea", "Andy", "Annie", "Denis", "Diogo", "Gene", "Gene2", "Henrique",
     "Hugo", "Jacky", "Lee", "Marco", "Mario", "Michael", "Mike", "Mr serious", "Nguyen", "Reed",

@@ -1,16 +1,16 @@
-"""A face: skin, eyes, brows, nose, ears, beard, glasses. Units: the head's height, its middle 0."""
+"""Face: skin, eyes, brows, nose, ears, beard, glasses. Units: head heights, its middle 0."""
 
 from typing import NamedTuple
 
 import skia
 
-from cavmae.datasets.synthetic.appearance import Appearance, mixed
+from cavmae.datasets.synthetic.appearance import Appearance, blend
 from cavmae.datasets.synthetic.articulation import OPENING
 from cavmae.datasets.synthetic.canvas import Canvas, Point, glow, gradient, oval, paint, pen, shade
 from cavmae.datasets.synthetic.mouth import Mouth
 
-TURN, BEND = 0.16, 0.11  # by which what is nearest to the camera moves when a head turns or bends
-EARS = -0.1  # how near they are; further back they would leave a turned head
+TURN, BEND = 0.16, 0.11  # shift of the nearest point when a head turns or bends
+EARS = -0.1  # depth; further back they would leave a turned head
 DROP = 0.085  # by which an open jaw lowers the chin
 
 
@@ -26,38 +26,38 @@ class Pose(NamedTuple):
 
 
 class Face:
-    """Draws one person's face."""
+    """Draws a person's face."""
 
-    def __init__(self, look: Appearance, light: float):
+    def __init__(self, appearance: Appearance, light: float):
         """
         Args:
             light: -1 from the left to 1 from the right.
         """
-        self.look = look
-        skin = look.skin
+        self.appearance = appearance
+        skin = appearance.skin
         bright, dark = shade(skin, 1.08), shade(skin, 0.72)
         sides = [bright, skin, dark] if light < 0 else [dark, skin, bright]
         self.skin = gradient((-0.42, -0.1), (0.42, 0.1), sides)
         self._ear = paint(shade(skin, 0.82))
         self._ear_line = pen(shade(skin, 0.6), 0.012)
         self._line = pen(shade(skin, 0.55), 0.013, 0.8)
-        self._fold = pen(shade(skin, 0.6), 0.010, 0.15 + 0.55 * look.wrinkles)
-        self._blush = mixed(skin, (0.85, 0.35, 0.3), 0.5)
+        self._fold = pen(shade(skin, 0.6), 0.010, 0.15 + 0.55 * appearance.wrinkles)
+        self._blush = blend(skin, (0.85, 0.35, 0.3), 0.5)
         self._white = paint((0.95, 0.94, 0.92))
-        self._iris = paint(look.eyes)
+        self._iris = paint(appearance.eyes)
         self._pupil = paint((0.03, 0.03, 0.03))
         self._spark = paint((1, 1, 1), 0.85)
         self._lid = pen((0.12, 0.08, 0.07), 0.012)
         self._skin_lid = paint(shade(skin, 0.86))
-        self._brow = pen(shade(look.hair, 0.75), 2 * look.brow)
-        beard = shade(look.hair, 0.9)
-        self._beard = paint(beard, 0.28 if look.beard == "stubble" else 1.0)
+        self._brow = pen(shade(appearance.hair, 0.75), 2 * appearance.brow)
+        beard = shade(appearance.hair, 0.9)
+        self._beard = paint(beard, 0.28 if appearance.beard == "stubble" else 1.0)
         self._frame = pen((0.08, 0.08, 0.10), 0.018)
-        self._glass = paint((0.05, 0.05, 0.07), 0.88 if look.glasses == "dark" else 0.08)
-        self._mouth = Mouth(look)
+        self._glass = paint((0.05, 0.05, 0.07), 0.88 if appearance.glasses == "dark" else 0.08)
+        self._mouth = Mouth(appearance)
 
     def at(self, pose: Pose, x: float, y: float, near: float) -> Point:
-        """Where a point of the face comes to lie.
+        """Project a point of the face into the frame.
 
         Args:
             near: -1 (back of the head) to 1 (tip of the nose).
@@ -66,19 +66,19 @@ class Face:
         return x * narrow + TURN * near * pose.yaw, y + BEND * near * pose.pitch
 
     def outline(self, pose: Pose, opening: float, grown: float = 0.0) -> skia.Path:
-        """The face from crown to chin.
+        """Outline of the face from crown to chin.
 
         Args:
-            grown: by how much it is widened on all sides.
+            grown: margin by which it is widened on all sides.
         """
-        look, drop = self.look, DROP * opening
+        appearance, drop = self.appearance, DROP * opening
         path = skia.Path()
 
         def p(x: float, y: float, near: float) -> Point:
             grow = grown if x > 0 else -grown if x < 0 else 0.0
             return self.at(pose, x + grow, y + (grown if y > 0.3 else 0.0), near)
 
-        c, j, k = look.cheek, look.jaw, look.chin
+        c, j, k = appearance.cheek, appearance.jaw, appearance.chin
         crown = self.at(pose, 0, -0.50 - grown, 0.0)
         chin = p(0, 0.48 + drop, 0.35)
         path.moveTo(*p(-c, -0.05, 0.0))
@@ -103,7 +103,7 @@ class Face:
         return path
 
     def draw(self, canvas: Canvas, pose: Pose, shape: tuple[float, ...], label: int) -> skia.Path:
-        """Draws the face.
+        """Draw the face.
 
         Args:
             shape: one step of a mouth track.
@@ -112,26 +112,26 @@ class Face:
         Returns:
             the outline of the lips, in the units of the head.
         """
-        look, opening = self.look, shape[OPENING]
+        appearance, opening = self.appearance, shape[OPENING]
         for side in (-1, 1):
-            x, y = self.at(pose, side * (look.cheek + 0.01), 0.02, EARS)
-            canvas.draw(oval(x, y, 0.045, look.ear), self._ear, label)
-            canvas.draw(oval(x, y, 0.02, 0.6 * look.ear), self._ear_line)
+            x, y = self.at(pose, side * (appearance.cheek + 0.01), 0.02, EARS)
+            canvas.draw(oval(x, y, 0.045, appearance.ear), self._ear, label)
+            canvas.draw(oval(x, y, 0.02, 0.6 * appearance.ear), self._ear_line)
         outline = self.outline(pose, opening)
         canvas.draw(outline, self.skin, label)
-        with canvas.within(outline):
+        with canvas.clipped(outline):
             for side in (-1, 1):
                 spot = self.at(pose, side * 0.2, 0.14, 0.4)
                 canvas.draw(oval(*spot, 0.12, 0.10), glow(spot, 0.12, self._blush, 0.35))
             self._draw_beard(canvas, pose, opening)
             self._draw_folds(canvas, pose)
-        x, y = self.at(pose, 0, look.mouth_y, 0.62)
+        x, y = self.at(pose, 0, appearance.mouth_y, 0.62)
         place = skia.Matrix()
         place.setTranslate(x, y)
-        with canvas.placed(place), canvas.within(_moved(outline, -x, -y)):
+        with canvas.transformed(place), canvas.clipped(_moved(outline, -x, -y)):
             lips = self._mouth.draw(canvas, shape)
         lips.offset(x, y)
-        with canvas.within(outline):
+        with canvas.clipped(outline):
             self._draw_nose(canvas, pose)
             for side in (-1, 1):
                 self._draw_eye(canvas, pose, side)
@@ -139,19 +139,19 @@ class Face:
         return lips
 
     def _draw_beard(self, canvas: Canvas, pose: Pose, opening: float) -> None:
-        kind, look = self.look.beard, self.look
-        y, drop = look.mouth_y, DROP * opening
+        kind, appearance = self.appearance.beard, self.appearance
+        y, drop = appearance.mouth_y, DROP * opening
         if kind in ("full", "stubble"):
             path = skia.Path()
             path.moveTo(*self.at(pose, -0.6, 0.02, 0.0))
-            path.lineTo(*self.at(pose, -0.8 * look.cheek, 0.04, 0.1))
+            path.lineTo(*self.at(pose, -0.8 * appearance.cheek, 0.04, 0.1))
             path.cubicTo(
                 *self.at(pose, -0.24, 0.24, 0.3), *self.at(pose, -0.2, y - 0.055, 0.5),
                 *self.at(pose, 0, y - 0.06, 0.6),
             )  # fmt: skip
             path.cubicTo(
                 *self.at(pose, 0.2, y - 0.055, 0.5), *self.at(pose, 0.24, 0.24, 0.3),
-                *self.at(pose, 0.8 * look.cheek, 0.04, 0.1),
+                *self.at(pose, 0.8 * appearance.cheek, 0.04, 0.1),
             )  # fmt: skip
             for x, bottom in ((0.6, 0.02), (0.6, 0.9), (-0.6, 0.9)):
                 path.lineTo(*self.at(pose, x, bottom, 0.0))
@@ -159,41 +159,41 @@ class Face:
             canvas.draw(path, self._beard)
         if kind in ("moustache", "goatee"):
             x, top = self.at(pose, 0, y - 0.045, 0.62)
-            canvas.draw(oval(x, top, look.mouth_width * 0.95, 0.028), self._beard)
+            canvas.draw(oval(x, top, appearance.mouth_width * 0.95, 0.028), self._beard)
         if kind == "goatee":
             x, low = self.at(pose, 0, 0.44 + drop, 0.5)
             canvas.draw(oval(x, low, 0.10, 0.085), self._beard)
 
     def _draw_folds(self, canvas: Canvas, pose: Pose) -> None:
-        """Lines from the nose to the mouth, and on the forehead."""
+        """Draw wrinkles from the nose to the mouth, and on the forehead."""
         path = skia.Path()
         for side in (-1, 1):
-            path.moveTo(*self.at(pose, side * (self.look.nose_width + 0.03), 0.15, 0.6))
+            path.moveTo(*self.at(pose, side * (self.appearance.nose_width + 0.03), 0.15, 0.6))
             path.quadTo(
                 *self.at(pose, side * 0.15, 0.19, 0.5), *self.at(pose, side * 0.185, 0.27, 0.45)
             )
-        if self.look.wrinkles > 0.3:
+        if self.appearance.wrinkles > 0.3:
             for y in (-0.24, -0.29):
                 path.moveTo(*self.at(pose, -0.14, y, 0.3))
                 path.quadTo(*self.at(pose, 0, y - 0.015, 0.35), *self.at(pose, 0.14, y, 0.3))
         canvas.draw(path, self._fold)
 
     def _draw_nose(self, canvas: Canvas, pose: Pose) -> None:
-        look = self.look
-        x, y = self.at(pose, 0, look.nose - 0.02, 0.95)
+        appearance = self.appearance
+        x, y = self.at(pose, 0, appearance.nose - 0.02, 0.95)
         canvas.draw(oval(x, y, 0.05, 0.045), glow((x, y), 0.05, (1, 1, 1), 0.25))
-        w = look.nose_width
+        w = appearance.nose_width
         path = skia.Path()
-        path.moveTo(*self.at(pose, -w, look.nose - 0.015, 0.7))
+        path.moveTo(*self.at(pose, -w, appearance.nose - 0.015, 0.7))
         path.cubicTo(
-            *self.at(pose, -w, look.nose + 0.03, 0.8),
-            *self.at(pose, -0.3 * w, look.nose + 0.01, 0.9),
-            *self.at(pose, 0, look.nose + 0.03, 0.95),
+            *self.at(pose, -w, appearance.nose + 0.03, 0.8),
+            *self.at(pose, -0.3 * w, appearance.nose + 0.01, 0.9),
+            *self.at(pose, 0, appearance.nose + 0.03, 0.95),
         )  # fmt: skip
         path.cubicTo(
-            *self.at(pose, 0.3 * w, look.nose + 0.01, 0.9),
-            *self.at(pose, w, look.nose + 0.03, 0.8),
-            *self.at(pose, w, look.nose - 0.015, 0.7),
+            *self.at(pose, 0.3 * w, appearance.nose + 0.01, 0.9),
+            *self.at(pose, w, appearance.nose + 0.03, 0.8),
+            *self.at(pose, w, appearance.nose - 0.015, 0.7),
         )  # fmt: skip
         side = 1 if pose.yaw < 0 else -1  # the bridge's shadow lies on the far side
         path.moveTo(*self.at(pose, -side * 0.03, -0.03, 0.6))
@@ -203,9 +203,9 @@ class Face:
         canvas.draw(path, self._line)
 
     def _draw_eye(self, canvas: Canvas, pose: Pose, side: int) -> None:
-        look = self.look
-        x, y = self.at(pose, side * look.eye_gap, look.eye_height, 0.45)
-        size = look.eye_size
+        appearance = self.appearance
+        x, y = self.at(pose, side * appearance.eye_gap, appearance.eye_height, 0.45)
+        size = appearance.eye_size
         high, low = 0.62 * size * (1 - 0.95 * pose.blink), 0.5 * size * (1 - 0.6 * pose.blink)
         almond = skia.Path()
         almond.moveTo(x - size, y)
@@ -215,7 +215,7 @@ class Face:
         canvas.draw(oval(x, y - 0.012, 1.1 * size, 0.8 * size), self._skin_lid)
         canvas.draw(almond, self._white)
         gx, gy = x + 0.35 * size * pose.gaze_x, y + 0.15 * size * pose.gaze_y - 0.004
-        with canvas.within(almond):
+        with canvas.clipped(almond):
             canvas.draw(oval(gx, gy, 0.5 * size, 0.5 * size), self._iris)
             canvas.draw(oval(gx, gy, 0.24 * size, 0.24 * size), self._pupil)
             canvas.draw(
@@ -232,24 +232,26 @@ class Face:
         canvas.draw(brow, self._brow)
 
     def _draw_glasses(self, canvas: Canvas, pose: Pose) -> None:
-        kind, look = self.look.glasses, self.look
+        kind, appearance = self.appearance.glasses, self.appearance
         if kind == "none":
             return
         path = skia.Path()
         for side in (-1, 1):
-            x, y = self.at(pose, side * look.eye_gap, look.eye_height + 0.01, 0.6)
+            x, y = self.at(pose, side * appearance.eye_gap, appearance.eye_height + 0.01, 0.6)
             if kind == "square":
                 path.addRoundRect(skia.Rect(x - 0.10, y - 0.06, x + 0.10, y + 0.075), 0.02, 0.02)
             else:
                 path.addOval(skia.Rect(x - 0.10, y - 0.085, x + 0.10, y + 0.09))
         canvas.draw(path, self._glass)
-        left = self.at(pose, -look.eye_gap, look.eye_height, 0.6)
-        right = self.at(pose, look.eye_gap, look.eye_height, 0.6)
+        left = self.at(pose, -appearance.eye_gap, appearance.eye_height, 0.6)
+        right = self.at(pose, appearance.eye_gap, appearance.eye_height, 0.6)
         path.moveTo(left[0] + 0.10, left[1])
         path.lineTo(right[0] - 0.10, right[1])
         for side, hinge in ((-1, left), (1, right)):
             path.moveTo(hinge[0] + side * 0.10, hinge[1])
-            path.lineTo(*self.at(pose, side * (look.cheek + 0.02), look.eye_height, -0.1))
+            path.lineTo(
+                *self.at(pose, side * (appearance.cheek + 0.02), appearance.eye_height, -0.1)
+            )
         canvas.draw(path, self._frame)
 
 

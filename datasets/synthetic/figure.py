@@ -1,4 +1,4 @@
-"""A whole person: torso, hair, face and what hides it. Units: the head's height."""
+"""Whole person: torso, hair, face and mouth occlusion. Units: the head's height."""
 
 import skia
 
@@ -10,39 +10,45 @@ from cavmae.datasets.synthetic.occlusions import CoverUp
 
 
 class Figure:
-    """Draws one person.
+    """Draws a person.
 
     Args:
-        look: what they look like.
+        appearance: of the person.
         labels: of the pixels of their body and of their face.
         light: -1 from the left to 1 from the right.
-        cover: kind of what hides their mouth.
+        cover: kind of the mouth occlusion; None: no occlusion.
     """
 
-    def __init__(self, look: Appearance, labels: tuple[int, int], light: float, cover: str | None):
-        self.look = look
-        self.face = Face(look, light)
+    def __init__(
+        self, appearance: Appearance, labels: tuple[int, int], light: float, cover: str | None
+    ):
+        self.appearance = appearance
+        self.face = Face(appearance, light)
         self._body, self._face = labels
-        self._cover = None if cover is None else CoverUp(look, cover)
-        tones = [shade(look.cloth, 1.12), shade(look.cloth, 0.72)]
+        self._cover = None if cover is None else CoverUp(appearance, cover)
+        tones = [shade(appearance.cloth, 1.12), shade(appearance.cloth, 0.72)]
         if light > 0:
             tones.reverse()
         self._cloth = gradient((-0.8, 0.6), (0.8, 1.0), tones)
-        self._cloth2 = paint(look.cloth2)
-        self._seam = pen(shade(look.cloth, 0.6), 0.015)
-        self._neck = paint(shade(look.skin, 0.78))
+        self._cloth2 = paint(appearance.cloth2)
+        self._seam = pen(shade(appearance.cloth, 0.6), 0.015)
+        self._neck = paint(shade(appearance.skin, 0.78))
         self._hair = gradient(
-            (-0.4, -0.6), (0.4, 0.2), [shade(look.hair, 1.25), look.hair, shade(look.hair, 0.7)]
+            (-0.4, -0.6),
+            (0.4, 0.2),
+            [shade(appearance.hair, 1.25), appearance.hair, shade(appearance.hair, 0.7)],
         )
-        self._strand = pen(shade(look.hair, 1.5), 0.012, 0.35)
-        self._back = paint(shade(look.hair, 0.62))
-        self._wrap = gradient((-0.5, -0.5), (0.5, 0.6), [look.cloth2, shade(look.cloth2, 0.65)])
+        self._strand = pen(shade(appearance.hair, 1.5), 0.012, 0.35)
+        self._back = paint(shade(appearance.hair, 0.62))
+        self._wrap = gradient(
+            (-0.5, -0.5), (0.5, 0.6), [appearance.cloth2, shade(appearance.cloth2, 0.65)]
+        )
 
     def draw_torso(self, canvas: Canvas, breath: float) -> None:
-        """Shoulders and chest, below a head whose middle is at 0."""
-        look = self.look
+        """Draw shoulders and chest, below a head whose middle is at 0."""
+        appearance = self.appearance
         rise = -0.008 * breath
-        s = look.shoulders
+        s = appearance.shoulders
         path = skia.Path()
         path.moveTo(-0.15, 0.54 + rise)
         path.cubicTo(-0.3, 0.64 + rise, -s * 0.9, 0.62 + rise, -s, 0.95 + rise)
@@ -52,11 +58,11 @@ class Figure:
         path.cubicTo(s * 0.9, 0.62 + rise, 0.3, 0.64 + rise, 0.15, 0.54 + rise)
         path.close()
         canvas.draw(path, self._cloth, self._body)
-        with canvas.within(path):
+        with canvas.clipped(path):
             self._draw_clothes(canvas, rise)
 
     def _draw_clothes(self, canvas: Canvas, rise: float) -> None:
-        kind = self.look.clothes
+        kind = self.appearance.clothes
         path = skia.Path()
         if kind == "stripes":
             for y in (0.72, 0.9, 1.08, 1.26, 1.44):
@@ -88,7 +94,7 @@ class Figure:
             for side in (-1, 1):
                 path.moveTo(side * 0.09, 0.72 + rise)
                 path.lineTo(side * 0.11, 1.15 + rise)
-            canvas.draw(path, pen(self.look.cloth2, 0.025))
+            canvas.draw(path, pen(self.appearance.cloth2, 0.025))
         depth = 0.86 if kind == "v" else 0.66
         if kind in ("v", "round", "stripes", "hoodie"):
             neckline = skia.Path()
@@ -99,10 +105,10 @@ class Figure:
             canvas.draw(neckline, self._neck)
 
     def draw_neck(self, canvas: Canvas, head: Point) -> None:
-        """From the head to the torso, in the torso's units.
+        """Draw the neck from the head to the torso, in the torso's units.
 
         Args:
-            head: where the head's middle is.
+            head: the head's middle.
         """
         x, y = head
         path = skia.Path()
@@ -114,11 +120,11 @@ class Figure:
         canvas.draw(path, self._neck, self._body)
 
     def draw_back(self, canvas: Canvas, pose: Pose) -> None:
-        """Hair and cloth behind the face and neck."""
-        style, look = self.look.style, self.look
+        """Draw hair and cloth behind the face and neck."""
+        style, appearance = self.appearance.style, self.appearance
         x, y = self.face.at(pose, 0, 0, -0.6)
         path = skia.Path()
-        wide = look.cheek + 0.09
+        wide = appearance.cheek + 0.09
         if style == "long":
             path.addRoundRect(skia.Rect(x - wide, y - 0.48, x + wide, y + 0.78), 0.26, 0.3)
         elif style == "bob":
@@ -145,7 +151,7 @@ class Figure:
     def draw_head(
         self, canvas: Canvas, pose: Pose, shape: tuple[float, ...], covered: float
     ) -> skia.Path:
-        """Face, hair before it, and what hides the mouth; returns the lips' outline."""
+        """Draw face, front hair and mouth occlusion; returns the lips' outline."""
         lips = self.face.draw(canvas, pose, shape, self._face)
         self._draw_front(canvas, pose)
         if self._cover is not None:
@@ -153,7 +159,7 @@ class Figure:
         return lips
 
     def _draw_front(self, canvas: Canvas, pose: Pose) -> None:
-        style = self.look.style
+        style = self.appearance.style
         if style == "bald":
             return
         if style == "scarf":
@@ -170,7 +176,7 @@ class Figure:
             "bun": (-0.08, -0.30, -0.36, -0.30, -0.08),
             "cap": (-0.14, -0.19, -0.20, -0.19, -0.14),
         }[style]
-        c = self.look.cheek
+        c = self.appearance.cheek
         at = self.face.at
         path.lineTo(*at(pose, c + 0.02, lines[4], 0.0))
         path.quadTo(*at(pose, 0.86 * c, lines[3], 0.2), *at(pose, 0.5 * c, lines[3], 0.3))
@@ -179,7 +185,7 @@ class Figure:
         path.quadTo(*at(pose, -0.86 * c, lines[1], 0.2), *at(pose, -c - 0.02, lines[0], 0.0))
         path.close()
         canvas.draw(path, self._wrap if style == "cap" else self._hair, self._body)
-        with canvas.within(path):
+        with canvas.clipped(path):
             if style == "cap":
                 return
             strands = skia.Path()
@@ -189,8 +195,8 @@ class Figure:
             canvas.draw(strands, self._strand)
 
     def _crown(self, pose: Pose, high: float) -> skia.Path:
-        """The top of the head from the left temple to the right, a little outside the skull."""
-        c = self.look.cheek + 0.02
+        """Outline of the hair from the left temple to the right, a little outside the skull."""
+        c = self.appearance.cheek + 0.02
         at = self.face.at
         top = -0.5 - high
         path = skia.Path()
@@ -204,8 +210,8 @@ class Figure:
         return path
 
     def _draw_scarf(self, canvas: Canvas, pose: Pose) -> None:
-        """A ring of cloth around the face and over the neck."""
-        c = self.look.cheek
+        """Draw a ring of cloth around the face and over the neck."""
+        c = self.appearance.cheek
         x, y = self.face.at(pose, 0, 0.02, 0.1)
         path = skia.Path()
         path.addOval(skia.Rect(x - c - 0.09, y - 0.6, x + c + 0.09, y + 0.68))

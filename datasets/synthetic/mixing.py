@@ -1,4 +1,4 @@
-"""The sound of a clip: each voice alone, what is behind them, and their sum."""
+"""Audio of a clip: every clean voice, the background, and their mixture."""
 
 import dataclasses
 import itertools
@@ -10,42 +10,42 @@ from scipy.signal import lfilter
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.synthetic import articulation, voices
 from cavmae.datasets.synthetic.espeak import Phoneme
-from cavmae.datasets.synthetic.population import Population, lot
+from cavmae.datasets.synthetic.population import Population, rng_for
 from cavmae.datasets.synthetic.recordings import active_level
 from cavmae.datasets.synthetic.script import Script, Span
 from cavmae.datasets.synthetic.settings import RenderSettings
 from cavmae.datasets.synthetic.voices import LEVEL, Voice, at_level, utter
 
-PEAK = 0.95  # of the mixture; one gain for all parts keeps below it
+PEAK = 0.95  # of the mixture; one gain for all tracks keeps below it
 BABBLERS = 5
 LIVELINESS = (0.6, 1.1)  # of mouths
-SPEAKING_ABOVE = -26.0  # dB beside the level of speech: louder is speech
-BRIDGE = 0.2  # s: shorter gaps are part of speaking
+SPEAKING_ABOVE = -26.0  # dB relative to the level of speech: louder is speech
+BRIDGE = 0.2  # s: shorter gaps belong to speech
 
 
 @dataclasses.dataclass
 class Said:
-    """A voice on the clip's timeline, and the mouth that belongs to it.
+    """A voice on the clip's timeline with its mouth track.
 
     Attributes:
-        sound: float32 [samples] at 16 kHz.
-        track: mouth track; see :mod:`articulation`.
+        waveform: float32 [samples] at 16 kHz.
+        mouth_track: mouth track; see :mod:`articulation`.
     """
 
-    sound: np.ndarray
-    track: np.ndarray
+    waveform: np.ndarray
+    mouth_track: np.ndarray
 
 
 class Sounds(NamedTuple):
-    """All sound of a clip as int16 [samples] at 16 kHz.
+    """Audio tracks of a clip as int16 [samples] at 16 kHz.
 
     Attributes:
-        voices: of each person in the picture, digital silence for who says nothing.
-        off_screen: of somebody else.
+        voices: of each person in view, digital silence for a silent person.
+        off_screen: voice of a person out of view.
         background: noise and music.
-        mixture: exactly the sum of all of these.
+        mixture: exactly the sum of the tracks above.
         levels: of each person's speech in dB.
-        tracks: of each person's mouth, on the picture's timeline.
+        mouth_tracks: of each person, on the video's timeline.
     """
 
     voices: list[np.ndarray]
@@ -53,122 +53,129 @@ class Sounds(NamedTuple):
     background: np.ndarray
     mixture: np.ndarray
     levels: list[float]
-    tracks: list[np.ndarray]
+    mouth_tracks: list[np.ndarray]
 
 
-def say(
-    voice: Voice, spans: tuple[Span, ...], length: float, earlier: float, rng: np.random.Generator
+def place_speech(
+    voice: Voice, spans: tuple[Span, ...], length: float, lead: float, rng: np.random.Generator
 ) -> Said:
-    """Speaks in stretches of a timeline.
+    """Place speech of a voice in spans of a timeline.
 
     Args:
-        spans: when, in seconds from the clip's start.
-        length: of the clip.
-        earlier: seconds by which the sound runs ahead of the mouth: negative if it lags.
+        spans: of speech, in seconds from the clip's start.
+        length: of the clip in seconds.
+        lead: seconds by which the audio runs ahead of the mouth: negative if it lags.
+
+    Raises:
+        CavmaeError: see :func:`~cavmae.datasets.synthetic.voices.utter`.
     """
-    margin = abs(earlier)
+    margin = abs(lead)
     whole = np.zeros(round((length + margin) * SAMPLE_RATE), np.float32)
     phonemes: list[Phoneme] | None = []
     for start, end in spans:
-        # A stretch that reaches an end of the clip goes on over the margin.
+        # A span that reaches the clip's end goes on over the margin.
         end = end + margin if end == length else end
-        uttered = utter(voice, end - start, rng)
+        utterance = utter(voice, end - start, rng)
         first = round(start * SAMPLE_RATE)
-        piece = voices.fade(uttered.sound)[: len(whole) - first]
-        whole[first : first + len(piece)] = piece
-        if uttered.phonemes is None:
+        segment = voices.fade(utterance.waveform)[: len(whole) - first]
+        whole[first : first + len(segment)] = segment
+        if utterance.phonemes is None:
             phonemes = None
         elif phonemes is not None:
-            phonemes += [Phoneme(start + p.start, p.ipa) for p in uttered.phonemes]
+            phonemes += [Phoneme(start + p.start, p.ipa) for p in utterance.phonemes]
             phonemes.append(Phoneme(end, ""))
     steps = len(whole) // articulation.STEP
     if phonemes is None:
-        track = articulation.from_sound(whole, LEVEL)
+        track = articulation.from_audio(whole, LEVEL)
     else:
         track = articulation.from_phonemes(phonemes, steps)
-    samples, shown = round(length * SAMPLE_RATE), round(length * articulation.RATE)
-    late, early = max(earlier, 0.0), max(-earlier, 0.0)
-    first, step = round(late * SAMPLE_RATE), round(early * articulation.RATE)
-    return Said(whole[first : first + samples], track[step : step + shown])
+    samples, steps_in_view = round(length * SAMPLE_RATE), round(length * articulation.RATE)
+    audio_offset, video_offset = max(lead, 0.0), max(-lead, 0.0)
+    first, step = round(audio_offset * SAMPLE_RATE), round(video_offset * articulation.RATE)
+    return Said(whole[first : first + samples], track[step : step + steps_in_view])
 
 
 def mix(settings: RenderSettings, population: Population, script: Script) -> Sounds:
-    """Everything that is heard in a clip, and the mouths' movements.
+    """Synthesize all audio of a clip and its mouth tracks.
 
     Raises:
         CavmaeError: a recording does not decode, or espeak-ng is not installed.
     """
     length = settings.length
     samples = round(length * SAMPLE_RATE)
-    earlier = -script.shift_ms / 1000
-    clean, tracks = [], []
+    lead = -script.shift_ms / 1000
+    clean, mouth_tracks = [], []
     for number, person in enumerate(script.people):
-        rng = lot(settings.seed, "voice", script.clip, number)
+        rng = rng_for(settings.seed, "voice", script.clip, number)
         if person.role == "silent":
             steps = round(length * articulation.RATE)
-            made = articulation.chewing if person.activity == "chewing" else articulation.smiling
+            draw_track = (
+                articulation.chewing if person.activity == "chewing" else articulation.smiling
+            )
             clean.append(np.zeros(samples, np.float32))
-            tracks.append(made(steps, rng))
+            mouth_tracks.append(draw_track(steps, rng))
             continue
-        said = say(population[person.speaker].voice, person.spans, length, earlier, rng)
-        clean.append(at_level(said.sound, 0.0, person.level_db))
-        # Some people hardly open their mouth, always.
-        liveliness = lot(population[person.speaker].look, "articulation").uniform(*LIVELINESS)
-        said.track[:, articulation.OPENING] *= liveliness
-        tracks.append(said.track)
-    elsewhere = np.zeros(samples, np.float32)
+        utterance = place_speech(population[person.speaker].voice, person.spans, length, lead, rng)
+        clean.append(at_level(utterance.waveform, 0.0, person.level_db))
+        # A speaker's articulation is the same in all their clips.
+        liveliness = rng_for(population[person.speaker].appearance_seed, "articulation").uniform(
+            *LIVELINESS
+        )
+        utterance.mouth_track[:, articulation.OPENING] *= liveliness
+        mouth_tracks.append(utterance.mouth_track)
+    off_screen = np.zeros(samples, np.float32)
     if script.off_screen is not None:
-        rng = lot(settings.seed, "off-screen", script.clip)
+        rng = rng_for(settings.seed, "off-screen", script.clip)
         voice = population[script.off_screen.speaker].voice
-        said = say(voice, script.off_screen.spans, length, 0.0, rng)
-        elsewhere = at_level(said.sound, 0.0, script.off_screen.level_db)
-    behind = _background(settings, population, script, samples)
-    every = [*clean, elsewhere, behind]
-    # Of the parts too: where others cancel a peak, the part alone must still fit.
-    peak = max(float(np.abs(part).max()) for part in (*every, np.sum(every, axis=0)))
+        utterance = place_speech(voice, script.off_screen.spans, length, 0.0, rng)
+        off_screen = at_level(utterance.waveform, 0.0, script.off_screen.level_db)
+    background = _background(settings, population, script, samples)
+    stems = [*clean, off_screen, background]
+    # Of the stems too: where others cancel a peak, the stem alone must still fit.
+    peak = max(float(np.abs(stem).max()) for stem in (*stems, np.sum(stems, axis=0)))
     gain = min(1.0, PEAK / max(peak, 1e-9)) * 32767
-    parts: list[np.ndarray] = [np.rint(part * gain).astype(np.int16) for part in every]
-    mixture = np.asarray(np.sum(parts, axis=0, dtype=np.int32)).astype(np.int16)
-    turned = 20 * float(np.log10(gain / 32767))
-    speech = [LEVEL + person.level_db + turned for person in script.people]
-    return Sounds(parts[:-2], parts[-2], parts[-1], mixture, speech, tracks)
+    tracks: list[np.ndarray] = [np.rint(stem * gain).astype(np.int16) for stem in stems]
+    mixture = np.asarray(np.sum(tracks, axis=0, dtype=np.int32)).astype(np.int16)
+    gain_db = 20 * float(np.log10(gain / 32767))
+    levels = [LEVEL + person.level_db + gain_db for person in script.people]
+    return Sounds(tracks[:-2], tracks[-2], tracks[-1], mixture, levels, mouth_tracks)
 
 
 def _background(
     settings: RenderSettings, population: Population, script: Script, samples: int
 ) -> np.ndarray:
-    rng = lot(settings.seed, "background", script.clip)
+    rng = rng_for(settings.seed, "background", script.clip)
     total = np.zeros(samples, np.float32)
     if script.noise is not None:
         kind, below = script.noise
         if kind == "babble":
-            sound = _babble(population, script, settings.length, rng)
+            waveform = _babble(population, script, settings.length, rng)
         else:
-            sound = noise(kind, samples, rng)
-        total += at_level(sound, active_level(sound), LEVEL - below)
+            waveform = noise(kind, samples, rng)
+        total += at_level(waveform, active_level(waveform), LEVEL - below)
     if script.music is not None:
-        sound = music(samples, rng)
-        total += at_level(sound, active_level(sound), LEVEL - script.music)
+        waveform = music(samples, rng)
+        total += at_level(waveform, active_level(waveform), LEVEL - script.music)
     return total
 
 
 def _babble(
     population: Population, script: Script, length: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Many other people of the same split at once."""
-    known = [population[p.speaker] for p in script.people]
+    """Babble noise: voices of other speakers of the same split at once."""
+    present = [population[p.speaker] for p in script.people]
     if script.off_screen is not None:
-        known.append(population[script.off_screen.speaker])
-    others = population.others(known[0], known)
+        present.append(population[script.off_screen.speaker])
+    others = population.others(present[0], present)
     total = np.zeros(round(length * SAMPLE_RATE), np.float32)
     for _ in range(BABBLERS):
         voice = others[int(rng.integers(len(others)))].voice
-        total += at_level(utter(voice, length, rng).sound, 0.0, rng.uniform(-6, 0))
+        total += at_level(utter(voice, length, rng).waveform, 0.0, rng.uniform(-6, 0))
     return total
 
 
 def noise(kind: str, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """float32 [samples]: ``white``, ``pink``, ``brown`` noise, or mains ``hum`` with hiss."""
+    """Background noise, float32 [samples]: ``white``, ``pink``, ``brown``, or mains ``hum``."""
     white = rng.normal(0, 0.1, samples)
     if kind == "hum":
         time = np.arange(samples) / SAMPLE_RATE
@@ -182,7 +189,7 @@ def noise(kind: str, samples: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def music(samples: int, rng: np.random.Generator) -> np.ndarray:
-    """float32 [samples]: plucked chords over a bass line, with a beat."""
+    """Background music, float32 [samples]: plucked chords over a bass line, with a beat."""
     total = np.zeros(samples + SAMPLE_RATE, np.float64)
     beat = int(SAMPLE_RATE * 60 / rng.uniform(80, 140))
     root = 48 + int(rng.integers(12))
@@ -211,27 +218,28 @@ def _pluck(frequency: float, samples: int, rng: np.random.Generator) -> np.ndarr
     return tone * np.minimum(time / 0.005, 1)
 
 
-def speaking(sound: np.ndarray, level: float, frames: int, frame_rate: float) -> list[bool]:
-    """Whether a voice is heard in each frame, bridging the short gaps within speech.
+def voice_activity(
+    waveform: np.ndarray, level: float, frames: int, frame_rate: float
+) -> list[bool]:
+    """Voice activity of each frame, with the short gaps within speech bridged.
 
     Args:
-        sound: int16 [samples] of one voice alone at 16 kHz.
+        waveform: int16 [samples] of one clean voice at 16 kHz.
         level: of its speech in dB.
     """
-    edges = np.minimum(np.rint(np.arange(frames + 1) * SAMPLE_RATE / frame_rate), len(sound))
-    energy = np.concatenate([[0.0], np.cumsum((sound / 32768.0) ** 2)])[edges.astype(int)]
+    edges = np.minimum(np.rint(np.arange(frames + 1) * SAMPLE_RATE / frame_rate), len(waveform))
+    energy = np.concatenate([[0.0], np.cumsum((waveform / 32768.0) ** 2)])[edges.astype(int)]
     power = np.diff(energy) / np.maximum(np.diff(edges), 1)
-    heard = 10 * np.log10(power + 1e-12) > level + SPEAKING_ABOVE
+    loud = 10 * np.log10(power + 1e-12) > level + SPEAKING_ABOVE
     gap = round(BRIDGE * frame_rate)
-    found = heard.copy()
-    active = np.flatnonzero(heard)
-    for before, after in itertools.pairwise(active):
+    active = loud.copy()
+    for before, after in itertools.pairwise(np.flatnonzero(loud)):
         if after - before <= gap + 1:
-            found[before:after] = True
-    return [bool(x) for x in found]
+            active[before:after] = True
+    return [bool(x) for x in active]
 
 
-def spans_of(active: list[bool], frame_rate: float) -> list[Span]:
-    """Stretches of frames that are active, in seconds."""
+def active_spans(active: list[bool], frame_rate: float) -> list[Span]:
+    """Spans of active frames, in seconds."""
     edges = np.flatnonzero(np.diff([0, *map(int, active), 0]))
     return [(float(a / frame_rate), float(b / frame_rate)) for a, b in edges.reshape(-1, 2)]

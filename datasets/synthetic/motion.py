@@ -1,4 +1,4 @@
-"""How heads, eyes and cameras move: smooth chance movements, and blinks."""
+"""Movement of heads, eyes and cameras: smooth noise and blinks."""
 
 from typing import NamedTuple
 
@@ -13,9 +13,9 @@ class Poses(NamedTuple):
     """Movements of one head, float64 [frames] each.
 
     Attributes:
-        yaw, pitch: -1 to 1: turned to the right of the picture, bent down.
+        yaw, pitch: -1 to 1: turned to the right of the frame, bent down.
         roll: degrees, clockwise.
-        dx, dy: shift of the head, as a share of its height.
+        dx, dy: shift of the head, as a fraction of its height.
         blink: 0 open to 1 closed.
         brow: -1 frowning to 1 raised.
         gaze_x, gaze_y: -1 to 1.
@@ -34,52 +34,52 @@ class Poses(NamedTuple):
     breath: np.ndarray
 
 
-def wander(frames: int, rate: float, seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """float64 [frames]: Gaussian movement of unit variance that forgets itself in ``seconds``."""
+def smooth_noise(frames: int, rate: float, seconds: float, rng: np.random.Generator) -> np.ndarray:
+    """Smooth Gaussian noise of unit variance, float64 [frames], correlated over ``seconds``."""
     sigma = max(seconds * rate, 1.0)
     pad = int(4 * sigma)
     smooth = gaussian_filter1d(rng.normal(size=frames + 2 * pad), sigma, mode="wrap")
     # Gaussian smoothing of white noise leaves a variance of 1 / (2 sqrt(pi) sigma).
-    found: np.ndarray = smooth[pad : pad + frames] * np.sqrt(2 * np.sqrt(np.pi) * sigma)
-    return found
+    noise: np.ndarray = smooth[pad : pad + frames] * np.sqrt(2 * np.sqrt(np.pi) * sigma)
+    return noise
 
 
-def move(frames: int, rate: float, rng: np.random.Generator) -> Poses:
-    """A head's movements over a clip. They have nothing to do with what is said."""
+def draw_poses(frames: int, rate: float, rng: np.random.Generator) -> Poses:
+    """Draw a head's movements over a clip, independent of its speech."""
 
-    def some(amount: float, seconds: float) -> np.ndarray:
-        return amount * wander(frames, rate, seconds, rng)
+    def noise(amount: float, seconds: float) -> np.ndarray:
+        return amount * smooth_noise(frames, rate, seconds, rng)
 
     lively = rng.uniform(0.5, 1.4)
     time = np.arange(frames) / rate
     blink = np.zeros(frames)
     for _ in range(rng.poisson(BLINKS * frames / rate)):
         blink += np.exp(-0.5 * ((time - rng.uniform(0, frames / rate)) / BLINK) ** 2)
-    nod = some(0.35, 0.12) * np.clip(some(1.0, 0.7), 0, 1)
+    nod = noise(0.35, 0.12) * np.clip(noise(1.0, 0.7), 0, 1)
     return Poses(
-        yaw=np.clip(rng.normal(0, 0.25) + lively * some(0.25, 0.5), -1, 1),
-        pitch=np.clip(rng.normal(0, 0.15) + lively * some(0.2, 0.45) + lively * nod, -1, 1),
-        roll=rng.normal(0, 2) + lively * some(2.5, 0.6),
-        dx=lively * some(0.02, 0.6),
-        dy=lively * some(0.012, 0.5),
+        yaw=np.clip(rng.normal(0, 0.25) + lively * noise(0.25, 0.5), -1, 1),
+        pitch=np.clip(rng.normal(0, 0.15) + lively * noise(0.2, 0.45) + lively * nod, -1, 1),
+        roll=rng.normal(0, 2) + lively * noise(2.5, 0.6),
+        dx=lively * noise(0.02, 0.6),
+        dy=lively * noise(0.012, 0.5),
         blink=np.clip(blink, 0, 1),
-        brow=np.clip(some(0.5, 0.4), -1, 1),
-        gaze_x=np.clip(some(0.6, 0.3), -1, 1),
-        gaze_y=np.clip(some(0.3, 0.3), -1, 1),
+        brow=np.clip(noise(0.5, 0.4), -1, 1),
+        gaze_x=np.clip(noise(0.6, 0.3), -1, 1),
+        gaze_y=np.clip(noise(0.3, 0.3), -1, 1),
         breath=np.sin(2 * np.pi * (rng.uniform(0.2, 0.35) * time + rng.uniform())),
     )
 
 
 class Camera(NamedTuple):
-    """What the camera does.
+    """Movement and image quality of a camera.
 
     Attributes:
-        dx, dy: shake, float64 [frames], as a share of the picture's height.
+        dx, dy: shake, float64 [frames], as a fraction of the frame's height.
         roll: degrees, float64 [frames].
         light: brightness, float64 [frames], around 1.
         tint: multiplies red, green and blue.
         shadow: direction of the light in degrees, and its strength 0 to 1.
-        blur: standard deviation in pixels of a picture 224 high.
+        blur: standard deviation in pixels of a frame 224 high.
         grain: standard deviation of the noise, of 255.
     """
 
@@ -93,20 +93,20 @@ class Camera(NamedTuple):
     grain: float
 
 
-def film(frames: int, rate: float, rng: np.random.Generator) -> Camera:
-    """A camera by lot: many stand still, some are held by hand; some pictures are poor."""
+def draw_camera(frames: int, rate: float, rng: np.random.Generator) -> Camera:
+    """Draw a random camera: static or hand-held, of good or poor image quality."""
     shake = float(rng.choice([0.0, 0.0015, 0.006], p=[0.4, 0.35, 0.25]))
 
-    def some(amount: float, seconds: float) -> np.ndarray:
-        return amount * wander(frames, rate, seconds, rng)
+    def noise(amount: float, seconds: float) -> np.ndarray:
+        return amount * smooth_noise(frames, rate, seconds, rng)
 
     warm = rng.normal(0, 0.05)
     flicker = float(rng.choice([0.0, 0.01, 0.04]))
     return Camera(
-        dx=some(shake, 0.3),
-        dy=some(shake, 0.3),
-        roll=some(shake * 60, 0.4),
-        light=np.clip(rng.uniform(0.72, 1.08) + some(flicker, 0.3), 0.5, 1.2),
+        dx=noise(shake, 0.3),
+        dy=noise(shake, 0.3),
+        roll=noise(shake * 60, 0.4),
+        light=np.clip(rng.uniform(0.72, 1.08) + noise(flicker, 0.3), 0.5, 1.2),
         tint=(1 + warm, 1.0, 1 - warm),
         shadow=(float(rng.uniform(0, 360)), float(rng.uniform(0, 0.5))),
         blur=float(rng.choice([0.0, rng.uniform(0.3, 0.9)], p=[0.7, 0.3])),

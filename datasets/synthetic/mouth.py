@@ -1,4 +1,4 @@
-"""Lips, teeth and tongue."""
+"""Mouth: lips, teeth and tongue."""
 
 import skia
 
@@ -11,34 +11,34 @@ LIPS_PART = 0.006  # a smaller gap is a line between the lips
 
 
 class Mouth:
-    """Draws one person's mouth, in units of the head's height around its own middle."""
+    """Draws a person's mouth, in units of the head's height around its own middle."""
 
-    def __init__(self, look: Appearance):
-        self._look = look
-        self._lip = paint(look.lips)
-        self._upper = paint(shade(look.lips, 0.86))
-        self._line = pen(shade(look.lips, 0.45), 0.009)
+    def __init__(self, appearance: Appearance):
+        self._appearance = appearance
+        self._lip = paint(appearance.lips)
+        self._upper = paint(shade(appearance.lips, 0.86))
+        self._line = pen(shade(appearance.lips, 0.45), 0.009)
         self._inside = paint((0.16, 0.04, 0.05))
         self._tongue = paint((0.72, 0.32, 0.34))
-        self._teeth = paint((look.teeth, look.teeth, look.teeth * 0.93))
+        self._teeth = paint((appearance.teeth, appearance.teeth, appearance.teeth * 0.93))
         self._gap = pen((0.45, 0.40, 0.38), 0.004, 0.5)
 
     def draw(self, canvas: Canvas, shape: tuple[float, ...]) -> skia.Path:
-        """Draws a mouth and returns the outline of its lips.
+        """Draw a mouth and return the outline of its lips.
 
         Args:
             shape: one step of a mouth track.
         """
-        look = self._look
+        appearance = self._appearance
         spread = shape[SPREAD]
         gap = GAPE * shape[OPENING]
-        width = look.mouth_width * (1 + (0.24 * spread if spread > 0 else 0.42 * spread))
-        lip = look.lip * (1 + (-0.15 * spread if spread > 0 else -0.35 * spread))
+        width = appearance.mouth_width * (1 + (0.24 * spread if spread > 0 else 0.42 * spread))
+        lip = appearance.lip * (1 + (-0.15 * spread if spread > 0 else -0.35 * spread))
         corner = 0.30 * gap - 0.022 * max(spread, 0)
         top, bottom = -0.12 * gap, 0.88 * gap
         outer = _lips(width, corner, top - lip, bottom + 1.3 * lip)
         canvas.draw(outer, self._lip)
-        with canvas.within(outer):
+        with canvas.clipped(outer):
             upper = skia.Path()
             upper.addRect(skia.Rect(-1, -1, 1, corner + 0.1 * gap))
             canvas.draw(upper, self._upper)
@@ -49,7 +49,7 @@ class Mouth:
             line.quadTo(0, 0.006, 0.92 * width, corner)
             canvas.draw(line, self._line)
             return outer
-        with canvas.within(inner):
+        with canvas.clipped(inner):
             canvas.draw(inner, self._inside)
             self._fill(canvas, width, gap, top, bottom, shape)
         return outer
@@ -63,7 +63,7 @@ class Mouth:
         bottom: float,
         shape: tuple[float, ...],
     ) -> None:
-        """Tongue and teeth, where the lips leave them to be seen."""
+        """Draw tongue and teeth between the lips."""
         tongue = skia.Path()
         lift = 0.45 * gap * shape[TONGUE]
         tongue.addOval(
@@ -89,7 +89,7 @@ class Mouth:
 
 
 def _lips(width: float, corner: float, top: float, bottom: float) -> skia.Path:
-    """Outline with the cupid's bow."""
+    """Outline of the lips with the cupid's bow."""
     path = skia.Path()
     path.moveTo(-width, corner)
     path.cubicTo(-0.62 * width, 0.4 * corner + 0.6 * top, -0.35 * width, top, -0.16 * width, top)

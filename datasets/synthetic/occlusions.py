@@ -1,4 +1,4 @@
-"""What hides a mouth: a hand, a face mask, a microphone. Units: the head's height."""
+"""Mouth occlusions: a hand, a face mask, a microphone. Units: the head's height."""
 
 from collections.abc import Sequence
 
@@ -14,27 +14,27 @@ RISE = 0.3  # s: a hand takes this long to come up
 FAR = 1.2  # head heights below the mouth: out of the way
 
 
-def raised(cover: Cover, times: np.ndarray) -> np.ndarray:
-    """float64 [frames]: 0 out of the way to 1 before the mouth."""
-    found = np.zeros(len(times))
+def coverage(cover: Cover, times: np.ndarray) -> np.ndarray:
+    """Position of an occlusion, float64 [frames]: 0 out of the way to 1 before the mouth."""
+    position = np.zeros(len(times))
     for start, end in cover.spans:
-        # At the clip's ends there is no coming up: it was, or stays, there.
+        # A span that reaches an end of the clip has no movement there.
         up = np.ones(len(times)) if start <= 0 else np.clip((times - start) / RISE + 1, 0, 1)
         later = end >= times[-1]
         down = np.ones(len(times)) if later else np.clip((end - times) / RISE + 1, 0, 1)
-        found = np.maximum(found, up * down)
-    smooth: np.ndarray = found * found * (3 - 2 * found)
+        position = np.maximum(position, up * down)
+    smooth: np.ndarray = position * position * (3 - 2 * position)
     return smooth
 
 
 class CoverUp:
-    """Draws what one person holds or wears before their mouth."""
+    """Draws the object before a person's mouth."""
 
-    def __init__(self, look: Appearance, kind: str):
+    def __init__(self, appearance: Appearance, kind: str):
         self._kind = kind
-        self._skin = paint(shade(look.skin, 0.93))
-        self._crease = pen(shade(look.skin, 0.6), 0.010, 0.8)
-        self._sleeve = paint(shade(look.cloth, 0.85))
+        self._skin = paint(shade(appearance.skin, 0.93))
+        self._crease = pen(shade(appearance.skin, 0.6), 0.010, 0.8)
+        self._sleeve = paint(shade(appearance.cloth, 0.85))
         self._cloth = paint((0.72, 0.84, 0.90))
         self._fold = pen((0.52, 0.66, 0.74), 0.010)
         self._ball = paint((0.12, 0.12, 0.13))
@@ -44,7 +44,8 @@ class CoverUp:
     def draw(
         self, canvas: Canvas, face: Face, pose: Pose, opening: float, amount: float, label: int
     ) -> None:
-        """
+        """Draw the occlusion.
+
         Args:
             opening: of the mouth beneath.
             amount: 0 out of the way to 1 before the mouth.
@@ -52,7 +53,7 @@ class CoverUp:
         """
         if amount <= 0:
             return
-        mouth = face.at(pose, 0, face.look.mouth_y, 0.7)
+        mouth = face.at(pose, 0, face.appearance.mouth_y, 0.7)
         if self._kind == "mask":
             self._draw_mask(canvas, face, pose, opening, label)
         elif self._kind == "hand":
@@ -73,7 +74,7 @@ class CoverUp:
         below.lineTo(0.9, 1.2)
         below.lineTo(-0.9, 1.2)
         below.close()
-        with canvas.within(below):
+        with canvas.clipped(below):
             canvas.draw(outline, self._cloth, label)
             folds = skia.Path()
             for y in (0.2, 0.28, 0.36):
@@ -117,7 +118,7 @@ class CoverUp:
 
 
 def _polygon(at: Point, corners: Sequence[Point]) -> skia.Path:
-    """Corners are relative to ``at``."""
+    """Polygon whose corners are relative to ``at``."""
     path = skia.Path()
     path.moveTo(at[0] + corners[0][0], at[1] + corners[0][1])
     for x, y in corners[1:]:

@@ -1,4 +1,4 @@
-"""What happens in a clip: a pure function of the settings, the population and the clip's number."""
+"""Scripts of clips: a pure function of the settings, the population and the clip's number."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from cavmae.datasets.synthetic.population import Population, Speaker, lot
+from cavmae.datasets.synthetic.population import Population, Speaker, rng_for
 from cavmae.datasets.synthetic.settings import RenderSettings
 
 SHORTEST_SPAN, SHORTEST_PAUSE = 0.4, 0.5  # s
-SHIFTS = (120, 600)  # ms between picture and sound of a shifted clip
+SHIFTS = (120, 600)  # ms between audio and video of a clip out of sync
 COVERS = ("hand", "mask", "microphone")
 NOISES = ("white", "pink", "brown", "hum", "babble")
 Span = tuple[float, float]  # seconds from the clip's start
@@ -18,7 +18,7 @@ Span = tuple[float, float]  # seconds from the clip's start
 
 @dataclasses.dataclass(frozen=True)
 class Cover:
-    """What hides a mouth, and when."""
+    """A mouth occlusion and its times."""
 
     kind: str
     spans: tuple[Span, ...]
@@ -26,17 +26,17 @@ class Cover:
 
 @dataclasses.dataclass(frozen=True)
 class ScriptedPerson:
-    """Somebody in the picture.
+    """A person in view.
 
     Attributes:
         speaker: their id.
         role: ``speaking`` or ``silent``.
         activity: of the mouth: ``talking``, ``chewing`` or ``smiling``.
-        spans: when they are given something to say.
-        level_db: of their voice, beside the first one's.
-        cover: what hides their mouth.
-        x, y: of the middle of the head, as shares of the picture's width and height.
-        head: height of the head as a share of the picture's height.
+        spans: of their speech.
+        level_db: of their voice, relative to the first person's.
+        cover: of their mouth; None: it is in view throughout.
+        x, y: of the middle of the head, as fractions of the frame's width and height.
+        head: height of the head as a fraction of the frame's height.
     """
 
     speaker: str
@@ -52,7 +52,7 @@ class ScriptedPerson:
 
 @dataclasses.dataclass(frozen=True)
 class OffScreen:
-    """A voice that belongs to nobody visible."""
+    """Voice of a person out of view."""
 
     speaker: str
     spans: tuple[Span, ...]
@@ -66,13 +66,13 @@ class Script:
     Attributes:
         clip: its number.
         split: of all speakers in it.
-        people: number 1 first; who comes later stands in front.
-        off_screen: a voice from elsewhere.
+        people: from back to front; number 1 first.
+        off_screen: voice of a person out of view.
         noise: kind of background noise, and its level below the voices in dB.
         music: level of background music below the voices in dB.
-        shift_ms: by which the sound comes later than the picture.
-        look_alikes: whether two people of this clip are.
-        like_voices: two people of this clip whose voices are of a kind.
+        shift_ms: delay of the audio against the video.
+        look_alikes: whether two people of this clip have the same family of appearances.
+        similar_voices: ids of two people of this clip whose voices are near in pitch.
     """
 
     clip: int
@@ -83,42 +83,44 @@ class Script:
     music: float | None
     shift_ms: int
     look_alikes: bool
-    like_voices: tuple[str, str] | None
+    similar_voices: tuple[str, str] | None
 
-    def labels(self, heard: Sequence[bool]) -> list[str]:
-        """What a user of the clip may want to choose by.
+    def labels(self, audible: Sequence[bool]) -> list[str]:
+        """Labels of the clip, sorted.
 
         Args:
-            heard: whether each person's voice came to be heard.
+            audible: whether each person's voice is audible.
         """
-        found = {f"people-{len(self.people)}"}
-        for person, sounds in zip(self.people, heard, strict=True):
-            found.add("speaking" if sounds else "silent")
+        labels = {f"people-{len(self.people)}"}
+        for person, is_audible in zip(self.people, audible, strict=True):
+            labels.add("speaking" if is_audible else "silent")
             if person.cover is not None:
-                found.add("hidden_mouth")
-            if sounds and len(person.spans) > 1:
-                found.add("pauses")
-        talking = {p.speaker for p, sounds in zip(self.people, heard, strict=True) if sounds}
+                labels.add("mouth_occlusion")
+            if is_audible and len(person.spans) > 1:
+                labels.add("pauses")
+        talking = {p.speaker for p, voice in zip(self.people, audible, strict=True) if voice}
         flags = {
             "off_screen_voice": self.off_screen is not None,
             "noise": self.noise is not None,
             "music": self.music is not None,
-            "shifted": self.shift_ms != 0 and bool(talking),
+            "desync": self.shift_ms != 0 and bool(talking),
             "look_alikes": self.look_alikes,
-            "like_voices": self.like_voices is not None and talking >= set(self.like_voices),
+            "similar_voices": self.similar_voices is not None
+            and talking >= set(self.similar_voices),
         }
-        return sorted(found | {name for name, has in flags.items() if has})
+        return sorted(labels | {name for name, has in flags.items() if has})
 
     def record(self) -> dict[str, Any]:
+        """JSON object of the script."""
         return dataclasses.asdict(self)
 
 
 def write_script(settings: RenderSettings, population: Population, clip: int) -> Script:
-    """Draws a clip's cast, places and hard cases by lot."""
-    rng = lot(settings.seed, "script", clip)
-    least, most = settings.crowd
+    """Draw a clip's random cast, places and hard cases."""
+    rng = rng_for(settings.seed, "script", clip)
+    least, most = settings.people_range
     main = population.main_speaker(clip)
-    cast, look_alikes, like_voices = _cast(
+    cast, look_alikes, similar_voices = _cast(
         settings, population, main, int(rng.integers(least, most + 1)), rng
     )
     spots = _places(len(cast), settings, rng)
@@ -127,23 +129,23 @@ def write_script(settings: RenderSettings, population: Population, clip: int) ->
         for number, speaker in enumerate(cast)
     )
     off_screen = None
-    elsewhere = population.others(main, cast)
-    if elsewhere and rng.random() < settings.off_screen_voice:
-        voice = elsewhere[int(rng.integers(len(elsewhere)))]
+    others = population.others(main, cast)
+    if others and rng.random() < settings.off_screen_voice:
+        voice = others[int(rng.integers(len(others)))]
         off_screen = OffScreen(voice.id, _spans(settings, rng, False), float(rng.uniform(-8, 3)))
     noise = None
     if rng.random() < settings.noise:
         kind = str(rng.choice(NOISES))
-        crowded = len(elsewhere) > (off_screen is not None)
+        crowded = len(others) > (off_screen is not None)
         noise = (kind if kind != "babble" or crowded else "pink", float(rng.uniform(0, 20)))
     music = float(rng.uniform(3, 20)) if rng.random() < settings.music else None
     shift = 0
-    if rng.random() < settings.shifted:
+    if rng.random() < settings.desync:
         shift = int(rng.integers(SHIFTS[0], SHIFTS[1] + 1)) * (1 if rng.random() < 0.5 else -1)
         if all(person.role == "silent" for person in people):
-            shift = 0  # there is nothing that could be out of step
+            shift = 0  # without speech nothing is out of sync
     return Script(
-        clip, main.split, people, off_screen, noise, music, shift, look_alikes, like_voices
+        clip, main.split, people, off_screen, noise, music, shift, look_alikes, similar_voices
     )
 
 
@@ -154,46 +156,49 @@ def _cast(
     count: int,
     rng: np.random.Generator,
 ) -> tuple[list[Speaker], bool, tuple[str, str] | None]:
-    """Who is in the picture, in random order; whether two look alike; which two sound alike."""
+    """Draw the people in random order; whether two look alike; ids of two similar voices."""
     cast = [main]
-    alike = False
-    like = None
-    draw_look, draw_voice = rng.random() < settings.look_alikes, rng.random() < settings.like_voices
-    if count == 2 and draw_look and draw_voice:  # there is room for one of both
-        draw_look = rng.random() < 0.5
-    if count > 1 and draw_look and (twin := population.look_alike(main)) is not None:
+    has_twin = False
+    similar_voices = None
+    want_twin, want_similar = (
+        rng.random() < settings.look_alikes,
+        rng.random() < settings.similar_voices,
+    )
+    if count == 2 and want_twin and want_similar:  # there is room for one of both
+        want_twin = rng.random() < 0.5
+    if count > 1 and want_twin and (twin := population.look_alike(main)) is not None:
         cast.append(twin)
-        alike = True
-    if len(cast) < count and draw_voice:
-        voice = population.of_like_voice(main, rng)
+        has_twin = True
+    if len(cast) < count and want_similar:
+        voice = population.similar_voice(main, rng)
         if voice is not None and voice not in cast:
             cast.append(voice)
-            like = (main.id, voice.id)
+            similar_voices = (main.id, voice.id)
     while len(cast) < count:
-        left = population.others(main, cast)
-        if not alike:  # chance must not make look-alikes that are not labelled
-            seen = {s.family for s in cast}
-            left = [s for s in left if s.family not in seen] or left
-        cast.append(left[int(rng.integers(len(left)))])
+        candidates = population.others(main, cast)
+        if not has_twin:  # a random pick must not add look-alikes without their label
+            families_in_cast = {s.family for s in cast}
+            candidates = [s for s in candidates if s.family not in families_in_cast] or candidates
+        cast.append(candidates[int(rng.integers(len(candidates)))])
     order = rng.permutation(len(cast))
     cast = [cast[i] for i in order]
     families = [s.family for s in cast]
-    return cast, len(set(families)) < len(families), like
+    return cast, len(set(families)) < len(families), similar_voices
 
 
 def _places(
     count: int, settings: RenderSettings, rng: np.random.Generator
 ) -> list[tuple[float, float, float]]:
-    """(x, y, head) of each person: side by side, in random order."""
+    """Draw (x, y, head) of each person: side by side, in random order."""
     width, height = settings.size
-    slot = width / height / count  # of one person, in heights of the picture
-    found = []
+    slot = width / height / count  # of one person, in heights of the frame
+    places = []
     for place in rng.permutation(count):
         head = float(rng.uniform(0.42, 0.56)) * min(1.0, slot / 0.85)
         x = (place + 0.5 + rng.uniform(-0.12, 0.12)) / count
         y = 0.46 + rng.uniform(-0.06, 0.06) + 0.2 * (0.5 - head)
-        found.append((float(x), float(y), head))
-    return found
+        places.append((float(x), float(y), head))
+    return places
 
 
 def _person(
@@ -209,7 +214,7 @@ def _person(
     spans = _spans(settings, rng, pauses)
     level = 0.0 if number == 0 else float(rng.uniform(-5, 5))
     cover = None
-    if rng.random() < settings.hidden_mouth:
+    if rng.random() < settings.mouth_occlusion:
         kind = str(rng.choice(COVERS))
         whole = kind == "mask" or rng.random() < 0.3
         start = float(rng.uniform(0, 0.6)) * settings.length
@@ -222,19 +227,19 @@ def _person(
 
 
 def _spans(settings: RenderSettings, rng: np.random.Generator, pauses: bool) -> tuple[Span, ...]:
-    """The whole clip, or some stretches of it."""
+    """Draw spans of speech: the whole clip, or parts of it with pauses between."""
     length = settings.length
     if not pauses:
         return ((0.0, length),)
-    count = 1 + max(1, round(length / 4))  # stretches, with pauses between them
+    count = 1 + max(1, round(length / 4))  # spans, with pauses between them
     free = length - count * SHORTEST_SPAN - (count - 1) * SHORTEST_PAUSE
     if free < 0:
         return ((0.0, length),)  # too short to pause in
-    # Silence before, stretch, pause, stretch, ..., silence after.
+    # Silence before, span, pause, span, ..., silence after.
     extra = rng.dirichlet(np.ones(2 * count + 1)) * free
-    found, time = [], float(extra[0])
+    spans, time = [], float(extra[0])
     for number in range(count):
         end = time + SHORTEST_SPAN + float(extra[2 * number + 1])
-        found.append((time, min(end, length)))
+        spans.append((time, min(end, length)))
         time = end + SHORTEST_PAUSE + float(extra[2 * number + 2])
-    return tuple(found)
+    return tuple(spans)

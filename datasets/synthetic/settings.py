@@ -6,40 +6,40 @@ from typing import Any
 
 from cavmae.common.errors import UsageError
 
-# Hard cases: shares of clips that have them.
+# Hard cases: each is the probability that a clip or a person has it.
 CASES = (
-    "silent", "pauses", "off_screen_voice", "noise", "music", "look_alikes", "like_voices",
-    "shifted", "hidden_mouth",
+    "silent", "pauses", "off_screen_voice", "noise", "music", "look_alikes",
+    "similar_voices", "desync", "mouth_occlusion",
 )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class RenderSettings:
-    """What is rendered. The same settings give the same clips, in any number of processes.
+    """Content of a corpus. The same settings give the same clips, in any number of processes.
 
     Args:
-        seed: of everything that is drawn by lot.
-        speech: folder of recordings (FLAC, WAV, OGG, Opus, MP3) of people speaking; the name of a
-            file up to its first ``-`` or ``_`` names its reader, else its folder does. Without it,
-            espeak-ng speaks.
-        speakers: how many there are, for espeak-ng; recordings have as many as they have.
-        people: in each picture: a number, or a range such as ``1-3``.
+        seed: of every random choice.
+        speech: folder of speech recordings (FLAC, WAV, OGG, Opus, MP3); the name of a file up to
+            its first ``-`` or ``_`` names its reader, else its folder does. Without it, espeak-ng
+            synthesizes the voices.
+        speakers: number of espeak-ng speakers; recordings have one speaker for each reader.
+        people: in each clip: a number, or a range such as ``1-3``.
         seconds: length of a clip; below 2.56 `cavmae shard` needs a lower ``--min-seconds``.
         frame_rate: frames a second.
-        height: of the picture in pixels.
-        width: of the picture in pixels; 0: the height for one person, twice the height for more.
+        height: of the video in pixels.
+        width: of the video in pixels; 0: the height for one person, twice the height for more.
         valid_share: share of the speakers that go to the split ``valid``.
         test_share: share of the speakers that go to the split ``test``.
-        silent: share of people whose mouth moves but who say nothing (chewing, smiling).
-        pauses: share of speaking people who pause at length.
-        off_screen_voice: share of clips with a voice that belongs to nobody visible.
+        silent: share of people whose mouth moves without speech (chewing, smiling).
+        pauses: share of speaking people with long pauses.
+        off_screen_voice: share of clips with the voice of a person out of view.
         noise: share of clips with background noise.
         music: share of clips with background music.
-        look_alikes: share of clips of several people in which two look alike.
-        like_voices: share of clips of several people in which two voices are of a kind.
-        shifted: share of clips whose sound is late or early by 120 to 600 ms (labelled).
-        hidden_mouth: share of people who hide their mouth for a while or all the time.
-        quality: of the H.264 picture, x264's CRF: less is better.
+        look_alikes: share of clips of several people in which two have the same appearance.
+        similar_voices: share of clips of several people in which two voices are near in pitch.
+        desync: share of clips whose audio is late or early by 120 to 600 ms (labelled).
+        mouth_occlusion: share of people whose mouth is covered for a while or all the time.
+        quality: CRF of the H.264 video (x264): less is better.
     """
 
     seed: int = 0
@@ -58,41 +58,42 @@ class RenderSettings:
     noise: float = 0.2
     music: float = 0.1
     look_alikes: float = 0.15
-    like_voices: float = 0.2
-    shifted: float = 0.03
-    hidden_mouth: float = 0.1
+    similar_voices: float = 0.2
+    desync: float = 0.03
+    mouth_occlusion: float = 0.1
     quality: float = 20.0
 
     @property
-    def crowd(self) -> tuple[int, int]:
-        """Least and most people in a picture."""
-        found = re.fullmatch(r"([1-9])(?:-([1-9]))?", str(self.people).strip())
-        if not found:
+    def people_range(self) -> tuple[int, int]:
+        """Least and most people in a clip."""
+        match = re.fullmatch(r"([1-9])(?:-([1-9]))?", str(self.people).strip())
+        if not match:
             raise UsageError(f"--people {self.people!r}: give a number, or a range such as 1-3.")
-        return int(found[1]), int(found[2] or found[1])
+        return int(match[1]), int(match[2] or match[1])
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the picture."""
-        wide = self.height * (1 if self.crowd[1] == 1 else 2)
+        """(width, height) of a frame in pixels."""
+        wide = self.height * (1 if self.people_range[1] == 1 else 2)
         return self.width or wide, self.height
 
     @property
     def frames(self) -> int:
-        """Of a clip."""
+        """Number of frames of a clip."""
         return round(self.seconds * self.frame_rate)
 
     @property
     def length(self) -> float:
-        """Of a clip in seconds: a whole number of frames."""
+        """Length of a clip in seconds: a whole number of frames."""
         return self.frames / self.frame_rate
 
     def record(self) -> dict[str, Any]:
+        """JSON object of all settings."""
         return dataclasses.asdict(self)
 
     def check(self) -> None:
-        """Raises UsageError for a value that makes no sense, named."""
-        least, most = self.crowd
+        """Raise UsageError for a value out of range."""
+        least, most = self.people_range
         ranges: dict[str, tuple[bool, str]] = {
             "people": (least <= most <= 4, "1 to 4"),
             "seed": (0 <= self.seed < 2**63, "at least 0"),
@@ -106,8 +107,8 @@ class RenderSettings:
             ),
             "quality": (0 <= self.quality <= 40, "0 to 40"),
         }
-        for share in ("valid_share", "test_share", *CASES):
-            ranges[share] = (0 <= getattr(self, share) <= 1, "a share, 0 to 1")
+        for fraction in ("valid_share", "test_share", *CASES):
+            ranges[fraction] = (0 <= getattr(self, fraction) <= 1, "a share, 0 to 1")
         for name, (good, wanted) in ranges.items():
             if not good:
                 option = name.replace("_", "-")

@@ -1,7 +1,7 @@
-"""Finding out who there is: making espeak-ng's voices, or going through recordings, once a corpus.
+"""Speaker discovery: draws espeak-ng voices, or measures recordings, once for a corpus.
 
-What is found is kept in ``speakers.json`` and never found anew, so that a corpus can be completed
-or made longer and stays the same.
+The result is kept in ``speakers.json`` and never computed anew, so that a corpus can be completed
+or lengthened and stays the same.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes, read_json
 from cavmae.common.progress import Progress
 from cavmae.datasets.synthetic import recordings, voices
-from cavmae.datasets.synthetic.population import Population, Speaker, lot
+from cavmae.datasets.synthetic.population import Population, Speaker, rng_for
 from cavmae.datasets.synthetic.recordings import SpeechRecording
 from cavmae.datasets.synthetic.settings import RenderSettings
 from cavmae.datasets.synthetic.voices import RecordedVoice, Voice
@@ -32,7 +32,7 @@ TIMEOUT, MEMORY = 120.0, 4e9  # s, bytes: for one voice
 
 @dataclasses.dataclass(frozen=True)
 class _Audition:
-    """One speaker to be heard: an espeak-ng voice, or files of a reader."""
+    """Task of a worker: an espeak-ng voice, or the files of a reader, to measure."""
 
     folder: str
     files: tuple[str, ...]
@@ -40,34 +40,34 @@ class _Audition:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Heard:
+class _AuditionResult:
     voice: Voice | None
     pitch_hz: float
     skipped: tuple[tuple[str, str, str], ...]  # file, reason, detail
 
 
-def hear(audition: _Audition, beat: Callable[[Any], None]) -> _Heard:
-    """Runs in a worker process."""
+def audition_voice(audition: _Audition, beat: Callable[[Any], None]) -> _AuditionResult:
+    """Measure a speaker's voice and pitch. Runs in a worker process."""
     torch.set_num_threads(1)
     voice = audition.voice
     skipped = []
     if voice is None:
         good = []
         for name in audition.files:
-            found = recordings.survey(Path(audition.folder), name)
+            result = recordings.inspect_recording(Path(audition.folder), name)
             beat(None)
-            if isinstance(found, SpeechRecording):
-                good.append(found)
+            if isinstance(result, SpeechRecording):
+                good.append(result)
             else:
-                skipped.append((name, *found))
+                skipped.append((name, *result))
         if not good:
-            return _Heard(None, 0.0, tuple(skipped))
+            return _AuditionResult(None, 0.0, tuple(skipped))
         voice = RecordedVoice(audition.folder, tuple(good))
-    return _Heard(voice, voices.median_pitch(voice), tuple(skipped))
+    return _AuditionResult(voice, voices.median_pitch(voice), tuple(skipped))
 
 
-def load_or_make(out: Path, settings: RenderSettings, workers: int) -> Population:
-    """The corpus's speakers: those of an earlier run, if there was one.
+def load_or_discover(out: Path, settings: RenderSettings, workers: int) -> Population:
+    """Load the speakers of an earlier run of this corpus, else discover them.
 
     Raises:
         UsageError: too few speakers.
@@ -84,50 +84,55 @@ def load_or_make(out: Path, settings: RenderSettings, workers: int) -> Populatio
             ) from error
         _check_recordings(speakers, path)
         return Population(speakers, settings.seed)
-    auditions = _recorded(settings) if settings.speech else _made(settings)
-    sounding, skipped = _hear_all(auditions, workers)
+    auditions = _recording_auditions(settings) if settings.speech else _espeak_auditions(settings)
+    speaker_voices, skipped = _run_auditions(auditions, workers)
     if skipped:
         with write_atomically(out / SKIPPED) as file:
             for source, reason, detail in skipped:
                 line = {"source": source, "reason": reason, "detail": detail}
                 file.write(json_bytes(line))
-        log.info("%d recordings cannot be used; %s tells why.", len(skipped), out / SKIPPED)
-    if not sounding:
+        log.info("%d recordings cannot be used; %s gives the reasons.", len(skipped), out / SKIPPED)
+    if not speaker_voices:
         raise CavmaeError(
-            f"None of the recordings in {settings.speech} can be used; {out / SKIPPED} tells why."
+            f"None of the recordings in {settings.speech} can be used; {out / SKIPPED} gives "
+            "the reasons."
         )
-    population = Population.make(settings, sounding)
+    population = Population.from_voices(settings, speaker_voices)
     with write_atomically(path) as file:
         file.write(json_bytes({"speakers": [s.record() for s in population.speakers]}, indent=1))
     return population
 
 
-def _made(settings: RenderSettings) -> dict[str, _Audition]:
-    found = {}
+def _espeak_auditions(settings: RenderSettings) -> dict[str, _Audition]:
+    auditions = {}
     for number in range(settings.speakers):
-        voice = voices.draw_espeak_voice(lot(settings.seed, "voice", number))
-        found[f"s{settings.seed}n{number:04d}"] = _Audition("", (), voice)
-    return found
+        voice = voices.draw_espeak_voice(rng_for(settings.seed, "voice", number))
+        auditions[f"s{settings.seed}n{number:04d}"] = _Audition("", (), voice)
+    return auditions
 
 
-def _recorded(settings: RenderSettings) -> dict[str, _Audition]:
+def _recording_auditions(settings: RenderSettings) -> dict[str, _Audition]:
     assert settings.speech is not None
     files = defaultdict(list)
-    for reader, name in recordings.find(Path(settings.speech)):
+    for reader, name in recordings.list_recordings(Path(settings.speech)):
         files[reader].append(name)
     return {
         reader: _Audition(settings.speech, tuple(names), None) for reader, names in files.items()
     }
 
 
-def _hear_all(
+def _run_auditions(
     auditions: dict[str, _Audition], workers: int
 ) -> tuple[dict[str, tuple[Voice, float]], list[tuple[str, str, str]]]:
     names = list(auditions)
-    sounding: dict[str, tuple[Voice, float]] = {}
+    speaker_voices: dict[str, tuple[Voice, float]] = {}
     skipped: list[tuple[str, str, str]] = []
     events = worker_pool.run(
-        ((n, auditions[name]) for n, name in enumerate(names)), hear, workers, TIMEOUT, MEMORY
+        ((n, auditions[name]) for n, name in enumerate(names)),
+        audition_voice,
+        workers,
+        TIMEOUT,
+        MEMORY,
     )
     with Progress(len(names), "voice") as progress, contextlib.closing(events):
         for event in events:
@@ -139,12 +144,12 @@ def _hear_all(
                     (f, event.reason, event.detail) for f in auditions[name].files or [name]
                 ]
             else:
-                heard: _Heard = event.result
-                skipped += heard.skipped
-                if heard.voice is not None:
-                    sounding[name] = heard.voice, heard.pitch_hz
+                result: _AuditionResult = event.result
+                skipped += result.skipped
+                if result.voice is not None:
+                    speaker_voices[name] = result.voice, result.pitch_hz
             progress.done()
-    return sounding, sorted(skipped)
+    return speaker_voices, sorted(skipped)
 
 
 def _check_recordings(speakers: list[Speaker], path: Path) -> None:

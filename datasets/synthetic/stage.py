@@ -1,4 +1,4 @@
-"""The picture of a clip, frame by frame: backdrop, people, camera, light."""
+"""Frames of a clip: backdrop, people, camera, light."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,27 +7,27 @@ import numpy as np
 import skia
 
 from cavmae.datasets.synthetic import articulation, backdrop, motion, occlusions
-from cavmae.datasets.synthetic.appearance import draw_look
-from cavmae.datasets.synthetic.canvas import Canvas, placing
+from cavmae.datasets.synthetic.appearance import draw_appearance
+from cavmae.datasets.synthetic.canvas import Canvas, placement
 from cavmae.datasets.synthetic.face import Pose
 from cavmae.datasets.synthetic.figure import Figure
-from cavmae.datasets.synthetic.population import Population, lot
+from cavmae.datasets.synthetic.population import Population, rng_for
 from cavmae.datasets.synthetic.script import Script
 from cavmae.datasets.synthetic.settings import RenderSettings
 
-GRAINS = 4  # different noise pictures of a clip, shown shifted by lot
+GRAINS = 4  # noise images of a clip, rolled by a random offset in each frame
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 class CameraView(NamedTuple):
-    """A frame.
+    """A frame with its label mask and mouths.
 
     Attributes:
         pixels: uint8 [height, width, 4], red, green, blue, unused; overwritten by the next frame.
         labels: uint8 [height, width]: 0 background, 2k - 1 body of person k, 2k their face;
             overwritten by the next frame.
         mouths: box around each person's lips.
-        visible: whether the middle of each person's mouth is to be seen.
+        visible: whether the middle of each person's mouth is in view.
     """
 
     pixels: np.ndarray
@@ -50,11 +50,11 @@ class Stage:
         script: Script,
         tracks: list[np.ndarray],
     ):
-        rng = lot(settings.seed, "camera", script.clip)
+        rng = rng_for(settings.seed, "camera", script.clip)
         self._settings, self._script = settings, script
         frames, rate = settings.frames, settings.frame_rate
         self._size = settings.size
-        self._camera = motion.film(frames, rate, rng)
+        self._camera = motion.draw_camera(frames, rate, rng)
         self._backdrop = backdrop.paint_backdrop(self._size, rng)
         angle, strength = self._camera.shadow
         light = float(np.cos(np.radians(angle)) * (0.3 + strength))
@@ -64,27 +64,27 @@ class Stage:
         self.mouths: list[np.ndarray] = []  # float32 [frames, 4] of each person
         self._covered: list[np.ndarray] = []
         for number, person in enumerate(script.people):
-            own = lot(settings.seed, "motion", script.clip, number)
+            person_rng = rng_for(settings.seed, "motion", script.clip, number)
             speaker = population[person.speaker]
             kind = None if person.cover is None else person.cover.kind
             labels = (2 * number + 1, 2 * number + 2)
-            look = draw_look(speaker.family, speaker.look)
-            self._figures.append(Figure(look, labels, light, kind))
-            self._poses.append(motion.move(frames, rate, own))
+            appearance = draw_appearance(speaker.family, speaker.appearance_seed)
+            self._figures.append(Figure(appearance, labels, light, kind))
+            self._poses.append(motion.draw_poses(frames, rate, person_rng))
             self.mouths.append(articulation.at_frames(tracks[number], times))
-            hidden = np.zeros(frames)
+            covered = np.zeros(frames)
             if person.cover is not None:
-                hidden = occlusions.raised(person.cover, times)
-            self._covered.append(hidden)
+                covered = occlusions.coverage(person.cover, times)
+            self._covered.append(covered)
         grain = self._camera.grain
         shape = (GRAINS, self._size[1], self._size[0], 1)
         self._grain = np.rint(rng.normal(0, grain, shape)).astype(np.int16) if grain else None
         self._rolls = rng.integers(0, min(self._size), (frames, 2))
         self._canvas = Canvas(self._size)
-        self._last = Canvas(self._size)
+        self._output = Canvas(self._size)
 
     def frames(self) -> Iterator[CameraView]:
-        """Every frame in turn; arrays are overwritten by the next."""
+        """Yield every frame in turn; its arrays are overwritten by the next."""
         for number in range(self._settings.frames):
             mouths = self._draw(number)
             labels = self._canvas.labels
@@ -96,7 +96,7 @@ class Stage:
             yield CameraView(self._finish(number), labels, mouths, visible)
 
     def _draw(self, number: int) -> list[Box]:
-        """Backdrop and people; returns mouth boxes."""
+        """Draw backdrop and people; returns mouth boxes."""
         canvas, camera = self._canvas, self._camera
         width, height = self._size
         canvas.clear()
@@ -104,9 +104,9 @@ class Stage:
         shake.setTranslate(camera.dx[number] * height, camera.dy[number] * height)
         shake.preRotate(float(camera.roll[number]), width / 2, height / 2)
         boxes = []
-        with canvas.placed(shake):
-            margin = backdrop.margin_of(self._size)
-            canvas.seen.drawImage(
+        with canvas.transformed(shake):
+            margin = backdrop.margin_pixels(self._size)
+            canvas.color_canvas.drawImage(
                 self._backdrop, -margin, -margin, skia.SamplingOptions(skia.FilterMode.kLinear)
             )
             for index in range(len(self._figures)):
@@ -128,25 +128,25 @@ class Stage:
             float(poses.gaze_x[number]),
             float(poses.gaze_y[number]),
         )
-        head = placing(x + dx * scale, y + dy * scale, float(poses.roll[number]), scale)
-        torso = placing(x + 0.3 * dx * scale, y + 0.3 * dy * scale, 0.0, scale)
-        with canvas.placed(head):
+        head = placement(x + dx * scale, y + dy * scale, float(poses.roll[number]), scale)
+        torso = placement(x + 0.3 * dx * scale, y + 0.3 * dy * scale, 0.0, scale)
+        with canvas.transformed(head):
             figure.draw_back(canvas, pose)
-        with canvas.placed(torso):
+        with canvas.transformed(torso):
             figure.draw_torso(canvas, float(poses.breath[number]))
             figure.draw_neck(canvas, (0.7 * dx, 0.7 * dy))
         shape = tuple(float(v) for v in self.mouths[index][number])
-        with canvas.placed(head):
+        with canvas.transformed(head):
             lips = figure.draw_head(canvas, pose, shape, float(self._covered[index][number]))
             lips.transform(canvas.matrix)
         bounds = lips.computeTightBounds()
         return bounds.left(), bounds.top(), bounds.right(), bounds.bottom()
 
     def _finish(self, number: int) -> np.ndarray:
-        """Light, blur and noise over the whole picture."""
+        """Apply light, blur and noise to the whole frame."""
         camera = self._camera
         width, height = self._size
-        canvas = self._last.seen
+        canvas = self._output.color_canvas
         filling = skia.Paint()
         r, g, b = (float(np.clip(camera.light[number] * t, 0, 2)) for t in camera.tint)
         matrix = [r, 0, 0, 0, 0, 0, g, 0, 0, 0, 0, 0, b, 0, 0, 0, 0, 0, 1, 0]
@@ -165,7 +165,7 @@ class Stage:
             tones = [skia.ColorSetARGB(int(150 * strength), 0, 0, 0), skia.ColorTRANSPARENT]
             dark.setShader(skia.GradientShader.MakeLinear(ends, tones))
             canvas.drawRect(skia.Rect(0, 0, width, height), dark)
-        pixels = self._last.pixels
+        pixels = self._output.pixels
         if self._grain is None:
             return pixels
         grain = np.roll(self._grain[number % GRAINS], tuple(self._rolls[number]), axis=(0, 1))

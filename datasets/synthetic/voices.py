@@ -1,4 +1,4 @@
-"""What a speaker sounds like, whether espeak-ng speaks or a recorded reader."""
+"""Voices: synthesized by espeak-ng, or cut from a reader's recordings."""
 
 import dataclasses
 from pathlib import Path
@@ -17,11 +17,11 @@ from cavmae.datasets.synthetic.recordings import (
     levels,
 )
 
-PROBE_SECONDS = 4.0  # of speech, by which a voice's pitch is measured
-LEVEL = -24.0  # dB: RMS of every voice while it speaks
-LEAST_SPEECH = 0.35  # share of a stretch in which there should be something to hear
-ATTEMPTS = 8  # at finding such a stretch
-VOICED = 12.0  # dB below the loudest: vowels
+PROBE_SECONDS = 4.0  # of speech, from which a voice's pitch is measured
+LEVEL = -24.0  # dB: RMS of every voice during speech
+LEAST_SPEECH = 0.35  # fraction of a segment that should be speech
+ATTEMPTS = 8  # at drawing such a segment
+VOICED = 12.0  # dB below the loudest: frames of vowels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RecordedVoice:
     """A reader and their recordings.
 
     Attributes:
-        folder: that the recordings' paths are relative to.
+        folder: base of the recordings' paths.
     """
 
     folder: str
@@ -40,19 +40,19 @@ Voice = EspeakVoice | RecordedVoice
 
 
 class Utterance(NamedTuple):
-    """Something said.
+    """Speech of one voice.
 
     Attributes:
-        sound: float32 [samples] at 16 kHz; speech in it has the level :data:`LEVEL`.
-        phonemes: with their times in seconds; None: not known.
+        waveform: float32 [samples] at 16 kHz; its speech has the level :data:`LEVEL`.
+        phonemes: with their times in seconds; None for recordings.
     """
 
-    sound: np.ndarray
+    waveform: np.ndarray
     phonemes: list[Phoneme] | None
 
 
 def to_record(voice: Voice) -> dict[str, Any]:
-    """Without the folder of recordings, which may lie elsewhere on another machine."""
+    """JSON object of a voice, without the folder of recordings, which differs between machines."""
     kind = "espeak" if isinstance(voice, EspeakVoice) else "recorded"
     values = dataclasses.asdict(voice)
     values.pop("folder", None)
@@ -60,7 +60,8 @@ def to_record(voice: Voice) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any], folder: str | None) -> Voice:
-    """
+    """Voice from a JSON object.
+
     Args:
         folder: of the recordings.
     """
@@ -71,7 +72,7 @@ def from_record(record: dict[str, Any], folder: str | None) -> Voice:
 
 
 def draw_espeak_voice(rng: np.random.Generator) -> EspeakVoice:
-    """A voice by lot."""
+    """Draw a random espeak-ng voice."""
     return EspeakVoice(
         str(rng.choice(words.LANGUAGES)),
         str(rng.choice(espeak.VARIANTS)),
@@ -82,18 +83,18 @@ def draw_espeak_voice(rng: np.random.Generator) -> EspeakVoice:
 
 
 def utter(voice: Voice, seconds: float, rng: np.random.Generator) -> Utterance:
-    """Speech of exactly this length.
+    """Generate speech of exactly this length.
 
     Raises:
         CavmaeError: a recording is gone or does not decode, or espeak-ng is not installed.
     """
     samples = round(seconds * SAMPLE_RATE)
     if isinstance(voice, EspeakVoice):
-        return _speak(voice, samples, rng)
-    return Utterance(_play(voice, samples, rng), None)
+        return _synthesize(voice, samples, rng)
+    return Utterance(_read_recordings(voice, samples, rng), None)
 
 
-def _speak(voice: EspeakVoice, samples: int, rng: np.random.Generator) -> Utterance:
+def _synthesize(voice: EspeakVoice, samples: int, rng: np.random.Generator) -> Utterance:
     # About three words a second, and enough sentences for the length.
     texts: list[str] = []
     count = 0
@@ -101,90 +102,90 @@ def _speak(voice: EspeakVoice, samples: int, rng: np.random.Generator) -> Uttera
         texts.append(words.sentence(voice.language, rng))
         count += len(texts[-1].split())
     while True:
-        sound, rate, phonemes = espeak.speak(voice, texts)
-        sound = resample(sound, rate)
-        if len(sound) >= samples:
+        waveform, rate, phonemes = espeak.synthesize(voice, texts)
+        waveform = resample(waveform, rate)
+        if len(waveform) >= samples:
             break
         texts += [words.sentence(voice.language, rng) for _ in range(4)]
     kept = [p for p in phonemes if p.start < samples / SAMPLE_RATE]
-    return Utterance(at_level(sound[:samples], active_level(sound)), kept)
+    return Utterance(at_level(waveform[:samples], active_level(waveform)), kept)
 
 
-def _play(voice: RecordedVoice, samples: int, rng: np.random.Generator) -> np.ndarray:
+def _read_recordings(voice: RecordedVoice, samples: int, rng: np.random.Generator) -> np.ndarray:
     best, most = np.zeros(samples, np.float32), -1.0
     for _ in range(ATTEMPTS):
-        sound = _stretch(voice, samples, rng)
-        share = speech_share(sound)
-        if share > most:
-            best, most = sound, share
+        waveform = _draw_segment(voice, samples, rng)
+        fraction = speech_fraction(waveform)
+        if fraction > most:
+            best, most = waveform, fraction
         if most >= LEAST_SPEECH:
             break
     return best
 
 
-def _stretch(voice: RecordedVoice, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Samples from a random place of a random recording, and of more of them if need be."""
-    pieces: list[np.ndarray] = []
+def _draw_segment(voice: RecordedVoice, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Segment from a random place of a random recording, and of more of them if need be."""
+    segments: list[np.ndarray] = []
     missing = samples
     seconds = np.array([r.seconds for r in voice.recordings])
     while missing > 0:
         chosen = voice.recordings[int(rng.choice(len(seconds), p=seconds / seconds.sum()))]
         wanted = min(missing / SAMPLE_RATE, chosen.seconds)
         start = chosen.start + float(rng.uniform(0, chosen.seconds - wanted))
-        piece = recordings.read(Path(voice.folder) / chosen.path, start, wanted)[:missing]
-        # By the whole recording's level: a pause stays as quiet as it was.
-        pieces.append(fade(at_level(piece, chosen.level_db)))
-        missing -= len(piece)
+        segment = recordings.read(Path(voice.folder) / chosen.path, start, wanted)[:missing]
+        # The gain is the whole recording's, so that a pause stays quiet.
+        segments.append(fade(at_level(segment, chosen.level_db)))
+        missing -= len(segment)
         pause = min(missing, int(rng.uniform(0.2, 0.6) * SAMPLE_RATE))
-        pieces.append(np.zeros(pause, np.float32))
+        segments.append(np.zeros(pause, np.float32))
         missing -= pause
-    return np.concatenate(pieces)
+    return np.concatenate(segments)
 
 
-def at_level(sound: np.ndarray, level: float, wanted: float = LEVEL) -> np.ndarray:
-    """Louder or quieter, so that what had one level (dB) has another."""
+def at_level(waveform: np.ndarray, level: float, target: float = LEVEL) -> np.ndarray:
+    """Scale a waveform from one level in dB to another."""
     if level <= -100:
-        return np.zeros_like(sound)
-    return sound * np.float32(10 ** ((wanted - level) / 20))
+        return np.zeros_like(waveform)
+    return waveform * np.float32(10 ** ((target - level) / 20))
 
 
-def fade(sound: np.ndarray, seconds: float = 0.01) -> np.ndarray:
-    """A copy that begins and ends without a click."""
-    count = min(round(seconds * SAMPLE_RATE), len(sound) // 2)
-    faded = sound.copy()
+def fade(waveform: np.ndarray, seconds: float = 0.01) -> np.ndarray:
+    """Copy of a waveform, faded in and out to avoid clicks."""
+    count = min(round(seconds * SAMPLE_RATE), len(waveform) // 2)
+    faded = waveform.copy()
     ramp = np.linspace(0, 1, count, endpoint=False, dtype=np.float32)
     faded[:count] *= ramp
     faded[len(faded) - count :] *= ramp[::-1]
     return faded
 
 
-def speech_share(sound: np.ndarray) -> float:
-    """Share of the time in which speech at the level :data:`LEVEL` is to be heard."""
-    level = levels(sound, HOP)
+def speech_fraction(waveform: np.ndarray) -> float:
+    """Fraction of time with audible speech at the level :data:`LEVEL`."""
+    level = levels(waveform, HOP)
     return float(np.mean(level > LEVEL - PAUSE_BELOW)) if len(level) else 0.0
 
 
 def median_pitch(voice: Voice) -> float:
     """Median fundamental frequency in Hz, of a few seconds of speech."""
-    return pitch_of(utter(voice, PROBE_SECONDS, np.random.default_rng(0)).sound)
+    return pitch_of(utter(voice, PROBE_SECONDS, np.random.default_rng(0)).waveform)
 
 
-def pitch_of(sound: np.ndarray) -> float:
-    """Median over the loud parts of the strongest period between 60 and 400 Hz.
+def pitch_of(waveform: np.ndarray) -> float:
+    """Median fundamental frequency of the loud frames, between 60 and 400 Hz.
 
     By plain autocorrelation: torchaudio's ``detect_pitch_frequency`` took half the frequency for
-    most of the voices tried, made ones and recorded ones.
+    most of the voices tried, synthetic and recorded.
 
     Args:
-        sound: float32 [samples] at 16 kHz of one voice.
+        waveform: float32 [samples] at 16 kHz of one voice.
 
     Returns:
         Hz; 0 for silence.
     """
     window, hop = 1024, 256
-    if len(sound) < window:
+    if len(waveform) < window:
         return 0.0
-    frames = np.lib.stride_tricks.sliding_window_view(sound, window)[::hop].astype(np.float64)
+    frames = np.lib.stride_tricks.sliding_window_view(waveform, window)[::hop].astype(np.float64)
     power = np.mean(frames**2, axis=1)
     if power.max() <= 0:
         return 0.0
@@ -192,11 +193,11 @@ def pitch_of(sound: np.ndarray) -> float:
     frames = frames - frames.mean(axis=1, keepdims=True)
     shortest, longest = SAMPLE_RATE // 400, SAMPLE_RATE // 60
     spectrum = np.abs(np.fft.rfft(frames, 2 * window)) ** 2
-    across = np.fft.irfft(spectrum)[:, : longest + 1]
-    across /= across[:, :1] + 1e-12
-    # Longer shifts overlap less; half of that is made good: all would make double periods win.
-    across *= (1 + window / (window - np.arange(longest + 1))) / 2
-    best = across[:, shortest:].argmax(axis=1) + shortest
-    strength = across[np.arange(len(best)), best]
-    clear = strength >= np.median(strength)  # the rest is noise or a change of sound
+    autocorrelation = np.fft.irfft(spectrum)[:, : longest + 1]
+    autocorrelation /= autocorrelation[:, :1] + 1e-12
+    # Longer lags overlap less; half of the loss is compensated: with all, double periods would win.
+    autocorrelation *= (1 + window / (window - np.arange(longest + 1))) / 2
+    best = autocorrelation[:, shortest:].argmax(axis=1) + shortest
+    strength = autocorrelation[np.arange(len(best)), best]
+    clear = strength >= np.median(strength)  # the rest is noise or a transition
     return float(np.median(SAMPLE_RATE / best[clear]))

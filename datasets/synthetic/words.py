@@ -1,8 +1,8 @@
-"""Random sentences for espeak-ng: common words, three kinds of English among the languages."""
+"""Random sentences for espeak-ng: common words of ten languages and accents."""
 
 import numpy as np
 
-# language as espeak-ng calls it: words
+# espeak-ng's language name: words
 WORDS = {
     "en-us": "the red house stands near a quiet river and my brother sees many small boats go by "
     "when evening comes we open both windows because warm air feels good maybe somebody will "
@@ -31,7 +31,7 @@ LANGUAGES = tuple(WORDS)
 
 
 def sentence(language: str, rng: np.random.Generator) -> str:
-    """4 to 10 words of a language in random order."""
+    """Random sentence of 4 to 10 words of a language."""
     words = WORDS[language].split()
     chosen = rng.choice(len(words), size=int(rng.integers(4, 11)))
     return " ".join(words[i] for i in chosen) + "."

@@ -10,7 +10,7 @@ from cavmae.finetune.inference.separator import Separator
 from cavmae.tools.benchmarks.media import make_video
 from tests.conftest import SMALL, make_shards
 from tests.finetune.speaker.scenes import model
-from tests.tools.helpers import HOW, TINY
+from tests.tools.helpers import RUN_SETTINGS, TINY
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of those, made by one worker without interruption."""
     out = tmp_path_factory.mktemp("reference") / "out"
-    assert make_shards(str(videos), out, dataclasses.replace(HOW, workers=1), **TINY) == 0
+    assert make_shards(str(videos), out, dataclasses.replace(RUN_SETTINGS, workers=1), **TINY) == 0
     return out
 
 

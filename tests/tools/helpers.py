@@ -14,7 +14,7 @@ from cavmae.tools.shard import ShardRunSettings
 Maker = Callable[..., Path]
 Samples = dict[str, dict[str, bytes]]
 
-HOW = ShardRunSettings(workers=2, timeout=60.0)
+RUN_SETTINGS = ShardRunSettings(workers=2, timeout=60.0)
 # Small clips, so that a few short videos fill several shards.
 TINY = {
     "profile": "speakers", "clip_seconds": 1.0, "min_seconds": 0.5, "shorter_side": 64,

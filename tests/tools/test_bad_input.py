@@ -1,4 +1,4 @@
-"""Whatever people point the sharder at: a valid sample or a line in skipped.jsonl."""
+"""Damaged and odd inputs of `cavmae shard`: a valid sample or a line in skipped.jsonl."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ Maker = Callable[..., Path]
 VARIANTS = 40  # of each of the videos below
 
 
-def sound_clips(out: Path) -> set[str]:
+def intact_inputs(out: Path) -> set[str]:
     """Names of the inputs with at least one sample; the data set itself must be flawless."""
     if Manifest.load(out).samples == 0:
         return set()
@@ -33,34 +33,34 @@ def sound_clips(out: Path) -> set[str]:
     return {Path(info.source).name for info in infos(out)}
 
 
-def damage(content: bytes, chance: random.Random) -> bytes:
+def damage(content: bytes, rng: random.Random) -> bytes:
     """One of the ways files break."""
     data = bytearray(content)
     size = len(data)
-    kind = chance.choice(["cut", "flip", "header", "zeros", "shift", "middle", "repeat", "tail"])
+    kind = rng.choice(["cut", "flip", "header", "zeros", "shift", "middle", "repeat", "tail"])
     if kind == "cut":
-        del data[chance.randrange(size) :]
+        del data[rng.randrange(size) :]
     elif kind == "flip":
-        for _ in range(chance.choice([1, 10, 300])):
-            data[chance.randrange(size)] ^= 1 << chance.randrange(8)
+        for _ in range(rng.choice([1, 10, 300])):
+            data[rng.randrange(size)] ^= 1 << rng.randrange(8)
     elif kind == "header":
         for _ in range(5):
-            data[chance.randrange(min(600, size))] = chance.randrange(256)
+            data[rng.randrange(min(600, size))] = rng.randrange(256)
     elif kind == "zeros":
-        first = chance.randrange(size)
+        first = rng.randrange(size)
         stretch = data[first : first + size // 5]
         data[first : first + size // 5] = bytes(len(stretch))
     elif kind == "shift":
-        first = chance.randrange(size)
-        data[first:first] = chance.randbytes(chance.choice([1, 188, 4096]))
+        first = rng.randrange(size)
+        data[first:first] = rng.randbytes(rng.choice([1, 188, 4096]))
     elif kind == "middle":
-        first = chance.randrange(size)
+        first = rng.randrange(size)
         del data[first : first + size // 4]
     elif kind == "repeat":
         data += data[size // 2 :]
     else:
-        first = size - chance.randrange(1, 400)
-        data[first:] = chance.randbytes(size - first)
+        first = size - rng.randrange(1, 400)
+        data[first:] = rng.randbytes(size - first)
     return bytes(data)
 
 
@@ -81,14 +81,14 @@ def test_hundreds_of_damaged_videos(tmp_path: Path, name: str, changes: dict[str
     content = whole.read_bytes()
     folder = tmp_path / "in"
     folder.mkdir()
-    chance = random.Random(name)
+    rng = random.Random(name)
     for number in range(VARIANTS):
-        (folder / f"{number:03d}-{name}").write_bytes(damage(content, chance))
+        (folder / f"{number:03d}-{name}").write_bytes(damage(content, rng))
     shutil.copy(whole, folder / f"whole-{name}")
     out = tmp_path / "out"
-    how = ShardRunSettings(workers=2, timeout=30.0)
-    assert make_shards(str(folder), out, how, **TINY) == 0
-    good, bad = sound_clips(out), set(skipped(out))
+    run_settings = ShardRunSettings(workers=2, timeout=30.0)
+    assert make_shards(str(folder), out, run_settings, **TINY) == 0
+    good, bad = intact_inputs(out), set(skipped(out))
     assert good | bad == {path.name for path in folder.iterdir()}
     assert f"whole-{name}" in good - bad
     assert "timeout" not in skipped(out).values()
@@ -135,7 +135,7 @@ def test_odd_files(tmp_path: Path, video: Maker) -> None:
         "no_sound.mkv": "no_audio",
         "no_picture.mp4": "no_video",
     }
-    assert sound_clips(out) == good
+    assert intact_inputs(out) == good
     both = [i for i in infos(out) if Path(i.source).name == "same.mp4"]
     assert len({i.source for i in both}) == 2
     assert len(both) == 4

@@ -33,10 +33,10 @@ def damages(folder: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in (folder / "damage.jsonl").read_text().splitlines()]
 
 
-def test_a_sound_data_set(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_intact_data_set(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["check", str(copied), "--workers", "2", "--sheet", "5"]) == 0
     said = capsys.readouterr().out
-    for words in ("24 of 24 sound, in 8 shards", "48.0 s", "48x32 (24)", "speech (24), music (8)"):
+    for words in ("24 of 24 intact, in 8 shards", "48.0 s", "48x32 (24)", "speech (24), music (8)"):
         assert words in said
     assert damages(copied) == []
     record = json.loads((copied / "stats.json").read_text())
@@ -51,7 +51,7 @@ def test_a_sound_data_set(copied: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def checked(folder: Path, labels: tuple[str, ...], speaker: str) -> tuple[int, int]:
-    """Checks a made data set of one clip: the size of its sheet."""
+    """Check a synthetic data set of one clip; returns the size of its sheet."""
     key, members = clip(0, labels=labels, speaker=speaker)
     members = {name: data for name, data in members.items() if not name.endswith(".png")}
     members["fbank.npy"] = sample.encode_fbank(np.full((10, 128), -7, dtype=np.float32))
@@ -99,10 +99,10 @@ def test_a_flipped_byte_is_named_with_shard_and_key(copied: Path) -> None:
     content[offset + 8] ^= 0xFF  # the array's header
     path.write_bytes(content)
     assert check(str(copied), SETTINGS) == 1
-    found = damages(copied)
-    assert {one["shard"] for one in found} == {path.name}
-    assert {one["reason"] for one in found} == {"bad_shard", "bad_fbank"}
-    assert [one["key"] for one in found if one["reason"] == "bad_fbank"] == [entry.key]
+    records = damages(copied)
+    assert {r["shard"] for r in records} == {path.name}
+    assert {r["reason"] for r in records} == {"bad_shard", "bad_fbank"}
+    assert [r["key"] for r in records if r["reason"] == "bad_fbank"] == [entry.key]
 
 
 def test_shards_missing_cut_and_swapped(copied: Path) -> None:
@@ -114,8 +114,7 @@ def test_shards_missing_cut_and_swapped(copied: Path) -> None:
     (copied / names[3]).rename(copied / names[2])
     (copied / "x").rename(copied / names[3])
     assert check(str(copied), SETTINGS) == 1
-    found = damages(copied)
-    assert {one["shard"] for one in found} == set(names[:4])
+    assert {record["shard"] for record in damages(copied)} == set(names[:4])
     assert not (copied / "stats.json").exists()  # of a part of the data it would mislead
 
 
@@ -160,10 +159,10 @@ def set_info(members: dict[str, bytes], **changes: Any) -> None:
 def test_damage_inside_samples(copied: Path, change: Any, reason: str) -> None:
     forge(copied, change)
     assert check(str(copied), SETTINGS) == 1
-    (one,) = damages(copied)
-    assert one["reason"] == reason
-    with Shard(copied / one["shard"]) as shard:
-        assert one["key"] == shard.entries[0].key
+    (record,) = damages(copied)
+    assert record["reason"] == reason
+    with Shard(copied / record["shard"]) as shard:
+        assert record["key"] == shard.entries[0].key
 
 
 def test_names_that_no_terminal_can_show(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +181,7 @@ def test_the_same_key_twice(copied: Path) -> None:
     shards = (first, dataclasses.replace(first, file=second.file), *manifest.shards[2:])
     (copied / "manifest.json").write_bytes(dataclasses.replace(manifest, shards=shards).to_bytes())
     assert check(str(copied), SETTINGS) == 1
-    assert {one["reason"] for one in damages(copied)} == {"repeated_key"}
+    assert {record["reason"] for record in damages(copied)} == {"repeated_key"}
 
 
 def test_output_elsewhere(copied: Path, tmp_path: Path) -> None:

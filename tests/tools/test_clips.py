@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.media import MediaError, Probe
-from cavmae.datasets.sharding.clip_extraction import mask_meaning
+from cavmae.datasets.sharding.clip_extraction import mask_value_names
 from cavmae.datasets.sharding.planning import choose_frames, plan_clips
 from cavmae.datasets.sharding.settings import ShardSettings
 
@@ -73,8 +73,8 @@ def video(times: np.ndarray) -> Probe:
 
 def test_events_frames_are_those_of_the_reference() -> None:
     times = np.arange(250) / 25
-    found = choose_frames(video(times), 0.0, 10.0, EVENTS)
-    assert found.tolist() == [int(i * 250 / 10) for i in range(10)]
+    indices = choose_frames(video(times), 0.0, 10.0, EVENTS)
+    assert indices.tolist() == [int(i * 250 / 10) for i in range(10)]
 
 
 def test_speakers_frames_of_a_25_hz_video_are_all_of_them() -> None:
@@ -86,9 +86,9 @@ def test_speakers_frames_of_a_25_hz_video_are_all_of_them() -> None:
 @pytest.mark.parametrize("rate", [29.97, 50.0, 60.0, 120.0])
 def test_speakers_frames_of_faster_videos_are_the_nearest(rate: float) -> None:
     times = np.arange(round(10 * rate)) / rate
-    found = choose_frames(video(times), 2.0, 4.56, SPEAKERS)
+    indices = choose_frames(video(times), 2.0, 4.56, SPEAKERS)
     grid = 2.0 + np.arange(64) / 25
-    assert np.abs(times[found] - grid).max() <= 0.5 / rate + 1e-6
+    assert np.abs(times[indices] - grid).max() <= 0.5 / rate + 1e-6
 
 
 def test_a_slow_video_keeps_its_own_frames() -> None:
@@ -104,7 +104,7 @@ def test_a_slide_show_shows_what_is_on_screen() -> None:
 
 
 def test_meaning_of_masks() -> None:
-    assert mask_meaning({0, 1, 2, 3}) == {
+    assert mask_value_names({0, 1, 2, 3}) == {
         "1": "person 1 body",
         "2": "person 1 face",
         "3": "person 2 body",

@@ -1,4 +1,4 @@
-"""Entries of the reference's data files whose WAV or JPEGs are not what they should be."""
+"""Entries of the reference's data files with damaged WAVs or JPEGs."""
 
 import json
 import os
@@ -17,7 +17,7 @@ TONE = (np.sin(np.arange(48_000) * 0.2) * 0.3).astype(np.float32)
 
 
 class Entries:
-    """A data file in the making: sound entries, to be spoiled."""
+    """Builder of a data file, with intact entries for a test to damage."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -80,7 +80,7 @@ def test_only_regular_files_of_their_kind_are_read(entries: Entries, tmp_path: P
     assert make_shards(entries.write(), out, shorter_side=64, crop="patches") == 0
     assert {Path(i.source).stem: i.missing_frames for i in infos(out)} == {"good": 0, "one": 1}
     lines = map(json.loads, (out / "skipped.jsonl").read_text().splitlines())
-    found = {Path(line["source"]).stem: (line["reason"], line["detail"]) for line in lines}
+    records = {Path(line["source"]).stem: (line["reason"], line["detail"]) for line in lines}
     expected = {
         "pipe": ("not_a_file", "pipe"), "aiff": ("no_audio", "is not WAV or FLAC"),
         "nan": ("no_audio", "not numbers"), "rate": ("no_audio", "2147483647 Hz"),
@@ -88,8 +88,8 @@ def test_only_regular_files_of_their_kind_are_read(entries: Entries, tmp_path: P
         "huge": ("decode_error", "more than 32 MB"),
         "wide": ("decode_error", "too large to store"),
     }  # fmt: skip
-    assert set(found) == set(expected)
+    assert set(records) == set(expected)
     for name, (reason, words) in expected.items():
-        assert found[name][0] == reason
-        assert words in found[name][1]
-        assert " at 0x" not in found[name][1]  # the same in every run
+        assert records[name][0] == reason
+        assert words in records[name][1]
+        assert " at 0x" not in records[name][1]  # the same in every run

@@ -8,7 +8,7 @@ import pytest
 from cavmae.common.errors import UsageError
 from cavmae.common.json_files import value_as
 from cavmae.datasets.format.sample import split_member
-from cavmae.datasets.sharding.inputs import Input, collect, key_of, parse_part
+from cavmae.datasets.sharding.inputs import Input, collect, parse_part, sample_key
 
 
 def touch(path: Path) -> Path:
@@ -109,8 +109,11 @@ def test_a_name_that_is_nothing(tmp_path: Path) -> None:
 def test_keys_are_safe_and_unique() -> None:
     sources = ["a/x.mp4", "b/x.mp4", "a/x.avi", "a/ü ñ\n'\".mp4", "a/\udcff.mp4", "-", "../x.mp4"]
     sources += ["a/" + "long" * 90 + ".mp4", "x y.mp4", "x-y.mp4"]
-    keys = [key_of(Input(s), start) for s in sources for start in (0.0, 5.12, 7200.001)]
-    keys += [key_of(Input("a/x.mp4", start=1.0), 1.0), key_of(Input("a/x.mp4", speaker="b"), 0.0)]
+    keys = [sample_key(Input(s), start) for s in sources for start in (0.0, 5.12, 7200.001)]
+    keys += [
+        sample_key(Input("a/x.mp4", start=1.0), 1.0),
+        sample_key(Input("a/x.mp4", speaker="b"), 0.0),
+    ]
     assert len(set(keys)) == len(keys)
     for key in keys:
         assert split_member(key + ".fbank.npy") == (key, "fbank.npy")
@@ -126,16 +129,16 @@ def test_inputs_survive_json() -> None:
 def test_retries() -> None:
     item = Input("a")
     assert all(item.wants(i, i * 5.0) for i in range(3))
-    one = item.retry(clip=10.0)
-    assert [one.wants(i, i * 5.0) for i in range(4)] == [False, False, True, False]
+    of_one_clip = item.retry(clip=10.0)
+    assert [of_one_clip.wants(i, i * 5.0) for i in range(4)] == [False, False, True, False]
     rest = item.retry(done=(1, 5.0))
     assert [rest.wants(i, i * 5.0) for i in range(4)] == [False, False, True, True]
-    both = rest.joined(item.retry(clip=0.0))
+    both = rest.merge_retry(item.retry(clip=0.0))
     assert [both.wants(i, i * 5.0) for i in range(4)] == [True, False, True, True]
     again = both.retry(done=(2, 10.0))
     assert [again.wants(i, i * 5.0) for i in range(4)] == [False, False, False, True]
-    assert len({item.task, one.task, again.task}) == 3
-    assert key_of(item, 0.0) == key_of(again, 0.0)
+    assert len({item.task, of_one_clip.task, again.task}) == 3
+    assert sample_key(item, 0.0) == sample_key(again, 0.0)
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2"])
@@ -184,7 +187,7 @@ def test_fields_that_are_not_used_are_named(
     entry = {"video_id": "v1", "wav": "v1.wav", "video_path": "f", "labels": "", "start": 3}
     (tmp_path / "d.json").write_text(json.dumps({"data": [entry]}))
     collect([str(tmp_path / "t.csv"), str(tmp_path / "d.json")])
-    assert "t.csv: columns that are not used: note, one without a name" in caplog.text
+    assert "t.csv: columns that are not used: note, a column without a name" in caplog.text
     assert "d.json: fields that are not used: start" in caplog.text
 
 

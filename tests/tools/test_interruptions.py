@@ -19,7 +19,7 @@ from cavmae.tools.shard import ShardRunSettings
 from tests.conftest import make_shards
 from tests.tools import faulty
 from tests.tools.helpers import (
-    HOW,
+    RUN_SETTINGS,
     TINY,
     WORDS,
     Maker,
@@ -86,12 +86,12 @@ def test_a_retry_that_is_interrupted_is_not_forgotten(
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    again = dataclasses.replace(HOW, retry_skipped=True)
+    again = dataclasses.replace(RUN_SETTINGS, retry_skipped=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("cavmae.tools.shard.forget_retried", interrupt)
+        patch.setattr("cavmae.tools.shard.drop_retried", interrupt)
         make_shards(str(late.parent), out, again, **TINY)
-    for how in (HOW, again):
-        assert make_shards(str(late.parent), out, how, **TINY) == 0
+    for run_settings in (RUN_SETTINGS, again):
+        assert make_shards(str(late.parent), out, run_settings, **TINY) == 0
         assert Manifest.load(out).samples == 2
     assert skipped(out) == {}
 
@@ -109,7 +109,7 @@ def test_a_kill_while_skipped_lines_are_taken_out(
     def die(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    again = dataclasses.replace(HOW, retry_skipped=True)
+    again = dataclasses.replace(RUN_SETTINGS, retry_skipped=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("cavmae.datasets.sharding.job_state.State.save", die)
         make_shards(str(folder), out, again, **TINY)
@@ -153,15 +153,15 @@ def test_a_worker_that_crashes_hangs_or_grows_costs_its_own_input(
     for name in ("crash", "good1", "good2", "good3", "hang", "grow"):
         video(f"in/{name}.mp4", seconds=2.0)
     out = tmp_path / "out"
-    monkeypatch.setattr("cavmae.tools.shard.work", faulty.work)
-    how = ShardRunSettings(workers=2, timeout=4.0, memory_gb=1.0)
-    assert make_shards(str(tmp_path / "in"), out, how, **TINY) == 0
+    monkeypatch.setattr("cavmae.tools.shard.shard_task", faulty.work)
+    run_settings = ShardRunSettings(workers=2, timeout=4.0, memory_gb=1.0)
+    assert make_shards(str(tmp_path / "in"), out, run_settings, **TINY) == 0
     expected = {"crash.mp4": "crash", "hang.mp4": "timeout", "grow.mp4": "out_of_memory"}
     assert skipped(out) == expected
     saved = Counter(Path(info.source).name for info in infos(out))
     # The crash comes after its first clip, which is kept.
     assert saved == {"good1.mp4": 2, "good2.mp4": 2, "good3.mp4": 2, "crash.mp4": 1}
-    again = dataclasses.replace(how, retry_skipped=True)
+    again = dataclasses.replace(run_settings, retry_skipped=True)
     assert make_shards(str(tmp_path / "in"), out, again, **TINY) == 0
     assert skipped(out) == {}
     saved = Counter(Path(info.source).name for info in infos(out))
@@ -169,9 +169,9 @@ def test_a_worker_that_crashes_hangs_or_grows_costs_its_own_input(
     assert len(saved) == 6
 
 
-def test_a_pipe_that_nobody_writes_to_does_not_hang_the_run(tmp_path: Path, video: Maker) -> None:
+def test_a_pipe_without_a_writer_does_not_hang_the_run(tmp_path: Path, video: Maker) -> None:
     video("in/good.mp4")
     os.mkfifo(tmp_path / "in" / "pipe.mp4")
-    how = dataclasses.replace(HOW, timeout=3.0)
-    assert make_shards(str(tmp_path / "in"), tmp_path / "out", how, **TINY) == 0
+    run_settings = dataclasses.replace(RUN_SETTINGS, timeout=3.0)
+    assert make_shards(str(tmp_path / "in"), tmp_path / "out", run_settings, **TINY) == 0
     assert len(skipped(tmp_path / "out")) == 1

@@ -1,4 +1,4 @@
-"""Masks as tools write them, to what is composed from."""
+"""Masks as tools write them, from the PNGs to the clips for mixtures."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.media import MediaError
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.sharding.masks import label_values, mask_meaning
+from cavmae.datasets.sharding.masks import label_values, mask_value_names
 from cavmae.tools.check import CheckSettings, check
 from tests.conftest import make_shards
 from tests.tools.helpers import TINY, Maker, load
@@ -57,9 +57,9 @@ def test_plain_foreground_masks_are_bodies_all_the_way(tmp_path: Path, video: Ma
     for kind, image in kinds.items():
         (tmp_path / "masks" / kind).mkdir(parents=True)
         for number in range(FRAMES):
-            # Whoever is not in the picture now and then has an empty mask there.
-            shown = mask_image({}) if number == 3 else image
-            shown.save(tmp_path / "masks" / kind / f"{number:04d}.png")
+            # A person who is out of view has an empty mask.
+            mask = mask_image({}) if number == 3 else image
+            mask.save(tmp_path / "masks" / kind / f"{number:04d}.png")
     out = tmp_path / "out"
     assert make_shards(table(tmp_path, list(kinds)), out, **TINY) == 0
     body, face = {"1": "person 1 body"}, {"2": "person 1 face"}
@@ -126,7 +126,7 @@ def test_values_have_a_limit(value: int) -> None:
     masks = {0: np.array([[0, value]], np.uint8)}
     if value == 64:
         assert label_values(masks) is masks
-        assert mask_meaning({value}) == {"64": "person 32 face"}
+        assert mask_value_names({value}) == {"64": "person 32 face"}
     else:
         with pytest.raises(MediaError, match="the value 65"):
             label_values(masks)

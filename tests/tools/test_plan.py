@@ -1,4 +1,4 @@
-"""What an interrupted `cavmae shard` left is read strictly: damaged records end in a sentence."""
+"""State of an interrupted `cavmae shard`: damaged records end in a clear error."""
 
 import json
 import random
@@ -15,8 +15,8 @@ from cavmae.datasets.sharding.job_state import (
     InputLayout,
     Plan,
     State,
-    forget_retried,
-    retries,
+    drop_retried,
+    pending_retries,
     skip_record,
 )
 from cavmae.datasets.sharding.shard_writer import Assembler
@@ -28,41 +28,41 @@ ITEMS = [Input("a.mp4", labels=("x",)), Input("b.mp4"), Input("c.mp4", start=1.0
 @pytest.fixture
 def layout(tmp_path: Path) -> InputLayout:
     """A data set under construction: one shard sealed, one part done, one input skipped."""
-    made = InputLayout(tmp_path)
-    made.work.mkdir()
-    plan = Plan(made)
+    layout = InputLayout(tmp_path)
+    layout.work_folder.mkdir()
+    plan = Plan(layout)
     plan.extend(ITEMS)
     state = State(
         SETTINGS, 1, 0, [ShardEntry("clips-000000.tar", 1, 2048, "0" * 64, ((0,),))], ["x"]
     )
     skip = skip_record(ITEMS[0], Skip(3, 1.5, "decode_error", "detail"), None)
-    made.skipped.write_text(json.dumps(skip) + "\n")
-    state.skipped, state.skipped_bytes = 1, made.skipped.stat().st_size
-    state.save(made)
-    made.part_file(ITEMS[1]).write_bytes(bytes(1024))
-    Assembler(made, plan, state, 100, 1e9).finish_item(
+    layout.skipped.write_text(json.dumps(skip) + "\n")
+    state.skipped, state.skipped_bytes = 1, layout.skipped.stat().st_size
+    state.save(layout)
+    layout.part_file(ITEMS[1]).write_bytes(bytes(1024))
+    Assembler(layout, plan, state, 100, 1e9).finish_item(
         1, [Written(0, 0.0, 1.0, 1024, 5), Skip(None, None, "timeout", "")]
     )
-    return made
+    return layout
 
 
 def taken_up(layout: InputLayout) -> Assembler:
-    """What a rerun reads."""
+    """Assembler of a rerun."""
     plan = Plan(layout)
     state = State.load(layout, SETTINGS)
-    again = retries(layout)
+    again = pending_retries(layout)
     assembler = Assembler(layout, plan, state, 100, 1e9)
-    assembler.find_finished()
+    assembler.load_finished()
     if again:
-        forget_retried(layout, state)
+        drop_retried(layout, state)
     assembler.advance()
     return assembler
 
 
-def test_a_sound_one_is_taken_up(layout: InputLayout) -> None:
+def test_an_intact_state_is_taken_up(layout: InputLayout) -> None:
     assert Plan(layout).items == ITEMS
     assert State.load(layout, SETTINGS).shards[0].labels == ((0,),)
-    assert [item.source for item in retries(layout)] == ["a.mp4"]
+    assert [item.source for item in pending_retries(layout)] == ["a.mp4"]
     assert not taken_up(layout).has(1)  # its part is not what its CRC says: made again
     assert not layout.part_record(ITEMS[1]).exists()
 

@@ -1,4 +1,4 @@
-"""`cavmae shard` of addresses: what cannot be fetched costs itself only, and says why."""
+"""`cavmae shard` of addresses: a failed download skips its own input, with the reason."""
 
 import dataclasses
 import importlib.util
@@ -16,7 +16,7 @@ from cavmae.datasets.sharding.shard_writer import Assembler
 from cavmae.tools.shard import ShardRunSettings
 from tests.conftest import make_shards
 from tests.serving import refusing, serving
-from tests.tools.helpers import HOW, TINY, Maker, contents, infos, skipped
+from tests.tools.helpers import RUN_SETTINGS, TINY, Maker, contents, infos, skipped
 
 without_gcsfs = pytest.mark.skipif(
     importlib.util.find_spec("gcsfs") is not None, reason="a package has to be missing"
@@ -106,7 +106,9 @@ def test_a_bad_address_on_the_command_line_is_bad_usage(tmp_path: Path) -> None:
         make_shards("htps://example.org/a.mp4", tmp_path / "out", **TINY)
     for name in ("download_gb", "stall_seconds"):
         with pytest.raises(UsageError, match="--download-gb and --stall-seconds"):
-            make_shards("x", tmp_path / "out", dataclasses.replace(HOW, **{name: 0.0}), **TINY)
+            make_shards(
+                "x", tmp_path / "out", dataclasses.replace(RUN_SETTINGS, **{name: 0.0}), **TINY
+            )
 
 
 def test_what_a_lost_worker_had_fetched_is_removed_at_once(
@@ -126,9 +128,9 @@ def test_what_a_lost_worker_had_fetched_is_removed_at_once(
         finish_item(self, number, messages)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Assembler, "finish_item", watch)
-    how = ShardRunSettings(workers=1, timeout=3.0)
+    run_settings = ShardRunSettings(workers=1, timeout=3.0)
     names = write_list(tmp_path / "list.txt", f"{server}/stall/a.mp4", f"{server}/file/a.mp4")
-    assert make_shards(names, out, how, **TINY) == 0
+    assert make_shards(names, out, run_settings, **TINY) == 0
     assert sorted(seen) == [(False, False), (True, False)]
 
 
@@ -138,8 +140,8 @@ def test_a_long_download_is_not_given_up_as_long_as_it_goes_on(
     path = video("served/slow.mp4")
     with path.open("ab") as file:
         file.truncate(6_000_000)
-    how = ShardRunSettings(workers=1, timeout=2.0)
-    assert make_shards(f"{server}/slow/slow.mp4", tmp_path / "out", how, **TINY) == 0
+    run_settings = ShardRunSettings(workers=1, timeout=2.0)
+    assert make_shards(f"{server}/slow/slow.mp4", tmp_path / "out", run_settings, **TINY) == 0
     assert skipped(tmp_path / "out") == {}
 
 

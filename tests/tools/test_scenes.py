@@ -1,4 +1,4 @@
-"""The sheet of composed scenes, and the benchmark of composing them."""
+"""Sheet of composed scenes, and the benchmark of composition."""
 
 import shutil
 from pathlib import Path
@@ -20,21 +20,21 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def test_a_sheet_of_scenes(clips: Manifest, tmp_path: Path) -> None:
-    how = ComposeSettings(height=32, width=48, seconds=0.08)
+    compose = ComposeSettings(height=32, width=48, seconds=0.08)
     path = tmp_path / "composed.png"
-    assert draw_scenes(clips, Access(), how, 4, 0, path) == 4
+    assert draw_scenes(clips, Access(), compose, 4, 0, path) == 4
     assert path.read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(UsageError, match="add people"):
         single = data_set_of(tmp_path / "one", [clip(0, person=True)])
-        draw_scenes(single, Access(), how, 4, 0, path)
+        draw_scenes(single, Access(), compose, 4, 0, path)
 
 
 def test_a_sheet_of_a_folder_of_any_name(clips: Manifest, tmp_path: Path) -> None:
-    how = ComposeSettings(height=32, width=48, seconds=0.08)
+    compose = ComposeSettings(height=32, width=48, seconds=0.08)
     folder = tmp_path / "a$\\frac$b _x\n"
     shutil.copytree(clips.folder, folder)
     named = Manifest.load(str(folder))
-    assert draw_scenes(named, Access(), how, 1, 0, tmp_path / "composed.png") == 1
+    assert draw_scenes(named, Access(), compose, 1, 0, tmp_path / "composed.png") == 1
 
 
 def test_the_benchmark(clips: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,10 +43,10 @@ def test_the_benchmark(clips: Manifest, tmp_path: Path, capsys: pytest.CaptureFi
         f"--workers 1 --gpu_step 0.01 --device cpu --out {tmp_path / 'rows.json'}"
     )
     assert main(words.split()) == 0
-    told = capsys.readouterr().out
-    assert "| training step |" in told
-    assert "| composing, one core |" in told
-    assert "of the time for data" in told
+    output = capsys.readouterr().out
+    assert "| training step |" in output
+    assert "| composing, one core |" in output
+    assert "of the time for data" in output
     assert (tmp_path / "rows.json").is_file()
     with pytest.raises(UsageError, match="--data_set"):
         main(["finetune"])

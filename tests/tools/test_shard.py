@@ -1,4 +1,4 @@
-"""`cavmae shard`: what comes out of what goes in."""
+"""`cavmae shard`: samples, shards and messages of whole runs."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ from cavmae.tools.benchmarks.media import read_number
 from cavmae.tools.shard import main
 from tests.conftest import make_shards
 from tests.tools.helpers import (
-    HOW,
+    RUN_SETTINGS,
     TINY,
     Maker,
     contents,
@@ -75,9 +75,9 @@ def test_the_events_profile(tmp_path: Path, video: Maker) -> None:
     path = video(seconds=21.0, size=(160, 96), fps=10.0)
     out = tmp_path / "out"
     assert make_shards(str(path), out, profile="events", shorter_side=64) == 0
-    found = load(out)
-    assert len(found) == 2  # the last second is too short
-    for number, members in enumerate(found.values()):
+    samples = load(out)
+    assert len(samples) == 2  # the last second is too short
+    for number, members in enumerate(samples.values()):
         info = SampleInfo.from_bytes(members["json"])
         assert info.fbank_frames == 998
         assert info.frame_size == (64, 64)
@@ -91,7 +91,9 @@ def test_the_events_profile(tmp_path: Path, video: Maker) -> None:
 def test_the_same_bytes_from_any_number_of_workers(
     videos: Path, reference: Path, tmp_path: Path, workers: int
 ) -> None:
-    make_shards(str(videos), tmp_path / "out", dataclasses.replace(HOW, workers=workers), **TINY)
+    make_shards(
+        str(videos), tmp_path / "out", dataclasses.replace(RUN_SETTINGS, workers=workers), **TINY
+    )
     assert contents(tmp_path / "out") == contents(reference)
 
 
@@ -148,7 +150,7 @@ def test_retrying_what_was_skipped(
     assert make_shards(str(folder), out, **TINY) == 0
     assert skipped(out) == expected  # nothing is tried again silently
     del expected["late.mp4"]
-    again = dataclasses.replace(HOW, retry_skipped=True)
+    again = dataclasses.replace(RUN_SETTINGS, retry_skipped=True)
     for _ in range(2):
         assert make_shards(str(folder), out, again, **TINY) == 0
         assert skipped(out) == expected
@@ -162,9 +164,11 @@ def test_retrying_what_was_skipped(
 def test_parts_of_several_machines_merge(videos: Path, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for part in ("2/3", "1/3"):
-        assert make_shards(str(videos), out, dataclasses.replace(HOW, part=part), **TINY) == 0
+        assert (
+            make_shards(str(videos), out, dataclasses.replace(RUN_SETTINGS, part=part), **TINY) == 0
+        )
         assert not (out / "manifest.json").exists()
-    assert make_shards(str(videos), out, dataclasses.replace(HOW, part="3/3"), **TINY) == 0
+    assert make_shards(str(videos), out, dataclasses.replace(RUN_SETTINGS, part="3/3"), **TINY) == 0
     assert load(out) == load(reference)
     assert skipped(out) == {"broken.mp4": "decode_error"}
     manifest = Manifest.load(out)
@@ -177,7 +181,10 @@ def test_a_part_that_gets_no_input_is_done(tmp_path: Path, video: Maker) -> None
     path = video("only.mp4")
     for number in range(1, 6):
         assert (
-            make_shards(str(path), out, dataclasses.replace(HOW, part=f"{number}/5"), **TINY) == 0
+            make_shards(
+                str(path), out, dataclasses.replace(RUN_SETTINGS, part=f"{number}/5"), **TINY
+            )
+            == 0
         )
     assert Manifest.load(out).samples == 2
 
@@ -187,13 +194,15 @@ def test_more_inputs_for_a_data_set_made_in_parts(
 ) -> None:
     out = tmp_path / "out"
     for part in ("1/2", "2/2"):
-        assert make_shards(str(videos), out, dataclasses.replace(HOW, part=part), **TINY) == 0
+        assert (
+            make_shards(str(videos), out, dataclasses.replace(RUN_SETTINGS, part=part), **TINY) == 0
+        )
     extra = [str(video(f"extra{i}.mp4", seed=90 + i)) for i in range(4)]
     with pytest.raises(CavmaeError, match="made in 2 parts"):
         make_shards(extra, out, **TINY)
     for part in ("1/2", "2/2"):
-        how = dataclasses.replace(HOW, part=part)
-        assert make_shards([str(videos), *extra], out, how, **TINY) == 0
+        run_settings = dataclasses.replace(RUN_SETTINGS, part=part)
+        assert make_shards([str(videos), *extra], out, run_settings, **TINY) == 0
     assert len(load(out)) == 18 + 8  # load checks that no key comes twice
 
 
@@ -228,8 +237,8 @@ def test_a_table_with_everything(tmp_path: Path, video: Maker) -> None:
     )
     out = tmp_path / "out"
     assert make_shards(str(table), out, **{**TINY, "clip_seconds": 2.0}) == 0
-    found = {i.start: (k, i) for k, i in zip(load(out), infos(out), strict=True) if i.speaker}
-    key, info = found[0.5]
+    by_start = {i.start: (k, i) for k, i in zip(load(out), infos(out), strict=True) if i.speaker}
+    key, info = by_start[0.5]
     members = load(out)[key]
     assert (info.speaker, info.labels) == ("anna", ("talking", "indoors"))
     assert info.duration == 2.0

@@ -18,7 +18,7 @@ from cavmae.tools.shard import ShardRunSettings
 from tests.conftest import make_shards
 from tests.datasets.media.test_irregular import lose_chunks
 from tests.datasets.recordings import Track, audio_frames, sweep, video_frames, write
-from tests.tools.helpers import HOW, TINY, infos
+from tests.tools.helpers import RUN_SETTINGS, TINY, infos
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -65,7 +65,9 @@ def test_a_stretch_is_retried_as_one(tmp_path: Path) -> None:
     st.lists(st.sampled_from(["", "no_audio", "decode_error"]), max_size=12),
     st.integers(0, 12),
 )
-def test_every_clip_is_reported_once_and_found_by_its_retry(reasons: list[str], done: int) -> None:
+def test_every_clip_is_reported_once_and_covered_by_its_retry(
+    reasons: list[str], done: int
+) -> None:
     messages: list[Message] = []
     reporter = Reporter(messages.append)
     for number, reason in enumerate(reasons):
@@ -151,12 +153,12 @@ def test_another_stream_by_its_number(tmp_path: Path) -> None:
     path = write(tmp_path / "x.mkv", video, Track("pcm_s16le", audio_frames(sweep(0, 2))), quiet)
     for number in (1, 2):
         out = tmp_path / str(number)
-        assert make_shards(str(path), out, HOW, audio_stream=number, **TINY) == 0
+        assert make_shards(str(path), out, RUN_SETTINGS, audio_stream=number, **TINY) == 0
         info: SampleInfo = infos(out)[0]
         assert (info.audio_stream, info.audio_streams) == (number, 2)
         assert (info.video_stream, info.mixdown) == (0, "mono")
     out = tmp_path / "3"
-    assert make_shards(str(path), out, HOW, audio_stream=7, **TINY) == 1
+    assert make_shards(str(path), out, RUN_SETTINGS, audio_stream=7, **TINY) == 1
     assert lines(out)[0]["detail"] == "stream 7 is no audio stream; they are 1, 2"
 
 
@@ -166,7 +168,7 @@ def test_a_still_end_fills_its_clips(tmp_path: Path, profile: str) -> None:
     path = write(tmp_path / "x.mkv", video, Track("pcm_s16le", audio_frames(sweep(0, 6))))
     out = tmp_path / "out"
     options = {**TINY, "profile": profile, "clip_seconds": 2.0}
-    assert make_shards(str(path), out, HOW, **options) == 0
+    assert make_shards(str(path), out, RUN_SETTINGS, **options) == 0
     assert starts(out) == [0, 2, 4]
     last = max(infos(out), key=lambda info: info.start)
     assert last.frame_times == (pytest.approx(0.96 - 4),)

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from cavmae.datasets.media.audio_files import MAGIC, SoundError, read_audio
-from cavmae.datasets.synthetic.recordings import find, survey
+from cavmae.datasets.synthetic.recordings import inspect_recording, list_recordings
 
 KINDS = ("WAV", "FLAC")
 WAVE = (np.sin(np.arange(32_000) * 0.2) * 0.3).astype(np.float32)
@@ -81,9 +81,9 @@ def test_folders_of_recordings_may_be_linked(tmp_path: Path) -> None:
     (speech / "more").symlink_to("../far")
     (speech / "again").symlink_to("../far")
     os.mkfifo(speech / "x-pipe.wav")
-    readers = dict(reversed(pair) for pair in find(speech))
-    assert readers == {"again/anna-1.wav": "anna", "x-pipe.wav": "x"}
-    assert survey(speech, "x-pipe.wav")[0] == "decode_error"  # a line in skipped.jsonl
+    found = dict(reversed(pair) for pair in list_recordings(speech))
+    assert found == {"again/anna-1.wav": "anna", "x-pipe.wav": "x"}
+    assert inspect_recording(speech, "x-pipe.wav")[0] == "decode_error"  # a line in skipped.jsonl
 
 
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def _render(settings: RenderSettings, clips: int) -> float:
     """Seconds per frame of rendering with all outputs, without start-up and casting."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        population = speaker_discovery.load_or_make(Path(), settings, 1)
+        population = speaker_discovery.load_or_discover(Path(), settings, 1)
         clip = -1
         started = time.perf_counter()
         for clip in range(-1, clips):
@@ -62,12 +62,12 @@ def _encode(settings: RenderSettings, clips: int) -> float:
         from cavmae.datasets.synthetic.script import write_script
         from cavmae.datasets.synthetic.stage import Stage
 
-        population = speaker_discovery.load_or_make(Path(), settings, 1)
+        population = speaker_discovery.load_or_discover(Path(), settings, 1)
         spent = 0.0
         for clip in range(clips):
             script = write_script(settings, population, clip % len(population.speakers))
             audio = mix(settings, population, script)
-            stage = Stage(settings, population, script, audio.tracks)
+            stage = Stage(settings, population, script, audio.mouth_tracks)
             frames = [np.array(view.pixels) for view in stage.frames()]
             started = time.perf_counter()
             writer = VideoWriter(

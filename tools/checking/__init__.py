@@ -1,1 +1,1 @@
-"""`cavmae check`: reading every sample of a data set, adding up what is in it, drawing a sheet."""
+"""Parts of `cavmae check`: verification, statistics and contact sheets."""

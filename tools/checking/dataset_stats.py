@@ -1,4 +1,4 @@
-"""Reads every sample of a shard and adds up what is in it."""
+"""Data-set statistics: verifies every sample of a shard and sums up its content."""
 
 import dataclasses
 import math
@@ -16,14 +16,14 @@ from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.format.shards import Entry, Shard
 from cavmae.datasets.stream.features import MEL_BINS, SAMPLE_RATE, fbank_frames
 
-# A frame is silent if no mel bin reaches this: about what noise at -60 dB full scale gives.
+# An fbank frame is silent if no mel bin reaches this: about noise at -60 dB full scale.
 QUIET = -8.0
-# A clip is silent if all but this share of its frames are.
+# A clip is silent if at most this fraction of its fbank frames is not.
 SOUNDING = 0.01
 
 
 class Damage(NamedTuple):
-    """Something wrong with a shard or, where ``key`` is given, with one of its samples."""
+    """Damage of a shard or, where ``key`` is given, of one of its samples."""
 
     shard: str
     key: str
@@ -33,18 +33,18 @@ class Damage(NamedTuple):
 
 @dataclasses.dataclass
 class Survey:
-    """What a data set, or a part of it, holds. Adds up with ``+=``.
+    """Statistics and damage of a data set, or of a part of it. Adds up with ``+=``.
 
     Attributes:
-        samples, seconds: of sound samples.
-        frames, masks: stored pictures.
+        samples, seconds: number and duration of intact samples.
+        frames, masks: numbers of stored images.
         fbank_count, fbank_sum, fbank_squares: over all values of all fbanks.
         quiet_frames, fbank_rows: silent rows of fbanks, and all rows.
-        silent: clips without sound to speak of.
-        missing_frames: frames that could not be decoded when the shards were made.
+        silent: number of silent clips.
+        missing_frames: frames that could not be decoded when the shards were written.
         labels, speakers, frame_rates, sizes, decoders: counts of samples.
         keys: of all samples, to find repeated ones.
-        damage: what is wrong.
+        damage: of shards and samples.
     """
 
     samples: int = 0
@@ -88,7 +88,7 @@ class Survey:
         return math.sqrt(max(0.0, self.fbank_squares / self.fbank_count - self.fbank_mean**2))
 
     def add(self, info: SampleInfo, fbank: np.ndarray, masks: int) -> None:
-        """Counts one sound sample."""
+        """Add an intact sample."""
         self.samples += 1
         self.seconds += info.duration
         self.frames += len(info.frame_times)
@@ -114,7 +114,7 @@ class Survey:
 def survey_shard(
     manifest: Manifest, entry: ShardEntry, verify: Literal["hash", "size"], cache: Cache | None
 ) -> Survey:
-    """Reads all of one shard. Damage is part of the result."""
+    """Read all of one shard. Damage is part of the result."""
     survey = Survey()
     problem = manifest.problem_with(entry, verify)
     if problem is not None:
@@ -138,33 +138,35 @@ def survey_shard(
                         f"{len(shard.entries)} samples, the manifest says {entry.samples}",
                     )
                 )
-            for one in shard.entries:
-                survey.keys.append(one.key)
+            for sample_entry in shard.entries:
+                survey.keys.append(sample_entry.key)
                 try:
-                    survey.add(*check_sample(shard, one))
+                    survey.add(*check_sample(shard, sample_entry))
                 except SampleError as error:
-                    survey.damage.append(Damage(entry.file, one.key, error.reason, error.detail))
+                    survey.damage.append(
+                        Damage(entry.file, sample_entry.key, error.reason, error.detail)
+                    )
     except ShardError as error:
         survey.damage.append(Damage(entry.file, "", "bad_shard", str(error)))
     return survey
 
 
 def check_sample(shard: Shard, entry: Entry) -> tuple[SampleInfo, np.ndarray, int]:
-    """Decodes all members of a sample and compares them with its json.
+    """Decode all members of a sample and compare them with its json.
 
     Returns:
         its info, its fbank float16 [frames, 128], and its number of masks.
 
     Raises:
-        SampleError: what is wrong.
+        SampleError: a member is missing, damaged or inconsistent.
     """
     info = SampleInfo.from_bytes(shard.read(entry, "json"))
     fbank = sample.decode_fbank(shard.read(entry, "fbank.npy"), info.fbank_frames)
     numbers = range(len(info.frame_times))
-    pictures = {name for name in entry.members if name.endswith(".jpg")}
-    if pictures != {sample.frame_member(i) for i in numbers}:
-        raise SampleError("missing_member", f"{len(pictures)} frames for {len(numbers)} times")
-    for name in sorted(pictures):
+    frames = {name for name in entry.members if name.endswith(".jpg")}
+    if frames != {sample.frame_member(i) for i in numbers}:
+        raise SampleError("missing_member", f"{len(frames)} frames for {len(numbers)} times")
+    for name in sorted(frames):
         sample.decode_frame(shard.read(entry, name), info.frame_size)
     masks = [name for name in entry.members if name.endswith(".png")]
     if set(masks) != {sample.mask_member(i) for i in info.masked_frames}:
@@ -186,7 +188,7 @@ def check_sample(shard: Shard, entry: Entry) -> tuple[SampleInfo, np.ndarray, in
 
 
 def statistics(manifest: Manifest, survey: Survey) -> dict[str, Any]:
-    """The content of ``stats.json``."""
+    """Content of ``stats.json``."""
     return {
         "schema": sample.SCHEMA,
         "samples": survey.samples,

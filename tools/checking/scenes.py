@@ -1,4 +1,4 @@
-"""A sheet of composed scenes: what fine-tuning sees and hears, and the truth about it."""
+"""Sheet of composed scenes: inputs of fine-tuning and their ground truth."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +23,18 @@ from cavmae.datasets.stream.features import SAMPLE_RATE, fbank
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.tools.checking.sheet import MASK_COLOURS
 
-KEYS = 3  # key frames that are shown
+KEYS = 3  # key frames in a row
 MOTION = 112  # height of the grey frames
-SOFTEST = -12.0  # of the log-mel energies that are told apart
+SOFTEST = -12.0  # lower end of the scale of log-mel energies
 
 
 def draw_scenes(
     manifest: Manifest, access: Access, compose: ComposeSettings, count: int, seed: int, path: Path
 ) -> int:
-    """Draws the first scenes of a training run with this seed.
+    """Draw the first scenes of a training run with this seed.
 
     Returns:
-        how many; scenes with broken clips are left out.
+        number of scenes drawn; scenes with broken clips are left out.
 
     Raises:
         CavmaeError: the data set has too few people for such scenes, or all of them are broken.
@@ -64,7 +64,7 @@ def draw_scenes(
         parse_math=False,
     )
     for row, (key, recipe, scene) in zip(axes, drawn, strict=True):
-        _row(row, key, recipe, scene, most)
+        _draw_scene(row, key, recipe, scene, most)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.4 / figure.get_figheight()))
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=80)
@@ -73,33 +73,35 @@ def draw_scenes(
     return len(drawn)
 
 
-def _row(axes: Sequence[Any], key: str, recipe: SceneSpec, scene: Scene, most: int) -> None:
+def _draw_scene(axes: Sequence[Any], key: str, recipe: SceneSpec, scene: Scene, most: int) -> None:
     for number in range(KEYS):
-        picture = scene.frames[number].astype(np.float32)
+        image = scene.frames[number].astype(np.float32)
         for person, mask in enumerate(scene.masks[:, number]):
-            picture[mask] = 0.6 * picture[mask] + 0.4 * MASK_COLOURS[person]
-        axes[number].imshow(picture.astype(np.uint8))
+            image[mask] = 0.6 * image[mask] + 0.4 * MASK_COLOURS[person]
+        axes[number].imshow(image.astype(np.uint8))
         axes[number].set_xticks([])
         axes[number].set_yticks([])
     noise = f", {recipe.noise} noise" if recipe.noise else ""
     axes[0].set_title(f"{key}: {recipe.kind}{noise}, cue: {recipe.target + 1}", fontsize=8)
-    _sound(axes[KEYS], scene.mixture, "mixture", "black")
+    _draw_audio(axes[KEYS], scene.mixture, "mixture", "black")
     for person, voice in enumerate(scene.voices):
         level = recipe.people[person].level_db
-        heard = "silent" if level is None else f"{level:+.1f} dB"
+        loudness = "silent" if level is None else f"{level:+.1f} dB"
         mask = "" if scene.masked[person] else ", no mask"
         colour = tuple(MASK_COLOURS[person] / 255)
-        _sound(axes[KEYS + 1 + person], voice, f"person {person + 1}: {heard}{mask}", colour)
+        _draw_audio(
+            axes[KEYS + 1 + person], voice, f"person {person + 1}: {loudness}{mask}", colour
+        )
     for column in range(len(scene.voices), most):
         axes[KEYS + 1 + column].axis("off")
-    _sound(axes[-1], scene.rest, f"rest: {len(recipe.unseen)} unseen", "black")
+    _draw_audio(axes[-1], scene.rest, f"rest: {len(recipe.unseen)} unseen", "black")
 
 
-def _sound(axis: Any, wave: np.ndarray, title: str, colour: Any) -> None:
-    picture = fbank(torch.from_numpy(wave)).T.numpy()
-    seconds = len(wave) / SAMPLE_RATE
+def _draw_audio(axis: Any, waveform: np.ndarray, title: str, colour: Any) -> None:
+    image = fbank(torch.from_numpy(waveform)).T.numpy()
+    seconds = len(waveform) / SAMPLE_RATE
     axis.imshow(
-        picture, origin="lower", aspect="auto", vmin=SOFTEST, vmax=2, extent=(0, seconds, 0, 128)
+        image, origin="lower", aspect="auto", vmin=SOFTEST, vmax=2, extent=(0, seconds, 0, 128)
     )
     axis.set_title(title, fontsize=8, color=colour)
     axis.tick_params(labelsize=6)

@@ -1,4 +1,4 @@
-"""A contact sheet: some samples as a person would want to see them."""
+"""Contact sheet of random samples: frames, masks, log-mel filter bank, labels."""
 
 import random
 from pathlib import Path
@@ -20,15 +20,15 @@ from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.shard_reader import Access, ShardOpener
 
-PICTURES = 4  # frames of a sample that are shown
-# Colours of mask values 1, 2, ...: told apart by colour-blind eyes (Okabe and Ito).
+FRAMES = 4  # of a sample
+# Colours of mask values 1, 2, ...: distinct to colour-blind eyes (Okabe and Ito).
 MASK_COLOURS = np.array(
     [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0]]
 )
 
 
-def draw(manifest: Manifest, access: Access, count: int, seed: int, path: Path) -> int:
-    """Draws random samples: frames (with masks), spectrogram, labels.
+def draw_sheet(manifest: Manifest, access: Access, count: int, seed: int, path: Path) -> int:
+    """Draw random samples: frames (with masks), spectrogram, labels.
 
     Returns:
         Number of samples drawn; broken ones are left out.
@@ -50,10 +50,10 @@ def draw(manifest: Manifest, access: Access, count: int, seed: int, path: Path) 
     opener.close()
     figure, axes = pyplot.subplots(
         max(1, len(drawn)),
-        PICTURES + 1,
+        FRAMES + 1,
         figsize=(17, 2.5 * max(1, len(drawn)) + 0.6),
         squeeze=False,
-        gridspec_kw={"width_ratios": [1] * PICTURES + [2.2]},
+        gridspec_kw={"width_ratios": [1] * FRAMES + [2.2]},
     )
     figure.suptitle(
         f"{caption(manifest.folder)}: {len(drawn)} of {manifest.samples} samples. Frames with "
@@ -62,8 +62,8 @@ def draw(manifest: Manifest, access: Access, count: int, seed: int, path: Path) 
         y=1 - 0.1 / figure.get_figheight(),
         parse_math=False,
     )
-    for row, (key, info, pictures, fbank) in zip(axes, drawn, strict=False):
-        _row(row, key, info, pictures, fbank)
+    for row, (key, info, frames, fbank) in zip(axes, drawn, strict=False):
+        _draw_sample(row, key, info, frames, fbank)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=80)
@@ -76,36 +76,36 @@ def _decode(
 ) -> tuple[SampleInfo, list[tuple[float, np.ndarray]], np.ndarray]:
     info = SampleInfo.from_bytes(members["json"])
     fbank = sample.decode_fbank(members["fbank.npy"], info.fbank_frames)
-    numbers = np.linspace(0, len(info.frame_times) - 1, PICTURES).round().astype(int)
-    pictures = []
+    numbers = np.linspace(0, len(info.frame_times) - 1, FRAMES).round().astype(int)
+    frames = []
     for number in dict.fromkeys(numbers.tolist()):
-        picture = sample.decode_frame(members[sample.frame_member(number)], info.frame_size)
+        frame = sample.decode_frame(members[sample.frame_member(number)], info.frame_size)
         data = members.get(sample.mask_member(number))
         if data is not None:
-            picture = _overlay(picture, sample.decode_mask(data, info.frame_size))
-        pictures.append((info.frame_times[number], picture))
-    return info, pictures, fbank
+            frame = _overlay(frame, sample.decode_mask(data, info.frame_size))
+        frames.append((info.frame_times[number], frame))
+    return info, frames, fbank
 
 
-def _overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _overlay(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     colours = MASK_COLOURS[(mask.astype(int) - 1) % len(MASK_COLOURS)]
-    mixed = picture * 0.5 + colours * 0.5
-    return np.where(mask[..., None] > 0, mixed, picture).astype(np.uint8)
+    mixed = frame * 0.5 + colours * 0.5
+    return np.where(mask[..., None] > 0, mixed, frame).astype(np.uint8)
 
 
-def _row(
+def _draw_sample(
     row: Any,
     key: str,
     info: SampleInfo,
-    pictures: list[tuple[float, np.ndarray]],
+    frames: list[tuple[float, np.ndarray]],
     fbank: np.ndarray,
 ) -> None:
-    for axis in row[:PICTURES]:
+    for axis in row[:FRAMES]:
         axis.axis("off")
-    for axis, (time, picture) in zip(row, pictures, strict=False):
-        axis.imshow(picture)
+    for axis, (time, frame) in zip(row, frames, strict=False):
+        axis.imshow(frame)
         axis.set_title(f"{time:.2f} s", fontsize=8, pad=2)
-    axis = row[PICTURES]
+    axis = row[FRAMES]
     seconds = len(fbank) / FRAME_RATE
     axis.imshow(
         fbank.T.astype(np.float32),

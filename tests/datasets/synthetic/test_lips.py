@@ -1,4 +1,4 @@
-"""Does a corpus do its job: do mouths show whose voice it is, and when?"""
+"""Agreement of mouths with voices in a corpus, and its measures."""
 
 from pathlib import Path
 
@@ -13,34 +13,34 @@ from tests.datasets.synthetic.conftest import render
 @pytest.mark.parametrize("source", ["espeak", "recordings"])
 def test_mouths_go_with_their_own_voice(tmp_path: Path, speech: Path, source: str) -> None:
     """Above every other voice on average, above 400 ms off, and in step to 20 ms."""
-    clean = {"silent": 0.0, "hidden_mouth": 0.0, "shifted": 0.0}
+    clean = {"silent": 0.0, "mouth_occlusion": 0.0, "desync": 0.0}
     folder = str(speech) if source == "recordings" else None
     assert render(
         tmp_path / "out", 24, height=160, seconds=2.4, speakers=16, speech=folder,
         valid_share=0.0, test_share=0.0, **clean,
     ) == 0  # fmt: skip
-    found = evaluate(tmp_path / "out", 100)
+    scores = evaluate(tmp_path / "out", 100)
     # A loud vowel of espeak-ng's need not be an open one, and two dozen clips teach little.
     bounds = {"espeak": (0.25, 0.12), "recordings": (0.5, 0.3)}[source]
     for name, least in zip(("drawn_opening", "pixels"), bounds, strict=True):
-        values = found[name]
+        values = scores[name]
         assert values["own_voice"] > least, (name, values)
         assert values["own_voice"] > values["other_voices"] + least
         assert values["own_voice"] > values["shifted_400_ms"] + least
         assert values["in_step_fraction"] > (0.7 if name == "drawn_opening" else 0.4)
-    assert abs(found["ms"]["audio_delay"]) <= 1
-    assert found["ms"]["offset"] <= 20
+    assert abs(scores["ms"]["audio_delay"]) <= 1
+    assert scores["ms"]["offset"] <= 20
 
 
 def test_real_voices_move_their_mouths(tmp_path: Path, media_root: Path) -> None:
     share = {"valid_share": 0.0, "test_share": 0.0, "silent": 0.0}
     speech = str(media_root / "speech" / "valid")
     assert render(tmp_path / "out", 12, speech=speech, seconds=3.0, **share) == 0
-    found = evaluate(tmp_path / "out", 100)["drawn_opening"]
-    assert found["own_voice"] > 0.7
-    assert found["own_voice"] > found["other_voices"] + 0.4
-    assert found["own_voice"] > found["shifted_400_ms"] + 0.4
-    assert found["in_step_fraction"] == 1
+    scores = evaluate(tmp_path / "out", 100)["drawn_opening"]
+    assert scores["own_voice"] > 0.7
+    assert scores["own_voice"] > scores["other_voices"] + 0.4
+    assert scores["own_voice"] > scores["shifted_400_ms"] + 0.4
+    assert scores["in_step_fraction"] == 1
 
 
 def test_measures_tell_right_from_wrong() -> None:

@@ -93,7 +93,7 @@ def test_missing_and_altered_files_are_made_again(
     (out / "clips/000000/voice-1.flac").unlink()
     (out / "clips/000001/masks/0004.png").write_bytes(b"")
     assert render(out, 2) == 0
-    assert "2 are left (2 of them altered or incomplete, and made again)" in caplog.text
+    assert "2 are left (2 of them altered or incomplete, and rendered again)" in caplog.text
     assert contents(out) == before
 
 
@@ -208,7 +208,9 @@ def test_bad_speech_folders(tmp_path: Path) -> None:
     with pytest.raises(CavmaeError, match="has no recordings"):
         render(tmp_path / "out", 1, speech=str(empty))
     (empty / "1-1.wav").write_text("no sound")
-    with pytest.raises(CavmaeError, match=r"None of the recordings.*skipped\.jsonl tells why"):
+    with pytest.raises(
+        CavmaeError, match=r"None of the recordings.*skipped\.jsonl gives the reasons"
+    ):
         render(tmp_path / "out", 1, speech=str(empty))
     assert "1-1.wav" in (tmp_path / "out" / "skipped.jsonl").read_text()
     # Once that is mended, the same folder serves.
@@ -314,10 +316,10 @@ def test_missing_packages_are_named(tmp_path: Path, package: str, message: str) 
     if package == "espeakng_loader":  # workers are processes of their own: ask the function
         code = (
             f"import sys; sys.modules[{package!r}] = None\n"
-            "from cavmae.datasets.synthetic.espeak import EspeakVoice, speak\n"
+            "from cavmae.datasets.synthetic.espeak import EspeakVoice, synthesize\n"
             "from cavmae.common.cli import run\n"
             "voice = EspeakVoice('de', 'f1', 50, 50, 150)\n"
-            "sys.exit(run(lambda words: len(speak(voice, ['nein']))))"
+            "sys.exit(run(lambda words: len(synthesize(voice, ['nein']))))"
         )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 1

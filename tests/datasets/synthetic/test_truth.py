@@ -1,4 +1,4 @@
-"""What a corpus says of itself is true: masks, voices, times."""
+"""Ground truth of a corpus against its files: masks, voices, times."""
 
 import dataclasses
 import json
@@ -14,17 +14,17 @@ import soundfile
 from PIL import Image
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-from cavmae.datasets.synthetic.appearance import HAIR_STYLES, draw_look
-from cavmae.datasets.synthetic.canvas import Canvas, oval, paint, pen, placing
+from cavmae.datasets.synthetic.appearance import HAIR_STYLES, draw_appearance
+from cavmae.datasets.synthetic.canvas import Canvas, oval, paint, pen, placement
 from cavmae.datasets.synthetic.espeak import EspeakVoice
 from cavmae.datasets.synthetic.face import EARS, Pose
 from cavmae.datasets.synthetic.figure import Figure
-from cavmae.datasets.synthetic.mixing import mix, say
+from cavmae.datasets.synthetic.mixing import mix, place_speech
 from cavmae.datasets.synthetic.population import Population
 from cavmae.datasets.synthetic.recordings import SpeechRecording
 from cavmae.datasets.synthetic.script import write_script
 from cavmae.datasets.synthetic.settings import RenderSettings
-from cavmae.datasets.synthetic.speaker_discovery import load_or_make
+from cavmae.datasets.synthetic.speaker_discovery import load_or_discover
 from cavmae.datasets.synthetic.stage import Stage
 from cavmae.datasets.synthetic.voices import RecordedVoice
 from cavmae.tools.benchmarks.lips import audio_lag, correlation, envelope
@@ -47,10 +47,10 @@ def pictures_of(folder: Path) -> tuple[np.ndarray, list[float]]:
 
 
 def assert_equal_to_a_pixel(
-    found: np.ndarray, wanted: np.ndarray, shapes: list[np.ndarray]
+    labels: np.ndarray, wanted: np.ndarray, shapes: list[np.ndarray]
 ) -> None:
     """Equal, but for pixels at a shape's edge whose middle lies so near that rounding decides."""
-    differing = found != wanted
+    differing = labels != wanted
     assert np.count_nonzero(differing) <= 0.01 * wanted.size
     edges = np.any([binary_dilation(s) & binary_dilation(~s) for s in shapes], axis=0)
     assert not np.any(differing & ~edges)
@@ -70,15 +70,15 @@ def test_labels_are_the_pixels_whose_middle_lies_in_the_last_shape() -> None:
     wanted = np.zeros((size, size), np.uint8)
     drawn: list[np.ndarray] = []
     for number in range(12):
-        place = placing(*rng.uniform(10, 38, 2), rng.uniform(0, 90), rng.uniform(5, 20))
+        place = placement(*rng.uniform(10, 38, 2), rng.uniform(0, 90), rng.uniform(5, 20))
         shape = oval(*rng.uniform(-0.5, 0.5, 2), *rng.uniform(0.3, 1, 2))
         window = oval(0, 0, 0.9, 0.8) if number % 3 == 0 else None
         label = number + 1 if number % 4 else None
-        with canvas.placed(place):
+        with canvas.transformed(place):
             if window is None:
                 canvas.draw(shape, paint((1, 0, 0)), label)
             else:
-                with canvas.within(window):
+                with canvas.clipped(window):
                     canvas.draw(shape, paint((1, 0, 0)), label)
         shape.transform(place)
         if window is not None:
@@ -112,11 +112,11 @@ def test_a_line_is_labelled_as_wide_as_it_is_drawn() -> None:
 def test_masks_cover_what_is_drawn_of_a_person(style: str, cover: str | None) -> None:
     """Nothing of a person sticks out of their mask by more than a pixel, nor the other way."""
     for seed in range(2):
-        look = dataclasses.replace(draw_look(seed, seed), style=style)
-        figure = Figure(look, (1, 2), 0.3, cover)
+        appearance = dataclasses.replace(draw_appearance(seed, seed), style=style)
+        figure = Figure(appearance, (1, 2), 0.3, cover)
         canvas = Canvas((160, 160))
         pose = Pose(yaw=0.8 - 1.6 * seed, pitch=0.4, blink=0.2, brow=0.5, gaze_x=0.1, gaze_y=0)
-        with canvas.placed(placing(80, 70, 5 - 10 * seed, 80)):
+        with canvas.transformed(placement(80, 70, 5 - 10 * seed, 80)):
             figure.draw_back(canvas, pose)
             figure.draw_torso(canvas, 0.3)
             figure.draw_neck(canvas, (0.0, 0.0))
@@ -132,23 +132,25 @@ def test_masks_cover_what_is_drawn_of_a_person(style: str, cover: str | None) ->
 
 def test_the_face_is_face_and_what_covers_it_is_body() -> None:
     """The face's mask is the drawn outline with the ears, less what lies before it."""
-    look = dataclasses.replace(draw_look(5, 5), style="bald", glasses="round", beard="full")
+    appearance = dataclasses.replace(
+        draw_appearance(5, 5), style="bald", glasses="round", beard="full"
+    )
     pose = Pose(0.3, -0.2, 0.0, 0.0, 0.0, 0.0)
-    place = placing(64, 60, 8, 70)
+    place = placement(64, 60, 8, 70)
     shape = (0.8, 0.0, 0.2, 0.0)
     labels = {}
     for cover in (None, "hand"):
-        figure = Figure(look, (5, 6), 0.0, cover)
+        figure = Figure(appearance, (5, 6), 0.0, cover)
         canvas = Canvas((128, 128))
-        with canvas.placed(place):
+        with canvas.transformed(place):
             figure.draw_torso(canvas, 0.0)
             figure.draw_head(canvas, pose, shape, 1.0)
         labels[cover] = canvas.labels.copy()
     outline = figure.face.outline(pose, shape[0])
     ears = []
     for side in (-1, 1):
-        middle = figure.face.at(pose, side * (look.cheek + 0.01), 0.02, EARS)
-        ears.append(oval(*middle, 0.045, look.ear))
+        middle = figure.face.at(pose, side * (appearance.cheek + 0.01), 0.02, EARS)
+        ears.append(oval(*middle, 0.045, appearance.ear))
     for path in (outline, *ears):
         path.transform(place)
     wanted = np.array(
@@ -160,7 +162,7 @@ def test_the_face_is_face_and_what_covers_it_is_body() -> None:
     assert_equal_to_a_pixel(labels[None] == 6, wanted, [wanted])
     # The hand turns face into body and nothing into face.
     assert np.all((labels["hand"] == 6) <= (labels[None] == 6))
-    mouth = figure.face.at(pose, 0, look.mouth_y + 0.03, 0.62)
+    mouth = figure.face.at(pose, 0, appearance.mouth_y + 0.03, 0.62)
     spot = place.mapXY(*mouth)
     assert labels[None][int(spot.y()), int(spot.x())] == 6
     assert labels["hand"][int(spot.y()), int(spot.x())] == 5
@@ -169,7 +171,7 @@ def test_the_face_is_face_and_what_covers_it_is_body() -> None:
 def test_masks_lie_on_the_people_of_the_encoded_video(crowd: Path) -> None:
     """Where a frame differs from the same frame without people, there is mask, and only there."""
     settings = _settings(crowd)
-    population = load_or_make(crowd, settings, 1)
+    population = load_or_discover(crowd, settings, 1)
     for folder, truth in list(truths(crowd))[:4]:
         script = write_script(settings, population, truth["clip"])
         tracks = [np.zeros((160, 4), np.float32) for _ in script.people]
@@ -197,12 +199,12 @@ def _settings(corpus: Path) -> RenderSettings:
 def test_frames_of_the_file_are_those_drawn_at_their_time(crowd: Path) -> None:
     """Decoded frames are most like those drawn for their presentation times."""
     settings = _settings(crowd)
-    population = load_or_make(crowd, settings, 1)
+    population = load_or_discover(crowd, settings, 1)
     late = []
     for folder, truth in truths(crowd):
         script = write_script(settings, population, truth["clip"])
         sounds = mix(settings, population, script)
-        stage = Stage(settings, population, script, sounds.tracks)
+        stage = Stage(settings, population, script, sounds.mouth_tracks)
         drawn = [_smooth(view.pixels[..., :3]) for view in stage.frames()]
         pictures, times = pictures_of(folder)
         assert times == pytest.approx(np.arange(settings.frames) / settings.frame_rate, abs=1e-4)
@@ -222,8 +224,8 @@ def _apart(first: np.ndarray, second: np.ndarray) -> float:
 
 def _smooth(picture: np.ndarray) -> np.ndarray:
     """Without the grain, which coding takes for its own."""
-    found: np.ndarray = gaussian_filter(picture.astype(float), (1, 1, 0))
-    return found
+    smooth: np.ndarray = gaussian_filter(picture.astype(float), (1, 1, 0))
+    return smooth
 
 
 def test_the_sound_of_the_file_is_the_mixture_in_step(crowd: Path) -> None:
@@ -250,22 +252,22 @@ def test_the_mixture_is_exactly_the_sum_of_its_parts(crowd: Path) -> None:
 
 
 def test_the_silent_are_silent_and_move_their_mouth(crowd: Path) -> None:
-    found = 0
+    silent = 0
     for folder, truth in truths(crowd):
         for person in truth["people"]:
             voice = sound_of(folder / person["voice"])
             if person["role"] == "silent":
-                found += 1
+                silent += 1
                 assert not voice.any()
                 assert person["speaking"] == []
                 assert np.ptp(person["mouth_opening"]) > 0.04
             else:
                 assert np.abs(voice).max() > 300
                 assert person["speaking"]
-    assert found >= 3
+    assert silent >= 3
 
 
-def test_who_speaks_when_holds_the_voice(crowd: Path) -> None:
+def test_speaking_spans_hold_the_voice(crowd: Path) -> None:
     for folder, truth in truths(crowd):
         for person in truth["people"]:
             voice = sound_of(folder / person["voice"]).astype(float)
@@ -294,47 +296,49 @@ def test_mouth_boxes_lie_on_faces(crowd: Path) -> None:
 
 
 def test_labels_name_what_is_there(crowd: Path) -> None:
-    found = set()
+    labels_of_corpus: set[str] = set()
     for folder, truth in truths(crowd):
         labels = set(truth["labels"])
-        found |= labels
+        labels_of_corpus |= labels
         assert f"people-{len(truth['people'])}" in labels
         talking = [p for p in truth["people"] if p["role"] == "speaking"]
-        assert ("shifted" in labels) == (truth["shift_ms"] != 0 and bool(talking))
+        assert ("desync" in labels) == (truth["shift_ms"] != 0 and bool(talking))
         assert ("speaking" in labels) == bool(talking)
         assert ("noise" in labels) == (truth["noise"] is not None)
-        assert ("hidden_mouth" in labels) == any(p["cover"] for p in truth["people"])
+        assert ("mouth_occlusion" in labels) == any(p["cover"] for p in truth["people"])
         values = {v for p in truth["people"] for v in p["mask_values"].values()}
         assert set(np.unique(masks_of(folder))) <= {0} | values
-    assert {"shifted", "noise", "music", "silent", "speaking", "hidden_mouth"} <= found
+    assert {"desync", "noise", "music", "silent", "speaking", "mouth_occlusion"} <= labels_of_corpus
 
 
-@pytest.mark.parametrize("earlier", [0.3, -0.45])
+@pytest.mark.parametrize("lead", [0.3, -0.45])
 @pytest.mark.parametrize("source", ["espeak", "recordings"])
-def test_shifted_sound_is_the_same_sound_at_another_time(
-    speech: Path, source: str, earlier: float
+def test_shifted_audio_is_the_same_audio_at_another_time(
+    speech: Path, source: str, lead: float
 ) -> None:
-    """Against a longer clip in step, of which picture and sound are cut at different times."""
+    """Against a longer clip in step, of which video and audio are cut at different times."""
     voice: EspeakVoice | RecordedVoice = EspeakVoice("de", "f3", 50, 50, 160)
     if source == "recordings":
         file = speech / "set0" / "1-0.wav"
         recording = SpeechRecording("set0/1-0.wav", file.stat().st_size, 0.0, 3.0, -30.0)
         voice = RecordedVoice(str(speech), (recording,))
-    length, margin = 2.0, abs(earlier)
-    shifted = say(voice, ((0.0, length),), length, earlier, np.random.default_rng(1))
-    whole = say(voice, ((0.0, length + margin),), length + margin, 0.0, np.random.default_rng(1))
-    first, step = (round(max(x, 0) * rate) for x, rate in ((earlier, 16_000), (-earlier, 100)))
-    assert np.array_equal(shifted.sound, whole.sound[first : first + 32_000])
-    assert np.array_equal(shifted.track, whole.track[step : step + 200])
-    assert shifted.sound.any()
-    assert shifted.track.any()
+    length, margin = 2.0, abs(lead)
+    shifted = place_speech(voice, ((0.0, length),), length, lead, np.random.default_rng(1))
+    whole = place_speech(
+        voice, ((0.0, length + margin),), length + margin, 0.0, np.random.default_rng(1)
+    )
+    first, step = (round(max(x, 0) * rate) for x, rate in ((lead, 16_000), (-lead, 100)))
+    assert np.array_equal(shifted.waveform, whole.waveform[first : first + 32_000])
+    assert np.array_equal(shifted.mouth_track, whole.mouth_track[step : step + 200])
+    assert shifted.waveform.any()
+    assert shifted.mouth_track.any()
 
 
 def test_shifted_clips_are_shifted_by_what_they_say(tmp_path: Path, speech: Path) -> None:
     """In the files: the mouth goes with the voice best at the shift that is written."""
     share = {"valid_share": 0.0, "test_share": 0.0, "silent": 0.0, "pauses": 0.0}
     assert render(
-        tmp_path / "out", 3, speech=str(speech), shifted=1.0, seconds=4.0, frame_rate=50, **share
+        tmp_path / "out", 3, speech=str(speech), desync=1.0, seconds=4.0, frame_rate=50, **share
     ) == 0  # fmt: skip
     reach = 40
     lags = range(-reach, reach + 1)
@@ -343,21 +347,23 @@ def test_shifted_clips_are_shifted_by_what_they_say(tmp_path: Path, speech: Path
         level = envelope(sound_of(path / person["voice"]) / 32768.0, 16_000, truth["frames"], 50)
         opening = np.array(person["mouth_opening"])
         inner = slice(reach, len(opening) - reach)
-        found = [
+        correlations = [
             correlation(opening[inner], level[reach + n : len(level) - reach + n]) for n in lags
         ]
-        late = 20 * lags[int(np.argmax(found))]
+        late = 20 * lags[int(np.argmax(correlations))]
         assert 120 <= abs(truth["shift_ms"]) <= 600
         assert abs(late - truth["shift_ms"]) <= 40
 
 
-def test_a_speaker_keeps_look_and_voice_over_all_clips() -> None:
+def test_a_speaker_keeps_appearance_and_voice_over_all_clips() -> None:
     settings = RenderSettings(speakers=4, valid_share=0, test_share=0)
-    from cavmae.datasets.synthetic.speaker_discovery import _made
+    from cavmae.datasets.synthetic.speaker_discovery import _espeak_auditions
 
-    sounding = {name: (a.voice, 100.0) for name, a in _made(settings).items()}
-    first = Population.make(settings, sounding)  # type: ignore[arg-type]
-    second = Population.make(dataclasses.replace(settings), dict(reversed(sounding.items())))  # type: ignore[arg-type]
+    speaker_voices = {name: (a.voice, 100.0) for name, a in _espeak_auditions(settings).items()}
+    first = Population.from_voices(settings, speaker_voices)  # type: ignore[arg-type]
+    second = Population.from_voices(
+        dataclasses.replace(settings), dict(reversed(speaker_voices.items()))
+    )  # type: ignore[arg-type]
     assert first.speakers == second.speakers
     mains = [first.main_speaker(clip).id for clip in range(8)]
-    assert sorted(mains[:4]) == sorted(mains[4:]) == sorted(sounding)
+    assert sorted(mains[:4]) == sorted(mains[4:]) == sorted(speaker_voices)

@@ -1,4 +1,4 @@
-"""Voices and mouths: espeak-ng, recordings, visemes, chance."""
+"""Voices and mouths: espeak-ng, recordings, visemes, random scripts."""
 
 import dataclasses
 import itertools
@@ -15,17 +15,22 @@ from cavmae.common.errors import UsageError
 from cavmae.datasets.synthetic import articulation, espeak, mixing, motion, words
 from cavmae.datasets.synthetic.articulation import OPENING, SPREAD, TEETH, at_frames, from_phonemes
 from cavmae.datasets.synthetic.espeak import EspeakVoice, Phoneme
-from cavmae.datasets.synthetic.population import Population, lot
-from cavmae.datasets.synthetic.recordings import SpeechRecording, levels, reader_of, survey
+from cavmae.datasets.synthetic.population import Population, rng_for
+from cavmae.datasets.synthetic.recordings import (
+    SpeechRecording,
+    inspect_recording,
+    levels,
+    reader_of,
+)
 from cavmae.datasets.synthetic.script import write_script
 from cavmae.datasets.synthetic.settings import RenderSettings
-from cavmae.datasets.synthetic.speaker_discovery import _made
+from cavmae.datasets.synthetic.speaker_discovery import _espeak_auditions
 from cavmae.datasets.synthetic.voices import (
     RecordedVoice,
     Voice,
     draw_espeak_voice,
     pitch_of,
-    speech_share,
+    speech_fraction,
     utter,
 )
 
@@ -33,19 +38,19 @@ VOICE = EspeakVoice("en-us", "f3", 50, 50, 170)
 
 
 def population(chosen: RenderSettings) -> Population:
-    """As a corpus has it, with pitches by lot."""
+    """Population of a corpus, with random pitches."""
     rng = np.random.default_rng(0)
-    sounding: dict[str, tuple[Voice, float]] = {}
-    for name, audition in _made(chosen).items():
+    speaker_voices: dict[str, tuple[Voice, float]] = {}
+    for name, audition in _espeak_auditions(chosen).items():
         assert audition.voice is not None
-        sounding[name] = audition.voice, float(rng.uniform(80, 250))
-    return Population.make(chosen, sounding)
+        speaker_voices[name] = audition.voice, float(rng.uniform(80, 250))
+    return Population.from_voices(chosen, speaker_voices)
 
 
 def test_espeak_says_the_same_whatever_it_said_before() -> None:
-    first, rate, phonemes = espeak.speak(VOICE, ["the same words"])
-    espeak.speak(EspeakVoice("de", "m2", 20, 80, 210), ["etwas ganz anderes"])
-    again, _, later = espeak.speak(VOICE, ["the same words"])
+    first, rate, phonemes = espeak.synthesize(VOICE, ["the same words"])
+    espeak.synthesize(EspeakVoice("de", "m2", 20, 80, 210), ["etwas ganz anderes"])
+    again, _, later = espeak.synthesize(VOICE, ["the same words"])
     assert np.array_equal(first, again)
     assert phonemes == later
     assert rate == 22050
@@ -53,21 +58,21 @@ def test_espeak_says_the_same_whatever_it_said_before() -> None:
 
 
 def test_phonemes_of_several_sentences_go_on_in_time() -> None:
-    sound, rate, phonemes = espeak.speak(VOICE, ["one two", "three four"])
+    sound, rate, phonemes = espeak.synthesize(VOICE, ["one two", "three four"])
     starts = [p.start for p in phonemes]
     assert starts == sorted(starts)
-    _, _, alone = espeak.speak(VOICE, ["one two"])
+    _, _, alone = espeak.synthesize(VOICE, ["one two"])
     assert starts[-1] > alone[-1].start + 0.3
     assert starts[-1] < len(sound) / rate
 
 
 def test_phonemes_stand_where_they_sound() -> None:
     """In papa the lips close twice more; the sound is quiet there and loud in the vowels."""
-    sound, rate, phonemes = espeak.speak(VOICE, ["papa papa papa"])
+    sound, rate, phonemes = espeak.synthesize(VOICE, ["papa papa papa"])
     level = levels(sound, rate // 100)
     closed, loud = [], []
     for phoneme, after in itertools.pairwise(phonemes):
-        shape = articulation.shape_of(phoneme.ipa)
+        shape = articulation.mouth_shape(phoneme.ipa)
         middle = int(50 * (phoneme.start + after.start))
         (closed if shape == articulation.CLOSED else loud).append(level[middle])
     assert len(closed) >= 4
@@ -79,25 +84,25 @@ def test_phonemes_stand_where_they_sound() -> None:
 def test_every_language_speaks(language: str) -> None:
     voice = EspeakVoice(language, "m3", 50, 50, 170)
     utterance = utter(voice, 2.0, np.random.default_rng(0))
-    assert len(utterance.sound) == 32_000
-    assert np.abs(utterance.sound).max() > 0.05
+    assert len(utterance.waveform) == 32_000
+    assert np.abs(utterance.waveform).max() > 0.05
     assert utterance.phonemes is not None
-    moving = [p for p in utterance.phonemes if articulation.shape_of(p.ipa).opening > 0]
+    moving = [p for p in utterance.phonemes if articulation.mouth_shape(p.ipa).opening > 0]
     assert len(moving) > 6
 
 
 @pytest.mark.parametrize("variant", espeak.VARIANTS)
 def test_every_variant_is_there(variant: str) -> None:
     voice = EspeakVoice("en-us", variant, 50, 50, 170)
-    sound, _, _ = espeak.speak(voice, ["hello"])
+    sound, _, _ = espeak.synthesize(voice, ["hello"])
     assert np.abs(sound).max() > 0.02
     # Some draw from the C library's random numbers, which outlive espeak-ng.
-    espeak.speak(EspeakVoice("en-us", "Reed", 50, 50, 170), ["something else"])
-    assert np.array_equal(espeak.speak(voice, ["hello"])[0], sound)
+    espeak.synthesize(EspeakVoice("en-us", "Reed", 50, 50, 170), ["something else"])
+    assert np.array_equal(espeak.synthesize(voice, ["hello"])[0], sound)
 
 
 def test_hundreds_of_voices_are_distinct() -> None:
-    drawn = {draw_espeak_voice(lot(0, "voice", n)) for n in range(400)}
+    drawn = {draw_espeak_voice(rng_for(0, "voice", n)) for n in range(400)}
     assert len(drawn) == 400
 
 
@@ -122,12 +127,12 @@ def test_shapes_of_phonemes_last_until_the_next() -> None:
 
 @given(st.floats(0.3, 1.5), st.floats(60, 250))
 @settings(max_examples=25, deadline=None)
-def test_mouths_open_when_a_vowel_is_heard(when: float, width: float) -> None:
+def test_mouths_open_at_a_vowel(when: float, width: float) -> None:
     """A burst of a vowel-like tone opens the mouth at its own time, within a step."""
     time = np.arange(32_000) / 16_000
     tone = sum(np.sin(2 * np.pi * 150 * n * time) for n in range(2, 6))
     shape = np.exp(-0.5 * ((time - when) / (width / 1000)) ** 2)
-    track = articulation.from_sound((0.1 * tone * shape).astype(np.float32), -24.0)
+    track = articulation.from_audio((0.1 * tone * shape).astype(np.float32), -24.0)
     assert track.shape == (200, 4)
     middle = np.average((np.arange(200) + 0.5) / 100, weights=track[:, OPENING])
     if when - 3 * width / 1000 > 0 and when + 3 * width / 1000 < 2:
@@ -140,11 +145,11 @@ def test_mouths_follow_the_kind_of_sound() -> None:
     vowel = sum(np.sin(2 * np.pi * 140 * n * time) / n for n in range(1, 8))
     hiss = np.diff(rng.normal(0, 0.6, 16_001))
     both = np.concatenate([vowel, hiss]).astype(np.float32) * 0.1
-    track = articulation.from_sound(both, -24.0)
+    track = articulation.from_audio(both, -24.0)
     spoken, hissed = track[20:80].mean(0), track[120:180].mean(0)
     assert spoken[OPENING] > hissed[OPENING] + 0.3
     assert hissed[TEETH] > spoken[TEETH] + 0.3
-    assert not articulation.from_sound(np.zeros(16_000, np.float32), -24.0).any()
+    assert not articulation.from_audio(np.zeros(16_000, np.float32), -24.0).any()
 
 
 @pytest.mark.parametrize("kind", ["white", "pink", "brown", "hum"])
@@ -170,8 +175,8 @@ def test_speaking_bridges_breaths_and_not_pauses() -> None:
     sound = np.zeros(48_000)
     sound[8_000:16_000] = sound[18_000:24_000] = sound[40_000:44_000] = 1
     voice = sound * rng.normal(0, 3000, 48_000) + rng.normal(0, 50, 48_000)  # in a noisy room
-    active = mixing.speaking(voice.astype(np.int16), -20.8, 75, 25)
-    spans = mixing.spans_of(active, 25)
+    active = mixing.voice_activity(voice.astype(np.int16), -20.8, 75, 25)
+    spans = mixing.active_spans(active, 25)
     assert np.allclose(spans, [(0.5, 1.5), (2.5, 2.75)], atol=0.04)
 
 
@@ -185,57 +190,59 @@ def test_casts_keep_to_their_split(
 ) -> None:
     chosen = RenderSettings(
         seed=seed, speakers=count, people=people, valid_share=valid, test_share=test,
-        look_alikes=0.5, like_voices=0.5, off_screen_voice=0.5,
+        look_alikes=0.5, similar_voices=0.5, off_screen_voice=0.5,
     )  # fmt: skip
     try:
-        everybody = population(chosen)
+        speakers = population(chosen)
     except UsageError as error:
         assert "speakers" in str(error)
         return
-    least, most = chosen.crowd
+    least, most = chosen.people_range
     for clip in range(12):
-        script = write_script(chosen, everybody, clip)
-        cast = [everybody[p.speaker] for p in script.people]
-        heard = [everybody[script.off_screen.speaker]] if script.off_screen else []
+        script = write_script(chosen, speakers, clip)
+        cast = [speakers[p.speaker] for p in script.people]
+        off_screen = [speakers[script.off_screen.speaker]] if script.off_screen else []
         assert least <= len(cast) <= most
-        assert len({s.id for s in cast + heard}) == len(cast + heard)
-        assert {s.split for s in cast + heard} == {script.split}
+        assert len({s.id for s in cast + off_screen}) == len(cast + off_screen)
+        assert {s.split for s in cast + off_screen} == {script.split}
         families = [s.family for s in cast]
         assert script.look_alikes == (len(set(families)) < len(families))
-        assert write_script(chosen, everybody, clip) == script
+        assert write_script(chosen, speakers, clip) == script
 
 
 def test_shares_of_hard_cases_are_kept() -> None:
-    cases = ("silent", "pauses", "hidden_mouth", "noise", "music", "shifted", "off_screen_voice")
+    cases = ("silent", "pauses", "mouth_occlusion", "noise", "music", "desync", "off_screen_voice")
     chosen = RenderSettings(speakers=50, valid_share=0, test_share=0, **dict.fromkeys(cases, 0.3))
-    everybody = population(chosen)
-    scripts = [write_script(chosen, everybody, n) for n in range(600)]
+    speakers = population(chosen)
+    scripts = [write_script(chosen, speakers, n) for n in range(600)]
     labels = [s.labels([p.role == "speaking" for p in s.people]) for s in scripts]
     for case in cases:
         # Who is silent cannot pause or be out of step.
-        wanted = 0.3 * (0.7 if case in ("pauses", "shifted") else 1.0)
-        assert np.mean([case in found for found in labels]) == pytest.approx(wanted, abs=0.06)
+        wanted = 0.3 * (0.7 if case in ("pauses", "desync") else 1.0)
+        assert np.mean([case in of_clip for of_clip in labels]) == pytest.approx(wanted, abs=0.06)
     pairs = RenderSettings(
-        speakers=50, people="2", valid_share=0, test_share=0, look_alikes=0.3, like_voices=0.0
+        speakers=50, people="2", valid_share=0, test_share=0, look_alikes=0.3, similar_voices=0.0
     )
-    everybody = population(pairs)
-    found = [write_script(pairs, everybody, n).look_alikes for n in range(600)]
-    assert np.mean(found) == pytest.approx(0.3, abs=0.06)
+    speakers = population(pairs)
+    look_alikes = [write_script(pairs, speakers, n).look_alikes for n in range(600)]
+    assert np.mean(look_alikes) == pytest.approx(0.3, abs=0.06)
 
 
 @pytest.mark.parametrize("count", [6, 60])
 def test_voices_of_a_kind_are_near_in_pitch(count: int) -> None:
     chosen = RenderSettings(
-        speakers=count, people="2", valid_share=0, test_share=0, look_alikes=0.0, like_voices=0.5
+        speakers=count, people="2", valid_share=0, test_share=0, look_alikes=0.0, similar_voices=0.5
     )
-    everybody = population(chosen)
+    speakers = population(chosen)
     apart: dict[bool, list[float]] = {True: [], False: []}
     for clip in range(200):
-        script = write_script(chosen, everybody, clip)
-        first, second = (everybody[p.speaker].pitch_hz for p in script.people)
-        apart[script.like_voices is not None].append(abs(np.log2(first / second)))
-        assert ("like_voices" in script.labels([True, True])) == (script.like_voices is not None)
-        assert "like_voices" not in script.labels([True, False])
+        script = write_script(chosen, speakers, clip)
+        first, second = (speakers[p.speaker].pitch_hz for p in script.people)
+        apart[script.similar_voices is not None].append(abs(np.log2(first / second)))
+        assert ("similar_voices" in script.labels([True, True])) == (
+            script.similar_voices is not None
+        )
+        assert "similar_voices" not in script.labels([True, False])
     assert max(apart[True]) <= 0.25
     assert np.median(apart[True]) < np.median(apart[False]) / 3
 
@@ -256,9 +263,9 @@ def test_shares_of_speakers_are_kept(valid: float, test: float, count: int) -> N
 @pytest.mark.parametrize("length", [0.5, 1.0, 2.0, 5.12, 30.0])
 def test_pauses_are_long_enough_to_be_called_so(length: float) -> None:
     chosen = RenderSettings(seconds=length, speakers=6, valid_share=0, test_share=0, pauses=1.0)
-    everybody = population(chosen)
+    speakers = population(chosen)
     for clip in range(60):
-        script = write_script(chosen, everybody, clip)
+        script = write_script(chosen, speakers, clip)
         spans = script.people[0].spans
         assert all(0 <= a < b <= chosen.length for a, b in spans)
         assert all(b - a >= 0.4 for a, b in spans)
@@ -276,17 +283,17 @@ def test_a_noisy_room_is_not_speech(tmp_path: Path) -> None:
     room = rng.normal(0, 0.002, len(time))
     end = 0.1 * tone * (time > 9.7)  # so that the recording does not end with the speech
     soundfile.write(str(tmp_path / "a-1.wav"), speech + room + end, 16_000)
-    recording = survey(tmp_path, "a-1.wav")
+    recording = inspect_recording(tmp_path, "a-1.wav")
     assert isinstance(recording, SpeechRecording)
     voice = RecordedVoice(str(tmp_path), (recording,))
-    heard = 0
+    speech_segments = 0
     for draw in range(20):
-        said = mixing.say(voice, ((0.0, 1.0),), 1.0, 0.0, np.random.default_rng(draw))
-        level = maximum_filter1d(levels(said.sound, 160), 3)
-        opening = said.track[:, OPENING]
+        said = mixing.place_speech(voice, ((0.0, 1.0),), 1.0, 0.0, np.random.default_rng(draw))
+        level = maximum_filter1d(levels(said.waveform, 160), 3)
+        opening = said.mouth_track[:, OPENING]
         assert opening[level < -50].max(initial=0) < 0.1
-        heard += speech_share(said.sound) > 0.35
-    assert heard >= 17
+        speech_segments += speech_fraction(said.waveform) > 0.35
+    assert speech_segments >= 17
 
 
 def test_parts_that_cancel_each_other_fit_too(tmp_path: Path) -> None:
@@ -296,19 +303,19 @@ def test_parts_that_cancel_each_other_fit_too(tmp_path: Path) -> None:
     sound[::4000] = 0.9  # clicks
     for name, sign in (("a-1.wav", 1), ("b-1.wav", -1)):
         soundfile.write(str(tmp_path / name), sign * sound, 16_000)
-    sounding: dict[str, tuple[Voice, float]] = {}
+    speaker_voices: dict[str, tuple[Voice, float]] = {}
     for name in ("a-1.wav", "b-1.wav"):
-        recording = survey(tmp_path, name)
+        recording = inspect_recording(tmp_path, name)
         assert isinstance(recording, SpeechRecording)
         exact = dataclasses.replace(recording, start=0.0, seconds=3.0)
-        sounding[name] = RecordedVoice(str(tmp_path), (exact,)), 100.0
+        speaker_voices[name] = RecordedVoice(str(tmp_path), (exact,)), 100.0
     chosen = RenderSettings(
         seconds=3.0, people="2", valid_share=0, test_share=0, silent=0, pauses=0
     )
-    everybody = Population.make(chosen, sounding)
+    speakers = Population.from_voices(chosen, speaker_voices)
     for clip in range(6):
-        script = write_script(chosen, everybody, clip)
-        sounds = mixing.mix(chosen, everybody, script)
+        script = write_script(chosen, speakers, clip)
+        sounds = mixing.mix(chosen, speakers, script)
         parts = [*sounds.voices, sounds.off_screen, sounds.background]
         assert np.array_equal(np.sum(parts, axis=0, dtype=int), sounds.mixture)
         for voice in sounds.voices:
@@ -319,12 +326,15 @@ def test_parts_that_cancel_each_other_fit_too(tmp_path: Path) -> None:
 def test_looks_tell_nothing_of_voices() -> None:
     """Another seed gives a voice another look, and voices are not part of a look's seed."""
     first, second = (population(RenderSettings(seed=s, speakers=20)) for s in (1, 2))
-    assert all(a.look != b.look for a, b in zip(first.speakers, second.speakers, strict=True))
-    same = {s.id: s.look for s in first.speakers}
-    mixed = Population.make(
+    assert all(
+        a.appearance_seed != b.appearance_seed
+        for a, b in zip(first.speakers, second.speakers, strict=True)
+    )
+    same = {s.id: s.appearance_seed for s in first.speakers}
+    mixed = Population.from_voices(
         RenderSettings(seed=1, speakers=20), dict.fromkeys(same, (VOICE, 100.0))
     )
-    assert {s.id: s.look for s in mixed.speakers} == same
+    assert {s.id: s.appearance_seed for s in mixed.speakers} == same
 
 
 def test_readers_are_file_name_prefixes() -> None:
@@ -337,6 +347,6 @@ def test_readers_are_file_name_prefixes() -> None:
 
 
 def test_wandering_has_unit_variance_and_is_smooth() -> None:
-    track = motion.wander(20_000, 25, 0.5, np.random.default_rng(0))
+    track = motion.smooth_noise(20_000, 25, 0.5, np.random.default_rng(0))
     assert np.std(track) == pytest.approx(1, abs=0.1)
     assert np.std(np.diff(track)) < 0.12
