@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cavmae")
 SHEET = "contact_sheet.png"
 SETTINGS, CLIPS, WORK, SKIPPED = "talkers.json", "clips", ".work", "skipped-clips.jsonl"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclasses.dataclass(frozen=True)

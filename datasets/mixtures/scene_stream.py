@@ -23,7 +23,7 @@ from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.shard_reader import quarantine
 from cavmae.datasets.stream.stream import Position, Stream, WorkerBatch
 
-LIST_SCHEMA = 1
+LIST_SCHEMA = 2
 LIST_LIMIT_BYTES = 256 << 20
 
 
