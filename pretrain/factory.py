@@ -19,7 +19,7 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import read_json, typed
 from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
 from cavmae.pretrain.engine.checkpoints import PREPROCESSING
-from cavmae.pretrain.hub import HubWeights
+from cavmae.pretrain.engine.hub import HubWeights
 from cavmae.pretrain.masking import num_visible
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings

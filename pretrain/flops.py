@@ -5,22 +5,10 @@ backward pass counts twice the forward pass.
 """
 
 import math
-import re
 
 from cavmae.pretrain.encoder import CAVMAEConfig
 from cavmae.pretrain.masking import num_visible, window_side
 from cavmae.pretrain.settings import ObjectiveSettings
-
-# Vendors' data sheets, dense, 10^12 operations/s: name, fp32 without tensor cores, 16 bit with.
-PEAKS = (
-    ("H200", 67.0, 989.0),
-    ("H100", 67.0, 989.0),
-    ("A100", 19.5, 312.0),
-    ("L40S", 91.6, 362.0),
-    ("RTX 4090", 82.6, 165.2),
-    ("L4", 30.3, 121.0),
-    ("T4", 8.1, 65.0),
-)
 
 
 def block_macs(tokens: float, width: int, mlp_ratio: float = 4.0) -> float:
@@ -84,11 +72,3 @@ def forward_macs(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int = 1)
 def training_flops(c: CAVMAEConfig, objective: ObjectiveSettings, frames: int = 1) -> float:
     """FLOPs of a forward and a backward pass, for one clip."""
     return 6 * forward_macs(c, objective, frames)
-
-
-def peak_flops(device_name: str, precision: str) -> float | None:
-    """Peak FLOP/s of a device; None: unknown."""
-    for name, single, half in PEAKS:
-        if re.search(rf"\b{name}\b", device_name):
-            return (single if precision == "fp32" else half) * 1e12
-    return None

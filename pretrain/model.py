@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from cavmae.pretrain.blocks import NORM_EPS, AttentionPool, Block, CrossBlock
 from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, fixed_positions, gather_tokens
+from cavmae.pretrain.engine.hub import HubWeights
 from cavmae.pretrain.frame_contrast import group_by_bin
-from cavmae.pretrain.hub import HubWeights
 from cavmae.pretrain.losses import reconstruction_loss
 from cavmae.pretrain.masking import Masking, MaskMode, mask_from_noise, structured_noise
 

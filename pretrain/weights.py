@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from cavmae.common.errors import CavmaeError
 from cavmae.pretrain.encoder import CAVMAEConfig, Encoder
 from cavmae.pretrain.engine.checkpoints import WEIGHTS, verify_model
+from cavmae.pretrain.engine.tensor_files import read_tensors
 from cavmae.pretrain.positions import Grid, interpolate_positions, sin_cos_positions
-from cavmae.pretrain.tensor_files import read_tensors
 
 PREFIX = "module."
 MEL_BINS = 128
@@ -34,7 +34,8 @@ def read_weights(path: Path) -> Weights:
     A file out of a folder of ours is verified where a ``COMPLETE`` lies beside it.
 
     Raises:
-        CavmaeError: it was altered, or see :func:`~cavmae.pretrain.tensor_files.read_tensors`.
+        CavmaeError: the file was altered, or see
+            :func:`~cavmae.pretrain.engine.tensor_files.read_tensors`.
     """
     if path.name == WEIGHTS:
         verify_model(path.parent)

@@ -67,6 +67,12 @@ def test_a_room_imports_only_what_it_may(path: Path) -> None:
     assert not set(ROOMS) & imports(path)
 
 
+def test_the_engine_knows_nothing_of_pretraining() -> None:
+    for path in (ROOT / "pretrain" / "engine").glob("*.py"):
+        used = {name for name in imports(path) if name.startswith("cavmae.pretrain")}
+        assert all(name.startswith("cavmae.pretrain.engine") for name in used), path
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_modules_are_short_and_have_names_of_their_own(path: Path) -> None:
     limit = 60 if path.name == "train.py" else 420
@@ -110,3 +116,23 @@ def test_constraints_pin_every_direct_dependency() -> None:
         if "==" in line
     }
     assert wanted <= pins
+
+
+# Names that say nothing of the thing (STYLE, "Names and prose").
+VAGUE = {
+    "told", "found", "how", "made", "one", "shown", "heard", "look", "speak", "somebody", "nobody",
+    "lot", "chance", "who", "whom",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_names_say_what_a_thing_is(path: Path) -> None:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+    assert names & VAGUE == set()

@@ -31,7 +31,7 @@ from cavmae.pretrain.engine.checkpoints import (
     verify_model,
     write_hashes,
 )
-from cavmae.pretrain.tensor_files import read_tensors
+from cavmae.pretrain.engine.tensor_files import read_tensors
 
 log = logging.getLogger("cavmae")
 CARD = "README.md"

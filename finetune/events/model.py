@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cavmae.pretrain.blocks import NORM_EPS
 from cavmae.pretrain.encoder import CAVMAEConfig, Encoder
-from cavmae.pretrain.hub import HubWeights
+from cavmae.pretrain.engine.hub import HubWeights
 
 Mode = Literal["multimodal", "audioonly", "videoonly", "missingaudioonly", "missingvideoonly"]
 

@@ -14,8 +14,8 @@ from cavmae.finetune.speaker.model import SpeakerConfig, SpeakerModel
 from cavmae.finetune.speaker.settings import SpeakerModelSettings
 from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
 from cavmae.pretrain.engine.checkpoints import CONFIG, PREPROCESSING
+from cavmae.pretrain.engine.settings import LoopSettings
 from cavmae.pretrain.factory import compile_blocks, load_hub, load_named_weights, read_preprocessing
-from cavmae.pretrain.settings import LoopSettings
 from cavmae.pretrain.weights import load_weights, move_positions
 
 log = logging.getLogger("cavmae")

@@ -35,7 +35,7 @@ from cavmae.finetune.speaker.queries import CrossModalMixer, QueryGenerator
 from cavmae.finetune.speaker.stft import bounded, compressed, masked_voices, spectrum, wave
 from cavmae.pretrain.blocks import NORM_EPS
 from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, check_bounds
-from cavmae.pretrain.hub import HubWeights
+from cavmae.pretrain.engine.hub import HubWeights
 from cavmae.pretrain.positions import sin_cos, sin_cos_positions
 
 STATES = ("speaking", "silent", "off-screen", "none")

@@ -21,7 +21,7 @@ from cavmae.finetune.speaker.settings import (
 )
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.engine.run import RunContext, TrainingParts
-from cavmae.pretrain.settings import LoopSettings, OptimizerSettings
+from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
 log = logging.getLogger("cavmae")
 REMEMBERED = "%d people or videos are both trained and measured on (%s): a model remembers them."

@@ -26,7 +26,7 @@ from cavmae.common.errors import CavmaeError
 from cavmae.common.files import flush_folder, sha256_of, write_atomically
 from cavmae.common.json_files import json_bytes, read_json, typed, value_as
 from cavmae.datasets.stream.stream import Position
-from cavmae.pretrain.tensor_files import read_tensors
+from cavmae.pretrain.engine.tensor_files import read_tensors
 
 log = logging.getLogger("cavmae")
 SCHEMA = 2

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import nn
 
+from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.engine.task import Task
-from cavmae.pretrain.settings import OptimizerSettings
 
 
 def build_optimizer(task: Task, settings: OptimizerSettings) -> torch.optim.Optimizer:

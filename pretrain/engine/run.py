@@ -12,9 +12,9 @@ from cavmae.datasets.stream.loader import Loader
 from cavmae.pretrain.engine import checkpoints
 from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.run_setup import claim_run_folder, distributed_run
+from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 from cavmae.pretrain.engine.task import Task
 from cavmae.pretrain.engine.trainer import Trainer
-from cavmae.pretrain.settings import LoopSettings, OptimizerSettings
 
 log = logging.getLogger("cavmae")
 

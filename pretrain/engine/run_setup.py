@@ -22,7 +22,7 @@ from cavmae.common.files import write_atomically
 from cavmae.common.locks import locked
 from cavmae.pretrain.engine import checkpoints
 from cavmae.pretrain.engine.distributed import DistEnv
-from cavmae.pretrain.settings import LoopSettings
+from cavmae.pretrain.engine.settings import LoopSettings
 
 log = logging.getLogger("cavmae")
 CONFIG = "config.yaml"

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from cavmae.datasets.stream.collate import Batch
-from cavmae.pretrain.hub import HubWeights
+from cavmae.pretrain.engine.hub import HubWeights
 
 Embeddings = dict[str, Tensor]
 Record = dict[str, Any]

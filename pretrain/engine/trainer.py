@@ -29,10 +29,10 @@ from cavmae.pretrain.engine.metric_logger import MetricLogger
 from cavmae.pretrain.engine.nonfinite import NonFiniteGuard
 from cavmae.pretrain.engine.optim import build_optimizer, learning_rate
 from cavmae.pretrain.engine.run_setup import check_averaged, check_devices
+from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 from cavmae.pretrain.engine.task import Embeddings, StepOutput, Task
 from cavmae.pretrain.engine.throughput import Throughput
 from cavmae.pretrain.engine.validation import validation_records
-from cavmae.pretrain.settings import LoopSettings, OptimizerSettings
 
 log = logging.getLogger("cavmae")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

@@ -23,7 +23,7 @@ from cavmae.finetune.speaker.settings import LossSettings, SpeakerModelSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.run_setup import keep_memory
-from cavmae.pretrain.settings import OptimizerSettings
+from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.tools.benchmarks.table import in_turns, row_of, save, table
 
 BASELINE = "training step"

@@ -29,10 +29,11 @@ from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.cavmae_task import CAVMAETask
 from cavmae.pretrain.encoder import SIZES, config_for_size
 from cavmae.pretrain.engine.optim import build_optimizer
+from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.engine.task import Task
 from cavmae.pretrain.factory import compile_blocks
 from cavmae.pretrain.model import CAVMAE
-from cavmae.pretrain.settings import ObjectiveSettings, OptimizerSettings
+from cavmae.pretrain.settings import ObjectiveSettings
 from cavmae.tools.benchmarks.finetuning import model_settings_of
 from cavmae.tools.benchmarks.pretraining import synthetic_clips
 from cavmae.tools.benchmarks.scenes import synthetic_scenes

@@ -27,11 +27,13 @@ from cavmae.pretrain.blocks import Attention, Block
 from cavmae.pretrain.cavmae_task import CAVMAETask
 from cavmae.pretrain.encoder import SIZES, CAVMAEConfig, config_for_size, gather_tokens
 from cavmae.pretrain.engine.optim import build_optimizer
+from cavmae.pretrain.engine.settings import OptimizerSettings
+from cavmae.pretrain.engine.throughput import peak_flops
 from cavmae.pretrain.factory import compile_blocks
-from cavmae.pretrain.flops import peak_flops, training_flops
+from cavmae.pretrain.flops import training_flops
 from cavmae.pretrain.losses import normalize_patches
 from cavmae.pretrain.model import CAVMAE, Latents, channels_last
-from cavmae.pretrain.settings import ObjectiveSettings, OptimizerSettings
+from cavmae.pretrain.settings import ObjectiveSettings
 from cavmae.tools.benchmarks.table import in_turns, row_of, save, table
 
 BASELINE = "the reference's way: eager, all patches decoded and predicted"

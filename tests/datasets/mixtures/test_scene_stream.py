@@ -160,7 +160,7 @@ def test_lists_that_do_not_fit(clips: Manifest, tmp_path: Path) -> None:
     path = tmp_path / "list.jsonl"
     with pytest.raises(CavmaeError, match="no list of scenes"):
         read_list(path)
-    path.write_text('{"schema": 1, "compose": {"height": 32}}\n{"kind"\n')
+    path.write_text('{"schema": 2, "compose": {"height": 32}}\n{"kind"\n')
     with pytest.raises(CavmaeError, match="create it again"):
         read_list(path)
     path.write_text('{"schema": 99, "compose": {}}\n')

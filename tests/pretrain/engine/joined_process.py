@@ -19,13 +19,13 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.stream.collate import Batch
 from cavmae.pretrain.engine import trainer_state
 from cavmae.pretrain.engine.distributed import DistEnv
+from cavmae.pretrain.engine.hub import HubWeights
 from cavmae.pretrain.engine.run_setup import distributed_run
+from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
 from cavmae.pretrain.engine.trainer import Trainer
 from cavmae.pretrain.frame_contrast import TimeBins, frame_contrast
-from cavmae.pretrain.hub import HubWeights
 from cavmae.pretrain.losses import info_nce
-from cavmae.pretrain.settings import LoopSettings, OptimizerSettings
 
 CLIPS, FRAMES, MOMENTS, WIDTH = 6, 3, 5, 8
 

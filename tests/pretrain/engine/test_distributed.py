@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from cavmae.common.errors import UsageError
 from cavmae.pretrain.engine import checkpoints
 from cavmae.pretrain.engine.run_setup import distributed_run
-from cavmae.pretrain.settings import LoopSettings
+from cavmae.pretrain.engine.settings import LoopSettings
 from tests.pretrain.engine.joined_process import (
     Batches,
     Maps,

@@ -18,13 +18,15 @@ from cavmae.pretrain.cavmae_task import CAVMAETask
 from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
 from cavmae.pretrain.engine import checkpoints
 from cavmae.pretrain.engine.optim import build_optimizer, learning_rate
+from cavmae.pretrain.engine.settings import OptimizerSettings
+from cavmae.pretrain.engine.throughput import peak_flops
 from cavmae.pretrain.factory import build_model, compile_blocks
-from cavmae.pretrain.flops import forward_macs, peak_flops
+from cavmae.pretrain.flops import forward_macs
 from cavmae.pretrain.frame_contrast import TimeBins, frame_contrast
 from cavmae.pretrain.losses import info_nce
 from cavmae.pretrain.masking import mask_from_noise
 from cavmae.pretrain.model import CAVMAE
-from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings, OptimizerSettings
+from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings
 from cavmae.pretrain.train import main
 from tests.pretrain.engine.running import lines, trace, words
 

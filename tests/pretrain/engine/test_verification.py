@@ -246,7 +246,7 @@ def test_a_model_of_the_hub(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None
             raise EntryNotFoundError("no such file")
         return str(copy / file)
 
-    monkeypatch.setattr("cavmae.pretrain.hub.hf_hub_download", download)
+    monkeypatch.setattr("cavmae.pretrain.engine.hub.hf_hub_download", download)
     assert load_model("me/mine").config == SHAPE
     assert set(fetched) == {WEIGHTS, CONFIG, PREPROCESSING, COMPLETE}
     flip(copy / WEIGHTS, -9)

@@ -20,7 +20,7 @@ from cavmae.pretrain.engine.checkpoints import (
     WEIGHTS,
     verify_model,
 )
-from cavmae.pretrain.tensor_files import read_tensors
+from cavmae.pretrain.engine.tensor_files import read_tensors
 
 Own = TypeVar("Own", bound="HubWeights")
 

@@ -1,0 +1,104 @@
+"""Settings of every training run: optimizer and loop."""
+
+import dataclasses
+from typing import Literal
+
+from cavmae.common.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """Optimizer and learning rate schedule. Fractions are of all steps.
+
+    Args:
+        name: ``adamw`` (fused; no decay of biases, norms and tokens) or ``adam``, the reference's.
+        lr: largest learning rate.
+        beta1: of the running mean of gradients (reference: 0.95).
+        beta2: of the running mean of their squares.
+        weight_decay: reference: 5e-7.
+        max_grad_norm: largest norm of a gradient; 0: as it is.
+        schedule: ``cosine`` falls to ``floor``; ``halving``: the reference's; or ``constant``.
+        warmup: share of steps in which the rate rises from 0.
+        floor: of the cosine, as a share of ``lr``.
+        halve_from: share of steps after which the rate is halved (reference: epoch 10 of 25).
+        halve_every: share of steps between halvings (reference: 5 epochs of 25).
+        ema: decay of averaged weights, which are saved beside the others; 0: none.
+    """
+
+    name: Literal["adamw", "adam"] = "adamw"
+    lr: float = 2e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    schedule: Literal["cosine", "halving", "constant"] = "cosine"
+    warmup: float = 0.05
+    floor: float = 0.01
+    halve_from: float = 0.4
+    halve_every: float = 0.2
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"optimizer.{name} {getattr(self, name)} is not in [0, 1).")
+        for name in ("warmup", "floor", "halve_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"optimizer.{name} {getattr(self, name)} is not in [0, 1].")
+        if self.lr <= 0 or self.halve_every <= 0 or self.max_grad_norm < 0 or self.weight_decay < 0:
+            raise UsageError(
+                "optimizer: lr and halve_every must be above 0, clip and weight_decay not below."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopSettings:
+    """Length and conduct of a run.
+
+    Args:
+        steps: of the optimizer; 0: as many as ``epochs`` take.
+        epochs: over the data, if ``steps`` is 0.
+        grad_accum_steps: batches of a step; contrasts are over all of them.
+        precision: of the mathematics.
+        seed: of everything random.
+        device: ``auto``: a GPU of CUDA if there is one, else the CPU.
+        threads: of a process on the CPU; 0: PyTorch's choice.
+        compile: a backend of torch.compile such as ``inductor`` for the blocks; ``off``.
+        checkpoint_activations: compute activations again instead of keeping them: less memory.
+        log_every: steps between lines of metrics.jsonl.
+        evaluate_every: steps between evaluations; 0: only at the end.
+        save_every: steps between checkpoints; 0: by time, and at the end.
+        save_minutes: minutes between checkpoints; 0: by steps.
+        keep: newest checkpoints that are kept.
+        max_bad_steps: so many steps in a row without a finite gradient end the run.
+        tracker: beside metrics.jsonl.
+    """
+
+    steps: int = 0
+    epochs: float = 25.0
+    grad_accum_steps: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    compile: str = "off"
+    checkpoint_activations: bool = False
+    log_every: int = 20
+    evaluate_every: int = 0
+    save_every: int = 1000
+    save_minutes: float = 30.0
+    keep: int = 3
+    max_bad_steps: int = 5
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+
+    def __post_init__(self) -> None:
+        for name in ("grad_accum_steps", "log_every", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"loop.{name} {getattr(self, name)} must be at least 1.")
+        for name in ("steps", "epochs", "threads", "evaluate_every", "save_every", "save_minutes"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"loop.{name} {getattr(self, name)} cannot be negative.")
+        if self.keep < 2:
+            raise UsageError(f"loop.keep {self.keep}: at least 2, as the newest may be damaged.")
+        if not self.steps and not self.epochs:
+            raise UsageError("Set loop.steps or loop.epochs.")
