@@ -102,6 +102,16 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_inference_imports_no_training() -> None:
+    training = [
+        "cavmae.finetune.speaker.losses", "cavmae.finetune.speaker.task", "cavmae.finetune.train",
+        "cavmae.pretrain.cavmae_task", "cavmae.pretrain.engine.trainer", "accelerate", "timm",
+    ]  # fmt: skip
+    code = f"import sys, cavmae.finetune.inference; print(*(sys.modules.keys() & {training}))"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.split() == []
+
+
 def test_constraints_pin_every_direct_dependency() -> None:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")

@@ -13,8 +13,7 @@ from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.slot_merging import merge_slots, without_specks
 from cavmae.finetune.speaker.cues import KINDS, CueKind, Cues, no_cues, region_of
 from cavmae.finetune.speaker.model import NONE, OFF_SCREEN, Inputs, SpeakerModel
-from cavmae.finetune.speaker.settings import LossSettings
-from cavmae.finetune.speaker.task import SpeakerTask
+from cavmae.finetune.speaker.prediction import SpeakerPredictor
 from cavmae.finetune.speaker.voice_matching import distances
 
 MASK_STRIDE = 4  # input pixels of the model for a pixel of its masks
@@ -154,7 +153,7 @@ class WindowPredictor:
     """
 
     def __init__(self, model: SpeakerModel, statistics: Statistics, precision: str = "fp32"):
-        self.task = SpeakerTask(model, LossSettings(), statistics).eval()
+        self.speaker = SpeakerPredictor(model.eval(), statistics)
         self.shape = model.config
         self.device = next(model.parameters()).device
         self._type = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -196,14 +195,14 @@ class WindowPredictor:
         wave = torch.from_numpy(mixture)[None].to(self.device)
         inputs = Inputs(
             mixture=wave,
-            fbank=self.task.fbank(wave),
+            fbank=self.speaker.fbank(wave),
             frames=key_frames.permute(0, 2, 3, 1)[None].to(self.device),
             motion=motion[None].to(self.device),
             cues=self._cues(cue, key, fit, frame_size),
             hint=torch.zeros(1, dtype=torch.int64, device=self.device),
         )
         with torch.autocast(self.device.type, self._type, enabled=self._type is not None):
-            slot_predictions, voice_predictions = self.task.predict(inputs)
+            slot_predictions, voice_predictions = self.speaker.predict(inputs)
         states = voice_predictions.states[0, :-1].float().softmax(-1).cpu()
         masks = fit.crop_masks(slot_predictions.masks[-1][0].float().sigmoid()).cpu()
         waves = voice_predictions.waves(len(mixture))[0].float().cpu().numpy()
@@ -234,7 +233,7 @@ class WindowPredictor:
     def voice_distance(self, voice: np.ndarray, reference: np.ndarray) -> float:
         """Distance between a voice and a reference recording, both float32 [S]."""
         both = torch.from_numpy(np.stack([voice, reference])).to(self.device)
-        voice_fbank, reference_fbank = self.task.fbank(both)
+        voice_fbank, reference_fbank = self.speaker.fbank(both)
         return float(distances(voice_fbank[None, None], reference_fbank[None]))
 
     @property
@@ -252,7 +251,7 @@ class WindowPredictor:
         if cue.kind == "voice":
             assert cue.voice is not None
             wave = torch.from_numpy(cue.voice)[None].to(self.device)
-            return cues._replace(kind=kind, voice=self.task.fbank(wave))
+            return cues._replace(kind=kind, voice=self.speaker.fbank(wave))
         box = torch.tensor([fit.map_box(cue.box, frame_size)], device=self.device)
         region = region_of(box, grid)
         if cue.mask is not None:

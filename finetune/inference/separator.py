@@ -220,8 +220,8 @@ class Separator:
     @functools.cached_property
     def _weights(self) -> str:
         """SHA-256 of the weights and of the fbank statistics."""
-        digest = hashlib.sha256(repr(self._predictor.task.statistics).encode())
-        for name, weight in sorted(self._predictor.task.model.state_dict().items()):
+        digest = hashlib.sha256(repr(self._predictor.speaker.statistics).encode())
+        for name, weight in sorted(self._predictor.speaker.model.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()

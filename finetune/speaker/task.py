@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cavmae.common.errors import CavmaeError, NonFiniteError
 from cavmae.datasets.stream.collate import Batch
-from cavmae.datasets.stream.features import FFT, HOP, WINDOW, fbank_batch
+from cavmae.datasets.stream.features import FFT
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.speaker.cue_sampling import draw_cues
 from cavmae.finetune.speaker.cues import KINDS, CueKind, no_cues
@@ -29,12 +28,9 @@ from cavmae.finetune.speaker.model import (
     SpeakerModel,
     VoicePredictions,
 )
+from cavmae.finetune.speaker.prediction import SpeakerPredictor
 from cavmae.finetune.speaker.settings import LossSettings
-from cavmae.finetune.speaker.voice_matching import target_to_slot0
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
-
-# Samples after a mixture's end that the windows of its last two fbank frames reach into.
-FBANK_PADDING = WINDOW - HOP
 
 
 class SpeakerTask(Task):
@@ -61,7 +57,7 @@ class SpeakerTask(Task):
         super().__init__()
         self.model = model
         self.loss = loss
-        self.statistics = statistics
+        self.predictor = SpeakerPredictor(model, statistics)
         self.frozen = frozen
         self.decay = decay
         for name, parameter in model.encoder.named_parameters():
@@ -84,10 +80,8 @@ class SpeakerTask(Task):
         return float(self.decay ** (depth + joint + 1 - level))
 
     def fbank(self, waves: Tensor) -> Tensor:
-        """Normalised fbanks of mixtures: [N, S] -> [N, S / 160, mel]."""
-        with torch.autocast(waves.device.type, enabled=False):
-            fbanks = fbank_batch(torch.nn.functional.pad(waves.float(), (0, FBANK_PADDING)))
-            return (fbanks - self.statistics.mean) / self.statistics.std
+        """See :meth:`SpeakerPredictor.fbank`."""
+        return self.predictor.fbank(waves)
 
     def inputs_of(
         self,
@@ -136,33 +130,11 @@ class SpeakerTask(Task):
         return hint * (torch.rand(len(numbers), device=hint.device) < hint_prob)
 
     def predict(self, inputs: Inputs) -> tuple[SlotPredictions, VoicePredictions]:
-        """Predictions of the model in inference.
-
-        A voice cue is matched to the separated voices, whose nearest becomes slot 0: see
-        :mod:`cavmae.finetune.speaker.voice_matching`. The model does not get the cue: from 43
-        minutes of speech it learned too little about voices, and its masks and voices were worse
-        with the cue than without (docs/results.md).
-
-        Raises:
-            CavmaeError: the audio has NaN or Inf.
-            NonFiniteError: the model gives NaN or Inf.
-        """
-        if not bool(torch.isfinite(inputs.mixture).all()):
-            raise CavmaeError("The audio has NaN or Inf: convert it to 16 bits.")
-        has_voice_cue = inputs.cues.kind == KINDS.index("voice")
-        if not bool(has_voice_cue.any()):
-            outputs: tuple[SlotPredictions, VoicePredictions] = self.model(inputs)
-            _check_finite(*outputs)
-            return outputs
-        kind = inputs.cues.kind.masked_fill(has_voice_cue, 0)
-        predictions, voices = self.model(inputs._replace(cues=inputs.cues._replace(kind=kind)))
-        _check_finite(predictions, voices)
-        waves = voices.waves(inputs.mixture.shape[-1])
-        fbanks = self.fbank(waves.flatten(0, 1)).unflatten(0, waves.shape[:2])
-        return target_to_slot0(inputs, predictions, voices, waves, fbanks)
+        """See :meth:`SpeakerPredictor.predict`."""
+        return self.predictor.predict(inputs)
 
     def training_step(
-        self, batch: Batch, progress: float, pieces: Sequence[Embeddings], turn: int
+        self, batch: Batch, progress: float, embeddings: Sequence[Embeddings], micro_index: int
     ) -> StepOutput:
         """See :meth:`Task.training_step`."""
         settings = self.loss
@@ -204,8 +176,8 @@ class SpeakerTask(Task):
     def preprocessing(self) -> dict[str, Any]:
         """See :meth:`Task.preprocessing`."""
         return {
-            "fbank_mean": self.statistics.mean,
-            "fbank_std": self.statistics.std,
+            "fbank_mean": self.predictor.statistics.mean,
+            "fbank_std": self.predictor.statistics.std,
             "sample_rate": 16_000,
             "fft": FFT,
         }
@@ -248,13 +220,3 @@ def _joint_pass_only(name: str) -> bool:
         return False
     is_unimodal = norm.endswith(("_a", "_v"))
     return is_unimodal != (parts[0] == "blocks_u")
-
-
-def _check_finite(predictions: SlotPredictions, voices: VoicePredictions) -> None:
-    """Raise NonFiniteError for NaN or Inf: NaN exceeds no threshold and would read as silence."""
-    outputs = (*voices, predictions.masks[-1], predictions.votes)
-    if not bool(torch.stack([output.isfinite().all() for output in outputs]).all()):
-        raise NonFiniteError(
-            "The model gives NaN or Inf: its weights or its statistics are damaged, so copy the "
-            "model again; if this is not fp32, try --precision fp32."
-        )

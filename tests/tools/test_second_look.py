@@ -38,7 +38,7 @@ def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path:
     model = Separator.from_pretrained(checkpoint, "cpu")._predictor.task
     separator = Separator(Obedient(model.model, model.statistics), checkpoint, "fp32")
     with torch.no_grad():
-        separator._predictor.task.model.center_voting.gaussian_head.bias[
+        separator._predictor.speaker.model.center_voting.gaussian_head.bias[
             2:
         ] = -1.5  # all masks are small
     path = video(seconds=1.0, size=(480, 320))

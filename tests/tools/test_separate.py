@@ -176,7 +176,7 @@ def test_silence_and_no_people(checkpoint: str, tmp_path: Path) -> None:
     writer.close()
     separator = Separator.from_pretrained(checkpoint, "cpu")
     with torch.no_grad():  # every slot is empty
-        states = separator._predictor.task.model.state_head[-1]
+        states = separator._predictor.speaker.model.state_head[-1]
         states.bias.copy_(torch.tensor([-9.0, -9.0, -9.0, 9.0]))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     assert result.people == ()

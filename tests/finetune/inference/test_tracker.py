@@ -217,14 +217,14 @@ def test_a_window_of_the_models_size_is_one_forward_pass() -> None:
     mixture = torch.from_numpy(wave)[None]
     inputs = Inputs(
         mixture=mixture,
-        fbank=predictor.task.fbank(mixture),
+        fbank=predictor.speaker.fbank(mixture),
         frames=torch.from_numpy(frames[predictor.keys])[None],
         motion=grey[None],
         cues=no_cues(1, ENCODER.image_grid, (64, 128), torch.device("cpu")),
         hint=torch.zeros(1, dtype=torch.int64),
     )
     with torch.no_grad():
-        slot_predictions, voice_predictions = predictor.task.model(inputs)
+        slot_predictions, voice_predictions = predictor.speaker.model(inputs)
     waves = voice_predictions.waves(len(wave))[0]
     masks = slot_predictions.masks[-1][0].sigmoid()
     for detected in people:
@@ -247,21 +247,21 @@ def test_slots_on_the_same_pixels_are_one_person() -> None:
     """Their voices add up."""
     predictor = make_predictor()
     with torch.no_grad():
-        predictor.task.model.center_voting.initial_centers.copy_(torch.tensor([0.5, 0.6] * 4))
-        predictor.task.model.slot_pos.weight.copy_(
-            predictor.task.model.slot_pos.weight[:1].expand(5, -1)
+        predictor.speaker.model.center_voting.initial_centers.copy_(torch.tensor([0.5, 0.6] * 4))
+        predictor.speaker.model.slot_pos.weight.copy_(
+            predictor.speaker.model.slot_pos.weight[:1].expand(5, -1)
         )
-        for parameter in predictor.task.model.query_generator.parameters():
+        for parameter in predictor.speaker.model.query_generator.parameters():
             parameter.zero_()
     frames, wave = scene()
     predictions = []
-    predict = predictor.task.predict
+    predict = predictor.speaker.predict
 
     def recorded(inputs: Inputs) -> tuple[SlotPredictions, VoicePredictions]:
         predictions.append(predict(inputs))
         return predictions[-1]
 
-    predictor.task.predict = recorded  # type: ignore[method-assign]
+    predictor.speaker.predict = recorded  # type: ignore[method-assign]
     (detected,) = predictor.predict(frames, wave)
     voices = predictions[0][1].waves(len(wave))[0, :-1]
     assert len(voices) == 4
@@ -284,7 +284,7 @@ def test_cues_reach_slot_0(kind: str) -> None:
     cues = predictor._cues(cue, 1, fit, (64, 96))
     assert int(cues.kind) == KINDS.index(kind)
     if kind == "voice":
-        expected = predictor.task.fbank(torch.from_numpy(wave[::-1].copy())[None])
+        expected = predictor.speaker.fbank(torch.from_numpy(wave[::-1].copy())[None])
         torch.testing.assert_close(cues.voice, expected)
     else:
         assert int(cues.frame) == 1

@@ -1,0 +1,74 @@
+"""Predictions of a trained speaker model: normalised fbanks in, checked masks and voices out."""
+
+import torch
+from torch import Tensor
+
+from cavmae.common.errors import CavmaeError, NonFiniteError
+from cavmae.datasets.stream.features import HOP, WINDOW, fbank_batch
+from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.speaker.cues import KINDS
+from cavmae.finetune.speaker.model import (
+    Inputs,
+    SlotPredictions,
+    SpeakerModel,
+    VoicePredictions,
+)
+from cavmae.finetune.speaker.voice_matching import target_to_slot0
+
+# Samples after a mixture's end that the windows of its last two fbank frames reach into.
+FBANK_PADDING = WINDOW - HOP
+
+
+class SpeakerPredictor:
+    """A speaker model with the preprocessing and the checks of inference.
+
+    Args:
+        model: in evaluation mode, unless it is being trained.
+        statistics: of fbanks, those that the encoder was trained with.
+    """
+
+    def __init__(self, model: SpeakerModel, statistics: Statistics):
+        self.model = model
+        self.statistics = statistics
+
+    def fbank(self, waves: Tensor) -> Tensor:
+        """Normalised fbanks of mixtures: [N, S] -> [N, S / 160, mel]."""
+        with torch.autocast(waves.device.type, enabled=False):
+            fbanks = fbank_batch(torch.nn.functional.pad(waves.float(), (0, FBANK_PADDING)))
+            return (fbanks - self.statistics.mean) / self.statistics.std
+
+    def predict(self, inputs: Inputs) -> tuple[SlotPredictions, VoicePredictions]:
+        """Predictions of the model in inference.
+
+        A voice cue is matched to the separated voices, whose nearest becomes slot 0: see
+        :mod:`cavmae.finetune.speaker.voice_matching`. The model does not get the cue: from 43
+        minutes of speech it learned too little about voices, and its masks and voices were worse
+        with the cue than without (docs/results.md).
+
+        Raises:
+            CavmaeError: the audio has NaN or Inf.
+            NonFiniteError: the model gives NaN or Inf.
+        """
+        if not bool(torch.isfinite(inputs.mixture).all()):
+            raise CavmaeError("The audio has NaN or Inf: convert it to 16 bits.")
+        has_voice_cue = inputs.cues.kind == KINDS.index("voice")
+        if not bool(has_voice_cue.any()):
+            outputs: tuple[SlotPredictions, VoicePredictions] = self.model(inputs)
+            _check_finite(*outputs)
+            return outputs
+        kind = inputs.cues.kind.masked_fill(has_voice_cue, 0)
+        predictions, voices = self.model(inputs._replace(cues=inputs.cues._replace(kind=kind)))
+        _check_finite(predictions, voices)
+        waves = voices.waves(inputs.mixture.shape[-1])
+        fbanks = self.fbank(waves.flatten(0, 1)).unflatten(0, waves.shape[:2])
+        return target_to_slot0(inputs, predictions, voices, waves, fbanks)
+
+
+def _check_finite(predictions: SlotPredictions, voices: VoicePredictions) -> None:
+    """Raise NonFiniteError for NaN or Inf: NaN exceeds no threshold and would read as silence."""
+    outputs = (*voices, predictions.masks[-1], predictions.votes)
+    if not bool(torch.stack([output.isfinite().all() for output in outputs]).all()):
+        raise NonFiniteError(
+            "The model gives NaN or Inf: its weights or its statistics are damaged, so copy the "
+            "model again; if this is not fp32, try --precision fp32."
+        )
