@@ -257,12 +257,12 @@ def test_a_changed_setting_counts_in_every_process(
     check = (
         "import sys, torch; from cavmae.pretrain import train\n"
         "from cavmae.pretrain.engine import trainer_state as t\n"
-        "before = t.put_together\n"
+        "before = t.set_trainer_state\n"
         "def put(module, optimizer, *rest):\n"
         "    before(module, optimizer, *rest)\n"
         f"    open({str(spread)!r} + str(torch.distributed.get_rank()), 'w').write(\n"
         "        repr([(g['weight_decay'], g['betas']) for g in optimizer.param_groups]))\n"
-        "t.put_together = put\n"
+        "t.set_trainer_state = put\n"
         "train.main(sys.argv[1:])\n"
     )
     for code, told in finish(launch(["-c", check, *command], 2)):
