@@ -55,7 +55,9 @@ class Task(nn.Module, abc.ABC):
             return self.training_step(batch, progress, embeddings, micro_index)
         if call == "embed":
             return self.embed(batch)
-        return self.validation_step(batch)
+        if call == "validation_step":
+            return self.validation_step(batch)
+        raise ValueError(f"a task has no {call!r}")
 
     @abc.abstractmethod
     def training_step(

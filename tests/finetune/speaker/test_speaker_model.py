@@ -342,7 +342,7 @@ def test_half_precision_on_the_cpu(size: tuple[int, int]) -> None:
     for half in (False, True):
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = speaker_task("learn", scenes).loss
+            loss = speaker_task("training_step", scenes).loss
         loss.backward()
         losses.append(loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=0.1)

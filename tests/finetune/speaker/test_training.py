@@ -95,7 +95,7 @@ def listed(folder: Path, clips: Manifest, count: int = 5) -> dict[str, str]:
     settings = ComposeSettings(**{**COMPOSE, "people": (0.2, 0.6, 0.2)})  # type: ignore[arg-type]
     sampler = SceneSampler(ClipPool(clips), settings)
     path = folder / "list.jsonl"
-    write_list(path, settings, [sampler.draw(random.Random(n)) for n in range(count)])
+    write_list(path, settings, [sampler.sample(random.Random(n)) for n in range(count)])
     return {"held_out": str(path), "held_out_shards": clips.folder}
 
 
