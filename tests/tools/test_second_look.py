@@ -35,12 +35,10 @@ class Obedient(WindowPredictor):
 
 
 def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path: Path) -> None:
-    model = Separator.from_pretrained(checkpoint, "cpu")._predictor.task
-    separator = Separator(Obedient(model.model, model.statistics), checkpoint, "fp32")
+    speaker = Separator.from_pretrained(checkpoint, "cpu")._predictor.speaker
+    separator = Separator(Obedient(speaker.model, speaker.statistics), checkpoint, "fp32")
     with torch.no_grad():
-        separator._predictor.speaker.model.center_voting.gaussian_head.bias[
-            2:
-        ] = -1.5  # all masks are small
+        speaker.model.center_voting.gaussian_head.bias[2:] = -1.5  # all masks are small
     path = video(seconds=1.0, size=(480, 320))
     settings = SeparateSettings(overlay=False, masks=False)
     result = separator.separate(str(path), tmp_path / "out", settings)
