@@ -42,7 +42,7 @@ def shortened(name: str, max_bytes: int) -> str:
     """A name of at most ``max_bytes``: unchanged, or its beginning with a hash."""
     if len(_encoded(name)) <= max_bytes:
         return name
-    # A character that the cut splits is dropped.
+    # A character that the cut splits is dropped, as are bytes that are not UTF-8.
     begin = _encoded(name)[: max_bytes - MARK - 1].decode(errors="ignore").rstrip("-.")
     return f"{begin}-{_mark(name)}"
 
