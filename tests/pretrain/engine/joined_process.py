@@ -136,7 +136,7 @@ class Toy(Task):
         self.bad = set(bad)
 
     def training_step(
-        self, batch: Batch, progress: float, pieces: Sequence[Embeddings], turn: int
+        self, batch: Batch, progress: float, embeddings: Sequence[Embeddings], micro_index: int
     ) -> StepOutput:
         loss = (self.model.line(batch["x"]) ** 2).mean()  # type: ignore[operator]
         number = int(batch["key"][0].split("-")[1])
