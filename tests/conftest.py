@@ -71,12 +71,12 @@ def video(tmp_path: Path) -> Callable[..., Path]:
 def make_shards(
     inputs: list[str] | str,
     out: Path,
-    how: ShardRunSettings = ShardRunSettings(workers=2, timeout=60.0),  # noqa: B008 - frozen
+    run_settings: ShardRunSettings = ShardRunSettings(workers=2, timeout=60.0),  # noqa: B008 - frozen
     **settings: object,
 ) -> int:
     """`cavmae shard` in this process, with workers of its own."""
     names = [inputs] if isinstance(inputs, str) else inputs
-    return shard(names, out, ShardSettings(**settings), how)  # type: ignore[arg-type]
+    return shard(names, out, ShardSettings(**settings), run_settings)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ SHAPE = CAVMAEConfig(
 def naive(batch: TimeBins, temperature: float) -> list[float]:
     """Clip by clip, frame by frame."""
     n, f = batch.own_bin.shape
-    sound = functional.normalize(batch.audio, dim=-1)
+    audio = functional.normalize(batch.audio, dim=-1)
     frames = functional.normalize(batch.frames, dim=-1)
     sums = [0.0] * 4
     count = 0
@@ -41,12 +41,12 @@ def naive(batch: TimeBins, temperature: float) -> list[float]:
                 continue
             count += 1
             own = int(batch.own_bin[clip, frame])
-            me, mine = frames[clip, frame], sound[clip, own]
+            me, mine = frames[clip, frame], audio[clip, own]
             other = [(c, k) for c in range(n) if c != clip for k in range(f)]
-            to_sound = [float(me @ sound[c, batch.own_bin[c, k]]) / temperature for c, k in other]
+            to_sound = [float(me @ audio[c, batch.own_bin[c, k]]) / temperature for c, k in other]
             to_frame = [float(mine @ frames[c, k]) / temperature for c, k in other]
             right = float(me @ mine) / temperature
-            inside = [float(me @ s) / temperature for s in sound[clip]]
+            inside = [float(me @ s) / temperature for s in audio[clip]]
             rivals = [k for k in range(f) if k == frame or int(batch.own_bin[clip, k]) != own]
             back = [float(mine @ frames[clip, k]) / temperature for k in rivals]
 
@@ -68,17 +68,17 @@ def test_losses_and_accuracies_against_a_naive_loop(n: int, f: int, t: int, seed
         torch.randn(n, t, 6), torch.randn(n, f, 6), torch.randint(t, (n, f)),
         torch.rand(n, f) > 0.4,
     )  # fmt: skip
-    found = [float(x) for x in frame_contrast(batch, 0.2)]
-    assert found == pytest.approx(naive(batch, 0.2), rel=1e-4, abs=1e-5)
+    result = [float(x) for x in frame_contrast(batch, 0.2)]
+    assert result == pytest.approx(naive(batch, 0.2), rel=1e-4, abs=1e-5)
 
 
 def test_a_batch_without_any_sound_has_no_loss_and_no_gradient() -> None:
     frames = torch.randn(2, 3, 4, requires_grad=True)
-    heard = torch.zeros(2, 3, dtype=torch.bool)
+    audible = torch.zeros(2, 3, dtype=torch.bool)
     own = torch.arange(3).repeat(2, 1)
-    found = frame_contrast(TimeBins(torch.randn(2, 5, 4), frames, own, heard), 0.1)
-    (found.easy + found.hard).backward()
-    assert [float(x) for x in found] == [0, 0, 0, 0]
+    result = frame_contrast(TimeBins(torch.randn(2, 5, 4), frames, own, audible), 0.1)
+    (result.easy + result.hard).backward()
+    assert [float(x) for x in result] == [0, 0, 0, 0]
     assert frames.grad is not None
     assert frames.grad.abs().sum() == 0
 
@@ -87,14 +87,14 @@ def test_near_silent_time_bins_ask_for_no_match() -> None:
     """What a frame of a near-silent time bin shows changes nothing of its own being found."""
     torch.manual_seed(0)
     own = torch.arange(4).repeat(3, 1)
-    heard = torch.ones(3, 4, dtype=torch.bool)
-    heard[1, 2] = False
+    audible = torch.ones(3, 4, dtype=torch.bool)
+    audible[1, 2] = False
     frames = torch.randn(3, 4, 6, requires_grad=True)
-    sound = torch.randn(3, 4, 6, requires_grad=True)
-    loss = frame_contrast(TimeBins(sound, frames, own, heard), 0.1)
+    audio = torch.randn(3, 4, 6, requires_grad=True)
+    loss = frame_contrast(TimeBins(audio, frames, own, audible), 0.1)
     quiet = frames.detach().clone()
-    quiet[1, 2] = sound[1, 2].detach()  # even a perfect match of theirs
-    other = frame_contrast(TimeBins(sound, quiet, own, heard), 0.1)
+    quiet[1, 2] = audio[1, 2].detach()  # even a perfect match of theirs
+    other = frame_contrast(TimeBins(audio, quiet, own, audible), 0.1)
     assert float(loss.hard_accuracy) == float(other.hard_accuracy)
     assert float(loss.easy_accuracy) == float(other.easy_accuracy)
 
@@ -106,9 +106,9 @@ def test_loudness_is_the_mean_power_in_decibel() -> None:
     fbank = fbank_batch(wave, torch.tensor([wave.shape[1]]))[:, :192]
     level = loudness(fbank, torch.tensor([192]), 12)
     assert level[0, :5].mean() - level[0, 7:].mean() == pytest.approx(40, abs=0.5)
-    heard = audible_bins(fbank, torch.tensor([192]), 12, 30)
-    assert heard[0].tolist() == [True] * 6 + [True] * bool(heard[0, 6]) + [False] * (
-        6 - bool(heard[0, 6])
+    audible = audible_bins(fbank, torch.tensor([192]), 12, 30)
+    assert audible[0].tolist() == [True] * 6 + [True] * bool(audible[0, 6]) + [False] * (
+        6 - bool(audible[0, 6])
     )
     assert audible_bins(fbank, torch.tensor([192]), 12, 50).all()
     # What is no sound at all is never heard, nor is digital silence.
@@ -133,11 +133,11 @@ def test_embeddings_of_frames_do_not_know_their_place_in_time() -> None:
     torch.manual_seed(0)
     model = CAVMAE(SHAPE).eval()
     frames = torch.randn(2, 5, 3, 32, 32)
-    found = model.frame_embeddings(model.frame_features(frames))
-    assert found.shape == (2, 5, 8)
+    result = model.frame_embeddings(model.frame_features(frames))
+    assert result.shape == (2, 5, 8)
     order = torch.tensor([3, 0, 4, 1, 2])
     moved = model.frame_embeddings(model.frame_features(frames[:, order]))
-    torch.testing.assert_close(moved, found[:, order])
+    torch.testing.assert_close(moved, result[:, order])
 
 
 def test_a_window_of_frames_is_the_same_in_all_of_a_clip() -> None:
@@ -165,10 +165,10 @@ def test_a_window_of_frames_is_the_same_in_all_of_a_clip() -> None:
 def test_embeddings_of_time_bins_see_their_audio() -> None:
     torch.manual_seed(0)
     model = CAVMAE(SHAPE).eval()
-    sound = torch.randn(1, 96, 128)
-    before = model.audio_bin_embeddings(model.audio_features(sound))
+    audio = torch.randn(1, 96, 128)
+    before = model.audio_bin_embeddings(model.audio_features(audio))
     assert before.shape == (1, 6, 8)
-    changed = sound.clone()
+    changed = audio.clone()
     changed[:, 32:48] += 3  # the third time bin
     after = model.audio_bin_embeddings(model.audio_features(changed))
     moved = (after - before).norm(dim=-1)[0]

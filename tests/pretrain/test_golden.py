@@ -29,22 +29,22 @@ def golden(request: pytest.FixtureRequest) -> tuple[CAVMAE, dict[str, Tensor]]:
     """The model with the reference's weights, and its inputs and outputs."""
     weights, values = {}, {}
     with safe_open(str(GOLDEN), "pt") as file:
-        told: dict[str, Any] = json.loads(file.metadata()["config"])
+        config: dict[str, Any] = json.loads(file.metadata()["config"])
         for key in file.keys():  # noqa: SIM118 - not a dict
             kind, _, name = key.partition(".")
             if kind in ("model", "io"):
                 (weights if kind == "model" else values)[name] = file.get_tensor(key)
     model = CAVMAE(
         CAVMAEConfig(
-            image_size=(told["img_size"],) * 2,
-            audio_size=(128, told["audio_length"]),
-            width=told["embed_dim"],
-            heads=told["num_heads"],
-            depth=told["modality_specific_depth"],
-            joint_depth=12 - told["modality_specific_depth"],
-            decoder_width=told["decoder_embed_dim"],
-            decoder_heads=told["decoder_num_heads"],
-            decoder_depth=told["decoder_depth"],
+            image_size=(config["img_size"],) * 2,
+            audio_size=(128, config["audio_length"]),
+            width=config["embed_dim"],
+            heads=config["num_heads"],
+            depth=config["modality_specific_depth"],
+            joint_depth=12 - config["modality_specific_depth"],
+            decoder_width=config["decoder_embed_dim"],
+            decoder_heads=config["decoder_num_heads"],
+            decoder_depth=config["decoder_depth"],
         )
     )
     model.load_state_dict(weights, strict=True)
@@ -111,11 +111,11 @@ def test_losses(
     output, contrast = forward(model, values, ratios, norm)
     reconstruction = output.audio_loss + output.video_loss
     total = reconstruction + weight * contrast.loss
-    found = [
+    result = [
         total, reconstruction, output.audio_loss, output.video_loss,
         weight * contrast.loss, contrast.accuracy,
     ]  # fmt: skip
-    torch.testing.assert_close(torch.stack(found), values[name], **CLOSE)
+    torch.testing.assert_close(torch.stack(result), values[name], **CLOSE)
 
 
 def test_contrast_in_one_and_both_directions(
@@ -124,8 +124,8 @@ def test_contrast_in_one_and_both_directions(
     _, values = golden
     audio, video = values["latent_a"].mean(1), values["latent_v"].mean(1)
     for name, both in (("nce_single", False), ("nce_bidirectional", True)):
-        found = info_nce(audio, video, 0.05, both)
-        torch.testing.assert_close(torch.stack(list(found)), values[name], **CLOSE)
+        result = info_nce(audio, video, 0.05, both)
+        torch.testing.assert_close(torch.stack(list(result)), values[name], **CLOSE)
 
 
 def test_features(golden: tuple[CAVMAE, dict[str, Tensor]]) -> None:

@@ -67,14 +67,14 @@ def test_time_and_frequency_masks_hide_whole_bands() -> None:
 
 def test_positions_against_a_naive_loop() -> None:
     rows, columns, width = 3, 5, 24
-    found = sin_cos_positions(width, (rows, columns))[0]
+    result = sin_cos_positions(width, (rows, columns))[0]
     for row in range(rows):
         for column in range(columns):
             for half, place in ((0, column), (1, row)):
                 for k in range(width // 4):
                     angle = place / 10_000 ** (k / (width / 4))
                     start = half * width // 2
-                    value = found[row * columns + column]
+                    value = result[row * columns + column]
                     assert value[start + k].item() == pytest.approx(math.sin(angle), abs=1e-6)
                     assert value[start + width // 4 + k].item() == pytest.approx(
                         math.cos(angle), abs=1e-6
@@ -148,13 +148,13 @@ def test_only_masked_patches_decide_the_reconstruction_loss() -> None:
     assert losses == (output.audio_loss, output.video_loss)
     whole_a, whole_v = model.reconstruct(latents)
     picture = frames.reshape(2, 3, 2, 16, 3, 16).permute(0, 2, 4, 3, 5, 1).reshape(2, 6, -1)
-    for found, predicted, target, masking in (
+    for result, predicted, target, masking in (
         (losses[0], whole_a, a, latents.masking_a),
         (losses[1], whole_v, picture, latents.masking_v),
     ):
         error = ((predicted - target) ** 2).mean(-1)
         wanted = (error * masking.mask).sum() / masking.mask.sum()
-        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(result, wanted)
 
 
 def test_each_part_alone_is_what_it_is_beside_the_other() -> None:

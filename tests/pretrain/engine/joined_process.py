@@ -70,11 +70,11 @@ def contrasts(module: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Tenso
     """Losses and the gradients of their sum."""
     losses = module(given)
     sum(losses[k] for k in ("both", "one", "easy", "hard")).backward()  # type: ignore[union-attr]
-    found = {name: value.detach() for name, value in losses.items()}
+    outputs = {name: value.detach() for name, value in losses.items()}
     names = (
         module.module.named_parameters() if hasattr(module, "module") else module.named_parameters()
     )
-    return found | {f"gradient {k}": p.grad.clone() for k, p in names if p.grad is not None}
+    return outputs | {f"gradient {k}": p.grad.clone() for k, p in names if p.grad is not None}
 
 
 class Scaled(nn.Module):
@@ -234,8 +234,8 @@ def work(folder: Path, what: str, accelerator: Accelerator) -> None:
     if what == "contrasts":
         half = CLIPS // 2
         mine = {k: v[rank * half : (rank + 1) * half] for k, v in inputs().items()}
-        found = contrasts(accelerator.prepare(Maps()), mine)
-        save_file({k: v.contiguous() for k, v in found.items()}, folder / f"{rank}.safetensors")
+        outputs = contrasts(accelerator.prepare(Maps()), mine)
+        save_file({k: v.contiguous() for k, v in outputs.items()}, folder / f"{rank}.safetensors")
         return
     if what == "sharded":
         weights, tensors = interrupted(fully_shard)

@@ -167,8 +167,8 @@ def run_ranks(launcher: str, folder: Path, module: str, command: Sequence[str]) 
     folder.mkdir()
     port = str(free_port())
     start = [port if word == "PORT" else word for word in LAUNCHERS[launcher]]
-    ((code, told),) = finish(launch(["-m", *start, RANKS, str(folder), module, *command]))
-    assert code == 0, told
+    ((code, stderr),) = finish(launch(["-m", *start, RANKS, str(folder), module, *command]))
+    assert code == 0, stderr
     first, second = (load_file(str(folder / f"{rank}.safetensors")) for rank in range(2))
     assert first.keys() == second.keys()
     assert all(first[name].equal(second[name]) for name in first)
@@ -176,14 +176,14 @@ def run_ranks(launcher: str, folder: Path, module: str, command: Sequence[str]) 
 
 def finish(started: Sequence[Process], seconds: float = 240) -> list[tuple[int, str]]:
     """Exit codes and what was said; a process that hangs is killed, and a failure."""
-    found = []
+    results = []
     try:
         for process in started:
-            _, told = process.communicate(timeout=seconds)
-            found.append((process.returncode, told))
+            _, stderr = process.communicate(timeout=seconds)
+            results.append((process.returncode, stderr))
     finally:
         kill(started)
-    return found
+    return results
 
 
 def kill(started: Sequence[Process]) -> None:

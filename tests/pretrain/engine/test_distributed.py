@@ -27,8 +27,8 @@ SCRIPT = str(Path(__file__).with_name("joined_process.py"))
 
 
 def run_two(folder: Path, what: str) -> None:
-    for code, told in finish(launch([SCRIPT, str(folder), what], 2), seconds=120):
-        assert code == 0, told
+    for code, messages in finish(launch([SCRIPT, str(folder), what], 2), seconds=120):
+        assert code == 0, messages
 
 
 def two(folder: Path, what: str) -> list[dict[str, torch.Tensor]]:
@@ -112,23 +112,23 @@ def test_a_sharded_model_goes_on_as_a_whole_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "made", "told"),
+    ("what", "steps_made", "messages"),
     [
         ("ran out", 4, ["Process 0 has run out of data at step 4"] * 2),
         ("broke", 4, ["the shard clips-000003.tar is damaged", "Another process could not go on"]),
     ],
 )
 def test_data_that_end_in_one_process_end_the_run_in_both(
-    tmp_path: Path, what: str, made: int, told: list[str]
+    tmp_path: Path, what: str, steps_made: int, messages: list[str]
 ) -> None:
     two(tmp_path, what)
-    for rank, text in enumerate(told):
+    for rank, text in enumerate(messages):
         end = (tmp_path / f"{rank}.txt").read_text()
-        assert end.startswith(f"{made}: ")
+        assert end.startswith(f"{steps_made}: ")
         assert text in end
     # What was learnt before is saved.
     assert [path.name for path in checkpoints.complete_checkpoints(tmp_path / "run")] == [
-        f"{made:09d}"
+        f"{steps_made:09d}"
     ]
 
 
@@ -138,9 +138,9 @@ def test_a_step_that_is_bad_in_one_process_is_left_out_in_both(tmp_path: Path) -
     for name, value in ours.items():
         assert torch.equal(value, theirs[name])
         assert value.isfinite().all()
-    told = lines(tmp_path / "run")
-    assert [line["skipped_steps"] for line in told] == [0, 0, 1, 1, 1, 2, 2, 2]
-    assert told[2]["loss"] is None
+    messages = lines(tmp_path / "run")
+    assert [line["skipped_steps"] for line in messages] == [0, 0, 1, 1, 1, 2, 2, 2]
+    assert messages[2]["loss"] is None
 
 
 def test_bad_steps_in_a_row_end_the_run_with_the_clips_names(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data_set: Manifest) -> dict[
     for processes in (1, 2):
         runs[processes] = folder / f"of-{processes}"
         command = words(folder, runs[processes], data_set.folder)
-        for code, told in finish(train(command, processes)):
-            assert code == 0, told
+        for code, stderr in finish(train(command, processes)):
+            assert code == 0, stderr
     return runs
 
 
@@ -80,8 +80,8 @@ def test_kill_in_a_save_and_between_saves(
     wait_for(lambda: any(line["step"] == 5 for line in lines(run)), started)
     kill(started)
     results = finish(train(command, processes))
-    for code, told in results:
-        assert code == 0, told
+    for code, stderr in results:
+        assert code == 0, stderr
     assert "Going on from" in results[0][1]
     assert not unfinished(run)
     same_end(run, whole[processes])
@@ -97,14 +97,14 @@ def test_a_signal_saves_at_the_next_step(
     wait_for(lambda: any(line["step"] == 3 for line in lines(run)), started)
     os.kill(started[-1].pid, number)  # one of them only
     results = finish(started)
-    for code, told in results:
-        assert code == 0, told
+    for code, stderr in results:
+        assert code == 0, stderr
     assert f"by {signal.Signals(number).name}; the same command with --resume auto" in results[0][1]
     (saved,) = checkpoints.complete_checkpoints(run)
     assert 3 <= int(saved.name) <= 5
     assert CAVMAE.from_pretrained(saved).config.audio_size == (128, 96)
-    for code, told in finish(train([*command, *RESUME], processes)):
-        assert code == 0, told
+    for code, stderr in finish(train([*command, *RESUME], processes)):
+        assert code == 0, stderr
     same_end(run, whole[processes])
 
 
@@ -115,9 +115,9 @@ def test_a_signal_for_the_whole_group_reaches_loader_workers_too(
     started = train(words(tmp_path, run, data_set.folder, data={"workers": 2}))
     wait_for(lambda: any(line["step"] == 2 for line in lines(run)), started)
     os.killpg(started[0].pid, signal.SIGTERM)
-    ((code, told),) = finish(started)
-    assert code == 0, told
-    assert "by SIGTERM" in told
+    ((code, stderr),) = finish(started)
+    assert code == 0, stderr
+    assert "by SIGTERM" in stderr
     assert int(checkpoints.complete_checkpoints(run)[-1].name) <= 5
 
 
@@ -128,11 +128,11 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(
     before = checkpoints.complete_checkpoints(copy)[-1]
 
     command = [*words(tmp_path, copy, data_set.folder), *RESUME]
-    ((code, told),) = finish(train(command, file_limit=1_000_000))
+    ((code, stderr),) = finish(train(command, file_limit=1_000_000))
     assert code == 1
-    assert "could not be written (" in told
-    assert f"{before} is intact" in told
-    assert "Traceback" not in told
+    assert "could not be written (" in stderr
+    assert f"{before} is intact" in stderr
+    assert "Traceback" not in stderr
     assert checkpoints.complete_checkpoints(copy)[-1] == before
     assert not unfinished(copy)
     assert main(command) == 0
@@ -154,9 +154,9 @@ def damaged(
 ) -> str:
     code = run_command(main, [*words(folder, run, data_set.folder, **changes), *RESUME])
     assert code == 1
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return told
+    stderr = capsys.readouterr().err
+    assert "Traceback" not in stderr
+    return stderr
 
 
 def test_a_checkpoint_that_is_not_what_it_was(
@@ -178,20 +178,22 @@ def test_a_checkpoint_that_is_not_what_it_was(
         spoilt = bytearray(sound)
         spoilt[len(sound) // 2] ^= 4
         (newest / name).write_bytes(spoilt)
-        told = damaged(copy, tmp_path, data_set, capsys)
-        assert f"{newest / name} was altered: move {newest} away" in told
+        stderr = damaged(copy, tmp_path, data_set, capsys)
+        assert f"{newest / name} was altered: move {newest} away" in stderr
         (newest / name).unlink()
         assert f"{newest / name} is missing" in damaged(copy, tmp_path, data_set, capsys)
         (newest / name).write_bytes(sound)
-    told = damaged(copy, tmp_path, data_set, capsys, model={"size": "small"}, loop={"steps": 9})
-    assert "is of another model" in told
-    told = damaged(copy, tmp_path, data_set, capsys, model={"decoder": "cross"}, loop={"steps": 9})
-    assert "lacks" in told
-    told = damaged(
+    stderr = damaged(copy, tmp_path, data_set, capsys, model={"size": "small"}, loop={"steps": 9})
+    assert "is of another model" in stderr
+    stderr = damaged(
+        copy, tmp_path, data_set, capsys, model={"decoder": "cross"}, loop={"steps": 9}
+    )
+    assert "lacks" in stderr
+    stderr = damaged(
         copy, tmp_path, data_set, capsys,
         objective={"learned_temperature": False, "aligned_weight": 0.5}, loop={"steps": 9},
     )  # fmt: skip
-    assert "moved other parameters" in told
+    assert "moved other parameters" in stderr
     # Moved away, as the message says, the one before it is used.
     shutil.move(newest, tmp_path)
     command = [*words(tmp_path, copy, data_set.folder), *RESUME]
@@ -239,9 +241,9 @@ def test_another_number_of_processes_goes_on_at_the_epoch(
     run = tmp_path / "run"
     shutil.copytree(whole[2], run)
     command = [*words(tmp_path, run, data_set.folder, loop={"steps": 10}), *RESUME]
-    ((code, told),) = finish(train(command))
-    assert code == 0, told
-    assert "resumes at the beginning of epoch" in told
+    ((code, stderr),) = finish(train(command))
+    assert code == 0, stderr
+    assert "resumes at the beginning of epoch" in stderr
     assert [line["step"] for line in lines(run)][-1] == 10
 
 
@@ -265,11 +267,11 @@ def test_a_changed_setting_counts_in_every_process(
         "t.set_trainer_state = put\n"
         "train.main(sys.argv[1:])\n"
     )
-    for code, told in finish(launch(["-c", check, *command], 2)):
-        assert code == 0, told
-    found = [Path(f"{spread}{rank}").read_text() for rank in range(2)]
-    assert found[0] == found[1]
-    assert "0.5" in found[0]
+    for code, stderr in finish(launch(["-c", check, *command], 2)):
+        assert code == 0, stderr
+    settings_of_ranks = [Path(f"{spread}{rank}").read_text() for rank in range(2)]
+    assert settings_of_ranks[0] == settings_of_ranks[1]
+    assert "0.5" in settings_of_ranks[0]
 
 
 def test_a_shard_that_breaks_during_training_stops_all(tmp_path: Path, copied: Path) -> None:
@@ -281,8 +283,8 @@ def test_a_shard_that_breaks_during_training_stops_all(tmp_path: Path, copied: P
             file.write(os.urandom(path.stat().st_size))
     results = finish(started)
     assert [code for code, _ in results] == [1, 1]
-    assert all("Traceback" not in told for _, told in results)
-    assert any("broken" in told or "damaged" in told for _, told in results), results
+    assert all("Traceback" not in stderr for _, stderr in results)
+    assert any("broken" in stderr or "damaged" in stderr for _, stderr in results), results
     assert checkpoints.complete_checkpoints(run)  # what was learnt is kept
 
 
@@ -299,11 +301,11 @@ def test_two_launched_processes_go_on_as_one_run(
 
 
 @pytest.mark.parametrize(
-    ("processes", "code", "said"),
+    ("processes", "code", "expected"),
     [(1, 0, "step 2 of 2"), (2, 1, "launch with torchrun --nproc_per_node N")],
 )
 def test_accelerate_starts_one_process_on_the_cpu(
-    tmp_path: Path, data_set: Manifest, processes: int, code: int, said: str
+    tmp_path: Path, data_set: Manifest, processes: int, code: int, expected: str
 ) -> None:
     """It does whatever was asked for: a run that should have been of more ends at once."""
     run = tmp_path / "run"
@@ -312,9 +314,9 @@ def test_accelerate_starts_one_process_on_the_cpu(
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--quiet",
     ]  # fmt: skip
     command = words(tmp_path, run, data_set.folder, loop={"steps": 2})
-    ((ended, told),) = finish(launch([*launcher, "-m", "cavmae.pretrain.train", *command]))
-    assert ended == code, told
-    assert said in told
-    assert "Traceback" not in told
+    ((ended, stderr),) = finish(launch([*launcher, "-m", "cavmae.pretrain.train", *command]))
+    assert ended == code, stderr
+    assert expected in stderr
+    assert "Traceback" not in stderr
     samples = [line["samples"] for line in lines(run) if line["kind"] == "train"]
     assert samples == ([2, 4] if processes == 1 else [])

@@ -134,9 +134,9 @@ def test_operations_are_those_that_pytorch_counts(name: str, decoder: str) -> No
     ):
         task("training_step", batch)
     counted = counter.get_total_flops() / 2 / 3
-    told = forward_macs(task.model.config, task.objective, frames=2)
+    records = forward_macs(task.model.config, task.objective, frames=2)
     # Contrasts among clips are not a clip's own work.
-    assert told == pytest.approx(counted, rel=0.02)
+    assert records == pytest.approx(counted, rel=0.02)
 
 
 def test_operations_of_the_base_model_are_those_of_the_reference() -> None:
@@ -184,9 +184,9 @@ def test_contrasts_are_not_computed_in_16_bits(dtype: torch.dtype) -> None:
     shared = torch.randn(1, 32)
     audio = shared + 0.02 * torch.randn(64, 32)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-        found = info_nce(audio, audio.clone(), torch.tensor([0.01]), both=True)
-    assert found.loss.dtype == torch.float32
-    assert float(found.accuracy) == 1
+        contrast = info_nce(audio, audio.clone(), torch.tensor([0.01]), both=True)
+    assert contrast.loss.dtype == torch.float32
+    assert float(contrast.accuracy) == 1
 
 
 def test_a_learned_temperature_comes_back_from_its_limit() -> None:
@@ -245,9 +245,9 @@ def test_steps_of_several_batches(tmp_path: Path, data_set: Manifest) -> None:
     )
     assert [line["samples"] for line in lines(run) if line["kind"] == "train"] == [6, 12, 18]
     assert any((run / "tensorboard").iterdir())
-    told = [line for line in lines(run) if line["kind"] == "held_out"]
-    assert [line["step"] for line in told] == [3]
-    assert {"audio", "video_to_audio_recall_at_10", "time_bin_acc"} <= told[0].keys()
+    records = [line for line in lines(run) if line["kind"] == "held_out"]
+    assert [line["step"] for line in records] == [3]
+    assert {"audio", "video_to_audio_recall_at_10", "time_bin_acc"} <= records[0].keys()
 
 
 def test_averaged_weights(tmp_path: Path, data_set: Manifest) -> None:
