@@ -21,6 +21,7 @@ import numpy as np
 
 from cavmae.common.errors import CavmaeError
 from cavmae.common.files import LIMIT_BYTES, read_bytes
+from cavmae.common.registry import registry_of
 
 LIMIT_DEPTH = 32  # nested objects and lists
 LIMIT_DIGITS = 40  # of an integer; a state of a random generator has 39
@@ -138,7 +139,8 @@ def value_as(kind: Any, value: Any, name: str) -> Any:
 
     Args:
         kind: ``int``, ``float``, ``str``, ``bool``, ``None``, a ``Literal``, tuple, dict, list or
-            union of these, or a dataclass of these; other types accept any value.
+            union of these, a dataclass of these, or the base of the options of a registry, whose
+            entry the key ``name`` chooses; other types accept any value.
         value: result of :func:`parse_json`, or the value before its encoding as JSON.
         name: of the field, for the error message.
 
@@ -152,6 +154,10 @@ def value_as(kind: Any, value: Any, name: str) -> Any:
             with contextlib.suppress(ValueError):
                 return value_as(option, value, name)
         raise ValueError(f"{name} is a {type(value).__name__}")
+    if (registry := registry_of(kind)) is not None:
+        entry = typed(value, "name", str)
+        kind = registry.options(entry)
+        value = {key: inner for key, inner in value.items() if key != "name"}
     if dataclasses.is_dataclass(kind):
         return _dataclass_as(kind, value, name)
     if origin is typing.Literal:
