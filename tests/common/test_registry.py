@@ -53,7 +53,7 @@ def test_entries_return_from_json(drawing: Drawing) -> None:
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        ({"name": "circel"}, "there is no shape 'circel' .is circle meant.; there are circle, box"),
+        ({"name": "circel"}, "there is no shape 'circel' .is circle meant..; there are circle, box"),
         ({"radius": 1}, "field name is missing"),
         ({"name": "box", "radius": 1}, "shape has the unknown field radius"),
         ({"name": 3}, "field name is a int"),
@@ -66,7 +66,7 @@ def test_json_of_no_entry_is_refused(shape: object, reason: str) -> None:
 
 
 def test_entries_are_built_by_their_class() -> None:
-    with pytest.raises(TypeError, match="CircleOptions"):  # the standard class got the options
+    with pytest.raises(TypeError, match="should be a string"):  # the standard class got the options
         SHAPES.build(CircleOptions())
     toys = Registry("toy", type("ToyOptions", (Options,), {}))
 
