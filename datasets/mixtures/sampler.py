@@ -5,8 +5,7 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
-import numpy as np
-
+from cavmae.common.boxes import Box, mask_box
 from cavmae.common.errors import SampleError, UsageError
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
 from cavmae.datasets.mixtures.mixing import Noise
@@ -28,8 +27,6 @@ INNER_FRACTION = (0.5, 0.85)  # range of a letterboxed scene's shorter side over
 WIDE_PROB = 0.7  # of a letterboxed scene being wider than the frame, as most videos are
 SIDE_STEP = 16  # pixels: sides of letterboxed scenes are whole patches
 SPEED_STEP = 0.02  # between playback speeds: few ratios, so that resampling filters are reused
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class SceneSampler:
@@ -211,10 +208,8 @@ class SceneSampler:
                 # The composer reads a broken mask again, and then counts and reports it.
                 with contextlib.suppress(SampleError):
                     mask = self.pool.masks(clip, [len(clip.times) // 2])[0] > 0
-                    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-                    if len(rows):
-                        box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-            self._person_boxes[number] = (*(float(x) for x in box),)  # type: ignore[assignment]
+                    box = mask_box(mask) or box
+            self._person_boxes[number] = box
         return self._person_boxes[number]
 
     def _place_people(
