@@ -26,7 +26,7 @@ from cavmae.datasets.stream.loader import Loader
 from cavmae.pretrain.engine import checkpoints, trainer_state
 from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.metric_logger import MetricLogger
-from cavmae.pretrain.engine.nonfinite import NonFiniteGuard
+from cavmae.pretrain.engine.nonfinite import NonFiniteGuard, skip_step_if
 from cavmae.pretrain.engine.optim import build_optimizer, learning_rate
 from cavmae.pretrain.engine.run_setup import check_averaged, check_devices
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
@@ -238,8 +238,7 @@ class Trainer:
         self._check_finite()
         nonfinite = ~norm.isfinite()
         if self._accelerator.scaler is None and not self._sharded:
-            # Fused optimizers skip the step on the device, without a synchronisation.
-            self._optimizer.optimizer.found_inf = nonfinite.float()
+            skip_step_if(self._optimizer.optimizer, nonfinite)
         if not (self._sharded and nonfinite):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
