@@ -5,7 +5,7 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
-from cavmae.common.boxes import Box, mask_box
+from cavmae.common.boxes import Box, pixel_box
 from cavmae.common.errors import SampleError, UsageError
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
 from cavmae.datasets.mixtures.mixing import Noise
@@ -208,7 +208,7 @@ class SceneSampler:
                 # The composer reads a broken mask again, and then counts and reports it.
                 with contextlib.suppress(SampleError):
                     mask = self.pool.masks(clip, [len(clip.times) // 2])[0] > 0
-                    box = mask_box(mask) or box
+                    box = pixel_box(mask) or box
             self._person_boxes[number] = box
         return self._person_boxes[number]
 

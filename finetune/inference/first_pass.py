@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cavmae.common.boxes import WHOLE, Box
 from cavmae.datasets.media import MediaError, Probe
 from cavmae.datasets.media.geometry import Geometry, cut_from
 from cavmae.datasets.media.playback import RATE, SAMPLES, Playback
 from cavmae.finetune.inference.audio import RawWave
 from cavmae.finetune.inference.overlap_add import OverlapAdd, window_starts
-from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
+from cavmae.finetune.inference.predictor import WHOLE, Box, Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.finetune.inference.tracker import Tracker, masks_at, soft_iou
 from cavmae.finetune.inference.unread_media import UnreadMedia

@@ -10,7 +10,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
-from cavmae.common.boxes import Box
 from cavmae.common.progress import Progress
 from cavmae.datasets.media import Probe
 from cavmae.datasets.media.geometry import Geometry, cut_from
@@ -20,6 +19,7 @@ from cavmae.datasets.mixtures.compositing import dilate
 from cavmae.finetune.inference.audio import Span
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
+from cavmae.finetune.inference.predictor import Box
 from cavmae.finetune.inference.tracker import interpolate_masks
 
 # Palette of Okabe and Ito, safe for colour-blind viewers.

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cavmae.common.boxes import WHOLE, Box
 from cavmae.datasets.mixtures.compositing import GREY
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.slot_merging import merge_slots, without_specks
@@ -19,6 +18,9 @@ from cavmae.finetune.speaker.voice_matching import distances
 
 MASK_STRIDE = 4  # input pixels of the model for a pixel of its masks
 COLOR_STEPS = 4  # bins of red, green and blue in a color histogram
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of a frame
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

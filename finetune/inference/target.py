@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cavmae.common.boxes import Box
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import read_bytes
 from cavmae.datasets.media import Probe
 from cavmae.datasets.media.audio_files import MAGIC, SoundError, read_audio
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
-from cavmae.finetune.inference.predictor import Cue
+from cavmae.finetune.inference.predictor import Box, Cue
 from cavmae.finetune.speaker.cues import CueKind
 
 MAX_VOICE_SECONDS = 600.0  # s, longest part of a reference recording that is read

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from cavmae.common.boxes import Box
-from cavmae.finetune.inference.predictor import DetectedPerson
+from cavmae.finetune.inference.predictor import Box, DetectedPerson
 
 RASTER = 48  # points along each side of the raster on which masks are compared
 MIN_LIKENESS = 0.25  # of a match with the previous window

@@ -20,6 +20,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cavmae.common.device import to_device
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.loader import Loader
@@ -152,7 +153,7 @@ class Trainer:
         micro: list[Batch] = []
         try:
             for _ in range(self.settings.grad_accum_steps):
-                micro.append(self._to_device(next(batches)))
+                micro.append(to_device(next(batches), self._accelerator.device))
         except StopIteration:
             return [], CavmaeError(
                 f"Process {self._processes.rank} has run out of data at step {self.step}."
@@ -162,13 +163,6 @@ class Trainer:
         except Exception as error:  # noqa: BLE001 - raised in all processes, after a checkpoint
             return [], CavmaeError(f"Loading a batch failed: {type(error).__name__}: {error}")
         return micro, None
-
-    def _to_device(self, batch: Batch) -> Batch:
-        device = self._accelerator.device
-        return {
-            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
-            for k, v in batch.items()
-        }
 
     def _maybe_checkpoint_or_stop(
         self, position: dict[str, Any], problem: CavmaeError | None

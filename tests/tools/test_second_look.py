@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae.common.boxes import WHOLE, Box
 from cavmae.finetune.inference.first_pass import _is_same_person, zoom_box
-from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
+from cavmae.finetune.inference.predictor import WHOLE, Box, Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings
 

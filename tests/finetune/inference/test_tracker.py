@@ -8,10 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cavmae.common.boxes import WHOLE
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights, OverlapAdd, window_starts
-from cavmae.finetune.inference.predictor import Cue, DetectedPerson, Fit, WindowPredictor
+from cavmae.finetune.inference.predictor import WHOLE, Cue, DetectedPerson, Fit, WindowPredictor
 from cavmae.finetune.inference.tracker import Tracker, interpolate_masks, masks_at
 from cavmae.finetune.speaker.cues import KINDS, no_cues
 from cavmae.finetune.speaker.model import Inputs, SlotPredictions, VoicePredictions
