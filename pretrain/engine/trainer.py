@@ -313,7 +313,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.settings.seed)
             records, problem = validation_records(
-                module, self._held_out, self._to_device, self._processes, self._sharded
+                module, self._held_out, device, self._processes, self._sharded
             )
         module.train()
         if self._processes.any_process(problem is not None)[0]:
