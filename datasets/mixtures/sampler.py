@@ -10,14 +10,14 @@ from cavmae.common.errors import SampleError, UsageError
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
 from cavmae.datasets.mixtures.mixing import Noise
 from cavmae.datasets.mixtures.scene_spec import (
-    GRID,
     ComposeSettings,
     Kind,
     Place,
     SceneSpec,
-    Seen,
+    VisiblePerson,
     Voice,
 )
+from cavmae.datasets.stream.rates import VIDEO_RATE
 
 PLACEMENT_TRIES = 12  # attempts at a placement in which heads do not hide each other
 HEAD_FRACTION = 0.5  # upper fraction of a person's box that counts as the head
@@ -176,16 +176,16 @@ class SceneSampler:
         for number, is_audible, is_moving in zip(numbers, audible, moving, strict=False):
             clip = self.pool.clips[number]
             speed = self._sample_speed(clip, rng)
-            steps = max(0, int((clip.info.duration - settings.seconds * speed) * GRID + 1e-6))
+            steps = max(0, int((clip.info.duration - settings.seconds * speed) * VIDEO_RATE + 1e-6))
             first, last = 0.0, settings.seconds
             if not is_moving and not clip.silent:
                 last = 0.0
             elif is_moving and not full_overlap:
-                cut = round(rng.uniform(0.3, 1.0) * settings.seconds * GRID) / GRID
+                cut = round(rng.uniform(0.3, 1.0) * settings.seconds * VIDEO_RATE) / VIDEO_RATE
                 first, last = rng.choice([(0.0, cut), (settings.seconds - cut, settings.seconds)])
             is_first = all(voice.level_db is None for voice in voices)
             level = 0.0 if is_first else rng.uniform(-settings.snr_db, settings.snr_db)
-            start = rng.randrange(steps + 1) / GRID
+            start = rng.randrange(steps + 1) / VIDEO_RATE
             level_db = level if is_audible else None
             voices.append(Voice(clip.key, start, (first, last), level_db, speed=speed))
         return voices
@@ -219,7 +219,7 @@ class SceneSampler:
         voices: Sequence[Voice],
         scene_size: tuple[int, int],
         rng: random.Random,
-    ) -> tuple[tuple[Seen, ...], tuple[int, ...]]:
+    ) -> tuple[tuple[VisiblePerson, ...], tuple[int, ...]]:
         """Samples the people's positions.
 
         Returns:
@@ -253,7 +253,7 @@ class SceneSampler:
                 if min_occlusion <= MAX_OCCLUSION:
                     break
         people = tuple(
-            Seen(**dataclasses.asdict(voice), **dataclasses.asdict(place))
+            VisiblePerson(**dataclasses.asdict(voice), **dataclasses.asdict(place))
             for voice, place in zip(voices, places, strict=False)
         )
         return people, tuple(order)
@@ -341,8 +341,8 @@ class SceneSampler:
         if others:
             clip = rng.choice(others)
             speed = person.speed if seconds * person.speed <= clip.info.duration + 1e-6 else 1.0
-            steps = max(0, int((clip.info.duration - seconds * speed) * GRID + 1e-6))
-            start = rng.randrange(steps + 1) / GRID
+            steps = max(0, int((clip.info.duration - seconds * speed) * VIDEO_RATE + 1e-6))
+            start = rng.randrange(steps + 1) / VIDEO_RATE
         elif own_clip in speech and own_clip.info.duration >= 2 * seconds * person.speed - 1e-6:
             clip, speed = own_clip, person.speed
             last = own_clip.info.duration - seconds * speed

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cavmae.datasets.stream.features import HOP, SAMPLE_RATE
+from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.datasets.stream.transforms import normalise_frames
 from cavmae.finetune.separators import MixtureFeatures, build_separator
 from cavmae.finetune.separators.base import at_spectrum_rate
@@ -40,7 +41,6 @@ from cavmae.pretrain.positions import sin_cos, sin_cos_positions
 
 STATES = ("speaking", "silent", "off-screen", "none")
 SPEAKING, SILENT, OFF_SCREEN, NONE = range(4)
-RATE = 25  # video frames a second
 QUIETEST = 1e-4  # RMS below which a mixture is not normalised to 1
 WIDEST: dict[str, tuple[int, int]] = {  # (least, most), see pretrain.encoder
     "slots": (2, 256), "width": (4, 4096), "heads": (1, 256), "query_layers": (0, 256),
@@ -111,7 +111,7 @@ class SpeakerConfig:
     @property
     def frames(self) -> int:
         """T, the number of video frames of a clip."""
-        return self.encoder.audio_size[1] * RATE // 100
+        return self.encoder.audio_size[1] * VIDEO_RATE // 100
 
     @property
     def samples(self) -> int:

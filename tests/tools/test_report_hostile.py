@@ -220,9 +220,9 @@ def _truth_of_another_clip(folder: Path, private: Path, record: dict[str, Any]) 
 def _of_the_source(folder: Path) -> None:
     """Make the recording one of its own overlay, so that its ground truth counts."""
     from cavmae.datasets.media import probe
-    from cavmae.datasets.media.sound import Sound
+    from cavmae.datasets.media.audio_reader import AudioReader
 
-    audio = Sound(probe(str(folder / "overlay.mp4")))
+    audio = AudioReader(probe(str(folder / "overlay.mp4")))
     mixture, _ = audio.read(0.0, 1.0)
     audio.close()
     voice = wave(1)[: len(mixture)]

@@ -10,7 +10,7 @@ import torch
 from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.compositing import GREY, Compositor, dilate, fill_holes, resize
 from cavmae.datasets.mixtures.sampler import SceneSampler
-from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec, Seen
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec, VisiblePerson
 from tests.datasets.clips import clip, data_set_of
 
 SCENE = (32, 48)
@@ -29,15 +29,15 @@ def compositor(pool: ClipPool) -> Compositor:
     return Compositor(pool, SCENE, SCENE, frames=3, keys=3)
 
 
-def seen(number: int, **changes: object) -> Seen:
-    whole = Seen(
+def seen(number: int, **changes: object) -> VisiblePerson:
+    whole = VisiblePerson(
         clip=f"k{number}", start=0.0, active=(0.0, 0.12), level_db=0.0, scale=1.0, left=0, top=0,
         flip=False, window=None,
     )  # fmt: skip
     return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
 
 
-def spec(kind: str, *people: Seen, **changes: object) -> SceneSpec:
+def spec(kind: str, *people: VisiblePerson, **changes: object) -> SceneSpec:
     values = {
         "kind": kind, "people": people, "order": tuple(range(len(people))),
         "background": "k4" if kind == "pasted" else None, "unseen": (), "noise": None,
