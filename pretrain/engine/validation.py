@@ -58,18 +58,18 @@ def _evenly(
             batch = next(batches, None)
         except CavmaeError as error:
             problem = error
-        some = batch is not None
+        has_batch = batch is not None
         if sharded:
-            some, failed, nothing = processes.any_process(
-                some, problem is not None, batch is None and before is None
+            has_batch, failed, nothing = processes.any_process(
+                has_batch, problem is not None, batch is None and before is None
             )
             if failed and problem is None:
                 problem = CavmaeError("Another process could not read the held-out set.")
-            elif some and nothing:
+            elif has_batch and nothing:
                 problem = CavmaeError("The held-out set has fewer batches than processes.")
         if problem is not None:
             raise problem
-        if not some:
+        if not has_batch:
             return
         if batch is not None:
             before = to_device(batch, device)
