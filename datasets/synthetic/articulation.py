@@ -139,7 +139,7 @@ def smiling(steps: int, rng: np.random.Generator) -> np.ndarray:
 def at_frames(track: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Sample the smoothed track at frame times in seconds; returns float32 [frames, 4]."""
     smooth = gaussian_filter1d(track, SMOOTHING * MOUTH_RATE, axis=0, mode="nearest")
-    # Step n covers the audio around (n + 0.5) / RATE.
+    # Step n covers the audio around (n + 0.5) / MOUTH_RATE.
     grid = (np.arange(len(track)) + 0.5) / MOUTH_RATE
     columns = [np.interp(times, grid, smooth[:, c]) for c in range(track.shape[1])]
     return np.stack(columns, axis=1).astype(np.float32)
