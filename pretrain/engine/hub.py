@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
@@ -12,6 +12,7 @@ from torch import nn
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import read_json, value_as
+from cavmae.common.registry import plain
 from cavmae.pretrain.engine.checkpoints import (
     COMPLETE,
     CONFIG,
@@ -30,13 +31,16 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
 
     def config_values(self) -> dict[str, Any]:
         """Content of ``config.json``: the arguments of the constructor."""
-        return dict(cast(dict[str, Any], self._hub_mixin_config or {}))
+        (name,) = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {name: plain(self.config)}
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Writes ``model.safetensors``, ``config.json`` and a card; see the mixin."""
         # What a COMPLETE there says is not true of the files that are written now.
         (Path(save_directory) / COMPLETE).unlink(missing_ok=True)
-        saved: str | None = super().save_pretrained(save_directory, **options)
+        saved: str | None = super().save_pretrained(
+            save_directory, config=self.config_values(), **options
+        )
         return saved
 
     @classmethod
