@@ -11,6 +11,7 @@ from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.transforms import DeviceTransform
 from cavmae.pretrain import evaluation
+from cavmae.pretrain.blocks import Modality
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
 from cavmae.pretrain.flops import training_flops
 from cavmae.pretrain.frame_contrast import (
@@ -63,23 +64,13 @@ class CAVMAETask(Task):
         self.scale_bins = nn.Parameter(
             scale.clone(), requires_grad=learned and objective.aligned_weight > 0
         )
-        for name, parameter in model.named_parameters():
-            if self._gets_no_gradient(name):
-                parameter.requires_grad_(False)  # DDP waits for gradients that never come
-
-    def _gets_no_gradient(self, name: str) -> bool:
-        """Whether a parameter of the model never receives a gradient from this objective."""
-        objective = self.objective
-        branch, norm = name.split(".")[0], name.split(".")[-2] if "." in name else ""
-        if norm.endswith(("_a", "_v")) and norm.startswith(("norm1", "norm2")):
-            return branch != "blocks_u" or not self.needs_global_batch
-        if branch in ("norm_a", "norm_v"):
-            return not self.needs_global_batch
-        if branch.startswith(("decoder", "mask_token")) or branch == "norm":
-            return not objective.mae_weight
-        if branch == "blocks_u" and norm in ("norm1", "norm2"):
-            return not objective.mae_weight
-        return False
+        passes: list[Modality] = [None] if objective.mae_weight else []
+        passes += ["a", "v"] if self.needs_global_batch else []
+        # The masked pass takes a single frame.
+        for parameter in model.parameters_without_gradient(
+            passes, frames if self.needs_unmasked else 1
+        ):
+            parameter.requires_grad_(False)  # DDP waits for gradients that never come
 
     @staticmethod
     def _temperature(scale: nn.Parameter, count: int) -> Tensor:

@@ -6,7 +6,7 @@ backward pass counts twice the forward pass.
 
 import math
 
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.masking import num_visible, window_side
 from cavmae.pretrain.settings import ObjectiveSettings
 

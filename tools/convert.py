@@ -13,7 +13,9 @@ from cavmae.common.cli import fill, module_main, parse, parser
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import read_json
+from cavmae.finetune.events.config import EventConfig
 from cavmae.finetune.events.model import EventClassifier
+from cavmae.pretrain.config import EncoderConfig, narrowed
 from cavmae.pretrain.engine.checkpoints import CONFIG, WEIGHTS, write_hashes
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.weights import PREFIX, config_from, load_weights, read_weights
@@ -86,7 +88,8 @@ def to_ours(source: Path, out: Path, settings: ConvertSettings) -> list[str]:
     config = config_from(weights, settings.heads or None, settings.decoder_heads or None, size)
     model: CAVMAE | EventClassifier
     if "mlp_head.1.weight" in weights:
-        model = EventClassifier(config, weights["mlp_head.1.weight"].shape[0])
+        classes = weights["mlp_head.1.weight"].shape[0]
+        model = EventClassifier(EventConfig(narrowed(config, EncoderConfig), classes))
     else:
         model = CAVMAE(config)
     left = load_weights(model, weights, settings.partial)

@@ -22,7 +22,7 @@ from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.stream import EvalStream
 from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
 from cavmae.datasets.stream.view import View
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.factory import load_model, read_preprocessing
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.retrieval import Features, extract, retrieval

@@ -1,5 +1,6 @@
 """Construction of the speaker model of a run, from scratch or from checkpoints."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.speaker.model import SpeakerConfig, SpeakerModel
 from cavmae.finetune.speaker.settings import SpeakerModelSettings
-from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
+from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig, narrowed
 from cavmae.pretrain.engine.checkpoints import CONFIG, PREPROCESSING
 from cavmae.pretrain.engine.settings import LoopSettings
 from cavmae.pretrain.factory import compile_blocks, load_hub, load_named_weights, read_preprocessing
@@ -22,7 +23,7 @@ log = logging.getLogger("cavmae")
 
 
 def speaker_config(
-    settings: SpeakerModelSettings, encoder: CAVMAEConfig, image: tuple[int, int], frames: int
+    settings: SpeakerModelSettings, encoder: EncoderConfig, image: tuple[int, int], frames: int
 ) -> SpeakerConfig:
     """Configuration of the speaker model.
 
@@ -35,15 +36,16 @@ def speaker_config(
     Raises:
         UsageError: the settings are not valid.
     """
-    parts = {
-        name: getattr(encoder, name)
-        for name in ("patch", "width", "heads", "depth", "joint_depth", "mlp_ratio")
-    }
     if encoder.patch != 16:
         raise UsageError(f"The encoder has patches of {encoder.patch}; the speaker model needs 16.")
     try:
         return SpeakerConfig(
-            encoder=CAVMAEConfig(image_size=image, audio_size=(128, frames), **parts),
+            encoder=dataclasses.replace(
+                narrowed(encoder, EncoderConfig),
+                image_height=image[0],
+                image_width=image[1],
+                audio_frames=frames,
+            ),
             slots=settings.slots,
             width=settings.width,
             heads=settings.heads,
@@ -87,7 +89,7 @@ def build_speaker(
                 "An encoder from scratch has to learn: set model.train_encoder to all, or give a "
                 "pretrained encoder with --model.encoder."
             )
-        source = config_for_size(settings.encoder_size)
+        source = CAVMAEConfig(size=settings.encoder_size)
         return _create(speaker_config(settings, source, image, frames))
     source, weights = load_named_weights(settings.encoder)
     model = _create(speaker_config(settings, source, image, frames))

@@ -34,7 +34,8 @@ from cavmae.finetune.speaker.motion import MotionPathway, MotionReader
 from cavmae.finetune.speaker.pixel_decoder import PixelDecoder
 from cavmae.finetune.speaker.queries import CrossModalMixer, QueryGenerator
 from cavmae.pretrain.blocks import NORM_EPS
-from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, check_bounds
+from cavmae.pretrain.config import EncoderConfig, check_bounds
+from cavmae.pretrain.encoder import Encoder
 from cavmae.pretrain.engine.hub import HubWeights
 from cavmae.pretrain.positions import sin_cos, sin_cos_positions
 
@@ -42,7 +43,7 @@ STATES = ("speaking", "silent", "off-screen", "none")
 SPEAKING, SILENT, OFF_SCREEN, NONE = range(4)
 RATE = 25  # video frames a second
 QUIETEST = 1e-4  # RMS below which a mixture is not normalised to 1
-WIDEST: dict[str, tuple[int, int]] = {  # (least, most), see pretrain.encoder
+WIDEST: dict[str, tuple[int, int]] = {  # (least, most), see pretrain.config
     "slots": (2, 256), "width": (4, 4096), "heads": (1, 256), "query_layers": (0, 256),
     "slot_layers": (0, 256), "voice_layers": (0, 256), "mask_width": (8, 4096),
     "key_frames": (1, 4096), "motion_size": (16, 4096), "motion_channels": (1, 4096),
@@ -73,7 +74,7 @@ class SpeakerConfig:
             is a clip without a hint.
     """
 
-    encoder: CAVMAEConfig
+    encoder: EncoderConfig
     slots: int = 8
     width: int = 256
     heads: int = 8

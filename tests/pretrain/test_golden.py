@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.losses import Contrast, info_nce
 from cavmae.pretrain.masking import mask_from_noise
 from cavmae.pretrain.model import CAVMAE, Latents

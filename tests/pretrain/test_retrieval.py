@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from cavmae.common.cli import run
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.retrieval import Features, ranks, recall_metrics, retrieval
 from cavmae.tools.retrieve import main
 
 SHAPE = CAVMAEConfig(
-    image_size=(32, 32), audio_size=(128, 96), width=16, heads=2, depth=1,
+    image_height=32, image_width=32, audio_frames=96, width=16, heads=2, depth=1,
     decoder_width=8, decoder_heads=2, decoder_depth=1,
 )  # fmt: skip
 

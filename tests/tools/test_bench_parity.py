@@ -8,7 +8,7 @@ import torch
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
 from cavmae.pretrain.cavmae_task import CAVMAETask
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.engine.task import Task
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ObjectiveSettings
@@ -19,7 +19,7 @@ from tests.finetune.speaker import scenes
 
 CPU = torch.device("cpu")
 SHAPE = CAVMAEConfig(
-    image_size=(32, 32), audio_size=(128, 96), width=24, heads=2, depth=1, decoder_width=16,
+    image_height=32, image_width=32, audio_frames=96, width=24, heads=2, depth=1, decoder_width=16,
     decoder_heads=2, decoder_depth=1,
 )  # fmt: skip
 

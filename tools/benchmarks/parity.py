@@ -27,7 +27,7 @@ from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.cavmae_task import CAVMAETask
-from cavmae.pretrain.encoder import SIZES, config_for_size
+from cavmae.pretrain.config import SIZES, CAVMAEConfig
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.engine.task import Task
@@ -224,7 +224,7 @@ def pretraining(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]
 
     def build() -> Task:
         torch.manual_seed(0)
-        model = CAVMAE(config_for_size(bench.size))
+        model = CAVMAE(CAVMAEConfig(size=bench.size))
         return CAVMAETask(model, ObjectiveSettings(), DeviceTransform(Statistics()))
 
     return build, synthetic_clips(bench.batch, 1024, 224)
@@ -233,7 +233,7 @@ def pretraining(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]
 def finetuning(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]:
     """Factory of the speaker task with a trained encoder, and a batch of synthetic scenes."""
     settings = model_settings_of(bench.speaker)
-    shape = speaker_config(settings, config_for_size(bench.encoder_size), (224, 224), 256)
+    shape = speaker_config(settings, CAVMAEConfig(size=bench.encoder_size), (224, 224), 256)
 
     def build() -> Task:
         torch.manual_seed(0)

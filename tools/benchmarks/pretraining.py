@@ -25,7 +25,8 @@ from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Sta
 from cavmae.datasets.stream.view import View
 from cavmae.pretrain.blocks import Attention, Block
 from cavmae.pretrain.cavmae_task import CAVMAETask
-from cavmae.pretrain.encoder import SIZES, CAVMAEConfig, config_for_size, gather_tokens
+from cavmae.pretrain.config import SIZES, CAVMAEConfig
+from cavmae.pretrain.encoder import gather_tokens
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.engine.throughput import peak_flops
@@ -98,9 +99,9 @@ class Way:
 
 
 class ExplicitAttention(Attention):
-    """Self-attention with an explicit matrix of attention weights."""
+    """Self-attention of a single frame with an explicit matrix of attention weights."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
         """x: [N, L, D] -> [N, L, D]."""
         # q, k, v: [N, heads, L, D / heads]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -112,8 +113,8 @@ class ExplicitAttention(Attention):
 class ReferenceWay(CAVMAE):
     """CAV-MAE with the computations of the authors' implementation."""
 
-    def __init__(self, shape: CAVMAEConfig):
-        super().__init__(shape)
+    def __init__(self, config: CAVMAEConfig):
+        super().__init__(config)
         for module in list(self.modules()):
             if isinstance(module, Block):
                 attention = module.attn
@@ -147,10 +148,11 @@ class ReferenceWay(CAVMAE):
 
 def shape_of(bench: PretrainBench, way: Way) -> CAVMAEConfig:
     """Configuration of the model of a way."""
-    return config_for_size(
-        bench.size,
-        image_size=(bench.image, bench.image),
-        audio_size=(128, bench.audio_frames),
+    return CAVMAEConfig(
+        size=bench.size,
+        image_height=bench.image,
+        image_width=bench.image,
+        audio_frames=bench.audio_frames,
         decoder=way.decoder,
     )
 

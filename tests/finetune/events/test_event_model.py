@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from cavmae.finetune.events.model import EventClassifier, Mode
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cav_mae_tiny.safetensors"
 

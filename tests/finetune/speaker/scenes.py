@@ -9,11 +9,11 @@ from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.speaker.model import SpeakerConfig, SpeakerModel
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.tools.benchmarks.scenes import synthetic_scenes
 
 ENCODER = CAVMAEConfig(
-    image_size=(32, 48), audio_size=(128, 64), width=24, heads=2, depth=1,
+    image_height=32, image_width=48, audio_frames=64, width=24, heads=2, depth=1,
     decoder_width=16, decoder_heads=2, decoder_depth=1,
 )  # fmt: skip
 SHAPE = SpeakerConfig(

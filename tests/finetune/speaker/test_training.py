@@ -21,7 +21,7 @@ from cavmae.datasets.mixtures.scene_stream import write_list
 from cavmae.finetune.events.model import EventClassifier
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.finetune.train import main
-from cavmae.pretrain.encoder import config_for_size
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
 from tests.datasets.clips import clip, data_set_of
 from tests.pretrain.engine.running import run_ranks, trace
@@ -67,9 +67,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder") / "000000001"
-    CAVMAE(config_for_size("tiny", image_size=(64, 64), audio_size=(128, 96))).save_pretrained(
-        folder
-    )
+    CAVMAE(
+        CAVMAEConfig(size="tiny", image_height=64, image_width=64, audio_frames=96)
+    ).save_pretrained(folder)
     statistics = {"fbank_mean": -6.0, "fbank_std": 4.0}
     (folder / "preprocessing.json").write_text(json.dumps(statistics))
     return folder
@@ -252,7 +252,9 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     refused("no such backend", loop={"compile": "nonsense"})
     refused("8 clips to compose from, not 99", data={"clips": 99})
     other = tmp_path / "other"
-    EventClassifier(config_for_size("tiny", image_size=(64, 64)), 3).save_pretrained(other)
+    EventClassifier(CAVMAEConfig(size="tiny", image_height=64, image_width=64), 3).save_pretrained(
+        other
+    )
     refused("or of another kind", CavmaeError, model={"encoder": str(other)})
     with pytest.raises(CavmaeError, match="another kind"):
         load_speaker(str(encoder))

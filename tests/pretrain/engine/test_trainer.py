@@ -15,7 +15,7 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
 from cavmae.pretrain.cavmae_task import CAVMAETask
-from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.engine import checkpoints
 from cavmae.pretrain.engine.optim import build_optimizer, learning_rate
 from cavmae.pretrain.engine.settings import OptimizerSettings
@@ -31,7 +31,7 @@ from cavmae.pretrain.train import main
 from tests.pretrain.engine.running import lines, trace, words
 
 SHAPE = CAVMAEConfig(
-    image_size=(32, 48), audio_size=(128, 96), width=24, heads=2, depth=1, decoder_width=16,
+    image_height=32, image_width=48, audio_frames=96, width=24, heads=2, depth=1, decoder_width=16,
     decoder_heads=2, decoder_depth=2, contrast_width=8,
 )  # fmt: skip
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -140,7 +140,7 @@ def test_operations_are_those_that_pytorch_counts(name: str, decoder: str) -> No
 
 
 def test_operations_of_the_base_model_are_those_of_the_reference() -> None:
-    assert forward_macs(config_for_size("base"), ObjectiveSettings()) == pytest.approx(
+    assert forward_macs(CAVMAEConfig(size="base"), ObjectiveSettings()) == pytest.approx(
         39.03e9, rel=0.02
     )
 

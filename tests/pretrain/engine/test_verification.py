@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from cavmae.common.cli import run as run_command
 from cavmae.common.errors import CavmaeError
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.engine import checkpoints, trainer_state
 from cavmae.pretrain.engine.checkpoints import AVERAGE, COMPLETE, CONFIG, PREPROCESSING, WEIGHTS
 from cavmae.pretrain.factory import load_model, load_named_weights, read_preprocessing
@@ -23,7 +23,7 @@ from cavmae.pretrain.model import CAVMAE
 from cavmae.tools import convert, export
 
 SHAPE = CAVMAEConfig(
-    image_size=(32, 48), audio_size=(128, 64), width=24, heads=2, depth=1,
+    image_height=32, image_width=48, audio_frames=64, width=24, heads=2, depth=1,
     decoder_width=16, decoder_heads=2, decoder_depth=1,
 )  # fmt: skip
 TOLD = {"fbank_mean": -6.0, "fbank_std": 4.0}
