@@ -183,5 +183,5 @@ class PretrainSettings:
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()  # noqa: RUF009 - frozen
-    loop: LoopSettings = LoopSettings()  # noqa: RUF009 - frozen
+    optimizer: OptimizerSettings = OptimizerSettings()
+    loop: LoopSettings = LoopSettings()

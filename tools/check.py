@@ -45,7 +45,7 @@ class CheckSettings:
     workers: int = 0
     sheet: int = 12
     compose: bool = False
-    scenes: ComposeSettings = ComposeSettings()  # noqa: RUF009 - frozen
+    scenes: ComposeSettings = ComposeSettings()
     seed: int = 0
     timeout: float = 1800.0
     cache_dir: str | None = None

@@ -207,7 +207,7 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
     )  # fmt: skip
     training = (
         "--config", "demo", "--resume", "auto", "--data.train", f"{shards / 'train'}",
-        "--model.encoder", f"{encoder}", *scene,
+        "--model.encoder-from", f"{encoder}", *scene,
     )  # fmt: skip
     before, after = out / "before", out / "finetuned"
     yield DemoStep(

@@ -62,7 +62,7 @@ class EvaluateSettings:
 
     list: str = ""
     make: int = 0
-    compose: ComposeSettings = ComposeSettings()  # noqa: RUF009 - frozen
+    compose: ComposeSettings = ComposeSettings()
     seed: int = 0
     out: str | None = None
     cue: Literal["none", "box", "point", "mask", "voice"] = "none"

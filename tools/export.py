@@ -48,7 +48,7 @@ USES = {
         "A CAV-MAE encoder: features of audio and video, pretrained without labels.",
         "from cavmae.pretrain.model import CAVMAE\n\nmodel = CAVMAE.from_pretrained({name})",
         "cavmae finetune speakers --config tiny --out run --data.train SHARDS "
-        "--model.encoder {name}",
+        "--model.encoder-from {name}",
     ),
 }
 

@@ -144,7 +144,7 @@ resume() {
             --loop.precision "$which"
     done
     resumed "speakers $precision" limit 90 cavmae finetune speakers --config $size --data.train "$out/unseen" \
-        --data.batch_size 2 --data.workers 1 --model.train_encoder all --model.encoder_size tiny "${small[@]}" \
+        --data.batch_size 2 --data.workers 1 --model.train_encoder all --model.encoder.size tiny "${small[@]}" \
         --loop.device "$device" --loop.precision $precision
 }
 speed() {
@@ -189,7 +189,7 @@ speakers() {
     wait_for learn || return
     # shellcheck disable=SC2086
     trained "$speaker_seconds" "$out/speakers" cavmae finetune speakers --config $size --data.train "$out/learn" \
-        --data.batch_size "$batch" --data.workers "$workers" --data.verify size --model.encoder "$(newest "$out/encoder")" \
+        --data.batch_size "$batch" --data.workers "$workers" --data.verify size --model.encoder-from "$(newest "$out/encoder")" \
         --optimizer.lr "$rate" "${small[@]}" "${common[@]}" ${MORE_SPEAKERS:-} || return
     tail -n 1 "$out/speakers/metrics.jsonl" | tee "$out/speakers.md"
 }

@@ -14,6 +14,11 @@ GRID = 25  # Hz: parts of clips begin on this grid
 
 Kind = Literal["own_background", "pasted", "split_screen"]
 
+# Labels of clips whose audio is not one clean voice; see docs/talkers.md.
+NOT_SINGLE = (
+    "people-2", "people-3", "people-4", "noise", "music", "off_screen_voice", "desync",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class ComposeSettings:

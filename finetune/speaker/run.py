@@ -42,12 +42,12 @@ class SpeakerSettings:
         loop: length and conduct of the run.
     """
 
-    data: SpeakerDataSettings = SpeakerDataSettings()  # noqa: RUF009 - frozen
-    compose: ComposeSettings = ComposeSettings()  # noqa: RUF009 - frozen
-    model: SpeakerModelSettings = SpeakerModelSettings()  # noqa: RUF009 - frozen
-    loss: LossSettings = LossSettings()  # noqa: RUF009 - frozen
-    optimizer: OptimizerSettings = OptimizerSettings()  # noqa: RUF009 - frozen
-    loop: LoopSettings = LoopSettings()  # noqa: RUF009 - frozen
+    data: SpeakerDataSettings = SpeakerDataSettings()
+    compose: ComposeSettings = ComposeSettings()
+    model: SpeakerModelSettings = SpeakerModelSettings()
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    loop: LoopSettings = LoopSettings()
 
 
 def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
@@ -96,7 +96,7 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
             log.warning(REMEMBERED, len(known), ", ".join(known[:3]))
     frozen = settings.model.train_encoder == "frozen"
     # An encoder from scratch has no pretrained lower layers to protect.
-    pretrained = settings.model.encoder is not None or settings.model.init_from is not None
+    pretrained = settings.model.encoder_from is not None or settings.model.init_from is not None
     layer_decay = settings.model.layer_decay if pretrained else 1.0
     statistics = statistics_for(settings.model, data.train)
     task = SpeakerTask(model, settings.loss, statistics, frozen, layer_decay)

@@ -80,7 +80,7 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
         _shell(cls, config, folder / CONFIG, remedy).load_state_dict(
             {name: value.to("meta") for name, value in weights.items()}
         )
-        model = cls(config)  # type: ignore[call-arg]
+        model = cls(config)
         model.load_state_dict(weights)
         return model.eval()
 
@@ -93,7 +93,7 @@ def _shell(cls: type[Own], config: Any, path: Path, remedy: str) -> Own:
     """
     try:
         with torch.device("meta"):
-            return cls(config)  # type: ignore[call-arg]
+            return cls(config)
     except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, UsageError) as error:
         raise _unknown(path, error, remedy) from error
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cavmae.common.cli import parse, parser
+from cavmae.common.cli import parse_settings, parser
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings
@@ -21,6 +21,7 @@ from cavmae.finetune.speaker.factory import build_speaker
 from cavmae.finetune.speaker.run import CONFIGS, SpeakerSettings
 from cavmae.finetune.speaker.settings import LossSettings, SpeakerModelSettings
 from cavmae.finetune.speaker.task import SpeakerTask
+from cavmae.pretrain.config import EncoderConfig
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.run_setup import keep_memory
 from cavmae.pretrain.engine.settings import OptimizerSettings
@@ -67,17 +68,16 @@ class FinetuneBench:
 def model_settings_of(name: str) -> SpeakerModelSettings:
     """Load the model settings of a configuration of `cavmae finetune speakers`."""
     arguments = parser("finetune speakers", "Configuration of the package.")
-    arguments.add_class_arguments(SpeakerSettings)
-    options = parse(arguments, ["--config", str(CONFIGS / f"{name}.yaml")])
-    settings: SpeakerModelSettings = arguments.instantiate(options).model
-    return settings
+    words = ["--config", str(CONFIGS / f"{name}.yaml")]
+    return parse_settings(arguments, SpeakerSettings, words)[0].model
 
 
 def _model_settings(bench: FinetuneBench) -> SpeakerModelSettings:
-    changes: dict[str, Any] = {"encoder": bench.encoder, "encoder_size": bench.encoder_size}
-    if not bench.encoder:
-        changes["train_encoder"] = "all"
-    return dataclasses.replace(model_settings_of(bench.size), **changes)
+    settings = dataclasses.replace(model_settings_of(bench.size), encoder_from=bench.encoder)
+    if bench.encoder:
+        return settings
+    encoder = EncoderConfig(size=bench.encoder_size)
+    return dataclasses.replace(settings, encoder=encoder, train_encoder="all")
 
 
 def _stream(bench: FinetuneBench) -> ComposedStream:

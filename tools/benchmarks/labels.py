@@ -141,7 +141,7 @@ def _metrics_of_run(bench: LabelsBench, start: str, clips: int, seed: int) -> Ma
             "finetune", "speakers", "--config", bench.recipe, "--out", str(folder / "run"),
             "--resume", "auto", "--data.train", bench.train, "--data.clips", str(clips),
             "--data.verify", "size", "--model.train_encoder", "all",
-            "--model.encoder", encoder, "--model.encoder_size", bench.encoder_size,
+            "--model.encoder-from", encoder, "--model.encoder.size", bench.encoder_size,
             "--loop.steps", str(bench.steps), "--loop.seed", str(seed), *shlex.split(bench.more),
         ]  # fmt: skip
         _run_command(train, folder / "train.log", bench.jobs)

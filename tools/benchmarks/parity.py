@@ -27,7 +27,7 @@ from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.cavmae_task import CAVMAETask
-from cavmae.pretrain.config import SIZES, CAVMAEConfig
+from cavmae.pretrain.config import SIZES, CAVMAEConfig, EncoderConfig
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.engine.task import Task
@@ -58,7 +58,7 @@ class ParityBench:
         out: JSON file for the rows.
     """
 
-    size: str = "base"
+    size: Literal["tiny", "small", "base", "large"] = "base"
     speaker: Literal["tiny", "small", "base"] = "small"
     encoder_size: Literal["tiny", "small", "base"] = "tiny"
     batch: int = 4
@@ -232,8 +232,9 @@ def pretraining(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]
 
 def finetuning(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]:
     """Factory of the speaker task with a trained encoder, and a batch of synthetic scenes."""
-    settings = model_settings_of(bench.speaker)
-    shape = speaker_config(settings, CAVMAEConfig(size=bench.encoder_size), (224, 224), 256)
+    encoder = EncoderConfig(size=bench.encoder_size)
+    settings = dataclasses.replace(model_settings_of(bench.speaker), encoder=encoder)
+    shape = speaker_config(settings, (224, 224), 256)
 
     def build() -> Task:
         torch.manual_seed(0)

@@ -61,7 +61,7 @@ class PretrainBench:
         out: JSON file for the rows.
     """
 
-    size: str = "small"
+    size: Literal["tiny", "small", "base", "large"] = "small"
     batch: int = 8
     steps: int = 3
     rounds: int = 3

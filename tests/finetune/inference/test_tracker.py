@@ -209,7 +209,7 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_a_window_of_the_models_size_is_one_forward_pass() -> None:
-    predictor = make_predictor(motion_size=(32, 48))
+    predictor = make_predictor(motion_height=32, motion_width=48)
     frames, wave = scene()
     people = predictor.predict(frames, wave)
     assert people

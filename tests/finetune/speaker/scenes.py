@@ -6,7 +6,9 @@ from typing import Any
 import torch
 
 from cavmae.datasets.stream.transforms import Statistics
-from cavmae.finetune.speaker.model import SpeakerConfig, SpeakerModel
+from cavmae.finetune.separators.settings import UNetOptions
+from cavmae.finetune.speaker.config import SpeakerConfig
+from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.config import CAVMAEConfig
@@ -18,8 +20,8 @@ ENCODER = CAVMAEConfig(
 )  # fmt: skip
 SHAPE = SpeakerConfig(
     encoder=ENCODER, slots=5, width=32, heads=2, query_layers=1, slot_layers=2, voice_layers=1,
-    mask_width=16, key_frames=2, motion_size=(16, 24), motion_channels=8, motion_blocks=1,
-    separator_width=4,
+    mask_width=16, key_frames=2, motion_height=16, motion_width=24, motion_channels=8,
+    motion_blocks=1, separator=UNetOptions(width=4),
 )  # fmt: skip
 SAMPLES = 64 * 160
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cavmae.finetune.separators import MixtureFeatures
+from cavmae.finetune.separators.base import MixtureFeatures
 from cavmae.finetune.separators.stft import spectrum
 from cavmae.finetune.speaker.losses import Targets, loss_weights, targets_of
 from cavmae.finetune.speaker.metrics import (
