@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cavmae.common.errors import CavmaeError
-from cavmae.pretrain.config import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig
 from cavmae.pretrain.encoder import Encoder
 from cavmae.pretrain.engine.checkpoints import WEIGHTS, verify_model
 from cavmae.pretrain.engine.tensor_files import read_tensors
@@ -101,7 +101,7 @@ def config_from(
         ) from error
 
 
-def move_positions(weights: Weights, source: CAVMAEConfig, target: CAVMAEConfig) -> Weights:
+def move_positions(weights: Weights, source: EncoderConfig, target: EncoderConfig) -> Weights:
     """Weights for a model of another image size or audio length.
 
     Sin-cos positions are made for the new grid; learned ones are interpolated.

@@ -18,10 +18,11 @@ from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.sampler import SceneSampler
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings
 from cavmae.datasets.mixtures.scene_stream import write_list
+from cavmae.finetune.events.config import EventConfig
 from cavmae.finetune.events.model import EventClassifier
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.finetune.train import main
-from cavmae.pretrain.config import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig
 from cavmae.pretrain.model import CAVMAE
 from tests.datasets.clips import clip, data_set_of
 from tests.pretrain.engine.running import run_ranks, trace
@@ -252,9 +253,7 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     refused("no such backend", loop={"compile": "nonsense"})
     refused("8 clips to compose from, not 99", data={"clips": 99})
     other = tmp_path / "other"
-    EventClassifier(CAVMAEConfig(size="tiny", image_height=64, image_width=64), 3).save_pretrained(
-        other
-    )
+    EventClassifier(EventConfig(EncoderConfig(size="tiny"), 3)).save_pretrained(other)
     refused("or of another kind", CavmaeError, model={"encoder": str(other)})
     with pytest.raises(CavmaeError, match="another kind"):
         load_speaker(str(encoder))
