@@ -24,14 +24,13 @@ from cavmae.datasets.stream.stream import TrainStream
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
 from cavmae.datasets.stream.view import View
 from cavmae.pretrain.blocks import Attention, Block
-from cavmae.pretrain.cavmae_task import CAVMAETask
+from cavmae.pretrain.cavmae_task import CAVMAETask, training_flops
 from cavmae.pretrain.config import SIZES, CAVMAEConfig, Size
 from cavmae.pretrain.encoder import gather_tokens
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.engine.throughput import peak_flops
 from cavmae.pretrain.factory import compile_blocks
-from cavmae.pretrain.flops import training_flops
 from cavmae.pretrain.losses import normalize_patches
 from cavmae.pretrain.model import CAVMAE, Latents, channels_last
 from cavmae.pretrain.settings import ObjectiveSettings
