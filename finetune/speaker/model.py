@@ -26,13 +26,13 @@ from cavmae.datasets.stream.features import HOP, SAMPLE_RATE
 from cavmae.datasets.stream.transforms import normalise_frames
 from cavmae.finetune.separators import MixtureFeatures, build_separator
 from cavmae.finetune.separators.base import at_spectrum_rate
+from cavmae.finetune.separators.stft import bounded, compressed, masked_voices, spectrum, wave
 from cavmae.finetune.speaker.center_voting import CenterVoting
 from cavmae.finetune.speaker.cues import CueEncoder, Cues
 from cavmae.finetune.speaker.decoder import SlotLayer, VoiceLayer, mlp_head
 from cavmae.finetune.speaker.motion import MotionPathway, MotionReader
 from cavmae.finetune.speaker.pixel_decoder import PixelDecoder
 from cavmae.finetune.speaker.queries import CrossModalMixer, QueryGenerator
-from cavmae.finetune.speaker.stft import bounded, compressed, masked_voices, spectrum, wave
 from cavmae.pretrain.blocks import NORM_EPS
 from cavmae.pretrain.config import EncoderConfig, check_bounds
 from cavmae.pretrain.encoder import Encoder

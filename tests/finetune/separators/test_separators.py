@@ -6,7 +6,7 @@ import torch
 from cavmae.common.errors import UsageError
 from cavmae.finetune.separators import SEPARATORS, build_separator
 from cavmae.finetune.separators.base import STEP, at_spectrum_rate
-from cavmae.finetune.speaker.stft import BINS
+from cavmae.finetune.separators.stft import BINS
 
 WIDTH, FRAMES = 12, 64
 
