@@ -70,7 +70,7 @@ def test_the_command_as_a_process(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "cavmae.tools.convert", str(tmp_path / "a.pth"), "--out"]
     done = subprocess.run([*words, str(tmp_path / "out"), *HEADS], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "out/config.json").read_bytes())["config"]["width"] == 24
+    assert json.loads((tmp_path / "out/config.json").read_bytes())["width"] == 24
     again = subprocess.run([*words, str(tmp_path / "out")], capture_output=True, check=False)
     assert again.returncode == 2
     assert b"is there already" in again.stderr

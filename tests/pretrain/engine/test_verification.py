@@ -170,7 +170,7 @@ def test_configurations_that_make_no_model(copy: Path, change: dict[str, Any], r
     """They fill no memory: a refused one takes a moment."""
     (copy / COMPLETE).unlink()
     config = json.loads((copy / CONFIG).read_text())
-    config["config"].update(change)
+    config.update(change)
     (copy / CONFIG).write_text(json.dumps(config))
     refused(copy, reason)
 
