@@ -254,7 +254,7 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     refused("8 clips to compose from, not 99", data={"clips": 99})
     other = tmp_path / "other"
     EventClassifier(EventConfig(EncoderConfig(size="tiny"), 3)).save_pretrained(other)
-    refused("or of another kind", CavmaeError, model={"encoder": str(other)})
+    refused("of the type 'events', not 'cav-mae'", CavmaeError, model={"encoder": str(other)})
     with pytest.raises(CavmaeError, match="another kind"):
         load_speaker(str(encoder))
     with pytest.raises(UsageError, match="speakers"):
