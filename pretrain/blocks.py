@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cavmae.pretrain.temporal.settings import TEMPORAL, PerFrameOptions, TemporalOptions
+from cavmae.pretrain.temporal.settings import PER_FRAME, TEMPORAL, TemporalOptions
 
 Modality = Literal["a", "v"] | None
 NORM_EPS = 1e-5
@@ -113,7 +113,7 @@ class Block(nn.Module):
         width: int,
         heads: int,
         mlp_ratio: float = 4.0,
-        temporal: TemporalOptions = PerFrameOptions(),
+        temporal: TemporalOptions = PER_FRAME,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
@@ -144,11 +144,17 @@ class Block(nn.Module):
         x = x + self.attn(first(x), frames)
         return x + self.mlp(second(x))
 
-    def unused_norm_parameters(self, passes: Collection[Modality]) -> Iterator[nn.Parameter]:
-        """Parameters of the norms that none of the passes uses."""
-        for modality in (None, "a", "v"):
-            if modality not in passes:
-                for norm in self.norms(modality):
+
+def unused_norm_parameters(
+    blocks: nn.ModuleList, passes: Collection[Modality]
+) -> Iterator[nn.Parameter]:
+    """Parameters of the norms of blocks that none of the passes uses."""
+    modalities: tuple[Modality, ...] = (None, "a", "v")
+    unused = [modality for modality in modalities if modality not in passes]
+    for block in blocks:
+        if isinstance(block, Block):  # other kinds have a single pair of norms
+            for modality in unused:
+                for norm in block.norms(modality):
                     yield from norm.parameters()
 
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import FRAME_RATE
-from cavmae.datasets.stream.transforms import DeviceTransform
+from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
 from cavmae.pretrain import evaluation
 from cavmae.pretrain.blocks import Modality
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
-from cavmae.pretrain.flops import training_flops
 from cavmae.pretrain.frame_contrast import (
     TimeBins,
     audible_bins,
@@ -210,5 +211,29 @@ class CAVMAETask(Task):
         }
 
     def flops_per_sample(self) -> float:
-        """See :func:`cavmae.pretrain.flops.training_flops`."""
+        """See :func:`training_flops`."""
         return training_flops(self.model.config, self.objective, self.frames)
+
+
+def training_flops(config: CAVMAEConfig, objective: ObjectiveSettings, frames: int = 1) -> float:
+    """FLOPs of a forward and a backward pass for one clip, without the contrasts among clips.
+
+    PyTorch counts linear maps and attention of a forward pass on the meta device, which holds no
+    weights; the backward pass counts twice the forward pass.
+
+    Args:
+        config: of the model.
+        objective: of the training.
+        frames: of a clip.
+    """
+    with torch.device("meta"):
+        task = CAVMAETask(CAVMAE(config), objective, DeviceTransform(Statistics()), frames)
+        clip = {
+            "fbank": torch.zeros(1, config.audio_frames, config.mel_bins),
+            "fbank_length": torch.zeros(1, dtype=torch.int64),
+            "frames": torch.zeros(1, frames, *config.image_size, 3, dtype=torch.uint8),
+            "frame_times": torch.zeros(1, frames),
+        }
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        task._forward(clip, reconstruct=objective.mae_weight > 0)
+    return float(3 * counter.get_total_flops())

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from cavmae.pretrain.temporal.settings import PerFrameOptions, TemporalOptions
+from cavmae.pretrain.temporal.settings import PER_FRAME, TemporalOptions
 
 Size = Literal["tiny", "small", "base", "large", "custom"]
 Config = TypeVar("Config")
@@ -90,7 +90,7 @@ class EncoderConfig:
     depth: int = 0
     joint_depth: int = 1
     mlp_ratio: float = 4.0
-    temporal: TemporalOptions = PerFrameOptions()
+    temporal: TemporalOptions = PER_FRAME
 
     def __post_init__(self) -> None:
         self._resolve_size()

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cavmae.pretrain.blocks import NORM_EPS, Block, Modality
+from cavmae.pretrain.blocks import NORM_EPS, Block, Modality, unused_norm_parameters
 from cavmae.pretrain.config import EncoderConfig
 from cavmae.pretrain.positions import Grid, sin_cos_positions
 from cavmae.pretrain.temporal.base import temporal_parameters
-from cavmae.pretrain.temporal.settings import PerFrameOptions, TemporalOptions
+from cavmae.pretrain.temporal.settings import PER_FRAME, TemporalOptions
 
 
 class PatchEmbedding(nn.Module):
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
         self.pos_embed_v = fixed_positions(c.width, c.image_grid)
         self.modality_a = nn.Parameter(torch.zeros(1, 1, c.width))
         self.modality_v = nn.Parameter(torch.zeros(1, 1, c.width))
-        self.blocks_a = self._blocks(c.depth, PerFrameOptions())  # audio has no frames to mix
+        self.blocks_a = self._blocks(c.depth, PER_FRAME)  # audio has no frames to mix
         self.blocks_v = self._blocks(c.depth, c.temporal)
         self.blocks_u = self._blocks(c.joint_depth, c.temporal)
         self.norm_a = nn.LayerNorm(c.width, eps=NORM_EPS)
@@ -222,10 +222,9 @@ class Encoder(nn.Module):
                     yield from (*embedding.parameters(), *blocks.parameters())
         if None not in passes:
             yield from self.norm.parameters()
-        for block in (*self.blocks_a, *self.blocks_v):
-            yield from block.unused_norm_parameters((None,))
-        for block in self.blocks_u:
-            yield from block.unused_norm_parameters(passes)
+        yield from unused_norm_parameters(self.blocks_a, (None,))
+        yield from unused_norm_parameters(self.blocks_v, (None,))
+        yield from unused_norm_parameters(self.blocks_u, passes)
         if frames == 1:
             yield from temporal_parameters(self.blocks_v).values()
         if frames == 1 or "v" not in passes:  # both together are one sequence

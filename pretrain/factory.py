@@ -48,7 +48,9 @@ def model_config(settings: ModelSettings, objective: ObjectiveSettings) -> CAVMA
     if objective.decode_fraction < 1 and settings.decoder != "cross":
         raise UsageError("objective.decode_fraction below 1 needs model.decoder cross.")
     if settings.mel_bins != MEL_BINS:
-        raise UsageError(f"model.mel_bins {settings.mel_bins}: shards have {MEL_BINS}.")
+        raise UsageError(
+            f"model.mel_bins {settings.mel_bins}: shards have {MEL_BINS} mel bins; leave it out."
+        )
     config = narrowed(settings, CAVMAEConfig)
     if not objective.aligned_weight:
         config = dataclasses.replace(config, contrast_width=0)

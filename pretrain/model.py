@@ -14,7 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cavmae.pretrain.blocks import NORM_EPS, AttentionPool, Block, CrossBlock, Modality
+from cavmae.pretrain.blocks import (
+    NORM_EPS,
+    AttentionPool,
+    Block,
+    CrossBlock,
+    Modality,
+    unused_norm_parameters,
+)
 from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.encoder import Encoder, fixed_positions, gather_tokens
 from cavmae.pretrain.engine.hub import HubWeights
@@ -281,9 +288,7 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
                 self.decoder_pred_v,
             ):  # fmt: skip
                 yield from part.parameters()
-        elif self.config.decoder == "self":
-            for block in self.decoder_blocks:
-                yield from block.unused_norm_parameters((None,))
+        yield from unused_norm_parameters(self.decoder_blocks, (None,))
 
     def reconstruct(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """Predicted values of all patches: [N, La, p * p] and [N, Lv, p * p * 3].

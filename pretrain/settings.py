@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from cavmae.common.errors import UsageError
-from cavmae.pretrain.config import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig, narrowed
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
 MaskMode = Literal["unstructured", "time", "freq", "tf"]
@@ -86,8 +86,9 @@ class ModelSettings(CAVMAEConfig):
     mae: str | None = None
 
     def __post_init__(self) -> None:
+        # Checked, but not resolved: `model.size` alone must change what other options leave at 0.
         try:
-            super().__post_init__()
+            narrowed(self, CAVMAEConfig)
         except ValueError as error:
             raise UsageError(f"model: {error}") from error
 

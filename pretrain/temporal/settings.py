@@ -21,3 +21,6 @@ TEMPORAL = Registry("temporal attention", TemporalOptions)
 @dataclasses.dataclass(frozen=True)
 class PerFrameOptions(TemporalOptions):
     """Options of attention within each frame: none."""
+
+
+PER_FRAME = PerFrameOptions()

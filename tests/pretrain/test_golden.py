@@ -36,8 +36,9 @@ def golden(request: pytest.FixtureRequest) -> tuple[CAVMAE, dict[str, Tensor]]:
                 (weights if kind == "model" else values)[name] = file.get_tensor(key)
     model = CAVMAE(
         CAVMAEConfig(
-            image_size=(config["img_size"],) * 2,
-            audio_size=(128, config["audio_length"]),
+            image_height=config["img_size"],
+            image_width=config["img_size"],
+            audio_frames=config["audio_length"],
             width=config["embed_dim"],
             heads=config["num_heads"],
             depth=config["modality_specific_depth"],

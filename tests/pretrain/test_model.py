@@ -1,6 +1,7 @@
 """Masks, positions and shapes of the pretraining model."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 
 from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.losses import info_nce
-from cavmae.pretrain.masking import MaskMode, mask_from_noise, num_visible, structured_noise
+from cavmae.pretrain.masking import mask_from_noise, num_visible, structured_noise
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.positions import interpolate_positions, sin_cos_positions
+from cavmae.pretrain.settings import MaskMode
 
-TINY = {
+TINY: dict[str, Any] = {
     "width": 16, "heads": 2, "depth": 1, "decoder_width": 8, "decoder_heads": 2,
     "decoder_depth": 1,
 }  # fmt: skip
@@ -101,7 +103,15 @@ def test_any_size_length_and_grid(
 ) -> None:
     torch.manual_seed(0)
     model = CAVMAE(
-        CAVMAEConfig(image_size=image, audio_size=audio, patch=patch, joint_depth=joint, **TINY)
+        CAVMAEConfig(
+            image_height=image[0],
+            image_width=image[1],
+            mel_bins=audio[0],
+            audio_frames=audio[1],
+            patch=patch,
+            joint_depth=joint,
+            **TINY,
+        )
     )
     fbank, frames = torch.randn(3, audio[1], audio[0]), torch.randn(3, 3, *image)
     output = model(fbank, frames, *model.mask(3, 0.75, 0.5, "time"))
@@ -131,7 +141,7 @@ def test_sizes_are_the_published_ones() -> None:
     )
     assert idle == 167_936
     with pytest.raises(ValueError, match="no size 'huge'"):
-        CAVMAEConfig(size="huge")
+        CAVMAEConfig(size="huge")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not made of patches"):
         CAVMAEConfig(image_height=225, image_width=224)
 

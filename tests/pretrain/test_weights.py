@@ -54,8 +54,8 @@ def test_published_to_ours_and_back(tmp_path: Path, kind: str, prefix: str, endi
     assert run(main, [str(source), "--out", str(ours), *HEADS]) == 0
     cls = CAVMAE if kind == "model" else EventClassifier
     model = cls.from_pretrained(str(ours))
-    assert model.config.heads == 3
-    assert model.config.depth == 11
+    assert model.encoder_config.heads == 3
+    assert model.encoder_config.depth == 11
     state = model.state_dict()
     assert set(state) == set(weights)
     assert all(torch.equal(state[k], v) for k, v in weights.items())
@@ -70,7 +70,7 @@ def test_the_command_as_a_process(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "cavmae.tools.convert", str(tmp_path / "a.pth"), "--out"]
     done = subprocess.run([*words, str(tmp_path / "out"), *HEADS], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "out/config.json").read_bytes())["shape"]["width"] == 24
+    assert json.loads((tmp_path / "out/config.json").read_bytes())["width"] == 24
     again = subprocess.run([*words, str(tmp_path / "out")], capture_output=True, check=False)
     assert again.returncode == 2
     assert b"is there already" in again.stderr

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.cavmae_task import CAVMAETask
-from cavmae.pretrain.config import SIZES, CAVMAEConfig, EncoderConfig
+from cavmae.pretrain.config import SIZES, CAVMAEConfig, EncoderConfig, Size
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.engine.task import Task
@@ -224,7 +224,7 @@ def pretraining(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]
 
     def build() -> Task:
         torch.manual_seed(0)
-        model = CAVMAE(CAVMAEConfig(size=bench.size))
+        model = CAVMAE(CAVMAEConfig(size=cast(Size, bench.size)))
         return CAVMAETask(model, ObjectiveSettings(), DeviceTransform(Statistics()))
 
     return build, synthetic_clips(bench.batch, 1024, 224)

@@ -9,7 +9,7 @@ losses read at every step. The mathematics is the same (tests/tools/test_bench_p
 import dataclasses
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -24,14 +24,13 @@ from cavmae.datasets.stream.stream import TrainStream
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
 from cavmae.datasets.stream.view import View
 from cavmae.pretrain.blocks import Attention, Block
-from cavmae.pretrain.cavmae_task import CAVMAETask
-from cavmae.pretrain.config import SIZES, CAVMAEConfig
+from cavmae.pretrain.cavmae_task import CAVMAETask, training_flops
+from cavmae.pretrain.config import SIZES, CAVMAEConfig, Size
 from cavmae.pretrain.encoder import gather_tokens
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.engine.throughput import peak_flops
 from cavmae.pretrain.factory import compile_blocks
-from cavmae.pretrain.flops import training_flops
 from cavmae.pretrain.losses import normalize_patches
 from cavmae.pretrain.model import CAVMAE, Latents, channels_last
 from cavmae.pretrain.settings import ObjectiveSettings
@@ -149,7 +148,7 @@ class ReferenceWay(CAVMAE):
 def shape_of(bench: PretrainBench, way: Way) -> CAVMAEConfig:
     """Configuration of the model of a way."""
     return CAVMAEConfig(
-        size=bench.size,
+        size=cast(Size, bench.size),
         image_height=bench.image,
         image_width=bench.image,
         audio_frames=bench.audio_frames,

@@ -11,12 +11,11 @@ from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
-from cavmae.pretrain.config import CAVMAEConfig
+from cavmae.pretrain.config import EncoderConfig
 from cavmae.tools.benchmarks.scenes import synthetic_scenes
 
-ENCODER = CAVMAEConfig(
+ENCODER = EncoderConfig(
     image_height=32, image_width=48, audio_frames=64, width=24, heads=2, depth=1,
-    decoder_width=16, decoder_heads=2, decoder_depth=1,
 )  # fmt: skip
 SHAPE = SpeakerConfig(
     encoder=ENCODER, slots=5, width=32, heads=2, query_layers=1, slot_layers=2, voice_layers=1,
