@@ -5,7 +5,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -16,6 +15,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from filelock import FileLock
 
 from cavmae.common import remote
 from cavmae.common.errors import CavmaeError
@@ -133,8 +134,7 @@ class Cache:
         if not _mark_used(path):
             # One process copies; other processes of this machine wait for the same file.
             lock = path.with_suffix(".lock")
-            with lock.open("w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+            with FileLock(lock):
                 if not _mark_used(path):
                     self._copy(url, sha256, path)
                 lock.unlink(missing_ok=True)

@@ -1,11 +1,12 @@
 """Lock of a working folder for one process at a time."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from cavmae.common.errors import CavmaeError
 
@@ -22,14 +23,10 @@ def locked(folder: Path, message: str) -> Iterator[None]:
         CavmaeError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "lock"
-    with path.open("w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A run that ends removes the folder; a lock on a removed file excludes no process.
-            if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-                raise BlockingIOError
-        except BlockingIOError as error:
+            stack.enter_context(FileLock(folder / "lock", timeout=0))
+        except Timeout as error:
             raise CavmaeError(message) from error
         try:
             yield

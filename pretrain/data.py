@@ -44,7 +44,7 @@ def views_for(
         "frame_size": config.image_size,
     }
     time_bins = config.audio_grid[1] if aligned else None
-    training = View(frames=data.frames if aligned else "random", moments=time_bins, **common)
+    training = View(frames=data.frames if aligned else "random", time_bins=time_bins, **common)
     held_out = View(frames="all" if aligned else "middle", random_window=False, **common)
     return training, held_out
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import FRAME_RATE
-from cavmae.datasets.stream.view import GRID
+from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.pretrain.encoder import gather_tokens
 from cavmae.pretrain.frame_contrast import audible_bins, within_clips
 from cavmae.pretrain.losses import normalize_patches
@@ -84,8 +84,8 @@ def _alignment(
 ) -> dict[str, Tensor]:
     time_bins = model.config.audio_grid[1]
     seconds = fbank.shape[1] / FRAME_RATE
-    middles = ((torch.arange(time_bins) + 0.5) * seconds / time_bins * GRID).long()
-    later = middles + round(SHIFT * GRID)
+    middles = ((torch.arange(time_bins) + 0.5) * seconds / time_bins * VIDEO_RATE).long()
+    later = middles + round(SHIFT * VIDEO_RATE)
     both = int((later < frames.shape[1]).sum())  # time bins whose later frame is in the window
     audible = audible_bins(raw["fbank"], raw["fbank_length"], time_bins, objective.quiet_db)
     wanted = torch.cat([middles, later[:both]]).to(frames.device)

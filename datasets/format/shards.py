@@ -10,7 +10,7 @@ content is read.
 import dataclasses
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -165,9 +165,3 @@ def _octal(field: bytes) -> int:
 def _content_size(header: bytes) -> int:
     """Content size in bytes; -1 if it is not plain octal (base-256 sizes exceed every limit)."""
     return _octal(header[124:136])
-
-
-def samples_of(shard: Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Keys of all samples of a shard, with the bytes of all their members."""
-    for entry in shard.entries:
-        yield entry.key, {extension: shard.read(entry, extension) for extension in entry.members}

@@ -21,7 +21,7 @@ MAX_CHANNELS = 64
 BLOCK = 1 << 20  # samples of all channels in one read
 
 
-class SoundError(CavmaeError):
+class AudioFileError(CavmaeError):
     """An audio file that does not decode, or has none of the requested formats."""
 
 
@@ -40,25 +40,25 @@ def read_audio(
         float32 [samples, channels], and the sample rate in Hz.
 
     Raises:
-        SoundError: the file is missing, damaged, or of another format.
+        AudioFileError: the file is missing, damaged, or of another format.
     """
     if not Path(path).is_file():
-        raise SoundError(f"{path} is no file.")
+        raise AudioFileError(f"{path} is no file.")
     try:
         with Path(path).open("rb") as file:
             head = file.read(4)
         if not any(head.startswith(magic) for kind in kinds for magic in MAGIC[kind]):
-            raise SoundError(f"{path} is not {' or '.join(kinds)}.")
+            raise AudioFileError(f"{path} is not {' or '.join(kinds)}.")
         with soundfile.SoundFile(os.fsencode(path)) as audio:
             rate: int = audio.samplerate
             if not 0 < rate <= MAX_RATE or audio.channels > MAX_CHANNELS:
-                raise SoundError(f"{path} claims {audio.channels} channels at {rate} Hz.")
+                raise AudioFileError(f"{path} claims {audio.channels} channels at {rate} Hz.")
             audio.seek(min(round(start * rate), audio.frames))
             samples = _read(audio, None if seconds is None else round(seconds * rate))
     except (soundfile.SoundFileError, OSError, ValueError) as error:
-        raise SoundError(f"{path} does not decode: {error}") from error
+        raise AudioFileError(f"{path} does not decode: {error}") from error
     if not np.isfinite(samples).all():
-        raise SoundError(f"{path} has samples that are not numbers.")
+        raise AudioFileError(f"{path} has samples that are not numbers.")
     return samples, rate
 
 

@@ -4,14 +4,14 @@ import contextlib
 
 import numpy as np
 
+from cavmae.datasets.media.audio_reader import AudioReader
 from cavmae.datasets.media.frames import open_decoder
 from cavmae.datasets.media.geometry import Geometry
 from cavmae.datasets.media.probe import Probe
-from cavmae.datasets.media.sound import Sound
 from cavmae.datasets.stream.features import SAMPLE_RATE
+from cavmae.datasets.stream.rates import VIDEO_RATE
 
-RATE = 25  # Hz, grid frames
-SAMPLES = SAMPLE_RATE // RATE  # audio samples of a grid frame
+SAMPLES = SAMPLE_RATE // VIDEO_RATE  # audio samples of a grid frame
 NEAR = 0.499  # frame durations after a grid time within which a frame still belongs to it
 
 
@@ -38,14 +38,14 @@ class Playback:
         samples: number of audio samples at 16 kHz.
         wanted: number of distinct video frames on the grid.
         missing: number of frames so far that do not decode; the one before stays on screen.
-        mixdown: layouts of all audio read so far, as in :class:`.Sound`.
+        mixdown: layouts of all audio read so far, as in :class:`.AudioReader`.
     """
 
     def __init__(self, info: Probe, geometry: Geometry):
-        self.seconds = max(info.span[1], 1 / RATE)
-        self.frames, self.samples = extent(self.seconds)
-        grid_times = np.arange(self.frames) / RATE
-        near = NEAR / max(RATE, info.frame_rate)
+        self.seconds = max(info.span[1], 1 / VIDEO_RATE)
+        self.frames, self.num_samples = extent(self.seconds)
+        grid_times = np.arange(self.frames) / VIDEO_RATE
+        near = NEAR / max(VIDEO_RATE, info.frame_rate)
         self._index = np.searchsorted(info.frame_times, grid_times + near, side="right") - 1
         self._geometry = geometry
         wanted = np.unique(self._index[self._index >= 0])
@@ -53,7 +53,7 @@ class Playback:
         self._closing = contextlib.ExitStack()
         self._decoder = open_decoder(info, geometry, wanted)
         self._closing.callback(self._decoder.close)
-        self._audio = Sound(info, steady=True)
+        self._audio = AudioReader(info, steady=True)
         self._closing.callback(self._audio.close)
         self._cached: dict[int, np.ndarray] = {}
         self._before: np.ndarray | None = None  # last frame that decoded
@@ -113,7 +113,9 @@ class Playback:
         first = self._num_audio_frames_read * SAMPLES - len(self._waveform)  # sample in the buffer
         self._waveform = self._waveform[max(0, start * SAMPLES - first) :]
         if self._num_audio_frames_read < start + count:
-            fresh, _ = self._audio.read(self._num_audio_frames_read / RATE, (start + count) / RATE)
+            fresh, _ = self._audio.read(
+                self._num_audio_frames_read / VIDEO_RATE, (start + count) / VIDEO_RATE
+            )
             self.mixdown = tuple(dict.fromkeys((*self.mixdown, *self._audio.mixdown)))
             wanted = (start + count - self._num_audio_frames_read) * SAMPLES
             fresh = np.pad(fresh, (0, max(0, wanted - len(fresh))))[:wanted]

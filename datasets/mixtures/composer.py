@@ -7,8 +7,9 @@ import numpy as np
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
 from cavmae.datasets.mixtures.compositing import Compositor, Size
 from cavmae.datasets.mixtures.mixing import fade, generate_noise, mix, scale_to_level
-from cavmae.datasets.mixtures.scene_spec import GRID, ComposeSettings, SceneSpec, Voice
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec, Voice
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
+from cavmae.datasets.stream.rates import VIDEO_RATE
 
 
 class Scene(NamedTuple):
@@ -19,7 +20,7 @@ class Scene(NamedTuple):
         motion: uint8 [T, h, w], all frames in grey.
         mixture: float32 [samples] at 16 kHz.
         voices: float32 [P, samples], voice of each person in the mixture; zero if not audible.
-        rest: float32 [samples], residual: off-screen voices and noise. ``voices`` and ``rest`` add
+        residual: float32 [samples], off-screen voices and noise. ``voices`` and ``residual`` add
             up to ``mixture``.
         speaking: bool [P], whether each person is audible.
         masks: bool [P, F, height, width], visible pixels of each person.
@@ -33,7 +34,7 @@ class Scene(NamedTuple):
     motion: np.ndarray
     mixture: np.ndarray
     voices: np.ndarray
-    rest: np.ndarray
+    residual: np.ndarray
     speaking: np.ndarray
     masks: np.ndarray
     masked: np.ndarray
@@ -56,7 +57,9 @@ class Composer:
         self.pool = pool
         self.samples = round(settings.seconds * SAMPLE_RATE)
         scene = settings.height, settings.width
-        self.compositor = Compositor(pool, scene, motion, round(settings.seconds * GRID), keys)
+        self.compositor = Compositor(
+            pool, scene, motion, round(settings.seconds * VIDEO_RATE), keys
+        )
 
     def compose(self, spec: SceneSpec) -> Scene:
         """Composes the scene of a spec, deterministically.
@@ -75,16 +78,16 @@ class Composer:
         mixed = mix(waves, levels, self.samples)
         person_voices = np.zeros((len(spec.people), self.samples), dtype=np.float32)
         person_voices[audible] = mixed.parts[: len(audible)]
-        pictures = self.compositor.compose_frames(spec)
+        composed = self.compositor.compose_frames(spec)
         return Scene(
-            frames=pictures.frames,
-            motion=pictures.motion,
+            frames=composed.frames,
+            motion=composed.motion,
             mixture=mixed.mixture,
             voices=person_voices,
-            rest=mixed.parts[len(audible) :].sum(axis=0),
+            residual=mixed.parts[len(audible) :].sum(axis=0),
             speaking=np.array([n in audible for n in range(len(spec.people))]),
-            masks=pictures.masks,
-            masked=pictures.masked,
+            masks=composed.masks,
+            masked=composed.masked,
             target=spec.target,
             reference=self._reference(spec),
             labels=self._clip(spec.people[spec.target].clip).info.labels,

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from cavmae.datasets.format.sample import MAX_SIDE, decode_frame, encode_frame
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
-from cavmae.datasets.mixtures.scene_spec import GRID, Place, SceneSpec, Seen
+from cavmae.datasets.mixtures.scene_spec import Place, SceneSpec, VisiblePerson
+from cavmae.datasets.stream.rates import VIDEO_RATE
 
 Size = tuple[int, int]  # height, width
 
@@ -27,7 +28,7 @@ AT_ONCE = 4  # grey frames that are resized together
 MARGIN = 6  # pixels around a person that do not count as background
 
 
-class Pictures(NamedTuple):
+class ComposedFrames(NamedTuple):
     """Frames and masks of a scene.
 
     Attributes:
@@ -121,7 +122,7 @@ class Compositor:
 
     def __init__(self, pool: ClipPool, scene: Size, motion: Size, frames: int, keys: int):
         self.pool, self.scene, self.motion = pool, scene, motion
-        self.times = np.arange(frames) / GRID
+        self.times = np.arange(frames) / VIDEO_RATE
         self.keys = ((np.arange(keys) + 0.5) * frames / keys).astype(np.int64)
         # Grey frames take every fourth mask and interpolate between: heads move little within
         # 160 ms, and decoding masks costs as much as decoding frames.
@@ -131,7 +132,7 @@ class Compositor:
         self.grey_masked = np.searchsorted(self.masked, mask_frames)
         self._plate = functools.lru_cache(PLATES)(self._build_plate)
 
-    def compose_frames(self, spec: SceneSpec) -> Pictures:
+    def compose_frames(self, spec: SceneSpec) -> ComposedFrames:
         """Composes frames and masks of a scene.
 
         Raises:
@@ -179,14 +180,14 @@ class Compositor:
             masks = _letterbox(masks.reshape(-1, *inner_size), self.scene).reshape(
                 *masks.shape[:2], *self.scene
             )
-        return Pictures(frames, motion, masks, masked)
+        return ComposedFrames(frames, motion, masks, masked)
 
     def _paste_person(
         self,
         colour: _Canvas,
         grey: _Canvas,
         clip: PoolClip,
-        person: Seen,
+        person: VisiblePerson,
         indices: np.ndarray,
         alphas: tuple[Tensor, Tensor] | None,
     ) -> None:

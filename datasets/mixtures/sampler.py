@@ -5,20 +5,19 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
-import numpy as np
-
+from cavmae.common.boxes import Box, pixel_box
 from cavmae.common.errors import SampleError, UsageError
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
 from cavmae.datasets.mixtures.mixing import Noise
 from cavmae.datasets.mixtures.scene_spec import (
-    GRID,
     ComposeSettings,
     Kind,
     Place,
     SceneSpec,
-    Seen,
+    VisiblePerson,
     Voice,
 )
+from cavmae.datasets.stream.rates import VIDEO_RATE
 
 PLACEMENT_TRIES = 12  # attempts at a placement in which heads do not hide each other
 HEAD_FRACTION = 0.5  # upper fraction of a person's box that counts as the head
@@ -28,8 +27,6 @@ INNER_FRACTION = (0.5, 0.85)  # range of a letterboxed scene's shorter side over
 WIDE_PROB = 0.7  # of a letterboxed scene being wider than the frame, as most videos are
 SIDE_STEP = 16  # pixels: sides of letterboxed scenes are whole patches
 SPEED_STEP = 0.02  # between playback speeds: few ratios, so that resampling filters are reused
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class SceneSampler:
@@ -179,16 +176,16 @@ class SceneSampler:
         for number, is_audible, is_moving in zip(numbers, audible, moving, strict=False):
             clip = self.pool.clips[number]
             speed = self._sample_speed(clip, rng)
-            steps = max(0, int((clip.info.duration - settings.seconds * speed) * GRID + 1e-6))
+            steps = max(0, int((clip.info.duration - settings.seconds * speed) * VIDEO_RATE + 1e-6))
             first, last = 0.0, settings.seconds
             if not is_moving and not clip.silent:
                 last = 0.0
             elif is_moving and not full_overlap:
-                cut = round(rng.uniform(0.3, 1.0) * settings.seconds * GRID) / GRID
+                cut = round(rng.uniform(0.3, 1.0) * settings.seconds * VIDEO_RATE) / VIDEO_RATE
                 first, last = rng.choice([(0.0, cut), (settings.seconds - cut, settings.seconds)])
             is_first = all(voice.level_db is None for voice in voices)
             level = 0.0 if is_first else rng.uniform(-settings.snr_db, settings.snr_db)
-            start = rng.randrange(steps + 1) / GRID
+            start = rng.randrange(steps + 1) / VIDEO_RATE
             level_db = level if is_audible else None
             voices.append(Voice(clip.key, start, (first, last), level_db, speed=speed))
         return voices
@@ -211,10 +208,8 @@ class SceneSampler:
                 # The composer reads a broken mask again, and then counts and reports it.
                 with contextlib.suppress(SampleError):
                     mask = self.pool.masks(clip, [len(clip.times) // 2])[0] > 0
-                    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-                    if len(rows):
-                        box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-            self._person_boxes[number] = (*(float(x) for x in box),)  # type: ignore[assignment]
+                    box = pixel_box(mask) or box
+            self._person_boxes[number] = box
         return self._person_boxes[number]
 
     def _place_people(
@@ -224,7 +219,7 @@ class SceneSampler:
         voices: Sequence[Voice],
         scene_size: tuple[int, int],
         rng: random.Random,
-    ) -> tuple[tuple[Seen, ...], tuple[int, ...]]:
+    ) -> tuple[tuple[VisiblePerson, ...], tuple[int, ...]]:
         """Samples the people's positions.
 
         Returns:
@@ -258,7 +253,7 @@ class SceneSampler:
                 if min_occlusion <= MAX_OCCLUSION:
                     break
         people = tuple(
-            Seen(**dataclasses.asdict(voice), **dataclasses.asdict(place))
+            VisiblePerson(**dataclasses.asdict(voice), **dataclasses.asdict(place))
             for voice, place in zip(voices, places, strict=False)
         )
         return people, tuple(order)
@@ -346,8 +341,8 @@ class SceneSampler:
         if others:
             clip = rng.choice(others)
             speed = person.speed if seconds * person.speed <= clip.info.duration + 1e-6 else 1.0
-            steps = max(0, int((clip.info.duration - seconds * speed) * GRID + 1e-6))
-            start = rng.randrange(steps + 1) / GRID
+            steps = max(0, int((clip.info.duration - seconds * speed) * VIDEO_RATE + 1e-6))
+            start = rng.randrange(steps + 1) / VIDEO_RATE
         elif own_clip in speech and own_clip.info.duration >= 2 * seconds * person.speed - 1e-6:
             clip, speed = own_clip, person.speed
             last = own_clip.info.duration - seconds * speed

@@ -9,8 +9,7 @@ from typing import Any, Literal
 from cavmae.common.errors import UsageError
 from cavmae.common.json_files import value_as
 from cavmae.datasets.mixtures.mixing import Noise
-
-GRID = 25  # Hz: parts of clips begin on this grid
+from cavmae.datasets.stream.rates import VIDEO_RATE
 
 Kind = Literal["own_background", "pasted", "split_screen"]
 
@@ -77,9 +76,9 @@ class ComposeSettings:
                 f"compose: {self.height}x{self.width} is not a whole number of patches of 16 "
                 "pixels; set compose.height and compose.width to multiples of 16."
             )
-        if self.seconds <= 0 or round(self.seconds * GRID, 6) % 1:
+        if self.seconds <= 0 or round(self.seconds * VIDEO_RATE, 6) % 1:
             raise UsageError(
-                f"compose.seconds {self.seconds} is not a positive multiple of {1 / GRID} s."
+                f"compose.seconds {self.seconds} is not a positive multiple of {1 / VIDEO_RATE} s."
             )
         if not 0 <= self.speed <= 0.5:
             raise UsageError(f"compose.speed {self.speed} is not from 0 to 0.5.")
@@ -145,7 +144,7 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen(Place, Voice):
+class VisiblePerson(Place, Voice):
     """A visible person: voice and position."""
 
 
@@ -174,7 +173,7 @@ class SceneSpec:
     """
 
     kind: Kind
-    people: tuple[Seen, ...]
+    people: tuple[VisiblePerson, ...]
     order: tuple[int, ...]
     background: str | None
     unseen: tuple[Voice, ...]

@@ -34,10 +34,10 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
         samples: ``key`` and ``scene`` of each.
 
     Returns:
-        lists ``key`` and ``labels``; ``frames``, ``motion``, ``mixture``, ``rest``, ``reference``
-        of :class:`~cavmae.datasets.mixtures.composer.Scene`, stacked; ``voices`` [N, P, samples],
-        ``masks`` [N, P, F, height, width]; ``present``, ``speaking``, ``masked``: bool [N, P];
-        ``target``: int64 [N].
+        lists ``key`` and ``labels``; ``frames``, ``motion``, ``mixture``, ``residual`` and
+        ``reference`` of :class:`~cavmae.datasets.mixtures.composer.Scene`, stacked; ``voices``
+        [N, P, samples], ``masks`` [N, P, F, height, width]; ``present``, ``speaking``, ``masked``:
+        bool [N, P]; ``target``: int64 [N].
     """
     scenes: list[Scene] = [sample["scene"] for sample in samples]
     max_people = max(len(scene.voices) for scene in scenes)
@@ -53,7 +53,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
         "key": [sample["key"] for sample in samples],
         "labels": [scene.labels for scene in scenes],
     }
-    for name in ("frames", "motion", "mixture", "rest", "reference"):
+    for name in ("frames", "motion", "mixture", "residual", "reference"):
         batch[name] = torch.from_numpy(np.stack([getattr(scene, name) for scene in scenes]))
     for name in ("voices", "masks", "speaking", "masked"):
         batch[name] = pad_people(name)

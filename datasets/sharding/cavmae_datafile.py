@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from cavmae.common.files import read_bytes
 from cavmae.datasets.format import sample
 from cavmae.datasets.media import MediaError
-from cavmae.datasets.media.audio_files import SoundError, read_audio
+from cavmae.datasets.media.audio_files import AudioFileError, read_audio
 from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.settings import ShardSettings
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
@@ -42,7 +42,7 @@ class WavAndFrames:
             raise MediaError("missing", f"no {path}")
         try:
             samples, rate = read_audio(path, ("WAV", "FLAC"), 0.0, self._settings.clip_seconds)
-        except SoundError as error:
+        except AudioFileError as error:
             raise MediaError("no_audio", str(error)) from error
         mono = samples[:, 0] if self._settings.downmix == "first" else samples.mean(axis=1)
         return resample(np.ascontiguousarray(mono, dtype=np.float32), rate)

@@ -16,7 +16,7 @@ from cavmae.common.errors import CavmaeError
 from cavmae.common.remote import DEFAULT_LIMITS, Limits
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.shards import encode_sample
-from cavmae.datasets.media import Decoder, MediaError, Probe, Sound, open_decoder, probe
+from cavmae.datasets.media import AudioReader, Decoder, MediaError, Probe, open_decoder, probe
 from cavmae.datasets.media.geometry import Geometry, geometry
 from cavmae.datasets.sharding.cavmae_datafile import WavAndFrames
 from cavmae.datasets.sharding.inputs import Input, sample_key
@@ -128,7 +128,7 @@ def video_clips(
     first = clips[0][0] if clips else 0.0
     with (
         contextlib.closing(open_decoder(info, shape, all_indices, settings.decoder)) as decoder,
-        contextlib.closing(Sound(info, settings.downmix, first)) as audio,
+        contextlib.closing(AudioReader(info, settings.downmix, first)) as audio,
     ):
         video = _Video(info, shape, decoder, audio, masks)
         for number, clip, indices in zip(numbers, clips, wanted, strict=True):
@@ -145,7 +145,7 @@ class _Video:
     info: Probe
     shape: Geometry
     decoder: Decoder
-    audio: Sound
+    audio: AudioReader
     masks: MaskFolder | None
 
     def members(

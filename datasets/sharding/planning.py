@@ -4,6 +4,7 @@ import numpy as np
 
 from cavmae.datasets.media import MediaError, Probe
 from cavmae.datasets.sharding.settings import ShardSettings
+from cavmae.datasets.stream.rates import VIDEO_RATE
 
 TAIL_IGNORED = 0.2  # s: a shorter remainder never shares a clip
 NEAR = 0.05  # s: a frame that appears later than this after a time is not that time's frame
@@ -37,7 +38,7 @@ def plan_clips(
     elif clips and settings.tail == "share" and last - rest >= TAIL_IGNORED:
         begin = clips.pop()[0]
         half = (last - begin) / 2
-        half = round(half * 25) / 25  # on the 25 Hz grid of the speakers profile
+        half = round(half * VIDEO_RATE) / VIDEO_RATE  # on the 25 Hz grid of the speakers profile
         if min(half, last - begin - half) >= least - slack:
             clips += [(begin, begin + half), (begin + half, last)]
         else:

@@ -1,8 +1,8 @@
 """Streams of batches from shards: endless and shuffled for training, finite for evaluation.
 
-The stages are webdataset pipelines over a source of this module: shards are permuted, samples pass
-a shuffle buffer *of undecoded bytes*, decoding comes last. The order is a pure function of
-(seed, epoch, rank, world size, worker, workers), see :mod:`cavmae.datasets.stream.shuffle`.
+Shards are permuted, samples pass a shuffle buffer *of undecoded bytes*, decoding comes last. The
+order is a pure function of (seed, epoch, rank, world size, worker, workers), see
+:mod:`cavmae.datasets.stream.shuffle`.
 """
 
 import abc
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch.utils.data
-import webdataset
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import is_url
@@ -240,10 +239,10 @@ class ShardStream(Stream):
         worker: int,
         reader: Reader,
         position: Position,
-        source: Callable[[], Iterator[BufferedSample]],
+        source: Iterator[BufferedSample],
         partial: bool,
     ) -> Iterator[WorkerBatch | CavmaeError]:
-        """Runs the stages after the source: decode, batch.
+        """Decodes and batches samples.
 
         Args:
             position: updated here.
@@ -261,11 +260,9 @@ class ShardStream(Stream):
                 else:
                     yield sample
 
-        def batched(samples: Iterator[dict[str, Any]]) -> Iterator[WorkerBatch]:
-            return self._batch(worker, samples, self._collate, position, reader.broken, partial)
-
         try:
-            yield from webdataset.DataPipeline(source, decoded, batched)
+            samples = decoded(source)
+            yield from self._batch(worker, samples, self._collate, position, reader.broken, partial)
         except CavmaeError as error:
             yield error
         finally:
@@ -332,7 +329,7 @@ class TrainStream(ShardStream):
                 position.epoch += 1
                 position.samples = position.broken = 0
 
-        yield from self._decode_and_batch(worker, reader, position, source, partial=False)
+        yield from self._decode_and_batch(worker, reader, position, source(), partial=False)
 
     def _epoch(
         self, reader: Reader, position: Position, partition: int, num_partitions: int
@@ -385,4 +382,4 @@ class EvalStream(ShardStream):
                 reader.load(buffered, epoch=0)
                 yield buffered
 
-        yield from self._decode_and_batch(worker, reader, Position(), source, partial=True)
+        yield from self._decode_and_batch(worker, reader, Position(), source(), partial=True)

@@ -19,8 +19,7 @@ from cavmae.common.errors import SampleError, UsageError
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.stream.features import FRAME_RATE, HOP, SAMPLE_RATE, SILENCE
-
-GRID = 25  # Hz: windows begin on this grid, so 4 fbank frames and 640 samples apart
+from cavmae.datasets.stream.rates import VIDEO_RATE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +34,8 @@ class View:
             value of digital silence.
         frames: a ``random`` frame of the clip, the ``middle`` one, ``all``, ``none``, or a number
             of frames, evenly spaced. With a window, ``all`` is one frame for each 1/25 s of it.
-        moments: number of equal parts of the window from whose middles ``frames`` frames are drawn,
-            in random order and no part twice; None: evenly spaced, in order of time.
+        time_bins: number of equal parts of the window, from whose middles ``frames`` frames are
+            drawn, in random order and no part twice; None: evenly spaced, in order of time.
         window: length in seconds of a part of the clip; None: the whole clip. Audio, frames and
             masks are of exactly that part.
         random_window: begin the window anywhere (training), or center it (evaluation).
@@ -53,7 +52,7 @@ class View:
     fbank_frames: int = 1024
     padding: Literal["zero", "silence"] = "zero"
     frames: Literal["random", "middle", "all", "none"] | int = "random"
-    moments: int | None = None
+    time_bins: int | None = None
     window: float | None = None
     random_window: bool = True
     waveform: bool = False
@@ -63,15 +62,16 @@ class View:
     def __post_init__(self) -> None:
         if isinstance(self.frames, int) and self.frames < 1:
             raise UsageError(f"frames {self.frames}: the number of frames must be at least 1.")
-        if self.window is not None and round(self.window * GRID, 6) % 1:
-            raise UsageError(f"window {self.window}: must be a multiple of {1 / GRID} s.")
-        if self.moments is not None and (
+        if self.window is not None and round(self.window * VIDEO_RATE, 6) % 1:
+            raise UsageError(f"window {self.window}: must be a multiple of {1 / VIDEO_RATE} s.")
+        if self.time_bins is not None and (
             self.window is None
             or not isinstance(self.frames, int)
-            or not self.frames <= self.moments
+            or not self.frames <= self.time_bins
         ):
             raise UsageError(
-                f"moments {self.moments}: needs a window, and a number of frames that is not more."
+                f"time_bins {self.time_bins}: needs a window, and a number of frames that is not "
+                "more."
             )
         if self.masks and self.frames == "none":
             raise UsageError("masks need frames: set frames to random, middle, all or a number.")
@@ -108,9 +108,9 @@ class View:
             frames = self._clip_frames(count, rng)
         else:
             assert info is not None
-            steps = max(0, int((info.duration - self.window) * GRID + 1e-6))
+            steps = max(0, int((info.duration - self.window) * VIDEO_RATE + 1e-6))
             step = rng.randrange(steps + 1) if self.random_window else steps // 2
-            start = step / GRID
+            start = step / VIDEO_RATE
             frames = self._window_frames(info, start, rng)
         members = ["json"]
         members += ["fbank.npy"] if self.fbank else []
@@ -140,16 +140,16 @@ class View:
         if self.frames == "none":
             return []
         if self.frames == "all":
-            times = start + np.arange(round(self.window * GRID)) / GRID
+            times = start + np.arange(round(self.window * VIDEO_RATE)) / VIDEO_RATE
         elif self.frames == "random":
             times = np.array([start + rng.random() * self.window])
         else:
             number = 1 if self.frames == "middle" else self.frames
-            parts = self.moments or number
-            drawn = rng.sample(range(parts), number) if self.moments else range(number)
+            parts = self.time_bins or number
+            drawn = rng.sample(range(parts), number) if self.time_bins else range(number)
             times = start + (np.array(drawn) + 0.5) * self.window / parts
         stored = np.array(info.frame_times)
-        inside = (stored >= start - 0.5 / GRID) & (stored < start + self.window)
+        inside = (stored >= start - 0.5 / VIDEO_RATE) & (stored < start + self.window)
         offset = 0
         if inside.any():  # else the nearest of all
             offset = int(np.flatnonzero(inside)[0])
@@ -168,7 +168,7 @@ class Choice:
     Attributes:
         view: the view that selected them.
         members: extensions to be read.
-        frames: numbers of the frames, in order (as drawn, with ``moments``); repeated where the
+        frames: numbers of the frames, in order (as drawn, with ``time_bins``); repeated where the
             frame rate of the video is lower than that of the view.
         start: of the window, in seconds from the clip's start.
     """

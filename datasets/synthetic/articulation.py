@@ -14,8 +14,8 @@ from scipy.ndimage import gaussian_filter1d
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.synthetic.espeak import Phoneme
 
-RATE = 100  # Hz
-STEP = SAMPLE_RATE // RATE
+MOUTH_RATE = 100  # Hz
+STEP = SAMPLE_RATE // MOUTH_RATE
 SMOOTHING = 0.03  # s: standard deviation of the Gaussian that smooths sudden targets
 OPENING, SPREAD, TEETH, TONGUE = range(4)
 
@@ -58,9 +58,9 @@ def mouth_shape(ipa: str) -> Shape:
 def from_phonemes(phonemes: Sequence[Phoneme], steps: int) -> np.ndarray:
     """Mouth track in which every phoneme's shape holds until the next phoneme begins."""
     track = np.zeros((steps, 4), np.float32)
-    ends = [p.start for p in phonemes[1:]] + [steps / RATE]
+    ends = [p.start for p in phonemes[1:]] + [steps / MOUTH_RATE]
     for phoneme, end in zip(phonemes, ends, strict=True):
-        first, last = round(phoneme.start * RATE), round(end * RATE)
+        first, last = round(phoneme.start * MOUTH_RATE), round(end * MOUTH_RATE)
         track[first:last] = mouth_shape(phoneme.ipa)
     return track
 
@@ -110,12 +110,12 @@ def from_audio(waveform: np.ndarray, level: float) -> np.ndarray:
 
 def chewing(steps: int, rng: np.random.Generator) -> np.ndarray:
     """Mouth track of chewing in bouts: 1 to 2 bites a second, mostly behind closed lips."""
-    time = np.arange(steps) / RATE
+    time = np.arange(steps) / MOUTH_RATE
     rate = rng.uniform(1.0, 2.0)
     wobble = 0.15 * np.sin(2 * np.pi * rng.uniform(0.1, 0.3) * time + rng.uniform(0, 6))
     phase = 2 * np.pi * (rate * time + wobble) + rng.uniform(0, 2 * np.pi)
     bite = np.clip(np.sin(phase), 0, 1) ** 1.5
-    bout = gaussian_filter1d((rng.random(steps // RATE + 2) > 0.25).astype(float), 0.3)
+    bout = gaussian_filter1d((rng.random(steps // MOUTH_RATE + 2) > 0.25).astype(float), 0.3)
     strength = np.interp(time, np.arange(len(bout)), bout)
     track = np.zeros((steps, 4), np.float32)
     track[:, OPENING] = rng.uniform(0.25, 0.7) * bite * strength
@@ -126,9 +126,9 @@ def chewing(steps: int, rng: np.random.Generator) -> np.ndarray:
 def smiling(steps: int, rng: np.random.Generator) -> np.ndarray:
     """Mouth track of smiles, yawns and occasional movement without speech."""
     track = np.zeros((steps, 4), np.float32)
-    time = np.arange(steps) / RATE
-    for _ in range(max(1, round(steps / RATE / 1.5))):
-        middle, width = rng.uniform(0, steps / RATE), rng.uniform(0.15, 0.6)
+    time = np.arange(steps) / MOUTH_RATE
+    for _ in range(max(1, round(steps / MOUTH_RATE / 1.5))):
+        middle, width = rng.uniform(0, steps / MOUTH_RATE), rng.uniform(0.15, 0.6)
         bump = np.exp(-0.5 * ((time - middle) / width) ** 2)
         track[:, SPREAD] += rng.uniform(0.3, 1.2) * bump
         track[:, TEETH] += rng.uniform(0.0, 0.8) * bump
@@ -138,8 +138,8 @@ def smiling(steps: int, rng: np.random.Generator) -> np.ndarray:
 
 def at_frames(track: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Sample the smoothed track at frame times in seconds; returns float32 [frames, 4]."""
-    smooth = gaussian_filter1d(track, SMOOTHING * RATE, axis=0, mode="nearest")
-    # Step n covers the audio around (n + 0.5) / RATE.
-    grid = (np.arange(len(track)) + 0.5) / RATE
+    smooth = gaussian_filter1d(track, SMOOTHING * MOUTH_RATE, axis=0, mode="nearest")
+    # Step n covers the audio around (n + 0.5) / MOUTH_RATE.
+    grid = (np.arange(len(track)) + 0.5) / MOUTH_RATE
     columns = [np.interp(times, grid, smooth[:, c]) for c in range(track.shape[1])]
     return np.stack(columns, axis=1).astype(np.float32)

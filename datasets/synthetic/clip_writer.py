@@ -30,7 +30,7 @@ from cavmae.common.files import flush_folder, write_atomically
 from cavmae.common.json_files import JSONError, json_bytes, read_json
 from cavmae.datasets.media.writing import VideoWriter
 from cavmae.datasets.stream.features import SAMPLE_RATE
-from cavmae.datasets.synthetic.mixing import Sounds, active_spans, mix, voice_activity
+from cavmae.datasets.synthetic.mixing import ClipAudio, active_spans, mix, voice_activity
 from cavmae.datasets.synthetic.population import Population
 from cavmae.datasets.synthetic.script import Script, write_script
 from cavmae.datasets.synthetic.settings import RenderSettings
@@ -111,7 +111,7 @@ def _remove_clip(folder: Path) -> None:
 
 
 def _write(
-    folder: Path, shot: Shot, script: Script, audio: Sounds, beat: Callable[[Any], None]
+    folder: Path, shot: Shot, script: Script, audio: ClipAudio, beat: Callable[[Any], None]
 ) -> dict[str, Any]:
     settings = shot.settings
     video = f"{shot.folder.name}.mp4"
@@ -161,7 +161,7 @@ def _write_mask(path: Path, labels: np.ndarray) -> int:
 def _truth(
     shot: Shot,
     script: Script,
-    audio: Sounds,
+    audio: ClipAudio,
     stage: Stage,
     boxes: list[list[list[float]]],
     visible: list[list[bool]],

@@ -24,7 +24,7 @@ BRIDGE = 0.2  # s: shorter gaps belong to speech
 
 
 @dataclasses.dataclass
-class Said:
+class PlacedSpeech:
     """A voice on the clip's timeline with its mouth track.
 
     Attributes:
@@ -36,7 +36,7 @@ class Said:
     mouth_track: np.ndarray
 
 
-class Sounds(NamedTuple):
+class ClipAudio(NamedTuple):
     """Audio tracks of a clip as int16 [samples] at 16 kHz.
 
     Attributes:
@@ -58,7 +58,7 @@ class Sounds(NamedTuple):
 
 def place_speech(
     voice: Voice, spans: tuple[Span, ...], length: float, lead: float, rng: np.random.Generator
-) -> Said:
+) -> PlacedSpeech:
     """Place speech of a voice in spans of a timeline.
 
     Args:
@@ -89,13 +89,13 @@ def place_speech(
         track = articulation.from_audio(whole, LEVEL)
     else:
         track = articulation.from_phonemes(phonemes, steps)
-    samples, steps_in_view = round(length * SAMPLE_RATE), round(length * articulation.RATE)
+    samples, steps_in_view = round(length * SAMPLE_RATE), round(length * articulation.MOUTH_RATE)
     audio_offset, video_offset = max(lead, 0.0), max(-lead, 0.0)
-    first, step = round(audio_offset * SAMPLE_RATE), round(video_offset * articulation.RATE)
-    return Said(whole[first : first + samples], track[step : step + steps_in_view])
+    first, step = round(audio_offset * SAMPLE_RATE), round(video_offset * articulation.MOUTH_RATE)
+    return PlacedSpeech(whole[first : first + samples], track[step : step + steps_in_view])
 
 
-def mix(settings: RenderSettings, population: Population, script: Script) -> Sounds:
+def mix(settings: RenderSettings, population: Population, script: Script) -> ClipAudio:
     """Synthesize all audio of a clip and its mouth tracks.
 
     Raises:
@@ -108,7 +108,7 @@ def mix(settings: RenderSettings, population: Population, script: Script) -> Sou
     for number, person in enumerate(script.people):
         rng = rng_for(settings.seed, "voice", script.clip, number)
         if person.role == "silent":
-            steps = round(length * articulation.RATE)
+            steps = round(length * articulation.MOUTH_RATE)
             draw_track = (
                 articulation.chewing if person.activity == "chewing" else articulation.smiling
             )
@@ -138,7 +138,7 @@ def mix(settings: RenderSettings, population: Population, script: Script) -> Sou
     mixture = np.asarray(np.sum(tracks, axis=0, dtype=np.int32)).astype(np.int16)
     gain_db = 20 * float(np.log10(gain / 32767))
     levels = [LEVEL + person.level_db + gain_db for person in script.people]
-    return Sounds(tracks[:-2], tracks[-2], tracks[-1], mixture, levels, mouth_tracks)
+    return ClipAudio(tracks[:-2], tracks[-2], tracks[-1], mixture, levels, mouth_tracks)
 
 
 def _background(

@@ -9,7 +9,7 @@ import numpy as np
 
 from cavmae.common.errors import UsageError
 from cavmae.common.folders import search
-from cavmae.datasets.media.audio_files import MAGIC, SoundError, read_audio
+from cavmae.datasets.media.audio_files import MAGIC, AudioFileError, read_audio
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 
 ENDINGS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
@@ -75,7 +75,7 @@ def read(path: Path, start: float = 0.0, seconds: float | None = None) -> np.nda
     """Read a segment of a recording: float32 [samples] at 16 kHz, mono.
 
     Raises:
-        SoundError: the file does not decode.
+        AudioFileError: the file does not decode.
     """
     samples, rate = read_audio(path, MAGIC, start, seconds)
     mono = samples.mean(axis=1)
@@ -87,7 +87,7 @@ def inspect_recording(folder: Path, name: str) -> SpeechRecording | tuple[str, s
     path = folder / name
     try:
         waveform = read(path)
-    except SoundError as error:
+    except AudioFileError as error:
         return "decode_error", str(error)
     level = active_level(waveform)
     if len(waveform) and level < QUIETEST:

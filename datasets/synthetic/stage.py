@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import skia
 
+from cavmae.common.boxes import Box
 from cavmae.datasets.synthetic import articulation, backdrop, motion, occlusions
 from cavmae.datasets.synthetic.appearance import draw_appearance
 from cavmae.datasets.synthetic.canvas import Canvas, placement
@@ -16,7 +17,6 @@ from cavmae.datasets.synthetic.script import Script
 from cavmae.datasets.synthetic.settings import RenderSettings
 
 GRAINS = 4  # noise images of a clip, rolled by a random offset in each frame
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 class CameraView(NamedTuple):

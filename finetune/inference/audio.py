@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from cavmae.datasets.media.playback import RATE, SAMPLES
+from cavmae.datasets.media.playback import SAMPLES
 from cavmae.datasets.media.writing import Wave
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
+from cavmae.datasets.stream.rates import VIDEO_RATE
 
 BLOCK = 10 * SAMPLE_RATE  # samples processed at a time
 MARGIN = 0.16  # s around a block while it is resampled; whole samples at all usual rates
@@ -157,11 +158,11 @@ def spans_of(active: np.ndarray) -> list[Span]:
     edges = np.flatnonzero(np.diff(np.concatenate([[0], active.astype(np.int8), [0]])))
     merged: list[list[int]] = []
     for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        if merged and first - merged[-1][1] <= PAUSE * RATE:
+        if merged and first - merged[-1][1] <= PAUSE * VIDEO_RATE:
             merged[-1][1] = last
         else:
             merged.append([first, last])
-    return [(a / RATE, b / RATE) for a, b in merged if b - a >= SHORTEST * RATE]
+    return [(a / VIDEO_RATE, b / VIDEO_RATE) for a, b in merged if b - a >= SHORTEST * VIDEO_RATE]
 
 
 def write_residual(mixture: Wave, voices: Sequence[Wave], path: Path) -> RawWave:

@@ -12,7 +12,8 @@ import numpy as np
 
 from cavmae.datasets.media import MediaError, Probe
 from cavmae.datasets.media.geometry import Geometry, cut_from
-from cavmae.datasets.media.playback import RATE, SAMPLES, Playback
+from cavmae.datasets.media.playback import SAMPLES, Playback
+from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import RawWave
 from cavmae.finetune.inference.overlap_add import OverlapAdd, window_starts
 from cavmae.finetune.inference.predictor import WHOLE, Box, Cue, DetectedPerson, WindowPredictor
@@ -132,8 +133,8 @@ def first_pass(
     shape = predictor.shape
     length = shape.frames
     starts = window_starts(playback.frames, length, max(1, round(settings.hop * length)))
-    tracker = Tracker(starts, predictor.keys, length, SAMPLES, RATE)
-    overlap_add = OverlapAdd([s * SAMPLES for s in starts], shape.samples, playback.samples)
+    tracker = Tracker(starts, predictor.keys, length, SAMPLES, VIDEO_RATE)
+    overlap_add = OverlapAdd([s * SAMPLES for s in starts], shape.samples, playback.num_samples)
     unread = UnreadMedia(info, playback, settings.max_missing)
     cue_at = (
         None
@@ -181,7 +182,7 @@ def first_pass(
     return FirstPass(
         folder,
         playback.frames,
-        playback.samples,
+        playback.num_samples,
         playback.has_frame,
         starts,
         length,
@@ -212,7 +213,7 @@ def working_geometry(info: Probe, model_size: tuple[int, int], second_look: bool
 
 def _nearest_key_frame(cue: Cue, starts: list[int], keys: np.ndarray) -> tuple[int, int]:
     """Indices of the window and the key frame that are nearest to the time of a cue."""
-    frame = cue.time * RATE
+    frame = cue.time * VIDEO_RATE
     distance = np.abs(np.array(starts)[:, None] + keys - frame)
     window, key = np.unravel_index(int(distance.argmin()), distance.shape)
     return int(window), int(key)

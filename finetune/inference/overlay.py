@@ -13,9 +13,10 @@ from torch.nn import functional
 from cavmae.common.progress import Progress
 from cavmae.datasets.media import Probe
 from cavmae.datasets.media.geometry import Geometry, cut_from
-from cavmae.datasets.media.playback import RATE, Playback
+from cavmae.datasets.media.playback import Playback
 from cavmae.datasets.media.writing import VideoWriter, Wave
 from cavmae.datasets.mixtures.compositing import dilate
+from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import Span
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
@@ -145,7 +146,7 @@ def second_pass(
 def _write_masks(
     path: Path, masks: Masks, frames: int, size: tuple[int, int], progress: Progress
 ) -> None:
-    with VideoWriter(path, size[::-1], RATE, QUALITY["mask"], None) as writer:
+    with VideoWriter(path, size[::-1], VIDEO_RATE, QUALITY["mask"], None) as writer:
         for frame in range(frames):
             writer.write(frame, _merge_masks(masks.at(frame, size), size).astype(np.uint8) * 255)
             if frame % FRAMES_PER_READ == 0:
@@ -164,7 +165,7 @@ def _write_overlay(
 ) -> None:
     tracks = {number: Masks(recording, sightings) for number, sightings in people.items()}
     speaking = {number: _frames_of(spans[number], recording.frames) for number in people}
-    with VideoWriter(path, size[::-1], RATE, QUALITY["overlay"], audio) as writer:
+    with VideoWriter(path, size[::-1], VIDEO_RATE, QUALITY["overlay"], audio) as writer:
         for start in range(0, recording.frames, FRAMES_PER_READ):
             video = playback.read_frames(start, min(FRAMES_PER_READ, recording.frames - start))
             for frame, image in enumerate(video, start):
@@ -186,7 +187,7 @@ def _write_overlay(
 def _frames_of(spans: Sequence[Span], frames: int) -> np.ndarray:
     active = np.zeros(frames, dtype=bool)
     for first, last in spans:
-        active[round(first * RATE) : round(last * RATE)] = True
+        active[round(first * VIDEO_RATE) : round(last * VIDEO_RATE)] = True
     return active
 
 

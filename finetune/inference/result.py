@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cavmae.datasets.media.playback import RATE
+from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import Span, spans_of
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
@@ -90,9 +90,12 @@ def person_record(
         "state": "speaking" if spans else "silent",
         "there": round(max(s.presence_prob for s in sightings), 3),
         "level_db": decibels(level),
-        "boxes": [{"time": frame / RATE, "box": boxes[frame]} for frame in listed],
+        "boxes": [{"time": frame / VIDEO_RATE, "box": boxes[frame]} for frame in listed],
         "second_look": [
-            {"start": recording.starts[s.window] / RATE, "times_larger": round(s.zoom or 0, 2)}
+            {
+                "start": recording.starts[s.window] / VIDEO_RATE,
+                "times_larger": round(s.zoom or 0, 2),
+            }
             for s in zoomed
         ],
     }

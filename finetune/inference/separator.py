@@ -25,9 +25,10 @@ from cavmae.common.json_files import JSONError, json_bytes, read_json
 from cavmae.common.locks import locked
 from cavmae.common.progress import Progress
 from cavmae.datasets.media import MediaError, Probe, probe
-from cavmae.datasets.media.playback import RATE, Playback
+from cavmae.datasets.media.playback import Playback
 from cavmae.datasets.sharding.sources import local_copy
 from cavmae.datasets.stream.features import SAMPLE_RATE
+from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import (
     CEILING,
     Span,
@@ -264,7 +265,7 @@ class Separator:
             "target": target_record(cue),
             "sample_rate": rate,
             "gain": gain,
-            "frame_rate": RATE,
+            "frame_rate": VIDEO_RATE,
             "missing_frames": recording.missing_frames,
             "missing_sound": round(recording.missing_audio, 4),
             "video_stream": info.video_stream,
@@ -359,7 +360,9 @@ def _select_people(
     """The target alone, or the people who are visible long enough, by number of the first pass."""
     # A single window gives the people of its forward pass.
     min_frames = (
-        min(settings.min_seconds * RATE, recording.frames / 2) if len(recording.starts) > 1 else 0
+        min(settings.min_seconds * VIDEO_RATE, recording.frames / 2)
+        if len(recording.starts) > 1
+        else 0
     )
     lasting = {
         n: s

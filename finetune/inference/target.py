@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import read_bytes
 from cavmae.datasets.media import Probe
-from cavmae.datasets.media.audio_files import MAGIC, SoundError, read_audio
+from cavmae.datasets.media.audio_files import MAGIC, AudioFileError, read_audio
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 from cavmae.finetune.inference.predictor import Box, Cue
 from cavmae.finetune.speaker.cues import CueKind
@@ -138,7 +138,7 @@ def _read_voice(path: str) -> np.ndarray:
         raise UsageError(f"--target.voice {path}: there is no such file.")
     try:
         samples, rate = read_audio(path, MAGIC, 0.0, MAX_VOICE_SECONDS)
-    except SoundError as error:
+    except AudioFileError as error:
         raise CavmaeError(
             f"--target.voice {path} is not a readable audio file (WAV, FLAC, OGG, MP3): {error}"
         ) from error

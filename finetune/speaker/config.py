@@ -2,10 +2,10 @@
 
 import dataclasses
 
+from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.separators.settings import SeparatorOptions, UNetOptions
 from cavmae.pretrain.config import EncoderConfig, check_bounds
 
-RATE = 25  # video frames a second
 BOUNDS: dict[str, tuple[int, int]] = {  # (least, most), see cavmae.pretrain.config
     "slots": (2, 256), "width": (4, 4096), "heads": (1, 256), "query_layers": (0, 256),
     "slot_layers": (0, 256), "voice_layers": (0, 256), "mask_width": (8, 4096),
@@ -80,7 +80,7 @@ class SpeakerConfig:
     @property
     def frames(self) -> int:
         """T, the number of video frames of a clip."""
-        return self.encoder.audio_frames * RATE // 100
+        return self.encoder.audio_frames * VIDEO_RATE // 100
 
     @property
     def samples(self) -> int:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 from cavmae.finetune.speaker.cues import KINDS, CueKind, Cues, no_cues, region_of
 from cavmae.finetune.speaker.matcher import People
@@ -53,13 +54,16 @@ def draw_cues(
         empty = no_cues(n, grid, (voice.shape[1], voice.shape[2]), device)
         return empty._replace(voice=voice), torch.full_like(target, -1)
 
-    box = _boxes(frame_masks)
+    height, width = frame_masks.shape[1:]
+    is_empty = ~frame_masks.flatten(1).any(1)[:, None, None]
+    # torchvision's right and bottom edges are inclusive.
+    edges = masks_to_boxes(frame_masks | is_empty) + torch.tensor([0, 0, 1, 1], device=device)
+    box = edges / torch.tensor([width, height] * 2, device=device)
     size = (box[:, 2:] - box[:, :2]).repeat(1, 2)
     jittered = (box + JITTER * size * (2 * torch.rand_like(box) - 1)).clamp(0, 1)
     top_left = torch.minimum(jittered[:, :2], jittered[:, 2:])
     jittered = torch.cat([top_left, jittered[:, 2:]], dim=1)
     pixel = torch.multinomial(frame_masks.flatten(1).float() + 1e-9, 1)[:, 0]
-    height, width = frame_masks.shape[1:]
     point = torch.stack([(pixel % width + 0.5) / width, (pixel // width + 0.5) / height], dim=1)
     box_of_kind = {"box": jittered, "point": point.repeat(1, 2), "mask": box}
     coverage = torch.nn.functional.adaptive_avg_pool2d(frame_masks[:, None].float(), grid)[:, 0]
@@ -73,21 +77,3 @@ def draw_cues(
         )
     cues = cues._replace(kind=kind, frame=torch.where(has_cue, frame, 0), voice=voice)
     return cues, torch.where(has_cue, target, -1)
-
-
-def _boxes(masks: Tensor) -> Tensor:
-    """Bounding boxes of masks [N, H, W] as fractions of the frame: [N, 4]; all of it if empty."""
-    boxes = []
-    for mask in masks:
-        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-        height, width = mask.shape
-        if len(rows) == 0:
-            boxes.append([0.0, 0.0, 1.0, 1.0])
-            continue
-        boxes.append(
-            [
-                float(columns[0]) / width, float(rows[0]) / height,
-                float(columns[-1] + 1) / width, float(rows[-1] + 1) / height,
-            ]
-        )  # fmt: skip
-    return torch.tensor(boxes, device=masks.device)

@@ -289,4 +289,4 @@ def targets_of(batch: dict[str, Tensor], target: Tensor, scale: Tensor) -> Targe
     mixture = batch["mixture"].float() / scale
     audible = energies_db(voices, mixture) > ACTIVE_DB
     people = People(batch["present"], batch["speaking"] & audible, batch["masked"], voices)
-    return Targets(people, batch["rest"].float() / scale, mixture, batch["masks"], target)
+    return Targets(people, batch["residual"].float() / scale, mixture, batch["masks"], target)

@@ -38,7 +38,7 @@ from cavmae.finetune.speaker.model import (
     VoicePredictions,
 )
 
-GRID = 7  # stride of the pixels that the assignment compares
+PIXEL_STRIDE = 7  # stride of the pixels that the assignment compares
 BETA2 = 0.3  # squared beta of the F score, as in AVSBench
 WORST_DB = -30.0  # (SI-)SDR of a silent output, for which it is undefined
 TALKED_OVER = 0.9  # fraction of a person's speech from which on it counts as overlapped
@@ -111,7 +111,7 @@ def assign_slots(
     """
     waves = voices.waves(targets.mixture.shape[-1]) / voices.scale
     n, _, f, h, w = targets.masks.shape
-    pixels = torch.arange(0, h * w, GRID, device=waves.device).expand(n, f, -1)
+    pixels = torch.arange(0, h * w, PIXEL_STRIDE, device=waves.device).expand(n, f, -1)
     points = points_of(predictions.masks[-1], targets.masks, pixels)
     states = voices.states[:, :-1]
     costs = joint_costs(targets.people, weights, states, points, waves[:, :-1], targets.mixture)

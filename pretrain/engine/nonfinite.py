@@ -10,6 +10,19 @@ from cavmae.common.errors import CavmaeError
 from cavmae.pretrain.engine.distributed import DistEnv
 
 
+def skip_step_if(optimizer: torch.optim.Optimizer, nonfinite: Tensor) -> None:
+    """Makes a fused optimizer skip its next step on the device, without a synchronisation.
+
+    ``found_inf`` is what ``torch.amp.GradScaler`` sets for fused optimizers: internal to PyTorch,
+    so only this function knows of it. Other optimizers ignore it.
+
+    Args:
+        optimizer: of PyTorch, with ``fused=True``.
+        nonfinite: bool [], on the device: whether to skip.
+    """
+    optimizer.found_inf = nonfinite.float()  # type: ignore[attr-defined]
+
+
 class NonFiniteGuard:
     """Checks each step one step late, without a synchronisation with the device.
 

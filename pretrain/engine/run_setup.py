@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from cavmae.common.device import device_of
 from cavmae.common.errors import UsageError
 from cavmae.common.files import write_atomically
 from cavmae.common.locks import locked
@@ -70,10 +71,8 @@ def make_accelerator(settings: LoopSettings, run: Path) -> Accelerator:
     Raises:
         UsageError: the device, precision or tracker is not available here.
     """
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("loop.device cuda: PyTorch sees no GPU here; use auto or cpu.")
-    # Without a GPU accelerate joins processes only if it is told that they run on the CPU.
-    cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    # Without a GPU accelerate joins processes only where the setting says that they run on the CPU.
+    cpu = device_of(settings.device, "loop.device").type == "cpu"
     if cpu and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise UsageError("accelerate launch --use_fsdp needs GPUs: launch without it on CPUs.")
     if cpu and settings.precision == "fp16":

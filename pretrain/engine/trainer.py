@@ -20,13 +20,14 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cavmae.common.device import to_device
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.loader import Loader
 from cavmae.pretrain.engine import checkpoints, trainer_state
 from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.metric_logger import MetricLogger
-from cavmae.pretrain.engine.nonfinite import NonFiniteGuard
+from cavmae.pretrain.engine.nonfinite import NonFiniteGuard, skip_step_if
 from cavmae.pretrain.engine.optim import build_optimizer, learning_rate
 from cavmae.pretrain.engine.run_setup import check_averaged, check_devices
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
@@ -152,7 +153,7 @@ class Trainer:
         micro: list[Batch] = []
         try:
             for _ in range(self.settings.grad_accum_steps):
-                micro.append(self._to_device(next(batches)))
+                micro.append(to_device(next(batches), self._accelerator.device))
         except StopIteration:
             return [], CavmaeError(
                 f"Process {self._processes.rank} has run out of data at step {self.step}."
@@ -162,13 +163,6 @@ class Trainer:
         except Exception as error:  # noqa: BLE001 - raised in all processes, after a checkpoint
             return [], CavmaeError(f"Loading a batch failed: {type(error).__name__}: {error}")
         return micro, None
-
-    def _to_device(self, batch: Batch) -> Batch:
-        device = self._accelerator.device
-        return {
-            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
-            for k, v in batch.items()
-        }
 
     def _maybe_checkpoint_or_stop(
         self, position: dict[str, Any], problem: CavmaeError | None
@@ -238,8 +232,7 @@ class Trainer:
         self._check_finite()
         nonfinite = ~norm.isfinite()
         if self._accelerator.scaler is None and not self._sharded:
-            # Fused optimizers skip the step on the device, without a synchronisation.
-            self._optimizer.optimizer.found_inf = nonfinite.float()
+            skip_step_if(self._optimizer.optimizer, nonfinite)
         if not (self._sharded and nonfinite):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -320,7 +313,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.settings.seed)
             records, problem = validation_records(
-                module, self._held_out, self._to_device, self._processes, self._sharded
+                module, self._held_out, device, self._processes, self._sharded
             )
         module.train()
         if self._processes.any_process(problem is not None)[0]:

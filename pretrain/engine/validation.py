@@ -1,10 +1,11 @@
 """Validation pass over a held-out set, in every process of a run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
+from cavmae.common.device import to_device
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.loader import Loader
@@ -16,7 +17,7 @@ from cavmae.pretrain.engine.task import Record
 def validation_records(
     module: nn.Module,
     loader: Loader,
-    to_device: Callable[[Batch], Batch],
+    device: torch.device,
     processes: DistEnv,
     sharded: bool,
 ) -> tuple[list[Record], CavmaeError | None]:
@@ -24,14 +25,14 @@ def validation_records(
 
     Args:
         module: the task, wrapped if its weights are sharded.
-        to_device: copies a batch to the device.
+        device: of the module.
         processes: of the run.
         sharded: all processes make the same number of forward passes, since each gathers weights
             from all.
     """
     records: list[Record] = []
     try:
-        for batch, counts in _evenly(iter(loader), to_device, processes, sharded):
+        for batch, counts in _evenly(iter(loader), device, processes, sharded):
             record = module("validation_step", batch)
             if counts:
                 records.append(record)
@@ -44,7 +45,7 @@ def validation_records(
 
 def _evenly(
     batches: Iterator[Batch],
-    to_device: Callable[[Batch], Batch],
+    device: torch.device,
     processes: DistEnv,
     sharded: bool,
 ) -> Iterator[tuple[Batch, bool]]:
@@ -57,20 +58,20 @@ def _evenly(
             batch = next(batches, None)
         except CavmaeError as error:
             problem = error
-        some = batch is not None
+        has_batch = batch is not None
         if sharded:
-            some, failed, nothing = processes.any_process(
-                some, problem is not None, batch is None and before is None
+            has_batch, failed, nothing = processes.any_process(
+                has_batch, problem is not None, batch is None and before is None
             )
             if failed and problem is None:
                 problem = CavmaeError("Another process could not read the held-out set.")
-            elif some and nothing:
+            elif has_batch and nothing:
                 problem = CavmaeError("The held-out set has fewer batches than processes.")
         if problem is not None:
             raise problem
-        if not some:
+        if not has_batch:
             return
         if batch is not None:
-            before = to_device(batch)
+            before = to_device(batch, device)
         assert before is not None
         yield before, batch is not None

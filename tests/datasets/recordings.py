@@ -14,7 +14,7 @@ from typing import Any
 import av
 import numpy as np
 
-from cavmae.datasets.media import Probe, Sound, open_decoder, probe
+from cavmae.datasets.media import AudioReader, Probe, open_decoder, probe
 from cavmae.datasets.media.geometry import geometry
 from cavmae.tools.benchmarks.media import VideoSpec, draw_frame, read_number
 
@@ -141,7 +141,7 @@ def assert_in_step(path: Path, seconds: float, tolerance: float = 0.5 / RATE) ->
     assert len(read) == round(seconds * RATE)
     error = [info.frame_times[i] - n / RATE for i, n in read.items()]
     assert np.ptp(error) <= tolerance
-    waveform, _ = Sound(info).read(0.0, info.span[1])
+    waveform, _ = AudioReader(info).read(0.0, info.span[1])
     ahead = pitch_times(waveform)
     assert len(ahead) >= 2 * seconds - 1
     assert np.abs(ahead + np.mean(error)).max() < 0.06

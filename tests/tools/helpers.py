@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.format.sample import SampleInfo
-from cavmae.datasets.format.shards import Shard, samples_of
+from cavmae.datasets.format.shards import Shard
 from cavmae.tools.shard import ShardRunSettings
 
 Maker = Callable[..., Path]
@@ -28,6 +28,12 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def samples_of(shard: Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Keys of all samples of a shard, with the bytes of all their members."""
+    for entry in shard.entries:
+        yield entry.key, {extension: shard.read(entry, extension) for extension in entry.members}
 
 
 def load(folder: Path) -> Samples:

@@ -13,11 +13,12 @@ from cavmae.common.cli import run
 from cavmae.common.files import sha256_of
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.datasets.format.shards import END, Shard, encode_sample, samples_of
+from cavmae.datasets.format.shards import END, Shard, encode_sample
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.tools.check import CheckSettings, check
 from cavmae.tools.cli import dispatch
 from tests.datasets.clips import clip, data_set_of
+from tests.tools.helpers import samples_of
 
 SETTINGS = CheckSettings(workers=2, sheet=0)
 

@@ -26,7 +26,7 @@ from cavmae.tools.benchmarks.media import make_video
 from cavmae.tools.cli import dispatch
 from cavmae.tools.report import main
 from cavmae.tools.reporting.audio_tracks import tracks_of
-from cavmae.tools.reporting.blocks import Videos
+from cavmae.tools.reporting.blocks import Row
 from cavmae.tools.reporting.charts import Line, lines
 from cavmae.tools.reporting.examples import example
 from cavmae.tools.reporting.fields import Faults
@@ -220,9 +220,9 @@ def _truth_of_another_clip(folder: Path, private: Path, record: dict[str, Any]) 
 def _of_the_source(folder: Path) -> None:
     """Make the recording one of its own overlay, so that its ground truth counts."""
     from cavmae.datasets.media import probe
-    from cavmae.datasets.media.sound import Sound
+    from cavmae.datasets.media.audio_reader import AudioReader
 
-    audio = Sound(probe(str(folder / "overlay.mp4")))
+    audio = AudioReader(probe(str(folder / "overlay.mp4")))
     mixture, _ = audio.read(0.0, 1.0)
     audio.close()
     voice = wave(1)[: len(mixture)]
@@ -245,8 +245,12 @@ def test_no_file_from_outside(change: Change, recording: Path, private: Path) ->
     for track in tracks_of(separation):
         size = min(len(track.wave), len(secret))
         assert abs(np.corrcoef(track.wave[:size], secret[:size])[0, 1]) < 0.2, track.name
-    blocks = [block for block in example(separation) if isinstance(block, Videos)]
-    for video in (video for block in blocks for video in block.videos):
+    blocks = [
+        block
+        for block in example(separation)
+        if isinstance(block, Row) and block.items_kind == "videos"
+    ]
+    for video in (video for block in blocks for video in block.items):
         assert base64.b64decode(video.url.partition(",")[2]) != (private / "film.mp4").read_bytes()
     assert separation.record.faults.sentences
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from cavmae.datasets.media.audio_files import MAGIC, SoundError, read_audio
+from cavmae.datasets.media.audio_files import MAGIC, AudioFileError, read_audio
 from cavmae.datasets.synthetic.recordings import inspect_recording, list_recordings
 
 KINDS = ("WAV", "FLAC")
@@ -31,7 +31,7 @@ def test_other_kinds_are_refused_whatever_their_suffix(tmp_path: Path) -> None:
     for kind in ("AIFF", "AU", "CAF"):
         path = tmp_path / "a.wav"
         soundfile.write(str(path), WAVE, 16_000, format=kind)
-        with pytest.raises(SoundError, match=r"a\.wav is not WAV or FLAC"):
+        with pytest.raises(AudioFileError, match=r"a\.wav is not WAV or FLAC"):
             read_audio(path, KINDS)
 
 
@@ -43,7 +43,7 @@ def test_a_header_that_promises_days_costs_no_memory(tmp_path: Path) -> None:
     data[22:26] = b"\xff" * 4
     path.write_bytes(data)
     assert soundfile.info(str(path)).frames > 1 << 35
-    with pytest.raises(SoundError, match=r"a\.flac does not decode"):
+    with pytest.raises(AudioFileError, match=r"a\.flac does not decode"):
         read_audio(path, KINDS)
     samples, _ = read_audio(path, KINDS, 0.0, 1.0)  # a part that the file does hold
     assert len(samples) == 16_000
@@ -55,7 +55,7 @@ def test_rates_and_channels_out_of_reason(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     for place, value in ((24, struct.pack("<I", 2**31 - 1)), (22, struct.pack("<H", 1000))):
         path.write_bytes(data[:place] + value + data[place + len(value) :])
-        with pytest.raises(SoundError, match=r"a\.wav"):
+        with pytest.raises(AudioFileError, match=r"a\.wav"):
             read_audio(path, KINDS)
 
 
@@ -63,13 +63,13 @@ def test_samples_that_are_not_numbers(tmp_path: Path) -> None:
     wave = WAVE.copy()
     wave[100] = np.nan
     soundfile.write(str(tmp_path / "a.wav"), wave, 16_000, subtype="FLOAT")
-    with pytest.raises(SoundError, match="not numbers"):
+    with pytest.raises(AudioFileError, match="not numbers"):
         read_audio(tmp_path / "a.wav", KINDS)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x-pipe.wav")
-    with pytest.raises(SoundError, match="no file"):
+    with pytest.raises(AudioFileError, match="no file"):
         read_audio(tmp_path / "x-pipe.wav", KINDS)
 
 

@@ -21,8 +21,8 @@ from PIL import Image
 
 from cavmae.common.errors import CavmaeError
 from cavmae.common.json_files import read_json
+from cavmae.datasets.media.audio_reader import AudioReader
 from cavmae.datasets.media.probe import probe
-from cavmae.datasets.media.sound import Sound
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.tools.benchmarks.table import machine
 
@@ -106,7 +106,7 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 def audio_lag(path: Path, mixture: np.ndarray) -> float:
     """Delay in seconds of a video's audio, read as for training, relative to the clean mixture."""
-    with contextlib.closing(Sound(probe(str(path)))) as reader:
+    with contextlib.closing(AudioReader(probe(str(path)))) as reader:
         wave, _ = reader.read(0.0, len(mixture) / SAMPLE_RATE)
     size = 2 * len(mixture)
     across = np.fft.irfft(np.fft.rfft(wave, size) * np.conj(np.fft.rfft(mixture, size)), size)

@@ -40,7 +40,7 @@ def synthetic_scenes(
         ).byte(),
         "mixture": voices.sum(1) + noise,
         "voices": voices,
-        "rest": noise,
+        "residual": noise,
         "reference": voices[:, 0].clone(),
         "masks": masks,
         "present": torch.ones(count, people, dtype=torch.bool),

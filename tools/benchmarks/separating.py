@@ -11,7 +11,8 @@ import torch
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.media import probe
-from cavmae.datasets.media.playback import RATE, Playback
+from cavmae.datasets.media.playback import Playback
+from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.first_pass import working_geometry
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings
@@ -53,9 +54,9 @@ def decoding(video: str, model: str) -> float:
     started = time.perf_counter()
     info = probe(video)
     with Playback(info, working_geometry(info, shape.encoder.image_size, True)) as playback:
-        for start in range(0, playback.frames, RATE):
-            playback.read_frames(start, min(RATE, playback.frames - start))
-            playback.read_audio(start, min(RATE, playback.frames - start))
+        for start in range(0, playback.frames, VIDEO_RATE):
+            playback.read_frames(start, min(VIDEO_RATE, playback.frames - start))
+            playback.read_audio(start, min(VIDEO_RATE, playback.frames - start))
         return (time.perf_counter() - started) / playback.seconds
 
 

@@ -94,7 +94,7 @@ def _draw_scene(axes: Sequence[Any], key: str, recipe: SceneSpec, scene: Scene, 
         )
     for column in range(len(scene.voices), most):
         axes[KEYS + 1 + column].axis("off")
-    _draw_audio(axes[-1], scene.rest, f"rest: {len(recipe.unseen)} unseen", "black")
+    _draw_audio(axes[-1], scene.residual, f"rest: {len(recipe.unseen)} unseen", "black")
 
 
 def _draw_audio(axis: Any, waveform: np.ndarray, title: str, colour: Any) -> None:

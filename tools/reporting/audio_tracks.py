@@ -17,7 +17,7 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 from cavmae.common.errors import CavmaeError
 from cavmae.common.files import is_url
 from cavmae.datasets.media import MediaError, probe
-from cavmae.datasets.media.sound import Sound
+from cavmae.datasets.media.audio_reader import AudioReader
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 from cavmae.datasets.synthetic.clip_writer import TRUTH
 from cavmae.tools.reporting.fields import Fields, FileRefused, open_inside
@@ -184,7 +184,7 @@ def _is_recording_of(source: str, mixture: np.ndarray) -> bool:
     info = probe(source)
     if not info.audio_rate:
         return False
-    audio = Sound(info)
+    audio = AudioReader(info)
     try:
         wave, _ = audio.read(0.0, len(mixture) / SAMPLE_RATE)
     finally:

@@ -2,21 +2,29 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Literal
 
 from markupsafe import Markup
 
 
+class Block:
+    """Part of a section."""
+
+    @property
+    def kind(self) -> str:
+        """Name by which the template knows the block."""
+        return type(self).__name__.lower()
+
+
 @dataclasses.dataclass(frozen=True)
-class Heading:
+class Heading(Block):
     """Subheading of a section."""
 
     text: str
-    kind: ClassVar[str] = "heading"
 
 
 @dataclasses.dataclass(frozen=True)
-class Paragraph:
+class Paragraph(Block):
     """Paragraph of text.
 
     Attributes:
@@ -26,11 +34,10 @@ class Paragraph:
 
     text: str
     code: str = ""
-    kind: ClassVar[str] = "paragraph"
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class Table(Block):
     """Table with a name for each row and column.
 
     Attributes:
@@ -40,24 +47,14 @@ class Table:
 
     head: Sequence[str]
     body: Sequence[tuple[str, Sequence[str]]]
-    kind: ClassVar[str] = "table"
 
 
 @dataclasses.dataclass(frozen=True)
-class Image:
+class Image(Block):
     """Image with a caption."""
 
     url: Markup
     caption: str
-    kind: ClassVar[str] = "image"
-
-
-@dataclasses.dataclass(frozen=True)
-class Charts:
-    """Line charts (inline SVG) side by side."""
-
-    drawings: Sequence[Markup]
-    kind: ClassVar[str] = "charts"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +75,7 @@ class Video:
 
 
 @dataclasses.dataclass(frozen=True)
-class Videos:
-    """Video players side by side."""
-
-    videos: Sequence[Video]
-    kind: ClassVar[str] = "videos"
-
-
-@dataclasses.dataclass(frozen=True)
-class RecordingBlock:
+class AudioPlayer:
     """Audio player with a spectrogram.
 
     Attributes:
@@ -103,28 +92,23 @@ class RecordingBlock:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recordings:
-    """Audio players side by side."""
+class Row(Block):
+    """Items of one kind side by side; line charts are inline SVG."""
 
-    recordings: Sequence[RecordingBlock]
-    kind: ClassVar[str] = "recordings"
+    items_kind: Literal["charts", "videos", "tracks"]
+    items: Sequence[Markup | Video | AudioPlayer]
 
 
 @dataclasses.dataclass(frozen=True)
-class Details:
+class Details(Block):
     """Text that unfolds on a click."""
 
     summary: str
     text: str
-    kind: ClassVar[str] = "details"
 
 
 @dataclasses.dataclass(frozen=True)
-class ListBlock:
+class Listing(Block):
     """List of sentences."""
 
     sentences: Sequence[str]
-    kind: ClassVar[str] = "listing"
-
-
-Block = Heading | Paragraph | Table | Image | Charts | Videos | Recordings | Details | ListBlock

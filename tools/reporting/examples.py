@@ -12,13 +12,12 @@ from cavmae.datasets.format.sample import encode_frame
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.tools.reporting.audio_tracks import AudioTrack, people_of, tracks_of
 from cavmae.tools.reporting.blocks import (
+    AudioPlayer,
     Block,
     Heading,
     Paragraph,
-    RecordingBlock,
-    Recordings,
+    Row,
     Video,
-    Videos,
 )
 from cavmae.tools.reporting.charts import data_url, max_magnitude, spectrogram
 from cavmae.tools.reporting.fields import Fields, FileRefused, read_inside
@@ -45,11 +44,11 @@ def example(separation: Separation) -> list[Block]:
         description = f"mask of {person.label}"
         videos += _videos(separation.folder, person.fields, "mask", description, has_audio=False)
     if videos:
-        blocks.append(Videos(videos))
+        blocks.append(Row("videos", videos))
     tracks = tracks_of(separation)
     if tracks:
         reference = max_magnitude(tracks[0].wave)
-        blocks.append(Recordings([_recording(track, reference) for track in tracks]))
+        blocks.append(Row("tracks", [_recording(track, reference) for track in tracks]))
     return blocks
 
 
@@ -89,10 +88,10 @@ def _poster(video: bytes) -> bytes:
     return encode_frame(image, 85)
 
 
-def _recording(track: AudioTrack, reference: float) -> RecordingBlock:
+def _recording(track: AudioTrack, reference: float) -> AudioPlayer:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(track.wave, -1, 1), SAMPLE_RATE, format="FLAC")
-    return RecordingBlock(
+    return AudioPlayer(
         data_url(buffer.getvalue(), "audio/flac"),
         spectrogram(track.wave, reference),
         track.name,

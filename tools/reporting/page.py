@@ -16,12 +16,12 @@ from cavmae.common.quoting import caption, visible
 from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.tools.reporting.blocks import (
     Block,
-    Charts,
     Details,
     Heading,
     Image,
-    ListBlock,
+    Listing,
     Paragraph,
+    Row,
     Table,
 )
 from cavmae.tools.reporting.charts import Line, data_url, lines
@@ -91,7 +91,7 @@ def page(sources: Sequence[Source], title: str, faults: Faults) -> str:
         "Data": [b for s in sources if isinstance(s, DataSet) for b in _data(s, faults)],
         "Configuration": [Details(run.name, run.config) for run in runs if run.config],
     }  # fmt: skip
-    parts["Left out"] = [ListBlock(faults.sentences)] if faults.sentences else []
+    parts["Left out"] = [Listing(faults.sentences)] if faults.sentences else []
     style = (HERE / "page.css").read_text()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     environment = Environment(
@@ -120,7 +120,7 @@ def _training(runs: Sequence[Run]) -> list[Block]:
         named = {k: line for k, line in named.items() if line.steps}
         if named:
             drawn.append(lines(title, unit, named, logarithmic))
-    return [Charts(drawn)] if drawn else []
+    return [Row("charts", drawn)] if drawn else []
 
 
 def _held_out(runs: Sequence[Run], faults: Faults) -> list[Block]:
@@ -142,7 +142,7 @@ def _held_out(runs: Sequence[Run], faults: Faults) -> list[Block]:
             drawn.append(lines(titles.get(name, name), units.get(name) or name, named))
         else:
             single.append((METRICS[name].label if name in METRICS else name, named))
-    return [*_single_values(single), *([Charts(drawn)] if drawn else [])]
+    return [*_single_values(single), *([Row("charts", drawn)] if drawn else [])]
 
 
 def _single_values(rows: Sequence[tuple[str, dict[str, Line]]]) -> list[Block]:

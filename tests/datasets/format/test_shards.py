@@ -10,7 +10,8 @@ import pytest
 import webdataset
 
 from cavmae.common.errors import SampleError, ShardError
-from cavmae.datasets.format.shards import END, Shard, encode_sample, samples_of
+from cavmae.datasets.format.shards import END, Shard, encode_sample
+from tests.tools.helpers import samples_of
 
 MEMBERS = {"json": b"{}", "000.jpg": b"frame", "fbank.npy": b"x" * 1000}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import pytest
 
-from cavmae.datasets.media import MediaError, Sound, probe
+from cavmae.datasets.media import AudioReader, MediaError, probe
 from cavmae.datasets.media.geometry import geometry
 from cavmae.datasets.media.playback import Playback
 from cavmae.tools.benchmarks.media import read_number
@@ -281,7 +281,7 @@ def test_a_recording_that_begins_hours_late(tmp_path: Path) -> None:
     audio = Track("pcm_s16le", audio_frames(sweep(0, 3), start=36000))
     info = probe(str(write(tmp_path / "x.mkv", video, audio)))
     assert info.span[1] == pytest.approx(3, abs=0.1)
-    assert pitch_times(Sound(info).read(0.0, 3.0)[0]) == pytest.approx(0, abs=0.06)
+    assert pitch_times(AudioReader(info).read(0.0, 3.0)[0]) == pytest.approx(0, abs=0.06)
 
 
 def test_audio_stamped_by_the_time_of_day(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_a_stream_that_begins_late(tmp_path: Path) -> None:
     info = probe(str(path))
     assert info.video_span[1] > 79
     assert numbers(info) == {i: i for i in range(100)}
-    waveform, span = Sound(info).read(0.0, 4.0)
+    waveform, span = AudioReader(info).read(0.0, 4.0)
     assert span is not None
     assert waveform.any()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cavmae.datasets.media import MediaError, Sound, open_decoder, probe
+from cavmae.datasets.media import AudioReader, MediaError, open_decoder, probe
 from cavmae.datasets.media.decoding import orientation
 from cavmae.datasets.media.downmix import weights_of
 from cavmae.datasets.media.geometry import Geometry, fit_inside, geometry
@@ -48,7 +48,7 @@ def test_the_stream_that_players_take(tmp_path: Path) -> None:
     assert (info.audio_stream, info.audio_streams) == (2, 2)
     assert info.remarks == ("of 2 audio streams number 2 is read",)
     named = probe(str(path), audio_stream=1)
-    assert not Sound(named).read(0.0, 2.0)[0].any()
+    assert not AudioReader(named).read(0.0, 2.0)[0].any()
     with pytest.raises(MediaError, match="stream 0 is no audio stream; they are 1, 2"):
         probe(str(path), audio_stream=0)
 
@@ -69,13 +69,13 @@ def test_channels_are_mixed_by_the_usual_weights(tmp_path: Path, kind: str) -> N
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(weights)]
     audio = Track("pcm_s16le", audio_frames(weights / 0.3 * sweep(0, 2), layout=layout))
     path = write(tmp_path / "x.mkv", Track("libx264", video_frames(0, 50)), audio)
-    reader = Sound(probe(str(path)))
+    reader = AudioReader(probe(str(path)))
     waveform, _ = reader.read(0.0, 1.8)
     assert np.sqrt(2 * np.mean(waveform**2)) == pytest.approx(MIXED[kind], abs=0.003)
     notes = {1: "mono", 2: "stereo: mean", 6: "5.1: weighted"}
     expected = "stereo: one channel inverted" if kind == "inverted" else notes[len(weights)]
     assert reader.mixdown == (expected,)
-    assert np.abs(Sound(probe(str(path)), "first").read(0.0, 1.8)[0]).max() == pytest.approx(
+    assert np.abs(AudioReader(probe(str(path)), "first").read(0.0, 1.8)[0]).max() == pytest.approx(
         abs(LAYOUTS[kind][0]), abs=0.003
     )
 
@@ -89,7 +89,7 @@ def test_a_doubtful_segment_is_mixed_as_the_segment_before(tmp_path: Path) -> No
     info = probe(str(write(tmp_path / "x.mkv", Track("libx264", video_frames(0, 75)), both)))
 
     def mixed(steady: bool) -> list[tuple[str, ...]]:
-        reader, notes = Sound(info, steady=steady), []
+        reader, notes = AudioReader(info, steady=steady), []
         for second in range(3):
             reader.read(second, second + 0.95)
             notes.append(reader.mixdown)
@@ -113,7 +113,7 @@ def test_numbers_that_are_none_do_not_hide_an_inverted_channel(tmp_path: Path) -
     path = write(
         tmp_path / "x.mov", Track("libx264", video_frames(0, 50)), Track("pcm_f32le", frames)
     )
-    waveform, _ = Sound(probe(str(path))).read(0.0, 1.8)
+    waveform, _ = AudioReader(probe(str(path))).read(0.0, 1.8)
     assert np.sqrt(2 * np.mean(waveform**2)) == pytest.approx(0.3, abs=0.01)
 
 
@@ -133,7 +133,7 @@ def test_a_rate_and_a_layout_that_change_within_a_file(tmp_path: Path) -> None:
             path = write(tmp_path / f"{part}.ts", video, audio, format="mpegts")
             file.write(path.read_bytes())
     info = probe(str(joined))
-    reader = Sound(info)
+    reader = AudioReader(info)
     waveform, _ = reader.read(0.0, 4.0)
     assert np.abs(pitch_times(waveform)).max() < 0.08
     assert np.sqrt(2 * np.mean(waveform[4000:-4000] ** 2)) == pytest.approx(0.3, abs=0.02)

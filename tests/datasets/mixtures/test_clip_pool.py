@@ -9,10 +9,11 @@ import pytest
 from cavmae.common.errors import SampleError, ShardError, UsageError
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.sample import SampleInfo
-from cavmae.datasets.format.shards import Shard, samples_of
+from cavmae.datasets.format.shards import Shard
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
 from cavmae.datasets.stream.shard_reader import Access
 from tests.datasets.clips import clip, data_set_of
+from tests.tools.helpers import samples_of
 
 
 def test_the_pool_gives_the_content_of_the_shards(tmp_path: Path) -> None:

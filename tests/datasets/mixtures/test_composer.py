@@ -39,16 +39,18 @@ def test_voices_and_rest_add_up(pool: ClipPool, specs: list[SceneSpec]) -> None:
     kinds = set()
     for spec in specs:
         scene = composer.compose(spec)
-        np.testing.assert_allclose(scene.voices.sum(axis=0) + scene.rest, scene.mixture, atol=1e-5)
+        np.testing.assert_allclose(
+            scene.voices.sum(axis=0) + scene.residual, scene.mixture, atol=1e-5
+        )
         audible = [person.level_db is not None for person in spec.people]
         assert scene.speaking.tolist() == audible
         for voice, person in zip(scene.voices, spec.people, strict=True):
             if person.level_db is None:
                 assert not voice.any()
         if spec.unseen or spec.noise:
-            assert scene.rest.any()
+            assert scene.residual.any()
         else:
-            assert not scene.rest.any()
+            assert not scene.residual.any()
         kinds.add((any(audible), bool(spec.unseen), spec.noise is not None))
     assert len(kinds) > 4
 

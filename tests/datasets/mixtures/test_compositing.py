@@ -10,7 +10,7 @@ import torch
 from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.compositing import GREY, Compositor, dilate, fill_holes, resize
 from cavmae.datasets.mixtures.sampler import SceneSampler
-from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec, Seen
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec, VisiblePerson
 from tests.datasets.clips import clip, data_set_of
 
 SCENE = (32, 48)
@@ -29,15 +29,15 @@ def compositor(pool: ClipPool) -> Compositor:
     return Compositor(pool, SCENE, SCENE, frames=3, keys=3)
 
 
-def seen(number: int, **changes: object) -> Seen:
-    whole = Seen(
+def placed(number: int, **changes: object) -> VisiblePerson:
+    whole = VisiblePerson(
         clip=f"k{number}", start=0.0, active=(0.0, 0.12), level_db=0.0, scale=1.0, left=0, top=0,
         flip=False, window=None,
     )  # fmt: skip
     return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
 
 
-def spec(kind: str, *people: Seen, **changes: object) -> SceneSpec:
+def spec(kind: str, *people: VisiblePerson, **changes: object) -> SceneSpec:
     values = {
         "kind": kind, "people": people, "order": tuple(range(len(people))),
         "background": "k4" if kind == "pasted" else None, "unseen": (), "noise": None,
@@ -47,7 +47,7 @@ def spec(kind: str, *people: Seen, **changes: object) -> SceneSpec:
 
 
 def test_a_clip_of_its_own_is_what_it_was(pool: ClipPool, compositor: Compositor) -> None:
-    composed = compositor.compose_frames(spec("own_background", seen(0)))
+    composed = compositor.compose_frames(spec("own_background", placed(0)))
     entry = pool.clips[0]
     grey = pool.frames(entry, [0, 1, 2], grey=True)
     # Once more through JPEG, which halves the resolution of colours: the noise of brightness stays.
@@ -58,7 +58,7 @@ def test_a_clip_of_its_own_is_what_it_was(pool: ClipPool, compositor: Compositor
 
 
 def test_only_the_person_is_pasted(pool: ClipPool, compositor: Compositor) -> None:
-    composed = compositor.compose_frames(spec("pasted", seen(0), seen(1, left=11, top=3)))
+    composed = compositor.compose_frames(spec("pasted", placed(0), placed(1, left=11, top=3)))
     first, second = pool.clips[0], pool.clips[1]
     moved = np.zeros((3, *SCENE), dtype=bool)
     moved[:, 3:, 11:] = pool.masks(second, [0, 1, 2])[:, :-3, :-11] > 0
@@ -70,7 +70,7 @@ def test_only_the_person_is_pasted(pool: ClipPool, compositor: Compositor) -> No
     background = ~composed.masks.any((0, 1))
     assert composed.motion[:, background].std(axis=0).mean() < 5
     other = compositor.compose_frames(
-        spec("pasted", seen(0), seen(1, left=11, top=3), order=(1, 0))
+        spec("pasted", placed(0), placed(1, left=11, top=3), order=(1, 0))
     )
     assert (other.masks[0] == (pool.masks(first, [0, 1, 2]) > 0)).all()
     assert not (other.masks[0] & other.masks[1]).any()
@@ -78,34 +78,36 @@ def test_only_the_person_is_pasted(pool: ClipPool, compositor: Compositor) -> No
 
 def test_mirrored_and_scaled(pool: ClipPool, compositor: Compositor) -> None:
     mask = pool.masks(pool.clips[2], [0, 1, 2]) > 0
-    flipped = compositor.compose_frames(spec("pasted", seen(2, flip=True)))
+    flipped = compositor.compose_frames(spec("pasted", placed(2, flip=True)))
     assert (flipped.masks[0] == mask[:, :, ::-1]).all()
-    half = compositor.compose_frames(spec("pasted", seen(2, scale=0.5, left=24, top=16)))
+    half = compositor.compose_frames(spec("pasted", placed(2, scale=0.5, left=24, top=16)))
     assert half.masks[0].sum() == pytest.approx(mask.sum() / 4, rel=0.15)
     assert not half.masks[0][:, :, :24].any()
-    away = compositor.compose_frames(spec("pasted", seen(2, left=500, top=-900)))
+    away = compositor.compose_frames(spec("pasted", placed(2, left=500, top=-900)))
     assert not away.masks.any()
 
 
 def test_a_person_stands_still_outside_of_the_active_time(
     pool: ClipPool, compositor: Compositor
 ) -> None:
-    moving = compositor.compose_frames(spec("own_background", seen(0)))
-    still = compositor.compose_frames(spec("own_background", seen(0, active=(0.04, 0.04))))
+    moving = compositor.compose_frames(spec("own_background", placed(0)))
+    still = compositor.compose_frames(spec("own_background", placed(0, active=(0.04, 0.04))))
     assert (still.motion == still.motion[0]).all()
     assert (still.motion[1] == moving.motion[1]).all()
     assert not (moving.motion[0] == moving.motion[1]).all()
 
 
 def test_a_clip_plays_faster(compositor: Compositor) -> None:
-    plain = compositor.compose_frames(spec("own_background", seen(0)))
-    fast = compositor.compose_frames(spec("own_background", seen(0, speed=2.0, active=(0.0, 0.04))))
+    plain = compositor.compose_frames(spec("own_background", placed(0)))
+    fast = compositor.compose_frames(
+        spec("own_background", placed(0, speed=2.0, active=(0.0, 0.04)))
+    )
     assert (fast.motion[0] == plain.motion[0]).all()
     assert (fast.motion[1] == plain.motion[2]).all()  # 80 ms into the clip after 40 ms
 
 
 def test_side_by_side(pool: ClipPool, compositor: Compositor) -> None:
-    left, right = seen(0, window=(0, 20)), seen(3, left=10, window=(20, 48))
+    left, right = placed(0, window=(0, 20)), placed(3, left=10, window=(20, 48))
     composed = compositor.compose_frames(spec("split_screen", left, right))
     assert not composed.masks[0][:, :, 20:].any()
     grey = pool.frames(pool.clips[0], [0, 1, 2], grey=True)
@@ -115,13 +117,13 @@ def test_side_by_side(pool: ClipPool, compositor: Compositor) -> None:
 
 
 def test_light_applies_to_the_whole_scene(compositor: Compositor) -> None:
-    plain = compositor.compose_frames(spec("own_background", seen(0)))
-    dark = compositor.compose_frames(spec("own_background", seen(0), light=(0.5, 1.0, 1.0)))
+    plain = compositor.compose_frames(spec("own_background", placed(0)))
+    dark = compositor.compose_frames(spec("own_background", placed(0), light=(0.5, 1.0, 1.0)))
     assert dark.frames.mean() == pytest.approx(plain.frames.mean() / 2, rel=0.05)
     assert dark.motion.mean() == pytest.approx(plain.motion.mean() / 2, rel=0.05)
-    pale = compositor.compose_frames(spec("own_background", seen(0), light=(1.0, 1.0, 0.0)))
+    pale = compositor.compose_frames(spec("own_background", placed(0), light=(1.0, 1.0, 0.0)))
     assert pale.frames.std(axis=-1).mean() < 3
-    red = compositor.compose_frames(spec("own_background", seen(0), tint=(1.2, 1.0, 0.8)))
+    red = compositor.compose_frames(spec("own_background", placed(0), tint=(1.2, 1.0, 0.8)))
     assert red.frames[..., 0].mean() > plain.frames[..., 0].mean() * 1.1
 
 
@@ -143,7 +145,7 @@ def test_a_scene_of_another_shape_lies_in_the_middle_of_black(
     small = tuple(side // 2 for side in inner_size)
     inside = Compositor(pool, inner_size, small, frames=3, keys=2)  # type: ignore[arg-type]
     whole = Compositor(pool, (48, 64), (24, 32), frames=3, keys=2)
-    plain = spec("pasted", seen(0), seen(1, left=9))
+    plain = spec("pasted", placed(0), placed(1, left=9))
     expected = inside.compose_frames(plain)
     composed = whole.compose_frames(dataclasses.replace(plain, room=inner_size))
     top, left = (48 - inner_size[0]) // 2, (64 - inner_size[1]) // 2

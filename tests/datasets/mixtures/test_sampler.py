@@ -11,7 +11,8 @@ import pytest
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.sampler import MAX_OCCLUSION, SceneSampler
-from cavmae.datasets.mixtures.scene_spec import GRID, ComposeSettings, SceneSpec
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec
+from cavmae.datasets.stream.rates import VIDEO_RATE
 from tests.datasets.clips import clip, data_set_of
 
 SETTINGS = ComposeSettings(height=64, width=96, seconds=0.08)
@@ -88,7 +89,7 @@ def test_levels_and_times(pool: ClipPool, drawn: list[SceneSpec]) -> None:
         for voice in (*spec.people, *spec.unseen):
             info = pool.clips[pool.index_of[voice.clip]].info
             assert 0 <= voice.start <= info.duration - SETTINGS.seconds + 1e-6
-            assert voice.start * GRID == pytest.approx(round(voice.start * GRID))
+            assert voice.start * VIDEO_RATE == pytest.approx(round(voice.start * VIDEO_RATE))
             first, last = voice.active
             assert 0 <= first <= last <= SETTINGS.seconds
             partly += 0 < last - first < SETTINGS.seconds

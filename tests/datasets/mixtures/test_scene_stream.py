@@ -55,7 +55,7 @@ def same(first: dict[str, object], second: dict[str, object]) -> bool:
 def parts(batch: dict[str, object], row: int) -> list[torch.Tensor]:
     """Tensors of a scene, without the people that are only padding."""
     people = int(batch["present"][row].sum())
-    whole = [batch[name][row] for name in ("mixture", "frames", "motion", "rest")]
+    whole = [batch[name][row] for name in ("mixture", "frames", "motion", "residual")]
     return whole + [batch[name][row, :people] for name in ("voices", "masks")]
 
 
@@ -117,7 +117,7 @@ def test_padding_of_batches_is_empty(clips: Manifest) -> None:
         assert isinstance(present, torch.Tensor)
         for name in ("voices", "masks", "speaking", "masked"):
             assert not batch[name][~present].any()
-        total = batch["voices"].sum(1) + batch["rest"]
+        total = batch["voices"].sum(1) + batch["residual"]
         torch.testing.assert_close(total, batch["mixture"], atol=1e-5, rtol=0)
         assert (batch["target"] < present.sum(1)).all()
 

@@ -18,13 +18,14 @@ from cavmae.common.errors import CavmaeError, ShardError, UsageError
 from cavmae.common.files import sha256_of
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.manifest import Manifest, ShardEntry
-from cavmae.datasets.format.shards import END, encode_sample, samples_of
+from cavmae.datasets.format.shards import END, encode_sample
 from cavmae.datasets.format.shards import Shard as OpenShard
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access, BufferedSample, Reader
 from cavmae.datasets.stream.shuffle import SampleRef, class_balanced_repeats
 from cavmae.datasets.stream.stream import EvalStream, TrainStream
 from cavmae.datasets.stream.view import View
+from tests.tools.helpers import samples_of
 
 VIEW = View(fbank_frames=64, frames="random")
 

@@ -47,10 +47,10 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
             edges = np.cumsum(rng.uniform(0.1, 0.3, 40))
             syllables = np.searchsorted(edges, time) % 2
             tone = sum(np.sin(2 * np.pi * pitch * n * time) / n for n in range(1, 12))
-            sound = 0.1 * tone * syllables + rng.normal(0, 1e-4, len(time))
+            audio = 0.1 * tone * syllables + rng.normal(0, 1e-4, len(time))
             (folder / f"set{take}").mkdir(exist_ok=True)
             name = f"{reader}-{take}.{'flac' if take else 'wav'}"
-            soundfile.write(str(folder / f"set{take}" / name), sound, rate)
+            soundfile.write(str(folder / f"set{take}" / name), audio, rate)
     (folder / "1-broken.flac").write_bytes(b"fLaC and then nothing of the kind")
     (folder / "9-broken.wav").write_bytes(b"")
     soundfile.write(str(folder / "2-short.wav"), np.full(4000, 0.1), 16_000)

@@ -40,7 +40,7 @@ def masks_of(folder: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(p)) for p in sorted((folder / "masks").iterdir())])
 
 
-def pictures_of(folder: Path) -> tuple[np.ndarray, list[float]]:
+def frames_of(folder: Path) -> tuple[np.ndarray, list[float]]:
     with av.open(str(folder / f"{folder.name}.mp4")) as container:
         frames = list(container.decode(video=0))
     return np.stack([f.to_ndarray(format="rgb24") for f in frames]), [f.time for f in frames]
@@ -178,12 +178,12 @@ def test_masks_lie_on_the_people_of_the_encoded_video(crowd: Path) -> None:
         empty = Stage(settings, population, script, tracks)
         empty._figures = []
         empty._grain = None
-        pictures, _ = pictures_of(folder)
+        decoded, _ = frames_of(folder)
         masks = masks_of(folder)
         for number, view in enumerate(empty.frames()):
             if number % 10:
                 continue
-            change = pictures[number].astype(float) - view.pixels[..., :3]
+            change = decoded[number].astype(float) - view.pixels[..., :3]
             apart = np.abs(gaussian_filter(change, (1.5, 1.5, 0))).max(-1) > 15
             people = masks[number] > 0
             # A person may wear the background's colour; nobody shows where there is no mask.
@@ -203,14 +203,14 @@ def test_frames_of_the_file_are_those_drawn_at_their_time(crowd: Path) -> None:
     late = []
     for folder, truth in truths(crowd):
         script = write_script(settings, population, truth["clip"])
-        sounds = mix(settings, population, script)
-        stage = Stage(settings, population, script, sounds.mouth_tracks)
+        clip_audio = mix(settings, population, script)
+        stage = Stage(settings, population, script, clip_audio.mouth_tracks)
         drawn = [_smooth(view.pixels[..., :3]) for view in stage.frames()]
-        pictures, times = pictures_of(folder)
+        decoded, times = frames_of(folder)
         assert times == pytest.approx(np.arange(settings.frames) / settings.frame_rate, abs=1e-4)
-        for number, picture in enumerate(map(_smooth, pictures)):
+        for number, frame in enumerate(map(_smooth, decoded)):
             around = range(max(0, number - 2), min(len(drawn), number + 3))
-            apart = {n: _apart(picture, drawn[n]) for n in around}
+            apart = {n: _apart(frame, drawn[n]) for n in around}
             moves = min(_apart(drawn[number], drawn[n]) for n in around if n != number)
             if moves > apart[number]:  # less movement is lost in coding
                 late.append(number - min(apart, key=lambda n: apart[n]))
@@ -222,9 +222,9 @@ def _apart(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.mean((first - second) ** 2))
 
 
-def _smooth(picture: np.ndarray) -> np.ndarray:
+def _smooth(frame: np.ndarray) -> np.ndarray:
     """Without the grain, which coding takes for its own."""
-    smooth: np.ndarray = gaussian_filter(picture.astype(float), (1, 1, 0))
+    smooth: np.ndarray = gaussian_filter(frame.astype(float), (1, 1, 0))
     return smooth
 
 

@@ -58,18 +58,18 @@ def test_espeak_says_the_same_whatever_it_said_before() -> None:
 
 
 def test_phonemes_of_several_sentences_go_on_in_time() -> None:
-    sound, rate, phonemes = espeak.synthesize(VOICE, ["one two", "three four"])
+    audio, rate, phonemes = espeak.synthesize(VOICE, ["one two", "three four"])
     starts = [p.start for p in phonemes]
     assert starts == sorted(starts)
     _, _, alone = espeak.synthesize(VOICE, ["one two"])
     assert starts[-1] > alone[-1].start + 0.3
-    assert starts[-1] < len(sound) / rate
+    assert starts[-1] < len(audio) / rate
 
 
 def test_phonemes_stand_where_they_sound() -> None:
     """In papa the lips close twice more; the sound is quiet there and loud in the vowels."""
-    sound, rate, phonemes = espeak.synthesize(VOICE, ["papa papa papa"])
-    level = levels(sound, rate // 100)
+    audio, rate, phonemes = espeak.synthesize(VOICE, ["papa papa papa"])
+    level = levels(audio, rate // 100)
     closed, loud = [], []
     for phoneme, after in itertools.pairwise(phonemes):
         shape = articulation.mouth_shape(phoneme.ipa)
@@ -94,11 +94,11 @@ def test_every_language_speaks(language: str) -> None:
 @pytest.mark.parametrize("variant", espeak.VARIANTS)
 def test_every_variant_is_there(variant: str) -> None:
     voice = EspeakVoice("en-us", variant, 50, 50, 170)
-    sound, _, _ = espeak.synthesize(voice, ["hello"])
-    assert np.abs(sound).max() > 0.02
+    audio, _, _ = espeak.synthesize(voice, ["hello"])
+    assert np.abs(audio).max() > 0.02
     # Some draw from the C library's random numbers, which outlive espeak-ng.
     espeak.synthesize(EspeakVoice("en-us", "Reed", 50, 50, 170), ["something else"])
-    assert np.array_equal(espeak.synthesize(voice, ["hello"])[0], sound)
+    assert np.array_equal(espeak.synthesize(voice, ["hello"])[0], audio)
 
 
 def test_hundreds_of_voices_are_distinct() -> None:
@@ -110,8 +110,8 @@ def test_hundreds_of_voices_are_distinct() -> None:
 def test_pitch_of_known_tones(pitch: float) -> None:
     time = np.arange(32_000) / 16_000
     tone = sum(np.sin(2 * np.pi * pitch * n * time) / n for n in range(1, 9))
-    sound = 0.1 * tone * (np.sin(6 * time) > 0) + np.random.default_rng(0).normal(0, 1e-3, 32_000)
-    assert pitch_of(sound.astype(np.float32)) == pytest.approx(pitch, rel=0.03)
+    audio = 0.1 * tone * (np.sin(6 * time) > 0) + np.random.default_rng(0).normal(0, 1e-3, 32_000)
+    assert pitch_of(audio.astype(np.float32)) == pytest.approx(pitch, rel=0.03)
 
 
 def test_shapes_of_phonemes_last_until_the_next() -> None:
@@ -154,27 +154,27 @@ def test_mouths_follow_the_kind_of_sound() -> None:
 
 @pytest.mark.parametrize("kind", ["white", "pink", "brown", "hum"])
 def test_noises_are_what_they_are_called(kind: str) -> None:
-    sound = mixing.noise(kind, 64_000, np.random.default_rng(0))
-    power = np.abs(np.fft.rfft(sound)) ** 2
+    audio = mixing.noise(kind, 64_000, np.random.default_rng(0))
+    power = np.abs(np.fft.rfft(audio)) ** 2
     octaves = [power[a : 2 * a].mean() for a in (2000, 4000, 8000)]  # 0.5, 1 and 2 kHz on
     fall = 10 * np.log10(octaves[0] / octaves[2])
     assert fall == pytest.approx({"white": 0, "pink": 6, "brown": 12, "hum": 0}[kind], abs=1.5)
-    assert np.isfinite(sound).all()
+    assert np.isfinite(audio).all()
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_music_sounds(seed: int) -> None:
-    sound = mixing.music(32_000, np.random.default_rng(seed))
-    assert sound.shape == (32_000,)
-    assert np.isfinite(sound).all()
-    assert np.sqrt(np.mean(sound**2)) > 0.01
+    audio = mixing.music(32_000, np.random.default_rng(seed))
+    assert audio.shape == (32_000,)
+    assert np.isfinite(audio).all()
+    assert np.sqrt(np.mean(audio**2)) > 0.01
 
 
 def test_speaking_bridges_breaths_and_not_pauses() -> None:
     rng = np.random.default_rng(0)
-    sound = np.zeros(48_000)
-    sound[8_000:16_000] = sound[18_000:24_000] = sound[40_000:44_000] = 1
-    voice = sound * rng.normal(0, 3000, 48_000) + rng.normal(0, 50, 48_000)  # in a noisy room
+    audio = np.zeros(48_000)
+    audio[8_000:16_000] = audio[18_000:24_000] = audio[40_000:44_000] = 1
+    voice = audio * rng.normal(0, 3000, 48_000) + rng.normal(0, 50, 48_000)  # in a noisy room
     active = mixing.voice_activity(voice.astype(np.int16), -20.8, 75, 25)
     spans = mixing.active_spans(active, 25)
     assert np.allclose(spans, [(0.5, 1.5), (2.5, 2.75)], atol=0.04)
@@ -299,10 +299,10 @@ def test_a_noisy_room_is_not_speech(tmp_path: Path) -> None:
 def test_parts_that_cancel_each_other_fit_too(tmp_path: Path) -> None:
     """One gain keeps every part within 16 bits, not just their sum."""
     rng = np.random.default_rng(0)
-    sound = rng.normal(0, 0.02, 48_000)
-    sound[::4000] = 0.9  # clicks
+    audio = rng.normal(0, 0.02, 48_000)
+    audio[::4000] = 0.9  # clicks
     for name, sign in (("a-1.wav", 1), ("b-1.wav", -1)):
-        soundfile.write(str(tmp_path / name), sign * sound, 16_000)
+        soundfile.write(str(tmp_path / name), sign * audio, 16_000)
     speaker_voices: dict[str, tuple[Voice, float]] = {}
     for name in ("a-1.wav", "b-1.wav"):
         recording = inspect_recording(tmp_path, name)
@@ -315,10 +315,10 @@ def test_parts_that_cancel_each_other_fit_too(tmp_path: Path) -> None:
     speakers = Population.from_voices(chosen, speaker_voices)
     for clip in range(6):
         script = write_script(chosen, speakers, clip)
-        sounds = mixing.mix(chosen, speakers, script)
-        parts = [*sounds.voices, sounds.off_screen, sounds.background]
-        assert np.array_equal(np.sum(parts, axis=0, dtype=int), sounds.mixture)
-        for voice in sounds.voices:
+        clip_audio = mixing.mix(chosen, speakers, script)
+        parts = [*clip_audio.voices, clip_audio.off_screen, clip_audio.background]
+        assert np.array_equal(np.sum(parts, axis=0, dtype=int), clip_audio.mixture)
+        for voice in clip_audio.voices:
             steps = np.flatnonzero(np.abs(voice.astype(int)) > 5000)
             assert len(set(np.sign(voice[steps]))) == 1  # no click has turned over
 

@@ -19,19 +19,19 @@ def _changed(kind: str) -> dict[str, Any]:
     scenes = batch()
     if kind == "silent":
         scenes["speaking"][:] = False
-        scenes["rest"] += scenes["voices"].sum(1)
+        scenes["residual"] += scenes["voices"].sum(1)
         scenes["voices"][:] = 0
     elif kind == "single":
         scenes["present"][:, 1] = scenes["speaking"][:, 1] = scenes["masked"][:, 1] = False
         scenes["masks"][:, 1] = False
-        scenes["rest"] += scenes["voices"][:, 1]
+        scenes["residual"] += scenes["voices"][:, 1]
         scenes["voices"][:, 1] = 0
     elif kind == "absent":
         for name in ("present", "speaking", "masked", "masks", "voices"):
             scenes[name] = torch.zeros_like(scenes[name])
     elif kind == "identical":
         scenes["voices"][:, 1] = scenes["voices"][:, 0]
-        scenes["mixture"] = scenes["voices"].sum(1) + scenes["rest"]
+        scenes["mixture"] = scenes["voices"].sum(1) + scenes["residual"]
         scenes["masks"][:, 1] = scenes["masks"][:, 0]
     elif kind == "no masks":
         scenes["masked"][:] = False

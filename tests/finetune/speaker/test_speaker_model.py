@@ -49,7 +49,7 @@ def test_clips_of_a_batch_do_not_know_of_each_other() -> None:
 def test_silence_in_silence_out() -> None:
     speaker_task = task()
     silent = batch()
-    for name in ("mixture", "voices", "rest", "reference"):
+    for name in ("mixture", "voices", "residual", "reference"):
         silent[name] = torch.zeros_like(silent[name])
     output = speaker_task.training_step(silent, 0.5, [], 0)
     output.loss.backward()

@@ -174,15 +174,15 @@ def test_a_checkpoint_that_is_not_what_it_was(
         "config.json",
         "preprocessing.json",
     ):
-        sound = (newest / name).read_bytes()
-        spoilt = bytearray(sound)
-        spoilt[len(sound) // 2] ^= 4
+        intact = (newest / name).read_bytes()
+        spoilt = bytearray(intact)
+        spoilt[len(intact) // 2] ^= 4
         (newest / name).write_bytes(spoilt)
         stderr = damaged(copy, tmp_path, data_set, capsys)
         assert f"{newest / name} was altered: move {newest} away" in stderr
         (newest / name).unlink()
         assert f"{newest / name} is missing" in damaged(copy, tmp_path, data_set, capsys)
-        (newest / name).write_bytes(sound)
+        (newest / name).write_bytes(intact)
     stderr = damaged(copy, tmp_path, data_set, capsys, model={"size": "small"}, loop={"steps": 9})
     assert "is of another model" in stderr
     stderr = damaged(

@@ -88,8 +88,8 @@ def test_what_is_trained_is_what_receives_gradients(name: str, learned: bool, de
 def test_the_decoder_of_cross_attention_sees_visible_patches_only() -> None:
     torch.manual_seed(0)
     model = CAVMAE(CAVMAEConfig(**{**SHAPE.__dict__, "decoder": "cross"})).eval()
-    sound, picture = torch.randn(2, 96, 128), torch.randn(2, 3, 32, 48)
-    patches = model.patchify(sound, picture)
+    fbank, image = torch.randn(2, 96, 128), torch.randn(2, 3, 32, 48)
+    patches = model.patchify(fbank, image)
     masking = model.mask(2, 0.5, 0.5)
     before = model.reconstruct(model.forward_encoder(*patches, *masking))
     changed = [p.clone() for p in patches]

@@ -26,11 +26,11 @@ SHAPE = CAVMAEConfig(
     image_height=32, image_width=48, audio_frames=64, width=24, heads=2, depth=1,
     decoder_width=16, decoder_heads=2, decoder_depth=1,
 )  # fmt: skip
-TOLD = {"fbank_mean": -6.0, "fbank_std": 4.0}
+STATISTICS = {"fbank_mean": -6.0, "fbank_std": 4.0}
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with averaged weights, written as a run writes it."""
     torch.manual_seed(0)
     model = CAVMAE(SHAPE)
@@ -48,7 +48,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints.save(
         run, 1,
         checkpoints.Checkpoint(
-            weights, model.config_values(), TOLD, weights, {"a": torch.zeros(3)}, trainer
+            weights, model.config_values(), STATISTICS, weights, {"a": torch.zeros(3)}, trainer
         ),
         2,
     )  # fmt: skip
@@ -56,8 +56,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copy(tmp_path: Path, sound: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / sound.name))
+def copy(tmp_path: Path, intact: Path) -> Path:
+    return Path(shutil.copytree(intact, tmp_path / intact.name))
 
 
 def flip(path: Path, place: int) -> None:

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from cavmae.datasets.media import Sound, open_decoder, probe
+from cavmae.datasets.media import AudioReader, open_decoder, probe
 from cavmae.datasets.media.downmix import USUAL, weights_of
 from cavmae.datasets.media.geometry import geometry
 from cavmae.tools.benchmarks.media import LAYOUTS
@@ -57,7 +57,7 @@ def test_audio_and_video_stay_in_step_to_half_a_frame(video: Maker, name: str) -
     wanted = list(range(len(info.frame_times)))
     frames = open_decoder(info, shape, np.array(wanted)).read(wanted)
     bright = [info.frame_times[i] for i, frame in frames.items() if frame.mean() > 200]
-    waveform, span = Sound(info).read(0.0, info.video_span[1])
+    waveform, span = AudioReader(info).read(0.0, info.video_span[1])
     clicks = click_times(waveform)
     assert len(bright) == len(events)
     assert len(clicks) == len(events)
@@ -87,7 +87,7 @@ def test_channels(tmp_path: Path, channels: int, downmix: str) -> None:
         chunk.sample_rate, chunk.pts = 16000, 0
         out.mux(audio.encode(chunk))
         out.mux(audio.encode(None))
-    waveform, _ = Sound(probe(str(path)), downmix).read(0.0, 1.0)
+    waveform, _ = AudioReader(probe(str(path)), downmix).read(0.0, 1.0)
     usual = av.AudioLayout(USUAL[channels])  # PCM in Matroska does not name its channels
     names = tuple(channel.name for channel in usual.channels)
     expected = tone * (weights @ weights_of(names) if downmix == "mean" else 1.0)
@@ -96,8 +96,8 @@ def test_channels(tmp_path: Path, channels: int, downmix: str) -> None:
 
 def test_segments_of_audio_join_without_a_seam(video: Maker) -> None:
     info = probe(str(video(rate=44100, seconds=4.0, events=(0.5, 1.5, 2.5))))
-    whole, _ = Sound(info).read(0.0, 4.0)
-    reader = Sound(info)
+    whole, _ = AudioReader(info).read(0.0, 4.0)
+    reader = AudioReader(info)
     pieces = [reader.read(t / 2, t / 2 + 0.5)[0] for t in range(8)]
     joined = np.concatenate(pieces)
     assert len(joined) == len(whole)
@@ -120,8 +120,8 @@ def test_audio_from_late_in_a_file_is_the_same(
 ) -> None:
     events = tuple(np.arange(0.7, 40, 1.3))
     info = probe(str(video(name, seconds=40.0, fps=5.0, events=events, **changes)))
-    whole, _ = Sound(info).read(0.0, 39.0)
-    part, span = Sound(info, start=30.0).read(30.0, 35.0)
+    whole, _ = AudioReader(info).read(0.0, 39.0)
+    part, span = AudioReader(info, start=30.0).read(30.0, 35.0)
     assert span == (0.0, 5.0)
     expected = whole[30 * 16000 : 35 * 16000]
     # Matroska's time stamps are whole milliseconds, and some codecs fill in noise at random.
@@ -133,27 +133,27 @@ def test_audio_from_late_in_a_file_is_the_same(
 
 def test_audio_does_not_pile_up(video: Maker) -> None:
     info = probe(str(video(seconds=40.0, fps=5.0)))
-    reader = Sound(info)
+    reader = AudioReader(info)
     reader.read(39.0, 39.5)
     assert sum(chunk.samples.shape[1] for chunk in reader._chunks) < 2 * 16000
 
 
 def test_audio_that_starts_late_and_ends_early(video: Maker) -> None:
     info = probe(str(video("x.mkv", audio="flac", audio_start=0.5, audio_seconds=1.0)))
-    waveform, span = Sound(info).read(0.0, 2.0)
+    waveform, span = AudioReader(info).read(0.0, 2.0)
     assert span == pytest.approx((0.5, 1.5), abs=0.002)
     assert len(waveform) / 16000 == pytest.approx(1.5, abs=0.002)  # no audio is appended
     assert np.abs(waveform[: 16000 // 2 - 200]).max() < 1e-3
     assert np.abs(waveform[16000 // 2 + 200 :]).max() > 1e-3
-    reader = Sound(info)
+    reader = AudioReader(info)
     assert reader.read(0.0, 0.4) == (pytest.approx(np.zeros(0)), None)
     assert reader.read(1.6, 2.0)[1] is None
 
 
 def test_a_single_wrong_time_stamp_of_audio_drops_nothing(video: Maker) -> None:
     info = probe(str(video("x.mov", audio="pcm_s16le", seconds=20.0, fps=5.0)))
-    expected, _ = Sound(info).read(0.0, 10.0)
-    reader = Sound(info)
+    expected, _ = AudioReader(info).read(0.0, 10.0)
+    reader = AudioReader(info)
     frames = list(reader._decode(None))
     assert frames[60].time is not None
     frames[60] = frames[60]._replace(time=frames[60].time + 8)

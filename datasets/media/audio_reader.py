@@ -59,7 +59,7 @@ class _Decoded(NamedTuple):
     time: float | None
 
 
-class Sound:
+class AudioReader:
     """Reads segments of a file's audio in time order, in bounded memory.
 
     Args:
