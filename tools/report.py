@@ -8,9 +8,6 @@ from pathlib import Path
 from cavmae.common.cli import fill, module_main, parse, parser
 from cavmae.common.errors import UsageError
 from cavmae.common.files import write_atomically
-from cavmae.tools.reporting.fields import Faults
-from cavmae.tools.reporting.page import page
-from cavmae.tools.reporting.sources import sources_of
 
 log = logging.getLogger("cavmae")
 
@@ -47,6 +44,10 @@ def main(words: Sequence[str]) -> int:
     out = Path(settings.out)
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder: name a file, as in {out / 'report.html'}.")
+    from cavmae.tools.reporting.fields import Faults
+    from cavmae.tools.reporting.page import page
+    from cavmae.tools.reporting.sources import sources_of
+
     faults = Faults()
     text = page(sources_of(options.folders, faults), settings.title, faults)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,8 @@ import dataclasses
 from typing import Literal
 
 from cavmae.common.errors import UsageError
+from cavmae.common.remote import DEFAULT_LIMITS
+from cavmae.common.settings import LimitedPoolSettings
 
 PROFILES: dict[str, dict[str, object]] = {
     "events": {
@@ -108,3 +110,25 @@ class ShardSettings:
                 raise UsageError(f"--{option} {getattr(self, name)} is out of range.")
         if self.shorter_side % 16:
             raise UsageError(f"--shorter-side {self.shorter_side} is not a multiple of 16.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRunSettings(LimitedPoolSettings):
+    """Settings of a run that do not change the samples.
+
+    Args:
+        name: prefix of the shards' file names.
+        download_gb: size of a remote input above which it is skipped, in 10^9 bytes.
+        stall_seconds: a download is aborted if less than 1 MB arrives in this time.
+        part: I/N: process the I-th of N shares of the inputs on this machine.
+        keep_order: keep the order in which inputs are named; by default they are shuffled, so that
+            neighbours in a shard are unrelated.
+        retry_skipped: try the inputs and clips again that an earlier run skipped.
+    """
+
+    name: str = "clips"
+    download_gb: float = DEFAULT_LIMITS.size / 1e9
+    stall_seconds: float = DEFAULT_LIMITS.stall_seconds
+    part: str | None = None
+    keep_order: bool = False
+    retry_skipped: bool = False

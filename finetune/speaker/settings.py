@@ -1,10 +1,12 @@
-"""Settings of speaker fine-tuning, beside those shared with pretraining."""
+"""Settings of a fine-tuning run of the speaker model."""
 
 import dataclasses
 from typing import Literal
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.clip_pool import NOT_SINGLE
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings
+from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,3 +156,24 @@ class LossSettings:
         for name in ("cue_only_until", "cue_prob", "hint_prob", "teacher_forcing_iou"):
             if getattr(self, name) > 1:
                 raise UsageError(f"loss.{name} {getattr(self, name)} is not from 0 to 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeakerSettings:
+    """A fine-tuning run.
+
+    Args:
+        data: shards that scenes are composed from.
+        compose: distribution of scenes.
+        model: its shape and initial weights.
+        loss: weights of the losses.
+        optimizer: updates of the weights.
+        loop: length and conduct of the run.
+    """
+
+    data: SpeakerDataSettings = SpeakerDataSettings()
+    compose: ComposeSettings = ComposeSettings()  # noqa: RUF009 - frozen
+    model: SpeakerModelSettings = SpeakerModelSettings()
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()  # noqa: RUF009 - frozen
+    loop: LoopSettings = LoopSettings()  # noqa: RUF009 - frozen

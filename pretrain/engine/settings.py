@@ -1,7 +1,7 @@
 """Settings of every training run: optimizer and loop."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Protocol
 
 from cavmae.common.errors import UsageError
 
@@ -102,3 +102,21 @@ class LoopSettings:
             raise UsageError(f"loop.keep {self.keep}: at least 2, as the newest may be damaged.")
         if not self.steps and not self.epochs:
             raise UsageError("Set loop.steps or loop.epochs.")
+
+
+class BatchSettings(Protocol):
+    """Data settings that every task has: scenes or clips of a batch of one process."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+
+class RunSettings(Protocol):
+    """Settings that every task has; the others are its own."""
+
+    @property
+    def data(self) -> BatchSettings: ...
+    @property
+    def optimizer(self) -> OptimizerSettings: ...
+    @property
+    def loop(self) -> LoopSettings: ...

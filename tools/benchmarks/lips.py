@@ -7,7 +7,6 @@ other voice and no other time.
 """
 
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from cavmae.common.json_files import read_json
 from cavmae.datasets.media.probe import probe
 from cavmae.datasets.media.sound import Sound
 from cavmae.datasets.stream.features import SAMPLE_RATE
+from cavmae.tools.benchmarks.settings import LipsBench
 from cavmae.tools.benchmarks.table import machine
 
 log = logging.getLogger("cavmae")
@@ -32,6 +32,7 @@ RANGE = 35.0  # dB of the envelope
 SHIFT = 0.4  # s
 READABLE = 0.8  # correlation of the predicted opening with the drawn one
 RIDGE = 1e3
+CLIPS = 400  # at most
 NEIGHBOURS = 20  # other voices that a mouth is compared with
 # Titles of the results in the tables.
 TITLES = {
@@ -48,19 +49,6 @@ TITLES = {
     "offset": "apart",
     "offset_p95": "apart in 95 of 100",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class LipsBench:
-    """Options of `cavmae bench lips`.
-
-    Args:
-        corpus: output folder of `cavmae render-talkers`.
-        clips: at most this many.
-    """
-
-    corpus: str
-    clips: int = 400
 
 
 class Lips(NamedTuple):
@@ -274,7 +262,7 @@ def evaluate(corpus: Path, clips: int) -> dict[str, dict[str, float]]:
 
 def run(bench: LipsBench) -> None:
     """Measure and print the tables."""
-    results = evaluate(Path(bench.corpus), bench.clips)
+    results = evaluate(Path(bench.corpus), CLIPS)
     counts, delays = results.pop("mouths"), results.pop("ms")
     print(
         f"Mouths and voices ({time.strftime('%Y-%m-%d')}, {machine()}); "

@@ -4,14 +4,13 @@ The CPU in fp32 is the reference. Weights, batches and random numbers are the sa
 any difference comes from the device, the precision or the compiler.
 """
 
-import dataclasses
 import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.cavmae_task import CAVMAETask
-from cavmae.pretrain.encoder import SIZES, config_for_size
+from cavmae.pretrain.encoder import config_for_size
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.engine.task import Task
@@ -37,34 +36,15 @@ from cavmae.pretrain.settings import ObjectiveSettings
 from cavmae.tools.benchmarks.finetuning import model_settings_of
 from cavmae.tools.benchmarks.pretraining import synthetic_clips
 from cavmae.tools.benchmarks.scenes import synthetic_scenes
+from cavmae.tools.benchmarks.settings import ParityBench
+from cavmae.tools.benchmarks.steps import device_of
 from cavmae.tools.benchmarks.table import machine, text_of
 
 log = logging.getLogger("cavmae")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+CLIPS, SCENES = 4, 2  # of a pretraining and of a fine-tuning step
+ENCODER_SIZE = "tiny"  # of the speaker model
 SCALE_SEARCH = 16  # attempts to find the loss scale of fp16
-
-
-@dataclasses.dataclass(frozen=True)
-class ParityBench:
-    """Options of `cavmae bench parity`.
-
-    Args:
-        size: of the pretraining model: tiny, small, base or large.
-        speaker: configuration of the speaker model: ``tiny``, ``small`` or ``base``.
-        encoder_size: of the speaker model's encoder.
-        batch: clips of the pretraining step; the fine-tuning step has half as many scenes.
-        compile: backend of torch.compile to compare as well; ``off``: none.
-        device: ``auto``: a GPU if there is one. On the CPU only precisions are compared.
-        out: JSON file for the rows.
-    """
-
-    size: str = "base"
-    speaker: Literal["tiny", "small", "base"] = "small"
-    encoder_size: Literal["tiny", "small", "base"] = "tiny"
-    batch: int = 4
-    compile: str = "off"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    out: str | None = None
 
 
 class Compared(NamedTuple):
@@ -227,19 +207,19 @@ def pretraining(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]
         model = CAVMAE(config_for_size(bench.size))
         return CAVMAETask(model, ObjectiveSettings(), DeviceTransform(Statistics()))
 
-    return build, synthetic_clips(bench.batch, 1024, 224)
+    return build, synthetic_clips(CLIPS, 1024, 224)
 
 
 def finetuning(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]:
     """Factory of the speaker task with a trained encoder, and a batch of synthetic scenes."""
     settings = model_settings_of(bench.speaker)
-    shape = speaker_config(settings, config_for_size(bench.encoder_size), (224, 224), 256)
+    shape = speaker_config(settings, config_for_size(ENCODER_SIZE), (224, 224), 256)
 
     def build() -> Task:
         torch.manual_seed(0)
         return SpeakerTask(SpeakerModel(shape), LossSettings(), Statistics(), frozen=False)
 
-    return build, synthetic_scenes(shape, max(1, bench.batch // 2))
+    return build, synthetic_scenes(shape, SCENES)
 
 
 def compiled_part(task: Task) -> nn.Module:
@@ -285,17 +265,13 @@ def run(bench: ParityBench) -> None:
     """Measure and print the table; ``out`` is updated after every row.
 
     Raises:
-        UsageError: options that do not fit together.
+        UsageError: the device is missing.
         CavmaeError: a step failed; the table is complete otherwise.
     """
-    if bench.size not in SIZES:
-        raise UsageError(f"There is no --size {bench.size}: choose from {', '.join(SIZES)}.")
-    if bench.batch < 2:
-        raise UsageError("--batch is at least 2: the contrastive loss compares clips.")
-    gpu = torch.cuda.is_available() if bench.device == "auto" else bench.device == "cuda"
+    device = device_of(bench.device)
+    gpu = device.type == "cuda"
     if gpu and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch sees no GPU here; use auto or cpu.")
-    device = torch.device("cuda" if gpu else "cpu")
     rows: list[Compared] = []
 
     def record(row: Compared) -> None:
