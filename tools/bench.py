@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cavmae.common.cli import fill, module_main, parse, parser
+from cavmae.common.cli import module_main, parse_settings, parser
 from cavmae.common.commands import Command, dispatch, imported
 from cavmae.tools.benchmarks import settings
 
@@ -34,8 +34,7 @@ def main(words: Sequence[str]) -> int | None:
 def _call(name: str, words: Sequence[str]) -> int:
     module, settings_class, purpose = BENCHMARKS[name]
     arguments = parser(f"bench {name}", f"Measures: {purpose}.")
-    arguments.add_class_arguments(settings_class)
-    bench = fill(settings_class, parse(arguments, words))
+    bench, _ = parse_settings(arguments, settings_class, words)
     imported(f"cavmae.tools.benchmarks.{module}:run")(bench)
     return 0
 

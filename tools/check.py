@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from cavmae.common.cli import fill, module_main, parse, parser
+from cavmae.common.cli import module_main, parse_settings, parser
 from cavmae.common.settings import PoolSettings, SeedSettings
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings
 
@@ -36,11 +36,10 @@ def main(words: Sequence[str]) -> int:
     arguments.add_argument(
         "data_set", type=str, metavar="SHARDS", help="Folder (path or URL) of the shards."
     )
-    arguments.add_class_arguments(CheckSettings)
-    options = parse(arguments, words)
+    settings, options = parse_settings(arguments, CheckSettings, words)
     from cavmae.tools.checking.verify import check
 
-    return check(options.data_set, fill(CheckSettings, options))
+    return check(options.data_set, settings)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from cavmae.common.cli import fill, module_main, parse, parser
+from cavmae.common.cli import module_main, parse_settings, parser
 from cavmae.common.errors import UsageError
 
 log = logging.getLogger("cavmae")
@@ -52,8 +52,7 @@ def main(words: Sequence[str]) -> int:
         type=str,
         help="Model folder to write for a published file; or .pth file for a model folder.",
     )
-    cli.add_class_arguments(ConvertSettings)
-    options = parse(cli, words)
+    settings, options = parse_settings(cli, ConvertSettings, words)
     source, out = Path(options.weights), Path(options.out)
     if out.exists():
         raise UsageError(f"--out {out} is there already: name another, or remove it.")
@@ -62,7 +61,7 @@ def main(words: Sequence[str]) -> int:
     if source.is_dir():
         to_published(source, out)
     else:
-        for line in to_ours(source, out, fill(ConvertSettings, options)):
+        for line in to_ours(source, out, settings):
             log.warning("Not loaded: %s.", line)
     log.info("Wrote %s.", out)
     return 0

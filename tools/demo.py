@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cavmae.common.cli import fill, module_main, parse, parser, stop_on_signals
+from cavmae.common.cli import module_main, parse_settings, parser, stop_on_signals
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import is_url, write_atomically
 from cavmae.common.json_files import JSONError, json_bytes, read_json
@@ -95,8 +95,7 @@ class DemoStep:
 def main(words: Sequence[str]) -> int:
     """Run the demo; see :func:`demo`."""
     arguments = parser("demo", "Every step from raw clips to separation, on rendered talkers.")
-    arguments.add_class_arguments(DemoSettings)
-    settings = fill(DemoSettings, parse(arguments, words))
+    settings, _ = parse_settings(arguments, DemoSettings, words)
     with stop_on_signals():
         return demo(settings)
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from cavmae.common.cli import fill, module_main, parse, parser
+from cavmae.common.cli import module_main, parse_settings, parser
 from cavmae.common.errors import UsageError
 from cavmae.common.settings import DeviceSettings, LoaderSettings
 
@@ -43,9 +43,7 @@ def main(words: Sequence[str]) -> int:
     """
     cli = parser("evaluate", "Metrics of a speaker model on a fixed list of scenes.")
     cli.add_argument("shards", type=str, help="Folder or URL of the data set of the scenes.")
-    cli.add_class_arguments(EvaluateSettings)
-    options = parse(cli, words)
-    settings = fill(EvaluateSettings, options)
+    settings, options = parse_settings(cli, EvaluateSettings, words)
     if not settings.list:
         raise UsageError("Name the list of scenes: --list FILE; `cavmae make-scenes` draws one.")
     if not settings.model:

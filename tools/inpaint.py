@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from cavmae.common.cli import fill, module_main, parse, parser
+from cavmae.common.cli import module_main, parse_settings, parser
 from cavmae.common.errors import UsageError
 from cavmae.common.settings import SeedSettings
 from cavmae.tools.retrieve import FbankStatisticsSettings
@@ -38,9 +38,7 @@ def main(words: Sequence[str]) -> int:
     cli.add_argument("model", type=str, help="Folder of weights, or a name on the hub.")
     cli.add_argument("shards", type=str, help="Folder or URL of a data set.")
     cli.add_argument("--out", required=True, type=str, help="PNG file to write.")
-    cli.add_class_arguments(InpaintSettings)
-    options = parse(cli, words)
-    settings = fill(InpaintSettings, options)
+    settings, options = parse_settings(cli, InpaintSettings, words)
     if not 0 < settings.mask_ratio < 1 or settings.clips < 1:
         raise UsageError("--mask-ratio must lie between 0 and 1, --clips be at least 1.")
     from cavmae.tools.evaluating.inpainting import draw_reconstructions

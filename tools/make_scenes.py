@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from cavmae.common.cli import fill, module_main, parse, parser
+from cavmae.common.cli import module_main, parse_settings, parser
 from cavmae.common.errors import UsageError
 from cavmae.common.settings import SeedSettings
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings
@@ -31,9 +31,7 @@ def main(words: Sequence[str]) -> int:
     cli.add_argument("shards", type=str, help="Folder or URL of the data set of the scenes.")
     cli.add_argument("--list", required=True, type=str, help="JSON-lines file to write.")
     cli.add_argument("--count", required=True, type=int, help="Number of scenes.")
-    cli.add_class_arguments(SceneListSettings)
-    options = parse(cli, words)
-    settings = fill(SceneListSettings, options)
+    settings, options = parse_settings(cli, SceneListSettings, words)
     write_scene_list(options.shards, Path(options.list), options.count, settings)
     return 0
 

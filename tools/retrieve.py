@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from cavmae.common.cli import fill, module_main, parse, parser
+from cavmae.common.cli import module_main, parse_settings, parser
 from cavmae.common.errors import UsageError
 from cavmae.common.settings import DeviceSettings, LoaderSettings
 
@@ -50,9 +50,7 @@ def main(words: Sequence[str]) -> int:
     cli = parser("retrieve", "Audio-video retrieval between the clips of a data set.")
     cli.add_argument("model", type=str, help="Folder of weights, or a name on the hub.")
     cli.add_argument("shards", type=str, help="Folder or URL of a data set.")
-    cli.add_class_arguments(RetrieveSettings)
-    options = parse(cli, words)
-    settings = fill(RetrieveSettings, options)
+    settings, options = parse_settings(cli, RetrieveSettings, words)
     if settings.batch_size < 1 or settings.workers < 0:
         raise UsageError("--batch-size must be at least 1, --workers at least 0.")
     if settings.features and Path(settings.features).suffix not in (".npy", ".safetensors"):

@@ -9,11 +9,11 @@ import numpy as np
 
 from cavmae.common.errors import SampleError, UsageError
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
-from cavmae.datasets.mixtures.mixing import Noise
 from cavmae.datasets.mixtures.scene_spec import (
     GRID,
     ComposeSettings,
     Kind,
+    Noise,
     Place,
     SceneSpec,
     Seen,

@@ -4,8 +4,7 @@ import dataclasses
 from typing import Literal
 
 from cavmae.common.errors import UsageError
-from cavmae.datasets.mixtures.clip_pool import NOT_SINGLE
-from cavmae.datasets.mixtures.scene_spec import ComposeSettings
+from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
 

@@ -1,11 +1,10 @@
 """Command line of every training task. Imports PyTorch only after it has parsed the options."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cavmae.common.cli import named_config, parse, parser
+from cavmae.common.cli import named_config, parse_settings, parser
 from cavmae.common.commands import imported
 
 
@@ -42,12 +41,9 @@ def training_command(
         default="no",
         help="`auto` goes on from the newest checkpoint in --out, if there is one.",
     )
-    options_parser.add_class_arguments(settings_class)
-    options = parse(options_parser, named_config(words, configs))
+    words = named_config(words, configs)
+    settings, options = parse_settings(options_parser, settings_class, words)
     run, resume = Path(options.out), options.resume == "auto"
-    values = options_parser.instantiate(options)
-    names = [field.name for field in dataclasses.fields(settings_class)]
-    settings = settings_class(**{name: getattr(values, name) for name in names})
     for name in ("config", "out", "resume"):
         options.pop(name, None)
     config_text = options_parser.dump(options, skip_unset=False, skip_validation=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cavmae.common.cli import parse, parser
+from cavmae.common.cli import parse_settings, parser
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings
@@ -35,10 +35,8 @@ GPU_STEP = 0.1  # seconds of a step on a GPU, simulated to measure the wait for 
 def model_settings_of(name: str) -> SpeakerModelSettings:
     """Load the model settings of a configuration of `cavmae finetune speakers`."""
     arguments = parser("finetune speakers", "Configuration of the package.")
-    arguments.add_class_arguments(SpeakerSettings)
-    options = parse(arguments, ["--config", str(CONFIGS / f"{name}.yaml")])
-    settings: SpeakerModelSettings = arguments.instantiate(options).model
-    return settings
+    words = ["--config", str(CONFIGS / f"{name}.yaml")]
+    return parse_settings(arguments, SpeakerSettings, words)[0].model
 
 
 def _model_settings(bench: FinetuneBench) -> SpeakerModelSettings:
