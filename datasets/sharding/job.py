@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +27,12 @@ from cavmae.datasets.sharding.job_state import (
     read_lines,
 )
 from cavmae.datasets.sharding.messages import Alive, Skip, Written
-from cavmae.datasets.sharding.settings import ShardRunSettings, ShardSettings
+from cavmae.datasets.sharding.settings import (
+    SHARD_BYTES,
+    SHARD_NAME,
+    ShardRunSettings,
+    ShardSettings,
+)
 from cavmae.datasets.sharding.shard_writer import Assembler
 from cavmae.datasets.sharding.sources import copy_prefix, log_refused
 
@@ -63,9 +67,7 @@ def shard(
     """
     settings = settings.resolved()
     part = parse_part(run_settings.part) if run_settings.part else None
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", run_settings.name):
-        raise UsageError(f"--name {run_settings.name!r}: use letters, digits, _ and - only.")
-    layout = InputLayout(out, run_settings.name, part)
+    layout = InputLayout(out, SHARD_NAME, part)
     if run_settings.download_gb <= 0 or run_settings.stall_seconds <= 0:
         raise UsageError("--download-gb and --stall-seconds must be positive numbers.")
     items = select_inputs(names, run_settings, part)
@@ -123,7 +125,7 @@ def _write_shards(
         retried = plan.extend(pending_retries(layout))
         drop_retried(layout, state)
     complete = state.item == len(plan.items) and layout.manifest.exists()
-    samples, size = settings.shard_samples, settings.shard_megabytes * 1e6
+    samples, size = settings.shard_samples, SHARD_BYTES
     assembler = Assembler(layout, plan, state, *((1, 1) if complete else (samples, size)))
     assembler.load_finished()
     if before:

@@ -11,7 +11,7 @@ import torch
 
 from cavmae.datasets.media.writing import VideoWriter
 from cavmae.datasets.synthetic import clip_writer, speaker_discovery
-from cavmae.datasets.synthetic.settings import RenderSettings
+from cavmae.datasets.synthetic.settings import QUALITY, RenderSettings
 from cavmae.tools.benchmarks.settings import RenderBench
 from cavmae.tools.benchmarks.table import Row, in_turns, save, table
 
@@ -52,7 +52,7 @@ def _encode(settings: RenderSettings, clips: int) -> float:
             frames = [np.array(view.pixels) for view in stage.frames()]
             started = time.perf_counter()
             writer = VideoWriter(
-                Path(f"{clip}.mp4"), settings.size, settings.frame_rate, settings.quality,
+                Path(f"{clip}.mp4"), settings.size, settings.frame_rate, QUALITY,
                 audio.mixture,
             )  # fmt: skip
             for number, frame in enumerate(frames):
