@@ -53,7 +53,7 @@ def test_all_measures_beside_all_references(
     people.write_text("speaker,sex\n" + "".join(f"s{n},{'fm'[n % 2]}\n" for n in range(6)))
     words = [
         clips.folder, "--model", checkpoint, "--list", scenes, "--out", str(tmp_path / "out"),
-        "--workers", "0", "--batch", "2", "--people", str(people),
+        "--workers", "0", "--batch-size", "2", "--people", str(people),
     ]  # fmt: skip
     assert main(words) == 0
     record = json.loads((tmp_path / "out" / "measures.json").read_text())
@@ -85,7 +85,7 @@ def test_the_same_however_scenes_are_batched(
     for name, batch in (("a", 2), ("b", 3)):
         words = [
             clips.folder, "--model", checkpoint, "--list", scenes, "--out", str(tmp_path / name),
-            "--workers", "0", "--batch", str(batch), "--cue", cue, "--references", "false",
+            "--workers", "0", "--batch-size", str(batch), "--cue", cue, "--references", "false",
         ]  # fmt: skip
         if cue == "voice":  # no person has a second clip
             with pytest.raises(UsageError, match="recordings of the same people"):
