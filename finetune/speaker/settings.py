@@ -15,8 +15,7 @@ class SpeakerDataSettings:
     Args:
         train: folder or URL of the shards with clips of single people (`--profile speakers`), from
             which scenes are composed.
-        held_out: list of scenes for evaluation, from `cavmae evaluate --make`; None: no
-            evaluation.
+        held_out: list of scenes for evaluation, from `cavmae make-scenes`; None: no evaluation.
         held_out_shards: folder or URL of the shards of that list.
         batch_size: scenes in a batch, for each process that trains.
         workers: processes that compose scenes, for each process that trains.
