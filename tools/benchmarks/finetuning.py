@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cavmae.common.cli import parse_settings, parser
+from cavmae.common.device import device_of
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings
@@ -25,7 +26,7 @@ from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.run_setup import keep_memory
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.tools.benchmarks.settings import FinetuneBench
-from cavmae.tools.benchmarks.steps import StepTimes, device_of, precision_of, seconds_per_step
+from cavmae.tools.benchmarks.steps import StepTimes, precision_of, seconds_per_step
 from cavmae.tools.benchmarks.table import in_turns, row_of, save, table
 
 BASELINE = "training step"

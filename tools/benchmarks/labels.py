@@ -23,6 +23,7 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes, read_json
 from cavmae.common.progress import Progress
+from cavmae.common.tables import markdown_table
 from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.pretrain.engine.checkpoints import complete_checkpoints
 from cavmae.tools.benchmarks.settings import LabelsBench
@@ -140,20 +141,19 @@ def _run_command(words: Sequence[str], path: Path, jobs: int) -> None:
 def table(results: Results, bench: LabelsBench) -> str:
     """Markdown table of means and standard deviations over seeds, a column for each case."""
     columns = list(results)
-    lines = [
+    caption = (
         f"cavmae bench labels: {bench.recipe}, {bench.steps} steps, {bench.seeds} seeds "
-        "(mean ± standard deviation)",
-        "",
-        "| | " + " | ".join(f"{clips} clips, {start}" for start, clips in columns) + " |",
-        "|---|" + "---:|" * len(columns),
-    ]
+        "(mean ± standard deviation)"
+    )
+    rows = []
     for name, metric in METRICS.items():
         if all(name in run for case in columns for run in results[case]):
             cells = [
                 _spread([run[name] for run in results[case]], metric.digits) for case in columns
             ]
-            lines.append(f"| {metric.label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append([metric.label, *cells])
+    head = ["", *(f"{clips} clips, {start}" for start, clips in columns)]
+    return f"{caption}\n\n{markdown_table(head, rows)}"
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

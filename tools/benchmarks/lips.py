@@ -20,6 +20,7 @@ from PIL import Image
 
 from cavmae.common.errors import CavmaeError
 from cavmae.common.json_files import read_json
+from cavmae.common.tables import markdown_table
 from cavmae.datasets.media.probe import probe
 from cavmae.datasets.media.sound import Sound
 from cavmae.datasets.stream.features import SAMPLE_RATE
@@ -269,15 +270,14 @@ def run(bench: LipsBench) -> None:
         f"{counts['measured']:.0f} mouths, linear model of {counts['trained_on']:.0f} others\n"
     )
     names = [TITLES[name] for name in next(iter(results.values()))]
-    print(f"| correlation of the envelope with | {' | '.join(names)} |")
-    print("|---|" + "---:|" * len(names))
+    rows = []
     for name, values in results.items():
         cells = [f"{v:.0%}" if n.endswith("_fraction") else f"{v:.2f}" for n, v in values.items()]
-        print(f"| {TITLES[name]} | {' | '.join(cells)} |")
+        rows.append([TITLES[name], *cells])
+    print(markdown_table(["correlation of the envelope with", *names], rows))
     print(
         f"\n'Own voice found': it correlates better than each of {NEIGHBOURS} others. 'In step "
         "found': better than 400 ms earlier and later.\n"
     )
-    print(f"| in the encoded file, ms | {' | '.join(TITLES[name] for name in delays)} |")
-    print("|---|" + "---:|" * len(delays))
-    print(f"| | {' | '.join(f'{v:.3g}' for v in delays.values())} |")
+    head = ["in the encoded file, ms", *(TITLES[name] for name in delays)]
+    print(markdown_table(head, [["", *(f"{v:.3g}" for v in delays.values())]]))

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cavmae.common.device import device_of
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
 from cavmae.pretrain.blocks import Attention, Block
@@ -28,7 +29,7 @@ from cavmae.pretrain.losses import normalize_patches
 from cavmae.pretrain.model import CAVMAE, Latents, channels_last
 from cavmae.pretrain.settings import ObjectiveSettings
 from cavmae.tools.benchmarks.settings import PretrainBench
-from cavmae.tools.benchmarks.steps import StepTimes, device_of, precision_of, seconds_per_step
+from cavmae.tools.benchmarks.steps import StepTimes, precision_of, seconds_per_step
 from cavmae.tools.benchmarks.table import in_turns, row_of, save, table
 
 BASELINE = "the reference's way: eager, all patches decoded and predicted"

@@ -1,13 +1,13 @@
-"""Timed training steps of any task, and the device and precision that they run with."""
+"""Timed training steps of any task, and the precision that they run with."""
 
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
+from cavmae.common.device import device_of, to_device
 from cavmae.datasets.stream.collate import Batch
 from cavmae.pretrain.engine.task import Task
 from cavmae.tools.benchmarks.settings import StepsBench
@@ -27,13 +27,6 @@ class StepTimes(NamedTuple):
     steps: int
     precision: str
     log_every_step: bool = False
-
-
-def device_of(device: str) -> torch.device:
-    """Device that an option ``auto``, ``cpu`` or ``cuda`` names."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
 
 
 def precision_of(bench: StepsBench) -> str:
@@ -62,10 +55,7 @@ def seconds_per_step(
         if number == times.warm_up:
             _synchronize(device)
             started = time.perf_counter()
-        batch = {
-            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
-            for k, v in next(batches).items()
-        }
+        batch = to_device(next(batches), device)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             output = task("training_step", batch)
         scaler.scale(output.loss).backward()

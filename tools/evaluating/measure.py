@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cavmae.common.cli import output
+from cavmae.common.device import device_of, to_device
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes
 from cavmae.common.progress import Progress
+from cavmae.common.tables import markdown_table
 from cavmae.datasets.mixtures.scene_stream import FixedSceneStream
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.loader import Loader
@@ -45,9 +45,7 @@ def measure(shards: str, settings: EvaluateSettings) -> int:
         CavmaeError: the model, the list or the shards cannot be used.
     """
     model, statistics = load_speaker(settings.model)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(settings.device)
     task = SpeakerTask(model, LossSettings(), statistics).to(device).eval()
     stream = listed_stream(settings.list, shards, model.config, settings.batch_size)
     groups = _groups(Path(settings.people), stream) if settings.people else {}
@@ -58,9 +56,7 @@ def measure(shards: str, settings: EvaluateSettings) -> int:
     def batches() -> Iterator[Batch]:
         with Progress(stream.samples, "scene") as progress:
             for batch in loader:
-                moved = {
-                    k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
-                }
+                moved = to_device(batch, device)
                 if not first:
                     first.append(moved)
                 yield moved
@@ -129,19 +125,16 @@ def table(result: EvaluationResult, groups: dict[str, str], cued: bool) -> str:
     for group in sorted(set(groups.values())):
         chosen = [s for s in scenes if groups.get(s.key) == group]
         columns[group] = summary(chosen, cued)  # type: ignore[index]
-    lines = [
-        f"| {len(scenes)} scenes | {' | '.join(columns)} |",
-        f"|---|{'---:|' * len(columns)}",
-    ]
+    rows = []
     for name, metric in METRICS.items():
         values = [column.get(name) for column in columns.values()]
         if any(value is not None for value in values):
             cells = ["-" if value is None else f"{value:.{metric.digits}f}" for value in values]
-            lines.append(f"| {metric.label} | {' | '.join(cells)} |")
+            rows.append([metric.label, *cells])
     for name, value in result.dependence.items():
-        empty_cells = " |" * (len(columns) - 1)
-        lines.append(f"| masks that change, audio {name} | {value:.3f} |{empty_cells}")
-    return "\n".join(lines)
+        empty_cells = [""] * (len(columns) - 1)
+        rows.append([f"masks that change, audio {name}", f"{value:.3f}", *empty_cells])
+    return markdown_table([f"{len(scenes)} scenes", *columns], rows)
 
 
 def _finite(value: Any) -> Any:

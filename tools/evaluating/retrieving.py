@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import save as save_tensors
 
 from cavmae.common.cli import output
-from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.device import device_of, to_device
+from cavmae.common.errors import CavmaeError
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes
 from cavmae.common.progress import Progress
+from cavmae.common.tables import markdown_table
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.loader import Loader
@@ -98,16 +100,8 @@ def retrieve(name: str, shards: str, settings: RetrieveSettings) -> int:
 def _extract(model: CAVMAE, name: str, shards: str, settings: RetrieveSettings) -> Features:
     manifest = Manifest.load(shards)
     statistics = statistics_of(name, shards, settings.statistics)
-    device_name = settings.device
-    if device_name == "auto":
-        device_name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(device_name)
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"--device {device_name} cannot be used: {str(error).splitlines()[0]}"
-        ) from error
+    device = device_of(settings.device)
+    model.to(device)
     transform = DeviceTransform(statistics).to(device).eval()
     stream = EvalStream(manifest, view_of(model.config, settings.frames, name), settings.batch_size)
     loader = Loader(stream, workers=settings.workers)
@@ -115,10 +109,7 @@ def _extract(model: CAVMAE, name: str, shards: str, settings: RetrieveSettings) 
     def batches() -> Iterator[dict[str, Any]]:
         with Progress(manifest.samples, "clip") as progress:
             for batch in loader:
-                moved = {
-                    k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
-                }
-                yield transform(moved)
+                yield transform(to_device(batch, device))
                 for _ in batch["key"]:
                     progress.done()
 
@@ -145,11 +136,8 @@ def _save_features(path: Path, features: Features) -> None:
 def table(scores: dict[str, dict[str, float]], clips: int) -> str:
     """Markdown table of the retrieval metrics."""
     names = list(next(iter(scores.values())))
-    lines = [
-        f"| {clips} clips | {' | '.join(names)} |",
-        "|---|" + "---:|" * len(names),
-    ]
+    rows = []
     for direction, values in scores.items():
         cells = [f"{v:.1%}" if n.startswith("recall") else f"{v:g}" for n, v in values.items()]
-        lines.append(f"| {direction} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([direction, *cells])
+    return markdown_table([f"{clips} clips", *names], rows)
