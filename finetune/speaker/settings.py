@@ -1,11 +1,12 @@
-"""Settings of speaker fine-tuning, beside those shared with pretraining."""
+"""Settings of a fine-tuning run of the speaker model."""
 
 import dataclasses
 from typing import Literal
 
 from cavmae.common.errors import UsageError
-from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE
+from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings
 from cavmae.finetune.speaker.config import SpeakerConfig
+from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,8 +16,7 @@ class SpeakerDataSettings:
     Args:
         train: folder or URL of the shards with clips of single people (`--profile speakers`), from
             which scenes are composed.
-        held_out: list of scenes for evaluation, from `cavmae evaluate --make`; None: no
-            evaluation.
+        held_out: list of scenes for evaluation, from `cavmae make-scenes`; None: no evaluation.
         held_out_shards: folder or URL of the shards of that list.
         batch_size: scenes in a batch, for each process that trains.
         workers: processes that compose scenes, for each process that trains.
@@ -124,3 +124,24 @@ class LossSettings:
         for name in ("cue_only_until", "cue_prob", "hint_prob", "teacher_forcing_iou"):
             if getattr(self, name) > 1:
                 raise UsageError(f"loss.{name} {getattr(self, name)} is not from 0 to 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeakerSettings:
+    """A fine-tuning run.
+
+    Args:
+        data: shards that scenes are composed from.
+        compose: distribution of scenes.
+        model: its shape and initial weights.
+        loss: weights of the losses.
+        optimizer: updates of the weights.
+        loop: length and conduct of the run.
+    """
+
+    data: SpeakerDataSettings = SpeakerDataSettings()
+    compose: ComposeSettings = ComposeSettings()
+    model: SpeakerModelSettings = SpeakerModelSettings()
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    loop: LoopSettings = LoopSettings()

@@ -72,7 +72,7 @@ def test_the_command(
     model.save_pretrained(tmp_path / "model")
     out, figures = tmp_path / f"features{ending}", tmp_path / "figures.json"
     words = [str(tmp_path / "model"), data_set.folder, "--features", str(out)]
-    words += ["--statistics", "audioset", "--json", str(figures), "--batch", "5"]
+    words += ["--statistics", "audioset", "--json", str(figures), "--batch-size", "5"]
     assert run(main, words) == 0
     assert "video_to_audio" in capsys.readouterr().out
     keys = out.with_suffix(".keys.txt").read_text().split()
@@ -88,7 +88,7 @@ def test_the_command(
     assert record["clips"] == data_set.samples
     again = tmp_path / "again.npy"
     words = [str(tmp_path / "model"), data_set.folder, "--features", str(again)]
-    assert run(main, [*words, "--statistics", "audioset", "--batch", "7"]) == 0
+    assert run(main, [*words, "--statistics", "audioset", "--batch-size", "7"]) == 0
     order = again.with_suffix(".keys.txt").read_text().split()
     assert np.allclose(np.load(again), both[[keys.index(k) for k in order]], atol=1e-5)
 

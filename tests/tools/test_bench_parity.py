@@ -68,7 +68,7 @@ def test_a_way_that_fails_stops_no_other(
 
     monkeypatch.setattr(parity, "features", features)
     monkeypatch.setattr(
-        parity, "pretraining", lambda bench: (pretraining, synthetic_clips(bench.batch, 96, 32))
+        parity, "pretraining", lambda bench: (pretraining, synthetic_clips(2, 96, 32))
     )
     monkeypatch.setattr(parity, "finetuning", lambda bench: (scenes.task, scenes.batch()))
     original = parity.training_step
@@ -80,7 +80,7 @@ def test_a_way_that_fails_stops_no_other(
 
     monkeypatch.setattr(parity, "training_step", step)
     with pytest.raises(CavmaeError, match="failed"):
-        main(["parity", "--device", "cpu", "--batch", "2"])
+        main(["parity", "--device", "cpu"])
     printed = capsys.readouterr().out
     assert "failed: RuntimeError: no such kernel" in printed
     assert "speakers, small: bf16" in printed

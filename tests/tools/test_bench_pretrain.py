@@ -37,7 +37,7 @@ def test_the_references_way_is_the_same_mathematics(normalised: bool) -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
-        "pretrain --size tiny --batch 2 --steps 1 --rounds 1 --image 32 --audio-frames 96 "
+        "pretrain --size tiny --batch-size 2 --steps 1 --rounds 1 --image 32 --audio-frames 96 "
         f"--sweep [3] --device cpu --out {tmp_path / 'rows.json'}"
     )
     assert main(words.split()) == 0

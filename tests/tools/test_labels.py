@@ -10,7 +10,7 @@ import yaml
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
-from cavmae.tools import evaluate
+from cavmae.tools import make_scenes
 from cavmae.tools.bench import main
 from tests.datasets.clips import clip, data_set_of
 from tests.finetune.speaker.test_training import SETTINGS, write
@@ -31,7 +31,7 @@ def test_both_starts_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     config.write_text(yaml.safe_dump(SETTINGS))
     scenes = tmp_path / "list.jsonl"
     options = [f"--compose.{k}={v}" for k, v in SETTINGS["compose"].items()]
-    evaluate.main([sets[1].folder, "--list", str(scenes), "--make", "3", *options])
+    make_scenes.main([sets[1].folder, "--list", str(scenes), "--count", "3", *options])
     capsys.readouterr()
 
     def bench(**changes: Any) -> None:

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.finetune.train import main
-from cavmae.tools import evaluate
+from cavmae.tools import evaluate, make_scenes
 from tests.datasets.clips import Sample, data_set_of
 from tests.finetune.speaker.test_training import write
 from tests.pretrain.engine.running import trace
@@ -88,7 +88,7 @@ def test_a_short_run_learns_masks_and_voices(tmp_path: Path) -> None:
     write(others)
     scenes = tmp_path / "list.jsonl"
     compose_options = [f"--compose.{k}={v}" for k, v in SETTINGS["compose"].items()]
-    evaluate.main([others.folder, "--list", str(scenes), "--make", "16", *compose_options])
+    make_scenes.main([others.folder, "--list", str(scenes), "--count", "16", *compose_options])
     data_options = {"train": fit.folder, "held_out": str(scenes), "held_out_shards": others.folder}
     settings = {part: dict(values) for part, values in SETTINGS.items()}
     settings["data"] |= data_options

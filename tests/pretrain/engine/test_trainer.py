@@ -291,13 +291,13 @@ def test_schedules() -> None:
     halving = OptimizerSettings(lr=1.0, schedule="halving", warmup=0)
     rates = [learning_rate(halving, epoch, 25) for epoch in range(25)]
     assert rates == [1.0] * 10 + [0.5] * 5 + [0.25] * 5 + [0.125] * 5
-    cosine = OptimizerSettings(lr=1.0, warmup=0.1, floor=0.1)
+    cosine = OptimizerSettings(lr=1.0, warmup=0.1)
     rates = [learning_rate(cosine, step, 1000) for step in range(1000)]
     assert rates[:100] == sorted(rates[:100])
     assert rates[100] == 1.0
     assert rates[100:] == sorted(rates[100:], reverse=True)
-    assert rates[550] == pytest.approx(0.55, abs=0.01)
-    assert rates[-1] == pytest.approx(0.1, abs=0.001)
+    assert rates[550] == pytest.approx(0.505, abs=0.01)
+    assert rates[-1] == pytest.approx(0.01, abs=0.001)
 
 
 def test_masks_are_drawn_anew_at_every_step() -> None:
