@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae.finetune.inference.first_pass import _is_same_person, zoom_box
-from cavmae.finetune.inference.predictor import WHOLE, Box, Cue, DetectedPerson, WindowPredictor
+from cavmae.finetune.inference.boxes import WHOLE, Box
+from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
+from cavmae.finetune.inference.second_look import is_same_person, zoom_box
 from cavmae.finetune.inference.separator import Separator
-from cavmae.finetune.inference.settings import SeparateSettings
+from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
 
 Maker = Callable[..., Path]
 
@@ -48,7 +49,12 @@ def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path:
     )
     assert not any(p["second_look"] for p in plain.record["people"])
     assert second_looks
-    assert all(record["times_larger"] >= 1.5 for record in second_looks)
+    assert all(record["zoom"] >= 1.5 for record in second_looks)
+    for number, thresholds in enumerate((Thresholds(min_zoom=99), Thresholds(max_frame_side=48))):
+        predictor = Obedient(speaker.model, speaker.statistics, thresholds=thresholds)
+        strict = Separator(predictor, checkpoint, "fp32")
+        single = strict.separate(str(path), tmp_path / f"{number}", settings)
+        assert not any(p["second_look"] for p in single.record["people"])
 
 
 def test_a_second_look_at_another_person_is_discarded() -> None:
@@ -63,16 +69,16 @@ def test_a_second_look_at_another_person_is_discarded() -> None:
 
     first, second = detection(0, 0.3), detection(1, 0.5)
     close = (0.25, 0.0, 0.75, 1.0)
-    assert _is_same_person(detection(0, 0.31, close), first, [first, second], keys)
+    assert is_same_person(detection(0, 0.31, close), first, [first, second], keys, 0.25)
     neighbor, stranger = detection(0, 0.5, close), detection(0, 0.65, close)
-    assert not _is_same_person(neighbor, first, [first, second], keys)
-    assert not _is_same_person(stranger, first, [first], keys)
+    assert not is_same_person(neighbor, first, [first, second], keys, 0.25)
+    assert not is_same_person(stranger, first, [first], keys, 0.25)
 
 
 def test_a_close_up_holds_the_person_and_stays_in_the_picture() -> None:
     masks = np.zeros((4, 40, 80), dtype=np.uint8)
     masks[:, 30:38, 2:6] = 255
-    box, zoom = zoom_box(masks, (400, 800), (224, 224))
+    box, zoom = zoom_box(masks, (400, 800), (224, 224), 0.2)
     left, top, right, bottom = box
     assert left == 0
     assert right > 6 / 80
@@ -82,6 +88,6 @@ def test_a_close_up_holds_the_person_and_stays_in_the_picture() -> None:
     assert zoom == pytest.approx(scale / (224 / 800))
     assert (right - left) * 800 == pytest.approx((bottom - top) * 400)  # as the model sees
     assert scale <= 1.001  # no closer than there are pixels
-    whole, full_zoom = zoom_box(np.full((4, 40, 80), 255, np.uint8), (400, 800), (224, 224))
+    whole, full_zoom = zoom_box(np.full((4, 40, 80), 255, np.uint8), (400, 800), (224, 224), 0.2)
     assert whole == pytest.approx((0, 0, 1, 1))
     assert full_zoom == pytest.approx(1)

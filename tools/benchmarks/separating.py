@@ -11,10 +11,11 @@ import torch
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.media import probe
+from cavmae.datasets.media.geometry import cut_from
 from cavmae.datasets.media.playback import RATE, Playback
-from cavmae.finetune.inference.first_pass import working_geometry
 from cavmae.finetune.inference.separator import Separator
-from cavmae.finetune.inference.settings import SeparateSettings
+from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
+from cavmae.finetune.inference.sources import working_size
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.tools.benchmarks.media import VideoSpec, make_video
 from cavmae.tools.benchmarks.table import Row, in_turns, save, table
@@ -52,7 +53,8 @@ def decoding(video: str, model: str) -> float:
     shape = load_speaker(model)[0].config
     started = time.perf_counter()
     info = probe(video)
-    with Playback(info, working_geometry(info, shape.encoder.image_size, True)) as playback:
+    size = working_size(info.display, shape.encoder.image_size, Thresholds().max_frame_side)
+    with Playback(info, cut_from(info, size, size)) as playback:
         for start in range(0, playback.frames, RATE):
             playback.read_frames(start, min(RATE, playback.frames - start))
             playback.read_audio(start, min(RATE, playback.frames - start))
