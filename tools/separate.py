@@ -1,5 +1,6 @@
 """`cavmae separate VIDEO... --model DIR --out OUT`: voices and masks of the people in videos."""
 
+import contextlib
 import fnmatch
 import logging
 import os
@@ -193,8 +194,7 @@ def separate_all(
                 log.info("%s: %s is there already, of the same settings.", item.source, folder)
                 existing += 1
             else:
-                progress = _FractionProgress()
-                with progress:
+                with _ProgressLine() as progress:
                     files = separator.separate(
                         item.source, folder, settings, target, progress.report
                     )
@@ -219,16 +219,27 @@ def separate_all(
     return _summary(len(items), existing, failed)
 
 
-class _FractionProgress(Progress):
-    """Progress display of a recording, from the fraction that is done."""
+class _ProgressLine:
+    """Progress display of a recording, which begins with the first fraction that is reported."""
 
     def __init__(self) -> None:
-        super().__init__(HUNDREDTHS, "hundredth")
+        self._closing = contextlib.ExitStack()
+        self._progress: Progress | None = None
+        self._hundredths = 0
+
+    def __enter__(self) -> "_ProgressLine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing.close()
 
     def report(self, fraction: float) -> None:
-        """Show a fraction, which never decreases."""
-        while self._done < int(fraction * HUNDREDTHS):
-            self.done()
+        """Show the fraction done."""
+        if self._progress is None:
+            self._progress = self._closing.enter_context(Progress(HUNDREDTHS, "hundredth"))
+        while self._hundredths < int(fraction * HUNDREDTHS):
+            self._hundredths += 1
+            self._progress.done()
 
 
 def _summary(videos: int, existing: int, failed: Sequence[str]) -> int:

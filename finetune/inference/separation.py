@@ -67,7 +67,7 @@ def separate_media(
         folder: empty folder for waves and masks.
         settings: options of separation.
         cue: cue for the target; None: there is no target.
-        progress: called after each window.
+        progress: called at the start and after each window.
 
     Raises:
         MediaError: more of the recording is lost than the settings allow.
@@ -77,6 +77,7 @@ def separate_media(
     length = predictor.shape.frames
     starts = window_starts(media.frames, length, max(1, round(settings.hop * length)))
     log.info("%s: %.1f s, %d windows.", name, media.seconds, len(starts))
+    progress(0.0)
     unread = UnreadMedia(media, audio_packets, settings.max_missing)
     recording = first_pass(
         predictor, media, starts, folder, cue, settings.second_look, unread, progress

@@ -109,7 +109,7 @@ class Separator:
             out: result folder; it appears complete or not at all.
             settings: options; None: the defaults.
             target: separate this person only; None: all people.
-            progress: called with the fraction done, which never decreases, and 1 at the end.
+            progress: called with the fraction done, from 0 to 1; it never decreases.
 
         Raises:
             CavmaeError: the recording has no audio or no video, or too much of it does not
@@ -164,7 +164,7 @@ class Separator:
             settings: options; None: the defaults. Those of streams and videos do not matter;
                 ``masks`` switches the masks off, and ``rate`` is that of the voices.
             target: separate this person only; None: all people.
-            progress: called with the fraction done, which never decreases, and 1 at the end.
+            progress: called with the fraction done, from 0 to 1; it never decreases.
 
         Raises:
             UsageError: a shape, a type or a rate is wrong, or the waveform has NaN or Inf.
