@@ -130,10 +130,9 @@ def first_pass(
         MediaError: more of the recording is lost than the settings allow.
         NonFiniteError: the model gives NaN or Inf.
     """
-    shape = predictor.shape
-    length = shape.frames
+    length = predictor.config.frames
     tracker = Tracker(starts, predictor.keys, length, SAMPLES, RATE, predictor.thresholds)
-    overlap_add = OverlapAdd([s * SAMPLES for s in starts], shape.samples, media.samples)
+    overlap_add = OverlapAdd([s * SAMPLES for s in starts], predictor.config.samples, media.samples)
     cue_at = (
         None
         if cue is None or cue.kind == "voice"
@@ -159,17 +158,18 @@ def first_pass(
             waves = {MIXTURE: wave}
             for number, person in zip(numbers, people, strict=True):
                 waves[number] = person.voice
-                is_cued = window_cue is not None and person.slot == 0
-                sightings.setdefault(number, []).append(
-                    Sighting(
-                        window, person.presence_prob, person.box,
-                        (len(predictor.keys), *person.masks.shape[1:]), masks.tell(),
-                        zooms.get(person.slot), is_cued,
-                        float(np.square(person.voice).mean()),
-                        predictor.voice_distance(person.voice, cue.voice)
-                        if cue is not None and cue.voice is not None else None,
-                    )
-                )  # fmt: skip
+                sighting = Sighting(
+                    window=window,
+                    presence_prob=person.presence_prob,
+                    box=person.box,
+                    shape=(len(predictor.keys), *person.masks.shape[1:]),
+                    offset=masks.tell(),
+                    zoom=zooms.get(person.slot),
+                    cued=window_cue is not None and person.slot == 0,
+                    power=float(np.square(person.voice).mean()),
+                    voice_distance=_voice_distance(predictor, person, cue),
+                )
+                sightings.setdefault(number, []).append(sighting)
                 masks.write(person.masks.tobytes())
                 masks.write(person.activity_prob.tobytes())
             first, parts = overlap_add.add(waves)
@@ -177,19 +177,28 @@ def first_pass(
                 _append(folder / f"wave-{number}.f32", first, part)
             progress((window + 1) / len(starts))
     return FirstPass(
-        folder,
-        media.frames,
-        media.samples,
-        media.has_frame,
-        starts,
-        length,
-        predictor.keys,
-        sightings,
-        unread.missing_frames,
-        unread.missing_audio,
-        media.mixdown,
-        tuple(unread.remarks()),
+        folder=folder,
+        frames=media.frames,
+        samples=media.samples,
+        has_video=media.has_frame,
+        starts=starts,
+        length=length,
+        keys=predictor.keys,
+        people=sightings,
+        missing_frames=unread.missing_frames,
+        missing_audio=unread.missing_audio,
+        mixdown=media.mixdown,
+        remarks=tuple(unread.remarks()),
     )
+
+
+def _voice_distance(
+    predictor: WindowPredictor, person: DetectedPerson, cue: Cue | None
+) -> float | None:
+    """Distance of a voice from the reference voice; None: there is none."""
+    if cue is None or cue.voice is None:
+        return None
+    return predictor.voice_distance(person.voice, cue.voice)
 
 
 def _append(path: Path, first: int, wave: np.ndarray) -> None:

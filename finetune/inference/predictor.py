@@ -160,12 +160,12 @@ class WindowPredictor:
         thresholds: Thresholds = Thresholds(),  # noqa: B008 - frozen
     ):
         self.speaker = SpeakerPredictor(model.eval(), statistics)
-        self.shape = model.config
+        self.config = model.config
         self.thresholds = thresholds
         self.device = next(model.parameters()).device
         self._type = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self.keys = (
-            (np.arange(self.shape.key_frames) + 0.5) * self.shape.frames / self.shape.key_frames
+            (np.arange(self.config.key_frames) + 0.5) * self.config.frames / self.config.key_frames
         )
         self.keys = self.keys.astype(np.int64)
 
@@ -197,7 +197,7 @@ class WindowPredictor:
         video_nchw = torch.from_numpy(frames).permute(0, 3, 1, 2)
         key_frames = letterbox.resize(video_nchw[self.keys], self._image)
         # Resized before conversion to grey: floats of whole frames would take gigabytes.
-        resized = letterbox.resize(video_nchw, self.shape.motion_size).float()
+        resized = letterbox.resize(video_nchw, self.config.motion_size).float()
         motion = (resized * torch.tensor(GREY)[:, None, None]).sum(1).round_().byte()
         wave = torch.from_numpy(mixture)[None].to(self.device)
         inputs = Inputs(
@@ -245,14 +245,14 @@ class WindowPredictor:
 
     @property
     def _image(self) -> tuple[int, int]:
-        height, width = self.shape.encoder.image_size
+        height, width = self.config.encoder.image_size
         return height, width
 
     def _cues(
         self, cue: Cue | None, key: int, letterbox: Letterbox, frame_size: tuple[int, int]
     ) -> Cues:
-        grid = self.shape.encoder.image_grid
-        bins, steps = self.shape.encoder.audio_size
+        grid = self.config.encoder.image_grid
+        bins, steps = self.config.encoder.audio_size
         cues = no_cues(1, grid, (steps, bins), self.device)
         if cue is None:
             return cues

@@ -26,7 +26,7 @@ def refine_small_people(
     thresholds = predictor.thresholds
     for person in people:
         box, zoom = zoom_box(
-            person.masks, frame_size, predictor.shape.encoder.image_size,
+            person.masks, frame_size, predictor.config.encoder.image_size,
             thresholds.zoom_margin_fraction,
         )  # fmt: skip
         closer_view = None

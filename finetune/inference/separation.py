@@ -74,7 +74,7 @@ def separate_media(
         NonFiniteError: the model gives NaN or Inf.
         CavmaeError: no person matches the target.
     """
-    length = predictor.shape.frames
+    length = predictor.config.frames
     starts = window_starts(media.frames, length, max(1, round(settings.hop * length)))
     log.info("%s: %.1f s, %d windows.", name, media.seconds, len(starts))
     progress(0.0)

@@ -182,7 +182,7 @@ class Separator:
             self._name_in_errors("frames and waveform"),
             tempfile.TemporaryDirectory(prefix="cavmae-") as folder,
         ):
-            cue = (target or Target()).cue(display, media.seconds, self._predictor.shape.samples)
+            cue = (target or Target()).cue(display, media.seconds, self._predictor.config.samples)
             end = FIRST_PASS_FRACTION if settings.masks else 1.0
             separated = separate_media(
                 self._predictor, "frames and waveform", media, 0, Path(folder), settings, cue,
@@ -225,7 +225,7 @@ class Separator:
         size = self._working_size(info.display, settings)
         end = FIRST_PASS_FRACTION if settings.masks or settings.overlay else 1.0
         with Playback(info, cut_from(info, size, size)) as playback:
-            cue = target.cue(info.display, playback.seconds, self._predictor.shape.samples)
+            cue = target.cue(info.display, playback.seconds, self._predictor.config.samples)
             separated = separate_media(
                 self._predictor, name, playback, info.audio_packets, work, settings, cue,
                 part_of(progress, 0.0, end),
@@ -237,7 +237,7 @@ class Separator:
         self, display: tuple[int, int], settings: SeparateSettings
     ) -> tuple[int, int]:
         max_side = self._predictor.thresholds.max_frame_side if settings.second_look else None
-        return working_size(display, self._predictor.shape.encoder.image_size, max_side)
+        return working_size(display, self._predictor.config.encoder.image_size, max_side)
 
     @contextlib.contextmanager
     def _name_in_errors(self, video: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from cavmae.finetune.inference.boxes import WHOLE, Box
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
-from cavmae.finetune.inference.second_look import is_same_person, zoom_box
+from cavmae.finetune.inference.second_look import is_same_person, refine_small_people, zoom_box
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
 
@@ -40,7 +41,7 @@ def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path:
     separator = Separator(Obedient(speaker.model, speaker.statistics), checkpoint, "fp32")
     with torch.no_grad():
         speaker.model.center_voting.gaussian_head.bias[2:] = -1.5  # all masks are small
-    path = video(seconds=1.0, size=(480, 320))
+    path = video(seconds=1.0, size=(240, 160))
     settings = SeparateSettings(overlay=False, masks=False)
     result = separator.separate(str(path), tmp_path / "out", settings)
     second_looks = [record for p in result.record["people"] for record in p["second_look"]]
@@ -50,11 +51,42 @@ def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path:
     assert not any(p["second_look"] for p in plain.record["people"])
     assert second_looks
     assert all(record["zoom"] >= 1.5 for record in second_looks)
-    for number, thresholds in enumerate((Thresholds(min_zoom=99), Thresholds(max_frame_side=48))):
-        predictor = Obedient(speaker.model, speaker.statistics, thresholds=thresholds)
-        strict = Separator(predictor, checkpoint, "fp32")
-        single = strict.separate(str(path), tmp_path / f"{number}", settings)
-        assert not any(p["second_look"] for p in single.record["people"])
+    predictor = Obedient(
+        speaker.model, speaker.statistics, thresholds=Thresholds(max_frame_side=120)
+    )
+    assert Separator(predictor, checkpoint, "fp32")._working_size((160, 240), settings) == (80, 120)
+
+
+@pytest.mark.parametrize(
+    ("change", "zoom"),
+    [
+        ({}, 50 / 7),
+        ({"min_zoom": 7.2}, None),
+        ({"min_second_look_iou": 0.6}, None),
+        ({"zoom_margin_fraction": 1.0}, 10 / 3),
+    ],
+)
+def test_each_threshold_of_second_looks_has_an_effect(
+    change: dict[str, float], zoom: float | None
+) -> None:
+    """A person of a tenth of the frame, whose masks have an IoU of a half in the second look."""
+
+    class Halving:
+        keys, thresholds = np.array([2, 6]), Thresholds(**change)  # type: ignore[arg-type]
+        config = SimpleNamespace(encoder=SimpleNamespace(image_size=(100, 100)))
+
+        def predict(self, *_: object) -> list[DetectedPerson]:
+            halved = person.masks.copy()
+            halved[:, :50] = 0
+            return [person._replace(masks=halved)]
+
+    masks = np.zeros((2, 100, 100), dtype=np.uint8)
+    masks[:, 45:55, 45:55] = 255
+    activity_prob, voice, colors = (np.zeros(n, np.float32) for n in (8, 9, 64))
+    person = DetectedPerson(0, 0.9, activity_prob, WHOLE, masks, voice, colors)
+    frames = np.zeros((8, 1000, 1000, 3), dtype=np.uint8)
+    _, zooms = refine_small_people(Halving(), frames, voice, [person])  # type: ignore[arg-type]
+    assert zooms == ({} if zoom is None else {0: pytest.approx(zoom)})
 
 
 def test_a_second_look_at_another_person_is_discarded() -> None:
