@@ -10,11 +10,12 @@ import torch
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.media import probe
+from cavmae.datasets.media.geometry import cut_from
 from cavmae.datasets.media.playback import Playback
 from cavmae.datasets.stream.rates import VIDEO_RATE
-from cavmae.finetune.inference.first_pass import working_geometry
 from cavmae.finetune.inference.separator import Separator
-from cavmae.finetune.inference.settings import SeparateSettings
+from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
+from cavmae.finetune.inference.sources import working_size
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.tools.benchmarks.media import VideoSpec, make_video
 from cavmae.tools.benchmarks.settings import SeparateBench
@@ -29,7 +30,8 @@ def decoding(video: str, model: str) -> float:
     shape = load_speaker(model)[0].config
     started = time.perf_counter()
     info = probe(video)
-    with Playback(info, working_geometry(info, shape.encoder.image_size, True)) as playback:
+    size = working_size(info.display, shape.encoder.image_size, Thresholds().max_frame_side)
+    with Playback(info, cut_from(info, size, size)) as playback:
         for start in range(0, playback.frames, VIDEO_RATE):
             playback.read_frames(start, min(VIDEO_RATE, playback.frames - start))
             playback.read_audio(start, min(VIDEO_RATE, playback.frames - start))
