@@ -27,7 +27,6 @@ class TemporalAttention(Attention, abc.ABC):
 
     def __init__(self, options: TemporalOptions, width: int, heads: int):
         super().__init__(width, heads)
-        self.options = options
 
     def forward(self, x: Tensor, frames: int = 1) -> Tensor:
         """x: [N, F * K, D], frame after frame -> [N, F * K, D].
