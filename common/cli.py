@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
-from cavmae.common.config_files import Options, check_config
+from cavmae.common.config_files import OptionNames, check_config
 from cavmae.common.entry_options import choose_entries
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.quoting import QuotingFormatter, quoted, visible
@@ -47,7 +47,7 @@ class _Parser(ArgumentParser):
             if action.option_strings and action.dest not in ("help", "print_config")
         ]
         parsed_as = [(a.option_strings, a.nargs, a.help) for a in spelled]
-        groups = Options(action.dest for action in spelled).groups
+        groups = OptionNames(action.dest for action in spelled).groups
         for action in spelled:
             name = action.dest.replace("_", "-")
             action.option_strings = [f"--{name}"]
@@ -119,7 +119,7 @@ def parse(
         UsageError: a configuration that :func:`check_config` refuses; a group of options with a
             value, in which jsonargparse would look for a class to import; a number that is NaN.
     """
-    options = Options(_destinations(command_parser))
+    options = OptionNames(_destinations(command_parser))
     # jsonargparse requires a value for a bool; people write the option alone.
     flags = {a.dest for a in command_parser._actions if _is_flag(a)}
     negated = {_negated(f"--{flag}").removeprefix("--").replace("-", "_"): flag for flag in flags}

@@ -20,7 +20,7 @@ LIMIT_BYTES = 256 << 10
 LIMIT_DEPTH = 8
 
 
-class Options:
+class OptionNames:
     """Names of a command's options, such as ``data.train``, and of their groups, such as ``data``.
 
     Args:
@@ -37,7 +37,7 @@ class Options:
         return min(name for name in self.names if name.startswith(f"{group}."))
 
     def suggestion(self, name: str) -> str:
-        """Options with similar names, as a suggestion in error messages."""
+        """OptionNames with similar names, as a suggestion in error messages."""
         similar = difflib.get_close_matches(name, [*self.names, *self.groups], 3)
         return f" (is {' or '.join(similar)} meant?)" if similar else ""
 
@@ -49,7 +49,7 @@ class _Level(NamedTuple):
     seen: set[str] | None  # None: a list
 
 
-def check_config(name: str, options: Options, entries: Collection[str] = ()) -> None:
+def check_config(name: str, options: OptionNames, entries: Collection[str] = ()) -> None:
     """Checks that a file contains values of options of a command, and nothing else.
 
     Args:
@@ -142,7 +142,7 @@ def _limited_events(source: str, text: str) -> Iterable[yaml.Event]:
 
 
 def _check_events(
-    source: str, events: Sequence[yaml.Event], options: Options, entries: Collection[str]
+    source: str, events: Sequence[yaml.Event], options: OptionNames, entries: Collection[str]
 ) -> None:
     """Checks every key and the kind of every value.
 
@@ -188,7 +188,7 @@ def _check_events(
             path = None
 
 
-def _option_path(line: str, event: yaml.Event, level: _Level, options: Options) -> str:
+def _option_path(line: str, event: yaml.Event, level: _Level, options: OptionNames) -> str:
     """Path of the option that a key names."""
     if not isinstance(event, yaml.ScalarEvent):
         raise UsageError(f"{line}: a key must be the name of an option.")

@@ -12,8 +12,7 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 
 import yaml
 
-from cavmae.common.config_files import Options as OptionNames
-from cavmae.common.config_files import check_config, read_config
+from cavmae.common.config_files import OptionNames, check_config, read_config
 from cavmae.common.errors import UsageError
 from cavmae.common.registry import Registry, registry_of
 
@@ -172,7 +171,8 @@ def _derived(base: type, fields: dict[str, tuple[Any, Any]], doc: str) -> Any:
 def _named(inner: type, entry: Any, registry: Registry[Any]) -> Any:
     """Options of an entry with the field ``name``."""
     doc, _, fields = (inner.__doc__ or "").partition("Args:\n")
-    described = f"{doc}Args:\n    name: of the {registry.kind}; one of {', '.join(registry)}.\n"
+    text = f"name: of the {registry.kind}; one of {', '.join(registry)}."
+    described = f"{doc.rstrip()}\n\n    Args:\n        {text}\n"
     kind = Literal.__getitem__(tuple(registry))
     return _derived(inner, {"name": (kind, entry.name)}, f"{described}{fields}")
 

@@ -11,7 +11,7 @@ from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.model import SpeakerModel
-from cavmae.finetune.speaker.settings import SpeakerModelSettings
+from cavmae.finetune.speaker.settings import EncoderSettings, SpeakerModelSettings
 from cavmae.pretrain.config import EncoderConfig, narrowed
 from cavmae.pretrain.engine.checkpoints import PREPROCESSING
 from cavmae.pretrain.engine.settings import LoopSettings
@@ -38,8 +38,8 @@ def speaker_config(
     Raises:
         UsageError: the settings are not valid, or not those of the scenes or the weights.
     """
-    chosen, default = settings.encoder, EncoderConfig()
-    source = chosen if pretrained is None else narrowed(pretrained, EncoderConfig)
+    chosen, default = settings.encoder, EncoderSettings()
+    source = narrowed(pretrained or chosen, EncoderConfig)
     if chosen.temporal != default.temporal:
         source = dataclasses.replace(source, temporal=chosen.temporal)
     try:

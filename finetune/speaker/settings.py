@@ -6,6 +6,7 @@ from typing import Literal
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings
 from cavmae.finetune.speaker.config import SpeakerConfig
+from cavmae.pretrain.config import EncoderConfig, narrowed
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
 
@@ -47,6 +48,18 @@ class SpeakerDataSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class EncoderSettings(EncoderConfig):
+    """Encoder of a speaker model, from scratch, or with the weights of a checkpoint."""
+
+    def __post_init__(self) -> None:
+        # Checked, but not resolved: `encoder.size` alone must change what is left at 0.
+        try:
+            narrowed(self, EncoderConfig)
+        except ValueError as error:
+            raise UsageError(f"model.encoder: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
 class SpeakerModelSettings(SpeakerConfig):
     """Model and its initial weights.
 
@@ -62,13 +75,17 @@ class SpeakerModelSettings(SpeakerConfig):
             from scratch.
     """
 
+    encoder: EncoderSettings = EncoderSettings()
     init_from: str | None = None
     encoder_from: str | None = None
     train_encoder: Literal["frozen", "all"] = "frozen"
     layer_decay: float = 0.75
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UsageError(f"model: {error}") from error
         if not 0 < self.layer_decay <= 1:
             raise UsageError(f"model.layer_decay {self.layer_decay} is not in (0, 1].")
         if self.init_from is not None and self.encoder_from is not None:

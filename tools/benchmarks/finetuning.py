@@ -19,10 +19,14 @@ from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.speaker.factory import build_speaker
-from cavmae.finetune.speaker.settings import LossSettings, SpeakerModelSettings, SpeakerSettings
+from cavmae.finetune.speaker.settings import (
+    EncoderSettings,
+    LossSettings,
+    SpeakerModelSettings,
+    SpeakerSettings,
+)
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.finetune.speaker.train import CONFIGS
-from cavmae.pretrain.config import EncoderConfig
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.run_setup import keep_memory
 from cavmae.pretrain.engine.settings import OptimizerSettings
@@ -43,7 +47,7 @@ def model_settings_of(name: str) -> SpeakerModelSettings:
 
 def _model_settings(bench: FinetuneBench) -> SpeakerModelSettings:
     settings = model_settings_of(bench.size)
-    encoder = EncoderConfig(size=bench.encoder_size)
+    encoder = EncoderSettings(size=bench.encoder_size)
     return dataclasses.replace(settings, encoder=encoder, train_encoder="all")
 
 

@@ -26,10 +26,10 @@ from cavmae.datasets.stream.features import SAMPLE_RATE, fbank, fbank_batch
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
 from cavmae.finetune.speaker.factory import speaker_config
 from cavmae.finetune.speaker.model import SpeakerModel
-from cavmae.finetune.speaker.settings import LossSettings
+from cavmae.finetune.speaker.settings import EncoderSettings, LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.cavmae_task import CAVMAETask
-from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig, Size
+from cavmae.pretrain.config import CAVMAEConfig, Size
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.engine.task import Task
@@ -213,7 +213,7 @@ def pretraining(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]
 
 def finetuning(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]:
     """Factory of the speaker task with a trained encoder, and a batch of synthetic scenes."""
-    encoder = EncoderConfig(size=ENCODER_SIZE)
+    encoder = EncoderSettings(size=ENCODER_SIZE)
     settings = dataclasses.replace(model_settings_of(bench.speaker), encoder=encoder)
     shape = speaker_config(settings, (224, 224), 256)
 
