@@ -7,25 +7,69 @@ import math
 import os
 import signal
 import sys
+from argparse import SUPPRESS, Action
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
-from cavmae.common.config_files import Options, check_config
+from cavmae.common.config_files import OptionNames, check_config
+from cavmae.common.entry_options import choose_entries
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.quoting import QuotingFormatter, quoted, visible
+from cavmae.common.registry import registry_of
 
 log = logging.getLogger("cavmae")
 Settings = TypeVar("Settings")
 
 
 class _Parser(ArgumentParser):
-    """Argument parser that quotes control characters in its error messages."""
+    """Argument parser that quotes control characters in errors and shows options with hyphens."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         super().error(visible(message, keep="\n"), ex)
+
+    def format_usage(self) -> str:
+        with self._spelled_for_help():
+            return super().format_usage()
+
+    def format_help(self) -> str:
+        with self._spelled_for_help():
+            return super().format_help()
+
+    @contextlib.contextmanager
+    def _spelled_for_help(self) -> Iterator[None]:
+        """Spells options as the documentation does: ``--second-look, --no-second-look``."""
+        spelled = [
+            action
+            for action in self._actions
+            if action.option_strings and action.dest not in ("help", "print_config")
+        ]
+        parsed_as = [(a.option_strings, a.nargs, a.help) for a in spelled]
+        groups = OptionNames(action.dest for action in spelled).groups
+        for action in spelled:
+            name = action.dest.replace("_", "-")
+            action.option_strings = [f"--{name}"]
+            if _is_flag(action):
+                action.option_strings, action.nargs = [f"--{name}", _negated(f"--{name}")], 0
+            elif action.dest in groups:
+                action.help = SUPPRESS  # a group takes no value: see `parse`
+        try:
+            yield
+        finally:
+            for action, (strings, nargs, text) in zip(spelled, parsed_as, strict=True):
+                action.option_strings, action.nargs, action.help = strings, nargs, text
+
+
+def _is_flag(action: Action) -> bool:
+    return getattr(action, "_typehint", None) is bool
+
+
+def _negated(option: str) -> str:
+    """Option that sets a flag to false, such as ``--no-masks`` or ``--loop.no-compile``."""
+    group, dot, name = option.removeprefix("--").rpartition(".")
+    return f"--{group}{dot}no-{name}"
 
 
 def parser(command: str, description: str) -> ArgumentParser:
@@ -37,18 +81,48 @@ def parser(command: str, description: str) -> ArgumentParser:
     return command_parser
 
 
-def parse(command_parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+def parse_settings(
+    command_parser: ArgumentParser, settings_class: type[Settings], arguments: Sequence[str]
+) -> tuple[Settings, Namespace]:
+    """Adds the options of a settings dataclass, parses arguments, and builds the settings.
+
+    Of a field that holds an entry of a registry the options of the entry that the arguments choose
+    are added: see :mod:`cavmae.common.registry`.
+
+    Returns:
+        the settings, and the values of all options.
+
+    Raises:
+        UsageError: see :func:`parse`, or there is no entry of a name.
+    """
+    others = _destinations(command_parser)
+    chosen, rewritten = choose_entries(settings_class, arguments, others)
+    command_parser.add_class_arguments(chosen)
+    options = parse(command_parser, rewritten, checked=chosen is not settings_class)
+    return fill(settings_class, options), options
+
+
+def _destinations(command_parser: ArgumentParser) -> set[str]:
+    """Names of a command's options."""
+    return {a.dest for a in command_parser._actions} - {"help", "config", "print_config"}
+
+
+def parse(
+    command_parser: ArgumentParser, arguments: Sequence[str], checked: bool = False
+) -> Namespace:
     """Parses arguments, with dashes or underscores in options. Bad usage exits with 2.
+
+    Args:
+        checked: configurations are texts that were checked.
 
     Raises:
         UsageError: a configuration that :func:`check_config` refuses; a group of options with a
             value, in which jsonargparse would look for a class to import; a number that is NaN.
     """
-    options = Options(
-        {a.dest for a in command_parser._actions} - {"help", "config", "print_config"}
-    )
+    options = OptionNames(_destinations(command_parser))
     # jsonargparse requires a value for a bool; people write the option alone.
-    flags = {a.dest for a in command_parser._actions if getattr(a, "_typehint", None) is bool}
+    flags = {a.dest for a in command_parser._actions if _is_flag(a)}
+    negated = {_negated(f"--{flag}").removeprefix("--").replace("-", "_"): flag for flag in flags}
     normalised: list[str] = []
     for number, argument in enumerate(arguments):
         if argument == "--":
@@ -59,13 +133,17 @@ def parse(command_parser: ArgumentParser, arguments: Sequence[str]) -> Namespace
             option = name[2:].replace("-", "_")
             following = arguments[number + 1] if number + 1 < len(arguments) else ""
             argument = f"--{option}{equals}{value}"
-            if option == "config":
+            if option == "config" and not checked:
                 check_config(value if equals else following, options)
             elif option in options.groups:
                 raise UsageError(
                     f"{name} takes no value: give its options, such as "
                     f"--{options.first_of(option)}."
                 )
+            elif option in negated:
+                if equals:
+                    raise UsageError(f"{name} takes no value: leave ={value} out.")
+                argument = f"--{negated[option]}=false"
             elif option in flags and not equals:
                 argument += "" if following in ("true", "false") else "=true"
         normalised.append(argument)
@@ -83,11 +161,14 @@ def fill(settings_class: type[Settings], options: Namespace) -> Settings:
 
 def _filled(settings_class: type[Settings], values: dict[str, Any]) -> Settings:
     fields = {}
+    types = get_type_hints(settings_class)
     for field in dataclasses.fields(settings_class):  # type: ignore[arg-type]
-        value, default = values[field.name], field.default
-        if dataclasses.is_dataclass(default) and isinstance(value, dict):
-            value = _filled(type(default), value)
-        elif isinstance(default, tuple):
+        value, kind = values[field.name], types[field.name]
+        if (registry := registry_of(kind)) is not None:
+            kind = registry.options(value["name"])
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            value = _filled(kind, value)
+        elif isinstance(field.default, tuple):
             value = tuple(value)
         fields[field.name] = value
     return settings_class(**fields)

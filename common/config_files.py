@@ -6,8 +6,9 @@ configuration is a table of options of a command, two levels deep, with numbers,
 as values. The check refuses anything else from the YAML events, which build no objects.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import yaml
@@ -19,7 +20,7 @@ LIMIT_BYTES = 256 << 10
 LIMIT_DEPTH = 8
 
 
-class Options:
+class OptionNames:
     """Names of a command's options, such as ``data.train``, and of their groups, such as ``data``.
 
     Args:
@@ -36,7 +37,7 @@ class Options:
         return min(name for name in self.names if name.startswith(f"{group}."))
 
     def suggestion(self, name: str) -> str:
-        """Options with similar names, as a suggestion in error messages."""
+        """OptionNames with similar names, as a suggestion in error messages."""
         similar = difflib.get_close_matches(name, [*self.names, *self.groups], 3)
         return f" (is {' or '.join(similar)} meant?)" if similar else ""
 
@@ -48,14 +49,53 @@ class _Level(NamedTuple):
     seen: set[str] | None  # None: a list
 
 
-def check_config(name: str, options: Options) -> None:
+def check_config(name: str, options: OptionNames, entries: Collection[str] = ()) -> None:
     """Checks that a file contains values of options of a command, and nothing else.
+
+    Args:
+        name: of the file.
+        options: of the command.
+        entries: groups that hold an entry of a registry: its name alone stands for the group.
 
     Raises:
         UsageError: the file cannot be read, is no YAML, exceeds the limits, or has a key that is
             none of the options.
     """
-    source = f"--config {name}"
+    source, text = _source(name), _read(name)
+    with _yaml_errors(source):
+        _check_events(source, list(_limited_events(source, text)), options, entries)
+
+
+def read_config(name: str) -> dict[str, yaml.Node]:
+    """Values of a file by the dotted names of their options.
+
+    Raises:
+        UsageError: the file cannot be read, is no YAML, or exceeds the limits.
+    """
+    source, text = _source(name), _read(name)
+    with _yaml_errors(source):
+        for _ in _limited_events(source, text):
+            pass
+        return dict(_values(yaml.compose(text, Loader=yaml.SafeLoader)))
+
+
+def _values(node: yaml.Node | None, path: str = "") -> Iterator[tuple[str, yaml.Node]]:
+    """Values of a mapping and of those in it."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        place = f"{path}{key.value}"
+        if isinstance(value, yaml.MappingNode):
+            yield from _values(value, f"{place}.")
+        else:
+            yield place, value
+
+
+def _source(name: str) -> str:
+    return f"--config {name}"
+
+
+def _read(name: str) -> str:
+    """Text of a configuration file."""
+    source = _source(name)
     try:
         data = read_bytes(name, LIMIT_BYTES)
     except (OSError, ValueError) as error:
@@ -64,13 +104,18 @@ def check_config(name: str, options: Options) -> None:
     if len(data) > LIMIT_BYTES:
         raise UsageError(f"{source} has more than {LIMIT_BYTES} bytes: it is no configuration.")
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{source} is no UTF-8 text (byte {error.start}): save it as UTF-8."
         ) from error
+
+
+@contextlib.contextmanager
+def _yaml_errors(source: str) -> Iterator[None]:
+    """Turns errors of YAML into a UsageError that names the line."""
     try:
-        _check_events(source, list(_limited_events(source, text)), options)
+        yield
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{source} is no YAML: {error.problem}{line}.") from error
@@ -96,7 +141,9 @@ def _limited_events(source: str, text: str) -> Iterable[yaml.Event]:
         yield event
 
 
-def _check_events(source: str, events: Sequence[yaml.Event], options: Options) -> None:
+def _check_events(
+    source: str, events: Sequence[yaml.Event], options: OptionNames, entries: Collection[str]
+) -> None:
     """Checks every key and the kind of every value.
 
     Raises:
@@ -125,7 +172,7 @@ def _check_events(source: str, events: Sequence[yaml.Event], options: Options) -
             raise UsageError(
                 f"{line}: a configuration is a table such as `data: {{batch_size: 8}}`."
             )
-        if levels and path in options.groups and not mapping:
+        if levels and path in options.groups and path not in entries and not mapping:
             raise UsageError(f"{line}: {path} takes options, such as {options.first_of(path)}.")
         if levels and path not in options.groups and mapping:
             raise UsageError(f"{line}: {path} takes a value, not options.")
@@ -135,10 +182,13 @@ def _check_events(source: str, events: Sequence[yaml.Event], options: Options) -
         elif isinstance(event, yaml.SequenceStartEvent):
             levels.append(_Level(path or "", None))
         else:
+            if path is not None and path in entries and (seen := levels[-1].seen) is not None:
+                seen.remove(path)
+                seen.add(f"{path}.name")  # beside it there may be options of the entry
             path = None
 
 
-def _option_path(line: str, event: yaml.Event, level: _Level, options: Options) -> str:
+def _option_path(line: str, event: yaml.Event, level: _Level, options: OptionNames) -> str:
     """Path of the option that a key names."""
     if not isinstance(event, yaml.ScalarEvent):
         raise UsageError(f"{line}: a key must be the name of an option.")

@@ -6,11 +6,14 @@ its weights fit. They are written here since timm takes longer to import than Py
 Shapes: N clips, L and M tokens, D width of a token, H heads.
 """
 
+from collections.abc import Collection, Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from cavmae.pretrain.temporal.settings import PER_FRAME, TEMPORAL, TemporalOptions
 
 Modality = Literal["a", "v"] | None
 NORM_EPS = 1e-5
@@ -102,28 +105,57 @@ class Block(nn.Module):
         width: of a token.
         heads: of the attention.
         mlp_ratio: width of the MLP over that of a token.
+        temporal: attention among the tokens of several frames.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        temporal: TemporalOptions = PER_FRAME,
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm1_a = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm1_v = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = Attention(width, heads)
+        self.attn = TEMPORAL.build(temporal, width, heads)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm2_a = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm2_v = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor, modality: Modality = None) -> Tensor:
-        """x: [N, L, D] -> [N, L, D]."""
-        first, second = {
+    def norms(self, modality: Modality) -> tuple[nn.LayerNorm, nn.LayerNorm]:
+        """Norms before attention and MLP."""
+        return {
             None: (self.norm1, self.norm2),
             "a": (self.norm1_a, self.norm2_a),
             "v": (self.norm1_v, self.norm2_v),
         }[modality]
-        x = x + self.attn(first(x))
+
+    def forward(self, x: Tensor, modality: Modality = None, frames: int = 1) -> Tensor:
+        """x: [N, L, D] -> [N, L, D].
+
+        Args:
+            modality: whose norms are used.
+            frames: of a clip, whose tokens follow each other frame after frame.
+        """
+        first, second = self.norms(modality)
+        x = x + self.attn(first(x), frames)
         return x + self.mlp(second(x))
+
+
+def unused_norm_parameters(
+    blocks: nn.ModuleList, passes: Collection[Modality]
+) -> Iterator[nn.Parameter]:
+    """Parameters of the norms of blocks that none of the passes uses."""
+    modalities: tuple[Modality, ...] = (None, "a", "v")
+    unused = [modality for modality in modalities if modality not in passes]
+    for block in blocks:
+        if isinstance(block, Block):  # other kinds have a single pair of norms
+            for modality in unused:
+                for norm in block.norms(modality):
+                    yield from norm.parameters()
 
 
 class CrossBlock(nn.Module):

@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import FRAME_RATE
-from cavmae.datasets.stream.transforms import DeviceTransform
+from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
 from cavmae.pretrain import evaluation
+from cavmae.pretrain.blocks import Modality
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
-from cavmae.pretrain.flops import training_flops
 from cavmae.pretrain.frame_contrast import (
     TimeBins,
     audible_bins,
@@ -63,23 +65,13 @@ class CAVMAETask(Task):
         self.scale_bins = nn.Parameter(
             scale.clone(), requires_grad=learned and objective.aligned_weight > 0
         )
-        for name, parameter in model.named_parameters():
-            if self._gets_no_gradient(name):
-                parameter.requires_grad_(False)  # DDP waits for gradients that never come
-
-    def _gets_no_gradient(self, name: str) -> bool:
-        """Whether a parameter of the model never receives a gradient from this objective."""
-        objective = self.objective
-        branch, norm = name.split(".")[0], name.split(".")[-2] if "." in name else ""
-        if norm.endswith(("_a", "_v")) and norm.startswith(("norm1", "norm2")):
-            return branch != "blocks_u" or not self.needs_global_batch
-        if branch in ("norm_a", "norm_v"):
-            return not self.needs_global_batch
-        if branch.startswith(("decoder", "mask_token")) or branch == "norm":
-            return not objective.mae_weight
-        if branch == "blocks_u" and norm in ("norm1", "norm2"):
-            return not objective.mae_weight
-        return False
+        passes: list[Modality] = [None] if objective.mae_weight else []
+        passes += ["a", "v"] if self.needs_global_batch else []
+        # The masked pass takes a single frame.
+        for parameter in model.parameters_without_gradient(
+            passes, frames if self.needs_unmasked else 1
+        ):
+            parameter.requires_grad_(False)  # DDP waits for gradients that never come
 
     @staticmethod
     def _temperature(scale: nn.Parameter, count: int) -> Tensor:
@@ -219,5 +211,29 @@ class CAVMAETask(Task):
         }
 
     def flops_per_sample(self) -> float:
-        """See :func:`cavmae.pretrain.flops.training_flops`."""
+        """See :func:`training_flops`."""
         return training_flops(self.model.config, self.objective, self.frames)
+
+
+def training_flops(config: CAVMAEConfig, objective: ObjectiveSettings, frames: int = 1) -> float:
+    """FLOPs of a forward and a backward pass for one clip, without the contrasts among clips.
+
+    PyTorch counts linear maps and attention of a forward pass on the meta device, which holds no
+    weights; the backward pass counts twice the forward pass.
+
+    Args:
+        config: of the model.
+        objective: of the training.
+        frames: of a clip.
+    """
+    with torch.device("meta"):
+        task = CAVMAETask(CAVMAE(config), objective, DeviceTransform(Statistics()), frames)
+        clip = {
+            "fbank": torch.zeros(1, config.audio_frames, config.mel_bins),
+            "fbank_length": torch.zeros(1, dtype=torch.int64),
+            "frames": torch.zeros(1, frames, *config.image_size, 3, dtype=torch.uint8),
+            "frame_times": torch.zeros(1, frames),
+        }
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        task._forward(clip, reconstruct=objective.mae_weight > 0)
+    return float(3 * counter.get_total_flops())

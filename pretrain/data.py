@@ -10,7 +10,7 @@ from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.stream import EvalStream, TrainStream
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
 from cavmae.datasets.stream.view import View
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.engine.run import RunContext
 from cavmae.pretrain.settings import DataSettings, ObjectiveSettings
 

@@ -8,118 +8,18 @@ last one only (with one joint block, theirs, both agree).
 Shapes: N samples, L tokens or patches, D width, P values of a patch.
 """
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cavmae.pretrain.blocks import NORM_EPS, Block, Modality
+from cavmae.pretrain.blocks import NORM_EPS, Block, Modality, unused_norm_parameters
+from cavmae.pretrain.config import EncoderConfig
 from cavmae.pretrain.positions import Grid, sin_cos_positions
-
-# (least, most) of numbers of a model's shape: a damaged configuration fills no memory.
-WIDEST: dict[str, tuple[int, int]] = {
-    "patch": (1, 256), "width": (4, 8192), "heads": (1, 256), "depth": (0, 256),
-    "joint_depth": (0, 256), "mlp_ratio": (0, 64), "decoder_width": (4, 8192),
-    "decoder_heads": (1, 256), "decoder_depth": (0, 256), "contrast_width": (0, 8192),
-    "image_size": (1, 4096), "audio_size": (1, 65536),
-}  # fmt: skip
-
-MOST_POSITIONS = 1 << 27  # values of the embeddings of positions
-
-
-def check_bounds(shape: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
-    """Checks the bounds of numbers of a configuration. Raises ValueError naming the field."""
-    for name, (least, most) in bounds.items():
-        value = getattr(shape, name)
-        if not all(least <= v <= most for v in (value if isinstance(value, tuple) else (value,))):
-            raise ValueError(f"{name} {value} is not from {least} to {most}.")
-
-
-@dataclasses.dataclass(frozen=True)
-class CAVMAEConfig:
-    """Configuration of a model; the defaults are those of the published base model.
-
-    Args:
-        image_size: (height, width) of a frame in pixels.
-        audio_size: (mel bins, fbank frames).
-        patch: side of a patch.
-        width, heads: of the encoder's tokens and attention.
-        depth: blocks of each modality's own branch.
-        joint_depth: blocks shared by both.
-        mlp_ratio: width of an MLP over that of a token.
-        decoder_width, decoder_heads, decoder_depth: of the decoder.
-        decoder: ``self``: attention among all tokens, as published; ``cross``: from masked tokens
-            to visible ones only, about half the work of a training step.
-        contrast_width: of the embeddings of :mod:`cavmae.pretrain.frame_contrast`; 0: none.
-    """
-
-    image_size: tuple[int, int] = (224, 224)
-    audio_size: tuple[int, int] = (128, 1024)
-    patch: int = 16
-    width: int = 768
-    heads: int = 12
-    depth: int = 11
-    joint_depth: int = 1
-    mlp_ratio: float = 4.0
-    decoder_width: int = 512
-    decoder_heads: int = 16
-    decoder_depth: int = 8
-    decoder: Literal["self", "cross"] = "self"
-    contrast_width: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "audio_size"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_bounds(self, WIDEST)
-        for name in ("image_size", "audio_size"):
-            size = getattr(self, name)
-            if any(side < self.patch or side % self.patch for side in size):
-                raise ValueError(f"{name} {size} is not made of patches of {self.patch}.")
-            tokens = (size[0] // self.patch) * (size[1] // self.patch)
-            if tokens * max(self.width, self.decoder_width) > MOST_POSITIONS:
-                raise ValueError(f"{name} {size} has {tokens} patches: too many.")
-        if self.decoder not in ("self", "cross"):
-            raise ValueError(f"decoder {self.decoder!r} is neither 'self' nor 'cross'.")
-        for prefix in ("", "decoder_"):
-            width, heads = getattr(self, f"{prefix}width"), getattr(self, f"{prefix}heads")
-            if width % heads or width % 4:
-                raise ValueError(
-                    f"{prefix}width {width} is not a multiple of 4 and of {heads} heads."
-                )
-
-    @property
-    def image_grid(self) -> Grid:
-        """Rows and columns of image patches."""
-        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
-
-    @property
-    def audio_grid(self) -> Grid:
-        """Rows (mel) and columns (time) of audio patches."""
-        return self.audio_size[0] // self.patch, self.audio_size[1] // self.patch
-
-
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"width": 192, "heads": 3, "depth": 5, "decoder_width": 128, "decoder_heads": 4,
-             "decoder_depth": 2},
-    "small": {"width": 384, "heads": 6, "depth": 11, "decoder_width": 256, "decoder_heads": 8,
-              "decoder_depth": 4},
-    "base": {},
-    "large": {"width": 1024, "heads": 16, "depth": 23},
-}  # fmt: skip
-
-
-def config_for_size(size: str, **changes: Any) -> CAVMAEConfig:
-    """Configuration of a size: ``tiny``, ``small``, ``base`` or ``large``.
-
-    Raises:
-        ValueError: no such size.
-    """
-    if size not in SIZES:
-        raise ValueError(f"There is no size {size!r}; there are {', '.join(SIZES)}.")
-    return CAVMAEConfig(**{**SIZES[size], **changes})
+from cavmae.pretrain.temporal.base import temporal_parameters
+from cavmae.pretrain.temporal.settings import PER_FRAME, TemporalOptions
 
 
 class PatchEmbedding(nn.Module):
@@ -146,7 +46,7 @@ class Encoder(nn.Module):
     """Encoder: one branch per modality, then joint blocks.
 
     Args:
-        shape: of the model.
+        config: of the encoder.
     """
 
     pos_embed_a: nn.Parameter
@@ -154,28 +54,28 @@ class Encoder(nn.Module):
     modality_a: nn.Parameter
     modality_v: nn.Parameter
 
-    def __init__(self, shape: CAVMAEConfig):
+    def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.config = shape
-        c = shape
-
-        def blocks(count: int) -> nn.ModuleList:
-            return nn.ModuleList(Block(c.width, c.heads, c.mlp_ratio) for _ in range(count))
-
+        self.encoder_config = c = config
         self.patch_embed_a = PatchEmbedding(1, c.patch, c.width)
         self.patch_embed_v = PatchEmbedding(3, c.patch, c.width)
         self.pos_embed_a = fixed_positions(c.width, c.audio_grid)
         self.pos_embed_v = fixed_positions(c.width, c.image_grid)
         self.modality_a = nn.Parameter(torch.zeros(1, 1, c.width))
         self.modality_v = nn.Parameter(torch.zeros(1, 1, c.width))
-        self.blocks_a = blocks(c.depth)
-        self.blocks_v = blocks(c.depth)
-        self.blocks_u = blocks(c.joint_depth)
+        self.blocks_a = self._blocks(c.depth, PER_FRAME)  # audio has no frames to mix
+        self.blocks_v = self._blocks(c.depth, c.temporal)
+        self.blocks_u = self._blocks(c.joint_depth, c.temporal)
         self.norm_a = nn.LayerNorm(c.width, eps=NORM_EPS)
         self.norm_v = nn.LayerNorm(c.width, eps=NORM_EPS)
         self.norm = nn.LayerNorm(c.width, eps=NORM_EPS)
         # Blocks' inner activations are computed again in the backward pass instead of kept.
         self.checkpoint_activations = False
+
+    def _blocks(self, count: int, temporal: TemporalOptions) -> nn.ModuleList:
+        """Blocks of the encoder: the only place that knows their kind."""
+        c = self.encoder_config
+        return nn.ModuleList(Block(c.width, c.heads, c.mlp_ratio, temporal) for _ in range(count))
 
     def run(self, block: nn.Module, *inputs: Any) -> Tensor:
         """Output of a block, with or without activation checkpointing."""
@@ -186,14 +86,18 @@ class Encoder(nn.Module):
         return output
 
     def initialise(self) -> None:
-        """Initialization of MAE: Xavier for linear maps (patches too), small normal tokens."""
+        """Initialization of MAE: Xavier for linear maps (patches too), small normal tokens.
+
+        What only serves several frames keeps the values of its constructor.
+        """
+        temporal = {id(parameter) for parameter in temporal_parameters(self).values()}
         for name, parameter in self.named_parameters():
             if name == "mask_token" or "modality_" in name:
                 nn.init.normal_(parameter, std=0.02)
         for module in self.modules():
             if isinstance(module, PatchEmbedding):
                 nn.init.xavier_uniform_(module.proj.weight.flatten(1))
-            elif isinstance(module, nn.Linear):
+            elif isinstance(module, nn.Linear) and id(module.weight) not in temporal:
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
@@ -214,14 +118,14 @@ class Encoder(nn.Module):
 
     def patchify_audio(self, audio: Tensor) -> Tensor:
         """Audio patches of :meth:`patchify`."""
-        wanted = self.config.audio_size[::-1]
+        wanted = self.encoder_config.audio_size[::-1]
         if tuple(audio.shape[1:]) != wanted:
             raise ValueError(f"This model takes fbanks of {wanted}, not {tuple(audio.shape[1:])}.")
         return self.patch_embed_a.patches(audio.transpose(1, 2)[:, None])
 
     def patchify_image(self, image: Tensor) -> Tensor:
         """Image patches of :meth:`patchify`."""
-        wanted = (3, *self.config.image_size)
+        wanted = (3, *self.encoder_config.image_size)
         if tuple(image.shape[1:]) != wanted:
             raise ValueError(f"This model takes frames of {wanted}, not {tuple(image.shape[1:])}.")
         return self.patch_embed_v.patches(image)
@@ -237,26 +141,30 @@ class Encoder(nn.Module):
         visible = gather_tokens(patches, keep)
         return embedding(visible) + gather_tokens(positions.expand(len(patches), -1, -1), keep)
 
-    def forward_branch(self, patches: Tensor, modality: str, keep: Tensor | None = None) -> Tensor:
-        """Branch of one modality: [N, L, P] -> [N, K, D].
+    def forward_branch(
+        self, patches: Tensor, modality: str, keep: Tensor | None = None, frames: int = 1
+    ) -> Tensor:
+        """Branch of one modality: [N F, L, P] -> [N, F K, D], frame after frame.
 
         Args:
-            modality: ``a`` (audio) or ``v`` (frames).
-            keep: int64 [N, K], numbers of the patches that are visible; None: all of them.
+            modality: ``a`` (audio, F = 1) or ``v`` (frames).
+            keep: int64 [N F, K], numbers of the patches that are visible; None: all of them.
+            frames: F, frames of a clip, which follow each other in ``patches``.
         """
-        x = self.embed(patches, modality, keep)
+        x = self.embed(patches, modality, keep).unflatten(0, (-1, frames)).flatten(1, 2)
         for block in self.blocks_a if modality == "a" else self.blocks_v:
-            x = self.run(block, x)
+            x = self.run(block, x, None, frames)
         return x
 
-    def forward_joint(self, x: Tensor, modality: Modality) -> Tensor:
+    def forward_joint(self, x: Tensor, modality: Modality, frames: int = 1) -> Tensor:
         """Joint blocks and the last norm: [N, L, D] -> [N, L, D].
 
         Args:
             modality: whose norms are used; None: those of both together.
+            frames: of a clip, for video alone; both modalities are one sequence.
         """
         for block in self.blocks_u:
-            x = self.run(block, x, modality)
+            x = self.run(block, x, modality, frames)
         norm = {None: self.norm, "a": self.norm_a, "v": self.norm_v}[modality]
         return norm(x)
 
@@ -275,19 +183,72 @@ class Encoder(nn.Module):
         Args:
             keep: int64 [N, K], patches that are looked at in every frame of a clip; None: all.
         """
+        count = frames.shape[1]
         if keep is not None:
-            keep = keep.repeat_interleave(frames.shape[1], dim=0)
-        return self.image_features(frames.flatten(0, 1), keep).unflatten(0, frames.shape[:2])
+            keep = keep.repeat_interleave(count, dim=0)
+        patches = self.patchify_image(frames.flatten(0, 1))
+        branch = self.forward_branch(patches, "v", keep, count)
+        return self.forward_joint(branch, "v", count).unflatten(1, (count, -1))
 
     def audio_features(self, audio: Tensor) -> Tensor:
         """Audio tokens of :meth:`features`."""
         branch = self.forward_branch(self.patchify_audio(audio), "a")
         return self.forward_joint(branch, "a")
 
-    def image_features(self, image: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Image tokens of :meth:`features`, of all patches or of ``keep`` [N, K]."""
-        branch = self.forward_branch(self.patchify_image(image), "v", keep)
-        return self.forward_joint(branch, "v")
+    def image_features(self, image: Tensor) -> Tensor:
+        """Image tokens of :meth:`features`."""
+        return self.frame_features(image[:, None])[:, 0]
+
+    def parameters_without_gradient(
+        self, passes: Collection[Modality], frames: int = 1
+    ) -> Iterator[nn.Parameter]:
+        """Parameters that get no gradient in a task; DDP would wait for it.
+
+        Fixed positions are not among them: they require none to begin with.
+
+        Args:
+            passes: through the joint blocks that the task runs: None: both modalities together;
+                ``a``, ``v``: audio or video alone.
+            frames: of a clip in the passes of video.
+        """
+        for modality, embedding, blocks, last in (
+            ("a", self.patch_embed_a, self.blocks_a, self.norm_a),
+            ("v", self.patch_embed_v, self.blocks_v, self.norm_v),
+        ):
+            if modality not in passes:
+                yield from last.parameters()
+                if None not in passes:
+                    yield getattr(self, f"modality_{modality}")
+                    yield from (*embedding.parameters(), *blocks.parameters())
+        if None not in passes:
+            yield from self.norm.parameters()
+        yield from unused_norm_parameters(self.blocks_a, (None,))
+        yield from unused_norm_parameters(self.blocks_v, (None,))
+        yield from unused_norm_parameters(self.blocks_u, passes)
+        if frames == 1:
+            yield from temporal_parameters(self.blocks_v).values()
+        if frames == 1 or "v" not in passes:  # both together are one sequence
+            yield from temporal_parameters(self.blocks_u).values()
+
+    def group_matcher(self) -> dict[str, str]:
+        """Patterns of the names of parameters, layer after layer, in the form of timm."""
+        return {
+            "embedding": r"^(?:patch_embed|pos_embed|modality)_",
+            "branches": r"^blocks_[av]\.(\d+)",
+            "joint": r"^blocks_u\.(\d+)",
+            "norm": r"^norm",
+        }
+
+    def layer_groups(self) -> dict[str, int]:
+        """Number of the layer of each parameter, as timm counts layers for learning rate decay.
+
+        Embeddings are layer 0, block i of both branches is layer i + 1, the joint blocks follow,
+        then the last norms, then what a derived model has besides.
+        """
+        from timm.models import group_parameters  # takes seconds, and few runs need it
+
+        groups: dict[int, list[str]] = group_parameters(self, self.group_matcher())
+        return {name: layer for layer, names in groups.items() for name in names}
 
 
 def fixed_positions(width: int, grid: Grid) -> nn.Parameter:

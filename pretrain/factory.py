@@ -1,6 +1,8 @@
 """Construction of models: configuration, initial weights, compilation."""
 
+import dataclasses
 import logging
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import read_json, typed
-from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
+from cavmae.datasets.stream.features import MEL_BINS
+from cavmae.pretrain.config import CAVMAEConfig, narrowed
 from cavmae.pretrain.engine.checkpoints import PREPROCESSING
 from cavmae.pretrain.engine.hub import HubWeights
 from cavmae.pretrain.masking import num_visible
@@ -44,20 +47,19 @@ def model_config(settings: ModelSettings, objective: ObjectiveSettings) -> CAVMA
     """
     if objective.decode_fraction < 1 and settings.decoder != "cross":
         raise UsageError("objective.decode_fraction below 1 needs model.decoder cross.")
-    try:
-        shape = config_for_size(
-            settings.size,
-            image_size=(settings.image_height, settings.image_width),
-            audio_size=(128, settings.audio_frames),
-            joint_depth=settings.joint_depth,
-            decoder=settings.decoder,
-            contrast_width=settings.contrast_width if objective.aligned_weight else 0,
+    if settings.mel_bins != MEL_BINS:
+        raise UsageError(
+            f"model.mel_bins {settings.mel_bins}: shards have {MEL_BINS} mel bins; leave it out."
         )
-        num_visible(shape.audio_grid[0] * shape.audio_grid[1], objective.mask_ratio_audio)
-        num_visible(shape.image_grid[0] * shape.image_grid[1], objective.mask_ratio_image)
-        return shape
+    config = narrowed(settings, CAVMAEConfig)
+    if not objective.aligned_weight:
+        config = dataclasses.replace(config, contrast_width=0)
+    try:
+        num_visible(math.prod(config.audio_grid), objective.mask_ratio_audio)
+        num_visible(math.prod(config.image_grid), objective.mask_ratio_image)
     except ValueError as error:
         raise UsageError(f"model: {error}") from error
+    return config
 
 
 def build_model(settings: ModelSettings, objective: ObjectiveSettings, seed: int) -> CAVMAE:

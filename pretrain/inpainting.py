@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from cavmae.pretrain.losses import PIXEL_EPS
-from cavmae.pretrain.masking import MaskMode
 from cavmae.pretrain.model import CAVMAE, channels_last
 from cavmae.pretrain.positions import Grid
+from cavmae.pretrain.settings import MaskMode
 
 
 class Inpainting(NamedTuple):

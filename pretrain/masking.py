@@ -5,14 +5,14 @@ et al., ICLR 2023): their bands are hidden first, chance decides about the rest,
 sample of a batch keeps equally many tokens.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cavmae.pretrain.positions import Grid
+from cavmae.pretrain.settings import MaskMode
 
-MaskMode = Literal["unstructured", "time", "freq", "tf"]
 # Of the ratio, that each of both axes gets in the mode "tf".
 BOTH_AXES = 0.7
 

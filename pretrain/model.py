@@ -8,17 +8,27 @@ where they were masked, and attention is fused.
 Shapes: N samples, L tokens or patches, D width, P values of a patch.
 """
 
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cavmae.pretrain.blocks import NORM_EPS, AttentionPool, Block, CrossBlock
-from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, fixed_positions, gather_tokens
+from cavmae.pretrain.blocks import (
+    NORM_EPS,
+    AttentionPool,
+    Block,
+    CrossBlock,
+    Modality,
+    unused_norm_parameters,
+)
+from cavmae.pretrain.config import CAVMAEConfig
+from cavmae.pretrain.encoder import Encoder, fixed_positions, gather_tokens
 from cavmae.pretrain.engine.hub import HubWeights
 from cavmae.pretrain.frame_contrast import group_by_bin
 from cavmae.pretrain.losses import reconstruction_loss
-from cavmae.pretrain.masking import Masking, MaskMode, mask_from_noise, structured_noise
+from cavmae.pretrain.masking import Masking, mask_from_noise, structured_noise
+from cavmae.pretrain.settings import MaskMode
 
 
 class Latents(NamedTuple):
@@ -58,15 +68,17 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
     ``push_to_hub`` write one.
 
     Args:
-        shape: of the model.
+        config: of the model.
     """
 
+    config_class = CAVMAEConfig
+    model_type = "cav-mae"
     decoder_pos_embed_a: nn.Parameter
     decoder_pos_embed_v: nn.Parameter
 
-    def __init__(self, shape: CAVMAEConfig):
-        super().__init__(shape)
-        c = shape
+    def __init__(self, config: CAVMAEConfig):
+        super().__init__(config)
+        self.config = c = config
         self.decoder_embed = nn.Linear(c.width, c.decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, c.decoder_width))
         self.decoder_modality_a = nn.Parameter(torch.zeros(1, 1, c.decoder_width))
@@ -263,6 +275,20 @@ class CAVMAE(Encoder, HubWeights, library_name="cavmae", tags=["audio-visual"]):
         """Embeddings of frames from their unmasked tokens: [N, F, Lv, D] -> [N, F, C]."""
         embeddings: Tensor = self.frame_pool(tokens.flatten(0, 1))
         return embeddings.unflatten(0, tokens.shape[:2])
+
+    def parameters_without_gradient(
+        self, passes: Collection[Modality], frames: int = 1
+    ) -> Iterator[nn.Parameter]:
+        """See :meth:`Encoder.parameters_without_gradient`; both together are reconstructed."""
+        yield from super().parameters_without_gradient(passes, frames)
+        if None not in passes:
+            yield from (self.mask_token, self.decoder_modality_a, self.decoder_modality_v)
+            for part in (
+                self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred_a,
+                self.decoder_pred_v,
+            ):  # fmt: skip
+                yield from part.parameters()
+        yield from unused_norm_parameters(self.decoder_blocks, (None,))
 
     def reconstruct(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """Predicted values of all patches: [N, La, p * p] and [N, Lv, p * p * 3].

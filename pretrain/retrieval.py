@@ -55,7 +55,7 @@ def extract(model: Encoder, batches: Iterable[Mapping[str, Any]], device: torch.
         keys += batch["key"]
         audio.append(functional.normalize(pooled.float(), dim=-1).cpu())
         video.append(functional.normalize(torch.stack(images).mean(dim=0).float(), dim=-1).cpu())
-    width = model.config.width
+    width = model.encoder_config.width
     empty = torch.zeros(0, width)
     return Features(keys, torch.cat([empty, *audio]), torch.cat([empty, *video]))
 

@@ -4,8 +4,10 @@ import dataclasses
 from typing import Literal
 
 from cavmae.common.errors import UsageError
+from cavmae.pretrain.config import CAVMAEConfig, narrowed
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
-from cavmae.pretrain.masking import MaskMode
+
+MaskMode = Literal["unstructured", "time", "freq", "tf"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,18 +67,12 @@ class DataSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(CAVMAEConfig):
     """Model and initial weights of pretraining.
 
     Args:
-        size: ``tiny``, ``small``, ``base`` or ``large``.
-        image_height: of a frame in pixels.
-        image_width: of a frame in pixels.
-        audio_frames: fbank frames heard (10 ms each).
-        joint_depth: blocks shared by audio and frame.
-        decoder: ``self``: attention among all tokens, as published; ``cross``: from masked to
-            visible tokens only.
-        contrast_width: of the embeddings of the frame contrast.
+        contrast_width: of the embeddings of the frame contrast; only with
+            ``objective.aligned_weight``.
         weights: start from these: a folder of ours, a published file, a name on the hub. Positions
             are moved to this model's grid.
         partial: take of the weights what fits, and list what was left.
@@ -84,16 +80,17 @@ class ModelSettings:
             fetch it.
     """
 
-    size: Literal["tiny", "small", "base", "large"] = "base"
-    image_height: int = 224
-    image_width: int = 224
-    audio_frames: int = 1024
-    joint_depth: int = 1
-    decoder: Literal["self", "cross"] = "self"
     contrast_width: int = 128
     weights: str | None = None
     partial: bool = False
     mae: str | None = None
+
+    def __post_init__(self) -> None:
+        # Checked, but not resolved: `model.size` alone must change what other options leave at 0.
+        try:
+            narrowed(self, CAVMAEConfig)
+        except ValueError as error:
+            raise UsageError(f"model: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,5 +184,5 @@ class PretrainSettings:
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()  # noqa: RUF009 - frozen
-    loop: LoopSettings = LoopSettings()  # noqa: RUF009 - frozen
+    optimizer: OptimizerSettings = OptimizerSettings()
+    loop: LoopSettings = LoopSettings()

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from cavmae.common.errors import CavmaeError
-from cavmae.pretrain.encoder import CAVMAEConfig, Encoder
+from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig
+from cavmae.pretrain.encoder import Encoder
 from cavmae.pretrain.engine.checkpoints import WEIGHTS, verify_model
 from cavmae.pretrain.engine.tensor_files import read_tensors
 from cavmae.pretrain.positions import Grid, interpolate_positions, sin_cos_positions
+from cavmae.pretrain.temporal.base import temporal_parameters
 
 PREFIX = "module."
 MEL_BINS = 128
@@ -78,8 +80,10 @@ def config_from(
                 "decoder_heads": decoder_heads or DECODER_HEADS,
             }
         return CAVMAEConfig(
-            image_size=image_size,
-            audio_size=(MEL_BINS, columns * patch),
+            image_height=image_size[0],
+            image_width=image_size[1],
+            mel_bins=MEL_BINS,
+            audio_frames=columns * patch,
             patch=patch,
             width=width,
             heads=heads or max(1, width // HEAD_WIDTH),
@@ -97,7 +101,7 @@ def config_from(
         ) from error
 
 
-def move_positions(weights: Weights, source: CAVMAEConfig, target: CAVMAEConfig) -> Weights:
+def move_positions(weights: Weights, source: EncoderConfig, target: EncoderConfig) -> Weights:
     """Weights for a model of another image size or audio length.
 
     Sin-cos positions are made for the new grid; learned ones are interpolated.
@@ -126,6 +130,9 @@ def load_weights(
 ) -> list[str]:
     """Loads weights into a model, completely or not at all.
 
+    Weights of a model without a temporal attention of its own start every other one: what only
+    serves several frames then keeps its initial values.
+
     Args:
         partial: load what fits, and say what did not.
 
@@ -137,6 +144,9 @@ def load_weights(
             or nothing fits at all.
     """
     own = model.state_dict()
+    temporal = temporal_parameters(model).keys()
+    if not temporal & weights.keys():
+        own = {key: value for key, value in own.items() if key not in temporal}
     wrong = [k for k in own if k in weights and own[k].shape != weights[k].shape]
     left = [f"{key} is missing" for key in own if key not in weights]
     left += [f"{key} is left over" for key in weights if key not in own]
@@ -167,7 +177,8 @@ def initialise_from_mae(model: Encoder, weights: Mapping[str, Tensor]) -> None:
     Raises:
         CavmaeError: a weight is missing or of the wrong shape; the model is unchanged.
     """
-    depth, joint = model.config.depth, model.config.joint_depth
+    depth, joint = model.encoder_config.depth, model.encoder_config.joint_depth
+    temporal = temporal_parameters(model)
     taken: Weights = {}
 
     def take(name: str) -> Tensor:
@@ -185,7 +196,7 @@ def initialise_from_mae(model: Encoder, weights: Mapping[str, Tensor]) -> None:
         for number in range(count):
             for key in own:
                 place = f"blocks_{branch}.{number}."
-                if key.startswith(place):
+                if key.startswith(place) and key not in temporal:
                     inner = re.sub(r"^(norm[12])_[av]\.", r"\1.", key.removeprefix(place))
                     taken[key] = take(f"blocks.{first + number}.{inner}")
     for norm in ("norm", "norm_a", "norm_v"):

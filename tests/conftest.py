@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.datasets.sharding.settings import ShardSettings
+from cavmae.datasets.sharding.job import shard
+from cavmae.datasets.sharding.settings import ShardRunSettings, ShardSettings
 from cavmae.tools.benchmarks.media import VideoSpec, make_video
-from cavmae.tools.shard import ShardRunSettings, shard
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start

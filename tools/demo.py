@@ -15,12 +15,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from cavmae.common.cli import fill, module_main, parse, parser, stop_on_signals
+from cavmae.common.cli import module_main, parse_settings, parser, stop_on_signals
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import is_url, write_atomically
 from cavmae.common.json_files import JSONError, json_bytes, read_json
-from cavmae.datasets.media import MediaError, probe
 from cavmae.tools.cli import COMMANDS
 
 log = logging.getLogger("cavmae")
@@ -44,19 +44,34 @@ class DemoSettings:
         out: folder of all outputs.
         video: another recording to separate.
         clean: remove the outputs of an earlier demo and start over.
+        quick: a tenth of the clips and two training steps, to see that every step runs: the
+            metrics stay below what the demo asks for, so it ends with exit code 1.
+    """
+
+    out: str = "demo"
+    video: str | None = None
+    clean: bool = False
+    quick: bool = False
+
+
+class DemoSizes(NamedTuple):
+    """Amount of work of a demo.
+
+    Attributes:
         clips: rendered training clips, of one talker each.
         pretrain_steps: training steps of CAV-MAE.
         finetune_steps: training steps of the speaker model.
         scenes: evaluated scenes of held-out people.
     """
 
-    out: str = "demo"
-    video: str | None = None
-    clean: bool = False
-    clips: int = 240
-    pretrain_steps: int = 40
-    finetune_steps: int = 280
-    scenes: int = 24
+    clips: int
+    pretrain_steps: int
+    finetune_steps: int
+    scenes: int
+
+
+FULL = DemoSizes(clips=240, pretrain_steps=40, finetune_steps=280, scenes=24)
+QUICK = DemoSizes(clips=24, pretrain_steps=2, finetune_steps=2, scenes=4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +95,7 @@ class DemoStep:
 def main(words: Sequence[str]) -> int:
     """Run the demo; see :func:`demo`."""
     arguments = parser("demo", "Every step from raw clips to separation, on rendered talkers.")
-    arguments.add_class_arguments(DemoSettings)
-    settings = fill(DemoSettings, parse(arguments, words))
+    settings, _ = parse_settings(arguments, DemoSettings, words)
     with stop_on_signals():
         return demo(settings)
 
@@ -98,6 +112,8 @@ def demo(settings: DemoSettings) -> int:
     """
     out = Path(settings.out)
     if settings.video is not None and not is_url(settings.video):
+        from cavmae.datasets.media import MediaError, probe
+
         try:
             probe(settings.video)  # fails now rather than after minutes of training
         except MediaError as error:
@@ -109,7 +125,7 @@ def demo(settings: DemoSettings) -> int:
     for number, step in enumerate(steps(out, settings), 1):
         _run(number, step)
     page = (out / "report.html").resolve()
-    passed = _verdict(out, settings.scenes)
+    passed = _verdict(out, _sizes(settings).scenes)
     log.info("\nDone in %.1f minutes. Open %s in a browser.", (time.monotonic() - started) / 60,
              page.as_uri())  # fmt: skip
     return 0 if passed else 1
@@ -119,11 +135,7 @@ def _prepare(out: Path, settings: DemoSettings) -> None:
     mark = out / MARK
     if out.exists() and any(out.iterdir()) and not mark.exists():
         raise UsageError(f"{out} holds other files: name another folder with --out.")
-    options = {
-        name: value
-        for name, value in dataclasses.asdict(settings).items()
-        if name not in ("out", "video", "clean")
-    }
+    options = _sizes(settings)._asdict()
     out.mkdir(parents=True, exist_ok=True)
     if settings.clean:
         for name in OUTPUTS:
@@ -145,8 +157,13 @@ def _prepare(out: Path, settings: DemoSettings) -> None:
         file.write(json_bytes(options))
 
 
+def _sizes(settings: DemoSettings) -> DemoSizes:
+    return QUICK if settings.quick else FULL
+
+
 def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
     """All steps of the demo, in order."""
+    sizes = _sizes(settings)
     talkers, shards, scenes = out / "talkers", out / "shards", out / "scenes"
     easy = (
         "--off-screen-voice", "0", "--noise", "0", "--music", "0", "--desync", "0",
@@ -154,7 +171,7 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
     )  # fmt: skip
     yield DemoStep(
         "Render talkers",
-        ("render-talkers", "--out", f"{talkers}", "--clips", f"{settings.clips}", "--seed",
+        ("render-talkers", "--out", f"{talkers}", "--clips", f"{sizes.clips}", "--seed",
          f"{SEED}", "--speakers", "80", "--height", "112", "--valid-share", "0.15",
          "--test-share", "0", "--silent", "0", *easy),
     )  # fmt: skip
@@ -171,13 +188,13 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
             shards / split / "stats.json",
         )  # fmt: skip
     pretrained = out / "pretrained"
-    encoder = pretrained / "checkpoints" / f"{settings.pretrain_steps:09d}"
+    encoder = pretrained / "checkpoints" / f"{sizes.pretrain_steps:09d}"
     yield DemoStep(
         "Pretrain CAV-MAE without labels",
         ("pretrain", "--config", "tiny", "--out", f"{pretrained}", "--resume", "auto",
          "--data.train", f"{shards / 'train'}", "--data.held_out", f"{shards / 'valid'}",
-         "--data.batch_size", "32", "--loop.steps", f"{settings.pretrain_steps}",
-         "--loop.evaluate_every", f"{settings.pretrain_steps}", "--loop.save_every", "20",
+         "--data.batch_size", "32", "--loop.steps", f"{sizes.pretrain_steps}",
+         "--loop.evaluate_every", f"{sizes.pretrain_steps}", "--loop.save_every", "20",
          "--loop.log_every", "5"),
     )  # fmt: skip
     yield DemoStep(
@@ -201,13 +218,13 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
     held_out = out / "held-out.jsonl"
     yield DemoStep(
         "Draw scenes of held-out people",
-        ("evaluate", f"{shards / 'valid'}", "--list", f"{held_out}", "--make",
-         f"{settings.scenes}", *scene),
+        ("make-scenes", f"{shards / 'valid'}", "--list", f"{held_out}", "--count",
+         f"{sizes.scenes}", *scene),
         held_out,
     )  # fmt: skip
     training = (
         "--config", "demo", "--resume", "auto", "--data.train", f"{shards / 'train'}",
-        "--model.encoder", f"{encoder}", *scene,
+        "--model.encoder-from", f"{encoder}", *scene,
     )  # fmt: skip
     before, after = out / "before", out / "finetuned"
     yield DemoStep(
@@ -218,9 +235,9 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
     yield DemoStep(
         "Train the speaker model",
         ("finetune", "speakers", "--out", f"{after}", *training, "--loop.steps",
-         f"{settings.finetune_steps}"),
+         f"{sizes.finetune_steps}"),
     )  # fmt: skip
-    model = after / "checkpoints" / f"{settings.finetune_steps:09d}"
+    model = after / "checkpoints" / f"{sizes.finetune_steps:09d}"
     for name, checkpoint in (("before", before / "checkpoints" / f"{1:09d}"), ("after", model)):
         measured = out / "measured" / name
         yield DemoStep(
@@ -260,7 +277,7 @@ def _run(number: int, step: DemoStep) -> None:
     if step.words[0] in OWN_PROCESS:
         code = _run_process(step.words)
     else:  # a process for each step would spend a minute in all on imports of PyTorch
-        module = importlib.import_module(COMMANDS[step.words[0]][0])
+        module = importlib.import_module(COMMANDS[step.words[0]].module)
         try:
             code = module.main(list(step.words[1:])) or 0
         except CavmaeError as error:

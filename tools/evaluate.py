@@ -1,53 +1,21 @@
-"""`cavmae evaluate`: metrics of a speaker model on a fixed list of scenes; writes such lists."""
+"""`cavmae evaluate SHARDS --list FILE --model CHECKPOINT`: metrics of a speaker model."""
 
-import csv
 import dataclasses
-import importlib.util
-import logging
-import math
-import random
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-import torch
-
-from cavmae.common.cli import fill, module_main, output, parse, parser
-from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.common.files import write_atomically
-from cavmae.common.json_files import json_bytes
-from cavmae.common.progress import Progress
-from cavmae.datasets.format.manifest import Manifest
-from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.sampler import SceneSampler
-from cavmae.datasets.mixtures.scene_spec import ComposeSettings
-from cavmae.datasets.mixtures.scene_stream import FixedSceneStream, write_list
-from cavmae.datasets.stream.collate import Batch
-from cavmae.datasets.stream.loader import Loader
-from cavmae.finetune.speaker.cues import CueKind
-from cavmae.finetune.speaker.evaluation import WAYS, EvaluationResult, evaluate
-from cavmae.finetune.speaker.factory import load_speaker
-from cavmae.finetune.speaker.metric_table import METRICS
-from cavmae.finetune.speaker.metrics import summary
-from cavmae.finetune.speaker.scene_lists import listed_stream
-from cavmae.finetune.speaker.settings import LossSettings
-from cavmae.finetune.speaker.task import SpeakerTask
-from cavmae.tools.evaluating.examples import draw_examples
-from cavmae.tools.evaluating.plots import draw
-
-log = logging.getLogger("cavmae")
+from cavmae.common.cli import module_main, parse_settings, parser
+from cavmae.common.errors import UsageError
+from cavmae.common.settings import DeviceSettings, LoaderSettings
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateSettings:
-    """Options of the metrics and of the scenes.
+class EvaluateSettings(LoaderSettings, DeviceSettings):
+    """Options of the metrics.
 
     Args:
-        list: file of the scenes.
-        make: draw this number of scenes from the shards and write them to ``list``, without
-            metrics.
-        compose: distribution of the drawn scenes; clips keep their own speed.
-        seed: seed of the drawn scenes.
+        list: file of the scenes, written by `cavmae make-scenes`.
+        model: checkpoint of `cavmae finetune speakers`.
         out: folder for ``measures.json``, ``table.md``, plots, and ``examples.png`` (the first
             scenes); None: the table is only printed.
         cue: give the model a cue of this kind for slot 0, and measure the cued person only.
@@ -55,202 +23,34 @@ class EvaluateSettings:
         references: also measure with blank, still or wrong video, and an oracle ratio mask.
         people: CSV file with columns ``speaker`` and ``sex``, for separate metrics of pairs of the
             same and of different sex.
-        batch: scenes of a batch.
-        workers: processes that compose scenes.
-        device: ``auto``: a GPU if there is one.
     """
 
     list: str = ""
-    make: int = 0
-    compose: ComposeSettings = ComposeSettings()  # noqa: RUF009 - frozen
-    seed: int = 0
+    model: str = ""
     out: str | None = None
     cue: Literal["none", "box", "point", "mask", "voice"] = "none"
     hints: bool = False
     references: bool = True
     people: str | None = None
-    batch: int = 8
-    workers: int = 1
-    device: str = "auto"
 
 
 def main(words: Sequence[str]) -> int:
+    """Prints the metrics of a model on a fixed list of scenes.
+
+    Raises:
+        UsageError: an option is missing, or does not go with the others.
+        CavmaeError: the model, the list or the shards cannot be used.
+    """
     cli = parser("evaluate", "Metrics of a speaker model on a fixed list of scenes.")
     cli.add_argument("shards", type=str, help="Folder or URL of the data set of the scenes.")
-    cli.add_argument("--model", type=str, default="", help="Checkpoint of `finetune speakers`.")
-    cli.add_class_arguments(EvaluateSettings)
-    options = parse(cli, words)
-    settings = fill(EvaluateSettings, options)
+    settings, options = parse_settings(cli, EvaluateSettings, words)
     if not settings.list:
-        raise UsageError("Name the list of scenes: --list FILE; --make 200 makes it.")
-    if settings.make:
-        return _write_scene_list(options.shards, settings)
-    if not options.model:
+        raise UsageError("Name the list of scenes: --list FILE; `cavmae make-scenes` draws one.")
+    if not settings.model:
         raise UsageError("Name the model to be measured: --model FOLDER.")
-    return _measure(options.model, options.shards, settings)
+    from cavmae.tools.evaluating.measure import measure
 
-
-def _write_scene_list(shards: str, settings: EvaluateSettings) -> int:
-    path = Path(settings.list)
-    if path.exists():
-        raise UsageError(
-            f"{path} is there already: results on it would not compare. Name another file."
-        )
-    manifest = Manifest.load(shards)
-    # Evaluation is on speech at its natural speed.
-    compose = dataclasses.replace(settings.compose, speed=0.0)
-    sampler = SceneSampler(ClipPool(manifest), compose)
-    scenes = [
-        sampler.sample(random.Random(f"list {settings.seed} {number}"))
-        for number in range(settings.make)
-    ]
-    write_list(path, compose, scenes)
-    log.info("Wrote %d scenes to %s.", len(scenes), path)
-    return 0
-
-
-def _measure(name: str, shards: str, settings: EvaluateSettings) -> int:
-    model, statistics = load_speaker(name)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    task = SpeakerTask(model, LossSettings(), statistics).to(device).eval()
-    stream = listed_stream(settings.list, shards, model.config, settings.batch)
-    groups = _groups(Path(settings.people), stream) if settings.people else {}
-    loader = Loader(stream, settings.workers)
-
-    first: list[Batch] = []
-
-    def batches() -> Iterator[Batch]:
-        with Progress(stream.samples, "scene") as progress:
-            for batch in loader:
-                moved = {
-                    k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
-                }
-                if not first:
-                    first.append(moved)
-                yield moved
-                for _ in batch["key"]:
-                    progress.done()
-
-    cue: CueKind = settings.cue
-    ways = WAYS if settings.references else WAYS[:1]
-    quality_metrics = _quality_metrics()
-    result = evaluate(task, batches(), ways, cue, quality_metrics, settings.hints)
-    cued = cue != "none"
-    if cued and not any(p.is_target for scene in result.scenes["model"] for p in scene.people):
-        raise UsageError(
-            f"No person in {settings.list} has a cue of the kind {cue}: such cues are made of "
-            f"{'other recordings of the same people' if cue == 'voice' else 'masks'}."
-        )
-    text = table(result, groups, cued)
-    text += f"\n\nReal-time factor of the model: {result.real_time:.3f} ({device})."
-    if "pesq" not in quality_metrics:
-        text += "\n\nPESQ is missing: it needs a compiler to install (`pip install cavmae[pesq]`)."
-    output(text)
-    if settings.out:
-        _write(Path(settings.out), result, groups, text, name, settings)
-        draw_examples(task, first[0], Path(settings.out) / "examples.png")
-    return 0
-
-
-def _quality_metrics() -> list[str]:
-    """Names of the installed quality metrics."""
-    return ["stoi", "pesq"] if importlib.util.find_spec("pesq") else ["stoi"]
-
-
-def _groups(path: Path, stream: FixedSceneStream) -> dict[str, str]:
-    """Group of each scene with two audible people: same sex or different sex."""
-    try:
-        with path.open(newline="") as file:
-            sexes = {row["speaker"]: row["sex"] for row in csv.DictReader(file)}
-    except (OSError, KeyError, csv.Error) as error:
-        raise CavmaeError(f"{path} is no table with columns speaker and sex ({error}).") from error
-    groups = {}
-    pool = stream.pool
-    for number, recipe in enumerate(stream.specs):
-        audible = [p for p in recipe.people if p.level_db is not None]
-        person_sexes = [sexes.get(pool.clips[pool.index_of[p.clip]].person) for p in audible]
-        if len(person_sexes) == 2 and None not in person_sexes:
-            groups[f"{number:05d}"] = (
-                "same sex" if person_sexes[0] == person_sexes[1] else "different sex"
-            )
-    return groups
-
-
-def table(result: EvaluationResult, groups: dict[str, str], cued: bool) -> str:
-    """Markdown table of all metrics, a column for each way of evaluation and each group.
-
-    Args:
-        result: metrics of all scenes.
-        groups: group of scenes, by key.
-        cued: only cued people and their scenes count.
-    """
-    columns = {
-        way: summary(way_scenes, cued) for way, way_scenes in result.scenes.items() if way_scenes
-    }
-    scenes = result.scenes["model"]
-    if cued:
-        scenes = [scene for scene in scenes if any(p.is_target for p in scene.people)]
-    for group in sorted(set(groups.values())):
-        chosen = [s for s in scenes if groups.get(s.key) == group]
-        columns[group] = summary(chosen, cued)  # type: ignore[index]
-    lines = [
-        f"| {len(scenes)} scenes | {' | '.join(columns)} |",
-        f"|---|{'---:|' * len(columns)}",
-    ]
-    for name, metric in METRICS.items():
-        values = [column.get(name) for column in columns.values()]
-        if any(value is not None for value in values):
-            cells = ["-" if value is None else f"{value:.{metric.digits}f}" for value in values]
-            lines.append(f"| {metric.label} | {' | '.join(cells)} |")
-    for name, value in result.dependence.items():
-        empty_cells = " |" * (len(columns) - 1)
-        lines.append(f"| masks that change, audio {name} | {value:.3f} |{empty_cells}")
-    return "\n".join(lines)
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinity by None, since JSON has neither."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(
-    out: Path,
-    result: EvaluationResult,
-    groups: dict[str, str],
-    text: str,
-    name: str,
-    settings: EvaluateSettings,
-) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {
-        "model": name,
-        "list": settings.list,
-        "cue": settings.cue,
-        "summary": {
-            way: summary(scenes, settings.cue != "none")
-            for way, scenes in result.scenes.items()
-            if scenes
-        },
-        "dependence": result.dependence,
-        "real_time_factor": result.real_time,
-        "groups": groups,
-        "scenes": {
-            way: [dataclasses.asdict(scene) for scene in scenes]
-            for way, scenes in result.scenes.items()
-        },
-    }
-    with write_atomically(out / "measures.json") as file:
-        file.write(json_bytes(_finite(record), indent=1))
-    with write_atomically(out / "table.md") as file:
-        file.write(f"{text}\n".encode())
-    draw(result.scenes["model"], out / "measures.png")
-    log.info("Wrote %s.", out)
+    return measure(options.shards, settings)
 
 
 if __name__ == "__main__":

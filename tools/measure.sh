@@ -28,12 +28,12 @@ device=${DEVICE:-$(python3 -c 'import torch; print("cuda" if torch.cuda.is_avail
 cores=$(nproc) tiny=${TINY:-}
 if [ "$device" = cuda ]; then
     size=small batch=${BATCH:-16} rate=${RATE:-1.2e-3} precision=bf16 parity=base speaker=small try=60 slack=1
-    bench_pretrain=(--size base --batch 64 --steps 10 --rounds 1 --sweep '[128,256]')
-    bench_finetune=(--steps 20 --rounds 1 --gpu_step 0.1)
+    bench_pretrain=(--size base --batch-size 64 --steps 10 --rounds 1 --sweep '[128,256]')
+    bench_finetune=(--steps 20 --rounds 1)
     workers=${WORKERS:-$((cores > 3 ? cores - 3 : 1))}
 else
     size=tiny batch=${BATCH:-4} rate=${RATE:-1e-3} precision=fp32 parity=small speaker=tiny try=12 slack=10
-    bench_pretrain=(--size small --batch 8 --steps 2 --rounds 3)
+    bench_pretrain=(--size small --batch-size 8 --steps 2 --rounds 3)
     bench_finetune=(--steps 2 --rounds 1)
     workers=${WORKERS:-1}
 fi
@@ -44,8 +44,8 @@ encoder_batch=128 chunk=${CHUNK:-600}
 if [ -n "$tiny" ]; then
     clips=24 unseen=8 scenes=2 side=64 chunk=12 try=2 batch=2 encoder_batch=4 workers=1
     encoder_seconds=10 speaker_seconds=20 clips_seconds=10 moments_seconds=10 parity=tiny speaker=tiny size=tiny
-    bench_pretrain=(--size tiny --batch 2 --steps 1 --rounds 1 --image 64 --audio-frames 64)
-    bench_finetune=(--steps 1 --rounds 1 --scenes 2)
+    bench_pretrain=(--size tiny --batch-size 2 --steps 1 --rounds 1 --image 64 --audio-frames 64)
+    bench_finetune=(--steps 1 --rounds 1)
 fi
 small=(--compose.height $side --compose.width $side)
 common=(--loop.device "$device" --loop.precision $precision --loop.save_every 0 --loop.save_minutes 2)
@@ -144,21 +144,21 @@ resume() {
             --loop.precision "$which"
     done
     resumed "speakers $precision" limit 90 cavmae finetune speakers --config $size --data.train "$out/unseen" \
-        --data.batch_size 2 --data.workers 1 --model.train_encoder all --model.encoder_size tiny "${small[@]}" \
+        --data.batch_size 2 --data.workers 1 --model.train_encoder all --model.encoder.size tiny "${small[@]}" \
         --loop.device "$device" --loop.precision $precision
 }
 speed() {
     limit 150 cavmae bench pretrain "${bench_pretrain[@]}" --device "$device" --out "$out/pretrain.json" |
         tee "$out/pretrain.md"
-    wait_for unseen && limit 120 cavmae bench finetune --data_set "$out/unseen" --size $size \
-        --encoder_size tiny --batch "$batch" --workers "$workers" "${bench_finetune[@]}" --device "$device" \
+    wait_for unseen && limit 120 cavmae bench finetune --data-set "$out/unseen" --size $size \
+        --encoder-size tiny --batch-size "$batch" --workers "$workers" "${bench_finetune[@]}" --device "$device" \
         --out "$out/finetune.json" | tee "$out/finetune.md"
 }
 compiled() {
     [ "$device" = cuda ] || return 0
     [ -s "$out/parity-compiled.md" ] || limit 120 cavmae bench parity --size small --speaker $speaker --device cuda \
         --compile inductor --out "$out/parity-compiled.json" | tee "$out/parity-compiled.md"
-    limit 150 cavmae bench pretrain --size base --batch 64 --steps 10 --rounds 1 --compile --out "$out/compiled.json" |
+    limit 150 cavmae bench pretrain --size base --batch-size 64 --steps 10 --rounds 1 --compile --out "$out/compiled.json" |
         tee "$out/compiled.md"
 }
 pretraining=(--data.train "$out/learn" --data.workers "$workers" --data.crop 0.7 --data.flip true --data.batch_size $encoder_batch
@@ -189,13 +189,13 @@ speakers() {
     wait_for learn || return
     # shellcheck disable=SC2086
     trained "$speaker_seconds" "$out/speakers" cavmae finetune speakers --config $size --data.train "$out/learn" \
-        --data.batch_size "$batch" --data.workers "$workers" --data.verify size --model.encoder "$(newest "$out/encoder")" \
+        --data.batch_size "$batch" --data.workers "$workers" --data.verify size --model.encoder-from "$(newest "$out/encoder")" \
         --optimizer.lr "$rate" "${small[@]}" "${common[@]}" ${MORE_SPEAKERS:-} || return
     tail -n 1 "$out/speakers/metrics.jsonl" | tee "$out/speakers.md"
 }
 listed() { # NAME SHARDS OPTIONS...
     [ -f "$out/$1.jsonl" ] ||
-        cavmae evaluate "$2" --list "$out/$1.jsonl" --make $scenes "${small[@]}" "${@:3}"
+        cavmae make-scenes "$2" --list "$out/$1.jsonl" --count $scenes "${small[@]}" "${@:3}"
 }
 measured() { # NAME LIST SHARDS OPTIONS...
     echo "## $1" | tee "$out/evaluate-$1.md"
@@ -233,7 +233,7 @@ for path in sorted(pathlib.Path(sys.argv[1]).rglob("*.wav")):
     print(f"voices, {path.name}: the difference from the CPU's is {noise:.1f} dB below it")
 PYTHON
     for where in fp32 bf16; do
-        limit 100 cavmae bench separate --models "[$model]" --rounds 1 --seconds $((scenes / 5 + 5)) \
+        limit 100 cavmae bench separate --models "[$model]" --rounds 1 \
             --device "$device" --precision $where --out "$out/separate-$where.json" | tee "$out/separate-$where.md"
     done
 }

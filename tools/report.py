@@ -5,12 +5,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from cavmae.common.cli import fill, module_main, parse, parser
+from cavmae.common.cli import module_main, parse_settings, parser
 from cavmae.common.errors import UsageError
 from cavmae.common.files import write_atomically
-from cavmae.tools.reporting.fields import Faults
-from cavmae.tools.reporting.page import page
-from cavmae.tools.reporting.sources import sources_of
 
 log = logging.getLogger("cavmae")
 
@@ -41,12 +38,14 @@ def main(words: Sequence[str]) -> int:
         help="Folder of a training run, an evaluation, a separated recording (or several), or "
         "shards; folders of the same kind are shown side by side.",
     )  # fmt: skip
-    arguments.add_class_arguments(ReportSettings)
-    options = parse(arguments, words)
-    settings = fill(ReportSettings, options)
+    settings, options = parse_settings(arguments, ReportSettings, words)
     out = Path(settings.out)
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder: name a file, as in {out / 'report.html'}.")
+    from cavmae.tools.reporting.fields import Faults
+    from cavmae.tools.reporting.page import page
+    from cavmae.tools.reporting.sources import sources_of
+
     faults = Faults()
     text = page(sources_of(options.folders, faults), settings.title, faults)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """`cavmae separate VIDEO... --model DIR --out OUT`: voices and masks of the people in videos."""
 
+import contextlib
 import fnmatch
 import logging
 import os
@@ -11,6 +12,7 @@ from typing import Any
 from cavmae.common.cli import fill, module_main, parse, parser, stop_on_signals
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import is_url
+from cavmae.common.progress import Progress
 from cavmae.datasets.sharding.inputs import Input, collect
 from cavmae.datasets.sharding.sources import log_refused
 from cavmae.finetune.inference.naming import (
@@ -20,11 +22,13 @@ from cavmae.finetune.inference.naming import (
     is_result_of,
     name_limit,
 )
-from cavmae.finetune.inference.separator import RESULT, FullDiskError, Result, Separator
-from cavmae.finetune.inference.settings import SeparateSettings
+from cavmae.finetune.inference.result_files import RESULT, SCHEMA, SeparatedFiles
+from cavmae.finetune.inference.separator import FullDiskError, Separator
+from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
 from cavmae.finetune.inference.target import Target
 
 log = logging.getLogger("cavmae")
+HUNDREDTHS = 100
 
 
 def main(words: Sequence[str]) -> int:
@@ -42,8 +46,10 @@ def main(words: Sequence[str]) -> int:
     cli.add_argument("--precision", default="fp32", type=str, help="`fp32`, `bf16` or `fp16`.")
     cli.add_class_arguments(SeparateSettings)
     cli.add_class_arguments(Target, "target")
+    cli.add_class_arguments(Thresholds, "thresholds")
     options = parse(cli, bracketed(words))
     settings, target = fill(SeparateSettings, options), Target(**options.target.as_dict())
+    thresholds = Thresholds(**options.thresholds.as_dict())
     if options.precision not in ("fp32", "bf16", "fp16"):
         raise UsageError(f"--precision {options.precision} is none of fp32, bf16 and fp16.")
     target.check()
@@ -59,7 +65,9 @@ def main(words: Sequence[str]) -> int:
         log.info("Of a table only the column path is used.")
     log_refused(items)
     with stop_on_signals():
-        separator = Separator.from_pretrained(options.model, options.device, options.precision)
+        separator = Separator.from_pretrained(
+            options.model, options.device, options.precision, thresholds
+        )
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -137,7 +145,9 @@ class Folders:
         names = folder_names(source, self._longest)
         for name in names:
             folder = self._out / name
-            if (folder / RESULT).exists() and is_result_of(Result.load(folder).record, source):
+            if (folder / RESULT).exists() and is_result_of(
+                SeparatedFiles.load(folder).record, source
+            ):
                 return self._take(name)
         for name in names:
             if _key(name) not in self._taken and not os.path.lexists(self._out / name):
@@ -184,7 +194,11 @@ def separate_all(
                 log.info("%s: %s is there already, of the same settings.", item.source, folder)
                 existing += 1
             else:
-                _log_result(item, separator.separate(item.source, folder, settings, target))
+                with _ProgressLine() as progress:
+                    files = separator.separate(
+                        item.source, folder, settings, target, progress.report
+                    )
+                _log_result(item, files)
         except FullDiskError as error:
             failed.append(str(error))
             failed += [f"{other.source}: it was not begun." for other in items[number + 1 :]]
@@ -203,6 +217,29 @@ def separate_all(
         if number + 1 < len(items):  # the summary reports the last one
             log.error("cavmae: %s", failed[-1])
     return _summary(len(items), existing, failed)
+
+
+class _ProgressLine:
+    """Progress display of a recording, which begins with the first fraction that is reported."""
+
+    def __init__(self) -> None:
+        self._closing = contextlib.ExitStack()
+        self._progress: Progress | None = None
+        self._hundredths = 0
+
+    def __enter__(self) -> "_ProgressLine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing.close()
+
+    def report(self, fraction: float) -> None:
+        """Show the fraction done."""
+        if self._progress is None:
+            self._progress = self._closing.enter_context(Progress(HUNDREDTHS, "hundredth"))
+        while self._hundredths < int(fraction * HUNDREDTHS):
+            self._hundredths += 1
+            self._progress.done()
 
 
 def _summary(videos: int, existing: int, failed: Sequence[str]) -> int:
@@ -228,7 +265,7 @@ def _check_same(folder: Path, source: str, wanted: Mapping[str, Any]) -> None:
         UsageError: the recording, the model or the settings differ.
         CavmaeError: a file of the result is missing.
     """
-    result = Result.load(folder)
+    result = SeparatedFiles.load(folder)
     record = result.record
     differences = list(_differences(record, wanted))
     if differences:
@@ -246,15 +283,20 @@ def _check_same(folder: Path, source: str, wanted: Mapping[str, Any]) -> None:
 
 def _differences(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterable[str]:
     """Yield a phrase for each input of a result that differs from this run."""
+    if record.get("schema") != SCHEMA:
+        yield "another version of this program"
+        return
     if wanted["source_bytes"] not in (None, record.get("source_bytes")):
         yield "another content of the recording"
     if record.get("weights") != wanted["weights"]:
         yield f"other weights ({record.get('model')}) than those of {wanted['model']}"
-    for kind in ("settings", "asked"):
+    for kind, group in (
+        ("settings", ""), ("target_settings", "target."), ("thresholds", "thresholds."),
+    ):  # fmt: skip
         for name, value in wanted[kind].items():
             before = (record.get(kind) or {}).get(name)
             if before != value:
-                option = f"target.{name}" if kind == "asked" else name.replace("_", "-")
+                option = group + name.replace("_", "-")
                 yield f"--{option} {_written(before)}, not {_written(value)}"
     if record.get("precision") != wanted["precision"]:
         yield f"--precision {record.get('precision')}, not {wanted['precision']}"
@@ -265,7 +307,7 @@ def _written(value: object) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def _log_result(item: Input, result: Result) -> None:
+def _log_result(item: Input, result: SeparatedFiles) -> None:
     people = ", ".join(
         f"{p.number} ({p.record['state']}, {p.record['level_db']} dB)" for p in result.people
     )

@@ -20,13 +20,10 @@ from cavmae.datasets.format import sample
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.format.shards import Entry
+from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE
 from cavmae.datasets.stream.features import SAMPLE_RATE, to_float
 from cavmae.datasets.stream.shard_reader import Access, ShardOpener
 
-# Labels of clips whose audio is not one clean voice; see docs/talkers.md.
-NOT_SINGLE = (
-    "people-2", "people-3", "people-4", "noise", "music", "off_screen_voice", "desync",
-)  # fmt: skip
 OPEN_SHARDS = 64  # limit of open file descriptors
 SILENT = "silent"  # label of clips whose visible person is silent
 BACKGROUND = "background"  # label of clips that serve as backgrounds only

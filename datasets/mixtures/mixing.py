@@ -4,13 +4,12 @@ All waveforms are float32 at 16 kHz; levels in dB are of power.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from cavmae.datasets.mixtures.scene_spec import Noise
 from cavmae.datasets.stream.features import SAMPLE_RATE
-
-Noise = Literal["white", "pink", "hum"]
 
 FRAME = SAMPLE_RATE // 50  # 20 ms
 ACTIVE_DB = 40.0  # range below the loudest frame that counts as speech

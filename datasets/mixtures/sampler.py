@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from cavmae.common.boxes import Box, pixel_box
 from cavmae.common.errors import SampleError, UsageError
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
-from cavmae.datasets.mixtures.mixing import Noise
 from cavmae.datasets.mixtures.scene_spec import (
     ComposeSettings,
     Kind,
+    Noise,
     Place,
     SceneSpec,
     VisiblePerson,

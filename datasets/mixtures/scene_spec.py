@@ -8,9 +8,14 @@ from typing import Any, Literal
 
 from cavmae.common.errors import UsageError
 from cavmae.common.json_files import value_as
-from cavmae.datasets.mixtures.mixing import Noise
 from cavmae.datasets.stream.rates import VIDEO_RATE
 
+# Labels of clips whose audio is not one clean voice; see docs/talkers.md.
+NOT_SINGLE = (
+    "people-2", "people-3", "people-4", "noise", "music", "off_screen_voice", "desync",
+)  # fmt: skip
+
+Noise = Literal["white", "pink", "hum"]
 Kind = Literal["own_background", "pasted", "split_screen"]
 
 

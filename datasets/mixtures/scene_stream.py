@@ -14,11 +14,11 @@ from cavmae.common.errors import CavmaeError, SampleError, UsageError
 from cavmae.common.files import read_bytes, write_atomically
 from cavmae.common.json_files import REMEDY, json_bytes, parse_json, typed, value_as
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.datasets.mixtures.clip_pool import NOT_SINGLE, ClipPool
+from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.composer import Composer, Scene
 from cavmae.datasets.mixtures.compositing import Size
 from cavmae.datasets.mixtures.sampler import SceneSampler
-from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec
+from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings, SceneSpec
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.shard_reader import quarantine
 from cavmae.datasets.stream.stream import Position, Stream, WorkerBatch

@@ -11,7 +11,7 @@ from cavmae.datasets.format import sample
 from cavmae.datasets.media import MediaError
 from cavmae.datasets.media.audio_files import AudioFileError, read_audio
 from cavmae.datasets.sharding.inputs import Input
-from cavmae.datasets.sharding.settings import ShardSettings
+from cavmae.datasets.sharding.settings import JPEG_QUALITY, MAX_MISSING, ShardSettings
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 
 FRAMES = 10  # frame_0 ... frame_9, at i / 10 of the clip
@@ -79,7 +79,7 @@ class WavAndFrames:
                 continue
             frames.append((number * self.duration / FRAMES, data))
             sizes.add(size)
-        if not frames or self.missing > self._settings.max_missing * FRAMES:
+        if not frames or self.missing > MAX_MISSING * FRAMES:
             raise MediaError(
                 "decode_error", f"{self.missing} of {FRAMES} frames cannot be read ({problem})"
             )
@@ -104,5 +104,5 @@ class WavAndFrames:
         left, top = (width - crop_width) // 2, (height - crop_height) // 2
         scaled = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
         cropped = scaled.crop((left, top, left + crop_width, top + crop_height))
-        data = sample.encode_frame(np.asarray(cropped), self._settings.jpeg_quality)
+        data = sample.encode_frame(np.asarray(cropped), JPEG_QUALITY)
         return data, (crop_height, crop_width)

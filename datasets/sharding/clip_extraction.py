@@ -23,7 +23,7 @@ from cavmae.datasets.sharding.inputs import Input, sample_key
 from cavmae.datasets.sharding.masks import MaskFolder, label_values, mask_value_names
 from cavmae.datasets.sharding.messages import Message, Reporter, Skip, Written
 from cavmae.datasets.sharding.planning import choose_frames, plan_clips
-from cavmae.datasets.sharding.settings import ShardSettings
+from cavmae.datasets.sharding.settings import JPEG_QUALITY, MAX_MISSING, ShardSettings
 from cavmae.datasets.sharding.sources import copy_prefix, local_copy
 from cavmae.datasets.stream import features
 
@@ -159,7 +159,7 @@ class _Video:
         _require_audio(audio)  # before the slower decoding of frames
         images = self.decoder.read([int(i) for i in indices])
         missing = len(indices) - len(images)
-        if not images or missing > settings.max_missing * len(indices):
+        if not images or missing > MAX_MISSING * len(indices):
             raise MediaError(
                 "decode_error", f"{missing} of {len(indices)} frames could not be decoded"
             )
@@ -174,7 +174,7 @@ class _Video:
         frames = [
             (
                 self.info.frame_times[index] - clip[0],
-                sample.encode_frame(image, settings.jpeg_quality),
+                sample.encode_frame(image, JPEG_QUALITY),
             )
             for index, image in images.items()
         ]

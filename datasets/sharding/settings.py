@@ -4,6 +4,15 @@ import dataclasses
 from typing import Literal
 
 from cavmae.common.errors import UsageError
+from cavmae.common.remote import DEFAULT_LIMITS
+from cavmae.common.settings import LimitedPoolSettings
+
+JPEG_QUALITY = 90  # of stored frames
+MAX_MISSING = (
+    0.1  # largest fraction of a clip's frames that may fail to decode; else it is left out
+)
+SHARD_BYTES = 256e6  # of a shard at most; a single sample may be larger
+SHARD_NAME = "clips"  # prefix of the shards' file names
 
 PROFILES: dict[str, dict[str, object]] = {
     "events": {
@@ -47,12 +56,8 @@ class ShardSettings:
         downmix: of the audio channels: their ``mean`` (of more than two by the usual weights), or
             the ``first`` as the CAV-MAE reference.
         waveform: keep the 16 kHz waveform (FLAC) as well as the fbank.
-        jpeg_quality: of stored frames.
         decoder: ``auto`` is PyAV for every file; ``decord`` reads plain MP4 and Matroska files.
-        max_missing: share of a clip's frames that may fail to decode; above it, the clip is left
-            out.
-        shard_samples: samples in a shard at most.
-        shard_megabytes: size of a shard at most, in 10^6 bytes; one sample may be larger.
+        shard_samples: samples in a shard at most; of large samples, as many as take 256 MB.
     """
 
     profile: Literal["events", "speakers"] = "events"
@@ -67,11 +72,8 @@ class ShardSettings:
     audio_stream: int | None = None
     downmix: Literal["mean", "first"] = "mean"
     waveform: bool = True
-    jpeg_quality: int = 90
     decoder: Literal["auto", "decord", "pyav"] = "auto"
-    max_missing: float = 0.1
     shard_samples: int = 1000
-    shard_megabytes: float = 256.0
 
     def resolved(self) -> "ShardSettings":
         """Settings with the profile's values in the empty fields.
@@ -97,10 +99,7 @@ class ShardSettings:
             "frames": self.frames is None or 1 <= self.frames <= 100_000,
             "frame_rate": self.frame_rate is None or 0 < self.frame_rate <= 1000,
             "shorter_side": 16 <= self.shorter_side <= 2048,
-            "jpeg_quality": 1 <= self.jpeg_quality <= 100,
-            "max_missing": 0 <= self.max_missing < 1,
             "shard_samples": self.shard_samples >= 1,
-            "shard_megabytes": self.shard_megabytes > 0,
         }
         for name, good in ranges.items():
             if not good:
@@ -108,3 +107,23 @@ class ShardSettings:
                 raise UsageError(f"--{option} {getattr(self, name)} is out of range.")
         if self.shorter_side % 16:
             raise UsageError(f"--shorter-side {self.shorter_side} is not a multiple of 16.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRunSettings(LimitedPoolSettings):
+    """Settings of a run that do not change the samples.
+
+    Args:
+        download_gb: size of a remote input above which it is skipped, in 10^9 bytes.
+        stall_seconds: a download is aborted if less than 1 MB arrives in this time.
+        part: I/N: process the I-th of N shares of the inputs on this machine.
+        keep_order: keep the order in which inputs are named; by default they are shuffled, so that
+            neighbours in a shard are unrelated.
+        retry_skipped: try the inputs and clips again that an earlier run skipped.
+    """
+
+    download_gb: float = DEFAULT_LIMITS.size / 1e9
+    stall_seconds: float = DEFAULT_LIMITS.stall_seconds
+    part: str | None = None
+    keep_order: bool = False
+    retry_skipped: bool = False

@@ -5,5 +5,5 @@ In the order of the data: ``settings`` (options), ``speaker_discovery`` and ``po
 events of a clip), ``mixing`` (audio), ``articulation`` (mouth tracks) and ``motion`` (head and
 camera movement), ``appearance``, ``face``, ``mouth``, ``occlusions`` and ``figure`` (people),
 ``backdrop`` and ``stage`` (whole frames, on a ``canvas`` that keeps masks and drawing together),
-``clip_writer`` (files), ``sheet`` (contact sheet).
+``clip_writer`` (files), ``sheet`` (contact sheet), ``corpus`` (all clips of a data set).
 """

@@ -33,7 +33,7 @@ from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.synthetic.mixing import ClipAudio, active_spans, mix, voice_activity
 from cavmae.datasets.synthetic.population import Population
 from cavmae.datasets.synthetic.script import Script, write_script
-from cavmae.datasets.synthetic.settings import RenderSettings
+from cavmae.datasets.synthetic.settings import QUALITY, RenderSettings
 from cavmae.datasets.synthetic.stage import Stage
 
 SCHEMA = 1
@@ -120,7 +120,7 @@ def _write(
     boxes: list[list[list[float]]] = [[] for _ in script.people]
     visible: list[list[bool]] = [[] for _ in script.people]
     with VideoWriter(
-        folder / video, settings.size, settings.frame_rate, settings.quality, audio.mixture
+        folder / video, settings.size, settings.frame_rate, QUALITY, audio.mixture
     ) as writer:
         for number, view in enumerate(stage.frames()):
             writer.write(number, view.pixels)

@@ -6,6 +6,7 @@ from typing import Any
 
 from cavmae.common.errors import UsageError
 
+QUALITY = 20.0  # CRF of the H.264 video (x264): less is better
 # Hard cases: each is the probability that a clip or a person has it.
 CASES = (
     "silent", "pauses", "off_screen_voice", "noise", "music", "look_alikes",
@@ -39,7 +40,6 @@ class RenderSettings:
         similar_voices: share of clips of several people in which two voices are near in pitch.
         desync: share of clips whose audio is late or early by 120 to 600 ms (labelled).
         mouth_occlusion: share of people whose mouth is covered for a while or all the time.
-        quality: CRF of the H.264 video (x264): less is better.
     """
 
     seed: int = 0
@@ -61,7 +61,6 @@ class RenderSettings:
     similar_voices: float = 0.2
     desync: float = 0.03
     mouth_occlusion: float = 0.1
-    quality: float = 20.0
 
     @property
     def people_range(self) -> tuple[int, int]:
@@ -105,7 +104,6 @@ class RenderSettings:
                 self.width == 0 or (64 <= self.width <= 3840 and self.width % 2 == 0),
                 "0, or even, 64 to 3840",
             ),
-            "quality": (0 <= self.quality <= 40, "0 to 40"),
         }
         for fraction in ("valid_share", "test_share", *CASES):
             ranges[fraction] = (0 <= getattr(self, fraction) <= 1, "a share, 0 to 1")

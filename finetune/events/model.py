@@ -5,8 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from cavmae.finetune.events.config import EventConfig
 from cavmae.pretrain.blocks import NORM_EPS
-from cavmae.pretrain.encoder import CAVMAEConfig, Encoder
+from cavmae.pretrain.encoder import Encoder
 from cavmae.pretrain.engine.hub import HubWeights
 
 Mode = Literal["multimodal", "audioonly", "videoonly", "missingaudioonly", "missingvideoonly"]
@@ -16,14 +17,18 @@ class EventClassifier(Encoder, HubWeights, library_name="cavmae", tags=["audio-v
     """CAV-MAE encoder with a linear head on the mean token.
 
     Args:
-        shape: configuration of the encoder; its decoder fields are ignored.
-        classes: number of classes.
+        config: of the model.
     """
 
-    def __init__(self, shape: CAVMAEConfig, classes: int):
-        super().__init__(shape)
+    config_class = EventConfig
+    model_type = "events"
+
+    def __init__(self, config: EventConfig):
+        super().__init__(config.encoder)
+        self.config = config
+        width = config.encoder.width
         self.mlp_head = nn.Sequential(
-            nn.LayerNorm(shape.width, eps=NORM_EPS), nn.Linear(shape.width, classes)
+            nn.LayerNorm(width, eps=NORM_EPS), nn.Linear(width, config.classes)
         )
         self.initialise()
 

@@ -13,15 +13,11 @@ from cavmae.datasets.media.playback import SAMPLES
 from cavmae.datasets.media.writing import Wave
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 from cavmae.datasets.stream.rates import VIDEO_RATE
+from cavmae.finetune.inference.settings import Thresholds
 
 BLOCK = 10 * SAMPLE_RATE  # samples processed at a time
 MARGIN = 0.16  # s around a block while it is resampled; whole samples at all usual rates
 CEILING = 0.99  # of the largest sample
-LOUD_DB = -30.0  # of a frame with speech, relative to the loud frames of the voice
-AUDIBLE_DB = -40.0  # relative to the loud frames of the mixture
-QUIETEST_DB = -70.0  # of full scale: fainter frames are silence
-PAUSE = 0.3  # s, longest gap within a span of speech
-SHORTEST = 0.12  # s, shortest span of speech
 
 Span = tuple[float, float]
 
@@ -102,7 +98,9 @@ def write_wav(path: Path, wave: Wave, gain: float, rate: int) -> None:
                 raw, "w", samplerate=rate, channels=1, subtype="PCM_16", format=container
             ) as file:
                 for part in blocks(len(wave)):
-                    file.write(_pcm(wave, part, gain, rate))
+                    samples = _resampled(wave, part, gain, rate)
+                    pcm = np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
+                    file.write(pcm)
         except (soundfile.SoundFileError, AssertionError):
             if raw.error is None:
                 raise
@@ -110,8 +108,14 @@ def write_wav(path: Path, wave: Wave, gain: float, rate: int) -> None:
             raise raw.error
 
 
-def _pcm(wave: Wave, part: slice, gain: float, rate: int) -> np.ndarray:
-    """int16 [samples], a slice of a wave at the sample rate of the file."""
+def read_wave(wave: Wave, rate: int) -> np.ndarray:
+    """Read a whole wave at a sample rate: float32 [samples]."""
+    parts = [_resampled(wave, part, 1.0, rate) for part in blocks(len(wave))]
+    return np.concatenate(parts)
+
+
+def _resampled(wave: Wave, part: slice, gain: float, rate: int) -> np.ndarray:
+    """Slice of a wave at another sample rate: float32 [samples]."""
     margin = round(MARGIN * SAMPLE_RATE)
     first, last = max(0, part.start - margin), min(len(wave), part.stop + margin)
     samples = wave[first:last] * np.float32(gain)
@@ -123,7 +127,7 @@ def _pcm(wave: Wave, part: slice, gain: float, rate: int) -> np.ndarray:
         samples = np.pad(samples, (0, until - len(samples)))
     else:
         samples = samples[part.start - first : part.stop - first]
-    return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
+    return samples
 
 
 def loudness(wave: Wave) -> np.ndarray:
@@ -136,33 +140,41 @@ def loudness(wave: Wave) -> np.ndarray:
     return np.concatenate(levels).astype(np.float32)
 
 
-def speech_spans(voice: np.ndarray, mixture: np.ndarray, activity_prob: np.ndarray) -> list[Span]:
+def speech_spans(
+    voice: np.ndarray, mixture: np.ndarray, activity_prob: np.ndarray, thresholds: Thresholds
+) -> list[Span]:
     """Speech spans of a voice, in seconds.
 
     Args:
         voice: float32 [frames], :func:`loudness` of the voice.
         mixture: float32 [frames], :func:`loudness` of the mixture.
         activity_prob: float32 [frames], probability that the voice is active.
+        thresholds: of speech.
     """
-    likely = activity_prob > 0.5
+    likely = activity_prob > thresholds.min_activity_prob
     if not likely.any():
         return []
     # A rare voice is loud in few frames, so the percentile is over its likely frames alone.
-    loud_level = float(np.percentile(voice[likely], 95)) + LOUD_DB
-    threshold = max(loud_level, float(np.percentile(mixture, 95)) + AUDIBLE_DB, QUIETEST_DB)
-    return spans_of((voice > threshold) & likely)
+    loud_level = float(np.percentile(voice[likely], 95)) + thresholds.min_voice_db
+    audible_level = float(np.percentile(mixture, 95)) + thresholds.min_mixture_db
+    min_level = max(loud_level, audible_level, thresholds.min_level_db)
+    return spans_of((voice > min_level) & likely, thresholds)
 
 
-def spans_of(active: np.ndarray) -> list[Span]:
+def spans_of(active: np.ndarray, thresholds: Thresholds) -> list[Span]:
     """Spans of true frames, in seconds; short gaps are closed, short spans dropped."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], active.astype(np.int8), [0]])))
     merged: list[list[int]] = []
     for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        if merged and first - merged[-1][1] <= PAUSE * VIDEO_RATE:
+        if merged and first - merged[-1][1] <= thresholds.max_pause * VIDEO_RATE:
             merged[-1][1] = last
         else:
             merged.append([first, last])
-    return [(a / VIDEO_RATE, b / VIDEO_RATE) for a, b in merged if b - a >= SHORTEST * VIDEO_RATE]
+    return [
+        (a / VIDEO_RATE, b / VIDEO_RATE)
+        for a, b in merged
+        if b - a >= thresholds.min_span * VIDEO_RATE
+    ]
 
 
 def write_residual(mixture: Wave, voices: Sequence[Wave], path: Path) -> RawWave:

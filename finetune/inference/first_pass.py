@@ -5,26 +5,24 @@ recording.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cavmae.datasets.media import MediaError, Probe
-from cavmae.datasets.media.geometry import Geometry, cut_from
-from cavmae.datasets.media.playback import SAMPLES, Playback
+from cavmae.datasets.media import MediaError
+from cavmae.datasets.media.playback import SAMPLES
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import RawWave
-from cavmae.finetune.inference.overlap_add import OverlapAdd, window_starts
-from cavmae.finetune.inference.predictor import WHOLE, Box, Cue, DetectedPerson, WindowPredictor
-from cavmae.finetune.inference.settings import SeparateSettings
-from cavmae.finetune.inference.tracker import Tracker, masks_at, soft_iou
+from cavmae.finetune.inference.boxes import WHOLE, Box
+from cavmae.finetune.inference.overlap_add import OverlapAdd
+from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
+from cavmae.finetune.inference.progress import ProgressCallback
+from cavmae.finetune.inference.second_look import refine_small_people
+from cavmae.finetune.inference.sources import MediaSource
+from cavmae.finetune.inference.tracker import Tracker
 from cavmae.finetune.inference.unread_media import UnreadMedia
 
-MAX_KEPT_SIDE = 1280  # pixels of the longer side of frames that are kept for a second look
-MIN_ZOOM = 1.5  # smallest magnification that justifies a second look
-MARGIN = 0.2  # around a person in a second look, as a fraction of their size
-MIN_AGREEMENT_IOU = 0.25  # IoU of the masks of both looks at one person
 MAX_SAMPLE = 1e6  # of full scale; squares of larger samples may overflow
 MIXTURE = 0  # number of the mixture among the waves; people count from 1
 
@@ -79,7 +77,7 @@ class FirstPass:
     frames: int
     samples: int
     has_video: np.ndarray
-    starts: list[int]
+    starts: Sequence[int]
     length: int
     keys: np.ndarray
     people: dict[int, list[Sighting]]
@@ -108,45 +106,46 @@ class FirstPass:
 
 def first_pass(
     predictor: WindowPredictor,
-    info: Probe,
-    playback: Playback,
+    media: MediaSource,
+    starts: Sequence[int],
     folder: Path,
-    settings: SeparateSettings,
     cue: Cue | None,
-    on_start: Callable[[int], Callable[[], None]],
+    second_look: bool,
+    unread: UnreadMedia,
+    progress: ProgressCallback,
 ) -> FirstPass:
     """Run the model on all windows of a recording.
 
     Args:
         predictor: the model.
-        info: streams of the recording.
-        playback: the recording, from its beginning, in :func:`working_geometry`.
+        media: the recording, from its beginning, of
+            :func:`~cavmae.finetune.inference.sources.working_size`.
+        starts: first frames of the windows.
         folder: empty folder for waves and masks.
-        settings: options of separation.
         cue: cue for the target; None: there is no target.
-        on_start: called with the number of windows; returns a function to call after each.
+        second_look: run the model again on crops around small people.
+        unread: losses of the recording.
+        progress: called after each window.
 
     Raises:
         MediaError: more of the recording is lost than the settings allow.
         NonFiniteError: the model gives NaN or Inf.
     """
-    shape = predictor.shape
-    length = shape.frames
-    starts = window_starts(playback.frames, length, max(1, round(settings.hop * length)))
-    tracker = Tracker(starts, predictor.keys, length, SAMPLES, VIDEO_RATE)
-    overlap_add = OverlapAdd([s * SAMPLES for s in starts], shape.samples, playback.num_samples)
-    unread = UnreadMedia(info, playback, settings.max_missing)
+    length = predictor.config.frames
+    tracker = Tracker(starts, predictor.keys, length, SAMPLES, VIDEO_RATE, predictor.thresholds)
+    overlap_add = OverlapAdd(
+        [s * SAMPLES for s in starts], predictor.config.samples, media.num_samples
+    )
     cue_at = (
         None
         if cue is None or cue.kind == "voice"
         else _nearest_key_frame(cue, starts, predictor.keys)
     )
     sightings: dict[int, list[Sighting]] = {}
-    on_window = on_start(len(starts))
     with (folder / "masks.u8").open("wb") as masks:
         for window, start in enumerate(starts):
-            frames = playback.read_frames(start, length)
-            wave = playback.read_audio(start, length)
+            frames = media.read_frames(start, length)
+            wave = media.read_audio(start, length)
             unread.check()
             if (peak := float(np.abs(wave).max())) > MAX_SAMPLE:
                 raise MediaError("decode_error", f"its audio has samples as large as {peak:.1e}")
@@ -156,43 +155,53 @@ def first_pass(
             people: list[DetectedPerson] = []
             if frames.any():  # black, as where nothing decodes, shows no people
                 people = predictor.predict(frames, wave, WHOLE, window_cue, key)
-                if settings.second_look:
-                    people, zooms = _refine_small_people(predictor, frames, wave, people)
+                if second_look:
+                    people, zooms = refine_small_people(predictor, frames, wave, people)
             numbers = tracker.assign_numbers(people)
             waves = {MIXTURE: wave}
             for number, person in zip(numbers, people, strict=True):
                 waves[number] = person.voice
-                is_cued = window_cue is not None and person.slot == 0
-                sightings.setdefault(number, []).append(
-                    Sighting(
-                        window, person.presence_prob, person.box,
-                        (len(predictor.keys), *person.masks.shape[1:]), masks.tell(),
-                        zooms.get(person.slot), is_cued,
-                        float(np.square(person.voice).mean()),
-                        predictor.voice_distance(person.voice, cue.voice)
-                        if cue is not None and cue.voice is not None else None,
-                    )
-                )  # fmt: skip
+                sighting = Sighting(
+                    window=window,
+                    presence_prob=person.presence_prob,
+                    box=person.box,
+                    shape=(len(predictor.keys), *person.masks.shape[1:]),
+                    offset=masks.tell(),
+                    zoom=zooms.get(person.slot),
+                    cued=window_cue is not None and person.slot == 0,
+                    power=float(np.square(person.voice).mean()),
+                    voice_distance=_voice_distance(predictor, person, cue),
+                )
+                sightings.setdefault(number, []).append(sighting)
                 masks.write(person.masks.tobytes())
                 masks.write(person.activity_prob.tobytes())
             first, parts = overlap_add.add(waves)
             for number, part in parts.items():
                 _append(folder / f"wave-{number}.f32", first, part)
-            on_window()
+            progress((window + 1) / len(starts))
     return FirstPass(
-        folder,
-        playback.frames,
-        playback.num_samples,
-        playback.has_frame,
-        starts,
-        length,
-        predictor.keys,
-        sightings,
-        unread.missing_frames,
-        unread.missing_audio,
-        playback.mixdown,
-        tuple(unread.remarks()),
+        folder=folder,
+        frames=media.frames,
+        samples=media.num_samples,
+        has_video=media.has_frame,
+        starts=starts,
+        length=length,
+        keys=predictor.keys,
+        people=sightings,
+        missing_frames=unread.missing_frames,
+        missing_audio=unread.missing_audio,
+        mixdown=media.mixdown,
+        remarks=tuple(unread.remarks()),
     )
+
+
+def _voice_distance(
+    predictor: WindowPredictor, person: DetectedPerson, cue: Cue | None
+) -> float | None:
+    """Distance of a voice from the reference voice; None: there is none."""
+    if cue is None or cue.voice is None:
+        return None
+    return predictor.voice_distance(person.voice, cue.voice)
 
 
 def _append(path: Path, first: int, wave: np.ndarray) -> None:
@@ -201,106 +210,9 @@ def _append(path: Path, first: int, wave: np.ndarray) -> None:
         file.write(wave.tobytes())
 
 
-def working_geometry(info: Probe, model_size: tuple[int, int], second_look: bool) -> Geometry:
-    """Geometry of the frames that are kept: the model's input size, or more for a second look."""
-    height, width = info.display
-    scale = min(model_size[0] / height, model_size[1] / width)
-    if second_look:
-        scale = max(scale, min(1.0, MAX_KEPT_SIDE / max(height, width)))
-    size = max(16, round(height * scale)), max(16, round(width * scale))
-    return cut_from(info, size, size)
-
-
-def _nearest_key_frame(cue: Cue, starts: list[int], keys: np.ndarray) -> tuple[int, int]:
+def _nearest_key_frame(cue: Cue, starts: Sequence[int], keys: np.ndarray) -> tuple[int, int]:
     """Indices of the window and the key frame that are nearest to the time of a cue."""
     frame = cue.time * VIDEO_RATE
     distance = np.abs(np.array(starts)[:, None] + keys - frame)
     window, key = np.unravel_index(int(distance.argmin()), distance.shape)
     return int(window), int(key)
-
-
-def _refine_small_people(
-    predictor: WindowPredictor, frames: np.ndarray, wave: np.ndarray, people: list[DetectedPerson]
-) -> tuple[list[DetectedPerson], dict[int, float]]:
-    """Run the model again on crops around small people.
-
-    Returns:
-        people, and the magnification of each second look by slot.
-    """
-    refined, zooms = [], {}
-    frame_size = frames.shape[1], frames.shape[2]
-    for person in people:
-        box, zoom = zoom_box(person.masks, frame_size, predictor.shape.encoder.image_size)
-        closer_view = None
-        if zoom >= MIN_ZOOM:
-            key = int((person.masks > 127).reshape(len(person.masks), -1).sum(1).argmax())
-            mask = person.masks[key] > 127
-            cue = Cue("mask", box=_box_of(mask), mask=mask)
-            detected = predictor.predict(frames, wave, box, cue, key)
-            closer_view = next((p for p in detected if p.slot == 0), None)
-        if closer_view is None or not _is_same_person(closer_view, person, people, predictor.keys):
-            refined.append(person)
-        else:
-            # The cue of the second look biases the presence probability, so the first one stays.
-            refined.append(
-                closer_view._replace(slot=person.slot, presence_prob=person.presence_prob)
-            )
-            zooms[person.slot] = zoom
-    return refined, zooms
-
-
-def _is_same_person(
-    closer_view: DetectedPerson,
-    person: DetectedPerson,
-    people: list[DetectedPerson],
-    keys: np.ndarray,
-) -> bool:
-    """Whether a second look shows the intended person and not a neighbor."""
-    mask = masks_at(closer_view, keys, keys) > 0.5
-    ious = {p.slot: soft_iou(mask, masks_at(p, keys, keys) > 0.5) for p in people}
-    return ious[person.slot] >= MIN_AGREEMENT_IOU and ious[person.slot] == max(ious.values())
-
-
-def zoom_box(
-    masks: np.ndarray, frame_size: tuple[int, int], model_size: tuple[int, int]
-) -> tuple[Box, float]:
-    """Crop around a person, and its magnification relative to the whole frame.
-
-    Args:
-        masks: uint8 [F, h, w], of the whole frame.
-        frame_size: (height, width) of the frame in pixels.
-        model_size: (height, width) of the model's input in pixels.
-    """
-    left, top, right, bottom = _box_of((masks > 127).max(0))
-    height, width = (bottom - top) * frame_size[0], (right - left) * frame_size[1]
-    height, width = height * (1 + 2 * MARGIN), width * (1 + 2 * MARGIN)
-    # The crop fills the model's input, but is not upsampled and does not exceed the frame.
-    scale = min(model_size[0] / height, model_size[1] / width, 1.0)
-    height, width = (
-        min(model_size[0] / scale, frame_size[0]),
-        min(model_size[1] / scale, frame_size[1]),
-    )
-    whole = min(model_size[0] / frame_size[0], model_size[1] / frame_size[1])
-    zoom = min(model_size[0] / height, model_size[1] / width) / whole
-    y, x = (top + bottom) / 2 * frame_size[0], (left + right) / 2 * frame_size[1]
-    y = min(max(y - height / 2, 0), frame_size[0] - height)
-    x = min(max(x - width / 2, 0), frame_size[1] - width)
-    box = (
-        x / frame_size[1],
-        y / frame_size[0],
-        (x + width) / frame_size[1],
-        (y + height) / frame_size[0],
-    )
-    return box, zoom
-
-
-def _box_of(mask: np.ndarray) -> Box:
-    """Bounding box of a mask, as fractions of its size; the whole frame for an empty mask."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not rows.size:
-        return WHOLE
-    height, width = mask.shape
-    return (
-        float(columns[0]) / width, float(rows[0]) / height,
-        float(columns[-1] + 1) / width, float(rows[-1] + 1) / height,
-    )  # fmt: skip

@@ -3,14 +3,10 @@
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch.nn import functional
 
-from cavmae.common.progress import Progress
 from cavmae.datasets.media import Probe
 from cavmae.datasets.media.geometry import Geometry, cut_from
 from cavmae.datasets.media.playback import Playback
@@ -18,10 +14,10 @@ from cavmae.datasets.media.writing import VideoWriter, Wave
 from cavmae.datasets.mixtures.compositing import dilate
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import Span
+from cavmae.finetune.inference.boxes import pixel_box
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
-from cavmae.finetune.inference.overlap_add import CrossfadeWeights
-from cavmae.finetune.inference.predictor import Box
-from cavmae.finetune.inference.tracker import interpolate_masks
+from cavmae.finetune.inference.mask_tracks import MaskTrack
+from cavmae.finetune.inference.progress import ProgressCallback, part_of
 
 # Palette of Okabe and Ito, safe for colour-blind viewers.
 PALETTE = (
@@ -32,72 +28,6 @@ TINT = 0.3  # opacity of the color over a person who speaks
 TINTED_VALUES = (np.arange(256) * (1 - TINT)).astype(np.uint8)  # of each byte under a tint
 QUALITY = {"overlay": 23.0, "mask": 20.0}  # x264's CRF
 FRAMES_PER_READ = 25  # frames that are read together
-
-
-class Shown(NamedTuple):
-    """Mask of a person in a region of a frame.
-
-    Attributes:
-        rows, columns: region of the frame.
-        mask: float32 [rows, columns], 0 to 1.
-    """
-
-    rows: slice
-    columns: slice
-    mask: np.ndarray
-
-
-class Masks:
-    """Masks of a person at every frame, as the weighted mean over windows.
-
-    Args:
-        recording: result of the first pass.
-        sightings: the person in each window.
-    """
-
-    def __init__(self, recording: FirstPass, sightings: Sequence[Sighting]):
-        self._recording = recording
-        self._sightings = {sighting.window: sighting for sighting in sightings}
-        self._weights = CrossfadeWeights(recording.starts, recording.length)
-        self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # masks and weights of windows
-
-    def at(self, frame: int, size: tuple[int, int]) -> list[Shown]:
-        """Weighted masks of a frame at a frame size, one for each window; they add up."""
-        starts, length = self._recording.starts, self._recording.length
-        first = int(np.searchsorted(starts, frame - length, side="right"))
-        last = int(np.searchsorted(starts, frame, side="right"))
-        windows = [w for w in range(first, last) if w in self._sightings]
-        self._cache = {w: m for w, m in self._cache.items() if w >= first}
-        parts = []
-        for window in windows:
-            sighting = self._sightings[window]
-            if window not in self._cache:
-                self._cache[window] = self._recording.masks(sighting), self._weights.of(window)
-            masks, weights = self._cache[window]
-            offset = frame - starts[window]
-            value = interpolate_masks(masks, np.array([offset]), self._recording.keys)[0]
-            parts.append(_place_mask(value * weights[offset], sighting.box, size))
-        return parts
-
-
-def _place_mask(mask: np.ndarray, box: Box, size: tuple[int, int]) -> Shown:
-    """Resize the mask of a box to its region of a frame."""
-    top, bottom = round(box[1] * size[0]), max(round(box[3] * size[0]), round(box[1] * size[0]) + 1)
-    left, right = round(box[0] * size[1]), max(round(box[2] * size[1]), round(box[0] * size[1]) + 1)
-    large = functional.interpolate(
-        torch.from_numpy(mask)[None, None], (bottom - top, right - left), mode="bilinear"
-    )[0, 0].numpy()
-    rows, columns = slice(top, min(bottom, size[0])), slice(left, min(right, size[1]))
-    return Shown(rows, columns, large[: rows.stop - top, : columns.stop - left])
-
-
-def _merge_masks(parts: Sequence[Shown], size: tuple[int, int]) -> np.ndarray:
-    """Binary mask of the sum of weighted masks: bool [height, width]."""
-    total = np.zeros(size, dtype=np.float32)
-    for part in parts:
-        total[part.rows, part.columns] += part.mask
-    whole: np.ndarray = total > 0.5
-    return whole
 
 
 def display_geometry(info: Probe, height: int) -> Geometry:
@@ -116,6 +46,7 @@ def second_pass(
     overlay: Path | None,
     masks: Mapping[int, Path],
     height: int,
+    progress: ProgressCallback,
 ) -> None:
     """Write the videos one after the other, so that a single file is open.
 
@@ -128,29 +59,29 @@ def second_pass(
         overlay: path of the overlay video; None: it is not written.
         masks: paths of the mask videos, by number.
         height: largest height of the videos in pixels.
+        progress: called as frames are written.
     """
     geometry = display_geometry(info, height)
-    seconds = -(-recording.frames // FRAMES_PER_READ)
-    with Progress(seconds * (len(masks) + (overlay is not None)), "second of video") as progress:
-        for number, path in masks.items():
-            _write_masks(
-                path, Masks(recording, people[number]), recording.frames, geometry.size, progress
-            )
-        if overlay is not None:
-            with Playback(info, geometry) as playback:
-                _write_overlay(
-                    overlay, playback, geometry.size, recording, people, spans, audio, progress
-                )
+    videos = len(masks) + (overlay is not None)
+    for index, (number, path) in enumerate(masks.items()):
+        track = MaskTrack(recording, people[number])
+        part = part_of(progress, index / videos, (index + 1) / videos)
+        _write_masks(path, track, recording.frames, geometry.size, part)
+    if overlay is not None:
+        part = part_of(progress, len(masks) / videos, 1.0)
+        with Playback(info, geometry) as playback:
+            _write_overlay(overlay, playback, geometry.size, recording, people, spans, audio, part)
 
 
 def _write_masks(
-    path: Path, masks: Masks, frames: int, size: tuple[int, int], progress: Progress
+    path: Path, track: MaskTrack, frames: int, size: tuple[int, int], progress: ProgressCallback
 ) -> None:
     with VideoWriter(path, size[::-1], VIDEO_RATE, QUALITY["mask"], None) as writer:
         for frame in range(frames):
-            writer.write(frame, _merge_masks(masks.at(frame, size), size).astype(np.uint8) * 255)
-            if frame % FRAMES_PER_READ == 0:
-                progress.done()
+            mask = track.at(frame, size)
+            image = np.zeros(size, np.uint8) if mask is None else mask.astype(np.uint8) * 255
+            writer.write(frame, image)
+            progress((frame + 1) / frames)
 
 
 def _write_overlay(
@@ -161,27 +92,23 @@ def _write_overlay(
     people: Mapping[int, Sequence[Sighting]],
     spans: Mapping[int, Sequence[Span]],
     audio: Wave,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> None:
-    tracks = {number: Masks(recording, sightings) for number, sightings in people.items()}
+    tracks = {number: MaskTrack(recording, sightings) for number, sightings in people.items()}
     speaking = {number: _frames_of(spans[number], recording.frames) for number in people}
     with VideoWriter(path, size[::-1], VIDEO_RATE, QUALITY["overlay"], audio) as writer:
         for start in range(0, recording.frames, FRAMES_PER_READ):
             video = playback.read_frames(start, min(FRAMES_PER_READ, recording.frames - start))
             for frame, image in enumerate(video, start):
                 # People outside this frame are skipped: there may be hundreds.
-                parts = {number: track.at(frame, size) for number, track in tracks.items()}
-                merged = {
-                    number: _merge_masks(person_parts, size)
-                    for number, person_parts in parts.items()
-                    if person_parts
-                }
-                for number, mask in merged.items():
+                masks = {number: track.at(frame, size) for number, track in tracks.items()}
+                present = {number: mask for number, mask in masks.items() if mask is not None}
+                for number, mask in present.items():
                     _draw_outline(image, mask, number, bool(speaking[number][frame]))
-                for number, mask in merged.items():
+                for number, mask in present.items():
                     _draw_label(image, mask, _label(number, size))
                 writer.write(frame, image)
-            progress.done()
+            progress(min(1.0, (start + FRAMES_PER_READ) / recording.frames))
 
 
 def _frames_of(spans: Sequence[Span], frames: int) -> np.ndarray:
@@ -198,11 +125,12 @@ def color_of(number: int) -> tuple[int, int, int]:
 
 def _draw_outline(image: np.ndarray, mask: np.ndarray, number: int, is_speaking: bool) -> None:
     """Draw the outline of a person, thick and with a tint while they speak."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not rows.size:
+    box = pixel_box(mask)
+    if box is None:
         return
+    left, top, right, bottom = box
     line_width = max(1, round(min(image.shape[:2]) / (120 if is_speaking else 240)))
-    part = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    part = (slice(top, bottom), slice(left, right))
     inside = mask[part]
     # The edge is the mask without its erosion by the width of the line.
     outside = np.pad(~inside, line_width, constant_values=True)[None]

@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from cavmae.datasets.mixtures.compositing import GREY
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.inference.boxes import WHOLE, Box
+from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.slot_merging import merge_slots, without_specks
 from cavmae.finetune.speaker.cues import KINDS, CueKind, Cues, no_cues, region_of
 from cavmae.finetune.speaker.model import NONE, OFF_SCREEN, Inputs, SpeakerModel
@@ -18,9 +20,6 @@ from cavmae.finetune.speaker.voice_matching import distances
 
 MASK_STRIDE = 4  # input pixels of the model for a pixel of its masks
 COLOR_STEPS = 4  # bins of red, green and blue in a color histogram
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of a frame
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +65,8 @@ class DetectedPerson(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
-    """Letterbox of a region of the frame in the input of the model.
+class Letterbox:
+    """Placement of a region of the frame in the input of the model, with black bars.
 
     Attributes:
         part: top, left, height and width of the region in pixels of the frame.
@@ -80,8 +79,8 @@ class Fit:
     size: tuple[int, int]
 
     @classmethod
-    def of(cls, box: Box, frame_size: tuple[int, int], model_size: tuple[int, int]) -> "Fit":
-        """Letterbox of a box of the frame.
+    def of(cls, box: Box, frame_size: tuple[int, int], model_size: tuple[int, int]) -> "Letterbox":
+        """Place a box of the frame.
 
         Args:
             box: region of the frame.
@@ -150,15 +149,23 @@ class WindowPredictor:
         model: already on its device.
         statistics: mean and standard deviation for the normalization of fbanks.
         precision: ``fp32``, ``bf16`` or ``fp16``.
+        thresholds: of slots and masks.
     """
 
-    def __init__(self, model: SpeakerModel, statistics: Statistics, precision: str = "fp32"):
+    def __init__(
+        self,
+        model: SpeakerModel,
+        statistics: Statistics,
+        precision: str = "fp32",
+        thresholds: Thresholds = Thresholds(),  # noqa: B008 - frozen
+    ):
         self.speaker = SpeakerPredictor(model.eval(), statistics)
-        self.shape = model.config
+        self.config = model.config
+        self.thresholds = thresholds
         self.device = next(model.parameters()).device
         self._type = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self.keys = (
-            (np.arange(self.shape.key_frames) + 0.5) * self.shape.frames / self.shape.key_frames
+            (np.arange(self.config.key_frames) + 0.5) * self.config.frames / self.config.key_frames
         )
         self.keys = self.keys.astype(np.int64)
 
@@ -186,11 +193,11 @@ class WindowPredictor:
             NonFiniteError: the model gives NaN or Inf.
         """
         frame_size = frames.shape[1], frames.shape[2]
-        fit = Fit.of(box, frame_size, self._image)
+        letterbox = Letterbox.of(box, frame_size, self._image)
         video_nchw = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        key_frames = fit.resize(video_nchw[self.keys], self._image)
+        key_frames = letterbox.resize(video_nchw[self.keys], self._image)
         # Resized before conversion to grey: floats of whole frames would take gigabytes.
-        resized = fit.resize(video_nchw, self.shape.motion_size).float()
+        resized = letterbox.resize(video_nchw, self.config.motion_size).float()
         motion = (resized * torch.tensor(GREY)[:, None, None]).sum(1).round_().byte()
         wave = torch.from_numpy(mixture)[None].to(self.device)
         inputs = Inputs(
@@ -198,23 +205,23 @@ class WindowPredictor:
             fbank=self.speaker.fbank(wave),
             frames=key_frames.permute(0, 2, 3, 1)[None].to(self.device),
             motion=motion[None].to(self.device),
-            cues=self._cues(cue, key, fit, frame_size),
+            cues=self._cues(cue, key, letterbox, frame_size),
             hint=torch.zeros(1, dtype=torch.int64, device=self.device),
         )
         with torch.autocast(self.device.type, self._type, enabled=self._type is not None):
             slot_predictions, voice_predictions = self.speaker.predict(inputs)
         states = voice_predictions.states[0, :-1].float().softmax(-1).cpu()
-        masks = fit.crop_masks(slot_predictions.masks[-1][0].float().sigmoid()).cpu()
+        masks = letterbox.crop_masks(slot_predictions.masks[-1][0].float().sigmoid()).cpu()
         waves = voice_predictions.waves(len(mixture))[0].float().cpu().numpy()
         key_colors = functional.interpolate(
-            fit.crop(video_nchw[self.keys]), masks.shape[-2:], mode="bilinear", antialias=True
+            letterbox.crop(video_nchw[self.keys]), masks.shape[-2:], mode="bilinear", antialias=True
         )
         activity_prob = voice_predictions.activity_logits[0].float().sigmoid().cpu()
-        votes = fit.map_votes(slot_predictions.votes[0].float()).cpu()
+        votes = letterbox.map_votes(slot_predictions.votes[0].float()).cpu()
         presence_prob = 1 - states[:, NONE] - states[:, OFF_SCREEN]
         people = []
-        for slots in merge_slots(masks, votes, presence_prob, cue is not None):
-            person_masks = without_specks(masks[slots].amax(0), votes)
+        for slots in merge_slots(masks, votes, presence_prob, cue is not None, self.thresholds):
+            person_masks = without_specks(masks[slots].amax(0), votes, self.thresholds)
             people.append(
                 DetectedPerson(
                     slot=slots[0],
@@ -238,12 +245,14 @@ class WindowPredictor:
 
     @property
     def _image(self) -> tuple[int, int]:
-        height, width = self.shape.encoder.image_size
+        height, width = self.config.encoder.image_size
         return height, width
 
-    def _cues(self, cue: Cue | None, key: int, fit: Fit, frame_size: tuple[int, int]) -> Cues:
-        grid = self.shape.encoder.image_grid
-        bins, steps = self.shape.encoder.audio_size
+    def _cues(
+        self, cue: Cue | None, key: int, letterbox: Letterbox, frame_size: tuple[int, int]
+    ) -> Cues:
+        grid = self.config.encoder.image_grid
+        bins, steps = self.config.encoder.audio_size
         cues = no_cues(1, grid, (steps, bins), self.device)
         if cue is None:
             return cues
@@ -252,12 +261,12 @@ class WindowPredictor:
             assert cue.voice is not None
             wave = torch.from_numpy(cue.voice)[None].to(self.device)
             return cues._replace(kind=kind, voice=self.speaker.fbank(wave))
-        box = torch.tensor([fit.map_box(cue.box, frame_size)], device=self.device)
+        box = torch.tensor([letterbox.map_box(cue.box, frame_size)], device=self.device)
         region = region_of(box, grid)
         if cue.mask is not None:
             mask_nchw = torch.from_numpy(cue.mask.astype(np.uint8) * 255)[None, None]
             mask_nchw = functional.interpolate(mask_nchw, frame_size, mode="nearest")
-            mask_nchw = fit.resize(mask_nchw, self._image).float().to(self.device) / 255
+            mask_nchw = letterbox.resize(mask_nchw, self._image).float().to(self.device) / 255
             region = functional.adaptive_avg_pool2d(mask_nchw, grid)[:, 0]
         frame = torch.tensor([key], device=self.device)
         return cues._replace(kind=kind, frame=frame, box=box, region=region)

@@ -9,16 +9,14 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-MIN_PRESENCE = 0.5  # presence probability of a person
-MIN_AREA = 0.002  # mean fraction of the frame that a person covers
-SAME_IOU = 0.6  # IoU of the masks of two slots of one person
-MAX_VOTE_DISTANCE = 0.05  # fraction of the frame, along each axis, between votes for one center
-MIN_TOUCHING = 0.75  # fraction of the key frames with both parts in which they touch
-MAX_SPECK = 0.1  # size of a speck, as a fraction of the largest piece of the mask
+from cavmae.finetune.inference.settings import Thresholds
+
 NEIGHBORS = np.ones((3, 3))  # of a pixel, with its corners
 
 
-def merge_slots(masks: Tensor, votes: Tensor, presence_prob: Tensor, cued: bool) -> list[list[int]]:
+def merge_slots(
+    masks: Tensor, votes: Tensor, presence_prob: Tensor, cued: bool, thresholds: Thresholds
+) -> list[list[int]]:
     """Group slots into people, by descending presence probability.
 
     Two slots are one person if their masks overlap (IoU), or if the masks touch and their pixels
@@ -29,6 +27,7 @@ def merge_slots(masks: Tensor, votes: Tensor, presence_prob: Tensor, cued: bool)
         votes: [2, F, h, w], center votes (x, y) as fractions of the frame.
         presence_prob: [Q'].
         cued: slot 0, the cued person, comes first, whatever its presence probability.
+        thresholds: of slots and parts.
 
     Returns:
         the slots of each person, both in that order.
@@ -39,10 +38,13 @@ def merge_slots(masks: Tensor, votes: Tensor, presence_prob: Tensor, cued: bool)
         order.sort(key=lambda slot: slot != 0)
     people: list[list[int]] = []
     for slot in order:
-        if presence_prob[slot] < MIN_PRESENCE or binary[slot].float().mean() < MIN_AREA:
+        if (
+            presence_prob[slot] < thresholds.min_presence_prob
+            or binary[slot].float().mean() < thresholds.min_area_fraction
+        ):
             continue
         for person in people:
-            if _same_person(binary[slot], binary[person].any(0), votes):
+            if _same_person(binary[slot], binary[person].any(0), votes, thresholds):
                 person.append(slot)
                 break
         else:
@@ -50,9 +52,9 @@ def merge_slots(masks: Tensor, votes: Tensor, presence_prob: Tensor, cued: bool)
     return people
 
 
-def _same_person(mask: Tensor, other: Tensor, votes: Tensor) -> bool:
+def _same_person(mask: Tensor, other: Tensor, votes: Tensor, thresholds: Thresholds) -> bool:
     """Whether two masks bool [F, h, w], neither of them empty, are of one person."""
-    if float((mask & other).sum() / (mask | other).sum()) >= SAME_IOU:
+    if float((mask & other).sum() / (mask | other).sum()) >= thresholds.min_slot_iou:
         return True
     both = mask.flatten(1).any(1) & other.flatten(1).any(1)
     if not bool(both.any()):  # in different frames, as before and after a cut
@@ -61,7 +63,10 @@ def _same_person(mask: Tensor, other: Tensor, votes: Tensor) -> bool:
     wider = functional.max_pool2d(mask.float(), 3, stride=1, padding=1) > 0
     touching = (wider & other).flatten(1).any(1).float().mean()
     distance = (_mean_vote(votes, mask) - _mean_vote(votes, other)).abs()
-    return bool((distance < MAX_VOTE_DISTANCE).all()) and float(touching) >= MIN_TOUCHING
+    return (
+        bool((distance < thresholds.max_vote_distance).all())
+        and float(touching) >= thresholds.min_touching_fraction
+    )
 
 
 def _mean_vote(votes: Tensor, mask: Tensor) -> Tensor:
@@ -69,7 +74,7 @@ def _mean_vote(votes: Tensor, mask: Tensor) -> Tensor:
     return votes[:, mask].mean(1)
 
 
-def without_specks(masks: Tensor, votes: Tensor) -> Tensor:
+def without_specks(masks: Tensor, votes: Tensor, thresholds: Thresholds) -> Tensor:
     """Remove small pieces from masks.
 
     A piece that is small relative to the largest goes if it is tiny or votes for another center.
@@ -78,6 +83,7 @@ def without_specks(masks: Tensor, votes: Tensor) -> Tensor:
     Args:
         masks: [F, h, w], 0 to 1.
         votes: [2, F, h, w], center votes (x, y) as fractions of the frame.
+        thresholds: of specks.
     """
     cleaned = masks.clone()
     for mask, frame_votes in zip(cleaned, votes.unbind(1), strict=True):
@@ -87,11 +93,10 @@ def without_specks(masks: Tensor, votes: Tensor) -> Tensor:
         sizes = np.bincount(pieces.ravel())[1:]
         largest = int(sizes.argmax())
         center = _mean_vote(frame_votes, torch.from_numpy(pieces == largest + 1))
-        for number in np.flatnonzero(sizes < MAX_SPECK * sizes[largest]):
+        for number in np.flatnonzero(sizes < thresholds.max_speck_fraction * sizes[largest]):
             piece = torch.from_numpy(pieces == number + 1)
-            elsewhere = bool(
-                ((_mean_vote(frame_votes, piece) - center).abs() > MAX_VOTE_DISTANCE).any()
-            )
-            if sizes[number] < MIN_AREA * mask.numel() or elsewhere:
+            distance = (_mean_vote(frame_votes, piece) - center).abs()
+            elsewhere = bool((distance > thresholds.max_vote_distance).any())
+            if sizes[number] < thresholds.min_area_fraction * mask.numel() or elsewhere:
                 mask[piece] = 0.0
     return cleaned

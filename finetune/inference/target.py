@@ -10,10 +10,10 @@ from PIL import Image, UnidentifiedImageError
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import read_bytes
-from cavmae.datasets.media import Probe
 from cavmae.datasets.media.audio_files import MAGIC, AudioFileError, read_audio
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
-from cavmae.finetune.inference.predictor import Box, Cue
+from cavmae.finetune.inference.boxes import mask_box
+from cavmae.finetune.inference.predictor import Cue
 from cavmae.finetune.speaker.cues import CueKind
 
 MAX_VOICE_SECONDS = 600.0  # s, longest part of a reference recording that is read
@@ -63,11 +63,11 @@ class Target:
         elif self.mask is not None:
             _read_mask(self.mask)
 
-    def cue(self, info: Probe, seconds: float, samples: int) -> Cue | None:
+    def cue(self, display: tuple[int, int], seconds: float, samples: int) -> Cue | None:
         """Cue for the model; None: there is no target.
 
         Args:
-            info: streams of the recording.
+            display: (height, width) of the recording in pixels, as displayed.
             seconds: length of the recording.
             samples: length of the reference voice that the model takes.
 
@@ -84,7 +84,7 @@ class Target:
             raise UsageError(
                 f"--target.time {self.time:g} lies outside the recording of {seconds:g} s."
             )
-        height, width = info.display
+        height, width = display
         if self.mask is not None:
             return _mask_cue(self.mask, self.time, (height, width))
         numbers = self.box if self.box is not None else self.point
@@ -125,11 +125,8 @@ def _mask_cue(path: str, time: float, size: tuple[int, int]) -> Cue:
             f"--target.mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, the frame "
             f"{size[1]}x{size[0]}."
         )
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box: Box = (
-        float(columns[0]) / size[1], float(rows[0]) / size[0],
-        float(columns[-1] + 1) / size[1], float(rows[-1] + 1) / size[0],
-    )  # fmt: skip
+    box = mask_box(mask)
+    assert box is not None  # _read_mask refuses black masks
     return Cue("mask", time, box, mask)
 
 

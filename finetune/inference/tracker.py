@@ -11,13 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from cavmae.finetune.inference.predictor import Box, DetectedPerson
+from cavmae.finetune.inference.boxes import Box
+from cavmae.finetune.inference.predictor import DetectedPerson
+from cavmae.finetune.inference.settings import Thresholds
 
 RASTER = 48  # points along each side of the raster on which masks are compared
-MIN_LIKENESS = 0.25  # of a match with the previous window
-MIN_COLOR_LIKENESS = 0.8  # of a returning person (Bhattacharyya coefficient)
-MAX_ABSENCE = 10.0  # s, after which a track ends
-VOICE_WEIGHT = 0.5  # weight of the voice correlation relative to the mask IoU
 
 
 @dataclasses.dataclass
@@ -48,13 +46,20 @@ class Tracker:
         length: frames of a window.
         samples: audio samples of a frame.
         rate: frames a second.
+        thresholds: of tracks.
     """
 
     def __init__(
-        self, starts: Sequence[int], keys: np.ndarray, length: int, samples: int, rate: int
+        self,
+        starts: Sequence[int],
+        keys: np.ndarray,
+        length: int,
+        samples: int,
+        rate: int,
+        thresholds: Thresholds,
     ):
         self._starts, self._keys, self._length = starts, keys, length
-        self._samples, self._rate = samples, rate
+        self._samples, self._rate, self._thresholds = samples, rate, thresholds
         self.tracks: list[Track] = []  # people who may still return
         self._window = -1
         self._numbers = 0
@@ -79,7 +84,7 @@ class Tracker:
 
     def _drop_stale(self) -> None:
         """Drop ended tracks: long recordings can have hundreds of people."""
-        first = self._starts[self._window] - MAX_ABSENCE * self._rate
+        first = self._starts[self._window] - self._thresholds.max_absence * self._rate
         self.tracks = [t for t in self.tracks if self._starts[t.window] + self._length >= first]
         for track in self.tracks:
             if track.window < self._window - 1:
@@ -113,18 +118,18 @@ class Tracker:
             slice(shift * self._samples, None),
             slice(0, (self._length - shift) * self._samples),
         )
-        likeness = np.array(
+        score = np.array(
             [
                 [
                     soft_iou(a, b)
-                    + VOICE_WEIGHT
+                    + self._thresholds.voice_weight
                     * _correlation(last.voice[shared_samples[0]], person.voice[shared_samples[1]])
                     for person, b in zip(people, now, strict=True)
                 ]
                 for (_, last), a in zip(before, then, strict=True)
             ]
         )
-        return _assign([track for track, _ in before], likeness, MIN_LIKENESS)
+        return _assign([track for track, _ in before], score, self._thresholds.min_track_score)
 
     def _match_returning(
         self, people: Sequence[DetectedPerson], left: Sequence[int]
@@ -133,22 +138,21 @@ class Tracker:
         away = [t for t in self.tracks if t.window < self._window]
         if not away or not left:
             return []
-        likeness = np.array(
+        similarity = np.array(
             [[float(np.sqrt(t.colors * people[n].colors).sum()) for n in left] for t in away]
         )
-        return [
-            (track, left[index]) for track, index in _assign(away, likeness, MIN_COLOR_LIKENESS)
-        ]
+        matches = _assign(away, similarity, self._thresholds.min_color_similarity)
+        return [(track, left[index]) for track, index in matches]
 
 
 def _assign(
-    tracks: Sequence[Track], likeness: np.ndarray, min_likeness: float
+    tracks: Sequence[Track], score: np.ndarray, min_score: float
 ) -> list[tuple[Track, int]]:
-    rows, columns = linear_sum_assignment(-likeness)
+    rows, columns = linear_sum_assignment(-score)
     return [
         (tracks[row], int(column))
         for row, column in zip(rows, columns, strict=True)
-        if likeness[row, column] >= min_likeness
+        if score[row, column] >= min_score
     ]
 
 

@@ -1,34 +1,34 @@
 """Counts of undecodable frames and audio packets, with a limit."""
 
-from cavmae.datasets.media import MediaError, Probe
-from cavmae.datasets.media.playback import Playback
+from cavmae.datasets.media import MediaError
+from cavmae.finetune.inference.sources import MediaSource
 
 
 class UnreadMedia:
     """Frames and audio packets of a recording that failed to decode so far.
 
     Args:
-        info: streams of the recording.
-        playback: the recording as it is decoded.
+        media: the recording as it is decoded.
+        audio_packets: number of audio packets; 0: the audio is not decoded.
         limit: largest fraction of all frames, and of all audio packets, that may be lost.
     """
 
-    def __init__(self, info: Probe, playback: Playback, limit: float):
-        self._playback = playback
+    def __init__(self, media: MediaSource, audio_packets: int, limit: float):
+        self._media = media
         self._limit = limit
-        self.frames = playback.wanted
-        self._packets = max(1, info.audio_packets)
+        self.frames = media.wanted
+        self._packets = max(1, audio_packets)
 
     @property
     def missing_frames(self) -> int:
         """Frames that could not be decoded."""
-        return self._playback.missing
+        return self._media.missing
 
     @property
     def missing_audio(self) -> float:
         """Fraction of the audio packets that could not be decoded."""
         # Damage may lead to packets that the container does not list.
-        return min(1.0, self._playback.damaged_audio / self._packets)
+        return min(1.0, self._media.damaged_audio / self._packets)
 
     def check(self) -> None:
         """Check the losses against the limit, which may be exceeded long before the end.
@@ -45,7 +45,7 @@ class UnreadMedia:
         if self.missing_audio > self._limit:
             raise MediaError(
                 "decode_error",
-                f"at least {self._playback.damaged_audio} of its {self._packets} audio packets "
+                f"at least {self._media.damaged_audio} of its {self._packets} audio packets "
                 f"could not be decoded, more than --max-missing {self._limit:g} allows",
             )
 
@@ -57,9 +57,9 @@ class UnreadMedia:
                 f"{self.missing_frames} of {self.frames} frames could not be decoded; the "
                 "previous frame replaces each"
             )
-        if self._playback.damaged_audio:
+        if self._media.damaged_audio:
             sentences.append(
-                f"{self._playback.damaged_audio} of {self._packets} audio packets could not be "
+                f"{self._media.damaged_audio} of {self._packets} audio packets could not be "
                 "decoded; silence replaces them"
             )
         return sentences

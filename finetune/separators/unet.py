@@ -1,8 +1,4 @@
-"""A complex U-Net with `query` fusion, after IQuery (Chen et al., CVPR 2023).
-
-IQuery multiplies a map of 32 channels of a magnitude U-Net with one embedding of each source. Here
-the spectrum is complex and the embedding varies in time, as a static vector cannot follow speech.
-"""
+"""A complex U-Net, after IQuery (Chen et al., CVPR 2023), whose U-Net sees magnitudes only."""
 
 from typing import cast
 
@@ -10,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cavmae.finetune.separators.base import MaskEstimator, MixtureFeatures, at_spectrum_rate
-from cavmae.finetune.speaker.motion import groups_of
-from cavmae.finetune.speaker.stft import BINS
+from cavmae.finetune.separators.base import MixtureFeatures, VoiceSeparator
+from cavmae.finetune.separators.layers import groups_of
+from cavmae.finetune.separators.settings import FUSIONS, UNetOptions
+from cavmae.finetune.separators.stft import BINS, STANDARD
 
 LEVELS = (1, 2, 4, 6, 8, 8)  # channels of each level, in multiples of the first
 POSITIONS = 8  # channels of sines and cosines of a bin's frequency
-BANDS = 32  # frequency bands of the additive gain
 LATENT_LEVEL = 1  # two halvings of time give 25 frames a second
 
 
@@ -48,19 +44,19 @@ class Up(nn.Module):
         return functional.gelu(self.norm(self.conv(torch.cat([x, skip], dim=1))))
 
 
-class ComplexUNet(MaskEstimator):
+class ComplexUNet(VoiceSeparator):
     """Complex U-Net of six levels; its map has twice the channels of the first level.
 
     Args:
+        options: of the entry.
         width: D.
-        channels: of the first level.
     """
 
-    fusion = "query"
-    least_frames = 2 ** len(LEVELS)
+    least_samples = STANDARD.hop * 2 ** len(LEVELS)
 
-    def __init__(self, width: int, channels: int):
+    def __init__(self, options: UNetOptions, width: int):
         super().__init__()
+        channels = options.width
         sizes = [channels * level for level in LEVELS]
         self.downs = nn.ModuleList(map(Down, [3 + POSITIONS, *sizes], sizes))
         up_sizes = [*sizes[-2:0:-1], 2 * channels]
@@ -70,16 +66,15 @@ class ComplexUNet(MaskEstimator):
         self.latent_width = 4 * width
         bands = BINS >> (LATENT_LEVEL + 1)
         self.latent_proj = nn.Linear(sizes[LATENT_LEVEL] * bands, self.latent_width)
-        self.query = nn.Linear(width, 2 * 2 * channels)
-        self.offset = nn.Linear(width, 2 * BANDS)
-        self.scale = (2 * channels) ** -0.5
+        self.fusion = FUSIONS.build(options.fusion, width, 2 * channels, 2)
         # Convolutions are frequency-invariant, speech is not.
         angle = torch.pi * torch.arange(1, POSITIONS // 2 + 1)[:, None] * torch.arange(BINS) / BINS
         positions = torch.cat([angle.sin(), angle.cos()])[None, :, :, None]
         self.register_buffer("positions", positions, persistent=False)
 
-    def encode_mixture(self, spectrum: Tensor) -> MixtureFeatures:
-        """See :meth:`MaskEstimator.encode_mixture`; its features are the map [N, 2 C, B, T]."""
+    def encode_mixture(self, mixture: Tensor) -> MixtureFeatures:
+        """See :meth:`VoiceSeparator.encode_mixture`; its features are the map [N, 2 C, B, T]."""
+        spectrum = mixture  # [N, 2, B, T], T a multiple of 4
         magnitude = spectrum.square().sum(dim=1, keepdim=True).add(1e-6).sqrt()
         positions = cast(Tensor, self.positions).to(spectrum.dtype)
         positions = positions.expand(len(spectrum), -1, -1, spectrum.shape[-1])
@@ -93,14 +88,7 @@ class ComplexUNet(MaskEstimator):
         banded = levels[LATENT_LEVEL + 1].flatten(1, 2).transpose(1, 2)
         return MixtureFeatures(self.latent_proj(banded), self.last(x))
 
-    def estimate_masks(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
-        """See :meth:`MaskEstimator.estimate_masks`."""
-        frames = features.features.shape[-1]
-        queries = at_spectrum_rate(self.query(voices), frames)
-        queries = queries.unflatten(2, (2, -1))  # [N, K, 2, 2 C, T]
-        masks = torch.einsum("nkpct,ncbt->nkpbt", queries * self.scale, features.features)
-        # Lip shapes and the level of a voice determine whole bands: an additive term of few bands.
-        bands = at_spectrum_rate(self.offset(voices), frames)
-        bands = bands.unflatten(2, (2, BANDS)).flatten(0, 1)  # [N K, 2, BANDS, T]
-        bands = functional.interpolate(bands, (BINS, frames), mode="bilinear", align_corners=False)
-        return masks + bands.unflatten(0, voices.shape[:2])
+    def estimate(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
+        """See :meth:`VoiceSeparator.estimate`."""
+        masks: Tensor = self.fusion(features.features, voices)
+        return masks

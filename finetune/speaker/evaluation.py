@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from cavmae.datasets.stream.collate import Batch
+from cavmae.finetune.separators.stft import oracle_masks, spectrum, wave
 from cavmae.finetune.speaker.cues import CueKind, Cues
 from cavmae.finetune.speaker.losses import Targets, loss_weights, targets_of
 from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure
 from cavmae.finetune.speaker.model import Inputs, SlotPredictions
 from cavmae.finetune.speaker.motion import GREY_MEAN
-from cavmae.finetune.speaker.stft import oracle_masks, spectrum, wave
 from cavmae.finetune.speaker.task import SpeakerTask, scale_of
 
 Way = Literal["model", "frames_blanked", "frames_frozen", "frames_swapped", "oracle_ratio_mask"]

@@ -1,19 +1,19 @@
 """Construction of the speaker model of a run, from scratch or from checkpoints."""
 
+import dataclasses
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.common.json_files import read_json
 from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.transforms import Statistics
-from cavmae.finetune.speaker.model import SpeakerConfig, SpeakerModel
-from cavmae.finetune.speaker.settings import SpeakerModelSettings
-from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
-from cavmae.pretrain.engine.checkpoints import CONFIG, PREPROCESSING
+from cavmae.finetune.speaker.config import SpeakerConfig
+from cavmae.finetune.speaker.model import SpeakerModel
+from cavmae.finetune.speaker.settings import EncoderSettings, SpeakerModelSettings
+from cavmae.pretrain.config import EncoderConfig, narrowed
+from cavmae.pretrain.engine.checkpoints import PREPROCESSING
 from cavmae.pretrain.engine.settings import LoopSettings
 from cavmae.pretrain.factory import compile_blocks, load_hub, load_named_weights, read_preprocessing
 from cavmae.pretrain.weights import load_weights, move_positions
@@ -22,43 +22,42 @@ log = logging.getLogger("cavmae")
 
 
 def speaker_config(
-    settings: SpeakerModelSettings, encoder: CAVMAEConfig, image: tuple[int, int], frames: int
+    settings: SpeakerModelSettings,
+    image: tuple[int, int],
+    frames: int,
+    pretrained: EncoderConfig | None = None,
 ) -> SpeakerConfig:
-    """Configuration of the speaker model.
+    """Configuration of the speaker model of a run.
 
     Args:
         settings: of the model.
-        encoder: configuration of the pretrained encoder; its grid becomes that of the scenes.
         image: (height, width) of the scenes in pixels.
         frames: fbank frames of a scene.
+        pretrained: configuration of the encoder whose weights are taken; None: from scratch.
 
     Raises:
-        UsageError: the settings are not valid.
+        UsageError: the settings are not valid, or not those of the scenes or the weights.
     """
-    parts = {
-        name: getattr(encoder, name)
-        for name in ("patch", "width", "heads", "depth", "joint_depth", "mlp_ratio")
-    }
-    if encoder.patch != 16:
-        raise UsageError(f"The encoder has patches of {encoder.patch}; the speaker model needs 16.")
+    chosen, default = settings.encoder, EncoderSettings()
+    source = narrowed(pretrained or chosen, EncoderConfig)
+    if chosen.temporal != default.temporal:
+        source = dataclasses.replace(source, temporal=chosen.temporal)
     try:
-        return SpeakerConfig(
-            encoder=CAVMAEConfig(image_size=image, audio_size=(128, frames), **parts),
-            slots=settings.slots,
-            width=settings.width,
-            heads=settings.heads,
-            query_layers=settings.query_layers,
-            slot_layers=settings.slot_layers,
-            voice_layers=settings.voice_layers,
-            mask_width=settings.mask_width,
-            key_frames=settings.key_frames,
-            motion_size=(settings.motion_height, settings.motion_width),
-            motion_channels=settings.motion_channels,
-            motion_blocks=settings.motion_blocks,
-            separator=settings.separator,
-            separator_width=settings.separator_width,
-            classes=settings.classes,
+        encoder = dataclasses.replace(
+            source, image_height=image[0], image_width=image[1], audio_frames=frames
         )
+        for field in dataclasses.fields(EncoderConfig):
+            value, actual = getattr(chosen, field.name), getattr(encoder, field.name)
+            if value not in (getattr(default, field.name), actual):
+                raise UsageError(
+                    f"model.encoder.{field.name} {value}: the scenes (compose) or the weights "
+                    f"(model.encoder_from) have {actual}; leave it out."
+                )
+        if encoder.patch != 16:
+            raise UsageError(
+                f"The encoder has patches of {encoder.patch}; the speaker model needs 16."
+            )
+        return dataclasses.replace(narrowed(settings, SpeakerConfig), encoder=encoder)
     except ValueError as error:
         raise UsageError(f"model: {error}") from error
 
@@ -81,22 +80,21 @@ def build_speaker(
     torch.manual_seed(seed)
     if settings.init_from is not None:
         return _load_initial(settings.init_from, image, frames)
-    if settings.encoder is None:
+    if settings.encoder_from is None:
         if settings.train_encoder == "frozen":
             raise UsageError(
                 "An encoder from scratch has to learn: set model.train_encoder to all, or give a "
-                "pretrained encoder with --model.encoder."
+                "pretrained encoder with --model.encoder-from."
             )
-        source = config_for_size(settings.encoder_size)
-        return _create(speaker_config(settings, source, image, frames))
-    source, weights = load_named_weights(settings.encoder)
-    model = _create(speaker_config(settings, source, image, frames))
+        return _create(speaker_config(settings, image, frames))
+    source, weights = load_named_weights(settings.encoder_from)
+    model = _create(speaker_config(settings, image, frames, source))
     expected = model.encoder.state_dict()
     moved = move_positions(weights, source, model.config.encoder)
     try:
         load_weights(model.encoder, {k: v for k, v in moved.items() if k in expected})
     except CavmaeError as error:
-        raise CavmaeError(f"{settings.encoder}: {error}") from error
+        raise CavmaeError(f"{settings.encoder_from}: {error}") from error
     return model
 
 
@@ -136,8 +134,8 @@ def statistics_for(settings: SpeakerModelSettings, data_set: str) -> Statistics:
     if settings.init_from is not None:
         return load_speaker(settings.init_from)[1]
     preprocessing: dict[str, Any] | None = None
-    if settings.encoder is not None:
-        preprocessing = read_preprocessing(settings.encoder)
+    if settings.encoder_from is not None:
+        preprocessing = read_preprocessing(settings.encoder_from)
     if preprocessing is None:
         return Statistics.load(data_set)
     return Statistics(preprocessing["fbank_mean"], preprocessing["fbank_std"])
@@ -152,12 +150,6 @@ def load_speaker(name: str) -> tuple[SpeakerModel, Statistics]:
     Raises:
         CavmaeError: the checkpoint is missing, damaged, or of another kind of model.
     """
-    config = Path(name) / CONFIG
-    if config.is_file() and not _is_speaker(read_json(config)):
-        raise CavmaeError(
-            f"{name} is a model of another kind (a pretrained encoder?): fine-tune it first with "
-            "`cavmae finetune speakers --model.encoder`."
-        )
     model = load_hub(SpeakerModel, name, "make one with `cavmae finetune speakers`")
     preprocessing = read_preprocessing(name)
     if preprocessing is None:
@@ -165,9 +157,3 @@ def load_speaker(name: str) -> tuple[SpeakerModel, Statistics]:
             f"{name} has no {PREPROCESSING} with the statistics of its fbanks: copy it again."
         )
     return model, Statistics(preprocessing["fbank_mean"], preprocessing["fbank_std"])
-
-
-def _is_speaker(config: Any) -> bool:
-    """Whether a configuration is of a speaker model."""
-    shape = config.get("shape") if isinstance(config, dict) else None
-    return isinstance(shape, dict) and "slots" in shape

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cavmae.finetune.separators.stft import compressed, spectrum
 from cavmae.finetune.speaker.matcher import (
     ACTIVE_DB,
     FRAME_ACTIVE_DB,
@@ -34,7 +35,6 @@ from cavmae.finetune.speaker.model import (
     VoicePredictions,
 )
 from cavmae.finetune.speaker.settings import LossSettings
-from cavmae.finetune.speaker.stft import compressed, spectrum
 
 
 class Targets(NamedTuple):

@@ -15,113 +15,33 @@ Legend of shapes:
 Masks have H / 4 x W / 4 pixels.
 """
 
-import dataclasses
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cavmae.datasets.stream.features import HOP, SAMPLE_RATE
-from cavmae.datasets.stream.rates import VIDEO_RATE
+from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.stream.transforms import normalise_frames
-from cavmae.finetune.separators import MixtureFeatures, build_separator
-from cavmae.finetune.separators.base import at_spectrum_rate
+from cavmae.finetune.separators.base import MixtureFeatures, VoiceSeparator
+from cavmae.finetune.separators.settings import SEPARATORS
+from cavmae.finetune.separators.stft import wave
 from cavmae.finetune.speaker.center_voting import CenterVoting
+from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.cues import CueEncoder, Cues
 from cavmae.finetune.speaker.decoder import SlotLayer, VoiceLayer, mlp_head
 from cavmae.finetune.speaker.motion import MotionPathway, MotionReader
 from cavmae.finetune.speaker.pixel_decoder import PixelDecoder
 from cavmae.finetune.speaker.queries import CrossModalMixer, QueryGenerator
-from cavmae.finetune.speaker.stft import bounded, compressed, masked_voices, spectrum, wave
 from cavmae.pretrain.blocks import NORM_EPS
-from cavmae.pretrain.encoder import CAVMAEConfig, Encoder, check_bounds
+from cavmae.pretrain.encoder import Encoder
 from cavmae.pretrain.engine.hub import HubWeights
 from cavmae.pretrain.positions import sin_cos, sin_cos_positions
 
 STATES = ("speaking", "silent", "off-screen", "none")
 SPEAKING, SILENT, OFF_SCREEN, NONE = range(4)
 QUIETEST = 1e-4  # RMS below which a mixture is not normalised to 1
-WIDEST: dict[str, tuple[int, int]] = {  # (least, most), see pretrain.encoder
-    "slots": (2, 256), "width": (4, 4096), "heads": (1, 256), "query_layers": (0, 256),
-    "slot_layers": (0, 256), "voice_layers": (0, 256), "mask_width": (8, 4096),
-    "key_frames": (1, 4096), "motion_size": (16, 4096), "motion_channels": (1, 4096),
-    "motion_blocks": (0, 256),
-    "separator_width": (1, 4096),
-}  # fmt: skip
 RESIDUAL_ACTIVITY = 0.05  # activity of the residual: some slot has to take what all masks leave
-
-
-@dataclasses.dataclass(frozen=True)
-class SpeakerConfig:
-    """Configuration of a speaker model.
-
-    Args:
-        encoder: configuration of the encoder; its fbank frames (100 a second) fix a clip's length.
-        slots: Q; the last slot is the residual.
-        width, heads: D, and the number of attention heads.
-        query_layers: layers of the query generator.
-        slot_layers: layers of the slot decoder.
-        voice_layers: layers of the voice decoder.
-        mask_width: channels of the pixel decoder's output.
-        key_frames: F.
-        motion_size: (height, width) of the grey frames in pixels, multiples of 4.
-        motion_channels, motion_blocks: channels and blocks of the motion pathway.
-        separator: key of :data:`cavmae.finetune.separators.SEPARATORS`.
-        separator_width: channels of the separator.
-        classes: names of hints (a category of people, the topic of a meeting), numbered from 1; 0
-            is a clip without a hint.
-    """
-
-    encoder: CAVMAEConfig
-    slots: int = 8
-    width: int = 256
-    heads: int = 8
-    query_layers: int = 6
-    slot_layers: int = 6
-    voice_layers: int = 3
-    mask_width: int = 64
-    key_frames: int = 8
-    motion_size: tuple[int, int] = (224, 224)
-    motion_channels: int = 64
-    motion_blocks: int = 4
-    separator: str = "unet"
-    separator_width: int = 32
-    classes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "motion_size", tuple(self.motion_size))
-        object.__setattr__(self, "classes", tuple(self.classes))
-        if self.slots < 2:
-            raise ValueError(f"slots {self.slots}: at least 2, the last is the residual.")
-        check_bounds(self, WIDEST)
-        if self.width % self.heads or self.width % 4 or self.mask_width % 8:
-            raise ValueError(
-                f"width {self.width} is not a multiple of 4 and of {self.heads} heads, or "
-                f"mask_width {self.mask_width} not of 8."
-            )
-        if any(side < 16 or side % 4 for side in self.motion_size):
-            raise ValueError(f"motion_size {self.motion_size}: multiples of 4, at least 16.")
-        if self.encoder.audio_size[1] % 16 or self.frames % self.key_frames:
-            raise ValueError(
-                f"audio_size {self.encoder.audio_size}, key_frames {self.key_frames}: a clip "
-                "needs whole patches of 160 ms, and the same number of frames for each key frame."
-            )
-
-    @property
-    def frames(self) -> int:
-        """T, the number of video frames of a clip."""
-        return self.encoder.audio_size[1] * VIDEO_RATE // 100
-
-    @property
-    def samples(self) -> int:
-        """S, the number of samples of a clip."""
-        return self.encoder.audio_size[1] * HOP
-
-    @property
-    def seconds(self) -> float:
-        """Duration of a clip in seconds."""
-        return self.samples / SAMPLE_RATE
 
 
 class Inputs(NamedTuple):
@@ -195,23 +115,27 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
     """Audio-visual speaker separation and segmentation; see the module's docstring.
 
     Args:
-        shape: configuration of the model.
+        config: of the model.
     """
 
-    def __init__(self, shape: SpeakerConfig):
+    model_type = "speaker"
+    config_class = SpeakerConfig
+    config: SpeakerConfig
+
+    def __init__(self, config: SpeakerConfig):
         super().__init__()
-        self.config = shape
-        c, e = shape, shape.encoder
+        self.config = config
+        c, e = config, config.encoder
         grid = e.image_grid
         # Modules are created in this order so that a seed gives the same initial weights.
         self.encoder = Encoder(e)
         self.encoder.initialise()
         self.motion = MotionPathway(c.motion_channels, c.motion_blocks)
-        self.separator = build_separator(c.separator, c.width, c.separator_width)
-        if e.audio_size[1] < self.separator.least_frames:
+        self.separator: VoiceSeparator = SEPARATORS.build(c.separator, c.width)
+        if c.samples < self.separator.least_samples:
             raise ValueError(
-                f"separator {c.separator} needs clips of at least "
-                f"{self.separator.least_frames / 100} s, not {c.seconds} s."
+                f"separator {c.separator.name} needs clips of at least "
+                f"{self.separator.least_samples / SAMPLE_RATE} s, not {c.seconds} s."
             )
         self.pixel_decoder = PixelDecoder(e.width, c.motion_channels, c.mask_width, grid)
         self.audio_proj = nn.Linear(e.width, c.width)
@@ -303,7 +227,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
             states.append(self.state_head(slots))
             masks.append(logits)
             attn_mask = self._attention_mask(logits.detach())
-        features = self._encode_mixture(inputs.mixture)
+        features = self.separator.features(_normalize_rms(inputs.mixture)[0])
         return SlotPredictions(slots, voice_cue, states, masks, votes, mixed, features, motion)
 
     def _mask_logits(
@@ -326,11 +250,6 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         return torch.cat([allowed, torch.ones_like(allowed[:, :1])], dim=1)  # the residual: all
 
     # --- voices ---
-
-    def _encode_mixture(self, mixture: Tensor) -> MixtureFeatures:
-        spectra = spectrum(_normalize_rms(mixture)[0])[:, :-1, :-1]
-        features: MixtureFeatures = self.separator.encode_mixture(compressed(spectra))
-        return features
 
     def decode_voices(
         self, inputs: Inputs, predictions: SlotPredictions, masks: Tensor,
@@ -365,17 +284,15 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         x = self.voice_norm(x).unflatten(1, (c.slots, -1))  # [N, Q, T, D]
         states = predictions.states[-1] + self.state_head(x.mean(2))  # [N, Q, 4]
         activity_logits = self.activity_head(x)[..., 0]  # [N, Q, T]
-        stft_masks = self.separator.estimate_masks(features, x[:, :-1])  # [N, Q - 1, 2, B, T']
-        with torch.autocast(stft_masks.device.type, enabled=False):
+        share = self._activity_share(activity_logits, presence_prob)
+        with torch.autocast(x.device.type, enabled=False):
             normalized, scale = _normalize_rms(inputs.mixture.float())
-            share = self._activity_share(activity_logits, presence_prob, stft_masks.shape[-1])
-            stft_masks = bounded(stft_masks.float()) * share[:, :-1, None, None]
-            spectra = masked_voices(spectrum(normalized), stft_masks, share)
+        spectra = self.separator.separate(normalized, features, x[:, :-1], share)
         return VoicePredictions(spectra, states, activity_logits, scale[..., None])
 
     @staticmethod
-    def _activity_share(activity_logits: Tensor, presence_prob: Tensor, frames: int) -> Tensor:
-        """Activity of slots and residual at the STFT's frame rate: [N, Q, frames], not normalised.
+    def _activity_share(activity_logits: Tensor, presence_prob: Tensor) -> Tensor:
+        """Activity of slots and residual: float32 [N, Q, T], not normalised.
 
         Activity gates a voice before its mask does: a silent person gets nothing of what the masks
         leave. There is no gradient, so that activity is learned from its own loss and not from the
@@ -383,8 +300,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         """
         activity = activity_logits.detach().float().sigmoid()
         people = activity[:, :-1] * presence_prob.float()[..., None]
-        share = torch.cat([people, activity[:, -1:] + RESIDUAL_ACTIVITY], dim=1)
-        return at_spectrum_rate(share[..., None], frames)[:, :, 0]
+        return torch.cat([people, activity[:, -1:] + RESIDUAL_ACTIVITY], dim=1)
 
     @staticmethod
     def presence_prob(predictions: SlotPredictions) -> Tensor:

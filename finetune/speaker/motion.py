@@ -7,15 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cavmae.finetune.separators.layers import groups_of
+
 STRIDE = 4
 GREY_MEAN, GREY_STD = 110.0, 60.0  # of grey values 0 to 255, roughly those of videos of people
 DIFFERENCE_GAIN = 4.0  # of differences between frames, which are small compared with the frames
 STILL = 0.02  # standard deviation in time below which a mean over a mask counts as still
-
-
-def groups_of(channels: int) -> int:
-    """Number of groups for GroupNorm: of 8 channels each, or somewhat more."""
-    return next(count for count in range(max(1, channels // 8), 0, -1) if channels % count == 0)
 
 
 class TimeBlock(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cavmae.finetune.speaker.motion import groups_of
+from cavmae.finetune.separators.layers import groups_of
 from cavmae.pretrain.positions import Grid
 
 # At the coarsest level, where they reach over half a frame of 14 patches.

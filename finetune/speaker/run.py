@@ -1,53 +1,22 @@
-"""A fine-tuning run of the speaker model: its settings, and the parts that they make."""
+"""A fine-tuning run of the speaker model: the parts that its settings make."""
 
-import dataclasses
 import logging
-from pathlib import Path
 from typing import Any
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.datasets.mixtures.scene_spec import ComposeSettings
 from cavmae.datasets.mixtures.scene_stream import ComposedStream
 from cavmae.datasets.stream.features import FRAME_RATE
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.finetune.speaker.factory import build_speaker, configure_compute, statistics_for
 from cavmae.finetune.speaker.scene_lists import listed_stream, shared_sources
-from cavmae.finetune.speaker.settings import (
-    LossSettings,
-    SpeakerDataSettings,
-    SpeakerModelSettings,
-)
+from cavmae.finetune.speaker.settings import SpeakerSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.engine.run import RunContext, TrainingParts
-from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
 log = logging.getLogger("cavmae")
 REMEMBERED = "%d people or videos are both trained and measured on (%s): a model remembers them."
-DESCRIPTION = "Fine-tunes for voices and masks of people who talk."
-CONFIGS = Path(__file__).parent / "configs"
-
-
-@dataclasses.dataclass(frozen=True)
-class SpeakerSettings:
-    """A fine-tuning run.
-
-    Args:
-        data: shards that scenes are composed from.
-        compose: distribution of scenes.
-        model: its shape and initial weights.
-        loss: weights of the losses.
-        optimizer: updates of the weights.
-        loop: length and conduct of the run.
-    """
-
-    data: SpeakerDataSettings = SpeakerDataSettings()  # noqa: RUF009 - frozen
-    compose: ComposeSettings = ComposeSettings()  # noqa: RUF009 - frozen
-    model: SpeakerModelSettings = SpeakerModelSettings()  # noqa: RUF009 - frozen
-    loss: LossSettings = LossSettings()  # noqa: RUF009 - frozen
-    optimizer: OptimizerSettings = OptimizerSettings()  # noqa: RUF009 - frozen
-    loop: LoopSettings = LoopSettings()  # noqa: RUF009 - frozen
 
 
 def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
@@ -96,7 +65,7 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
             log.warning(REMEMBERED, len(known), ", ".join(known[:3]))
     frozen = settings.model.train_encoder == "frozen"
     # An encoder from scratch has no pretrained lower layers to protect.
-    pretrained = settings.model.encoder is not None or settings.model.init_from is not None
+    pretrained = settings.model.encoder_from is not None or settings.model.init_from is not None
     layer_decay = settings.model.layer_decay if pretrained else 1.0
     statistics = statistics_for(settings.model, data.train)
     task = SpeakerTask(model, settings.loss, statistics, frozen, layer_decay)

@@ -7,7 +7,7 @@ from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.scene_stream import FixedSceneStream, read_list
-from cavmae.finetune.speaker.model import SpeakerConfig
+from cavmae.finetune.speaker.config import SpeakerConfig
 
 
 def listed_stream(

@@ -1,10 +1,13 @@
-"""Settings of speaker fine-tuning, beside those shared with pretraining."""
+"""Settings of a fine-tuning run of the speaker model."""
 
 import dataclasses
 from typing import Literal
 
 from cavmae.common.errors import UsageError
-from cavmae.datasets.mixtures.clip_pool import NOT_SINGLE
+from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings
+from cavmae.finetune.speaker.config import SpeakerConfig
+from cavmae.pretrain.config import EncoderConfig, narrowed
+from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,8 +17,7 @@ class SpeakerDataSettings:
     Args:
         train: folder or URL of the shards with clips of single people (`--profile speakers`), from
             which scenes are composed.
-        held_out: list of scenes for evaluation, from `cavmae evaluate --make`; None: no
-            evaluation.
+        held_out: list of scenes for evaluation, from `cavmae make-scenes`; None: no evaluation.
         held_out_shards: folder or URL of the shards of that list.
         batch_size: scenes in a batch, for each process that trains.
         workers: processes that compose scenes, for each process that trains.
@@ -46,65 +48,50 @@ class SpeakerDataSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpeakerModelSettings:
+class EncoderSettings(EncoderConfig):
+    """Encoder of a speaker model, from scratch, or with the weights of a checkpoint."""
+
+    def __post_init__(self) -> None:
+        # Checked, but not resolved: `encoder.size` alone must change what is left at 0.
+        try:
+            narrowed(self, EncoderConfig)
+        except ValueError as error:
+            raise UsageError(f"model.encoder: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeakerModelSettings(SpeakerConfig):
     """Model and its initial weights.
 
     Args:
+        encoder: configuration of the encoder. The size of frames and the length of clips are those
+            of the scenes (``compose``), the others those of ``encoder_from``, if that is given.
         init_from: checkpoint of `cavmae finetune speakers`, a folder or a name on the hub, whose
-            model is trained further; of the fields below only ``train_encoder`` and
-            ``layer_decay`` count. None: a new model around the encoder.
-        encoder: checkpoint of pretraining, a folder or a name on the hub; None: from scratch, of
-            the size ``encoder_size``.
-        encoder_size: ``tiny``, ``small``, ``base`` or ``large``.
+            model is trained further: its configuration counts. None: a new model.
+        encoder_from: checkpoint of pretraining, a folder or a name on the hub; None: an encoder
+            from scratch.
         train_encoder: ``frozen``, or ``all``: every block, with layer-wise learning rate decay.
         layer_decay: factor of the learning rate from each encoder block to the one before it; not
             from scratch.
-        slots: one for each person at most, and one for the residual.
-        width: embedding width of slots and voices.
-        heads: attention heads of the decoders.
-        query_layers: layers of the query generator.
-        slot_layers: layers of the slot decoder.
-        voice_layers: layers of the voice decoder.
-        mask_width: channels of the pixel decoder's output.
-        key_frames: key frames of a clip, in color.
-        motion_height: height of the grey frames in pixels.
-        motion_width: width of the grey frames in pixels.
-        motion_channels: channels of the motion pathway.
-        motion_blocks: blocks of the motion pathway.
-        separator: ``unet`` or ``looking-to-listen``.
-        separator_width: channels of the separator.
-        classes: labels of clips that serve as hints (a category of people, the topic of a meeting):
-            with the probability ``loss.hint_prob`` the model gets the target's class.
     """
 
+    encoder: EncoderSettings = EncoderSettings()
     init_from: str | None = None
-    encoder: str | None = None
-    encoder_size: Literal["tiny", "small", "base", "large"] = "base"
+    encoder_from: str | None = None
     train_encoder: Literal["frozen", "all"] = "frozen"
     layer_decay: float = 0.75
-    slots: int = 8
-    width: int = 256
-    heads: int = 8
-    query_layers: int = 6
-    slot_layers: int = 6
-    voice_layers: int = 3
-    mask_width: int = 64
-    key_frames: int = 8
-    motion_height: int = 224
-    motion_width: int = 224
-    motion_channels: int = 64
-    motion_blocks: int = 4
-    separator: str = "unet"
-    separator_width: int = 32
-    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UsageError(f"model: {error}") from error
         if not 0 < self.layer_decay <= 1:
             raise UsageError(f"model.layer_decay {self.layer_decay} is not in (0, 1].")
-        if self.init_from is not None and self.encoder is not None:
+        if self.init_from is not None and self.encoder_from is not None:
             raise UsageError(
                 "model.init_from is a whole model with an encoder of its own: leave "
-                "model.encoder out."
+                "model.encoder_from out."
             )
 
 
@@ -154,3 +141,24 @@ class LossSettings:
         for name in ("cue_only_until", "cue_prob", "hint_prob", "teacher_forcing_iou"):
             if getattr(self, name) > 1:
                 raise UsageError(f"loss.{name} {getattr(self, name)} is not from 0 to 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeakerSettings:
+    """A fine-tuning run.
+
+    Args:
+        data: shards that scenes are composed from.
+        compose: distribution of scenes.
+        model: its shape and initial weights.
+        loss: weights of the losses.
+        optimizer: updates of the weights.
+        loop: length and conduct of the run.
+    """
+
+    data: SpeakerDataSettings = SpeakerDataSettings()
+    compose: ComposeSettings = ComposeSettings()
+    model: SpeakerModelSettings = SpeakerModelSettings()
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    loop: LoopSettings = LoopSettings()

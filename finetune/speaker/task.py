@@ -59,25 +59,22 @@ class SpeakerTask(Task):
         self.loss = loss
         self.predictor = SpeakerPredictor(model, statistics)
         self.frozen = frozen
-        self.decay = decay
-        for name, parameter in model.encoder.named_parameters():
-            # No pass takes audio and video together, and DDP would wait for these gradients.
-            unused = "pos_embed" in name or _joint_pass_only(name)
-            if frozen or unused:
-                parameter.requires_grad_(False)
+        if frozen:
+            model.encoder.requires_grad_(False)
+        # No pass takes audio and video together, and DDP would wait for these gradients.
+        frames = model.config.key_frames
+        for parameter in model.encoder.parameters_without_gradient(("a", "v"), frames):
+            parameter.requires_grad_(False)
+        self._lr_scales: dict[str, float] = {}
+        if not frozen and decay < 1:
+            layers = model.encoder.layer_groups()
+            last = max(layers.values())
+            for name, layer in layers.items():
+                self._lr_scales[f"model.encoder.{name}"] = decay ** (last - layer)
 
     def lr_scale(self, name: str) -> float:
         """See :meth:`Task.lr_scale`."""
-        if not name.startswith("model.encoder."):
-            return 1.0
-        depth = self.model.config.encoder.depth
-        joint = self.model.config.encoder.joint_depth
-        part, *rest = name.removeprefix("model.encoder.").split(".")
-        if part.startswith("blocks_"):
-            level = int(rest[0]) + (depth if part == "blocks_u" else 0) + 1
-        else:
-            level = depth + joint + 1 if part.startswith("norm") else 0
-        return float(self.decay ** (depth + joint + 1 - level))
+        return self._lr_scales.get(name, 1.0)
 
     def fbank(self, waves: Tensor) -> Tensor:
         """See :meth:`SpeakerPredictor.fbank`."""
@@ -208,15 +205,3 @@ def scale_of(batch: Batch) -> Tensor:
     """RMS of mixtures, by which the model divides them: [N, 1]."""
     mixture: Tensor = batch["mixture"]
     return mixture.square().mean(1, keepdim=True).sqrt().clamp(min=QUIETEST)
-
-
-def _joint_pass_only(name: str) -> bool:
-    """Whether only a joint pass of audio and video uses a parameter of the encoder."""
-    parts = name.split(".")
-    if parts[0] == "norm":
-        return True
-    norm = parts[2] if len(parts) > 2 else ""
-    if not norm.startswith("norm"):
-        return False
-    is_unimodal = norm.endswith(("_a", "_v"))
-    return is_unimodal != (parts[0] == "blocks_u")

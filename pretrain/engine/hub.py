@@ -1,9 +1,8 @@
 """Models in folders and on the hub: verified, then loaded completely."""
 
 import contextlib
-import inspect
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
@@ -11,7 +10,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
 
 from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.common.json_files import read_json, value_as
+from cavmae.common.json_files import read_json, typed, value_as
+from cavmae.common.registry import plain
 from cavmae.pretrain.engine.checkpoints import (
     COMPLETE,
     CONFIG,
@@ -26,16 +26,31 @@ Own = TypeVar("Own", bound="HubWeights")
 
 
 class HubWeights(nn.Module, PyTorchModelHubMixin):
-    """``from_pretrained``, ``save_pretrained``, ``push_to_hub``: all weights are loaded or none."""
+    """``from_pretrained``, ``save_pretrained``, ``push_to_hub``: all weights are loaded or none.
+
+    ``config.json`` holds the fields of ``config``, which builds the model, and ``model_type``.
+
+    Args:
+        config: of the class ``config_class``.
+
+    Attributes:
+        model_type: name of the class in ``config.json``.
+        config_class: dataclass of the configuration.
+    """
+
+    model_type: ClassVar[str]
+    config_class: ClassVar[type]
+    config: Any
 
     def config_values(self) -> dict[str, Any]:
-        """Content of ``config.json``: the arguments of the constructor."""
-        return dict(cast(dict[str, Any], self._hub_mixin_config or {}))
+        """Content of ``config.json``."""
+        return {"model_type": self.model_type, **plain(self.config)}
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Writes ``model.safetensors``, ``config.json`` and a card; see the mixin."""
         # What a COMPLETE there says is not true of the files that are written now.
         (Path(save_directory) / COMPLETE).unlink(missing_ok=True)
+        options["config"] = self.config_values()
         saved: str | None = super().save_pretrained(save_directory, **options)
         return saved
 
@@ -59,18 +74,18 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
         folder = model_folder(str(pretrained_model_name_or_path), **options)
         verify_model(folder)
         remedy = f"fetch a sound copy of {folder}"
-        arguments = _arguments(cls, folder / CONFIG, remedy)
+        config = _config(cls, folder / CONFIG, remedy)
         weights = read_tensors(folder / WEIGHTS, remedy)
         # Compared before memory is spent on what a configuration may ask for.
-        _shell(cls, arguments, folder / CONFIG, remedy).load_state_dict(
+        _shell(cls, config, folder / CONFIG, remedy).load_state_dict(
             {name: value.to("meta") for name, value in weights.items()}
         )
-        model = cls(**arguments)
+        model = cls(config)
         model.load_state_dict(weights)
         return model.eval()
 
 
-def _shell(cls: type[Own], arguments: dict[str, Any], path: Path, remedy: str) -> Own:
+def _shell(cls: type[Own], config: Any, path: Path, remedy: str) -> Own:
     """Model on the meta device, without memory for its weights.
 
     Raises:
@@ -78,7 +93,7 @@ def _shell(cls: type[Own], arguments: dict[str, Any], path: Path, remedy: str) -
     """
     try:
         with torch.device("meta"):
-            return cls(**arguments)
+            return cls(config)
     except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, UsageError) as error:
         raise _unknown(path, error, remedy) from error
 
@@ -99,22 +114,38 @@ def model_folder(name: str, **options: Any) -> Path:
     return folder
 
 
-def _arguments(cls: type[HubWeights], path: Path, remedy: str) -> dict[str, Any]:
-    """Arguments of a model's constructor, out of its configuration.
+def model_type_of(folder: Path, remedy: str) -> str:
+    """Type of the model in a folder, the ``model_type`` of a class.
 
     Raises:
-        CavmaeError: it is damaged, or of another version.
+        CavmaeError: its configuration is missing, damaged, or of another version.
+    """
+    try:
+        record = read_json(folder / CONFIG, remedy=remedy)
+        kind: str = typed(record, "model_type", str)
+        return kind
+    except FileNotFoundError as error:
+        raise CavmaeError(f"{folder / CONFIG} is missing: {remedy}.") from error
+    except ValueError as error:
+        raise _unknown(folder / CONFIG, error, remedy) from error
+
+
+def _config(cls: type[HubWeights], path: Path, remedy: str) -> Any:
+    """Configuration of a model.
+
+    Raises:
+        CavmaeError: it is damaged, of another version, or of another class of models.
     """
     try:
         record = read_json(path, remedy=remedy)
-        if not isinstance(record, dict):
-            raise ValueError(f"a {type(record).__name__}, not an object")
-        arguments = {}
-        for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
-            if name not in record:
-                raise ValueError(f"field {name} is missing")
-            arguments[name] = value_as(parameter.annotation, record[name], name)
-        return arguments
+        kind = typed(record, "model_type", str)
+        if kind != cls.model_type:
+            raise CavmaeError(
+                f"{path.parent} is a model of the type {kind!r}, not {cls.model_type!r}: name a "
+                f"folder of the latter."
+            )
+        del record["model_type"]
+        return value_as(cls.config_class, record, "config")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing") from error
     except ValueError as error:

@@ -8,6 +8,10 @@ from torch import nn
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.engine.task import Task
 
+FLOOR = 0.01  # of the cosine, as a fraction of the largest rate
+# The reference halves the rate after epochs 10, 15 and 20 of 25; here as fractions of all steps.
+HALVE_FROM, HALVE_EVERY = 0.4, 0.2
+
 
 def build_optimizer(task: Task, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Fused AdamW without weight decay of vectors and tokens, or the Adam of CAV-MAE.
@@ -43,12 +47,12 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
     if settings.schedule == "constant":
         return settings.lr
     if settings.schedule == "halving":
-        past = step - settings.halve_from * steps
+        past = step - HALVE_FROM * steps
         if past < 0:
             return settings.lr
         # Rounded, since 0.2 * 25 is 5.000000000000001: halvings would come a step late.
-        halvings = math.floor(round(past / (settings.halve_every * steps), 9)) + 1
+        halvings = math.floor(round(past / (HALVE_EVERY * steps), 9)) + 1
         return float(settings.lr * 0.5**halvings)
     done = (step - warmup) / max(1.0, steps - warmup)
     falling = (1 + math.cos(math.pi * min(1.0, done))) / 2
-    return settings.lr * (settings.floor + (1 - settings.floor) * falling)
+    return settings.lr * (FLOOR + (1 - FLOOR) * falling)

@@ -1,40 +1,20 @@
-"""Entry of every training command: options, processes, the run's folder, the trainer."""
+"""A training run: its processes, its folder, its task and the trainer."""
 
-import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from cavmae.common.cli import named_config, parse, parser
 from cavmae.datasets.stream.loader import Loader
 from cavmae.pretrain.engine import checkpoints
 from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.run_setup import claim_run_folder, distributed_run
-from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
+from cavmae.pretrain.engine.settings import RunSettings
 from cavmae.pretrain.engine.task import Task
 from cavmae.pretrain.engine.trainer import Trainer
 
 log = logging.getLogger("cavmae")
-
-
-class BatchSettings(Protocol):
-    """Data settings that every task has: scenes or clips of a batch of one process."""
-
-    @property
-    def batch_size(self) -> int: ...
-
-
-class RunSettings(Protocol):
-    """Settings that every task has; the others are its own."""
-
-    @property
-    def data(self) -> BatchSettings: ...
-    @property
-    def optimizer(self) -> OptimizerSettings: ...
-    @property
-    def loop(self) -> LoopSettings: ...
 
 
 Settings = TypeVar("Settings", bound=RunSettings)
@@ -69,51 +49,6 @@ class TrainingParts(NamedTuple):
 
 
 Build = Callable[[Settings, RunContext], TrainingParts]
-
-
-def training_command(
-    words: Sequence[str],
-    command: str,
-    description: str,
-    settings_class: type[Settings],
-    configs: Path,
-    build: Build[Settings],
-) -> int:
-    """Command line of a task: ``--config``, ``--out``, ``--resume`` and its settings.
-
-    Args:
-        words: of the command line.
-        command: name for ``--help``.
-        description: likewise.
-        settings_class: dataclass of the task's settings.
-        configs: folder of the recipes that ``--config NAME`` finds.
-        build: see :func:`run_training`.
-
-    Returns:
-        exit code 0, also after a signal.
-
-    Raises:
-        CavmaeError: see :func:`run_training`.
-    """
-    options_parser = parser(command, description)
-    options_parser.add_argument("--out", required=True, type=str, help="Folder of the run.")
-    options_parser.add_argument(
-        "--resume",
-        type=Literal["no", "auto"],
-        default="no",
-        help="`auto` goes on from the newest checkpoint in --out, if there is one.",
-    )
-    options_parser.add_class_arguments(settings_class)
-    options = parse(options_parser, named_config(words, configs))
-    run, resume = Path(options.out), options.resume == "auto"
-    values = options_parser.instantiate(options)
-    names = [field.name for field in dataclasses.fields(settings_class)]  # type: ignore[arg-type]
-    settings = settings_class(**{name: getattr(values, name) for name in names})
-    for name in ("config", "out", "resume"):
-        options.pop(name, None)
-    config_text = options_parser.dump(options, skip_unset=False, skip_validation=True)
-    run_training(settings, build, run, resume, config_text)
-    return 0
 
 
 def run_training(

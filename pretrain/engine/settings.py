@@ -1,9 +1,10 @@
 """Settings of every training run: optimizer and loop."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Protocol
 
 from cavmae.common.errors import UsageError
+from cavmae.common.settings import DeviceSettings, SeedSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +18,9 @@ class OptimizerSettings:
         beta2: of the running mean of their squares.
         weight_decay: reference: 5e-7.
         max_grad_norm: largest norm of a gradient; 0: as it is.
-        schedule: ``cosine`` falls to ``floor``; ``halving``: the reference's; or ``constant``.
+        schedule: ``cosine`` falls to a hundredth of ``lr``; ``halving``: the reference's; or
+            ``constant``.
         warmup: share of steps in which the rate rises from 0.
-        floor: of the cosine, as a share of ``lr``.
-        halve_from: share of steps after which the rate is halved (reference: epoch 10 of 25).
-        halve_every: share of steps between halvings (reference: 5 epochs of 25).
         ema: decay of averaged weights, which are saved beside the others; 0: none.
     """
 
@@ -33,26 +32,22 @@ class OptimizerSettings:
     max_grad_norm: float = 1.0
     schedule: Literal["cosine", "halving", "constant"] = "cosine"
     warmup: float = 0.05
-    floor: float = 0.01
-    halve_from: float = 0.4
-    halve_every: float = 0.2
     ema: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"optimizer.{name} {getattr(self, name)} is not in [0, 1).")
-        for name in ("warmup", "floor", "halve_from"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"optimizer.{name} {getattr(self, name)} is not in [0, 1].")
-        if self.lr <= 0 or self.halve_every <= 0 or self.max_grad_norm < 0 or self.weight_decay < 0:
+        if not 0 <= self.warmup <= 1:
+            raise UsageError(f"optimizer.warmup {self.warmup} is not in [0, 1].")
+        if self.lr <= 0 or self.max_grad_norm < 0 or self.weight_decay < 0:
             raise UsageError(
-                "optimizer: lr and halve_every must be above 0, clip and weight_decay not below."
+                "optimizer: lr must be above 0, max_grad_norm and weight_decay not below."
             )
 
 
 @dataclasses.dataclass(frozen=True)
-class LoopSettings:
+class LoopSettings(SeedSettings, DeviceSettings):
     """Length and conduct of a run.
 
     Args:
@@ -60,8 +55,6 @@ class LoopSettings:
         epochs: over the data, if ``steps`` is 0.
         grad_accum_steps: batches of a step; contrasts are over all of them.
         precision: of the mathematics.
-        seed: of everything random.
-        device: ``auto``: a GPU of CUDA if there is one, else the CPU.
         threads: of a process on the CPU; 0: PyTorch's choice.
         compile: a backend of torch.compile such as ``inductor`` for the blocks; ``off``.
         checkpoint_activations: compute activations again instead of keeping them: less memory.
@@ -78,7 +71,6 @@ class LoopSettings:
     epochs: float = 25.0
     grad_accum_steps: int = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     compile: str = "off"
@@ -102,3 +94,21 @@ class LoopSettings:
             raise UsageError(f"loop.keep {self.keep}: at least 2, as the newest may be damaged.")
         if not self.steps and not self.epochs:
             raise UsageError("Set loop.steps or loop.epochs.")
+
+
+class BatchSettings(Protocol):
+    """Data settings that every task has: scenes or clips of a batch of one process."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+
+class RunSettings(Protocol):
+    """Settings that every task has; the others are its own."""
+
+    @property
+    def data(self) -> BatchSettings: ...
+    @property
+    def optimizer(self) -> OptimizerSettings: ...
+    @property
+    def loop(self) -> LoopSettings: ...

@@ -17,7 +17,8 @@ from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.stream import EvalStream, TrainStream
 from cavmae.datasets.stream.view import View
-from cavmae.tools.check import CheckSettings, check
+from cavmae.tools.check import CheckSettings
+from cavmae.tools.checking.verify import check
 from tests.conftest import make_shards
 from tests.tools.helpers import TINY, infos
 

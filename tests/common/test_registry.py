@@ -53,7 +53,10 @@ def test_entries_return_from_json(drawing: Drawing) -> None:
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        ({"name": "circel"}, "there is no shape 'circel' .is circle meant..; there are circle, box"),
+        (
+            {"name": "circel"},
+            "no shape 'circel' .is circle meant..; there are circle, box",
+        ),
         ({"radius": 1}, "field name is missing"),
         ({"name": "box", "radius": 1}, "shape has the unknown field radius"),
         ({"name": 3}, "field name is a int"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from cavmae.datasets.stream.features import MEL_BINS, SILENCE, fbank_batch
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.frame_contrast import (
     TimeBins,
     audible_bins,
@@ -23,7 +23,7 @@ from cavmae.pretrain.masking import random_windows
 from cavmae.pretrain.model import CAVMAE
 
 SHAPE = CAVMAEConfig(
-    image_size=(32, 32), audio_size=(128, 96), width=16, heads=2, depth=1, decoder_width=8,
+    image_height=32, image_width=32, audio_frames=96, width=16, heads=2, depth=1, decoder_width=8,
     decoder_heads=2, decoder_depth=1, contrast_width=8,
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.losses import Contrast, info_nce
 from cavmae.pretrain.masking import mask_from_noise
 from cavmae.pretrain.model import CAVMAE, Latents
@@ -36,8 +36,9 @@ def golden(request: pytest.FixtureRequest) -> tuple[CAVMAE, dict[str, Tensor]]:
                 (weights if kind == "model" else values)[name] = file.get_tensor(key)
     model = CAVMAE(
         CAVMAEConfig(
-            image_size=(config["img_size"],) * 2,
-            audio_size=(128, config["audio_length"]),
+            image_height=config["img_size"],
+            image_width=config["img_size"],
+            audio_frames=config["audio_length"],
             width=config["embed_dim"],
             heads=config["num_heads"],
             depth=config["modality_specific_depth"],

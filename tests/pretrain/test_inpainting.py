@@ -9,7 +9,7 @@ from PIL import Image
 from cavmae.common.cli import run
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.inpainting import inpaint, unpatchify
 from cavmae.pretrain.losses import normalize_patches
 from cavmae.pretrain.masking import Masking
@@ -17,7 +17,7 @@ from cavmae.pretrain.model import CAVMAE, Latents, channels_last
 from cavmae.tools.inpaint import main
 
 SHAPE = CAVMAEConfig(
-    image_size=(32, 48), audio_size=(128, 96), width=16, heads=2, depth=1,
+    image_height=32, image_width=48, audio_frames=96, width=16, heads=2, depth=1,
     decoder_width=8, decoder_heads=2, decoder_depth=1,
 )  # fmt: skip
 

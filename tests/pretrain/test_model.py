@@ -1,19 +1,21 @@
 """Masks, positions and shapes of the pretraining model."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.losses import info_nce
-from cavmae.pretrain.masking import MaskMode, mask_from_noise, num_visible, structured_noise
+from cavmae.pretrain.masking import mask_from_noise, num_visible, structured_noise
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.positions import interpolate_positions, sin_cos_positions
+from cavmae.pretrain.settings import MaskMode
 
-TINY = {
+TINY: dict[str, Any] = {
     "width": 16, "heads": 2, "depth": 1, "decoder_width": 8, "decoder_heads": 2,
     "decoder_depth": 1,
 }  # fmt: skip
@@ -101,7 +103,15 @@ def test_any_size_length_and_grid(
 ) -> None:
     torch.manual_seed(0)
     model = CAVMAE(
-        CAVMAEConfig(image_size=image, audio_size=audio, patch=patch, joint_depth=joint, **TINY)
+        CAVMAEConfig(
+            image_height=image[0],
+            image_width=image[1],
+            mel_bins=audio[0],
+            audio_frames=audio[1],
+            patch=patch,
+            joint_depth=joint,
+            **TINY,
+        )
     )
     fbank, frames = torch.randn(3, audio[1], audio[0]), torch.randn(3, 3, *image)
     output = model(fbank, frames, *model.mask(3, 0.75, 0.5, "time"))
@@ -122,7 +132,7 @@ def test_any_size_length_and_grid(
 
 def test_sizes_are_the_published_ones() -> None:
     with torch.device("meta"):
-        base = CAVMAE(config_for_size("base"))
+        base = CAVMAE(CAVMAEConfig(size="base"))
     assert sum(p.numel() for p in base.parameters()) == 191_036_160
     idle = sum(
         p.numel()
@@ -131,15 +141,17 @@ def test_sizes_are_the_published_ones() -> None:
     )
     assert idle == 167_936
     with pytest.raises(ValueError, match="no size 'huge'"):
-        config_for_size("huge")
+        CAVMAEConfig(size="huge")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not made of patches"):
-        CAVMAEConfig(image_size=(225, 224))
+        CAVMAEConfig(image_height=225, image_width=224)
 
 
 def test_only_masked_patches_decide_the_reconstruction_loss() -> None:
     """Against the loss over all patches weighted by the mask."""
     torch.manual_seed(1)
-    model = CAVMAE(CAVMAEConfig(image_size=(32, 48), audio_size=(64, 64), **TINY))
+    model = CAVMAE(
+        CAVMAEConfig(image_height=32, image_width=48, mel_bins=64, audio_frames=64, **TINY)
+    )
     fbank, frames = torch.randn(2, 64, 64), torch.randn(2, 3, 32, 48)
     a, v = model.patchify(fbank, frames)
     latents = model.forward_encoder(a, v, *model.mask(2, 0.5, 0.75))
@@ -158,7 +170,9 @@ def test_only_masked_patches_decide_the_reconstruction_loss() -> None:
 
 
 def test_each_part_alone_is_what_it_is_beside_the_other() -> None:
-    model = CAVMAE(CAVMAEConfig(image_size=(32, 32), audio_size=(64, 64), **TINY))
+    model = CAVMAE(
+        CAVMAEConfig(image_height=32, image_width=32, mel_bins=64, audio_frames=64, **TINY)
+    )
     clips = torch.randn(4, 64, 64), torch.randn(4, 3, 32, 32), *model.mask(4, 0.5, 0.5)
     both = model(*clips)
     contrasted = model(*clips, reconstruct=False)

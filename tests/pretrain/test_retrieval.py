@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from cavmae.common.cli import run
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.retrieval import Features, ranks, recall_metrics, retrieval
 from cavmae.tools.retrieve import main
 
 SHAPE = CAVMAEConfig(
-    image_size=(32, 32), audio_size=(128, 96), width=16, heads=2, depth=1,
+    image_height=32, image_width=32, audio_frames=96, width=16, heads=2, depth=1,
     decoder_width=8, decoder_heads=2, decoder_depth=1,
 )  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_the_command(
     model.save_pretrained(tmp_path / "model")
     out, figures = tmp_path / f"features{ending}", tmp_path / "figures.json"
     words = [str(tmp_path / "model"), data_set.folder, "--features", str(out)]
-    words += ["--statistics", "audioset", "--json", str(figures), "--batch", "5"]
+    words += ["--statistics", "audioset", "--json", str(figures), "--batch-size", "5"]
     assert run(main, words) == 0
     assert "video_to_audio" in capsys.readouterr().out
     keys = out.with_suffix(".keys.txt").read_text().split()
@@ -88,7 +88,7 @@ def test_the_command(
     assert record["clips"] == data_set.samples
     again = tmp_path / "again.npy"
     words = [str(tmp_path / "model"), data_set.folder, "--features", str(again)]
-    assert run(main, [*words, "--statistics", "audioset", "--batch", "7"]) == 0
+    assert run(main, [*words, "--statistics", "audioset", "--batch-size", "7"]) == 0
     order = again.with_suffix(".keys.txt").read_text().split()
     assert np.allclose(np.load(again), both[[keys.index(k) for k in order]], atol=1e-5)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from cavmae.common.cli import run
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.finetune.events.model import EventClassifier
-from cavmae.pretrain.encoder import CAVMAEConfig, config_for_size
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.factory import load_model
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.positions import sin_cos_positions
@@ -54,8 +54,8 @@ def test_published_to_ours_and_back(tmp_path: Path, kind: str, prefix: str, endi
     assert run(main, [str(source), "--out", str(ours), *HEADS]) == 0
     cls = CAVMAE if kind == "model" else EventClassifier
     model = cls.from_pretrained(str(ours))
-    assert model.config.heads == 3
-    assert model.config.depth == 11
+    assert model.encoder_config.heads == 3
+    assert model.encoder_config.depth == 11
     state = model.state_dict()
     assert set(state) == set(weights)
     assert all(torch.equal(state[k], v) for k, v in weights.items())
@@ -70,7 +70,7 @@ def test_the_command_as_a_process(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "cavmae.tools.convert", str(tmp_path / "a.pth"), "--out"]
     done = subprocess.run([*words, str(tmp_path / "out"), *HEADS], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "out/config.json").read_bytes())["shape"]["width"] == 24
+    assert json.loads((tmp_path / "out/config.json").read_bytes())["width"] == 24
     again = subprocess.run([*words, str(tmp_path / "out")], capture_output=True, check=False)
     assert again.returncode == 2
     assert b"is there already" in again.stderr
@@ -139,7 +139,7 @@ def test_another_grid(tmp_path: Path) -> None:
     """Sin-cos positions are remade; the model then takes other sizes, and no weight is lost."""
     weights = golden("model")
     source = config_from(weights, 3, 2)
-    target = dataclasses.replace(source, image_size=(96, 160), audio_size=(128, 256))
+    target = dataclasses.replace(source, image_height=96, image_width=160, audio_frames=256)
     weights["pos_embed_v"] = sin_cos_positions(24, source.image_grid)  # the golden ones are noisy
     moved = move_positions(weights, source, target)
     model = CAVMAE(target)
@@ -157,7 +157,7 @@ def test_initialisation_from_an_imagenet_mae() -> None:
     torch.manual_seed(0)
     mae = create_model("vit_base_patch16_224.mae", pretrained=False).state_dict()
     model = CAVMAE(
-        config_for_size("base", decoder_depth=1, image_size=(32, 32), audio_size=(128, 32))
+        CAVMAEConfig(size="base", decoder_depth=1, image_height=32, image_width=32, audio_frames=32)
     )
     initialise_from_mae(model, mae)
     state = model.state_dict()
@@ -174,7 +174,7 @@ def test_initialisation_from_an_imagenet_mae() -> None:
     as_picture = model.patch_embed_v(grey.repeat(1, 3)[None])
     torch.testing.assert_close(as_sound, as_picture, rtol=1e-4, atol=1e-4)
     with pytest.raises(CavmaeError, match="do not fit"):
-        initialise_from_mae(CAVMAE(config_for_size("tiny")), mae)
+        initialise_from_mae(CAVMAE(CAVMAEConfig(size="tiny")), mae)
     del mae["blocks.11.mlp.fc1.bias"]
     with pytest.raises(CavmaeError, match=r"lack blocks\.11\.mlp\.fc1\.bias"):
         initialise_from_mae(model, mae)

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cavmae.datasets.sharding.job import shard_task as good_work
 from cavmae.datasets.sharding.messages import Written
-from cavmae.tools.shard import shard_task as good_work
 
 
 def work(task: Any, report: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.format.shards import Shard
-from cavmae.tools.shard import ShardRunSettings
+from cavmae.datasets.sharding.settings import ShardRunSettings
 
 Maker = Callable[..., Path]
 Samples = dict[str, dict[str, bytes]]

@@ -14,9 +14,10 @@ import pytest
 
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.sharding.settings import ShardRunSettings
 from cavmae.tools.benchmarks.media import make_video
-from cavmae.tools.check import CheckSettings, check
-from cavmae.tools.shard import ShardRunSettings
+from cavmae.tools.check import CheckSettings
+from cavmae.tools.checking.verify import check
 from tests.conftest import SMALL, make_shards
 from tests.tools.helpers import TINY, infos, skipped
 

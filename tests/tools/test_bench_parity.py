@@ -8,7 +8,7 @@ import torch
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
 from cavmae.pretrain.cavmae_task import CAVMAETask
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.engine.task import Task
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ObjectiveSettings
@@ -19,7 +19,7 @@ from tests.finetune.speaker import scenes
 
 CPU = torch.device("cpu")
 SHAPE = CAVMAEConfig(
-    image_size=(32, 32), audio_size=(128, 96), width=24, heads=2, depth=1, decoder_width=16,
+    image_height=32, image_width=32, audio_frames=96, width=24, heads=2, depth=1, decoder_width=16,
     decoder_heads=2, decoder_depth=1,
 )  # fmt: skip
 
@@ -68,7 +68,7 @@ def test_a_way_that_fails_stops_no_other(
 
     monkeypatch.setattr(parity, "features", features)
     monkeypatch.setattr(
-        parity, "pretraining", lambda bench: (pretraining, synthetic_clips(bench.batch, 96, 32))
+        parity, "pretraining", lambda bench: (pretraining, synthetic_clips(2, 96, 32))
     )
     monkeypatch.setattr(parity, "finetuning", lambda bench: (scenes.task, scenes.batch()))
     original = parity.training_step
@@ -80,7 +80,7 @@ def test_a_way_that_fails_stops_no_other(
 
     monkeypatch.setattr(parity, "training_step", step)
     with pytest.raises(CavmaeError, match="failed"):
-        main(["parity", "--device", "cpu", "--batch", "2"])
+        main(["parity", "--device", "cpu"])
     printed = capsys.readouterr().out
     assert "failed: RuntimeError: no such kernel" in printed
     assert "speakers, small: bf16" in printed

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.losses import info_nce
 from cavmae.pretrain.model import CAVMAE
 from cavmae.tools.bench import main
 from cavmae.tools.benchmarks.pretraining import BASELINE, ReferenceWay
 
 SHAPE = CAVMAEConfig(
-    image_size=(32, 48), audio_size=(128, 96), width=24, heads=2, depth=1, decoder_width=16,
+    image_height=32, image_width=48, audio_frames=96, width=24, heads=2, depth=1, decoder_width=16,
     decoder_heads=2, decoder_depth=1,
 )  # fmt: skip
 
@@ -37,7 +37,7 @@ def test_the_references_way_is_the_same_mathematics(normalised: bool) -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
-        "pretrain --size tiny --batch 2 --steps 1 --rounds 1 --image 32 --audio-frames 96 "
+        "pretrain --size tiny --batch-size 2 --steps 1 --rounds 1 --image 32 --audio-frames 96 "
         f"--sweep [3] --device cpu --out {tmp_path / 'rows.json'}"
     )
     assert main(words.split()) == 0

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -5,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from cavmae.common.cli import parse, parser, run
+from cavmae.finetune.train import TASKS
+from cavmae.tools.bench import BENCHMARKS
 from cavmae.tools.cli import COMMANDS, dispatch
 
 
@@ -28,14 +31,38 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nonsense" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        code = run(dispatch, [command, "--help"])
-    except SystemExit as end:
-        code = end.code  # type: ignore[assignment]
-    assert not code
-    assert capsys.readouterr().out.startswith("usage: cavmae " + command)
+ALL_COMMANDS = [
+    *([name] for name in COMMANDS),
+    *(["finetune", task] for task in TASKS),
+    *(["bench", benchmark] for benchmark in BENCHMARKS),
+]
+# They take seconds to import, most of them because they import PyTorch.
+HEAVY = {"accelerate", "av", "matplotlib", "scipy", "soundfile", "timm", "torch", "torchaudio",
+         "torchmetrics", "torchvision", "webdataset"}  # fmt: skip
+
+
+def help_in_one_process(commands: list[list[str]]) -> list[tuple[str, list[str]]]:
+    """Prints the help of commands; returns each output and the heavy modules imported so far."""
+    code = (
+        "import contextlib, io, json, sys\n"
+        "from cavmae.tools.cli import dispatch\n"
+        "results = []\n"
+        f"for words in {commands}:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as out:\n"
+        "        with contextlib.suppress(SystemExit):\n"
+        "            dispatch([*words, '--help'])\n"
+        f"    results.append((out.getvalue(), sorted(sys.modules.keys() & {HEAVY})))\n"
+        "print(json.dumps(results))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    return [(text, modules) for text, modules in json.loads(done.stdout)]
+
+
+def test_help_of_every_command_imports_nothing_heavy() -> None:
+    results = help_in_one_process(ALL_COMMANDS)
+    for words, (text, modules) in zip(ALL_COMMANDS, results, strict=True):
+        assert text.startswith(f"usage: cavmae {' '.join(words)}"), words
+        assert not modules, words
 
 
 def test_help_as_a_program() -> None:

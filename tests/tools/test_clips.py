@@ -119,9 +119,7 @@ def test_meaning_of_masks() -> None:
         {"frames": 0},
         {"frames": 5, "frame_rate": 5.0},
         {"shorter_side": 100},
-        {"jpeg_quality": 0},
         {"shard_samples": 0},
-        {"max_missing": 1.0},
     ],
 )
 def test_settings_that_make_no_sense(change: dict[str, object]) -> None:

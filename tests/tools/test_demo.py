@@ -15,8 +15,6 @@ from cavmae.tools.demo import MARK, OUTPUTS, DemoSettings, DemoStep, _run, demo,
 
 pytest.importorskip("skia", reason="rendering talkers needs skia-python")
 
-SMALL = ["--clips", "24", "--pretrain-steps", "2", "--finetune-steps", "2", "--scenes", "4"]
-
 
 @pytest.mark.skipif(
     "CAVMAE_WHOLE_DEMO" not in os.environ,
@@ -24,7 +22,7 @@ SMALL = ["--clips", "24", "--pretrain-steps", "2", "--finetune-steps", "2", "--s
 )
 def test_the_whole_way_with_a_kill_in_the_middle(tmp_path: Path) -> None:
     folder = tmp_path / "demo"  # `make demo` uses this name, in the working directory
-    words = [sys.executable, "-m", "cavmae.tools.demo", "--out", "demo", *SMALL]
+    words = [sys.executable, "-m", "cavmae.tools.demo", "--out", "demo", "--quick"]
     process = subprocess.Popen(
         words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=tmp_path
     )
@@ -101,11 +99,11 @@ def test_clean_removes_the_outputs_of_the_demo_and_nothing_else(tmp_path: Path) 
 
 @pytest.mark.usefixtures("nothing_to_do")
 def test_other_settings_do_not_resume_an_earlier_demo(tmp_path: Path) -> None:
-    assert demo(DemoSettings(out=str(tmp_path), finetune_steps=5)) == 0
-    assert demo(DemoSettings(out=str(tmp_path), finetune_steps=5)) == 0
-    with pytest.raises(UsageError, match=r"other settings .*5.* --clean"):
-        demo(DemoSettings(out=str(tmp_path), finetune_steps=6))
-    assert demo(DemoSettings(out=str(tmp_path), finetune_steps=6, clean=True)) == 0
+    assert demo(DemoSettings(out=str(tmp_path), quick=True)) == 0
+    assert demo(DemoSettings(out=str(tmp_path), quick=True)) == 0
+    with pytest.raises(UsageError, match=r"other settings .*2.* --clean"):
+        demo(DemoSettings(out=str(tmp_path), quick=False))
+    assert demo(DemoSettings(out=str(tmp_path), quick=False, clean=True)) == 0
 
 
 @pytest.mark.usefixtures("nothing_to_do")

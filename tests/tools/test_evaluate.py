@@ -10,6 +10,7 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.finetune.speaker.evaluation import WAYS
 from cavmae.finetune.speaker.metric_table import METRICS
+from cavmae.tools import make_scenes
 from cavmae.tools.evaluate import main
 from tests.datasets.clips import clip, data_set_of, people_of
 from tests.finetune.speaker.scenes import model
@@ -37,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def scenes(clips: Manifest, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("lists") / "list.jsonl"
-    assert main([clips.folder, "--list", str(path), "--make", "5", *SIZE]) == 0
+    assert make_scenes.main([clips.folder, "--list", str(path), "--count", "5", *SIZE]) == 0
     return str(path)
 
 
@@ -52,7 +53,7 @@ def test_all_measures_beside_all_references(
     people.write_text("speaker,sex\n" + "".join(f"s{n},{'fm'[n % 2]}\n" for n in range(6)))
     words = [
         clips.folder, "--model", checkpoint, "--list", scenes, "--out", str(tmp_path / "out"),
-        "--workers", "0", "--batch", "2", "--people", str(people),
+        "--workers", "0", "--batch-size", "2", "--people", str(people),
     ]  # fmt: skip
     assert main(words) == 0
     record = json.loads((tmp_path / "out" / "measures.json").read_text())
@@ -84,7 +85,7 @@ def test_the_same_however_scenes_are_batched(
     for name, batch in (("a", 2), ("b", 3)):
         words = [
             clips.folder, "--model", checkpoint, "--list", scenes, "--out", str(tmp_path / name),
-            "--workers", "0", "--batch", str(batch), "--cue", cue, "--references", "false",
+            "--workers", "0", "--batch-size", str(batch), "--cue", cue, "--references", "false",
         ]  # fmt: skip
         if cue == "voice":  # no person has a second clip
             with pytest.raises(UsageError, match="recordings of the same people"):
@@ -106,7 +107,7 @@ def test_a_cue_that_no_scene_has(checkpoint: str, tmp_path: Path) -> None:
     bare = data_set_of(tmp_path / "bare", [clip(n, speaker=f"s{n}", masks=False) for n in range(6)])
     (Path(bare.folder) / "manifest.json").write_bytes(bare.to_bytes())
     path = str(tmp_path / "list.jsonl")
-    main([bare.folder, "--list", path, "--make", "2", *SIZE])
+    make_scenes.main([bare.folder, "--list", path, "--count", "2", *SIZE])
     with pytest.raises(UsageError, match="are made of masks"):
         main([bare.folder, "--model", checkpoint, "--list", path, "--cue", "box",
               "--workers", "0", "--references", "false"])  # fmt: skip
@@ -114,17 +115,19 @@ def test_a_cue_that_no_scene_has(checkpoint: str, tmp_path: Path) -> None:
 
 def test_what_it_refuses(clips: Manifest, checkpoint: str, scenes: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is there already"):
-        main([clips.folder, "--list", scenes, "--make", "3", *SIZE])
+        make_scenes.main([clips.folder, "--list", scenes, "--count", "3", *SIZE])
     with pytest.raises(UsageError, match="--list"):
         main([clips.folder, "--model", checkpoint])
     with pytest.raises(UsageError, match="--model"):
         main([clips.folder, "--list", scenes])
     other = str(tmp_path / "other.jsonl")
-    main([clips.folder, "--list", other, "--make", "2", *SIZE, "--compose.width", "64"])
+    wider = [*SIZE, "--compose.width", "64"]
+    make_scenes.main([clips.folder, "--list", other, "--count", "2", *wider])
     with pytest.raises(UsageError, match="make a list of those"):
         main([clips.folder, "--model", checkpoint, "--list", other])
     crowd = str(tmp_path / "crowd.jsonl")
-    main([clips.folder, "--list", crowd, "--make", "2", *SIZE, "--compose.people", "[0,0,1]"])
+    three = [*SIZE, "--compose.people", "[0,0,1]"]
+    make_scenes.main([clips.folder, "--list", crowd, "--count", "2", *three])
     few = tmp_path / "few"
     model(slots=3).save_pretrained(few)
     (few / "preprocessing.json").write_text('{"fbank_mean": -6.0, "fbank_std": 4.0}')

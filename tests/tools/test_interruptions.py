@@ -15,7 +15,7 @@ import pytest
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.sharding.job_state import InputLayout, locked
-from cavmae.tools.shard import ShardRunSettings
+from cavmae.datasets.sharding.settings import ShardRunSettings
 from tests.conftest import make_shards
 from tests.tools import faulty
 from tests.tools.helpers import (
@@ -88,7 +88,7 @@ def test_a_retry_that_is_interrupted_is_not_forgotten(
 
     again = dataclasses.replace(RUN_SETTINGS, retry_skipped=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("cavmae.tools.shard.drop_retried", interrupt)
+        patch.setattr("cavmae.datasets.sharding.job.drop_retried", interrupt)
         make_shards(str(late.parent), out, again, **TINY)
     for run_settings in (RUN_SETTINGS, again):
         assert make_shards(str(late.parent), out, run_settings, **TINY) == 0
@@ -153,7 +153,7 @@ def test_a_worker_that_crashes_hangs_or_grows_costs_its_own_input(
     for name in ("crash", "good1", "good2", "good3", "hang", "grow"):
         video(f"in/{name}.mp4", seconds=2.0)
     out = tmp_path / "out"
-    monkeypatch.setattr("cavmae.tools.shard.shard_task", faulty.work)
+    monkeypatch.setattr("cavmae.datasets.sharding.job.shard_task", faulty.work)
     run_settings = ShardRunSettings(workers=2, timeout=4.0, memory_gb=1.0)
     assert make_shards(str(tmp_path / "in"), out, run_settings, **TINY) == 0
     expected = {"crash.mp4": "crash", "hang.mp4": "timeout", "grow.mp4": "out_of_memory"}

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.pretrain.encoder import config_for_size
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
-from cavmae.tools import evaluate
+from cavmae.tools import make_scenes
 from cavmae.tools.bench import main
 from tests.datasets.clips import clip, data_set_of
 from tests.finetune.speaker.test_training import SETTINGS, write
@@ -23,15 +23,15 @@ def test_both_starts_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[
         sets.append(data_set_of(tmp_path / name, samples))
         write(sets[-1])
     encoder = tmp_path / "encoder"
-    CAVMAE(config_for_size("tiny", image_size=(32, 48), audio_size=(128, 64))).save_pretrained(
-        encoder
-    )
+    CAVMAE(
+        CAVMAEConfig(size="tiny", image_height=32, image_width=48, audio_frames=64)
+    ).save_pretrained(encoder)
     (encoder / "preprocessing.json").write_text('{"fbank_mean": -6.0, "fbank_std": 4.0}')
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(SETTINGS))
     scenes = tmp_path / "list.jsonl"
     options = [f"--compose.{k}={v}" for k, v in SETTINGS["compose"].items()]
-    evaluate.main([sets[1].folder, "--list", str(scenes), "--make", "3", *options])
+    make_scenes.main([sets[1].folder, "--list", str(scenes), "--count", "3", *options])
     capsys.readouterr()
 
     def bench(**changes: Any) -> None:

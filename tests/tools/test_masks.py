@@ -15,7 +15,8 @@ from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.media import MediaError
 from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.sharding.masks import label_values, mask_value_names
-from cavmae.tools.check import CheckSettings, check
+from cavmae.tools.check import CheckSettings
+from cavmae.tools.checking.verify import check
 from tests.conftest import make_shards
 from tests.tools.helpers import TINY, Maker, load
 

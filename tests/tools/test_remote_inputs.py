@@ -12,8 +12,8 @@ import pytest
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.sharding.settings import ShardRunSettings
 from cavmae.datasets.sharding.shard_writer import Assembler
-from cavmae.tools.shard import ShardRunSettings
 from tests.conftest import make_shards
 from tests.serving import refusing, serving
 from tests.tools.helpers import RUN_SETTINGS, TINY, Maker, contents, infos, skipped

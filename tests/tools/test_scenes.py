@@ -39,8 +39,8 @@ def test_a_sheet_of_a_folder_of_any_name(clips: Manifest, tmp_path: Path) -> Non
 
 def test_the_benchmark(clips: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
-        f"finetune --data_set {clips.folder} --batch 1 --steps 1 --scenes 1 --rounds 1 "
-        f"--workers 1 --gpu_step 0.01 --device cpu --out {tmp_path / 'rows.json'}"
+        f"finetune --data-set {clips.folder} --batch-size 1 --steps 1 --rounds 1 "
+        f"--workers 1 --device cpu --out {tmp_path / 'rows.json'}"
     )
     assert main(words.split()) == 0
     output = capsys.readouterr().out
@@ -48,5 +48,5 @@ def test_the_benchmark(clips: Manifest, tmp_path: Path, capsys: pytest.CaptureFi
     assert "| composing, one core |" in output
     assert "of the time for data" in output
     assert (tmp_path / "rows.json").is_file()
-    with pytest.raises(UsageError, match="--data_set"):
+    with pytest.raises(UsageError, match="--data-set"):
         main(["finetune"])

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from cavmae.finetune.inference.first_pass import _is_same_person, zoom_box
-from cavmae.finetune.inference.predictor import WHOLE, Box, Cue, DetectedPerson, WindowPredictor
+from cavmae.finetune.inference.boxes import WHOLE, Box
+from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
+from cavmae.finetune.inference.second_look import is_same_person, refine_small_people, zoom_box
 from cavmae.finetune.inference.separator import Separator
-from cavmae.finetune.inference.settings import SeparateSettings
+from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
 
 Maker = Callable[..., Path]
 
@@ -39,7 +41,7 @@ def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path:
     separator = Separator(Obedient(speaker.model, speaker.statistics), checkpoint, "fp32")
     with torch.no_grad():
         speaker.model.center_voting.gaussian_head.bias[2:] = -1.5  # all masks are small
-    path = video(seconds=1.0, size=(480, 320))
+    path = video(seconds=1.0, size=(240, 160))
     settings = SeparateSettings(overlay=False, masks=False)
     result = separator.separate(str(path), tmp_path / "out", settings)
     second_looks = [record for p in result.record["people"] for record in p["second_look"]]
@@ -48,7 +50,43 @@ def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path:
     )
     assert not any(p["second_look"] for p in plain.record["people"])
     assert second_looks
-    assert all(record["times_larger"] >= 1.5 for record in second_looks)
+    assert all(record["zoom"] >= 1.5 for record in second_looks)
+    predictor = Obedient(
+        speaker.model, speaker.statistics, thresholds=Thresholds(max_frame_side=120)
+    )
+    assert Separator(predictor, checkpoint, "fp32")._working_size((160, 240), settings) == (80, 120)
+
+
+@pytest.mark.parametrize(
+    ("change", "zoom"),
+    [
+        ({}, 50 / 7),
+        ({"min_zoom": 7.2}, None),
+        ({"min_second_look_iou": 0.6}, None),
+        ({"zoom_margin_fraction": 1.0}, 10 / 3),
+    ],
+)
+def test_each_threshold_of_second_looks_has_an_effect(
+    change: dict[str, float], zoom: float | None
+) -> None:
+    """A person of a tenth of the frame, whose masks have an IoU of a half in the second look."""
+
+    class Halving:
+        keys, thresholds = np.array([2, 6]), Thresholds(**change)  # type: ignore[arg-type]
+        config = SimpleNamespace(encoder=SimpleNamespace(image_size=(100, 100)))
+
+        def predict(self, *_: object) -> list[DetectedPerson]:
+            halved = person.masks.copy()
+            halved[:, :50] = 0
+            return [person._replace(masks=halved)]
+
+    masks = np.zeros((2, 100, 100), dtype=np.uint8)
+    masks[:, 45:55, 45:55] = 255
+    activity_prob, voice, colors = (np.zeros(n, np.float32) for n in (8, 9, 64))
+    person = DetectedPerson(0, 0.9, activity_prob, WHOLE, masks, voice, colors)
+    frames = np.zeros((8, 1000, 1000, 3), dtype=np.uint8)
+    _, zooms = refine_small_people(Halving(), frames, voice, [person])  # type: ignore[arg-type]
+    assert zooms == ({} if zoom is None else {0: pytest.approx(zoom)})
 
 
 def test_a_second_look_at_another_person_is_discarded() -> None:
@@ -63,16 +101,16 @@ def test_a_second_look_at_another_person_is_discarded() -> None:
 
     first, second = detection(0, 0.3), detection(1, 0.5)
     close = (0.25, 0.0, 0.75, 1.0)
-    assert _is_same_person(detection(0, 0.31, close), first, [first, second], keys)
+    assert is_same_person(detection(0, 0.31, close), first, [first, second], keys, 0.25)
     neighbor, stranger = detection(0, 0.5, close), detection(0, 0.65, close)
-    assert not _is_same_person(neighbor, first, [first, second], keys)
-    assert not _is_same_person(stranger, first, [first], keys)
+    assert not is_same_person(neighbor, first, [first, second], keys, 0.25)
+    assert not is_same_person(stranger, first, [first], keys, 0.25)
 
 
 def test_a_close_up_holds_the_person_and_stays_in_the_picture() -> None:
     masks = np.zeros((4, 40, 80), dtype=np.uint8)
     masks[:, 30:38, 2:6] = 255
-    box, zoom = zoom_box(masks, (400, 800), (224, 224))
+    box, zoom = zoom_box(masks, (400, 800), (224, 224), 0.2)
     left, top, right, bottom = box
     assert left == 0
     assert right > 6 / 80
@@ -82,6 +120,6 @@ def test_a_close_up_holds_the_person_and_stays_in_the_picture() -> None:
     assert zoom == pytest.approx(scale / (224 / 800))
     assert (right - left) * 800 == pytest.approx((bottom - top) * 400)  # as the model sees
     assert scale <= 1.001  # no closer than there are pixels
-    whole, full_zoom = zoom_box(np.full((4, 40, 80), 255, np.uint8), (400, 800), (224, 224))
+    whole, full_zoom = zoom_box(np.full((4, 40, 80), 255, np.uint8), (400, 800), (224, 224), 0.2)
     assert whole == pytest.approx((0, 0, 1, 1))
     assert full_zoom == pytest.approx(1)

@@ -16,20 +16,30 @@ import torch
 from PIL import Image
 
 from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.datasets.media import probe
+from cavmae.datasets.media import Probe, probe
+from cavmae.datasets.media.geometry import Geometry, cut_from
 from cavmae.datasets.media.playback import Playback
 from cavmae.datasets.media.writing import VideoWriter
 from cavmae.finetune.inference.audio import spans_of, speech_spans, write_wav
-from cavmae.finetune.inference.first_pass import FirstPass, Sighting, working_geometry
-from cavmae.finetune.inference.result import activity_prob
-from cavmae.finetune.inference.separator import Result, Separator
-from cavmae.finetune.inference.settings import SeparateSettings
+from cavmae.finetune.inference.first_pass import FirstPass, Sighting
+from cavmae.finetune.inference.records import activity_prob
+from cavmae.finetune.inference.result_files import SeparatedFiles
+from cavmae.finetune.inference.separator import Separator
+from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
+from cavmae.finetune.inference.sources import working_size
 from cavmae.finetune.inference.target import Target
 from cavmae.tools.separate import main
 
 Maker = Callable[..., Path]
 QUICK = SeparateSettings(second_look=False, height=64)
 STEPS = (0.5, 1.5)
+THRESHOLDS = Thresholds()
+
+
+def input_geometry(info: Probe) -> Geometry:
+    """Geometry of frames without a second look."""
+    size = working_size(info.display, (32, 48), None)
+    return cut_from(info, size, size)
 
 
 def wave(path: Path) -> tuple[np.ndarray, int]:
@@ -58,7 +68,7 @@ def test_everything_that_is_written(separator: Separator, video: Maker, tmp_path
     assert {len(samples) for samples, _ in parts} == {round(3.12 * 16_000)}
     assert max(np.abs(samples).max() for samples, _ in parts) <= 0.99 * 32768 + 1
     info = probe(str(path))
-    with Playback(info, working_geometry(info, (32, 48), False)) as playback:
+    with Playback(info, input_geometry(info)) as playback:
         mixture = playback.read_audio(0, playback.frames)[: round(3.12 * 16_000)]
     total = sum(samples for samples, _ in parts)
     difference = total - mixture * record["gain"] * 32768
@@ -86,7 +96,7 @@ def test_mask_videos_show_the_masks(separator: Separator, video: Maker, tmp_path
     """Masks of a clip of one window, at its key frames, resized to the frame."""
     path = video(seconds=0.64, size=(96, 64))
     info = probe(str(path))
-    with Playback(info, working_geometry(info, (32, 48), False)) as playback:
+    with Playback(info, input_geometry(info)) as playback:
         frames, audio = playback.read_frames(0, 16), playback.read_audio(0, 16)
         detected = separator._predictor.predict(frames, audio)
     result = separator.separate(str(path), tmp_path / "out", QUICK)
@@ -108,7 +118,7 @@ def test_a_clip_as_long_as_a_window_is_one_forward_pass(
     predictor = separator._predictor
     path = video(seconds=0.64, size=(96, 64), audio="pcm_s16le", name="a.mkv")
     info = probe(str(path))
-    with Playback(info, working_geometry(info, (32, 48), False)) as playback:
+    with Playback(info, input_geometry(info)) as playback:
         people = predictor.predict(playback.read_frames(0, 16), playback.read_audio(0, 16))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     gain = result.record["gain"]
@@ -135,7 +145,7 @@ def test_the_command_gives_what_the_interface_gives(
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=alone)
     assert done.returncode == 0, done.stderr
     assert "people 1 (" in done.stderr
-    other = Result.load(tmp_path / "command" / "video")
+    other = SeparatedFiles.load(tmp_path / "command" / "video")
     for person, same in zip(result.people, other.people, strict=True):
         assert person.voice.read_bytes() == same.voice.read_bytes()
     assert result.residual.read_bytes() == other.residual.read_bytes()
@@ -225,7 +235,7 @@ def test_a_target_on_the_command_line(
     known = [str(path), "--model", checkpoint, "--out", str(out), "--overlay", "false",
              "--masks", "false", "--second-look", "false"]  # fmt: skip
     assert main([*known, *words]) == 0
-    record = Result.load(out / "video").record
+    record = SeparatedFiles.load(out / "video").record
     assert len(record["people"]) == 1
     if record["target"]["kind"] == "box":
         assert record["target"]["box"] == [0.5, 0.25, 1.0, 1.0]
@@ -283,24 +293,25 @@ def test_long_voices_are_written_block_by_block_without_seams(tmp_path: Path, ra
 
 
 def test_speech_is_where_it_is_loud_and_likely() -> None:
-    assert spans_of(np.zeros(10, dtype=bool)) == []
+    assert spans_of(np.zeros(10, dtype=bool), THRESHOLDS) == []
     active = np.zeros(100, dtype=bool)
     active[10:20] = active[25:50] = active[80:82] = True
-    assert spans_of(active) == [(0.4, 2.0)]  # a short gap is closed, a blip left out
+    assert spans_of(active, THRESHOLDS) == [(0.4, 2.0)]  # a short gap is closed, a blip left out
     voice = np.full(100, -70.0, dtype=np.float32)
     voice[30:60] = -20
     whole = np.full(100, -20.0, dtype=np.float32)
     likely = np.ones(100, dtype=np.float32)
-    assert speech_spans(voice, whole, likely) == [(1.2, 2.4)]
-    assert speech_spans(voice, whole, likely * 0.2) == []
-    assert speech_spans(voice - 45, whole, likely) == []
+    assert speech_spans(voice, whole, likely, THRESHOLDS) == [(1.2, 2.4)]
+    assert speech_spans(voice, whole, likely * 0.2, THRESHOLDS) == []
+    assert speech_spans(voice - 45, whole, likely, THRESHOLDS) == []
     digital = np.full(100, -120.0, dtype=np.float32)
-    assert speech_spans(digital, digital, likely) == []  # however sure the model is
+    assert speech_spans(digital, digital, likely, THRESHOLDS) == []  # however sure the model is
     rare = np.full(1000, -45.0, dtype=np.float32)  # leakage of a person who talks all the time
     rare[500:520] = -10
     likely = np.zeros(1000, dtype=np.float32)
     likely[490:530] = 1
-    assert speech_spans(rare, np.full(1000, -10.0, dtype=np.float32), likely) == [(20.0, 20.8)]
+    whole = np.full(1000, -10.0, dtype=np.float32)
+    assert speech_spans(rare, whole, likely, THRESHOLDS) == [(20.0, 20.8)]
 
 
 def test_activity_is_the_weighted_mean_of_windows(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.locks import locked
-from cavmae.finetune.inference.separator import Result, Separator
+from cavmae.finetune.inference.result_files import SeparatedFiles
+from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.tools.separate import main
 
@@ -47,6 +48,20 @@ def test_a_broken_file_does_not_stop_the_others(
     assert len(whole) == 2
 
 
+def test_thresholds_are_options_and_part_of_a_result(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, out = str(video(seconds=0.5)), tmp_path / "out"
+    assert main([path, *words(checkpoint, out), "--thresholds.min-area-fraction", "0.99"]) == 0
+    record = SeparatedFiles.load(out / "video").record
+    assert record["people"] == []
+    assert record["thresholds"]["min_area_fraction"] == 0.99
+    with pytest.raises(UsageError, match=r"--thresholds.min-area-fraction 0.99, not 0.002"):
+        main([path, *words(checkpoint, out)])
+    with pytest.raises(UsageError, match=r"--thresholds.max-pause -1 is negative"):
+        main([path, *words(checkpoint, out), "--thresholds.max-pause", "-1"])
+
+
 def test_results_of_other_settings_are_refused(
     checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -56,7 +71,7 @@ def test_results_of_other_settings_are_refused(
     assert main([str(first), *options]) == 0
     assert main([str(other), *options]) == 0  # of the same name: beside it
     assert main([str(first), str(other), *options]) == 0
-    places = {Result.load(p).record["source"]: p for p in out.iterdir()}
+    places = {SeparatedFiles.load(p).record["source"]: p for p in out.iterdir()}
     assert set(places) == {str(first), str(other)}
     assert places[str(first)].name == "a"
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
@@ -102,7 +117,7 @@ def test_scratch_files_of_a_killed_run_are_removed(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("cavmae.finetune.inference.separator.write_wav", full)
+    monkeypatch.setattr("cavmae.finetune.inference.result_files.write_wav", full)
     with pytest.raises(CavmaeError, match=r"video.mp4: .*No space left on device"):
         separator.separate(path, tmp_path / "again", settings)
     assert {p.name for p in tmp_path.iterdir()} == {"out", "video.mp4"}

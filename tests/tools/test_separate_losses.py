@@ -17,7 +17,7 @@ import torch
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.media import probe
 from cavmae.finetune.inference.predictor import WindowPredictor
-from cavmae.finetune.inference.separator import Result
+from cavmae.finetune.inference.result_files import SeparatedFiles
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.tools.separate import main
 
@@ -85,13 +85,13 @@ def test_frames_that_are_lost_are_counted_and_limited(
     assert "of its 50 frames could not be decoded, more than --max-missing 0.1" in caplog.text
     message = "4 of 50 frames could not be decoded"
     assert f"few.mp4: {message}" in caplog.text
-    record = Result.load(out / "few").record
+    record = SeparatedFiles.load(out / "few").record
     assert record["missing_frames"] == 4
     assert [remark[: len(message)] for remark in record["remarks"]] == [message]
-    assert Result.load(out / "whole").record["remarks"] == []
+    assert SeparatedFiles.load(out / "whole").record["remarks"] == []
     assert "whole.mp4: 1.0 s, 3 windows" in caplog.text
     assert main([str(many), *words(checkpoint, out, "--max-missing", "0.3")]) == 0
-    assert Result.load(out / "many").record["missing_frames"] == 10
+    assert SeparatedFiles.load(out / "many").record["missing_frames"] == 10
 
 
 def test_sound_that_does_not_decode(
@@ -107,8 +107,8 @@ def test_sound_that_does_not_decode(
     for name in ("none", "some"):
         assert f"{name}.mp4: it does not decode (at least" in caplog.text
     assert "audio packets could not be decoded, more than --max-missing" in caplog.text
-    record = Result.load(out / "few").record
-    assert record["missing_sound"] == pytest.approx(0.05, abs=0.01)
+    record = SeparatedFiles.load(out / "few").record
+    assert record["missing_audio"] == pytest.approx(0.05, abs=0.01)
     assert record["remarks"][0].startswith("3 of 64 audio packets could not be decoded")
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from cavmae.common.errors import CavmaeError
 from cavmae.finetune.inference.audio import write_wav
 from cavmae.finetune.inference.naming import LONGEST, folder_names, scratch_of, shortened
-from cavmae.finetune.inference.separator import Result, Separator
+from cavmae.finetune.inference.result_files import SeparatedFiles
+from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.tools.separate import main
@@ -56,7 +57,7 @@ def test_recordings_of_any_name(
     assert main([*paths, *words(checkpoint, out)]) == 0
     results = sorted(out.iterdir())
     assert len(results) == len(names)
-    assert {Result.load(p).record["source"] for p in results} == set(paths)
+    assert {SeparatedFiles.load(p).record["source"] for p in results} == set(paths)
     assert all(len(os.fsencode(p.name)) <= LONGEST for p in results)
     assert not any(p.name.startswith(("-", ".")) or "\n" in p.name for p in results)
     assert len({p.name.casefold() for p in results}) == len(results)
@@ -74,7 +75,8 @@ def file_names() -> st.SearchStrategy[str]:
     """Names as Python holds them: other surrogates than those of undecodable bytes never occur."""
     bytes_of_others = st.integers(0xDC80, 0xDCFF).map(chr)
     plain = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
-    return st.text(plain | bytes_of_others)
+    names = st.text(plain | bytes_of_others)
+    return names.map(lambda name: os.fsdecode(os.fsencode(name)))  # bytes may be a character
 
 
 @given(file_names(), st.integers(20, 80))
@@ -112,19 +114,19 @@ def test_no_error_of_one_recording_stops_the_others(
     (out / ".a.unfinished").write_text("a file where a folder has to be")
     (out / "b").mkdir()
     (out / "b" / "result.json").write_text("{")
-    separate_into = Separator._separate_into
+    separate_file = Separator._separate_file
 
     def fault(self: Separator, name: str, *arguments: Any) -> None:
         if Path(name).stem == "c":
             raise IndexError("a fault of ours")
-        separate_into(self, name, *arguments)
+        separate_file(self, name, *arguments)
 
-    monkeypatch.setattr(Separator, "_separate_into", fault)
+    monkeypatch.setattr(Separator, "_separate_file", fault)
     lost = str(tmp_path / "lost.mp4")
     listed = tmp_path / "list.txt"
     listed.write_text("\n".join([*paths[:3], lost, "n" * 300 + ".mp4", paths[3]]))
     assert main([str(listed), *words(checkpoint, out)]) == 1
-    assert Result.load(out / "d").record["source"] == paths[3]
+    assert SeparatedFiles.load(out / "d").record["source"] == paths[3]
     end = caplog.text.partition("5 of 6 videos failed:")[2].strip().splitlines()
     assert len(end) == 5  # a line each
     for line, path, message in zip(
@@ -142,7 +144,7 @@ def test_no_error_of_one_recording_stops_the_others(
 def test_a_result_of_others_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "result.json").write_bytes(content)
     with pytest.raises(CavmaeError, match="holds no finished result"):
-        Result.load(tmp_path)
+        SeparatedFiles.load(tmp_path)
 
 
 def test_a_full_disk_stops_the_run_with_its_sentence(
@@ -155,7 +157,7 @@ def test_a_full_disk_stops_the_run_with_its_sentence(
         write_wav(Path("/dev/full"), torch.zeros(20_000).numpy(), 1.0, 16_000)
     assert caught.value.errno == errno.ENOSPC
     monkeypatch.setattr(
-        "cavmae.finetune.inference.separator.write_wav",
+        "cavmae.finetune.inference.result_files.write_wav",
         lambda _, *arguments: write_wav(Path("/dev/full"), *arguments),
     )
     out = tmp_path / "out"

@@ -317,7 +317,7 @@ def test_bad_usage_exits_with_2_and_one_sentence(
         ([str(tmp_path / "nothing.mp4"), "--out", str(tmp_path / "o")], "no file or folder"),
         ([path, "--out", str(tmp_path / "o"), "--part", "3/2"], "--part"),
         ([path, "--out", str(tmp_path / "o"), "--profile", "x"], "profile"),
-        ([path, "--out", str(tmp_path / "o"), "--jpeg-quality", "500"], "--jpeg-quality"),
+        ([path, "--out", str(tmp_path / "o"), "--shorter-side", "5"], "--shorter-side"),
         ([path], "out"),
     ]
     for words, complaint in cases:

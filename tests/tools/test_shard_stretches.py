@@ -14,7 +14,7 @@ from cavmae.common.json_files import value_as
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.messages import Alive, Message, Reporter, Skip, Written
-from cavmae.tools.shard import ShardRunSettings
+from cavmae.datasets.sharding.settings import ShardRunSettings
 from tests.conftest import make_shards
 from tests.datasets.media.test_irregular import lose_chunks
 from tests.datasets.recordings import Track, audio_frames, sweep, video_frames, write

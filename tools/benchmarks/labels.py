@@ -16,7 +16,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 from matplotlib.figure import Figure
 
@@ -24,8 +23,10 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes, read_json
 from cavmae.common.progress import Progress
+from cavmae.common.tables import markdown_table
 from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.pretrain.engine.checkpoints import complete_checkpoints
+from cavmae.tools.benchmarks.settings import LabelsBench
 
 log = logging.getLogger("cavmae")
 COLOURS = {"pretrained": "#0072b2", "from scratch": "#d55e00"}  # colour-blind safe
@@ -33,46 +34,6 @@ PLOTTED = ("si_sdri", "iou", "binding")
 
 # Metrics of all runs, by start and number of clips.
 Results = dict[tuple[str, int], list[Mapping[str, float]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelsBench:
-    """Options of `cavmae bench labels`.
-
-    Args:
-        train: shards of labelled clips.
-        encoder: pretrained encoder of the size ``encoder_size``.
-        encoder_size: size of the encoder that starts from scratch.
-        shards: shards of other people for the evaluation.
-        list: scenes of those people, from `cavmae evaluate --make`.
-        clips: numbers of labelled clips to compare.
-        seeds: runs of each start and number of clips.
-        steps: training steps of every run.
-        recipe: configuration of fine-tuning, as for `cavmae finetune speakers --config`.
-        more: other options of `cavmae finetune speakers`, as on a command line.
-        jobs: runs at a time, which share the cores of the processor.
-        out: folder of runs, ``labels.json``, ``labels.md`` and ``labels.png``.
-    """
-
-    train: str = ""
-    encoder: str = ""
-    encoder_size: Literal["tiny", "small", "base"] = "tiny"
-    shards: str = ""
-    list: str = ""
-    clips: tuple[int, ...] = (16, 64, 256)
-    seeds: int = 3
-    steps: int = 150
-    recipe: str = "tiny"
-    more: str = ""
-    jobs: int = 1
-    out: str = ""
-
-    def __post_init__(self) -> None:
-        for name in ("train", "encoder", "shards", "list", "out"):
-            if not getattr(self, name):
-                raise UsageError(f"bench labels needs --{name}.")
-        if min(*self.clips, self.seeds, self.steps, self.jobs) < 1:
-            raise UsageError("--clips, --seeds, --steps and --jobs are at least 1.")
 
 
 def _check_settings(bench: LabelsBench) -> None:
@@ -141,7 +102,7 @@ def _metrics_of_run(bench: LabelsBench, start: str, clips: int, seed: int) -> Ma
             "finetune", "speakers", "--config", bench.recipe, "--out", str(folder / "run"),
             "--resume", "auto", "--data.train", bench.train, "--data.clips", str(clips),
             "--data.verify", "size", "--model.train_encoder", "all",
-            "--model.encoder", encoder, "--model.encoder_size", bench.encoder_size,
+            "--model.encoder-from", encoder, "--model.encoder.size", bench.encoder_size,
             "--loop.steps", str(bench.steps), "--loop.seed", str(seed), *shlex.split(bench.more),
         ]  # fmt: skip
         _run_command(train, folder / "train.log", bench.jobs)
@@ -180,20 +141,19 @@ def _run_command(words: Sequence[str], path: Path, jobs: int) -> None:
 def table(results: Results, bench: LabelsBench) -> str:
     """Markdown table of means and standard deviations over seeds, a column for each case."""
     columns = list(results)
-    lines = [
+    caption = (
         f"cavmae bench labels: {bench.recipe}, {bench.steps} steps, {bench.seeds} seeds "
-        "(mean ± standard deviation)",
-        "",
-        "| | " + " | ".join(f"{clips} clips, {start}" for start, clips in columns) + " |",
-        "|---|" + "---:|" * len(columns),
-    ]
+        "(mean ± standard deviation)"
+    )
+    rows = []
     for name, metric in METRICS.items():
         if all(name in run for case in columns for run in results[case]):
             cells = [
                 _spread([run[name] for run in results[case]], metric.digits) for case in columns
             ]
-            lines.append(f"| {metric.label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append([metric.label, *cells])
+    head = ["", *(f"{clips} clips, {start}" for start, clips in columns)]
+    return f"{caption}\n\n{markdown_table(head, rows)}"
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

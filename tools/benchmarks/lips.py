@@ -7,7 +7,6 @@ other voice and no other time.
 """
 
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import Iterator
@@ -21,9 +20,11 @@ from PIL import Image
 
 from cavmae.common.errors import CavmaeError
 from cavmae.common.json_files import read_json
+from cavmae.common.tables import markdown_table
 from cavmae.datasets.media.audio_reader import AudioReader
 from cavmae.datasets.media.probe import probe
 from cavmae.datasets.stream.features import SAMPLE_RATE
+from cavmae.tools.benchmarks.settings import LipsBench
 from cavmae.tools.benchmarks.table import machine
 
 log = logging.getLogger("cavmae")
@@ -32,6 +33,7 @@ RANGE = 35.0  # dB of the envelope
 SHIFT = 0.4  # s
 READABLE = 0.8  # correlation of the predicted opening with the drawn one
 RIDGE = 1e3
+CLIPS = 400  # at most
 NEIGHBOURS = 20  # other voices that a mouth is compared with
 # Titles of the results in the tables.
 TITLES = {
@@ -48,19 +50,6 @@ TITLES = {
     "offset": "apart",
     "offset_p95": "apart in 95 of 100",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class LipsBench:
-    """Options of `cavmae bench lips`.
-
-    Args:
-        corpus: output folder of `cavmae render-talkers`.
-        clips: at most this many.
-    """
-
-    corpus: str
-    clips: int = 400
 
 
 class Lips(NamedTuple):
@@ -274,22 +263,21 @@ def evaluate(corpus: Path, clips: int) -> dict[str, dict[str, float]]:
 
 def run(bench: LipsBench) -> None:
     """Measure and print the tables."""
-    results = evaluate(Path(bench.corpus), bench.clips)
+    results = evaluate(Path(bench.corpus), CLIPS)
     counts, delays = results.pop("mouths"), results.pop("ms")
     print(
         f"Mouths and voices ({time.strftime('%Y-%m-%d')}, {machine()}); "
         f"{counts['measured']:.0f} mouths, linear model of {counts['trained_on']:.0f} others\n"
     )
     names = [TITLES[name] for name in next(iter(results.values()))]
-    print(f"| correlation of the envelope with | {' | '.join(names)} |")
-    print("|---|" + "---:|" * len(names))
+    rows = []
     for name, values in results.items():
         cells = [f"{v:.0%}" if n.endswith("_fraction") else f"{v:.2f}" for n, v in values.items()]
-        print(f"| {TITLES[name]} | {' | '.join(cells)} |")
+        rows.append([TITLES[name], *cells])
+    print(markdown_table(["correlation of the envelope with", *names], rows))
     print(
         f"\n'Own voice found': it correlates better than each of {NEIGHBOURS} others. 'In step "
         "found': better than 400 ms earlier and later.\n"
     )
-    print(f"| in the encoded file, ms | {' | '.join(TITLES[name] for name in delays)} |")
-    print("|---|" + "---:|" * len(delays))
-    print(f"| | {' | '.join(f'{v:.3g}' for v in delays.values())} |")
+    head = ["in the encoded file, ms", *(TITLES[name] for name in delays)]
+    print(markdown_table(head, [["", *(f"{v:.3g}" for v in delays.values())]]))

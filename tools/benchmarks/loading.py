@@ -1,6 +1,5 @@
 """`cavmae bench load`: loading of shards and the loader of the CAV-MAE reference, on one core."""
 
-import dataclasses
 import statistics
 import tempfile
 import time
@@ -31,11 +30,14 @@ from cavmae.datasets.stream.transforms import (
 )
 from cavmae.datasets.stream.view import View
 from cavmae.tools.benchmarks.media import VideoSpec, draw_frame
+from cavmae.tools.benchmarks.settings import LoadBench
 from cavmae.tools.benchmarks.table import Row, on_one_core, resident_mb, rounds_of, save, table
 
 BASELINE = "WAV, fbank and JPEG of 224x224 for each sample, as the reference does"
 SECONDS = 10.0
 BATCH = 48
+SAMPLES = 1000  # synthetic ones
+MEASURED_SECONDS = 8.0  # of each way in a round
 SIDE = 224  # pixels of the frames that the reference's extraction stores
 # Scaling and cropping leave frames of that size as they are.
 PREPROCESSING = transforms.Compose(
@@ -48,34 +50,9 @@ PREPROCESSING = transforms.Compose(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadBench:
-    """Options of `cavmae bench load`.
-
-    Args:
-        data_set: folder of shards; by default synthetic ones with 10 s clips of the events profile.
-        samples: number of synthetic samples.
-        seconds: approximate time of each measurement.
-        rounds: measurements of each way; their median counts.
-        memory_samples: samples over which the memory of a process is measured; 0: none.
-        work: folder of synthetic shards, which is kept; by default a temporary one.
-        out: JSON file for the rows.
-    """
-
-    data_set: str | None = None
-    samples: int = 1000
-    seconds: float = 8.0
-    rounds: int = 3
-    memory_samples: int = 0
-    work: str | None = None
-    out: str | None = None
-
-
 def make_shards(folder: Path, samples: int, shards: int = 8) -> Manifest:
     """Write synthetic shards of the events profile: textured frames, and noise as audio."""
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / NAME).exists():
-        return Manifest.load(folder)
     rng = np.random.default_rng(0)
     entries = []
     for number in range(shards):
@@ -193,8 +170,6 @@ def loose_files(folder: Path, number: int) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for i in range(number):
-        if (folder / f"{i}.jpg").exists():
-            continue
         samples = (rng.normal(0, 0.05, int(SECONDS * 16000)) * 32767).astype(np.int16)
         soundfile.write(folder / f"{i}.wav", samples, 16000)
         spec = VideoSpec(size=(SIDE, SIDE), clutter=True, seed=i)
@@ -205,22 +180,22 @@ def loose_files(folder: Path, number: int) -> str:
 def run(bench: LoadBench) -> None:
     """Measure and print the table."""
     with tempfile.TemporaryDirectory() as temporary:
-        work = Path(bench.work or temporary)
+        work = Path(temporary)
         folder = bench.data_set
         if folder is None:
-            folder = make_shards(work / "shards", bench.samples).folder
+            folder = make_shards(work / "shards", SAMPLES).folder
         loose = loose_files(work / "loose-224", 64)
         results = rounds_of(
             {
-                BASELINE: (reference, (loose, bench.seconds)),
-                "cavmae stream, clip of 10 s and one frame": (ours, (folder, bench.seconds)),
+                BASELINE: (reference, (loose, MEASURED_SECONDS)),
+                "cavmae stream, clip of 10 s and one frame": (ours, (folder, MEASURED_SECONDS)),
                 "the same, normalised on that core too": (
                     ours,
-                    (folder, bench.seconds, None, True),
+                    (folder, MEASURED_SECONDS, None, True),
                 ),
                 "cavmae stream, window of 2.56 s and 8 frames": (
                     ours,
-                    (folder, bench.seconds, 2.56),
+                    (folder, MEASURED_SECONDS, 2.56),
                 ),
             },
             bench.rounds,

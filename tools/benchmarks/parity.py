@@ -11,23 +11,25 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.overrides import TorchFunctionMode
 
-from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.device import device_of, to_device
+from cavmae.common.errors import CavmaeError
 from cavmae.common.files import write_atomically
+from cavmae.common.tables import markdown_table
 from cavmae.datasets.stream.features import SAMPLE_RATE, fbank, fbank_batch
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
 from cavmae.finetune.speaker.factory import speaker_config
 from cavmae.finetune.speaker.model import SpeakerModel
-from cavmae.finetune.speaker.settings import LossSettings
+from cavmae.finetune.speaker.settings import EncoderSettings, LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.cavmae_task import CAVMAETask
-from cavmae.pretrain.encoder import SIZES, config_for_size
+from cavmae.pretrain.config import CAVMAEConfig, Size
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.engine.task import Task
@@ -37,34 +39,14 @@ from cavmae.pretrain.settings import ObjectiveSettings
 from cavmae.tools.benchmarks.finetuning import model_settings_of
 from cavmae.tools.benchmarks.pretraining import synthetic_clips
 from cavmae.tools.benchmarks.scenes import synthetic_scenes
+from cavmae.tools.benchmarks.settings import ParityBench
 from cavmae.tools.benchmarks.table import machine, text_of
 
 log = logging.getLogger("cavmae")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+CLIPS, SCENES = 4, 2  # of a pretraining and of a fine-tuning step
+ENCODER_SIZE: Size = "tiny"  # of the speaker model
 SCALE_SEARCH = 16  # attempts to find the loss scale of fp16
-
-
-@dataclasses.dataclass(frozen=True)
-class ParityBench:
-    """Options of `cavmae bench parity`.
-
-    Args:
-        size: of the pretraining model: tiny, small, base or large.
-        speaker: configuration of the speaker model: ``tiny``, ``small`` or ``base``.
-        encoder_size: of the speaker model's encoder.
-        batch: clips of the pretraining step; the fine-tuning step has half as many scenes.
-        compile: backend of torch.compile to compare as well; ``off``: none.
-        device: ``auto``: a GPU if there is one. On the CPU only precisions are compared.
-        out: JSON file for the rows.
-    """
-
-    size: str = "base"
-    speaker: Literal["tiny", "small", "base"] = "small"
-    encoder_size: Literal["tiny", "small", "base"] = "tiny"
-    batch: int = 4
-    compile: str = "off"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    out: str | None = None
 
 
 class Compared(NamedTuple):
@@ -138,7 +120,7 @@ def training_step(
         CavmaeError: no loss scale of fp16 gives finite gradients.
     """
     task.to(device).train()
-    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    moved = to_device(batch, device)
     dtype = DTYPES[precision]
     scaler = GradScaler(device.type, enabled=precision == "fp16")
     optimizer = build_optimizer(task, OptimizerSettings())
@@ -211,9 +193,8 @@ def features(device: torch.device) -> Iterator[Compared]:
     transformed = []
     for target in (device, torch.device("cpu")):
         torch.manual_seed(0)
-        moved = {k: v.to(target) if isinstance(v, Tensor) else v for k, v in batch.items()}
         with SameDraws():
-            transformed.append(transform.to(target)(moved))
+            transformed.append(transform.to(target)(to_device(batch, target)))
     for name in ("fbank", "frames"):
         error = relative(transformed[0][name], transformed[1][name])
         yield Compared(f"augmented {name}", None, error)
@@ -224,22 +205,23 @@ def pretraining(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]
 
     def build() -> Task:
         torch.manual_seed(0)
-        model = CAVMAE(config_for_size(bench.size))
+        model = CAVMAE(CAVMAEConfig(size=bench.size))
         return CAVMAETask(model, ObjectiveSettings(), DeviceTransform(Statistics()))
 
-    return build, synthetic_clips(bench.batch, 1024, 224)
+    return build, synthetic_clips(CLIPS, 1024, 224)
 
 
 def finetuning(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]:
     """Factory of the speaker task with a trained encoder, and a batch of synthetic scenes."""
-    settings = model_settings_of(bench.speaker)
-    shape = speaker_config(settings, config_for_size(bench.encoder_size), (224, 224), 256)
+    encoder = EncoderSettings(size=ENCODER_SIZE)
+    settings = dataclasses.replace(model_settings_of(bench.speaker), encoder=encoder)
+    shape = speaker_config(settings, (224, 224), 256)
 
     def build() -> Task:
         torch.manual_seed(0)
         return SpeakerTask(SpeakerModel(shape), LossSettings(), Statistics(), frozen=False)
 
-    return build, synthetic_scenes(shape, max(1, bench.batch // 2))
+    return build, synthetic_scenes(shape, SCENES)
 
 
 def compiled_part(task: Task) -> nn.Module:
@@ -285,17 +267,11 @@ def run(bench: ParityBench) -> None:
     """Measure and print the table; ``out`` is updated after every row.
 
     Raises:
-        UsageError: options that do not fit together.
+        UsageError: the device is missing.
         CavmaeError: a step failed; the table is complete otherwise.
     """
-    if bench.size not in SIZES:
-        raise UsageError(f"There is no --size {bench.size}: choose from {', '.join(SIZES)}.")
-    if bench.batch < 2:
-        raise UsageError("--batch is at least 2: the contrastive loss compares clips.")
-    gpu = torch.cuda.is_available() if bench.device == "auto" else bench.device == "cuda"
-    if gpu and not torch.cuda.is_available():
-        raise UsageError("--device cuda: PyTorch sees no GPU here; use auto or cpu.")
-    device = torch.device("cuda" if gpu else "cpu")
+    device = device_of(bench.device)
+    gpu = device.type == "cuda"
     rows: list[Compared] = []
 
     def record(row: Compared) -> None:
@@ -316,10 +292,11 @@ def run(bench: ParityBench) -> None:
         record(row)
     name = torch.cuda.get_device_name() if gpu else "CPU"
     print(f"cavmae bench parity: {name} against the CPU in fp32 ({machine()})\n")
-    print("| step | loss | gradients, values | worst parameter | s, first time | |")
-    print("|---|---:|---:|---|---:|---|")
+    head = ["step", "loss", "gradients, values", "worst parameter", "s, first time", ""]
+    cells = []
     for row in rows:
         loss, error = ("" if v is None else f"{v:.1e}" for v in (row.loss, row.error))
-        print(f"| {row.name} | {loss} | {error} | {row.worst} | {row.seconds:.2f} | {row.note} |")
+        cells.append([row.name, loss, error, row.worst, f"{row.seconds:.2f}", row.note])
+    print(markdown_table(head, cells, text_columns=(0, 3, 5)))
     if any(row.note.startswith("failed") for row in rows):
         raise CavmaeError("Some steps failed: the log has their errors.")

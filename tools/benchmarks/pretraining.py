@@ -7,73 +7,33 @@ losses read at every step. The mathematics is the same (tests/tools/test_bench_p
 """
 
 import dataclasses
-import time
+import itertools
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.amp.grad_scaler import GradScaler
 
-from cavmae.common.errors import UsageError
-from cavmae.datasets.format.manifest import Manifest
+from cavmae.common.device import device_of
 from cavmae.datasets.stream.collate import Batch
-from cavmae.datasets.stream.loader import Loader
-from cavmae.datasets.stream.shard_reader import Access
-from cavmae.datasets.stream.stream import TrainStream
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
-from cavmae.datasets.stream.view import View
 from cavmae.pretrain.blocks import Attention, Block
-from cavmae.pretrain.cavmae_task import CAVMAETask
-from cavmae.pretrain.encoder import SIZES, CAVMAEConfig, config_for_size, gather_tokens
+from cavmae.pretrain.cavmae_task import CAVMAETask, training_flops
+from cavmae.pretrain.config import CAVMAEConfig
+from cavmae.pretrain.encoder import gather_tokens
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.engine.throughput import peak_flops
 from cavmae.pretrain.factory import compile_blocks
-from cavmae.pretrain.flops import training_flops
 from cavmae.pretrain.losses import normalize_patches
 from cavmae.pretrain.model import CAVMAE, Latents, channels_last
 from cavmae.pretrain.settings import ObjectiveSettings
+from cavmae.tools.benchmarks.settings import PretrainBench
+from cavmae.tools.benchmarks.steps import StepTimes, precision_of, seconds_per_step
 from cavmae.tools.benchmarks.table import in_turns, row_of, save, table
 
 BASELINE = "the reference's way: eager, all patches decoded and predicted"
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainBench:
-    """Options of `cavmae bench pretrain`.
-
-    Args:
-        size: of the model: tiny, small, base or large.
-        batch: clips of a step.
-        steps: measured steps of a round, after as many warm-up steps.
-        rounds: of all measurements; medians count.
-        image: side of the frames in pixels.
-        audio_frames: fbank frames of a clip.
-        data_set: folder of shards for real batches; None: synthetic batches, without loading.
-        workers: loading processes for real batches.
-        device: ``auto``: a GPU if there is one.
-        precision: of our steps; ``auto``: bf16 on a GPU, fp32 on the CPU.
-        compile: also measure our steps with blocks compiled by inductor.
-        sweep: further batch sizes for the first of our ways.
-        fraction: of the masked patches that the cross-attention decoder decodes.
-        out: JSON file for the rows.
-    """
-
-    size: str = "small"
-    batch: int = 8
-    steps: int = 3
-    rounds: int = 3
-    image: int = 224
-    audio_frames: int = 1024
-    data_set: str | None = None
-    workers: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    compile: bool = False
-    sweep: tuple[int, ...] = ()
-    fraction: float = 0.5
-    out: str | None = None
+FRACTION = 0.5  # of the masked patches that the decoder of cross-attention decodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +46,7 @@ class Way:
         fraction: of the masked patches that are decoded.
         precision: fp32, bf16 or fp16.
         compile: blocks are compiled.
-        batch: clips of a step; 0: those of the benchmark.
+        batch_size: clips of a step; 0: those of the benchmark.
     """
 
     reference: bool = False
@@ -94,13 +54,13 @@ class Way:
     fraction: float = 1.0
     precision: str = "fp32"
     compile: bool = False
-    batch: int = 0
+    batch_size: int = 0
 
 
 class ExplicitAttention(Attention):
-    """Self-attention with an explicit matrix of attention weights."""
+    """Self-attention of a single frame with an explicit matrix of attention weights."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
         """x: [N, L, D] -> [N, L, D]."""
         # q, k, v: [N, heads, L, D / heads]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -112,8 +72,8 @@ class ExplicitAttention(Attention):
 class ReferenceWay(CAVMAE):
     """CAV-MAE with the computations of the authors' implementation."""
 
-    def __init__(self, shape: CAVMAEConfig):
-        super().__init__(shape)
+    def __init__(self, config: CAVMAEConfig):
+        super().__init__(config)
         for module in list(self.modules()):
             if isinstance(module, Block):
                 attention = module.attn
@@ -147,10 +107,11 @@ class ReferenceWay(CAVMAE):
 
 def shape_of(bench: PretrainBench, way: Way) -> CAVMAEConfig:
     """Configuration of the model of a way."""
-    return config_for_size(
-        bench.size,
-        image_size=(bench.image, bench.image),
-        audio_size=(128, bench.audio_frames),
+    return CAVMAEConfig(
+        size=bench.size,
+        image_height=bench.image,
+        image_width=bench.image,
+        audio_frames=bench.audio_frames,
         decoder=way.decoder,
     )
 
@@ -166,29 +127,18 @@ def synthetic_clips(count: int, audio_frames: int, image: int) -> Batch:
 
 
 def _batches(bench: PretrainBench) -> Iterator[Batch]:
-    """Real or synthetic batches, as a loader gives them."""
-    view = View(fbank_frames=bench.audio_frames, frame_size=(bench.image, bench.image))
-    if bench.data_set is not None:
-        manifest = Manifest.load(bench.data_set)
-        stream = TrainStream(manifest, view, bench.batch, access=Access(verify="size"))
-        yield from Loader(stream, bench.workers, pin_memory=torch.cuda.is_available())
-    batch = synthetic_clips(bench.batch, bench.audio_frames, bench.image)
+    """The same synthetic batch again and again."""
+    batch = synthetic_clips(bench.batch_size, bench.audio_frames, bench.image)
     if torch.cuda.is_available():  # as a loader does
         batch = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in batch.items()}
-    while True:
-        yield batch
-
-
-def _device(bench: PretrainBench) -> str:
-    gpu = torch.cuda.is_available() if bench.device == "auto" else bench.device == "cuda"
-    return "cuda" if gpu else "cpu"
+    return itertools.repeat(batch)
 
 
 def training_steps(bench: PretrainBench, way: Way) -> float:
-    """Seconds per clip of training steps."""
-    if way.batch:
-        bench = dataclasses.replace(bench, batch=way.batch)
-    device = torch.device(_device(bench))
+    """Seconds per clip of training steps, after as many warm-up steps."""
+    if way.batch_size:
+        bench = dataclasses.replace(bench, batch_size=way.batch_size)
+    device = device_of(bench.device)
     torch.manual_seed(0)
     shape = shape_of(bench, way)
     objective = ObjectiveSettings(decode_fraction=way.fraction)
@@ -205,52 +155,28 @@ def training_steps(bench: PretrainBench, way: Way) -> float:
         )
     else:
         optimizer = build_optimizer(task, OptimizerSettings(name="adam", weight_decay=5e-7))
-    batches = _batches(bench)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(way.precision)
-    scaler = GradScaler(device.type, enabled=way.precision == "fp16")
-    logged = 0.0
-    for number in range(2 * bench.steps):
-        if number == bench.steps:
-            _synchronize(device)
-            started = time.perf_counter()
-        batch = {
-            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
-            for k, v in next(batches).items()
-        }
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            output = task("training_step", batch)
-        scaler.scale(output.loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        if way.reference:  # which logs every step
-            logged += sum(float(value) for value in output.logs.values())
-    _synchronize(device)
-    return (time.perf_counter() - started) / (bench.steps * bench.batch)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    times = StepTimes(bench.steps, bench.steps, way.precision, log_every_step=way.reference)
+    return seconds_per_step(task, optimizer, _batches(bench), device, times) / bench.batch_size
 
 
 def ways_of(bench: PretrainBench) -> dict[str, Way]:
     """All measured ways, by name."""
-    usual = "bf16" if _device(bench) == "cuda" else "fp32"  # as fast as the reference's fp16
-    precision = usual if bench.precision == "auto" else bench.precision
+    precision = precision_of(bench)
+    # The reference's fp16 is as fast as bf16.
+    usual = precision_of(dataclasses.replace(bench, precision="auto"))
     ours = Way(precision=precision)
     cross = dataclasses.replace(ours, decoder="cross")
-    fraction = f"{bench.fraction:.0%}"
+    fraction = f"{FRACTION:.0%}"
     ways = {
         BASELINE: Way(reference=True, precision=usual),
         f"ours, {precision}": ours,
         f"ours, {precision}, decoder of cross-attention": cross,
         f"ours, {precision}, that decoder on {fraction} of the masked patches": dataclasses.replace(
-            cross, fraction=bench.fraction
+            cross, fraction=FRACTION
         ),
     }
     ways |= {
-        f"ours, {precision}, batch {size}": dataclasses.replace(ours, batch=size)
+        f"ours, {precision}, batch {size}": dataclasses.replace(ours, batch_size=size)
         for size in bench.sweep
     }
     if precision != "fp32":
@@ -259,24 +185,14 @@ def ways_of(bench: PretrainBench) -> dict[str, Way]:
         ways |= {
             f"{name}, compiled": dataclasses.replace(way, compile=True)
             for name, way in list(ways.items())[1:]
-            if not way.batch and not way.reference
+            if not way.batch_size and not way.reference
         }
     return ways
 
 
 def run(bench: PretrainBench) -> None:
-    """Measure and print the table.
-
-    Raises:
-        UsageError: options that do not fit together.
-    """
-    if bench.size not in SIZES:
-        raise UsageError(f"There is no --size {bench.size}: choose from {', '.join(SIZES)}.")
-    if min(bench.batch, bench.steps, bench.rounds, *bench.sweep) < 1 or not 0 < bench.fraction <= 1:
-        raise UsageError(
-            "--batch, --sweep, --steps and --rounds are at least 1, --fraction in (0, 1]."
-        )
-    gpu = _device(bench) == "cuda"
+    """Measure and print the table."""
+    gpu = device_of(bench.device).type == "cuda"
     ways = ways_of(bench)
     results = in_turns(
         {name: (training_steps, (bench, way)) for name, way in ways.items()}, bench.rounds, gpu=gpu
@@ -290,10 +206,9 @@ def run(bench: PretrainBench) -> None:
         limit = peak_flops(name, way.precision)
         mfu = f", {rate / limit:.0%} of peak" if limit else ""
         rows.append(row_of(title, seconds, peak, f"{rate / 1e12:.3g} TFLOP/s{mfu}"))
-    data = "synthetic batches" if bench.data_set is None else f"batches of {bench.data_set}"
     caption = (
         f"cavmae bench pretrain: {bench.size}, {bench.image}x{bench.image}, "
-        f"{bench.audio_frames} fbank frames, batch {bench.batch}, {data}, {name}"
+        f"{bench.audio_frames} fbank frames, batch {bench.batch_size}, synthetic batches, {name}"
     )
     print(table(caption, "clip", BASELINE, rows))
     base = rows[0].seconds

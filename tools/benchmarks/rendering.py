@@ -11,31 +11,12 @@ import torch
 
 from cavmae.datasets.media.writing import VideoWriter
 from cavmae.datasets.synthetic import clip_writer, speaker_discovery
-from cavmae.datasets.synthetic.settings import RenderSettings
+from cavmae.datasets.synthetic.settings import QUALITY, RenderSettings
+from cavmae.tools.benchmarks.settings import RenderBench
 from cavmae.tools.benchmarks.table import Row, in_turns, save, table
 
 BASELINE = "encoding alone (H.264, AAC)"
-
-
-@dataclasses.dataclass(frozen=True)
-class RenderBench:
-    """Options of `cavmae bench render`.
-
-    Args:
-        clips: rendered clips of a round.
-        rounds: measurements of each way; their median counts.
-        seconds: length of a clip.
-        size: height of a frame in pixels, and its width for one person.
-        speech: folder of recordings for another measurement; None: espeak-ng only.
-        json: JSON file for the rows.
-    """
-
-    clips: int = 6
-    rounds: int = 3
-    seconds: float = 5.12
-    size: int = 224
-    speech: str | None = None
-    json: str | None = None
+CLIPS = 6  # of a round
 
 
 def _render(settings: RenderSettings, clips: int) -> float:
@@ -71,7 +52,7 @@ def _encode(settings: RenderSettings, clips: int) -> float:
             frames = [np.array(view.pixels) for view in stage.frames()]
             started = time.perf_counter()
             writer = VideoWriter(
-                Path(f"{clip}.mp4"), settings.size, settings.frame_rate, settings.quality,
+                Path(f"{clip}.mp4"), settings.size, settings.frame_rate, QUALITY,
                 audio.mixture,
             )  # fmt: skip
             for number, frame in enumerate(frames):
@@ -83,9 +64,7 @@ def _encode(settings: RenderSettings, clips: int) -> float:
 
 def run(bench: RenderBench) -> None:
     """Measure and print the table."""
-    base = RenderSettings(
-        seconds=bench.seconds, height=bench.size, speakers=8, valid_share=0, test_share=0
-    )
+    base = RenderSettings(speakers=8, valid_share=0, test_share=0)
     ways = {
         "one person, espeak-ng": base,
         "two people, espeak-ng": dataclasses.replace(base, people="2"),
@@ -95,8 +74,8 @@ def run(bench: RenderBench) -> None:
         ways["one person, recordings"] = dataclasses.replace(base, speech=recorded)
     measured = in_turns(
         {
-            BASELINE: (_encode, (base, bench.clips)),
-            **{name: (_render, (settings, bench.clips)) for name, settings in ways.items()},
+            BASELINE: (_encode, (base, CLIPS)),
+            **{name: (_render, (settings, CLIPS)) for name, settings in ways.items()},
         },
         bench.rounds,
     )
@@ -104,6 +83,6 @@ def run(bench: RenderBench) -> None:
         Row(name, seconds, peak, f"{1 / seconds / base.frame_rate:.1f} times real time")
         for name, (seconds, peak) in measured.items()
     ]
-    title = f"Rendering talkers, {bench.size} pixels high, {base.frame_rate} frames/s, one core"
+    title = f"Rendering talkers, {base.height} pixels high, {base.frame_rate} frames/s, one core"
     print(table(title, "frame", BASELINE, rows))
-    save(rows, bench.json)
+    save(rows, bench.out)

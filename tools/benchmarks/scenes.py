@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from cavmae.finetune.speaker.model import SpeakerConfig
+from cavmae.finetune.speaker.config import SpeakerConfig
 
 
 def synthetic_scenes(

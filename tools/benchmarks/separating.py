@@ -1,51 +1,28 @@
 """`cavmae bench separate`: real-time factor of separation."""
 
 import contextlib
-import dataclasses
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.media import probe
+from cavmae.datasets.media.geometry import cut_from
 from cavmae.datasets.media.playback import Playback
 from cavmae.datasets.stream.rates import VIDEO_RATE
-from cavmae.finetune.inference.first_pass import working_geometry
 from cavmae.finetune.inference.separator import Separator
-from cavmae.finetune.inference.settings import SeparateSettings
+from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
+from cavmae.finetune.inference.sources import working_size
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.tools.benchmarks.media import VideoSpec, make_video
+from cavmae.tools.benchmarks.settings import SeparateBench
 from cavmae.tools.benchmarks.table import Row, in_turns, save, table
 
 BASELINE = "decoding alone"
-
-
-@dataclasses.dataclass(frozen=True)
-class SeparateBench:
-    """Options of `cavmae bench separate`.
-
-    The unit is a second of the recording, so ms a second / 1000 is the real-time factor.
-
-    Args:
-        models: checkpoints of `cavmae finetune speakers`, for instance of several sizes.
-        video: recording; None: a synthetic one of ``seconds``.
-        seconds: length of the synthetic recording.
-        rounds: of all measurements; medians count.
-        device: ``auto``: a GPU if there is one.
-        precision: of the models.
-        out: JSON file for the rows.
-    """
-
-    models: tuple[str, ...] = ()
-    video: str | None = None
-    seconds: float = 20.0
-    rounds: int = 3
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    out: str | None = None
+SECONDS = 20.0  # of the synthetic recording
 
 
 def decoding(video: str, model: str) -> float:
@@ -53,7 +30,8 @@ def decoding(video: str, model: str) -> float:
     shape = load_speaker(model)[0].config
     started = time.perf_counter()
     info = probe(video)
-    with Playback(info, working_geometry(info, shape.encoder.image_size, True)) as playback:
+    size = working_size(info.display, shape.encoder.image_size, Thresholds().max_frame_side)
+    with Playback(info, cut_from(info, size, size)) as playback:
         for start in range(0, playback.frames, VIDEO_RATE):
             playback.read_frames(start, min(VIDEO_RATE, playback.frames - start))
             playback.read_audio(start, min(VIDEO_RATE, playback.frames - start))
@@ -84,17 +62,15 @@ def run(bench: SeparateBench) -> None:
     """Measure and print the table.
 
     Raises:
-        UsageError: no model is named, or a count is below 1.
+        UsageError: no model is named.
     """
     if not bench.models:
         raise UsageError("Name a model, or several: --models '[FOLDER, ...]'.")
-    if bench.rounds < 1 or bench.seconds < 1:
-        raise UsageError("--rounds and --seconds are at least 1.")
     with contextlib.ExitStack() as stack:
         video = bench.video
         if video is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            spec = VideoSpec(seconds=bench.seconds, size=(1280, 720), clutter=True)
+            spec = VideoSpec(seconds=SECONDS, size=(1280, 720), clutter=True)
             video = str(make_video(Path(folder) / "made.mp4", spec))
         ways: dict[str, Any] = {BASELINE: (decoding, (video, bench.models[0]))}
         for model in bench.models:

@@ -1,6 +1,5 @@
 """`cavmae bench shard`: sharding against decoding alone and the scripts of the reference."""
 
-import dataclasses
 import shutil
 import subprocess
 import tempfile
@@ -14,38 +13,17 @@ import av
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.sharding.clip_extraction import shard_input
 from cavmae.datasets.sharding.inputs import Input, collect
+from cavmae.datasets.sharding.job import shard
 from cavmae.datasets.sharding.messages import Message, Skip
-from cavmae.datasets.sharding.settings import ShardSettings
+from cavmae.datasets.sharding.settings import ShardRunSettings, ShardSettings
 from cavmae.tools.benchmarks.media import VideoSpec, make_folder
+from cavmae.tools.benchmarks.settings import ShardBench
 from cavmae.tools.benchmarks.table import Row, in_turns, on_one_core, resident_mb, save, table
-from cavmae.tools.shard import ShardRunSettings, shard
 
 LARGE = VideoSpec(seconds=10.0, fps=30.0, size=(1280, 720), rate=44100, channels=2, clutter=True)
 SMALL = VideoSpec(seconds=2.5, fps=25.0, size=(256, 144), rate=44100, channels=2)
+VIDEOS = 4  # synthetic ones
 BASELINE = "PyAV, decoding the video stream only"
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardBench:
-    """Options of `cavmae bench shard`.
-
-    Args:
-        inputs: videos of 10 s; by default synthetic 720p H.264 ones.
-        videos: number of synthetic videos.
-        rounds: measurements of each way; their median counts.
-        workers: of a whole run, compared with a run of 1 worker; 0: no such runs.
-        memory_clips: clips over which the memory of a process is measured; 0: none.
-        work: folder of synthetic videos, which is kept; by default a temporary one.
-        out: JSON file for the rows.
-    """
-
-    inputs: tuple[str, ...] = ()
-    videos: int = 4
-    rounds: int = 3
-    workers: int = 2
-    memory_clips: int = 0
-    work: str | None = None
-    out: str | None = None
 
 
 def decode_only(paths: Sequence[str]) -> float:
@@ -135,11 +113,11 @@ def memory_over(paths: Sequence[str], clips: int) -> float:
 def run(bench: ShardBench) -> None:
     """Measure and print the tables."""
     with tempfile.TemporaryDirectory() as temporary:
-        work = Path(bench.work or temporary)
+        work = Path(temporary)
         if bench.inputs:
             paths = [item.source for item in collect(bench.inputs)[0]]
         else:
-            paths = [str(path) for path in make_folder(work / "720p", bench.videos, [LARGE])]
+            paths = [str(path) for path in make_folder(work / "720p", VIDEOS, [LARGE])]
         rows = _rows(paths, bench)
         title = f"cavmae bench shard: {len(paths)} videos, one core"
         print(table(title, "video", BASELINE, rows))

@@ -17,6 +17,7 @@ import psutil
 
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes
+from cavmae.common.tables import markdown_table
 
 
 class Row(NamedTuple):
@@ -174,23 +175,18 @@ def machine() -> str:
 def table(title: str, unit: str, baseline: str, rows: Sequence[Row]) -> str:
     """Markdown table with the ratio of every row to the baseline."""
     base = next(row.seconds for row in rows if row.name == baseline)
-    lines = [
-        f"{title} ({time.strftime('%Y-%m-%d')}, {machine()})",
-        "",
-        f"| way | ms a {unit} | {unit}s/s | times the baseline's time | peak memory | |",
-        "|---|---:|---:|---:|---:|---|",
-    ]
+    head = ["way", f"ms a {unit}", f"{unit}s/s", "times the baseline's time", "peak memory", ""]
+    cells = []
     for row in rows:
         if row.seconds is None:
-            lines.append(f"| {row.name} | - | - | - | - | {row.note} |")
+            cells.append([row.name, "-", "-", "-", "-", row.note])
             continue
         ratio = "-" if base is None else f"{row.seconds / base:.3g}"
         memory = "-" if row.peak_mb is None else f"{row.peak_mb:.0f} MB"
-        lines.append(
-            f"| {row.name} | {row.seconds * 1e3:.3g} | {1 / row.seconds:.4g} | "
-            f"{ratio} | {memory} | {row.note} |"
-        )
-    return "\n".join(lines)
+        milliseconds, per_second = f"{row.seconds * 1e3:.3g}", f"{1 / row.seconds:.4g}"
+        cells.append([row.name, milliseconds, per_second, ratio, memory, row.note])
+    caption = f"{title} ({time.strftime('%Y-%m-%d')}, {machine()})"
+    return f"{caption}\n\n{markdown_table(head, cells, text_columns=(0, 5))}"
 
 
 def text_of(rows: Sequence[Any]) -> bytes:

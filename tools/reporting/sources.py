@@ -7,7 +7,7 @@ from typing import Any
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import JSONError, parse_json
-from cavmae.finetune.inference.separator import RESULT
+from cavmae.finetune.inference.result_files import RESULT
 from cavmae.tools.reporting.fields import (
     Faults,
     Fields,

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from cavmae.common.settings import LimitedPoolSettings
+from cavmae.datasets.synthetic.corpus import render_talkers
 from cavmae.datasets.synthetic.settings import CASES, RenderSettings
-from cavmae.tools.render_talkers import RenderRunSettings, render_talkers
 
 # Where skia-python's shared libraries (libEGL) are missing, pytest says so.
 pytest.importorskip("skia", exc_type=ImportError)
@@ -19,7 +20,7 @@ def render(out: Path, clips: int, workers: int = 2, **changes: object) -> int:
     """`cavmae render-talkers` in this process, with workers of its own."""
     settings = {"seconds": 1.0, "height": 96, "speakers": 8, **SPLIT, **changes}
     return render_talkers(
-        out, clips, RenderSettings(**settings), RenderRunSettings(workers=workers)
+        out, clips, RenderSettings(**settings), LimitedPoolSettings(workers=workers)
     )  # type: ignore[arg-type]
 
 

@@ -15,10 +15,11 @@ import soundfile
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.locks import locked
+from cavmae.common.settings import LimitedPoolSettings
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.format.sample import SampleInfo
+from cavmae.datasets.synthetic.corpus import render_talkers
 from cavmae.datasets.synthetic.settings import RenderSettings
-from cavmae.tools.render_talkers import RenderRunSettings, render_talkers
 from tests.conftest import make_shards
 from tests.datasets.synthetic.conftest import SPLIT, render
 from tests.tools.helpers import contents, load
@@ -247,7 +248,7 @@ def test_files_of_the_users_in_a_clip_are_not_lost(tmp_path: Path) -> None:
 def test_clips_that_fail_are_named_and_tried_again(tmp_path: Path) -> None:
     out = tmp_path / "out"
     settings = RenderSettings(seconds=1.0, height=96, speakers=8, **SPLIT)
-    starving = RenderRunSettings(workers=1, memory_gb=0.01)
+    starving = LimitedPoolSettings(workers=1, memory_gb=0.01)
     assert render_talkers(out, 2, settings, starving) == 1
     lines = (out / "skipped-clips.jsonl").read_text().splitlines()
     assert [json.loads(x)["reason"] for x in lines] == ["out_of_memory"] * 2

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from cavmae.finetune.events.config import EventConfig
 from cavmae.finetune.events.model import EventClassifier, Mode
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import EncoderConfig
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cav_mae_tiny.safetensors"
 
@@ -24,14 +25,15 @@ def test_logits_of_all_modes(mode: Mode) -> None:
         audio, image = file.get_tensor("io.audio"), file.get_tensor("io.image")
         wanted = file.get_tensor(f"io.ft.{mode}")
         classes = int(file.metadata()["label_dim"])
-    config = CAVMAEConfig(
-        image_size=(shape["img_size"],) * 2,
-        audio_size=(128, shape["audio_length"]),
+    encoder = EncoderConfig(
+        image_height=shape["img_size"],
+        image_width=shape["img_size"],
+        audio_frames=shape["audio_length"],
         width=shape["embed_dim"],
         heads=shape["num_heads"],
         depth=shape["modality_specific_depth"],
     )
-    model = EventClassifier(config, classes)
+    model = EventClassifier(EventConfig(encoder, classes))
     model.load_state_dict(weights, strict=True)
     with torch.no_grad():
         logits = model.eval()(audio, image, mode)

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae.finetune.inference.slot_merging import MAX_SPECK, MIN_AREA, merge_slots, without_specks
+from cavmae.finetune.inference.settings import Thresholds
+from cavmae.finetune.inference.slot_merging import merge_slots, without_specks
 
 SIZE = (4, 20, 40)  # key frames, height, width
+THRESHOLDS = Thresholds()
 
 
 def block(rows: slice, columns: slice, keys: slice = slice(None)) -> torch.Tensor:
@@ -26,7 +28,7 @@ def voting(*middles: tuple[torch.Tensor, float, float]) -> torch.Tensor:
 def groups(
     masks: list[torch.Tensor], votes: torch.Tensor, *presence_prob: float
 ) -> list[list[int]]:
-    return merge_slots(torch.stack(masks), votes, torch.tensor(presence_prob), cued=False)
+    return merge_slots(torch.stack(masks), votes, torch.tensor(presence_prob), False, THRESHOLDS)
 
 
 FACE, HAIR = block(slice(5, 12), slice(10, 16)), block(slice(0, 5), slice(8, 18))
@@ -37,12 +39,12 @@ def test_parts_that_vote_for_one_middle_are_one_person() -> None:
     masks = torch.stack([OTHER, HAIR, FACE, torch.zeros(SIZE)])
     votes = voting((OTHER, 0.8, 0.6), (HAIR, 0.33, 0.4), (FACE, 0.32, 0.43))
     presence_prob = torch.tensor([0.7, 0.8, 0.95, 0.9])
-    assert merge_slots(masks, votes, presence_prob, cued=False) == [[2, 1], [0]]
+    assert merge_slots(masks, votes, presence_prob, False, THRESHOLDS) == [[2, 1], [0]]
     # The cued slot comes first, whatever its presence probability.
-    assert merge_slots(masks, votes, presence_prob, cued=True) == [[0], [2, 1]]
+    assert merge_slots(masks, votes, presence_prob, True, THRESHOLDS) == [[0], [2, 1]]
     # Touching masks with distant votes are two people.
     votes = voting((OTHER, 0.8, 0.6), (HAIR, 0.33, 0.2), (FACE, 0.32, 0.43))
-    assert merge_slots(masks, votes, presence_prob, cued=False) == [[2], [1], [0]]
+    assert merge_slots(masks, votes, presence_prob, False, THRESHOLDS) == [[2], [1], [0]]
 
 
 def test_people_before_and_after_a_cut_are_two() -> None:
@@ -75,8 +77,38 @@ def test_the_same_pixels_are_one_person_whatever_they_vote_for() -> None:
 
 def test_slots_of_low_presence_or_tiny_masks_are_dropped() -> None:
     dot = block(slice(3, 4), slice(3, 4))
-    assert float((dot > 0.5).float().mean()) < MIN_AREA
+    assert float((dot > 0.5).float().mean()) < THRESHOLDS.min_area_fraction
     assert groups([dot, FACE], voting((FACE, 0.3, 0.4)), 0.9, 0.4) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, [[0, 1]]),
+        ({"min_presence_prob": 0.85}, [[0]]),
+        ({"min_area_fraction": 0.055}, [[1]]),
+        ({"max_vote_distance": 0.02}, [[0], [1]]),
+        ({"max_vote_distance": 0.02, "min_slot_iou": 0.0}, [[0, 1]]),
+    ],
+)
+def test_each_threshold_of_slots_has_an_effect(
+    change: dict[str, float], expected: list[list[int]]
+) -> None:
+    """A face, and hair that is larger and less probable."""
+    votes = voting((HAIR, 0.33, 0.4), (FACE, 0.32, 0.43))
+    presence_prob = torch.tensor([0.95, 0.8])
+    masks = torch.stack([FACE, HAIR])
+    assert merge_slots(masks, votes, presence_prob, False, Thresholds(**change)) == expected
+
+
+def test_parts_touch_in_enough_key_frames() -> None:
+    apart = FACE.clone()
+    apart[:2] = block(slice(8, 15), slice(10, 16))[:2]
+    votes = voting((HAIR, 0.33, 0.4), (apart, 0.32, 0.43))
+    masks, presence_prob = torch.stack([apart, HAIR]), torch.tensor([0.95, 0.8])
+    for min_fraction, expected in ((0.5, [[0, 1]]), (0.75, [[0], [1]])):
+        thresholds = Thresholds(min_touching_fraction=min_fraction)
+        assert merge_slots(masks, votes, presence_prob, False, thresholds) == expected
 
 
 @pytest.mark.parametrize("small", [1, 3, 6, 12])
@@ -91,9 +123,10 @@ def test_specks_go_and_pieces_stay(small: int, elsewhere: bool) -> None:
     votes = torch.full((2, *SIZE), 0.5)
     if elsewhere:
         votes[:, :, 0] = 0.9
-    cleaned = without_specks(mask, votes)
+    cleaned = without_specks(mask, votes, THRESHOLDS)
     expected = mask.clone()
-    if small < MAX_SPECK * 100 and (elsewhere or small < MIN_AREA * 800):
+    tiny = small < THRESHOLDS.min_area_fraction * 800
+    if small < THRESHOLDS.max_speck_fraction * 100 and (elsewhere or tiny):
         expected[0, 0, :small] = 0.0
     np.testing.assert_array_equal(cleaned.numpy(), expected.numpy())
-    assert torch.equal(without_specks(cleaned, votes), cleaned)
+    assert torch.equal(without_specks(cleaned, votes, THRESHOLDS), cleaned)

@@ -9,14 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.inference.boxes import WHOLE
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights, OverlapAdd, window_starts
-from cavmae.finetune.inference.predictor import WHOLE, Cue, DetectedPerson, Fit, WindowPredictor
+from cavmae.finetune.inference.predictor import Cue, DetectedPerson, Letterbox, WindowPredictor
+from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.tracker import Tracker, interpolate_masks, masks_at
 from cavmae.finetune.speaker.cues import KINDS, no_cues
 from cavmae.finetune.speaker.model import Inputs, SlotPredictions, VoicePredictions
 from tests.finetune.speaker.scenes import ENCODER, SHAPE, model
 
 LENGTH, KEYS = 16, np.array([2, 6, 10, 14])
+THRESHOLDS = Thresholds()
 
 
 @given(frames=st.integers(1, 400), length=st.integers(1, 64), share=st.floats(0.02, 1))
@@ -98,8 +101,8 @@ def moving(where, color: int, tone: float, start: int, size: int = 24) -> Detect
     return DetectedPerson(0, 0.9, np.ones(LENGTH, np.float32), WHOLE, values, voice, colors)
 
 
-def make_tracker(starts: list[int]) -> Tracker:
-    return Tracker(starts, KEYS, LENGTH, 40, 25)
+def make_tracker(starts: list[int], thresholds: Thresholds = THRESHOLDS) -> Tracker:
+    return Tracker(starts, KEYS, LENGTH, 40, 25, thresholds)
 
 
 def test_numbers_do_not_depend_on_the_order_of_people() -> None:
@@ -152,6 +155,31 @@ def test_tracks_end_after_a_long_absence() -> None:
     assert tracker.assign_numbers([person(0.3, 1)]) == [2]
 
 
+@pytest.mark.parametrize(
+    ("change", "numbers"),
+    [
+        ({}, [1, 1, 1]),
+        ({"min_track_score": 0.8, "min_color_similarity": 1.0}, [1, 2, 1]),
+        ({"min_track_score": 0.8, "min_color_similarity": 1.0, "voice_weight": 2.0}, [1, 1, 2]),
+        ({"min_color_similarity": 0.99}, [1, 1, 2]),
+        ({"max_absence": 0.1}, [1, 1, 2]),
+    ],
+)
+def test_each_threshold_of_tracks_has_an_effect(
+    change: dict[str, float], numbers: list[int]
+) -> None:
+    """A person moves by a part of their width, changes color a little, and leaves for a second."""
+    tracker = make_tracker(list(range(0, 80, 8)), Thresholds(**change))
+    first = moving(lambda _: 0.5, 1, 5.0, 0)
+    second = moving(lambda _: 0.6, 1, 5.0, 8)
+    second.colors[2] = 1 / 19  # a similarity of 0.97
+    second = second._replace(colors=second.colors / second.colors.sum())
+    assigned = [*tracker.assign_numbers([first]), *tracker.assign_numbers([second])]
+    for _ in range(4):
+        tracker.assign_numbers([])
+    assert [*assigned, *tracker.assign_numbers([moving(lambda _: 0.1, 1, 9.0, 48)])] == numbers
+
+
 def test_memory_of_ended_tracks_is_freed() -> None:
     """An hour of cuts has hundreds of people; memory stays bounded."""
     tracker = make_tracker(list(range(0, 8 * 3000, 8)))
@@ -178,19 +206,19 @@ def test_masks_lie_in_their_region_of_the_frame() -> None:
 def test_a_region_of_the_frame_fits_into_the_input(
     frame_size: tuple[int, int], box: tuple[float, float, float, float]
 ) -> None:
-    fit = Fit.of(box, frame_size, (32, 48))
+    letterbox = Letterbox.of(box, frame_size, (32, 48))
     frames = torch.full((1, 1, *frame_size), 200, dtype=torch.uint8)
-    resized = fit.resize(frames, (32, 48))
+    resized = letterbox.resize(frames, (32, 48))
     assert resized.shape == (1, 1, 32, 48)
     masks = resized[0, :, ::4, ::4].float()
-    assert (fit.crop_masks(masks) == 200).all()  # its masks are of that part,
-    assert masks.sum() == fit.crop_masks(masks).sum()  # and of nothing else
-    _, _, height, width = fit.inner
+    assert (letterbox.crop_masks(masks) == 200).all()  # its masks are of that part,
+    assert masks.sum() == letterbox.crop_masks(masks).sum()  # and of nothing else
+    _, _, height, width = letterbox.inner
     aspect = (box[3] - box[1]) * frame_size[0] / ((box[2] - box[0]) * frame_size[1])
     assert height == 8 or width == 12  # as large as can be
     assert abs(height - width * aspect) <= max(1, aspect)
-    mapped = fit.map_box(box, frame_size)  # to half a pixel of the frame
-    top, left = fit.inner[0] / 8, fit.inner[1] / 12
+    mapped = letterbox.map_box(box, frame_size)  # to half a pixel of the frame
+    top, left = letterbox.inner[0] / 8, letterbox.inner[1] / 12
     assert mapped == pytest.approx((left, top, left + width / 12, top + height / 8), abs=0.02)
 
 
@@ -209,7 +237,7 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_a_window_of_the_models_size_is_one_forward_pass() -> None:
-    predictor = make_predictor(motion_size=(32, 48))
+    predictor = make_predictor(motion_height=32, motion_width=48)
     frames, wave = scene()
     people = predictor.predict(frames, wave)
     assert people
@@ -280,8 +308,8 @@ def test_cues_reach_slot_0(kind: str) -> None:
         "mask": Cue("mask", box=(0.0, 0.5, 0.33, 1.0), mask=mask),
         "voice": Cue("voice", voice=wave[::-1].copy()),
     }[kind]
-    fit = Fit.of(WHOLE, (64, 96), ENCODER.image_size)
-    cues = predictor._cues(cue, 1, fit, (64, 96))
+    letterbox = Letterbox.of(WHOLE, (64, 96), ENCODER.image_size)
+    cues = predictor._cues(cue, 1, letterbox, (64, 96))
     assert int(cues.kind) == KINDS.index(kind)
     if kind == "voice":
         expected = predictor.speaker.fbank(torch.from_numpy(wave[::-1].copy())[None])

@@ -6,20 +6,21 @@ from typing import Any
 import torch
 
 from cavmae.datasets.stream.transforms import Statistics
-from cavmae.finetune.speaker.model import SpeakerConfig, SpeakerModel
+from cavmae.finetune.separators.settings import UNetOptions
+from cavmae.finetune.speaker.config import SpeakerConfig
+from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import EncoderConfig
 from cavmae.tools.benchmarks.scenes import synthetic_scenes
 
-ENCODER = CAVMAEConfig(
-    image_size=(32, 48), audio_size=(128, 64), width=24, heads=2, depth=1,
-    decoder_width=16, decoder_heads=2, decoder_depth=1,
+ENCODER = EncoderConfig(
+    image_height=32, image_width=48, audio_frames=64, width=24, heads=2, depth=1,
 )  # fmt: skip
 SHAPE = SpeakerConfig(
     encoder=ENCODER, slots=5, width=32, heads=2, query_layers=1, slot_layers=2, voice_layers=1,
-    mask_width=16, key_frames=2, motion_size=(16, 24), motion_channels=8, motion_blocks=1,
-    separator_width=4,
+    mask_width=16, key_frames=2, motion_height=16, motion_width=24, motion_channels=8,
+    motion_blocks=1, separator=UNetOptions(width=4),
 )  # fmt: skip
 SAMPLES = 64 * 160
 

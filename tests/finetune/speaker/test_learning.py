@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.finetune.train import main
-from cavmae.tools import evaluate
+from cavmae.tools import evaluate, make_scenes
 from tests.datasets.clips import Sample, data_set_of
 from tests.finetune.speaker.test_training import write
 from tests.pretrain.engine.running import trace
@@ -68,10 +68,10 @@ SETTINGS: dict[str, Any] = {
         "min_scale": 0.8, "max_scale": 1.0,
     },
     "model": {
-        "encoder": None, "encoder_size": "tiny", "train_encoder": "all", "slots": 4, "width": 32,
-        "heads": 2, "query_layers": 1, "slot_layers": 2, "voice_layers": 1, "mask_width": 16,
-        "key_frames": 2, "motion_height": 48, "motion_width": 64, "motion_channels": 16,
-        "motion_blocks": 1, "separator_width": 6,
+        "encoder_from": None, "encoder.size": "tiny", "train_encoder": "all", "slots": 4,
+        "width": 32, "heads": 2, "query_layers": 1, "slot_layers": 2, "voice_layers": 1,
+        "mask_width": 16, "key_frames": 2, "motion_height": 48, "motion_width": 64,
+        "motion_channels": 16, "motion_blocks": 1, "separator.width": 6,
     },
     "loss": {"points": 256, "cue_only_until": 0.0, "cue_prob": 0.2},
     "optimizer": {"lr": 2e-3, "warmup": 0.05, "beta2": 0.99},
@@ -88,7 +88,7 @@ def test_a_short_run_learns_masks_and_voices(tmp_path: Path) -> None:
     write(others)
     scenes = tmp_path / "list.jsonl"
     compose_options = [f"--compose.{k}={v}" for k, v in SETTINGS["compose"].items()]
-    evaluate.main([others.folder, "--list", str(scenes), "--make", "16", *compose_options])
+    make_scenes.main([others.folder, "--list", str(scenes), "--count", "16", *compose_options])
     data_options = {"train": fit.folder, "held_out": str(scenes), "held_out_shards": others.folder}
     settings = {part: dict(values) for part, values in SETTINGS.items()}
     settings["data"] |= data_options

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from cavmae.finetune.separators import MixtureFeatures
+from cavmae.finetune.separators.base import MixtureFeatures
+from cavmae.finetune.separators.stft import spectrum
 from cavmae.finetune.speaker.losses import Targets, loss_weights, targets_of
 from cavmae.finetune.speaker.metrics import (
     PersonMetrics,
@@ -16,7 +17,6 @@ from cavmae.finetune.speaker.metrics import (
 )
 from cavmae.finetune.speaker.model import SlotPredictions, VoicePredictions
 from cavmae.finetune.speaker.settings import LossSettings
-from cavmae.finetune.speaker.stft import spectrum
 from tests.finetune.speaker.scenes import SAMPLES, batch
 
 

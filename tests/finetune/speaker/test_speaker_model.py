@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from cavmae.common.errors import UsageError
-from cavmae.finetune.separators import SEPARATORS
+from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.separators.settings import SEPARATORS
+from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.cues import KINDS, region_of
-from cavmae.finetune.speaker.model import SpeakerConfig, SpeakerModel
+from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.motion import MotionPathway, MotionReader
+from cavmae.finetune.speaker.settings import LossSettings
+from cavmae.finetune.speaker.task import SpeakerTask
 from tests.finetune.speaker.scenes import ENCODER, SAMPLES, SHAPE, batch, model, task
 
 GRID = ENCODER.image_grid
@@ -18,7 +22,7 @@ GRID = ENCODER.image_grid
 
 @pytest.mark.parametrize("separator", sorted(SEPARATORS))
 def test_every_slot_has_a_mask_a_state_and_a_voice(separator: str) -> None:
-    speaker_task = task(model(separator=separator, separator_width=8))
+    speaker_task = task(model(separator=SEPARATORS.options(separator)(width=8)))
     inputs, _ = speaker_task.inputs_of(batch(), cue_prob=0.0)
     predictions, voices = speaker_task.model(inputs)
     assert predictions.masks[-1].shape == (2, 4, 2, 8, 12)
@@ -293,7 +297,8 @@ def test_weights_come_back(tmp_path: Path) -> None:
     [
         ({"slots": 1}, "at least 2"),
         ({"width": 30}, "multiple"),
-        ({"motion_size": (10, 24)}, "motion_size"),
+        ({"motion_height": 10}, "motion_height"),
+        ({"motion_width": 22}, "motion_width 22 is not a multiple of 4"),
     ],
 )
 def test_shapes_that_make_no_model(changes: dict[str, Any], message: str) -> None:
@@ -303,8 +308,7 @@ def test_shapes_that_make_no_model(changes: dict[str, Any], message: str) -> Non
 
 
 def test_layers_of_the_encoder_learn_more_slowly_the_deeper_they_lie() -> None:
-    speaker_task = task()
-    speaker_task.decay = 0.5
+    speaker_task = SpeakerTask(model(), LossSettings(), Statistics(), frozen=False, decay=0.5)
     assert speaker_task.lr_scale("model.slot_pos.weight") == 1
     order = ["patch_embed_a.proj.weight", "blocks_a.0.attn.qkv.weight", "blocks_u.0.mlp.fc1.bias",
              "norm_a.weight"]  # fmt: skip

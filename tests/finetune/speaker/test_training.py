@@ -18,10 +18,11 @@ from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.sampler import SceneSampler
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings
 from cavmae.datasets.mixtures.scene_stream import write_list
+from cavmae.finetune.events.config import EventConfig
 from cavmae.finetune.events.model import EventClassifier
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.finetune.train import main
-from cavmae.pretrain.encoder import config_for_size
+from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig
 from cavmae.pretrain.model import CAVMAE
 from tests.datasets.clips import clip, data_set_of
 from tests.pretrain.engine.running import run_ranks, trace
@@ -33,7 +34,7 @@ SETTINGS: dict[str, Any] = {
     "model": {
         "slots": 4, "width": 16, "heads": 2, "query_layers": 1, "slot_layers": 1,
         "voice_layers": 1, "mask_width": 8, "key_frames": 2, "motion_height": 16,
-        "motion_width": 24, "motion_channels": 8, "motion_blocks": 1, "separator_width": 2,
+        "motion_width": 24, "motion_channels": 8, "motion_blocks": 1, "separator.width": 2,
     },
     "loss": {"points": 32},
     "optimizer": {"lr": 1e-3},
@@ -67,9 +68,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder") / "000000001"
-    CAVMAE(config_for_size("tiny", image_size=(64, 64), audio_size=(128, 96))).save_pretrained(
-        folder
-    )
+    CAVMAE(
+        CAVMAEConfig(size="tiny", image_height=64, image_width=64, audio_frames=96)
+    ).save_pretrained(folder)
     statistics = {"fbank_mean": -6.0, "fbank_std": 4.0}
     (folder / "preprocessing.json").write_text(json.dumps(statistics))
     return folder
@@ -85,7 +86,7 @@ def same_end(run: Path, other: Path) -> None:
 def words(run: Path, clips: Manifest, encoder: Path | None, **changes: Any) -> list[str]:
     settings = {part: {**values, **changes.get(part, {})} for part, values in SETTINGS.items()}
     settings["data"]["train"] = clips.folder
-    settings["model"].setdefault("encoder", str(encoder) if encoder else None)
+    settings["model"].setdefault("encoder_from", str(encoder) if encoder else None)
     path = run.parent / f"{run.name}.yaml"
     path.write_text(yaml.safe_dump(settings))
     return ["speakers", "--config", str(path), "--out", str(run)]
@@ -157,7 +158,7 @@ def test_a_compiled_encoder_that_keeps_no_activations_learns_the_same(
 
 def test_an_encoder_from_scratch(clips: Manifest, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    scratch = {"encoder": None, "encoder_size": "tiny", "train_encoder": "all"}
+    scratch = {"encoder_from": None, "encoder.size": "tiny", "train_encoder": "all"}
     main(words(run, clips, None, model=scratch, loop={"steps": 1}))
     assert load_speaker(str(run / "checkpoints" / "000000001"))[1].mean == -5.0
     with pytest.raises(UsageError, match="from scratch has to learn"):
@@ -169,7 +170,7 @@ def test_a_whole_model_goes_on(clips: Manifest, encoder: Path, tmp_path: Path) -
     main(words(first, clips, encoder, loop={"steps": 1, "save_every": 1}))
     AcceleratorState._reset_state(reset_partial_state=True)
     start = str(first / "checkpoints" / "000000001")
-    unchanged = {"model": {"init_from": start, "encoder": None}, "optimizer": {"lr": 1e-12}}
+    unchanged = {"model": {"init_from": start, "encoder_from": None}, "optimizer": {"lr": 1e-12}}
     main(words(second, clips, None, loop={"steps": 1}, **unchanged))
     AcceleratorState._reset_state(reset_partial_state=True)
     model, statistics = load_speaker(str(second / "checkpoints" / "000000001"))
@@ -244,17 +245,22 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
 
     refused("places for 2", model={"slots": 3})
     refused("at least 2", model={"slots": 1})
-    refused("there are looking-to-listen|there are unet", model={"separator": "wavenet"})
+    refused(
+        "model.separator: there is no separator .*; there are unet", model={"separator": "wavenet"}
+    )
     refused("needs clips of at least 0.64 s", compose={"seconds": 0.32})
     refused("is not a whole number of patches", compose={"height": 40})
-    refused("is no folder of weights", CavmaeError, model={"encoder": str(tmp_path)})
+    refused("is no folder of weights", CavmaeError, model={"encoder_from": str(tmp_path)})
     refused("go together", data={"held_out": "list.jsonl"})
     refused("no such backend", loop={"compile": "nonsense"})
     refused("8 clips to compose from, not 99", data={"clips": 99})
     other = tmp_path / "other"
-    EventClassifier(config_for_size("tiny", image_size=(64, 64)), 3).save_pretrained(other)
-    refused("or of another kind", CavmaeError, model={"encoder": str(other)})
-    with pytest.raises(CavmaeError, match="another kind"):
+    shape = EncoderConfig(size="tiny", image_height=64, image_width=64)
+    EventClassifier(EventConfig(shape, 3)).save_pretrained(other)
+    refused("type 'events', not 'cav-mae'", CavmaeError, model={"encoder_from": str(other)})
+    refused(r"model.encoder.depth 3: .*have \d", model={"encoder.depth": 3})
+    refused("model.encoder.image_height 96: .*have 32", model={"encoder.image_height": 96})
+    with pytest.raises(CavmaeError, match="type 'cav-mae', not 'speaker'"):
         load_speaker(str(encoder))
     with pytest.raises(UsageError, match="speakers"):
         main(["singers"])

@@ -10,7 +10,7 @@ from cavmae.datasets.stream.features import fbank_batch
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.first_pass import Sighting
 from cavmae.finetune.inference.predictor import WindowPredictor
-from cavmae.finetune.inference.separator import _match_reference_voice
+from cavmae.finetune.inference.selection import match_reference_voice
 from cavmae.finetune.speaker.cues import KINDS, no_cues
 from cavmae.finetune.speaker.model import Inputs
 from cavmae.finetune.speaker.settings import LossSettings
@@ -152,9 +152,9 @@ def test_loud_windows_decide_the_target_of_a_recording() -> None:
         2: [sighting(1.0, 0.4), sighting(1.0, 0.3)] * 200,
         3: [sighting(1e-5, 0.0)],  # a faint copy of another voice
     }
-    assert list(_match_reference_voice(people)) == [1]
+    assert list(match_reference_voice(people)) == [1]
     with pytest.raises(CavmaeError, match="No person has an audible voice"):
-        _match_reference_voice({1: [sighting(0.0, 0.1)]})
+        match_reference_voice({1: [sighting(0.0, 0.1)]})
 
 
 def test_windows_measure_the_distance_of_voices() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from cavmae.common.cli import run as run_command
 from cavmae.common.errors import CavmaeError
-from cavmae.pretrain.encoder import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.engine import checkpoints, trainer_state
 from cavmae.pretrain.engine.checkpoints import AVERAGE, COMPLETE, CONFIG, PREPROCESSING, WEIGHTS
 from cavmae.pretrain.factory import load_model, load_named_weights, read_preprocessing
@@ -23,7 +23,7 @@ from cavmae.pretrain.model import CAVMAE
 from cavmae.tools import convert, export
 
 SHAPE = CAVMAEConfig(
-    image_size=(32, 48), audio_size=(128, 64), width=24, heads=2, depth=1,
+    image_height=32, image_width=48, audio_frames=64, width=24, heads=2, depth=1,
     decoder_width=16, decoder_heads=2, decoder_depth=1,
 )  # fmt: skip
 STATISTICS = {"fbank_mean": -6.0, "fbank_std": 4.0}
@@ -153,16 +153,16 @@ def test_json_that_is_none(copy: Path, name: str, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"width": "24"}, "field shape.width is a str"),
-        ({"width": True}, "field shape.width is a bool"),
+        ({"width": "24"}, "field config.width is a str"),
+        ({"width": True}, "field config.width is a bool"),
         ({"width": 10**9}, "width 1000000000 is not from"),
-        ({"heads": 0}, "heads 0 is not from"),
+        ({"heads": 0}, "heads is 0: size custom needs width, heads"),
         ({"depth": 10**6}, "depth 1000000 is not from"),
         ({"depth": -1}, "depth -1 is not from"),
-        ({"image_size": [32]}, "shape.image_size has 1 values"),
-        ({"image_size": [4096, 4096], "patch": 1}, "too many"),
-        ({"decoder": "none"}, "shape.decoder is none of self, cross"),
-        ({"colour": 1}, "shape has the unknown field colour"),
+        ({"image_height": [32]}, "field config.image_height is a list"),
+        ({"image_height": 4096, "image_width": 4096, "patch": 1}, "too many"),
+        ({"decoder": "none"}, "config.decoder is none of self, cross"),
+        ({"colour": 1}, "config has the unknown field colour"),
         ({"width": 8192, "depth": 64, "heads": 64}, "not those of its configuration"),
     ],
 )  # fmt: skip
@@ -170,7 +170,7 @@ def test_configurations_that_make_no_model(copy: Path, change: dict[str, Any], r
     """They fill no memory: a refused one takes a moment."""
     (copy / COMPLETE).unlink()
     config = json.loads((copy / CONFIG).read_text())
-    config["shape"].update(change)
+    config.update(change)
     (copy / CONFIG).write_text(json.dumps(config))
     refused(copy, reason)
 

@@ -20,6 +20,7 @@ import torch._dynamo  # noqa: F401 - any optimizer imports it
 import cavmae.finetune.speaker.run
 import cavmae.finetune.train
 import cavmae.pretrain.engine.trainer
+import cavmae.pretrain.run
 import cavmae.pretrain.train  # noqa: F401
 
 

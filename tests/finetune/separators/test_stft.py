@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae.finetune.speaker.stft import (
+from cavmae.finetune.separators.stft import (
     BINS,
     bounded,
     compressed,

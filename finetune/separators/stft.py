@@ -1,41 +1,62 @@
 """STFT of mixtures and complex masks of voices, in float32.
 
-At 16 kHz: FFT of 512, Hann window of 400 samples, hop of 160, as in Looking to Listen (Ephrat et
-al., SIGGRAPH 2018).
-Shapes: N mixtures, K voices, S samples, B = 256 bins (without the Nyquist bin), T = S / 160
-frames.
+The standard one, in which losses compare voices, has at 16 kHz an FFT of 512, a Hann window of 400
+samples and a hop of 160, as in Looking to Listen (Ephrat et al., SIGGRAPH 2018).
+Shapes: N mixtures, K voices, S samples, B bins (without the Nyquist bin; standard: 256), T = S /
+hop frames.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cavmae.datasets.stream.features import FFT, HOP, WINDOW
 
-BINS = FFT // 2
+
+class STFT(NamedTuple):
+    """Resolution of a short-time Fourier transform with a Hann window.
+
+    Attributes:
+        fft: samples of the transform.
+        window: samples of the window, at most ``fft``.
+        hop: samples from a frame to the next.
+    """
+
+    fft: int = FFT
+    window: int = WINDOW
+    hop: int = HOP
+
+    @property
+    def bins(self) -> int:
+        """B, the number of bins without the Nyquist bin."""
+        return self.fft // 2
+
+
+STANDARD = STFT()
+BINS = STANDARD.bins
 POWER = 0.3  # exponent of magnitudes in compressed spectra
 SMALL = 1e-2  # added to |X|^2, which is about 150 for a waveform of RMS 1
 MASK_LIMIT = 5.0  # of the real and imaginary part of a mask
 
 
-def _window(device: torch.device) -> Tensor:
-    return torch.hann_window(WINDOW, device=device)
-
-
-def spectrum(waves: Tensor) -> Tensor:
+def spectrum(waves: Tensor, stft: STFT = STANDARD) -> Tensor:
     """STFT of waveforms [..., S]: complex64 [..., B + 1, T + 1]."""
     samples = waves.shape[-1]
     if waves.numel() == 0:  # torch.stft rejects empty tensors
-        shape = *waves.shape[:-1], BINS + 1, samples // HOP + 1
+        shape = *waves.shape[:-1], stft.bins + 1, samples // stft.hop + 1
         return torch.zeros(shape, dtype=torch.complex64, device=waves.device)
+    window = torch.hann_window(stft.window, device=waves.device)
     flat = waves.reshape(-1, samples).float()
-    spectra = torch.stft(flat, FFT, HOP, WINDOW, _window(waves.device), return_complex=True)
+    spectra = torch.stft(flat, stft.fft, stft.hop, stft.window, window, return_complex=True)
     return spectra.reshape(*waves.shape[:-1], *spectra.shape[-2:])
 
 
-def wave(spectra: Tensor, samples: int) -> Tensor:
+def wave(spectra: Tensor, samples: int, stft: STFT = STANDARD) -> Tensor:
     """Inverse STFT: [..., B + 1, T + 1] -> [..., samples]."""
+    window = torch.hann_window(stft.window, device=spectra.device)
     flat = spectra.reshape(-1, *spectra.shape[-2:])
-    waves = torch.istft(flat, FFT, HOP, WINDOW, _window(spectra.device), length=samples)
+    waves = torch.istft(flat, stft.fft, stft.hop, stft.window, window, length=samples)
     return waves.reshape(*spectra.shape[:-2], samples)
 
 
@@ -81,12 +102,12 @@ def masked_voices(mixture: Tensor, masks: Tensor, activity: Tensor) -> Tensor:
     # 1 minus the sum of all masks, as real and imaginary part: [N, 1, 2, B, T].
     rest = -masks.float().sum(1, keepdim=True)
     rest = torch.cat([rest[:, :, :1] + 1, rest[:, :, 1:]], dim=2)
-    masks = _pad_last(masks.float() + share[:, :, None, None] * rest)
+    masks = with_last(masks.float() + share[:, :, None, None] * rest)
     voices = torch.complex(masks[:, :, 0], masks[:, :, 1]) * mixture[:, None]
     return torch.cat([voices, mixture[:, None] - voices.sum(dim=1, keepdim=True)], dim=1)
 
 
-def _pad_last(masks: Tensor) -> Tensor:
+def with_last(masks: Tensor) -> Tensor:
     """Repeat the last bin and the last frame: [..., B, T] -> [..., B + 1, T + 1]."""
     masks = torch.cat([masks, masks[..., -1:, :]], dim=-2)
     return torch.cat([masks, masks[..., -1:]], dim=-1)

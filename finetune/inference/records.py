@@ -1,4 +1,4 @@
-"""Records of people for ``result.json``: visible spans, speech spans, boxes, levels."""
+"""Records of people: visible spans, speech spans, boxes, levels."""
 
 from typing import Any
 
@@ -6,10 +6,11 @@ import numpy as np
 
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import Span, spans_of
+from cavmae.finetune.inference.boxes import pixel_box
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
 from cavmae.finetune.inference.predictor import Cue
-from cavmae.finetune.inference.settings import SeparateSettings
+from cavmae.finetune.inference.settings import Thresholds
 
 BOX_INTERVAL = 25  # frames between boxes in the record
 
@@ -51,21 +52,19 @@ def decibels(levels: np.ndarray) -> float:
 
 def person_record(
     recording: FirstPass,
-    number: int,
     sightings: list[Sighting],
     level: np.ndarray,
     spans: list[Span],
-    settings: SeparateSettings,
+    thresholds: Thresholds,
 ) -> dict[str, Any]:
-    """Record of a person in ``result.json``.
+    """Record of a person: when they are visible and speak, where, and how loud.
 
     Args:
         recording: result of the first pass.
-        number: number of the person in the result.
         sightings: the person in each window.
         level: float32 [frames], level of the voice in dB of full scale.
         spans: speech spans in seconds.
-        settings: options of separation.
+        thresholds: of spans.
     """
     boxes: dict[int, list[float]] = {}
     for sighting in sightings:
@@ -73,45 +72,39 @@ def person_record(
         masks = recording.masks(sighting)
         for key, mask in zip(recording.keys, masks, strict=True):
             frame = start + int(key)
-            rows, columns = np.flatnonzero((mask > 127).any(1)), np.flatnonzero((mask > 127).any(0))
-            if rows.size and frame < recording.frames:
-                boxes[frame] = _box(sighting, rows, columns, mask.shape)
+            box = pixel_box(mask > 127)
+            if box is not None and frame < recording.frames:
+                boxes[frame] = _in_frame(sighting, box, mask.shape)
     listed: list[int] = []
     for frame in sorted(boxes):
         if not listed or frame - listed[-1] >= BOX_INTERVAL:
             listed.append(frame)
     zoomed = [s for s in sightings if s.zoom is not None]
     return {
-        "number": number,
-        "voice": f"person-{number}.wav",
-        "mask": f"person-{number}.mp4" if settings.masks else None,
-        "visible": spans_of(visible_frames(recording, sightings)),
+        "visible": spans_of(visible_frames(recording, sightings), thresholds),
         "speech": spans,
         "state": "speaking" if spans else "silent",
-        "there": round(max(s.presence_prob for s in sightings), 3),
+        "presence_prob": round(max(s.presence_prob for s in sightings), 3),
         "level_db": decibels(level),
         "boxes": [{"time": frame / VIDEO_RATE, "box": boxes[frame]} for frame in listed],
         "second_look": [
-            {
-                "start": recording.starts[s.window] / VIDEO_RATE,
-                "times_larger": round(s.zoom or 0, 2),
-            }
+            {"start": recording.starts[s.window] / VIDEO_RATE, "zoom": round(s.zoom or 0, 2)}
             for s in zoomed
         ],
     }
 
 
-def _box(
-    sighting: Sighting, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]
+def _in_frame(
+    sighting: Sighting, box: tuple[int, int, int, int], shape: tuple[int, ...]
 ) -> list[float]:
-    """Left, top, right and bottom as fractions of the frame."""
+    """Box as fractions of the frame, of a box in pixels of masks of a shape."""
     left, top, right, bottom = sighting.box
-    box_width, box_height = right - left, bottom - top
+    width, height = right - left, bottom - top
     return [
-        round(left + box_width * float(columns[0]) / shape[1], 4),
-        round(top + box_height * float(rows[0]) / shape[0], 4),
-        round(left + box_width * float(columns[-1] + 1) / shape[1], 4),
-        round(top + box_height * float(rows[-1] + 1) / shape[0], 4),
+        round(left + width * box[0] / shape[1], 4),
+        round(top + height * box[1] / shape[0], 4),
+        round(left + width * box[2] / shape[1], 4),
+        round(top + height * box[3] / shape[0], 4),
     ]
 
 

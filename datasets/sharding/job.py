@@ -1,0 +1,226 @@
+"""A sharding job: creates or completes a data set, with a pool of worker processes."""
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cavmae.common import worker_pool
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.progress import ShardProgress
+from cavmae.common.remote import Limits
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.sharding.clip_extraction import shard_input
+from cavmae.datasets.sharding.inputs import Input, collect, parse_part
+from cavmae.datasets.sharding.job_state import (
+    InputLayout,
+    Plan,
+    State,
+    drop_retried,
+    locked,
+    merge_parts,
+    pending_retries,
+    read_lines,
+)
+from cavmae.datasets.sharding.messages import Alive, Skip, Written
+from cavmae.datasets.sharding.settings import (
+    SHARD_BYTES,
+    SHARD_NAME,
+    ShardRunSettings,
+    ShardSettings,
+)
+from cavmae.datasets.sharding.shard_writer import Assembler
+from cavmae.datasets.sharding.sources import copy_prefix, log_refused
+
+log = logging.getLogger("cavmae")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """Task of a worker: one input to extract."""
+
+    item: Input
+    settings: ShardSettings
+    part: Path
+    limits: Limits
+
+
+def shard_task(task: _Task, report: Any) -> None:
+    """Extract one input. Runs in a worker process."""
+    shard_input(task.item, task.settings, task.part, report, task.limits)
+
+
+def shard(
+    names: Sequence[str], out: Path, settings: ShardSettings, run_settings: ShardRunSettings
+) -> int:
+    """Create or complete a data set.
+
+    Returns:
+        0, or 1 if no input gave a sample. A part without inputs is done: 0.
+
+    Raises:
+        CavmaeError: bad usage, a folder of other settings, a full or read-only disk.
+    """
+    settings = settings.resolved()
+    part = parse_part(run_settings.part) if run_settings.part else None
+    layout = InputLayout(out, SHARD_NAME, part)
+    if run_settings.download_gb <= 0 or run_settings.stall_seconds <= 0:
+        raise UsageError("--download-gb and --stall-seconds must be positive numbers.")
+    items = select_inputs(names, run_settings, part)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(layout):
+            manifest = _write_shards(layout, items, settings, run_settings)
+        _summary(layout, manifest)
+        if part is not None:
+            merged = merge_parts(out, part[1])
+            log.info(
+                "All %d parts are done: %s joins them."
+                if merged
+                else "Some of %d parts are still missing; the last one to finish writes %s.",
+                part[1],
+                out / "manifest.json",
+            )
+    except OSError as error:
+        raise CavmaeError(
+            f"Cannot write to {out}: {error.strerror or error}; finished work is kept; "
+            "fix this and run the same command again."
+        ) from error
+    empty_part = part is not None and not manifest.inputs  # its share is none of the inputs
+    return 0 if manifest.samples or empty_part else 1
+
+
+def select_inputs(
+    names: Sequence[str], run_settings: ShardRunSettings, part: tuple[int, int] | None
+) -> list[Input]:
+    items, repeated = collect(names)
+    if repeated:
+        log.info("%d inputs are named more than once; each is used once.", len(repeated))
+    if not items:
+        raise CavmaeError(f"No videos in {', '.join(map(repr, names))}.")
+    log_refused(items)
+    if not run_settings.keep_order:
+        items.sort(key=lambda item: item.identity)
+    if part is not None:
+        # By hash, not by position: the share stays the same when inputs are added.
+        items = [item for item in items if int(item.identity, 16) % part[1] == part[0] - 1]
+    return items
+
+
+def _write_shards(
+    layout: InputLayout, items: list[Input], settings: ShardSettings, run_settings: ShardRunSettings
+) -> Manifest:
+    _remove_copies(layout)
+    state = State.load(layout, dataclasses.asdict(settings))
+    plan = Plan(layout)
+    _check_folder(layout, state)
+    before = len(plan.items)
+    fresh = plan.extend(plan.without_known(items))
+    retried: list[Input] = []
+    if run_settings.retry_skipped:
+        retried = plan.extend(pending_retries(layout))
+        drop_retried(layout, state)
+    complete = state.item == len(plan.items) and layout.manifest.exists()
+    samples, size = settings.shard_samples, SHARD_BYTES
+    assembler = Assembler(layout, plan, state, *((1, 1) if complete else (samples, size)))
+    assembler.load_finished()
+    if before:
+        done = sum(number < state.item or assembler.has(number) for number in range(before))
+        log.info(
+            "%s: %d of %d inputs were done before, %d are new%s%s.",
+            layout.folder, done, before, len(fresh),
+            f", {len(retried)} that were skipped are tried again"
+            if run_settings.retry_skipped else "",
+            "; it is complete, nothing is left to do" if complete else "",
+        )  # fmt: skip
+    if complete:
+        return assembler.finish()
+    damaged = assembler.advance()
+    while True:
+        _run_pool(layout, plan, assembler, settings, run_settings)
+        damaged = assembler.advance()
+        if damaged is None:
+            return assembler.finish()
+        log.info(
+            "The part of %s is damaged on disk; it is extracted again.", plan.items[damaged].source
+        )
+
+
+def _check_folder(layout: InputLayout, state: State) -> None:
+    """Raise CavmaeError if the folder has another number of parts, or lacks shards."""
+    for path in layout.folder.glob("inputs*.jsonl"):
+        parts = path.stem.rpartition("-of-")[2] if "-of-" in path.stem else ""
+        wanted = str(layout.part[1]) if layout.part else ""
+        if parts != wanted:
+            layout_in_use = f"in {parts} parts" if parts else "in one piece, not in parts"
+            raise CavmaeError(
+                f"{layout.folder} was made {layout_in_use}; choose another --out folder."
+            )
+    for shard in state.shards:
+        path = layout.folder / shard.file
+        if not path.exists() or path.stat().st_size != shard.bytes:
+            raise CavmaeError(
+                f"Shard {path} is missing or altered: copy it back, or create the data set in "
+                "another --out folder."
+            )
+
+
+def _run_pool(
+    layout: InputLayout,
+    plan: Plan,
+    assembler: Assembler,
+    settings: ShardSettings,
+    run_settings: ShardRunSettings,
+) -> None:
+    first = assembler.state.item
+    todo = [i for i in range(first, len(plan.items)) if not assembler.has(i)]
+    limits = Limits(run_settings.download_gb * 1e9, run_settings.stall_seconds)
+    parts = {i: layout.part_file(plan.items[i]) for i in todo}
+    tasks = ((i, _Task(plan.items[i], settings, part, limits)) for i, part in parts.items())
+    messages: dict[int, list[Written | Skip]] = {}
+    events = worker_pool.run(
+        tasks,
+        shard_task,
+        run_settings.workers or worker_pool.cores(),
+        run_settings.timeout,
+        run_settings.memory_gb * 1e9,
+    )
+    progress = ShardProgress(len(plan.items), len(plan.items) - len(todo))
+    with progress, contextlib.closing(events):
+        for event in events:
+            messages_of_task = messages.setdefault(event.task, [])
+            if isinstance(event, worker_pool.TaskProgress):
+                if isinstance(event.message, Alive):
+                    continue
+                messages_of_task.append(event.message)
+                if isinstance(event.message, Written):
+                    progress.add_clip(event.message.seconds)
+                continue
+            if isinstance(event, worker_pool.Lost):
+                _remove_copies(layout, copy_prefix(parts[event.task]))
+                messages_of_task.append(Skip(None, None, event.reason, event.detail))
+            assembler.finish_item(event.task, messages.pop(event.task))
+            progress.done()
+            if assembler.advance() is not None:
+                return  # the caller extracts the damaged input again
+    log.info("%s.", progress.status())
+
+
+def _remove_copies(layout: InputLayout, prefix: str = "*.input-") -> None:
+    """Remove downloads of killed workers."""
+    for folder in layout.work_folder.glob(f"{prefix}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _summary(layout: InputLayout, manifest: Manifest) -> None:
+    log.info(
+        "%d samples in %d shards in %s.", manifest.samples, len(manifest.shards), layout.folder
+    )
+    reasons = Counter(record["reason"] for record in read_lines(layout.skipped))
+    if reasons:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        log.info("Skipped (%s): %s.", layout.skipped, counts)

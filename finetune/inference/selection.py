@@ -1,0 +1,72 @@
+"""Selection of the people of a separation: all who last, or the target alone."""
+
+from collections.abc import Mapping
+
+from cavmae.common.errors import CavmaeError
+from cavmae.datasets.stream.rates import VIDEO_RATE
+from cavmae.finetune.inference.first_pass import FirstPass, Sighting
+from cavmae.finetune.inference.predictor import Cue
+from cavmae.finetune.inference.records import visible_frames
+from cavmae.finetune.speaker.voice_matching import AUDIBLE
+
+
+def select_people(
+    recording: FirstPass, min_seconds: float, cue: Cue | None
+) -> dict[int, list[Sighting]]:
+    """The target alone, or the people who are visible long enough, by number of the first pass.
+
+    Args:
+        recording: result of the first pass.
+        min_seconds: shortest visible time of a person.
+        cue: cue for the target; None: there is no target.
+
+    Raises:
+        CavmaeError: no person matches the target.
+    """
+    # A single window gives the people of its forward pass.
+    min_frames = (
+        min(min_seconds * VIDEO_RATE, recording.frames / 2) if len(recording.starts) > 1 else 0
+    )
+    lasting = {
+        n: s
+        for n, s in recording.people.items()
+        if visible_frames(recording, s).sum() >= min_frames
+    }
+    if cue is None:
+        return lasting
+    if cue.kind == "voice":
+        return match_reference_voice(lasting)
+    cued_prob = {
+        n: sum(s.presence_prob for s in sightings if s.cued)
+        for n, sightings in recording.people.items()
+    }
+    best = max(cued_prob, key=lambda n: cued_prob[n], default=None)
+    if best is None or not cued_prob[best]:
+        raise CavmaeError(
+            f"No person matches the {cue.kind} at {cue.time:g} s: name another time, or another "
+            "cue."
+        )
+    return {best: recording.people[best]}
+
+
+def match_reference_voice(people: Mapping[int, list[Sighting]]) -> dict[int, list[Sighting]]:
+    """The person whose voice is nearest to a reference voice, weighted by power over windows.
+
+    Raises:
+        CavmaeError: no person has an audible voice.
+    """
+    # The largest power over windows: a rare voice is audible in few of them.
+    power = {n: max(s.power for s in sightings) for n, sightings in people.items()}
+    loudest = max(power.values(), default=0.0)
+    distances = {
+        n: sum(s.power * (s.voice_distance or 0.0) for s in people[n])
+        / sum(s.power for s in people[n])
+        for n in power
+        if power[n] > 0 and power[n] >= AUDIBLE * loudest
+    }
+    if not distances:
+        raise CavmaeError(
+            "No person has an audible voice to compare with the reference voice: give another cue."
+        )
+    best = min(distances, key=lambda n: distances[n])
+    return {best: people[best]}

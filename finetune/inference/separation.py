@@ -1,0 +1,103 @@
+"""Separation of one recording, from any source and before any output.
+
+Files and arrays (:mod:`.result_files`, :mod:`.result_arrays`) are written from the same
+:class:`SeparatedRecording`.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cavmae.finetune.inference.audio import RawWave, Span, loudness, speech_spans, write_residual
+from cavmae.finetune.inference.first_pass import MIXTURE, FirstPass, Sighting, first_pass
+from cavmae.finetune.inference.overlap_add import window_starts
+from cavmae.finetune.inference.predictor import Cue, WindowPredictor
+from cavmae.finetune.inference.progress import ProgressCallback
+from cavmae.finetune.inference.records import activity_prob, person_record
+from cavmae.finetune.inference.selection import select_people
+from cavmae.finetune.inference.settings import SeparateSettings
+from cavmae.finetune.inference.sources import MediaSource
+from cavmae.finetune.inference.unread_media import UnreadMedia
+
+log = logging.getLogger("cavmae")
+
+
+@dataclasses.dataclass(frozen=True)
+class SeparatedRecording:
+    """Voices, masks and records of a recording, in its working folder.
+
+    Attributes:
+        recording: result of the first pass.
+        people: sightings of each person, by number from 1.
+        voices: at 16 kHz, by number.
+        mixture: at 16 kHz.
+        residual: mixture minus all voices.
+        spans: speech spans in seconds, by number.
+        records: record of each person, by number.
+    """
+
+    recording: FirstPass
+    people: Mapping[int, list[Sighting]]
+    voices: Mapping[int, RawWave]
+    mixture: RawWave
+    residual: RawWave
+    spans: Mapping[int, list[Span]]
+    records: Mapping[int, dict[str, Any]]
+
+
+def separate_media(
+    predictor: WindowPredictor,
+    name: str,
+    media: MediaSource,
+    audio_packets: int,
+    folder: Path,
+    settings: SeparateSettings,
+    cue: Cue | None,
+    progress: ProgressCallback,
+) -> SeparatedRecording:
+    """Separate a recording.
+
+    Args:
+        predictor: the model.
+        name: of the recording, for log lines.
+        media: the recording, from its beginning.
+        audio_packets: number of its audio packets; 0: the audio is not decoded.
+        folder: empty folder for waves and masks.
+        settings: options of separation.
+        cue: cue for the target; None: there is no target.
+        progress: called at the start and after each window.
+
+    Raises:
+        MediaError: more of the recording is lost than the settings allow.
+        NonFiniteError: the model gives NaN or Inf.
+        CavmaeError: no person matches the target.
+    """
+    length = predictor.config.frames
+    starts = window_starts(media.frames, length, max(1, round(settings.hop * length)))
+    log.info("%s: %.1f s, %d windows.", name, media.seconds, len(starts))
+    progress(0.0)
+    unread = UnreadMedia(media, audio_packets, settings.max_missing)
+    recording = first_pass(
+        predictor, media, starts, folder, cue, settings.second_look, unread, progress
+    )
+    for remark in recording.remarks:
+        log.warning("%s: %s.", name, remark)
+    selected = select_people(recording, settings.min_seconds, cue)
+    # Numbered again, since some people of the first pass are dropped.
+    voices = {number: recording.wave(track) for number, track in enumerate(selected, 1)}
+    people = dict(enumerate(selected.values(), 1))
+    mixture = recording.wave(MIXTURE)
+    residual = write_residual(mixture, list(voices.values()), folder / "residual.f32")
+    mixture_level = loudness(mixture)
+    spans: dict[int, list[Span]] = {}
+    records: dict[int, dict[str, Any]] = {}
+    for number, sightings in people.items():
+        level = loudness(voices[number])
+        activity = activity_prob(recording, sightings)
+        spans[number] = speech_spans(level, mixture_level, activity, predictor.thresholds)
+        records[number] = person_record(
+            recording, sightings, level, spans[number], predictor.thresholds
+        )
+    return SeparatedRecording(recording, people, voices, mixture, residual, spans, records)

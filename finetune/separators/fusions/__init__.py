@@ -1,0 +1,1 @@
+"""Fusions of a map with the embeddings of voices, entries of a registry of separator settings."""

@@ -1,0 +1,97 @@
+"""Registries of separators and fusions, with the options of each entry; imports no PyTorch.
+
+`cavmae finetune speakers --model.separator NAME --model.separator.OPTION VALUE` trains an entry.
+"""
+
+import dataclasses
+
+from cavmae.common.registry import Options, Registry
+
+
+def _check(options: Options, **least: int) -> None:
+    """Raises ValueError for a number below its least value, or above what fits in memory."""
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        if not smallest <= value <= 4096:
+            raise ValueError(f"{options.name}: {name} {value} is not from {smallest} to 4096.")
+
+
+@dataclasses.dataclass(frozen=True)
+class FusionOptions(Options):
+    """Options of a fusion: how the embedding of a voice enters a separator."""
+
+
+FUSIONS = Registry("fusion", FusionOptions)
+
+
+@FUSIONS.register("query", "cavmae.finetune.separators.fusions.query:QueryFusion")
+@dataclasses.dataclass(frozen=True)
+class QueryOptions(FusionOptions):
+    """Product of the map with a query for each frame (IQuery), and a gain of whole bands.
+
+    Args:
+        bands: frequency bands of the additive gain; 0: none.
+    """
+
+    bands: int = 32
+
+    def __post_init__(self) -> None:
+        _check(self, bands=0)
+
+
+@FUSIONS.register("concat", "cavmae.finetune.separators.fusions.concat:ConcatFusion")
+@dataclasses.dataclass(frozen=True)
+class ConcatOptions(FusionOptions):
+    """Concatenation of the map's channels with the embedding, and two layers for each bin.
+
+    Args:
+        width: channels of the embedding and of the layer between; 0: those of the map.
+    """
+
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, width=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SeparatorOptions(Options):
+    """Options of a separator."""
+
+
+SEPARATORS = Registry("separator", SeparatorOptions)
+
+
+@SEPARATORS.register("unet", "cavmae.finetune.separators.unet:ComplexUNet")
+@dataclasses.dataclass(frozen=True)
+class UNetOptions(SeparatorOptions):
+    """Complex U-Net, after IQuery (Chen et al., CVPR 2023).
+
+    Args:
+        width: channels of the first level.
+        fusion: of the last map with the embedding of a voice.
+    """
+
+    width: int = 32
+    fusion: FusionOptions = QueryOptions()
+
+    def __post_init__(self) -> None:
+        _check(self, width=1)
+
+
+@SEPARATORS.register(
+    "looking-to-listen", "cavmae.finetune.separators.looking_to_listen:LookingToListen"
+)
+@dataclasses.dataclass(frozen=True)
+class LookingToListenOptions(SeparatorOptions):
+    """Looking to Listen (Ephrat et al., SIGGRAPH 2018), which concatenates before its LSTM.
+
+    Args:
+        width: channels of a convolution on the spectrum (paper: 96); the other widths scale with
+            it (paper: 256 of the visual convolutions, 400 of the LSTM, 600 of the last layers).
+    """
+
+    width: int = 32
+
+    def __post_init__(self) -> None:
+        _check(self, width=1)

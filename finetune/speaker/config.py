@@ -1,0 +1,93 @@
+"""Configuration of the speaker model: set by the user, saved and built from; imports no PyTorch."""
+
+import dataclasses
+
+from cavmae.datasets.stream.rates import VIDEO_RATE
+from cavmae.finetune.separators.settings import SeparatorOptions, UNetOptions
+from cavmae.pretrain.config import EncoderConfig, check_bounds
+
+BOUNDS: dict[str, tuple[int, int]] = {  # (least, most), see cavmae.pretrain.config
+    "slots": (2, 256), "width": (4, 4096), "heads": (1, 256), "query_layers": (0, 256),
+    "slot_layers": (0, 256), "voice_layers": (0, 256), "mask_width": (8, 4096),
+    "key_frames": (1, 4096), "motion_height": (16, 4096), "motion_width": (16, 4096),
+    "motion_channels": (1, 4096), "motion_blocks": (0, 256),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeakerConfig:
+    """Configuration of the speaker model.
+
+    Args:
+        encoder: of audio and frames; its fbank frames (100 a second) fix a clip's length.
+        slots: one for each person at most, and one for the residual, the last.
+        width: embedding width of slots and voices.
+        heads: attention heads of the decoders.
+        query_layers: layers of the query generator.
+        slot_layers: layers of the slot decoder.
+        voice_layers: layers of the voice decoder.
+        mask_width: channels of the pixel decoder's output.
+        key_frames: key frames of a clip, in color.
+        motion_height: height of the grey frames in pixels, a multiple of 4.
+        motion_width: width of the grey frames in pixels, a multiple of 4.
+        motion_channels: channels of the motion pathway.
+        motion_blocks: blocks of the motion pathway.
+        separator: network that separates the voices.
+        classes: labels of clips that serve as hints (a category of people, the topic of a meeting):
+            with the probability ``loss.hint_prob`` the model gets the target's class.
+
+    Raises:
+        ValueError: numbers that make no model; the message names the field.
+    """
+
+    encoder: EncoderConfig = EncoderConfig()
+    slots: int = 8
+    width: int = 256
+    heads: int = 8
+    query_layers: int = 6
+    slot_layers: int = 6
+    voice_layers: int = 3
+    mask_width: int = 64
+    key_frames: int = 8
+    motion_height: int = 224
+    motion_width: int = 224
+    motion_channels: int = 64
+    motion_blocks: int = 4
+    separator: SeparatorOptions = UNetOptions()
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_bounds(self, BOUNDS)
+        if self.width % self.heads or self.width % 4 or self.mask_width % 8:
+            raise ValueError(
+                f"width {self.width} is not a multiple of 4 and of {self.heads} heads, or "
+                f"mask_width {self.mask_width} not of 8."
+            )
+        for name in ("motion_height", "motion_width"):
+            if getattr(self, name) % 4:
+                raise ValueError(f"{name} {getattr(self, name)} is not a multiple of 4.")
+        if self.encoder.audio_frames % 16 or self.frames % self.key_frames:
+            raise ValueError(
+                f"audio_frames {self.encoder.audio_frames}, key_frames {self.key_frames}: a clip "
+                "needs whole patches of 160 ms, and the same number of frames for each key frame."
+            )
+
+    @property
+    def motion_size(self) -> tuple[int, int]:
+        """(height, width) of the grey frames in pixels."""
+        return self.motion_height, self.motion_width
+
+    @property
+    def frames(self) -> int:
+        """T, the number of video frames of a clip."""
+        return self.encoder.audio_frames * VIDEO_RATE // 100
+
+    @property
+    def samples(self) -> int:
+        """S, the number of samples of a clip at 16 kHz."""
+        return self.encoder.audio_frames * 160
+
+    @property
+    def seconds(self) -> float:
+        """Duration of a clip in seconds."""
+        return self.encoder.audio_frames / 100

@@ -1,0 +1,1 @@
+"""Temporal attentions: how tokens of several frames mix in a block."""

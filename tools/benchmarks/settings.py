@@ -1,0 +1,216 @@
+"""Options of all benchmarks. Imports no PyTorch, so that ``--help`` lists them at once."""
+
+import dataclasses
+from typing import Literal
+
+from cavmae.common.errors import UsageError
+from cavmae.common.settings import DeviceSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchSettings:
+    """Options of every benchmark with a table of rows.
+
+    Args:
+        out: JSON file for the rows.
+    """
+
+    out: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TimedBench(BenchSettings):
+    """Options of a benchmark that measures several ways in turns.
+
+    Args:
+        rounds: measurements of each way; their median counts.
+    """
+
+    rounds: int = 3
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UsageError(f"--rounds {self.rounds}: at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepsBench(TimedBench, DeviceSettings):
+    """Options of a benchmark of training steps.
+
+    Args:
+        batch_size: clips or scenes of a step.
+        steps: measured steps of a round, after warm-up steps.
+        precision: of our steps; ``auto``: bf16 on a GPU, fp32 on the CPU.
+    """
+
+    batch_size: int = 8
+    steps: int = 3
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.batch_size, self.steps) < 1:
+            raise UsageError("--batch-size and --steps are at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardBench(TimedBench):
+    """Options of `cavmae bench shard`.
+
+    Args:
+        inputs: videos of 10 s; by default synthetic 720p H.264 ones.
+        workers: of a whole run, compared with a run of 1 worker; 0: no such runs.
+        memory_clips: clips over which the memory of a process is measured; 0: none.
+    """
+
+    inputs: tuple[str, ...] = ()
+    workers: int = 2
+    memory_clips: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderBench(TimedBench):
+    """Options of `cavmae bench render`.
+
+    Args:
+        speech: folder of recordings for another measurement; None: espeak-ng only.
+    """
+
+    speech: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LipsBench:
+    """Options of `cavmae bench lips`.
+
+    Args:
+        corpus: output folder of `cavmae render-talkers`.
+    """
+
+    corpus: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadBench(TimedBench):
+    """Options of `cavmae bench load`.
+
+    Args:
+        data_set: folder of shards; by default synthetic ones with 10 s clips of the events profile.
+        memory_samples: samples over which the memory of a process is measured; 0: none.
+    """
+
+    data_set: str | None = None
+    memory_samples: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainBench(StepsBench):
+    """Options of `cavmae bench pretrain`, on synthetic batches.
+
+    Args:
+        size: of the model.
+        image: side of the frames in pixels.
+        audio_frames: fbank frames of a clip.
+        compile: also measure our steps with blocks compiled by inductor.
+        sweep: further batch sizes for the first of our ways.
+    """
+
+    size: Literal["tiny", "small", "base", "large"] = "small"
+    image: int = 224
+    audio_frames: int = 1024
+    compile: bool = False
+    sweep: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(size < 1 for size in self.sweep):
+            raise UsageError("--sweep: batch sizes are at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneBench(StepsBench):
+    """Options of `cavmae bench finetune`.
+
+    Args:
+        data_set: folder of shards to compose from.
+        size: configuration: ``tiny``, ``small`` or ``base``.
+        encoder_size: size of the encoder, which is trained.
+        workers: composing processes whose pace is compared with that of a GPU.
+    """
+
+    data_set: str = ""
+    size: Literal["tiny", "small", "base"] = "tiny"
+    encoder_size: Literal["tiny", "small", "base"] = "tiny"
+    workers: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityBench(BenchSettings, DeviceSettings):
+    """Options of `cavmae bench parity`. On the CPU only precisions are compared.
+
+    Args:
+        size: of the pretraining model.
+        speaker: configuration of the speaker model: ``tiny``, ``small`` or ``base``.
+        compile: backend of torch.compile to compare as well; ``off``: none.
+    """
+
+    size: Literal["tiny", "small", "base", "large"] = "base"
+    speaker: Literal["tiny", "small", "base"] = "small"
+    compile: str = "off"
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelsBench:
+    """Options of `cavmae bench labels`.
+
+    Args:
+        train: shards of labelled clips.
+        encoder: pretrained encoder of the size ``encoder_size``.
+        encoder_size: size of the encoder that starts from scratch.
+        shards: shards of other people for the evaluation.
+        list: scenes of those people, from `cavmae make-scenes`.
+        clips: numbers of labelled clips to compare.
+        seeds: runs of each start and number of clips.
+        steps: training steps of every run.
+        recipe: configuration of fine-tuning, as for `cavmae finetune speakers --config`.
+        more: other options of `cavmae finetune speakers`, as on a command line.
+        jobs: runs at a time, which share the cores of the processor.
+        out: folder of runs, ``labels.json``, ``labels.md`` and ``labels.png``.
+    """
+
+    train: str = ""
+    encoder: str = ""
+    encoder_size: Literal["tiny", "small", "base"] = "tiny"
+    shards: str = ""
+    list: str = ""
+    clips: tuple[int, ...] = (16, 64, 256)
+    seeds: int = 3
+    steps: int = 150
+    recipe: str = "tiny"
+    more: str = ""
+    jobs: int = 1
+    out: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "encoder", "shards", "list", "out"):
+            if not getattr(self, name):
+                raise UsageError(f"bench labels needs --{name}.")
+        if min(*self.clips, self.seeds, self.steps, self.jobs) < 1:
+            raise UsageError("--clips, --seeds, --steps and --jobs are at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SeparateBench(TimedBench, DeviceSettings):
+    """Options of `cavmae bench separate`.
+
+    The unit is a second of the recording, so ms a second / 1000 is the real-time factor.
+
+    Args:
+        models: checkpoints of `cavmae finetune speakers`, for instance of several sizes.
+        video: recording; None: a synthetic one.
+        precision: of the models.
+    """
+
+    models: tuple[str, ...] = ()
+    video: str | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -1,0 +1,67 @@
+"""Conversion of published CAV-MAE weights to a model folder, and back."""
+
+import shutil
+import uuid
+from pathlib import Path
+
+import torch
+
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import write_atomically
+from cavmae.common.json_files import read_json
+from cavmae.finetune.events.config import EventConfig
+from cavmae.finetune.events.model import EventClassifier
+from cavmae.pretrain.config import EncoderConfig, narrowed
+from cavmae.pretrain.engine.checkpoints import CONFIG, WEIGHTS, write_hashes
+from cavmae.pretrain.model import CAVMAE
+from cavmae.pretrain.weights import PREFIX, config_from, load_weights, read_weights
+from cavmae.tools.convert import ConvertSettings
+
+
+def to_ours(source: Path, out: Path, settings: ConvertSettings) -> list[str]:
+    """Convert a published file to a folder that ``from_pretrained`` reads.
+
+    Returns:
+        names of weights that do not fit; empty unless ``partial`` is set.
+
+    Raises:
+        CavmaeError: the file is damaged, or not a complete CAV-MAE.
+    """
+    weights = read_weights(source)
+    if bool(settings.image_height) != bool(settings.image_width):
+        raise UsageError("Give both --image-height and --image-width, or neither.")
+    size = (settings.image_height, settings.image_width) if settings.image_height else None
+    config = config_from(weights, settings.heads or None, settings.decoder_heads or None, size)
+    model: CAVMAE | EventClassifier
+    if "mlp_head.1.weight" in weights:
+        classes = weights["mlp_head.1.weight"].shape[0]
+        model = EventClassifier(EventConfig(narrowed(config, EncoderConfig), classes))
+    else:
+        model = CAVMAE(config)
+    left = load_weights(model, weights, settings.partial)
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        model.save_pretrained(temporary)
+        write_hashes(temporary)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return left
+
+
+def to_published(source: Path, out: Path) -> None:
+    """Convert a model folder to a state dict as the authors publish it, keys with ``module.``.
+
+    Raises:
+        CavmaeError: the folder is not a model folder, or damaged.
+    """
+    if out.suffix not in (".pth", ".pt"):
+        raise UsageError(f"--out {out}: the name of a published file ends with .pth.")
+    try:
+        read_json(source / CONFIG)
+    except FileNotFoundError as error:
+        raise CavmaeError(f"{source} is not a folder of weights: {CONFIG} is missing.") from error
+    weights = read_weights(source / WEIGHTS)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(out) as file:
+        torch.save({PREFIX + key: value for key, value in weights.items()}, file)

@@ -1,0 +1,179 @@
+"""Metrics of a speaker model on a fixed list of scenes: measurement, table and files."""
+
+import csv
+import dataclasses
+import importlib.util
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cavmae.common.cli import output
+from cavmae.common.device import device_of, to_device
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import write_atomically
+from cavmae.common.json_files import json_bytes
+from cavmae.common.progress import Progress
+from cavmae.common.tables import markdown_table
+from cavmae.datasets.mixtures.scene_stream import FixedSceneStream
+from cavmae.datasets.stream.collate import Batch
+from cavmae.datasets.stream.loader import Loader
+from cavmae.finetune.speaker.cues import CueKind
+from cavmae.finetune.speaker.evaluation import WAYS, EvaluationResult, evaluate
+from cavmae.finetune.speaker.factory import load_speaker
+from cavmae.finetune.speaker.metric_table import METRICS
+from cavmae.finetune.speaker.metrics import summary
+from cavmae.finetune.speaker.scene_lists import listed_stream
+from cavmae.finetune.speaker.settings import LossSettings
+from cavmae.finetune.speaker.task import SpeakerTask
+from cavmae.tools.evaluate import EvaluateSettings
+from cavmae.tools.evaluating.examples import draw_examples
+from cavmae.tools.evaluating.plots import draw
+
+log = logging.getLogger("cavmae")
+
+
+def measure(shards: str, settings: EvaluateSettings) -> int:
+    """Measures a model, prints the table, and writes ``settings.out``.
+
+    Returns:
+        exit code 0.
+
+    Raises:
+        UsageError: no scene of the list has a cue of the kind that is asked for.
+        CavmaeError: the model, the list or the shards cannot be used.
+    """
+    model, statistics = load_speaker(settings.model)
+    device = device_of(settings.device)
+    task = SpeakerTask(model, LossSettings(), statistics).to(device).eval()
+    stream = listed_stream(settings.list, shards, model.config, settings.batch_size)
+    groups = _groups(Path(settings.people), stream) if settings.people else {}
+    loader = Loader(stream, settings.workers)
+
+    first: list[Batch] = []
+
+    def batches() -> Iterator[Batch]:
+        with Progress(stream.samples, "scene") as progress:
+            for batch in loader:
+                moved = to_device(batch, device)
+                if not first:
+                    first.append(moved)
+                yield moved
+                for _ in batch["key"]:
+                    progress.done()
+
+    cue: CueKind = settings.cue
+    ways = WAYS if settings.references else WAYS[:1]
+    quality_metrics = _quality_metrics()
+    result = evaluate(task, batches(), ways, cue, quality_metrics, settings.hints)
+    cued = cue != "none"
+    if cued and not any(p.is_target for scene in result.scenes["model"] for p in scene.people):
+        raise UsageError(
+            f"No person in {settings.list} has a cue of the kind {cue}: such cues are made of "
+            f"{'other recordings of the same people' if cue == 'voice' else 'masks'}."
+        )
+    text = table(result, groups, cued)
+    text += f"\n\nReal-time factor of the model: {result.real_time:.3f} ({device})."
+    if "pesq" not in quality_metrics:
+        text += "\n\nPESQ is missing: it needs a compiler to install (`pip install cavmae[pesq]`)."
+    output(text)
+    if settings.out:
+        _write(Path(settings.out), result, groups, text, settings)
+        draw_examples(task, first[0], Path(settings.out) / "examples.png")
+    return 0
+
+
+def _quality_metrics() -> list[str]:
+    """Names of the installed quality metrics."""
+    return ["stoi", "pesq"] if importlib.util.find_spec("pesq") else ["stoi"]
+
+
+def _groups(path: Path, stream: FixedSceneStream) -> dict[str, str]:
+    """Group of each scene with two audible people: same sex or different sex."""
+    try:
+        with path.open(newline="") as file:
+            sexes = {row["speaker"]: row["sex"] for row in csv.DictReader(file)}
+    except (OSError, KeyError, csv.Error) as error:
+        raise CavmaeError(f"{path} is no table with columns speaker and sex ({error}).") from error
+    groups = {}
+    pool = stream.pool
+    for number, recipe in enumerate(stream.specs):
+        audible = [p for p in recipe.people if p.level_db is not None]
+        person_sexes = [sexes.get(pool.clips[pool.index_of[p.clip]].person) for p in audible]
+        if len(person_sexes) == 2 and None not in person_sexes:
+            groups[f"{number:05d}"] = (
+                "same sex" if person_sexes[0] == person_sexes[1] else "different sex"
+            )
+    return groups
+
+
+def table(result: EvaluationResult, groups: dict[str, str], cued: bool) -> str:
+    """Markdown table of all metrics, a column for each way of evaluation and each group.
+
+    Args:
+        result: metrics of all scenes.
+        groups: group of scenes, by key.
+        cued: only cued people and their scenes count.
+    """
+    columns = {
+        way: summary(way_scenes, cued) for way, way_scenes in result.scenes.items() if way_scenes
+    }
+    scenes = result.scenes["model"]
+    if cued:
+        scenes = [scene for scene in scenes if any(p.is_target for p in scene.people)]
+    for group in sorted(set(groups.values())):
+        chosen = [s for s in scenes if groups.get(s.key) == group]
+        columns[group] = summary(chosen, cued)  # type: ignore[index]
+    rows = []
+    for name, metric in METRICS.items():
+        values = [column.get(name) for column in columns.values()]
+        if any(value is not None for value in values):
+            cells = ["-" if value is None else f"{value:.{metric.digits}f}" for value in values]
+            rows.append([metric.label, *cells])
+    for name, value in result.dependence.items():
+        empty_cells = [""] * (len(columns) - 1)
+        rows.append([f"masks that change, audio {name}", f"{value:.3f}", *empty_cells])
+    return markdown_table([f"{len(scenes)} scenes", *columns], rows)
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinity by None, since JSON has neither."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(
+    out: Path,
+    result: EvaluationResult,
+    groups: dict[str, str],
+    text: str,
+    settings: EvaluateSettings,
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {
+        "model": settings.model,
+        "list": settings.list,
+        "cue": settings.cue,
+        "summary": {
+            way: summary(scenes, settings.cue != "none")
+            for way, scenes in result.scenes.items()
+            if scenes
+        },
+        "dependence": result.dependence,
+        "real_time_factor": result.real_time,
+        "groups": groups,
+        "scenes": {
+            way: [dataclasses.asdict(scene) for scene in scenes]
+            for way, scenes in result.scenes.items()
+        },
+    }
+    with write_atomically(out / "measures.json") as file:
+        file.write(json_bytes(_finite(record), indent=1))
+    with write_atomically(out / "table.md") as file:
+        file.write(f"{text}\n".encode())
+    draw(result.scenes["model"], out / "measures.png")
+    log.info("Wrote %s.", out)

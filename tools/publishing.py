@@ -1,0 +1,209 @@
+"""A model folder to publish: weights, hashes and a model card; its upload to the hub."""
+
+import json
+import logging
+import re
+import shlex
+import shutil
+import uuid
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import read_bytes
+from cavmae.common.json_files import read_json, typed
+from cavmae.common.quoting import visible
+from cavmae.finetune.speaker.metric_table import METRICS
+from cavmae.pretrain.engine.checkpoints import (
+    CONFIG,
+    PREPROCESSING,
+    WEIGHTS,
+    verify_model,
+    write_hashes,
+)
+from cavmae.pretrain.engine.hub import model_type_of
+from cavmae.pretrain.engine.tensor_files import read_tensors
+from cavmae.tools.export import ExportSettings
+
+log = logging.getLogger("cavmae")
+CARD = "README.md"
+CONFIG_BYTES = 1 << 20
+# Type of a model: its purpose, its use in Python and on the command line, its tags on the hub.
+USES = {
+    "speaker": (
+        "Voices and masks of the people in a video, one pair for each person.",
+        "from cavmae.finetune.inference import Separator\n\n"
+        "separator = Separator.from_pretrained({name})\n"
+        'result = separator.separate("video.mp4", "out")',
+        "cavmae separate video.mp4 --model {name} --out out",
+        ["audio-visual", "speech-separation"],
+    ),
+    "cav-mae": (
+        "A CAV-MAE encoder: features of audio and video, pretrained without labels.",
+        "from cavmae.pretrain.model import CAVMAE\n\nmodel = CAVMAE.from_pretrained({name})",
+        "cavmae finetune speakers --config tiny --out run --data.train SHARDS "
+        "--model.encoder-from {name}",
+        ["audio-visual", "self-supervised"],
+    ),
+}
+
+
+def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
+    """Write weights, configuration, preprocessing, their hashes and a model card, atomically.
+
+    Raises:
+        CavmaeError: the checkpoint is missing or damaged, or the folder exists.
+    """
+    if out.exists():
+        raise UsageError(f"{out} is there already: name another folder, or remove it.")
+    for name in (WEIGHTS, CONFIG, PREPROCESSING):
+        if not (checkpoint / name).is_file():
+            raise CavmaeError(
+                f"{checkpoint} is not a checkpoint of cavmae: {name} is missing. Name a folder "
+                "such as RUN/checkpoints/000001000."
+            )
+    verify_model(checkpoint)
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        for name in (WEIGHTS, CONFIG, PREPROCESSING):
+            shutil.copy(checkpoint / name, temporary / name)
+        card_of(checkpoint, settings, out.name).save(temporary / CARD)
+        read_tensors(temporary / WEIGHTS, f"export another checkpoint than {checkpoint}")
+        write_hashes(temporary)
+        temporary.rename(out)
+    except OSError as error:
+        raise CavmaeError(f"{out} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCard:
+    """Model card: use, training configuration, metrics and limitations."""
+    kind = model_type_of(checkpoint, "export a checkpoint of this version of cavmae")
+    if kind not in USES:
+        raise CavmaeError(
+            f"{checkpoint} is a model of the type {kind!r}; {', '.join(USES)} can go."
+        )
+    purpose, python, command, tags = USES[kind]
+    name = settings.name or folder
+    data = ModelCardData(
+        license=settings.license,
+        library_name="cavmae",
+        tags=tags,
+    )
+    step = checkpoint.resolve().name
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"markdown": _markdown, "code": _code, "fenced": _fenced}
+    text = environment.get_template("card.md.j2").render(
+        data=Markup(data.to_yaml()),
+        name=name,
+        what=purpose,
+        python=python.format(name=json.dumps(name)),
+        command=command.format(name=shlex.quote(name)),
+        step=int(step) if step.isdigit() else None,
+        config=_config(checkpoint.resolve().parent.parent),
+        preprocessing=json.dumps(_json(checkpoint / PREPROCESSING)),
+        measures=None if settings.measures is None else _measures_table(Path(settings.measures)),
+    )
+    return ModelCard(f"{text}\n")
+
+
+def _markdown(text: str) -> Markup:
+    """Escape text for a part of a line of Markdown."""
+    return Markup(re.sub(r"([\\`*_{}\[\]<>()#+|~&!])", r"\\\1", visible(text)))
+
+
+def _code(text: str) -> Markup:
+    """Inline code, between more backticks than it contains."""
+    quotation = visible(text)
+    ticks = "`" * (_longest_ticks(quotation) + 1)
+    space = " " if quotation.startswith("`") or quotation.endswith("`") else ""
+    return Markup(f"{ticks}{space}{quotation}{space}{ticks}")
+
+
+def _fenced(text: str, language: str) -> Markup:
+    """Code block, between fences longer than any in it."""
+    quotation = visible(text, keep="\n\t").strip("\n")
+    fence = "`" * max(3, _longest_ticks(quotation) + 1)
+    return Markup(f"{fence}{language}\n{quotation}\n{fence}")
+
+
+def _longest_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        record = read_json(path)
+    except FileNotFoundError as error:
+        raise CavmaeError(f"{path} is missing.") from error
+    if not isinstance(record, dict):
+        raise CavmaeError(f"{path} is not a JSON object.")
+    return record
+
+
+def _config(run: Path) -> str | None:
+    """Configuration of the run of a checkpoint; None: unknown."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        text = read_bytes(str(path), CONFIG_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CavmaeError(f"{path} cannot be read: {error}.") from error
+    if len(text) > CONFIG_BYTES:
+        raise CavmaeError(f"{path} is not a configuration: it has more than {CONFIG_BYTES} bytes.")
+    # Folders of the training machine mean nothing to others.
+    return re.sub(r"^(\s*\w+: ).*/", r"\1", text, flags=re.MULTILINE)
+
+
+def _measures_table(folder: Path) -> dict[str, Any]:
+    """Values of the metrics table of the card.
+
+    Raises:
+        CavmaeError: a field of ``measures.json`` is not what `cavmae evaluate` writes.
+    """
+    path = folder / "measures.json"
+    record = _json(path)
+    try:
+        scenes = len(typed(typed(record, "scenes", dict), "model", list))
+        listed = Path(typed(record, "list", str)).name
+        summary = typed(record, "summary", dict)
+        columns = {name: typed(summary, name, dict) for name in summary}
+        rows = []
+        for name, metric in METRICS.items():
+            known = [typed({name: None} | c, name, float, NoneType) for c in columns.values()]
+            if any(value is not None for value in known):
+                cells = ["-" if value is None else f"{value:.{metric.digits}f}" for value in known]
+                rows.append((metric.label, cells))
+    except ValueError as error:
+        raise CavmaeError(f"{path}: {error}; measure again with `cavmae evaluate`.") from error
+    return {"scenes": scenes, "list": listed, "columns": list(columns), "rows": rows}
+
+
+def push(folder: Path, name: str) -> None:
+    """Uploads a model folder to the hub.
+
+    Raises:
+        CavmaeError: the hub refuses it.
+    """
+    try:
+        huggingface_hub.create_repo(name, exist_ok=True)
+        huggingface_hub.upload_folder(repo_id=name, folder_path=folder)
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        raise CavmaeError(
+            f"{name} could not be uploaded ({str(error).splitlines()[0]}): log in with "
+            f"`hf auth login`; the model lies in {folder}."
+        ) from error
+    log.info("Uploaded to %s.", name)
