@@ -66,9 +66,7 @@ class SoundMixer:
         UsageError: too few speakers.
     """
 
-    def __init__(
-        self, speech: RecordingBank, noise: RecordingBank | None, settings: SoundSettings
-    ):
+    def __init__(self, speech: RecordingBank, noise: RecordingBank | None, settings: SoundSettings):
         if len(speech.names) <= settings.voices:
             raise UsageError(
                 f"The speech is of {len(speech.names)} speakers, but mixtures need "
@@ -230,9 +228,7 @@ class SoundMixer:
         return ends[0] * (1 - part) + ends[1] * part
 
 
-def _draw_recordings(
-    bank: RecordingBank, shape: tuple[int, ...], rng: torch.Generator
-) -> Tensor:
+def _draw_recordings(bank: RecordingBank, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     """Recordings that a random sample of the bank falls into."""
     place = torch.rand(shape, generator=rng, dtype=torch.float64) * len(bank.samples)
     return torch.searchsorted(bank.starts, place.long(), right=True) - 1

@@ -85,9 +85,7 @@ def load_or_build_bank(folders: Sequence[Path], cache: Path, workers: int = 0) -
         CavmaeError: no recording can be used, or the cached bank is damaged.
     """
     files = [
-        (reader, folder / name)
-        for folder in folders
-        for reader, name in list_recordings(folder)
+        (reader, folder / name) for folder in folders for reader, name in list_recordings(folder)
     ]
     sizes = [[str(path.resolve()), path.stat().st_size] for _, path in files]
     digest = hashlib.sha256(json_bytes([SCHEMA, sizes])).hexdigest()[:16]

@@ -87,13 +87,13 @@ class PathAttention(nn.Module):
     def forward(self, x_mtqc: Tensor) -> Tensor:
         """Residual update of the same shape."""
         qkv = self.qkv(self.norm(x_mtqc)).unflatten(-1, (3, self.heads, -1))
-        m, t, q = qkv.shape[:3]
+        rows = len(qkv)
         # The attended axis last but one: [M rows, heads, attended, C / heads].
         order = (3, 0, 2, 4, 1, 5) if self.over_time else (3, 0, 1, 4, 2, 5)
         query, key, value = qkv.permute(order).flatten(1, 2)
         x = functional.scaled_dot_product_attention(query, key, value)
         x = x.transpose(1, 2).flatten(2)  # [M rows, attended, C]
-        x = x.unflatten(0, (m, -1))
+        x = x.unflatten(0, (rows, -1))
         out: Tensor = self.out(x.transpose(1, 2) if self.over_time else x)
         return out
 
@@ -170,7 +170,7 @@ class BandSplitSeparator(VoiceSeparator):
     """
 
     stft = RESOLUTION
-    least_samples = 2560  # the smallest multiple of both hops that speaks of two video frames
+    least_samples = 2560
 
     def __init__(self, options: BandSplitOptions, width: int):
         super().__init__()
@@ -182,9 +182,7 @@ class BandSplitSeparator(VoiceSeparator):
         self.voice_blocks = nn.ModuleList(
             DualPathBlock(channels, options.heads) for _ in range(options.blocks)
         )
-        self.films = nn.ModuleList(
-            nn.Linear(width, 2 * channels) for _ in range(options.blocks)
-        )
+        self.films = nn.ModuleList(nn.Linear(width, 2 * channels) for _ in range(options.blocks))
         self.band_cue = nn.Linear(width, NUM_BANDS * channels)
         self.norm = nn.RMSNorm(channels, eps=1e-5)
         self.join = BandJoin(channels)

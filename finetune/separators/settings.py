@@ -117,4 +117,6 @@ class BandSplitOptions(SeparatorOptions):
     def __post_init__(self) -> None:
         _check(self, width=1, heads=1, shared_blocks=0, blocks=1)
         if self.width % self.heads:
-            raise ValueError(f"band-split: width {self.width} is no multiple of {self.heads} heads.")
+            raise ValueError(
+                f"band-split: width {self.width} is no multiple of {self.heads} heads."
+            )
