@@ -1,4 +1,4 @@
-"""Training task of the sound separator: mixtures are made on the device from the seed of a batch."""
+"""Training task of the sound separator, whose mixtures are made on the device."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
