@@ -18,6 +18,16 @@ BANDS = 8  # of an equaliser, equally spaced in the square root of frequency
 ROOM_SEED = 1
 
 
+def on_device(value: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on a device, through page-locked memory for a GPU.
+
+    A copy from ordinary memory would wait for all that the GPU has still to do.
+    """
+    if device.type == "cuda":
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
+
+
 class FilterDraw(NamedTuple):
     """Filters of voices, on the CPU.
 
@@ -75,9 +85,9 @@ class SoundFilters:
         if not len(chosen):
             return waves
         device = waves.device
-        gains = filters.gains.flatten(0, 1)[rows[chosen]].to(device)
-        rooms = filters.rooms.flatten()[rows[chosen]].to(device)
-        chosen = chosen.to(device)
+        gains = on_device(filters.gains.flatten(0, 1)[rows[chosen]], device)
+        rooms = on_device(filters.rooms.flatten()[rows[chosen]], device)
+        chosen = on_device(chosen, device)
         response = torch.fft.rfft(self._responses[rooms], self._length)
         response = response * 10 ** (gains @ self._bands / 20)
         spectra = torch.fft.rfft(waves[chosen], self._length) * response

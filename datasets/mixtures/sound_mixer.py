@@ -7,6 +7,7 @@ Shapes: N mixtures, K people with a cue, S samples, T' frames of 40 ms, M render
 channels of a cue.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.cue_spoiling import draw_defects, spoil
-from cavmae.datasets.mixtures.sound_filters import SoundFilters
+from cavmae.datasets.mixtures.sound_filters import SoundFilters, on_device
 from cavmae.datasets.mixtures.sound_settings import SoundSettings
 from cavmae.datasets.mixtures.speech_bank import CUE_CHANNELS, CUE_SCALE, RecordingBank
 from cavmae.datasets.stream.features import SAMPLE_RATE
@@ -22,7 +23,8 @@ from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.datasets.synthetic.articulation import STEP
 
 FRAME = SAMPLE_RATE // VIDEO_RATE  # samples of 40 ms
-TAPS, PHASES = 8, 512  # of the resampling filter
+SPEED_STEPS = 40  # of the speed 1: resampled voices differ in steps of 2.5 %
+MARGIN = 1280  # samples on either side of a crop, which take the wrap-around of its resampling
 CANDIDATES = 8  # recordings among which one of another speaker is chosen
 REFERENCE_DB = -20.0  # RMS of a voice at 0 dB
 EDGE = SAMPLE_RATE // 100  # samples of a fade
@@ -47,11 +49,11 @@ class SoundBatch(NamedTuple):
 
 
 class _Crops(NamedTuple):
-    """Crops of recordings, on the CPU: recording, first sample and speed, each [N, V]."""
+    """Crops of recordings, on the CPU: recording, first sample, speed, each int64 [N, V]."""
 
     recordings: Tensor
     starts: Tensor
-    speeds: Tensor
+    speed_steps: Tensor
 
 
 class SoundMixer:
@@ -74,21 +76,21 @@ class SoundMixer:
             )
         self.speech, self.noise, self.settings = speech, noise, settings
         self.filters = SoundFilters(settings)
-        self._resampling = _resampling_filters()
+        self._device = torch.device("cpu")
 
     def to(self, device: torch.device) -> None:
         """Moves the banks to a device."""
-        if self._resampling.device == device:
+        if self._device == device:
             return
         self.speech = self.speech.to(device)
         self.noise = None if self.noise is None else self.noise.to(device)
         self.filters.to(device)
-        self._resampling = self._resampling.to(device)
+        self._device = device
 
     @torch.no_grad()
     def mix(self, seed: int, count: int) -> SoundBatch:
         """The ``count`` mixtures of a seed, on the device of the banks."""
-        settings, device = self.settings, self._resampling.device
+        settings, device = self.settings, self._device
         n, k, s = count, settings.voices, settings.samples
         rng = torch.Generator().manual_seed(seed)
 
@@ -111,7 +113,7 @@ class SoundMixer:
         waves = self.filters.apply(waves, filters, rows)
         waves *= _gate(first.flatten()[rows], last.flatten()[rows], s, 1, device)
         voices = torch.zeros(n * (k + 1), s, device=device)
-        voices[rows.to(device)] = waves
+        voices[on_device(rows, device)] = waves
         voices = voices.view(n, k + 1, s)
         residual = voices[:, -1] + self._draw_noise(n, rng)
         voices = voices[:, :-1]
@@ -121,9 +123,9 @@ class SoundMixer:
         defects = draw_defects(settings, n * k, s // FRAME, CUE_CHANNELS, rng)
         cues = self._sample_cues(crops, defects.shift.view(n, k))
         mouth = _gate(first[:, :k].flatten(), last[:, :k].flatten(), s // FRAME, FRAME, device)
-        mouth = mouth * (~silent).flatten()[:, None].to(device)
-        mouth = torch.where(moving.flatten()[:, None].to(device), 1.0, mouth)
-        defects = type(defects)(*(value.to(device) for value in defects))
+        mouth = mouth * on_device((~silent).flatten()[:, None], device)
+        mouth = torch.where(on_device(moving.flatten()[:, None], device), 1.0, mouth)
+        defects = type(defects)(*(on_device(value, device) for value in defects))
         cues = spoil(cues * mouth[..., None], defects).view(n, k, -1, CUE_CHANNELS)
         return SoundBatch(mixture / scale, voices / scale[..., None], residual / scale, cues)
 
@@ -143,17 +145,18 @@ class SoundMixer:
                 pick = int(torch.randint(len(left), (1,), generator=rng))
                 candidates[row, index, 0], first[row] = left[pick], 0
             chosen[:, index] = candidates[:, index].gather(1, first[:, None])[:, 0]
-        span = self.settings.max_speed
-        exponent = 2 * torch.rand(n, v, generator=rng, dtype=torch.float64) - 1
+        fastest = self.settings.max_speed * SPEED_STEPS
+        slowest = SPEED_STEPS / self.settings.max_speed
+        steps = torch.randint(math.ceil(slowest), math.floor(fastest) + 1, (n, v), generator=rng)
         resampled = torch.rand(n, v, generator=rng) < self.settings.speed_prob
-        speeds = torch.where(resampled, span**exponent, 1.0)
-        return _Crops(chosen, self._draw_starts(bank, chosen, speeds, rng), speeds)
+        steps = torch.where(resampled, steps, SPEED_STEPS)
+        return _Crops(chosen, self._draw_starts(bank, chosen, steps, rng), steps)
 
     def _draw_starts(
-        self, bank: RecordingBank, recordings: Tensor, speeds: Tensor, rng: torch.Generator
+        self, bank: RecordingBank, recordings: Tensor, steps: Tensor, rng: torch.Generator
     ) -> Tensor:
         """First sample of each crop; a shorter recording lies somewhere in its crop."""
-        slack = bank.lengths[recordings] - (self.settings.samples * speeds).long()
+        slack = bank.lengths[recordings] - self.settings.samples * steps // SPEED_STEPS
         place = torch.rand(recordings.shape, generator=rng, dtype=torch.float64)
         return (slack * place).round().long()
 
@@ -172,7 +175,7 @@ class SoundMixer:
 
     def _draw_noise(self, n: int, rng: torch.Generator) -> Tensor:
         """Noise of mixtures [N, S], zeros where there is none."""
-        settings, device = self.settings, self._resampling.device
+        settings, device = self.settings, self._device
         noise = torch.zeros(n, settings.samples, device=device)
         noisy = torch.rand(n, 1, generator=rng) < settings.noise_prob
         ratio = torch.rand(n, 1, generator=rng)
@@ -180,50 +183,57 @@ class SoundMixer:
         if self.noise is None:
             return noise
         recordings = _draw_recordings(self.noise, (n, 1), rng)
-        speeds = torch.ones(n, 1, dtype=torch.float64)
-        starts = self._draw_starts(self.noise, recordings, speeds, rng)
+        steps = torch.full((n, 1), SPEED_STEPS)
+        starts = self._draw_starts(self.noise, recordings, steps, rng)
         rows = noisy.flatten().nonzero()[:, 0]
-        crops = _Crops(recordings, starts, speeds)
-        noise[rows.to(device)] = self._render(self.noise, crops, rows, REFERENCE_DB - ratio)
+        crops = _Crops(recordings, starts, steps)
+        noise[on_device(rows, device)] = self._render(self.noise, crops, rows, REFERENCE_DB - ratio)
         return noise
 
     def _render(self, bank: RecordingBank, crops: _Crops, rows: Tensor, levels: Tensor) -> Tensor:
         """Resampled crops [M, S] of the rows of flattened crops, at levels in dB of full scale."""
-        device, s = self._resampling.device, self.settings.samples
+        settings = self.settings
         recordings = crops.recordings.flatten()[rows]
         gains = 10 ** ((levels.flatten()[rows] - bank.levels[recordings]) / 20) / 32767
-        lengths = bank.lengths[recordings][:, None].to(device)
-        offsets = bank.starts[recordings][:, None].to(device)
-        starts = crops.starts.flatten()[rows][:, None].to(device)
-        speeds = crops.speeds.flatten()[rows][:, None].to(device)
-        position = torch.arange(s, device=device, dtype=torch.float64) * speeds  # [M, S]
-        whole = position.floor()
-        phase = ((position - whole) * PHASES).round().long()
-        whole = whole.long() + starts
-        waves = torch.zeros(len(rows), s, device=device)
-        for tap in range(TAPS):
-            index = whole + (tap - TAPS // 2 + 1)
-            inside = (index >= 0) & (index < lengths)
-            sample = bank.samples[(index.clamp(min=0).minimum(lengths - 1) + offsets)]
-            waves += self._resampling[tap][phase] * (sample * inside)
-        return waves * gains[:, None].to(device)
+        starts, steps = crops.starts.flatten()[rows], crops.speed_steps.flatten()[rows]
+        waves = torch.zeros(len(rows), settings.samples, device=self._device)
+        for step in steps.unique().tolist():
+            chosen = (steps == step).nonzero()[:, 0]
+            first = starts[chosen] - MARGIN * step // SPEED_STEPS
+            total = settings.samples + 2 * MARGIN
+            crop = self._crop(bank, recordings[chosen], first, total * step // SPEED_STEPS)
+            if step != SPEED_STEPS:
+                # Exact resampling: the spectrum is cut off, or filled up with zeros.
+                crop = torch.fft.irfft(torch.fft.rfft(crop), total) * (total / crop.shape[1])
+            waves[on_device(chosen, self._device)] = crop[:, MARGIN : MARGIN + settings.samples]
+        return waves * on_device(gains[:, None], self._device)
+
+    def _crop(self, bank: RecordingBank, recordings: Tensor, starts: Tensor, length: int) -> Tensor:
+        """Crops [M, length] of recordings, zeros before and behind them."""
+        device = self._device
+        index = torch.arange(length, device=device) + on_device(starts[:, None], device)
+        lengths = on_device(bank.lengths[recordings][:, None], device)
+        offsets = on_device(bank.starts[recordings][:, None], device)
+        samples = bank.samples[index.clamp(min=0).minimum(lengths - 1) + offsets]
+        return samples * ((index >= 0) & (index < lengths)).float()
 
     def _sample_cues(self, crops: _Crops, shift: Tensor) -> Tensor:
         """Cues [N K, T', C] at the centers of frames, each ``shift`` [N, K] frames late."""
-        bank, device = self.speech, self._resampling.device
+        bank, device = self.speech, self._device
         k = shift.shape[1]
         recordings = crops.recordings[:, :k].flatten()
         frames = torch.arange(self.settings.samples // FRAME) + 0.5
-        time = (frames - shift.flatten()[:, None]) * FRAME * crops.speeds[:, :k].flatten()[:, None]
+        speeds = crops.speed_steps[:, :k].flatten()[:, None].double() / SPEED_STEPS
+        time = (frames - shift.flatten()[:, None]) * FRAME * speeds
         position = (time + crops.starts[:, :k].flatten()[:, None]) / STEP - 0.5  # [N K, T']
         steps = (bank.lengths[recordings] // STEP)[:, None]
         whole = position.floor()
-        part = (position - whole).float().to(device)[..., None]
+        part = on_device((position - whole).float(), device)[..., None]
         offsets = (bank.starts[recordings] // STEP)[:, None]
         ends = []
         for step in (whole.long(), whole.long() + 1):
-            inside = ((step >= 0) & (step < steps)).to(device)
-            index = (step.clamp(min=0).minimum(steps - 1) + offsets).to(device)
+            inside = on_device((step >= 0) & (step < steps), device)
+            index = on_device(step.clamp(min=0).minimum(steps - 1) + offsets, device)
             ends.append(bank.cues[index] * inside[..., None] / CUE_SCALE)
         return ends[0] * (1 - part) + ends[1] * part
 
@@ -237,14 +247,6 @@ def _draw_recordings(bank: RecordingBank, shape: tuple[int, ...], rng: torch.Gen
 def _gate(first: Tensor, last: Tensor, count: int, step: int, device: torch.device) -> Tensor:
     """1 from ``first`` to ``last`` [M], with fades, at samples 0, step, ...: [M, count]."""
     at = (torch.arange(count, device=device) + 0.5) * step
-    rise = (at - first.to(device)[:, None]) / EDGE
-    fall = (last.to(device)[:, None] - at) / EDGE
+    rise = (at - on_device(first, device)[:, None]) / EDGE
+    fall = (on_device(last, device)[:, None] - at) / EDGE
     return rise.minimum(fall).clamp(0, 1)
-
-
-def _resampling_filters() -> Tensor:
-    """Windowed sinc of each tap and phase: [TAPS, PHASES + 1]; phase 0 is the sample itself."""
-    distance = torch.arange(TAPS)[:, None] - TAPS // 2 + 1 - torch.arange(PHASES + 1) / PHASES
-    window = torch.cos(torch.pi * distance / TAPS).square()
-    filters = torch.sinc(distance) * window
-    return filters / filters.sum(0)

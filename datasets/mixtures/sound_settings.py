@@ -22,7 +22,7 @@ class SoundSettings:
         min_noise_db: smallest ratio of voices to noise.
         max_noise_db: largest ratio of voices to noise.
         speed_prob: probability that a voice is resampled, in speed and pitch.
-        max_speed: largest factor of that, and inverse of the smallest.
+        max_speed: largest factor of that, and inverse of the smallest; in steps of 2.5 %.
         equaliser_prob: probability that a voice is equalised.
         equaliser_db: largest gain of an equaliser's band.
         room_prob: probability of reverberation.

@@ -28,7 +28,7 @@ from cavmae.common.progress import Progress
 from cavmae.datasets.media.audio_files import AudioFileError
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.synthetic.articulation import MOUTH_RATE, SMOOTHING, STEP, from_audio
-from cavmae.datasets.synthetic.recordings import active_level, list_recordings, read
+from cavmae.datasets.synthetic.recordings import active_level, list_recordings, read, reader_of
 
 log = logging.getLogger("cavmae")
 SCHEMA = 1
@@ -76,7 +76,8 @@ def load_or_build_bank(folders: Sequence[Path], cache: Path, workers: int = 0) -
     """Loads the bank of folders of recordings from the cache, else builds it.
 
     Args:
-        folders: their files' names up to the first ``-`` name the speakers.
+        folders: their files' names up to the first ``-`` or ``_`` name the speakers; files with
+            other names are of one speaker, so that no two of them are mixed.
         cache: folder of cached banks; a bank is used while names and sizes of files are the same.
         workers: processes that decode; 0: one for each core.
 
@@ -85,7 +86,9 @@ def load_or_build_bank(folders: Sequence[Path], cache: Path, workers: int = 0) -
         CavmaeError: no recording can be used, or the cached bank is damaged.
     """
     files = [
-        (reader, folder / name) for folder in folders for reader, name in list_recordings(folder)
+        (reader_of(Path(folder.name) / name), folder / name)
+        for folder in folders
+        for _, name in list_recordings(folder)
     ]
     sizes = [[str(path.resolve()), path.stat().st_size] for _, path in files]
     digest = hashlib.sha256(json_bytes([SCHEMA, sizes])).hexdigest()[:16]
