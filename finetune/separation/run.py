@@ -40,10 +40,9 @@ def build(settings: SeparationSettings, context: RunContext) -> TrainingParts:
     data, loop, processes = settings.data, settings.loop, context.processes
     if not data.train:
         raise UsageError("Name the folders of speech to train on: --data.train '[FOLDER, ...]'.")
-    if processes.is_main:  # the others find it in the cache
-        _load_banks(data)
-    processes.any_process(True)
-    speech, noise, held_out_banks = _load_banks(data)
+    banks = _load_banks(data) if processes.is_main else None
+    processes.any_process(True)  # the others find in the cache what the first one has decoded
+    speech, noise, held_out_banks = banks or _load_banks(data)
     for folder, bank in zip(data.held_out, held_out_banks, strict=True):
         if both := sorted(set(bank.names) & set(speech.names)):
             raise UsageError(
