@@ -25,6 +25,7 @@ NUM_BANDS = sum(count for count, _ in BANDS)
 KERNEL = 5  # frames of the convolution
 RESOLUTION = STFT(512, 512, 256)
 VIDEO_FRAME = 640  # samples
+MAX_ROWS = 65_535  # of a batch of attention: the largest grid of CUDA's kernels
 
 
 class BandSplit(nn.Module):
@@ -91,7 +92,8 @@ class PathAttention(nn.Module):
         # The attended axis last but one: [M rows, heads, attended, C / heads].
         order = (3, 0, 2, 4, 1, 5) if self.over_time else (3, 0, 1, 4, 2, 5)
         query, key, value = qkv.permute(order).flatten(1, 2)
-        x = functional.scaled_dot_product_attention(query, key, value)
+        parts = zip(*(part.split(MAX_ROWS) for part in (query, key, value)), strict=True)
+        x = torch.cat([functional.scaled_dot_product_attention(*part) for part in parts])
         x = x.transpose(1, 2).flatten(2)  # [M rows, attended, C]
         x = x.unflatten(0, (rows, -1))
         out: Tensor = self.out(x.transpose(1, 2) if self.over_time else x)
