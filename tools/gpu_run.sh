@@ -12,8 +12,8 @@ set -u
 seconds=${1:-560}
 export PYTHONUNBUFFERED=1 OUT=${OUT:-/tmp/gpu-run-out}
 DEVICE=${DEVICE:-cuda} SIZE=${SIZE:-base} BATCH=${BATCH:-128} MORE=${MORE:-} G=${G:-/tmp/gpu-run}
-precision=bf16 compile=inductor steps=12
-[ "$DEVICE" = cuda ] || { precision=fp32 compile=off steps=2; }
+precision=bf16 compile=inductor steps=12 compiled=true
+[ "$DEVICE" = cuda ] || { precision=fp32 compile=off steps=2 compiled=false; }
 mkdir -p "$G" "$OUT"
 if [ ! -f "$G/unpacked" ]; then
     python3 - "$G" <<'P' || exit 1
@@ -39,22 +39,22 @@ data=(--data.train "$train" --data.noise "$noise" --data.held-out "[$valid]" --d
     > "$OUT/machine.txt" 2>&1
 
 # 1. Recordings are decoded while the GPU is tried.
-python3 - "$cache" "$train" "$noise" > "$G/bank.log" 2>&1 <<'P' &
+# Not from standard input: worker processes could not import such a module.
+python3 -c '
 import sys
 from pathlib import Path
 from cavmae.datasets.mixtures.speech_bank import load_or_build_bank
-if __name__ == "__main__":
-    for folders in sys.argv[2:]:
-        names = [Path(name) for name in folders.strip("[]").split(",")]
-        bank = load_or_build_bank(names, Path(sys.argv[1]))
-        print(f"{bank.seconds / 60:.1f} min, {len(bank.names)} speakers")
-P
+for folders in sys.argv[2:]:
+    names = [Path(name) for name in folders.strip("[]").split(",")]
+    bank = load_or_build_bank(names, Path(sys.argv[1]))
+    print(f"{bank.seconds / 60:.1f} min, {len(bank.names)} speakers")
+' "$cache" "$train" "$noise" > "$G/bank.log" 2>&1 &
 bank=$!
 
 # 2. Equality with the CPU, and rates.
 timeout -k 5 "${BENCH_SECONDS:-110}" python3 -m cavmae.tools.cli bench separators --speech "[$valid]" \
     --cache "$cache" --device "$DEVICE" --precision "$precision" --batch-size "$BATCH" \
-    --steps "$steps" --rounds 1 --recipes "[$SIZE]" --compile \
+    --steps "$steps" --rounds 1 --recipes "[$SIZE]" --compile "$compiled" \
     --out "$OUT/rates.json" > "$OUT/rates.md" 2>&1
 cat "$OUT/rates.md"
 wait "$bank"
@@ -62,6 +62,7 @@ cat "$G/bank.log" | tail -n 3
 
 # 3. Training for the time that is left, but for the last measures and the way back.
 budget=$(($(left "$seconds") - ${RESERVE:-40}))
+[ "$budget" -gt 20 ] || budget=20
 count=$(python3 - "$OUT/rates.json" "$budget" "$BATCH" "$compile" <<'P'
 import json, sys
 path, budget, batch, compiled = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
