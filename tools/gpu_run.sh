@@ -7,11 +7,11 @@
 # Results, at most 8 files of 16 MB, go to $OUT: tables, metrics, logs, weights in half precision.
 #
 #   DEVICE=cuda   cpu: a rehearsal       SIZE=base    recipe of `cavmae finetune separator`
-#   BATCH=128     of a training step     MORE=        further options of the training
+#   BATCH=64      of a training step     MORE=        further options of the training
 set -u
 seconds=${1:-560}
 export PYTHONUNBUFFERED=1 OUT=${OUT:-/tmp/gpu-run-out}
-DEVICE=${DEVICE:-cuda} SIZE=${SIZE:-base} BATCH=${BATCH:-128} MORE=${MORE:-} G=${G:-/tmp/gpu-run}
+DEVICE=${DEVICE:-cuda} SIZE=${SIZE:-base} BATCH=${BATCH:-64} MORE=${MORE:-} G=${G:-/tmp/gpu-run}
 precision=bf16 compile=inductor steps=12 compiled=true
 [ "$DEVICE" = cuda ] || { precision=fp32 compile=off steps=2 compiled=false; }
 mkdir -p "$G" "$OUT"

@@ -31,7 +31,7 @@ class SeparatedVoices(NamedTuple):
     activity_logits: Tensor
 
 
-class CueEncoder(nn.Module):
+class ArticulationEncoder(nn.Module):
     """Embeddings of cues, aligned with the mixture: residual dilated convolutions over time.
 
     Args:
@@ -86,7 +86,7 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
         super().__init__()
         self.config = config
         self.separator = SEPARATORS.build(config.separator, config.width)
-        self.cue_encoder = CueEncoder(config, self.separator.latent_width)
+        self.cue_encoder = ArticulationEncoder(config, self.separator.latent_width)
         self.activity_head = nn.Linear(config.width, 1)
         self.residual_head = nn.Linear(self.separator.latent_width, 1)
         nn.init.constant_(self.activity_head.bias, FIRST_LOGIT)

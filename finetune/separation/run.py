@@ -61,13 +61,13 @@ def build(settings: SeparationSettings, context: RunContext) -> TrainingParts:
     mixer = SoundMixer(speech, noise, settings.mix)
     lists = held_out_mixers(data.held_out, held_out_banks, settings.mix)
     task = SeparationTask(model, mixer, lists, settings.loss)
-    place = {"rank": processes.rank, "world_size": processes.count}
-    loader = Loader(SeedStream(data.batch_size, loop.seed, **place))
+    rank, count = processes.rank, processes.count
+    loader = Loader(SeedStream(data.batch_size, loop.seed, rank=rank, world_size=count))
     held_out = None
     if lists:
         batches = data.held_out_mixtures // HELD_OUT_BATCH
-        stream = SeedStream(HELD_OUT_BATCH, HELD_OUT_SEED, tuple(lists), batches, **place)
-        held_out = Loader(stream)
+        seeds = SeedStream(HELD_OUT_BATCH, HELD_OUT_SEED, tuple(lists), batches, rank, count)
+        held_out = Loader(seeds)
     return TrainingParts(task, loader, held_out)
 
 
