@@ -57,7 +57,7 @@ bench() {
         --steps "$steps" --rounds 1 --recipes "[$SIZE]" --compile "$1" --out "$G/rates-$1.json"
 }
 bench false "${BENCH_SECONDS:-60}" > "$OUT/rates.md" 2>&1
-[ "$DEVICE" = cpu ] || bench true "${COMPILE_SECONDS:-100}" >> "$OUT/rates.md" 2>&1
+[ "$DEVICE" = cpu ] || bench true "${COMPILE_SECONDS:-130}" >> "$OUT/rates.md" 2>&1
 cat "$OUT/rates.md"
 wait "$bank"
 tail -n 3 "$G/bank.log"

@@ -72,9 +72,12 @@ class SoundSettings:
         return round(self.seconds * 16_000)
 
     def talking(self, spoiled: bool) -> "SoundSettings":
-        """All people talk all the time, without noise, rooms and resampling: for measuring."""
+        """All people talk all the time, without noise, rooms and resampling: for measuring.
+
+        Two voices differ by at most 5 dB.
+        """
         off = {
             field.name: 0.0 for field in dataclasses.fields(self) if field.name.endswith("_prob")
         }
-        off |= {"gap_prob": self.gap_prob, "spoiled_prob": float(spoiled)}
+        off |= {"gap_prob": self.gap_prob, "spoiled_prob": float(spoiled), "level_db": 2.5}
         return dataclasses.replace(self, **off)  # type: ignore[arg-type]

@@ -86,6 +86,8 @@ class SeparationTask(Task):
         settings, channels = self.mixer.settings, self.model.config.cue_channels
         mixture = torch.zeros(1, settings.samples, device=device)
         cues = torch.zeros(1, settings.voices, settings.samples // FRAME, channels, device=device)
-        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        # What is first called under a counter would never be compiled.
+        eager = torch.compiler.set_stance("force_eager")
+        with torch.enable_grad(), eager, FlopCounterMode(display=False) as counter:
             self.model(mixture, cues)
         return 3.0 * counter.get_total_flops()

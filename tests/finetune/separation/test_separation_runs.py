@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,18 +12,24 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from cavmae.common.errors import UsageError
+from cavmae.common.registry import plain
+from cavmae.datasets.mixtures.sound_settings import SoundSettings
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separation.model import SoundSeparator
+from cavmae.finetune.separation.settings import SoundLossSettings
+from cavmae.finetune.separation.task import SeparationTask
+from cavmae.finetune.separators.settings import BandSplitOptions
 from cavmae.finetune.train import main
+from cavmae.pretrain.factory import compile_blocks
 from cavmae.tools.evaluate_separator import main as evaluate_separator
 from tests.datasets.mixtures.test_sound_mixer import syllables
 from tests.pretrain.engine.running import trace
 
+SEPARATOR = BandSplitOptions(width=8, heads=2, shared_blocks=1, blocks=1)
 SETTINGS: dict[str, Any] = {
     "data": {"batch_size": 2, "held_out_mixtures": 8},
     "mix": {"seconds": 0.64},
-    "model": {"separator": {"name": "band-split", "width": 8, "heads": 2, "shared_blocks": 1,
-                            "blocks": 1}, "width": 8, "cue_layers": 1},
+    "model": {"separator": plain(SEPARATOR), "width": 8, "cue_layers": 1},
     "loop": {"steps": 4, "log_every": 1, "save_every": 2, "threads": 1, "tracker": "none"},
 }  # fmt: skip
 
@@ -126,3 +133,14 @@ def test_every_weight_gets_a_gradient_and_activities_gate_the_voices() -> None:
         model.activity_head.weight.zero_()
         spectra = model(mixture, cues).spectra
     assert spectra[:, :2].abs().max() < 1e-6 < spectra[:, 2].abs().max()
+
+
+def test_blocks_are_compiled_for_training_though_their_flops_were_counted() -> None:
+    model = SoundSeparator(SoundSeparatorConfig(SEPARATOR, width=8, cue_layers=0))
+    compile_blocks(model.separator, "eager")
+    mixer = SimpleNamespace(settings=SoundSettings(seconds=0.64))
+    task = SeparationTask(model, mixer, {}, SoundLossSettings())  # type: ignore[arg-type]
+    assert task.flops_per_sample() > 1e6
+    torch._dynamo.utils.counters.clear()
+    model(torch.randn(1, 10240), torch.zeros(1, 2, 16, 4))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
