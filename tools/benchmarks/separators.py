@@ -64,8 +64,9 @@ def parity(recipe: str, bank: RecordingBank, device: torch.device) -> tuple[floa
     results = []
     for place in (torch.device("cpu"), device):
         task = _task(recipe, bank, False).to(place)
-        output = task("training_step", _batch(PARITY_BATCH))
-        output.loss.backward()
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            output = task("training_step", _batch(PARITY_BATCH))
+            output.loss.backward()
         gradients = [p.grad.flatten().cpu() for p in task.parameters() if p.grad is not None]
         results.append((output.loss.detach().cpu(), torch.cat(gradients)))
     (loss, gradient), (other_loss, other_gradient) = results
