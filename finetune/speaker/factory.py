@@ -48,6 +48,8 @@ def speaker_config(
         )
         for field in dataclasses.fields(EncoderConfig):
             value, actual = getattr(chosen, field.name), getattr(encoder, field.name)
+            if field.name == "size" and value != default.size:
+                value = narrowed(chosen, EncoderConfig).size  # with other numbers: custom
             if value not in (getattr(default, field.name), actual):
                 raise UsageError(
                     f"model.encoder.{field.name} {value}: the scenes (compose) or the weights "
