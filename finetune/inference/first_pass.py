@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cavmae.common.boxes import WHOLE, Box
 from cavmae.datasets.media import MediaError
 from cavmae.datasets.media.playback import SAMPLES
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import RawWave
-from cavmae.finetune.inference.boxes import WHOLE, Box
 from cavmae.finetune.inference.overlap_add import OverlapAdd
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.progress import ProgressCallback

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from cavmae.finetune.inference.boxes import Box
+from cavmae.common.boxes import Box
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
 from cavmae.finetune.inference.tracker import interpolate_masks

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cavmae.common.boxes import pixel_box
 from cavmae.datasets.media import Probe
 from cavmae.datasets.media.geometry import Geometry, cut_from
 from cavmae.datasets.media.playback import Playback
@@ -14,7 +15,6 @@ from cavmae.datasets.media.writing import VideoWriter, Wave
 from cavmae.datasets.mixtures.compositing import dilate
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import Span
-from cavmae.finetune.inference.boxes import pixel_box
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.mask_tracks import MaskTrack
 from cavmae.finetune.inference.progress import ProgressCallback, part_of

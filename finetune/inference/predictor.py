@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cavmae.common.boxes import WHOLE, Box
 from cavmae.datasets.mixtures.compositing import GREY
 from cavmae.datasets.stream.transforms import Statistics
-from cavmae.finetune.inference.boxes import WHOLE, Box
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.slot_merging import merge_slots, without_specks
 from cavmae.finetune.speaker.cues import KINDS, CueKind, Cues, no_cues, region_of

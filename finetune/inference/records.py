@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from cavmae.common.boxes import pixel_box
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import Span, spans_of
-from cavmae.finetune.inference.boxes import pixel_box
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
 from cavmae.finetune.inference.predictor import Cue

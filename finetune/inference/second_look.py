@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cavmae.finetune.inference.boxes import WHOLE, Box, mask_box
+from cavmae.common.boxes import WHOLE, Box, mask_box
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.tracker import masks_at, soft_iou
 

@@ -22,6 +22,7 @@ import av
 import numpy as np
 import torch
 
+from cavmae.common.device import device_of
 from cavmae.common.errors import CavmaeError, NonFiniteError, UsageError
 from cavmae.common.locks import locked
 from cavmae.datasets.media import MediaError, Probe, probe
@@ -85,13 +86,9 @@ class Separator:
         Raises:
             CavmaeError: the model or the device does not exist.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        usable_device = device_of(device)
         model, statistics = load_speaker(name)
-        try:
-            model = model.to(device).eval()
-        except (RuntimeError, AssertionError) as error:
-            raise UsageError(f"--device {device} cannot be used: {error}") from error
+        model = model.to(usable_device).eval()
         return cls(WindowPredictor(model, statistics, precision, thresholds), name, precision)
 
     def separate(

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cavmae.common.boxes import mask_box
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import read_bytes
 from cavmae.datasets.media.audio_files import MAGIC, AudioFileError, read_audio
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
-from cavmae.finetune.inference.boxes import mask_box
 from cavmae.finetune.inference.predictor import Cue
 from cavmae.finetune.inference.target import Target
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from cavmae.finetune.inference.boxes import Box
+from cavmae.common.boxes import Box
 from cavmae.finetune.inference.predictor import DetectedPerson
 from cavmae.finetune.inference.settings import Thresholds
 

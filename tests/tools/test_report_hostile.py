@@ -26,7 +26,7 @@ from cavmae.tools.benchmarks.media import make_video
 from cavmae.tools.cli import dispatch
 from cavmae.tools.report import main
 from cavmae.tools.reporting.audio_tracks import tracks_of
-from cavmae.tools.reporting.blocks import Row
+from cavmae.tools.reporting.blocks import Gallery
 from cavmae.tools.reporting.charts import Line, lines
 from cavmae.tools.reporting.examples import example
 from cavmae.tools.reporting.fields import Faults
@@ -248,7 +248,7 @@ def test_no_file_from_outside(change: Change, recording: Path, private: Path) ->
     blocks = [
         block
         for block in example(separation)
-        if isinstance(block, Row) and block.items_kind == "videos"
+        if isinstance(block, Gallery) and block.items_kind == "videos"
     ]
     for video in (video for block in blocks for video in block.items):
         assert base64.b64decode(video.url.partition(",")[2]) != (private / "film.mp4").read_bytes()

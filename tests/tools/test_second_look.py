@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae.finetune.inference.boxes import WHOLE, Box
+from cavmae.common.boxes import WHOLE, Box
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.second_look import is_same_person, refine_small_people, zoom_box
 from cavmae.finetune.inference.separator import Separator

@@ -7,7 +7,7 @@ from typing import Literal
 from markupsafe import Markup
 
 
-class Block:
+class PageBlock:
     """Part of a section."""
 
     @property
@@ -17,14 +17,14 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True)
-class Heading(Block):
+class Heading(PageBlock):
     """Subheading of a section."""
 
     text: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Paragraph(Block):
+class Paragraph(PageBlock):
     """Paragraph of text.
 
     Attributes:
@@ -37,7 +37,7 @@ class Paragraph(Block):
 
 
 @dataclasses.dataclass(frozen=True)
-class Table(Block):
+class Table(PageBlock):
     """Table with a name for each row and column.
 
     Attributes:
@@ -50,7 +50,7 @@ class Table(Block):
 
 
 @dataclasses.dataclass(frozen=True)
-class Image(Block):
+class Image(PageBlock):
     """Image with a caption."""
 
     url: Markup
@@ -92,7 +92,7 @@ class AudioPlayer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row(Block):
+class Gallery(PageBlock):
     """Items of one kind side by side; line charts are inline SVG."""
 
     items_kind: Literal["charts", "videos", "tracks"]
@@ -100,7 +100,7 @@ class Row(Block):
 
 
 @dataclasses.dataclass(frozen=True)
-class Details(Block):
+class Details(PageBlock):
     """Text that unfolds on a click."""
 
     summary: str
@@ -108,7 +108,7 @@ class Details(Block):
 
 
 @dataclasses.dataclass(frozen=True)
-class Listing(Block):
+class Listing(PageBlock):
     """List of sentences."""
 
     sentences: Sequence[str]

@@ -13,10 +13,10 @@ from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.tools.reporting.audio_tracks import AudioTrack, people_of, tracks_of
 from cavmae.tools.reporting.blocks import (
     AudioPlayer,
-    Block,
+    Gallery,
     Heading,
+    PageBlock,
     Paragraph,
-    Row,
     Video,
 )
 from cavmae.tools.reporting.charts import data_url, max_magnitude, spectrogram
@@ -28,13 +28,13 @@ VIDEO_BYTES = 256 << 20
 VIDEO_PIXELS = 4096 * 4096
 
 
-def example(separation: Separation) -> list[Block]:
+def example(separation: Separation) -> list[PageBlock]:
     """Blocks of one separated recording."""
     people = people_of(separation)
     seconds = separation.record.number("seconds")
     length = "" if seconds is None else f"{seconds:g} s, "
     count = f"{len(people)} {'person' if len(people) == 1 else 'people'}"
-    blocks: list[Block] = [
+    blocks: list[PageBlock] = [
         Heading(separation.name),
         Paragraph(f"{length}{count} found by {separation.record.text('model')}."),
     ]
@@ -44,11 +44,11 @@ def example(separation: Separation) -> list[Block]:
         description = f"mask of {person.label}"
         videos += _videos(separation.folder, person.fields, "mask", description, has_audio=False)
     if videos:
-        blocks.append(Row("videos", videos))
+        blocks.append(Gallery("videos", videos))
     tracks = tracks_of(separation)
     if tracks:
         reference = max_magnitude(tracks[0].wave)
-        blocks.append(Row("tracks", [_recording(track, reference) for track in tracks]))
+        blocks.append(Gallery("tracks", [_recording(track, reference) for track in tracks]))
     return blocks
 
 

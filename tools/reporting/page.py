@@ -15,13 +15,13 @@ from PIL import Image as PILImage
 from cavmae.common.quoting import caption, visible
 from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.tools.reporting.blocks import (
-    Block,
     Details,
+    Gallery,
     Heading,
     Image,
     Listing,
+    PageBlock,
     Paragraph,
-    Row,
     Table,
 )
 from cavmae.tools.reporting.charts import Line, data_url, lines
@@ -62,7 +62,7 @@ class Section(NamedTuple):
     """Titled section of a page, linked from its head."""
 
     title: str
-    blocks: Sequence[Block]
+    blocks: Sequence[PageBlock]
 
     @property
     def anchor(self) -> str:
@@ -79,7 +79,7 @@ def page(sources: Sequence[Source], title: str, faults: Faults) -> str:
         faults: of the sources; records what the page leaves out, and is listed at its end.
     """
     runs = [s for s in sources if isinstance(s, Run)]
-    parts: dict[str, Sequence[Block]] = {
+    parts: dict[str, Sequence[PageBlock]] = {
         "Separated recordings": [b for s in sources if isinstance(s, Separation)
                                  for b in example(s)],
         "Measures": _measures([s for s in sources if isinstance(s, Evaluation)]),
@@ -113,17 +113,17 @@ def _finalized(value: Any) -> Any:
     return value if isinstance(value, Markup) else visible(value, keep="\n\t")
 
 
-def _training(runs: Sequence[Run]) -> list[Block]:
+def _training(runs: Sequence[Run]) -> list[PageBlock]:
     drawn = []
     for name, title, unit, logarithmic in TRAINING:
         named = {run.name: Line(*series(run.train, name)) for run in runs}
         named = {k: line for k, line in named.items() if line.steps}
         if named:
             drawn.append(lines(title, unit, named, logarithmic))
-    return [Row("charts", drawn)] if drawn else []
+    return [Gallery("charts", drawn)] if drawn else []
 
 
-def _held_out(runs: Sequence[Run], faults: Faults) -> list[Block]:
+def _held_out(runs: Sequence[Run], faults: Faults) -> list[PageBlock]:
     names = dict.fromkeys(n for run in runs for line in run.held_out for n in line)
     measured: list[tuple[str, dict[str, Line]]] = []
     for name in names:
@@ -142,10 +142,10 @@ def _held_out(runs: Sequence[Run], faults: Faults) -> list[Block]:
             drawn.append(lines(titles.get(name, name), units.get(name) or name, named))
         else:
             single.append((METRICS[name].label if name in METRICS else name, named))
-    return [*_single_values(single), *([Row("charts", drawn)] if drawn else [])]
+    return [*_single_values(single), *([Gallery("charts", drawn)] if drawn else [])]
 
 
-def _single_values(rows: Sequence[tuple[str, dict[str, Line]]]) -> list[Block]:
+def _single_values(rows: Sequence[tuple[str, dict[str, Line]]]) -> list[PageBlock]:
     """Table of metrics that have one value a run, which makes no curve."""
     if not rows:
         return []
@@ -171,7 +171,7 @@ def _image_caption(run: Run, name: str) -> str:
     return f"{run.name}: {Path(name).stem.replace('_', ' ')}"
 
 
-def _image(folder: Path, name: str, description: str, faults: Faults) -> list[Block]:
+def _image(folder: Path, name: str, description: str, faults: Faults) -> list[PageBlock]:
     """Block of an image file of a folder; empty: the file is left out."""
     try:
         data = read_inside(folder, name, IMAGE_BYTES)
@@ -188,7 +188,7 @@ def _image(folder: Path, name: str, description: str, faults: Faults) -> list[Bl
     return [Image(data_url(data, media_type), description)]
 
 
-def _retrieval(runs: Sequence[Run]) -> list[Block]:
+def _retrieval(runs: Sequence[Run]) -> list[PageBlock]:
     rows: list[tuple[str, Mapping[str, float]]] = []
     for run in runs:
         for record in run.retrieval:
@@ -216,8 +216,8 @@ def _number(value: Any, percent: bool = False, digits: int = 3) -> str:
     return f"{value:.1%}" if percent else f"{value:.{digits}f}".rstrip("0").rstrip(".") or "0"
 
 
-def _measures(evaluations: Sequence[Evaluation]) -> list[Block]:
-    blocks: list[Block] = []
+def _measures(evaluations: Sequence[Evaluation]) -> list[PageBlock]:
+    blocks: list[PageBlock] = []
     summaries = {e.name: _summary(e.record) for e in evaluations}
     if len(evaluations) > 1:
         blocks.append(Heading("Side by side"))
@@ -246,7 +246,7 @@ def _measures(evaluations: Sequence[Evaluation]) -> list[Block]:
     return blocks
 
 
-def _optional_image(folder: Path, name: str, description: str, faults: Faults) -> list[Block]:
+def _optional_image(folder: Path, name: str, description: str, faults: Faults) -> list[PageBlock]:
     """Block of an image file that a folder may lack."""
     return _image(folder, name, description, faults) if is_there(folder, name) else []
 
@@ -258,7 +258,7 @@ def _summary(record: Fields) -> dict[str, dict[str, float]]:
     return {name: dict(summary.object(name).numbers()) for name in names}
 
 
-def _summary_table(columns: Mapping[str, Mapping[str, float]]) -> list[Block]:
+def _summary_table(columns: Mapping[str, Mapping[str, float]]) -> list[PageBlock]:
     body = []
     for name, metric in METRICS.items():
         values = [column.get(name) for column in columns.values()]
@@ -268,8 +268,8 @@ def _summary_table(columns: Mapping[str, Mapping[str, float]]) -> list[Block]:
     return [_table(["", *columns], body)] if body else []
 
 
-def _data(data_set: DataSet, faults: Faults) -> list[Block]:
-    blocks: list[Block] = [Heading(data_set.name)]
+def _data(data_set: DataSet, faults: Faults) -> list[PageBlock]:
+    blocks: list[PageBlock] = [Heading(data_set.name)]
     if data_set.stats is not None:
         body = [
             (name, [_number(value) if is_number(value) else caption(value, 300)])

@@ -21,10 +21,10 @@ def test_frames_are_those_of_a_player(video: Callable[..., Path], fps: float) ->
     with av.open(str(path)) as container:
         video_frames = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
     with Playback(info, cut_from(info, (64, 96), (64, 96))) as playback:
-        whole = playback.read_audio(0, playback.frames)[: playback.samples]
+        whole = playback.read_audio(0, playback.frames)[: playback.num_samples]
     source = ArraySource(video_frames, whole, 16_000, fps, (64, 96))
     with Playback(info, cut_from(info, (64, 96), (64, 96))) as playback:
-        assert (source.frames, source.samples) == (playback.frames, playback.samples)
+        assert (source.frames, source.num_samples) == (playback.frames, playback.num_samples)
         assert source.seconds == pytest.approx(playback.seconds)
         assert source.mixdown == ("mono",)
         for start in (0, 8, 16, 30):

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cavmae.common.boxes import WHOLE
 from cavmae.datasets.stream.transforms import Statistics
-from cavmae.finetune.inference.boxes import WHOLE
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights, OverlapAdd, window_starts
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson, Letterbox, WindowPredictor
 from cavmae.finetune.inference.settings import Thresholds
