@@ -13,6 +13,7 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from cavmae.common.cli import parse_settings, parser
+from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.sharding.settings import PROFILES, ShardSettings
 from cavmae.finetune.separators.settings import SEPARATORS
 from cavmae.finetune.speaker.factory import load_speaker
@@ -110,18 +111,21 @@ def test_the_temporal_attention_is_trained_and_loaded(shards: Path, tmp_path: Pa
     assert not torch.equal(gains, torch.full_like(gains, 0.1))  # it had gradients
 
 
-def test_the_task_learns_and_goes_on(tmp_path: Path) -> None:
+def test_the_task_learns_and_goes_on(data_set: Manifest, tmp_path: Path) -> None:
     install("task")
-    folder = build_corpus(tmp_path)
     torch.manual_seed(0)
     encoder = tmp_path / "encoder"
     CAVMAE(
         CAVMAEConfig(
-            image_height=48, image_width=64, audio_frames=48, width=24, heads=2, depth=1,
+            image_height=32, image_width=48, audio_frames=96, width=24, heads=2, depth=1,
             decoder_width=16, decoder_heads=2, decoder_depth=1,
         )
     ).save_pretrained(encoder)  # fmt: skip
-    data = {"train": str(folder), "held_out": str(folder), "batch_size": 3, "workers": 0}
+    shards = data_set.folder
+    data = {
+        "train": shards, "held_out": shards, "batch_size": 2, "workers": 0, "shuffle_buffer": 4,
+        "statistics": "audioset",
+    }  # fmt: skip
     settings = {"encoder": str(encoder), "data": data, "loop": {**LOOP, "evaluate_every": 2}}
     run = tmp_path / "run"
     finetune("correspondence", run, settings)
