@@ -1,11 +1,14 @@
 """Worked examples of docs/extending.md, run as they stand there."""
 
+import importlib
+import importlib.util
 import json
 import re
 import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from accelerate.state import AcceleratorState
 from cavmae.common.cli import parse_settings, parser
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.sharding.settings import PROFILES, ShardSettings
+from cavmae.finetune.separators.base import VoiceSeparator
 from cavmae.finetune.separators.settings import SEPARATORS
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.finetune.train import TASKS, main
@@ -22,38 +26,38 @@ from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.temporal.settings import TEMPORAL
 from tests.datasets.clips import clip, data_set_of
+from tests.finetune.separators import test_separators as registry_tests
 from tests.pretrain.engine.running import trace
 
 TEXT = (Path(__file__).parent.parent / "docs/extending.md").read_text()
-EXAMPLE = re.compile(r"^```python (\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-FILES = re.compile(r"cavmae\.[\w.]+(?=:)")
+EXAMPLE = re.compile(r"^```python ([\w/]+)\.py\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = {path.replace("/", "."): text for path, text in EXAMPLE.findall(TEXT)}
 
 
-def install(name: str) -> types.ModuleType:
-    """Modules with the code of an example, under the names that its registrations give."""
-    code = "\n".join(text for kind, text in EXAMPLE.findall(TEXT) if kind == name)
-    module = types.ModuleType(f"example_{name}")
-    module.__file__ = str(Path(__file__).parent / "example.py")
-    names = {*FILES.findall(code), *re.findall(r'Command\("([\w.]+)"', code), module.__name__}
-    for path in names:
-        sys.modules[path] = module
-    exec(compile(code, f"docs/extending.md, {name}", "exec"), module.__dict__)
-    return module
+def install(*names: str) -> None:
+    """Blocks of files: at the end of a module that there is, else as a new module."""
+    for name in names:
+        code = compile(BLOCKS[name], f"docs/extending.md, {name}", "exec")
+        path = f"cavmae.{name}"
+        if importlib.util.find_spec(path) is None:
+            sys.modules[path] = types.ModuleType(path)
+            sys.modules[path].__file__ = str(Path(__file__).parent / "example.py")
+        exec(code, importlib.import_module(path).__dict__)
 
 
 @pytest.fixture(autouse=True)
 def unchanged() -> Iterator[None]:
     """Takes the entries of an example away again."""
     modules = set(sys.modules)
-    tables = [SEPARATORS._entries, TEMPORAL._entries, TASKS, PROFILES]
-    before = [dict(table) for table in tables]  # type: ignore[call-overload]
+    tables: list[dict[str, Any]] = [SEPARATORS._entries, TEMPORAL._entries, TASKS, PROFILES]
+    before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):
         for name in set(table) - set(entries):
-            del table[name]  # type: ignore[attr-defined]
-    for name in set(sys.modules) - modules:
-        if name.startswith(("example_", "cavmae.finetune.sep", "cavmae.pretrain.temporal.mean")):
-            del sys.modules[name]
+            del table[name]
+    for name in BLOCKS:
+        if f"cavmae.{name}" not in modules:
+            sys.modules.pop(f"cavmae.{name}", None)
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -92,18 +96,18 @@ def speakers(shards: Path, run: Path, *words: str) -> None:
 
 
 def test_the_separator_is_trained_and_loaded(shards: Path, tmp_path: Path) -> None:
-    install("separator")
+    install("finetune.separators.settings", "finetune.separators.filter_bank")
     run = tmp_path / "run"
-    speakers(shards, run, "--model.separator", "filter-bank", "--model.separator.filters", "8")
+    speakers(shards, run, "--model.separator", "filter-bank", "--model.separator.width", "8")
     separator = load_speaker(str(run / "checkpoints/000000002"))[0].separator
     assert type(separator).__name__ == "FilterBank"
     assert separator.encoder.out_channels == 8
     config = json.loads((run / "checkpoints/000000002/config.json").read_bytes())
-    assert config["separator"] == {"name": "filter-bank", "filters": 8}
+    assert config["separator"] == {"name": "filter-bank", "width": 8}
 
 
 def test_the_temporal_attention_is_trained_and_loaded(shards: Path, tmp_path: Path) -> None:
-    install("temporal")
+    install("pretrain.temporal.settings", "pretrain.temporal.mean")
     run = tmp_path / "run"
     speakers(shards, run, "--model.encoder.temporal", "mean")
     encoder = load_speaker(str(run / "checkpoints/000000002"))[0].encoder
@@ -112,7 +116,7 @@ def test_the_temporal_attention_is_trained_and_loaded(shards: Path, tmp_path: Pa
 
 
 def test_the_task_learns_and_goes_on(data_set: Manifest, tmp_path: Path) -> None:
-    install("task")
+    install("finetune.correspondence", "finetune.train")
     torch.manual_seed(0)
     encoder = tmp_path / "encoder"
     CAVMAE(
@@ -137,13 +141,26 @@ def test_the_task_learns_and_goes_on(data_set: Manifest, tmp_path: Path) -> None
 
 
 def test_the_profile_is_an_option() -> None:
-    install("profile")
+    install("datasets.sharding.settings")
     words = "--profile", "lectures", "--clip-seconds", "20"
     settings = parse_settings(parser("shard", "test"), ShardSettings, words)[0].resolved()
     assert (settings.clip_seconds, settings.frame_rate, settings.crop) == (20.0, 0.2, "patches")
 
 
-def test_every_example_is_run() -> None:
-    assert {kind for kind, _ in EXAMPLE.findall(TEXT)} == {
-        "separator", "temporal", "task", "profile"
-    }  # fmt: skip
+def test_the_separator_passes_the_tests_of_the_registry() -> None:
+    install("finetune.separators.settings", "finetune.separators.filter_bank")
+
+    def build(width: int = 8) -> VoiceSeparator:
+        options = SEPARATORS.options("filter-bank")(width=width)  # type: ignore[call-arg]
+        built: VoiceSeparator = SEPARATORS.build(options, registry_tests.WIDTH)
+        return built
+
+    registry_tests.test_shapes_and_sum(build)
+    registry_tests.test_a_voice_does_not_depend_on_the_others(build)
+    registry_tests.test_every_weight_gets_a_gradient(build)
+
+
+def test_every_block_is_installed_by_a_test() -> None:
+    source = Path(__file__).read_text()
+    assert len(BLOCKS) == 7
+    assert all(f'"{name}"' in source for name in BLOCKS)

@@ -6,7 +6,7 @@ from typing import Literal
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings
 from cavmae.finetune.speaker.config import SpeakerConfig
-from cavmae.pretrain.config import EncoderConfig, narrowed
+from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
 
@@ -54,7 +54,7 @@ class EncoderSettings(EncoderConfig):
     def __post_init__(self) -> None:
         # Checked, but not resolved: `encoder.size` alone must change what is left at 0.
         try:
-            narrowed(self, EncoderConfig)
+            as_base_config(self, EncoderConfig)
         except ValueError as error:
             raise UsageError(f"model.encoder: {error}") from error
 

@@ -138,7 +138,7 @@ def check_devices(accelerator: Accelerator, processes: DistEnv) -> None:
         )
 
 
-def check_averaged(module: nn.Module, processes: DistEnv) -> None:
+def check_gradients_synchronized(module: nn.Module, processes: DistEnv) -> None:
     """Checks that a prepared module averages gradients over all processes.
 
     Raises:
