@@ -1,4 +1,4 @@
-"""Threads of a process: idle ones sleep, and processes of one machine share its cores."""
+"""Threads of a process: idle ones soon sleep, and processes of one machine share its cores."""
 
 import os
 
@@ -8,17 +8,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def wait_passively() -> None:
-    """Let idle OpenMP threads sleep instead of spin, unless the environment says otherwise.
+def limit_spinning() -> None:
+    """Let idle OpenMP threads sleep after some microseconds, unless the environment says otherwise.
 
-    OpenMP reads the variable when it is loaded, so before PyTorch is imported. Alone, a training
-    step takes as long either way; beside other processes spinning threads keep the cores from
-    those that work (docs/results.md, "Under load").
+    GNU OpenMP, which PyTorch's wheels have, reads the variable when it is loaded, so before PyTorch
+    is imported. Its own default spins for milliseconds: alone a training step is as fast either
+    way, beside other processes spinning threads keep the cores from those that work. To sleep at
+    once (``OMP_WAIT_POLICY=PASSIVE``) costs a fifth alone (docs/results.md, "Under load").
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def fair_threads() -> int | None:
+def threads_per_process() -> int | None:
     """Threads for this one of the processes that a launcher started on this machine.
 
     Returns:
