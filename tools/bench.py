@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, tuple[str, type[Any], str]] = {
     "lips": ("lips", settings.LipsBench, "agreement of mouths and voices in a corpus"),
     "pretrain": ("pretraining", settings.PretrainBench, "pretraining steps"),
     "finetune": ("finetuning", settings.FinetuneBench, "fine-tuning steps, composing"),
+    "separators": ("separators", settings.SeparatorsBench, "separators on sound alone"),
     "parity": ("parity", settings.ParityBench, "a device against the CPU, by precision"),
     "labels": ("labels", settings.LabelsBench, "pretrained against from scratch"),
     "separate": ("separating", settings.SeparateBench, "separation of recordings"),

@@ -95,3 +95,28 @@ class LookingToListenOptions(SeparatorOptions):
 
     def __post_init__(self) -> None:
         _check(self, width=1)
+
+
+@SEPARATORS.register("band-split", "cavmae.finetune.separators.band_split:BandSplitSeparator")
+@dataclasses.dataclass(frozen=True)
+class BandSplitOptions(SeparatorOptions):
+    """Band-split dual-path network of attention and gated convolutions (BS-RoFormer family).
+
+    Args:
+        width: channels of a band.
+        heads: of each attention; a divisor of ``width``.
+        shared_blocks: blocks that see the mixture only, computed once for all voices.
+        blocks: blocks that are modulated by the embedding of a voice.
+    """
+
+    width: int = 64
+    heads: int = 4
+    shared_blocks: int = 2
+    blocks: int = 4
+
+    def __post_init__(self) -> None:
+        _check(self, width=1, heads=1, shared_blocks=0, blocks=1)
+        if self.width % self.heads:
+            raise ValueError(
+                f"band-split: width {self.width} is no multiple of {self.heads} heads."
+            )

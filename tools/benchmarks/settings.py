@@ -214,3 +214,25 @@ class SeparateBench(TimedBench, DeviceSettings):
     models: tuple[str, ...] = ()
     video: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
+@dataclasses.dataclass(frozen=True)
+class SeparatorsBench(StepsBench):
+    """Options of `cavmae bench separators`.
+
+    Args:
+        speech: folders of recordings, one speaker for the beginnings of names; at least three.
+        cache: folder for decoded recordings.
+        recipes: configurations of `cavmae finetune separator`, whose models are measured.
+        compile: also measure with torch.compile.
+    """
+
+    speech: tuple[str, ...] = ()
+    cache: str = "sound-cache"
+    recipes: tuple[str, ...] = ("tiny", "base")
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.speech:
+            raise UsageError("Name folders of speech: --speech '[FOLDER, ...]'.")

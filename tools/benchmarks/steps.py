@@ -53,7 +53,7 @@ def seconds_per_step(
     started = 0.0
     for number in range(times.warm_up + times.steps):
         if number == times.warm_up:
-            _synchronize(device)
+            synchronize(device)
             started = time.perf_counter()
         batch = to_device(next(batches), device)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
@@ -64,10 +64,11 @@ def seconds_per_step(
         optimizer.zero_grad(set_to_none=True)
         if times.log_every_step:
             sum(float(value) for value in output.logs.values())
-    _synchronize(device)
+    synchronize(device)
     return (time.perf_counter() - started) / times.steps
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Waits for a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()

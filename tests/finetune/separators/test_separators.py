@@ -146,7 +146,7 @@ def test_rates_meet() -> None:
 
 
 def test_unknown_separator() -> None:
-    with pytest.raises(ValueError, match="there are unet, looking-to-listen"):
+    with pytest.raises(ValueError, match="there are unet, looking-to-listen, band-split"):
         SEPARATORS.options("wavenet")
 
 

@@ -1,0 +1,88 @@
+"""Streams of seeds: batches that a task makes on the device, resumable like stored ones."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch.utils.data
+
+from cavmae.common.errors import CavmaeError
+from cavmae.datasets.stream.stream import Position, Stream, WorkerBatch
+
+
+class SeedStream(Stream):
+    """Batches of a number only: ``key`` names, an integer ``seed`` and a name ``list``.
+
+    Endless for training; for evaluation the same seeds for every list of mixtures, whatever the
+    number of processes.
+
+    Args:
+        batch_size: mixtures of a batch.
+        seed: of all batches.
+        lists: names of the lists to evaluate; empty: an endless stream.
+        batches: of each list.
+        rank, world_size: of this process.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        seed: int = 0,
+        lists: Sequence[str] = (),
+        batches: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        # Not that of Stream, which opens shards.
+        torch.utils.data.IterableDataset.__init__(self)
+        self.endless = not lists
+        self.batch_size, self.seed = batch_size, seed
+        self.lists, self.batches = tuple(lists), batches
+        self.rank, self.world_size = rank, world_size
+        self.positions: list[Position] | None = None
+        self.first_worker = 0
+
+    @property
+    def samples(self) -> int:
+        """Mixtures of an epoch: an hour of 2.56 s each."""
+        return 1400
+
+    def signature(self, workers: int) -> dict[str, Any]:
+        """See :meth:`Stream.signature`."""
+        return {
+            "seed": self.seed,
+            "world_size": self.world_size,
+            "rank": self.rank,
+            "workers": max(1, workers),
+            "batch_size": self.batch_size,
+        }
+
+    def check_workers(self, workers: int) -> None:
+        """There are enough seeds for any number."""
+
+    def check_broken(self, broken: int, reasons: Mapping[str, int]) -> None:
+        """No seed is broken."""
+
+    def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
+        """See :meth:`Stream.worker_batches`."""
+        worker, position = self._start_position(worker, workers)
+        partition, partitions = self.rank * workers + worker, self.world_size * workers
+        if self.endless:
+            while True:
+                number = position.samples // self.batch_size * partitions + partition
+                position = Position(samples=position.samples + self.batch_size)
+                yield self._numbered(worker, "", number, position)
+        for number in range(partition, self.batches * len(self.lists), partitions):
+            name = self.lists[number // self.batches]
+            yield self._numbered(worker, name, number % self.batches, Position())
+
+    def _numbered(self, worker: int, name: str, number: int, position: Position) -> WorkerBatch:
+        keys = [f"{name}{number}:{row}" for row in range(self.batch_size)]
+        batch = {"key": keys, "seed": batch_seed(self.seed, number), "list": name}
+        return WorkerBatch(worker, batch, position, {})
+
+
+def batch_seed(seed: int, number: int) -> int:
+    """Seed of a batch, from 0 to 2^63."""
+    digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

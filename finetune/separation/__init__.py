@@ -1,0 +1,1 @@
+"""Separation of voices by articulation cues, learnt from sound alone."""

@@ -1,0 +1,117 @@
+"""A training run of the sound separator: the parts that its settings make."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cavmae.common.errors import UsageError
+from cavmae.datasets.mixtures.seed_stream import SeedStream
+from cavmae.datasets.mixtures.sound_mixer import SoundMixer
+from cavmae.datasets.mixtures.sound_settings import SoundSettings
+from cavmae.datasets.mixtures.speech_bank import RecordingBank, load_or_build_bank
+from cavmae.datasets.stream.loader import Loader
+from cavmae.finetune.separation.config import SoundSeparatorConfig
+from cavmae.finetune.separation.model import SoundSeparator
+from cavmae.finetune.separation.settings import (
+    SeparationSettings,
+    SoundDataSettings,
+    SoundModelSettings,
+)
+from cavmae.finetune.separation.task import SeparationTask
+from cavmae.pretrain.config import narrowed
+from cavmae.pretrain.engine.run import RunContext, TrainingParts
+from cavmae.pretrain.factory import compile_blocks, load_hub
+
+log = logging.getLogger("cavmae")
+HELD_OUT_SEED = 2026  # of lists of mixtures, the same in every run
+HELD_OUT_BATCH = 8  # part of a list's definition: a seed makes a whole batch
+CUES = {"clean": False, "spoiled": True}
+
+
+def build(settings: SeparationSettings, context: RunContext) -> TrainingParts:
+    """Task and seeds of this process.
+
+    Raises:
+        CavmaeError: settings that do not go together, recordings or weights that cannot be used.
+    """
+    data, loop, processes = settings.data, settings.loop, context.processes
+    if not data.train:
+        raise UsageError("Name the folders of speech to train on: --data.train '[FOLDER, ...]'.")
+    banks = _load_banks(data) if processes.is_main else None
+    processes.any_process(True)  # the others find in the cache what the first one has decoded
+    speech, noise, held_out_banks = banks or _load_banks(data)
+    for folder, bank in zip(data.held_out, held_out_banks, strict=True):
+        if both := sorted(set(bank.names) & set(speech.names)):
+            raise UsageError(
+                f"{len(both)} speakers of data.held_out {folder} are trained on, too "
+                f"({', '.join(both[:3])}): name folders of other speakers."
+            )
+    log.info(
+        "%.1f min of speech of %d speakers, %.1f min of noise.", speech.seconds / 60,
+        len(speech.names), noise.seconds / 60 if noise else 0,
+    )  # fmt: skip
+    torch.manual_seed(loop.seed)
+    model = build_sound_separator(settings.model)
+    check_mixtures(model, settings.mix)
+    if loop.compile != "off":
+        compile_blocks(model.separator, loop.compile)
+    mixer = SoundMixer(speech, noise, settings.mix)
+    lists = held_out_mixers(data.held_out, held_out_banks, settings.mix)
+    task = SeparationTask(model, mixer, lists, settings.loss)
+    rank, count = processes.rank, processes.count
+    loader = Loader(SeedStream(data.batch_size, loop.seed, rank=rank, world_size=count))
+    held_out = None
+    if lists:
+        batches = data.held_out_mixtures // HELD_OUT_BATCH
+        seeds = SeedStream(HELD_OUT_BATCH, HELD_OUT_SEED, tuple(lists), batches, rank, count)
+        held_out = Loader(seeds)
+    return TrainingParts(task, loader, held_out)
+
+
+def held_out_mixers(
+    folders: Sequence[str], banks: Sequence[RecordingBank], settings: SoundSettings
+) -> dict[str, SoundMixer]:
+    """Mixers of the lists ``FOLDER_clean`` and ``FOLDER_spoiled``: two voices all the time."""
+    two = dataclasses.replace(settings, voices=2)
+    return {
+        f"{Path(folder).name.replace('-', '_')}_{cue}": SoundMixer(bank, None, two.talking(spoiled))
+        for folder, bank in zip(folders, banks, strict=True)
+        for cue, spoiled in CUES.items()
+    }
+
+
+def build_sound_separator(settings: SoundModelSettings) -> SoundSeparator:
+    """Sound separator, new or with the weights of a checkpoint.
+
+    Raises:
+        CavmaeError: weights are missing, damaged, or of another kind of model.
+    """
+    if settings.init_from is not None:
+        remedy = "make one with `cavmae finetune separator`"
+        return load_hub(SoundSeparator, settings.init_from, remedy)
+    return SoundSeparator(narrowed(settings, SoundSeparatorConfig))
+
+
+def check_mixtures(model: SoundSeparator, settings: SoundSettings) -> None:
+    """Raises UsageError for mixtures that are too short for the separator."""
+    least = model.separator.least_samples
+    if settings.samples < least:
+        raise UsageError(
+            f"mix.seconds {settings.seconds} is too short for the separator: at least "
+            f"{least / 16_000:g}."
+        )
+
+
+def _load_banks(
+    data: SoundDataSettings,
+) -> tuple[RecordingBank, RecordingBank | None, list[RecordingBank]]:
+    cache = Path(data.cache)
+
+    def bank_of(folders: Sequence[str]) -> RecordingBank:
+        return load_or_build_bank([Path(folder) for folder in folders], cache, data.workers)
+
+    noise = bank_of(data.noise) if data.noise else None
+    return bank_of(data.train), noise, [bank_of([folder]) for folder in data.held_out]

@@ -1,0 +1,91 @@
+"""Training task of the sound separator, whose mixtures are made on the device."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cavmae.datasets.mixtures.sound_mixer import FRAME, SoundBatch, SoundMixer
+from cavmae.datasets.stream.collate import Batch
+from cavmae.datasets.stream.features import SAMPLE_RATE
+from cavmae.finetune.separation.losses import separation_losses
+from cavmae.finetune.separation.metrics import improvements, list_metrics
+from cavmae.finetune.separation.model import SoundSeparator
+from cavmae.finetune.separation.settings import SoundLossSettings
+from cavmae.finetune.separators.stft import wave
+from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
+
+
+class SeparationTask(Task):
+    """Sound separator with its mixtures, losses and metrics.
+
+    Args:
+        model: the separator.
+        mixer: of the mixtures to train on.
+        held_out: mixer of each list of mixtures to measure with, by name.
+        loss: weights of the losses.
+    """
+
+    model: SoundSeparator
+
+    def __init__(
+        self,
+        model: SoundSeparator,
+        mixer: SoundMixer,
+        held_out: Mapping[str, SoundMixer],
+        loss: SoundLossSettings,
+    ):
+        super().__init__()
+        self.model = model
+        self.mixer = mixer
+        self.held_out = dict(held_out)
+        self.loss = loss
+
+    def mixtures(self, batch: Batch) -> SoundBatch:
+        """Mixtures of a batch of :class:`cavmae.datasets.mixtures.seed_stream.SeedStream`."""
+        device = next(self.model.parameters()).device
+        mixer = self.held_out[batch["list"]] if batch["list"] else self.mixer
+        mixer.to(device)
+        with torch.autocast(device.type, enabled=False):
+            return mixer.mix(batch["seed"], len(batch["key"]))
+
+    def training_step(
+        self, batch: Batch, progress: float, embeddings: Sequence[Embeddings], micro_index: int
+    ) -> StepOutput:
+        """See :meth:`Task.training_step`."""
+        sound = self.mixtures(batch)
+        output = self.model(sound.mixture, sound.cues)
+        with torch.autocast(sound.mixture.device.type, enabled=False):
+            waves = wave(output.spectra, sound.mixture.shape[-1])
+            total, parts = separation_losses(output, waves, sound, self.loss)
+        return StepOutput(total, {"loss": total.detach(), **parts})
+
+    @torch.no_grad()
+    def validation_step(self, batch: Batch) -> Record:
+        """See :meth:`Task.validation_step`."""
+        sound = self.mixtures(batch)
+        # A compiler would take longer than all lists, whose batches have a size of their own.
+        with torch.compiler.set_stance("force_eager"):
+            output = self.model(sound.mixture, sound.cues)
+        with torch.autocast(sound.mixture.device.type, enabled=False):
+            waves = wave(output.spectra, sound.mixture.shape[-1])[:, :-1]
+            return {"list": improvements(batch["list"], waves, sound.voices, sound.mixture)}
+
+    def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
+        """See :meth:`Task.aggregate`."""
+        return list_metrics([record["list"] for record in records])
+
+    def preprocessing(self) -> dict[str, Any]:
+        """See :meth:`Task.preprocessing`."""
+        return {"sample_rate": SAMPLE_RATE}
+
+    def flops_per_sample(self) -> float:
+        """See :meth:`Task.flops_per_sample`: counted forward, and twice that for backward."""
+        device = next(self.model.parameters()).device
+        settings, channels = self.mixer.settings, self.model.config.cue_channels
+        mixture = torch.zeros(1, settings.samples, device=device)
+        cues = torch.zeros(1, settings.voices, settings.samples // FRAME, channels, device=device)
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            self.model(mixture, cues)
+        return 3.0 * counter.get_total_flops()

@@ -1,0 +1,122 @@
+"""Runs of `cavmae finetune separator` on made voices: outputs, resuming, refused settings."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+
+from cavmae.common.errors import UsageError
+from cavmae.finetune.separation.config import SoundSeparatorConfig
+from cavmae.finetune.separation.model import SoundSeparator
+from cavmae.finetune.train import main
+from tests.datasets.mixtures.test_sound_mixer import syllables
+from tests.pretrain.engine.running import trace
+
+SETTINGS: dict[str, Any] = {
+    "data": {"batch_size": 2, "held_out_mixtures": 8},
+    "mix": {"seconds": 0.64},
+    "model": {"separator": {"name": "band-split", "width": 8, "heads": 2, "shared_blocks": 1,
+                            "blocks": 1}, "width": 8, "cue_layers": 1},
+    "loop": {"steps": 4, "log_every": 1, "save_every": 2, "threads": 1, "tracker": "none"},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator() -> Any:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("speech")
+    for number in range(8):
+        part = folder / ("train" if number < 5 else "un-seen")
+        part.mkdir(exist_ok=True)
+        wave = syllables(90 + 17 * number, 1.5, number)
+        soundfile.write(part / f"s{number}-0.wav", wave, 16_000)
+    return folder
+
+
+def words(run: Path, speech: Path, **changes: Any) -> list[str]:
+    settings = {part: {**values, **changes.get(part, {})} for part, values in SETTINGS.items()}
+    data = {"train": [str(speech / "train")], "held_out": [str(speech / "un-seen")]}
+    settings["data"] = {**data, "cache": str(speech / "cache"), **settings["data"]}
+    path = run.parent / f"{run.name}.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return ["separator", "--config", str(path), "--out", str(run)]
+
+
+def test_a_run_and_what_it_leaves(speech: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(words(run, speech)) == 0
+    lines = trace(run)
+    measured = [line for line in lines if "un_seen_clean_si_sdri" in line]
+    assert len(measured) == 1 and "un_seen_spoiled_si_sdri_median" in measured[0]
+    assert sum("sdr" in line for line in lines) == 4
+    checkpoint = run / "checkpoints" / "000000004"
+    assert json.loads((checkpoint / "config.json").read_text())["model_type"] == "sound-separator"
+    model = SoundSeparator.from_pretrained(checkpoint)
+    mixture = torch.randn(1, 10240)
+    voices = model(mixture, torch.zeros(1, 3, 16, 4))
+    assert voices.spectra.shape == (1, 4, 257, 65)
+    assert voices.activity_logits.shape == (1, 4, 16)
+    further = words(tmp_path / "further", speech, model={"init_from": str(checkpoint)})
+    assert main([*further, "--loop.steps", "1"]) == 0
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(speech: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    main(words(whole, speech))
+    command = words(parts, speech)
+    main(command)
+    for folder in (parts / "checkpoints").glob("00000000[34]"):
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    main([*command, "--resume", "auto"])
+    for name in ("model.safetensors", "trainer.safetensors"):
+        ends = [run / "checkpoints" / "000000004" / name for run in (whole, parts)]
+        assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"train": []}}, "--data.train"),
+        ({"data": {"held_out": []}, "mix": {"seconds": 0.7}}, "multiple of 0.16"),
+        ({"mix": {"noise_prob": 1.5}}, "mix.noise_prob 1.5 is not from 0 to 1"),
+        ({"data": {"held_out_mixtures": 4}}, "data.held_out_mixtures 4: at least 8"),
+    ],
+)
+def test_settings_that_do_not_work_are_refused(
+    speech: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        main(words(tmp_path / "run", speech, **changes))
+
+
+def test_speakers_that_are_trained_on_are_not_measured(speech: Path, tmp_path: Path) -> None:
+    same = {"held_out": [str(speech / "train")]}
+    with pytest.raises(UsageError, match=r"5 speakers of data.held_out .* are trained on, too"):
+        main(words(tmp_path / "run", speech, data=same))
+
+
+def test_every_weight_gets_a_gradient_and_activities_gate_the_voices() -> None:
+    torch.manual_seed(0)
+    model = SoundSeparator(SoundSeparatorConfig(width=8, cue_layers=2))
+    mixture, cues = torch.randn(1, 10240), torch.rand(1, 2, 16, 4)
+    output = model(mixture, cues)
+    (output.spectra.abs().square().mean() + output.activity_logits.square().mean()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+    with torch.no_grad():
+        model.activity_head.bias.fill_(-100.0)
+        model.activity_head.weight.zero_()
+        spectra = model(mixture, cues).spectra
+    assert spectra[:, :2].abs().max() < 1e-6 < spectra[:, 2].abs().max()
