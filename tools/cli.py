@@ -16,6 +16,9 @@ COMMANDS = {
     "pretrain": Command("cavmae.pretrain.train", "train CAV-MAE on shards", "Training"),
     "finetune": Command("cavmae.finetune.train", "train on labelled clips", "Training"),
     "evaluate": Command("cavmae.tools.evaluate", "metrics of a speaker model", "Evaluation"),
+    "evaluate-separator": Command(
+        "cavmae.tools.evaluate_separator", "metrics of a sound separator", "Evaluation"
+    ),
     "retrieve": Command("cavmae.tools.retrieve", "audio-video retrieval; features", "Evaluation"),
     "inpaint": Command("cavmae.tools.inpaint", "reconstruct masked patches", "Evaluation"),
     "bench": Command("cavmae.tools.bench", "speed and memory against a baseline", "Evaluation"),

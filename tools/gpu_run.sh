@@ -12,8 +12,8 @@ set -u
 seconds=${1:-560}
 export PYTHONUNBUFFERED=1 OUT=${OUT:-/tmp/gpu-run-out}
 DEVICE=${DEVICE:-cuda} SIZE=${SIZE:-base} BATCH=${BATCH:-64} MORE=${MORE:-} G=${G:-/tmp/gpu-run}
-precision=bf16 compile=inductor steps=12 compiled=true
-[ "$DEVICE" = cuda ] || { precision=fp32 compile=off steps=2 compiled=false; }
+precision=bf16 steps=12
+[ "$DEVICE" = cuda ] || { precision=fp32 steps=2; }
 mkdir -p "$G" "$OUT"
 if [ ! -f "$G/unpacked" ]; then
     python3 - "$G" <<'P' || exit 1
@@ -27,7 +27,6 @@ P
     touch "$G/unpacked"
 fi
 export PYTHONPATH=$PWD/.typing:$G/site
-cavmae() { python3 -m cavmae.tools.cli "$@"; }
 listed() { printf '['; printf '%s\n' "$@" | paste -sd, | tr -d '\n'; printf ']'; }
 left() { local n=$(($1 - SECONDS)); echo $((n > 5 ? n : 5)); }
 valid=$G/speech/valid cache=$G/cache
@@ -52,38 +51,53 @@ for folders in sys.argv[2:]:
 bank=$!
 
 # 2. Equality with the CPU, and rates.
-timeout -k 5 "${BENCH_SECONDS:-110}" python3 -m cavmae.tools.cli bench separators --speech "[$valid]" \
-    --cache "$cache" --device "$DEVICE" --precision "$precision" --batch-size "$BATCH" \
-    --steps "$steps" --rounds 1 --recipes "[$SIZE]" --compile "$compiled" \
-    --out "$OUT/rates.json" > "$OUT/rates.md" 2>&1
+bench() {
+    timeout -k 5 "$2" python3 -m cavmae.tools.cli bench separators --speech "[$valid]" \
+        --cache "$cache" --device "$DEVICE" --precision "$precision" --batch-size "$BATCH" \
+        --steps "$steps" --rounds 1 --recipes "[$SIZE]" --compile "$1" --out "$G/rates-$1.json"
+}
+bench false "${BENCH_SECONDS:-60}" > "$OUT/rates.md" 2>&1
+[ "$DEVICE" = cpu ] || bench true "${COMPILE_SECONDS:-100}" >> "$OUT/rates.md" 2>&1
 cat "$OUT/rates.md"
 wait "$bank"
-cat "$G/bank.log" | tail -n 3
+tail -n 3 "$G/bank.log"
 
 # 3. Training for the time that is left, but for the last measures and the way back.
-budget=$(($(left "$seconds") - ${RESERVE:-40}))
-[ "$budget" -gt 20 ] || budget=20
-count=$(python3 - "$OUT/rates.json" "$budget" "$BATCH" "$compile" <<'P'
+plan() { # prints the faster way that was measured, and the steps that fit into so many seconds
+    python3 - "$G" "$1" "$BATCH" "$2" <<'P'
 import json, sys
-path, budget, batch, compiled = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-ending = "eager" if compiled == "off" else "compiled"
-try:
-    rows = json.load(open(path))["rows"]
-    seconds = next(r["seconds"] for r in rows if r["name"].endswith(ending) and r["seconds"])
-except (OSError, StopIteration, ValueError):
-    seconds = 1 / 600
-start = 45 if compiled != "off" else 10  # imports, banks, compilation
-print(max(4, int(0.95 * (budget - start) / seconds / batch)))
+from pathlib import Path
+folder, budget, batch, ways = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+rates = {"off": 100.0}
+for path in folder.glob("rates-*.json"):
+    for row in json.loads(path.read_text())["rows"]:
+        way = {"eager": "off", "compiled": "inductor"}.get(row["name"].split()[-1])
+        if way and row["seconds"]:
+            rates[way] = 1 / row["seconds"]
+way = max((way for way in rates if way in ways.split()), key=rates.__getitem__)
+start = 50 if way != "off" else 15  # imports, recordings, compilation
+print(way, max(4, int(0.95 * (budget - start) * rates[way] / batch)))
 P
-)
-echo "training: $count steps of $BATCH in $budget s"
-# shellcheck disable=SC2086
-timeout -s TERM -k 20 "$((budget + 10))" python3 -m cavmae.finetune.separation.train \
-    --config "$SIZE" --out "$G/run" "${data[@]}" \
-    --data.batch-size "$BATCH" --loop.steps "$count" --loop.precision "$precision" \
-    --loop.compile "$compile" --loop.device "$DEVICE" --loop.tracker none --loop.log-every 20 \
-    --loop.evaluate-every $((count / 8 + 1)) --loop.save-every 0 --loop.save-minutes 3 $MORE \
-    > "$OUT/train.log" 2>&1
+}
+train() { # with so many seconds, in one of these ways
+    local way count
+    read -r way count < <(plan "$1" "$2")
+    echo "training: $count steps of $BATCH in $1 s, torch.compile $way"
+    # shellcheck disable=SC2086
+    timeout -s TERM -k 20 "$(($1 + 10))" python3 -m cavmae.finetune.separation.train \
+        --config "$SIZE" --out "$G/run" "${data[@]}" \
+        --data.batch-size "$BATCH" --loop.steps "$count" --loop.precision "$precision" \
+        --loop.compile "$way" --loop.device "$DEVICE" --loop.tracker none --loop.log-every 20 \
+        --loop.evaluate-every $((count / 8 + 1)) --loop.save-every 0 --loop.save-minutes 3 $MORE \
+        >> "$OUT/train.log" 2>&1
+}
+for ways in "inductor off" off; do
+    budget=$(($(left "$seconds") - ${RESERVE:-40}))
+    [ "$budget" -gt 20 ] || budget=20
+    train "$budget" "$ways"
+    compgen -G "$G/run/checkpoints/*/COMPLETE" > /dev/null && break
+    tail -n 5 "$OUT/train.log"
+done
 tail -n 12 "$OUT/train.log"
 
 # 4. What comes back.

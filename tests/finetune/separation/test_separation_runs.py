@@ -14,6 +14,7 @@ from cavmae.common.errors import UsageError
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.train import main
+from cavmae.tools.evaluate_separator import main as evaluate_separator
 from tests.datasets.mixtures.test_sound_mixer import syllables
 from tests.pretrain.engine.running import trace
 
@@ -66,6 +67,11 @@ def test_a_run_and_what_it_leaves(speech: Path, tmp_path: Path) -> None:
     voices = model(mixture, torch.zeros(1, 3, 16, 4))
     assert voices.spectra.shape == (1, 4, 257, 65)
     assert voices.activity_logits.shape == (1, 4, 16)
+    evaluate = [str(checkpoint), "--speech", f"[{speech / 'un-seen'}]", "--mixtures", "8"]
+    out = tmp_path / "metrics.json"
+    evaluate_separator([*evaluate, "--cache", str(speech / "cache"), "--out", str(out)])
+    metrics = json.loads(out.read_text())
+    assert metrics["un_seen_clean_oracle_si_sdri"] > 3
     further = words(tmp_path / "further", speech, model={"init_from": str(checkpoint)})
     assert main([*further, "--loop.steps", "1"]) == 0
 

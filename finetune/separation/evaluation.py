@@ -1,0 +1,39 @@
+"""Evaluation of a sound separator on fixed lists of mixtures, beside oracle masks."""
+
+from collections.abc import Mapping
+
+import torch
+
+from cavmae.datasets.mixtures.seed_stream import batch_seed
+from cavmae.datasets.mixtures.sound_mixer import SoundMixer
+from cavmae.finetune.separation.metrics import Improvements, improvements, list_metrics
+from cavmae.finetune.separation.model import SoundSeparator
+from cavmae.finetune.separation.run import HELD_OUT_BATCH, HELD_OUT_SEED
+from cavmae.finetune.separators.stft import oracle_masks, spectrum, wave
+
+ORACLE = "oracle"
+
+
+@torch.no_grad()
+def evaluate_lists(
+    model: SoundSeparator, mixers: Mapping[str, SoundMixer], mixtures: int, device: torch.device
+) -> dict[str, float]:
+    """Metrics of :func:`list_metrics` for every list, and for ``oracle`` ratio masks on it.
+
+    Args:
+        model: on the device, in evaluation mode.
+        mixers: of each list, by name (:func:`cavmae.finetune.separation.run.held_out_mixers`).
+        mixtures: of each list; the first ones are the same whatever their number.
+        device: of the model.
+    """
+    records: list[Improvements] = []
+    for name, mixer in mixers.items():
+        mixer.to(device)
+        for number in range(mixtures // HELD_OUT_BATCH):
+            sound = mixer.mix(batch_seed(HELD_OUT_SEED, number), HELD_OUT_BATCH)
+            samples = sound.mixture.shape[-1]
+            separated = wave(model(sound.mixture, sound.cues).spectra, samples)[:, :-1]
+            masked = oracle_masks(spectrum(sound.mixture), spectrum(sound.voices))
+            for label, waves in ((name, separated), (f"{name}_{ORACLE}", wave(masked, samples))):
+                records.append(improvements(label, waves, sound.voices, sound.mixture))
+    return list_metrics(records)
