@@ -19,6 +19,7 @@ from cavmae.common.entry_options import choose_entries
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.quoting import QuotingFormatter, quoted, visible
 from cavmae.common.registry import registry_of
+from cavmae.common.threads import limit_spinning
 
 log = logging.getLogger("cavmae")
 Settings = TypeVar("Settings")
@@ -249,6 +250,7 @@ def run(
     Returns:
         0: done, 1: the job failed, 2: bad usage.
     """
+    limit_spinning()
     with _log_to_stderr():
         try:
             return command(sys.argv[1:] if arguments is None else arguments) or 0

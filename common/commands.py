@@ -70,7 +70,7 @@ def dispatch(
     return result
 
 
-def imported(path: str) -> Any:
+def import_object(path: str) -> Any:
     """Object of a module, imported by its path ``module:name``."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -111,12 +111,12 @@ def registry_of(kind: Any) -> Registry[Any] | None:
     return registry if isinstance(registry, Registry) and registry.base is kind else None
 
 
-def plain(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """Value for JSON: dataclasses become objects, entries of a registry with their ``name``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {"name": value.name} if isinstance(value, Options) else {}
         fields = dataclasses.fields(value)
-        return named | {field.name: plain(getattr(value, field.name)) for field in fields}
+        return named | {field.name: to_json_value(getattr(value, field.name)) for field in fields}
     if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
+        return [to_json_value(part) for part in value]
     return value

@@ -23,11 +23,6 @@ WATCH_EVERY = 0.5  # s between checks of time and memory
 RECYCLE_AFTER = 500  # tasks: ending a process frees the memory that its libraries leaked
 
 
-def cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 # A task's function gets its arguments and a callable that reports progress to the parent.
 Work = Callable[[Any, Callable[[Any], None]], Any]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cavmae.datasets.stream.collate import Batch
-from cavmae.datasets.stream.features import FRAME_RATE
+from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
 from cavmae.pretrain import evaluation
 from cavmae.pretrain.blocks import Modality
@@ -176,7 +176,7 @@ class CAVMAETask(Task):
             embeddings |= {"audio": tokens_a.mean(1), "video": tokens_v.mean((1, 2))}
         if objective.aligned_weight:
             time_bins = model.config.audio_grid[1]
-            seconds = fbank.shape[1] / FRAME_RATE
+            seconds = fbank.shape[1] / FBANK_RATE
             own_bin = time_bins_of(batch["frame_times"], seconds, time_bins)
             audible = audible_bins(
                 batch["fbank"], batch["fbank_length"], time_bins, objective.quiet_db

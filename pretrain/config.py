@@ -42,7 +42,7 @@ def check_bounds(config: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
             raise ValueError(f"{name} {value} is not from {least} to {most}.")
 
 
-def narrowed(config: Any, kind: type[Config]) -> Config:
+def as_base_config(config: Any, kind: type[Config]) -> Config:
     """Configuration of a base class with the values of a derived one.
 
     Args:

@@ -4,7 +4,7 @@ from typing import Any
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.datasets.stream.features import FRAME_RATE
+from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.stream import EvalStream, TrainStream
@@ -23,9 +23,9 @@ def views_for(
     Raises:
         UsageError: settings that do not go together.
     """
-    if data.window is not None and round(data.window * FRAME_RATE) != config.audio_size[1]:
+    if data.window is not None and round(data.window * FBANK_RATE) != config.audio_size[1]:
         raise UsageError(
-            f"data.window {data.window} s has {round(data.window * FRAME_RATE)} fbank frames, the "
+            f"data.window {data.window} s has {round(data.window * FBANK_RATE)} fbank frames, the "
             f"model hears {config.audio_size[1]}: set model.audio_frames."
         )
     aligned = objective.aligned_weight > 0

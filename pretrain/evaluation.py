@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cavmae.datasets.stream.collate import Batch
-from cavmae.datasets.stream.features import FRAME_RATE
+from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.pretrain.encoder import gather_tokens
 from cavmae.pretrain.frame_contrast import audible_bins, within_clips
@@ -83,7 +83,7 @@ def _alignment(
     model: CAVMAE, objective: ObjectiveSettings, fbank: Tensor, frames: Tensor, raw: Batch
 ) -> dict[str, Tensor]:
     time_bins = model.config.audio_grid[1]
-    seconds = fbank.shape[1] / FRAME_RATE
+    seconds = fbank.shape[1] / FBANK_RATE
     middles = ((torch.arange(time_bins) + 0.5) * seconds / time_bins * VIDEO_RATE).long()
     later = middles + round(SHIFT * VIDEO_RATE)
     both = int((later < frames.shape[1]).sum())  # time bins whose later frame is in the window

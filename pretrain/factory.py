@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import read_json, typed
 from cavmae.datasets.stream.features import MEL_BINS
-from cavmae.pretrain.config import CAVMAEConfig, narrowed
+from cavmae.pretrain.config import CAVMAEConfig, as_base_config
 from cavmae.pretrain.engine.checkpoints import PREPROCESSING
 from cavmae.pretrain.engine.hub import HubWeights
 from cavmae.pretrain.masking import num_visible
@@ -51,7 +51,7 @@ def model_config(settings: ModelSettings, objective: ObjectiveSettings) -> CAVMA
         raise UsageError(
             f"model.mel_bins {settings.mel_bins}: shards have {MEL_BINS} mel bins; leave it out."
         )
-    config = narrowed(settings, CAVMAEConfig)
+    config = as_base_config(settings, CAVMAEConfig)
     if not objective.aligned_weight:
         config = dataclasses.replace(config, contrast_width=0)
     try:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from cavmae.common.errors import UsageError
-from cavmae.pretrain.config import CAVMAEConfig, narrowed
+from cavmae.pretrain.config import CAVMAEConfig, as_base_config
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
 MaskMode = Literal["unstructured", "time", "freq", "tf"]
@@ -88,7 +88,7 @@ class ModelSettings(CAVMAEConfig):
     def __post_init__(self) -> None:
         # Checked, but not resolved: `model.size` alone must change what other options leave at 0.
         try:
-            narrowed(self, CAVMAEConfig)
+            as_base_config(self, CAVMAEConfig)
         except ValueError as error:
             raise UsageError(f"model: {error}") from error
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cavmae.common.cli import module_main, parse_settings, parser
-from cavmae.common.commands import Command, dispatch, imported
+from cavmae.common.commands import Command, dispatch, import_object
 from cavmae.tools.benchmarks import settings
 
 # benchmark: (module with a `run(settings)`, class of its settings, purpose)
@@ -36,7 +36,7 @@ def _call(name: str, words: Sequence[str]) -> int:
     module, settings_class, purpose = BENCHMARKS[name]
     arguments = parser(f"bench {name}", f"Measures: {purpose}.")
     bench, _ = parse_settings(arguments, settings_class, words)
-    imported(f"cavmae.tools.benchmarks.{module}:run")(bench)
+    import_object(f"cavmae.tools.benchmarks.{module}:run")(bench)
     return 0
 
 

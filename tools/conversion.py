@@ -11,7 +11,7 @@ from cavmae.common.files import write_atomically
 from cavmae.common.json_files import read_json
 from cavmae.finetune.events.config import EventConfig
 from cavmae.finetune.events.model import EventClassifier
-from cavmae.pretrain.config import EncoderConfig, narrowed
+from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.engine.checkpoints import CONFIG, WEIGHTS, write_hashes
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.weights import PREFIX, config_from, load_weights, read_weights
@@ -35,7 +35,7 @@ def to_ours(source: Path, out: Path, settings: ConvertSettings) -> list[str]:
     model: CAVMAE | EventClassifier
     if "mlp_head.1.weight" in weights:
         classes = weights["mlp_head.1.weight"].shape[0]
-        model = EventClassifier(EventConfig(narrowed(config, EncoderConfig), classes))
+        model = EventClassifier(EventConfig(as_base_config(config, EncoderConfig), classes))
     else:
         model = CAVMAE(config)
     left = load_weights(model, weights, settings.partial)

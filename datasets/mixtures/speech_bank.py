@@ -25,6 +25,7 @@ from cavmae.common.errors import CavmaeError
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes
 from cavmae.common.progress import Progress
+from cavmae.common.threads import cores
 from cavmae.datasets.media.audio_files import AudioFileError
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.synthetic.articulation import MOUTH_RATE, SMOOTHING, STEP, from_audio
@@ -95,7 +96,7 @@ def load_or_build_bank(folders: Sequence[Path], cache: Path, workers: int = 0) -
     path = cache / f"bank-{digest}.safetensors"
     if path.is_file():
         return _read_bank(path)
-    bank = _build_bank(files, workers or worker_pool.cores())
+    bank = _build_bank(files, workers or cores())
     cache.mkdir(parents=True, exist_ok=True)
     tensors = {name: getattr(bank, name) for name in RecordingBank._fields if name != "names"}
     with write_atomically(path) as file:

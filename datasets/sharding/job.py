@@ -13,6 +13,7 @@ from cavmae.common import worker_pool
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.progress import ShardProgress
 from cavmae.common.remote import Limits
+from cavmae.common.threads import cores
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.sharding.clip_extraction import shard_input
 from cavmae.datasets.sharding.inputs import Input, collect, parse_part
@@ -185,7 +186,7 @@ def _run_pool(
     events = worker_pool.run(
         tasks,
         shard_task,
-        run_settings.workers or worker_pool.cores(),
+        run_settings.workers or cores(),
         run_settings.timeout,
         run_settings.memory_gb * 1e9,
     )

@@ -1,4 +1,4 @@
-"""Settings of `cavmae shard`: two profiles, every value of which can be overridden."""
+"""Settings of `cavmae shard`: profiles, every value of which can be overridden."""
 
 import dataclasses
 from typing import Literal
@@ -14,24 +14,31 @@ MAX_MISSING = (
 SHARD_BYTES = 256e6  # of a shard at most; a single sample may be larger
 SHARD_NAME = "clips"  # prefix of the shards' file names
 
-PROFILES: dict[str, dict[str, object]] = {
-    "events": {
-        "clip_seconds": 10.0,
-        "min_seconds": 2.0,
-        "tail": "drop",
-        "frames": 10,
-        "frame_rate": None,
-        "crop": "square",
-    },
-    "speakers": {
-        "clip_seconds": 5.12,
-        "min_seconds": 2.56,
-        "tail": "share",
-        "frames": None,
-        "frame_rate": 25.0,
-        "crop": "patches",
-    },
-}
+Tail = Literal["drop", "share"]
+Crop = Literal["square", "patches"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Values of the options that a profile sets; see :class:`ShardSettings`."""
+
+    clip_seconds: float
+    min_seconds: float
+    tail: Tail
+    frames: int | None
+    frame_rate: float | None
+    crop: Crop
+
+
+PROFILES = {
+    "events": Profile(
+        clip_seconds=10.0, min_seconds=2.0, tail="drop", frames=10, frame_rate=None, crop="square"
+    ),
+    "speakers": Profile(
+        clip_seconds=5.12, min_seconds=2.56, tail="share", frames=None, frame_rate=25.0,
+        crop="patches",
+    ),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +67,14 @@ class ShardSettings:
         shard_samples: samples in a shard at most; of large samples, as many as take 256 MB.
     """
 
-    profile: Literal["events", "speakers"] = "events"
+    profile: str = "events"
     clip_seconds: float | None = None
     min_seconds: float | None = None
-    tail: Literal["drop", "share"] | None = None
+    tail: Tail | None = None
     frames: int | None = None
     frame_rate: float | None = None
     shorter_side: int = 224
-    crop: Literal["square", "patches"] | None = None
+    crop: Crop | None = None
     video_stream: int | None = None
     audio_stream: int | None = None
     downmix: Literal["mean", "first"] = "mean"
@@ -83,7 +90,12 @@ class ShardSettings:
         """
         if self.frames is not None and self.frame_rate is not None:
             raise UsageError("Give either --frames or --frame-rate, not both.")
-        values = dict(PROFILES[self.profile])
+        if self.profile not in PROFILES:
+            raise UsageError(
+                f"--profile {self.profile[:100]}: there is no such profile; there are "
+                f"{', '.join(PROFILES)}."
+            )
+        values = dataclasses.asdict(PROFILES[self.profile])
         if self.frames is not None or self.frame_rate is not None:
             values["frames"] = values["frame_rate"] = None
         given = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}

@@ -19,7 +19,7 @@ WINDOW = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
 FFT = 512
 PREEMPHASIS = 0.97
-FRAME_RATE = SAMPLE_RATE // HOP  # fbank frames a second
+FBANK_RATE = SAMPLE_RATE // HOP  # fbank frames a second
 # Kaldi's log-mel value of digital silence: the log of float32's epsilon.
 SILENCE = float(np.log(np.finfo(np.float32).eps))
 # Mean and standard deviation of AudioSet's fbanks, which the published weights were trained with.

@@ -18,7 +18,7 @@ from PIL import Image
 from cavmae.common.errors import SampleError, UsageError
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.sample import SampleInfo
-from cavmae.datasets.stream.features import FRAME_RATE, HOP, SAMPLE_RATE, SILENCE
+from cavmae.datasets.stream.features import FBANK_RATE, HOP, SAMPLE_RATE, SILENCE
 from cavmae.datasets.stream.rates import VIDEO_RATE
 
 
@@ -79,7 +79,7 @@ class View:
     @property
     def length(self) -> int:
         """Number of fbank frames."""
-        return self.fbank_frames if self.window is None else round(self.window * FRAME_RATE)
+        return self.fbank_frames if self.window is None else round(self.window * FBANK_RATE)
 
     @property
     def padding_value(self) -> float:
@@ -212,7 +212,7 @@ class Choice:
 
     def _fbank(self, data: bytes, info: SampleInfo) -> np.ndarray:
         fbank = sample.decode_fbank(data, info.fbank_frames)
-        first = round(self.start * FRAME_RATE)
+        first = round(self.start * FBANK_RATE)
         return fbank[first : first + self.view.length]
 
     def _waveform(self, data: bytes, info: SampleInfo) -> np.ndarray:

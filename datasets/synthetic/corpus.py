@@ -16,6 +16,7 @@ from cavmae.common.json_files import json_bytes, read_json, typed
 from cavmae.common.locks import locked
 from cavmae.common.progress import Progress
 from cavmae.common.settings import LimitedPoolSettings
+from cavmae.common.threads import cores
 from cavmae.datasets.synthetic.settings import RenderSettings
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def render_talkers(
     _require_skia()
     from cavmae.datasets.synthetic import sheet, speaker_discovery
 
-    workers = run_settings.workers or worker_pool.cores()
+    workers = run_settings.workers or cores()
     try:
         out.mkdir(parents=True, exist_ok=True)
         message = f"Another `cavmae render-talkers` is writing to {out}; wait for it to end."
@@ -183,7 +184,7 @@ def _render(
     events = worker_pool.run(
         shots,
         clip_writer.render,
-        run_settings.workers or worker_pool.cores(),
+        run_settings.workers or cores(),
         run_settings.timeout,
         run_settings.memory_gb * 1e9,
     )

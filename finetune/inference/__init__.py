@@ -1,11 +1,29 @@
-"""Separation of recordings of any length; the public entry point is :class:`Separator`."""
+"""Separation of recordings of any length; the public entry point is :class:`Separator`.
 
-from cavmae.finetune.inference.result_arrays import SeparatedArrays
-from cavmae.finetune.inference.result_files import SeparatedFiles
-from cavmae.finetune.inference.separator import Separator
-from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
-from cavmae.finetune.inference.target import Target
+The names are imported when they are first used, since settings are read without PyTorch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cavmae.finetune.inference.result_arrays import SeparatedArrays
+    from cavmae.finetune.inference.result_files import SeparatedFiles
+    from cavmae.finetune.inference.separator import Separator
+    from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
+    from cavmae.finetune.inference.target import Target
 
 __all__ = [
     "SeparateSettings", "SeparatedArrays", "SeparatedFiles", "Separator", "Target", "Thresholds",
 ]  # fmt: skip
+_MODULES = {
+    "SeparateSettings": "settings", "SeparatedArrays": "result_arrays",
+    "SeparatedFiles": "result_files", "Separator": "separator", "Target": "target",
+    "Thresholds": "settings",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

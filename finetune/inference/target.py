@@ -1,22 +1,13 @@
 """Target person: a box, a point or a mask in a frame, or a reference recording of the voice."""
 
 import dataclasses
-import io
-import math
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from cavmae.common.errors import UsageError
 
-from cavmae.common.boxes import mask_box
-from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.common.files import read_bytes
-from cavmae.datasets.media.audio_files import MAGIC, AudioFileError, read_audio
-from cavmae.datasets.stream.features import SAMPLE_RATE, resample
-from cavmae.finetune.inference.predictor import Cue
-from cavmae.finetune.speaker.cues import CueKind
-
-MAX_VOICE_SECONDS = 600.0  # s, longest part of a reference recording that is read
+if TYPE_CHECKING:  # the command line lists the options without PyTorch
+    from cavmae.finetune.inference.predictor import Cue
+    from cavmae.finetune.speaker.cues import CueKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +30,7 @@ class Target:
     time: float = 0.0
 
     @property
-    def kind(self) -> CueKind:
+    def kind(self) -> "CueKind":
         """Kind of the cue; ``none`` without a target.
 
         Raises:
@@ -58,12 +49,11 @@ class Target:
             UsageError: several kinds at once.
             CavmaeError: a file that cannot be read, or holds nothing.
         """
-        if self.kind == "voice":
-            _read_voice(str(self.voice))
-        elif self.mask is not None:
-            _read_mask(self.mask)
+        from cavmae.finetune.inference.target_cue import check_files
 
-    def cue(self, display: tuple[int, int], seconds: float, samples: int) -> Cue | None:
+        check_files(self)
+
+    def cue(self, display: tuple[int, int], seconds: float, samples: int) -> "Cue | None":
         """Cue for the model; None: there is no target.
 
         Args:
@@ -75,83 +65,6 @@ class Target:
             UsageError: the cue lies outside the frame or the recording.
             CavmaeError: a file that cannot be read, or holds nothing.
         """
-        kind = self.kind
-        if kind == "none":
-            return None
-        if self.voice is not None:
-            return Cue("voice", voice=_loudest(_read_voice(self.voice), samples))
-        if not 0 <= self.time <= seconds:
-            raise UsageError(
-                f"--target.time {self.time:g} lies outside the recording of {seconds:g} s."
-            )
-        height, width = display
-        if self.mask is not None:
-            return _mask_cue(self.mask, self.time, (height, width))
-        numbers = self.box if self.box is not None else self.point
-        assert numbers is not None
-        values = [float(v) for v in numbers]
-        if len(values) == 2:
-            values = values * 2
-        if max(values) > 1:
-            values = [v / side for v, side in zip(values, (width, height) * 2, strict=True)]
-        left, top, right, bottom = values
-        if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1) or not all(
-            map(math.isfinite, values)
-        ):
-            raise UsageError(
-                f"--target.{kind} {','.join(f'{v:g}' for v in numbers)} does not lie in the "
-                f"frame of {width}x{height} pixels (left, top, right, bottom)."
-            )
-        return Cue(kind, self.time, (left, top, right, bottom))
+        from cavmae.finetune.inference.target_cue import cue_of
 
-
-def _read_mask(path: str) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(read_bytes(path)), formats=["PNG"]) as image:
-            mask: np.ndarray = np.asarray(image.convert("L")) > 127
-    except UnidentifiedImageError as error:
-        raise CavmaeError(f"--target.mask {path} is not a PNG.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CavmaeError(f"--target.mask {path} is not a readable image: {error}.") from error
-    if not mask.any():
-        raise UsageError(f"--target.mask {path} is black: it has to be white where the person is.")
-    return mask
-
-
-def _mask_cue(path: str, time: float, size: tuple[int, int]) -> Cue:
-    mask = _read_mask(path)
-    if mask.shape != size:
-        raise UsageError(
-            f"--target.mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, the frame "
-            f"{size[1]}x{size[0]}."
-        )
-    box = mask_box(mask)
-    assert box is not None  # _read_mask refuses black masks
-    return Cue("mask", time, box, mask)
-
-
-def _read_voice(path: str) -> np.ndarray:
-    if not Path(path).is_file():
-        raise UsageError(f"--target.voice {path}: there is no such file.")
-    try:
-        samples, rate = read_audio(path, MAGIC, 0.0, MAX_VOICE_SECONDS)
-    except AudioFileError as error:
-        raise CavmaeError(
-            f"--target.voice {path} is not a readable audio file (WAV, FLAC, OGG, MP3): {error}"
-        ) from error
-    wave = resample(samples.mean(1), rate, SAMPLE_RATE)
-    if not wave.size or float(np.abs(wave).max()) < 1e-4:
-        raise CavmaeError(f"--target.voice {path} is silent.")
-    return wave
-
-
-def _loudest(wave: np.ndarray, samples: int) -> np.ndarray:
-    """The part of a wave with the highest energy, of a given number of samples."""
-    if len(wave) <= samples:
-        return np.pad(wave, (0, samples - len(wave)))
-    energy = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
-    step = SAMPLE_RATE // 10
-    starts = np.arange(0, len(wave) - samples + 1, step)
-    best = int(starts[(energy[starts + samples] - energy[starts]).argmax()])
-    loudest: np.ndarray = wave[best : best + samples]
-    return loudest
+        return cue_of(self, display, seconds, samples)

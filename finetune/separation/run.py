@@ -21,7 +21,7 @@ from cavmae.finetune.separation.settings import (
     SoundModelSettings,
 )
 from cavmae.finetune.separation.task import SeparationTask
-from cavmae.pretrain.config import narrowed
+from cavmae.pretrain.config import as_base_config
 from cavmae.pretrain.engine.run import RunContext, TrainingParts
 from cavmae.pretrain.factory import compile_blocks, load_hub
 
@@ -92,7 +92,7 @@ def build_sound_separator(settings: SoundModelSettings) -> SoundSeparator:
     if settings.init_from is not None:
         remedy = "make one with `cavmae finetune separator`"
         return load_hub(SoundSeparator, settings.init_from, remedy)
-    return SoundSeparator(narrowed(settings, SoundSeparatorConfig))
+    return SoundSeparator(as_base_config(settings, SoundSeparatorConfig))
 
 
 def check_mixtures(model: SoundSeparator, settings: SoundSettings) -> None:

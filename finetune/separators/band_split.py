@@ -202,7 +202,7 @@ class BandSplitSeparator(VoiceSeparator):
 
     def estimate(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
         """See :meth:`VoiceSeparator.estimate`."""
-        x_ntqc = features.features
+        x_ntqc = features.map
         n, k = voices.shape[:2]
         frames = x_ntqc.shape[1]
 

@@ -4,7 +4,7 @@ An entry of the registry says what it takes of a mixture (a spectrum of its own 
 waveform) and what it gives for each voice (complex masks, spectra or waveforms). The speaker model
 and its losses see voices in the standard STFT only: what the entry gives is brought there here.
 
-Shapes: N mixtures, K voices, S samples, B bins and T frames of the separator's STFT, T' = S / 640
+Shapes: N mixtures, K voices, S samples, B bins and T' frames of the separator's STFT, T = S / 640
 frames of 40 ms, D width of a voice's embedding.
 """
 
@@ -31,12 +31,12 @@ class MixtureFeatures(NamedTuple):
     """Speaker-independent features of a mixture.
 
     Attributes:
-        latent: [N, T', latent_width], input of the voice decoder.
+        latent: [N, T, latent_width], input of the voice decoder.
         features: [N, ...], input of the separator's own estimation.
     """
 
     latent: Tensor
-    features: Tensor
+    map: Tensor
 
 
 class VoiceSeparator(nn.Module, abc.ABC):
@@ -46,10 +46,10 @@ class VoiceSeparator(nn.Module, abc.ABC):
 
     Attributes:
         stft: resolution of the spectra that it takes or gives.
-        takes: ``spectrum``: compressed real and imaginary parts [N, 2, B, T]; ``waveform``: [N, S].
-            Both are of mixtures with an RMS of 1.
-        gives: for each voice ``masks``: unbounded complex masks [N, K, 2, B, T]; ``spectra``: real
-            and imaginary parts [N, K, 2, B, T], not compressed; ``waveforms``: [N, K, S].
+        takes: ``spectrum``: compressed real and imaginary parts [N, 2, B, T'] of mixtures;
+            ``waveform``: [N, S]. Mixtures have an RMS of 1.
+        gives: for each voice ``masks``: unbounded complex masks [N, K, 2, B, T']; ``spectra``: real
+            and imaginary parts [N, K, 2, B, T'], not compressed; ``waveforms``: [N, K, S].
         latent_width: channels of :attr:`MixtureFeatures.latent`.
         least_samples: smallest S.
     """
@@ -70,7 +70,7 @@ class VoiceSeparator(nn.Module, abc.ABC):
 
         Args:
             features: of :meth:`encode_mixture`.
-            voices: [N, K, T', D], embedding of each voice, 25 times a second. The estimate of a
+            voices: [N, K, T, D], embedding of each voice, 25 times a second. The estimate of a
                 voice does not depend on the other voices.
         """
 
@@ -89,7 +89,7 @@ class VoiceSeparator(nn.Module, abc.ABC):
             mixture: [N, S] with an RMS of 1.
             features: of :meth:`features`.
             voices: see :meth:`estimate`.
-            activity: [N, K + 1, T'], at least 0, the residual last. It gates the voices, and shares
+            activity: [N, K + 1, T], at least 0, the residual last. It gates the voices, and shares
                 out what they leave of the mixture: see :func:`masked_voices`.
 
         Returns:
@@ -118,5 +118,5 @@ class VoiceSeparator(nn.Module, abc.ABC):
 
 
 def _at_rate(activity: Tensor, frames: int) -> Tensor:
-    """Activity at another frame rate: [N, Q, T'] -> [N, Q, frames]."""
+    """Activity at another frame rate: [N, Q, T] -> [N, Q, frames]."""
     return at_frame_rate(activity[..., None], frames)[:, :, 0]

@@ -9,7 +9,7 @@ def groups_of(channels: int) -> int:
 
 
 def at_frame_rate(voices: Tensor, frames: int) -> Tensor:
-    """Embeddings interpolated to the frame rate of a map: [N, K, T', D] -> [N, K, D, T]."""
+    """Embeddings interpolated to the frame rate of a map: [N, K, T, D] -> [N, K, D, T']."""
     flat = voices.flatten(0, 1).transpose(1, 2)
     resampled = nn.functional.interpolate(flat, frames, mode="linear", align_corners=False)
     return resampled.unflatten(0, voices.shape[:2])

@@ -74,11 +74,11 @@ class LookingToListen(VoiceSeparator):
         self.latent_proj = nn.Linear(LAST * BINS, self.latent_width)
 
     def encode_mixture(self, mixture: Tensor) -> MixtureFeatures:
-        """See :meth:`VoiceSeparator.encode_mixture`; its features are [N, T, 8 B]."""
-        x = mixture  # [N, 2, B, T], T a multiple of 4
+        """See :meth:`VoiceSeparator.encode_mixture`; its features are [N, T', 8 B]."""
+        x = mixture  # [N, 2, B, T'], T' a multiple of 4
         for layer in self.audio:
             x = layer(x)
-        features = self.last(x).flatten(1, 2).transpose(1, 2)  # [N, T, 8 B]
+        features = self.last(x).flatten(1, 2).transpose(1, 2)  # [N, T', 8 B]
         pooled = functional.avg_pool1d(features.transpose(1, 2), STEP).transpose(1, 2)
         return MixtureFeatures(self.latent_proj(pooled), features)
 
@@ -87,11 +87,11 @@ class LookingToListen(VoiceSeparator):
         n, k = voices.shape[:2]
         x = voices.flatten(0, 1).transpose(1, 2)
         for layer in self.visual:
-            x = layer(x)  # [N K, visual channels, T']
-        frames = features.features.shape[1]
+            x = layer(x)  # [N K, visual channels, T]
+        frames = features.map.shape[1]
         visual = at_frame_rate(x.transpose(1, 2).unflatten(0, (n, k)), frames).transpose(2, 3)
-        # [N, K, T, 8 B + visual channels]
-        fused = torch.cat([features.features[:, None].expand(-1, k, -1, -1), visual], dim=-1)
-        output = self.full(self.lstm(fused.flatten(0, 1))[0])  # [N K, T, 2 B]
+        # [N, K, T', 8 B + visual channels]
+        fused = torch.cat([features.map[:, None].expand(-1, k, -1, -1), visual], dim=-1)
+        output = self.full(self.lstm(fused.flatten(0, 1))[0])  # [N K, T', 2 B]
         masks: Tensor = output.unflatten(2, (2, BINS)).permute(0, 2, 3, 1).unflatten(0, (n, k))
         return masks

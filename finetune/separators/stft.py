@@ -2,7 +2,7 @@
 
 The standard one, in which losses compare voices, has at 16 kHz an FFT of 512, a Hann window of 400
 samples and a hop of 160, as in Looking to Listen (Ephrat et al., SIGGRAPH 2018).
-Shapes: N mixtures, K voices, S samples, B bins (without the Nyquist bin; standard: 256), T = S /
+Shapes: N mixtures, K voices, S samples, B bins (without the Nyquist bin; standard: 256), T' = S /
 hop frames.
 """
 
@@ -41,7 +41,7 @@ MASK_LIMIT = 5.0  # of the real and imaginary part of a mask
 
 
 def spectrum(waves: Tensor, stft: STFT = STANDARD) -> Tensor:
-    """STFT of waveforms [..., S]: complex64 [..., B + 1, T + 1]."""
+    """STFT of waveforms [..., S]: complex64 [..., B + 1, T' + 1]."""
     samples = waves.shape[-1]
     if waves.numel() == 0:  # torch.stft rejects empty tensors
         shape = *waves.shape[:-1], stft.bins + 1, samples // stft.hop + 1
@@ -53,7 +53,7 @@ def spectrum(waves: Tensor, stft: STFT = STANDARD) -> Tensor:
 
 
 def wave(spectra: Tensor, samples: int, stft: STFT = STANDARD) -> Tensor:
-    """Inverse STFT: [..., B + 1, T + 1] -> [..., samples]."""
+    """Inverse STFT: [..., B + 1, T' + 1] -> [..., samples]."""
     window = torch.hann_window(stft.window, device=spectra.device)
     flat = spectra.reshape(-1, *spectra.shape[-2:])
     waves = torch.istft(flat, stft.fft, stft.hop, stft.window, window, length=samples)
@@ -66,10 +66,10 @@ def compressed(spectra: Tensor) -> Tensor:
     The gradient is finite everywhere, since no divisor is below a tenth.
 
     Args:
-        spectra: complex [..., B, T], of waveforms of an RMS of about 1.
+        spectra: complex [..., B, T'], of waveforms of an RMS of about 1.
 
     Returns:
-        real and imaginary part, float32 [..., 2, B, T].
+        real and imaginary part, float32 [..., 2, B, T'].
     """
     parts = torch.stack([spectra.real, spectra.imag], dim=-3)
     energy = parts.square().sum(dim=-3, keepdim=True)
@@ -90,16 +90,16 @@ def masked_voices(mixture: Tensor, masks: Tensor, activity: Tensor) -> Tensor:
     a dead end: if all masks are near 0, all get the same, without gradient.)
 
     Args:
-        mixture: complex [N, B + 1, T + 1].
-        masks: float [N, K, 2, B, T], real and imaginary parts. The Nyquist bin and the last frame
+        mixture: complex [N, B + 1, T' + 1].
+        masks: float [N, K, 2, B, T'], real and imaginary parts. The Nyquist bin and the last frame
             copy their neighbours.
-        activity: float [N, K + 1, T or 1], at least 0, with a sum above 0, the residual last.
+        activity: float [N, K + 1, T' or 1], at least 0, with a sum above 0, the residual last.
 
     Returns:
-        complex [N, K + 1, B + 1, T + 1], the residual last.
+        complex [N, K + 1, B + 1, T' + 1], the residual last.
     """
     share = activity[:, :-1] / activity.sum(1, keepdim=True)
-    # 1 minus the sum of all masks, as real and imaginary part: [N, 1, 2, B, T].
+    # 1 minus the sum of all masks, as real and imaginary part: [N, 1, 2, B, T'].
     rest = -masks.float().sum(1, keepdim=True)
     rest = torch.cat([rest[:, :, :1] + 1, rest[:, :, 1:]], dim=2)
     masks = with_last(masks.float() + share[:, :, None, None] * rest)
@@ -108,7 +108,7 @@ def masked_voices(mixture: Tensor, masks: Tensor, activity: Tensor) -> Tensor:
 
 
 def with_last(masks: Tensor) -> Tensor:
-    """Repeat the last bin and the last frame: [..., B, T] -> [..., B + 1, T + 1]."""
+    """Repeat the last bin and the last frame: [..., B, T'] -> [..., B + 1, T' + 1]."""
     masks = torch.cat([masks, masks[..., -1:, :]], dim=-2)
     return torch.cat([masks, masks[..., -1:]], dim=-1)
 
@@ -117,11 +117,11 @@ def oracle_masks(mixture: Tensor, voices: Tensor) -> Tensor:
     """Spectra under oracle ratio masks, |voice| over the sum of all |voice|.
 
     Args:
-        mixture: complex [N, B + 1, T + 1].
-        voices: complex [N, K, B + 1, T + 1], whose sum is the mixture.
+        mixture: complex [N, B + 1, T' + 1].
+        voices: complex [N, K, B + 1, T' + 1], whose sum is the mixture.
 
     Returns:
-        the masked mixture, complex [N, K, B + 1, T + 1].
+        the masked mixture, complex [N, K, B + 1, T' + 1].
     """
     magnitude = voices.abs()
     return mixture[:, None] * (magnitude / (magnitude.sum(dim=1, keepdim=True) + 1e-8))

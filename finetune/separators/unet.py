@@ -25,7 +25,7 @@ class Down(nn.Module):
         self.norm = nn.GroupNorm(groups_of(out_channels), out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [N, C, B, T] -> [N, C', B / 2, T / 2]."""
+        """Features [N, C, B, T'] -> [N, C', B / 2, T' / 2]."""
         return functional.gelu(self.norm(self.conv(x)))
 
 
@@ -38,7 +38,7 @@ class Up(nn.Module):
         self.norm = nn.GroupNorm(groups_of(out_channels), out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Features [N, C, B, T] and skip features [N, C', 2 B, 2 T] -> [N, C'', 2 B, 2 T]."""
+        """Features [N, C, B, T'] and skip features [N, C', 2 B, 2 T'] -> [N, C'', 2 B, 2 T']."""
         size = skip.shape[-2:]
         x = functional.interpolate(x, size, mode="bilinear", align_corners=False)
         return functional.gelu(self.norm(self.conv(torch.cat([x, skip], dim=1))))
@@ -73,22 +73,22 @@ class ComplexUNet(VoiceSeparator):
         self.register_buffer("positions", positions, persistent=False)
 
     def encode_mixture(self, mixture: Tensor) -> MixtureFeatures:
-        """See :meth:`VoiceSeparator.encode_mixture`; its features are the map [N, 2 C, B, T]."""
-        spectrum = mixture  # [N, 2, B, T], T a multiple of 4
+        """See :meth:`VoiceSeparator.encode_mixture`; its features are the map [N, 2 C, B, T']."""
+        spectrum = mixture  # [N, 2, B, T'], T' a multiple of 4
         magnitude = spectrum.square().sum(dim=1, keepdim=True).add(1e-6).sqrt()
         positions = cast(Tensor, self.positions).to(spectrum.dtype)
         positions = positions.expand(len(spectrum), -1, -1, spectrum.shape[-1])
-        levels = [torch.cat([spectrum, magnitude, positions], dim=1)]  # [N, 3 + POSITIONS, B, T]
+        levels = [torch.cat([spectrum, magnitude, positions], dim=1)]  # [N, 3 + POSITIONS, B, T']
         for down in self.downs:
             levels.append(down(levels[-1]))
         x = levels[-1]
         for up, skip in zip(self.ups, levels[-2:0:-1], strict=True):
             x = up(x, skip)
-        # [N, T', channels * bands]
+        # [N, T, channels * bands]
         banded = levels[LATENT_LEVEL + 1].flatten(1, 2).transpose(1, 2)
         return MixtureFeatures(self.latent_proj(banded), self.last(x))
 
     def estimate(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
         """See :meth:`VoiceSeparator.estimate`."""
-        masks: Tensor = self.fusion(features.features, voices)
+        masks: Tensor = self.fusion(features.map, voices)
         return masks

@@ -57,6 +57,8 @@ class SpeakerConfig:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.slots < 2:
+            raise ValueError(f"slots {self.slots}: at least 2, the last is the residual.")
         check_bounds(self, BOUNDS)
         if self.width % self.heads or self.width % 4 or self.mask_width % 8:
             raise ValueError(

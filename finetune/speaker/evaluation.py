@@ -17,7 +17,7 @@ from torch import Tensor
 from cavmae.datasets.stream.collate import Batch
 from cavmae.finetune.separators.stft import oracle_masks, spectrum, wave
 from cavmae.finetune.speaker.cues import CueKind, Cues
-from cavmae.finetune.speaker.losses import Targets, loss_weights, targets_of
+from cavmae.finetune.speaker.losses import Targets, targets_of
 from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure
 from cavmae.finetune.speaker.model import Inputs, SlotPredictions
 from cavmae.finetune.speaker.motion import GREY_MEAN
@@ -84,7 +84,7 @@ def evaluate(
             if is_model:
                 model_seconds += _synchronized_time(inputs.mixture.device) - start
                 scene_seconds += len(inputs.mixture) * task.model.config.seconds
-            waves, slots = assign_slots(predictions, voices, targets, loss_weights(task.loss))
+            waves, slots = assign_slots(predictions, voices, targets, task.loss)
             scenes[way] += measure(
                 batch["key"],
                 waves,

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.datasets.stream.features import FRAME_RATE
+from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.settings import EncoderSettings, SpeakerModelSettings
-from cavmae.pretrain.config import EncoderConfig, narrowed
+from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.engine.checkpoints import PREPROCESSING
 from cavmae.pretrain.engine.settings import LoopSettings
 from cavmae.pretrain.factory import compile_blocks, load_hub, load_named_weights, read_preprocessing
@@ -39,7 +39,7 @@ def speaker_config(
         UsageError: the settings are not valid, or not those of the scenes or the weights.
     """
     chosen, default = settings.encoder, EncoderSettings()
-    source = narrowed(pretrained or chosen, EncoderConfig)
+    source = as_base_config(pretrained or chosen, EncoderConfig)
     if chosen.temporal != default.temporal:
         source = dataclasses.replace(source, temporal=chosen.temporal)
     try:
@@ -48,6 +48,8 @@ def speaker_config(
         )
         for field in dataclasses.fields(EncoderConfig):
             value, actual = getattr(chosen, field.name), getattr(encoder, field.name)
+            if field.name == "size" and value != default.size:
+                value = as_base_config(chosen, EncoderConfig).size  # with other numbers: custom
             if value not in (getattr(default, field.name), actual):
                 raise UsageError(
                     f"model.encoder.{field.name} {value}: the scenes (compose) or the weights "
@@ -57,7 +59,7 @@ def speaker_config(
             raise UsageError(
                 f"The encoder has patches of {encoder.patch}; the speaker model needs 16."
             )
-        return dataclasses.replace(narrowed(settings, SpeakerConfig), encoder=encoder)
+        return dataclasses.replace(as_base_config(settings, SpeakerConfig), encoder=encoder)
     except ValueError as error:
         raise UsageError(f"model: {error}") from error
 
@@ -116,7 +118,7 @@ def _load_initial(name: str, image: tuple[int, int], frames: int) -> SpeakerMode
     if (tuple(encoder.image_size), encoder.audio_size[1]) != (image, frames):
         raise UsageError(
             f"{name} is made for scenes of {encoder.image_size} pixels and "
-            f"{encoder.audio_size[1] / FRAME_RATE} s, not {image} and {frames / FRAME_RATE} s: set "
+            f"{encoder.audio_size[1] / FBANK_RATE} s, not {image} and {frames / FBANK_RATE} s: set "
             "compose.height, compose.width and compose.seconds to those."
         )
     return model

@@ -14,7 +14,6 @@ from cavmae.finetune.separators.stft import compressed, spectrum
 from cavmae.finetune.speaker.matcher import (
     ACTIVE_DB,
     FRAME_ACTIVE_DB,
-    LossWeights,
     People,
     Points,
     assign,
@@ -63,13 +62,6 @@ class SpeakerLosses(NamedTuple):
     slots: Tensor
 
 
-def loss_weights(settings: LossSettings) -> LossWeights:
-    """Weights of the matching cost, which are those of the losses."""
-    return LossWeights(
-        settings.state, settings.entropy, settings.dice, settings.sdr, settings.silence
-    )
-
-
 def assign_by_masks(
     predictions: SlotPredictions, targets: Targets, settings: LossSettings
 ) -> tuple[Tensor, Tensor]:
@@ -83,7 +75,9 @@ def assign_by_masks(
     with torch.no_grad():
         points = points_of(predictions.masks[-1], targets.masks, pixels)
         entropy, dice = mask_costs(points)
-        costs = (settings.entropy * entropy + settings.dice * dice) * targets.people.masked[:, None]
+        costs = (
+            settings.entropy_weight * entropy + settings.dice_weight * dice
+        ) * targets.people.masked[:, None]
     return assign(costs, targets.people.present, targets.target), pixels
 
 
@@ -157,10 +151,9 @@ def speaker_losses(
     """
     people = targets.people
     waves = voices.waves(targets.mixture.shape[-1]) / voices.scale
-    weights = loss_weights(settings)
     all_points = [points_of(masks, targets.masks, pixels) for masks in predictions.masks]
     costs = joint_costs(
-        people, weights, voices.states[:, :-1], all_points[-1], waves[:, :-1], targets.mixture
+        people, settings, voices.states[:, :-1], all_points[-1], waves[:, :-1], targets.mixture
     )
     slots = assign(costs, people.present, targets.target)
     rows, persons = people.present.nonzero(as_tuple=True)
@@ -173,7 +166,7 @@ def speaker_losses(
     states[residual_audible, -1] = OFF_SCREEN
     parts["state"] = torch.stack(
         [
-            _state_loss(logits, states, settings.no_object)
+            _state_loss(logits, states, settings.no_object_weight)
             for logits in (*predictions.states, voices.states)
         ]
     ).mean()
@@ -182,14 +175,20 @@ def speaker_losses(
     mask_parts = [_mask_losses(points, pairs) for points in all_points]
     parts["mask_bce"] = torch.stack([entropy for entropy, _ in mask_parts]).mean()
     parts["dice"] = torch.stack([dice for _, dice in mask_parts]).mean()
-    parts["votes"] = vote_loss(predictions.votes, targets, pixels)
+    parts["center_vote"] = vote_loss(predictions.votes, targets, pixels)
     parts["mixer"] = _mixer_loss(predictions.mixed, targets, pixels)
     parts |= _voice_losses(voices, waves, targets, slots)
     factors = {
-        "state": settings.state, "mask_bce": settings.entropy, "dice": settings.dice,
-        "votes": settings.center_vote, "mixer": settings.mixer, "when": settings.activity,
-        "sdr": -settings.sdr, "spectrum": settings.spectrum, "silence": settings.silence,
-    }  # fmt: skip
+        "state": settings.state_weight,
+        "mask_bce": settings.entropy_weight,
+        "dice": settings.dice_weight,
+        "center_vote": settings.center_vote_weight,
+        "mixer": settings.mixer_weight,
+        "activity": settings.activity_weight,
+        "sdr": -settings.sdr_weight,
+        "spectrum": settings.spectrum_weight,
+        "silence": settings.silence_weight,
+    }
     total = torch.stack([factor * parts[name] for name, factor in factors.items()]).sum()
     return SpeakerLosses(total, parts, slots)
 
@@ -271,7 +270,7 @@ def _voice_losses(
     energy = energies_db(waves, targets.mixture)
     silent = assigned & ~active
     return {
-        "when": (activity * assigned).sum() / assigned.sum(),
+        "activity": (activity * assigned).sum() / assigned.sum(),
         "sdr": ratio,
         "spectrum": (predicted - true).abs().mean(dim=(1, 2, 3)).sum() / count,
         "silence": (energy * silent).sum() / silent.sum().clamp(min=1),

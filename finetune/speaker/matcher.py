@@ -14,6 +14,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
+from cavmae.finetune.speaker.settings import LossSettings
+
 CAP_DB = 30.0  # upper limit of the SDR as a loss
 FLOOR_DB = -60.0  # lower limit of energies, relative to the mixture
 ACTIVE_DB = -40.0  # energy of a voice, relative to the mixture, from which on it is active
@@ -137,19 +139,9 @@ class People(NamedTuple):
     voices: Tensor
 
 
-class LossWeights(NamedTuple):
-    """Weights of the matching cost; see :class:`cavmae.finetune.speaker.settings.LossSettings`."""
-
-    state: float
-    entropy: float
-    dice: float
-    sdr: float
-    silence: float
-
-
 def joint_costs(
     people: People,
-    weights: LossWeights,
+    weights: LossSettings,
     states: Tensor,
     points: Points,
     waves: Tensor,
@@ -164,14 +156,16 @@ def joint_costs(
     """
     with torch.no_grad():
         entropy, dice = mask_costs(points)
-        mask_cost = (weights.entropy * entropy + weights.dice * dice) * people.masked[:, None]
+        mask_cost = (weights.entropy_weight * entropy + weights.dice_weight * dice) * people.masked[
+            :, None
+        ]
         log_prob = states.float().log_softmax(-1)
         state_cost = -torch.where(people.active[:, None], log_prob[..., :1], log_prob[..., 1:2])
-        active_cost = -weights.sdr * sdr_pairs(waves, people.voices)
+        active_cost = -weights.sdr_weight * sdr_pairs(waves, people.voices)
         energy = energies_db(waves, mixture)[:, :, None]
-        silent_cost = weights.silence * energy.expand_as(active_cost)
+        silent_cost = weights.silence_weight * energy.expand_as(active_cost)
         voice_cost = torch.where(people.active[:, None], active_cost, silent_cost)
-        return mask_cost + weights.state * state_cost + voice_cost
+        return mask_cost + weights.state_weight * state_cost + voice_cost
 
 
 def assign(costs: Tensor, present: Tensor, fixed: Tensor | None = None) -> Tensor:

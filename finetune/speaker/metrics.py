@@ -23,7 +23,6 @@ from cavmae.finetune.speaker.losses import Targets
 from cavmae.finetune.speaker.matcher import (
     ACTIVE_DB,
     FLOOR_DB,
-    LossWeights,
     assign,
     energies_db,
     joint_costs,
@@ -37,6 +36,7 @@ from cavmae.finetune.speaker.model import (
     SlotPredictions,
     VoicePredictions,
 )
+from cavmae.finetune.speaker.settings import LossSettings
 
 PIXEL_STRIDE = 7  # stride of the pixels that the assignment compares
 BETA2 = 0.3  # squared beta of the F score, as in AVSBench
@@ -102,7 +102,7 @@ class SceneMetrics:
 
 
 def assign_slots(
-    predictions: SlotPredictions, voices: VoicePredictions, targets: Targets, weights: LossWeights
+    predictions: SlotPredictions, voices: VoicePredictions, targets: Targets, weights: LossSettings
 ) -> tuple[Tensor, Tensor]:
     """Waveforms of slots at the level of the targets [N, Q, S], and slots of people int64 [N, P].
 

@@ -6,7 +6,7 @@ from typing import Any
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.scene_stream import ComposedStream
-from cavmae.datasets.stream.features import FRAME_RATE
+from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.finetune.speaker.factory import build_speaker, configure_compute, statistics_for
@@ -28,7 +28,7 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
     data, compose, loop = settings.data, settings.compose, settings.loop
     if not data.train:
         raise UsageError("Name the shards to compose from: --data.train FOLDER.")
-    fbank_frames = round(compose.seconds * FRAME_RATE)
+    fbank_frames = round(compose.seconds * FBANK_RATE)
     frame_size = compose.height, compose.width
     model = build_speaker(settings.model, frame_size, fbank_frames, loop.seed)
     configure_compute(model, loop)

@@ -6,7 +6,7 @@ from typing import Literal
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings
 from cavmae.finetune.speaker.config import SpeakerConfig
-from cavmae.pretrain.config import EncoderConfig, narrowed
+from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
 
@@ -54,7 +54,7 @@ class EncoderSettings(EncoderConfig):
     def __post_init__(self) -> None:
         # Checked, but not resolved: `encoder.size` alone must change what is left at 0.
         try:
-            narrowed(self, EncoderConfig)
+            as_base_config(self, EncoderConfig)
         except ValueError as error:
             raise UsageError(f"model.encoder: {error}") from error
 
@@ -100,17 +100,17 @@ class LossSettings:
     """Weights of the losses, whose sum is minimised, and the curriculum.
 
     Args:
-        state: weight of the cross-entropy of states (speaking, silent, none).
-        no_object: weight of slots without a person in that, relative to people.
-        entropy: weight of the masks' binary cross-entropy.
-        dice: weight of the masks' dice loss.
-        center_vote: weight of the distance of votes from a person's center, as a fraction of the
+        state_weight: of the cross-entropy of states (speaking, silent, none).
+        no_object_weight: of slots without a person in that, relative to people.
+        entropy_weight: of the masks' binary cross-entropy.
+        dice_weight: of the masks' dice loss.
+        center_vote_weight: of the distance of votes from a person's center, as a fraction of the
             frame.
-        mixer: weight of the dice loss of the cross-modal mixer.
-        activity: weight of the cross-entropy of activity in each 40 ms.
-        sdr: weight of a dB of the voices' SDR (not scale-invariant: their sum is the mixture).
-        spectrum: weight of the L1 difference of compressed complex spectra.
-        silence: weight of a dB of energy, relative to the mixture, in slots that are to be silent.
+        mixer_weight: of the dice loss of the cross-modal mixer.
+        activity_weight: of the cross-entropy of activity in each 40 ms.
+        sdr_weight: of a dB of the voices' SDR (not scale-invariant: their sum is the mixture).
+        spectrum_weight: of the L1 difference of compressed complex spectra.
+        silence_weight: of a dB of energy, relative to the mixture, in slots that are to be silent.
         points: sampled pixels of a key frame for the losses of masks.
         cue_only_until: fraction of training in which every scene has a cue.
         cue_prob: probability of a cue afterwards.
@@ -119,16 +119,16 @@ class LossSettings:
             in training; 0: never.
     """
 
-    state: float = 0.5
-    no_object: float = 0.1
-    entropy: float = 2.0
-    dice: float = 2.0
-    center_vote: float = 5.0
-    mixer: float = 0.1
-    activity: float = 1.0
-    sdr: float = 0.1
-    spectrum: float = 1.0
-    silence: float = 0.02
+    state_weight: float = 0.5
+    no_object_weight: float = 0.1
+    entropy_weight: float = 2.0
+    dice_weight: float = 2.0
+    center_vote_weight: float = 5.0
+    mixer_weight: float = 0.1
+    activity_weight: float = 1.0
+    sdr_weight: float = 0.1
+    spectrum_weight: float = 1.0
+    silence_weight: float = 0.02
     points: int = 512
     cue_only_until: float = 0.2
     cue_prob: float = 0.5

@@ -14,7 +14,6 @@ from cavmae.finetune.speaker.cue_sampling import draw_cues
 from cavmae.finetune.speaker.cues import KINDS, CueKind, no_cues
 from cavmae.finetune.speaker.losses import (
     assign_by_masks,
-    loss_weights,
     presence_targets,
     speaker_losses,
     targets_of,
@@ -160,7 +159,7 @@ class SpeakerTask(Task):
         predictions, voices = self.model(inputs)
         targets = targets_of(batch, target, scale_of(batch))
         with torch.autocast(inputs.mixture.device.type, enabled=False):
-            waves, slots = assign_slots(predictions, voices, targets, loss_weights(self.loss))
+            waves, slots = assign_slots(predictions, voices, targets, self.loss)
             return {
                 "scenes": measure(batch["key"], waves, slots, targets, predictions, voices.states)
             }

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cavmae.common.cli import named_config, parse_settings, parser
-from cavmae.common.commands import imported
+from cavmae.common.commands import import_object
 
 
 def training_command(
@@ -49,5 +49,5 @@ def training_command(
     config_text = options_parser.dump(options, skip_unset=False, skip_validation=True)
     from cavmae.pretrain.engine.run import run_training
 
-    run_training(settings, imported(build), run, resume, config_text)
+    run_training(settings, import_object(build), run, resume, config_text)
     return 0

@@ -11,7 +11,7 @@ from torch import nn
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import read_json, typed, value_as
-from cavmae.common.registry import plain
+from cavmae.common.registry import to_json_value
 from cavmae.pretrain.engine.checkpoints import (
     COMPLETE,
     CONFIG,
@@ -44,7 +44,7 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
 
     def config_values(self) -> dict[str, Any]:
         """Content of ``config.json``."""
-        return {"model_type": self.model_type, **plain(self.config)}
+        return {"model_type": self.model_type, **to_json_value(self.config)}
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Writes ``model.safetensors``, ``config.json`` and a card; see the mixin."""

@@ -21,6 +21,7 @@ from cavmae.common.device import device_of
 from cavmae.common.errors import UsageError
 from cavmae.common.files import write_atomically
 from cavmae.common.locks import locked
+from cavmae.common.threads import threads_per_process
 from cavmae.pretrain.engine import checkpoints
 from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.settings import LoopSettings
@@ -96,8 +97,8 @@ def make_accelerator(settings: LoopSettings, run: Path) -> Accelerator:
             f"loop.tracker {settings.tracker} is not installed: pip install {settings.tracker}, "
             "or choose another."
         )
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    if threads := settings.threads or threads_per_process():
+        torch.set_num_threads(threads)
     # Warnings are logged by every process, progress by rank 0.
     if not accelerator.is_main_process:
         log.setLevel(logging.WARNING)
@@ -137,7 +138,7 @@ def check_devices(accelerator: Accelerator, processes: DistEnv) -> None:
         )
 
 
-def check_averaged(module: nn.Module, processes: DistEnv) -> None:
+def check_gradients_synchronized(module: nn.Module, processes: DistEnv) -> None:
     """Checks that a prepared module averages gradients over all processes.
 
     Raises:

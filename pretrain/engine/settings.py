@@ -55,7 +55,7 @@ class LoopSettings(SeedSettings, DeviceSettings):
         epochs: over the data, if ``steps`` is 0.
         grad_accum_steps: batches of a step; contrasts are over all of them.
         precision: of the mathematics.
-        threads: of a process on the CPU; 0: PyTorch's choice.
+        threads: of a process on the CPU; 0: its share of the cores.
         compile: a backend of torch.compile such as ``inductor`` for the blocks; ``off``.
         checkpoint_activations: compute activations again instead of keeping them: less memory.
         log_every: steps between lines of metrics.jsonl.

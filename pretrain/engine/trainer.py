@@ -29,7 +29,7 @@ from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.metric_logger import MetricLogger
 from cavmae.pretrain.engine.nonfinite import NonFiniteGuard, skip_step_if
 from cavmae.pretrain.engine.optim import build_optimizer, learning_rate
-from cavmae.pretrain.engine.run_setup import check_averaged, check_devices
+from cavmae.pretrain.engine.run_setup import check_devices, check_gradients_synchronized
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 from cavmae.pretrain.engine.task import Embeddings, StepOutput, Task
 from cavmae.pretrain.engine.throughput import Throughput
@@ -86,7 +86,7 @@ class Trainer:
         # Model and optimizer only: a prepared loader would drop data, a prepared schedule would
         # step once a process.
         self._module, self._optimizer = accelerator.prepare(task, build_optimizer(task, optimizer))
-        check_averaged(self._module, processes)
+        check_gradients_synchronized(self._module, processes)
         self._parameters = [p for p in self._module.parameters() if p.requires_grad]
         self._average: AveragedModel | None = None
         if optimizer.ema:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from cavmae.common.json_files import parse_json, value_as
-from cavmae.common.registry import Options, Registry, plain, registry_of
+from cavmae.common.registry import Options, Registry, registry_of, to_json_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Drawing:
     ],
 )
 def test_entries_return_from_json(drawing: Drawing) -> None:
-    text = json.dumps(plain(drawing)).encode()
+    text = json.dumps(to_json_value(drawing)).encode()
     assert value_as(Drawing, parse_json(text, "x"), "drawing") == drawing
     assert b'"name"' in text
 

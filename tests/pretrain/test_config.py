@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cavmae.common.json_files import value_as
-from cavmae.common.registry import plain
+from cavmae.common.registry import to_json_value
 from cavmae.finetune.events.config import EventConfig
-from cavmae.pretrain.config import SIZES, CAVMAEConfig, EncoderConfig, Size, narrowed
+from cavmae.pretrain.config import SIZES, CAVMAEConfig, EncoderConfig, Size, as_base_config
 from cavmae.pretrain.engine import run as run_module
 from cavmae.pretrain.factory import model_config
 from cavmae.pretrain.settings import ObjectiveSettings, PretrainSettings
@@ -38,13 +38,13 @@ def test_a_size_gives_the_numbers_that_are_left_out(size: Size) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_configuration_is_its_json(config: Any) -> None:
-    text = json.dumps(plain(config))
+    text = json.dumps(to_json_value(config))
     assert value_as(type(config), json.loads(text), "config") == config
 
 
 def test_the_encoder_s_configuration_is_a_part_of_the_model_s() -> None:
     config = CAVMAEConfig(size="tiny", decoder_width=64, patch=8, joint_depth=2)
-    encoder = narrowed(config, EncoderConfig)
+    encoder = as_base_config(config, EncoderConfig)
     assert type(encoder) is EncoderConfig
     assert encoder == EncoderConfig(size="tiny", patch=8, joint_depth=2)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
 from cavmae.pretrain.blocks import Attention, Modality
 from cavmae.pretrain.cavmae_task import CAVMAETask
-from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig, narrowed
+from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig, as_base_config
 from cavmae.pretrain.encoder import Encoder
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ObjectiveSettings
@@ -65,7 +65,9 @@ NAMES = [*TEMPORAL, "toy"]
 
 def encoder_of(name: str, seed: int = 0) -> Encoder:
     torch.manual_seed(seed)
-    config = dataclasses.replace(narrowed(CONFIG, EncoderConfig), temporal=TEMPORAL.options(name)())
+    config = dataclasses.replace(
+        as_base_config(CONFIG, EncoderConfig), temporal=TEMPORAL.options(name)()
+    )
     encoder = Encoder(config)
     encoder.initialise()
     return encoder
@@ -150,7 +152,7 @@ def test_parameters_without_gradient(name: str, count: int, passes: tuple[Modali
 @pytest.mark.parametrize("joint", [1, 3])
 def test_layers_are_counted_as_timm_does(joint: int) -> None:
     config = dataclasses.replace(CONFIG, depth=4, joint_depth=joint)
-    encoder, model = Encoder(narrowed(config, EncoderConfig)), CAVMAE(config)
+    encoder, model = Encoder(as_base_config(config, EncoderConfig)), CAVMAE(config)
     layers = encoder.layer_groups()
     assert set(layers) == {name for name, _ in encoder.named_parameters()}
     for name, layer in layers.items():

@@ -54,8 +54,8 @@ def test_both_starts_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[
         yaml.safe_load((tmp_path / "out" / f"{start}-5-0" / "run" / "config.yaml").read_text())
         for start in ("pretrained", "from-scratch")
     ]
-    assert configs[0]["model"]["encoder"] == str(encoder)
-    assert configs[1]["model"]["encoder"] is None
+    assert configs[0]["model"]["encoder_from"] == str(encoder)
+    assert configs[1]["model"]["encoder_from"] is None
     # Finished runs are kept.
     log = tmp_path / "out" / "pretrained-5-0" / "train.log"
     log.unlink()

@@ -24,6 +24,7 @@ from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes, read_json
 from cavmae.common.progress import Progress
 from cavmae.common.tables import markdown_table
+from cavmae.common.threads import cores
 from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.pretrain.engine.checkpoints import complete_checkpoints
 from cavmae.tools.benchmarks.settings import LabelsBench
@@ -123,8 +124,7 @@ def _run_command(words: Sequence[str], path: Path, jobs: int) -> None:
         CavmaeError: the command failed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = str(max(1, (cores or 1) // jobs))
+    threads = str(max(1, cores() // jobs))
     with path.open("w") as log_file:
         code = subprocess.run(
             [sys.executable, "-m", "cavmae.tools.cli", *words],

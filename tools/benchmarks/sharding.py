@@ -44,7 +44,7 @@ def shard_in_process(paths: Sequence[str], profile: str) -> float:
     Raises:
         CavmaeError: a video cannot be sharded.
     """
-    settings = ShardSettings(profile=profile).resolved()  # type: ignore[arg-type]
+    settings = ShardSettings(profile=profile).resolved()
     messages: list[Message] = []
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "part"

@@ -17,7 +17,7 @@ from cavmae.common.quoting import caption
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.format.sample import SampleInfo
-from cavmae.datasets.stream.features import FRAME_RATE
+from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.shard_reader import Access, ShardOpener
 
 FRAMES = 4  # of a sample
@@ -106,7 +106,7 @@ def _draw_sample(
         axis.imshow(frame)
         axis.set_title(f"{time:.2f} s", fontsize=8, pad=2)
     axis = row[FRAMES]
-    seconds = len(fbank) / FRAME_RATE
+    seconds = len(fbank) / FBANK_RATE
     axis.imshow(
         fbank.T.astype(np.float32),
         origin="lower",

@@ -13,6 +13,7 @@ from cavmae.common.files import Cache, is_url, write_atomically
 from cavmae.common.json_files import json_bytes
 from cavmae.common.progress import Progress
 from cavmae.common.quoting import visible
+from cavmae.common.threads import cores
 from cavmae.datasets.format.manifest import Manifest, ShardEntry
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.tools.check import CheckSettings
@@ -97,7 +98,7 @@ def _survey(manifest: Manifest, settings: CheckSettings) -> Survey:
         for event in worker_pool.run(
             tasks,
             survey_task,
-            settings.workers or worker_pool.cores(),
+            settings.workers or cores(),
             TIMEOUT,
             memory_bytes=8e9,
         ):

@@ -11,7 +11,7 @@ from torch import Tensor
 from cavmae.common.files import write_atomically
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import SAMPLE_RATE
-from cavmae.finetune.speaker.losses import loss_weights, targets_of
+from cavmae.finetune.speaker.losses import targets_of
 from cavmae.finetune.speaker.metrics import assign_slots, binary_masks
 from cavmae.finetune.speaker.task import SpeakerTask, scale_of
 
@@ -29,9 +29,7 @@ def draw_examples(task: SpeakerTask, batch: Batch, path: Path) -> None:
     inputs, target = task.inputs_of(batch, 0.0)
     slot_predictions, voice_predictions = task.predict(inputs)
     targets = targets_of(batch, target, scale_of(batch))
-    waves, slots = assign_slots(
-        slot_predictions, voice_predictions, targets, loss_weights(task.loss)
-    )
+    waves, slots = assign_slots(slot_predictions, voice_predictions, targets, task.loss)
     size = targets.masks.shape[-2], targets.masks.shape[-1]
     predicted_masks = torch.stack(
         [binary_masks(masks, size) for masks in slot_predictions.masks[-1]]

@@ -18,7 +18,7 @@ from cavmae.common.json_files import json_bytes
 from cavmae.common.progress import Progress
 from cavmae.common.tables import markdown_table
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.datasets.stream.features import FRAME_RATE
+from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.stream import EvalStream
 from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
@@ -42,7 +42,7 @@ def view_of(config: CAVMAEConfig, frames: Literal["middle", "all"], model: str) 
         model: folder or name of the model; a folder may set the padding of short clips.
     """
     count = config.audio_size[1]
-    window = None if count >= WHOLE_CLIP else count / FRAME_RATE
+    window = None if count >= WHOLE_CLIP else count / FBANK_RATE
     return View(
         fbank_frames=count,
         padding=(read_preprocessing(model) or {}).get("padding", "zero"),

@@ -1,6 +1,6 @@
 """Interface of fusions.
 
-Shapes: N mixtures, K voices, C channels of the map, B bins, T frames, T' frames of 40 ms, D width
+Shapes: N mixtures, K voices, C channels of the map, B bins, T' frames, T frames of 40 ms, D width
 of a voice's embedding, P outputs.
 """
 
@@ -17,10 +17,10 @@ class Fusion(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, x_ncbt: Tensor, voices: Tensor) -> Tensor:
-        """Maps of the voices: [N, C, B, T] -> [N, K, P, B, T].
+        """Maps of the voices: [N, C, B, T'] -> [N, K, P, B, T'].
 
         Args:
             x_ncbt: map of the mixture.
-            voices: [N, K, T', D], embedding of each voice, 25 times a second. The output of a voice
+            voices: [N, K, T, D], embedding of each voice, 25 times a second. The output of a voice
                 does not depend on the other voices.
         """

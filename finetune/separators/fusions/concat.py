@@ -28,7 +28,7 @@ class ConcatFusion(Fusion):
 
     def forward(self, x_ncbt: Tensor, voices: Tensor) -> Tensor:
         """See :meth:`Fusion.forward`."""
-        embeddings = at_frame_rate(self.voice_proj(voices), x_ncbt.shape[-1])  # [N, K, hidden, T]
+        embeddings = at_frame_rate(self.voice_proj(voices), x_ncbt.shape[-1])  # [N, K, hidden, T']
         hidden = self.map_proj(x_ncbt)[:, None] + embeddings[..., None, :]
         fused: Tensor = self.last(functional.gelu(hidden.flatten(0, 1)))
         return fused.unflatten(0, voices.shape[:2])

@@ -29,11 +29,11 @@ class QueryFusion(Fusion):
         """See :meth:`Fusion.forward`."""
         bins, frames = x_ncbt.shape[-2:]
         queries = at_frame_rate(self.query(voices), frames)
-        queries = queries.unflatten(2, (self.outputs, -1))  # [N, K, P, C, T]
+        queries = queries.unflatten(2, (self.outputs, -1))  # [N, K, P, C, T']
         fused = torch.einsum("nkpct,ncbt->nkpbt", queries * self.scale, x_ncbt)
         if not self.bands:
             return fused
         bands = at_frame_rate(self.offset(voices), frames)
-        bands = bands.unflatten(2, (self.outputs, self.bands)).flatten(0, 1)  # [N K, P, bands, T]
+        bands = bands.unflatten(2, (self.outputs, self.bands)).flatten(0, 1)  # [N K, P, bands, T']
         bands = functional.interpolate(bands, (bins, frames), mode="bilinear", align_corners=False)
         return fused + bands.unflatten(0, voices.shape[:2])

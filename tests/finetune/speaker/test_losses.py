@@ -77,7 +77,9 @@ def test_activity_is_learned() -> None:
     def cost(activity_logits: torch.Tensor) -> float:
         changed = voices._replace(activity_logits=activity_logits)
         return float(
-            speaker_losses(predictions, changed, targets, pixels, speaker_task.loss).parts["when"]
+            speaker_losses(predictions, changed, targets, pixels, speaker_task.loss).parts[
+                "activity"
+            ]
         )
 
     slots = speaker_losses(predictions, voices, targets, pixels, speaker_task.loss).slots

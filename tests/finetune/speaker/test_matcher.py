@@ -12,7 +12,6 @@ from torchmetrics.functional.audio import signal_noise_ratio
 
 from cavmae.finetune.speaker.matcher import (
     CAP_DB,
-    LossWeights,
     People,
     Points,
     assign,
@@ -24,6 +23,16 @@ from cavmae.finetune.speaker.matcher import (
     sdr,
     sdr_pairs,
 )
+from cavmae.finetune.speaker.settings import LossSettings
+
+
+def weights_of(
+    state: float, entropy: float, dice: float, sdr_db: float, silence: float
+) -> LossSettings:
+    return LossSettings(
+        state_weight=state, entropy_weight=entropy, dice_weight=dice, sdr_weight=sdr_db,
+        silence_weight=silence,
+    )  # fmt: skip
 
 
 @settings(max_examples=40, deadline=None)
@@ -157,8 +166,8 @@ def test_joint_assignment_where_masks_and_voices_disagree() -> None:
     states = torch.zeros(1, 2, 4)
     mixture = voices.sum(0)[None]
     for weights, expected in (
-        (LossWeights(1, 5, 5, 0.01, 0.01), [[0, 1]]),
-        (LossWeights(1, 0.01, 0.01, 1, 0.01), [[1, 0]]),
+        (weights_of(1, 5, 5, 0.01, 0.01), [[0, 1]]),
+        (weights_of(1, 0.01, 0.01, 1, 0.01), [[1, 0]]),
     ):
         costs = joint_costs(people, weights, states, masks, swapped, mixture)
         assert assign(costs, people.present).tolist() == expected
@@ -170,6 +179,6 @@ def test_a_silent_person_takes_the_silent_slot() -> None:
     people = _people([True, False], voices)
     waves = torch.stack([torch.zeros(8_000), voices[0], 0.5 * voices[0]])[None]
     points = Points(torch.zeros(1, 3, 10), torch.zeros(1, 2, 10))
-    weights = LossWeights(1, 1, 1, 0.1, 0.1)
+    weights = weights_of(1, 1, 1, 0.1, 0.1)
     costs = joint_costs(people, weights, torch.zeros(1, 3, 4), points, waves, voices[:1])
     assert assign(costs, people.present).tolist() == [[1, 0]]

@@ -7,7 +7,7 @@ import torch
 
 from cavmae.finetune.separators.base import MixtureFeatures
 from cavmae.finetune.separators.stft import spectrum
-from cavmae.finetune.speaker.losses import Targets, loss_weights, targets_of
+from cavmae.finetune.speaker.losses import Targets, targets_of
 from cavmae.finetune.speaker.metrics import (
     PersonMetrics,
     SceneMetrics,
@@ -50,7 +50,7 @@ def outputs(
 def measured(
     targets: Targets, predictions: SlotPredictions, voices: VoicePredictions
 ) -> list[SceneMetrics]:
-    waves, slots = assign_slots(predictions, voices, targets, loss_weights(LossSettings()))
+    waves, slots = assign_slots(predictions, voices, targets, LossSettings())
     return measure(["a", "b"], waves, slots, targets, predictions, voices.states)
 
 
@@ -86,7 +86,7 @@ def test_only_slots_with_the_state_of_a_person_bind() -> None:
     targets = truth()
     rough = targets.people.voices + 0.2 * targets.mixture[:, None]
     predictions, voices = outputs(targets, voices=rough)
-    waves, slots = assign_slots(predictions, voices, targets, loss_weights(LossSettings()))
+    waves, slots = assign_slots(predictions, voices, targets, LossSettings())
     waves[:, 2] = 1e-3 * targets.people.voices[:, 0]
 
     def binding(states: torch.Tensor) -> float:

@@ -339,7 +339,7 @@ def test_a_small_model_learns_a_batch() -> None:
 @pytest.mark.parametrize("size", [(16, 24), (32, 48)])
 def test_half_precision_on_the_cpu(size: tuple[int, int]) -> None:
     """At the pixel decoder's own resolution and at another: losses near those of fp32."""
-    speaker_task = task(model(motion_size=size)).eval()
+    speaker_task = task(model(motion_height=size[0], motion_width=size[1])).eval()
     scenes = batch()
     scenes["motion"] = scenes["motion"].repeat(1, 1, size[0] // 16, size[1] // 24)
     losses = []

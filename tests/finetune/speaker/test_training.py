@@ -110,7 +110,7 @@ def test_a_run_and_what_it_leaves(clips: Manifest, encoder: Path, tmp_path: Path
     measured = [line for line in lines if "iou" in line]
     assert len(trained) == 4
     assert len(measured) == 2
-    assert {"sdr", "spectrum", "silence", "state", "dice", "votes"} <= set(trained[0])
+    assert {"sdr", "spectrum", "silence", "state", "dice", "center_vote"} <= set(trained[0])
     model, statistics = load_speaker(str(run / "checkpoints" / "000000004"))
     assert (statistics.mean, statistics.std) == (-6.0, 4.0)
     source = CAVMAE.from_pretrained(encoder).state_dict()

@@ -3,6 +3,7 @@
 Usage: python joined_process.py FOLDER WHAT. The test beside it looks at what it writes.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -120,9 +120,18 @@ def interrupted(wrap: Callable[[nn.Module], nn.Module]) -> tuple[dict[str, Tenso
     return state[0], state[1]
 
 
-class ToyModel(HubWeights, PyTorchModelHubMixin):
-    def __init__(self) -> None:
+@dataclasses.dataclass(frozen=True)
+class ToyConfig:
+    """Configuration without fields."""
+
+
+class ToyModel(HubWeights):
+    model_type = "toy"
+    config_class = ToyConfig
+
+    def __init__(self, config: ToyConfig) -> None:
         super().__init__()
+        self.config = config
         self.line = nn.Linear(2, 1)
 
 
@@ -132,7 +141,7 @@ class Toy(Task):
     def __init__(self, bad: Sequence[int] = ()):
         super().__init__()
         torch.manual_seed(1)
-        self.model = ToyModel()
+        self.model = ToyModel(ToyConfig())
         self.bad = set(bad)
 
     def training_step(
