@@ -12,7 +12,7 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from cavmae.common.errors import UsageError
-from cavmae.common.registry import plain
+from cavmae.common.registry import to_json_value
 from cavmae.datasets.mixtures.sound_settings import SoundSettings
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separation.model import SoundSeparator
@@ -29,7 +29,7 @@ SEPARATOR = BandSplitOptions(width=8, heads=2, shared_blocks=1, blocks=1)
 SETTINGS: dict[str, Any] = {
     "data": {"batch_size": 2, "held_out_mixtures": 8},
     "mix": {"seconds": 0.64},
-    "model": {"separator": plain(SEPARATOR), "width": 8, "cue_layers": 1},
+    "model": {"separator": to_json_value(SEPARATOR), "width": 8, "cue_layers": 1},
     "loop": {"steps": 4, "log_every": 1, "save_every": 2, "threads": 1, "tracker": "none"},
 }  # fmt: skip
 
