@@ -207,7 +207,9 @@ class BandSplitSeparator(VoiceSeparator):
         frames = x_ntqc.shape[1]
 
         def per_frame(embedding: Tensor) -> Tensor:  # [N, K, T', X] -> [N K, T, X]
-            return at_frame_rate(embedding, frames).flatten(0, 1).transpose(1, 2)
+            rows = at_frame_rate(embedding, frames).flatten(0, 1)
+            # Compiled for the CPU, blocks with a transposed input have written out of bounds.
+            return rows.transpose(1, 2).contiguous()
 
         x = x_ntqc[:, None].expand(-1, k, -1, -1, -1).flatten(0, 1)
         x = x + per_frame(self.band_cue(voices)).unflatten(-1, (NUM_BANDS, -1))
