@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from cavmae.datasets.mixtures.sound_mixer import FRAME, SoundBatch, SoundMixer
 from cavmae.datasets.stream.collate import Batch
@@ -14,7 +13,7 @@ from cavmae.finetune.separation.metrics import improvements, list_metrics
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separation.settings import SoundLossSettings
 from cavmae.finetune.separators.stft import wave
-from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
+from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task, forward_flops
 
 
 class SeparationTask(Task):
@@ -86,8 +85,4 @@ class SeparationTask(Task):
         settings, channels = self.mixer.settings, self.model.config.cue_channels
         mixture = torch.zeros(1, settings.samples, device=device)
         cues = torch.zeros(1, settings.voices, settings.samples // FRAME, channels, device=device)
-        # What is first called under a counter would never be compiled.
-        eager = torch.compiler.set_stance("force_eager")
-        with torch.enable_grad(), eager, FlopCounterMode(display=False) as counter:
-            self.model(mixture, cues)
-        return 3.0 * counter.get_total_flops()
+        return 3 * forward_flops(lambda: self.model(mixture, cues))

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import FFT
@@ -29,7 +28,7 @@ from cavmae.finetune.speaker.model import (
 )
 from cavmae.finetune.speaker.prediction import SpeakerPredictor
 from cavmae.finetune.speaker.settings import LossSettings
-from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
+from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task, forward_flops
 
 
 class SpeakerTask(Task):
@@ -191,13 +190,9 @@ class SpeakerTask(Task):
             cues=no_cues(1, c.encoder.image_grid, c.encoder.audio_size[::-1], device),
             hint=torch.zeros(1, dtype=torch.int64, device=device),
         )
-        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-            self.model.encode(inputs)
-        encoder_flops = counter.get_total_flops()
-        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-            self.model(inputs)
-        total_flops = counter.get_total_flops()
-        return float(3 * (total_flops - encoder_flops) + (1 if self.frozen else 3) * encoder_flops)
+        encoder_flops = forward_flops(lambda: self.model.encode(inputs))
+        total_flops = forward_flops(lambda: self.model(inputs))
+        return 3 * (total_flops - encoder_flops) + (1 if self.frozen else 3) * encoder_flops
 
 
 def scale_of(batch: Batch) -> Tensor:

@@ -1,10 +1,12 @@
 """Interface of a task: loss and logs of a batch, metrics of held-out batches."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cavmae.datasets.stream.collate import Batch
 from cavmae.pretrain.engine.hub import HubWeights
@@ -12,6 +14,17 @@ from cavmae.pretrain.engine.hub import HubWeights
 Embeddings = dict[str, Tensor]
 Record = dict[str, Any]
 Call = Literal["training_step", "embed", "validation_step"]
+
+
+def forward_flops(forward: Callable[[], Any]) -> float:
+    """FLOPs of linear maps, convolutions and attention in a call, with gradients as in training.
+
+    The blocks run uncompiled: those that are first called under a counter are never compiled.
+    """
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.enable_grad(), eager, FlopCounterMode(display=False) as counter:
+        forward()
+    return float(counter.get_total_flops())
 
 
 class StepOutput(NamedTuple):
