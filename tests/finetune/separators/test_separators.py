@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cavmae.finetune.separators.base import VoiceSeparator
+from cavmae.finetune.separators.base import MixtureFeatures, VoiceSeparator
 from cavmae.finetune.separators.layers import at_frame_rate
 from cavmae.finetune.separators.settings import FUSIONS, SEPARATORS
-from cavmae.finetune.separators.stft import wave
+from cavmae.finetune.separators.stft import STFT, spectrum, wave
 
 WIDTH, SAMPLES = 12, 64 * 160
 STEP = 640  # samples of a frame of 40 ms
@@ -156,3 +156,46 @@ def test_unknown_separator() -> None:
 def test_widths_that_fit_no_memory_are_refused(width: int) -> None:
     with pytest.raises(ValueError, match=f"unet: width {width} is not from 1 to 4096"):
         SEPARATORS.options("unet")(width=width)
+
+
+@pytest.mark.parametrize("gives", ["masks", "spectra", "waveforms"])
+def test_what_a_separator_gives_comes_to_the_standard_spectra(gives: Any) -> None:
+    """Halves of the mixture, given in three ways and at a resolution of its own."""
+
+    class Halves(VoiceSeparator):
+        stft = STFT(1024, 800, 200)
+        latent_width = 1
+
+        def encode_mixture(self, mixture: Tensor) -> MixtureFeatures:
+            return MixtureFeatures(mixture.new_zeros(len(mixture), SAMPLES // STEP, 1), mixture)
+
+        def estimate(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
+            if gives == "waveforms":
+                return features.map[:, None].expand(-1, voices.shape[1], -1) / 2
+            if gives == "spectra":
+                return features.map[:, None].expand(-1, voices.shape[1], -1, -1, -1) / 2
+            n, _, bins, frames = features.map.shape
+            masks = torch.zeros(n, voices.shape[1], 2, bins, frames)
+            masks[:, :, 0] = 5 * torch.atanh(torch.tensor(0.1))  # bounded: 0.5
+            return masks
+
+        def features(self, mixture: Tensor) -> MixtureFeatures:
+            if gives == "spectra":  # of the mixture itself, not compressed
+                spectra = spectrum(mixture, self.stft)[:, :-1, :-1]
+                return self.encode_mixture(torch.stack([spectra.real, spectra.imag], dim=1))
+            return super().features(mixture)
+
+    Halves.gives = gives
+    Halves.takes = "waveform" if gives == "waveforms" else "spectrum"
+    separator = Halves()
+    time = torch.arange(SAMPLES) / 16_000
+    mixture = ((2 * torch.pi * 440 * time).sin() + (2 * torch.pi * 1000 * time).sin())[None]
+    activity = torch.tensor([1.0, 0.5, 1e-3])[None, :, None].expand(1, -1, SAMPLES // STEP)
+    features = separator.features(mixture)
+    voices = wave(separator.separate(mixture, features, voices_of(2), activity), SAMPLES)
+    torch.testing.assert_close(voices.sum(1), mixture, atol=1e-4, rtol=1e-3)
+    # Gates 1 and 0.5 leave a quarter of the mixture, shared out as 1 : 0.5 : 0.001.
+    inner = slice(1600, -1600)
+    for index, share in enumerate((0.5 + 0.25 / 1.501, 0.25 + 0.125 / 1.501)):
+        expected = share * mixture[0, inner]
+        torch.testing.assert_close(voices[0, index, inner], expected, atol=2e-3, rtol=1e-2)
