@@ -90,7 +90,7 @@ def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCar
     kind = model_type_of(checkpoint, "export a checkpoint of this version of cavmae")
     if kind not in USES:
         raise CavmaeError(
-            f"{checkpoint} is a model of the type {kind!r}; {', '.join(USES)} can go."
+            f"{checkpoint} is a model of the type {kind!r}: export one of {', '.join(USES)}."
         )
     purpose, python, command, tags = USES[kind]
     name = settings.name or folder

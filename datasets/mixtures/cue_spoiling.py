@@ -1,6 +1,6 @@
 """Spoiled articulation cues: what a reading of real lips would get wrong.
 
-Shapes: M cues, T' frames of 40 ms, C channels (opening, spread, teeth, tongue).
+Shapes: M cues, T frames of 40 ms, C channels (opening, spread, teeth, tongue).
 """
 
 from typing import NamedTuple
@@ -22,9 +22,9 @@ class CueDefects(NamedTuple):
     Attributes:
         shift: [M], frames by which a cue is late.
         scale: [M, C], factor of each channel.
-        noise: [M, T', C], added.
-        breathing: [M, T'], added to the opening.
-        kept: [M, T'], 0 in gaps, else 1.
+        noise: [M, T, C], added.
+        breathing: [M, T], added to the opening.
+        kept: [M, T], 0 in gaps, else 1.
     """
 
     shift: Tensor
@@ -65,7 +65,7 @@ def draw_defects(
 
 
 def spoil(cues: Tensor, defects: CueDefects) -> Tensor:
-    """Cues [M, T', C] with their scales, gaps, breathing and noise.
+    """Cues [M, T, C] with their scales, gaps, breathing and noise.
 
     The shift is applied where cues are sampled, which is exact between frames.
     """

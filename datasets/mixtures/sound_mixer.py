@@ -3,7 +3,7 @@
 Every random number is drawn on the CPU by the generator of a seed, so that a seed makes the same
 mixtures on every device, but for rounding; and only small tensors travel to the device.
 
-Shapes: N mixtures, K people with a cue, S samples, T' frames of 40 ms, M rendered recordings, C
+Shapes: N mixtures, K people with a cue, S samples, T frames of 40 ms, M rendered recordings, C
 channels of a cue.
 """
 
@@ -39,7 +39,7 @@ class SoundBatch(NamedTuple):
         mixture: [N, S], the sum of voices and residual.
         voices: [N, K, S], each person's voice; zeros for silent people.
         residual: [N, S], noise and voices without a cue.
-        cues: [N, K, T', C].
+        cues: [N, K, T, C].
     """
 
     mixture: Tensor
@@ -218,14 +218,14 @@ class SoundMixer:
         return samples * ((index >= 0) & (index < lengths)).float()
 
     def _sample_cues(self, crops: _Crops, shift: Tensor) -> Tensor:
-        """Cues [N K, T', C] at the centers of frames, each ``shift`` [N, K] frames late."""
+        """Cues [N K, T, C] at the centers of frames, each ``shift`` [N, K] frames late."""
         bank, device = self.speech, self._device
         k = shift.shape[1]
         recordings = crops.recordings[:, :k].flatten()
         frames = torch.arange(self.settings.samples // FRAME) + 0.5
         speeds = crops.speed_steps[:, :k].flatten()[:, None].double() / SPEED_STEPS
         time = (frames - shift.flatten()[:, None]) * FRAME * speeds
-        position = (time + crops.starts[:, :k].flatten()[:, None]) / STEP - 0.5  # [N K, T']
+        position = (time + crops.starts[:, :k].flatten()[:, None]) / STEP - 0.5  # [N K, T]
         steps = (bank.lengths[recordings] // STEP)[:, None]
         whole = position.floor()
         part = on_device((position - whole).float(), device)[..., None]

@@ -121,7 +121,7 @@ def _build_bank(files: Sequence[tuple[str, Path]], workers: int) -> RecordingBan
     events = worker_pool.run(
         iter(enumerate(chunks)), decode_recordings, min(workers, len(chunks)), TIMEOUT, MEMORY
     )
-    with Progress(len(chunks), "recordings") as progress, contextlib.closing(events):
+    with Progress(len(chunks), "part") as progress, contextlib.closing(events):
         for event in events:
             if isinstance(event, worker_pool.TaskProgress):
                 continue

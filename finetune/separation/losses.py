@@ -47,9 +47,9 @@ def separation_losses(
     distance = (distance * audible).sum() / count
     parts = {"sdr": ratio, "silence": silence, "activity": activity, "spectrum": distance}
     total = (
-        settings.silence * silence
-        - settings.sdr * ratio
-        + settings.activity * activity
-        + settings.spectrum * distance
+        settings.silence_weight * silence
+        - settings.sdr_weight * ratio
+        + settings.activity_weight * activity
+        + settings.spectrum_weight * distance
     )
     return total, parts

@@ -1,6 +1,6 @@
 """Sound separator: a separation network told of each voice by an articulation cue.
 
-Shapes: N mixtures, K voices, S samples, T' = S / 640 frames of 40 ms, C channels of a cue, D width
+Shapes: N mixtures, K voices, S samples, T = S / 640 frames of 40 ms, C channels of a cue, D width
 of an embedding.
 """
 
@@ -24,7 +24,7 @@ class SeparatedVoices(NamedTuple):
 
     Attributes:
         spectra: complex [N, K + 1, 257, S / 160 + 1], the residual last; their sum is the mixture.
-        activity_logits: [N, K + 1, T'], the residual last.
+        activity_logits: [N, K + 1, T], the residual last.
     """
 
     spectra: Tensor
@@ -56,14 +56,14 @@ class ArticulationEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, cues: Tensor, latent: Tensor) -> Tensor:
-        """Embeddings [N, K, T', D].
+        """Embeddings [N, K, T, D].
 
         Args:
-            cues: [N, K, T', C].
-            latent: [N, T', latent_width], of the mixture.
+            cues: [N, K, T, C].
+            latent: [N, T, latent_width], of the mixture.
         """
         n, k = cues.shape[:2]
-        x = self.cue_proj(cues.flatten(0, 1).transpose(1, 2))  # [N K, D, T']
+        x = self.cue_proj(cues.flatten(0, 1).transpose(1, 2))  # [N K, D, T]
         mixture = self.latent_proj(latent).transpose(1, 2)
         x = (x.unflatten(0, (n, k)) + mixture[:, None]).flatten(0, 1)
         for conv in self.convs:
@@ -96,7 +96,7 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
 
         Args:
             mixture: [N, S], with an RMS of 1.
-            cues: [N, K, T', C].
+            cues: [N, K, T, C].
         """
         features = self.separator.features(mixture)
         embeddings = self.cue_encoder(cues, features.latent)

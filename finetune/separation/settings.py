@@ -60,16 +60,16 @@ class SoundLossSettings:
     """Weights of the losses, whose sum is minimised.
 
     Args:
-        sdr: weight of a dB of the voices' SDR.
-        silence: weight of a dB of energy, relative to the mixture, of people who are silent.
-        activity: weight of the cross-entropy of activity in each 40 ms.
-        spectrum: weight of the L1 difference of compressed complex spectra.
+        sdr_weight: of a dB of the voices' SDR.
+        silence_weight: of a dB of energy, relative to the mixture, of people who are silent.
+        activity_weight: of the cross-entropy of activity in each 40 ms.
+        spectrum_weight: of the L1 difference of compressed complex spectra.
     """
 
-    sdr: float = 0.1
-    silence: float = 0.01
-    activity: float = 0.3
-    spectrum: float = 1.0
+    sdr_weight: float = 0.1
+    silence_weight: float = 0.01
+    activity_weight: float = 0.3
+    spectrum_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if min(dataclasses.astuple(self)) < 0:

@@ -29,7 +29,7 @@ MAX_ROWS = 65_535  # of a batch of attention: the largest grid of CUDA's kernels
 
 
 class BandSplit(nn.Module):
-    """A linear layer for each band: spectra [M, 2, B, T] -> [M, T, Q, C]."""
+    """A linear layer for each band: spectra [M, 2, B, T'] -> [M, T', Q, C]."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -50,7 +50,7 @@ class BandSplit(nn.Module):
 
 
 class BandJoin(nn.Module):
-    """The reverse of :class:`BandSplit`: [M, T, Q, C] -> masks [M, 2, B, T]."""
+    """The reverse of :class:`BandSplit`: [M, T', Q, C] -> masks [M, 2, B, T']."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -70,7 +70,7 @@ class BandJoin(nn.Module):
 
 
 class PathAttention(nn.Module):
-    """Self-attention along the second last axis but one or the last but one of [M, T, Q, C].
+    """Self-attention among the frames or among the bands of [M, T', Q, C].
 
     Args:
         channels: C.
@@ -132,7 +132,7 @@ class ConvolutionalGate(nn.Module):
 
 
 class DualPathBlock(nn.Module):
-    """Attention and gate over time, then over bands: [M, T, Q, C], of the same shape.
+    """Attention and gate over time, then over bands: [M, T', Q, C], of the same shape.
 
     Args:
         channels: C.
@@ -151,7 +151,7 @@ class DualPathBlock(nn.Module):
 
         Args:
             x_mtqc: features.
-            film: [M, T, 2 C], scale and offset of every band's features; None: none.
+            film: [M, T', 2 C], scale and offset of every band's features; None: none.
         """
         x = x_mtqc
         if film is not None:
@@ -192,7 +192,7 @@ class BandSplitSeparator(VoiceSeparator):
         self.latent_proj = nn.Linear(NUM_BANDS * channels, self.latent_width)
 
     def encode_mixture(self, mixture: Tensor) -> MixtureFeatures:
-        """See :meth:`VoiceSeparator.encode_mixture`; its features are [N, T, Q, C]."""
+        """See :meth:`VoiceSeparator.encode_mixture`; its features are [N, T', Q, C]."""
         x = self.split(mixture)
         for block in self.shared_blocks:
             x = block(x)
@@ -206,7 +206,7 @@ class BandSplitSeparator(VoiceSeparator):
         n, k = voices.shape[:2]
         frames = x_ntqc.shape[1]
 
-        def per_frame(embedding: Tensor) -> Tensor:  # [N, K, T', X] -> [N K, T, X]
+        def per_frame(embedding: Tensor) -> Tensor:  # [N, K, T, X] -> [N K, T', X]
             rows = at_frame_rate(embedding, frames).flatten(0, 1)
             # Compiled for the CPU, blocks with a transposed input have written out of bounds.
             return rows.transpose(1, 2).contiguous()

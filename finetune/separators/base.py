@@ -62,11 +62,11 @@ class VoiceSeparator(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def encode_mixture(self, mixture: Tensor) -> MixtureFeatures:
-        """Speaker-independent features of what the separator ``takes`` of mixtures."""
+        """Speaker-independent features of mixtures, in the form that the separator ``takes``."""
 
     @abc.abstractmethod
     def estimate(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
-        """What the separator ``gives`` for each voice.
+        """Estimate of each voice, in the form that the separator ``gives``.
 
         Args:
             features: of :meth:`encode_mixture`.

@@ -18,11 +18,11 @@ STEP = 640  # samples of a frame of 40 ms
 
 def variants() -> list[tuple[str, str | None]]:
     """Separators, each with every fusion that it takes."""
-    found = []
+    pairs: list[tuple[str, str | None]] = []
     for name in SEPARATORS:
         fusions = [f.name for f in dataclasses.fields(SEPARATORS.options(name))]
-        found += [(name, fusion) for fusion in (FUSIONS if "fusion" in fusions else [None])]
-    return found
+        pairs += [(name, fusion) for fusion in (FUSIONS if "fusion" in fusions else [None])]
+    return pairs
 
 
 Build = Any
