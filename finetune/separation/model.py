@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cavmae.finetune.separation.config import SoundSeparatorConfig
+from cavmae.finetune.separators.base import MixtureFeatures
 from cavmae.finetune.separators.layers import groups_of
 from cavmae.finetune.separators.settings import SEPARATORS
 from cavmae.pretrain.engine.hub import HubWeights
@@ -100,6 +101,23 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
         """
         features = self.separator.features(mixture)
         embeddings = self.cue_encoder(cues, features.latent)
+        return self.separate(mixture, features, embeddings)
+
+    def separate(
+        self,
+        mixture: Tensor,
+        features: MixtureFeatures,
+        embeddings: Tensor,
+        presence_prob: Tensor | None = None,
+    ) -> SeparatedVoices:
+        """Voices of mixtures, by the embeddings of their cues.
+
+        Args:
+            mixture: [N, S], with an RMS of 1.
+            features: of the mixture.
+            embeddings: [N, K, T, D], of ``cue_encoder``.
+            presence_prob: [N, K], a factor of the voices: 0 for nobody; None: 1 for all.
+        """
         logits = torch.cat(
             [
                 self.activity_head(embeddings)[..., 0],
@@ -108,6 +126,9 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
             dim=1,
         ).float()
         gates = logits.sigmoid()
-        gates = torch.cat([gates[:, :-1], gates[:, -1:] + LEAST_ACTIVITY], dim=1)
+        voice_gates = gates[:, :-1]
+        if presence_prob is not None:
+            voice_gates = voice_gates * presence_prob.float()[..., None]
+        gates = torch.cat([voice_gates, gates[:, -1:] + LEAST_ACTIVITY], dim=1)
         spectra = self.separator.separate(mixture, features, embeddings, gates)
         return SeparatedVoices(spectra, logits)

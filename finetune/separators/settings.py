@@ -1,6 +1,6 @@
 """Registries of separators and fusions, with the options of each entry; imports no PyTorch.
 
-`cavmae finetune speakers --model.separator NAME --model.separator.OPTION VALUE` trains an entry.
+`cavmae finetune separator --model.separator NAME --model.separator.OPTION VALUE` trains an entry.
 """
 
 import dataclasses
@@ -120,3 +120,53 @@ class BandSplitOptions(SeparatorOptions):
             raise ValueError(
                 f"band-split: width {self.width} is no multiple of {self.heads} heads."
             )
+
+
+@SEPARATORS.register("tcn", "cavmae.finetune.separators.tcn:TCNSeparator")
+@dataclasses.dataclass(frozen=True)
+class TCNOptions(SeparatorOptions):
+    """Dilated temporal convolution network on the spectrum (Conv-TasNet family).
+
+    Args:
+        width: channels of a frame.
+        hidden: channels of a block's convolution.
+        shared_blocks: blocks that see the mixture only, computed once for all voices.
+        blocks: blocks that are modulated by the embedding of a voice.
+        dilations: number of dilations 1, 2, 4, ... frames of 16 ms, which blocks have in turns.
+    """
+
+    width: int = 256
+    hidden: int = 256
+    shared_blocks: int = 8
+    blocks: int = 16
+    dilations: int = 8
+
+    def __post_init__(self) -> None:
+        _check(self, width=1, hidden=1, shared_blocks=0, blocks=1, dilations=1)
+        if self.dilations > 12:
+            raise ValueError(f"tcn: dilations {self.dilations} is above 12, a reach of a minute.")
+
+
+@SEPARATORS.register("conv-tasnet", "cavmae.finetune.separators.conv_tasnet:ConvTasNet")
+@dataclasses.dataclass(frozen=True)
+class ConvTasNetOptions(SeparatorOptions):
+    """Conv-TasNet (Luo and Mesgarani, TASLP 2019), on the waveform; the defaults are a quarter.
+
+    Args:
+        filters: of the learned filter bank (paper: 512).
+        width: channels of residual and skip connections (paper: 128).
+        hidden: channels of a block's convolution (paper: 512).
+        dilations: blocks of a repeat, with dilations of 1, 2, 4, ... ms (paper: 8).
+        repeats: of the blocks (paper: 3); the first sees the mixture only.
+    """
+
+    filters: int = 256
+    width: int = 64
+    hidden: int = 128
+    dilations: int = 8
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        _check(self, filters=1, width=1, hidden=1, dilations=1, repeats=2)
+        if self.dilations > 14:
+            raise ValueError(f"conv-tasnet: dilations {self.dilations} is above 14.")
