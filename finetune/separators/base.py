@@ -9,7 +9,7 @@ frames of 40 ms, D width of a voice's embedding.
 """
 
 import abc
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,11 @@ class MixtureFeatures(NamedTuple):
 
     Attributes:
         latent: [N, T, latent_width], input of the voice decoder.
-        features: [N, ...], input of the separator's own estimation.
+        map: input of the separator's own estimation, a tensor [N, ...] or several.
     """
 
     latent: Tensor
-    map: Tensor
+    map: Any
 
 
 class VoiceSeparator(nn.Module, abc.ABC):

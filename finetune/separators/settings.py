@@ -79,6 +79,21 @@ class UNetOptions(SeparatorOptions):
         _check(self, width=1)
 
 
+@SEPARATORS.register("film-unet", "cavmae.finetune.separators.film_unet:FiLMUNet")
+@dataclasses.dataclass(frozen=True)
+class FiLMUNetOptions(SeparatorOptions):
+    """Complex U-Net with a decoder that is modulated by the embedding of each voice.
+
+    Args:
+        width: channels of the first level.
+    """
+
+    width: int = 24
+
+    def __post_init__(self) -> None:
+        _check(self, width=1)
+
+
 @SEPARATORS.register(
     "looking-to-listen", "cavmae.finetune.separators.looking_to_listen:LookingToListen"
 )
