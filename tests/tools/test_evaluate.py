@@ -87,7 +87,7 @@ def test_the_own_voice_beside_another(
     clips: Manifest, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "pairs.jsonl"
-    words = [clips.folder, "--list", str(path), *SIZE, "--voice-pairs"]
+    words = [clips.folder, "--list", str(path), *SIZE, "--compose.overlap", "1", "--voice-pairs"]
     with pytest.raises(UsageError, match="an even number of scenes"):
         make_scenes.main([*words, "--count", "5"])
     assert make_scenes.main([*words, "--count", "6"]) == 0
