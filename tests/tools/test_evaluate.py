@@ -102,6 +102,7 @@ def test_the_own_voice_beside_another(
     assert record["groups"] == {
         "own voice": ["00000", "00002", "00004"], "other voice": ["00001", "00003", "00005"],
     }  # fmt: skip
+    assert set(record["summary"]) == {"model", "own voice", "other voice"}
     scenes = record["scenes"]["model"]
     assert [scene["own_voice"] for scene in scenes] == [True, False] * 3
     assert all(0 < scene["voice_score"] < 1 for scene in scenes)

@@ -80,7 +80,8 @@ def measure(shards: str, settings: EvaluateSettings) -> int:
             f"No person in {settings.list} has a cue of the kind {cue}: such cues are made of "
             f"{'other recordings of the same people' if cue == 'voice' else 'masks'}."
         )
-    text = table(result, groups, cued)
+    columns = _columns(result, groups, cued)
+    text = table(result, columns, cued)
     text += f"\n\nReal-time factor of the model: {result.real_time:.3f} ({device})."
     if "pesq" not in quality_metrics:
         text += "\n\nPESQ is missing: it needs a compiler to install (`pip install cavmae[pesq]`)."
@@ -92,7 +93,7 @@ def measure(shards: str, settings: EvaluateSettings) -> int:
         text += "\n\nDiarization error rates are of all people: measure them without --cue."
     output(text)
     if settings.out:
-        _write(Path(settings.out), result, groups, text, settings)
+        _write(Path(settings.out), result, groups, columns, text, settings)
         draw_examples(task, first[0], Path(settings.out) / "examples.png")
     return 0
 
@@ -135,24 +136,39 @@ def _sex_groups(path: Path, stream: FixedSceneStream) -> dict[str, list[str]]:
     return groups
 
 
-def table(result: EvaluationResult, groups: Mapping[str, Sequence[str]], cued: bool) -> str:
-    """Markdown table of all metrics, a column for each way of evaluation and each group.
+def _columns(
+    result: EvaluationResult, groups: Mapping[str, Sequence[str]], cued: bool
+) -> dict[str, dict[str, float]]:
+    """Summary of each way of evaluation, and of the model on each group of scenes.
 
     Args:
         result: metrics of all scenes.
         groups: keys of the scenes of each group.
         cued: only cued people and their scenes count.
     """
-    columns = {
+    columns: dict[str, dict[str, float]] = {
         way: summary(way_scenes, cued) for way, way_scenes in result.scenes.items() if way_scenes
     }
-    scenes = result.scenes["model"]
-    if cued:
-        scenes = [scene for scene in scenes if any(p.is_target for p in scene.people)]
     for group, keys in sorted(groups.items()):
         members = set(keys)
-        chosen = [s for s in scenes if s.key in members]
-        columns[group] = summary(chosen, cued)  # type: ignore[index]
+        chosen = [s for s in result.scenes["model"] if s.key in members]
+        columns[group] = summary(_counted(chosen, cued), cued)
+    return columns
+
+
+def _counted(scenes: Sequence[SceneMetrics], cued: bool) -> Sequence[SceneMetrics]:
+    """Scenes that count: with a cue, those whose target has a cue."""
+    return [s for s in scenes if any(p.is_target for p in s.people)] if cued else scenes
+
+
+def table(result: EvaluationResult, columns: Mapping[str, Mapping[str, float]], cued: bool) -> str:
+    """Markdown table of all metrics.
+
+    Args:
+        result: metrics of all scenes.
+        columns: summary of each way and group.
+        cued: only scenes with a cue count.
+    """
     rows = []
     for name, metric in METRICS.items():
         values = [column.get(name) for column in columns.values()]
@@ -162,7 +178,8 @@ def table(result: EvaluationResult, groups: Mapping[str, Sequence[str]], cued: b
     for name, value in result.dependence.items():
         empty_cells = [""] * (len(columns) - 1)
         rows.append([f"masks that change, audio {name}", f"{value:.3f}", *empty_cells])
-    return markdown_table([f"{len(scenes)} scenes", *columns], rows)
+    count = len(_counted(result.scenes["model"], cued))
+    return markdown_table([f"{count} scenes", *columns], rows)
 
 
 def _finite(value: Any) -> Any:
@@ -190,6 +207,7 @@ def _write(
     out: Path,
     result: EvaluationResult,
     groups: Mapping[str, Sequence[str]],
+    columns: Mapping[str, Mapping[str, float]],
     text: str,
     settings: EvaluateSettings,
 ) -> None:
@@ -198,11 +216,7 @@ def _write(
         "model": settings.model,
         "list": settings.list,
         "cue": settings.cue,
-        "summary": {
-            way: summary(scenes, settings.cue != "none")
-            for way, scenes in result.scenes.items()
-            if scenes
-        },
+        "summary": columns,
         "dependence": result.dependence,
         "real_time_factor": result.real_time,
         "groups": groups,
