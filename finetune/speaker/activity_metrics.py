@@ -1,9 +1,10 @@
 """Metrics of when each person talks, in frames of 40 ms and in speech spans.
 
 Frame-level average precision is that of active speaker detection (AVA-ActiveSpeaker, arXiv
-1901.01342), pooled over all frames of all visible people. The diarization error rate is that of
-pyannote.metrics. The voice of a person is told from another voice on the same moving mouth by pairs
-of scenes (:mod:`cavmae.datasets.mixtures.voice_pairs`).
+1901.01342), pooled over all frames of all visible people; of a random score it is the fraction of
+active frames. The diarization error rate is that of pyannote.metrics. Pairs of scenes with the same
+frames (:mod:`cavmae.datasets.mixtures.voice_pairs`) measure whether a person's own voice is
+distinguished from another on the same moving mouth.
 
 Shapes: N scenes, Q slots (Q' without the residual), P people at most, T frames of 40 ms.
 """
@@ -173,17 +174,20 @@ def _pool(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
 # torchmetrics takes as long to import as PyTorch, and training without evaluation needs none.
 def average_precision(scores: Tensor, truth: Tensor) -> float:
     """Average precision of scores [M], 0 to 1, with truth [M], 0 or 1; NaN without a positive."""
+    if not truth.any():
+        return math.nan
     from torchmetrics.functional.classification import binary_average_precision
 
-    return float(binary_average_precision(scores, truth)) if truth.any() else math.nan
+    return float(binary_average_precision(scores, truth))
 
 
 def roc_auc(scores: Tensor, truth: Tensor) -> float:
     """Area under the ROC curve of scores [M] with truth [M]; NaN unless both classes occur."""
+    if not truth.any() or truth.all():
+        return math.nan
     from torchmetrics.functional.classification import binary_auroc
 
-    both = bool(truth.any()) and not bool(truth.all())
-    return float(binary_auroc(scores, truth)) if both else math.nan
+    return float(binary_auroc(scores, truth))
 
 
 def diarization_scores(activities: Sequence[SceneActivity]) -> dict[str, float]:
