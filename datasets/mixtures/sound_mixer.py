@@ -7,6 +7,7 @@ Shapes: N mixtures, K people with a cue, S samples, T frames of 40 ms, M rendere
 channels of a cue.
 """
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -86,6 +87,14 @@ class SoundMixer:
         self.noise = None if self.noise is None else self.noise.to(device)
         self.filters.to(device)
         self._device = device
+
+    def at(self, progress: float) -> "SoundMixer":
+        """Mixer of the same banks with the distribution at a fraction of training."""
+        eased = copy.copy(self)
+        eased.settings = self.settings.at(progress)
+        eased.filters = copy.copy(self.filters)
+        eased.filters.settings = eased.settings
+        return eased
 
     @torch.no_grad()
     def mix(self, seed: int, count: int) -> SoundBatch:

@@ -41,11 +41,18 @@ class SeparationTask(Task):
         self.held_out = dict(held_out)
         self.loss = loss
 
-    def mixtures(self, batch: Batch) -> SoundBatch:
-        """Mixtures of a batch of :class:`cavmae.datasets.mixtures.seed_stream.SeedStream`."""
+    def mixtures(self, batch: Batch, progress: float = 1.0) -> SoundBatch:
+        """Mixtures of a batch of :class:`cavmae.datasets.mixtures.seed_stream.SeedStream`.
+
+        Args:
+            batch: of seeds.
+            progress: fraction of training, for mixtures to train on.
+        """
         device = next(self.model.parameters()).device
         mixer = self.held_out[batch["list"]] if batch["list"] else self.mixer
         mixer.to(device)
+        if not batch["list"]:
+            mixer = mixer.at(progress)
         with torch.autocast(device.type, enabled=False):
             return mixer.mix(batch["seed"], len(batch["key"]))
 
@@ -53,7 +60,7 @@ class SeparationTask(Task):
         self, batch: Batch, progress: float, embeddings: Sequence[Embeddings], micro_index: int
     ) -> StepOutput:
         """See :meth:`Task.training_step`."""
-        sound = self.mixtures(batch)
+        sound = self.mixtures(batch, progress)
         output = self.model(sound.mixture, sound.cues)
         with torch.autocast(sound.mixture.device.type, enabled=False):
             waves = wave(output.spectra, sound.mixture.shape[-1])

@@ -236,3 +236,20 @@ def test_lists_have_the_same_seeds_whatever_the_processes() -> None:
     assert {seed for name, seed in seeds(1) if name == "a"} == {
         seed for name, seed in seeds(1) if name == "b"
     }
+
+
+def test_hard_mixtures_come_later(bank: RecordingBank) -> None:
+    """At first all people talk all the time, without noise; after the ramp as often as set."""
+    settings = SoundSettings(
+        silent_prob=0.5, off_screen_prob=1.0, noise_prob=1.0, room_prob=1.0, ramp=0.5
+    )
+    mixer = SoundMixer(bank, bank, settings)
+    first = mixer.at(0.0).mix(0, 16)
+    assert not first.residual.any()
+    assert (first.voices.square().mean(-1) > 1e-4).all()
+    for progress in (0.5, 1.0):
+        later, always = mixer.at(progress).mix(0, 16), mixer.mix(0, 16)
+        assert torch.equal(later.mixture, always.mixture)
+    assert settings.at(0.25).silent_prob == 0.25
+    assert settings.at(0.25).spoiled_prob == settings.spoiled_prob
+    assert dataclasses.replace(settings, ramp=0.0).at(0.0).silent_prob == 0.5
