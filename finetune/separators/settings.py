@@ -106,8 +106,8 @@ class F2BOptions(FusionOptions):
         stride: bins, and frames, of a query; 1: every bin is a query of its own.
     """
 
-    heads: int = 4
-    head_width: int = 16
+    heads: int = 2
+    head_width: int = 32
     stride: int = 4
 
     def __post_init__(self) -> None:

@@ -110,7 +110,8 @@ def test_attention_equals_a_naive_loop(bands: int, positions: bool) -> None:
 
 @torch.no_grad()
 def test_a_frame_of_a_single_bin_is_a_bin() -> None:
-    frame, every = fusion_of("f2f", bands=1, head_width=8), fusion_of("f2b", head_width=8, stride=1)
+    frame = fusion_of("f2f", bands=1, heads=2, head_width=8)
+    every = fusion_of("f2b", stride=1, heads=2, head_width=8)
     every.load_state_dict(frame.state_dict())
     x, voices = torch.randn(1, CHANNELS, 1, 4 * FRAMES), voices_of()
     visible = torch.rand(1, 2, FRAMES) < 0.6
