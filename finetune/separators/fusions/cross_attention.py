@@ -13,6 +13,7 @@ of a voice's embedding, h heads, a width of a head for each band, P outputs.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ class CrossAttention(nn.Module):
 
     def _rotated(self, x: Tensor, times: Tensor) -> Tensor:
         """Queries or keys [..., L, G, a], the first half of their channels turned by their time."""
-        rates: Tensor = self.rates  # type: ignore[assignment]
+        rates = cast(Tensor, self.rates)
         angles = times.float()[:, None, None] * rates.float()  # [L, G, a / 4]
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         pairs = rates.shape[1]
