@@ -32,7 +32,8 @@ def evaluate_lists(
         for number in range(mixtures // HELD_OUT_BATCH):
             sound = mixer.mix(batch_seed(HELD_OUT_SEED, number), HELD_OUT_BATCH)
             samples = sound.mixture.shape[-1]
-            separated = wave(model(sound.mixture, sound.cues).spectra, samples)[:, :-1]
+            output = model(sound.mixture, sound.cues, sound.visible)
+            separated = wave(output.spectra, samples)[:, :-1]
             masked = oracle_masks(spectrum(sound.mixture), spectrum(sound.voices))
             for label, waves in ((name, separated), (f"{name}_{ORACLE}", wave(masked, samples))):
                 records.append(improvements(label, waves, sound.voices, sound.mixture))

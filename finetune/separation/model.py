@@ -92,16 +92,19 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
         self.residual_head = nn.Linear(self.separator.latent_width, 1)
         nn.init.constant_(self.activity_head.bias, FIRST_LOGIT)
 
-    def forward(self, mixture: Tensor, cues: Tensor) -> SeparatedVoices:
+    def forward(
+        self, mixture: Tensor, cues: Tensor, visible: Tensor | None = None
+    ) -> SeparatedVoices:
         """Voices of mixtures.
 
         Args:
             mixture: [N, S], with an RMS of 1.
             cues: [N, K, T, C].
+            visible: bool [N, K, T], frames in which the cue is known; None: all.
         """
         features = self.separator.features(mixture)
         embeddings = self.cue_encoder(cues, features.latent)
-        return self.separate(mixture, features, embeddings)
+        return self.separate(mixture, features, embeddings, visible=visible)
 
     def separate(
         self,
@@ -109,6 +112,7 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
         features: MixtureFeatures,
         embeddings: Tensor,
         presence_prob: Tensor | None = None,
+        visible: Tensor | None = None,
     ) -> SeparatedVoices:
         """Voices of mixtures, by the embeddings of their cues.
 
@@ -117,6 +121,7 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
             features: of the mixture.
             embeddings: [N, K, T, D], of ``cue_encoder``.
             presence_prob: [N, K], a factor of the voices: 0 for nobody; None: 1 for all.
+            visible: bool [N, K, T], frames in which the cue is known; None: all.
         """
         logits = torch.cat(
             [
@@ -130,5 +135,5 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
         if presence_prob is not None:
             voice_gates = voice_gates * presence_prob.float()[..., None]
         gates = torch.cat([voice_gates, gates[:, -1:] + LEAST_ACTIVITY], dim=1)
-        spectra = self.separator.separate(mixture, features, embeddings, gates)
+        spectra = self.separator.separate(mixture, features, embeddings, gates, visible)
         return SeparatedVoices(spectra, logits)

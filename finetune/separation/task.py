@@ -61,7 +61,7 @@ class SeparationTask(Task):
     ) -> StepOutput:
         """See :meth:`Task.training_step`."""
         sound = self.mixtures(batch, progress)
-        output = self.model(sound.mixture, sound.cues)
+        output = self.model(sound.mixture, sound.cues, sound.visible)
         with torch.autocast(sound.mixture.device.type, enabled=False):
             waves = wave(output.spectra, sound.mixture.shape[-1])
             total, parts = separation_losses(output, waves, sound, self.loss)
@@ -73,7 +73,7 @@ class SeparationTask(Task):
         sound = self.mixtures(batch)
         # A compiler would take longer than all lists, whose batches have a size of their own.
         with torch.compiler.set_stance("force_eager"):
-            output = self.model(sound.mixture, sound.cues)
+            output = self.model(sound.mixture, sound.cues, sound.visible)
         with torch.autocast(sound.mixture.device.type, enabled=False):
             waves = wave(output.spectra, sound.mixture.shape[-1])[:, :-1]
             return {"list": improvements(batch["list"], waves, sound.voices, sound.mixture)}

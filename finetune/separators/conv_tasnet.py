@@ -110,7 +110,9 @@ class ConvTasNet(VoiceSeparator):
         latent = nn.functional.avg_pool1d(x, POOL).transpose(1, 2)  # [N, T, C]
         return MixtureFeatures(self.latent_proj(latent), torch.cat([filtered, x, skip], dim=1))
 
-    def estimate(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
+    def estimate(
+        self, features: MixtureFeatures, voices: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
         """See :meth:`VoiceSeparator.estimate`; a voice's waveform is [S]."""
         n, k = voices.shape[:2]
         channels = self.mixture_proj.in_channels

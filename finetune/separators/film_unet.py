@@ -65,7 +65,9 @@ class FiLMUNet(VoiceSeparator):
         latent = at_frame_rate(self.latent_proj(banded)[:, None], frames)[:, 0].transpose(1, 2)
         return MixtureFeatures(latent, levels[1:])
 
-    def estimate(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
+    def estimate(
+        self, features: MixtureFeatures, voices: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
         """See :meth:`VoiceSeparator.estimate`."""
         n, k = voices.shape[:2]
 

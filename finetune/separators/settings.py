@@ -16,6 +16,12 @@ def _check(options: Options, **least: int) -> None:
             raise ValueError(f"{options.name}: {name} {value} is not from {smallest} to 4096.")
 
 
+def _check_head_width(options: Options, width: int) -> None:
+    """Raises ValueError for a width of a head that does not hold whole rotary positions."""
+    if width % 4:
+        raise ValueError(f"{options.name}: head_width {width} is not a multiple of 4.")
+
+
 @dataclasses.dataclass(frozen=True)
 class FusionOptions(Options):
     """Options of a fusion: how the embedding of a voice enters a separator."""
@@ -52,6 +58,61 @@ class ConcatOptions(FusionOptions):
 
     def __post_init__(self) -> None:
         _check(self, width=0)
+
+
+@FUSIONS.register("film", "cavmae.finetune.separators.fusions.film:FiLMFusion")
+@dataclasses.dataclass(frozen=True)
+class FiLMOptions(FusionOptions):
+    """Scale and offset of a layer's channels for each frame (FiLM), and a second layer.
+
+    Args:
+        width: channels of the layer; 0: those of the map.
+    """
+
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, width=0)
+
+
+@FUSIONS.register("f2f", "cavmae.finetune.separators.fusions.f2f:F2FFusion")
+@dataclasses.dataclass(frozen=True)
+class F2FOptions(FusionOptions):
+    """Attention of the map's frames to those of the embedding, with values for each sub-band.
+
+    Args:
+        heads: of the attention.
+        head_width: channels of a head for each sub-band; a multiple of 4.
+        bands: sub-bands, at most the bins of the map; as many: a value for every bin.
+    """
+
+    heads: int = 4
+    head_width: int = 16
+    bands: int = 16
+
+    def __post_init__(self) -> None:
+        _check(self, heads=1, head_width=4, bands=1)
+        _check_head_width(self, self.head_width)
+
+
+@FUSIONS.register("f2b", "cavmae.finetune.separators.fusions.f2b:F2BFusion")
+@dataclasses.dataclass(frozen=True)
+class F2BOptions(FusionOptions):
+    """Attention of the map's time-frequency bins to the frames of the embedding.
+
+    Args:
+        heads: of the attention.
+        head_width: channels of a head; a multiple of 4.
+        stride: bins, and frames, of a query; 1: every bin is a query of its own.
+    """
+
+    heads: int = 2
+    head_width: int = 32
+    stride: int = 4
+
+    def __post_init__(self) -> None:
+        _check(self, heads=1, head_width=4, stride=1)
+        _check_head_width(self, self.head_width)
 
 
 @dataclasses.dataclass(frozen=True)

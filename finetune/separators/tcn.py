@@ -94,7 +94,9 @@ class TCNSeparator(VoiceSeparator):
         latent = functional.adaptive_avg_pool1d(self.latent_proj(x).transpose(1, 2), frames)
         return MixtureFeatures(latent.transpose(1, 2), x)
 
-    def estimate(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
+    def estimate(
+        self, features: MixtureFeatures, voices: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
         """See :meth:`VoiceSeparator.estimate`."""
         n, k = voices.shape[:2]
         frames = features.map.shape[1]

@@ -101,7 +101,9 @@ class ComplexUNet(VoiceSeparator):
         banded = levels[LATENT_LEVEL + 1].flatten(1, 2).transpose(1, 2)
         return MixtureFeatures(self.latent_proj(banded), self.last(x))
 
-    def estimate(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
+    def estimate(
+        self, features: MixtureFeatures, voices: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
         """See :meth:`VoiceSeparator.estimate`."""
-        masks: Tensor = self.fusion(features.map, voices)
+        masks: Tensor = self.fusion(features.map, voices, visible)
         return masks

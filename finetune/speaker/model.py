@@ -267,7 +267,10 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         voice_cue = self.voice_cue_proj(predictions.voice_cue)[:, None, None]
         slots = masks.shape[1]
         voice_cue = functional.pad(voice_cue, (0, 0, 0, 0, 0, slots - 1))  # slot 0 only
-        separated = self.sound.separate(mixture, features, embeddings + voice_cue, presence_prob)
+        visible = _covered(masks, motion.shape[2])
+        separated = self.sound.separate(
+            mixture, features, embeddings + voice_cue, presence_prob, visible
+        )
         refinements = [
             self.voice_state_head(embeddings.mean(2)),  # [N, Q - 1, 4]
             self.residual_state_head(features.latent.mean(1, keepdim=True)),  # [N, 1, 4]
@@ -281,6 +284,19 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
     def presence_prob(predictions: SlotPredictions) -> Tensor:
         """Probability that each slot is a person, by its state: [N, Q - 1], without gradient."""
         return 1 - predictions.states[-1][:, :-1].detach().float().softmax(-1)[..., NONE]
+
+
+def _covered(masks: Tensor, frames: int) -> Tensor:
+    """Whether a slot's mask covers a pixel: [N, Q - 1, F, h, w] -> bool [N, Q - 1, T].
+
+    Args:
+        masks: 0 to 1, of key frames; their largest values are interpolated between key frames, as
+            :class:`MotionReader` does with masks.
+        frames: T.
+    """
+    largest = masks.detach().float().flatten(3).amax(-1)
+    interpolated = functional.interpolate(largest, frames, mode="linear", align_corners=False)
+    return interpolated > 0.5
 
 
 def _normalize_rms(mixture: Tensor) -> tuple[Tensor, Tensor]:

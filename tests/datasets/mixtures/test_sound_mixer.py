@@ -209,6 +209,18 @@ def test_defects_spoil_cues_within_their_limits() -> None:
     torch.testing.assert_close(spoil(cues, clean), cues)
 
 
+def test_gaps_of_cues_are_known(bank: RecordingBank) -> None:
+    """Where a mouth is hidden all channels but the opening, which breathes, are 0."""
+    settings = dataclasses.replace(PLAIN, spoiled_prob=1.0, gap_prob=1.0, cue_noise=0.0)
+    batch = SoundMixer(bank, None, settings).mix(0, 8)
+    assert batch.visible.shape == batch.cues.shape[:3]
+    hidden = ~batch.visible
+    assert hidden.flatten(0, 1).any(1).sum() > 8 and hidden.float().mean() < 0.35
+    assert (batch.cues[..., 1:][hidden] == 0).all()
+    assert (batch.cues[..., 1:][batch.visible] != 0).any(-1).float().mean() > 0.8
+    assert SoundMixer(bank, None, PLAIN).mix(0, 8).visible.all()
+
+
 def test_seeds_resume_and_differ_between_processes() -> None:
     def loader(rank: int = 0) -> Loader:
         return Loader(SeedStream(4, seed=1, rank=rank, world_size=2))

@@ -121,6 +121,31 @@ def test_pixels_reach_a_voice_through_its_articulation_cue_only(
     torch.testing.assert_close(voices.spectra, told.spectra)
 
 
+def test_frames_without_a_mask_are_hidden_from_the_separator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    speaker_task = task().eval()
+    inputs, _ = speaker_task.inputs_of(batch(), 0.0)
+    predictions = speaker_task.model.predict_masks(inputs)
+    masks = torch.zeros_like(predictions.masks[-1])  # [2, 4, 2, 8, 12], of 16 frames
+    masks[:, 0, :, 3, 3] = 0.9
+    masks[:, 1, 0, 3, 3] = 0.9
+    received = []
+    separator = speaker_task.model.sound.separator
+    estimate = separator.estimate
+
+    def recording(features: Any, voices: Any, visible: Any) -> Any:
+        received.append(visible)
+        return estimate(features, voices, visible)
+
+    monkeypatch.setattr(separator, "estimate", recording)
+    speaker_task.model.decode_voices(inputs, predictions, masks)
+    visible = received[0][0]
+    assert visible.shape == (4, 16)
+    assert visible[0].all() and not visible[2:].any()
+    assert visible[1, :6].all() and not visible[1, 10:].any()
+
+
 @pytest.mark.parametrize("kind", ["box", "voice"])
 def test_a_voice_depends_on_motion_and_a_reference_voice_only(kind: str) -> None:
     speaker_task = task().eval()
