@@ -148,6 +148,7 @@ def test_gaps_of_cues_are_hidden_from_the_separator() -> None:
     )  # fmt: skip
     sound.visible[:, :, 4:9] = False
     mixer = SimpleNamespace(to=lambda device: None, mix=lambda seed, count: sound)
+    mixer.at = lambda progress: mixer
     task = SeparationTask(model, mixer, {}, SoundLossSettings())  # type: ignore[arg-type]
     batch = {"list": "", "seed": 0, "key": ["0"]}
     losses = []

@@ -151,7 +151,7 @@ def test_rates_meet() -> None:
 
 
 def test_unknown_separator() -> None:
-    with pytest.raises(ValueError, match="there are unet, looking-to-listen, band-split"):
+    with pytest.raises(ValueError, match=f"there are {', '.join(SEPARATORS)}"):
         SEPARATORS.options("wavenet")
 
 
