@@ -170,3 +170,59 @@ class ConvTasNetOptions(SeparatorOptions):
         _check(self, filters=1, width=1, hidden=1, dilations=1, repeats=2)
         if self.dilations > 14:
             raise ValueError(f"conv-tasnet: dilations {self.dilations} is above 14.")
+
+
+@SEPARATORS.register(
+    "frame-transformer-v1",
+    "cavmae.finetune.separators.frame_transformer_v1:FrameTransformerV1Separator",
+)
+@dataclasses.dataclass(frozen=True)
+class FrameTransformerV1Options(SeparatorOptions):
+    """Frame transformer, version 1: a U-Net over frequency with attention among frames.
+
+    Args:
+        width: channels of the first level (original: 8).
+        heads: of the attentions: 1, 2 or 4, as the last level has 8 bins.
+        expansion: width of a feed-forward layer over the bins of its level (original: 4 or 24).
+        fusion: of the last map with the embedding of a voice.
+    """
+
+    width: int = 16
+    heads: int = 4
+    expansion: int = 4
+    fusion: FusionOptions = QueryOptions()
+
+    def __post_init__(self) -> None:
+        _check(self, width=1, heads=1, expansion=1)
+        if self.heads not in (1, 2, 4):
+            raise ValueError(f"frame-transformer-v1: heads {self.heads} is not 1, 2 or 4.")
+
+
+@SEPARATORS.register(
+    "frame-transformer-v3",
+    "cavmae.finetune.separators.frame_transformer_v3:FrameTransformerV3Separator",
+)
+@dataclasses.dataclass(frozen=True)
+class FrameTransformerV3Options(SeparatorOptions):
+    """Frame transformer, version 3: multichannel attention whose scores accumulate.
+
+    Args:
+        width: channels, each with weights of its own.
+        blocks: of attention and convolutions.
+        heads: of the attentions: a power of 2 up to 128, as a frame has 256 bins.
+        expansion: channels between the convolutions of a block over ``width``.
+        fusion: of the last map with the embedding of a voice.
+    """
+
+    width: int = 4
+    blocks: int = 5
+    heads: int = 4
+    expansion: int = 4
+    fusion: FusionOptions = QueryOptions()
+
+    def __post_init__(self) -> None:
+        _check(self, width=1, blocks=1, heads=1, expansion=1)
+        if 128 % self.heads:
+            raise ValueError(
+                f"frame-transformer-v3: heads {self.heads} is no power of 2 up to 128."
+            )

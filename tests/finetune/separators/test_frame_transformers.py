@@ -1,0 +1,96 @@
+"""Frame transformers equal the published ones on their golden files."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from cavmae.finetune.separators.frame_transformer_v1 import FrameTransformerV1
+from cavmae.finetune.separators.frame_transformer_v3 import FrameTransformerV3
+from cavmae.finetune.separators.settings import SEPARATORS
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+# Names of the original's weights -> ours, applied one after the other.
+V1_NAMES = (
+    (r"^enc0_transformer\.", "first."),
+    (r"^enc(\d)_transformer\.", lambda m: f"encoder_blocks.{int(m[1]) - 1}."),
+    (r"^enc(\d)\.body\.0\.", lambda m: f"encoders.{int(m[1]) - 1}."),
+    (r"^dec(\d)_transformer\.", lambda m: f"decoder_blocks.{5 - int(m[1])}."),
+    (r"^dec(\d)\.body\.0\.", lambda m: f"decoders.{5 - int(m[1])}."),
+    (r"\.norm\.norm\.", ".norm."),
+    (r"\.norm1\.norm\.", ".norm_attention."),
+    (r"\.norm2\.norm\.", ".norm_mlp."),
+    (r"\.attn1?\.", ".attention."),
+    (r"\.attn2\.", ".cross_attention."),
+    (r"\.(query|key|value|out)_proj\.", r".\1."),
+    (r"\.q_proj\.", ".query."),
+    (r"\.k_proj\.", ".key."),
+    (r"\.v_proj\.", ".value."),
+    (r"\.rotary_embedding\.freqs$", ".rotary.frequencies"),
+    (r"\.embed\.", ".squeeze."),
+    (r"\.conv1\.weight_pw$", ".fc1.weight"),
+    (r"\.conv2\.weight_pw$", ".fc2.weight"),
+    (r"\.weight_pw$", ".weight"),
+    (r"^out$", "out.weight"),
+)
+V3_NAMES = (
+    (r"^transformer\.", "blocks."),
+    (r"^embed\.", "embedding."),
+    (r"\.attn\.", ".attention."),
+    (r"\.q_proj\.", ".query."),
+    (r"\.k_proj\.", ".key."),
+    (r"\.v_proj\.", ".value."),
+    (r"\.o_proj\.", ".out."),
+    (r"\.rotary_embedding\.freqs$", ".rotary.frequencies"),
+    (r"\.weight_pw$", ".weight"),
+    (r"\.weight_dw$", ".mixing"),
+)
+
+
+def golden(version: str) -> tuple[dict[str, int], dict[str, Tensor]]:
+    with safe_open(GOLDEN / f"frame_transformer_{version}.safetensors", "pt") as file:
+        return json.loads(file.metadata()["config"]), {k: file.get_tensor(k) for k in file.keys()}
+
+
+def load(network: nn.Module, tensors: dict[str, Tensor], names: tuple) -> None:
+    """Copies every weight of the original; none of the network is left as it was."""
+    ours = dict(network.named_parameters()) | dict(network.named_buffers())
+    for key, value in tensors.items():
+        if not key.startswith("model.") or ".norm3." in key:  # norm3 of version 1 is never used
+            continue
+        name = key.removeprefix("model.")
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        # Our maps are [..., frames, bins], those of the original [..., bins, frames].
+        value = value.mT if value.dim() == 4 else value
+        target = ours.pop(name)
+        target.detach().copy_(value.reshape(target.shape))
+    assert not ours
+
+
+def assert_close(y: Tensor, expected: Tensor) -> None:
+    assert (y - expected).norm() / expected.norm() < 1e-5
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@torch.no_grad()
+def test_version_1_equals_the_original() -> None:
+    config, tensors = golden("v1")
+    x = tensors["io.x"]
+    heads, expansion = config["num_heads"], config["expansion"]
+    network = FrameTransformerV1(2, 2, 128, config["channels"], heads, expansion, shared_norms=True)
+    load(network, tensors, V1_NAMES)
+    assert_close(network(x), tensors["io.y"])
+
+
+@torch.no_grad()
+def test_version_3_equals_the_original() -> None:
+    config, tensors = golden("v3")
+    shape = config["channels"], config["num_layers"], config["num_heads"], config["expansion"]
+    network = FrameTransformerV3(2, 2, 32, *shape)
+    load(network, tensors, V3_NAMES)
+    assert_close(network(tensors["io.x"]), tensors["io.y"])
