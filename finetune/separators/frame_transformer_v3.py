@@ -8,7 +8,6 @@ Shapes: N mixtures, C channels, T' frames, F features of a frame: its bins. Maps
 inside, so that norms and attention find F last.
 """
 
-import torch
 from torch import Tensor, nn
 
 from cavmae.finetune.separators.layers import RotaryPositions

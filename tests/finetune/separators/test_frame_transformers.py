@@ -3,19 +3,22 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cavmae.finetune.separators.frame_transformer_v1 import FrameTransformerV1
 from cavmae.finetune.separators.frame_transformer_v3 import FrameTransformerV3
 from cavmae.finetune.separators.settings import SEPARATORS
 
+Names = tuple[tuple[str, Any], ...]
 GOLDEN = Path(__file__).parents[2] / "golden"
 # Names of the original's weights -> ours, applied one after the other.
-V1_NAMES = (
+V1_NAMES: Names = (
     (r"^enc0_transformer\.", "first."),
     (r"^enc(\d)_transformer\.", lambda m: f"encoder_blocks.{int(m[1]) - 1}."),
     (r"^enc(\d)\.body\.0\.", lambda m: f"encoders.{int(m[1]) - 1}."),
@@ -37,7 +40,7 @@ V1_NAMES = (
     (r"\.weight_pw$", ".weight"),
     (r"^out$", "out.weight"),
 )
-V3_NAMES = (
+V3_NAMES: Names = (
     (r"^transformer\.", "blocks."),
     (r"^embed\.", "embedding."),
     (r"\.attn\.", ".attention."),
@@ -52,11 +55,12 @@ V3_NAMES = (
 
 
 def golden(version: str) -> tuple[dict[str, int], dict[str, Tensor]]:
-    with safe_open(GOLDEN / f"frame_transformer_{version}.safetensors", "pt") as file:
-        return json.loads(file.metadata()["config"]), {k: file.get_tensor(k) for k in file.keys()}
+    path = GOLDEN / f"frame_transformer_{version}.safetensors"
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["config"]), load_file(path)
 
 
-def load(network: nn.Module, tensors: dict[str, Tensor], names: tuple) -> None:
+def load(network: nn.Module, tensors: dict[str, Tensor], names: Names) -> None:
     """Copies every weight of the original; none of the network is left as it was."""
     ours = dict(network.named_parameters()) | dict(network.named_buffers())
     for key, value in tensors.items():
@@ -94,3 +98,24 @@ def test_version_3_equals_the_original() -> None:
     network = FrameTransformerV3(2, 2, 32, *shape)
     load(network, tensors, V3_NAMES)
     assert_close(network(tensors["io.x"]), tensors["io.y"])
+
+
+def test_parameters_of_the_published_size() -> None:
+    """52,226,534 in the original, which counts the frequencies of its rotary positions."""
+    with torch.device("meta"):
+        network = FrameTransformerV1(2, 2, 1024, channels=8, heads=8, expansion=4)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert parameters + sum(buffer.numel() for buffer in network.buffers()) == 52_226_534
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("frame-transformer-v1", {"heads": 8}, "heads 8 is not 1, 2 or 4"),
+        ("frame-transformer-v3", {"heads": 6}, "heads 6 is no power of 2 up to 128"),
+        ("frame-transformer-v3", {"blocks": 0}, "blocks 0 is not from 1"),
+    ],
+)
+def test_options_that_make_no_network(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SEPARATORS.options(name)(**changes)
