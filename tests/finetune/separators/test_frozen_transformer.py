@@ -1,5 +1,6 @@
 """Blocks of a pretrained audio branch inside a separator: taken over, shared, unfrozen."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,17 @@ import pytest
 import torch
 
 from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.finetune.separation.model import SoundSeparator
+from cavmae.finetune.separation.run import build_sound_separator
+from cavmae.finetune.separation.settings import SoundModelSettings
 from cavmae.finetune.separators.frozen_transformer import FrozenTransformer
 from cavmae.finetune.separators.settings import FrozenTransformerOptions
+from cavmae.finetune.speaker.factory import build_speaker
+from cavmae.finetune.speaker.settings import (
+    EncoderSettings,
+    SpeakerModelSettings,
+    SpeakerSoundSettings,
+)
 from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
 
@@ -46,6 +56,29 @@ def test_each_channel_equals_the_source(encoder: tuple[str, CAVMAE], channels: i
     for block in model.blocks_a:
         source = block(source)
     assert torch.equal(separator.forward_blocks(x).flatten(0, 1), source)
+
+
+def test_new_models_get_the_weights_and_saved_ones_need_no_checkpoint(
+    encoder: tuple[str, CAVMAE], tmp_path: Path
+) -> None:
+    name, model = encoder
+    checkpoint = tmp_path / "encoder"
+    shutil.copytree(name, checkpoint)
+    chosen = options(str(checkpoint))
+    sound = build_sound_separator(SoundModelSettings(chosen, width=8, cue_layers=0))
+    speaker_settings = SpeakerModelSettings(
+        encoder=EncoderSettings("custom", width=16, heads=2, depth=1),
+        sound=SpeakerSoundSettings(chosen, width=8, cue_layers=0), width=16, heads=2,
+        train_encoder="all",
+    )  # fmt: skip
+    speaker = build_speaker(speaker_settings, (32, 32), 64, seed=0)
+    sound.save_pretrained(tmp_path / "sound")
+    shutil.rmtree(checkpoint)
+    saved = SoundSeparator.from_pretrained(tmp_path / "sound")
+    for built in (sound, speaker.sound, saved):
+        blocks = built.separator.blocks.state_dict()
+        for key, value in model.blocks_a.state_dict().items():
+            assert torch.equal(blocks[key], value), key
 
 
 def test_a_checkpoint_of_another_shape_is_refused(

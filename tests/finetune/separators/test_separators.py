@@ -26,17 +26,23 @@ def variants() -> list[tuple[str, str | None]]:
 
 
 Build = Any
+# Entries whose default shape, or whose cost for a width, is large: options for the tests.
+SMALL: dict[str, dict[str, int]] = {
+    "frame-transformer-v1": {"width": 4, "expansion": 1},
+    "frame-transformer-v3": {"width": 4, "blocks": 1},
+    "frozen-transformer": {"layers": 3, "unfreeze_layers": 1},
+}
 
 
 @pytest.fixture(params=variants(), ids=lambda pair: "-".join(filter(None, pair)))
 def build(request: pytest.FixtureRequest) -> Build:
     name, fusion = request.param
-    changes = {} if fusion is None else {"fusion": FUSIONS.options(fusion)()}
+    fusions = {} if fusion is None else {"fusion": FUSIONS.options(fusion)()}
 
     def made(width: int = 8) -> VoiceSeparator:
         torch.manual_seed(0)
         built: VoiceSeparator = SEPARATORS.build(
-            SEPARATORS.options(name)(width=width, **changes), WIDTH
+            SEPARATORS.options(name)(**{"width": width, **SMALL.get(name, {}), **fusions}), WIDTH
         )
         return built
 
