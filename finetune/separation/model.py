@@ -92,6 +92,18 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
         self.residual_head = nn.Linear(self.separator.latent_width, 1)
         nn.init.constant_(self.activity_head.bias, FIRST_LOGIT)
 
+    def lr_scale(self, name: str) -> float:
+        """Factor of the learning rate of a parameter."""
+        kind, _, inner = name.partition(".")
+        scale: float = self.separator.lr_scale(inner) if kind == "separator" else 1.0
+        return scale
+
+    def lr_start(self, name: str) -> float:
+        """Fraction of training before which the learning rate of a parameter is 0."""
+        kind, _, inner = name.partition(".")
+        start: float = self.separator.lr_start(inner) if kind == "separator" else 0.0
+        return start
+
     def forward(
         self, mixture: Tensor, cues: Tensor, visible: Tensor | None = None
     ) -> SeparatedVoices:

@@ -92,7 +92,9 @@ def build_sound_separator(settings: SoundModelSettings) -> SoundSeparator:
     if settings.init_from is not None:
         remedy = "make one with `cavmae finetune separator`"
         return load_hub(SoundSeparator, settings.init_from, remedy)
-    return SoundSeparator(as_base_config(settings, SoundSeparatorConfig))
+    model = SoundSeparator(as_base_config(settings, SoundSeparatorConfig))
+    model.separator.load_pretrained()
+    return model
 
 
 def check_mixtures(model: SoundSeparator, settings: SoundSettings) -> None:

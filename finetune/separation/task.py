@@ -67,6 +67,14 @@ class SeparationTask(Task):
             total, parts = separation_losses(output, waves, sound, self.loss)
         return StepOutput(total, {"loss": total.detach(), **parts})
 
+    def lr_scale(self, name: str) -> float:
+        """See :meth:`Task.lr_scale`: all parameters are the model's."""
+        return self.model.lr_scale(name.removeprefix("model."))
+
+    def lr_start(self, name: str) -> float:
+        """See :meth:`Task.lr_start`."""
+        return self.model.lr_start(name.removeprefix("model."))
+
     @torch.no_grad()
     def validation_step(self, batch: Batch) -> Record:
         """See :meth:`Task.validation_step`."""

@@ -60,6 +60,21 @@ class VoiceSeparator(nn.Module, abc.ABC):
     least_samples: ClassVar[int] = 640
     latent_width: int
 
+    def load_pretrained(self) -> None:
+        """Loads pretrained weights that the options name; for a new model, not a saved one.
+
+        Raises:
+            CavmaeError: they are missing, damaged, or of another shape.
+        """
+
+    def lr_scale(self, name: str) -> float:
+        """Factor of the learning rate of a parameter."""
+        return 1.0
+
+    def lr_start(self, name: str) -> float:
+        """Fraction of training before which the learning rate of a parameter is 0."""
+        return 0.0
+
     @abc.abstractmethod
     def encode_mixture(self, mixture: Tensor) -> MixtureFeatures:
         """Speaker-independent features of mixtures, in the form that the separator ``takes``."""

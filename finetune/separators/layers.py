@@ -1,5 +1,8 @@
 """Layers that separators, fusions and the speaker model share."""
 
+from typing import cast
+
+import torch
 from torch import Tensor, nn
 
 
@@ -13,3 +16,27 @@ def at_frame_rate(voices: Tensor, frames: int) -> Tensor:
     flat = voices.flatten(0, 1).transpose(1, 2)
     resampled = nn.functional.interpolate(flat, frames, mode="linear", align_corners=False)
     return resampled.unflatten(0, voices.shape[:2])
+
+
+class RotaryPositions(nn.Module):
+    """Rotary positions (RoFormer, arXiv 2104.09864) of interleaved pairs of features.
+
+    Args:
+        width: of a head, an even number.
+        theta: base of the frequencies.
+    """
+
+    def __init__(self, width: int, theta: float = 1e4):
+        super().__init__()
+        frequencies = theta ** -(torch.arange(0, width, 2) / width)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Queries or keys, rotated by their position: [..., T', width] of the same shape."""
+        frequencies = cast(Tensor, self.frequencies)
+        positions = torch.arange(x.shape[-2], device=x.device, dtype=frequencies.dtype)
+        angles = positions[:, None] * frequencies
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+        pairs = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return pairs.flatten(-2)

@@ -246,3 +246,118 @@ class ConvTasNetOptions(SeparatorOptions):
         _check(self, filters=1, width=1, hidden=1, dilations=1, repeats=2)
         if self.dilations > 14:
             raise ValueError(f"conv-tasnet: dilations {self.dilations} is above 14.")
+
+
+@SEPARATORS.register(
+    "frame-transformer-v1",
+    "cavmae.finetune.separators.frame_transformer_v1:FrameTransformerV1Separator",
+)
+@dataclasses.dataclass(frozen=True)
+class FrameTransformerV1Options(SeparatorOptions):
+    """Frame transformer, version 1: a U-Net over frequency with attention among frames.
+
+    Args:
+        width: channels of the first level.
+        heads: of the attentions: 1, 2 or 4, as the last level has 8 bins.
+        expansion: width of a feed-forward layer over the bins of its level (original: 4 or 24).
+        fusion: of the last map with the embedding of a voice.
+    """
+
+    width: int = 8
+    heads: int = 4
+    expansion: int = 4
+    fusion: FusionOptions = QueryOptions()
+
+    def __post_init__(self) -> None:
+        _check(self, width=1, heads=1, expansion=1)
+        if self.heads not in (1, 2, 4):
+            raise ValueError(f"frame-transformer-v1: heads {self.heads} is not 1, 2 or 4.")
+
+
+@SEPARATORS.register(
+    "frame-transformer-v3",
+    "cavmae.finetune.separators.frame_transformer_v3:FrameTransformerV3Separator",
+)
+@dataclasses.dataclass(frozen=True)
+class FrameTransformerV3Options(SeparatorOptions):
+    """Frame transformer, version 3: multichannel attention whose scores accumulate.
+
+    Args:
+        width: channels, each with weights of its own.
+        blocks: of attention and convolutions.
+        heads: of the attentions: a power of 2 up to 128, as a frame has 256 bins.
+        expansion: channels between the convolutions of a block over ``width``.
+        fusion: of the last map with the embedding of a voice.
+    """
+
+    width: int = 4
+    blocks: int = 5
+    heads: int = 4
+    expansion: int = 4
+    fusion: FusionOptions = QueryOptions()
+
+    def __post_init__(self) -> None:
+        _check(self, width=1, blocks=1, heads=1, expansion=1)
+        if 128 % self.heads:
+            raise ValueError(
+                f"frame-transformer-v3: heads {self.heads} is no power of 2 up to 128."
+            )
+
+
+@SEPARATORS.register(
+    "frozen-transformer", "cavmae.finetune.separators.frozen_transformer:FrozenTransformer"
+)
+@dataclasses.dataclass(frozen=True)
+class FrozenTransformerOptions(SeparatorOptions):
+    """Blocks of a pretrained CAV-MAE audio branch between multichannel layers that learn.
+
+    Args:
+        encoder: checkpoint of pretraining, a folder or a name on the hub, whose audio blocks a new
+            model gets; empty: random weights.
+        width: of the blocks, that of the encoder.
+        heads: of the blocks' attention, those of the encoder; 0: one for every 64 of the width.
+        layers: first blocks of the audio branch.
+        mlp_ratio: width of a block's MLP over that of a token.
+        channels: that share the blocks.
+        unfreeze_layers: number of first and of last blocks that learn; 0: all stay frozen.
+        unfreeze_from: fraction of training from which on the first and the last block learn; the
+            others follow inwards, evenly spaced over the rest of training.
+        unfreeze_lr_scale: factor of the learning rate of blocks (original: 3.5e-6 beside 1e-4).
+        fusion: of the last map with the embedding of a voice.
+    """
+
+    encoder: str = ""
+    width: int = 192
+    heads: int = 0
+    layers: int = 4
+    mlp_ratio: float = 4.0
+    channels: int = 8
+    unfreeze_layers: int = 2
+    unfreeze_from: float = 0.3
+    unfreeze_lr_scale: float = 0.035
+    fusion: FusionOptions = QueryOptions()
+
+    def __post_init__(self) -> None:
+        _check(self, width=4, heads=0, layers=1, channels=1, unfreeze_layers=0)
+        if self.width % self.block_heads:
+            raise ValueError(
+                f"frozen-transformer: width {self.width} is no multiple of {self.block_heads} "
+                "heads."
+            )
+        if not 1 / self.width <= self.mlp_ratio <= 64:
+            raise ValueError(
+                f"frozen-transformer: mlp_ratio {self.mlp_ratio} is not from 1 / width to 64."
+            )
+        if not 0 <= self.unfreeze_from < 1:
+            raise ValueError(
+                f"frozen-transformer: unfreeze_from {self.unfreeze_from} is not in [0, 1)."
+            )
+        if not 0 < self.unfreeze_lr_scale <= 1:
+            raise ValueError(
+                f"frozen-transformer: unfreeze_lr_scale {self.unfreeze_lr_scale} is not in (0, 1]."
+            )
+
+    @property
+    def block_heads(self) -> int:
+        """Heads of a block's attention."""
+        return self.heads or max(1, self.width // 64)

@@ -111,7 +111,9 @@ def build_speaker(
         source, weights = load_named_weights(settings.encoder_from)
         model = _create(speaker_config(settings, image, frames, source, sound_config))
         _load_encoder(model, settings.encoder_from, source, weights)
-    if sound is not None:
+    if sound is None:
+        model.sound.separator.load_pretrained()
+    else:
         model.sound.load_state_dict(sound.state_dict())
     return model
 

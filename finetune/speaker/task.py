@@ -68,7 +68,8 @@ class SpeakerTask(Task):
         if sound_lr_scale == 0:
             model.sound.requires_grad_(False)
         self._lr_scales: dict[str, float] = {
-            f"model.sound.{name}": sound_lr_scale for name, _ in model.sound.named_parameters()
+            f"model.sound.{name}": sound_lr_scale * model.sound.lr_scale(name)
+            for name, _ in model.sound.named_parameters()
         }
         if not frozen and decay < 1:
             layers = model.encoder.layer_groups()
@@ -79,6 +80,11 @@ class SpeakerTask(Task):
     def lr_scale(self, name: str) -> float:
         """See :meth:`Task.lr_scale`."""
         return self._lr_scales.get(name, 1.0)
+
+    def lr_start(self, name: str) -> float:
+        """See :meth:`Task.lr_start`."""
+        inner = name.removeprefix("model.sound.")
+        return self.model.sound.lr_start(inner) if inner != name else 0.0
 
     def fbank(self, waves: Tensor) -> Tensor:
         """See :meth:`SpeakerPredictor.fbank`."""

@@ -18,10 +18,10 @@ def build_optimizer(task: Task, settings: OptimizerSettings) -> torch.optim.Opti
 
     Args:
         task: its parameters with ``requires_grad`` are trained; each group has the ``lr_scale`` of
-            :meth:`Task.lr_scale`.
+            :meth:`Task.lr_scale` and the ``lr_start`` of :meth:`Task.lr_start`.
     """
     betas = settings.beta1, settings.beta2
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
     for name, parameter in task.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -30,10 +30,11 @@ def build_optimizer(task: Task, settings: OptimizerSettings) -> torch.optim.Opti
         vector = parameter.dim() <= 1 or name.endswith(".bias") or token
         plain = settings.name == "adam" or not vector
         decay = settings.weight_decay if plain else 0.0
-        groups.setdefault((decay, task.lr_scale(name)), []).append(parameter)
+        key = decay, task.lr_scale(name), task.lr_start(name)
+        groups.setdefault(key, []).append(parameter)
     param_groups = [
-        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
-        for (decay, scale), parameters in groups.items()
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale, "lr_start": start}
+        for (decay, scale, start), parameters in groups.items()
     ]
     kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
     return kind(param_groups, settings.lr, betas, weight_decay=settings.weight_decay, fused=True)

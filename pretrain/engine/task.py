@@ -94,6 +94,10 @@ class Task(nn.Module, abc.ABC):
         """Factor of the learning rate of a parameter."""
         return 1.0
 
+    def lr_start(self, name: str) -> float:
+        """Fraction of training before which the learning rate of a parameter is 0."""
+        return 0.0
+
     @abc.abstractmethod
     def validation_step(self, batch: Batch) -> Record:
         """Record of a held-out batch for :meth:`aggregate`: tensors and lists on the CPU."""

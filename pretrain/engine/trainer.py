@@ -203,7 +203,8 @@ class Trainer:
         progress = self.step / self._steps
         rate = learning_rate(self._optimizer_settings, self.step, self._steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+            started = progress >= group.get("lr_start", 0.0)
+            group["lr"] = rate * group.get("lr_scale", 1.0) if started else 0.0
         embeddings: list[Embeddings] = []
         states = []
         if self.task.needs_global_batch and len(micro) > 1:

@@ -19,7 +19,12 @@ from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separation.settings import SoundLossSettings
 from cavmae.finetune.separation.task import SeparationTask
-from cavmae.finetune.separators.settings import BandSplitOptions, F2BOptions, UNetOptions
+from cavmae.finetune.separators.settings import (
+    BandSplitOptions,
+    F2BOptions,
+    FrozenTransformerOptions,
+    UNetOptions,
+)
 from cavmae.finetune.train import main
 from cavmae.pretrain.factory import compile_blocks
 from cavmae.tools.evaluate_separator import main as evaluate_separator
@@ -97,6 +102,33 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(speech: Path, tmp_path: Pa
     for name in ("model.safetensors", "trainer.safetensors"):
         ends = [run / "checkpoints" / "000000004" / name for run in (whole, parts)]
         assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+def test_blocks_unfreeze_at_their_step_in_a_resumed_run_too(speech: Path, tmp_path: Path) -> None:
+    separator = FrozenTransformerOptions(width=8, layers=3, channels=1, unfreeze_layers=1,
+                                         unfreeze_from=0.5)  # fmt: skip
+    model = {"separator": to_json_value(separator)}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for run in (whole, parts):
+        main(words(run, speech, model=model, data={"held_out": []}))
+    last = parts / "checkpoints" / "000000004"
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()
+    main([*words(parts, speech, model=model, data={"held_out": []}), "--resume", "auto"])
+    ends = [run / "checkpoints" / "000000004" / "model.safetensors" for run in (whole, parts)]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    torch.manual_seed(0)
+    first = SoundSeparator(SoundSeparatorConfig(separator, width=8, cue_layers=1)).separator
+    half, end = (
+        SoundSeparator.from_pretrained(whole / "checkpoints" / name).separator
+        for name in ("000000002", "000000004")
+    )
+    for number, learns in enumerate((True, False, True)):
+        weights = [model.blocks[number].mlp.fc1.weight for model in (first, half, end)]
+        assert torch.equal(weights[0], weights[1])
+        assert torch.equal(weights[1], weights[2]) != learns
+    assert not torch.equal(first.out.weight, half.out.weight)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from cavmae.common.errors import UsageError
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.separation.config import SoundSeparatorConfig
-from cavmae.finetune.separators.settings import SEPARATORS
+from cavmae.finetune.separators.settings import SEPARATORS, FrozenTransformerOptions
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.cues import KINDS, region_of
 from cavmae.finetune.speaker.model import SpeakerModel
@@ -360,6 +360,16 @@ def test_layers_of_the_encoder_learn_more_slowly_the_deeper_they_lie() -> None:
              "norm_a.weight"]  # fmt: skip
     rates = [speaker_task.lr_scale(f"model.encoder.{name}") for name in order]
     assert rates == [0.125, 0.25, 0.5, 1.0]
+
+
+def test_the_sound_separator_says_when_and_at_which_rate_its_layers_learn() -> None:
+    separator = FrozenTransformerOptions(width=8, layers=1, unfreeze_from=0.5)
+    sound = SoundSeparatorConfig(separator, width=16)
+    speaker_task = SpeakerTask(model(sound=sound), LossSettings(), Statistics(), sound_lr_scale=0.5)
+    block, out = (f"model.sound.separator.{name}" for name in ("blocks.0.norm1.bias", "out.weight"))
+    assert [speaker_task.lr_scale(name) for name in (block, out)] == [0.5 * 0.035, 0.5]
+    starts = [speaker_task.lr_start(name) for name in (block, out, "model.slot_pos.weight")]
+    assert starts == [0.5, 0, 0]
 
 
 def test_a_small_model_learns_a_batch() -> None:
