@@ -32,7 +32,7 @@ class SeparatedVoices(NamedTuple):
     Attributes:
         spectra: complex [N, K + 1, 257, S / 160 + 1], the residual last; their sum is the mixture.
         activity_logits: [N, K + 1, T], the residual last.
-        binding: to what the voices are bound; None: each was extracted by its cue.
+        binding: of outputs to the cues; None: each voice was extracted by its cue.
     """
 
     spectra: Tensor

@@ -50,9 +50,12 @@ def improvements(
     mixture = batch.mixture[:, None].expand_as(voices)
     after = scale_invariant_signal_distortion_ratio(waves, voices)
     before = scale_invariant_signal_distortion_ratio(mixture, voices)
-    bound_list = [] if bound is None else bound.flatten().tolist()
-    return Improvements(name, (after - before).flatten().tolist(), after.flatten().tolist(),
-                        bound_list)  # fmt: skip
+    return Improvements(
+        name=name,
+        gains=(after - before).flatten().tolist(),
+        ratios=after.flatten().tolist(),
+        bound=[] if bound is None else bound.flatten().tolist(),
+    )
 
 
 def output_improvements(
