@@ -86,7 +86,7 @@ def speakers(shards: Path, run: Path, *words: str) -> None:
     compose = {"height": 32, "width": 48, "seconds": 0.64, "people": [0.2, 0.6, 0.2]}
     model = {
         "train_encoder": "all", "slots": 4, "width": 16, "heads": 2, "query_layers": 1,
-        "slot_layers": 1, "voice_layers": 1, "mask_width": 8, "key_frames": 2,
+        "slot_layers": 1, "mask_width": 8, "key_frames": 2,
         "motion_height": 16, "motion_width": 24, "motion_channels": 8, "motion_blocks": 1,
         "encoder": {"size": "tiny", "depth": 1},
     }  # fmt: skip
@@ -98,12 +98,14 @@ def speakers(shards: Path, run: Path, *words: str) -> None:
 def test_the_separator_is_trained_and_loaded(shards: Path, tmp_path: Path) -> None:
     install("finetune.separators.settings", "finetune.separators.filter_bank")
     run = tmp_path / "run"
-    speakers(shards, run, "--model.separator", "filter-bank", "--model.separator.width", "8")
-    separator = load_speaker(str(run / "checkpoints/000000002"))[0].separator
+    speakers(
+        shards, run, "--model.sound.separator", "filter-bank", "--model.sound.separator.width", "8"
+    )
+    separator = load_speaker(str(run / "checkpoints/000000002"))[0].sound.separator
     assert type(separator).__name__ == "FilterBank"
     assert separator.encoder.out_channels == 8
     config = json.loads((run / "checkpoints/000000002/config.json").read_bytes())
-    assert config["separator"] == {"name": "filter-bank", "width": 8}
+    assert config["sound"]["separator"] == {"name": "filter-bank", "width": 8}
 
 
 def test_the_temporal_attention_is_trained_and_loaded(shards: Path, tmp_path: Path) -> None:

@@ -20,9 +20,13 @@ class SceneListSettings(SeedSettings):
 
     Args:
         compose: distribution of the scenes; clips keep their own speed.
+        voice_pairs: follow each scene by its twin of the same frames, in which the voice of one
+            person is replaced by that of a speaker who is not in the scene. All people talk, and
+            there is no other sound; ``--count`` counts both.
     """
 
     compose: ComposeSettings = ComposeSettings()
+    voice_pairs: bool = False
 
 
 def main(words: Sequence[str]) -> int:
@@ -46,11 +50,13 @@ def write_scene_list(shards: str, path: Path, count: int, settings: SceneListSet
         settings: distribution and seed of the scenes.
 
     Raises:
-        UsageError: the file exists, or the count is below 1.
+        UsageError: the file exists, or the count is below 1 or, of pairs, odd.
         CavmaeError: the shards cannot be used for such scenes.
     """
     if count < 1:
         raise UsageError(f"--count {count}: at least one scene.")
+    if settings.voice_pairs and count % 2:
+        raise UsageError(f"--count {count}: --voice-pairs needs an even number of scenes.")
     if path.exists():
         raise UsageError(
             f"{path} is there already: results on it would not compare. Name another file."
@@ -59,13 +65,20 @@ def write_scene_list(shards: str, path: Path, count: int, settings: SceneListSet
     from cavmae.datasets.mixtures.clip_pool import ClipPool
     from cavmae.datasets.mixtures.sampler import SceneSampler
     from cavmae.datasets.mixtures.scene_stream import write_list
+    from cavmae.datasets.mixtures.voice_pairs import paired_settings, replace_target_voice
 
     # Evaluation is on speech at its natural speed.
     compose = dataclasses.replace(settings.compose, speed=0.0)
-    sampler = SceneSampler(ClipPool(Manifest.load(shards)), compose)
-    scenes = [
-        sampler.sample(random.Random(f"list {settings.seed} {number}")) for number in range(count)
-    ]
+    if settings.voice_pairs:
+        compose = paired_settings(compose)
+    pool = ClipPool(Manifest.load(shards))
+    sampler = SceneSampler(pool, compose)
+    scenes = []
+    for number in range(count // 2 if settings.voice_pairs else count):
+        rng = random.Random(f"list {settings.seed} {number}")
+        scenes.append(sampler.sample(rng))
+        if settings.voice_pairs:
+            scenes.append(replace_target_voice(scenes[-1], pool, compose, rng))
     write_list(path, compose, scenes)
     log.info("Wrote %d scenes to %s.", count, path)
 

@@ -52,6 +52,14 @@ USES = {
         "--model.encoder-from {name}",
         ["audio-visual", "self-supervised"],
     ),
+    "sound-separator": (
+        "Separation of voices told by articulation cues: the part of a speaker model for sound.",
+        "from cavmae.finetune.separation.model import SoundSeparator\n\n"
+        "model = SoundSeparator.from_pretrained({name})",
+        "cavmae finetune speakers --config tiny --out run --data.train SHARDS "
+        "--model.encoder-from ENCODER --model.sound-from {name}",
+        ["speech-separation"],
+    ),
 }
 
 

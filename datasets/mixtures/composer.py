@@ -8,8 +8,13 @@ from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
 from cavmae.datasets.mixtures.compositing import Compositor, Size
 from cavmae.datasets.mixtures.mixing import fade, generate_noise, mix, scale_to_level
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec, Voice
+from cavmae.datasets.mixtures.speech_bank import CUE_CHANNELS
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
 from cavmae.datasets.stream.rates import VIDEO_RATE
+from cavmae.datasets.synthetic.articulation import at_frames, from_audio
+from cavmae.datasets.synthetic.recordings import active_level
+
+QUIETEST_DB = -60.0  # level of a clip's voice below which it is silence
 
 
 class Scene(NamedTuple):
@@ -20,6 +25,9 @@ class Scene(NamedTuple):
         motion: uint8 [T, h, w], all frames in grey.
         mixture: float32 [samples] at 16 kHz.
         voices: float32 [P, samples], voice of each person in the mixture; zero if not audible.
+        articulation: float32 [P, T, 4], articulation cue of the speech that each person's lips
+            show, audible or not (see :mod:`cavmae.datasets.synthetic.articulation`).
+        articulated: bool [P], whether it is known: the clip is of a voice, and not silent.
         residual: float32 [samples], off-screen voices and noise. ``voices`` and ``residual`` add
             up to ``mixture``.
         speaking: bool [P], whether each person is audible.
@@ -34,6 +42,8 @@ class Scene(NamedTuple):
     motion: np.ndarray
     mixture: np.ndarray
     voices: np.ndarray
+    articulation: np.ndarray
+    articulated: np.ndarray
     residual: np.ndarray
     speaking: np.ndarray
     masks: np.ndarray
@@ -79,11 +89,14 @@ class Composer:
         person_voices = np.zeros((len(spec.people), self.samples), dtype=np.float32)
         person_voices[audible] = mixed.parts[: len(audible)]
         composed = self.compositor.compose_frames(spec)
+        articulations = [self._articulation(person) for person in spec.people]
         return Scene(
             frames=composed.frames,
             motion=composed.motion,
             mixture=mixed.mixture,
             voices=person_voices,
+            articulation=np.stack([track for track, _ in articulations]),
+            articulated=np.array([known for _, known in articulations]),
             residual=mixed.parts[len(audible) :].sum(axis=0),
             speaking=np.array([n in audible for n in range(len(spec.people))]),
             masks=composed.masks,
@@ -100,6 +113,15 @@ class Composer:
         if spec.reference is None:
             return np.zeros(self.samples, dtype=np.float32)
         return scale_to_level(self._wave(spec.reference), 0.0)
+
+    def _articulation(self, person: Voice) -> tuple[np.ndarray, bool]:
+        """Articulation cue at the centers of frames [T, 4], and whether it is known."""
+        wave = self._wave(person)
+        times = (np.arange(len(wave) * VIDEO_RATE // SAMPLE_RATE) + 0.5) / VIDEO_RATE
+        level = active_level(wave)
+        if self._clip(person.clip).silent or level < QUIETEST_DB:
+            return np.zeros((len(times), CUE_CHANNELS), np.float32), False
+        return at_frames(from_audio(wave, level), times), True
 
     def _wave(self, voice: Voice) -> np.ndarray:
         clip = self._clip(voice.clip)

@@ -36,8 +36,8 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
     Returns:
         lists ``key`` and ``labels``; ``frames``, ``motion``, ``mixture``, ``residual`` and
         ``reference`` of :class:`~cavmae.datasets.mixtures.composer.Scene`, stacked; ``voices``
-        [N, P, samples], ``masks`` [N, P, F, height, width]; ``present``, ``speaking``, ``masked``:
-        bool [N, P]; ``target``: int64 [N].
+        [N, P, samples], ``articulation`` [N, P, T, 4], ``masks`` [N, P, F, height, width];
+        ``present``, ``speaking``, ``masked``, ``articulated``: bool [N, P]; ``target``: int64 [N].
     """
     scenes: list[Scene] = [sample["scene"] for sample in samples]
     max_people = max(len(scene.voices) for scene in scenes)
@@ -55,7 +55,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
     }
     for name in ("frames", "motion", "mixture", "residual", "reference"):
         batch[name] = torch.from_numpy(np.stack([getattr(scene, name) for scene in scenes]))
-    for name in ("voices", "masks", "speaking", "masked"):
+    for name in ("voices", "articulation", "articulated", "masks", "speaking", "masked"):
         batch[name] = pad_people(name)
     people = torch.tensor([len(scene.voices) for scene in scenes])
     batch["present"] = torch.arange(max_people) < people[:, None]

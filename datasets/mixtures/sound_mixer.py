@@ -7,6 +7,7 @@ Shapes: N mixtures, K people with a cue, S samples, T frames of 40 ms, M rendere
 channels of a cue.
 """
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -40,12 +41,14 @@ class SoundBatch(NamedTuple):
         voices: [N, K, S], each person's voice; zeros for silent people.
         residual: [N, S], noise and voices without a cue.
         cues: [N, K, T, C].
+        visible: bool [N, K, T], False in gaps of the cues: a hidden mouth is known to be hidden.
     """
 
     mixture: Tensor
     voices: Tensor
     residual: Tensor
     cues: Tensor
+    visible: Tensor
 
 
 class _Crops(NamedTuple):
@@ -87,6 +90,14 @@ class SoundMixer:
         self.filters.to(device)
         self._device = device
 
+    def at(self, progress: float) -> "SoundMixer":
+        """Mixer of the same banks with the distribution at a fraction of training."""
+        eased = copy.copy(self)
+        eased.settings = self.settings.at(progress)
+        eased.filters = copy.copy(self.filters)
+        eased.filters.settings = eased.settings
+        return eased
+
     @torch.no_grad()
     def mix(self, seed: int, count: int) -> SoundBatch:
         """The ``count`` mixtures of a seed, on the device of the banks."""
@@ -127,7 +138,9 @@ class SoundMixer:
         mouth = torch.where(on_device(moving.flatten()[:, None], device), 1.0, mouth)
         defects = type(defects)(*(on_device(value, device) for value in defects))
         cues = spoil(cues * mouth[..., None], defects).view(n, k, -1, CUE_CHANNELS)
-        return SoundBatch(mixture / scale, voices / scale[..., None], residual / scale, cues)
+        visible = (defects.kept > 0).view(n, k, -1)
+        mixture, voices, residual = mixture / scale, voices / scale[..., None], residual / scale
+        return SoundBatch(mixture, voices, residual, cues, visible)
 
     def _draw_speech(self, n: int, v: int, rng: torch.Generator) -> _Crops:
         """Crops of recordings of different speakers in each mixture, long ones more often."""

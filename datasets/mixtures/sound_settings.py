@@ -4,6 +4,9 @@ import dataclasses
 
 from cavmae.common.errors import UsageError
 
+# Probabilities that do not grow: of what makes more voices and cues out of few.
+STEADY = ("speed_prob", "spoiled_prob", "gap_prob", "moving_prob")
+
 
 @dataclasses.dataclass(frozen=True)
 class SoundSettings:
@@ -30,6 +33,8 @@ class SoundSettings:
         jitter_ms: largest shift of a spoiled cue.
         cue_noise: largest standard deviation of a spoiled cue's noise.
         gap_prob: probability of a gap in a spoiled cue.
+        ramp: fraction of training over which the probabilities grow from 0 to their values, but for
+            resampled voices and spoiled cues: two voices that talk all the time come first.
     """
 
     seconds: float = 2.56
@@ -51,6 +56,7 @@ class SoundSettings:
     jitter_ms: float = 80.0
     cue_noise: float = 0.15
     gap_prob: float = 0.3
+    ramp: float = 0.3
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -63,6 +69,8 @@ class SoundSettings:
             raise UsageError(f"mix.voices {self.voices} is not from 1 to 8.")
         if not 1 <= self.max_speed <= 2:
             raise UsageError(f"mix.max_speed {self.max_speed} is not from 1 to 2.")
+        if not 0 <= self.ramp <= 1:
+            raise UsageError(f"mix.ramp {self.ramp} is not from 0 to 1.")
         if self.min_noise_db > self.max_noise_db:
             raise UsageError("mix.min_noise_db is above mix.max_noise_db.")
 
@@ -70,6 +78,16 @@ class SoundSettings:
     def samples(self) -> int:
         """S, the samples of a mixture at 16 kHz."""
         return round(self.seconds * 16_000)
+
+    def at(self, progress: float) -> "SoundSettings":
+        """Distribution at a fraction of training."""
+        share = min(1.0, progress / self.ramp) if self.ramp else 1.0
+        eased = {
+            field.name: share * getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name.endswith("_prob") and field.name not in STEADY
+        }
+        return dataclasses.replace(self, **eased)
 
     def talking(self, spoiled: bool) -> "SoundSettings":
         """All people talk all the time, without noise, rooms and resampling: for measuring.

@@ -98,17 +98,23 @@ class VoiceBinder(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
         self.none_logit = nn.Parameter(torch.tensor(0.0))
 
-    def forward(self, spectra: Tensor, cues: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, spectra: Tensor, cues: Tensor, visible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Logits [N, Q + 1, N, K] and assignment [N, K]; see :class:`Binding`.
 
         Args:
             spectra: complex [N, Q + 1, 257, T' + 1], the residual last.
             cues: [N, K, T, C].
+            visible: bool [N, K, T], frames in which the cue is known; None: all.
         """
         power = spectra.detach().abs().square()[..., :-1, :-1]  # [N, Q + 1, 256, T']
         articulation = self.articulation(power[:, :-1])
         with torch.autocast(power.device.type, enabled=False):
-            pairs = correlations(articulation.flatten(0, 1).float(), cues.flatten(0, 1).float())
+            known = torch.ones_like(cues[..., 0]) if visible is None else visible
+            pairs = correlations(
+                articulation.flatten(0, 1).float(), cues.flatten(0, 1).float(), known.flatten(0, 1)
+            )
             logits = (self.log_scale.exp() * pairs).logsumexp(-1) - math.log(pairs.shape[-1])
         n, k = cues.shape[:2]
         logits = logits.view(n, -1, n, k)
@@ -131,12 +137,13 @@ class VoiceBinder(nn.Module):
         return cues
 
 
-def correlations(articulation: Tensor, cues: Tensor) -> Tensor:
+def correlations(articulation: Tensor, cues: Tensor, visible: Tensor) -> Tensor:
     """Correlation over time of all pairs for shifts of up to 80 ms.
 
     Args:
         articulation: [A, T, C].
         cues: [B, T, C].
+        visible: [B, T], frames in which the cue is known; the others add nothing.
 
     Returns:
         [A, B, 2 MAX_SHIFT + 1], from cues that are early to those that are late; of a cue that does
@@ -146,15 +153,20 @@ def correlations(articulation: Tensor, cues: Tensor) -> Tensor:
     shifts = []
     for shift in range(-MAX_SHIFT, MAX_SHIFT + 1):
         first, last = max(0, -shift), frames - max(0, shift)
-        early = _standardised(articulation[:, first:last])
-        late = _standardised(cues[:, first + shift : last + shift])
-        shifts.append(early @ late.T)
+        own = articulation[:, first:last]
+        late = slice(first + shift, last + shift)
+        shifts.append(
+            _standardised(own, torch.ones_like(own[..., 0]))
+            @ _standardised(cues[:, late], visible[:, late]).T
+        )
     return torch.stack(shifts, dim=-1)
 
 
-def _standardised(tracks: Tensor) -> Tensor:
+def _standardised(tracks: Tensor, visible: Tensor) -> Tensor:
     """Tracks [A, T, C] without their means and with a norm of 1, or less where still: [A, T C]."""
-    flat = (tracks - tracks.mean(1, keepdim=True)).flatten(1)
+    weights = visible[..., None].float()
+    mean = (tracks * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
+    flat = ((tracks - mean) * weights).flatten(1)
     return flat / (flat.square().sum(1, keepdim=True) + flat.shape[1] * STILL**2).sqrt()
 
 

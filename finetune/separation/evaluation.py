@@ -37,7 +37,8 @@ def evaluate_lists(
         for number in range(mixtures // HELD_OUT_BATCH):
             sound = mixer.mix(batch_seed(HELD_OUT_SEED, number), HELD_OUT_BATCH)
             samples = sound.mixture.shape[-1]
-            records += output_improvements(name, model(sound.mixture, sound.cues), sound)
+            output = model(sound.mixture, sound.cues, sound.visible)
+            records += output_improvements(name, output, sound)
             masked = oracle_masks(spectrum(sound.mixture), spectrum(sound.voices))
             records.append(improvements(f"{name}_{ORACLE}", wave(masked, samples), sound))
     return list_metrics(records)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cavmae.finetune.separation.binding import SeparatedVoices, VoiceBinder, bind
 from cavmae.finetune.separation.config import SoundSeparatorConfig
+from cavmae.finetune.separators.base import MixtureFeatures
 from cavmae.finetune.separators.layers import dilated_convs
 from cavmae.finetune.separators.settings import SEPARATORS
 from cavmae.pretrain.engine.hub import HubWeights
@@ -99,26 +100,51 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
         self.residual_head = nn.Linear(self.separator.latent_width, 1)
         nn.init.constant_(self.activity_head.bias, FIRST_LOGIT)
 
-    def forward(self, mixture: Tensor, cues: Tensor) -> SeparatedVoices:
+    def forward(
+        self, mixture: Tensor, cues: Tensor, visible: Tensor | None = None
+    ) -> SeparatedVoices:
         """Voices of mixtures, in the order of their cues.
 
         Args:
             mixture: [N, S], with an RMS of 1.
             cues: [N, K, T, C].
+            visible: bool [N, K, T], frames in which the cue is known; None: all.
         """
-        by_cue = self.config.conditioning == "cue"
         features = self.separator.features(mixture)
-        latent = features.latent
-        embeddings = self.cue_encoder(cues, latent) if by_cue else self.query_encoder(latent)
+        if self.config.conditioning == "cue":
+            embeddings = self.cue_encoder(cues, features.latent)
+            return self.separate(mixture, features, embeddings, visible=visible)
+        outputs = self.separate(mixture, features, self.query_encoder(features.latent))
+        return bind(outputs, *self.binder(outputs.spectra, cues, visible))
+
+    def separate(
+        self,
+        mixture: Tensor,
+        features: MixtureFeatures,
+        embeddings: Tensor,
+        presence_prob: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> SeparatedVoices:
+        """Voices of mixtures, by the embeddings of their cues or of queries.
+
+        Args:
+            mixture: [N, S], with an RMS of 1.
+            features: of the mixture.
+            embeddings: [N, K, T, D], of ``cue_encoder`` or ``query_encoder``.
+            presence_prob: [N, K], a factor of the voices: 0 for nobody; None: 1 for all.
+            visible: bool [N, K, T], frames in which the cue is known; None: all.
+        """
         logits = torch.cat(
             [
                 self.activity_head(embeddings)[..., 0],
-                self.residual_head(latent).transpose(1, 2),
+                self.residual_head(features.latent).transpose(1, 2),
             ],
             dim=1,
         ).float()
         gates = logits.sigmoid()
-        gates = torch.cat([gates[:, :-1], gates[:, -1:] + LEAST_ACTIVITY], dim=1)
-        spectra = self.separator.separate(mixture, features, embeddings, gates)
-        voices = SeparatedVoices(spectra, logits)
-        return voices if by_cue else bind(voices, *self.binder(spectra, cues))
+        voice_gates = gates[:, :-1]
+        if presence_prob is not None:
+            voice_gates = voice_gates * presence_prob.float()[..., None]
+        gates = torch.cat([voice_gates, gates[:, -1:] + LEAST_ACTIVITY], dim=1)
+        spectra = self.separator.separate(mixture, features, embeddings, gates, visible)
+        return SeparatedVoices(spectra, logits)

@@ -40,11 +40,18 @@ class SeparationTask(Task):
         self.held_out = dict(held_out)
         self.loss = loss
 
-    def mixtures(self, batch: Batch) -> SoundBatch:
-        """Mixtures of a batch of :class:`cavmae.datasets.mixtures.seed_stream.SeedStream`."""
+    def mixtures(self, batch: Batch, progress: float = 1.0) -> SoundBatch:
+        """Mixtures of a batch of :class:`cavmae.datasets.mixtures.seed_stream.SeedStream`.
+
+        Args:
+            batch: of seeds.
+            progress: fraction of training, for mixtures to train on.
+        """
         device = next(self.model.parameters()).device
         mixer = self.held_out[batch["list"]] if batch["list"] else self.mixer
         mixer.to(device)
+        if not batch["list"]:
+            mixer = mixer.at(progress)
         with torch.autocast(device.type, enabled=False):
             return mixer.mix(batch["seed"], len(batch["key"]))
 
@@ -52,8 +59,8 @@ class SeparationTask(Task):
         self, batch: Batch, progress: float, embeddings: Sequence[Embeddings], micro_index: int
     ) -> StepOutput:
         """See :meth:`Task.training_step`."""
-        sound = self.mixtures(batch)
-        output = self.model(sound.mixture, sound.cues)
+        sound = self.mixtures(batch, progress)
+        output = self.model(sound.mixture, sound.cues, sound.visible)
         with torch.autocast(sound.mixture.device.type, enabled=False):
             total, parts = separation_losses(output, sound, self.loss)
         return StepOutput(total, {"loss": total.detach(), **parts})
@@ -64,7 +71,7 @@ class SeparationTask(Task):
         sound = self.mixtures(batch)
         # A compiler would take longer than all lists, whose batches have a size of their own.
         with torch.compiler.set_stance("force_eager"):
-            output = self.model(sound.mixture, sound.cues)
+            output = self.model(sound.mixture, sound.cues, sound.visible)
         with torch.autocast(sound.mixture.device.type, enabled=False):
             return {"lists": output_improvements(batch["list"], output, sound)}
 

@@ -200,7 +200,9 @@ class BandSplitSeparator(VoiceSeparator):
         latent = self.latent_proj(x.flatten(2)).transpose(1, 2)
         return MixtureFeatures(functional.adaptive_avg_pool1d(latent, frames).transpose(1, 2), x)
 
-    def estimate(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
+    def estimate(
+        self, features: MixtureFeatures, voices: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
         """See :meth:`VoiceSeparator.estimate`."""
         x_ntqc = features.map
         n, k = voices.shape[:2]

@@ -9,7 +9,7 @@ frames of 40 ms, D width of a voice's embedding.
 """
 
 import abc
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,11 @@ class MixtureFeatures(NamedTuple):
 
     Attributes:
         latent: [N, T, latent_width], input of the voice decoder.
-        features: [N, ...], input of the separator's own estimation.
+        map: input of the separator's own estimation, a tensor [N, ...] or several.
     """
 
     latent: Tensor
-    map: Tensor
+    map: Any
 
 
 class VoiceSeparator(nn.Module, abc.ABC):
@@ -65,13 +65,17 @@ class VoiceSeparator(nn.Module, abc.ABC):
         """Speaker-independent features of mixtures, in the form that the separator ``takes``."""
 
     @abc.abstractmethod
-    def estimate(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
+    def estimate(
+        self, features: MixtureFeatures, voices: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
         """Estimate of each voice, in the form that the separator ``gives``.
 
         Args:
             features: of :meth:`encode_mixture`.
             voices: [N, K, T, D], embedding of each voice, 25 times a second. The estimate of a
                 voice does not depend on the other voices.
+            visible: bool [N, K, T], frames of the embedding that may be attended to; None: all.
+                Separators and fusions without attention take the embedding as it is.
         """
 
     def features(self, mixture: Tensor) -> MixtureFeatures:
@@ -81,7 +85,12 @@ class VoiceSeparator(nn.Module, abc.ABC):
         return self.encode_mixture(compressed(spectrum(mixture, self.stft)[:, :-1, :-1]))
 
     def separate(
-        self, mixture: Tensor, features: MixtureFeatures, voices: Tensor, activity: Tensor
+        self,
+        mixture: Tensor,
+        features: MixtureFeatures,
+        voices: Tensor,
+        activity: Tensor,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """Spectra of voices and of the residual in the standard STFT; their sum is the mixture's.
 
@@ -91,11 +100,12 @@ class VoiceSeparator(nn.Module, abc.ABC):
             voices: see :meth:`estimate`.
             activity: [N, K + 1, T], at least 0, the residual last. It gates the voices, and shares
                 out what they leave of the mixture: see :func:`masked_voices`.
+            visible: see :meth:`estimate`.
 
         Returns:
             complex64 [N, K + 1, 257, S / 160 + 1], the residual last.
         """
-        estimate = self.estimate(features, voices)
+        estimate = self.estimate(features, voices, visible)
         with torch.autocast(estimate.device.type, enabled=False):
             mixture, estimate = mixture.float(), estimate.float()
             if self.gives == "masks":

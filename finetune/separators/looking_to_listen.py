@@ -82,7 +82,9 @@ class LookingToListen(VoiceSeparator):
         pooled = functional.avg_pool1d(features.transpose(1, 2), STEP).transpose(1, 2)
         return MixtureFeatures(self.latent_proj(pooled), features)
 
-    def estimate(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
+    def estimate(
+        self, features: MixtureFeatures, voices: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
         """See :meth:`VoiceSeparator.estimate`."""
         n, k = voices.shape[:2]
         x = voices.flatten(0, 1).transpose(1, 2)

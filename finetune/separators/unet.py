@@ -17,15 +17,22 @@ LATENT_LEVEL = 1  # two halvings of time give 25 frames a second
 
 
 class Down(nn.Module):
-    """Downsampling by 2: a convolution with a kernel of 4 and a stride of 2."""
+    """Downsampling by 2: a convolution with a kernel of 4 and a stride of 2.
 
-    def __init__(self, in_channels: int, out_channels: int):
+    Args:
+        in_channels: C.
+        out_channels: C'.
+        over_time: also over time, else over bins only, with a kernel of 3 over time.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, over_time: bool = True):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 4, stride=2, padding=1)
+        kernel, stride = ((4, 4), (2, 2)) if over_time else ((4, 3), (2, 1))
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=1)
         self.norm = nn.GroupNorm(groups_of(out_channels), out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [N, C, B, T'] -> [N, C', B / 2, T' / 2]."""
+        """Features [N, C, B, T'] -> [N, C', B / 2, T' / 2], or T' frames."""
         return functional.gelu(self.norm(self.conv(x)))
 
 
@@ -42,6 +49,15 @@ class Up(nn.Module):
         size = skip.shape[-2:]
         x = functional.interpolate(x, size, mode="bilinear", align_corners=False)
         return functional.gelu(self.norm(self.conv(torch.cat([x, skip], dim=1))))
+
+
+def bin_positions(bins: int) -> Tensor:
+    """Sines and cosines of the frequency of bins: [1, POSITIONS, B, 1].
+
+    Convolutions are frequency-invariant, speech is not.
+    """
+    angle = torch.pi * torch.arange(1, POSITIONS // 2 + 1)[:, None] * torch.arange(bins) / bins
+    return torch.cat([angle.sin(), angle.cos()])[None, :, :, None]
 
 
 class ComplexUNet(VoiceSeparator):
@@ -67,10 +83,7 @@ class ComplexUNet(VoiceSeparator):
         bands = BINS >> (LATENT_LEVEL + 1)
         self.latent_proj = nn.Linear(sizes[LATENT_LEVEL] * bands, self.latent_width)
         self.fusion = FUSIONS.build(options.fusion, width, 2 * channels, 2)
-        # Convolutions are frequency-invariant, speech is not.
-        angle = torch.pi * torch.arange(1, POSITIONS // 2 + 1)[:, None] * torch.arange(BINS) / BINS
-        positions = torch.cat([angle.sin(), angle.cos()])[None, :, :, None]
-        self.register_buffer("positions", positions, persistent=False)
+        self.register_buffer("positions", bin_positions(BINS), persistent=False)
 
     def encode_mixture(self, mixture: Tensor) -> MixtureFeatures:
         """See :meth:`VoiceSeparator.encode_mixture`; its features are the map [N, 2 C, B, T']."""
@@ -88,7 +101,9 @@ class ComplexUNet(VoiceSeparator):
         banded = levels[LATENT_LEVEL + 1].flatten(1, 2).transpose(1, 2)
         return MixtureFeatures(self.latent_proj(banded), self.last(x))
 
-    def estimate(self, features: MixtureFeatures, voices: Tensor) -> Tensor:
+    def estimate(
+        self, features: MixtureFeatures, voices: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
         """See :meth:`VoiceSeparator.estimate`."""
-        masks: Tensor = self.fusion(features.map, voices)
+        masks: Tensor = self.fusion(features.map, voices, visible)
         return masks

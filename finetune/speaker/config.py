@@ -3,12 +3,13 @@
 import dataclasses
 
 from cavmae.datasets.stream.rates import VIDEO_RATE
-from cavmae.finetune.separators.settings import SeparatorOptions, UNetOptions
+from cavmae.finetune.separation.config import SoundSeparatorConfig
+from cavmae.finetune.separators.settings import UNetOptions
 from cavmae.pretrain.config import EncoderConfig, check_bounds
 
 BOUNDS: dict[str, tuple[int, int]] = {  # (least, most), see cavmae.pretrain.config
     "slots": (2, 256), "width": (4, 4096), "heads": (1, 256), "query_layers": (0, 256),
-    "slot_layers": (0, 256), "voice_layers": (0, 256), "mask_width": (8, 4096),
+    "slot_layers": (0, 256), "mask_width": (8, 4096),
     "key_frames": (1, 4096), "motion_height": (16, 4096), "motion_width": (16, 4096),
     "motion_channels": (1, 4096), "motion_blocks": (0, 256),
 }  # fmt: skip
@@ -21,18 +22,17 @@ class SpeakerConfig:
     Args:
         encoder: of audio and frames; its fbank frames (100 a second) fix a clip's length.
         slots: one for each person at most, and one for the residual, the last.
-        width: embedding width of slots and voices.
+        width: embedding width of slots.
         heads: attention heads of the decoders.
         query_layers: layers of the query generator.
         slot_layers: layers of the slot decoder.
-        voice_layers: layers of the voice decoder.
         mask_width: channels of the pixel decoder's output.
         key_frames: key frames of a clip, in color.
         motion_height: height of the grey frames in pixels, a multiple of 4.
         motion_width: width of the grey frames in pixels, a multiple of 4.
         motion_channels: channels of the motion pathway.
         motion_blocks: blocks of the motion pathway.
-        separator: network that separates the voices.
+        sound: separator of the voices, told by the articulation cues that are read from motion.
         classes: labels of clips that serve as hints (a category of people, the topic of a meeting):
             with the probability ``loss.hint_prob`` the model gets the target's class.
 
@@ -46,20 +46,24 @@ class SpeakerConfig:
     heads: int = 8
     query_layers: int = 6
     slot_layers: int = 6
-    voice_layers: int = 3
     mask_width: int = 64
     key_frames: int = 8
     motion_height: int = 224
     motion_width: int = 224
     motion_channels: int = 64
     motion_blocks: int = 4
-    separator: SeparatorOptions = UNetOptions()
+    sound: SoundSeparatorConfig = SoundSeparatorConfig(separator=UNetOptions())
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.slots < 2:
             raise ValueError(f"slots {self.slots}: at least 2, the last is the residual.")
         check_bounds(self, BOUNDS)
+        if self.sound.conditioning != "cue":
+            raise ValueError(
+                f"sound.conditioning {self.sound.conditioning}: the speaker model extracts each "
+                "voice by its cue, train its separator with conditioning cue."
+            )
         if self.width % self.heads or self.width % 4 or self.mask_width % 8:
             raise ValueError(
                 f"width {self.width} is not a multiple of 4 and of {self.heads} heads, or "

@@ -1,6 +1,6 @@
-"""Transformer decoder layers: of slots on video and audio, and of voices on the mixture.
+"""Transformer decoder layers of slots on video and audio.
 
-Shapes: N clips, Q slots, L tokens, D width, T video frames of 40 ms.
+Shapes: N clips, Q slots, L tokens, D width.
 """
 
 from torch import Tensor, nn
@@ -94,30 +94,6 @@ class SlotLayer(nn.Module):
         x = self.video_attn(x, pos, video, attn_mask=attn_mask)
         x = self.audio_attn(x, pos, audio)
         x = self.slot_attn(x, pos)
-        return x + self.mlp(self.norm(x))
-
-
-class VoiceLayer(nn.Module):
-    """Attention of the frames of all slots to each other and to the mixture; then an MLP.
-
-    Attention between slots resolves the assignment of voices to them.
-
-    Args:
-        width: D.
-        heads: attention heads.
-    """
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.frame_attn = PositionedAttention(width, heads)
-        self.mixture_attn = PositionedAttention(width, heads)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, 4 * width)
-
-    def forward(self, x: Tensor, pos: Tensor, mixture: Tensor, mixture_pos: Tensor) -> Tensor:
-        """Frames of slots x [N, Q T, D], given the mixture [N, T, D] -> [N, Q T, D]."""
-        x = self.frame_attn(x, pos)
-        x = self.mixture_attn(x, pos, mixture, mixture_pos)
         return x + self.mlp(self.norm(x))
 
 

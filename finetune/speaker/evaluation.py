@@ -8,15 +8,19 @@ the mixture (an upper bound for masks).
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cavmae.datasets.mixtures.voice_pairs import PairedScene
 from cavmae.datasets.stream.collate import Batch
+from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.separators.stft import oracle_masks, spectrum, wave
+from cavmae.finetune.speaker.activity_metrics import scene_activities
 from cavmae.finetune.speaker.cues import CueKind, Cues
+from cavmae.finetune.speaker.diarization import diarize
 from cavmae.finetune.speaker.losses import Targets, targets_of
 from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure
 from cavmae.finetune.speaker.model import Inputs, SlotPredictions
@@ -52,6 +56,8 @@ def evaluate(
     cue: CueKind = "none",
     quality: Sequence[str] = (),
     hints: bool = False,
+    pairs: Mapping[str, PairedScene] | None = None,
+    diarization: bool = False,
 ) -> EvaluationResult:
     """Evaluate a model on all scenes.
 
@@ -62,6 +68,9 @@ def evaluate(
         cue: kind of cue for the target in slot 0; ``none``: all people are matched.
         quality: additional metrics of the model's voices, of ``stoi`` and ``pesq``.
         hints: whether the model gets the class of each scene's target.
+        pairs: paired scenes, by key, for the score of a person's own voice.
+        diarization: whether to measure the diarization errors, with pyannote.metrics; not with a
+            cue, under which only its person is matched.
     """
     scenes: dict[Way, list[SceneMetrics]] = {way: [] for way in ways}
     changes: dict[str, list[float]] = {"muted": [], "swapped": []}
@@ -85,7 +94,7 @@ def evaluate(
                 model_seconds += _synchronized_time(inputs.mixture.device) - start
                 scene_seconds += len(inputs.mixture) * task.model.config.seconds
             waves, slots = assign_slots(predictions, voices, targets, task.loss)
-            scenes[way] += measure(
+            measured = measure(
                 batch["key"],
                 waves,
                 slots,
@@ -94,6 +103,14 @@ def evaluate(
                 voices.states,
                 quality if is_model else (),
             )
+            activities = scene_activities(
+                batch["key"], predictions, voices, targets, slots, pairs or {}
+            )
+            if diarization:
+                activities = diarize(activities, predictions, voices, targets, Thresholds())
+            for scene, activity in zip(measured, activities, strict=True):
+                scene.activity = activity
+            scenes[way] += measured
             if is_model:
                 _record_mask_changes(changes, task, inputs, swapped, predictions)
     dependence = {name: sum(v) / len(v) for name, v in changes.items() if v}

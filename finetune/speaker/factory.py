@@ -5,13 +5,20 @@ import logging
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.separation.config import SoundSeparatorConfig
+from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.model import SpeakerModel
-from cavmae.finetune.speaker.settings import EncoderSettings, SpeakerModelSettings
+from cavmae.finetune.speaker.settings import (
+    EncoderSettings,
+    SpeakerModelSettings,
+    SpeakerSoundSettings,
+)
 from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.engine.checkpoints import PREPROCESSING
 from cavmae.pretrain.engine.settings import LoopSettings
@@ -26,6 +33,7 @@ def speaker_config(
     image: tuple[int, int],
     frames: int,
     pretrained: EncoderConfig | None = None,
+    sound: SoundSeparatorConfig | None = None,
 ) -> SpeakerConfig:
     """Configuration of the speaker model of a run.
 
@@ -34,6 +42,7 @@ def speaker_config(
         image: (height, width) of the scenes in pixels.
         frames: fbank frames of a scene.
         pretrained: configuration of the encoder whose weights are taken; None: from scratch.
+        sound: configuration of the sound separator whose weights are taken; None: from scratch.
 
     Raises:
         UsageError: the settings are not valid, or not those of the scenes or the weights.
@@ -59,7 +68,14 @@ def speaker_config(
             raise UsageError(
                 f"The encoder has patches of {encoder.patch}; the speaker model needs 16."
             )
-        return dataclasses.replace(as_base_config(settings, SpeakerConfig), encoder=encoder)
+        own_sound = as_base_config(settings.sound, SoundSeparatorConfig)
+        if sound is not None and settings.sound != SpeakerSoundSettings() and own_sound != sound:
+            raise UsageError("model.sound is that of model.sound_from: leave its options out.")
+        return dataclasses.replace(
+            as_base_config(settings, SpeakerConfig),
+            encoder=encoder,
+            sound=sound or own_sound,
+        )
     except ValueError as error:
         raise UsageError(f"model: {error}") from error
 
@@ -82,22 +98,37 @@ def build_speaker(
     torch.manual_seed(seed)
     if settings.init_from is not None:
         return _load_initial(settings.init_from, image, frames)
+    sound = None if settings.sound_from is None else _load_sound(settings.sound_from)
+    sound_config = None if sound is None else sound.config
     if settings.encoder_from is None:
         if settings.train_encoder == "frozen":
             raise UsageError(
                 "An encoder from scratch has to learn: set model.train_encoder to all, or give a "
                 "pretrained encoder with --model.encoder-from."
             )
-        return _create(speaker_config(settings, image, frames))
-    source, weights = load_named_weights(settings.encoder_from)
-    model = _create(speaker_config(settings, image, frames, source))
+        model = _create(speaker_config(settings, image, frames, sound=sound_config))
+    else:
+        source, weights = load_named_weights(settings.encoder_from)
+        model = _create(speaker_config(settings, image, frames, source, sound_config))
+        _load_encoder(model, settings.encoder_from, source, weights)
+    if sound is not None:
+        model.sound.load_state_dict(sound.state_dict())
+    return model
+
+
+def _load_sound(name: str) -> SoundSeparator:
+    return load_hub(SoundSeparator, name, "make one with `cavmae finetune separator`")
+
+
+def _load_encoder(
+    model: SpeakerModel, name: str, source: EncoderConfig, weights: dict[str, Tensor]
+) -> None:
     expected = model.encoder.state_dict()
     moved = move_positions(weights, source, model.config.encoder)
     try:
         load_weights(model.encoder, {k: v for k, v in moved.items() if k in expected})
     except CavmaeError as error:
-        raise CavmaeError(f"{settings.encoder_from}: {error}") from error
-    return model
+        raise CavmaeError(f"{name}: {error}") from error
 
 
 def configure_compute(model: SpeakerModel, settings: LoopSettings) -> None:

@@ -44,6 +44,8 @@ class Targets(NamedTuple):
         residual: [N, S], noise and off-screen voices, at that level.
         mixture: [N, S], at that level.
         masks: bool [N, P, F, H, W].
+        articulation: [N, P, T, 4], articulation cues of the speech that people's lips show.
+        articulated: bool [N, P], whose are known.
         target: int64 [N], the person that a cue assigns to slot 0; -1: no cue.
     """
 
@@ -51,6 +53,8 @@ class Targets(NamedTuple):
     residual: Tensor
     mixture: Tensor
     masks: Tensor
+    articulation: Tensor
+    articulated: Tensor
     target: Tensor
 
 
@@ -177,6 +181,7 @@ def speaker_losses(
     parts["dice"] = torch.stack([dice for _, dice in mask_parts]).mean()
     parts["center_vote"] = vote_loss(predictions.votes, targets, pixels)
     parts["mixer"] = _mixer_loss(predictions.mixed, targets, pixels)
+    parts["articulation"] = _articulation_loss(voices.articulation, targets, slots)
     parts |= _voice_losses(voices, waves, targets, slots)
     factors = {
         "state": settings.state_weight,
@@ -185,6 +190,7 @@ def speaker_losses(
         "center_vote": settings.center_vote_weight,
         "mixer": settings.mixer_weight,
         "activity": settings.activity_weight,
+        "articulation": settings.articulation_weight,
         "sdr": -settings.sdr_weight,
         "spectrum": settings.spectrum_weight,
         "silence": settings.silence_weight,
@@ -243,6 +249,13 @@ def _mixer_loss(mixed: Tensor, targets: Targets, pixels: Tensor) -> Tensor:
     return (dice[:, 0, 0] * complete).sum() / complete.sum().clamp(min=1)
 
 
+def _articulation_loss(predicted: Tensor, targets: Targets, slots: Tensor) -> Tensor:
+    """Mean L1 difference of cues [N, Q', T, 4] of assigned slots, where they are known."""
+    rows, persons = (targets.people.present & targets.articulated).nonzero(as_tuple=True)
+    difference = predicted[rows, slots[rows, persons]] - targets.articulation[rows, persons]
+    return difference.float().abs().sum() / max(1, difference.numel())
+
+
 def _voice_losses(
     voices: VoicePredictions, waves: Tensor, targets: Targets, slots: Tensor
 ) -> dict[str, Tensor]:
@@ -288,4 +301,7 @@ def targets_of(batch: dict[str, Tensor], target: Tensor, scale: Tensor) -> Targe
     mixture = batch["mixture"].float() / scale
     audible = energies_db(voices, mixture) > ACTIVE_DB
     people = People(batch["present"], batch["speaking"] & audible, batch["masked"], voices)
-    return Targets(people, batch["residual"].float() / scale, mixture, batch["masks"], target)
+    return Targets(
+        people, batch["residual"].float() / scale, mixture, batch["masks"],
+        batch["articulation"], batch["articulated"], target,
+    )  # fmt: skip

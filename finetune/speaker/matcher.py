@@ -20,6 +20,7 @@ CAP_DB = 30.0  # upper limit of the SDR as a loss
 FLOOR_DB = -60.0  # lower limit of energies, relative to the mixture
 ACTIVE_DB = -40.0  # energy of a voice, relative to the mixture, from which on it is active
 FRAME_ACTIVE_DB = -30.0  # likewise of 40 ms of a voice, relative to the mean of its mixture
+PIXEL_STRIDE = 7  # stride of the pixels that the assignment of an evaluation compares
 
 
 class Points(NamedTuple):
@@ -42,6 +43,13 @@ def draw_points(shape: tuple[int, ...], count: int, device: torch.device) -> Ten
     """
     n, _, f, h, w = shape
     return torch.randint(h * w, (n, f, count), device=device)
+
+
+def grid_points(logits: Tensor, truth: Tensor) -> Points:
+    """Predictions and true masks at every seventh pixel; arguments of :func:`points_of`."""
+    n, _, f, h, w = truth.shape
+    pixels = torch.arange(0, h * w, PIXEL_STRIDE, device=truth.device).expand(n, f, -1)
+    return points_of(logits, truth, pixels)
 
 
 def points_of(logits: Tensor, truth: Tensor, pixels: Tensor) -> Points:

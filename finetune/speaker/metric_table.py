@@ -45,4 +45,12 @@ METRICS = {
     "state_acc": Metric("accuracy of states", "", 3),
     "false_slots": Metric("false slots", "a scene", 2),
     "residual_acc": Metric("accuracy of the residual", "", 3),
+    "activity_ap": Metric("frame-level AP of speech activity", "", 3),
+    "activity_auc": Metric("frame-level AUC of speech activity", "", 3),
+    "der": Metric("diarization error rate", "", 3),
+    "der_missed": Metric("diarization error rate, missed speech", "", 3),
+    "der_false_alarm": Metric("diarization error rate, false alarm", "", 3),
+    "der_confusion": Metric("diarization error rate, confusion", "", 3),
+    "der_collar": Metric("diarization error rate, collar of 0.25 s", "", 3),
+    "own_voice_auc": Metric("AUC of own against another voice", "", 3),
 }

@@ -19,14 +19,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from cavmae.datasets.stream.features import SAMPLE_RATE
+from cavmae.finetune.speaker.activity_metrics import (
+    SceneActivity,
+    activity_scores,
+    diarization_scores,
+)
 from cavmae.finetune.speaker.losses import Targets
 from cavmae.finetune.speaker.matcher import (
     ACTIVE_DB,
     FLOOR_DB,
     assign,
     energies_db,
+    grid_points,
     joint_costs,
-    points_of,
 )
 from cavmae.finetune.speaker.model import (
     NONE,
@@ -38,7 +43,6 @@ from cavmae.finetune.speaker.model import (
 )
 from cavmae.finetune.speaker.settings import LossSettings
 
-PIXEL_STRIDE = 7  # stride of the pixels that the assignment compares
 BETA2 = 0.3  # squared beta of the F score, as in AVSBench
 WORST_DB = -30.0  # (SI-)SDR of a silent output, for which it is undefined
 TALKED_OVER = 0.9  # fraction of a person's speech from which on it counts as overlapped
@@ -93,12 +97,14 @@ class SceneMetrics:
         false_slots: number of slots with the state of a person, but without
             one; NaN: not measured.
         residual_acc: whether the state of the residual is right; NaN: not measured.
+        activity: when people talk; None: not measured.
     """
 
     key: str
     people: list[PersonMetrics]
     false_slots: float = math.nan
     residual_acc: float = math.nan
+    activity: SceneActivity | None = None
 
 
 def assign_slots(
@@ -110,9 +116,7 @@ def assign_slots(
     ones. A cue assigns its person to slot 0.
     """
     waves = voices.waves(targets.mixture.shape[-1]) / voices.scale
-    n, _, f, h, w = targets.masks.shape
-    pixels = torch.arange(0, h * w, PIXEL_STRIDE, device=waves.device).expand(n, f, -1)
-    points = points_of(predictions.masks[-1], targets.masks, pixels)
+    points = grid_points(predictions.masks[-1], targets.masks)
     states = voices.states[:, :-1]
     costs = joint_costs(targets.people, weights, states, points, waves[:, :-1], targets.mixture)
     return waves, assign(costs, targets.people.present, targets.target)
@@ -361,4 +365,10 @@ def summary(scenes: Sequence[SceneMetrics], cued: bool = False) -> dict[str, flo
         "false_slots": mean([s.false_slots for s in scenes]),
         "residual_acc": mean([s.residual_acc for s in scenes]),
     }
+    activities = [
+        (s.activity, [n for n, p in enumerate(s.people) if p.is_target or not cued])
+        for s in scenes
+        if s.activity is not None
+    ]
+    means |= activity_scores(activities) | diarization_scores([a for a, _ in activities])
     return {name: value for name, value in means.items() if not math.isnan(value)}

@@ -2,9 +2,9 @@
 
 Audio queries follow AVSegFormer (AAAI 2024), query-based separation follows IQuery (CVPR 2023); the
 encoder is CAV-MAE's. The mask of slot k selects the motion features from which voice k is decoded:
-beside the mask, only the slot's presence probability and a reference voice enter its voice. The
-activity of each slot (25 times a second) distributes what all masks leave of the mixture. The last
-slot is the residual: noise, and voices of people who are off-screen.
+an articulation cue is read from them, by which a sound separator extracts the voice. Beside the cue
+only the slot's presence probability and a reference voice enter its voice. The last slot is the
+residual: noise, and voices of people who are off-screen.
 
 Legend of shapes:
     N: clips of 2.56 s          S: samples, 40,960           T: video frames of 40 ms, 64
@@ -23,14 +23,13 @@ from torch.nn import functional
 
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.stream.transforms import normalise_frames
-from cavmae.finetune.separators.base import MixtureFeatures, VoiceSeparator
-from cavmae.finetune.separators.settings import SEPARATORS
+from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separators.stft import wave
 from cavmae.finetune.speaker.center_voting import CenterVoting
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.cues import CueEncoder, Cues
-from cavmae.finetune.speaker.decoder import SlotLayer, VoiceLayer, mlp_head
-from cavmae.finetune.speaker.motion import MotionPathway, MotionReader
+from cavmae.finetune.speaker.decoder import SlotLayer, mlp_head
+from cavmae.finetune.speaker.motion import ArticulationHead, MotionPathway, MotionReader
 from cavmae.finetune.speaker.pixel_decoder import PixelDecoder
 from cavmae.finetune.speaker.queries import CrossModalMixer, QueryGenerator
 from cavmae.pretrain.blocks import NORM_EPS
@@ -41,7 +40,6 @@ from cavmae.pretrain.positions import sin_cos, sin_cos_positions
 STATES = ("speaking", "silent", "off-screen", "none")
 SPEAKING, SILENT, OFF_SCREEN, NONE = range(4)
 QUIETEST = 1e-4  # RMS below which a mixture is not normalised to 1
-RESIDUAL_ACTIVITY = 0.05  # activity of the residual: some slot has to take what all masks leave
 
 
 class Inputs(NamedTuple):
@@ -76,7 +74,6 @@ class SlotPredictions(NamedTuple):
         votes: [N, 2, F, H / 4, W / 4], x and y of the person's center that each pixel votes for.
         mixed: [N, F, H / 4, W / 4], channel mean of the cross-modal mixer's output: mask logits of
             all audible people.
-        mixture_features: of the separator.
         motion: [N, T, C, h / 4, w / 4].
     """
 
@@ -86,7 +83,6 @@ class SlotPredictions(NamedTuple):
     masks: list[Tensor]
     votes: Tensor
     mixed: Tensor
-    mixture_features: MixtureFeatures
     motion: Tensor
 
 
@@ -98,12 +94,14 @@ class VoicePredictions(NamedTuple):
             mixture.
         states: [N, Q, 4], logits, refined by motion and audio.
         activity_logits: [N, Q, T], whether the slot is audible in each video frame.
+        articulation: [N, Q - 1, T, 4], articulation cue read from the motion of each slot.
         scale: [N, 1, 1], factor from an RMS of 1 to the mixture's level.
     """
 
     spectra: Tensor
     states: Tensor
     activity_logits: Tensor
+    articulation: Tensor
     scale: Tensor
 
     def waves(self, samples: int) -> Tensor:
@@ -131,11 +129,11 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.encoder = Encoder(e)
         self.encoder.initialise()
         self.motion = MotionPathway(c.motion_channels, c.motion_blocks)
-        self.separator: VoiceSeparator = SEPARATORS.build(c.separator, c.width)
-        if c.samples < self.separator.least_samples:
+        self.sound = SoundSeparator(c.sound)
+        if c.samples < self.sound.separator.least_samples:
             raise ValueError(
-                f"separator {c.separator.name} needs clips of at least "
-                f"{self.separator.least_samples / SAMPLE_RATE} s, not {c.seconds} s."
+                f"separator {c.sound.separator.name} needs clips of at least "
+                f"{self.sound.separator.least_samples / SAMPLE_RATE} s, not {c.seconds} s."
             )
         self.pixel_decoder = PixelDecoder(e.width, c.motion_channels, c.mask_width, grid)
         self.audio_proj = nn.Linear(e.width, c.width)
@@ -155,20 +153,14 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.center_voting = CenterVoting(c.width, c.mask_width, c.slots - 1)
         self.state_head = mlp_head(c.width, c.width, len(STATES))
         self.motion_reader = MotionReader(c.motion_channels, c.width)
-        self.mixture_proj = nn.Linear(self.separator.latent_width, c.width)
-        self.mixture_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
-        self.voice_layers = nn.ModuleList(
-            VoiceLayer(c.width, c.heads) for _ in range(c.voice_layers)
-        )
-        self.voice_norm = nn.LayerNorm(c.width, eps=NORM_EPS)
-        self.activity_head = nn.Linear(c.width, 1)
-        self.voice_cue_proj = nn.Linear(c.width, c.width, bias=False)
+        self.articulation_head = ArticulationHead(c.width, c.sound.cue_channels)
+        self.voice_state_head = mlp_head(c.sound.width, c.sound.width, len(STATES))
+        self.residual_state_head = nn.Linear(self.sound.separator.latent_width, len(STATES))
+        self.voice_cue_proj = nn.Linear(c.width, c.sound.width, bias=False)
         patch_pos = sin_cos_positions(c.width, grid)[:, None]  # [1, 1, L, D]
         times = sin_cos(c.width, torch.arange(c.key_frames) * c.frames / c.key_frames).float()
         token_pos = (patch_pos + times[None, :, None]).flatten(1, 2)
         self.register_buffer("token_pos", token_pos, False)  # [1, F L, D]
-        frame_pos = sin_cos(c.width, torch.arange(c.frames, dtype=torch.float64)).float()[None]
-        self.register_buffer("frame_pos", frame_pos, False)  # [1, T, D]
 
     def forward(self, inputs: Inputs) -> tuple[SlotPredictions, VoicePredictions]:
         """Predict masks, then decode each slot's voice from the motion under its own mask."""
@@ -227,8 +219,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
             states.append(self.state_head(slots))
             masks.append(logits)
             attn_mask = self._attention_mask(logits.detach())
-        features = self.separator.features(_normalize_rms(inputs.mixture)[0])
-        return SlotPredictions(slots, voice_cue, states, masks, votes, mixed, features, motion)
+        return SlotPredictions(slots, voice_cue, states, masks, votes, mixed, motion)
 
     def _mask_logits(
         self, slots: Tensor, pixels: Tensor, votes: Tensor, previous: Tensor | None
@@ -263,49 +254,49 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
                 state. A slot that is no person has no voice: where two slots cover the same pixels,
                 their motion alone cannot say which of the two is to be silent.
         """
-        c = self.config
         if presence_prob is None:
             presence_prob = self.presence_prob(predictions)
         motion = self.motion_reader(predictions.motion, masks)  # [N, Q - 1, T, D]
-        motion = motion * presence_prob[..., None, None].to(motion.dtype)
-        motion = torch.cat([motion, torch.zeros_like(motion[:, :1])], dim=1)  # [N, Q, T, D]
-        features = predictions.mixture_features
-        mixture = self.mixture_norm(self.mixture_proj(features.latent))  # [N, T, D]
-        frame_pos = cast(Tensor, self.frame_pos)  # [1, T, D]
+        articulation = self.articulation_head(motion)  # [N, Q - 1, T, 4]
+        with torch.autocast(motion.device.type, enabled=False):
+            mixture, scale = _normalize_rms(inputs.mixture.float())
+        features = self.sound.separator.features(mixture)
+        embeddings = self.sound.cue_encoder(articulation, features.latent)  # [N, Q - 1, T, D']
         # Voices do not get the slots' embeddings: with them the model memorised how the few people
         # of the training set sound, instead of reading their motion.
-        voice_cue = self.voice_cue_proj(predictions.voice_cue)[:, None]
-        voice_cue = functional.pad(voice_cue, (0, 0, 0, c.slots - 1))  # [N, Q, D], slot 0 only
-        x = voice_cue[:, :, None] + motion + mixture[:, None]  # [N, Q, T, D]
-        pos = self.slot_pos.weight[None, :, None] + frame_pos[:, None]  # [1, Q, T, D]
-        pos, x = pos.flatten(1, 2), x.flatten(1, 2)
-        for layer in self.voice_layers:
-            x = layer(x, pos, mixture, frame_pos)
-        x = self.voice_norm(x).unflatten(1, (c.slots, -1))  # [N, Q, T, D]
-        states = predictions.states[-1] + self.state_head(x.mean(2))  # [N, Q, 4]
-        activity_logits = self.activity_head(x)[..., 0]  # [N, Q, T]
-        share = self._activity_share(activity_logits, presence_prob)
-        with torch.autocast(x.device.type, enabled=False):
-            normalized, scale = _normalize_rms(inputs.mixture.float())
-        spectra = self.separator.separate(normalized, features, x[:, :-1], share)
-        return VoicePredictions(spectra, states, activity_logits, scale[..., None])
-
-    @staticmethod
-    def _activity_share(activity_logits: Tensor, presence_prob: Tensor) -> Tensor:
-        """Activity of slots and residual: float32 [N, Q, T], not normalised.
-
-        Activity gates a voice before its mask does: a silent person gets nothing of what the masks
-        leave. There is no gradient, so that activity is learned from its own loss and not from the
-        SDR: with a gradient and a loss weight of 0.3 its cross-entropy rose above that of guessing.
-        """
-        activity = activity_logits.detach().float().sigmoid()
-        people = activity[:, :-1] * presence_prob.float()[..., None]
-        return torch.cat([people, activity[:, -1:] + RESIDUAL_ACTIVITY], dim=1)
+        voice_cue = self.voice_cue_proj(predictions.voice_cue)[:, None, None]
+        slots = masks.shape[1]
+        voice_cue = functional.pad(voice_cue, (0, 0, 0, 0, 0, slots - 1))  # slot 0 only
+        visible = _covered(masks, motion.shape[2])
+        separated = self.sound.separate(
+            mixture, features, embeddings + voice_cue, presence_prob, visible
+        )
+        refinements = [
+            self.voice_state_head(embeddings.mean(2)),  # [N, Q - 1, 4]
+            self.residual_state_head(features.latent.mean(1, keepdim=True)),  # [N, 1, 4]
+        ]
+        states = predictions.states[-1] + torch.cat(refinements, dim=1)
+        return VoicePredictions(
+            separated.spectra, states, separated.activity_logits, articulation, scale[..., None]
+        )
 
     @staticmethod
     def presence_prob(predictions: SlotPredictions) -> Tensor:
         """Probability that each slot is a person, by its state: [N, Q - 1], without gradient."""
         return 1 - predictions.states[-1][:, :-1].detach().float().softmax(-1)[..., NONE]
+
+
+def _covered(masks: Tensor, frames: int) -> Tensor:
+    """Whether a slot's mask covers a pixel: [N, Q - 1, F, h, w] -> bool [N, Q - 1, T].
+
+    Args:
+        masks: 0 to 1, of key frames; their largest values are interpolated between key frames, as
+            :class:`MotionReader` does with masks.
+        frames: T.
+    """
+    largest = masks.detach().float().flatten(3).amax(-1)
+    interpolated = functional.interpolate(largest, frames, mode="linear", align_corners=False)
+    return interpolated > 0.5
 
 
 def _normalize_rms(mixture: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,6 +79,28 @@ class MotionPathway(nn.Module):
         return functional.gelu(self.last(x)).unflatten(0, frames.shape[:2])
 
 
+class ArticulationHead(nn.Module):
+    """Articulation cue (opening, spread, teeth, tongue) of each slot's motion, by convolutions.
+
+    Args:
+        width: D.
+        channels: of a cue.
+    """
+
+    def __init__(self, width: int, channels: int):
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv1d(width, width, 5, padding=2), nn.GELU(),
+            nn.Conv1d(width, width, 5, padding=4, dilation=2), nn.GELU(),
+            nn.Conv1d(width, channels, 1),
+        )  # fmt: skip
+
+    def forward(self, motion: Tensor) -> Tensor:
+        """Cues of motion: [N, Q, T, D] -> [N, Q, T, channels]."""
+        cues: Tensor = self.convs(motion.flatten(0, 1).transpose(1, 2))
+        return cues.transpose(1, 2).unflatten(0, motion.shape[:2])
+
+
 class MotionReader(nn.Module):
     """Motion under each slot's mask, which binds a voice to pixels.
 

@@ -68,5 +68,7 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
     pretrained = settings.model.encoder_from is not None or settings.model.init_from is not None
     layer_decay = settings.model.layer_decay if pretrained else 1.0
     statistics = statistics_for(settings.model, data.train)
-    task = SpeakerTask(model, settings.loss, statistics, frozen, layer_decay)
+    task = SpeakerTask(
+        model, settings.loss, statistics, frozen, layer_decay, settings.model.sound_lr_scale
+    )
     return TrainingParts(task, loader, held_out)

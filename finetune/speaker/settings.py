@@ -5,6 +5,8 @@ from typing import Literal
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings
+from cavmae.finetune.separation.config import SoundSeparatorConfig
+from cavmae.finetune.separators.settings import SeparatorOptions, UNetOptions
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
@@ -60,6 +62,19 @@ class EncoderSettings(EncoderConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class SpeakerSoundSettings(SoundSeparatorConfig):
+    """Sound separator of a speaker model, from scratch, or with the weights of a checkpoint."""
+
+    separator: SeparatorOptions = UNetOptions()
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UsageError(f"model.sound: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
 class SpeakerModelSettings(SpeakerConfig):
     """Model and its initial weights.
 
@@ -68,18 +83,25 @@ class SpeakerModelSettings(SpeakerConfig):
             of the scenes (``compose``), the others those of ``encoder_from``, if that is given.
         init_from: checkpoint of `cavmae finetune speakers`, a folder or a name on the hub, whose
             model is trained further: its configuration counts. None: a new model.
+        sound: configuration of the sound separator; with ``sound_from`` that of its weights.
         encoder_from: checkpoint of pretraining, a folder or a name on the hub; None: an encoder
             from scratch.
+        sound_from: checkpoint of `cavmae finetune separator`, a folder or a name on the hub; None:
+            a sound separator from scratch.
         train_encoder: ``frozen``, or ``all``: every block, with layer-wise learning rate decay.
         layer_decay: factor of the learning rate from each encoder block to the one before it; not
             from scratch.
+        sound_lr_scale: factor of the learning rate of the sound separator; 0: it is frozen.
     """
 
     encoder: EncoderSettings = EncoderSettings()
+    sound: SpeakerSoundSettings = SpeakerSoundSettings()
     init_from: str | None = None
     encoder_from: str | None = None
+    sound_from: str | None = None
     train_encoder: Literal["frozen", "all"] = "frozen"
     layer_decay: float = 0.75
+    sound_lr_scale: float = 1.0
 
     def __post_init__(self) -> None:
         try:
@@ -88,11 +110,14 @@ class SpeakerModelSettings(SpeakerConfig):
             raise UsageError(f"model: {error}") from error
         if not 0 < self.layer_decay <= 1:
             raise UsageError(f"model.layer_decay {self.layer_decay} is not in (0, 1].")
-        if self.init_from is not None and self.encoder_from is not None:
-            raise UsageError(
-                "model.init_from is a whole model with an encoder of its own: leave "
-                "model.encoder_from out."
-            )
+        if not 0 <= self.sound_lr_scale <= 1:
+            raise UsageError(f"model.sound_lr_scale {self.sound_lr_scale} is not from 0 to 1.")
+        for name, part in (("encoder_from", "an encoder"), ("sound_from", "a sound separator")):
+            if self.init_from is not None and getattr(self, name) is not None:
+                raise UsageError(
+                    f"model.init_from is a whole model with {part} of its own: leave "
+                    f"model.{name} out."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +133,7 @@ class LossSettings:
             frame.
         mixer_weight: of the dice loss of the cross-modal mixer.
         activity_weight: of the cross-entropy of activity in each 40 ms.
+        articulation_weight: of the L1 difference of articulation cues from those of clean voices.
         sdr_weight: of a dB of the voices' SDR (not scale-invariant: their sum is the mixture).
         spectrum_weight: of the L1 difference of compressed complex spectra.
         silence_weight: of a dB of energy, relative to the mixture, in slots that are to be silent.
@@ -126,6 +152,7 @@ class LossSettings:
     center_vote_weight: float = 5.0
     mixer_weight: float = 0.1
     activity_weight: float = 1.0
+    articulation_weight: float = 3.0
     sdr_weight: float = 0.1
     spectrum_weight: float = 1.0
     silence_weight: float = 0.02

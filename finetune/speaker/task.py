@@ -40,6 +40,7 @@ class SpeakerTask(Task):
         statistics: of fbanks, those that the encoder was trained with.
         frozen: whether the encoder's weights are frozen.
         decay: layer-wise learning rate decay: factor from each encoder block to the one before it.
+        sound_lr_scale: factor of the learning rate of the sound separator; 0: it is frozen.
     """
 
     model: SpeakerModel
@@ -51,6 +52,7 @@ class SpeakerTask(Task):
         statistics: Statistics,
         frozen: bool = True,
         decay: float = 1.0,
+        sound_lr_scale: float = 1.0,
     ):
         super().__init__()
         self.model = model
@@ -63,7 +65,11 @@ class SpeakerTask(Task):
         frames = model.config.key_frames
         for parameter in model.encoder.parameters_without_gradient(("a", "v"), frames):
             parameter.requires_grad_(False)
-        self._lr_scales: dict[str, float] = {}
+        if sound_lr_scale == 0:
+            model.sound.requires_grad_(False)
+        self._lr_scales: dict[str, float] = {
+            f"model.sound.{name}": sound_lr_scale for name, _ in model.sound.named_parameters()
+        }
         if not frozen and decay < 1:
             layers = model.encoder.layer_groups()
             last = max(layers.values())

@@ -69,7 +69,7 @@ def test_voices_that_are_no_numbers() -> None:
     with pytest.raises(CavmaeError, match="The audio has NaN or Inf"):
         predictor.predict(frames, broken)
     with torch.no_grad():
-        for parameter in speaker.separator.parameters():
+        for parameter in speaker.sound.separator.parameters():
             parameter.fill_(3e38)
     with pytest.raises(NonFiniteError, match="The model gives NaN or Inf"):
         predictor.predict(frames, sound)

@@ -63,7 +63,7 @@ def test_all_measures_beside_all_references(
     assert record["summary"]["oracle_ratio_mask"]["si_sdri"] > 1
     assert 0 <= record["dependence"]["muted"] <= 1
     # With seed 0 some of five pairs among three women and three men are alike, some not.
-    assert set(record["groups"].values()) == {"same sex", "different sex"}
+    assert set(record["groups"]) == {"same sex", "different sex"}
     for drawn in ("measures.png", "examples.png"):
         assert (tmp_path / "out" / drawn).read_bytes()[:4] == b"\x89PNG"
     assert 0 < record["real_time_factor"] < 100
@@ -72,9 +72,43 @@ def test_all_measures_beside_all_references(
     for name in ("si_sdri", "stoi", "iou", "binding", "confusion"):
         assert f"| {METRICS[name].label} |" in printed
     assert "| masks that change, audio muted |" in printed
+    for way in ("model", "frames_blanked"):
+        assert 0 < record["summary"][way]["activity_ap"] <= 1
+    assert "activity_ap" not in record["summary"]["oracle_ratio_mask"]
+    missing = importlib.util.find_spec("pyannote") is None
+    assert ("Diarization error rates are missing" in printed) == missing
+    assert ("| diarization error rate |" in printed) != missing
     missing = importlib.util.find_spec("pesq") is None
     assert ("PESQ is missing" in printed) == missing
     assert ("| PESQ |" in printed) != missing
+
+
+def test_the_own_voice_beside_another(
+    clips: Manifest, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    words = [clips.folder, "--list", str(path), *SIZE, "--compose.overlap", "1", "--voice-pairs"]
+    with pytest.raises(UsageError, match="an even number of scenes"):
+        make_scenes.main([*words, "--count", "5"])
+    assert make_scenes.main([*words, "--count", "6"]) == 0
+    capsys.readouterr()
+    assert main([
+        clips.folder, "--model", checkpoint, "--list", str(path), "--out", str(tmp_path / "out"),
+        "--workers", "0", "--batch-size", "4", "--references", "false",
+    ]) == 0  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "| 6 scenes | model | other voice | own voice |" in printed
+    record = json.loads((tmp_path / "out" / "measures.json").read_text())
+    assert record["groups"] == {
+        "own voice": ["00000", "00002", "00004"], "other voice": ["00001", "00003", "00005"],
+    }  # fmt: skip
+    assert set(record["summary"]) == {"model", "own voice", "other voice"}
+    scenes = record["scenes"]["model"]
+    assert [scene["own_voice"] for scene in scenes] == [True, False] * 3
+    assert all(0 < scene["voice_score"] < 1 for scene in scenes)
+    own, other = ([s["voice_score"] for s in scenes[first::2]] for first in (0, 1))
+    wins = sum((a > b) + 0.5 * (a == b) for a in own for b in other)
+    assert record["summary"]["model"]["own_voice_auc"] == pytest.approx(wins / 9)
 
 
 @pytest.mark.parametrize("cue", ["none", "box", "point", "mask", "voice"])

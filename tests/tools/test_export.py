@@ -9,6 +9,9 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.finetune.separation.config import SoundSeparatorConfig
+from cavmae.finetune.separation.model import SoundSeparator
+from cavmae.finetune.separators.settings import UNetOptions
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.factory import read_preprocessing
@@ -91,6 +94,15 @@ def test_an_encoder_by_itself(tmp_path: Path) -> None:
     assert "CAVMAE.from_pretrained" in text
     assert "Not measured." in text
     assert CAVMAE.from_pretrained(tmp_path / "enc").config == config
+
+
+def test_a_sound_separator_by_itself(tmp_path: Path) -> None:
+    trained = SoundSeparator(SoundSeparatorConfig(UNetOptions(width=2), width=8))
+    assert main([str(checkpoint(tmp_path / "run", trained)), "--out", str(tmp_path / "mine")]) == 0
+    loaded = SoundSeparator.from_pretrained(tmp_path / "mine")
+    assert loaded.config == trained.config
+    card = ModelCard.load(tmp_path / "mine" / "README.md")
+    assert "--model.sound-from mine" in card.content
 
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_what_of_a_recording_is_not_read_is_named(
     assert (record["video_stream"], record["audio_stream"], record["mixdown"]) == (0, 1, "mono")
 
 
-@pytest.mark.parametrize("name", ["state_head", "voice_layers"])
+@pytest.mark.parametrize("name", ["state_head", "articulation_head"])
 def test_a_model_that_gives_nan(
     checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:

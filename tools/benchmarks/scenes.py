@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from cavmae.datasets.mixtures.speech_bank import CUE_CHANNELS
 from cavmae.finetune.speaker.config import SpeakerConfig
 
 
@@ -28,6 +29,7 @@ def synthetic_scenes(
     time = torch.arange(shape.samples) / 16_000
     pitch = 150 + 600 * torch.arange(people)[None, :] + 10 * torch.arange(count)[:, None]
     voices = 0.05 * torch.sin(2 * torch.pi * pitch[..., None] * time)
+    openings = torch.arange(people)[None, :, None, None] / people  # a mouth for each pitch
     noise = 0.005 * torch.randn(count, shape.samples, generator=rng)
     return {
         "key": [f"s{n}" for n in range(count)],
@@ -46,5 +48,7 @@ def synthetic_scenes(
         "present": torch.ones(count, people, dtype=torch.bool),
         "speaking": torch.ones(count, people, dtype=torch.bool),
         "masked": torch.ones(count, people, dtype=torch.bool),
+        "articulation": openings.expand(count, -1, shape.frames, CUE_CHANNELS),
+        "articulated": torch.ones(count, people, dtype=torch.bool),
         "target": torch.zeros(count, dtype=torch.int64),
     }

@@ -5,7 +5,7 @@ import dataclasses
 import importlib.util
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from cavmae.common.json_files import json_bytes
 from cavmae.common.progress import Progress
 from cavmae.common.tables import markdown_table
 from cavmae.datasets.mixtures.scene_stream import FixedSceneStream
+from cavmae.datasets.mixtures.voice_pairs import PairedScene, paired_scenes
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.loader import Loader
 from cavmae.finetune.speaker.cues import CueKind
 from cavmae.finetune.speaker.evaluation import WAYS, EvaluationResult, evaluate
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.finetune.speaker.metric_table import METRICS
-from cavmae.finetune.speaker.metrics import summary
+from cavmae.finetune.speaker.metrics import SceneMetrics, summary
 from cavmae.finetune.speaker.scene_lists import listed_stream
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
@@ -48,7 +49,10 @@ def measure(shards: str, settings: EvaluateSettings) -> int:
     device = device_of(settings.device)
     task = SpeakerTask(model, LossSettings(), statistics).to(device).eval()
     stream = listed_stream(settings.list, shards, model.config, settings.batch_size)
-    groups = _groups(Path(settings.people), stream) if settings.people else {}
+    pairs = {f"{number:05d}": pair for number, pair in paired_scenes(stream.specs).items()}
+    groups = _voice_groups(pairs)
+    if settings.people:
+        groups |= _sex_groups(Path(settings.people), stream)
     loader = Loader(stream, settings.workers)
 
     first: list[Batch] = []
@@ -66,65 +70,105 @@ def measure(shards: str, settings: EvaluateSettings) -> int:
     cue: CueKind = settings.cue
     ways = WAYS if settings.references else WAYS[:1]
     quality_metrics = _quality_metrics()
-    result = evaluate(task, batches(), ways, cue, quality_metrics, settings.hints)
     cued = cue != "none"
+    diarization = _is_installed("pyannote.metrics")
+    result = evaluate(
+        task, batches(), ways, cue, quality_metrics, settings.hints, pairs, diarization and not cued
+    )
     if cued and not any(p.is_target for scene in result.scenes["model"] for p in scene.people):
         raise UsageError(
             f"No person in {settings.list} has a cue of the kind {cue}: such cues are made of "
             f"{'other recordings of the same people' if cue == 'voice' else 'masks'}."
         )
-    text = table(result, groups, cued)
+    columns = _columns(result, groups, cued)
+    text = table(result, columns, cued)
     text += f"\n\nReal-time factor of the model: {result.real_time:.3f} ({device})."
     if "pesq" not in quality_metrics:
         text += "\n\nPESQ is missing: it needs a compiler to install (`pip install cavmae[pesq]`)."
+    if not diarization:
+        text += (
+            "\n\nDiarization error rates are missing: install them (`pip install cavmae[eval]`)."
+        )
+    elif cued:
+        text += "\n\nDiarization error rates are of all people: measure them without --cue."
     output(text)
     if settings.out:
-        _write(Path(settings.out), result, groups, text, settings)
+        _write(Path(settings.out), result, groups, columns, text, settings)
         draw_examples(task, first[0], Path(settings.out) / "examples.png")
     return 0
 
 
 def _quality_metrics() -> list[str]:
     """Names of the installed quality metrics."""
-    return ["stoi", "pesq"] if importlib.util.find_spec("pesq") else ["stoi"]
+    return ["stoi", "pesq"] if _is_installed("pesq") else ["stoi"]
 
 
-def _groups(path: Path, stream: FixedSceneStream) -> dict[str, str]:
-    """Group of each scene with two audible people: same sex or different sex."""
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of its parent
+        return False
+
+
+def _voice_groups(pairs: Mapping[str, PairedScene]) -> dict[str, list[str]]:
+    """Keys of the paired scenes with the person's own voice, and of those with another voice."""
+    groups: dict[str, list[str]] = {}
+    for key, pair in pairs.items():
+        groups.setdefault("own voice" if pair.own_voice else "other voice", []).append(key)
+    return groups
+
+
+def _sex_groups(path: Path, stream: FixedSceneStream) -> dict[str, list[str]]:
+    """Keys of the scenes with two audible people of the same sex, and of different sex."""
     try:
         with path.open(newline="") as file:
             sexes = {row["speaker"]: row["sex"] for row in csv.DictReader(file)}
     except (OSError, KeyError, csv.Error) as error:
         raise CavmaeError(f"{path} is no table with columns speaker and sex ({error}).") from error
-    groups = {}
+    groups: dict[str, list[str]] = {}
     pool = stream.pool
     for number, recipe in enumerate(stream.specs):
         audible = [p for p in recipe.people if p.level_db is not None]
         person_sexes = [sexes.get(pool.clips[pool.index_of[p.clip]].person) for p in audible]
         if len(person_sexes) == 2 and None not in person_sexes:
-            groups[f"{number:05d}"] = (
-                "same sex" if person_sexes[0] == person_sexes[1] else "different sex"
-            )
+            group = "same sex" if person_sexes[0] == person_sexes[1] else "different sex"
+            groups.setdefault(group, []).append(f"{number:05d}")
     return groups
 
 
-def table(result: EvaluationResult, groups: dict[str, str], cued: bool) -> str:
-    """Markdown table of all metrics, a column for each way of evaluation and each group.
+def _columns(
+    result: EvaluationResult, groups: Mapping[str, Sequence[str]], cued: bool
+) -> dict[str, dict[str, float]]:
+    """Summary of each way of evaluation, and of the model on each group of scenes.
 
     Args:
         result: metrics of all scenes.
-        groups: group of scenes, by key.
+        groups: keys of the scenes of each group.
         cued: only cued people and their scenes count.
     """
-    columns = {
+    columns: dict[str, dict[str, float]] = {
         way: summary(way_scenes, cued) for way, way_scenes in result.scenes.items() if way_scenes
     }
-    scenes = result.scenes["model"]
-    if cued:
-        scenes = [scene for scene in scenes if any(p.is_target for p in scene.people)]
-    for group in sorted(set(groups.values())):
-        chosen = [s for s in scenes if groups.get(s.key) == group]
-        columns[group] = summary(chosen, cued)  # type: ignore[index]
+    for group, keys in sorted(groups.items()):
+        members = set(keys)
+        chosen = [s for s in result.scenes["model"] if s.key in members]
+        columns[group] = summary(_counted(chosen, cued), cued)
+    return columns
+
+
+def _counted(scenes: Sequence[SceneMetrics], cued: bool) -> Sequence[SceneMetrics]:
+    """Scenes that count: with a cue, those whose target has a cue."""
+    return [s for s in scenes if any(p.is_target for p in s.people)] if cued else scenes
+
+
+def table(result: EvaluationResult, columns: Mapping[str, Mapping[str, float]], cued: bool) -> str:
+    """Markdown table of all metrics.
+
+    Args:
+        result: metrics of all scenes.
+        columns: summary of each way and group.
+        cued: only scenes with a cue count.
+    """
     rows = []
     for name, metric in METRICS.items():
         values = [column.get(name) for column in columns.values()]
@@ -134,7 +178,8 @@ def table(result: EvaluationResult, groups: dict[str, str], cued: bool) -> str:
     for name, value in result.dependence.items():
         empty_cells = [""] * (len(columns) - 1)
         rows.append([f"masks that change, audio {name}", f"{value:.3f}", *empty_cells])
-    return markdown_table([f"{len(scenes)} scenes", *columns], rows)
+    count = len(_counted(result.scenes["model"], cued))
+    return markdown_table([f"{count} scenes", *columns], rows)
 
 
 def _finite(value: Any) -> Any:
@@ -146,10 +191,23 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _scene_record(scene: SceneMetrics) -> dict[str, Any]:
+    """Values of a scene for JSON, without the probabilities of every frame."""
+    record = dataclasses.asdict(dataclasses.replace(scene, activity=None))
+    del record["activity"]
+    if scene.activity is not None:
+        a = scene.activity
+        if not math.isnan(a.voice_score):
+            record |= {"voice_score": a.voice_score, "own_voice": a.own_voice}
+        record["diarization"] = {str(c): errors._asdict() for c, errors in a.diarization.items()}
+    return record
+
+
 def _write(
     out: Path,
     result: EvaluationResult,
-    groups: dict[str, str],
+    groups: Mapping[str, Sequence[str]],
+    columns: Mapping[str, Mapping[str, float]],
     text: str,
     settings: EvaluateSettings,
 ) -> None:
@@ -158,17 +216,12 @@ def _write(
         "model": settings.model,
         "list": settings.list,
         "cue": settings.cue,
-        "summary": {
-            way: summary(scenes, settings.cue != "none")
-            for way, scenes in result.scenes.items()
-            if scenes
-        },
+        "summary": columns,
         "dependence": result.dependence,
         "real_time_factor": result.real_time,
         "groups": groups,
         "scenes": {
-            way: [dataclasses.asdict(scene) for scene in scenes]
-            for way, scenes in result.scenes.items()
+            way: [_scene_record(scene) for scene in scenes] for way, scenes in result.scenes.items()
         },
     }
     with write_atomically(out / "measures.json") as file:

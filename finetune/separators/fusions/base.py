@@ -16,11 +16,13 @@ class Fusion(nn.Module, abc.ABC):
     """
 
     @abc.abstractmethod
-    def forward(self, x_ncbt: Tensor, voices: Tensor) -> Tensor:
+    def forward(self, x_ncbt: Tensor, voices: Tensor, visible: Tensor | None = None) -> Tensor:
         """Maps of the voices: [N, C, B, T'] -> [N, K, P, B, T'].
 
         Args:
             x_ncbt: map of the mixture.
             voices: [N, K, T, D], embedding of each voice, 25 times a second. The output of a voice
                 does not depend on the other voices.
+            visible: bool [N, K, T], frames of the embedding that may be attended to; None: all.
+                Fusions without attention take the embedding as it is.
         """

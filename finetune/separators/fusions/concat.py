@@ -26,7 +26,7 @@ class ConcatFusion(Fusion):
         self.voice_proj = nn.Linear(width, hidden)
         self.last = nn.Conv2d(hidden, outputs, 1)
 
-    def forward(self, x_ncbt: Tensor, voices: Tensor) -> Tensor:
+    def forward(self, x_ncbt: Tensor, voices: Tensor, visible: Tensor | None = None) -> Tensor:
         """See :meth:`Fusion.forward`."""
         embeddings = at_frame_rate(self.voice_proj(voices), x_ncbt.shape[-1])  # [N, K, hidden, T']
         hidden = self.map_proj(x_ncbt)[:, None] + embeddings[..., None, :]

@@ -25,7 +25,7 @@ class QueryFusion(Fusion):
             self.offset = nn.Linear(width, outputs * options.bands)
         self.scale = channels**-0.5
 
-    def forward(self, x_ncbt: Tensor, voices: Tensor) -> Tensor:
+    def forward(self, x_ncbt: Tensor, voices: Tensor, visible: Tensor | None = None) -> Tensor:
         """See :meth:`Fusion.forward`."""
         bins, frames = x_ncbt.shape[-2:]
         queries = at_frame_rate(self.query(voices), frames)

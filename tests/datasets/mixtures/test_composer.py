@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from cavmae.datasets.mixtures.mixing import REFERENCE, active_rms
 from cavmae.datasets.mixtures.sampler import SceneSampler
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec, Voice
 from cavmae.datasets.stream.features import resample
+from cavmae.datasets.synthetic.articulation import at_frames, from_audio
+from cavmae.datasets.synthetic.recordings import active_level
 from tests.datasets.clips import clip, data_set_of
 
 SETTINGS = ComposeSettings(height=32, width=48, seconds=0.08)
@@ -53,6 +56,31 @@ def test_voices_and_rest_add_up(pool: ClipPool, specs: list[SceneSpec]) -> None:
             assert not scene.residual.any()
         kinds.add((any(audible), bool(spec.unseen), spec.noise is not None))
     assert len(kinds) > 4
+
+
+def test_articulation_is_that_of_the_lips_also_without_a_voice(
+    pool: ClipPool, specs: list[SceneSpec]
+) -> None:
+    composer = Composer(pool, SETTINGS, (16, 24), keys=1)
+    muted = 0
+    for spec in specs:
+        scene = composer.compose(spec)
+        people = tuple(replace(person, level_db=0.0) for person in spec.people)
+        spoken = composer.compose(replace(spec, people=people))
+        for number, person in enumerate(spec.people):
+            silent = pool.clips[pool.index_of[person.clip]].silent
+            voice = spoken.voices[number]  # its level does not count
+            known = scene.articulated[number]
+            assert known == (not silent and voice.any())
+            track = scene.articulation[number]
+            assert track.shape == (2, 4)
+            if not known:
+                assert not track.any()
+                continue
+            muted += person.level_db is None
+            expected = at_frames(from_audio(voice, active_level(voice)), np.array([0.02, 0.06]))
+            np.testing.assert_allclose(track, expected, atol=0.02)
+    assert muted > 3
 
 
 def test_a_voice_is_the_clips_own_in_step(pool: ClipPool, specs: list[SceneSpec]) -> None:

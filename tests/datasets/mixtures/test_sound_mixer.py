@@ -209,6 +209,18 @@ def test_defects_spoil_cues_within_their_limits() -> None:
     torch.testing.assert_close(spoil(cues, clean), cues)
 
 
+def test_gaps_of_cues_are_known(bank: RecordingBank) -> None:
+    """Where a mouth is hidden all channels but the opening, which breathes, are 0."""
+    settings = dataclasses.replace(PLAIN, spoiled_prob=1.0, gap_prob=1.0, cue_noise=0.0)
+    batch = SoundMixer(bank, None, settings).mix(0, 8)
+    assert batch.visible.shape == batch.cues.shape[:3]
+    hidden = ~batch.visible
+    assert hidden.flatten(0, 1).any(1).sum() > 8 and hidden.float().mean() < 0.35
+    assert (batch.cues[..., 1:][hidden] == 0).all()
+    assert (batch.cues[..., 1:][batch.visible] != 0).any(-1).float().mean() > 0.8
+    assert SoundMixer(bank, None, PLAIN).mix(0, 8).visible.all()
+
+
 def test_seeds_resume_and_differ_between_processes() -> None:
     def loader(rank: int = 0) -> Loader:
         return Loader(SeedStream(4, seed=1, rank=rank, world_size=2))
@@ -236,3 +248,20 @@ def test_lists_have_the_same_seeds_whatever_the_processes() -> None:
     assert {seed for name, seed in seeds(1) if name == "a"} == {
         seed for name, seed in seeds(1) if name == "b"
     }
+
+
+def test_hard_mixtures_come_later(bank: RecordingBank) -> None:
+    """At first all people talk all the time, without noise; after the ramp as often as set."""
+    settings = SoundSettings(
+        silent_prob=0.5, off_screen_prob=1.0, noise_prob=1.0, room_prob=1.0, ramp=0.5
+    )
+    mixer = SoundMixer(bank, bank, settings)
+    first = mixer.at(0.0).mix(0, 16)
+    assert not first.residual.any()
+    assert (first.voices.square().mean(-1) > 1e-4).all()
+    for progress in (0.5, 1.0):
+        later, always = mixer.at(progress).mix(0, 16), mixer.mix(0, 16)
+        assert torch.equal(later.mixture, always.mixture)
+    assert settings.at(0.25).silent_prob == 0.25
+    assert settings.at(0.25).spoiled_prob == settings.spoiled_prob
+    assert dataclasses.replace(settings, ramp=0.0).at(0.0).silent_prob == 0.5

@@ -45,8 +45,8 @@ def random_batch(n: int, people: int, silent: tuple[int, ...] = ()) -> SoundBatc
     residual = 0.3 * torch.randn(n, 6400)
     mixture = voices.sum(1) + residual
     scale = mixture.square().mean(1, keepdim=True).sqrt()
-    cues = torch.rand(n, people, 10, 4)
-    return SoundBatch(mixture / scale, voices / scale[..., None], residual / scale, cues)
+    cues, visible = torch.rand(n, people, 10, 4), torch.ones(n, people, 10, dtype=torch.bool)
+    return SoundBatch(mixture / scale, voices / scale[..., None], residual / scale, cues, visible)
 
 
 def noisy_outputs(batch: SoundBatch, queries: int) -> SeparatedVoices:
@@ -124,12 +124,18 @@ def test_correlations_are_those_of_numpy_at_every_shift() -> None:
     articulation, cues = rng.standard_normal((2, 3, 40, 1)).astype(np.float32)
     cues[1, MAX_SHIFT:] = articulation[2, :-MAX_SHIFT]
     cues[2] = 0.5  # a mouth that does not move
-    values = correlations(torch.from_numpy(articulation), torch.from_numpy(cues))
+    visible = torch.ones(3, 40, dtype=torch.bool)
+    values = correlations(torch.from_numpy(articulation), torch.from_numpy(cues), visible)
     assert values.shape == (3, 3, 2 * MAX_SHIFT + 1)
     assert values[2, 1].argmax() == 2 * MAX_SHIFT and values[2, 1, -1] > 0.99
     assert not values[:, 2].any()
     early = np.corrcoef(articulation[0, 1:, 0], cues[0, :-1, 0])[0, 1]
     assert values[0, 0, MAX_SHIFT - 1] == pytest.approx(early, abs=2e-3)
+    visible[0, 10:20] = False
+    hidden = correlations(torch.from_numpy(articulation), torch.from_numpy(cues), visible)
+    cues[0, 10:20] = 9.0
+    again = correlations(torch.from_numpy(articulation), torch.from_numpy(cues), visible)
+    assert torch.equal(hidden, again) and not torch.equal(hidden[:, 0], values[:, 0])
 
 
 def test_an_output_is_bound_once_and_a_quiet_output_to_nobody() -> None:
@@ -179,7 +185,8 @@ def talking_batch() -> SoundBatch:
     mixture = voices.sum(1)
     scale = mixture.square().mean(1, keepdim=True).sqrt()
     mouths = torch.from_numpy(np.stack(cues)).view(2, 2, 16, 4)
-    return SoundBatch(mixture / scale, voices / scale[..., None], 0 * mixture, mouths)
+    visible = torch.ones(2, 2, 16, dtype=torch.bool)
+    return SoundBatch(mixture / scale, voices / scale[..., None], 0 * mixture, mouths, visible)
 
 
 def test_one_batch_is_learnt_with_the_right_voice_for_every_cue() -> None:

@@ -13,12 +13,13 @@ from accelerate.state import AcceleratorState
 
 from cavmae.common.errors import UsageError
 from cavmae.common.registry import to_json_value
+from cavmae.datasets.mixtures.sound_mixer import SoundBatch
 from cavmae.datasets.mixtures.sound_settings import SoundSettings
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separation.settings import SoundLossSettings
 from cavmae.finetune.separation.task import SeparationTask
-from cavmae.finetune.separators.settings import BandSplitOptions
+from cavmae.finetune.separators.settings import BandSplitOptions, F2BOptions, UNetOptions
 from cavmae.finetune.train import main
 from cavmae.pretrain.factory import compile_blocks
 from cavmae.tools.evaluate_separator import main as evaluate_separator
@@ -152,6 +153,28 @@ def test_every_weight_gets_a_gradient_and_activities_gate_the_voices() -> None:
         model.activity_head.weight.zero_()
         spectra = model(mixture, cues).spectra
     assert spectra[:, :2].abs().max() < 1e-6 < spectra[:, 2].abs().max()
+
+
+def test_gaps_of_cues_are_hidden_from_the_separator() -> None:
+    torch.manual_seed(0)
+    config = SoundSeparatorConfig(UNetOptions(4, F2BOptions()), width=8, cue_layers=0)
+    model = SoundSeparator(config)
+    torch.nn.init.ones_(model.separator.fusion.attention.gate)
+    torch.nn.init.zeros_(model.activity_head.weight)
+    sound = SoundBatch(
+        torch.randn(1, 10240), torch.randn(1, 2, 10240), torch.zeros(1, 10240),
+        torch.rand(1, 2, 16, 4), torch.ones(1, 2, 16, dtype=torch.bool),
+    )  # fmt: skip
+    sound.visible[:, :, 4:9] = False
+    mixer = SimpleNamespace(to=lambda device: None, mix=lambda seed, count: sound)
+    task = SeparationTask(model, mixer, {}, SoundLossSettings())  # type: ignore[arg-type]
+    batch = {"list": "", "seed": 0, "key": ["0"]}
+    losses = []
+    for _ in range(2):
+        losses.append(task.training_step(batch, 0.0, [], 0).logs["spectrum"])
+        # A convolution of three frames follows.
+        sound.cues[:, :, 5:8] += 9.0
+    torch.testing.assert_close(losses[1], losses[0])
 
 
 def test_blocks_are_compiled_for_training_though_their_flops_were_counted() -> None:

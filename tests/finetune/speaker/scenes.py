@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separators.settings import UNetOptions
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.model import SpeakerModel
@@ -18,9 +19,9 @@ ENCODER = EncoderConfig(
     image_height=32, image_width=48, audio_frames=64, width=24, heads=2, depth=1,
 )  # fmt: skip
 SHAPE = SpeakerConfig(
-    encoder=ENCODER, slots=5, width=32, heads=2, query_layers=1, slot_layers=2, voice_layers=1,
-    mask_width=16, key_frames=2, motion_height=16, motion_width=24, motion_channels=8,
-    motion_blocks=1, separator=UNetOptions(width=4),
+    encoder=ENCODER, slots=5, width=32, heads=2, query_layers=1, slot_layers=2, mask_width=16,
+    key_frames=2, motion_height=16, motion_width=24, motion_channels=8, motion_blocks=1,
+    sound=SoundSeparatorConfig(UNetOptions(width=4), width=32, cue_layers=2),
 )  # fmt: skip
 SAMPLES = 64 * 160
 

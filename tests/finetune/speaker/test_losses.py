@@ -54,6 +54,25 @@ def test_losses_and_gradients_are_finite(kind: str, progress: float) -> None:
             assert torch.isfinite(parameter.grad).all(), name
 
 
+def test_articulation_counts_where_it_is_known() -> None:
+    """The mean L1 difference, by a loop over people."""
+    torch.manual_seed(0)
+    speaker_task = task()
+    scenes = batch(people=3)
+    scenes["articulated"][0, 1] = scenes["present"][1, 2] = False
+    inputs, target = speaker_task.inputs_of(scenes, 0.0)
+    targets = targets_of(scenes, target, torch.ones(2, 1))
+    predictions, voices = speaker_task.model(inputs)
+    _, pixels = assign_by_masks(predictions, targets, speaker_task.loss)
+    losses = speaker_losses(predictions, voices, targets, pixels, speaker_task.loss)
+    differences = [
+        (voices.articulation[row, losses.slots[row, person]] - scenes["articulation"][row, person])
+        for row, person in ((0, 0), (0, 2), (1, 0), (1, 1))
+    ]
+    expected = torch.stack(differences).abs().mean()
+    torch.testing.assert_close(losses.parts["articulation"], expected)
+
+
 def test_masks_of_people_without_a_mask_do_not_count() -> None:
     """Voices of people without a mask are learned; their (empty) masks are not."""
     speaker_task = task()

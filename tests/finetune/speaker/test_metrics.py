@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from cavmae.finetune.separators.base import MixtureFeatures
 from cavmae.finetune.separators.stft import spectrum
 from cavmae.finetune.speaker.losses import Targets, targets_of
 from cavmae.finetune.speaker.metrics import (
@@ -41,10 +40,8 @@ def outputs(
     states[:, p:-1, 3] = 5.0
     states[:, -1, 2] = 5.0  # there is noise
     empty = torch.zeros(1)
-    predictions = SlotPredictions(
-        empty, empty, [states], [logits], empty, empty, MixtureFeatures(empty, empty), empty
-    )
-    return predictions, VoicePredictions(spectrum(waves), states, empty, torch.ones(n, 1, 1))
+    predictions = SlotPredictions(empty, empty, [states], [logits], empty, empty, empty)
+    return predictions, VoicePredictions(spectrum(waves), states, empty, empty, torch.ones(n, 1, 1))
 
 
 def measured(

@@ -8,6 +8,7 @@ import torch
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separators.settings import SEPARATORS
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.cues import KINDS, region_of
@@ -22,7 +23,8 @@ GRID = ENCODER.image_grid
 
 @pytest.mark.parametrize("separator", sorted(SEPARATORS))
 def test_every_slot_has_a_mask_a_state_and_a_voice(separator: str) -> None:
-    speaker_task = task(model(separator=SEPARATORS.options(separator)(width=8)))
+    sound = SoundSeparatorConfig(SEPARATORS.options(separator)(width=8), width=16)
+    speaker_task = task(model(sound=sound))
     inputs, _ = speaker_task.inputs_of(batch(), cue_prob=0.0)
     predictions, voices = speaker_task.model(inputs)
     assert predictions.masks[-1].shape == (2, 4, 2, 8, 12)
@@ -100,6 +102,50 @@ def test_masks_between_key_frames_move_evenly() -> None:
     assert steps.max() < 0.2 * (embed[-1] - embed[0]).norm()
 
 
+def test_pixels_reach_a_voice_through_its_articulation_cue_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    speaker_task = task().eval()
+    inputs, _ = speaker_task.inputs_of(batch(), 0.0)
+    predictions = speaker_task.model.predict_masks(inputs)
+    masks = predictions.masks[-1].sigmoid()
+    cue = torch.rand(2, 4, 16, 4)
+    decode = speaker_task.model.decode_voices
+    monkeypatch.setattr(speaker_task.model.articulation_head, "forward", lambda _: cue)
+    presence_prob = torch.ones(2, 4)
+    voices = decode(inputs, predictions, masks, presence_prob)
+    moved = predictions._replace(motion=torch.randn_like(predictions.motion))
+    assert torch.equal(decode(inputs, moved, masks, presence_prob).spectra, voices.spectra)
+    scale = inputs.mixture.square().mean(1, keepdim=True).sqrt()
+    told = speaker_task.model.sound(inputs.mixture / scale, cue)
+    torch.testing.assert_close(voices.spectra, told.spectra)
+
+
+def test_frames_without_a_mask_are_hidden_from_the_separator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    speaker_task = task().eval()
+    inputs, _ = speaker_task.inputs_of(batch(), 0.0)
+    predictions = speaker_task.model.predict_masks(inputs)
+    masks = torch.zeros_like(predictions.masks[-1])  # [2, 4, 2, 8, 12], of 16 frames
+    masks[:, 0, :, 3, 3] = 0.9
+    masks[:, 1, 0, 3, 3] = 0.9
+    received = []
+    separator = speaker_task.model.sound.separator
+    estimate = separator.estimate
+
+    def recording(features: Any, voices: Any, visible: Any) -> Any:
+        received.append(visible)
+        return estimate(features, voices, visible)
+
+    monkeypatch.setattr(separator, "estimate", recording)
+    speaker_task.model.decode_voices(inputs, predictions, masks)
+    visible = received[0][0]
+    assert visible.shape == (4, 16)
+    assert visible[0].all() and not visible[2:].any()
+    assert visible[1, :6].all() and not visible[1, 10:].any()
+
+
 @pytest.mark.parametrize("kind", ["box", "voice"])
 def test_a_voice_depends_on_motion_and_a_reference_voice_only(kind: str) -> None:
     speaker_task = task().eval()
@@ -140,7 +186,7 @@ def test_absent_people_have_no_voice() -> None:
 def test_people_without_an_active_frame_have_no_voice() -> None:
     speaker_task = task().eval()
     inputs, _ = speaker_task.inputs_of(batch(), 0.0)
-    torch.nn.init.constant_(speaker_task.model.activity_head.bias, -30.0)
+    torch.nn.init.constant_(speaker_task.model.sound.activity_head.bias, -30.0)
     _, voices = speaker_task.model(inputs)
     waves = voices.waves(SAMPLES)
     torch.testing.assert_close(waves[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
@@ -299,6 +345,10 @@ def test_weights_come_back(tmp_path: Path) -> None:
         ({"width": 30}, "multiple"),
         ({"motion_height": 10}, "motion_height"),
         ({"motion_width": 22}, "motion_width 22 is not a multiple of 4"),
+        (
+            {"sound": SoundSeparatorConfig(conditioning="binding")},
+            "sound.conditioning binding: the speaker model extracts each voice by its cue",
+        ),
     ],
 )
 def test_shapes_that_make_no_model(changes: dict[str, Any], message: str) -> None:
@@ -323,7 +373,7 @@ def test_a_small_model_learns_a_batch() -> None:
     optimizer = torch.optim.Adam(speaker_task.parameters(), 3e-3)
     initial = speaker_task.aggregate([speaker_task.validation_step(scenes)])
     losses = []
-    for _ in range(60):
+    for _ in range(120):
         output = speaker_task.training_step(scenes, 0.9, [], 0)
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(speaker_task.parameters(), 1.0)
@@ -332,7 +382,7 @@ def test_a_small_model_learns_a_batch() -> None:
         losses.append(float(output.loss.detach()))
     after = speaker_task.aggregate([speaker_task.validation_step(scenes)])
     assert losses[-1] < losses[0] - 1
-    assert after["si_sdri"] > 15  # measured: 26 dB
+    assert after["si_sdri"] > 15  # measured: 22 dB
     assert after["iou"] > initial["iou"] + 0.2
 
 

@@ -20,6 +20,9 @@ from cavmae.datasets.mixtures.scene_spec import ComposeSettings
 from cavmae.datasets.mixtures.scene_stream import write_list
 from cavmae.finetune.events.config import EventConfig
 from cavmae.finetune.events.model import EventClassifier
+from cavmae.finetune.separation.config import SoundSeparatorConfig
+from cavmae.finetune.separation.model import SoundSeparator
+from cavmae.finetune.separators.settings import UNetOptions
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.finetune.train import main
 from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig
@@ -33,8 +36,8 @@ SETTINGS: dict[str, Any] = {
     "compose": COMPOSE,
     "model": {
         "slots": 4, "width": 16, "heads": 2, "query_layers": 1, "slot_layers": 1,
-        "voice_layers": 1, "mask_width": 8, "key_frames": 2, "motion_height": 16,
-        "motion_width": 24, "motion_channels": 8, "motion_blocks": 1, "separator.width": 2,
+        "mask_width": 8, "key_frames": 2, "motion_height": 16,
+        "motion_width": 24, "motion_channels": 8, "motion_blocks": 1, "sound.separator.width": 2,
     },
     "loss": {"points": 32},
     "optimizer": {"lr": 1e-3},
@@ -117,6 +120,28 @@ def test_a_run_and_what_it_leaves(clips: Manifest, encoder: Path, tmp_path: Path
     own = model.encoder.state_dict()
     assert torch.equal(own["blocks_v.0.attn.qkv.weight"], source["blocks_v.0.attn.qkv.weight"])
     assert own["pos_embed_v"].shape[1] == 6  # moved to scenes of 32x48
+
+
+def test_the_sound_separator_comes_from_its_stage(
+    clips: Manifest, encoder: Path, tmp_path: Path
+) -> None:
+    """Its weights are taken, and stay where its learning rate is 0."""
+    torch.manual_seed(5)
+    start = SoundSeparator(SoundSeparatorConfig(UNetOptions(width=3), width=16, cue_layers=1))
+    start.save_pretrained(tmp_path / "sound")
+    for scale in (0.0, 0.5):
+        run = tmp_path / f"run{scale}"
+        changes = {"sound_from": str(tmp_path / "sound"), "sound_lr_scale": scale}
+        changes["sound.separator.width"] = 32  # the default
+        main(words(run, clips, encoder, model=changes, loop={"steps": 2}))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        model, _ = load_speaker(str(run / "checkpoints" / "000000002"))
+        assert model.config.sound == start.config
+        same = [
+            torch.equal(value, start.state_dict()[name])
+            for name, value in model.sound.state_dict().items()
+        ]
+        assert all(same) if scale == 0 else not any(same)
 
 
 def test_it_goes_on_to_the_bit(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
@@ -246,7 +271,8 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     refused("places for 2", model={"slots": 3})
     refused("at least 2", model={"slots": 1})
     refused(
-        "model.separator: there is no separator .*; there are unet", model={"separator": "wavenet"}
+        "model.sound.separator: there is no separator .*; there are unet",
+        model={"sound.separator": "wavenet"},
     )
     refused("needs clips of at least 0.64 s", compose={"seconds": 0.32})
     refused("is not a whole number of patches", compose={"height": 40})
@@ -254,6 +280,13 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     refused("go together", data={"held_out": "list.jsonl"})
     refused("no such backend", loop={"compile": "nonsense"})
     refused("8 clips to compose from, not 99", data={"clips": 99})
+    refused("is no folder of weights", CavmaeError, model={"sound_from": str(tmp_path)})
+    sound = tmp_path / "sound"
+    SoundSeparator(SoundSeparatorConfig(UNetOptions(width=3), width=8)).save_pretrained(sound)
+    refused("leave its options out", model={"sound_from": str(sound)})
+    both = {"init_from": "x", "encoder_from": None, "sound_from": str(sound)}
+    refused("leave model.sound_from out", model=both)
+    refused("not from 0 to 1", model={"sound_lr_scale": 2.0})
     other = tmp_path / "other"
     shape = EncoderConfig(size="tiny", image_height=64, image_width=64)
     EventClassifier(EventConfig(shape, 3)).save_pretrained(other)
