@@ -62,6 +62,11 @@ def main(words: Sequence[str]) -> int:
     names = [key.removesuffix("_si_sdr") for key in metrics if key.endswith("_si_sdr")]
     rows = [[name, *(f"{metrics[f'{name}_{key}']:.2f}" for key in METRICS)] for name in names]
     head = ["list", "SI-SDR improvement, dB", "median, dB", "SI-SDR, dB"]
+    if model.config.conditioning == "binding":
+        head.append("binding accuracy")
+        accuracies = [metrics.get(f"{name}_binding_acc") for name in names]
+        for row, accuracy in zip(rows, accuracies, strict=True):
+            row.append("" if accuracy is None else f"{accuracy:.3f}")
     sys.stdout.write(f"{markdown_table(head, rows)}\n")
     if settings.out is not None:
         with write_atomically(Path(settings.out)) as file:

@@ -6,7 +6,12 @@ import torch
 
 from cavmae.datasets.mixtures.seed_stream import batch_seed
 from cavmae.datasets.mixtures.sound_mixer import SoundMixer
-from cavmae.finetune.separation.metrics import Improvements, improvements, list_metrics
+from cavmae.finetune.separation.metrics import (
+    Improvements,
+    improvements,
+    list_metrics,
+    output_improvements,
+)
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separation.run import HELD_OUT_BATCH, HELD_OUT_SEED
 from cavmae.finetune.separators.stft import oracle_masks, spectrum, wave
@@ -33,8 +38,7 @@ def evaluate_lists(
             sound = mixer.mix(batch_seed(HELD_OUT_SEED, number), HELD_OUT_BATCH)
             samples = sound.mixture.shape[-1]
             output = model(sound.mixture, sound.cues, sound.visible)
-            separated = wave(output.spectra, samples)[:, :-1]
+            records += output_improvements(name, output, sound)
             masked = oracle_masks(spectrum(sound.mixture), spectrum(sound.voices))
-            for label, waves in ((name, separated), (f"{name}_{ORACLE}", wave(masked, samples))):
-                records.append(improvements(label, waves, sound.voices, sound.mixture))
+            records.append(improvements(f"{name}_{ORACLE}", wave(masked, samples), sound))
     return list_metrics(records)

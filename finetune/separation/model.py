@@ -1,35 +1,21 @@
-"""Sound separator: a separation network told of each voice by an articulation cue.
+"""Sound separator: a separation network whose voices belong to articulation cues.
 
-Shapes: N mixtures, K voices, S samples, T = S / 640 frames of 40 ms, C channels of a cue, D width
-of an embedding.
+Shapes: N mixtures, K voices, Q queries, S samples, T = S / 640 frames of 40 ms, C channels of a
+cue, D width of an embedding.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from cavmae.finetune.separation.binding import SeparatedVoices, VoiceBinder, bind
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separators.base import MixtureFeatures
-from cavmae.finetune.separators.layers import groups_of
+from cavmae.finetune.separators.layers import dilated_convs
 from cavmae.finetune.separators.settings import SEPARATORS
 from cavmae.pretrain.engine.hub import HubWeights
 
-DILATIONS = (1, 2, 4, 8)
 LEAST_ACTIVITY = 1e-3  # of the residual: the sum of activities is never 0
 FIRST_LOGIT = 2.0  # of activities before training: voices pass
-
-
-class SeparatedVoices(NamedTuple):
-    """Separated voices of mixtures.
-
-    Attributes:
-        spectra: complex [N, K + 1, 257, S / 160 + 1], the residual last; their sum is the mixture.
-        activity_logits: [N, K + 1, T], the residual last.
-    """
-
-    spectra: Tensor
-    activity_logits: Tensor
 
 
 class ArticulationEncoder(nn.Module):
@@ -45,15 +31,7 @@ class ArticulationEncoder(nn.Module):
         width = config.width
         self.cue_proj = nn.Conv1d(config.cue_channels, width, 3, padding=1)
         self.latent_proj = nn.Linear(latent_width, width)
-        self.convs = nn.ModuleList()
-        for layer in range(config.cue_layers):
-            dilation = DILATIONS[layer % len(DILATIONS)]
-            self.convs.append(
-                nn.Sequential(
-                    nn.GroupNorm(groups_of(width), width), nn.GELU(),
-                    nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation),
-                )
-            )  # fmt: skip
+        self.convs = dilated_convs(width, config.cue_layers)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, cues: Tensor, latent: Tensor) -> Tensor:
@@ -73,8 +51,34 @@ class ArticulationEncoder(nn.Module):
         return embeddings
 
 
+class QueryEncoder(nn.Module):
+    """Embeddings of voices without cues: learned queries that follow the mixture.
+
+    Args:
+        config: of the model.
+        latent_width: of the separator's latent.
+    """
+
+    def __init__(self, config: SoundSeparatorConfig, latent_width: int):
+        super().__init__()
+        width = config.width
+        self.queries = nn.Parameter(torch.randn(config.queries, width))
+        self.latent_proj = nn.Linear(latent_width, width)
+        self.convs = dilated_convs(width, config.cue_layers)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Embeddings [N, Q, T, D] from the latent [N, T, latent_width] of the mixture."""
+        mixture = self.latent_proj(latent)[:, None]
+        x = (mixture + self.queries[:, None]).flatten(0, 1).transpose(1, 2)  # [N Q, D, T]
+        for conv in self.convs:
+            x = x + conv(x)
+        embeddings: Tensor = self.norm(x.transpose(1, 2)).unflatten(0, (len(latent), -1))
+        return embeddings
+
+
 class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation"]):
-    """Separator told by articulation cues.
+    """Separator of the voices that belong to articulation cues.
 
     Args:
         config: of the model.
@@ -87,7 +91,11 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
         super().__init__()
         self.config = config
         self.separator = SEPARATORS.build(config.separator, config.width)
-        self.cue_encoder = ArticulationEncoder(config, self.separator.latent_width)
+        if config.conditioning == "cue":
+            self.cue_encoder = ArticulationEncoder(config, self.separator.latent_width)
+        else:
+            self.query_encoder = QueryEncoder(config, self.separator.latent_width)
+            self.binder = VoiceBinder(config)
         self.activity_head = nn.Linear(config.width, 1)
         self.residual_head = nn.Linear(self.separator.latent_width, 1)
         nn.init.constant_(self.activity_head.bias, FIRST_LOGIT)
@@ -107,7 +115,7 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
     def forward(
         self, mixture: Tensor, cues: Tensor, visible: Tensor | None = None
     ) -> SeparatedVoices:
-        """Voices of mixtures.
+        """Voices of mixtures, in the order of their cues.
 
         Args:
             mixture: [N, S], with an RMS of 1.
@@ -115,8 +123,11 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
             visible: bool [N, K, T], frames in which the cue is known; None: all.
         """
         features = self.separator.features(mixture)
-        embeddings = self.cue_encoder(cues, features.latent)
-        return self.separate(mixture, features, embeddings, visible=visible)
+        if self.config.conditioning == "cue":
+            embeddings = self.cue_encoder(cues, features.latent)
+            return self.separate(mixture, features, embeddings, visible=visible)
+        outputs = self.separate(mixture, features, self.query_encoder(features.latent))
+        return bind(outputs, *self.binder(outputs.spectra, cues, visible))
 
     def separate(
         self,
@@ -126,12 +137,12 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
         presence_prob: Tensor | None = None,
         visible: Tensor | None = None,
     ) -> SeparatedVoices:
-        """Voices of mixtures, by the embeddings of their cues.
+        """Voices of mixtures, by the embeddings of their cues or of queries.
 
         Args:
             mixture: [N, S], with an RMS of 1.
             features: of the mixture.
-            embeddings: [N, K, T, D], of ``cue_encoder``.
+            embeddings: [N, K, T, D], of ``cue_encoder`` or ``query_encoder``.
             presence_prob: [N, K], a factor of the voices: 0 for nobody; None: 1 for all.
             visible: bool [N, K, T], frames in which the cue is known; None: all.
         """

@@ -98,7 +98,13 @@ def build_sound_separator(settings: SoundModelSettings) -> SoundSeparator:
 
 
 def check_mixtures(model: SoundSeparator, settings: SoundSettings) -> None:
-    """Raises UsageError for mixtures that are too short for the separator."""
+    """Raises UsageError for mixtures that are too short, or of too many voices, for the model."""
+    config = model.config
+    if config.conditioning == "binding" and settings.voices > config.queries:
+        raise UsageError(
+            f"mix.voices {settings.voices} is above model.queries {config.queries}: raise the "
+            "latter, at best by 1 more for voices without a cue."
+        )
     least = model.separator.least_samples
     if settings.samples < least:
         raise UsageError(

@@ -9,10 +9,9 @@ from cavmae.datasets.mixtures.sound_mixer import FRAME, SoundBatch, SoundMixer
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.finetune.separation.losses import separation_losses
-from cavmae.finetune.separation.metrics import improvements, list_metrics
+from cavmae.finetune.separation.metrics import list_metrics, output_improvements
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separation.settings import SoundLossSettings
-from cavmae.finetune.separators.stft import wave
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task, forward_flops
 
 
@@ -63,8 +62,7 @@ class SeparationTask(Task):
         sound = self.mixtures(batch, progress)
         output = self.model(sound.mixture, sound.cues, sound.visible)
         with torch.autocast(sound.mixture.device.type, enabled=False):
-            waves = wave(output.spectra, sound.mixture.shape[-1])
-            total, parts = separation_losses(output, waves, sound, self.loss)
+            total, parts = separation_losses(output, sound, self.loss)
         return StepOutput(total, {"loss": total.detach(), **parts})
 
     def lr_scale(self, name: str) -> float:
@@ -83,12 +81,11 @@ class SeparationTask(Task):
         with torch.compiler.set_stance("force_eager"):
             output = self.model(sound.mixture, sound.cues, sound.visible)
         with torch.autocast(sound.mixture.device.type, enabled=False):
-            waves = wave(output.spectra, sound.mixture.shape[-1])[:, :-1]
-            return {"list": improvements(batch["list"], waves, sound.voices, sound.mixture)}
+            return {"lists": output_improvements(batch["list"], output, sound)}
 
     def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
         """See :meth:`Task.aggregate`."""
-        return list_metrics([record["list"] for record in records])
+        return list_metrics([own for record in records for own in record["lists"]])
 
     def preprocessing(self) -> dict[str, Any]:
         """See :meth:`Task.preprocessing`."""

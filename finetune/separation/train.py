@@ -12,7 +12,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 def main(words: Sequence[str]) -> int:
     """Runs the command; see :func:`~cavmae.pretrain.engine.command.training_command`."""
-    description = "Trains the separation of voices told by articulation cues, on sound alone."
+    description = "Trains the separation of voices by articulation cues, on sound alone."
     return training_command(
         words, "finetune separator", description, SeparationSettings, CONFIGS,
         "cavmae.finetune.separation.run:build",

@@ -5,6 +5,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+DILATIONS = (1, 2, 4, 8)
+
 
 def groups_of(channels: int) -> int:
     """Number of groups for GroupNorm: of 8 channels each, or somewhat more."""
@@ -40,3 +42,17 @@ class RotaryPositions(nn.Module):
         first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
         pairs = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1)
         return pairs.flatten(-2)
+
+
+def dilated_convs(width: int, layers: int) -> nn.ModuleList:
+    """Residual dilated convolutions over time, each of [N, width, T] to the same shape."""
+    convs = nn.ModuleList()
+    for layer in range(layers):
+        dilation = DILATIONS[layer % len(DILATIONS)]
+        convs.append(
+            nn.Sequential(
+                nn.GroupNorm(groups_of(width), width), nn.GELU(),
+                nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation),
+            )
+        )  # fmt: skip
+    return convs

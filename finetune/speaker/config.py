@@ -59,6 +59,11 @@ class SpeakerConfig:
         if self.slots < 2:
             raise ValueError(f"slots {self.slots}: at least 2, the last is the residual.")
         check_bounds(self, BOUNDS)
+        if self.sound.conditioning != "cue":
+            raise ValueError(
+                f"sound.conditioning {self.sound.conditioning}: the speaker model extracts each "
+                "voice by its cue, train its separator with conditioning cue."
+            )
         if self.width % self.heads or self.width % 4 or self.mask_width % 8:
             raise ValueError(
                 f"width {self.width} is not a multiple of 4 and of {self.heads} heads, or "

@@ -89,10 +89,14 @@ def test_a_run_and_what_it_leaves(speech: Path, tmp_path: Path) -> None:
     assert main([*further, "--loop.steps", "1"]) == 0
 
 
-def test_a_resumed_run_ends_like_an_uninterrupted_one(speech: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("conditioning", ["cue", "binding"])
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
+    speech: Path, tmp_path: Path, conditioning: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    main(words(whole, speech))
-    command = words(parts, speech)
+    model = {"conditioning": conditioning}
+    main(words(whole, speech, model=model))
+    command = words(parts, speech, model=model)
     main(command)
     for folder in (parts / "checkpoints").glob("00000000[34]"):
         for file in folder.iterdir():
@@ -102,6 +106,17 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(speech: Path, tmp_path: Pa
     for name in ("model.safetensors", "trainer.safetensors"):
         ends = [run / "checkpoints" / "000000004" / name for run in (whole, parts)]
         assert ends[0].read_bytes() == ends[1].read_bytes()
+    if conditioning == "binding":
+        assert any("un_seen_spoiled_binding_acc" in line for line in trace(whole))
+        out = tmp_path / "metrics.json"
+        options = ["--mixtures", "8", "--cache", str(speech / "cache"), "--out", str(out)]
+        checkpoint = str(whole / "checkpoints" / "000000004")
+        evaluate_separator([checkpoint, "--speech", f"[{speech / 'un-seen'}]", *options])
+        accuracy = json.loads(out.read_text())["un_seen_spoiled_binding_acc"]
+        table = capsys.readouterr().out.splitlines()
+        row = next(line for line in table if line.startswith("| un_seen_spoiled |"))
+        assert row.endswith(f" {accuracy:.3f} |")
+        assert any(line.startswith("| un_seen_spoiled_oracle_binding |") for line in table)
 
 
 def test_blocks_unfreeze_at_their_step_in_a_resumed_run_too(speech: Path, tmp_path: Path) -> None:
@@ -138,6 +153,10 @@ def test_blocks_unfreeze_at_their_step_in_a_resumed_run_too(speech: Path, tmp_pa
         ({"data": {"held_out": []}, "mix": {"seconds": 0.7}}, "multiple of 0.16"),
         ({"mix": {"noise_prob": 1.5}}, "mix.noise_prob 1.5 is not from 0 to 1"),
         ({"data": {"held_out_mixtures": 4}}, "data.held_out_mixtures 4: at least 8"),
+        (
+            {"model": {"conditioning": "binding", "queries": 2}, "mix": {"voices": 3}},
+            "mix.voices 3 is above model.queries 2: raise the latter",
+        ),
     ],
 )
 def test_settings_that_do_not_work_are_refused(

@@ -345,6 +345,10 @@ def test_weights_come_back(tmp_path: Path) -> None:
         ({"width": 30}, "multiple"),
         ({"motion_height": 10}, "motion_height"),
         ({"motion_width": 22}, "motion_width 22 is not a multiple of 4"),
+        (
+            {"sound": SoundSeparatorConfig(conditioning="binding")},
+            "sound.conditioning binding: the speaker model extracts each voice by its cue",
+        ),
     ],
 )
 def test_shapes_that_make_no_model(changes: dict[str, Any], message: str) -> None:
