@@ -41,12 +41,14 @@ class SoundBatch(NamedTuple):
         voices: [N, K, S], each person's voice; zeros for silent people.
         residual: [N, S], noise and voices without a cue.
         cues: [N, K, T, C].
+        speakers: int64 [N, K] on the CPU, of each voice, an index of the bank's names.
     """
 
     mixture: Tensor
     voices: Tensor
     residual: Tensor
     cues: Tensor
+    speakers: Tensor
 
 
 class _Crops(NamedTuple):
@@ -136,7 +138,9 @@ class SoundMixer:
         mouth = torch.where(on_device(moving.flatten()[:, None], device), 1.0, mouth)
         defects = type(defects)(*(on_device(value, device) for value in defects))
         cues = spoil(cues * mouth[..., None], defects).view(n, k, -1, CUE_CHANNELS)
-        return SoundBatch(mixture / scale, voices / scale[..., None], residual / scale, cues)
+        speakers = self.speech.speakers[crops.recordings[:, :k]]
+        voices, residual = voices / scale[..., None], residual / scale
+        return SoundBatch(mixture / scale, voices, residual, cues, speakers)
 
     def _draw_speech(self, n: int, v: int, rng: torch.Generator) -> _Crops:
         """Crops of recordings of different speakers in each mixture, long ones more often."""

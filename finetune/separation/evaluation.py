@@ -6,7 +6,7 @@ import torch
 
 from cavmae.datasets.mixtures.seed_stream import batch_seed
 from cavmae.datasets.mixtures.sound_mixer import SoundMixer
-from cavmae.finetune.separation.metrics import Improvements, improvements, list_metrics
+from cavmae.finetune.separation.metrics import ListRecord, list_metrics, list_record
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separation.run import HELD_OUT_BATCH, HELD_OUT_SEED
 from cavmae.finetune.separators.stft import oracle_masks, spectrum, wave
@@ -26,7 +26,7 @@ def evaluate_lists(
         mixtures: of each list; the first ones are the same whatever their number.
         device: of the model.
     """
-    records: list[Improvements] = []
+    records: list[ListRecord] = []
     for name, mixer in mixers.items():
         mixer.to(device)
         for number in range(mixtures // HELD_OUT_BATCH):
@@ -35,5 +35,5 @@ def evaluate_lists(
             separated = wave(model(sound.mixture, sound.cues).spectra, samples)[:, :-1]
             masked = oracle_masks(spectrum(sound.mixture), spectrum(sound.voices))
             for label, waves in ((name, separated), (f"{name}_{ORACLE}", wave(masked, samples))):
-                records.append(improvements(label, waves, sound.voices, sound.mixture))
+                records.append(list_record(label, waves, sound, mixer.speech.pitches))
     return list_metrics(records)

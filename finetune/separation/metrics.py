@@ -5,35 +5,88 @@ Shapes: N mixtures, K voices, S samples.
 
 import statistics
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
-Improvements = tuple[str, list[float], list[float]]  # list, of each voice; SI-SDR of each voice
+from cavmae.datasets.mixtures.sound_mixer import SoundBatch
+
+HIGH_PITCH = 165.0  # Hz: the trough between the median F0 of men (120 Hz) and of women (205 Hz)
 
 
-def improvements(name: str, waves: Tensor, voices: Tensor, mixture: Tensor) -> Improvements:
-    """SI-SDR improvement and SI-SDR of each voice in dB.
+class ListRecord(NamedTuple):
+    """Metrics of mixtures of a list, a value for each voice of each mixture.
+
+    Attributes:
+        name: of the list.
+        si_sdri, si_sdr: in dB.
+        confusion: whether the separated voice is nearer to another person's voice.
+        similar_pitch: whether the median F0 of all speakers of the mixture is on the same side of
+            165 Hz. Recordings have no labels of sex; this is nearest to "same sex", since most men
+            are below and most women above, while two men often differ by half an octave, so that
+            a difference in semitones says less. None: pitches are not known.
+    """
+
+    name: str
+    si_sdri: list[float]
+    si_sdr: list[float]
+    confusion: list[float]
+    similar_pitch: list[bool | None]
+
+
+def list_record(
+    name: str, waves: Tensor, sound: SoundBatch, pitches: Tensor | None = None
+) -> ListRecord:
+    """Metrics of separated voices.
 
     Args:
         name: of the list.
         waves: [N, K, S], separated.
-        voices: [N, K, S], true and audible.
-        mixture: [N, S].
+        sound: the mixtures; all voices are audible.
+        pitches: [speakers], median F0 in Hz of the speakers of the bank; None: not known.
     """
-    waves, voices = waves.float(), voices.float()
-    after = scale_invariant_signal_distortion_ratio(waves, voices)
-    before = scale_invariant_signal_distortion_ratio(mixture[:, None].expand_as(voices), voices)
-    return name, (after - before).flatten().tolist(), after.flatten().tolist()
+    waves, voices = waves.float(), sound.voices.float()
+    before = scale_invariant_signal_distortion_ratio(
+        sound.mixture[:, None].expand_as(voices), voices
+    )
+    # [N, K, K]: each separated voice against the voice of each person.
+    n, k, s = waves.shape
+    pairs = scale_invariant_signal_distortion_ratio(
+        waves[:, :, None].expand(n, k, k, s), voices[:, None].expand(n, k, k, s)
+    )
+    after = pairs.diagonal(dim1=1, dim2=2)
+    similar: list[bool | None] = [None] * (n * k)
+    if pitches is not None:
+        high = pitches[sound.speakers] > HIGH_PITCH
+        alike = (high == high[:, :1]).all(1, keepdim=True)
+        similar = alike.expand(-1, k).flatten().tolist()
+    return ListRecord(
+        name,
+        (after - before).flatten().tolist(),
+        after.flatten().tolist(),
+        (pairs.amax(2) > after).float().flatten().tolist(),
+        similar,
+    )
 
 
-def list_metrics(records: Sequence[Improvements]) -> dict[str, float]:
-    """Mean and median of each list, by names in the order of their appearance."""
+def list_metrics(records: Sequence[ListRecord]) -> dict[str, float]:
+    """Metrics of each list, ``LIST_METRIC``, in the order of their appearance.
+
+    ``si_sdri``, ``si_sdri_median``, ``si_sdri_similar_pitch`` and ``si_sdri_different_pitch`` (see
+    :class:`ListRecord`; left out without such a pair), ``si_sdr``, ``confusion``.
+    """
     metrics: dict[str, float] = {}
-    for name in dict.fromkeys(name for name, _, _ in records):
-        gains = [gain for other, own, _ in records if other == name for gain in own]
-        ratios = [ratio for other, _, own in records if other == name for ratio in own]
+    for name in dict.fromkeys(record.name for record in records):
+        own = [record for record in records if record.name == name]
+        gains = [gain for record in own for gain in record.si_sdri]
+        similar = [flag for record in own for flag in record.similar_pitch]
         metrics[f"{name}_si_sdri"] = statistics.fmean(gains)
         metrics[f"{name}_si_sdri_median"] = statistics.median(gains)
-        metrics[f"{name}_si_sdr"] = statistics.fmean(ratios)
+        for group, flag in (("similar", True), ("different", False)):
+            values = [g for g, other in zip(gains, similar, strict=True) if other is flag]
+            if values:
+                metrics[f"{name}_si_sdri_{group}_pitch"] = statistics.fmean(values)
+        metrics[f"{name}_si_sdr"] = statistics.fmean(v for r in own for v in r.si_sdr)
+        metrics[f"{name}_confusion"] = statistics.fmean(v for r in own for v in r.confusion)
     return metrics

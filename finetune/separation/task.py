@@ -9,7 +9,7 @@ from cavmae.datasets.mixtures.sound_mixer import FRAME, SoundBatch, SoundMixer
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.finetune.separation.losses import separation_losses
-from cavmae.finetune.separation.metrics import improvements, list_metrics
+from cavmae.finetune.separation.metrics import list_metrics, list_record
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separation.settings import SoundLossSettings
 from cavmae.finetune.separators.stft import wave
@@ -76,7 +76,8 @@ class SeparationTask(Task):
             output = self.model(sound.mixture, sound.cues)
         with torch.autocast(sound.mixture.device.type, enabled=False):
             waves = wave(output.spectra, sound.mixture.shape[-1])[:, :-1]
-            return {"list": improvements(batch["list"], waves, sound.voices, sound.mixture)}
+        pitches = self.held_out[batch["list"]].speech.pitches
+        return {"list": list_record(batch["list"], waves, sound, pitches)}
 
     def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
         """See :meth:`Task.aggregate`."""
