@@ -8,6 +8,7 @@ import dataclasses
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -222,8 +223,10 @@ def macs_per_second(model: SoundSeparator) -> float:
     """Multiply-adds for a second of sound with two voices, without Fourier transforms."""
     mixture, cues = _window(model)
     # oneDNN's LSTM and the CPU's fused attention are not counted: their plain forms are.
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
-        flops = forward_flops(lambda: model(mixture, cues))
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+        warnings.filterwarnings("ignore", "TF32 acceleration")  # of the flags' setter, on any CPU
+        with torch.backends.mkldnn.flags(enabled=False):
+            flops = forward_flops(lambda: model(mixture, cues))
     return flops / 2 * SAMPLE_RATE / WINDOW
 
 
