@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cavmae.common.cli import module_main, parse_settings, parser
@@ -13,7 +13,12 @@ from cavmae.common.json_files import json_bytes
 from cavmae.common.settings import DeviceSettings
 from cavmae.common.tables import markdown_table
 
-METRICS = ("si_sdri", "si_sdri_median", "si_sdr")
+# Columns of the table: metric -> head.
+METRICS = {
+    "si_sdri": "SI-SDR improvement, dB", "si_sdri_median": "median",
+    "si_sdri_similar_pitch": "similar pitch", "si_sdri_different_pitch": "different pitch",
+    "si_sdr": "SI-SDR, dB", "confusion": "confusion", "binding_acc": "binding",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +36,12 @@ class EvaluateSeparatorSettings(DeviceSettings):
     mixtures: int = 200
     cache: str = "sound-cache"
     out: str | None = None
+
+
+def list_cells(metrics: Mapping[str, float], name: str) -> list[str]:
+    """Cells of the columns of :data:`METRICS`, for a list; ``-`` for what was not measured."""
+    values = (metrics.get(f"{name}_{key}") for key in METRICS)
+    return ["-" if value is None else f"{value:.2f}" for value in values]
 
 
 def main(words: Sequence[str]) -> int:
@@ -60,14 +71,8 @@ def main(words: Sequence[str]) -> int:
     mixers = held_out_mixers(settings.speech, banks, SoundSettings())
     metrics = evaluate_lists(model, mixers, settings.mixtures, device)
     names = [key.removesuffix("_si_sdr") for key in metrics if key.endswith("_si_sdr")]
-    rows = [[name, *(f"{metrics[f'{name}_{key}']:.2f}" for key in METRICS)] for name in names]
-    head = ["list", "SI-SDR improvement, dB", "median, dB", "SI-SDR, dB"]
-    if model.config.conditioning == "binding":
-        head.append("binding accuracy")
-        accuracies = [metrics.get(f"{name}_binding_acc") for name in names]
-        for row, accuracy in zip(rows, accuracies, strict=True):
-            row.append("" if accuracy is None else f"{accuracy:.3f}")
-    sys.stdout.write(f"{markdown_table(head, rows)}\n")
+    rows = [[name, *list_cells(metrics, name)] for name in names]
+    sys.stdout.write(f"{markdown_table(['list', *METRICS.values()], rows)}\n")
     if settings.out is not None:
         with write_atomically(Path(settings.out)) as file:
             file.write(json_bytes(metrics, indent=1))

@@ -55,7 +55,7 @@ bank=$!
 
 # 2. Equality with the CPU, and rates.
 bench() {
-    timeout -k 5 "$2" python3 -m cavmae.tools.cli bench separators --speech "[$valid]" \
+    timeout -k 5 "$2" python3 -m cavmae.tools.cli bench sound-steps --speech "[$valid]" \
         --cache "$cache" --device "$DEVICE" --precision "$precision" --batch-size "$BATCH" \
         --steps "$steps" --rounds 1 --recipes "[$SIZE]" --compile "$1" --out "$G/rates-$1.json"
 }

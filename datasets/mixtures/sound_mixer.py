@@ -42,6 +42,7 @@ class SoundBatch(NamedTuple):
         residual: [N, S], noise and voices without a cue.
         cues: [N, K, T, C].
         visible: bool [N, K, T], False in gaps of the cues: a hidden mouth is known to be hidden.
+        speakers: int64 [N, K] on the CPU, of each voice, an index of the bank's names.
     """
 
     mixture: Tensor
@@ -49,6 +50,7 @@ class SoundBatch(NamedTuple):
     residual: Tensor
     cues: Tensor
     visible: Tensor
+    speakers: Tensor
 
 
 class _Crops(NamedTuple):
@@ -139,8 +141,9 @@ class SoundMixer:
         defects = type(defects)(*(on_device(value, device) for value in defects))
         cues = spoil(cues * mouth[..., None], defects).view(n, k, -1, CUE_CHANNELS)
         visible = (defects.kept > 0).view(n, k, -1)
+        speakers = self.speech.speakers[crops.recordings[:, :k]]
         mixture, voices, residual = mixture / scale, voices / scale[..., None], residual / scale
-        return SoundBatch(mixture, voices, residual, cues, visible)
+        return SoundBatch(mixture, voices, residual, cues, visible, speakers)
 
     def _draw_speech(self, n: int, v: int, rng: torch.Generator) -> _Crops:
         """Crops of recordings of different speakers in each mixture, long ones more often."""

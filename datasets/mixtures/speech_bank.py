@@ -53,6 +53,7 @@ class RecordingBank(NamedTuple):
         cues: int8 [samples / 160, 4], the mouth track of each recording at 100 Hz (see
             :mod:`cavmae.datasets.synthetic.articulation`), smoothed, times 127.
         names: of the speakers.
+        pitches: float32 [speakers], median F0 in Hz; None: not measured. Not in the cache.
     """
 
     samples: Tensor
@@ -62,6 +63,7 @@ class RecordingBank(NamedTuple):
     levels: Tensor
     cues: Tensor
     names: tuple[str, ...]
+    pitches: Tensor | None = None
 
     @property
     def seconds(self) -> float:
@@ -98,7 +100,7 @@ def load_or_build_bank(folders: Sequence[Path], cache: Path, workers: int = 0) -
         return _read_bank(path)
     bank = _build_bank(files, workers or cores())
     cache.mkdir(parents=True, exist_ok=True)
-    tensors = {name: getattr(bank, name) for name in RecordingBank._fields if name != "names"}
+    tensors = {name: v for name, v in bank._asdict().items() if isinstance(v, Tensor)}
     with write_atomically(path) as file:
         file.write(save(tensors, {"names": json.dumps(bank.names)}))
     return bank

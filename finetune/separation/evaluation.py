@@ -7,10 +7,10 @@ import torch
 from cavmae.datasets.mixtures.seed_stream import batch_seed
 from cavmae.datasets.mixtures.sound_mixer import SoundMixer
 from cavmae.finetune.separation.metrics import (
-    Improvements,
-    improvements,
+    ListRecord,
     list_metrics,
-    output_improvements,
+    list_record,
+    output_records,
 )
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separation.run import HELD_OUT_BATCH, HELD_OUT_SEED
@@ -31,14 +31,15 @@ def evaluate_lists(
         mixtures: of each list; the first ones are the same whatever their number.
         device: of the model.
     """
-    records: list[Improvements] = []
+    records: list[ListRecord] = []
     for name, mixer in mixers.items():
         mixer.to(device)
         for number in range(mixtures // HELD_OUT_BATCH):
             sound = mixer.mix(batch_seed(HELD_OUT_SEED, number), HELD_OUT_BATCH)
             samples = sound.mixture.shape[-1]
             output = model(sound.mixture, sound.cues, sound.visible)
-            records += output_improvements(name, output, sound)
+            records += output_records(name, output, sound, mixer.speech.pitches)
             masked = oracle_masks(spectrum(sound.mixture), spectrum(sound.voices))
-            records.append(improvements(f"{name}_{ORACLE}", wave(masked, samples), sound))
+            oracle = wave(masked, samples)
+            records.append(list_record(f"{name}_{ORACLE}", oracle, sound, mixer.speech.pitches))
     return list_metrics(records)

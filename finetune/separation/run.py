@@ -11,6 +11,7 @@ from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.seed_stream import SeedStream
 from cavmae.datasets.mixtures.sound_mixer import SoundMixer
 from cavmae.datasets.mixtures.sound_settings import SoundSettings
+from cavmae.datasets.mixtures.speaker_pitch import speaker_pitches
 from cavmae.datasets.mixtures.speech_bank import RecordingBank, load_or_build_bank
 from cavmae.datasets.stream.loader import Loader
 from cavmae.finetune.separation.config import SoundSeparatorConfig
@@ -40,15 +41,10 @@ def build(settings: SeparationSettings, context: RunContext) -> TrainingParts:
     data, loop, processes = settings.data, settings.loop, context.processes
     if not data.train:
         raise UsageError("Name the folders of speech to train on: --data.train '[FOLDER, ...]'.")
-    banks = _load_banks(data) if processes.is_main else None
+    banks = load_banks(data) if processes.is_main else None
     processes.any_process(True)  # the others find in the cache what the first one has decoded
-    speech, noise, held_out_banks = banks or _load_banks(data)
-    for folder, bank in zip(data.held_out, held_out_banks, strict=True):
-        if both := sorted(set(bank.names) & set(speech.names)):
-            raise UsageError(
-                f"{len(both)} speakers of data.held_out {folder} are trained on, too "
-                f"({', '.join(both[:3])}): name folders of other speakers."
-            )
+    speech, noise, held_out_banks = banks or load_banks(data)
+    check_speakers(data.held_out, held_out_banks, speech)
     log.info(
         "%.1f min of speech of %d speakers, %.1f min of noise.", speech.seconds / 60,
         len(speech.names), noise.seconds / 60 if noise else 0,
@@ -74,11 +70,15 @@ def build(settings: SeparationSettings, context: RunContext) -> TrainingParts:
 def held_out_mixers(
     folders: Sequence[str], banks: Sequence[RecordingBank], settings: SoundSettings
 ) -> dict[str, SoundMixer]:
-    """Mixers of the lists ``FOLDER_clean`` and ``FOLDER_spoiled``: two voices all the time."""
+    """Mixers of the lists ``FOLDER_clean`` and ``FOLDER_spoiled``: two voices all the time.
+
+    The pitch of their speakers is measured, for metrics.
+    """
     two = dataclasses.replace(settings, voices=2)
+    measured = [bank._replace(pitches=speaker_pitches(bank)) for bank in banks]
     return {
         f"{Path(folder).name.replace('-', '_')}_{cue}": SoundMixer(bank, None, two.talking(spoiled))
-        for folder, bank in zip(folders, banks, strict=True)
+        for folder, bank in zip(folders, measured, strict=True)
         for cue, spoiled in CUES.items()
     }
 
@@ -113,9 +113,26 @@ def check_mixtures(model: SoundSeparator, settings: SoundSettings) -> None:
         )
 
 
-def _load_banks(
+def check_speakers(
+    folders: Sequence[str], banks: Sequence[RecordingBank], speech: RecordingBank
+) -> None:
+    """Raises UsageError for held-out folders with speakers that are trained on."""
+    for folder, bank in zip(folders, banks, strict=True):
+        if both := sorted(set(bank.names) & set(speech.names)):
+            raise UsageError(
+                f"{len(both)} speakers of data.held_out {folder} are trained on, too "
+                f"({', '.join(both[:3])}): name folders of other speakers."
+            )
+
+
+def load_banks(
     data: SoundDataSettings,
 ) -> tuple[RecordingBank, RecordingBank | None, list[RecordingBank]]:
+    """Banks of speech, of noise, and of each held-out folder.
+
+    Raises:
+        CavmaeError: recordings cannot be used.
+    """
     cache = Path(data.cache)
 
     def bank_of(folders: Sequence[str]) -> RecordingBank:

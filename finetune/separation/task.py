@@ -9,7 +9,7 @@ from cavmae.datasets.mixtures.sound_mixer import FRAME, SoundBatch, SoundMixer
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.finetune.separation.losses import separation_losses
-from cavmae.finetune.separation.metrics import list_metrics, output_improvements
+from cavmae.finetune.separation.metrics import list_metrics, output_records
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separation.settings import SoundLossSettings
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task, forward_flops
@@ -81,7 +81,8 @@ class SeparationTask(Task):
         with torch.compiler.set_stance("force_eager"):
             output = self.model(sound.mixture, sound.cues, sound.visible)
         with torch.autocast(sound.mixture.device.type, enabled=False):
-            return {"lists": output_improvements(batch["list"], output, sound)}
+            pitches = self.held_out[batch["list"]].speech.pitches
+            return {"lists": output_records(batch["list"], output, sound, pitches)}
 
     def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
         """See :meth:`Task.aggregate`."""

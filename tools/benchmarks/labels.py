@@ -5,7 +5,6 @@ labelled clips and with several seeds. Every run is one of `cavmae finetune spea
 `cavmae evaluate`. Finished runs are kept, so that an interrupted benchmark resumes.
 """
 
-import dataclasses
 import itertools
 import logging
 import os
@@ -19,14 +18,16 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.errors import CavmaeError
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes, read_json
 from cavmae.common.progress import Progress
+from cavmae.common.registry import to_json_value
 from cavmae.common.tables import markdown_table
 from cavmae.common.threads import cores
 from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.pretrain.engine.checkpoints import complete_checkpoints
+from cavmae.tools.benchmarks.kept_results import check_settings
 from cavmae.tools.benchmarks.settings import LabelsBench
 
 log = logging.getLogger("cavmae")
@@ -37,28 +38,6 @@ PLOTTED = ("si_sdri", "iou", "binding")
 Results = dict[tuple[str, int], list[Mapping[str, float]]]
 
 
-def _check_settings(bench: LabelsBench) -> None:
-    """Keep runs of different settings out of one table; numbers of clips and seeds may change.
-
-    Raises:
-        UsageError: the folder has runs of other settings.
-    """
-    settings = dataclasses.asdict(bench)
-    for name in ("clips", "seeds", "jobs", "out"):
-        del settings[name]
-    path = Path(bench.out) / "settings.json"
-    if not path.exists():
-        with write_atomically(path) as file:
-            file.write(json_bytes(settings, indent=1))
-        return
-    before = read_json(path)
-    changed = [name for name, value in settings.items() if before.get(name) != value]
-    if changed:
-        raise UsageError(
-            f"{bench.out} has runs with another {', '.join(changed)}: choose another --out."
-        )
-
-
 def run(bench: LabelsBench) -> None:
     """Train and evaluate the missing runs, and print the table.
 
@@ -67,7 +46,10 @@ def run(bench: LabelsBench) -> None:
         CavmaeError: a run failed.
     """
     Path(bench.out).mkdir(parents=True, exist_ok=True)
-    _check_settings(bench)
+    settings = to_json_value(bench)
+    for name in ("clips", "seeds", "jobs", "out"):  # these may change from one call to the next
+        del settings[name]
+    check_settings(Path(bench.out), settings)
     cases = list(itertools.product(COLOURS, bench.clips, range(bench.seeds)))
     with Progress(len(cases), "run") as progress, ThreadPoolExecutor(bench.jobs) as threads:
 

@@ -1,131 +1,202 @@
-"""`cavmae bench separators`: training steps of separators on sound alone, and their mixtures.
+"""`cavmae bench separators`: separators of the registry after the same CPU time of training.
 
-In front of the rates stands a comparison with the CPU: losses and gradients of one step in fp32.
+Every separator learns from the same mixtures and cues in the same order, with one thread, the same
+seed and the same learning rate at each fraction of the time. Each has a process of its own.
+Finished separators are kept, and an interrupted one goes on at its last evaluation.
 """
 
-import itertools
-import time
+import contextlib
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from matplotlib.figure import Figure
 
-from cavmae.common.cli import parse_settings, parser
-from cavmae.common.device import device_of
-from cavmae.datasets.mixtures.seed_stream import SeedStream
+from cavmae.common import worker_pool
+from cavmae.common.cli import stop_on_signals
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import write_atomically
+from cavmae.common.json_files import json_bytes, read_json, value_as
+from cavmae.common.registry import Options, to_json_value
+from cavmae.common.tables import markdown_table
 from cavmae.datasets.mixtures.sound_mixer import SoundMixer
-from cavmae.datasets.mixtures.sound_settings import SoundSettings
-from cavmae.datasets.mixtures.speech_bank import RecordingBank, load_or_build_bank
-from cavmae.datasets.stream.collate import Batch
-from cavmae.datasets.stream.loader import Loader
-from cavmae.finetune.separation.run import build_sound_separator
-from cavmae.finetune.separation.settings import (
-    SeparationSettings,
-    SoundLossSettings,
-    SoundModelSettings,
+from cavmae.finetune.separation.evaluation import ORACLE
+from cavmae.finetune.separation.run import (
+    check_mixtures,
+    check_speakers,
+    held_out_mixers,
+    load_banks,
 )
-from cavmae.finetune.separation.task import SeparationTask
-from cavmae.finetune.separation.train import CONFIGS
-from cavmae.pretrain.engine.optim import build_optimizer
-from cavmae.pretrain.engine.run_setup import keep_memory
-from cavmae.pretrain.engine.settings import OptimizerSettings
-from cavmae.pretrain.factory import compile_blocks
+from cavmae.finetune.separators.settings import SEPARATORS, SeparatorOptions
+from cavmae.tools.benchmarks.kept_results import check_settings
+from cavmae.tools.benchmarks.separator_training import RESULT, EntryJob, measure_entry
 from cavmae.tools.benchmarks.settings import SeparatorsBench
-from cavmae.tools.benchmarks.steps import StepTimes, precision_of, seconds_per_step, synchronize
-from cavmae.tools.benchmarks.table import in_turns, row_of, save, table
+from cavmae.tools.benchmarks.table import machine
+from cavmae.tools.evaluate_separator import METRICS, list_cells
 
-PARITY_BATCH = 2
-MIXTURES = "mixtures alone"
+log = logging.getLogger("cavmae")
+Records = Sequence[Mapping[str, Any]]  # of results of separators
+MARKERS = "osD^vP*X<>"
+COST = [
+    "separator", "parameters, M", "G multiply-adds / s of sound", "real-time factor",
+    "training memory, MB", "mixtures / s", "steps",
+]  # fmt: skip
 
 
 def run(bench: SeparatorsBench) -> None:
-    """Prints the comparison with the CPU, and a table of mixtures a second."""
-    bank = _bank(bench)
-    device = device_of(bench.device)
-    if device.type == "cuda":
-        for recipe in bench.recipes:
-            losses, gradients = parity(recipe, bank, device)
-            print(f"{recipe}: loss {losses:.1e}, gradients {gradients:.1e} from the CPU's")
-    ways: dict[str, Any] = {MIXTURES: (_mixing_seconds, (bench,))}
-    for recipe, compiled in itertools.product(bench.recipes, (False, True)):
-        if not compiled or bench.compile:
-            name = f"{recipe}, {'compiled' if compiled else 'eager'}"
-            ways[name] = (_step_seconds, (bench, recipe, compiled))
-    measured = in_turns(ways, bench.rounds, gpu=device.type == "cuda")
-    rows = [row_of(name, seconds, peak) for name, (seconds, peak) in measured.items()]
-    title = f"Separators on sound alone, batches of {bench.batch_size}, {precision_of(bench)}"
-    print(table(title, "mixture", MIXTURES, rows))
-    save(rows, bench.out)
+    """Trains and measures the missing separators, and prints tables.
+
+    Raises:
+        UsageError: an option is out of range, there is no separator of a name, or the folder has
+            results of other settings.
+        CavmaeError: recordings cannot be used, or the process of a separator ended.
+    """
+    jobs = [EntryJob(bench, label, options) for label, options in chosen_entries(bench).items()]
+    lists = _check_data(jobs)
+    Path(bench.out).mkdir(parents=True, exist_ok=True)
+    settings = to_json_value(bench)
+    for name in ("entries", "out"):
+        del settings[name]
+    for name in ("cache", "workers"):
+        del settings["data"][name]
+    check_settings(Path(bench.out), settings)
+    with stop_on_signals():
+        records = [_result(job, lists) for job in jobs]
+    text = table(records, bench, lists)
+    print(text)
+    out = Path(bench.out)
+    with write_atomically(out / "separators.json") as file:
+        file.write(json_bytes({"machine": machine(), "separators": records}, indent=1))
+    with write_atomically(out / "separators.md") as file:
+        file.write(f"{text}\n".encode())
+    plot(records, lists[0], out / "separators.png")
 
 
-def parity(recipe: str, bank: RecordingBank, device: torch.device) -> tuple[float, float]:
-    """Relative differences of loss and gradients of one fp32 step from the CPU's."""
-    results = []
-    for place in (torch.device("cpu"), device):
-        task = _task(recipe, bank, False).to(place)
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            output = task("training_step", _batch(PARITY_BATCH))
-            output.loss.backward()
-        gradients = [p.grad.flatten().cpu() for p in task.parameters() if p.grad is not None]
-        results.append((output.loss.detach().cpu(), torch.cat(gradients)))
-    (loss, gradient), (other_loss, other_gradient) = results
-    return _difference(loss, other_loss), _difference(gradient, other_gradient)
+def chosen_entries(bench: SeparatorsBench) -> dict[str, SeparatorOptions]:
+    """Options of the separators of a benchmark, by labels that are names of folders, too.
+
+    Raises:
+        UsageError: there is no such separator or option, or one is named twice.
+    """
+    chosen: dict[str, SeparatorOptions] = {}
+    for entry in bench.entries or tuple(SEPARATORS):
+        value = {"name": entry} if isinstance(entry, str) else entry
+        try:
+            options = value_as(SeparatorOptions, value, "separator")
+        except ValueError as error:
+            raise UsageError(f"--entries: {str(error).removesuffix('.')}.") from error
+        label = "-".join(re.findall("[A-Za-z0-9.]+", _label(options)))
+        if label in chosen:
+            raise UsageError(f"--entries has {label} twice: name each separator once.")
+        chosen[label] = options
+    return chosen
 
 
-def model_settings_of(recipe: str) -> SoundModelSettings:
-    """Model of a recipe of `cavmae finetune separator`."""
-    words = ["--config", str(CONFIGS / f"{recipe}.yaml")]
-    arguments = parser("finetune separator", "Configuration of the package.")
-    settings: SeparationSettings = parse_settings(arguments, SeparationSettings, words)[0]
-    return settings.model
+def _label(options: Options) -> str:
+    """Name of an entry, and its options that are not the defaults."""
+    default, own = to_json_value(type(options)()), to_json_value(options)
+    words = [str(options.name)]
+    for name, value in own.items():
+        if value != default[name]:
+            inner = getattr(options, name)
+            words += [name, _label(inner) if isinstance(inner, Options) else str(value)]
+    return " ".join(words)
 
 
-def _difference(expected: Tensor, actual: Tensor) -> float:
-    return float((actual - expected).norm() / expected.norm())
+def _check_data(jobs: Sequence[EntryJob]) -> list[str]:
+    """Names of the lists, after all checks that need no training; decodes recordings."""
+    data, mix = jobs[0].bench.data, jobs[0].bench.mix
+    speech, noise, banks = load_banks(data)
+    check_speakers(data.held_out, banks, speech)
+    SoundMixer(speech, noise, mix)
+    for job in jobs:
+        try:
+            check_mixtures(job.model(), mix)
+        except ValueError as error:
+            raise UsageError(f"--entries: {job.label}: {error}") from error
+    return list(held_out_mixers(data.held_out, banks, mix))
 
 
-def _bank(bench: SeparatorsBench) -> RecordingBank:
-    return load_or_build_bank([Path(folder) for folder in bench.speech], Path(bench.cache))
+def _result(job: EntryJob, lists: Sequence[str]) -> Mapping[str, Any]:
+    """Result of a separator, which is trained in a process of its own if it is missing."""
+    path = job.folder / RESULT
+    if path.exists():
+        record: Mapping[str, Any] = read_json(path)
+        return record
+    tasks = iter([(0, job)])
+    # Without limits: how long a separator takes is the user's choice.
+    events = worker_pool.run(tasks, measure_entry, 1, math.inf, math.inf)
+    with contextlib.closing(events):
+        for event in events:
+            if isinstance(event, worker_pool.Lost):
+                raise CavmaeError(
+                    f"{job.label}: {event.detail}; run the same command again to resume."
+                )
+            if isinstance(event, worker_pool.Finished):
+                result: Mapping[str, Any] = event.result
+                return result
+            point = event.message.curve[-1]
+            log.info(
+                "%s: %.1f of %g min, SI-SDR improvement %.2f dB (%s).", job.label,
+                point["minutes"], job.bench.minutes, point[f"{lists[0]}_si_sdri"], lists[0],
+            )  # fmt: skip
+    raise AssertionError("a task is finished or lost")
 
 
-def _batch(size: int) -> Batch:
-    return next(iter(Loader(SeedStream(size))))
+def table(records: Records, bench: SeparatorsBench, lists: Sequence[str]) -> str:
+    """Markdown tables: cost of the separators, and metrics of each list beside oracle masks."""
+    costs = [
+        [
+            record["label"],
+            f"{record['parameters'] / 1e6:.2f}",
+            f"{record['macs_per_sec'] / 1e9:.2f}",
+            f"{record['real_time_factor']:.3f}",
+            f"{record['training_mb']:.0f}",
+            f"{record['mixtures_per_core_sec']:.2f}",
+            str(record["steps"]),
+        ]
+        for record in records
+    ]
+    rows = []
+    for name in lists:
+        rows += [[name, r["label"], *list_cells(r["metrics"], name)] for r in records]
+        rows.append([name, "oracle masks", *list_cells(records[0]["metrics"], f"{name}_{ORACLE}")])
+    caption = (
+        f"cavmae bench separators: {bench.minutes:g} CPU minutes of a core each, batches of "
+        f"{bench.data.batch_size} of {bench.mix.seconds:g} s, {bench.precision} ({machine()})"
+    )
+    head = ["list", "separator", *METRICS.values()]
+    return f"{caption}\n\n{markdown_table(COST, costs)}\n\n{markdown_table(head, rows, (0, 1))}"
 
 
-def _task(recipe: str, bank: RecordingBank, compiled: bool) -> SeparationTask:
-    torch.manual_seed(0)
-    model = build_sound_separator(model_settings_of(recipe))
-    if compiled:
-        compile_blocks(model.separator, "inductor")
-    mixer = SoundMixer(bank, None, SoundSettings())
-    return SeparationTask(model, mixer, {}, SoundLossSettings()).train()
+def plot(records: Records, name: str, path: Path) -> None:
+    """Plots SI-SDR improvement over CPU minutes, and at the end over the real-time factor.
 
-
-def _mixing_seconds(bench: SeparatorsBench) -> float:
-    """Seconds of a mixture."""
-    device = device_of(bench.device)
-    if device.type == "cpu":
-        keep_memory()
-    mixer = SoundMixer(_bank(bench), None, SoundSettings())
-    mixer.to(device)
-    for seed in range(2):
-        mixer.mix(seed, bench.batch_size)
-    synchronize(device)
-    started = time.perf_counter()
-    for seed in range(bench.steps):
-        mixer.mix(seed, bench.batch_size)
-    synchronize(device)
-    return (time.perf_counter() - started) / bench.steps / bench.batch_size
-
-
-def _step_seconds(bench: SeparatorsBench, recipe: str, compiled: bool) -> float:
-    """Seconds of a training step, for one mixture."""
-    device = device_of(bench.device)
-    if device.type == "cpu":
-        keep_memory()
-    task = _task(recipe, _bank(bench), compiled).to(device)
-    optimizer = build_optimizer(task, OptimizerSettings())
-    batches = iter(Loader(SeedStream(bench.batch_size)))
-    times = StepTimes(2, bench.steps, precision_of(bench))
-    return seconds_per_step(task, optimizer, batches, device, times) / bench.batch_size
+    Args:
+        records: results.
+        name: of the list.
+        path: PNG file.
+    """
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    curves, ends = figure.subplots(1, 2)
+    for number, record in enumerate(records):
+        style = {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}"}
+        minutes = [point["minutes"] for point in record["curve"]]
+        values = [point[f"{name}_si_sdri"] for point in record["curve"]]
+        curves.plot(minutes, values, label=record["label"], markersize=4, **style)
+        final = record["metrics"][f"{name}_si_sdri"]
+        factor = record["real_time_factor"]
+        ends.plot([factor], [final], linestyle="none", label=record["label"], **style)
+    curves.set_xlabel("CPU minutes of training")
+    ends.set_xlabel("real-time factor on one core")
+    ends.set_xscale("log")
+    for axis in (curves, ends):
+        axis.set_ylabel(f"SI-SDR improvement, dB ({name})")
+        axis.grid(alpha=0.3)
+        axis.margins(0.1)
+    curves.legend(fontsize="small")
+    with write_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -1,10 +1,12 @@
 """Options of all benchmarks. Imports no PyTorch, so that ``--help`` lists them at once."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from cavmae.common.errors import UsageError
-from cavmae.common.settings import DeviceSettings
+from cavmae.common.settings import DeviceSettings, SeedSettings
+from cavmae.datasets.mixtures.sound_settings import SoundSettings
+from cavmae.finetune.separation.settings import SoundDataSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +219,8 @@ class SeparateBench(TimedBench, DeviceSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class SeparatorsBench(StepsBench):
-    """Options of `cavmae bench separators`.
+class SoundStepsBench(StepsBench):
+    """Options of `cavmae bench sound-steps`.
 
     Args:
         speech: folders of recordings, one speaker for the beginnings of names; at least three.
@@ -236,3 +238,44 @@ class SeparatorsBench(StepsBench):
         super().__post_init__()
         if not self.speech:
             raise UsageError("Name folders of speech: --speech '[FOLDER, ...]'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SeparatorsBench(SeedSettings):
+    """Options of `cavmae bench separators`.
+
+    Args:
+        entries: separators of the registry, names or mappings with options such as
+            ``{name: unet, width: 16}``; empty: all of them with their defaults.
+        minutes: CPU time of one core that each of them is trained for.
+        precision: of training; separators are measured in fp32.
+        lr: largest learning rate, after a warm-up; a cosine over the minutes follows.
+        width: of the embedding of a voice.
+        evaluations: in equal parts of the minutes, on the first 32 mixtures of each list.
+        data: recordings, as of `cavmae finetune separator`.
+        mix: distribution of mixtures and cues; with a ``ramp`` it follows the minutes, so that
+            separators of different speed no longer learn from the same mixtures.
+        out: folder of results, ``separators.json``, ``separators.md`` and ``separators.png``;
+            separators whose results it holds are not trained again.
+    """
+
+    entries: tuple[Any, ...] = ()
+    minutes: float = 40.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    lr: float = 1e-3
+    width: int = 64
+    evaluations: int = 8
+    data: SoundDataSettings = SoundDataSettings(batch_size=4)
+    mix: SoundSettings = SoundSettings(ramp=0.0)
+    out: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.out or not self.data.train or not self.data.held_out:
+            raise UsageError(
+                "bench separators needs --out FOLDER, and folders of speech: "
+                "--data.train '[FOLDER, ...]' and --data.held-out '[FOLDER, ...]'."
+            )
+        if min(self.minutes, self.lr) <= 0 or min(self.evaluations, self.width) < 1:
+            raise UsageError(
+                "--minutes and --lr are above 0, --evaluations and --width at least 1."
+            )

@@ -15,6 +15,7 @@ from cavmae.datasets.mixtures.seed_stream import SeedStream
 from cavmae.datasets.mixtures.sound_filters import SoundFilters
 from cavmae.datasets.mixtures.sound_mixer import FRAME, SoundMixer
 from cavmae.datasets.mixtures.sound_settings import SoundSettings
+from cavmae.datasets.mixtures.speaker_pitch import speaker_pitches
 from cavmae.datasets.mixtures.speech_bank import CUE_SCALE, RecordingBank, load_or_build_bank
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.synthetic.articulation import at_frames, from_audio
@@ -64,6 +65,11 @@ def test_a_bank_holds_what_was_recorded_and_its_cues(folder: Path, bank: Recordi
     expected = at_frames(from_audio(wave[:length], level), times)
     cues = bank.cues[start // 160 : (start + length) // 160].float() / CUE_SCALE
     np.testing.assert_allclose(cues.numpy(), expected, atol=0.006)
+
+
+def test_the_pitch_of_a_speaker_is_the_median_of_recordings(bank: RecordingBank) -> None:
+    expected = torch.tensor([90 + 17 * (2 * speaker + 0.5) for speaker in range(4)])
+    torch.testing.assert_close(speaker_pitches(bank), expected, rtol=0.02, atol=0)
 
 
 def test_a_bank_is_read_from_the_cache_and_a_damaged_one_is_named(

@@ -26,7 +26,7 @@ from cavmae.finetune.separation.losses import (
     binding_loss,
     separation_losses,
 )
-from cavmae.finetune.separation.metrics import list_metrics, output_improvements
+from cavmae.finetune.separation.metrics import list_metrics, output_records
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separation.settings import SoundLossSettings
 from cavmae.finetune.separators.settings import BandSplitOptions
@@ -46,7 +46,9 @@ def random_batch(n: int, people: int, silent: tuple[int, ...] = ()) -> SoundBatc
     mixture = voices.sum(1) + residual
     scale = mixture.square().mean(1, keepdim=True).sqrt()
     cues, visible = torch.rand(n, people, 10, 4), torch.ones(n, people, 10, dtype=torch.bool)
-    return SoundBatch(mixture / scale, voices / scale[..., None], residual / scale, cues, visible)
+    speakers = torch.arange(people).expand(n, -1)
+    mixture, voices, residual = mixture / scale, voices / scale[..., None], residual / scale
+    return SoundBatch(mixture, voices, residual, cues, visible, speakers)
 
 
 def noisy_outputs(batch: SoundBatch, queries: int) -> SeparatedVoices:
@@ -186,7 +188,9 @@ def talking_batch() -> SoundBatch:
     scale = mixture.square().mean(1, keepdim=True).sqrt()
     mouths = torch.from_numpy(np.stack(cues)).view(2, 2, 16, 4)
     visible = torch.ones(2, 2, 16, dtype=torch.bool)
-    return SoundBatch(mixture / scale, voices / scale[..., None], 0 * mixture, mouths, visible)
+    speakers = torch.arange(4).view(2, 2)
+    mixture, voices = mixture / scale, voices / scale[..., None]
+    return SoundBatch(mixture, voices, 0 * mixture, mouths, visible, speakers)
 
 
 def test_one_batch_is_learnt_with_the_right_voice_for_every_cue() -> None:
@@ -215,7 +219,7 @@ def test_one_batch_is_learnt_with_the_right_voice_for_every_cue() -> None:
             talking = talking._replace(voices=talking.voices.flip(1))
         with torch.no_grad():
             output = model(talking.mixture, talking.cues)
-        return list_metrics(output_improvements("x", output, talking))
+        return list_metrics(output_records("x", output, talking))
 
     right, wrong = metrics(swapped=False), metrics(swapped=True)
     assert right["x_binding_acc"] == 1 and wrong["x_binding_acc"] == 0
