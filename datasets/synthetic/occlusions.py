@@ -2,29 +2,14 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import skia
 
 from cavmae.datasets.synthetic.appearance import Appearance
 from cavmae.datasets.synthetic.canvas import Canvas, Point, oval, paint, pen, shade
 from cavmae.datasets.synthetic.face import Face, Pose
-from cavmae.datasets.synthetic.script import Cover
 
 RISE = 0.3  # s: a hand takes this long to come up
 FAR = 1.2  # head heights below the mouth: out of the way
-
-
-def coverage(cover: Cover, times: np.ndarray) -> np.ndarray:
-    """Position of an occlusion, float64 [frames]: 0 out of the way to 1 before the mouth."""
-    position = np.zeros(len(times))
-    for start, end in cover.spans:
-        # A span that reaches an end of the clip has no movement there.
-        up = np.ones(len(times)) if start <= 0 else np.clip((times - start) / RISE + 1, 0, 1)
-        later = end >= times[-1]
-        down = np.ones(len(times)) if later else np.clip((end - times) / RISE + 1, 0, 1)
-        position = np.maximum(position, up * down)
-    smooth: np.ndarray = position * position * (3 - 2 * position)
-    return smooth
 
 
 class CoverUp:
