@@ -135,8 +135,9 @@ def _poster(canvas: skia.Canvas, rng: np.random.Generator) -> None:
     background = paint(natural_color(rng))
     print_.color_canvas.drawRect(skia.Rect(0, 0, side, side), background)
     seed = int(rng.integers(2**62))
-    figure = Figure(draw_appearance(seed, seed), (1, 2), float(rng.uniform(-1, 1)), None)
-    pose = Pose(*(float(v) for v in rng.uniform(-0.8, 0.8, 2)), 0, 0, 0, 0)
+    figure = Figure(draw_appearance(seed, seed), (1, 2), float(rng.uniform(-1, 1)), None, (), seed)
+    yaw, pitch = (float(v) for v in rng.uniform(-0.8, 0.8, 2))
+    pose = Pose(yaw, pitch, 0, 0, 0, 0)
     head = side * float(rng.uniform(0.4, 0.75))
     with print_.transformed(placement(side / 2, side * 0.45, float(rng.normal(0, 4)), head)):
         figure.draw_back(print_, pose)

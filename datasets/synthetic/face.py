@@ -48,16 +48,18 @@ class Pose(NamedTuple):
 class Face:
     """Draws a person's face."""
 
-    def __init__(self, appearance: Appearance, light: float):
+    def __init__(self, appearance: Appearance, light: float, skin_paint: skia.Paint | None = None):
         """
         Args:
             light: -1 from the left to 1 from the right.
+            skin_paint: textured skin; None: flat colours.
         """
         self.appearance = appearance
         skin = appearance.skin
         bright, dark = shade(skin, 1.08), shade(skin, 0.72)
         sides = [bright, skin, dark] if light < 0 else [dark, skin, bright]
-        self.skin = gradient((-0.42, -0.1), (0.42, 0.1), sides)
+        self.skin = skin_paint or gradient((-0.42, -0.1), (0.42, 0.1), sides)
+        self._socket = shade(skin, 0.45) if skin_paint else None
         self._ear = paint(shade(skin, 0.82))
         self._ear_line = pen(shade(skin, 0.6), 0.012)
         self._line = pen(shade(skin, 0.55), 0.013, 0.8)
@@ -193,6 +195,8 @@ class Face:
         with canvas.transformed(place), canvas.clipped(_moved(outline, -x, -y)):
             lips = self._mouth.draw(canvas, shape, view)
         lips.offset(x, y)
+        if view is not None:  # the far corner may lie behind the face's edge
+            lips = skia.Op(lips, outline, skia.PathOp.kIntersect_PathOp)
         with canvas.clipped(outline):
             self._draw_nose(canvas, pose)
             for side in (-1, 1):
@@ -286,6 +290,9 @@ class Face:
         almond.cubicTo(x - 0.5 * size, y - 1.3 * high, x + 0.5 * size, y - 1.3 * high, x + size, y)
         almond.cubicTo(x + 0.5 * size, y + 1.2 * low, x - 0.5 * size, y + 1.2 * low, x - size, y)
         almond.close()
+        if self._socket is not None:
+            spot = (x - side * 0.02, y - 0.02)
+            canvas.draw(oval(*spot, 0.1, 0.08), glow(spot, 0.1, self._socket, 0.5))
         canvas.draw(oval(x, y - 0.012, 1.1 * size, 0.8 * size), self._skin_lid)
         canvas.draw(almond, self._white)
         gx, gy = x + 0.35 * size * pose.gaze_x, y + 0.15 * size * pose.gaze_y - 0.004

@@ -11,8 +11,11 @@ from cavmae.datasets.synthetic.canvas import Canvas, Point, gradient, oval, pain
 from cavmae.datasets.synthetic.face import Face, Pose, rounded
 from cavmae.datasets.synthetic.hands import Hands, HandTrack
 from cavmae.datasets.synthetic.occlusions import CoverUp
+from cavmae.datasets.synthetic.population import rng_for
 from cavmae.datasets.synthetic.projection import View, skull, view_of
+from cavmae.datasets.synthetic.surface import Surface, fold_lines
 
+FOLD_PENS = ((0.09, 0.07), (0.05, 0.09), (0.02, 0.14))  # width, alpha: soft from sharp lines
 LOW = 8.0  # lower end of a torso
 # Heights of the left temple, left, middle, right, right temple.
 HAIRLINES = {
@@ -36,6 +39,7 @@ class Figure:
         light: -1 from the left to 1 from the right.
         cover: kind of the mouth occlusion; None: no occlusion.
         hands: movements of the hands that gesture.
+        surface: seed of the texture of skin, hair and cloth; None: flat colours.
     """
 
     def __init__(
@@ -45,9 +49,12 @@ class Figure:
         light: float,
         cover: str | None,
         hands: Sequence[HandTrack] = (),
+        surface: int | None = None,
     ):
         self.appearance = appearance
-        self.face = Face(appearance, light)
+        rng = rng_for("surface", surface or 0)
+        textures = None if surface is None else Surface(appearance, light, rng)
+        self.face = Face(appearance, light, textures and textures.skin)
         self._body, self._face = labels
         self._cover = None if cover is None else CoverUp(appearance, cover)
         tones = [shade(appearance.cloth, 1.12), shade(appearance.cloth, 0.72)]
@@ -68,6 +75,11 @@ class Figure:
             (-0.5, -0.5), (0.5, 0.6), [appearance.cloth2, shade(appearance.cloth2, 0.65)]
         )
 
+        self._folds: skia.Path | None = None
+        if textures is not None:
+            self._cloth, self._neck, self._wrap = textures.cloth, textures.neck, textures.wrap
+            self._hair, self._back = textures.hair, textures.back
+            self._folds = fold_lines(rng, appearance.shoulders)
         self._hands = Hands(appearance, self._cloth, hands, self._body)
 
     def draw_torso(self, canvas: Canvas, breath: float) -> None:
@@ -88,6 +100,9 @@ class Figure:
         canvas.draw(path, self._cloth, self._body)
         with canvas.clipped(path):
             self._draw_clothes(canvas, rise)
+            if self._folds is not None:
+                for width, alpha in FOLD_PENS:
+                    canvas.draw(self._folds, pen((0, 0, 0), width, alpha))
 
     def _draw_clothes(self, canvas: Canvas, rise: float) -> None:
         kind = self.appearance.clothes

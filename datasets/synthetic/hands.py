@@ -6,10 +6,12 @@ from typing import NamedTuple
 import numpy as np
 import skia
 
-from cavmae.datasets.synthetic.appearance import Appearance
+from cavmae.datasets.synthetic.appearance import SKINS, Appearance
 from cavmae.datasets.synthetic.canvas import Canvas, Point, oval, paint, pen, placement, shade
 from cavmae.datasets.synthetic.motion import smooth_noise, spans_weight
-from cavmae.datasets.synthetic.staging import Gesture
+from cavmae.datasets.synthetic.population import rng_for
+from cavmae.datasets.synthetic.scenery import natural_color
+from cavmae.datasets.synthetic.staging import Gesture, LoneHand
 
 RISE = 0.45  # s: a hand takes this long to come up
 UPPER, FORE = 1.15, 1.05  # lengths of the upper arm and the forearm
@@ -95,14 +97,50 @@ class Hands:
         elbow = _elbow(shoulder, wrist, side)
         upper = _limb(shoulder, elbow, 0.2, 0.17)
         canvas.draw(upper, self._sleeve, self._label)
-        canvas.draw(upper, self._seam)
-        canvas.draw(oval(*elbow, 0.165, 0.165), self._sleeve, self._label)
+        canvas.draw(_sides(shoulder, elbow, 0.2, 0.17), self._seam, self._label)
+        canvas.draw(oval(*elbow, 0.168, 0.168), self._sleeve, self._label)
         fore = _limb(elbow, wrist, 0.165, 0.115)
         canvas.draw(fore, self._skin if self._bare else self._sleeve, self._label)
-        canvas.draw(fore, self._crease if self._bare else self._seam)
+        line = self._crease if self._bare else self._seam
+        canvas.draw(_sides(elbow, wrist, 0.165, 0.115), line, self._label)
         angle = float(np.degrees(np.arctan2(wrist[1] - elbow[1], wrist[0] - elbow[0]))) + 90
         with canvas.transformed(placement(*wrist, angle, 1.0)):
             draw_hand(canvas, side, curl, (self._skin, self._crease), self._label)
+
+
+class LoneArm:
+    """Draws the arm of a person out of view, which belongs to no mask.
+
+    Args:
+        size: (width, height) of the frame in pixels.
+        times: of the frames in seconds, float64 [frames].
+    """
+
+    def __init__(self, hand: LoneHand, size: tuple[int, int], times: np.ndarray):
+        rng = rng_for("lone hand", hand.seed)
+        width, height = size
+        rate = 1 / (times[1] - times[0]) if len(times) > 1 else 1.0
+        weight = spans_weight(hand.spans, times, RISE)
+        self._scale = height * float(rng.uniform(0.25, 0.5))
+        reach = float(rng.uniform(0.15, 0.45)) * height
+        edge = width if hand.side > 0 else 0.0
+        sway = smooth_noise(len(times), rate, 0.3, rng) * 0.04 * height
+        self._x = edge - hand.side * (reach * weight + sway - 0.5 * self._scale * (1 - weight))
+        self._y = hand.y * height + smooth_noise(len(times), rate, 0.4, rng) * 0.05 * height
+        self._curl = np.clip(0.5 + 0.4 * smooth_noise(len(times), rate, 0.3, rng), 0, 1)
+        self._angle = -hand.side * float(rng.uniform(50, 110))
+        self._side = hand.side
+        skin = SKINS[int(rng.integers(len(SKINS)))]
+        self._paints = (paint(skin), pen(shade(skin, 0.62), 0.012, 0.8))
+        self._sleeve = paint(shade(natural_color(rng), 0.7))
+
+    def draw(self, canvas: Canvas, number: int) -> None:
+        """Draw frame ``number``, in pixels."""
+        place = placement(float(self._x[number]), float(self._y[number]), self._angle, self._scale)
+        with canvas.transformed(place):
+            canvas.draw(_limb((0, 3), (0, 0.6), 0.2, 0.16), self._sleeve, 0)
+            canvas.draw(_limb((0, 0.65), (0, 0), 0.14, 0.1), self._paints[0], 0)
+            draw_hand(canvas, self._side, float(self._curl[number]), self._paints, 0)
 
 
 def draw_hand(
@@ -154,6 +192,17 @@ def _elbow(shoulder: Point, wrist: Point, side: int) -> Point:
     second = (shoulder[0] + along * ux + away * uy, shoulder[1] + along * uy - away * ux)
     x, y = max(first, second, key=lambda point: point[1])
     return x + 0.12 * side, y
+
+
+def _sides(start: Point, end: Point, first: float, last: float) -> skia.Path:
+    """Both long sides of a limb, without its ends."""
+    limb = _limb(start, end, first, last)
+    corners = [limb.getPoint(number) for number in range(4)]
+    path = skia.Path()
+    for a, b in ((corners[0], corners[1]), (corners[2], corners[3])):
+        path.moveTo(0.75 * a.x() + 0.25 * b.x(), 0.75 * a.y() + 0.25 * b.y())
+        path.lineTo(0.2 * a.x() + 0.8 * b.x(), 0.2 * a.y() + 0.8 * b.y())
+    return path
 
 
 def _limb(start: Point, end: Point, first: float, last: float) -> skia.Path:

@@ -12,8 +12,9 @@ from cavmae.datasets.synthetic.appearance import draw_appearance
 from cavmae.datasets.synthetic.canvas import Canvas, placement
 from cavmae.datasets.synthetic.face import Pose
 from cavmae.datasets.synthetic.figure import Figure
-from cavmae.datasets.synthetic.hands import draw_hand_tracks
+from cavmae.datasets.synthetic.hands import LoneArm, draw_hand_tracks
 from cavmae.datasets.synthetic.population import Population, rng_for
+from cavmae.datasets.synthetic.projection import DEGREES
 from cavmae.datasets.synthetic.script import Script
 from cavmae.datasets.synthetic.settings import RenderSettings
 
@@ -67,6 +68,7 @@ class Stage:
         self._figures: list[Figure] = []
         self._poses: list[motion.Poses] = []
         self.mouths: list[np.ndarray] = []  # float32 [frames, 4] of each person
+        self.yaws: list[np.ndarray] = []  # degrees, float64 [frames] of each person
         self._covered: list[np.ndarray] = []
         self._courses: list[tuple[np.ndarray, np.ndarray]] = []  # x, dy of each person
         for number, person in enumerate(script.people):
@@ -80,10 +82,12 @@ class Stage:
             if spot.turn is not None:
                 poses = motion.turned(poses, spot.turn, times)
             self._poses.append(poses)
+            self.yaws.append(poses.yaw * DEGREES)
             tracks_of_hands = []
             if spot.gesture is not None:
                 tracks_of_hands = draw_hand_tracks(spot.gesture, appearance, times, person_rng)
-            figure = Figure(appearance, labels, light, kind, tracks_of_hands)
+            surface = speaker.family if spot.textured else None
+            figure = Figure(appearance, labels, light, kind, tracks_of_hands, surface)
             self._figures.append(figure)
             course = np.full(frames, spot.x), np.zeros(frames)
             if spot.walk is not None:
@@ -94,6 +98,9 @@ class Stage:
             if person.cover is not None:
                 covered = motion.spans_weight(person.cover.spans, times, occlusions.RISE)
             self._covered.append(covered)
+        self._lone_hand: LoneArm | None = None
+        if staging.lone_hand is not None:
+            self._lone_hand = LoneArm(staging.lone_hand, self._size, times)
         grain = self._camera.grain
         shape = (GRAINS, self._size[1], self._size[0], 1)
         self._grain = np.rint(rng.normal(0, grain, shape)).astype(np.int16) if grain else None
@@ -129,6 +136,8 @@ class Stage:
             )
             for index in range(len(self._figures)):
                 boxes.append(self._draw_person(index, number))
+        if self._lone_hand is not None:
+            self._lone_hand.draw(canvas, number)
         return boxes
 
     def _draw_person(self, index: int, number: int) -> Box:

@@ -221,7 +221,7 @@ def _crossing(
     start = float(rng.uniform(0, length - seconds))
     end = start + seconds
     if rng.random() < 0.5:
-        later = start + float(rng.uniform(0, 0.15)) * length
+        later = min(start + float(rng.uniform(0, 0.15)) * length, length - seconds)
         return {
             walker: Walk(start, end, spots[other][0]),
             other: Walk(later, later + seconds, spots[walker][0]),
