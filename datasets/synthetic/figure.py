@@ -56,7 +56,8 @@ class Figure:
         textures = None if surface is None else Surface(appearance, light, rng)
         self.face = Face(appearance, light, textures and textures.skin)
         self._body, self._face = labels
-        self._cover = None if cover is None else CoverUp(appearance, cover)
+        sleeve = textures and textures.cloth
+        self._cover = None if cover is None else CoverUp(appearance, cover, sleeve)
         tones = [shade(appearance.cloth, 1.12), shade(appearance.cloth, 0.72)]
         if light > 0:
             tones.reverse()

@@ -13,13 +13,17 @@ FAR = 1.2  # head heights below the mouth: out of the way
 
 
 class CoverUp:
-    """Draws the object before a person's mouth."""
+    """Draws the object before a person's mouth.
 
-    def __init__(self, appearance: Appearance, kind: str):
+    Args:
+        sleeve: paint of the arm that holds it; None: flat.
+    """
+
+    def __init__(self, appearance: Appearance, kind: str, sleeve: skia.Paint | None = None):
         self._kind = kind
         self._skin = paint(shade(appearance.skin, 0.93))
         self._crease = pen(shade(appearance.skin, 0.6), 0.010, 0.8)
-        self._sleeve = paint(shade(appearance.cloth, 0.85))
+        self._sleeve = sleeve or paint(shade(appearance.cloth, 0.85))
         self._cloth = paint((0.72, 0.84, 0.90))
         self._fold = pen((0.52, 0.66, 0.74), 0.010)
         self._ball = paint((0.12, 0.12, 0.13))
