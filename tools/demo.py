@@ -167,7 +167,9 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
     talkers, shards, scenes = out / "talkers", out / "shards", out / "scenes"
     easy = (
         "--off-screen-voice", "0", "--noise", "0", "--music", "0", "--desync", "0",
-        "--mouth-occlusion", "0",
+        "--mouth-occlusion", "0", "--profiles", "0", "--gestures", "0", "--crossings", "0",
+        "--depth", "0", "--cut-off", "0", "--textures", "0", "--textured-backgrounds", "0",
+        "--distractors", "0",
     )  # fmt: skip
     yield DemoStep(
         "Render talkers",

@@ -5,9 +5,8 @@ import dataclasses
 
 import numpy as np
 
+from cavmae.datasets.synthetic.canvas import Color, blend
 from cavmae.datasets.synthetic.population import rng_for
-
-Color = tuple[float, float, float]  # red, green, blue in [0, 1]
 
 SKINS = (
     (0.98, 0.86, 0.76), (0.95, 0.80, 0.69), (0.91, 0.74, 0.60), (0.86, 0.67, 0.52),
@@ -69,11 +68,6 @@ class Appearance:
     shoulders: float
     wrinkles: float
     teeth: float
-
-
-def blend(first: Color, second: Color, fraction: float) -> Color:
-    """Blend two colours; ``fraction`` is the weight of the second."""
-    return tuple(a + (b - a) * fraction for a, b in zip(first, second, strict=True))  # type: ignore[return-value]
 
 
 def draw_appearance(family: int, person: int) -> Appearance:

@@ -1,19 +1,30 @@
 """Backdrops: painted once a clip, blurred, larger than the frame to allow camera shake."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import skia
 
 from cavmae.datasets.synthetic.canvas import Color, glow, gradient, oval, paint, pen, shade
+from cavmae.datasets.synthetic.distractors import paint_objects
+from cavmae.datasets.synthetic.scenery import paint_scenery
 
 MARGIN = 0.05  # of height and width together, on every side: room for camera shake and roll
 KINDS = ("gradient", "texture", "shelf", "room", "street", "bokeh")
 
 
-def paint_backdrop(size: tuple[int, int], rng: np.random.Generator) -> skia.Image:
+def paint_backdrop(
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    textured: bool = False,
+    objects: Sequence[str] = (),
+) -> skia.Image:
     """Paint a random backdrop.
 
     Args:
         size: (width, height) of a frame in pixels; the image is larger by the margin.
+        textured: whether it is brick, script, foliage and the like, not plain.
+        objects: kinds of person-like objects in it.
     """
     margin = margin_pixels(size)
     width, height = size[0] + 2 * margin, size[1] + 2 * margin
@@ -24,7 +35,7 @@ def paint_backdrop(size: tuple[int, int], rng: np.random.Generator) -> skia.Imag
     span = (width * np.cos(angle), height * np.sin(angle))
     whole = skia.Rect(0, 0, width, height)
     canvas.drawRect(whole, gradient((0, 0), (abs(span[0]) + 1, abs(span[1]) + 1), [first, second]))
-    kind = str(rng.choice(KINDS))
+    kind = "scenery" if textured else str(rng.choice(KINDS))
     {
         "gradient": lambda *_: None,
         "texture": _texture,
@@ -32,8 +43,12 @@ def paint_backdrop(size: tuple[int, int], rng: np.random.Generator) -> skia.Imag
         "room": _room,
         "street": _street,
         "bokeh": _bokeh,
+        "scenery": paint_scenery,
     }[kind](canvas, width, height, rng)
     sigma = float(rng.uniform(0.0, 0.018)) * height * (kind != "gradient")
+    if textured:
+        sigma *= 0.6 * (rng.random() < 0.6)
+    paint_objects(canvas, objects, (width, height), rng)
     blurred = skia.Surface(width, height)
     filling = skia.Paint()
     if sigma > 0.3:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import skia
 
-Color = tuple[float, float, float]
+Color = tuple[float, float, float]  # red, green, blue in [0, 1]
 Point = tuple[float, float]
 
 
@@ -56,6 +56,11 @@ def glow(middle: Point, radius: float, color: Color, alpha: float) -> skia.Paint
 def shade(color: Color, factor: float) -> Color:
     """Scale a colour's brightness."""
     return _clipped((color[0] * factor, color[1] * factor, color[2] * factor))
+
+
+def blend(first: Color, second: Color, fraction: float) -> Color:
+    """Blend two colours; ``fraction`` is the weight of the second."""
+    return tuple(a + (b - a) * fraction for a, b in zip(first, second, strict=True))  # type: ignore[return-value]
 
 
 def _clipped(color: Color) -> Color:

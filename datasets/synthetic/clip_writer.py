@@ -185,11 +185,14 @@ def _truth(
                 "level_db": round(person.level_db, 2),
                 "pitch_hz": round(speaker.pitch_hz, 1),
                 "speaking": active_spans(active, settings.frame_rate),
-                "cover": None if person.cover is None else dataclasses.asdict(person.cover),
+                "cover": _record(person.cover),
                 "mask_values": {"body": 2 * number + 1, "face": 2 * number + 2},
                 "mouth_boxes": boxes[number],
                 "mouth_visible": visible[number],
                 "mouth_opening": [round(float(v), 3) for v in stage.mouths[number][:, 0]],
+                "yaw_degrees": [round(float(v), 1) for v in stage.yaws[number]],
+                "gesture": _record(person.staging.gesture),
+                "walk": _record(person.staging.walk),
             }
         )
     return {
@@ -205,12 +208,18 @@ def _truth(
         "labels": script.labels(audible),
         "shift_ms": script.shift_ms,
         "people": people,
-        "off_screen": None if script.off_screen is None else dataclasses.asdict(script.off_screen),
+        "objects": list(script.staging.objects),
+        "lone_hand": _record(script.staging.lone_hand),
+        "off_screen": _record(script.off_screen),
         "noise": None
         if script.noise is None
         else {"kind": script.noise[0], "below_voice_db": round(script.noise[1], 2)},
         "music": None if script.music is None else {"below_voice_db": round(script.music, 2)},
     }
+
+
+def _record(part: Any) -> dict[str, Any] | None:
+    return None if part is None else dataclasses.asdict(part)
 
 
 def read_complete(folder: Path) -> dict[str, Any] | None:

@@ -1,15 +1,35 @@
 """Face: skin, eyes, brows, nose, ears, beard, glasses. Units: head heights, its middle 0."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import skia
 
-from cavmae.datasets.synthetic.appearance import Appearance, blend
+from cavmae.datasets.synthetic.appearance import Appearance
 from cavmae.datasets.synthetic.articulation import OPENING
-from cavmae.datasets.synthetic.canvas import Canvas, Point, glow, gradient, oval, paint, pen, shade
-from cavmae.datasets.synthetic.mouth import Mouth
+from cavmae.datasets.synthetic.canvas import (
+    Canvas,
+    Point,
+    blend,
+    glow,
+    gradient,
+    oval,
+    paint,
+    pen,
+    shade,
+)  # fmt: skip
+from cavmae.datasets.synthetic.mouth import GAPE, Mouth
+from cavmae.datasets.synthetic.projection import (
+    View,
+    far_edge,
+    foreshortening,
+    profile_curve,
+    project,
+    view_of,
+)
 
-TURN, BEND = 0.16, 0.11  # shift of the nearest point when a head turns or bends
+BEND = 0.11  # shift of the nearest point when a head bends
 EARS = -0.1  # depth; further back they would leave a turned head
 DROP = 0.085  # by which an open jaw lowers the chin
 
@@ -28,16 +48,18 @@ class Pose(NamedTuple):
 class Face:
     """Draws a person's face."""
 
-    def __init__(self, appearance: Appearance, light: float):
+    def __init__(self, appearance: Appearance, light: float, skin_paint: skia.Paint | None = None):
         """
         Args:
             light: -1 from the left to 1 from the right.
+            skin_paint: textured skin; None: flat colours.
         """
         self.appearance = appearance
         skin = appearance.skin
         bright, dark = shade(skin, 1.08), shade(skin, 0.72)
         sides = [bright, skin, dark] if light < 0 else [dark, skin, bright]
-        self.skin = gradient((-0.42, -0.1), (0.42, 0.1), sides)
+        self.skin = skin_paint or gradient((-0.42, -0.1), (0.42, 0.1), sides)
+        self._socket = shade(skin, 0.45) if skin_paint else None
         self._ear = paint(shade(skin, 0.82))
         self._ear_line = pen(shade(skin, 0.6), 0.012)
         self._line = pen(shade(skin, 0.55), 0.013, 0.8)
@@ -62,8 +84,7 @@ class Face:
         Args:
             near: -1 (back of the head) to 1 (tip of the nose).
         """
-        narrow = 1 - 0.10 * abs(pose.yaw)
-        return x * narrow + TURN * near * pose.yaw, y + BEND * near * pose.pitch
+        return project(pose.yaw, x, near), y + BEND * near * pose.pitch
 
     def outline(self, pose: Pose, opening: float, grown: float = 0.0) -> skia.Path:
         """Outline of the face from crown to chin.
@@ -71,6 +92,9 @@ class Face:
         Args:
             grown: margin by which it is widened on all sides.
         """
+        view = view_of(pose.yaw)
+        if view is not None:
+            return self._turned_outline(pose, view, opening, grown)
         appearance, drop = self.appearance, DROP * opening
         path = skia.Path()
 
@@ -102,6 +126,41 @@ class Face:
         path.close()
         return path
 
+    def front_edge(self, pose: Pose, view: View, opening: float) -> tuple[np.ndarray, np.ndarray]:
+        """Contour of a turned face on the side that it faces, from crown to chin.
+
+        Returns:
+            x and y, float64 [points] each.
+        """
+        appearance, drop = self.appearance, DROP * opening
+        c, j, k = appearance.cheek, appearance.jaw, appearance.chin
+        y, depth = profile_curve(
+            appearance.eye_height, appearance.nose, appearance.mouth_y, appearance.lip,
+            GAPE * opening, drop,
+        )  # fmt: skip
+        heights = (-0.5, -0.48, -0.42, -0.3, -0.05, 0.1, 0.29 + drop / 2, 0.4 + drop, 0.48 + drop)
+        halves = (0.0, 0.4 * c, 0.75 * c, 0.95 * c, c, 0.97 * c, j, 0.75 * j, k)
+        far = far_edge(view, c) * np.interp(y, heights, halves) / c
+        x = view.side * np.maximum(far, depth * view.sin)
+        bend = BEND * pose.pitch * np.clip(depth / 0.47, 0, 1)
+        return x, y + bend
+
+    def _turned_outline(self, pose: Pose, view: View, opening: float, grown: float) -> skia.Path:
+        appearance, drop = self.appearance, DROP * opening
+        c, j, k = appearance.cheek, appearance.jaw, appearance.chin
+        x, y = self.front_edge(pose, view, opening)
+        points = list(zip((x + view.side * grown).tolist(), y.tolist(), strict=True))
+        points[0] = (points[0][0], points[0][1] - grown)
+        # The near side: from the chin along the jaw to the ear and up the temple.
+        for half, height, near in (
+            (k + 0.03, 0.49 + drop, 0.3), (j - 0.04, 0.43 + drop, 0.12),
+            (j + 0.01, 0.29 + 0.5 * drop, 0.02), (c - 0.01, 0.13, 0.0), (c, -0.05, 0.0),
+            (0.98 * c, -0.25, 0.0), (0.75 * c, -0.42, 0.0), (0.4 * c, -0.485, 0.0),
+        ):  # fmt: skip
+            x_near, y_near = self.at(pose, -view.side * (half + grown), height, near)
+            points.append((x_near, y_near + (grown if height > 0.3 else 0.0)))
+        return rounded(points)
+
     def draw(self, canvas: Canvas, pose: Pose, shape: tuple[float, ...], label: int) -> skia.Path:
         """Draw the face.
 
@@ -119,6 +178,11 @@ class Face:
             canvas.draw(oval(x, y, 0.02, 0.6 * appearance.ear), self._ear_line)
         outline = self.outline(pose, opening)
         canvas.draw(outline, self.skin, label)
+        view = view_of(pose.yaw)
+        if view is not None:  # the near ear lies on the head, not beside it
+            x, y = self.at(pose, -view.side * appearance.cheek, 0.03, EARS)
+            canvas.draw(oval(x, y, 0.055, appearance.ear), self._ear, label)
+            canvas.draw(oval(x, y, 0.028, 0.6 * appearance.ear), self._ear_line)
         with canvas.clipped(outline):
             for side in (-1, 1):
                 spot = self.at(pose, side * 0.2, 0.14, 0.4)
@@ -129,8 +193,10 @@ class Face:
         place = skia.Matrix()
         place.setTranslate(x, y)
         with canvas.transformed(place), canvas.clipped(_moved(outline, -x, -y)):
-            lips = self._mouth.draw(canvas, shape)
+            lips = self._mouth.draw(canvas, shape, view)
         lips.offset(x, y)
+        if view is not None:  # the far corner may lie behind the face's edge
+            lips = skia.Op(lips, outline, skia.PathOp.kIntersect_PathOp)
         with canvas.clipped(outline):
             self._draw_nose(canvas, pose)
             for side in (-1, 1):
@@ -159,7 +225,8 @@ class Face:
             canvas.draw(path, self._beard)
         if kind in ("moustache", "goatee"):
             x, top = self.at(pose, 0, y - 0.045, 0.62)
-            canvas.draw(oval(x, top, appearance.mouth_width * 0.95, 0.028), self._beard)
+            wide = appearance.mouth_width * 0.95 * foreshortening(pose.yaw, 0)
+            canvas.draw(oval(x, top, wide, 0.028), self._beard)
         if kind == "goatee":
             x, low = self.at(pose, 0, 0.44 + drop, 0.5)
             canvas.draw(oval(x, low, 0.10, 0.085), self._beard)
@@ -204,7 +271,18 @@ class Face:
 
     def _draw_eye(self, canvas: Canvas, pose: Pose, side: int) -> None:
         appearance = self.appearance
-        x, y = self.at(pose, side * appearance.eye_gap, appearance.eye_height, 0.45)
+        spot = self.at(pose, side * appearance.eye_gap, appearance.eye_height, 0.45)
+        if view_of(pose.yaw) is None:
+            self._draw_open_eye(canvas, pose, side, spot)
+            return
+        x, y = spot
+        squeeze = skia.Matrix()
+        squeeze.setScale(foreshortening(pose.yaw, side), 1, x, y)
+        with canvas.transformed(squeeze):
+            self._draw_open_eye(canvas, pose, side, (x, y))
+
+    def _draw_open_eye(self, canvas: Canvas, pose: Pose, side: int, at: Point) -> None:
+        appearance, (x, y) = self.appearance, at
         size = appearance.eye_size
         high, low = 0.62 * size * (1 - 0.95 * pose.blink), 0.5 * size * (1 - 0.6 * pose.blink)
         almond = skia.Path()
@@ -212,6 +290,9 @@ class Face:
         almond.cubicTo(x - 0.5 * size, y - 1.3 * high, x + 0.5 * size, y - 1.3 * high, x + size, y)
         almond.cubicTo(x + 0.5 * size, y + 1.2 * low, x - 0.5 * size, y + 1.2 * low, x - size, y)
         almond.close()
+        if self._socket is not None:
+            spot = (x - side * 0.02, y - 0.02)
+            canvas.draw(oval(*spot, 0.1, 0.08), glow(spot, 0.1, self._socket, 0.5))
         canvas.draw(oval(x, y - 0.012, 1.1 * size, 0.8 * size), self._skin_lid)
         canvas.draw(almond, self._white)
         gx, gy = x + 0.35 * size * pose.gaze_x, y + 0.15 * size * pose.gaze_y - 0.004
@@ -236,23 +317,43 @@ class Face:
         if kind == "none":
             return
         path = skia.Path()
+        wide = {}
         for side in (-1, 1):
             x, y = self.at(pose, side * appearance.eye_gap, appearance.eye_height + 0.01, 0.6)
+            wide[side] = 0.10 * foreshortening(pose.yaw, side)
             if kind == "square":
-                path.addRoundRect(skia.Rect(x - 0.10, y - 0.06, x + 0.10, y + 0.075), 0.02, 0.02)
+                box = skia.Rect(x - wide[side], y - 0.06, x + wide[side], y + 0.075)
+                path.addRoundRect(box, 0.02, 0.02)
             else:
-                path.addOval(skia.Rect(x - 0.10, y - 0.085, x + 0.10, y + 0.09))
+                path.addOval(skia.Rect(x - wide[side], y - 0.085, x + wide[side], y + 0.09))
         canvas.draw(path, self._glass)
         left = self.at(pose, -appearance.eye_gap, appearance.eye_height, 0.6)
         right = self.at(pose, appearance.eye_gap, appearance.eye_height, 0.6)
-        path.moveTo(left[0] + 0.10, left[1])
-        path.lineTo(right[0] - 0.10, right[1])
+        path.moveTo(left[0] + wide[-1], left[1])
+        path.lineTo(right[0] - wide[1], right[1])
+        view = view_of(pose.yaw)
         for side, hinge in ((-1, left), (1, right)):
-            path.moveTo(hinge[0] + side * 0.10, hinge[1])
+            if view is not None and side == view.side:
+                continue  # the far temple is out of view
+            path.moveTo(hinge[0] + side * wide[side], hinge[1])
             path.lineTo(
                 *self.at(pose, side * (appearance.cheek + 0.02), appearance.eye_height, -0.1)
             )
         canvas.draw(path, self._frame)
+
+
+def rounded(points: Sequence[Point]) -> skia.Path:
+    """Closed smooth outline near the corners of a polygon."""
+    path = skia.Path()
+    middles = [
+        ((a[0] + b[0]) / 2, (a[1] + b[1]) / 2)
+        for a, b in zip(points, [*points[1:], points[0]], strict=True)
+    ]
+    path.moveTo(*middles[-1])
+    for corner, middle in zip(points, middles, strict=True):
+        path.quadTo(*corner, *middle)
+    path.close()
+    return path
 
 
 def _moved(path: skia.Path, dx: float, dy: float) -> skia.Path:

@@ -1,12 +1,33 @@
 """Whole person: torso, hair, face and mouth occlusion. Units: the head's height."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import skia
 
 from cavmae.datasets.synthetic.appearance import Appearance
 from cavmae.datasets.synthetic.articulation import OPENING
 from cavmae.datasets.synthetic.canvas import Canvas, Point, gradient, oval, paint, pen, shade
-from cavmae.datasets.synthetic.face import Face, Pose
+from cavmae.datasets.synthetic.face import Face, Pose, rounded
+from cavmae.datasets.synthetic.hands import Hands, HandTrack
 from cavmae.datasets.synthetic.occlusions import CoverUp
+from cavmae.datasets.synthetic.population import rng_for
+from cavmae.datasets.synthetic.projection import View, skull, view_of
+from cavmae.datasets.synthetic.surface import Surface, fold_lines
+
+FOLD_PENS = ((0.09, 0.07), (0.05, 0.09), (0.02, 0.14))  # width, alpha: soft from sharp lines
+LOW = 8.0  # lower end of a torso
+# Heights of the left temple, left, middle, right, right temple.
+HAIRLINES = {
+    "short": (-0.06, -0.27, -0.33, -0.27, -0.06),
+    "side": (-0.02, -0.34, -0.22, -0.16, -0.05),
+    "long": (0.12, -0.26, -0.36, -0.26, 0.12),
+    "bob": (0.14, -0.14, -0.17, -0.14, 0.14),
+    "curly": (0.0, -0.22, -0.26, -0.22, 0.0),
+    "bun": (-0.08, -0.30, -0.36, -0.30, -0.08),
+    "cap": (-0.14, -0.19, -0.20, -0.19, -0.14),
+}
+THICKNESS = {"cap": 0.045, "curly": 0.07}  # of hair above the skull
 
 
 class Figure:
@@ -17,15 +38,26 @@ class Figure:
         labels: of the pixels of their body and of their face.
         light: -1 from the left to 1 from the right.
         cover: kind of the mouth occlusion; None: no occlusion.
+        hands: movements of the hands that gesture.
+        surface: seed of the texture of skin, hair and cloth; None: flat colours.
     """
 
     def __init__(
-        self, appearance: Appearance, labels: tuple[int, int], light: float, cover: str | None
+        self,
+        appearance: Appearance,
+        labels: tuple[int, int],
+        light: float,
+        cover: str | None,
+        hands: Sequence[HandTrack] = (),
+        surface: int | None = None,
     ):
         self.appearance = appearance
-        self.face = Face(appearance, light)
+        rng = rng_for("surface", surface or 0)
+        textures = None if surface is None else Surface(appearance, light, rng)
+        self.face = Face(appearance, light, textures and textures.skin)
         self._body, self._face = labels
-        self._cover = None if cover is None else CoverUp(appearance, cover)
+        sleeve = textures and textures.cloth
+        self._cover = None if cover is None else CoverUp(appearance, cover, sleeve)
         tones = [shade(appearance.cloth, 1.12), shade(appearance.cloth, 0.72)]
         if light > 0:
             tones.reverse()
@@ -44,6 +76,13 @@ class Figure:
             (-0.5, -0.5), (0.5, 0.6), [appearance.cloth2, shade(appearance.cloth2, 0.65)]
         )
 
+        self._folds: skia.Path | None = None
+        if textures is not None:
+            self._cloth, self._neck, self._wrap = textures.cloth, textures.neck, textures.wrap
+            self._hair, self._back = textures.hair, textures.back
+            self._folds = fold_lines(rng, appearance.shoulders)
+        self._hands = Hands(appearance, self._cloth, hands, self._body)
+
     def draw_torso(self, canvas: Canvas, breath: float) -> None:
         """Draw shoulders and chest, below a head whose middle is at 0."""
         appearance = self.appearance
@@ -53,6 +92,8 @@ class Figure:
         path.moveTo(-0.15, 0.54 + rise)
         path.cubicTo(-0.3, 0.64 + rise, -s * 0.9, 0.62 + rise, -s, 0.95 + rise)
         path.cubicTo(-s - 0.05, 1.2, -s - 0.05, 1.6, -s - 0.02, 3.2)
+        path.lineTo(-s - 0.02, LOW)  # people in the distance reach further down
+        path.lineTo(s + 0.02, LOW)
         path.lineTo(s + 0.02, 3.2)
         path.cubicTo(s + 0.05, 1.6, s + 0.05, 1.2, s, 0.95 + rise)
         path.cubicTo(s * 0.9, 0.62 + rise, 0.3, 0.64 + rise, 0.15, 0.54 + rise)
@@ -60,6 +101,9 @@ class Figure:
         canvas.draw(path, self._cloth, self._body)
         with canvas.clipped(path):
             self._draw_clothes(canvas, rise)
+            if self._folds is not None:
+                for width, alpha in FOLD_PENS:
+                    canvas.draw(self._folds, pen((0, 0, 0), width, alpha))
 
     def _draw_clothes(self, canvas: Canvas, rise: float) -> None:
         kind = self.appearance.clothes
@@ -122,9 +166,15 @@ class Figure:
     def draw_back(self, canvas: Canvas, pose: Pose) -> None:
         """Draw hair and cloth behind the face and neck."""
         style, appearance = self.appearance.style, self.appearance
+        view = view_of(pose.yaw)
+        if view is not None:
+            self._draw_skull(canvas, pose, view)
         x, y = self.face.at(pose, 0, 0, -0.6)
         path = skia.Path()
         wide = appearance.cheek + 0.09
+        if view is not None:
+            x += view.side * 0.12 * view.roundness
+            wide -= 0.1 * view.roundness
         if style == "long":
             path.addRoundRect(skia.Rect(x - wide, y - 0.48, x + wide, y + 0.78), 0.26, 0.3)
         elif style == "bob":
@@ -148,34 +198,44 @@ class Figure:
             return
         canvas.draw(path, self._back, self._body)
 
+    def _draw_skull(self, canvas: Canvas, pose: Pose, view: View) -> None:
+        """Draw the back of a turned head, which a face seen from the front hides."""
+        x, y, rx, ry = skull(view, self.appearance.cheek, 0.0)
+        if self.appearance.style == "bald":
+            canvas.draw(oval(x, y, rx, ry), self.face.skin, self._face)
+        else:
+            canvas.draw(oval(x, y, rx + 0.02, ry + 0.02), self._back, self._body)
+
     def draw_head(
         self, canvas: Canvas, pose: Pose, shape: tuple[float, ...], covered: float
     ) -> skia.Path:
         """Draw face, front hair and mouth occlusion; returns the lips' outline."""
         lips = self.face.draw(canvas, pose, shape, self._face)
-        self._draw_front(canvas, pose)
+        self._draw_front(canvas, pose, shape[OPENING])
         if self._cover is not None:
             self._cover.draw(canvas, self.face, pose, shape[OPENING], covered, self._body)
         return lips
 
-    def _draw_front(self, canvas: Canvas, pose: Pose) -> None:
+    def draw_hands(self, canvas: Canvas, number: int) -> None:
+        """Draw the gesturing hands of frame ``number``, in the torso's units."""
+        self._hands.draw(canvas, number)
+
+    def _draw_front(self, canvas: Canvas, pose: Pose, opening: float) -> None:
         style = self.appearance.style
         if style == "bald":
             return
+        view = view_of(pose.yaw)
         if style == "scarf":
-            self._draw_scarf(canvas, pose)
+            if view is None:
+                self._draw_scarf(canvas, pose)
+            else:
+                self._draw_turned_scarf(canvas, pose, view, opening)
             return
-        path = self._crown(pose, {"cap": 0.045, "curly": 0.07}.get(style, 0.03))
-        lines = {
-            # Hairline: (left temple y, left, middle, right, right temple y)
-            "short": (-0.06, -0.27, -0.33, -0.27, -0.06),
-            "side": (-0.02, -0.34, -0.22, -0.16, -0.05),
-            "long": (0.12, -0.26, -0.36, -0.26, 0.12),
-            "bob": (0.14, -0.14, -0.17, -0.14, 0.14),
-            "curly": (0.0, -0.22, -0.26, -0.22, 0.0),
-            "bun": (-0.08, -0.30, -0.36, -0.30, -0.08),
-            "cap": (-0.14, -0.19, -0.20, -0.19, -0.14),
-        }[style]
+        if view is not None:
+            self._draw_turned_hair(canvas, pose, view, opening)
+            return
+        path = self._crown(pose, THICKNESS.get(style, 0.03))
+        lines = HAIRLINES[style]
         c = self.appearance.cheek
         at = self.face.at
         path.lineTo(*at(pose, c + 0.02, lines[4], 0.0))
@@ -193,6 +253,70 @@ class Figure:
                 strands.moveTo(*at(pose, 0.3 * x, -0.55, 0.0))
                 strands.quadTo(*at(pose, x, -0.45, 0.1), *at(pose, 1.15 * x, -0.2, 0.3))
             canvas.draw(strands, self._strand)
+
+    def _draw_turned_hair(self, canvas: Canvas, pose: Pose, view: View, opening: float) -> None:
+        """Draw hair or a cap of a turned head: from the hairline over ear and nape to the crown."""
+        style, c = self.appearance.style, self.appearance.cheek
+        thick = THICKNESS.get(style, 0.03)
+        lines = HAIRLINES[style] if view.side < 0 else HAIRLINES[style][::-1]
+        at, near = self.face.at, -view.side
+        x, y = self.face.front_edge(pose, view, opening)
+        edge = float(np.interp(lines[2], y, view.side * x))
+        points = [
+            (view.side * (edge + 0.2 * thick), lines[2]),
+            at(pose, near * 0.25 * c, lines[2], 0.32), at(pose, near * 0.55 * c, lines[3], 0.25),
+            at(pose, near * 0.9 * c, lines[3], 0.12), at(pose, near * c, lines[4], 0.03),
+            at(pose, near * c, lines[4], -0.08), at(pose, near * c, -0.07, -0.15),
+            at(pose, near * c, 0.08, -0.3),
+        ]  # fmt: skip
+        points += self._skull_arc(view, thick, 0.95)
+        for height in (-0.45, -0.4):
+            points.append(
+                (view.side * (float(np.interp(height, y, view.side * x)) + thick), height - thick)
+            )
+        path = rounded(points)
+        canvas.draw(path, self._wrap if style == "cap" else self._hair, self._body)
+        if style == "cap":
+            visor = [
+                (view.side * (edge - 0.06), lines[2] - 0.03), (view.side * (edge + 0.2), lines[2]),
+                (view.side * (edge + 0.2), lines[2] + 0.035), (view.side * edge, lines[2] + 0.02),
+            ]  # fmt: skip
+            canvas.draw(rounded(visor), self._wrap, self._body)
+            return
+        with canvas.clipped(path):
+            strands = skia.Path()
+            cx, cy, rx, ry = skull(view, c, 0.0)
+            for part in (0.35, 0.55, 0.75, 0.92):
+                strands.addOval(skia.Rect(cx - part * rx, cy - part * ry, cx + part * rx, cy + ry))
+            canvas.draw(strands, self._strand)
+
+    def _skull_arc(self, view: View, grown: float, start: float) -> list[Point]:
+        """Points around the back of a turned skull, from the nape over the crown.
+
+        Args:
+            start: angle of the nape below the horizontal, in radians.
+        """
+        x, y, rx, ry = skull(view, self.appearance.cheek, grown)
+        angles = np.linspace(start, -1.75, 9)
+        return [(x - view.side * rx * float(np.cos(a)), y + ry * float(np.sin(a))) for a in angles]
+
+    def _draw_turned_scarf(self, canvas: Canvas, pose: Pose, view: View, opening: float) -> None:
+        """Draw cloth around a turned face, over skull and neck."""
+        c, j = self.appearance.cheek, self.appearance.jaw
+        at, near = self.face.at, -view.side
+        x, y = self.face.front_edge(pose, view, opening)
+        edge = float(np.interp(-0.3, y, view.side * x))
+        chin = float(np.interp(0.46, y, view.side * x))
+        points = [
+            (view.side * (edge + 0.02), -0.3), at(pose, near * 0.5 * c, -0.26, 0.28),
+            at(pose, near * 0.85 * c, -0.05, 0.15), at(pose, near * 0.85 * c, 0.15, 0.12),
+            at(pose, near * (j - 0.02), 0.36, 0.15), (view.side * (chin - 0.05), 0.5),
+            (view.side * (chin - 0.02), 0.58), (view.side * 0.2, 0.72), (-view.side * 0.3, 0.72),
+            (-view.side * 0.4, 0.4),
+        ]  # fmt: skip
+        points += self._skull_arc(view, 0.06, 0.4)
+        points.append((view.side * (float(np.interp(-0.42, y, view.side * x)) + 0.05), -0.46))
+        canvas.draw(rounded(points), self._wrap, self._body)
 
     def _crown(self, pose: Pose, high: float) -> skia.Path:
         """Outline of the hair from the left temple to the right, a little outside the skull."""

@@ -12,8 +12,9 @@ from cavmae.datasets.synthetic import articulation, voices
 from cavmae.datasets.synthetic.espeak import Phoneme
 from cavmae.datasets.synthetic.population import Population, rng_for
 from cavmae.datasets.synthetic.recordings import active_level
-from cavmae.datasets.synthetic.script import Script, Span
+from cavmae.datasets.synthetic.script import Script
 from cavmae.datasets.synthetic.settings import RenderSettings
+from cavmae.datasets.synthetic.staging import Span
 from cavmae.datasets.synthetic.voices import LEVEL, Voice, at_level, utter
 
 PEAK = 0.95  # of the mixture; one gain for all tracks keeps below it

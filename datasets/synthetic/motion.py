@@ -1,10 +1,17 @@
 """Movement of heads, eyes and cameras: smooth noise and blinks."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
+from cavmae.datasets.synthetic.projection import DEGREES
+from cavmae.datasets.synthetic.staging import Turn, Walk
+
+TURNING = 0.4  # s: a head takes this long to turn
+MOST_YAW = 60 / DEGREES
+STEPS, BOB = 1.9, 0.06  # of a walk: steps a second, rise of each in head heights
 BLINKS = 0.3  # a second
 BLINK = 0.07  # s: standard deviation of a blink's course
 
@@ -13,7 +20,9 @@ class Poses(NamedTuple):
     """Movements of one head, float64 [frames] each.
 
     Attributes:
-        yaw, pitch: -1 to 1: turned to the right of the frame, bent down.
+        yaw: in units of 20 degrees, positive to the right of the frame: -1 to 1, and up to 3 in
+            turns to profile.
+        pitch: -1 to 1, bent down.
         roll: degrees, clockwise.
         dx, dy: shift of the head, as a fraction of its height.
         blink: 0 open to 1 closed.
@@ -42,6 +51,55 @@ def smooth_noise(frames: int, rate: float, seconds: float, rng: np.random.Genera
     # Gaussian smoothing of white noise leaves a variance of 1 / (2 sqrt(pi) sigma).
     noise: np.ndarray = smooth[pad : pad + frames] * np.sqrt(2 * np.sqrt(np.pi) * sigma)
     return noise
+
+
+def spans_weight(
+    spans: Sequence[tuple[float, float]], times: np.ndarray, ramp: float
+) -> np.ndarray:
+    """Weight of being within one of the spans, float64 [frames]: 0 outside to 1 inside.
+
+    Args:
+        spans: [start, end] in seconds; one that reaches an end of the clip has no ramp there.
+        times: of the frames in seconds.
+        ramp: duration in seconds of the way up before a span, and down after it.
+    """
+    position = np.zeros(len(times))
+    for start, end in spans:
+        up = np.ones(len(times)) if start <= 0 else np.clip((times - start) / ramp + 1, 0, 1)
+        later = end >= times[-1]
+        down = np.ones(len(times)) if later else np.clip((end - times) / ramp + 1, 0, 1)
+        position = np.maximum(position, up * down)
+    smooth: np.ndarray = position * position * (3 - 2 * position)
+    return smooth
+
+
+def turned(poses: Poses, turn: Turn, times: np.ndarray) -> Poses:
+    """Poses whose head turns away for the turn's spans.
+
+    Args:
+        times: of the frames in seconds.
+    """
+    weight = spans_weight(turn.spans, times, TURNING)
+    away = turn.degrees / DEGREES + 0.25 * poses.yaw
+    yaw = (1 - weight) * poses.yaw + weight * away
+    return poses._replace(yaw=np.clip(yaw, -MOST_YAW, MOST_YAW))
+
+
+def walk_course(walk: Walk, x: float, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Course of a walk: x as a fraction of the width, and the rise of each step, float64 [frames].
+
+    Args:
+        x: at its start.
+        times: of the frames in seconds.
+
+    Returns:
+        x, and dy in head heights.
+    """
+    part = np.clip((times - walk.start) / (walk.end - walk.start), 0, 1)
+    smooth = part * part * (3 - 2 * part)
+    speed = 4 * part * (1 - part)
+    bob = -BOB * speed * np.abs(np.sin(np.pi * STEPS * (times - walk.start)))
+    return x + smooth * (walk.x - x), bob
 
 
 def draw_poses(frames: int, rate: float, rng: np.random.Generator) -> Poses:

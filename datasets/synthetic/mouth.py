@@ -5,8 +5,10 @@ import skia
 from cavmae.datasets.synthetic.appearance import Appearance
 from cavmae.datasets.synthetic.articulation import OPENING, SPREAD, TEETH, TONGUE
 from cavmae.datasets.synthetic.canvas import Canvas, paint, pen, shade
+from cavmae.datasets.synthetic.projection import View
 
 GAPE = 0.14  # height of a wide open mouth, as a share of the head's
+CURVATURE = 4.0  # of the lips around the teeth, seen from above
 LIPS_PART = 0.006  # a smaller gap is a line between the lips
 
 
@@ -23,11 +25,12 @@ class Mouth:
         self._teeth = paint((appearance.teeth, appearance.teeth, appearance.teeth * 0.93))
         self._gap = pen((0.45, 0.40, 0.38), 0.004, 0.5)
 
-    def draw(self, canvas: Canvas, shape: tuple[float, ...]) -> skia.Path:
+    def draw(self, canvas: Canvas, shape: tuple[float, ...], view: View | None) -> skia.Path:
         """Draw a mouth and return the outline of its lips.
 
         Args:
             shape: one step of a mouth track.
+            view: of a head that is turned; None: seen from the front.
         """
         appearance = self._appearance
         spread = shape[SPREAD]
@@ -36,22 +39,22 @@ class Mouth:
         lip = appearance.lip * (1 + (-0.15 * spread if spread > 0 else -0.35 * spread))
         corner = 0.30 * gap - 0.022 * max(spread, 0)
         top, bottom = -0.12 * gap, 0.88 * gap
-        outer = _lips(width, corner, top - lip, bottom + 1.3 * lip)
+        outer = _turned(_lips(width, corner, top - lip, bottom + 1.3 * lip), view)
         canvas.draw(outer, self._lip)
         with canvas.clipped(outer):
             upper = skia.Path()
             upper.addRect(skia.Rect(-1, -1, 1, corner + 0.1 * gap))
             canvas.draw(upper, self._upper)
-        inner = _opening(0.88 * width, corner, top, bottom)
+        inner = _turned(_opening(0.88 * width, corner, top, bottom), view)
         if gap < LIPS_PART and shape[TEETH] < 0.3:
             line = skia.Path()
             line.moveTo(-0.92 * width, corner)
             line.quadTo(0, 0.006, 0.92 * width, corner)
-            canvas.draw(line, self._line)
+            canvas.draw(_turned(line, view), self._line)
             return outer
         with canvas.clipped(inner):
             canvas.draw(inner, self._inside)
-            self._fill(canvas, width, gap, top, bottom, shape)
+            self._fill(canvas, width, gap, top, bottom, shape, view)
         return outer
 
     def _fill(
@@ -62,6 +65,7 @@ class Mouth:
         top: float,
         bottom: float,
         shape: tuple[float, ...],
+        view: View | None,
     ) -> None:
         """Draw tongue and teeth between the lips."""
         tongue = skia.Path()
@@ -69,23 +73,50 @@ class Mouth:
         tongue.addOval(
             skia.Rect(-0.6 * width, bottom - 0.40 * gap - lift, 0.6 * width, bottom + 0.3 * gap)
         )
-        canvas.draw(tongue, self._tongue)
+        canvas.draw(_turned(tongue, view), self._tongue)
         upper = min(0.012 + 0.045 * shape[TEETH], 0.75 * gap)
         row = skia.Path()
         row.addRoundRect(
             skia.Rect(-0.75 * width, top - 0.03, 0.75 * width, top + upper), 0.01, 0.01
         )
-        canvas.draw(row, self._teeth)
+        canvas.draw(_turned(row, view), self._teeth)
         gaps = skia.Path()
         for place in (-0.45, -0.22, 0.0, 0.22, 0.45):
             gaps.moveTo(place * width, top)
             gaps.lineTo(place * width, top + 0.8 * upper)
-        canvas.draw(gaps, self._gap)
+        canvas.draw(_turned(gaps, view), self._gap)
         lower = min(0.032 * max(shape[TEETH] - 0.3, 0), 0.3 * gap)
         if lower > 0:
             row = skia.Path()
             row.addRect(skia.Rect(-0.6 * width, bottom - lower, 0.6 * width, bottom + 0.03))
-            canvas.draw(row, self._teeth)
+            canvas.draw(_turned(row, view), self._teeth)
+
+
+def _turned(path: skia.Path, view: View | None) -> skia.Path:
+    """Bend a flat shape around the front of a turned head; its far part folds into the edge."""
+    if view is None:
+        return path
+    curve = CURVATURE * view.roundness * view.sin
+    farthest = view.cos / (2 * curve) if curve else 1.0
+    bent = skia.Path()
+    add = {
+        skia.Path.Verb.kMove_Verb: bent.moveTo, skia.Path.Verb.kLine_Verb: bent.lineTo,
+        skia.Path.Verb.kQuad_Verb: bent.quadTo, skia.Path.Verb.kCubic_Verb: bent.cubicTo,
+    }  # fmt: skip
+    for verb, points in path:
+        if verb == skia.Path.Verb.kClose_Verb:
+            bent.close()
+            continue
+        ends = points[:1] if verb == skia.Path.Verb.kMove_Verb else points[1:]
+        moved = []
+        for point in ends:
+            x = min(view.side * point.x(), farthest)
+            moved += [view.side * (x * view.cos - curve * x * x), point.y()]
+        if verb == skia.Path.Verb.kConic_Verb:  # of ovals and round corners
+            bent.quadTo(*moved)
+        else:
+            add[verb](*moved)
+    return bent
 
 
 def _lips(width: float, corner: float, top: float, bottom: float) -> skia.Path:

@@ -2,39 +2,28 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import skia
 
 from cavmae.datasets.synthetic.appearance import Appearance
 from cavmae.datasets.synthetic.canvas import Canvas, Point, oval, paint, pen, shade
 from cavmae.datasets.synthetic.face import Face, Pose
-from cavmae.datasets.synthetic.script import Cover
 
 RISE = 0.3  # s: a hand takes this long to come up
 FAR = 1.2  # head heights below the mouth: out of the way
 
 
-def coverage(cover: Cover, times: np.ndarray) -> np.ndarray:
-    """Position of an occlusion, float64 [frames]: 0 out of the way to 1 before the mouth."""
-    position = np.zeros(len(times))
-    for start, end in cover.spans:
-        # A span that reaches an end of the clip has no movement there.
-        up = np.ones(len(times)) if start <= 0 else np.clip((times - start) / RISE + 1, 0, 1)
-        later = end >= times[-1]
-        down = np.ones(len(times)) if later else np.clip((end - times) / RISE + 1, 0, 1)
-        position = np.maximum(position, up * down)
-    smooth: np.ndarray = position * position * (3 - 2 * position)
-    return smooth
-
-
 class CoverUp:
-    """Draws the object before a person's mouth."""
+    """Draws the object before a person's mouth.
 
-    def __init__(self, appearance: Appearance, kind: str):
+    Args:
+        sleeve: paint of the arm that holds it; None: flat.
+    """
+
+    def __init__(self, appearance: Appearance, kind: str, sleeve: skia.Paint | None = None):
         self._kind = kind
         self._skin = paint(shade(appearance.skin, 0.93))
         self._crease = pen(shade(appearance.skin, 0.6), 0.010, 0.8)
-        self._sleeve = paint(shade(appearance.cloth, 0.85))
+        self._sleeve = sleeve or paint(shade(appearance.cloth, 0.85))
         self._cloth = paint((0.72, 0.84, 0.90))
         self._fold = pen((0.52, 0.66, 0.74), 0.010)
         self._ball = paint((0.12, 0.12, 0.13))

@@ -8,12 +8,12 @@ import numpy as np
 
 from cavmae.datasets.synthetic.population import Population, Speaker, rng_for
 from cavmae.datasets.synthetic.settings import RenderSettings
+from cavmae.datasets.synthetic.staging import PersonStaging, Span, Staging, draw_staging
 
 SHORTEST_SPAN, SHORTEST_PAUSE = 0.4, 0.5  # s
 SHIFTS = (120, 600)  # ms between audio and video of a clip out of sync
 COVERS = ("hand", "mask", "microphone")
 NOISES = ("white", "pink", "brown", "hum", "babble")
-Span = tuple[float, float]  # seconds from the clip's start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,8 @@ class ScriptedPerson:
         spans: of their speech.
         level_db: of their voice, relative to the first person's.
         cover: of their mouth; None: it is in view throughout.
-        x, y: of the middle of the head, as fractions of the frame's width and height.
-        head: height of the head as a fraction of the frame's height.
+        staging: place and movements. ``x`` and ``y`` of the middle of the head are fractions of
+            the frame's width and height, ``head`` is its height as a fraction of the frame's.
     """
 
     speaker: str
@@ -45,9 +45,7 @@ class ScriptedPerson:
     spans: tuple[Span, ...]
     level_db: float
     cover: Cover | None
-    x: float
-    y: float
-    head: float
+    staging: PersonStaging
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +71,7 @@ class Script:
         shift_ms: delay of the audio against the video.
         look_alikes: whether two people of this clip have the same family of appearances.
         similar_voices: ids of two people of this clip whose voices are near in pitch.
+        staging: scenery, distances and movements.
     """
 
     clip: int
@@ -84,6 +83,7 @@ class Script:
     shift_ms: int
     look_alikes: bool
     similar_voices: tuple[str, str] | None
+    staging: Staging
 
     def labels(self, audible: Sequence[bool]) -> list[str]:
         """Labels of the clip, sorted.
@@ -107,6 +107,7 @@ class Script:
             "look_alikes": self.look_alikes,
             "similar_voices": self.similar_voices is not None
             and talking >= set(self.similar_voices),
+            **self.staging.cases(),
         }
         return sorted(labels | {name for name, has in flags.items() if has})
 
@@ -124,8 +125,9 @@ def write_script(settings: RenderSettings, population: Population, clip: int) ->
         settings, population, main, int(rng.integers(least, most + 1)), rng
     )
     spots = _places(len(cast), settings, rng)
+    staging = draw_staging(settings, clip, [speaker.id for speaker in cast], spots)
     people = tuple(
-        _person(number, speaker, spots[number], settings, rng)
+        _person(number, speaker, staging.people[number], settings, rng)
         for number, speaker in enumerate(cast)
     )
     off_screen = None
@@ -145,8 +147,9 @@ def write_script(settings: RenderSettings, population: Population, clip: int) ->
         if all(person.role == "silent" for person in people):
             shift = 0  # without speech nothing is out of sync
     return Script(
-        clip, main.split, people, off_screen, noise, music, shift, look_alikes, similar_voices
-    )
+        clip, main.split, people, off_screen, noise, music, shift, look_alikes, similar_voices,
+        staging,
+    )  # fmt: skip
 
 
 def _cast(
@@ -204,7 +207,7 @@ def _places(
 def _person(
     number: int,
     speaker: Speaker,
-    spot: tuple[float, float, float],
+    staging: PersonStaging,
     settings: RenderSettings,
     rng: np.random.Generator,
 ) -> ScriptedPerson:
@@ -222,7 +225,7 @@ def _person(
         cover = Cover(kind, ((0.0, settings.length) if whole else (start, end),))
     return ScriptedPerson(
         speaker.id, "silent" if silent else "speaking", activity, () if silent else spans,
-        level, cover, *spot,
+        level, cover, staging,
     )  # fmt: skip
 
 

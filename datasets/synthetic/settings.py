@@ -8,9 +8,13 @@ from cavmae.common.errors import UsageError
 
 QUALITY = 20.0  # CRF of the H.264 video (x264): less is better
 # Hard cases: each is the probability that a clip or a person has it.
+SCENE_CASES = (
+    "profiles", "gestures", "crossings", "depth", "cut_off", "textures", "textured_backgrounds",
+    "distractors",
+)  # fmt: skip
 CASES = (
     "silent", "pauses", "off_screen_voice", "noise", "music", "look_alikes",
-    "similar_voices", "desync", "mouth_occlusion",
+    "similar_voices", "desync", "mouth_occlusion", *SCENE_CASES,
 )  # fmt: skip
 
 
@@ -40,6 +44,14 @@ class RenderSettings:
         similar_voices: share of clips of several people in which two voices are near in pitch.
         desync: share of clips whose audio is late or early by 120 to 600 ms (labelled).
         mouth_occlusion: share of people whose mouth is covered for a while or all the time.
+        profiles: share of people who turn their head by 30 to 60 degrees.
+        gestures: share of people whose hands rise before the chest, seldom before the mouth.
+        crossings: share of clips of several people in which one walks past another.
+        depth: share of clips with people nearer and further away than usual, overlapping.
+        cut_off: share of people whose head the frame's edge cuts.
+        textures: share of speakers with textured, shaded skin, hair and cloth; 0: flat colours.
+        textured_backgrounds: share of clips before brick, script, foliage, shelves and the like.
+        distractors: share of clips with chairs, lamps, posters of faces, busts, hands of nobody.
     """
 
     seed: int = 0
@@ -61,6 +73,14 @@ class RenderSettings:
     similar_voices: float = 0.2
     desync: float = 0.03
     mouth_occlusion: float = 0.1
+    profiles: float = 0.25
+    gestures: float = 0.35
+    crossings: float = 0.2
+    depth: float = 0.5
+    cut_off: float = 0.15
+    textures: float = 0.8
+    textured_backgrounds: float = 0.6
+    distractors: float = 0.4
 
     @property
     def people_range(self) -> tuple[int, int]:

@@ -12,10 +12,13 @@ from cavmae.datasets.synthetic.appearance import draw_appearance
 from cavmae.datasets.synthetic.canvas import Canvas, placement
 from cavmae.datasets.synthetic.face import Pose
 from cavmae.datasets.synthetic.figure import Figure
+from cavmae.datasets.synthetic.hands import LoneArm, draw_hand_tracks
 from cavmae.datasets.synthetic.population import Population, rng_for
+from cavmae.datasets.synthetic.projection import DEGREES
 from cavmae.datasets.synthetic.script import Script
 from cavmae.datasets.synthetic.settings import RenderSettings
 
+TORSO_TURN = 0.12  # narrowing of the shoulders a unit of yaw beyond the first
 GRAINS = 4  # noise images of a clip, rolled by a random offset in each frame
 
 
@@ -55,27 +58,49 @@ class Stage:
         frames, rate = settings.frames, settings.frame_rate
         self._size = settings.size
         self._camera = motion.draw_camera(frames, rate, rng)
-        self._backdrop = backdrop.paint_backdrop(self._size, rng)
+        staging = script.staging
+        self._backdrop = backdrop.paint_backdrop(
+            self._size, rng, staging.textured_background, staging.objects
+        )
         angle, strength = self._camera.shadow
         light = float(np.cos(np.radians(angle)) * (0.3 + strength))
         times = np.arange(frames) / rate
         self._figures: list[Figure] = []
         self._poses: list[motion.Poses] = []
         self.mouths: list[np.ndarray] = []  # float32 [frames, 4] of each person
+        self.yaws: list[np.ndarray] = []  # degrees, float64 [frames] of each person
         self._covered: list[np.ndarray] = []
+        self._courses: list[tuple[np.ndarray, np.ndarray]] = []  # x, dy of each person
         for number, person in enumerate(script.people):
             person_rng = rng_for(settings.seed, "motion", script.clip, number)
             speaker = population[person.speaker]
             kind = None if person.cover is None else person.cover.kind
             labels = (2 * number + 1, 2 * number + 2)
             appearance = draw_appearance(speaker.family, speaker.appearance_seed)
-            self._figures.append(Figure(appearance, labels, light, kind))
-            self._poses.append(motion.draw_poses(frames, rate, person_rng))
+            poses = motion.draw_poses(frames, rate, person_rng)
+            spot = person.staging
+            if spot.turn is not None:
+                poses = motion.turned(poses, spot.turn, times)
+            self._poses.append(poses)
+            self.yaws.append(poses.yaw * DEGREES)
+            tracks_of_hands = []
+            if spot.gesture is not None:
+                tracks_of_hands = draw_hand_tracks(spot.gesture, appearance, times, person_rng)
+            surface = speaker.family if spot.textured else None
+            figure = Figure(appearance, labels, light, kind, tracks_of_hands, surface)
+            self._figures.append(figure)
+            course = np.full(frames, spot.x), np.zeros(frames)
+            if spot.walk is not None:
+                course = motion.walk_course(spot.walk, spot.x, times)
+            self._courses.append(course)
             self.mouths.append(articulation.at_frames(tracks[number], times))
             covered = np.zeros(frames)
             if person.cover is not None:
-                covered = occlusions.coverage(person.cover, times)
+                covered = motion.spans_weight(person.cover.spans, times, occlusions.RISE)
             self._covered.append(covered)
+        self._lone_hand: LoneArm | None = None
+        if staging.lone_hand is not None:
+            self._lone_hand = LoneArm(staging.lone_hand, self._size, times)
         grain = self._camera.grain
         shape = (GRAINS, self._size[1], self._size[0], 1)
         self._grain = np.rint(rng.normal(0, grain, shape)).astype(np.int16) if grain else None
@@ -111,14 +136,19 @@ class Stage:
             )
             for index in range(len(self._figures)):
                 boxes.append(self._draw_person(index, number))
+        if self._lone_hand is not None:
+            self._lone_hand.draw(canvas, number)
         return boxes
 
     def _draw_person(self, index: int, number: int) -> Box:
         canvas, figure = self._canvas, self._figures[index]
         person, poses = self._script.people[index], self._poses[index]
         width, height = self._size
-        scale = person.head * height
-        x, y = person.x * width, person.y * height
+        spot = person.staging
+        scale = spot.head * height
+        course_x, course_dy = self._courses[index]
+        x, y = float(course_x[number]) * width, spot.y * height
+        y += float(course_dy[number]) * scale
         dx, dy = float(poses.dx[number]), float(poses.dy[number])
         pose = Pose(
             float(poses.yaw[number]),
@@ -130,6 +160,7 @@ class Stage:
         )
         head = placement(x + dx * scale, y + dy * scale, float(poses.roll[number]), scale)
         torso = placement(x + 0.3 * dx * scale, y + 0.3 * dy * scale, 0.0, scale)
+        torso.preScale(1 - TORSO_TURN * max(abs(pose.yaw) - 1, 0), 1)
         with canvas.transformed(head):
             figure.draw_back(canvas, pose)
         with canvas.transformed(torso):
@@ -139,6 +170,8 @@ class Stage:
         with canvas.transformed(head):
             lips = figure.draw_head(canvas, pose, shape, float(self._covered[index][number]))
             lips.transform(canvas.matrix)
+        with canvas.transformed(torso):
+            figure.draw_hands(canvas, number)
         bounds = lips.computeTightBounds()
         return bounds.left(), bounds.top(), bounds.right(), bounds.bottom()
 

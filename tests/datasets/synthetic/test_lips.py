@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cavmae.common.errors import CavmaeError
+from cavmae.datasets.synthetic.settings import SCENE_CASES
 from cavmae.tools.benchmarks.lips import evaluate, measure, video_lag
 from tests.datasets.synthetic.conftest import render
 
@@ -13,7 +14,8 @@ from tests.datasets.synthetic.conftest import render
 @pytest.mark.parametrize("source", ["espeak", "recordings"])
 def test_mouths_go_with_their_own_voice(tmp_path: Path, speech: Path, source: str) -> None:
     """Above every other voice on average, above 400 ms off, and in step to 20 ms."""
-    clean = {"silent": 0.0, "mouth_occlusion": 0.0, "desync": 0.0}
+    # A linear model of two dozen clips reads mouths of one size that face the camera.
+    clean = dict.fromkeys((*SCENE_CASES, "silent", "mouth_occlusion", "desync"), 0.0)
     folder = str(speech) if source == "recordings" else None
     assert render(
         tmp_path / "out", 24, height=160, seconds=2.4, speakers=16, speech=folder,

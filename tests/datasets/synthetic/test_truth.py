@@ -284,12 +284,18 @@ def test_mouth_boxes_lie_on_faces(crowd: Path) -> None:
         masks = masks_of(folder)
         assert len(masks) == truth["frames"]
         for person in truth["people"]:
-            for number, (box, visible) in enumerate(
-                zip(person["mouth_boxes"], person["mouth_visible"], strict=True)
-            ):
-                x, y = int((box[0] + box[2]) / 2), int((box[1] + box[3]) / 2)
-                assert (masks[number][y, x] == person["mask_values"]["face"]) == visible
-                assert 2 < box[2] - box[0] < truth["frame_size"][0] / 3
+            for number, (box, visible, yaw) in enumerate(
+                zip(
+                    person["mouth_boxes"], person["mouth_visible"], person["yaw_degrees"],
+                    strict=True,
+                )
+            ):  # fmt: skip
+                x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+                high, wide = truth["frame_size"]
+                inside = 0 <= x < wide and 0 <= y < high
+                face = inside and masks[number][int(y), int(x)] == person["mask_values"]["face"]
+                assert face == visible
+                assert (2 if abs(yaw) <= 20 else 1) < box[2] - box[0] < high / 3
                 seen, hidden = seen + visible, hidden + (not visible)
     assert seen > 100
     assert hidden > 20
@@ -306,6 +312,11 @@ def test_labels_name_what_is_there(crowd: Path) -> None:
         assert ("speaking" in labels) == bool(talking)
         assert ("noise" in labels) == (truth["noise"] is not None)
         assert ("mouth_occlusion" in labels) == any(p["cover"] for p in truth["people"])
+        assert ("gestures" in labels) == any(p["gesture"] for p in truth["people"])
+        assert ("crossings" in labels) == any(p["walk"] for p in truth["people"])
+        turned = any(np.abs(p["yaw_degrees"]).max() > 28 for p in truth["people"])
+        assert ("profiles" in labels) >= turned
+        assert ("distractors" in labels) == bool(truth["objects"])
         values = {v for p in truth["people"] for v in p["mask_values"].values()}
         assert set(np.unique(masks_of(folder))) <= {0} | values
     assert {"desync", "noise", "music", "silent", "speaking", "mouth_occlusion"} <= labels_of_corpus
