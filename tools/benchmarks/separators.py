@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from cavmae.common import worker_pool
 from cavmae.common.cli import stop_on_signals
@@ -180,7 +181,7 @@ def plot(records: Records, name: str, path: Path) -> None:
         name: of the list.
         path: PNG file.
     """
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
     curves, ends = figure.subplots(1, 2)
     for number, record in enumerate(records):
         style = {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}"}
@@ -189,14 +190,17 @@ def plot(records: Records, name: str, path: Path) -> None:
         curves.plot(minutes, values, label=record["label"], markersize=4, **style)
         final = record["metrics"][f"{name}_si_sdri"]
         factor = record["real_time_factor"]
-        ends.plot([factor], [final], linestyle="none", label=record["label"], **style)
+        ends.plot([factor], [final], linestyle="none", **style)
     curves.set_xlabel("CPU minutes of training")
     ends.set_xlabel("real-time factor on one core")
     ends.set_xscale("log")
+    ends.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ends.xaxis.set_major_formatter("{x:g}")
+    ends.xaxis.set_minor_locator(NullLocator())
     for axis in (curves, ends):
         axis.set_ylabel(f"SI-SDR improvement, dB ({name})")
         axis.grid(alpha=0.3)
         axis.margins(0.1)
-    curves.legend(fontsize="small")
+    figure.legend(*curves.get_legend_handles_labels(), loc="outside right upper")
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=120)

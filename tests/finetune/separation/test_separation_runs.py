@@ -72,6 +72,10 @@ def test_a_run_and_what_it_leaves(speech: Path, tmp_path: Path) -> None:
     lines = trace(run)
     measured = [line for line in lines if "un_seen_clean_si_sdri" in line]
     assert len(measured) == 1 and "un_seen_spoiled_si_sdri_median" in measured[0]
+    # All three are high voices.
+    assert "un_seen_clean_si_sdri_similar_pitch" in measured[0]
+    assert "un_seen_clean_si_sdri_different_pitch" not in measured[0]
+    assert 0 <= measured[0]["un_seen_spoiled_confusion"] <= 1
     assert sum("sdr" in line for line in lines) == 4
     checkpoint = run / "checkpoints" / "000000004"
     assert json.loads((checkpoint / "config.json").read_text())["model_type"] == "sound-separator"
