@@ -59,6 +59,8 @@ class SpeakerConfig:
         if self.slots < 2:
             raise ValueError(f"slots {self.slots}: at least 2, the last is the residual.")
         check_bounds(self, BOUNDS)
+        if "" in self.classes or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes {list(self.classes)}: each needs a name of its own.")
         if self.width % self.heads or self.width % 4 or self.mask_width % 8:
             raise ValueError(
                 f"width {self.width} is not a multiple of 4 and of {self.heads} heads, or "
