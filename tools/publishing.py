@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import read_bytes
-from cavmae.common.json_files import read_json, typed
+from cavmae.common.json_files import read_json, typed, value_as
 from cavmae.common.quoting import visible
 from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.pretrain.engine.checkpoints import (
@@ -120,6 +120,7 @@ def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCar
         python=python.format(name=json.dumps(name)),
         command=command.format(name=shlex.quote(name)),
         step=int(step) if step.isdigit() else None,
+        classes=_classes(checkpoint / CONFIG) if kind == "speaker" else [],
         config=_config(checkpoint.resolve().parent.parent),
         preprocessing=json.dumps(_json(checkpoint / PREPROCESSING)),
         measures=None if settings.measures is None else _measures_table(Path(settings.measures)),
@@ -159,6 +160,15 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise CavmaeError(f"{path} is not a JSON object.")
     return record
+
+
+def _classes(path: Path) -> list[str]:
+    """Classes of a speaker model, which may serve as hints."""
+    try:
+        classes: list[str] = value_as(list[str], typed(_json(path), "classes", list), "classes")
+    except ValueError as error:
+        raise CavmaeError(f"{path}: {error}; copy the checkpoint again.") from error
+    return classes
 
 
 def _config(run: Path) -> str | None:

@@ -51,7 +51,8 @@ def separate_recordings(
         exit code: 1 if any recording failed.
 
     Raises:
-        UsageError: a table names more than recordings, or ``out`` cannot be a folder.
+        UsageError: a table names more than recordings, ``out`` cannot be a folder, or the model has
+            no class of the hint's name.
         CavmaeError: there is no recording, or the target's files cannot be read.
     """
     target.check()
@@ -67,6 +68,7 @@ def separate_recordings(
     log_refused(items)
     with stop_on_signals():
         separator = load()
+        separator.check(settings)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -110,6 +110,7 @@ def first_pass(
     starts: Sequence[int],
     folder: Path,
     cue: Cue | None,
+    hint: int,
     second_look: bool,
     unread: UnreadMedia,
     progress: ProgressCallback,
@@ -123,6 +124,7 @@ def first_pass(
         starts: first frames of the windows.
         folder: empty folder for waves and masks.
         cue: cue for the target; None: there is no target.
+        hint: class number of the people; 0: none.
         second_look: run the model again on crops around small people.
         unread: losses of the recording.
         progress: called after each window.
@@ -154,9 +156,9 @@ def first_pass(
             zooms: dict[int, float] = {}
             people: list[DetectedPerson] = []
             if frames.any():  # black, as where nothing decodes, shows no people
-                people = predictor.predict(frames, wave, WHOLE, window_cue, key)
+                people = predictor.predict(frames, wave, WHOLE, window_cue, key, hint)
                 if second_look:
-                    people, zooms = refine_small_people(predictor, frames, wave, people)
+                    people, zooms = refine_small_people(predictor, frames, wave, people, hint)
             numbers = tracker.assign_numbers(people)
             waves = {MIXTURE: wave}
             for number, person in zip(numbers, people, strict=True):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cavmae.common.boxes import WHOLE, Box
+from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.compositing import GREY
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.settings import Thresholds
@@ -177,6 +178,7 @@ class WindowPredictor:
         box: Box = WHOLE,
         cue: Cue | None = None,
         key: int = 0,
+        hint: int = 0,
     ) -> list[DetectedPerson]:
         """Predict the people of a window, by descending presence probability.
 
@@ -188,6 +190,7 @@ class WindowPredictor:
             box: region of the frames that the model sees.
             cue: cue for the person of slot 0.
             key: index of the key frame of a box, point or mask.
+            hint: class number of :meth:`class_number`.
 
         Raises:
             NonFiniteError: the model gives NaN or Inf.
@@ -206,7 +209,7 @@ class WindowPredictor:
             frames=key_frames.permute(0, 2, 3, 1)[None].to(self.device),
             motion=motion[None].to(self.device),
             cues=self._cues(cue, key, letterbox, frame_size),
-            hint=torch.zeros(1, dtype=torch.int64, device=self.device),
+            hint=torch.tensor([hint], device=self.device),
         )
         with torch.autocast(self.device.type, self._type, enabled=self._type is not None):
             slot_predictions, voice_predictions = self.speaker.predict(inputs)
@@ -235,6 +238,20 @@ class WindowPredictor:
                 )
             )
         return people
+
+    def class_number(self, name: str | None) -> int:
+        """Number of a class, from 1; 0 for None.
+
+        Raises:
+            UsageError: the model has no such class.
+        """
+        classes = self.config.classes
+        if name is None:
+            return 0
+        if name not in classes:
+            existing = f"it has {', '.join(classes)}" if classes else "it has none; leave it out"
+            raise UsageError(f"--hint {name}: the model has no such class; {existing}.")
+        return classes.index(name) + 1
 
     @torch.no_grad()
     def voice_distance(self, voice: np.ndarray, reference: np.ndarray) -> float:

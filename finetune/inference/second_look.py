@@ -8,7 +8,11 @@ from cavmae.finetune.inference.tracker import masks_at, soft_iou
 
 
 def refine_small_people(
-    predictor: WindowPredictor, frames: np.ndarray, wave: np.ndarray, people: list[DetectedPerson]
+    predictor: WindowPredictor,
+    frames: np.ndarray,
+    wave: np.ndarray,
+    people: list[DetectedPerson],
+    hint: int = 0,
 ) -> tuple[list[DetectedPerson], dict[int, float]]:
     """Run the model again on crops around small people.
 
@@ -17,6 +21,7 @@ def refine_small_people(
         frames: uint8 [T, h, w, 3], of a window.
         wave: float32 [S], the mixture.
         people: prediction for the whole frame.
+        hint: class number of the people; 0: none.
 
     Returns:
         people, and the magnification of each second look by slot.
@@ -34,7 +39,7 @@ def refine_small_people(
             key = int((person.masks > 127).reshape(len(person.masks), -1).sum(1).argmax())
             mask = person.masks[key] > 127
             cue = Cue("mask", box=mask_box(mask) or WHOLE, mask=mask)
-            detected = predictor.predict(frames, wave, box, cue, key)
+            detected = predictor.predict(frames, wave, box, cue, key, hint)
             closer_view = next((p for p in detected if p.slot == 0), None)
         if closer_view is None or not is_same_person(
             closer_view, person, people, predictor.keys, thresholds.min_second_look_iou

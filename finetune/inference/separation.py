@@ -73,14 +73,16 @@ def separate_media(
         MediaError: more of the recording is lost than the settings allow.
         NonFiniteError: the model gives NaN or Inf.
         CavmaeError: no person matches the target.
+        UsageError: the model has no class of the hint's name.
     """
+    hint = predictor.class_number(settings.hint)
     length = predictor.config.frames
     starts = window_starts(media.frames, length, max(1, round(settings.hop * length)))
     log.info("%s: %.1f s, %d windows.", name, media.seconds, len(starts))
     progress(0.0)
     unread = UnreadMedia(media, audio_packets, settings.max_missing)
     recording = first_pass(
-        predictor, media, starts, folder, cue, settings.second_look, unread, progress
+        predictor, media, starts, folder, cue, hint, settings.second_look, unread, progress
     )
     for remark in recording.remarks:
         log.warning("%s: %s.", name, remark)

@@ -192,6 +192,14 @@ class Separator:
         progress(1.0)
         return arrays
 
+    def check(self, settings: SeparateSettings) -> None:
+        """Check the options that depend on the model.
+
+        Raises:
+            UsageError: it has no class of the hint's name.
+        """
+        self._predictor.class_number(settings.hint)
+
     def provenance(self, video: str, settings: SeparateSettings, target: Target) -> dict[str, Any]:
         """Inputs that a result depends on, as ``result.json`` records them."""
         return {

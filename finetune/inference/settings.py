@@ -26,6 +26,8 @@ class SeparateSettings:
         audio_stream: number of the audio stream; empty: the one that players play with the video.
         max_missing: largest fraction of the frames, and of the audio packets, that may fail to
             decode; above it, the recording is refused.
+        hint: class of the people, one of ``model.classes`` and ``model.add_classes`` of training;
+            None: no hint.
     """
 
     second_look: bool = True
@@ -38,6 +40,7 @@ class SeparateSettings:
     video_stream: int | None = None
     audio_stream: int | None = None
     max_missing: float = 0.1
+    hint: str | None = None
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.hop <= 0.75:

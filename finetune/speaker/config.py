@@ -64,6 +64,8 @@ class SpeakerConfig:
                 f"sound.conditioning {self.sound.conditioning}: the speaker model extracts each "
                 "voice by its cue, train its separator with conditioning cue."
             )
+        if "" in self.classes or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes {list(self.classes)}: each needs a name of its own.")
         if self.width % self.heads or self.width % 4 or self.mask_width % 8:
             raise ValueError(
                 f"width {self.width} is not a multiple of 4 and of {self.heads} heads, or "

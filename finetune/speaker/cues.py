@@ -1,12 +1,13 @@
-"""Cues that select the target person: a box, point or mask in a key frame, or a voice.
+"""Cues that select the target person: a box, point or mask in a key frame, or a voice; class hints.
 
 Shapes: N clips, F key frames, D width.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cavmae.common.errors import UsageError
 
@@ -70,6 +71,39 @@ class CueEncoder(nn.Module):
         is_voice = (cues.kind == KINDS.index("voice"))[:, None]
         embed = self.kind_embed(cues.kind) + is_spatial * spatial_embed + is_voice * voice_embed
         return embed * (cues.kind > 0)[:, None], is_voice * voice_embed
+
+
+class HintEmbedding(nn.Embedding):
+    """Embedding of a class number; 0: no class.
+
+    Classes that are added to a trained model have a parameter of their own, so that all others can
+    be frozen. A model that is loaded has all of them in ``weight``.
+
+    Args:
+        classes: number of classes.
+        width: D.
+    """
+
+    added: nn.Parameter | None
+
+    def __init__(self, classes: int, width: int):
+        super().__init__(classes + 1, width)
+        self.register_parameter("added", None)
+
+    def add_classes(self, count: int) -> None:
+        """Append classes, which start as no class."""
+        self.added = nn.Parameter(self.weight[:1].detach().repeat(count, 1))
+
+    def forward(self, hint: Tensor) -> Tensor:
+        """Class numbers int64 [N] -> [N, D]."""
+        weight = self.weight if self.added is None else torch.cat([self.weight, self.added])
+        return functional.embedding(hint, weight)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        if self.added is None and f"{prefix}added" in state:
+            rows = [state[f"{prefix}weight"], state.pop(f"{prefix}added")]
+            state[f"{prefix}weight"] = torch.cat(rows)
+        super()._load_from_state_dict(state, prefix, *arguments)
 
 
 def _fourier_features(box: Tensor) -> Tensor:

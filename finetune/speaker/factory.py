@@ -97,7 +97,10 @@ def build_speaker(
     """
     torch.manual_seed(seed)
     if settings.init_from is not None:
-        return _load_initial(settings.init_from, image, frames)
+        model = _load_initial(settings.init_from, image, frames)
+        if settings.add_classes:
+            _add_classes(model, settings)
+        return model
     sound = None if settings.sound_from is None else _load_sound(settings.sound_from)
     sound_config = None if sound is None else sound.config
     if settings.encoder_from is None:
@@ -155,6 +158,23 @@ def _load_initial(name: str, image: tuple[int, int], frames: int) -> SpeakerMode
             "compose.height, compose.width and compose.seconds to those."
         )
     return model
+
+
+def _add_classes(model: SpeakerModel, settings: SpeakerModelSettings) -> None:
+    """Append ``model.add_classes``; with ``model.freeze`` trunk, only their embeddings learn.
+
+    Raises:
+        UsageError: the model has one of them already.
+    """
+    if existing := sorted({*model.config.classes} & {*settings.add_classes}):
+        raise UsageError(
+            f"model.add_classes: {settings.init_from} has the class {existing[0]!r} already: leave "
+            "it out."
+        )
+    model.add_classes(settings.add_classes)
+    if settings.freeze == "trunk":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name == "hint_embed.added")
 
 
 def _create(shape: SpeakerConfig) -> SpeakerModel:

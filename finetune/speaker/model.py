@@ -15,6 +15,8 @@ Legend of shapes:
 Masks have H / 4 x W / 4 pixels.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -27,7 +29,7 @@ from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separators.stft import wave
 from cavmae.finetune.speaker.center_voting import CenterVoting
 from cavmae.finetune.speaker.config import SpeakerConfig
-from cavmae.finetune.speaker.cues import CueEncoder, Cues
+from cavmae.finetune.speaker.cues import CueEncoder, Cues, HintEmbedding
 from cavmae.finetune.speaker.decoder import SlotLayer, mlp_head
 from cavmae.finetune.speaker.motion import ArticulationHead, MotionPathway, MotionReader
 from cavmae.finetune.speaker.pixel_decoder import PixelDecoder
@@ -144,7 +146,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.query_generator = QueryGenerator(c.slots, c.width, c.query_layers, c.heads)
         # AVSegFormer's second table of queries: positions of the slots in every attention.
         self.slot_pos = nn.Embedding(c.slots, c.width)
-        self.hint_embed = nn.Embedding(len(c.classes) + 1, c.width)
+        self.hint_embed = HintEmbedding(len(c.classes), c.width)
         self.cue_encoder = CueEncoder(c.width, e.width)
         self.mixer_query = nn.Linear(c.width, c.mask_width)
         self.mixer = CrossModalMixer(c.mask_width, 4)
@@ -161,6 +163,16 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         times = sin_cos(c.width, torch.arange(c.key_frames) * c.frames / c.key_frames).float()
         token_pos = (patch_pos + times[None, :, None]).flatten(1, 2)
         self.register_buffer("token_pos", token_pos, False)  # [1, F L, D]
+
+    def add_classes(self, names: Sequence[str]) -> None:
+        """Append classes to those of the configuration; each starts as no class.
+
+        Raises:
+            ValueError: a name is empty, or there already.
+        """
+        classes = (*self.config.classes, *names)
+        self.config = dataclasses.replace(self.config, classes=classes)
+        self.hint_embed.add_classes(len(names))
 
     def forward(self, inputs: Inputs) -> tuple[SlotPredictions, VoicePredictions]:
         """Predict masks, then decode each slot's voice from the motion under its own mask."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.scene_stream import ComposedStream
 from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.loader import Loader
@@ -12,7 +13,7 @@ from cavmae.datasets.stream.shard_reader import Access
 from cavmae.finetune.speaker.factory import build_speaker, configure_compute, statistics_for
 from cavmae.finetune.speaker.scene_lists import listed_stream, shared_sources
 from cavmae.finetune.speaker.settings import SpeakerSettings
-from cavmae.finetune.speaker.task import SpeakerTask
+from cavmae.finetune.speaker.task import SpeakerTask, class_number
 from cavmae.pretrain.engine.run import RunContext, TrainingParts
 
 log = logging.getLogger("cavmae")
@@ -54,6 +55,7 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
         exclude=data.exclude,
         **options,
     )
+    _check_added_classes(settings, model.config.classes, stream.pool)
     loader = Loader(stream, data.workers, pin_memory=context.pin_memory)
     held_out = None
     if data.held_out is not None and data.held_out_shards is not None:
@@ -72,3 +74,23 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
         model, settings.loss, statistics, frozen, layer_decay, settings.model.sound_lr_scale
     )
     return TrainingParts(task, loader, held_out)
+
+
+def _check_added_classes(
+    settings: SpeakerSettings, classes: tuple[str, ...], pool: ClipPool
+) -> None:
+    """Check that each of ``model.add_classes`` is the hint of some scene.
+
+    Raises:
+        UsageError: hints are off, or no clip counts as a class.
+    """
+    added = settings.model.add_classes
+    if added and settings.loss.hint_prob == 0:
+        raise UsageError("loss.hint_prob 0: model.add_classes learn from hints; raise it.")
+    numbers = {class_number(classes, c.info.labels) for c in pool.clips if not c.background}
+    for name in added:
+        if classes.index(name) + 1 not in numbers:
+            raise UsageError(
+                f"model.add_classes: no clip of {settings.data.train} counts as {name!r}: label "
+                f"clips with it, and with no class before it ({', '.join(classes)})."
+            )

@@ -83,6 +83,10 @@ class SpeakerModelSettings(SpeakerConfig):
             of the scenes (``compose``), the others those of ``encoder_from``, if that is given.
         init_from: checkpoint of `cavmae finetune speakers`, a folder or a name on the hub, whose
             model is trained further: its configuration counts. None: a new model.
+        add_classes: classes that are appended to those of ``init_from``, which has learned without
+            them; each starts as no class.
+        freeze: ``trunk``: only the embeddings of ``add_classes`` learn, and results for other
+            classes and without a hint stay the same; ``none``: all weights learn.
         sound: configuration of the sound separator; with ``sound_from`` that of its weights.
         encoder_from: checkpoint of pretraining, a folder or a name on the hub; None: an encoder
             from scratch.
@@ -97,6 +101,8 @@ class SpeakerModelSettings(SpeakerConfig):
     encoder: EncoderSettings = EncoderSettings()
     sound: SpeakerSoundSettings = SpeakerSoundSettings()
     init_from: str | None = None
+    add_classes: tuple[str, ...] = ()
+    freeze: Literal["none", "trunk"] = "none"
     encoder_from: str | None = None
     sound_from: str | None = None
     train_encoder: Literal["frozen", "all"] = "frozen"
@@ -118,6 +124,26 @@ class SpeakerModelSettings(SpeakerConfig):
                     f"model.init_from is a whole model with {part} of its own: leave "
                     f"model.{name} out."
                 )
+        self._check_added_classes()
+
+    def _check_added_classes(self) -> None:
+        if self.freeze == "trunk" and not self.add_classes:
+            raise UsageError(
+                "model.freeze trunk leaves nothing to learn: name new classes in model.add_classes."
+            )
+        if self.freeze == "trunk" and self.train_encoder != "frozen":
+            raise UsageError(
+                "model.freeze trunk freezes the encoder, too: set model.train_encoder to frozen."
+            )
+        if self.add_classes and self.init_from is None:
+            raise UsageError(
+                "model.add_classes are added to a trained model: name it in model.init_from, or "
+                "name the classes of a new one in model.classes."
+            )
+        if "" in self.add_classes or len(set(self.add_classes)) < len(self.add_classes):
+            raise UsageError(
+                f"model.add_classes {list(self.add_classes)}: each needs a name of its own."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Training task of the speaker model on composed scenes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -129,10 +129,7 @@ class SpeakerTask(Task):
     def _hint(self, batch: Batch, hint_prob: float) -> Tensor:
         """Number of the first class of the target's clip, with a probability; else 0: int64 [N]."""
         classes = self.model.config.classes
-        numbers = [
-            next((n + 1 for n, name in enumerate(classes) if name in labels), 0)
-            for labels in batch["labels"]
-        ]
+        numbers = [class_number(classes, labels) for labels in batch["labels"]]
         hint = torch.tensor(numbers, device=batch["target"].device)
         return hint * (torch.rand(len(numbers), device=hint.device) < hint_prob)
 
@@ -205,6 +202,11 @@ class SpeakerTask(Task):
         encoder_flops = forward_flops(lambda: self.model.encode(inputs))
         total_flops = forward_flops(lambda: self.model(inputs))
         return 3 * (total_flops - encoder_flops) + (1 if self.frozen else 3) * encoder_flops
+
+
+def class_number(classes: Sequence[str], labels: Collection[str]) -> int:
+    """Number from 1 of the first class among the labels of a clip; 0: none is."""
+    return next((n for n, name in enumerate(classes, 1) if name in labels), 0)
 
 
 def scale_of(batch: Batch) -> Tensor:

@@ -34,7 +34,7 @@ def checkpoint(run: Path, trained: torch.nn.Module) -> Path:
 
 
 def test_a_speaker_model_by_itself(tmp_path: Path) -> None:
-    trained = model()
+    trained = model(classes=("child", "*a`b*"))
     measures = tmp_path / "measures"
     measures.mkdir()
     record = {"list": "/x/pairs.jsonl", "scenes": {"model": [1, 2, 3]},
@@ -53,8 +53,9 @@ def test_a_speaker_model_by_itself(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded.state_dict()[name], value)
     card = ModelCard.load(tmp_path / "mine" / "README.md")
     assert card.data.library_name == "cavmae"
-    for text in ("Step 120", "slots: 5", "train: clips", "| IoU | 0.812 | 0.500 |",
-                 "3 scenes of `pairs.jsonl`", 'from_pretrained("me/mine")', "consent"):  # fmt: skip
+    for text in ("Step 120", "slots: 5", "train: clips", "`child`, ``*a`b*``\n\n##",
+                 "| IoU | 0.812 | 0.500 |", "3 scenes of `pairs.jsonl`",
+                 'from_pretrained("me/mine")', "consent"):  # fmt: skip
         assert text in card.content, text
     assert "/home" not in card.content
     with pytest.raises(UsageError, match="is there already"):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +19,18 @@ Maker = Callable[..., Path]
 
 
 class Obedient(WindowPredictor):
-    """Returns the mask of the cue, as a trained model does."""
+    """Returns the mask of the cue, as a trained model does, and records hints."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.hints: set[int] = set()
 
     def predict(
         self, frames: np.ndarray, mixture: np.ndarray, box: Box = WHOLE, cue: Cue | None = None,
-        key: int = 0,
+        key: int = 0, hint: int = 0,
     ) -> list[DetectedPerson]:  # fmt: skip
-        people = super().predict(frames, mixture, box, cue, key)
+        self.hints.add(hint)
+        people = super().predict(frames, mixture, box, cue, key, hint)
         if cue is None or cue.mask is None:
             return people
         mask = torch.from_numpy(cue.mask.astype(np.float32))[None, None]
@@ -38,12 +44,14 @@ class Obedient(WindowPredictor):
 
 def test_small_people_get_a_second_look(checkpoint: str, video: Maker, tmp_path: Path) -> None:
     speaker = Separator.from_pretrained(checkpoint, "cpu")._predictor.speaker
+    speaker.model.add_classes(("child", "adult"))
     separator = Separator(Obedient(speaker.model, speaker.statistics), checkpoint, "fp32")
     with torch.no_grad():
         speaker.model.center_voting.gaussian_head.bias[2:] = -1.5  # all masks are small
     path = video(seconds=1.0, size=(240, 160))
-    settings = SeparateSettings(overlay=False, masks=False)
+    settings = SeparateSettings(overlay=False, masks=False, hint="adult")
     result = separator.separate(str(path), tmp_path / "out", settings)
+    assert separator._predictor.hints == {2}  # type: ignore[attr-defined]
     second_looks = [record for p in result.record["people"] for record in p["second_look"]]
     plain = separator.separate(
         str(path), tmp_path / "plain", SeparateSettings(False, overlay=False, masks=False)

@@ -3,15 +3,21 @@
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.finetune.inference.predictor import WindowPredictor
+from cavmae.finetune.inference.separator import Separator
+from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.finetune.inference.target import Target
+from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.tools.separate import main
 from tests.serving import refusing
 from tests.tools.helpers import Maker
@@ -62,3 +68,29 @@ def test_masks_are_png_and_voices_of_known_kinds(tmp_path: Path) -> None:
     soundfile.write(voice, wave, 16_000)
     Target(mask=mask).check()
     Target(voice=voice).check()
+
+
+def test_hints_name_classes_of_the_model(checkpoint: str, video: Maker, tmp_path: Path) -> None:
+    model, statistics = load_speaker(checkpoint)
+    model.add_classes(("child", "adult"))
+    assert model.hint_embed.added is not None
+    torch.nn.init.normal_(model.hint_embed.added[1])
+    separator = Separator(WindowPredictor(model, statistics), "m", "fp32")
+    frames = np.random.default_rng(0).integers(256, size=(16, 32, 48, 3), dtype=np.uint8)
+    wave = np.random.default_rng(1).normal(size=10_240) * 0.1
+    plain, child, adult = (
+        separator.separate_arrays(
+            frames, wave, 16_000, settings=SeparateSettings(second_look=False, hint=hint)
+        ).residual
+        for hint in (None, "child", "adult")
+    )
+    assert (plain == child).all()  # it has learned nothing
+    assert not np.allclose(plain, adult, atol=1e-4)
+    options = [str(video(seconds=0.5)), str(video("b.mp4", seconds=0.5)), "--hint", "elder"]
+    for name, message in ((checkpoint, "it has none"), ("added", "it has child, adult")):
+        if name == "added":
+            name = str(shutil.copytree(checkpoint, tmp_path / name))
+            model.save_pretrained(name)
+        with pytest.raises(UsageError, match=f"--hint elder: .*{message}"):
+            main([*options, "--model", name, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
