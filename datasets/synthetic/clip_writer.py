@@ -130,7 +130,7 @@ def _write(
                 folder / "masks" / f"{number:04d}.png", view.labels
             )
             for person, box in enumerate(view.mouths):
-                boxes[person].append([round(v, 1) for v in box])
+                boxes[person].append(list(box))
                 visible[person].append(view.visible[person])
     voices = {f"voice-{n}.flac": voice for n, voice in enumerate(audio.voices, 1)}
     tracks = {"mixture.flac": audio.mixture, **voices}

@@ -190,13 +190,17 @@ class Face:
             self._draw_beard(canvas, pose, opening)
             self._draw_folds(canvas, pose)
         x, y = self.at(pose, 0, appearance.mouth_y, 0.62)
+        edge = 1.0
+        if view is not None:
+            gap = GAPE * opening
+            heights = (y - 0.12 * gap - appearance.lip, y, y + gap + appearance.lip)
+            edge_x, edge_y = self.front_edge(pose, view, opening)
+            edge = float(np.interp(heights, edge_y, view.side * edge_x).min()) - view.side * x
         place = skia.Matrix()
         place.setTranslate(x, y)
         with canvas.transformed(place), canvas.clipped(_moved(outline, -x, -y)):
-            lips = self._mouth.draw(canvas, shape, view)
+            lips = self._mouth.draw(canvas, shape, view, edge)
         lips.offset(x, y)
-        if view is not None:  # the far corner may lie behind the face's edge
-            lips = skia.Op(lips, outline, skia.PathOp.kIntersect_PathOp)
         with canvas.clipped(outline):
             self._draw_nose(canvas, pose)
             for side in (-1, 1):

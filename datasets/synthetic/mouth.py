@@ -25,12 +25,15 @@ class Mouth:
         self._teeth = paint((appearance.teeth, appearance.teeth, appearance.teeth * 0.93))
         self._gap = pen((0.45, 0.40, 0.38), 0.004, 0.5)
 
-    def draw(self, canvas: Canvas, shape: tuple[float, ...], view: View | None) -> skia.Path:
+    def draw(
+        self, canvas: Canvas, shape: tuple[float, ...], view: View | None, edge: float = 1.0
+    ) -> skia.Path:
         """Draw a mouth and return the outline of its lips.
 
         Args:
             shape: one step of a mouth track.
             view: of a head that is turned; None: seen from the front.
+            edge: distance of the turned face's edge from the middle of the mouth.
         """
         appearance = self._appearance
         spread = shape[SPREAD]
@@ -39,7 +42,7 @@ class Mouth:
         lip = appearance.lip * (1 + (-0.15 * spread if spread > 0 else -0.35 * spread))
         corner = 0.30 * gap - 0.022 * max(spread, 0)
         top, bottom = -0.12 * gap, 0.88 * gap
-        outer = _turned(_lips(width, corner, top - lip, bottom + 1.3 * lip), view)
+        outer = _turned(_lips(width, corner, top - lip, bottom + 1.3 * lip), view, edge)
         canvas.draw(outer, self._lip)
         with canvas.clipped(outer):
             upper = skia.Path()
@@ -92,7 +95,7 @@ class Mouth:
             canvas.draw(_turned(row, view), self._teeth)
 
 
-def _turned(path: skia.Path, view: View | None) -> skia.Path:
+def _turned(path: skia.Path, view: View | None, edge: float = 1.0) -> skia.Path:
     """Bend a flat shape around the front of a turned head; its far part folds into the edge."""
     if view is None:
         return path
@@ -111,7 +114,7 @@ def _turned(path: skia.Path, view: View | None) -> skia.Path:
         moved = []
         for point in ends:
             x = min(view.side * point.x(), farthest)
-            moved += [view.side * (x * view.cos - curve * x * x), point.y()]
+            moved += [view.side * min(x * view.cos - curve * x * x, edge), point.y()]
         if verb == skia.Path.Verb.kConic_Verb:  # of ovals and round corners
             bent.quadTo(*moved)
         else:

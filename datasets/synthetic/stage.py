@@ -115,9 +115,9 @@ class Stage:
             labels = self._canvas.labels
             visible = []
             for person, (left, top, right, bottom) in enumerate(mouths):
-                x, y = int((left + right) / 2), int((top + bottom) / 2)
+                x, y = (left + right) / 2, (top + bottom) / 2
                 inside = 0 <= x < self._size[0] and 0 <= y < self._size[1]
-                visible.append(bool(inside and labels[y, x] == 2 * person + 2))
+                visible.append(bool(inside and labels[int(y), int(x)] == 2 * person + 2))
             yield CameraView(self._finish(number), labels, mouths, visible)
 
     def _draw(self, number: int) -> list[Box]:
@@ -173,7 +173,9 @@ class Stage:
         with canvas.transformed(torso):
             figure.draw_hands(canvas, number)
         bounds = lips.computeTightBounds()
-        return bounds.left(), bounds.top(), bounds.right(), bounds.bottom()
+        # As precise as it is written, so that who reads a box looks at the same pixel.
+        left, top = round(bounds.left(), 1), round(bounds.top(), 1)
+        return left, top, round(bounds.right(), 1), round(bounds.bottom(), 1)
 
     def _finish(self, number: int) -> np.ndarray:
         """Apply light, blur and noise to the whole frame."""
