@@ -12,13 +12,17 @@ from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes
 from cavmae.common.settings import DeviceSettings
 from cavmae.common.tables import markdown_table
+from cavmae.finetune.speaker.metric_table import Metric
 
-# Columns of the table: metric -> head.
 METRICS = {
-    "si_sdri": "SI-SDR improvement, dB", "si_sdri_median": "median",
-    "si_sdri_similar_pitch": "similar pitch", "si_sdri_different_pitch": "different pitch",
-    "si_sdr": "SI-SDR, dB", "confusion": "confusion", "binding_acc": "binding",
-}  # fmt: skip
+    "si_sdri": Metric("SI-SDR improvement", "dB", 2),
+    "si_sdri_median": Metric("median", "dB", 2),
+    "si_sdri_similar_pitch": Metric("similar pitch", "dB", 2),
+    "si_sdri_different_pitch": Metric("different pitch", "dB", 2),
+    "si_sdr": Metric("SI-SDR", "dB", 2),
+    "confusion": Metric("confusion", "", 3),
+    "binding_acc": Metric("binding accuracy", "", 3),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +42,26 @@ class EvaluateSeparatorSettings(DeviceSettings):
     out: str | None = None
 
 
-def list_cells(metrics: Mapping[str, float], name: str) -> list[str]:
-    """Cells of the columns of :data:`METRICS`, for a list; ``-`` for what was not measured."""
-    values = (metrics.get(f"{name}_{key}") for key in METRICS)
-    return ["-" if value is None else f"{value:.2f}" for value in values]
+def list_table(
+    head: Sequence[str], rows: Sequence[tuple[Sequence[str], Mapping[str, float], str]]
+) -> str:
+    """Markdown table of :data:`METRICS`, without columns that no row has.
+
+    Args:
+        head: of the first columns.
+        rows: first cells, metrics, and name of the list, of each row.
+    """
+    columns = [key for key in METRICS if any(f"{name}_{key}" in own for _, own, name in rows)]
+    cells = [
+        [*first, *(_cell(own.get(f"{name}_{key}"), METRICS[key].digits) for key in columns)]
+        for first, own, name in rows
+    ]
+    heads = [*head, *(METRICS[key].label for key in columns)]
+    return markdown_table(heads, cells, range(len(head)))
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def main(words: Sequence[str]) -> int:
@@ -71,8 +91,7 @@ def main(words: Sequence[str]) -> int:
     mixers = held_out_mixers(settings.speech, banks, SoundSettings())
     metrics = evaluate_lists(model, mixers, settings.mixtures, device)
     names = [key.removesuffix("_si_sdr") for key in metrics if key.endswith("_si_sdr")]
-    rows = [[name, *list_cells(metrics, name)] for name in names]
-    sys.stdout.write(f"{markdown_table(['list', *METRICS.values()], rows)}\n")
+    sys.stdout.write(f"{list_table(['list'], [([name], metrics, name) for name in names])}\n")
     if settings.out is not None:
         with write_atomically(Path(settings.out)) as file:
             file.write(json_bytes(metrics, indent=1))

@@ -26,11 +26,15 @@ from cavmae.common.registry import to_json_value
 from cavmae.datasets.mixtures.seed_stream import batch_seed
 from cavmae.datasets.mixtures.sound_mixer import FRAME, SoundMixer
 from cavmae.datasets.stream.features import SAMPLE_RATE
-from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separation.evaluation import evaluate_lists
 from cavmae.finetune.separation.model import SoundSeparator
-from cavmae.finetune.separation.run import HELD_OUT_BATCH, held_out_mixers, load_banks
-from cavmae.finetune.separation.settings import SoundLossSettings
+from cavmae.finetune.separation.run import (
+    HELD_OUT_BATCH,
+    build_sound_separator,
+    held_out_mixers,
+    load_banks,
+)
+from cavmae.finetune.separation.settings import SoundLossSettings, SoundModelSettings
 from cavmae.finetune.separation.task import SeparationTask
 from cavmae.finetune.separators.settings import SeparatorOptions
 from cavmae.finetune.separators.stft import wave
@@ -72,9 +76,13 @@ class EntryJob:
         return Path(self.bench.out) / "entries" / self.label
 
     def model(self) -> SoundSeparator:
-        """Model with the weights of the benchmark's seed."""
+        """Model with initial weights of the benchmark's seed, and pretrained parts.
+
+        Raises:
+            CavmaeError: options that make no model, or weights that cannot be used.
+        """
         torch.manual_seed(self.bench.seed)
-        return SoundSeparator(SoundSeparatorConfig(self.options, self.bench.width))
+        return build_sound_separator(SoundModelSettings(self.options, self.bench.width))
 
 
 @dataclasses.dataclass
@@ -159,7 +167,8 @@ def _train(
         loss.backward()
         if nn.utils.clip_grad_norm_(task.parameters(), settings.max_grad_norm).isfinite():
             for group in optimizer.param_groups:
-                group["lr"] = rate * group["lr_scale"]
+                learns = fraction >= group["lr_start"]
+                group["lr"] = rate * group["lr_scale"] if learns else 0.0
             optimizer.step()
         else:
             state.bad_steps += 1

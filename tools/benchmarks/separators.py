@@ -36,7 +36,7 @@ from cavmae.tools.benchmarks.kept_results import check_settings
 from cavmae.tools.benchmarks.separator_training import RESULT, EntryJob, measure_entry
 from cavmae.tools.benchmarks.settings import SeparatorsBench
 from cavmae.tools.benchmarks.table import machine
-from cavmae.tools.evaluate_separator import METRICS, list_cells
+from cavmae.tools.evaluate_separator import list_table
 
 log = logging.getLogger("cavmae")
 Records = Sequence[Mapping[str, Any]]  # of results of separators
@@ -163,14 +163,14 @@ def table(records: Records, bench: SeparatorsBench, lists: Sequence[str]) -> str
     ]
     rows = []
     for name in lists:
-        rows += [[name, r["label"], *list_cells(r["metrics"], name)] for r in records]
-        rows.append([name, "oracle masks", *list_cells(records[0]["metrics"], f"{name}_{ORACLE}")])
+        rows += [([name, r["label"]], r["metrics"], name) for r in records]
+        rows.append(([name, "oracle masks"], records[0]["metrics"], f"{name}_{ORACLE}"))
     caption = (
         f"cavmae bench separators: {bench.minutes:g} CPU minutes of a core each, batches of "
         f"{bench.data.batch_size} of {bench.mix.seconds:g} s, {bench.precision} ({machine()})"
     )
-    head = ["list", "separator", *METRICS.values()]
-    return f"{caption}\n\n{markdown_table(COST, costs)}\n\n{markdown_table(head, rows, (0, 1))}"
+    metrics = list_table(["list", "separator"], rows)
+    return f"{caption}\n\n{markdown_table(COST, costs)}\n\n{metrics}"
 
 
 def plot(records: Records, name: str, path: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
         accuracy = json.loads(out.read_text())["un_seen_spoiled_binding_acc"]
         table = capsys.readouterr().out.splitlines()
         row = next(line for line in table if line.startswith("| un_seen_spoiled |"))
-        assert row.endswith(f" {accuracy:.2f} |")
+        assert row.endswith(f" {accuracy:.3f} |")
         assert any(line.startswith("| un_seen_spoiled_oracle_binding |") for line in table)
 
 
