@@ -1,11 +1,13 @@
 """Interface of a task: loss and logs of a batch, metrics of held-out batches."""
 
 import abc
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cavmae.datasets.stream.collate import Batch
@@ -19,11 +21,17 @@ Call = Literal["training_step", "embed", "validation_step"]
 def forward_flops(forward: Callable[[], Any]) -> float:
     """FLOPs of linear maps, convolutions and attention in a call, with gradients as in training.
 
-    The blocks run uncompiled: those that are first called under a counter are never compiled.
+    The blocks run uncompiled: those that are first called under a counter are never compiled. The
+    counter does not know the CPU's fused attention and LSTMs, so that their plain forms run.
     """
     eager = torch.compiler.set_stance("force_eager")
-    with torch.enable_grad(), eager, FlopCounterMode(display=False) as counter:
-        forward()
+    with warnings.catch_warnings(), eager, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        warnings.filterwarnings("ignore", "TF32 acceleration")  # of the flags' setter, on any CPU
+        with (
+            torch.backends.mkldnn.flags(enabled=False),
+            FlopCounterMode(display=False) as counter,
+        ):
+            forward()
     return float(counter.get_total_flops())
 
 

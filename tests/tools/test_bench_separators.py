@@ -20,20 +20,16 @@ from cavmae.finetune.separation.settings import SoundDataSettings, SoundLossSett
 from cavmae.finetune.separation.task import SeparationTask
 from cavmae.finetune.separators.settings import (
     SEPARATORS,
-    BandSplitOptions,
-    LookingToListenOptions,
     UNetOptions,
 )
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.settings import OptimizerSettings
-from cavmae.pretrain.engine.task import forward_flops
 from cavmae.tools.bench import main
 from cavmae.tools.benchmarks.separator_training import (
     CPU,
     EntryJob,
     TrainingState,
     load_checkpoint,
-    macs_per_second,
     measure_entry,
     save_checkpoint,
 )
@@ -173,15 +169,3 @@ def test_all_separators_are_chosen_unless_some_are_named() -> None:
     assert list(chosen_entries(SeparatorsBench(entries=entries, data=data, out="out"))) == [
         "unet-fusion-concat-width-8"
     ]
-
-
-def test_recurrent_layers_and_attention_are_counted() -> None:
-    """FlopCounterMode sees neither oneDNN's LSTM nor the CPU's fused attention."""
-    config = SoundSeparatorConfig(LookingToListenOptions(width=1), width=8, cue_layers=0)
-    model = SoundSeparator(config)
-    weights = [p for name, p in model.separator.named_parameters() if "lstm.weight" in name]
-    assert macs_per_second(model) > 2 * 100 * sum(p.numel() for p in weights)
-    model = SoundSeparator(SoundSeparatorConfig(BandSplitOptions(8, 2, 0, 1), width=8))
-    cues = torch.zeros(1, 2, 64, 4)
-    fused = forward_flops(lambda: model(torch.randn(1, 40960), cues)) / 2 / 2.56
-    assert macs_per_second(model) > fused

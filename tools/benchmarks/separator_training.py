@@ -8,7 +8,6 @@ import dataclasses
 import json
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import write_atomically
@@ -231,12 +229,7 @@ def load_checkpoint(
 def macs_per_second(model: SoundSeparator) -> float:
     """Multiply-adds for a second of sound with two voices, without Fourier transforms."""
     mixture, cues = _window(model)
-    # oneDNN's LSTM and the CPU's fused attention are not counted: their plain forms are.
-    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
-        warnings.filterwarnings("ignore", "TF32 acceleration")  # of the flags' setter, on any CPU
-        with torch.backends.mkldnn.flags(enabled=False):
-            flops = forward_flops(lambda: model(mixture, cues))
-    return flops / 2 * SAMPLE_RATE / WINDOW
+    return forward_flops(lambda: model(mixture, cues)) / 2 * SAMPLE_RATE / WINDOW
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.engine import checkpoints
 from cavmae.pretrain.engine.optim import build_optimizer, learning_rate
 from cavmae.pretrain.engine.settings import OptimizerSettings
+from cavmae.pretrain.engine.task import forward_flops
 from cavmae.pretrain.engine.throughput import peak_flops
 from cavmae.pretrain.factory import build_model, compile_blocks
 from cavmae.pretrain.frame_contrast import TimeBins, frame_contrast
@@ -352,3 +353,12 @@ def test_compiling_blocks_keeps_their_names() -> None:
     before = list(model.state_dict())
     compile_blocks(model, "aot_eager")
     assert list(model.state_dict()) == before
+
+
+def test_flops_of_attention_and_recurrent_layers_are_counted() -> None:
+    """The counter sees neither the CPU's fused attention nor its fused LSTM."""
+    query = torch.randn(1, 2, 10, 8)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert forward_flops(lambda: attention(query, query, query)) == 2 * (2 * 2 * 10 * 10 * 8)
+    lstm = torch.nn.LSTM(8, 4, bidirectional=True)
+    assert forward_flops(lambda: lstm(torch.randn(6, 1, 8))) == 2 * 2 * 6 * 4 * 4 * (8 + 4)
