@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cavmae.finetune.separators.base import MixtureFeatures, VoiceSeparator
-from cavmae.finetune.separators.layers import at_frame_rate
+from cavmae.finetune.separators.layers import at_frame_rate, at_video_rate
 from cavmae.finetune.separators.settings import BandSplitOptions
 from cavmae.finetune.separators.stft import STFT
 
@@ -24,7 +24,6 @@ BANDS = ((8, 2), (8, 4), (8, 8), (8, 18))  # groups of (bands, bins of each): 25
 NUM_BANDS = sum(count for count, _ in BANDS)
 KERNEL = 5  # frames of the convolution
 RESOLUTION = STFT(512, 512, 256)
-VIDEO_FRAME = 640  # samples
 MAX_ROWS = 65_535  # of a batch of attention: the largest grid of CUDA's kernels
 
 
@@ -196,9 +195,7 @@ class BandSplitSeparator(VoiceSeparator):
         x = self.split(mixture)
         for block in self.shared_blocks:
             x = block(x)
-        frames = x.shape[1] * self.stft.hop // VIDEO_FRAME
-        latent = self.latent_proj(x.flatten(2)).transpose(1, 2)
-        return MixtureFeatures(functional.adaptive_avg_pool1d(latent, frames).transpose(1, 2), x)
+        return MixtureFeatures(at_video_rate(self.latent_proj(x.flatten(2)), self.stft.hop), x)
 
     def estimate(
         self, features: MixtureFeatures, voices: Tensor, visible: Tensor | None = None

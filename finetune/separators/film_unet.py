@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cavmae.finetune.separators.base import MixtureFeatures, VoiceSeparator
-from cavmae.finetune.separators.layers import at_frame_rate
+from cavmae.finetune.separators.layers import VIDEO_FRAME, at_frame_rate
 from cavmae.finetune.separators.settings import FiLMUNetOptions
 from cavmae.finetune.separators.stft import STFT
 from cavmae.finetune.separators.unet import LEVELS, POSITIONS, Down, Up, bin_positions
 
 RESOLUTION = STFT(512, 512, 256)
-VIDEO_FRAME = 640  # samples
 LATENT_LEVEL = 1  # its frames, of 64 ms, are interpolated to 25 a second
 
 

@@ -5,7 +5,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from cavmae.datasets.stream.features import SAMPLE_RATE
+from cavmae.datasets.stream.rates import VIDEO_RATE
+
 DILATIONS = (1, 2, 4, 8)
+VIDEO_FRAME = SAMPLE_RATE // VIDEO_RATE  # samples
 
 
 def groups_of(channels: int) -> int:
@@ -18,6 +22,17 @@ def at_frame_rate(voices: Tensor, frames: int) -> Tensor:
     flat = voices.flatten(0, 1).transpose(1, 2)
     resampled = nn.functional.interpolate(flat, frames, mode="linear", align_corners=False)
     return resampled.unflatten(0, voices.shape[:2])
+
+
+def at_video_rate(features: Tensor, hop: int) -> Tensor:
+    """Means over video frames of 40 ms: [N, T', D] -> [N, T, D].
+
+    Args:
+        features: of STFT frames.
+        hop: samples from a frame to the next.
+    """
+    frames = features.shape[1] * hop // VIDEO_FRAME
+    return nn.functional.adaptive_avg_pool1d(features.transpose(1, 2), frames).transpose(1, 2)
 
 
 class RotaryPositions(nn.Module):

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.finetune.separators.base import MixtureFeatures, VoiceSeparator
-from cavmae.finetune.separators.layers import groups_of
+from cavmae.finetune.separators.layers import at_video_rate, groups_of
 from cavmae.finetune.separators.settings import FUSIONS, FusionOptions
 from cavmae.finetune.separators.stft import STFT
 
 INPUTS = 3  # channels: compressed real and imaginary part, and their magnitude
 MAP_CHANNELS = 32  # of the map that voices are fused with
-VIDEO_FRAME = SAMPLE_RATE // 25  # samples
 
 
 class MapSeparator(VoiceSeparator, abc.ABC):
@@ -53,9 +51,7 @@ class MapSeparator(VoiceSeparator, abc.ABC):
         magnitude = mixture.square().sum(dim=1, keepdim=True).add(1e-6).sqrt()
         x = torch.cat([mixture, magnitude], dim=1)
         out, bottleneck = self.forward_trunk(x)
-        frames = x.shape[-1] * self.stft.hop // VIDEO_FRAME
-        latent = self.latent_proj(bottleneck).transpose(1, 2)
-        latent = functional.adaptive_avg_pool1d(latent, frames).transpose(1, 2)
+        latent = at_video_rate(self.latent_proj(bottleneck), self.stft.hop)
         fused = self.norm(self.last(torch.cat([x, out], dim=1)))
         return MixtureFeatures(latent, functional.gelu(fused))
 

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cavmae.finetune.separators.base import MixtureFeatures, VoiceSeparator
-from cavmae.finetune.separators.layers import at_frame_rate
+from cavmae.finetune.separators.layers import at_frame_rate, at_video_rate
 from cavmae.finetune.separators.settings import TCNOptions
 from cavmae.finetune.separators.stft import STFT
 
 RESOLUTION = STFT(512, 512, 256)
 KERNEL = 3  # frames of a convolution
-VIDEO_FRAME = 640  # samples
 
 
 class TemporalBlock(nn.Module):
@@ -90,9 +89,7 @@ class TCNSeparator(VoiceSeparator):
         x = self.bins_proj(mixture.flatten(1, 2).transpose(1, 2))
         for block in self.shared_blocks:
             x = block(x)
-        frames = x.shape[1] * self.stft.hop // VIDEO_FRAME
-        latent = functional.adaptive_avg_pool1d(self.latent_proj(x).transpose(1, 2), frames)
-        return MixtureFeatures(latent.transpose(1, 2), x)
+        return MixtureFeatures(at_video_rate(self.latent_proj(x), self.stft.hop), x)
 
     def estimate(
         self, features: MixtureFeatures, voices: Tensor, visible: Tensor | None = None
