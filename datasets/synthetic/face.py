@@ -21,7 +21,7 @@ from cavmae.datasets.synthetic.canvas import (
 )  # fmt: skip
 from cavmae.datasets.synthetic.mouth import GAPE, Mouth
 from cavmae.datasets.synthetic.projection import (
-    View,
+    HeadView,
     far_edge,
     foreshortening,
     profile_curve,
@@ -126,7 +126,9 @@ class Face:
         path.close()
         return path
 
-    def front_edge(self, pose: Pose, view: View, opening: float) -> tuple[np.ndarray, np.ndarray]:
+    def front_edge(
+        self, pose: Pose, view: HeadView, opening: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Contour of a turned face on the side that it faces, from crown to chin.
 
         Returns:
@@ -145,7 +147,9 @@ class Face:
         bend = BEND * pose.pitch * np.clip(depth / 0.47, 0, 1)
         return x, y + bend
 
-    def _turned_outline(self, pose: Pose, view: View, opening: float, grown: float) -> skia.Path:
+    def _turned_outline(
+        self, pose: Pose, view: HeadView, opening: float, grown: float
+    ) -> skia.Path:
         appearance, drop = self.appearance, DROP * opening
         c, j, k = appearance.cheek, appearance.jaw, appearance.chin
         x, y = self.front_edge(pose, view, opening)

@@ -12,7 +12,7 @@ from cavmae.datasets.synthetic.face import Face, Pose, rounded
 from cavmae.datasets.synthetic.hands import Hands, HandTrack
 from cavmae.datasets.synthetic.occlusions import CoverUp
 from cavmae.datasets.synthetic.population import rng_for
-from cavmae.datasets.synthetic.projection import View, skull, view_of
+from cavmae.datasets.synthetic.projection import HeadView, skull, view_of
 from cavmae.datasets.synthetic.surface import Surface, fold_lines
 
 FOLD_PENS = ((0.09, 0.07), (0.05, 0.09), (0.02, 0.14))  # width, alpha: soft from sharp lines
@@ -198,7 +198,7 @@ class Figure:
             return
         canvas.draw(path, self._back, self._body)
 
-    def _draw_skull(self, canvas: Canvas, pose: Pose, view: View) -> None:
+    def _draw_skull(self, canvas: Canvas, pose: Pose, view: HeadView) -> None:
         """Draw the back of a turned head, which a face seen from the front hides."""
         x, y, rx, ry = skull(view, self.appearance.cheek, 0.0)
         if self.appearance.style == "bald":
@@ -254,7 +254,7 @@ class Figure:
                 strands.quadTo(*at(pose, x, -0.45, 0.1), *at(pose, 1.15 * x, -0.2, 0.3))
             canvas.draw(strands, self._strand)
 
-    def _draw_turned_hair(self, canvas: Canvas, pose: Pose, view: View, opening: float) -> None:
+    def _draw_turned_hair(self, canvas: Canvas, pose: Pose, view: HeadView, opening: float) -> None:
         """Draw hair or a cap of a turned head: from the hairline over ear and nape to the crown."""
         style, c = self.appearance.style, self.appearance.cheek
         thick = THICKNESS.get(style, 0.03)
@@ -290,7 +290,7 @@ class Figure:
                 strands.addOval(skia.Rect(cx - part * rx, cy - part * ry, cx + part * rx, cy + ry))
             canvas.draw(strands, self._strand)
 
-    def _skull_arc(self, view: View, grown: float, start: float) -> list[Point]:
+    def _skull_arc(self, view: HeadView, grown: float, start: float) -> list[Point]:
         """Points around the back of a turned skull, from the nape over the crown.
 
         Args:
@@ -300,7 +300,9 @@ class Figure:
         angles = np.linspace(start, -1.75, 9)
         return [(x - view.side * rx * float(np.cos(a)), y + ry * float(np.sin(a))) for a in angles]
 
-    def _draw_turned_scarf(self, canvas: Canvas, pose: Pose, view: View, opening: float) -> None:
+    def _draw_turned_scarf(
+        self, canvas: Canvas, pose: Pose, view: HeadView, opening: float
+    ) -> None:
         """Draw cloth around a turned face, over skull and neck."""
         c, j = self.appearance.cheek, self.appearance.jaw
         at, near = self.face.at, -view.side

@@ -5,7 +5,7 @@ import skia
 from cavmae.datasets.synthetic.appearance import Appearance
 from cavmae.datasets.synthetic.articulation import OPENING, SPREAD, TEETH, TONGUE
 from cavmae.datasets.synthetic.canvas import Canvas, paint, pen, shade
-from cavmae.datasets.synthetic.projection import View
+from cavmae.datasets.synthetic.projection import HeadView
 
 GAPE = 0.14  # height of a wide open mouth, as a share of the head's
 CURVATURE = 4.0  # of the lips around the teeth, seen from above
@@ -26,7 +26,7 @@ class Mouth:
         self._gap = pen((0.45, 0.40, 0.38), 0.004, 0.5)
 
     def draw(
-        self, canvas: Canvas, shape: tuple[float, ...], view: View | None, edge: float = 1.0
+        self, canvas: Canvas, shape: tuple[float, ...], view: HeadView | None, edge: float = 1.0
     ) -> skia.Path:
         """Draw a mouth and return the outline of its lips.
 
@@ -68,7 +68,7 @@ class Mouth:
         top: float,
         bottom: float,
         shape: tuple[float, ...],
-        view: View | None,
+        view: HeadView | None,
     ) -> None:
         """Draw tongue and teeth between the lips."""
         tongue = skia.Path()
@@ -95,7 +95,7 @@ class Mouth:
             canvas.draw(_turned(row, view), self._teeth)
 
 
-def _turned(path: skia.Path, view: View | None, edge: float = 1.0) -> skia.Path:
+def _turned(path: skia.Path, view: HeadView | None, edge: float = 1.0) -> skia.Path:
     """Bend a flat shape around the front of a turned head; its far part folds into the edge."""
     if view is None:
         return path

@@ -21,7 +21,7 @@ _DEPTH = (-0.42, -0.30, -0.06, 0.0, 0.24, 0.30, 0.42, 0.53, 0.54)
 _BACKWARD, _BACK, _LOW = 0.10, 0.40, -0.12  # skull: its middle's depth, half depth, middle's y
 
 
-class View(NamedTuple):
+class HeadView(NamedTuple):
     """View of a turned head.
 
     Attributes:
@@ -37,14 +37,14 @@ class View(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def view_of(yaw: float) -> View | None:
+def view_of(yaw: float) -> HeadView | None:
     """View of a head with this yaw; None: turned so little that it is drawn flat."""
     if abs(yaw) <= 1:
         return None
     angle = math.radians(DEGREES * abs(yaw))
     part = min(abs(yaw) - 1, 1.0)
     narrow = (1 - NARROWING) / math.cos(math.radians(DEGREES))
-    return View(
+    return HeadView(
         1 if yaw > 0 else -1,
         math.cos(angle) * narrow,
         math.sin(angle),
@@ -87,7 +87,7 @@ def foreshortening(yaw: float, side: int) -> float:
     return 1 + view.roundness * (max(math.cos(math.radians(angle)), 0.02) - 1)
 
 
-def far_edge(view: View, cheek: float) -> float:
+def far_edge(view: HeadView, cheek: float) -> float:
     """Distance of the far side's contour from the middle, at the eyes.
 
     Args:
@@ -96,7 +96,7 @@ def far_edge(view: View, cheek: float) -> float:
     return math.hypot(cheek * view.cos, LATERAL * view.roundness * view.sin)
 
 
-def skull(view: View, cheek: float, grown: float) -> tuple[float, float, float, float]:
+def skull(view: HeadView, cheek: float, grown: float) -> tuple[float, float, float, float]:
     """Ellipse of a turned skull: middle's x and y, half width, half height."""
     width = math.hypot(cheek * view.cos, _BACK * view.roundness * view.sin)
     x = -view.side * _BACKWARD * view.roundness * view.sin

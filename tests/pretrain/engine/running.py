@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     },
     "model": {
         "size": "tiny", "image_height": 32, "image_width": 48, "audio_frames": 96,
-        "contrast_width": 16,
+        "contrast_width": 16, "depth": 2, "decoder_depth": 1,
     },
     "objective": {
         "aligned_weight": 0.5, "hard_negative_fraction": 0.5, "learned_temperature": True,
