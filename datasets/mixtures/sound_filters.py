@@ -1,19 +1,19 @@
 """Equalisers and rooms: linear filters of voices, applied together in the frequency domain.
 
-A room is an exponentially decaying noise behind the direct sound (Polack's model), at several
-places. Shapes: N mixtures, V voices, M rendered recordings, S samples.
+Shapes: N mixtures, V voices, M rendered recordings, S samples.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from cavmae.datasets.mixtures.rooms import draw_rooms, room_responses
 from cavmae.datasets.mixtures.sound_settings import SoundSettings
-from cavmae.datasets.stream.features import SAMPLE_RATE
 
 ROOMS, PLACES = 128, 4
-ROOM_SAMPLES = 4096
+ROOM_SAMPLES = 8192  # 0.5 s: the longest reverberation has decayed by 51 dB
 BANDS = 8  # of an equaliser, equally spaced in the square root of frequency
 ROOM_SEED = 1
 
@@ -95,18 +95,11 @@ class SoundFilters:
         return waves
 
 
+@functools.cache
 def _room_responses() -> Tensor:
     """Impulse responses with an energy of 1; the first is a single 1, that of no room."""
     rng = torch.Generator().manual_seed(ROOM_SEED)
-    time = torch.arange(ROOM_SAMPLES) / SAMPLE_RATE
-    decay_time = 0.1 + 0.5 * torch.rand(ROOMS, 1, 1, generator=rng)  # s, to -60 dB
-    noise = torch.randn(ROOMS, PLACES, ROOM_SAMPLES, generator=rng)
-    tail = noise * 10 ** (-3 * time / decay_time)
-    tail[..., :32] = 0  # the first reflection comes 2 ms after the direct sound
-    tail = tail / tail.square().sum(-1, keepdim=True).sqrt()
-    direct_db = 12 * torch.rand(ROOMS, PLACES, 1, generator=rng)  # over the tail
-    responses = tail * 10 ** (-direct_db / 20)
-    responses[..., 0] = 1
+    responses = room_responses(draw_rooms(ROOMS, PLACES, rng), ROOM_SAMPLES, rng)
     responses = responses / responses.square().sum(-1, keepdim=True).sqrt()
     single = torch.zeros(1, ROOM_SAMPLES)
     single[0, 0] = 1
