@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cavmae.common.errors import UsageError
+from cavmae.datasets.mixtures.codecs import apply_codecs, draw_codecs
 from cavmae.datasets.mixtures.cue_spoiling import draw_defects, spoil
 from cavmae.datasets.mixtures.sound_filters import SoundFilters, on_device
 from cavmae.datasets.mixtures.sound_settings import SoundSettings
@@ -126,10 +127,11 @@ class SoundMixer:
         levels = uniform(-settings.level_db, settings.level_db, n, k + 1)
         first, last = self._draw_parts(n, k + 1, rng)
         filters = self.filters.draw(n, k + 1, rng)
+        codecs = draw_codecs(settings, n, k + 1, augmentation_rng)
 
         rows = audible.flatten().nonzero()[:, 0]
         waves = self._render(self.speech, crops, rows, REFERENCE_DB + levels)
-        waves = self.filters.apply(waves, filters, rows)
+        waves = apply_codecs(self.filters.apply(waves, filters, rows), codecs, rows)
         waves *= _gate(first.flatten()[rows], last.flatten()[rows], s, 1, device)
         voices = torch.zeros(n * (k + 1), s, device=device)
         voices[on_device(rows, device)] = waves

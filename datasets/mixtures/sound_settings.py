@@ -33,6 +33,8 @@ class SoundSettings:
         equaliser_prob: probability that a voice is equalised.
         equaliser_db: largest gain of an equaliser's band.
         room_prob: probability of reverberation, in a shoebox room of 0.15 to 0.6 s.
+        codec_prob: probability that a voice comes through a codec: a band limit of 3.4, 5 or 7 kHz
+            and the mu-law of 5 to 8 bits.
         spoiled_prob: probability that a cue is spoiled as a reading of real lips would be.
         jitter_ms: largest shift of a spoiled cue.
         cue_noise: largest standard deviation of a spoiled cue's noise.
@@ -58,6 +60,7 @@ class SoundSettings:
     equaliser_prob: float = 0.5
     equaliser_db: float = 8.0
     room_prob: float = 0.3
+    codec_prob: float = 0.1
     spoiled_prob: float = 0.7
     jitter_ms: float = 80.0
     cue_noise: float = 0.15
