@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from cavmae.common.errors import UsageError
-from cavmae.datasets.mixtures.codecs import apply_codecs, draw_codecs
 from cavmae.datasets.mixtures.cue_spoiling import draw_defects, spoil
 from cavmae.datasets.mixtures.sound_filters import SoundFilters, on_device
 from cavmae.datasets.mixtures.sound_settings import SoundSettings
 from cavmae.datasets.mixtures.speech_bank import CUE_CHANNELS, CUE_SCALE, RecordingBank
 from cavmae.datasets.mixtures.time_stretch import stretch
+from cavmae.datasets.mixtures.voice_codecs import apply_codecs, draw_codecs
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.datasets.synthetic.articulation import STEP

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cavmae.datasets.mixtures.codecs import (
+from cavmae.datasets.mixtures.sound_settings import SoundSettings
+from cavmae.datasets.mixtures.voice_codecs import (
     BITS,
     LIMITS,
     SLOPES,
@@ -15,7 +16,6 @@ from cavmae.datasets.mixtures.codecs import (
     limit_band,
     quantise,
 )
-from cavmae.datasets.mixtures.sound_settings import SoundSettings
 
 SAMPLES = 40_960
 
