@@ -209,6 +209,11 @@ def test_a_share_of_voices_has_a_pitch_of_its_own(bank: RecordingBank) -> None:
     assert ((crops.speed_steps - same.speed_steps).abs() <= 2).all()  # rounded at most
 
 
+def test_a_pitch_out_of_range_is_named() -> None:
+    with pytest.raises(UsageError, match=r"mix.max_pitch 0.8 is not from 1 to 2"):
+        SoundSettings(max_pitch=0.8)
+
+
 def test_onsets_of_cues_are_those_of_voices_with_a_pitch_of_their_own(tmp_path: Path) -> None:
     time = np.arange(4 * 16_000) / 16_000
     for number in range(3):
