@@ -19,12 +19,17 @@ from cavmae.datasets.mixtures.cue_spoiling import draw_defects, spoil
 from cavmae.datasets.mixtures.sound_filters import SoundFilters, on_device
 from cavmae.datasets.mixtures.sound_settings import SoundSettings
 from cavmae.datasets.mixtures.speech_bank import CUE_CHANNELS, CUE_SCALE, RecordingBank
+from cavmae.datasets.mixtures.time_stretch import stretch
+from cavmae.datasets.mixtures.voice_codecs import apply_codecs, draw_codecs
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.datasets.synthetic.articulation import STEP
 
 FRAME = SAMPLE_RATE // VIDEO_RATE  # samples of 40 ms
 SPEED_STEPS = 40  # of the speed 1: resampled voices differ in steps of 2.5 %
+COARSE = 4  # steps: voices with a pitch of their own differ by 10 %, so that few batches are made
+RESAMPLED = 64  # samples, of whose multiples such voices are: lengths that are fast to transform
+AUGMENTATION_SEED = 0x5EED  # of the numbers that mixtures without such augmentation do without
 MARGIN = 1280  # samples on either side of a crop, which take the wrap-around of its resampling
 CANDIDATES = 8  # recordings among which one of another speaker is chosen
 REFERENCE_DB = -20.0  # RMS of a voice at 0 dB
@@ -54,11 +59,12 @@ class SoundBatch(NamedTuple):
 
 
 class _Crops(NamedTuple):
-    """Crops of recordings, on the CPU: recording, first sample, speed, each int64 [N, V]."""
+    """Crops of recordings, on the CPU: recording, first sample, speed, pitch, int64 [N, V]."""
 
     recordings: Tensor
     starts: Tensor
     speed_steps: Tensor
+    pitch_steps: Tensor
 
 
 class SoundMixer:
@@ -106,6 +112,7 @@ class SoundMixer:
         settings, device = self.settings, self._device
         n, k, s = count, settings.voices, settings.samples
         rng = torch.Generator().manual_seed(seed)
+        augmentation_rng = torch.Generator().manual_seed(seed ^ AUGMENTATION_SEED)
 
         def drawn(probability: float, *shape: int) -> Tensor:
             return torch.rand(shape, generator=rng) < probability
@@ -113,17 +120,18 @@ class SoundMixer:
         def uniform(low: float, high: float, *shape: int) -> Tensor:
             return low + (high - low) * torch.rand(shape, generator=rng)
 
-        crops = self._draw_speech(n, k + 1, rng)
+        crops = self._draw_speech(n, k + 1, rng, augmentation_rng)
         silent = drawn(settings.silent_prob, n, k)
         moving = drawn(settings.moving_prob, n, k)
         audible = torch.cat([~silent, drawn(settings.off_screen_prob, n, 1)], 1)
         levels = uniform(-settings.level_db, settings.level_db, n, k + 1)
         first, last = self._draw_parts(n, k + 1, rng)
         filters = self.filters.draw(n, k + 1, rng)
+        codecs = draw_codecs(settings, n, k + 1, augmentation_rng)
 
         rows = audible.flatten().nonzero()[:, 0]
         waves = self._render(self.speech, crops, rows, REFERENCE_DB + levels)
-        waves = self.filters.apply(waves, filters, rows)
+        waves = apply_codecs(self.filters.apply(waves, filters, rows), codecs, rows)
         waves *= _gate(first.flatten()[rows], last.flatten()[rows], s, 1, device)
         voices = torch.zeros(n * (k + 1), s, device=device)
         voices[on_device(rows, device)] = waves
@@ -145,7 +153,9 @@ class SoundMixer:
         mixture, voices, residual = mixture / scale, voices / scale[..., None], residual / scale
         return SoundBatch(mixture, voices, residual, cues, visible, speakers)
 
-    def _draw_speech(self, n: int, v: int, rng: torch.Generator) -> _Crops:
+    def _draw_speech(
+        self, n: int, v: int, rng: torch.Generator, augmentation_rng: torch.Generator
+    ) -> _Crops:
         """Crops of recordings of different speakers in each mixture, long ones more often."""
         bank = self.speech
         candidates = _draw_recordings(bank, (n, v, CANDIDATES), rng)
@@ -161,12 +171,21 @@ class SoundMixer:
                 pick = int(torch.randint(len(left), (1,), generator=rng))
                 candidates[row, index, 0], first[row] = left[pick], 0
             chosen[:, index] = candidates[:, index].gather(1, first[:, None])[:, 0]
-        fastest = self.settings.max_speed * SPEED_STEPS
-        slowest = SPEED_STEPS / self.settings.max_speed
-        steps = torch.randint(math.ceil(slowest), math.floor(fastest) + 1, (n, v), generator=rng)
+        slowest, fastest = _limits(self.settings.max_speed, 1)
+        steps = torch.randint(slowest, fastest + 1, (n, v), generator=rng)
         resampled = torch.rand(n, v, generator=rng) < self.settings.speed_prob
         steps = torch.where(resampled, steps, SPEED_STEPS)
-        return _Crops(chosen, self._draw_starts(bank, chosen, steps, rng), steps)
+        speeds, pitches = self._draw_pitches(steps, augmentation_rng)
+        return _Crops(chosen, self._draw_starts(bank, chosen, speeds, rng), speeds, pitches)
+
+    def _draw_pitches(self, steps: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Speeds and pitches of voices [N, V], which are the same but for a share of them."""
+        apart = torch.rand(steps.shape, generator=rng) < self.settings.pitch_prob
+        lowest, highest = _limits(self.settings.max_pitch, COARSE)
+        pitches = torch.randint(lowest, highest + 1, steps.shape, generator=rng) * COARSE
+        slowest, fastest = _limits(self.settings.max_speed, COARSE)
+        coarse = (steps / COARSE).round().long().clamp(slowest, fastest) * COARSE
+        return torch.where(apart, coarse, steps), torch.where(apart, pitches, steps)
 
     def _draw_starts(
         self, bank: RecordingBank, recordings: Tensor, steps: Tensor, rng: torch.Generator
@@ -202,7 +221,7 @@ class SoundMixer:
         steps = torch.full((n, 1), SPEED_STEPS)
         starts = self._draw_starts(self.noise, recordings, steps, rng)
         rows = noisy.flatten().nonzero()[:, 0]
-        crops = _Crops(recordings, starts, steps)
+        crops = _Crops(recordings, starts, steps, steps)
         noise[on_device(rows, device)] = self._render(self.noise, crops, rows, REFERENCE_DB - ratio)
         return noise
 
@@ -211,16 +230,19 @@ class SoundMixer:
         settings = self.settings
         recordings = crops.recordings.flatten()[rows]
         gains = 10 ** ((levels.flatten()[rows] - bank.levels[recordings]) / 20) / 32767
-        starts, steps = crops.starts.flatten()[rows], crops.speed_steps.flatten()[rows]
+        starts = crops.starts.flatten()[rows]
+        steps = torch.stack([crops.speed_steps, crops.pitch_steps], -1).flatten(0, 1)[rows]
         waves = torch.zeros(len(rows), settings.samples, device=self._device)
-        for step in steps.unique().tolist():
-            chosen = (steps == step).nonzero()[:, 0]
-            first = starts[chosen] - MARGIN * step // SPEED_STEPS
-            total = settings.samples + 2 * MARGIN
-            crop = self._crop(bank, recordings[chosen], first, total * step // SPEED_STEPS)
-            if step != SPEED_STEPS:
-                # Exact resampling: the spectrum is cut off, or filled up with zeros.
-                crop = torch.fft.irfft(torch.fft.rfft(crop), total) * (total / crop.shape[1])
+        total = settings.samples + 2 * MARGIN
+        for speed, pitch in steps.unique(dim=0).tolist():
+            chosen = (steps == torch.tensor([speed, pitch])).all(1).nonzero()[:, 0]
+            first = starts[chosen] - MARGIN * speed // SPEED_STEPS
+            crop = self._crop(bank, recordings[chosen], first, total * speed // SPEED_STEPS)
+            if speed == pitch:
+                crop = _resample(crop, total)
+            else:
+                resampled = round(total * speed / pitch / RESAMPLED) * RESAMPLED
+                crop = stretch(_resample(crop, resampled), total)
             waves[on_device(chosen, self._device)] = crop[:, MARGIN : MARGIN + settings.samples]
         return waves * on_device(gains[:, None], self._device)
 
@@ -252,6 +274,19 @@ class SoundMixer:
             index = on_device(step.clamp(min=0).minimum(steps - 1) + offsets, device)
             ends.append(bank.cues[index] * inside[..., None] / CUE_SCALE)
         return ends[0] * (1 - part) + ends[1] * part
+
+
+def _limits(largest: float, step: int) -> tuple[int, int]:
+    """Steps of the smallest and of the largest factor, in ``step`` / SPEED_STEPS."""
+    unit = SPEED_STEPS / step
+    return math.ceil(unit / largest), math.floor(unit * largest)
+
+
+def _resample(waves: Tensor, length: int) -> Tensor:
+    """Waves [M, length], exactly: the spectrum is cut off, or filled up with zeros."""
+    if waves.shape[1] == length:
+        return waves
+    return torch.fft.irfft(torch.fft.rfft(waves), length) * (length / waves.shape[1])
 
 
 def _draw_recordings(bank: RecordingBank, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:

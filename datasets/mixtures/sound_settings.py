@@ -5,7 +5,7 @@ import dataclasses
 from cavmae.common.errors import UsageError
 
 # Probabilities that do not grow: of what makes more voices and cues out of few.
-STEADY = ("speed_prob", "spoiled_prob", "gap_prob", "moving_prob")
+STEADY = ("speed_prob", "pitch_prob", "spoiled_prob", "gap_prob", "moving_prob")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +24,23 @@ class SoundSettings:
         noise_prob: probability of noise.
         min_noise_db: smallest ratio of voices to noise.
         max_noise_db: largest ratio of voices to noise.
-        speed_prob: probability that a voice is resampled, in speed and pitch.
-        max_speed: largest factor of that, and inverse of the smallest; in steps of 2.5 %.
+        speed_prob: probability that the speed of a voice is changed, by resampling, and with it the
+            pitch.
+        max_speed: largest factor of the speed, and inverse of the smallest; in steps of 2.5 %.
+        pitch_prob: probability that the pitch of a voice, with its formants, is drawn apart from
+            the speed, in steps of 10 % both; needs a phase vocoder.
+        max_pitch: largest factor of such a pitch, and inverse of the smallest.
         equaliser_prob: probability that a voice is equalised.
         equaliser_db: largest gain of an equaliser's band.
         room_prob: probability of reverberation, in a shoebox room of 0.15 to 0.6 s.
+        codec_prob: probability that a voice comes through a codec: a band limit of 3.4, 5 or 7 kHz
+            and the mu-law of 5 to 8 bits.
         spoiled_prob: probability that a cue is spoiled as a reading of real lips would be.
         jitter_ms: largest shift of a spoiled cue.
         cue_noise: largest standard deviation of a spoiled cue's noise.
         gap_prob: probability of a gap in a spoiled cue.
         ramp: fraction of training over which the probabilities grow from 0 to their values, but for
-            resampled voices and spoiled cues: two voices that talk all the time come first.
+            speeds, pitches and spoiled cues: two voices that talk all the time come first.
     """
 
     seconds: float = 2.56
@@ -49,9 +55,12 @@ class SoundSettings:
     max_noise_db: float = 25.0
     speed_prob: float = 0.8
     max_speed: float = 1.25
+    pitch_prob: float = 0.3
+    max_pitch: float = 1.25
     equaliser_prob: float = 0.5
     equaliser_db: float = 8.0
     room_prob: float = 0.3
+    codec_prob: float = 0.1
     spoiled_prob: float = 0.7
     jitter_ms: float = 80.0
     cue_noise: float = 0.15
@@ -67,8 +76,9 @@ class SoundSettings:
             raise UsageError(f"mix.seconds {self.seconds} is not a multiple of 0.16 up to 60.")
         if not 1 <= self.voices <= 8:
             raise UsageError(f"mix.voices {self.voices} is not from 1 to 8.")
-        if not 1 <= self.max_speed <= 2:
-            raise UsageError(f"mix.max_speed {self.max_speed} is not from 1 to 2.")
+        for name in ("max_speed", "max_pitch"):
+            if not 1 <= getattr(self, name) <= 2:
+                raise UsageError(f"mix.{name} {getattr(self, name)} is not from 1 to 2.")
         if not 0 <= self.ramp <= 1:
             raise UsageError(f"mix.ramp {self.ramp} is not from 0 to 1.")
         if self.min_noise_db > self.max_noise_db:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,28 @@ def test_files_without_a_speaker_are_of_one(tmp_path: Path) -> None:
     assert load_or_build_bank([tmp_path], tmp_path / "cache", 1).names == (tmp_path.name,)
 
 
+def speech_crops(mixer: SoundMixer, n: int, v: int) -> Any:
+    rngs = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+    return mixer._draw_speech(n, v, *rngs)
+
+
+def rendered(wave: Tensor, speed: int, pitch: int) -> Tensor:
+    """A wave of 5 s from its 8000th sample, at a speed and a pitch in steps of 2.5 %."""
+    samples = (32767 * wave).round().short()
+    bank = RecordingBank(
+        samples.repeat(3), torch.tensor([0, 80_000, 160_000]), torch.full((3,), 80_000),
+        torch.arange(3), torch.full((3,), -9.0), torch.zeros(1500, 4, dtype=torch.int8),
+        ("a", "b", "c"),
+    )  # fmt: skip
+    mixer = SoundMixer(bank, None, PLAIN)
+    crops = speech_crops(mixer, 1, 2)._replace(
+        starts=torch.full((1, 2), 8000),
+        speed_steps=torch.full((1, 2), speed),
+        pitch_steps=torch.full((1, 2), pitch),
+    )
+    return mixer._render(bank, crops, torch.tensor([0]), torch.zeros(1, 2))[0]
+
+
 def test_a_seed_makes_the_same_mixtures_and_another_seed_others(bank: RecordingBank) -> None:
     mixer = SoundMixer(bank, bank, SoundSettings())
     first, again, other = mixer.mix(7, 6), mixer.mix(7, 6), mixer.mix(8, 6)
@@ -108,7 +131,7 @@ def test_a_mixture_is_the_sum_of_its_parts_at_an_rms_of_1(bank: RecordingBank) -
 
 def test_voices_are_of_different_speakers(bank: RecordingBank) -> None:
     mixer = SoundMixer(bank, None, dataclasses.replace(PLAIN, voices=3))
-    crops = mixer._draw_speech(200, 4, torch.Generator().manual_seed(0))
+    crops = speech_crops(mixer, 200, 4)
     speakers = bank.speakers[crops.recordings].sort(dim=1).values
     assert (speakers.diff(dim=1) > 0).all()
     with pytest.raises(UsageError, match="of 4 speakers, but mixtures need 5"):
@@ -125,11 +148,11 @@ def test_levels_are_those_of_the_settings(bank: RecordingBank) -> None:
 
 def test_resampling_moves_the_pitch_and_the_cue(bank: RecordingBank) -> None:
     mixer = SoundMixer(bank, None, PLAIN)
-    rng = torch.Generator().manual_seed(0)
-    crops = mixer._draw_speech(1, 2, rng)._replace(starts=torch.tensor([[3200, 3200]]))
+    crops = speech_crops(mixer, 1, 2)._replace(starts=torch.tensor([[3200, 3200]]))
     peaks = []
     for steps in (40, 50):
-        row = crops._replace(speed_steps=torch.tensor([[steps, steps]]))
+        both = torch.tensor([[steps, steps]])
+        row = crops._replace(speed_steps=both, pitch_steps=both)
         wave = mixer._render(bank, row, torch.tensor([0]), torch.zeros(1, 2))[0]
         spectrum = torch.fft.rfft(wave * torch.hann_window(len(wave))).abs()
         peaks.append(int(spectrum[: 320 * len(wave) // 16_000].argmax()))
@@ -147,21 +170,85 @@ def test_resampling_moves_the_pitch_and_the_cue(bank: RecordingBank) -> None:
 def test_a_resampled_tone_stays_clean() -> None:
     """A tone through all speeds is a tone of another pitch: -50 dB of anything else."""
     time = torch.arange(5 * 16_000) / 16_000
-    tone = (32767 * 0.5 * (2 * torch.pi * 1000 * time).sin()).round().short()
-    bank = RecordingBank(
-        tone.repeat(3), torch.tensor([0, 80_000, 160_000]), torch.full((3,), 80_000),
-        torch.arange(3), torch.full((3,), -9.0), torch.zeros(1500, 4, dtype=torch.int8),
-        ("a", "b", "c"),
-    )  # fmt: skip
-    mixer = SoundMixer(bank, None, PLAIN)
-    crops = mixer._draw_speech(1, 2, torch.Generator().manual_seed(0))
-    crops = crops._replace(starts=torch.full((1, 2), 8000), speed_steps=torch.full((1, 2), 33))
-    wave = mixer._render(bank, crops, torch.tensor([0]), torch.zeros(1, 2))[0]
+    wave = rendered(0.5 * (2 * torch.pi * 1000 * time).sin(), 33, 33)
     spectrum = torch.fft.rfft(wave * torch.hann_window(len(wave))).abs().square()
     peak = int(spectrum.argmax())
     assert peak * 16_000 / len(wave) == pytest.approx(825, abs=1)
     near = spectrum[peak - 4 : peak + 5].sum()
     assert (spectrum.sum() - near) / near < 1e-5
+
+
+@pytest.mark.parametrize(("speed", "pitch"), [(32, 48), (48, 32), (40, 44), (36, 40)])
+def test_pitch_and_speed_are_apart(speed: int, pitch: int) -> None:
+    """A tone's frequency is changed by the pitch, the times of clicks by the speed."""
+    time = torch.arange(5 * 16_000) / 16_000
+    wave = rendered(0.5 * (2 * torch.pi * 1000 * time).sin(), speed, pitch)
+    spectrum = torch.fft.rfft(wave * torch.hann_window(len(wave))).abs()
+    peak = int(spectrum.argmax()) * 16_000 / len(wave)
+    assert peak == pytest.approx(1000 * pitch / 40, rel=2e-3)
+    clicks = torch.zeros(5 * 16_000)
+    clicks[8000::8000] = 0.9  # each half a second, of which the first is the first sample
+    wave = rendered(clicks, speed, pitch).square()
+    samples = torch.arange(len(wave))
+    for expected in torch.arange(8000, len(wave) - 2000, 8000) * 40 / speed:
+        near = (samples - expected).abs() < 2000
+        center = (wave * samples)[near].sum() / wave[near].sum()
+        assert (center - expected).abs() < 320  # 20 ms
+
+
+def test_a_share_of_voices_has_a_pitch_of_its_own(bank: RecordingBank) -> None:
+    settings = dataclasses.replace(PLAIN, speed_prob=0.8, pitch_prob=0.3)
+    crops = speech_crops(SoundMixer(bank, None, settings), 400, 3)
+    apart = crops.speed_steps != crops.pitch_steps
+    assert 0.18 < apart.float().mean() < 0.3  # 1 in 5 draws the pitch of its speed
+    for steps in (crops.speed_steps[apart], crops.pitch_steps[apart]):
+        assert set(steps.tolist()) == {32, 36, 40, 44, 48}
+    mixer = SoundMixer(bank, None, dataclasses.replace(settings, pitch_prob=0.0))
+    same = speech_crops(mixer, 400, 3)
+    assert torch.equal(same.speed_steps, same.pitch_steps)
+    assert ((crops.speed_steps - same.speed_steps).abs() <= 2).all()  # rounded at most
+
+
+def test_a_pitch_out_of_range_is_named() -> None:
+    with pytest.raises(UsageError, match=r"mix.max_pitch 0.8 is not from 1 to 2"):
+        SoundSettings(max_pitch=0.8)
+
+
+def test_onsets_of_cues_are_those_of_voices_with_a_pitch_of_their_own(tmp_path: Path) -> None:
+    time = np.arange(4 * 16_000) / 16_000
+    for number in range(3):
+        wave = syllables(120 + 20 * number, 4.0, number) * (np.sin(2 * np.pi * time) > 0)
+        soundfile.write(tmp_path / f"s{number}-0.wav", wave.astype(np.float32), 16_000)
+    bank = load_or_build_bank([tmp_path], tmp_path / "cache", workers=1)
+    mixer = SoundMixer(bank, None, PLAIN)
+    speeds, pitches = torch.full((1, 2), 32), torch.full((1, 2), 48)
+    crops = speech_crops(mixer, 1, 2)._replace(speed_steps=speeds, pitch_steps=pitches)
+    crops = crops._replace(starts=torch.zeros(1, 2, dtype=torch.int64))
+    wave = mixer._render(bank, crops, torch.tensor([0]), torch.zeros(1, 2))[0]
+    loudness = wave.unflatten(0, (-1, FRAME)).square().mean(1).sqrt()
+    opening = mixer._sample_cues(crops, torch.zeros(1, 2))[0, :, 0]
+    # At 0.8 of the speed, sounds of half a second and as long pauses last 0.625 s, 15.6 frames.
+    assert loudness[1:14].mean() > 20 * loudness[18:30].mean()
+    shifts = {shift: float((opening.roll(shift) * loudness).sum()) for shift in range(-4, 5)}
+    assert max(shifts, key=lambda shift: shifts[shift]) == 0
+
+
+def test_mixtures_of_measuring_lists_are_those_of_before(bank: RecordingBank) -> None:
+    """Values of the mixer as it was before pitches and codecs."""
+    batch = SoundMixer(bank, None, SoundSettings().talking(spoiled=True)).mix(11, 4)
+    expected = torch.tensor(
+        [
+            [1.31834, -0.57109, -0.77005, -0.49579],
+            [0.81377, 0.46293, 0.99706, -0.73308],
+            [0.68467, 0.16275, -0.44114, 1.61678],
+            [-0.78698, 1.37072, -0.07539, -0.29038],
+        ]
+    )
+    torch.testing.assert_close(batch.mixture[:, 9999::10_000], expected, atol=1e-4, rtol=0)
+    expected = torch.tensor(
+        [[0.38859, 0.18516], [0.55866, 0.77022], [0.86919, 0.77071], [1.19017, 0.93592]]
+    )
+    torch.testing.assert_close(batch.cues[:, :, 31, 0], expected, atol=1e-4, rtol=0)
 
 
 def active(voices: Tensor) -> Tensor:
