@@ -14,8 +14,11 @@ from tests.datasets.synthetic.conftest import render
 @pytest.mark.parametrize("source", ["espeak", "recordings"])
 def test_mouths_go_with_their_own_voice(tmp_path: Path, speech: Path, source: str) -> None:
     """Above every other voice on average, above 400 ms off, and in step to 20 ms."""
-    # A linear model of two dozen clips reads mouths of one size that face the camera.
-    clean = dict.fromkeys((*SCENE_CASES, "silent", "mouth_occlusion", "desync"), 0.0)
+    clean = {"silent": 0.0, "mouth_occlusion": 0.0, "desync": 0.0}
+    if source == "espeak":
+        # Their mouths follow phonemes, not loudness: of turned and moving heads a linear model of
+        # two dozen clips reads too little (0.117 instead of 0.12).
+        clean |= dict.fromkeys(SCENE_CASES, 0.0)
     folder = str(speech) if source == "recordings" else None
     assert render(
         tmp_path / "out", 24, height=160, seconds=2.4, speakers=16, speech=folder,

@@ -118,8 +118,8 @@ def test_nearer_people_come_later_and_a_walk_ends_beyond_the_other() -> None:
 
 def test_who_comes_later_hides_who_is_behind() -> None:
     """Of the person behind only pixels go, and only to the person in front."""
-    made = scene(2, crossings=1.0, gestures=1.0)
-    both, behind = stage_of(*made), stage_of(*made)
+    staged = scene(2, crossings=1.0, gestures=1.0)
+    both, behind = stage_of(*staged), stage_of(*staged)
     behind._figures = behind._figures[:1]
     hidden = 0
     for whole, alone in zip(both.frames(), behind.frames(), strict=True):

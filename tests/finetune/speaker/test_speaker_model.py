@@ -117,8 +117,8 @@ def test_pixels_reach_a_voice_through_its_articulation_cue_only(
     moved = predictions._replace(motion=torch.randn_like(predictions.motion))
     assert torch.equal(decode(inputs, moved, masks, presence_prob).spectra, voices.spectra)
     scale = inputs.mixture.square().mean(1, keepdim=True).sqrt()
-    told = speaker_task.model.sound(inputs.mixture / scale, cue)
-    torch.testing.assert_close(voices.spectra, told.spectra)
+    separated = speaker_task.model.sound(inputs.mixture / scale, cue)
+    torch.testing.assert_close(voices.spectra, separated.spectra)
 
 
 def test_frames_without_a_mask_are_hidden_from_the_separator(
