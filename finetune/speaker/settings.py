@@ -135,6 +135,11 @@ class SpeakerModelSettings(SpeakerConfig):
             raise UsageError(
                 "model.freeze trunk freezes the encoder, too: set model.train_encoder to frozen."
             )
+        if self.classes and self.init_from is not None:
+            raise UsageError(
+                "model.init_from has classes of its own: leave model.classes out, and name "
+                "new ones in model.add_classes."
+            )
         if self.add_classes and self.init_from is None:
             raise UsageError(
                 "model.add_classes are added to a trained model: name it in model.init_from, or "

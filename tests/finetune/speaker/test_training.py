@@ -286,6 +286,8 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     refused("leave its options out", model={"sound_from": str(sound)})
     both = {"init_from": "x", "encoder_from": None, "sound_from": str(sound)}
     refused("leave model.sound_from out", model=both)
+    whole = {"init_from": "x", "encoder_from": None, "classes": ["child"]}
+    refused("leave model.classes out", model=whole)
     refused("not from 0 to 1", model={"sound_lr_scale": 2.0})
     other = tmp_path / "other"
     shape = EncoderConfig(size="tiny", image_height=64, image_width=64)
