@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from cavmae.common.cli import parse_settings, parser
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.sharding.settings import PROFILES, ShardSettings
+from cavmae.finetune.laterals.settings import LATERALS
 from cavmae.finetune.separators.base import VoiceSeparator
 from cavmae.finetune.separators.settings import SEPARATORS
 from cavmae.finetune.speaker.factory import load_speaker
@@ -26,6 +27,7 @@ from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.temporal.settings import TEMPORAL
 from tests.datasets.clips import clip, data_set_of
+from tests.finetune.laterals import test_laterals as lateral_tests
 from tests.finetune.separators import test_separators as registry_tests
 from tests.pretrain.engine.running import trace
 
@@ -49,7 +51,9 @@ def install(*names: str) -> None:
 def unchanged() -> Iterator[None]:
     """Takes the entries of an example away again."""
     modules = set(sys.modules)
-    tables: list[dict[str, Any]] = [SEPARATORS._entries, TEMPORAL._entries, TASKS, PROFILES]
+    tables: list[dict[str, Any]] = [
+        SEPARATORS._entries, TEMPORAL._entries, LATERALS._entries, TASKS, PROFILES,
+    ]  # fmt: skip
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):
@@ -117,6 +121,19 @@ def test_the_temporal_attention_is_trained_and_loaded(shards: Path, tmp_path: Pa
     assert not torch.equal(gains, torch.full_like(gains, 0.1))  # it had gradients
 
 
+def test_the_lateral_is_trained_and_passes_the_tests_of_the_registry(
+    shards: Path, tmp_path: Path
+) -> None:
+    install("finetune.laterals.settings", "finetune.laterals.gain")
+    run = tmp_path / "run"
+    speakers(shards, run, "--model.lateral", "gain", "--loss.sync_weight", "1")
+    lateral = load_speaker(str(run / "checkpoints/000000002"))[0].lateral
+    assert type(lateral).__name__ == "AudioGain"
+    lateral_tests.test_every_weight_gets_a_gradient_also_from_a_dropped_pathway("gain")
+    lateral_tests.test_audio_moves_the_map_of_its_own_time_only("gain", 62)
+    lateral_tests.test_the_gate_of_a_clip_hides_its_audio("gain")
+
+
 def test_the_task_learns_and_goes_on(data_set: Manifest, tmp_path: Path) -> None:
     install("finetune.correspondence", "finetune.train")
     torch.manual_seed(0)
@@ -164,5 +181,5 @@ def test_the_separator_passes_the_tests_of_the_registry() -> None:
 
 def test_every_block_is_installed_by_a_test() -> None:
     source = Path(__file__).read_text()
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 9
     assert all(f'"{name}"' in source for name in BLOCKS)

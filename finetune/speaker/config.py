@@ -3,6 +3,7 @@
 import dataclasses
 
 from cavmae.datasets.stream.rates import VIDEO_RATE
+from cavmae.finetune.laterals.settings import LateralOptions, NoLateralOptions
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separators.settings import UNetOptions
 from cavmae.pretrain.config import EncoderConfig, check_bounds
@@ -32,6 +33,7 @@ class SpeakerConfig:
         motion_width: width of the grey frames in pixels, a multiple of 4.
         motion_channels: channels of the motion pathway.
         motion_blocks: blocks of the motion pathway.
+        lateral: connections of audio, motion and key frames before the pixel decoder.
         sound: separator of the voices, told by the articulation cues that are read from motion.
         classes: labels of clips that serve as hints (a category of people, the topic of a meeting):
             with the probability ``loss.hint_prob`` the model gets the target's class.
@@ -52,6 +54,7 @@ class SpeakerConfig:
     motion_width: int = 224
     motion_channels: int = 64
     motion_blocks: int = 4
+    lateral: LateralOptions = NoLateralOptions()
     sound: SoundSeparatorConfig = SoundSeparatorConfig(separator=UNetOptions())
     classes: tuple[str, ...] = ()
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cavmae.finetune.laterals.sync_loss import SyncLoss
 from cavmae.finetune.separators.stft import compressed, spectrum
 from cavmae.finetune.speaker.matcher import (
     ACTIVE_DB,
@@ -31,6 +32,7 @@ from cavmae.finetune.speaker.model import (
     SILENT,
     SPEAKING,
     SlotPredictions,
+    SpeakerModel,
     VoicePredictions,
 )
 from cavmae.finetune.speaker.settings import LossSettings
@@ -305,3 +307,34 @@ def targets_of(batch: dict[str, Tensor], target: Tensor, scale: Tensor) -> Targe
         people, batch["residual"].float() / scale, mixture, batch["masks"],
         batch["articulation"], batch["articulated"], target,
     )  # fmt: skip
+
+
+def person_sync_loss(
+    sync: SyncLoss,
+    model: SpeakerModel,
+    predictions: SlotPredictions,
+    targets: Targets,
+    fbanks: Tensor,
+    log_mel: Tensor,
+    progress: float,
+) -> Tensor:
+    """Synchronisation of the motion of each person with the person's clean voice.
+
+    The motion of a whole scene with several people is in step with no single voice. Each person is
+    a clip of their own instead: motion under the true mask, before audio joins it, and the clean
+    voice. People who are silent or without a mask do not count.
+
+    Args:
+        sync: the loss with its projections.
+        fbanks: [N P, 4 T, mel] of clean voices, normalised.
+        log_mel: the same, not normalised.
+        progress: fraction of training that is done.
+    """
+    people = targets.people
+    video = model.motion_reader(predictions.visual_motion, targets.masks.float()).flatten(0, 1)
+    assert model.lateral.audio is not None
+    audio = model.lateral.audio(fbanks)  # [N P, channels, 4 T]
+    audio = functional.adaptive_avg_pool1d(audio, video.shape[1]).transpose(1, 2)
+    ids = torch.arange(len(video), device=video.device)
+    usable = (people.present & people.masked & people.active).flatten()
+    return sync(video, audio, log_mel, ids, ids, usable, progress)

@@ -25,6 +25,8 @@ from torch.nn import functional
 
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.stream.transforms import normalise_frames
+from cavmae.finetune.laterals.base import Lateral, PathwayShape
+from cavmae.finetune.laterals.settings import LATERALS
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separators.stft import wave
 from cavmae.finetune.speaker.center_voting import CenterVoting
@@ -76,7 +78,8 @@ class SlotPredictions(NamedTuple):
         votes: [N, 2, F, H / 4, W / 4], x and y of the person's center that each pixel votes for.
         mixed: [N, F, H / 4, W / 4], channel mean of the cross-modal mixer's output: mask logits of
             all audible people.
-        motion: [N, T, C, h / 4, w / 4].
+        motion: [N, T, C, h / 4, w / 4], which articulation cues are read from.
+        visual_motion: the same, without audio that a lateral may have added.
     """
 
     slots: Tensor
@@ -86,6 +89,7 @@ class SlotPredictions(NamedTuple):
     votes: Tensor
     mixed: Tensor
     motion: Tensor
+    visual_motion: Tensor
 
 
 class VoicePredictions(NamedTuple):
@@ -137,7 +141,11 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
                 f"separator {c.sound.separator.name} needs clips of at least "
                 f"{self.sound.separator.least_samples / SAMPLE_RATE} s, not {c.seconds} s."
             )
-        self.pixel_decoder = PixelDecoder(e.width, c.motion_channels, c.mask_width, grid)
+        pathways = PathwayShape(
+            c.motion_channels, e.width, c.frames, c.key_frames, c.mask_width // 2
+        )
+        self.lateral: Lateral = LATERALS.build(c.lateral, pathways)
+        self.pixel_decoder = PixelDecoder(e.width, self.lateral.key_channels, c.mask_width, grid)
         self.audio_proj = nn.Linear(e.width, c.width)
         self.video_proj = nn.Linear(e.width, c.width)
         self.context_proj = nn.Linear(4 * c.mask_width, c.width)
@@ -191,17 +199,20 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
             frame_tokens = self.encoder.frame_features(normalise_frames(inputs.frames))
         return audio_tokens, frame_tokens, cue_tokens
 
-    def predict_masks(self, inputs: Inputs) -> SlotPredictions:
-        """Masks and states of all slots, refined layer by layer."""
+    def predict_masks(self, inputs: Inputs, audio_gate: Tensor | None = None) -> SlotPredictions:
+        """Masks and states of all slots, refined layer by layer.
+
+        Args:
+            audio_gate: float [N], factors of the laterals from audio in training; None: 1.
+        """
         c = self.config
         n = len(inputs.mixture)
         audio_tokens, frame_tokens, cue_tokens = self.encode(inputs)
         frames = normalise_frames(inputs.frames)  # [N, F, 3, H, W]
         motion = self.motion(inputs.motion)  # [N, T, C, h / 4, w / 4]
-        # T / F grey frames belong to each key frame, as many before it as after.
-        key_motion = motion.unflatten(1, (c.key_frames, -1)).mean(2)  # [N, F, C, h / 4, w / 4]
+        fused = self.lateral(motion, frame_tokens, inputs.fbank, audio_gate)
         pixels, context = self.pixel_decoder(
-            frame_tokens.flatten(0, 1), frames.flatten(0, 1), key_motion.flatten(0, 1)
+            fused.tokens.flatten(0, 1), frames.flatten(0, 1), fused.key_motion.flatten(0, 1)
         )  # [N F, mask_width, H / 4, W / 4], [N F, L, 4 mask_width]
         audio = self.audio_norm(self.audio_proj(audio_tokens))  # [N, La, D]
         context = self.context_proj(context).unflatten(0, (n, -1))  # [N, F, L, D]
@@ -231,7 +242,9 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
             states.append(self.state_head(slots))
             masks.append(logits)
             attn_mask = self._attention_mask(logits.detach())
-        return SlotPredictions(slots, voice_cue, states, masks, votes, mixed, motion)
+        return SlotPredictions(
+            slots, voice_cue, states, masks, votes, mixed, fused.cue_motion, motion
+        )
 
     def _mask_logits(
         self, slots: Tensor, pixels: Tensor, votes: Tensor, previous: Tensor | None

@@ -71,8 +71,9 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
     layer_decay = settings.model.layer_decay if pretrained else 1.0
     statistics = statistics_for(settings.model, data.train)
     task = SpeakerTask(
-        model, settings.loss, statistics, frozen, layer_decay, settings.model.sound_lr_scale
-    )
+        model, settings.loss, statistics, frozen, layer_decay, settings.model.sound_lr_scale,
+        loop.seed,
+    )  # fmt: skip
     return TrainingParts(task, loader, held_out)
 
 

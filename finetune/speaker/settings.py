@@ -168,6 +168,8 @@ class LossSettings:
         sdr_weight: of a dB of the voices' SDR (not scale-invariant: their sum is the mixture).
         spectrum_weight: of the L1 difference of compressed complex spectra.
         silence_weight: of a dB of energy, relative to the mixture, in slots that are to be silent.
+        sync_weight: of the synchronisation of people's motion with their clean voices; 0: none. It
+            needs a ``model.lateral`` with an audio pathway.
         points: sampled pixels of a key frame for the losses of masks.
         cue_only_until: fraction of training in which every scene has a cue.
         cue_prob: probability of a cue afterwards.
@@ -187,6 +189,7 @@ class LossSettings:
     sdr_weight: float = 0.1
     spectrum_weight: float = 1.0
     silence_weight: float = 0.02
+    sync_weight: float = 0.0
     points: int = 512
     cue_only_until: float = 0.2
     cue_prob: float = 0.5
@@ -220,3 +223,10 @@ class SpeakerSettings:
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     loop: LoopSettings = LoopSettings()
+
+    def __post_init__(self) -> None:
+        if self.loss.sync_weight and self.model.freeze == "trunk":
+            raise UsageError(
+                "model.freeze trunk freezes the pathways: set loss.sync_weight to 0, which trains "
+                "them."
+            )

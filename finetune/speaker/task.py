@@ -6,13 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cavmae.common.errors import UsageError
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import FFT
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.laterals.audio_pathway import drop_pathway
+from cavmae.finetune.laterals.sync_loss import SyncLoss
 from cavmae.finetune.speaker.cue_sampling import draw_cues
 from cavmae.finetune.speaker.cues import KINDS, CueKind, no_cues
 from cavmae.finetune.speaker.losses import (
+    Targets,
     assign_by_masks,
+    person_sync_loss,
     presence_targets,
     speaker_losses,
     targets_of,
@@ -41,6 +46,10 @@ class SpeakerTask(Task):
         frozen: whether the encoder's weights are frozen.
         decay: layer-wise learning rate decay: factor from each encoder block to the one before it.
         sound_lr_scale: factor of the learning rate of the sound separator; 0: it is frozen.
+        seed: of DropPathway, that of the run, equal in all processes.
+
+    Raises:
+        UsageError: the losses need what the model does not have.
     """
 
     model: SpeakerModel
@@ -53,10 +62,13 @@ class SpeakerTask(Task):
         frozen: bool = True,
         decay: float = 1.0,
         sound_lr_scale: float = 1.0,
+        seed: int = 0,
     ):
         super().__init__()
         self.model = model
         self.loss = loss
+        self.seed = seed
+        self.sync = _sync_loss(model) if loss.sync_weight else None
         self.predictor = SpeakerPredictor(model, statistics)
         self.frozen = frozen
         if frozen:
@@ -145,7 +157,7 @@ class SpeakerTask(Task):
         cue_prob = 1.0 if progress < settings.cue_only_until else settings.cue_prob
         inputs, target = self.inputs_of(batch, cue_prob, hint_prob=settings.hint_prob)
         targets = targets_of(batch, target, scale_of(batch))
-        predictions = self.model.predict_masks(inputs)
+        predictions = self.model.predict_masks(inputs, self.audio_gate(inputs, progress))
         with torch.autocast(inputs.mixture.device.type, enabled=False):
             slots, pixels = assign_by_masks(predictions, targets, settings)
         masks = predictions.masks[-1].float().sigmoid()
@@ -156,9 +168,34 @@ class SpeakerTask(Task):
         voices = self.model.decode_voices(inputs, predictions, masks, presence_prob)
         with torch.autocast(masks.device.type, enabled=False):
             losses = speaker_losses(predictions, voices, targets, pixels, settings)
+        total, parts = losses.total, losses.parts
+        if self.sync is not None:
+            parts["sync"] = self._sync(self.sync, batch, predictions, targets, progress)
+            total = total + settings.sync_weight * parts["sync"]
         with_mask = (targets.people.present & targets.people.masked).sum().clamp(min=1)
-        parts = {**losses.parts, "teacher_forced": replaced.sum() / with_mask}
-        return StepOutput(losses.total, {"loss": losses.total.detach(), **parts})
+        parts["teacher_forced"] = replaced.sum() / with_mask
+        return StepOutput(total, {"loss": total.detach(), **parts})
+
+    def audio_gate(self, inputs: Inputs, progress: float) -> Tensor | None:
+        """Factors of laterals from audio in a training step: float [N]; None: 1.
+
+        A clip whose target is known by voice alone keeps its audio: nothing else says which person
+        of the clip the target is.
+        """
+        prob = self.model.lateral.drop_prob
+        if not self.training or prob == 0:
+            return None
+        keep = inputs.cues.kind == KINDS.index("voice")
+        return drop_pathway(prob, self.seed, progress, keep)
+
+    def _sync(
+        self, sync: SyncLoss, batch: Batch, predictions: SlotPredictions, targets: Targets,
+        progress: float,
+    ) -> Tensor:  # fmt: skip
+        statistics = self.predictor.statistics
+        fbanks = self.fbank(batch["voices"].flatten(0, 1))
+        log_mel = fbanks * statistics.std + statistics.mean
+        return person_sync_loss(sync, self.model, predictions, targets, fbanks, log_mel, progress)
 
     @torch.no_grad()
     def validation_step(self, batch: Batch) -> Record:
@@ -202,6 +239,15 @@ class SpeakerTask(Task):
         encoder_flops = forward_flops(lambda: self.model.encode(inputs))
         total_flops = forward_flops(lambda: self.model(inputs))
         return 3 * (total_flops - encoder_flops) + (1 if self.frozen else 3) * encoder_flops
+
+
+def _sync_loss(model: SpeakerModel) -> SyncLoss:
+    if model.lateral.audio is None:
+        raise UsageError(
+            f"loss.sync_weight needs an audio pathway, and lateral {model.config.lateral.name} has "
+            "none: set model.lateral to a-f-s, a-fs or av-nonlocal, or loss.sync_weight to 0."
+        )
+    return SyncLoss(model.config.width, model.lateral.audio.channels)
 
 
 def class_number(classes: Sequence[str], labels: Collection[str]) -> int:

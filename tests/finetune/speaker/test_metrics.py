@@ -40,7 +40,7 @@ def outputs(
     states[:, p:-1, 3] = 5.0
     states[:, -1, 2] = 5.0  # there is noise
     empty = torch.zeros(1)
-    predictions = SlotPredictions(empty, empty, [states], [logits], empty, empty, empty)
+    predictions = SlotPredictions(empty, empty, [states], [logits], *[empty] * 4)
     return predictions, VoicePredictions(spectrum(waves), states, empty, empty, torch.ones(n, 1, 1))
 
 

@@ -1,0 +1,1 @@
+"""Lateral connections between pathways, after audiovisual SlowFast networks."""
