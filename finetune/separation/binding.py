@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cavmae.finetune.separation.config import SoundSeparatorConfig
-from cavmae.finetune.separators.layers import dilated_convs
+from cavmae.finetune.separators.layers import DilatedConvs
 from cavmae.finetune.speaker.matcher import ACTIVE_DB, assign
 
 BANDS = 32  # of a voice's energy, each of 8 bins
@@ -93,7 +93,7 @@ class VoiceBinder(nn.Module):
         super().__init__()
         width = config.width
         self.band_proj = nn.Conv1d(BANDS, width, 8, stride=4, padding=2)
-        self.convs = dilated_convs(width, LAYERS)
+        self.convs = DilatedConvs(width, LAYERS)
         self.articulation_head = nn.Linear(width, config.cue_channels)
         self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
         self.none_logit = nn.Parameter(torch.tensor(0.0))
@@ -131,9 +131,8 @@ class VoiceBinder(nn.Module):
         mean = bands.mean((2, 3), keepdim=True) + 1e-8
         levels = (bands / mean + BAND_FLOOR).log10()
         x = self.band_proj(levels.flatten(0, 1))  # [N Q, D, T]
-        for conv in self.convs:
-            x = x + conv(x)
-        cues: Tensor = self.articulation_head(x.transpose(1, 2)).unflatten(0, power.shape[:2])
+        x = self.convs(x).transpose(1, 2)  # [N Q, T, D]
+        cues: Tensor = self.articulation_head(x).unflatten(0, power.shape[:2])
         return cues
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cavmae.finetune.separation.binding import SeparatedVoices, VoiceBinder, bind
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separators.base import MixtureFeatures
-from cavmae.finetune.separators.layers import dilated_convs
+from cavmae.finetune.separators.layers import DilatedConvs
 from cavmae.finetune.separators.settings import SEPARATORS
 from cavmae.pretrain.engine.hub import HubWeights
 
@@ -31,7 +31,7 @@ class ArticulationEncoder(nn.Module):
         width = config.width
         self.cue_proj = nn.Conv1d(config.cue_channels, width, 3, padding=1)
         self.latent_proj = nn.Linear(latent_width, width)
-        self.convs = dilated_convs(width, config.cue_layers)
+        self.convs = DilatedConvs(width, config.cue_layers)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, cues: Tensor, latent: Tensor) -> Tensor:
@@ -45,9 +45,8 @@ class ArticulationEncoder(nn.Module):
         x = self.cue_proj(cues.flatten(0, 1).transpose(1, 2))  # [N K, D, T]
         mixture = self.latent_proj(latent).transpose(1, 2)
         x = (x.unflatten(0, (n, k)) + mixture[:, None]).flatten(0, 1)
-        for conv in self.convs:
-            x = x + conv(x)
-        embeddings: Tensor = self.norm(x.transpose(1, 2)).unflatten(0, (n, k))
+        x = self.convs(x).transpose(1, 2)  # [N K, T, D]
+        embeddings: Tensor = self.norm(x).unflatten(0, (n, k))
         return embeddings
 
 
@@ -64,16 +63,15 @@ class QueryEncoder(nn.Module):
         width = config.width
         self.queries = nn.Parameter(torch.randn(config.queries, width))
         self.latent_proj = nn.Linear(latent_width, width)
-        self.convs = dilated_convs(width, config.cue_layers)
+        self.convs = DilatedConvs(width, config.cue_layers)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, latent: Tensor) -> Tensor:
         """Embeddings [N, Q, T, D] from the latent [N, T, latent_width] of the mixture."""
         mixture = self.latent_proj(latent)[:, None]
         x = (mixture + self.queries[:, None]).flatten(0, 1).transpose(1, 2)  # [N Q, D, T]
-        for conv in self.convs:
-            x = x + conv(x)
-        embeddings: Tensor = self.norm(x.transpose(1, 2)).unflatten(0, (len(latent), -1))
+        x = self.convs(x).transpose(1, 2)  # [N Q, T, D]
+        embeddings: Tensor = self.norm(x).unflatten(0, (len(latent), -1))
         return embeddings
 
 

@@ -59,15 +59,27 @@ class RotaryPositions(nn.Module):
         return pairs.flatten(-2)
 
 
-def dilated_convs(width: int, layers: int) -> nn.ModuleList:
-    """Residual dilated convolutions over time, each of [N, width, T] to the same shape."""
-    convs = nn.ModuleList()
-    for layer in range(layers):
-        dilation = DILATIONS[layer % len(DILATIONS)]
-        convs.append(
-            nn.Sequential(
-                nn.GroupNorm(groups_of(width), width), nn.GELU(),
-                nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation),
-            )
-        )  # fmt: skip
-    return convs
+class DilatedConvs(nn.ModuleList):
+    """Residual dilated convolutions over time.
+
+    Args:
+        width: D.
+        layers: number of convolutions.
+    """
+
+    def __init__(self, width: int, layers: int):
+        super().__init__()
+        for layer in range(layers):
+            dilation = DILATIONS[layer % len(DILATIONS)]
+            self.append(
+                nn.Sequential(
+                    nn.GroupNorm(groups_of(width), width), nn.GELU(),
+                    nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation),
+                )
+            )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, D, T], of the same shape."""
+        for conv in self:
+            x = x + conv(x)
+        return x

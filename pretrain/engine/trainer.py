@@ -8,8 +8,6 @@ process waits for one that failed.
 import contextlib
 import logging
 import math
-import signal
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,19 +22,20 @@ from cavmae.common.device import to_device
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.loader import Loader
-from cavmae.pretrain.engine import checkpoints, trainer_state
+from cavmae.pretrain.engine import checkpoints
+from cavmae.pretrain.engine.checkpointer import Checkpointer
 from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.metric_logger import MetricLogger
 from cavmae.pretrain.engine.nonfinite import NonFiniteGuard, skip_step_if
 from cavmae.pretrain.engine.optim import build_optimizer, learning_rate
 from cavmae.pretrain.engine.run_setup import check_devices, check_gradients_synchronized
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
+from cavmae.pretrain.engine.stop_signals import StopSignals
 from cavmae.pretrain.engine.task import Embeddings, StepOutput, Task
 from cavmae.pretrain.engine.throughput import Throughput
 from cavmae.pretrain.engine.validation import validation_records
 
 log = logging.getLogger("cavmae")
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # Steps in a row that a scaler of fp16 may need to find its scale, beside those that are bad.
 SCALE_SEARCH = 16
 
@@ -95,9 +94,11 @@ class Trainer:
             )
         searching = SCALE_SEARCH if accelerator.scaler is not None else 0
         self.nonfinite = NonFiniteGuard(settings.max_bad_steps + searching, self._processes)
-        self._saved = -1
-        self._saved_at = time.monotonic()
-        self._signal: str | None = None
+        self._checkpointer = Checkpointer(
+            task, self._module, self._optimizer.optimizer, self._average, loader, run,
+            settings.keep, accelerator, self._processes,
+        )  # fmt: skip
+        self._signals = StopSignals()
         self._pending_error: CavmaeError | None = (
             None  # raised at the next step boundary, in all processes
         )
@@ -123,7 +124,7 @@ class Trainer:
                 )
         throughput = Throughput(self.task, self._accelerator.device, self.settings, self._processes)
         self._module.train()
-        with self._signals():
+        with self._signals.catch():
             try:
                 batches = iter(self._loader)
                 while self.step < self._steps:
@@ -177,10 +178,11 @@ class Trainer:
         """
         settings = self.settings
         problem = problem or self._pending_error
-        minutes = (time.monotonic() - self._saved_at) / 60
-        late = bool(settings.save_minutes) and minutes > settings.save_minutes
+        late = 0 < settings.save_minutes < self._checkpointer.minutes()
         stop, failed, late = self._processes.any_process(
-            self._signal is not None, problem is not None, late and self._processes.is_main
+            self._signals.received is not None,
+            problem is not None,
+            late and self._processes.is_main,
         )
         regular = settings.save_every and self.step and self.step % settings.save_every == 0
         if stop or failed or late or regular:
@@ -191,7 +193,7 @@ class Trainer:
             messages = [str(p) for p in self._processes.gather(problem) if p is not None]
             raise problem or CavmaeError(f"Another process could not go on: {messages[0]}")
         if stop:
-            names = [name for name in self._processes.gather(self._signal) if name]
+            names = [name for name in self._processes.gather(self._signals.received) if name]
             log.info(
                 "Stopped at step %d of %d by %s; the same command with --resume auto goes on.",
                 self.step, self._steps, names[0],
@@ -261,19 +263,6 @@ class Trainer:
         if state[1] is not None:
             torch.cuda.set_rng_state(state[1])
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        def catch(number: int, frame: object) -> None:
-            self._signal = signal.Signals(number).name
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # the second Ctrl-C is final
-
-        before = {number: signal.signal(number, catch) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     # --- logging, validation ---
 
     def _log(
@@ -334,43 +323,12 @@ class Trainer:
     # --- checkpoints ---
 
     def _save(self, position: dict[str, Any]) -> None:
-        if self._saved == self.step:
-            return
-        weights, tensors, groups = trainer_state.get_trainer_state(
-            self._module, self._optimizer.optimizer
-        )
-        own = {"loader": position, "random": trainer_state.rng_state()}
-        ranks = self._processes.gather(own)
-        with self._processes.main_only():
-            if self._processes.is_main:
-                self._write(weights, tensors, groups, ranks)
-        self._saved, self._saved_at = self.step, time.monotonic()
-
-    def _write(
-        self,
-        weights: dict[str, Tensor],
-        tensors: dict[str, Tensor],
-        groups: list[dict[str, Any]],
-        ranks: list[dict[str, Any]],
-    ) -> None:
-        scaler = self._accelerator.scaler
-        averaged = None
-        if self._average is not None:
-            averaged = {k: v.cpu() for k, v in self._average.module.state_dict().items()}
-        trainer = {
+        counters = {
             "step": self.step,
             "samples": self.samples,
             "nonfinite": self.nonfinite.state_dict(),
-            "averages": int(self._average.n_averaged) if self._average is not None else 0,
-            "groups": groups,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "ranks": ranks,
         }
-        config = self.task.model.config_values()
-        preprocessing = self.task.preprocessing()
-        state = checkpoints.Checkpoint(weights, config, preprocessing, averaged, tensors, trainer)
-        checkpoints.save(self._run, self.step, state, self.settings.keep)
-        log.info("Saved %s.", checkpoints.checkpoint_folder(self._run, self.step))
+        self._checkpointer.save(counters, position)
 
     def resume(self, folder: Path) -> None:
         """Loads a checkpoint; call it before :meth:`train`.
@@ -378,34 +336,6 @@ class Trainer:
         Raises:
             CavmaeError: the checkpoint is damaged or of another model; nothing has changed.
         """
-        with self._processes.main_only():
-            checkpoints.verify(folder) if self._processes.is_main else None
-        with self._processes.fail_together():
-            checkpoint = checkpoints.load(folder)
-        trainer = checkpoint.trainer
-        trainer_state.set_trainer_state(
-            self._module,
-            self._optimizer.optimizer,
-            checkpoint.weights,
-            checkpoint.tensors,
-            trainer["groups"],
-        )
-        if self._average is not None:
-            averaged = checkpoint.averaged
-            source = averaged if averaged is not None else checkpoint.weights
-            self._average.module.load_state_dict(source)
-            self._average.n_averaged.fill_(trainer["averages"])
-        if self._accelerator.scaler is not None and trainer["scaler"] is not None:
-            self._accelerator.scaler.load_state_dict(trainer["scaler"])
-        self.step, self.samples = trainer["step"], trainer["samples"]
-        self.nonfinite.load_state_dict(trainer["nonfinite"])
-        ranks = trainer["ranks"]
-        if len(ranks) == self._processes.count:
-            own = ranks[self._processes.rank]
-            self._loader.load_state_dict(own["loader"])
-            trainer_state.set_rng_state(own["random"])
-        else:  # another number of processes goes on at the epoch that all had reached
-            every = [p for rank in ranks for p in rank["loader"]["positions"]]
-            self._loader.load_state_dict({**ranks[0]["loader"], "positions": every})
-        self._saved = self.step
-        log.info("Going on from %s.", folder)
+        counters = self._checkpointer.resume(folder)
+        self.step, self.samples = counters["step"], counters["samples"]
+        self.nonfinite.load_state_dict(counters["nonfinite"])

@@ -1,9 +1,12 @@
-"""Videos and their shards that the tests of sharding compare with."""
+"""Videos, their shards, models and separated recordings that tests share."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 from cavmae.finetune.inference.separator import Separator
@@ -11,6 +14,7 @@ from cavmae.tools.benchmarks.media import make_video
 from tests.conftest import SMALL, make_shards
 from tests.finetune.speaker.scenes import model
 from tests.tools.helpers import RUN_SETTINGS, TINY
+from tests.tools.report_folders import RECORD, wave
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +56,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def separator(checkpoint: str) -> Separator:
     return Separator.from_pretrained(checkpoint, "cpu")
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    return make_video(path, dataclasses.replace(SMALL, seconds=1.0))
+
+
+@pytest.fixture
+def recording(tmp_path: Path, film: Path) -> Path:
+    """A separated recording, as `cavmae separate` writes it."""
+    folder = tmp_path / "recording"
+    folder.mkdir()
+    soundfile.write(str(folder / "person-1.wav"), wave(1), 16_000, subtype="FLOAT")
+    soundfile.write(str(folder / "residual.wav"), wave(2), 16_000, subtype="FLOAT")
+    shutil.copy(film, folder / "overlay.mp4")
+    (folder / "result.json").write_text(json.dumps(RECORD))
+    return folder
