@@ -31,7 +31,7 @@ MASK_FACTOR = 2  # of the masks' resolution over that of the last features
 LATENT_LEVEL = 1  # its frames, of 64 ms, are interpolated to 25 a second
 
 
-class Up(nn.Module):
+class SubPixelUp(nn.Module):
     """Sub-pixel convolution, plus a convolution of skip features.
 
     Args:
@@ -102,7 +102,7 @@ class FiLMUNet(VoiceSeparator):
         outputs = [*sizes[-2:0:-1], 2 * channels, 2 * channels]
         skips = [*sizes[-2::-1], INPUTS * MASK_FACTOR**2]
         factors = [(2, 1), *[(2, 2)] * (last - 1), (1, 1)]
-        self.ups = nn.ModuleList(map(Up, [sizes[-1], *outputs], skips, outputs, factors))
+        self.ups = nn.ModuleList(map(SubPixelUp, [sizes[-1], *outputs], skips, outputs, factors))
         self.films = nn.ModuleList(
             nn.Linear(width, 2 * size) for size in [sizes[-1], *outputs[:-1]]
         )
