@@ -87,7 +87,7 @@ def speakers(shards: Path, run: Path, *words: str) -> None:
     model = {
         "train_encoder": "all", "slots": 4, "width": 16, "heads": 2, "query_layers": 1,
         "slot_layers": 1, "mask_width": 8, "key_frames": 2,
-        "motion_height": 16, "motion_width": 24, "motion_channels": 8, "motion_blocks": 1,
+        "motion_height": 16, "motion_width": 24, "motion": {"name": "conv", "width": 8, "depth": 1},
         "encoder": {"size": "tiny", "depth": 1},
     }  # fmt: skip
     data = {"train": str(shards), "batch_size": 2, "workers": 0}
