@@ -45,7 +45,7 @@ class X3DOptions(MotionOptions):
 
     Args:
         width: channels (X3D-S and M: 24).
-        bottleneck: channels within a block, as a multiple of ``width``.
+        bottleneck: channels within a block as a multiple of ``width``, rounded to a multiple of 8.
         depth: residual blocks (X3D-S and M: 3); the first halves the resolution.
         frame_stride: distance of the grey frames that are computed; the others repeat them.
     """

@@ -1,5 +1,6 @@
 """Motion pathways of the registry, the published sizes of X3D, and motion under masks."""
 
+import itertools
 import math
 
 import pytest
@@ -94,41 +95,44 @@ def test_options_out_of_bounds_are_refused(name: str) -> None:
 
 
 def naive_block(block: X3DBlock, x: torch.Tensor) -> torch.Tensor:
-    """An X3D block of stride 1 with explicit sums over taps: [N, C, T, h, w]."""
-    t, h, w = x.shape[2:]
-
-    def pointwise(conv: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
-        return torch.einsum("dc,ncthw->ndthw", conv.weight[:, :, 0, 0, 0], x)
+    """An X3D block of stride 1 with explicit sums over taps: [N, T, h, w, C]."""
+    t, h, w = x.shape[1:4]
 
     def normed(norm: FrameNorm, x: torch.Tensor) -> torch.Tensor:
-        groups = x.unflatten(1, (norm.num_groups, -1))
-        mean = groups.mean((2, 4, 5), keepdim=True)
-        std = (groups.var((2, 4, 5), correction=0, keepdim=True) + norm.eps).sqrt()
-        y = ((groups - mean) / std).flatten(1, 2)
-        return y * norm.weight[:, None, None, None] + norm.bias[:, None, None, None]
+        groups = x.unflatten(-1, (norm.num_groups, -1))
+        mean = groups.mean((2, 3, 5), keepdim=True)
+        std = (groups.var((2, 3, 5), correction=0, keepdim=True) + norm.eps).sqrt()
+        return ((groups - mean) / std).flatten(-2) * norm.weight + norm.bias
 
-    y = normed(block.expand_norm, pointwise(block.expand, x)).relu()
-    padded = nn.functional.pad(y, (1, 1, 1, 1, 1, 1))
+    y = normed(block.expand_norm, x @ block.expand.weight.T).relu()
+    padded = nn.functional.pad(y, (0, 0, 1, 1, 1, 1, 1, 1))
     total = torch.zeros_like(y)
-    for i in range(3):
-        for j in range(3):
-            for k in range(3):
-                weight = block.channelwise.weight[:, 0, i, j, k][:, None, None, None]
-                total = total + weight * padded[:, :, i : i + t, j : j + h, k : k + w]
+    for i, j, k in itertools.product(range(3), repeat=3):
+        weight = block.channelwise.weight[:, 0, i, j, k]
+        total = total + weight * padded[:, i : i + t, j : j + h, k : k + w]
     y = normed(block.channelwise_norm, total)
     squeeze, excite = block.excitation.squeeze, block.excitation.excite
-    gates = excite(squeeze(y.flatten(2).mean(2)).relu()).sigmoid()
-    y = y * gates[..., None, None, None]
-    return (x + normed(block.project_norm, pointwise(block.project, y * y.sigmoid()))).relu()
+    y = y * excite(squeeze(y.mean((1, 2, 3))).relu()).sigmoid()[:, None, None, None]
+    return (x + normed(block.project_norm, y * y.sigmoid() @ block.project.weight.T)).relu()
 
 
-def test_a_block_is_the_published_one() -> None:
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_a_block_is_the_published_one(frames: int) -> None:
     torch.manual_seed(0)
     block = X3DBlock(16, 16, 36, 1, excitation=True)
     for norm in (block.expand_norm, block.channelwise_norm, block.project_norm):
         nn.init.normal_(norm.weight)
-    x = torch.randn(2, 16, 4, 5, 6)
-    torch.testing.assert_close(block(x), naive_block(block, x), atol=1e-5, rtol=1e-4)
+    x = torch.randn(2, frames, 5, 6, 16)
+    actual, expected = block(x), naive_block(block, x)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+    gradient = torch.randn_like(x)
+    weights = list(block.parameters())
+    for ours, naive in zip(
+        torch.autograd.grad(actual, weights, gradient),
+        torch.autograd.grad(expected, weights, gradient),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, naive, atol=1e-4, rtol=1e-3)
 
 
 # name: widths of stages, factor of depths, of bottlenecks, frames, side of a frame,
@@ -156,14 +160,12 @@ def test_the_published_networks_are_made_of_these_blocks(name: str) -> None:
                 layers.append(X3DBlock(channels, width, hidden, 1 if i else 2, i % 2 == 0))
                 channels = width
         last = int(bottleneck * channels)
-        network = nn.Sequential(
-            *layers, nn.Conv3d(channels, last, 1, bias=False), FrameNorm(last), nn.ReLU(),
-            nn.AdaptiveAvgPool3d(1), nn.Conv3d(last, 2048, 1, bias=False), nn.ReLU(),
-            nn.Flatten(), nn.Linear(2048, 400),
-        )  # fmt: skip
-        video = torch.zeros(1, 3, frames, side, side)
-        multiply_adds = forward_flops(lambda: network(video)) / 2
-    actual = sum(parameter.numel() for parameter in network.parameters())
+        body = nn.Sequential(*layers, nn.Linear(channels, last, bias=False), FrameNorm(last))
+        head = nn.Sequential(nn.Linear(last, 2048, bias=False), nn.ReLU(), nn.Linear(2048, 400))
+        video = torch.zeros(1, frames, side, side, 3)
+        multiply_adds = forward_flops(lambda: head(body(video).relu().mean((1, 2, 3)))) / 2
+    weights = [*body.parameters(), *head.parameters()]
+    actual = sum(parameter.numel() for parameter in weights)
     assert actual == pytest.approx(parameters, rel=0.01 if name == "XL" else 0)
     assert multiply_adds / 1e9 == pytest.approx(giga_multiply_adds, rel=5e-4)
 
