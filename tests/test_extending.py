@@ -21,6 +21,8 @@ from cavmae.datasets.sharding.settings import PROFILES, ShardSettings
 from cavmae.finetune.separators.base import VoiceSeparator
 from cavmae.finetune.separators.settings import SEPARATORS
 from cavmae.finetune.speaker.factory import load_speaker
+from cavmae.finetune.speaker.motion.settings import MOTION
+from cavmae.finetune.speaker.pixel_decoders.settings import PIXEL_DECODERS
 from cavmae.finetune.train import TASKS, main
 from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
@@ -49,7 +51,8 @@ def install(*names: str) -> None:
 def unchanged() -> Iterator[None]:
     """Takes the entries of an example away again."""
     modules = set(sys.modules)
-    tables: list[dict[str, Any]] = [SEPARATORS._entries, TEMPORAL._entries, TASKS, PROFILES]
+    registries = SEPARATORS, TEMPORAL, MOTION, PIXEL_DECODERS
+    tables: list[dict[str, Any]] = [TASKS, PROFILES, *(table._entries for table in registries)]
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):
@@ -117,6 +120,19 @@ def test_the_temporal_attention_is_trained_and_loaded(shards: Path, tmp_path: Pa
     assert not torch.equal(gains, torch.full_like(gains, 0.1))  # it had gradients
 
 
+def test_the_pathway_and_the_decoder_are_trained_and_loaded(shards: Path, tmp_path: Path) -> None:
+    install("finetune.speaker.motion.settings", "finetune.speaker.motion.tubelets")
+    install("finetune.speaker.pixel_decoders.settings", "finetune.speaker.pixel_decoders.linear")
+    run = tmp_path / "run"
+    speakers(
+        shards, run, "--model.motion", "tubelets", "--model.motion.width", "8",
+        "--model.pixel-decoder", "linear",
+    )  # fmt: skip
+    model = load_speaker(str(run / "checkpoints/000000002"))[0]
+    assert model.motion.embed.weight.shape == (8, 3, 3, 4, 4)
+    assert type(model.pixel_decoder).__name__ == "LinearDecoder"
+
+
 def test_the_task_learns_and_goes_on(data_set: Manifest, tmp_path: Path) -> None:
     install("finetune.correspondence", "finetune.train")
     torch.manual_seed(0)
@@ -164,5 +180,5 @@ def test_the_separator_passes_the_tests_of_the_registry() -> None:
 
 def test_every_block_is_installed_by_a_test() -> None:
     source = Path(__file__).read_text()
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 11
     assert all(f'"{name}"' in source for name in BLOCKS)

@@ -13,6 +13,8 @@ from cavmae.finetune.separators.settings import SEPARATORS, FrozenTransformerOpt
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.cues import KINDS, region_of
 from cavmae.finetune.speaker.model import SpeakerModel
+from cavmae.finetune.speaker.motion.settings import X3DOptions
+from cavmae.finetune.speaker.pixel_decoders.settings import PoolingOptions
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from tests.finetune.speaker.scenes import ENCODER, SAMPLES, SHAPE, batch, model, task
@@ -148,6 +150,24 @@ def test_people_without_an_active_frame_have_no_voice() -> None:
     waves = voices.waves(SAMPLES)
     torch.testing.assert_close(waves[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
     assert waves[:, :-1].abs().max() < 1e-6
+
+
+def test_other_pathways_and_decoders_learn_and_are_saved(tmp_path: Path) -> None:
+    motion, pixel_decoder = X3DOptions(width=8, depth=1), PoolingOptions(depth=1)
+    speaker_task = task(model(motion=motion, pixel_decoder=pixel_decoder))
+    optimizer = torch.optim.Adam(speaker_task.parameters(), 3e-3)
+    scenes, logs = batch(), []
+    for _ in range(25):
+        output = speaker_task.training_step(scenes, 1.0, [], 0)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        logs.append({name: float(value.detach()) for name, value in output.logs.items()})
+    assert logs[-1]["dice"] < 0.6 * logs[0]["dice"]
+    assert logs[-1]["articulation"] < 0.3 * logs[0]["articulation"]
+    speaker_task.model.save_pretrained(tmp_path)
+    again = SpeakerModel.from_pretrained(tmp_path)
+    assert (again.config.motion, again.config.pixel_decoder) == (motion, pixel_decoder)
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
