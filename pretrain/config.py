@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
+from cavmae.common.registry import Options
 from cavmae.pretrain.temporal.settings import PER_FRAME, TemporalOptions
 
 Size = Literal["tiny", "small", "base", "large", "custom"]
@@ -39,7 +40,8 @@ def check_bounds(config: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
     for name, (least, most) in bounds.items():
         value = getattr(config, name)
         if not all(least <= v <= most for v in (value if isinstance(value, tuple) else (value,))):
-            raise ValueError(f"{name} {value} is not from {least} to {most}.")
+            entry = f"{config.name}: " if isinstance(config, Options) else ""
+            raise ValueError(f"{entry}{name} {value} is not from {least} to {most}.")
 
 
 def as_base_config(config: Any, kind: type[Config]) -> Config:

@@ -22,6 +22,8 @@ from cavmae.finetune.laterals.settings import LATERALS
 from cavmae.finetune.separators.base import VoiceSeparator
 from cavmae.finetune.separators.settings import SEPARATORS
 from cavmae.finetune.speaker.factory import load_speaker
+from cavmae.finetune.speaker.motion.settings import MOTION
+from cavmae.finetune.speaker.pixel_decoders.settings import PIXEL_DECODERS
 from cavmae.finetune.train import TASKS, main
 from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
@@ -51,9 +53,8 @@ def install(*names: str) -> None:
 def unchanged() -> Iterator[None]:
     """Takes the entries of an example away again."""
     modules = set(sys.modules)
-    tables: list[dict[str, Any]] = [
-        SEPARATORS._entries, TEMPORAL._entries, LATERALS._entries, TASKS, PROFILES,
-    ]  # fmt: skip
+    registries = SEPARATORS, TEMPORAL, LATERALS, MOTION, PIXEL_DECODERS
+    tables: list[dict[str, Any]] = [TASKS, PROFILES, *(table._entries for table in registries)]
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):
@@ -91,7 +92,7 @@ def speakers(shards: Path, run: Path, *words: str) -> None:
     model = {
         "train_encoder": "all", "slots": 4, "width": 16, "heads": 2, "query_layers": 1,
         "slot_layers": 1, "mask_width": 8, "key_frames": 2,
-        "motion_height": 16, "motion_width": 24, "motion_channels": 8, "motion_blocks": 1,
+        "motion_height": 16, "motion_width": 24, "motion": {"name": "conv", "width": 8, "depth": 1},
         "encoder": {"size": "tiny", "depth": 1},
     }  # fmt: skip
     data = {"train": str(shards), "batch_size": 2, "workers": 0}
@@ -132,6 +133,19 @@ def test_the_lateral_is_trained_and_passes_the_tests_of_the_registry(
     lateral_tests.test_every_weight_gets_a_gradient_also_from_a_dropped_pathway("gain")
     lateral_tests.test_audio_moves_the_map_of_its_own_time_only("gain", 62)
     lateral_tests.test_the_gate_of_a_clip_hides_its_audio("gain")
+
+
+def test_the_pathway_and_the_decoder_are_trained_and_loaded(shards: Path, tmp_path: Path) -> None:
+    install("finetune.speaker.motion.settings", "finetune.speaker.motion.tubelets")
+    install("finetune.speaker.pixel_decoders.settings", "finetune.speaker.pixel_decoders.linear")
+    run = tmp_path / "run"
+    speakers(
+        shards, run, "--model.motion", "tubelets", "--model.motion.width", "8",
+        "--model.pixel-decoder", "linear",
+    )  # fmt: skip
+    model = load_speaker(str(run / "checkpoints/000000002"))[0]
+    assert model.motion.embed.weight.shape == (8, 3, 3, 4, 4)
+    assert type(model.pixel_decoder).__name__ == "LinearDecoder"
 
 
 def test_the_task_learns_and_goes_on(data_set: Manifest, tmp_path: Path) -> None:
@@ -181,5 +195,5 @@ def test_the_separator_passes_the_tests_of_the_registry() -> None:
 
 def test_every_block_is_installed_by_a_test() -> None:
     source = Path(__file__).read_text()
-    assert len(BLOCKS) == 9
+    assert len(BLOCKS) == 13
     assert all(f'"{name}"' in source for name in BLOCKS)

@@ -6,13 +6,14 @@ from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.laterals.settings import LateralOptions, NoLateralOptions
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separators.settings import UNetOptions
+from cavmae.finetune.speaker.motion.settings import ConvMotionOptions, MotionOptions
+from cavmae.finetune.speaker.pixel_decoders.settings import PixelDecoderOptions, PyramidOptions
 from cavmae.pretrain.config import EncoderConfig, check_bounds
 
 BOUNDS: dict[str, tuple[int, int]] = {  # (least, most), see cavmae.pretrain.config
     "slots": (2, 256), "width": (4, 4096), "heads": (1, 256), "query_layers": (0, 256),
     "slot_layers": (0, 256), "mask_width": (8, 4096),
     "key_frames": (1, 4096), "motion_height": (16, 4096), "motion_width": (16, 4096),
-    "motion_channels": (1, 4096), "motion_blocks": (0, 256),
 }  # fmt: skip
 
 
@@ -31,8 +32,8 @@ class SpeakerConfig:
         key_frames: key frames of a clip, in color.
         motion_height: height of the grey frames in pixels, a multiple of 4.
         motion_width: width of the grey frames in pixels, a multiple of 4.
-        motion_channels: channels of the motion pathway.
-        motion_blocks: blocks of the motion pathway.
+        motion: pathway over the grey frames.
+        pixel_decoder: of key frames' tokens, pixels and motion to the map that masks are read from.
         lateral: connections of audio, motion and key frames before the pixel decoder.
         sound: separator of the voices, told by the articulation cues that are read from motion.
         classes: labels of clips that serve as hints (a category of people, the topic of a meeting):
@@ -52,8 +53,8 @@ class SpeakerConfig:
     key_frames: int = 8
     motion_height: int = 224
     motion_width: int = 224
-    motion_channels: int = 64
-    motion_blocks: int = 4
+    motion: MotionOptions = ConvMotionOptions()
+    pixel_decoder: PixelDecoderOptions = PyramidOptions()
     lateral: LateralOptions = NoLateralOptions()
     sound: SoundSeparatorConfig = SoundSeparatorConfig(separator=UNetOptions())
     classes: tuple[str, ...] = ()

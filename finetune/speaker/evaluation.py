@@ -24,7 +24,7 @@ from cavmae.finetune.speaker.diarization import diarize
 from cavmae.finetune.speaker.losses import Targets, targets_of
 from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure
 from cavmae.finetune.speaker.model import Inputs, SlotPredictions
-from cavmae.finetune.speaker.motion import GREY_MEAN
+from cavmae.finetune.speaker.motion.base import GREY_MEAN
 from cavmae.finetune.speaker.task import SpeakerTask, scale_of
 
 Way = Literal["model", "frames_blanked", "frames_frozen", "frames_swapped", "oracle_ratio_mask"]

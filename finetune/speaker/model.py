@@ -33,8 +33,9 @@ from cavmae.finetune.speaker.center_voting import CenterVoting
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.cues import CueEncoder, Cues, HintEmbedding
 from cavmae.finetune.speaker.decoder import SlotLayer, mlp_head
-from cavmae.finetune.speaker.motion import ArticulationHead, MotionPathway, MotionReader
-from cavmae.finetune.speaker.pixel_decoder import PixelDecoder
+from cavmae.finetune.speaker.motion.reader import ArticulationHead, MotionReader
+from cavmae.finetune.speaker.motion.settings import MOTION
+from cavmae.finetune.speaker.pixel_decoders.settings import PIXEL_DECODERS
 from cavmae.finetune.speaker.queries import CrossModalMixer, QueryGenerator
 from cavmae.pretrain.blocks import NORM_EPS
 from cavmae.pretrain.encoder import Encoder
@@ -134,7 +135,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         # Modules are created in this order so that a seed gives the same initial weights.
         self.encoder = Encoder(e)
         self.encoder.initialise()
-        self.motion = MotionPathway(c.motion_channels, c.motion_blocks)
+        self.motion = MOTION.build(c.motion)
         self.sound = SoundSeparator(c.sound)
         if c.samples < self.sound.separator.least_samples:
             raise ValueError(
@@ -142,10 +143,12 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
                 f"{self.sound.separator.least_samples / SAMPLE_RATE} s, not {c.seconds} s."
             )
         pathways = PathwayShape(
-            c.motion_channels, e.width, c.frames, c.key_frames, c.mask_width // 2
+            self.motion.channels, e.width, c.frames, c.key_frames, c.mask_width // 2
         )
         self.lateral: Lateral = LATERALS.build(c.lateral, pathways)
-        self.pixel_decoder = PixelDecoder(e.width, self.lateral.key_channels, c.mask_width, grid)
+        self.pixel_decoder = PIXEL_DECODERS.build(
+            c.pixel_decoder, e.width, self.lateral.key_channels, c.mask_width, grid
+        )
         self.audio_proj = nn.Linear(e.width, c.width)
         self.video_proj = nn.Linear(e.width, c.width)
         self.context_proj = nn.Linear(4 * c.mask_width, c.width)
@@ -162,7 +165,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.mask_head = mlp_head(c.width, c.width, c.mask_width)
         self.center_voting = CenterVoting(c.width, c.mask_width, c.slots - 1)
         self.state_head = mlp_head(c.width, c.width, len(STATES))
-        self.motion_reader = MotionReader(c.motion_channels, c.width)
+        self.motion_reader = MotionReader(self.motion.channels, c.width)
         self.articulation_head = ArticulationHead(c.width, c.sound.cue_channels)
         self.voice_state_head = mlp_head(c.sound.width, c.sound.width, len(STATES))
         self.residual_state_head = nn.Linear(self.sound.separator.latent_width, len(STATES))

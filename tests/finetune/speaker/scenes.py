@@ -10,6 +10,7 @@ from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separators.settings import UNetOptions
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.model import SpeakerModel
+from cavmae.finetune.speaker.motion.settings import ConvMotionOptions
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.config import EncoderConfig
@@ -20,7 +21,7 @@ ENCODER = EncoderConfig(
 )  # fmt: skip
 SHAPE = SpeakerConfig(
     encoder=ENCODER, slots=5, width=32, heads=2, query_layers=1, slot_layers=2, mask_width=16,
-    key_frames=2, motion_height=16, motion_width=24, motion_channels=8, motion_blocks=1,
+    key_frames=2, motion_height=16, motion_width=24, motion=ConvMotionOptions(width=8, depth=1),
     sound=SoundSeparatorConfig(UNetOptions(width=4), width=32, cue_layers=2),
 )  # fmt: skip
 SAMPLES = 64 * 160

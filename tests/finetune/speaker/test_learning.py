@@ -71,7 +71,7 @@ SETTINGS: dict[str, Any] = {
         "encoder_from": None, "encoder.size": "tiny", "train_encoder": "all", "slots": 4,
         "width": 32, "heads": 2, "query_layers": 1, "slot_layers": 2,
         "mask_width": 16, "key_frames": 2, "motion_height": 48, "motion_width": 64,
-        "motion_channels": 16, "motion_blocks": 1, "sound.separator.width": 6,
+        "motion": {"name": "conv", "width": 16, "depth": 1}, "sound.separator.width": 6,
         "sound.width": 48, "sound.cue_layers": 2,
     },
     "loss": {"points": 256, "cue_only_until": 0.0, "cue_prob": 0.2},

@@ -13,7 +13,8 @@ from cavmae.finetune.separators.settings import SEPARATORS, FrozenTransformerOpt
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.cues import KINDS, region_of
 from cavmae.finetune.speaker.model import SpeakerModel
-from cavmae.finetune.speaker.motion import MotionPathway, MotionReader
+from cavmae.finetune.speaker.motion.settings import X3DOptions
+from cavmae.finetune.speaker.pixel_decoders.settings import PoolingOptions
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from tests.finetune.speaker.scenes import ENCODER, SAMPLES, SHAPE, batch, model, task
@@ -58,48 +59,6 @@ def test_silence_in_silence_out() -> None:
     assert torch.isfinite(output.loss)
     inputs, _ = speaker_task.inputs_of(silent, 0.0)
     assert speaker_task.model(inputs)[1].waves(SAMPLES).abs().max() < 1e-6
-
-
-def test_motion_is_read_under_the_mask() -> None:
-    """Motion elsewhere changes nothing; motion under the mask does."""
-    torch.manual_seed(0)
-    reader = MotionReader(8, 16, heads=2)
-    torch.nn.init.normal_(reader.score.weight, std=0.3)
-    motion = torch.randn(1, 8, 8, 4, 6)
-    masks = torch.zeros(1, 2, 2, 8, 12)
-    masks[:, 0, :, :, :6] = 1
-    masks[:, 1, :, :, 6:] = 1
-    initial = reader(motion, masks)
-    motion[..., 3:] += torch.randn(1, 8, 8, 4, 3)
-    after = reader(motion, masks)
-    torch.testing.assert_close(initial[:, 0], after[:, 0], atol=1e-3, rtol=1e-3)
-    assert (initial[:, 1] - after[:, 1]).abs().max() > 0.1
-
-
-def test_of_motion_only_what_varies_counts_and_nothing_where_there_is_no_mask() -> None:
-    torch.manual_seed(0)
-    reader = MotionReader(8, 16, heads=2)
-    motion = torch.randn(1, 8, 8, 4, 6)
-    masks = torch.ones(1, 1, 2, 8, 12)
-    appearance = torch.randn(1, 1, 8, 1, 1)  # of another person with the same motion
-    torch.testing.assert_close(reader(motion, masks), reader(motion + appearance, masks))
-    still = motion[:, :1].expand_as(motion)
-    assert reader(still, masks).std(dim=2).max() < 1e-5
-    assert reader(motion, masks).std(dim=2).max() > 0.1
-    assert not reader(motion, 0 * masks).any()
-
-
-def test_masks_between_key_frames_move_evenly() -> None:
-    """A mask that jumps from one half to the other adds no sudden motion to a still video."""
-    reader = MotionReader(4, 8, heads=1)
-    motion = torch.randn(1, 1, 4, 4, 6).expand(1, 32, 4, 4, 6)
-    masks = torch.zeros(1, 1, 2, 4, 6)
-    masks[:, :, 0, :, :3] = 1
-    masks[:, :, 1, :, 3:] = 1
-    with torch.no_grad():
-        embed = reader(motion, masks)[0, 0]
-    steps = (embed[1:] - embed[:-1]).norm(dim=1)
-    assert steps.max() < 0.2 * (embed[-1] - embed[0]).norm()
 
 
 def test_pixels_reach_a_voice_through_its_articulation_cue_only(
@@ -194,19 +153,22 @@ def test_people_without_an_active_frame_have_no_voice() -> None:
     assert waves[:, :-1].abs().max() < 1e-6
 
 
-def test_motion_features_are_local_in_time() -> None:
-    """A change in one frame changes features within the reach of two blocks, and not elsewhere."""
-    torch.manual_seed(0)
-    pathway = MotionPathway(8, 2)
-    frames = torch.full((1, 40, 16, 24), 100, dtype=torch.uint8)
-    other = frames.clone()
-    other[:, 20, 4:12] = 200
-    change = (pathway(other) - pathway(frames)).abs().amax(dim=(0, 2, 3, 4))
-    assert change[20] > 1e-3
-    assert change[20 - 4 : 20 + 5].max() > 1e-3
-    # The norms of a frame are its own.
-    assert change[:15].max() < 1e-5
-    assert change[26:].max() < 1e-5
+def test_other_pathways_and_decoders_learn_and_are_saved(tmp_path: Path) -> None:
+    motion, pixel_decoder = X3DOptions(width=8, depth=1), PoolingOptions(depth=1)
+    speaker_task = task(model(motion=motion, pixel_decoder=pixel_decoder))
+    optimizer = torch.optim.Adam(speaker_task.parameters(), 3e-3)
+    scenes, logs = batch(), []
+    for _ in range(25):
+        output = speaker_task.training_step(scenes, 1.0, [], 0)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        logs.append({name: float(value.detach()) for name, value in output.logs.items()})
+    assert logs[-1]["dice"] < 0.6 * logs[0]["dice"]
+    assert logs[-1]["articulation"] < 0.3 * logs[0]["articulation"]
+    speaker_task.model.save_pretrained(tmp_path)
+    again = SpeakerModel.from_pretrained(tmp_path)
+    assert (again.config.motion, again.config.pixel_decoder) == (motion, pixel_decoder)
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])

@@ -37,7 +37,8 @@ SETTINGS: dict[str, Any] = {
     "model": {
         "slots": 4, "width": 16, "heads": 2, "query_layers": 1, "slot_layers": 1,
         "mask_width": 8, "key_frames": 2, "motion_height": 16,
-        "motion_width": 24, "motion_channels": 8, "motion_blocks": 1, "sound.separator.width": 2,
+        "motion_width": 24, "motion": {"name": "conv", "width": 8, "depth": 1},
+        "sound.separator.width": 2,
     },
     "loss": {"points": 32},
     "optimizer": {"lr": 1e-3},

@@ -1,82 +1,13 @@
-"""Motion pathway at 25 frames a second, and the motion of each slot.
+"""Motion of each slot: features under its mask, and the articulation cue read from them.
 
-Shapes: N clips, T grey frames of h x w pixels, C channels, Q slots, F key frames, D width.
+Shapes: N clips, T frames of h x w pixels, C channels, Q slots, F key frames, D width.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cavmae.finetune.separators.layers import groups_of
-
-STRIDE = 4
-GREY_MEAN, GREY_STD = 110.0, 60.0  # of grey values 0 to 255, roughly those of videos of people
-DIFFERENCE_GAIN = 4.0  # of differences between frames, which are small compared with the frames
 STILL = 0.02  # standard deviation in time below which a mean over a mask counts as still
-
-
-class TimeBlock(nn.Module):
-    """Residual factorised 3-D convolution: over time, then over space.
-
-    Args:
-        channels: C.
-        dilation: in time, of a kernel of 3 frames.
-    """
-
-    def __init__(self, channels: int, dilation: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(groups_of(channels), channels)
-        self.time = nn.Conv2d(
-            channels, channels, (3, 1), padding=(dilation, 0), dilation=(dilation, 1)
-        )
-        self.space = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        """Residual update [N T, C, h, w] -> [N T, C, h, w].
-
-        Args:
-            frames: T.
-        """
-        size = x.shape[-2:]
-        y = functional.gelu(self.norm(x)).unflatten(0, (-1, frames)).transpose(1, 2)
-        # [N, C, T, h, w], convolved over time as the rows of [N, C, T, h w]
-        y = self.time(y.flatten(3)).transpose(1, 2).flatten(0, 1).unflatten(2, size)
-        return x + self.space(functional.gelu(y))
-
-
-class MotionPathway(nn.Module):
-    """Small 3-D convolutional network over all grey frames, with a spatial stride of 4.
-
-    It resolves lips, which a ViT with patches of 16 pixels at 3 key frames a second does not. 3-D
-    convolutions are computed as 2-D ones with frames as channels or as rows, which is equivalent
-    and several times as fast on a CPU.
-
-    Args:
-        channels: C.
-        blocks: number of :class:`TimeBlock`, dilated by 1, 2, 1, 2, ...
-    """
-
-    def __init__(self, channels: int, blocks: int):
-        super().__init__()
-        first = max(8, channels // 2)
-        self.stem = nn.Conv2d(3, first, 4, stride=2, padding=1)
-        self.norm = nn.GroupNorm(groups_of(first), first)
-        self.down = nn.Conv2d(first, channels, 3, stride=2, padding=1)
-        self.blocks = nn.ModuleList(TimeBlock(channels, 1 + i % 2) for i in range(blocks))
-        self.last = nn.GroupNorm(groups_of(channels), channels)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Motion features of grey frames: uint8 [N, T, h, w] -> [N, T, C, h / 4, w / 4]."""
-        x = (frames.to(self.stem.weight.dtype) - GREY_MEAN) / GREY_STD
-        previous = torch.cat([x[:, :1], x[:, :-1]], dim=1)
-        following = torch.cat([x[:, 1:], x[:, -1:]], dim=1)
-        # Frame, backward and forward difference: a temporal kernel of 3 frames in another basis.
-        backward, forward = DIFFERENCE_GAIN * (x - previous), DIFFERENCE_GAIN * (following - x)
-        x = torch.stack([x, backward, forward], dim=2).flatten(0, 1)  # [N T, 3, h, w]
-        x = self.down(functional.gelu(self.norm(self.stem(x))))
-        for block in self.blocks:
-            x = block(x, frames.shape[1])
-        return functional.gelu(self.last(x)).unflatten(0, frames.shape[:2])
 
 
 class ArticulationHead(nn.Module):

@@ -1,4 +1,4 @@
-"""Pixel decoder: a feature map at 1/4 of the frame's resolution from tokens, pixels and motion.
+"""Pixel decoder with a pyramid of convolutions, merged from coarse to fine.
 
 Tokens of a plain ViT give semantics patch by patch (as the simple feature pyramid of ViTDet, Li et
 al., ECCV 2022), pixels give exact contours, and lateral connections from the motion pathway (as in
@@ -12,23 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cavmae.finetune.separators.layers import groups_of
+from cavmae.finetune.speaker.pixel_decoders.base import Merge, PixelDecoder, upsample
+from cavmae.finetune.speaker.pixel_decoders.settings import PyramidOptions
 from cavmae.pretrain.positions import Grid
 
 # At the coarsest level, where they reach over half a frame of 14 patches.
 DILATIONS = (1, 2, 4, 1, 2, 4)
-
-
-class Merge(nn.Module):
-    """Normalised convolution of concatenated maps."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
-        self.norm = nn.GroupNorm(groups_of(out_channels), out_channels)
-
-    def forward(self, *maps: Tensor) -> Tensor:
-        """Maps [M, C_i, H, W] -> [M, out_channels, H / stride, W / stride]."""
-        return functional.gelu(self.norm(self.conv(torch.cat(maps, dim=1))))
 
 
 class Context(nn.Module):
@@ -52,19 +41,19 @@ class Context(nn.Module):
         return output
 
 
-class PixelDecoder(nn.Module):
+class PyramidDecoder(PixelDecoder):
     """Feature pyramid at 1/16, 1/8 and 1/4 of the frame, merged from coarse to fine.
 
     Args:
+        options: of the entry.
         width: of a token.
         motion: channels of the motion map.
         channels: of the output.
         grid: rows and columns of tokens.
     """
 
-    def __init__(self, width: int, motion: int, channels: int, grid: Grid):
-        super().__init__()
-        self.grid = grid
+    def __init__(self, options: PyramidOptions, width: int, motion: int, channels: int, grid: Grid):
+        super().__init__(grid)
         c = channels
         self.stem = nn.Conv2d(3, c, 7, stride=4, padding=3)
         self.stem_norm = nn.GroupNorm(groups_of(c), c)
@@ -79,31 +68,11 @@ class PixelDecoder(nn.Module):
         # Mask logits are products with this map, so its scale is 1 from the first step.
         self.out_norm = nn.GroupNorm(1, c)
 
-    def forward(self, tokens: Tensor, frames: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
-        """Feature map of each frame, and its coarsest level.
-
-        Args:
-            tokens: [M, rows * columns, width].
-            frames: [M, 3, 16 rows, 16 columns], normalised.
-            motion: [M, motion, h, w], around each frame's time.
-
-        Returns:
-            [M, channels, 4 rows, 4 columns]; and [M, rows * columns, 4 channels].
-        """
-        rows, columns = self.grid
-        eighth = 2 * rows, 2 * columns
-        if motion.shape[-2:] != eighth:
-            # In fp32: the CPU has no antialiased interpolation of bf16.
-            small = functional.interpolate(motion.float(), eighth, mode="bilinear", antialias=True)
-            motion = small.to(motion.dtype)
+    def decode(self, tokens: Tensor, frames: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`PixelDecoder.decode`."""
         fine = functional.gelu(self.stem_norm(self.stem(frames)))
         middle = self.down8(fine)
         coarse = self.down16(torch.cat([middle, motion], dim=1))
-        token_map = self.token_proj(tokens.transpose(1, 2).unflatten(2, self.grid))
-        whole = self.context(self.merge16(coarse, token_map))
-        x = self.merge8(_upsample(whole), middle, motion)
-        return self.out_norm(self.out(self.merge4(_upsample(x), fine))), whole.flatten(2).mT
-
-
-def _upsample(x: Tensor) -> Tensor:
-    return functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        whole = self.context(self.merge16(coarse, self.token_proj(tokens)))
+        x = self.merge8(upsample(whole), middle, motion)
+        return self.out_norm(self.out(self.merge4(upsample(x), fine))), whole

@@ -1,0 +1,69 @@
+"""Motion pathway of convolutions over time and space in turns.
+
+Shapes: N clips, T grey frames of h x w pixels, C channels.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cavmae.finetune.separators.layers import groups_of
+from cavmae.finetune.speaker.motion.base import MotionPathway, with_differences
+from cavmae.finetune.speaker.motion.settings import ConvMotionOptions
+
+
+class TimeBlock(nn.Module):
+    """Residual factorised 3-D convolution: over time, then over space.
+
+    Args:
+        channels: C.
+        dilation: in time, of a kernel of 3 frames.
+    """
+
+    def __init__(self, channels: int, dilation: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups_of(channels), channels)
+        self.time = nn.Conv2d(
+            channels, channels, (3, 1), padding=(dilation, 0), dilation=(dilation, 1)
+        )
+        self.space = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """Residual update [N T, C, h, w] -> [N T, C, h, w].
+
+        Args:
+            frames: T.
+        """
+        size = x.shape[-2:]
+        y = functional.gelu(self.norm(x)).unflatten(0, (-1, frames)).transpose(1, 2)
+        # [N, C, T, h, w], convolved over time as the rows of [N, C, T, h w]
+        y = self.time(y.flatten(3)).transpose(1, 2).flatten(0, 1).unflatten(2, size)
+        return x + self.space(functional.gelu(y))
+
+
+class ConvPathway(MotionPathway):
+    """Factorised 3-D convolutional network.
+
+    3-D convolutions are computed as 2-D ones with frames as channels or as rows, which is
+    equivalent and several times as fast on a CPU. Blocks are dilated by 1, 2, 1, 2, ... frames.
+
+    Args:
+        options: of the entry.
+    """
+
+    def __init__(self, options: ConvMotionOptions):
+        super().__init__()
+        self.channels = channels = options.width
+        first = max(8, channels // 2)
+        self.stem = nn.Conv2d(3, first, 4, stride=2, padding=1)
+        self.norm = nn.GroupNorm(groups_of(first), first)
+        self.down = nn.Conv2d(first, channels, 3, stride=2, padding=1)
+        self.blocks = nn.ModuleList(TimeBlock(channels, 1 + i % 2) for i in range(options.depth))
+        self.last = nn.GroupNorm(groups_of(channels), channels)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """See :meth:`MotionPathway.forward`."""
+        x = with_differences(frames, self.stem.weight.dtype).flatten(0, 1)  # [N T, 3, h, w]
+        x = self.down(functional.gelu(self.norm(self.stem(x))))
+        for block in self.blocks:
+            x = block(x, frames.shape[1])
+        return functional.gelu(self.last(x)).unflatten(0, frames.shape[:2])
