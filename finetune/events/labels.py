@@ -55,13 +55,14 @@ def read_class_list(path: Path) -> ClassList:
             f"{path} is no list of classes with the columns {', '.join(COLUMNS)} ({error}): name "
             "one such as AudioSet's class_labels_indices.csv."
         ) from error
-    table.sort()
-    numbers, ids, names = zip(*table, strict=True) if table else ((), (), ())
+    if not table:
+        raise CavmaeError(f"{path} lists no classes: name another file.")
+    numbers, ids, names = zip(*sorted(table), strict=True)
     if numbers != tuple(range(len(table))):
         raise CavmaeError(f"{path}: its {COLUMNS[0]} has to count the classes from 0: correct it.")
     for column, texts in zip(COLUMNS[1:], (ids, names), strict=True):
-        if len(set(texts)) < len(texts) or not texts:
-            repeated = next((t for t, n in Counter(texts).items() if n > 1), "nothing")
+        repeated = next((text for text, count in Counter(texts).items() if count > 1), None)
+        if repeated is not None:
             raise CavmaeError(f"{path}: {column} {repeated!r} occurs twice: correct the file.")
     return ClassList(names, dict(zip(ids, names, strict=True)), str(path))
 

@@ -8,7 +8,6 @@ import dataclasses
 import math
 
 import torch
-from scipy.stats import norm
 from torch import Tensor
 from torchmetrics.functional.classification import (
     binary_auroc,
@@ -49,7 +48,8 @@ class EventMetrics:
     @property
     def d_prime(self) -> float:
         """Separation of clips with and without a class, in standard deviations."""
-        return float(math.sqrt(2) * norm.ppf(self.mean_auc))
+        quantile = torch.special.ndtri(torch.tensor(self.mean_auc, dtype=torch.float64))
+        return math.sqrt(2) * float(quantile)
 
     def summary(self) -> dict[str, float]:
         """Metrics that are a single number; those that are not finite are left out."""

@@ -178,7 +178,7 @@ def figures_table(metrics: EventMetrics, conditions: Conditions, clips: int) -> 
 
 
 def classes_table(metrics: EventMetrics, names: Sequence[str]) -> str:
-    """Markdown table of AP and AUC of each class; ``-``: without clips of both kinds there is none."""
+    """Markdown table of AP and AUC of each class; ``-``: no clips of both kinds."""
     rows = [
         [visible(name).replace("|", "\\|"), str(clips), _cell(ap), _cell(auc)]
         for name, clips, ap, auc in zip(
