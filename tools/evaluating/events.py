@@ -244,6 +244,7 @@ def draw_confusion(
         axis.set_yticks(ticks, captions, parse_math=False)
     axis.set_xlabel("most probable class")
     axis.set_ylabel("class")
-    axis.set_title(", ".join(conditions), fontsize="medium")
+    title = "; ".join(f"{name}: {value}" for name, value in conditions._asdict().items())
+    axis.set_title(title, fontsize="small")
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=120)
