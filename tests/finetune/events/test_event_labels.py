@@ -17,7 +17,12 @@ from cavmae.finetune.events.config import EventConfig
 from cavmae.finetune.events.labels import ClassList, class_list, read_class_list
 from cavmae.finetune.events.model import EventClassifier
 from cavmae.finetune.events.run import build
-from cavmae.finetune.events.settings import EventDataSettings, EventModelSettings, EventSettings
+from cavmae.finetune.events.settings import (
+    EventDataSettings,
+    EventEncoderSettings,
+    EventModelSettings,
+    EventSettings,
+)
 from cavmae.finetune.train import main
 from cavmae.pretrain.config import EncoderConfig
 from cavmae.pretrain.engine.distributed import DistEnv
@@ -57,10 +62,9 @@ def test_ids_become_names_in_the_order_of_the_file(tmp_path: Path, listed: str) 
     ids = [("/m/dog",), ("rain", "/m/bell"), ("bell",), ("/m/rain",)]
     shards = event_set(tmp_path / "clips", ids).folder
     data = {"labels": listed, "train": shards, "batch_size": 4, "mixup_prob": 0.0}
-    model = {"encoder": ENCODER}
     settings = EventSettings(
         EventDataSettings(**data, workers=0, label_smoothing=0.0),
-        EventModelSettings(**model | {"encoder": _encoder()}),
+        EventModelSettings(encoder=EventEncoderSettings(**ENCODER)),
     )
     parts = build(settings, RunContext(DistEnv(), str(tmp_path / "broken.jsonl"), False))
     batch = next(iter(parts.loader))
@@ -69,13 +73,7 @@ def test_ids_become_names_in_the_order_of_the_file(tmp_path: Path, listed: str) 
         "k0": [0, 1, 0, 0], "k1": [1, 0, 1, 0], "k2": [1, 0, 0, 0], "k3": [0, 0, 1, 0],
     }  # fmt: skip
     task: Any = parts.task
-    assert task.model.config.classes == (*("bell", "dog", "rain"), "Hum, of mains")
-
-
-def _encoder() -> Any:
-    from cavmae.finetune.events.settings import EventEncoderSettings
-
-    return EventEncoderSettings(**ENCODER)
+    assert task.model.config.classes == (*CLASSES, "Hum, of mains")
 
 
 def test_balanced_draws_have_the_frequencies_of_their_weights(tmp_path: Path) -> None:
@@ -86,7 +84,7 @@ def test_balanced_draws_have_the_frequencies_of_their_weights(tmp_path: Path) ->
         EventDataSettings(
             train=manifest.folder, balanced=True, batch_size=8, workers=0, mixup_prob=0.0
         ),
-        EventModelSettings(encoder=_encoder()),
+        EventModelSettings(encoder=EventEncoderSettings(**ENCODER)),
     )
     parts = build(settings, RunContext(DistEnv(), str(tmp_path / "broken.jsonl"), False))
     drawn: Counter[str] = Counter()
