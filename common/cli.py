@@ -160,7 +160,7 @@ def fill(settings_class: type[Settings], options: Namespace) -> Settings:
     return _filled(settings_class, options.as_dict())
 
 
-def _filled(settings_class: type[Settings], values: dict[str, Any]) -> Settings:
+def _filled(settings_class: type[Settings], values: dict[str, Any], place: str = "") -> Settings:
     fields = {}
     types = get_type_hints(settings_class)
     for field in dataclasses.fields(settings_class):  # type: ignore[arg-type]
@@ -168,7 +168,10 @@ def _filled(settings_class: type[Settings], values: dict[str, Any]) -> Settings:
         if (registry := registry_of(kind)) is not None:
             kind = registry.options(value["name"])
         if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
-            value = _filled(kind, value)
+            try:
+                value = _filled(kind, value, f"{place}{field.name}.")
+            except ValueError as error:  # of options that are checked where they are declared
+                raise UsageError(f"{place}{field.name}: {error}") from error
         elif isinstance(field.default, tuple):
             value = tuple(value)
         fields[field.name] = value

@@ -8,6 +8,7 @@ from cavmae.common.commands import Command, dispatch
 # The module of a task has a `main(words)`, and imports PyTorch only after it has parsed them.
 TASKS = {
     "speakers": Command("cavmae.finetune.speaker.train", "a mask and a voice for each person"),
+    "events": Command("cavmae.finetune.events.train", "classes of clips: audio, video or both"),
     "separator": Command("cavmae.finetune.separation.train", "voices by their lips, from sound"),
 }
 

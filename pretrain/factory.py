@@ -22,7 +22,7 @@ from cavmae.common.json_files import read_json, typed
 from cavmae.datasets.stream.features import MEL_BINS
 from cavmae.pretrain.config import CAVMAEConfig, as_base_config
 from cavmae.pretrain.engine.checkpoints import PREPROCESSING
-from cavmae.pretrain.engine.hub import HubWeights
+from cavmae.pretrain.engine.hub import HubWeights, model_folder, model_type_of
 from cavmae.pretrain.masking import num_visible
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings
@@ -133,6 +133,21 @@ def load_hub(kind: type[Model], name: str, remedy: str) -> Model:
         raise CavmaeError(
             f"{name} is no folder of weights, nor a model on the hub "
             f"({str(error).splitlines()[0]}): {remedy}."
+        ) from error
+
+
+def type_of_model(name: str) -> str:
+    """Type of the model in a folder or of a name on the hub, the ``model_type`` of its class.
+
+    Raises:
+        CavmaeError: there is no model, or its configuration is damaged.
+    """
+    try:
+        return model_type_of(model_folder(name), f"fetch a sound copy of {name}")
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        raise CavmaeError(
+            f"{name} is no folder of weights, nor a model on the hub "
+            f"({str(error).splitlines()[0]}): name a checkpoint."
         ) from error
 
 

@@ -15,7 +15,9 @@ COMMANDS = {
     "make-scenes": Command("cavmae.tools.make_scenes", "draw a fixed list of scenes", "Data"),
     "pretrain": Command("cavmae.pretrain.train", "train CAV-MAE on shards", "Training"),
     "finetune": Command("cavmae.finetune.train", "train on labelled clips", "Training"),
-    "evaluate": Command("cavmae.tools.evaluate", "metrics of a speaker model", "Evaluation"),
+    "evaluate": Command(
+        "cavmae.tools.evaluate", "metrics of a speaker model or event classifier", "Evaluation"
+    ),
     "evaluate-separator": Command(
         "cavmae.tools.evaluate_separator", "metrics of a sound separator", "Evaluation"
     ),

@@ -9,7 +9,8 @@ import torch
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import read_json
-from cavmae.finetune.events.config import EventConfig
+from cavmae.finetune.events.config import EventConfig, numbered_classes
+from cavmae.finetune.events.labels import read_class_list
 from cavmae.finetune.events.model import EventClassifier
 from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.engine.checkpoints import CONFIG, WEIGHTS, write_hashes
@@ -34,8 +35,9 @@ def to_ours(source: Path, out: Path, settings: ConvertSettings) -> list[str]:
     config = config_from(weights, settings.heads or None, settings.decoder_heads or None, size)
     model: CAVMAE | EventClassifier
     if "mlp_head.1.weight" in weights:
-        classes = weights["mlp_head.1.weight"].shape[0]
-        model = EventClassifier(EventConfig(as_base_config(config, EncoderConfig), classes))
+        names = _class_names(len(weights["mlp_head.1.weight"]), settings.labels)
+        encoder = as_base_config(config, EncoderConfig)
+        model = EventClassifier(EventConfig(encoder, names, multi_label=settings.multi_label))
     else:
         model = CAVMAE(config)
     left = load_weights(model, weights, settings.partial)
@@ -47,6 +49,19 @@ def to_ours(source: Path, out: Path, settings: ConvertSettings) -> list[str]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return left
+
+
+def _class_names(count: int, labels: str | None) -> tuple[str, ...]:
+    """Names of the classes of a fine-tuned file. Raises CavmaeError: the list has others."""
+    if labels is None:
+        return numbered_classes(count)
+    names = read_class_list(Path(labels)).names
+    if len(names) != count:
+        raise CavmaeError(
+            f"{labels} has {len(names)} classes, the weights {count}: name the list that they were "
+            "trained with."
+        )
+    return names
 
 
 def to_published(source: Path, out: Path) -> None:

@@ -20,6 +20,10 @@ class ConvertSettings:
         decoder_heads: attention heads of the decoder; 0: 16.
         image_height: height of the frames in pixels; 0: frames are square.
         image_width: width of the frames in pixels; 0: frames are square.
+        labels: CSV file with the names of a fine-tuned file's classes, such as AudioSet's
+            class_labels_indices.csv; None: they are numbered.
+        multi_label: clips may have several classes (AudioSet), or one only (VGGSound:
+            ``--no-multi-label``).
         partial: load the weights that fit the model, and list the others.
     """
 
@@ -27,6 +31,8 @@ class ConvertSettings:
     decoder_heads: int = 0
     image_height: int = 0
     image_width: int = 0
+    labels: str | None = None
+    multi_label: bool = True
     partial: bool = False
 
 

@@ -23,11 +23,19 @@ class Collate:
         view: that the samples were decoded with.
         labels: class names; a batch then has ``labels``: float32 [batch, classes], 1 where the
             clip has the class. Empty: no such field.
+        label_ids: class name of every other label that a clip may have, such as AudioSet's ids.
     """
 
-    def __init__(self, view: View, labels: Sequence[str] = ()):
+    def __init__(
+        self,
+        view: View,
+        labels: Sequence[str] = (),
+        label_ids: Mapping[str, str] = {},
+    ):
         self._view = view
-        self._classes = {name: i for i, name in enumerate(labels)}
+        numbers = {name: i for i, name in enumerate(labels)}
+        self._num_classes = len(numbers)
+        self._classes = {**{other: numbers[name] for other, name in label_ids.items()}, **numbers}
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
         """Batch of decoded samples.
@@ -65,13 +73,13 @@ class Collate:
         return batch
 
     def _labels(self, samples: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-        labels = torch.zeros(len(samples), len(self._classes))
+        labels = torch.zeros(len(samples), self._num_classes)
         for row, sample in zip(labels, samples, strict=True):
             for name in sample["info"].labels:
                 if name not in self._classes:
                     raise CavmaeError(
                         f"Sample {sample['key']} has the label {name!r}, which is not one of the "
-                        f"{len(self._classes)} classes; use the training set's list of labels."
+                        f"{self._num_classes} classes; use the training set's list of labels."
                     )
                 row[self._classes[name]] = 1
         return labels

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Purposes of generators: a seed of its own for each keeps them independent.
-_SHARDS, _REPEATS, _BUFFER, _SAMPLE = range(4)
+_SHARDS, _DRAWS, _BUFFER, _SAMPLE = range(4)
 
 
 class SampleRef(NamedTuple):
@@ -37,31 +37,29 @@ def rng_for_sample(seed: int, epoch: int, ref: SampleRef) -> random.Random:
     return random.Random(mixed)
 
 
-def class_balanced_repeats(
+def class_balanced_weights(
     labels: Sequence[Sequence[Sequence[str]]],
 ) -> list[np.ndarray]:
-    """Mean number of repeats of each sample in an epoch that balances the classes.
+    """Sampling weight of each sample, which balances the classes.
 
     The weight of a clip is the sum over its labels of 1000 / (count of the label + 0.01), as in
-    the CAV-MAE reference; scaled here so that an epoch keeps its number of samples.
+    the CAV-MAE reference.
 
     Args:
         labels: of each sample of each shard.
 
     Returns:
-        float64 [samples] for each shard. Samples without a label have 0 repeats.
+        float64 [samples] for each shard. Samples without a label have a weight of 0.
     """
     counts: dict[str, int] = {}
     for shard in labels:
         for names in shard:
             for name in names:
                 counts[name] = counts.get(name, 0) + 1
-    weights = [
+    return [
         np.array([sum(1000 / (counts[name] + 0.01) for name in names) for names in shard])
         for shard in labels
     ]
-    total, number = sum(w.sum() for w in weights), sum(len(w) for w in weights)
-    return [w * number / total for w in weights] if total else weights
 
 
 def epoch_sample_refs(
@@ -70,23 +68,25 @@ def epoch_sample_refs(
     epoch: int,
     partition: int,
     num_partitions: int,
-    repeats: Sequence[np.ndarray] | None = None,
+    weights: Sequence[np.ndarray] | None = None,
 ) -> Iterator[SampleRef]:
     """Sample references of a partition in an epoch, shard by shard.
 
-    Over all partitions every sample occurs exactly once, or with ``repeats`` that often on average
-    (each number rounded up or down at random).
+    Over all partitions every sample occurs exactly once; or, with ``weights``, as often as it comes
+    up in as many draws with replacement as there are samples. The draws of an epoch are the same
+    for any number of partitions.
 
     Args:
         counts: samples of each shard.
-        repeats: for each shard float [samples], see :func:`class_balanced_repeats`; None: once.
+        weights: for each shard float [samples], see :func:`class_balanced_weights`; None: no draws.
     """
     order = _rng(_SHARDS, seed, epoch).permutation(len(counts))
     times: list[np.ndarray] | None = None
     sizes = [int(count) for count in counts]
-    if repeats is not None:
-        rng = _rng(_REPEATS, seed, epoch)
-        times = [np.floor(r + rng.random(len(r))).astype(np.int64) for r in repeats]
+    if weights is not None:
+        probs = np.concatenate(weights)
+        drawn = _rng(_DRAWS, seed, epoch).multinomial(sum(sizes), probs / probs.sum())
+        times = np.split(drawn, np.cumsum(sizes)[:-1])
         sizes = [int(t.sum()) for t in times]
     total = sum(sizes)
     first, last = total * partition // num_partitions, total * (partition + 1) // num_partitions

@@ -216,6 +216,7 @@ class ShardStream(Stream):
         view: the part that is read of each sample.
         batch_size, seed, rank, world_size, access: see :class:`Stream`.
         labels: class names for the ``labels`` field; empty: none.
+        label_ids: class name of every other label that the samples may have.
     """
 
     def __init__(
@@ -227,11 +228,12 @@ class ShardStream(Stream):
         rank: int = 0,
         world_size: int = 1,
         labels: Sequence[str] = (),
+        label_ids: Mapping[str, str] = {},
         access: Access = Access(),  # noqa: B008 - frozen
     ):
         super().__init__(manifest, batch_size, seed, rank, world_size, access)
         self.view = view
-        self._collate = Collate(view, labels)
+        self._collate = Collate(view, labels, label_ids)
         self._counts = [shard.samples for shard in manifest.shards]
 
     def _decode_and_batch(
@@ -272,11 +274,17 @@ class ShardStream(Stream):
 class TrainStream(ShardStream):
     """Endless batches: an epoch has every sample exactly once over all ranks and workers.
 
+    With ``weights`` it has as many samples, drawn with replacement.
+
     Args:
         arguments, options: of :class:`ShardStream`.
         shuffle_buffer: size of the shuffle buffer in samples, held as bytes.
-        repeats: mean number of repeats of each sample in an epoch, for each shard
-            (:func:`cavmae.datasets.stream.shuffle.class_balanced_repeats`); None: once.
+        weights: for each shard the weights of its samples, of which an epoch then draws with
+            replacement (:func:`cavmae.datasets.stream.shuffle.class_balanced_weights`); None: an
+            epoch has every sample once.
+
+    Raises:
+        UsageError: weights that are all 0.
     """
 
     endless = True
@@ -285,21 +293,26 @@ class TrainStream(ShardStream):
         self,
         *arguments: Any,
         shuffle_buffer: int = 500,
-        repeats: Sequence[np.ndarray] | None = None,
+        weights: Sequence[np.ndarray] | None = None,
         **options: Any,
     ):
         super().__init__(*arguments, **options)
         if shuffle_buffer < 1:
             raise UsageError(f"shuffle_buffer {shuffle_buffer}: must hold at least one sample.")
         self.shuffle_buffer = shuffle_buffer
-        self.repeats = repeats
+        if weights is not None and not any(own.any() for own in weights):
+            raise UsageError(
+                f"No clip of {self.manifest.folder} has a label to balance the classes by: switch "
+                "balanced sampling off."
+            )
+        self.weights = weights
 
     def signature(self, workers: int) -> dict[str, Any]:
         """See :meth:`Stream.signature`."""
         signature = super().signature(workers) | {"shuffle_buffer": self.shuffle_buffer}
-        if self.repeats is not None:
-            repeats = np.concatenate(self.repeats).tobytes()
-            signature["repeats"] = hashlib.sha256(repeats).hexdigest()
+        if self.weights is not None:
+            weights = np.concatenate(self.weights).tobytes()
+            signature["weights"] = hashlib.sha256(weights).hexdigest()
         return signature
 
     def check_workers(self, workers: int) -> None:
@@ -338,7 +351,7 @@ class TrainStream(ShardStream):
         epoch, passed = position.epoch, position.samples
         slots = buffer_slots(self.seed, epoch, partition, self.shuffle_buffer)
         refs = epoch_sample_refs(
-            self._counts, self.seed, epoch, partition, num_partitions, self.repeats
+            self._counts, self.seed, epoch, partition, num_partitions, self.weights
         )
         buffer: list[BufferedSample] = []
         count = 0

@@ -77,7 +77,7 @@ class Augmentation:
         roll: largest shift of the fbank in time, in frames (reference: 1024). It breaks the
             alignment of audio and video.
         mixup: probability that a clip is mixed with another of its batch (reference: 0.5 in
-            fine-tuning). Needs waveforms.
+            fine-tuning). Audio is mixed as waveforms, which the view then has to give.
         mixup_alpha: both parameters of the Beta distribution of the mixing weight.
         label_smoothing: labels become this / classes, and 1 - this where the clip has the class.
         crop: smallest fraction of a frame's height and width in a random window; each clip draws
@@ -113,6 +113,23 @@ def normalise_frames(frames: Tensor) -> Tensor:
 def smooth_labels(labels: Tensor, smoothing: float) -> Tensor:
     """Smooths labels [batch, classes]: 0 to ``smoothing`` / classes, 1 to 1 - ``smoothing``."""
     return torch.where(labels > 0, 1 - smoothing, smoothing / labels.shape[-1])
+
+
+def mix_labels(labels: Tensor, partner: Tensor, weight: Tensor, smoothing: float) -> Tensor:
+    """Smooths and mixes labels [batch, classes], as the CAV-MAE reference does.
+
+    A clip that is mixed has ``smoothing`` / classes, plus ``weight`` (1 - ``smoothing``) for its
+    own classes, plus (1 - ``weight``) (1 - ``smoothing``) for those of its partner. Other clips
+    have the labels of :func:`smooth_labels`.
+
+    Args:
+        partner: int [batch], row of the partner.
+        weight: float [batch], of the row itself; 1: it is not mixed.
+    """
+    present, own = (labels > 0).float(), weight[:, None]
+    mixed = own * present + (1 - own) * present[partner]
+    mixed = smoothing / labels.shape[-1] + (1 - smoothing) * mixed
+    return torch.where(own < 1, mixed, smooth_labels(labels, smoothing))
 
 
 def mixing_weights(batch: int, mixup_prob: float, alpha: float) -> Tensor:
@@ -243,7 +260,7 @@ class DeviceTransform(nn.Module):
             ``waveform``: float32 [batch, samples] in [-1, 1], mixed.
 
         Raises:
-            UsageError: mixup without waveforms.
+            UsageError: mixup of audio without waveforms.
         """
         result = dict(batch)
         augmentation = self.augmentation
@@ -253,10 +270,10 @@ class DeviceTransform(nn.Module):
                 self._crop(result)
         if "waveform" in batch:
             result["waveform"] = batch["waveform"].float() / 32768
-        if "labels" in batch and self.training and augmentation.label_smoothing:
-            result["labels"] = smooth_labels(batch["labels"], augmentation.label_smoothing)
         if self.training and augmentation.mixup:
             self._mixup(result)
+        elif self.training and augmentation.label_smoothing and "labels" in batch:
+            result["labels"] = smooth_labels(batch["labels"], augmentation.label_smoothing)
         if "fbank" in batch:
             result["fbank"] = self._fbank(result["fbank"].float())
         return result
@@ -271,22 +288,22 @@ class DeviceTransform(nn.Module):
             batch["masks"] = masks.squeeze(2).to(batch["masks"].dtype)
 
     def _mixup(self, batch: Batch) -> None:
-        if "waveform" not in batch:
+        augmentation = self.augmentation
+        if "fbank" in batch and "waveform" not in batch:
             raise UsageError("mixup needs waveforms: set waveform in the view.")
-        waveform, lengths = (
-            batch["waveform"],
-            batch["waveform_length"].to(batch["waveform"].device),
-        )
-        device = waveform.device
-        weight = mixing_weights(
-            len(waveform), self.augmentation.mixup, self.augmentation.mixup_alpha
-        ).to(device)
-        partner = torch.randperm(len(waveform)).to(device)
-        batch["waveform"] = mix_waveforms(waveform, lengths, partner, weight)
-        for field in ("frames", "labels"):
-            if field in batch:
-                own = weight.view(-1, *[1] * (batch[field].dim() - 1))  # [batch, 1, ...]
-                batch[field] = own * batch[field] + (1 - own) * batch[field][partner]
+        device = (batch["waveform"] if "waveform" in batch else batch["frames"]).device
+        count = len(batch["key"])
+        weight = mixing_weights(count, augmentation.mixup, augmentation.mixup_alpha).to(device)
+        partner = torch.randperm(count).to(device)
+        if "frames" in batch:
+            own = weight.view(-1, 1, 1, 1, 1)
+            batch["frames"] = own * batch["frames"] + (1 - own) * batch["frames"][partner]
+        if "labels" in batch:
+            labels = batch["labels"]
+            batch["labels"] = mix_labels(labels, partner, weight, augmentation.label_smoothing)
+        if "waveform" in batch:
+            lengths = batch["waveform_length"].to(device)
+            batch["waveform"] = mix_waveforms(batch["waveform"], lengths, partner, weight)
         if "fbank" in batch:
             mixed = fbank_batch(batch["waveform"], lengths)
             inside = torch.arange(batch["fbank"].shape[1], device=device)

@@ -9,10 +9,10 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from cavmae.datasets.stream.loader import Loader
 from cavmae.pretrain.engine import checkpoints, trainer_state
+from cavmae.pretrain.engine.averaging import WeightAverage
 from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.task import Task
 
@@ -42,7 +42,7 @@ class Checkpointer:
         task: Task,
         module: nn.Module,
         optimizer: Optimizer,
-        average: AveragedModel | None,
+        average: WeightAverage | None,
         loader: Loader,
         run: Path,
         keep: int,
@@ -79,20 +79,19 @@ class Checkpointer:
         with self._processes.main_only():
             if self._processes.is_main:
                 scaler, average = self._accelerator.scaler, self._average
-                averaged = None
-                if average is not None:
-                    averaged = {k: v.cpu() for k, v in average.module.state_dict().items()}
                 trainer = {
                     **counters,
-                    "averages": int(average.n_averaged) if average is not None else 0,
+                    "averages": average.count if average is not None else 0,
                     "groups": groups,
                     "scaler": scaler.state_dict() if scaler is not None else None,
                     "ranks": ranks,
                 }
                 config = self._task.model.config_values()
                 preprocessing = self._task.preprocessing()
+                averaged = average.state_dict() if average is not None else None
+                averaging = average.description() if average is not None else {}
                 state = checkpoints.Checkpoint(
-                    weights, config, preprocessing, averaged, tensors, trainer
+                    weights, config, preprocessing, averaged, tensors, trainer, averaging
                 )
                 checkpoints.save(self._run, step, state, self._keep)
                 log.info("Saved %s.", checkpoints.checkpoint_folder(self._run, step))
@@ -122,8 +121,7 @@ class Checkpointer:
         if self._average is not None:
             averaged = checkpoint.averaged
             source = averaged if averaged is not None else checkpoint.weights
-            self._average.module.load_state_dict(source)
-            self._average.n_averaged.fill_(trainer["averages"])
+            self._average.load_state_dict(source, trainer["averages"])
         if self._accelerator.scaler is not None and trainer["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(trainer["scaler"])
         ranks = trainer["ranks"]

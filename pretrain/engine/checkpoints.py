@@ -54,6 +54,7 @@ class Checkpoint(NamedTuple):
         averaged: the averaged weights of the model; None: there are none.
         tensors: of the trainer: optimizer, parameters beside the model's.
         trainer: everything else, as JSON-able values.
+        averaging: kind of the average, which goes into its ``preprocessing.json``.
     """
 
     weights: Mapping[str, Tensor]
@@ -62,6 +63,7 @@ class Checkpoint(NamedTuple):
     averaged: Mapping[str, Tensor] | None
     tensors: Mapping[str, Tensor]
     trainer: Mapping[str, Any]
+    averaging: Mapping[str, Any]
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -94,11 +96,15 @@ def save(run: Path, step: int, checkpoint: Checkpoint, keep: int) -> None:
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         (temporary / AVERAGE if checkpoint.averaged else temporary).mkdir(parents=True)
-        for part, weights in (("", checkpoint.weights), (AVERAGE, checkpoint.averaged)):
+        average = {**checkpoint.preprocessing, "averaging": checkpoint.averaging}
+        for part, weights, preprocessing in (
+            ("", checkpoint.weights, checkpoint.preprocessing),
+            (AVERAGE, checkpoint.averaged, average),
+        ):
             if weights:
                 _write_tensors(temporary / part / WEIGHTS, weights)
                 _write(temporary / part / CONFIG, _as_json(checkpoint.config))
-                _write(temporary / part / PREPROCESSING, _as_json(checkpoint.preprocessing))
+                _write(temporary / part / PREPROCESSING, _as_json(preprocessing))
                 flush_folder(temporary / part)
         _write_tensors(temporary / TRAINER_TENSORS, checkpoint.tensors)
         _write(temporary / TRAINER, _as_json({"schema": SCHEMA, **checkpoint.trainer}))
@@ -235,6 +241,7 @@ def load(folder: Path) -> Checkpoint:
         averaged=read_tensors(average, remedy) if average.is_file() else None,
         tensors=read_tensors(folder / TRAINER_TENSORS, remedy, finite=False),
         trainer=trainer,
+        averaging={},
     )
 
 

@@ -9,8 +9,6 @@ from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.engine.task import Task
 
 FLOOR = 0.01  # of the cosine, as a fraction of the largest rate
-# The reference halves the rate after epochs 10, 15 and 20 of 25; here as fractions of all steps.
-HALVE_FROM, HALVE_EVERY = 0.4, 0.2
 
 
 def build_optimizer(task: Task, settings: OptimizerSettings) -> torch.optim.Optimizer:
@@ -48,11 +46,11 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
     if settings.schedule == "constant":
         return settings.lr
     if settings.schedule == "halving":
-        past = step - HALVE_FROM * steps
-        if past < 0:
+        past = step - settings.halve_from * steps
+        if past < -1e-6:  # rounded: thirds of all steps are not exact
             return settings.lr
         # Rounded, since 0.2 * 25 is 5.000000000000001: halvings would come a step late.
-        halvings = math.floor(round(past / (HALVE_EVERY * steps), 9)) + 1
+        halvings = math.floor(round(past / (settings.halve_every * steps), 9)) + 1
         return float(settings.lr * 0.5**halvings)
     done = (step - warmup) / max(1.0, steps - warmup)
     falling = (1 + math.cos(math.pi * min(1.0, done))) / 2

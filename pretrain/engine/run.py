@@ -82,8 +82,11 @@ def run_training(
             parts = build(settings, RunContext(processes, quarantine, pin_memory))
         samples_per_step = settings.data.batch_size * loop.grad_accum_steps * processes.count
         epoch_samples: Any = parts.loader.stream.samples
-        steps = loop.steps or max(1, round(loop.epochs * epoch_samples / samples_per_step))
-        trainer = Trainer(*parts, steps, loop, settings.optimizer, run, accelerator, processes)
+        epoch_steps = epoch_samples / samples_per_step
+        steps = loop.steps or max(1, round(loop.epochs * epoch_steps))
+        trainer = Trainer(
+            *parts, steps, epoch_steps, loop, settings.optimizer, run, accelerator, processes
+        )
         # A disk may show different machines different files: the view of rank 0 counts.
         newest = processes.broadcast(checkpoints.complete_checkpoints(run)[-1:] if resume else [])
         if newest:

@@ -18,10 +18,14 @@ class OptimizerSettings:
         beta2: of the running mean of their squares.
         weight_decay: reference: 5e-7.
         max_grad_norm: largest norm of a gradient; 0: as it is.
-        schedule: ``cosine`` falls to a hundredth of ``lr``; ``halving``: the reference's; or
-            ``constant``.
+        schedule: ``cosine`` falls to a hundredth of ``lr``; ``halving``; or ``constant``.
+        halve_from: share of steps before the first halving (reference: 10 of 25 epochs of
+            pretraining).
+        halve_every: share of steps from one halving to the next (reference: 5 of 25 epochs).
         warmup: share of steps in which the rate rises from 0.
         ema: decay of averaged weights, which are saved beside the others; 0: none.
+        average_from_epoch: first epoch, counted from 1, after which and after every later one the
+            weights enter a mean, which is saved beside them; 0: none.
     """
 
     name: Literal["adamw", "adam"] = "adamw"
@@ -31,15 +35,27 @@ class OptimizerSettings:
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
     schedule: Literal["cosine", "halving", "constant"] = "cosine"
+    halve_from: float = 0.4
+    halve_every: float = 0.2
     warmup: float = 0.05
     ema: float = 0.0
+    average_from_epoch: int = 0
 
     def __post_init__(self) -> None:
         for name in ("beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"optimizer.{name} {getattr(self, name)} is not in [0, 1).")
-        if not 0 <= self.warmup <= 1:
-            raise UsageError(f"optimizer.warmup {self.warmup} is not in [0, 1].")
+        for name in ("warmup", "halve_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"optimizer.{name} {getattr(self, name)} is not in [0, 1].")
+        if not 0 < self.halve_every <= 1:
+            raise UsageError(f"optimizer.halve_every {self.halve_every} is not in (0, 1].")
+        if self.average_from_epoch < 0:
+            raise UsageError(
+                f"optimizer.average_from_epoch {self.average_from_epoch} cannot be negative."
+            )
+        if self.average_from_epoch and self.ema:
+            raise UsageError("optimizer: average by ema or by average_from_epoch, not by both.")
         if self.lr <= 0 or self.max_grad_norm < 0 or self.weight_decay < 0:
             raise UsageError(
                 "optimizer: lr must be above 0, max_grad_norm and weight_decay not below."

@@ -16,13 +16,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cavmae.common.device import to_device
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.loader import Loader
 from cavmae.pretrain.engine import checkpoints
+from cavmae.pretrain.engine.averaging import WeightAverage
 from cavmae.pretrain.engine.checkpointer import Checkpointer
 from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.metric_logger import MetricLogger
@@ -48,6 +48,7 @@ class Trainer:
         loader: endless batches of this process.
         held_out: finite validation batches of this process; None: no validation.
         steps: total number of optimizer steps.
+        epoch_steps: optimizer steps of an epoch, as a fraction.
         settings, optimizer: of the run.
         run: folder of the run.
         accelerator: with the precision and device of the run.
@@ -63,6 +64,7 @@ class Trainer:
         loader: Loader,
         held_out: Loader | None,
         steps: int,
+        epoch_steps: float,
         settings: LoopSettings,
         optimizer: OptimizerSettings,
         run: Path,
@@ -79,19 +81,19 @@ class Trainer:
         self._sharded = accelerator.distributed_type == DistributedType.FSDP
         if self._sharded and accelerator.state.fsdp_plugin.fsdp_version != 2:
             raise UsageError("Launch FSDP with --fsdp_version 2: the first would clip wrongly.")
-        if self._sharded and optimizer.ema:
-            raise UsageError("optimizer.ema averages whole models: it does not go with FSDP.")
+        averaging = bool(optimizer.ema or optimizer.average_from_epoch)
+        if self._sharded and averaging:
+            raise UsageError(
+                "optimizer.ema and average_from_epoch average whole models: they do not go with "
+                "FSDP."
+            )
         check_devices(accelerator, processes)
         # Model and optimizer only: a prepared loader would drop data, a prepared schedule would
         # step once a process.
         self._module, self._optimizer = accelerator.prepare(task, build_optimizer(task, optimizer))
         check_gradients_synchronized(self._module, processes)
         self._parameters = [p for p in self._module.parameters() if p.requires_grad]
-        self._average: AveragedModel | None = None
-        if optimizer.ema:
-            self._average = AveragedModel(
-                task.model, multi_avg_fn=get_ema_multi_avg_fn(optimizer.ema)
-            )
+        self._average = WeightAverage(task.model, optimizer, epoch_steps) if averaging else None
         searching = SCALE_SEARCH if accelerator.scaler is not None else 0
         self.nonfinite = NonFiniteGuard(settings.max_bad_steps + searching, self._processes)
         self._checkpointer = Checkpointer(
@@ -239,10 +241,10 @@ class Trainer:
         if not (self._sharded and nonfinite):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if self._average is not None:
-            self._average.update_parameters(self.task.model)
         self.nonfinite.record(nonfinite, [key for batch in micro for key in batch["key"]])
         self.step += 1
+        if self._average is not None:
+            self._average.update(self.task.model, self.step)
         self.samples += self._processes.count * sum(len(batch["key"]) for batch in micro)
         return outputs, norm, rate
 

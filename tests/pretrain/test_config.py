@@ -23,7 +23,7 @@ CONFIGS = [
     EncoderConfig(size="tiny", image_width=64),
     CAVMAEConfig(size="large", decoder="cross"),
     CAVMAEConfig(size="tiny", depth=3, contrast_width=8),
-    EventConfig(EncoderConfig(size="small", heads=12), 5),
+    EventConfig(EncoderConfig(size="small", heads=12), ("dog", "cat"), "attention"),
 ]
 
 

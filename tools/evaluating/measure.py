@@ -42,9 +42,11 @@ def measure(shards: str, settings: EvaluateSettings) -> int:
         exit code 0.
 
     Raises:
-        UsageError: no scene of the list has a cue of the kind that is asked for.
+        UsageError: there is no list, or none of its scenes has a cue of the kind asked for.
         CavmaeError: the model, the list or the shards cannot be used.
     """
+    if not settings.list:
+        raise UsageError("Name the list of scenes: --list FILE; `cavmae make-scenes` draws one.")
     model, statistics = load_speaker(settings.model)
     device = device_of(settings.device)
     task = SpeakerTask(model, LossSettings(), statistics).to(device).eval()
@@ -182,12 +184,12 @@ def table(result: EvaluationResult, columns: Mapping[str, Mapping[str, float]], 
     return markdown_table([f"{count} scenes", *columns], rows)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Replace NaN and infinity by None, since JSON has neither."""
     if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
+        return {name: finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -225,7 +227,7 @@ def _write(
         },
     }
     with write_atomically(out / "measures.json") as file:
-        file.write(json_bytes(_finite(record), indent=1))
+        file.write(json_bytes(finite(record), indent=1))
     with write_atomically(out / "table.md") as file:
         file.write(f"{text}\n".encode())
     draw(result.scenes["model"], out / "measures.png")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cavmae.datasets.stream.shuffle import (
     SampleRef,
-    class_balanced_repeats,
+    class_balanced_weights,
     drain_order,
     epoch_sample_refs,
     evaluation_sample_refs,
@@ -72,28 +72,33 @@ def test_draining_is_a_permutation(size: int, seed: int) -> None:
 
 def test_class_balanced_weights_are_the_references() -> None:
     labels = [[("a",), ("a",), ("a", "b")], [("a",), ()]]
-    repeats = class_balanced_repeats(labels)
+    weights = class_balanced_weights(labels)
     count = {"a": 4, "b": 1}
     weight = [[sum(1000 / (count[n] + 0.01) for n in names) for names in s] for s in labels]
-    total = sum(map(sum, weight))
-    for actual, expected in zip(repeats, weight, strict=True):
-        np.testing.assert_allclose(actual, np.array(expected) * 5 / total)
-    assert repeats[1][1] == 0  # no label: never
+    for actual, expected in zip(weights, weight, strict=True):
+        np.testing.assert_allclose(actual, np.array(expected))
+    assert weights[1][1] == 0  # no label: never
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(1, 5))
-def test_repeats_come_as_often_as_they_should(seed: int, partitions: int) -> None:
-    repeats = [np.array([0.0, 1.0, 2.5]), np.array([0.2, 3.0])]
+def test_draws_come_as_often_as_they_should(seed: int, partitions: int) -> None:
+    weights = [np.array([0.0, 1.0, 2.5]), np.array([0.2, 3.0])]
     seen: Counter[tuple[int, int]] = Counter()
-    epochs = 60
+    epochs, counts = 200, [3, 2]
     for epoch in range(epochs):
-        for partition in range(partitions):
-            for ref in epoch_sample_refs([3, 2], seed, epoch, partition, partitions, repeats):
-                assert ref.repeat < 3
-                seen[ref.shard, ref.sample] += 1
+        refs = [
+            ref
+            for partition in range(partitions)
+            for ref in epoch_sample_refs(counts, seed, epoch, partition, partitions, weights)
+        ]
+        # As many as there are samples, each reference once, the same for any partition.
+        assert len(refs) == len(set(refs)) == 5
+        assert set(refs) == set(epoch_sample_refs(counts, seed, epoch, 0, 1, weights))
+        seen.update((ref.shard, ref.sample) for ref in refs)
     assert seen[0, 0] == 0
-    assert seen[0, 1] == epochs
-    assert seen[1, 1] == 3 * epochs
-    assert seen[0, 2] / epochs == pytest.approx(2.5, abs=0.35)
-    assert seen[1, 0] / epochs == pytest.approx(0.2, abs=0.27)
+    for shard, own in enumerate(weights):
+        for sample, weight in enumerate(own):
+            prob = weight / 6.7
+            error = 6 * (5 * epochs * prob * (1 - prob)) ** 0.5  # six standard deviations
+            assert seen[shard, sample] == pytest.approx(5 * epochs * prob, abs=error + 1e-9)

@@ -22,7 +22,7 @@ from cavmae.datasets.format.shards import END, encode_sample
 from cavmae.datasets.format.shards import Shard as OpenShard
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access, BufferedSample, Reader
-from cavmae.datasets.stream.shuffle import SampleRef, class_balanced_repeats
+from cavmae.datasets.stream.shuffle import SampleRef, class_balanced_weights
 from cavmae.datasets.stream.stream import EvalStream, TrainStream
 from cavmae.datasets.stream.view import View
 from tests.tools.helpers import samples_of
@@ -153,10 +153,10 @@ def test_the_buffer_mixes(data_set: Manifest) -> None:
     assert sorted(order(1)) == sorted(order(12))
 
 
-def test_balanced_repeats(data_set: Manifest) -> None:
+def test_balanced_draws(data_set: Manifest) -> None:
     labels = [data_set.sample_labels(shard) for shard in data_set.shards]
     stream = TrainStream(
-        data_set, VIEW, 4, shuffle_buffer=6, repeats=class_balanced_repeats(labels),
+        data_set, VIEW, 4, shuffle_buffer=6, weights=class_balanced_weights(labels),
         labels=data_set.labels,
     )  # fmt: skip
     batches = [b["labels"] for b in itertools.islice(iter(Loader(stream)), 60)]

@@ -13,6 +13,7 @@ from cavmae.datasets.stream.transforms import (
     Statistics,
     add_noise,
     apply_windows,
+    mix_labels,
     mix_waveforms,
     mixing_weights,
     normalise_frames,
@@ -121,6 +122,37 @@ def test_label_smoothing() -> None:
     smoothed = smooth_labels(torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0]]), 0.1)
     expected = torch.tensor([[0.9, 0.025, 0.025, 0.025], [0.9, 0.9, 0.025, 0.025]])
     torch.testing.assert_close(smoothed, expected)
+
+
+def test_mixed_labels_are_those_of_a_loop() -> None:
+    labels = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    partner, weight, e = [1, 0, 3, 2], [0.3, 1.0, 0.75, 1.0], 0.1
+    mixed = mix_labels(labels, torch.tensor(partner), torch.tensor(weight), e)
+    for row in range(4):
+        own, other, w = labels[row], labels[partner[row]], weight[row]
+        for k in range(4):
+            if w == 1:
+                expected = 1 - e if own[k] else e / 4
+            else:
+                expected = e / 4
+                if own[k]:
+                    expected += w * (1 - e)
+                if other[k]:
+                    expected += (1 - w) * (1 - e)
+            assert mixed[row, k] == pytest.approx(expected)
+
+
+def test_mixup_smooths_labels_and_mixes_frames_without_audio() -> None:
+    data = {name: value for name, value in batch().items() if name in ("key", "frames", "labels")}
+    augmentation = Augmentation(mixup=1.0, label_smoothing=0.2)
+    result = DeviceTransform(Statistics(), augmentation).train()(data)
+    # All are mixed, in pairs or alone: 0.2 in all, and 0.8 of one or two classes.
+    torch.testing.assert_close(result["labels"].sum(1), torch.ones(4))
+    assert result["labels"].min() == pytest.approx(0.05)
+    still = DeviceTransform(Statistics())(data)["frames"]
+    for row in range(4):
+        share = (result["labels"][row] - 0.05) / 0.8
+        torch.testing.assert_close(result["frames"][row], torch.einsum("c,c...->...", share, still))
 
 
 def naive_mix(waveforms: list[np.ndarray], partner: list[int], weight: list[float]) -> list:  # type: ignore[type-arg]

@@ -298,7 +298,7 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     refused("not from 0 to 1", model={"sound_lr_scale": 2.0})
     other = tmp_path / "other"
     shape = EncoderConfig(size="tiny", image_height=64, image_width=64)
-    EventClassifier(EventConfig(shape, 3)).save_pretrained(other)
+    EventClassifier(EventConfig(shape, ("a", "b", "c"))).save_pretrained(other)
     refused("type 'events', not 'cav-mae'", CavmaeError, model={"encoder_from": str(other)})
     refused(r"model.encoder.depth 3: .*have \d", model={"encoder.depth": 3})
     refused("model.encoder.image_height 96: .*have 32", model={"encoder.image_height": 96})

@@ -200,7 +200,7 @@ def loop_of(
     accelerator = accelerator or Accelerator(cpu=True)
     run, optimizer = folder / "run", OptimizerSettings(lr=0.1)
     return Trainer(
-        task, loader, None, steps, settings, optimizer, run, accelerator, DistEnv()  # type: ignore[arg-type]
+        task, loader, None, steps, steps, settings, optimizer, run, accelerator, DistEnv()  # type: ignore[arg-type]
     )  # fmt: skip
 
 

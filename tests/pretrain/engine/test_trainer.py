@@ -292,6 +292,11 @@ def test_schedules() -> None:
     halving = OptimizerSettings(lr=1.0, schedule="halving", warmup=0)
     rates = [learning_rate(halving, epoch, 25) for epoch in range(25)]
     assert rates == [1.0] * 10 + [0.5] * 5 + [0.25] * 5 + [0.125] * 5
+    finer = OptimizerSettings(
+        lr=1.0, schedule="halving", warmup=0, halve_from=1 / 3, halve_every=1 / 15
+    )
+    rates = [learning_rate(finer, step, 15 * 7) for step in range(15 * 7)]
+    assert rates == [0.5 ** max(0, step // 7 - 4) for step in range(15 * 7)]
     cosine = OptimizerSettings(lr=1.0, warmup=0.1)
     rates = [learning_rate(cosine, step, 1000) for step in range(1000)]
     assert rates[:100] == sorted(rates[:100])

@@ -48,7 +48,7 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints.save(
         run, 1,
         checkpoints.Checkpoint(
-            weights, model.config_values(), STATISTICS, weights, {"a": torch.zeros(3)}, trainer
+            weights, model.config_values(), STATISTICS, weights, {"a": torch.zeros(3)}, trainer, {}
         ),
         2,
     )  # fmt: skip

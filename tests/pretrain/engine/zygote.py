@@ -17,6 +17,7 @@ from typing import Any
 
 import torch._dynamo  # noqa: F401 - any optimizer imports it
 
+import cavmae.finetune.events.run
 import cavmae.finetune.speaker.run
 import cavmae.finetune.train
 import cavmae.pretrain.engine.trainer

@@ -1,0 +1,143 @@
+"""Streams and preprocessing of labelled clips."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from cavmae.common.errors import UsageError
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.stream.loader import Loader
+from cavmae.datasets.stream.shard_reader import Access
+from cavmae.datasets.stream.shuffle import class_balanced_weights
+from cavmae.datasets.stream.stream import EvalStream, TrainStream
+from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
+from cavmae.datasets.stream.view import View
+from cavmae.finetune.events.config import EventConfig, Mode
+from cavmae.finetune.events.factory import Padding
+from cavmae.finetune.events.labels import ClassList, check_labels, warn_of_rare_classes
+from cavmae.finetune.events.model import uses_audio, uses_video
+from cavmae.finetune.events.settings import EventDataSettings
+from cavmae.pretrain.engine.run import RunContext
+
+
+class DataSets(NamedTuple):
+    """Manifests of a run.
+
+    Attributes:
+        train: clips to learn from.
+        held_out: clips to measure on; None: none.
+        access: to their shards.
+    """
+
+    train: Manifest
+    held_out: Manifest | None
+    access: Access
+
+
+def open_data_sets(data: EventDataSettings, context: RunContext) -> DataSets:
+    """Manifests of the shards of a run.
+
+    Raises:
+        UsageError: no shards to learn from are named.
+        ShardError: a manifest is missing or damaged.
+    """
+    if not data.train:
+        raise UsageError("Name the shards to learn from: --data.train FOLDER.")
+    access = Access(data.verify, data.cache_dir, data.cache_gb, data.max_broken, context.quarantine)
+    held_out = None if data.held_out is None else Manifest.load(data.held_out)
+    return DataSets(Manifest.load(data.train), held_out, access)
+
+
+def event_view(
+    config: EventConfig, mode: Mode, padding: Padding, training: bool = False, frames: int = 1
+) -> View:
+    """View of the modalities that a mode takes, in the model's sizes.
+
+    A clip that is longer than the model hears is cut, a shorter one padded. Several frames are
+    evenly spaced over the clip, those of a clip with fewer repeated; one is the middle frame (the
+    reference's frame 5 of 10).
+
+    Args:
+        config: of the model.
+        mode: of the model.
+        padding: of short clips.
+        training: take a random frame instead.
+        frames: of a clip.
+    """
+    wanted: Any = "none"
+    if uses_video(mode):
+        wanted = "random" if training else frames
+    return View(
+        fbank=uses_audio(mode),
+        fbank_frames=config.encoder.audio_frames,
+        padding=padding,
+        frames=wanted,
+        frame_size=config.encoder.image_size,
+    )
+
+
+def build_event_loaders(
+    data: EventDataSettings,
+    sets: DataSets,
+    classes: ClassList,
+    config: EventConfig,
+    padding: Padding,
+    seed: int,
+    context: RunContext,
+) -> tuple[Loader, Loader | None]:
+    """Loaders of this process's share: endless training batches, finite validation batches.
+
+    Raises:
+        CavmaeError: a clip lacks a label that is a class, or a data set cannot be used.
+    """
+    mode = config.modalities
+    counts = check_labels(sets.train, classes, sets.access, config.multi_label)
+    if context.processes.is_main:
+        warn_of_rare_classes(counts, classes, data.train)
+    where: dict[str, Any] = {
+        "seed": seed,
+        "rank": context.processes.rank,
+        "world_size": context.processes.count,
+        "access": sets.access,
+        "labels": classes.names,
+        "label_ids": classes.ids,
+    }
+    view = event_view(config, mode, padding, training=True)
+    if data.mixup_prob and view.fbank:
+        view = dataclasses.replace(view, waveform=True)
+    weights = None
+    if data.balanced:
+        weights = class_balanced_weights([sets.train.sample_labels(s) for s in sets.train.shards])
+    stream = TrainStream(
+        sets.train, view, data.batch_size, shuffle_buffer=data.shuffle_buffer, weights=weights,
+        **where,
+    )  # fmt: skip
+    loader = Loader(stream, data.workers, pin_memory=context.pin_memory)
+    if sets.held_out is None:
+        return loader, None
+    check_labels(sets.held_out, classes, sets.access, config.multi_label)
+    held_out = EvalStream(
+        sets.held_out, event_view(config, mode, padding), data.batch_size, **where
+    )
+    return loader, Loader(held_out, data.workers, pin_memory=context.pin_memory)
+
+
+def event_transform(
+    data: EventDataSettings, statistics: Statistics, padding: Padding
+) -> DeviceTransform:
+    """Normalisation and the augmentation of fine-tuning.
+
+    Raises:
+        UsageError: an augmentation out of range.
+    """
+    augmentation = Augmentation(
+        freq_mask=data.freq_mask,
+        time_mask=data.time_mask,
+        noise=data.noise,
+        roll=data.roll,
+        mixup=data.mixup_prob,
+        mixup_alpha=data.mixup_alpha,
+        label_smoothing=data.label_smoothing,
+        crop=data.crop,
+        flip=data.flip,
+    )
+    return DeviceTransform(statistics, augmentation, padding)

@@ -1,0 +1,149 @@
+"""Construction of the event classifier of a run, from scratch or from weights."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.events.config import EventConfig
+from cavmae.finetune.events.labels import ClassList
+from cavmae.finetune.events.model import EventClassifier
+from cavmae.finetune.events.settings import EventEncoderSettings, EventModelSettings
+from cavmae.pretrain.config import EncoderConfig, as_base_config
+from cavmae.pretrain.factory import (
+    load_hub,
+    load_named_weights,
+    read_preprocessing,
+    type_of_model,
+)
+from cavmae.pretrain.weights import load_weights, move_positions
+
+REMEDY = "make one with `cavmae finetune events` or `cavmae convert`"
+# Of the encoder's configuration: what may differ from that of its weights.
+ADJUSTABLE = "image_height", "image_width", "audio_frames", "temporal"
+
+Padding = Literal["zero", "silence"]
+
+
+def load_events(name: str) -> EventClassifier:
+    """Classifier of a folder, or of a name on the hub.
+
+    Raises:
+        CavmaeError: there is none, or it is damaged, or of another kind.
+    """
+    return load_hub(EventClassifier, name, REMEDY)
+
+
+def preprocessing_of(name: str, padding: Padding) -> tuple[Statistics, Padding]:
+    """Statistics of fbanks, and padding, that weights were trained with.
+
+    Published weights say neither: they have the statistics of AudioSet.
+
+    Args:
+        name: of the weights.
+        padding: where the weights say none.
+
+    Raises:
+        CavmaeError: the file beside the weights is damaged.
+    """
+    record = read_preprocessing(name)
+    if record is None:
+        return Statistics(), padding
+    own = record.get("padding", padding)
+    if own not in ("zero", "silence"):
+        raise CavmaeError(f"The preprocessing of {name} has padding {own!r}: copy it again.")
+    return Statistics(record["fbank_mean"], record["fbank_std"]), own
+
+
+def build_events(
+    settings: EventModelSettings, classes: ClassList, initial: EventClassifier | None, seed: int
+) -> EventClassifier:
+    """Classifier with its initial weights, which a seed makes equal in every process.
+
+    Args:
+        settings: of the model.
+        classes: of the data.
+        initial: classifier of ``init_from``; None: the head is new.
+        seed: of the random initialisation.
+
+    Raises:
+        UsageError: settings that make no model, or not that of the weights.
+        CavmaeError: weights are missing, damaged, or not of a CAV-MAE.
+    """
+    torch.manual_seed(seed)
+    source: EncoderConfig | None = None
+    weights: dict[str, Tensor] = {}
+    if initial is not None:
+        source, weights = initial.config.encoder, dict(initial.state_dict())
+        config = dataclasses.replace(initial.config, classes=classes.names)
+    else:
+        if settings.encoder_from is not None:
+            source, weights = _encoder_weights(settings.encoder_from)
+        config = EventConfig(
+            as_base_config(source or settings.encoder, EncoderConfig), classes.names,
+            settings.pooling, settings.modalities, settings.multi_label,
+        )  # fmt: skip
+    try:
+        encoder = encoder_config(settings.encoder, source)
+        model = EventClassifier(dataclasses.replace(config, encoder=encoder))
+    except ValueError as error:
+        raise UsageError(f"model: {error}") from error
+    if source is not None:
+        moved = move_positions(weights, source, encoder)
+        _load(model, moved, settings.init_from or settings.encoder_from, whole=initial is not None)
+    return model
+
+
+def encoder_config(settings: EventEncoderSettings, source: EncoderConfig | None) -> EncoderConfig:
+    """Configuration of an encoder.
+
+    Args:
+        settings: of the run.
+        source: configuration of the weights; None: from scratch.
+
+    Raises:
+        UsageError: the settings contradict the weights.
+        ValueError: the settings make no encoder.
+    """
+    own = as_base_config(settings, EncoderConfig)
+    if source is None:
+        return own
+    default = EventEncoderSettings()
+    changed = [
+        field.name
+        for field in dataclasses.fields(EncoderConfig)
+        if getattr(settings, field.name) != getattr(default, field.name)
+    ]
+    for name in changed:
+        if name not in ADJUSTABLE and getattr(own, name) != getattr(source, name):
+            raise UsageError(
+                f"model.encoder.{name} {getattr(own, name)}: the weights have "
+                f"{getattr(source, name)}; leave it out, or set it to {getattr(default, name)}."
+            )
+    adjusted: dict[str, Any] = {n: getattr(settings, n) for n in changed if n in ADJUSTABLE}
+    return dataclasses.replace(as_base_config(source, EncoderConfig), **adjusted)
+
+
+def _encoder_weights(name: str) -> tuple[EncoderConfig, dict[str, Tensor]]:
+    """Configuration and weights of an encoder: of pretraining, of a classifier, or published."""
+    if not Path(name).is_file() and type_of_model(name) == EventClassifier.model_type:
+        model = load_events(name)
+        return model.config.encoder, dict(model.state_dict())
+    return load_named_weights(name)
+
+
+def _load(
+    model: EventClassifier, weights: dict[str, Tensor], name: str | None, whole: bool
+) -> None:
+    """Loads weights into a classifier, or, unless ``whole``, into its encoder."""
+    heads = {id(parameter) for parameter in model.head_parameters()}
+    own = {key for key, value in model.named_parameters() if whole or id(value) not in heads}
+    fresh = {key: value for key, value in model.state_dict().items() if key not in own}
+    try:
+        load_weights(model, {k: v for k, v in weights.items() if k in own} | fresh)
+    except CavmaeError as error:
+        raise CavmaeError(f"{name}: {error}") from error

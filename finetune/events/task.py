@@ -1,0 +1,119 @@
+"""Training task of the event classifier."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cavmae.datasets.stream.collate import Batch
+from cavmae.datasets.stream.transforms import DeviceTransform
+from cavmae.finetune.events.config import Mode
+from cavmae.finetune.events.metrics import EventMetrics, event_metrics
+from cavmae.finetune.events.model import EventClassifier, uses_audio, uses_video
+from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task, forward_flops
+
+
+class EventTask(Task):
+    """Event classifier with its loss and metrics.
+
+    Args:
+        model: the classifier.
+        transform: normalises, augments and mixes batches.
+        frozen: the encoder does not learn.
+        learned_positions: the embeddings of positions learn.
+        head_lr_scale: learning rate of the head over that of the encoder.
+    """
+
+    model: EventClassifier
+
+    def __init__(
+        self,
+        model: EventClassifier,
+        transform: DeviceTransform,
+        frozen: bool = False,
+        learned_positions: bool = False,
+        head_lr_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.model, self.transform, self.frozen = model, transform, frozen
+        self.mode: Mode = model.config.modalities
+        head = {id(parameter) for parameter in model.head_parameters()}
+        self._scales = {
+            name: head_lr_scale for name, value in model.named_parameters() if id(value) in head
+        }
+        if learned_positions:
+            for used, positions in (
+                (uses_audio(self.mode), model.pos_embed_a),
+                (uses_video(self.mode), model.pos_embed_v),
+            ):
+                positions.requires_grad_(used)
+        for parameter in model.parameters_without_gradient(model.training_passes()):
+            parameter.requires_grad_(False)  # DDP waits for gradients that never come
+        if frozen:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name in self._scales)
+
+    def training_step(
+        self, batch: Batch, progress: float, embeddings: Sequence[Embeddings], micro_index: int
+    ) -> StepOutput:
+        """See :meth:`Task.training_step`."""
+        clips = self.transform(batch)
+        frames = clips["frames"][:, 0] if "frames" in clips else None
+        with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):
+            tokens = self.model.tokens(clips.get("fbank"), frames, self.mode)
+        logits, labels = self.model.head(tokens).float(), clips["labels"]
+        if self.model.config.multi_label:
+            loss = functional.binary_cross_entropy_with_logits(logits, labels)
+        else:
+            loss = functional.cross_entropy(logits, labels)
+        return StepOutput(loss, {"loss": loss.detach()})
+
+    def lr_scale(self, name: str) -> float:
+        """See :meth:`Task.lr_scale`."""
+        return self._scales.get(name.removeprefix("model."), 1.0)
+
+    @torch.no_grad()
+    def probs(self, batch: Batch, mode: Mode) -> Tensor:
+        """Probabilities of the classes: [N, F, K], one for each frame; F is 1 without video.
+
+        Args:
+            batch: on the device, as loaded.
+            mode: of the model.
+        """
+        clips = self.transform(batch)
+        logits = self.model.forward_frames(clips.get("fbank"), clips.get("frames"), mode).float()
+        return logits.sigmoid() if self.model.config.multi_label else logits.softmax(dim=-1)
+
+    def validation_step(self, batch: Batch) -> Record:
+        """See :meth:`Task.validation_step`."""
+        probs = self.probs(batch, self.mode).mean(dim=1)
+        return {"probs": probs.cpu(), "labels": batch["labels"].cpu()}
+
+    def metrics(self, records: Sequence[Record]) -> EventMetrics:
+        """Metrics of the clips of records of :meth:`validation_step`."""
+        probs, labels = (torch.cat([r[name] for r in records]) for name in ("probs", "labels"))
+        return event_metrics(probs, labels)
+
+    def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
+        """See :meth:`Task.aggregate`."""
+        return self.metrics(records).summary()
+
+    def preprocessing(self) -> dict[str, Any]:
+        """See :meth:`Task.preprocessing`."""
+        statistics = self.transform.statistics
+        return {
+            "fbank_mean": statistics.mean,
+            "fbank_std": statistics.std,
+            "padding": self.transform.padding,
+        }
+
+    def flops_per_sample(self) -> float:
+        """See :meth:`Task.flops_per_sample`: backward takes twice forward; none if frozen."""
+        c = self.model.config.encoder
+        device = self.model.modality_a.device
+        fbank = torch.zeros(1, c.audio_frames, c.mel_bins, device=device)
+        image = torch.zeros(1, 3, *c.image_size, device=device)
+        forward = forward_flops(lambda: self.model(fbank, image, self.mode))
+        return forward if self.frozen else 3 * forward

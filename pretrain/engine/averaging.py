@@ -1,0 +1,75 @@
+"""Averages of a model's weights over training: exponential by step, or a running mean by epoch.
+
+The running mean over the ends of epochs is what the CAV-MAE reference (Gong et al., ICLR 2023)
+computes from a file of each epoch; here no such file is written.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cavmae.common.errors import UsageError
+from cavmae.pretrain.engine.settings import OptimizerSettings
+
+
+class WeightAverage:
+    """Averaged weights of a model.
+
+    Args:
+        model: whose weights are averaged.
+        settings: kind of the average.
+        epoch_steps: optimizer steps of an epoch, as a fraction.
+
+    Attributes:
+        count: number of updates.
+
+    Raises:
+        UsageError: an epoch of less than a step, which has no end of its own.
+    """
+
+    def __init__(self, model: nn.Module, settings: OptimizerSettings, epoch_steps: float):
+        self._settings, self._epoch_steps = settings, epoch_steps
+        if settings.average_from_epoch and epoch_steps < 1:
+            raise UsageError(
+                f"optimizer.average_from_epoch: an epoch has {epoch_steps:.2g} steps; use smaller "
+                "batches, or average with optimizer.ema."
+            )
+        average = get_ema_multi_avg_fn(settings.ema) if settings.ema else None
+        self._average = AveragedModel(model, multi_avg_fn=average)  # None: all weigh the same
+
+    @property
+    def count(self) -> int:
+        return int(self._average.n_averaged)
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Includes the weights after ``step`` steps, if they belong to the average."""
+        if self._settings.ema or self._epoch_ended(step):
+            self._average.update_parameters(model)
+
+    def _epoch_ended(self, step: int) -> bool:
+        """Whether step ``step`` is the last of an epoch that is averaged."""
+        epoch = round(step / self._epoch_steps)
+        return epoch >= self._first and step == round(epoch * self._epoch_steps)
+
+    @property
+    def _first(self) -> int:
+        return self._settings.average_from_epoch
+
+    def state_dict(self) -> dict[str, Tensor] | None:
+        """Averaged weights on the CPU; None: nothing was averaged yet."""
+        if not self.count:
+            return None
+        return {name: value.cpu() for name, value in self._average.module.state_dict().items()}
+
+    def description(self) -> dict[str, Any]:
+        """Kind of the average, as JSON values that are saved beside the averaged weights."""
+        if self._settings.ema:
+            return {"ema": self._settings.ema}
+        return {"first_epoch": self._first, "last_epoch": self._first + self.count - 1}
+
+    def load_state_dict(self, weights: Mapping[str, Tensor], count: int) -> None:
+        """Resumes from averaged weights after ``count`` updates."""
+        self._average.module.load_state_dict(weights)
+        self._average.n_averaged.fill_(count)
