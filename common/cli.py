@@ -161,12 +161,17 @@ def fill(settings_class: type[Settings], options: Namespace) -> Settings:
 
 
 def _filled(settings_class: type[Settings], values: dict[str, Any]) -> Settings:
-    fields = {}
+    fields: dict[str, Any] = {}
     types = get_type_hints(settings_class)
     for field in dataclasses.fields(settings_class):  # type: ignore[arg-type]
         value, kind = values[field.name], types[field.name]
         if (registry := registry_of(kind)) is not None:
             kind = registry.options(value["name"])
+            try:
+                fields[field.name] = _filled(kind, value)
+            except ValueError as error:
+                raise UsageError(f"{registry.kind} {error}") from error
+            continue
         if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
             value = _filled(kind, value)
         elif isinstance(field.default, tuple):

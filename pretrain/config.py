@@ -76,7 +76,8 @@ class EncoderConfig:
         temporal: attention among the tokens of several frames.
         frames: of a clip that the model takes at once. With more than one, ``temporal`` attention
             other than ``per-frame`` gets learned positions of the frames, and pretraining masks and
-            reconstructs all frames of a clip; they are in order of time.
+            reconstructs all frames of a clip; they are in order of time. Of a speaker model these
+            are the key frames.
 
     Raises:
         ValueError: numbers that make no model; the message names the field.

@@ -78,7 +78,9 @@ class OrthoformerOptions(TrajectoryOptions):
 
     def __post_init__(self) -> None:
         if not 1 <= self.prototypes <= MOST_PROTOTYPES:
-            raise ValueError(f"prototypes {self.prototypes} is not from 1 to {MOST_PROTOTYPES}.")
+            raise ValueError(
+                f"{self.name}: prototypes {self.prototypes} is not from 1 to {MOST_PROTOTYPES}."
+            )
 
 
 PER_FRAME = PerFrameOptions()

@@ -314,6 +314,9 @@ def test_masks_that_do_not_fit_the_attention() -> None:
     assert DividedOptions.pairs_tokens and not TrajectoryOptions.pairs_tokens
     with pytest.raises(UsageError, match="model: frames 0 is not from 1 to 1024"):
         ModelSettings(frames=0)
+    none = ["--model.temporal", "orthoformer", "--model.temporal.prototypes", "0", "--out", "x"]
+    with pytest.raises(UsageError, match="temporal attention orthoformer: prototypes 0 is not"):
+        main(none)
 
 
 def test_a_run_its_resumption_and_the_tools(tmp_path: Path, data_set: Manifest) -> None:
