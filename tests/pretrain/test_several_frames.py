@@ -17,7 +17,7 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
 from cavmae.finetune.speaker.factory import build_speaker, speaker_config
 from cavmae.finetune.speaker.settings import EncoderSettings, SpeakerModelSettings
-from cavmae.pretrain.cavmae_task import CAVMAETask
+from cavmae.pretrain.cavmae_task import CAVMAETask, training_flops
 from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig, as_base_config
 from cavmae.pretrain.data import views_for
 from cavmae.pretrain.encoder import Encoder
@@ -30,6 +30,7 @@ from cavmae.pretrain.temporal.base import temporal_parameters
 from cavmae.pretrain.temporal.settings import TEMPORAL, DividedOptions, TrajectoryOptions
 from cavmae.pretrain.train import main
 from cavmae.pretrain.weights import load_weights, move_positions
+from cavmae.tools.convert import main as convert_main
 from cavmae.tools.inpaint import main as inpaint_main
 from cavmae.tools.retrieve import main as retrieve_main
 from tests.pretrain.engine.running import trace, words
@@ -190,6 +191,21 @@ def test_what_is_trained_is_what_receives_gradients(name: str, objective: dict[s
     )
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_activations_that_are_computed_again(name: str) -> None:
+    """They are the same, random prototypes included; work is counted without any weights."""
+    objective, gradients = ObjectiveSettings(), []
+    for again in (False, True):
+        task = CAVMAETask(model_of(name), objective, DeviceTransform(Statistics()), FRAMES).train()
+        task.model.checkpoint_activations = again
+        torch.manual_seed(0)
+        task("training_step", batch_of(), 0.6).loss.backward()
+        gradients.append([p.grad for p in task.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    one = training_flops(config_of(name, 1), objective)
+    assert training_flops(config_of(name), objective, FRAMES) > one
+
+
 @pytest.mark.parametrize(
     ("name", "decoder"), [*((name, "self") for name in NAMES), ("per-frame", "cross")]
 )
@@ -255,6 +271,8 @@ def test_weights_that_start_another_attention(tmp_path: Path) -> None:
     model_of("trajectory", 4).save_pretrained(trained)
     more = build_model(settings_of("trajectory", 6, weights=trained), ObjectiveSettings(), 0)
     assert more.config.frames == 6
+    with pytest.raises(UsageError, match="temporal attention trajectory of 4 frames"):
+        convert_main([trained, "--out", str(tmp_path / "published.pth")])
     for name in ("per-frame", "divided"):
         with pytest.raises(UsageError, match=rf"model.weights .* has temporal attention trajectory,"
                            rf" the model {name}: set model.temporal trajectory"):  # fmt: skip
