@@ -161,7 +161,7 @@ def fill(settings_class: type[Settings], options: Namespace) -> Settings:
 
 
 def _filled(settings_class: type[Settings], values: dict[str, Any], place: str = "") -> Settings:
-    fields = {}
+    fields: dict[str, Any] = {}
     types = get_type_hints(settings_class)
     for field in dataclasses.fields(settings_class):  # type: ignore[arg-type]
         value, kind = values[field.name], types[field.name]

@@ -67,9 +67,8 @@ class CAVMAETask(Task):
         )
         passes: list[Modality] = [None] if objective.mae_weight else []
         passes += ["a", "v"] if self.needs_global_batch else []
-        # The masked pass takes a single frame.
         for parameter in model.parameters_without_gradient(
-            passes, frames if self.needs_unmasked else 1
+            passes, frames if self.needs_unmasked else model.config.frames
         ):
             parameter.requires_grad_(False)  # DDP waits for gradients that never come
 
@@ -149,11 +148,15 @@ class CAVMAETask(Task):
             normalized["fbank"],
             normalized["frames"],
         )  # [N, frames, mel], [N, F, 3, H, W]
+        # With frames of the frame contrast alone, model.frames is 1: the first is masked.
+        clip = frames[:, : model.config.frames]
         masking = model.mask(
             len(fbank),
             objective.mask_ratio_audio,
             objective.mask_ratio_image,
             objective.mask_mode,
+            frames=clip.shape[1],
+            frame_masks=objective.frame_masks,
         )
         visible = None
         if self.needs_unmasked and objective.frame_window < 1:
@@ -163,7 +166,7 @@ class CAVMAETask(Task):
         output = CAVMAEOutput(None, None, None, None)
         if reconstruct or contrast:
             output = model(
-                fbank, frames[:, 0], *masking, reconstruct, contrast,
+                fbank, clip.flatten(0, 1), *masking, reconstruct, contrast,
                 objective.norm_pix_loss, objective.decode_fraction,
             )  # fmt: skip
         embeddings: Embeddings = {}

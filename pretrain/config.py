@@ -30,7 +30,7 @@ BOUNDS: dict[str, tuple[int, int]] = {
     "joint_depth": (0, 256), "mlp_ratio": (0, 64), "decoder_width": (4, 8192),
     "decoder_heads": (1, 256), "decoder_depth": (1, 256), "contrast_width": (0, 8192),
     "image_height": (1, 4096), "image_width": (1, 4096), "mel_bins": (1, 65536),
-    "audio_frames": (1, 65536),
+    "audio_frames": (1, 65536), "frames": (1, 1024),
 }  # fmt: skip
 MOST_POSITIONS = 1 << 27  # values of the embeddings of positions
 
@@ -76,6 +76,10 @@ class EncoderConfig:
         joint_depth: blocks shared by audio and frame.
         mlp_ratio: width of an MLP over that of a token.
         temporal: attention among the tokens of several frames.
+        frames: of a clip that the model takes at once. With more than one, ``temporal`` attention
+            other than ``per-frame`` gets learned positions of the frames, and pretraining masks and
+            reconstructs all frames of a clip; they are in order of time. Of a speaker model these
+            are the key frames.
 
     Raises:
         ValueError: numbers that make no model; the message names the field.
@@ -93,6 +97,7 @@ class EncoderConfig:
     joint_depth: int = 1
     mlp_ratio: float = 4.0
     temporal: TemporalOptions = PER_FRAME
+    frames: int = 1
 
     def __post_init__(self) -> None:
         self._resolve_size()
@@ -127,6 +132,11 @@ class EncoderConfig:
                 )
         if width % heads or width % 4:
             raise ValueError(f"{width_name} {width} is not a multiple of 4 and of {heads} heads.")
+
+    @property
+    def mixes_frames(self) -> bool:
+        """Whether frames of a clip mix in the encoder, which then knows their times."""
+        return self.frames > 1 and self.temporal != PER_FRAME
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.loader import Loader
+from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.stream import EvalStream, TrainStream
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
@@ -35,8 +36,21 @@ def views_for(
             "The frame contrast (objective.aligned_weight) needs data.window, at least 2 "
             "data.frames, model.contrast_width, and no data.roll, which breaks what it looks for."
         )
-    if not aligned and data.frames > 1:
-        raise UsageError("data.frames: more than one only serve objective.aligned_weight.")
+    if aligned and config.frames > 1:
+        raise UsageError(
+            "objective.aligned_weight matches frames in random order by what they show, and "
+            f"model.frames {config.frames} would number them: leave one of both out."
+        )
+    if not aligned and data.frames != config.frames:
+        raise UsageError(
+            f"data.frames {data.frames}, model.frames {config.frames}: without "
+            "objective.aligned_weight they must be equal."
+        )
+    if data.window is not None and data.frames > round(data.window * VIDEO_RATE):
+        raise UsageError(
+            f"data.frames {data.frames}: a window of {data.window} s has "
+            f"{round(data.window * VIDEO_RATE)}; make data.window longer."
+        )
     common: dict[str, Any] = {
         "fbank_frames": config.audio_size[1],
         "padding": data.padding,
@@ -44,8 +58,10 @@ def views_for(
         "frame_size": config.image_size,
     }
     time_bins = config.audio_grid[1] if aligned else None
-    training = View(frames=data.frames if aligned else "random", time_bins=time_bins, **common)
-    held_out = View(frames="all" if aligned else "middle", random_window=False, **common)
+    single = data.frames == 1
+    training = View(frames="random" if single else data.frames, time_bins=time_bins, **common)
+    in_validation: Any = "all" if aligned else "middle" if single else data.frames
+    held_out = View(frames=in_validation, random_window=False, **common)
     return training, held_out
 
 

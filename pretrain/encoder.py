@@ -53,6 +53,7 @@ class Encoder(nn.Module):
     pos_embed_v: nn.Parameter
     modality_a: nn.Parameter
     modality_v: nn.Parameter
+    pos_embed_t: nn.Parameter | None
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -61,6 +62,7 @@ class Encoder(nn.Module):
         self.patch_embed_v = PatchEmbedding(3, c.patch, c.width)
         self.pos_embed_a = fixed_positions(c.width, c.audio_grid)
         self.pos_embed_v = fixed_positions(c.width, c.image_grid)
+        self.pos_embed_t = learned_frame_positions(c.width, c.frames) if c.mixes_frames else None
         self.modality_a = nn.Parameter(torch.zeros(1, 1, c.width))
         self.modality_v = nn.Parameter(torch.zeros(1, 1, c.width))
         self.blocks_a = self._blocks(c.depth, PER_FRAME)  # audio has no frames to mix
@@ -150,8 +152,14 @@ class Encoder(nn.Module):
             modality: ``a`` (audio, F = 1) or ``v`` (frames).
             keep: int64 [N F, K], numbers of the patches that are visible; None: all of them.
             frames: F, frames of a clip, which follow each other in ``patches``.
+
+        Raises:
+            ValueError: several frames, but not as many as the model has positions for.
         """
-        x = self.embed(patches, modality, keep).unflatten(0, (-1, frames)).flatten(1, 2)
+        x_nfkd = self.embed(patches, modality, keep).unflatten(0, (-1, frames))
+        if modality == "v" and self.pos_embed_t is not None:
+            x_nfkd = with_frame_positions(x_nfkd, self.pos_embed_t)
+        x = x_nfkd.flatten(1, 2)
         for block in self.blocks_a if modality == "a" else self.blocks_v:
             x = self.run(block, x, None, frames)
         return x
@@ -227,8 +235,14 @@ class Encoder(nn.Module):
         yield from unused_norm_parameters(self.blocks_u, passes)
         if frames == 1:
             yield from temporal_parameters(self.blocks_v).values()
+        if self.pos_embed_t is not None and (frames == 1 or not {None, "v"} & {*passes}):
+            yield self.pos_embed_t
         if frames == 1 or "v" not in passes:  # both together are one sequence
             yield from temporal_parameters(self.blocks_u).values()
+
+    def frame_positions(self) -> dict[str, nn.Parameter]:
+        """Learned positions of frames by name; none in a model that needs none."""
+        return {} if self.pos_embed_t is None else {"pos_embed_t": self.pos_embed_t}
 
     def group_matcher(self) -> dict[str, str]:
         """Patterns of the names of parameters, layer after layer, in the form of timm."""
@@ -254,6 +268,25 @@ class Encoder(nn.Module):
 def fixed_positions(width: int, grid: Grid) -> nn.Parameter:
     """Sin-cos positions as entries of a state dict, as in the published weights."""
     return nn.Parameter(sin_cos_positions(width, grid), requires_grad=False)
+
+
+def learned_frame_positions(width: int, frames: int) -> nn.Parameter:
+    """Learned positions of frames [1, F, D], 0 at first (TimeSformer, arXiv 2102.05095)."""
+    return nn.Parameter(torch.zeros(1, frames, width))
+
+
+def with_frame_positions(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Tokens [N, F, K, D] with the positions [1, F, D] of their frames; a single one has none.
+
+    Raises:
+        ValueError: several frames, but not as many as there are positions.
+    """
+    count, wanted = tokens.shape[1], positions.shape[1]
+    if count == 1:
+        return tokens
+    if count != wanted:
+        raise ValueError(f"This model takes clips of {wanted} frames or of one, not of {count}.")
+    return tokens + positions[:, :, None]
 
 
 def gather_tokens(tokens: Tensor, numbers: Tensor) -> Tensor:

@@ -33,17 +33,18 @@ def validation_record(
 
     Args:
         normalized: output of :class:`~cavmae.datasets.stream.transforms.DeviceTransform`; with the
-            frame contrast all frames of a window at 25 a second, else one.
+            frame contrast all frames of a window at 25 a second, else as many as the model takes.
         raw: as loaded.
     """
     record: dict[str, Any] = {"key": list(raw["key"])}
     fbank, frames = normalized["fbank"], normalized["frames"]
-    middle = frames[:, frames.shape[1] // 2]
+    middle = frames.shape[1] // 2
+    clip = frames if model.config.frames > 1 else frames[:, middle : middle + 1]
     if objective.mae_weight:
-        record |= _reconstruction(model, objective, fbank, middle)
+        record |= _reconstruction(model, objective, fbank, clip)
     if objective.contrastive_weight:
         audio = model.audio_features(fbank).mean(dim=1)
-        image = model.image_features(middle).mean(dim=1)
+        image = model.frame_features(clip).flatten(1, 2).mean(dim=1)
         record["audio_features"], record["video_features"] = (
             audio.float().cpu(),
             image.float().cpu(),
@@ -55,11 +56,16 @@ def validation_record(
 
 
 def _reconstruction(
-    model: CAVMAE, objective: ObjectiveSettings, fbank: Tensor, image: Tensor
+    model: CAVMAE, objective: ObjectiveSettings, fbank: Tensor, clip: Tensor
 ) -> dict[str, Tensor]:
-    patches_a, patches_v = model.patchify(fbank, image)
+    patches_a, patches_v = model.patchify(fbank, clip.flatten(0, 1))
     masking_a, masking_v = model.mask(
-        len(fbank), objective.mask_ratio_audio, objective.mask_ratio_image, objective.mask_mode
+        len(fbank),
+        objective.mask_ratio_audio,
+        objective.mask_ratio_image,
+        objective.mask_mode,
+        frames=clip.shape[1],
+        frame_masks=objective.frame_masks,
     )
     latents = model.forward_encoder(patches_a, patches_v, masking_a, masking_v, alone=False)
     decoded = model.forward_decoder(latents, masking_a.ids_masked, masking_v.ids_masked)
@@ -74,8 +80,10 @@ def _reconstruction(
         mean = target.mean(dim=-1, keepdim=True).expand_as(target)
         if objective.norm_pix_loss:
             target, mean = normalize_patches(target), torch.zeros_like(target)
-        record[name] = (head(tokens).float() - target).square().mean(dim=(1, 2)).cpu()
-        record[f"{name}_patch_mean"] = (mean - target).square().mean(dim=(1, 2)).cpu()
+        # Rows of video are frames: their mean is that of the clip.
+        errors = (head(tokens).float() - target).square(), (mean - target).square()
+        own, of_mean = (x.reshape(len(fbank), -1).mean(dim=1) for x in errors)
+        record[name], record[f"{name}_patch_mean"] = own.cpu(), of_mean.cpu()
     return record
 
 

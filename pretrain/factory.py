@@ -27,6 +27,7 @@ from cavmae.pretrain.masking import num_visible
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings
 from cavmae.pretrain.weights import (
+    check_temporal,
     config_from,
     initialise_from_mae,
     load_weights,
@@ -50,6 +51,12 @@ def model_config(settings: ModelSettings, objective: ObjectiveSettings) -> CAVMA
     if settings.mel_bins != MEL_BINS:
         raise UsageError(
             f"model.mel_bins {settings.mel_bins}: shards have {MEL_BINS} mel bins; leave it out."
+        )
+    independent = objective.frame_masks == "independent"
+    if independent and settings.frames > 1 and settings.temporal.pairs_tokens:
+        raise UsageError(
+            f"objective.frame_masks independent: temporal attention {settings.temporal.name} "
+            "attends to the same patch in all frames and needs tube masks; leave it out."
         )
     config = as_base_config(settings, CAVMAEConfig)
     if not objective.aligned_weight:
@@ -76,6 +83,9 @@ def build_model(settings: ModelSettings, objective: ObjectiveSettings, seed: int
         initialise_from_mae(model, imagenet_mae(settings.mae))
     if settings.weights:
         source, weights = load_named_weights(settings.weights)
+        if not settings.partial:
+            origin = f"model.weights {settings.weights}"
+            check_temporal(origin, source, model.config, "model.temporal")
         moved = move_positions(weights, source, model.config)
         for line in load_weights(model, moved, settings.partial):
             log.warning("Left: %s.", line)

@@ -16,7 +16,7 @@ class Inpainting(NamedTuple):
 
     Attributes:
         audio, audio_masked, audio_rebuilt: normalised fbanks [N, frames, mel]; NaN where masked.
-        image, image_masked, image_rebuilt: normalised frames [N, 3, H, W]; NaN where masked.
+        image, image_masked, image_rebuilt: normalised frames [N F, 3, H, W]; NaN where masked.
     """
 
     audio: Tensor
@@ -54,7 +54,8 @@ def inpaint(
 
     Args:
         audio: normalised fbanks [N, frames, mel].
-        image: normalised frames [N, 3, H, W].
+        image: normalised frames [N F, 3, H, W], those of a clip after each other, with the same
+            patches masked.
         ratio: of both modalities' patches that are masked.
         mode: of the masks of the audio.
         norm_pix_loss: the model was trained on normalised patches; the means and spreads of the
@@ -63,9 +64,8 @@ def inpaint(
     model.eval()
     patches_a, patches_v = model.patchify(audio, image)
     target_v = channels_last(patches_v)
-    latents = model.forward_encoder(
-        patches_a, patches_v, *model.mask(len(audio), ratio, ratio, mode)
-    )
+    masks = model.mask(len(audio), ratio, ratio, mode, frames=len(image) // len(audio))
+    latents = model.forward_encoder(patches_a, patches_v, *masks)
     predicted_a, predicted_v = (x.float() for x in model.reconstruct(latents))
     if norm_pix_loss:
         predicted_a = _denormalised(predicted_a, patches_a)

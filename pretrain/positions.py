@@ -38,6 +38,24 @@ def sin_cos_positions(width: int, grid: Grid) -> Tensor:
     return both.float()[None]
 
 
+def interpolate_times(positions: Tensor, count: int) -> Tensor:
+    """Learned positions of frames moved to another number of frames by linear interpolation.
+
+    Args:
+        positions: [1, F, width], of frames that are evenly spaced over a clip.
+        count: of frames then.
+
+    Returns:
+        [1, count, width]; the same tensor if the number stays.
+    """
+    if positions.shape[1] == count:
+        return positions
+    moved = torch.nn.functional.interpolate(
+        positions.float().transpose(1, 2), size=count, mode="linear", align_corners=False
+    )
+    return moved.transpose(1, 2).to(positions.dtype)
+
+
 def interpolate_positions(positions: Tensor, grid: Grid, target: Grid) -> Tensor:
     """Learned positional embeddings moved to another grid by bicubic interpolation.
 

@@ -44,14 +44,16 @@ def extract(model: Encoder, batches: Iterable[Mapping[str, Any]], device: torch.
     Args:
         batches: as :class:`~cavmae.datasets.stream.transforms.DeviceTransform` gives them: ``key``,
             ``fbank`` [N, frames, mel], ``frames`` [N, F, 3, H, W]. Features of several frames of
-            a clip are averaged.
+            a clip are averaged, or computed together where the model mixes frames.
     """
     model = model.to(device).eval()
     keys: list[str] = []
     audio, video = [], []
     for batch in batches:
         pooled = model.audio_features(batch["fbank"]).mean(dim=1)
-        images = [model.image_features(f).mean(dim=1) for f in batch["frames"].unbind(dim=1)]
+        frames = batch["frames"]
+        together = [frames] if model.encoder_config.mixes_frames else frames.split(1, dim=1)
+        images = [model.frame_features(f).flatten(1, 2).mean(dim=1) for f in together]
         keys += batch["key"]
         audio.append(functional.normalize(pooled.float(), dim=-1).cpu())
         video.append(functional.normalize(torch.stack(images).mean(dim=0).float(), dim=-1).cpu())

@@ -8,6 +8,7 @@ from cavmae.pretrain.config import CAVMAEConfig, as_base_config
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
 MaskMode = Literal["unstructured", "time", "freq", "tf"]
+FrameMasks = Literal["tube", "independent"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,10 @@ class DataSettings:
         batch_size: clips that one process takes at a time.
         window: seconds of a clip that are shown; None: as much as the model hears, from the
             beginning.
-        frames: of a clip that are shown; more than one only serve the frame contrast.
+        frames: of a clip that are shown. As many as ``model.frames``: evenly spaced, all of them
+            masked, reconstructed and contrasted with the clip's audio. More than one beside
+            ``model.frames`` 1 serve the frame contrast only: they are drawn from its time bins, and
+            the first of them is reconstructed. Clips with fewer frames repeat them.
         workers: processes that load, for each process that trains.
         shuffle_buffer: clips held as bytes to mix them.
         statistics: by which fbanks are normalised: the ``data`` set's own, which `cavmae check`
@@ -74,7 +78,8 @@ class ModelSettings(CAVMAEConfig):
         contrast_width: of the embeddings of the frame contrast; only with
             ``objective.aligned_weight``.
         weights: start from these: a folder of ours, a published file, a name on the hub. Positions
-            are moved to this model's grid.
+            are moved to this model's grid and frames. Those of ``per-frame`` attention start every
+            other ``temporal`` attention, those of another one only the same.
         partial: take of the weights what fits, and list what was left.
         mae: start from an ImageNet MAE: a file of timm's vit_base_patch16_224.mae, or ``timm`` to
             fetch it.
@@ -111,6 +116,9 @@ class ObjectiveSettings:
         mask_ratio_audio: share of the audio's patches that is masked.
         mask_ratio_image: share of the frame's patches that is masked.
         mask_mode: of the audio.
+        frame_masks: of several frames: ``tube``, the same patches in all frames of a clip, or
+            ``independent``, drawn for each frame (not with ``divided`` attention, which attends to
+            the same patch in other frames).
         decode_fraction: share of the masked patches that is decoded (decoder ``cross``).
         both_directions: also find the frame of every audio.
         temperature: of the contrasts.
@@ -133,6 +141,7 @@ class ObjectiveSettings:
     mask_ratio_audio: float = 0.75
     mask_ratio_image: float = 0.75
     mask_mode: MaskMode = "unstructured"
+    frame_masks: FrameMasks = "tube"
     decode_fraction: float = 1.0
     both_directions: bool = False
     temperature: float = 0.05

@@ -13,13 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cavmae.common.errors import CavmaeError
+from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig
 from cavmae.pretrain.encoder import Encoder
 from cavmae.pretrain.engine.checkpoints import WEIGHTS, verify_model
 from cavmae.pretrain.engine.tensor_files import read_tensors
-from cavmae.pretrain.positions import Grid, interpolate_positions, sin_cos_positions
+from cavmae.pretrain.positions import (
+    Grid,
+    interpolate_positions,
+    interpolate_times,
+    sin_cos_positions,
+)
 from cavmae.pretrain.temporal.base import temporal_parameters
+from cavmae.pretrain.temporal.settings import PER_FRAME
 
 PREFIX = "module."
 MEL_BINS = 128
@@ -102,9 +108,10 @@ def config_from(
 
 
 def move_positions(weights: Weights, source: EncoderConfig, target: EncoderConfig) -> Weights:
-    """Weights for a model of another image size or audio length.
+    """Weights for a model of another image size, audio length or number of frames.
 
-    Sin-cos positions are made for the new grid; learned ones are interpolated.
+    Sin-cos positions are made for the new grid; learned ones are interpolated. Positions of frames
+    are left out where the target has one frame.
     """
     grids = {"a": (source.audio_grid, target.audio_grid),
              "v": (source.image_grid, target.image_grid)}  # fmt: skip
@@ -112,7 +119,34 @@ def move_positions(weights: Weights, source: EncoderConfig, target: EncoderConfi
     for key, value in weights.items():
         if re.fullmatch(r"(decoder_)?pos_embed_[av]", key):
             moved[key] = _moved(value, *grids[key[-1]])
+        elif re.fullmatch(r"(decoder_)?pos_embed_t", key):
+            if target.frames == 1:
+                del moved[key]
+            else:
+                moved[key] = interpolate_times(value, target.frames)
     return moved
+
+
+def check_temporal(origin: str, source: EncoderConfig, target: EncoderConfig, option: str) -> None:
+    """Checks that weights fit the temporal attention of a model.
+
+    Those of ``per-frame`` attention start every other one; weights that were trained with another
+    one only serve the same.
+
+    Args:
+        origin: of the weights, for the message.
+        source, target: configurations of the weights and of the model.
+        option: that sets the model's attention, for the message.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    names = source.temporal.name, target.temporal.name
+    if names[0] not in (PER_FRAME.name, names[1]):
+        raise UsageError(
+            f"{origin} has temporal attention {names[0]}, the model {names[1]}: set {option} "
+            f"{names[0]}, or start from weights of {PER_FRAME.name} attention."
+        )
 
 
 def _moved(positions: Tensor, grid: Grid, target: Grid) -> Tensor:
@@ -130,8 +164,9 @@ def load_weights(
 ) -> list[str]:
     """Loads weights into a model, completely or not at all.
 
-    Weights of a model without a temporal attention of its own start every other one: what only
-    serves several frames then keeps its initial values.
+    Weights of a model without a temporal attention of its own start every other one, and those of a
+    model of one frame one of several: what only serves several frames then keeps its initial
+    values.
 
     Args:
         partial: load what fits, and say what did not.
@@ -145,8 +180,8 @@ def load_weights(
     """
     own = model.state_dict()
     temporal = temporal_parameters(model).keys()
-    if not temporal & weights.keys():
-        own = {key: value for key, value in own.items() if key not in temporal}
+    optional = frame_positions(model) | (set() if temporal & weights.keys() else {*temporal})
+    own = {key: value for key, value in own.items() if key in weights or key not in optional}
     wrong = [k for k in own if k in weights and own[k].shape != weights[k].shape]
     left = [f"{key} is missing" for key in own if key not in weights]
     left += [f"{key} is left over" for key in weights if key not in own]
@@ -162,6 +197,16 @@ def load_weights(
         raise CavmaeError("None of the weights fits the model; is it another kind of file?")
     model.load_state_dict(fitting, strict=False)
     return left
+
+
+def frame_positions(model: nn.Module) -> set[str]:
+    """Names of the learned positions of frames of a model and its encoders."""
+    return {
+        f"{place}.{name}" if place else name
+        for place, module in model.named_modules()
+        if isinstance(module, Encoder)
+        for name in module.frame_positions()
+    }
 
 
 def initialise_from_mae(model: Encoder, weights: Mapping[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ BENCHMARKS: dict[str, tuple[str, type[Any], str]] = {
     "render": ("rendering", settings.RenderBench, "rendering of talkers"),
     "lips": ("lips", settings.LipsBench, "agreement of mouths and voices in a corpus"),
     "pretrain": ("pretraining", settings.PretrainBench, "pretraining steps"),
+    "temporal": ("temporal", settings.TemporalBench, "temporal attentions, by number of frames"),
     "finetune": ("finetuning", settings.FinetuneBench, "fine-tuning steps, composing"),
     "separators": ("separators", settings.SeparatorsBench, "separators after the same CPU time"),
     "sound-steps": ("sound_steps", settings.SoundStepsBench, "training steps on sound alone"),

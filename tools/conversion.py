@@ -8,13 +8,14 @@ import torch
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import write_atomically
-from cavmae.common.json_files import read_json
+from cavmae.common.json_files import read_json, typed
 from cavmae.finetune.events.config import EventConfig, numbered_classes
 from cavmae.finetune.events.labels import read_class_list
 from cavmae.finetune.events.model import EventClassifier
 from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.engine.checkpoints import CONFIG, WEIGHTS, write_hashes
 from cavmae.pretrain.model import CAVMAE
+from cavmae.pretrain.temporal.settings import PER_FRAME
 from cavmae.pretrain.weights import PREFIX, config_from, load_weights, read_weights
 from cavmae.tools.convert import ConvertSettings
 
@@ -69,13 +70,25 @@ def to_published(source: Path, out: Path) -> None:
 
     Raises:
         CavmaeError: the folder is not a model folder, or damaged.
+        UsageError: the model has what published models do not: attention over time, several frames.
     """
     if out.suffix not in (".pth", ".pt"):
         raise UsageError(f"--out {out}: the name of a published file ends with .pth.")
     try:
-        read_json(source / CONFIG)
+        config = read_json(source / CONFIG)
     except FileNotFoundError as error:
         raise CavmaeError(f"{source} is not a folder of weights: {CONFIG} is missing.") from error
+    try:
+        encoder = typed(config, "encoder", dict) if "encoder" in config else config
+        attention = typed(typed(encoder, "temporal", dict), "name", str)
+        frames = typed(encoder, "frames", int)
+    except (ValueError, TypeError) as error:
+        raise CavmaeError(f"{source / CONFIG} is damaged ({error}): copy it again.") from error
+    if attention != PER_FRAME.name or frames > 1:
+        raise UsageError(
+            f"{source} has temporal attention {attention} of {frames} frames, which the published "
+            "format does not know: use the folder as it is."
+        )
     weights = read_weights(source / WEIGHTS)
     out.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(out) as file:

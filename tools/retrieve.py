@@ -29,7 +29,8 @@ class RetrieveSettings(FbankStatisticsSettings, LoaderSettings, DeviceSettings):
     """Options of retrieval and of its output files.
 
     Args:
-        frames: the ``middle`` frame of a clip, or ``all`` frames with averaged features.
+        frames: the ``middle`` frame of a clip, or ``all`` frames with averaged features; a model of
+            several frames gets as many as it takes.
         json: also write the metrics to this file.
         features: also write the features to this file: .safetensors (``audio``, ``video``), or .npy
             (audio, then video); the keys go to a .keys.txt beside it.

@@ -23,7 +23,7 @@ from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.engine.checkpoints import PREPROCESSING
 from cavmae.pretrain.engine.settings import LoopSettings
 from cavmae.pretrain.factory import compile_blocks, load_hub, load_named_weights, read_preprocessing
-from cavmae.pretrain.weights import load_weights, move_positions
+from cavmae.pretrain.weights import check_temporal, load_weights, move_positions
 
 log = logging.getLogger("cavmae")
 
@@ -53,7 +53,11 @@ def speaker_config(
         source = dataclasses.replace(source, temporal=chosen.temporal)
     try:
         encoder = dataclasses.replace(
-            source, image_height=image[0], image_width=image[1], audio_frames=frames
+            source,
+            image_height=image[0],
+            image_width=image[1],
+            audio_frames=frames,
+            frames=settings.key_frames,
         )
         for field in dataclasses.fields(EncoderConfig):
             value, actual = getattr(chosen, field.name), getattr(encoder, field.name)
@@ -128,6 +132,8 @@ def _load_sound(name: str) -> SoundSeparator:
 def _load_encoder(
     model: SpeakerModel, name: str, source: EncoderConfig, weights: dict[str, Tensor]
 ) -> None:
+    origin = f"model.encoder_from {name}"
+    check_temporal(origin, source, model.config.encoder, "model.encoder.temporal")
     expected = model.encoder.state_dict()
     moved = move_positions(weights, source, model.config.encoder)
     try:

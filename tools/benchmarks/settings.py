@@ -130,6 +130,28 @@ class PretrainBench(StepsBench):
 
 
 @dataclasses.dataclass(frozen=True)
+class TemporalBench(StepsBench):
+    """Options of `cavmae bench temporal`, on clips of noise.
+
+    Args:
+        batch_size: clips of a step.
+        size: of the encoder.
+        image: side of the frames in pixels.
+        frames: numbers of frames of a clip.
+    """
+
+    batch_size: int = 1
+    size: Literal["tiny", "small", "base", "large"] = "tiny"
+    image: int = 224
+    frames: tuple[int, ...] = (1, 4, 8, 16)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.frames or min(self.frames) < 1:
+            raise UsageError("--frames: numbers of frames, each at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
 class FinetuneBench(StepsBench):
     """Options of `cavmae bench finetune`.
 

@@ -53,7 +53,7 @@ def draw_reconstructions(name: str, shards: str, out: str, settings: InpaintSett
     inpainting = inpaint(
         model,
         batch["fbank"],
-        batch["frames"][:, 0],
+        batch["frames"].flatten(0, 1),
         settings.mask_ratio,
         settings.mode,
         settings.norm_pix_loss,
@@ -73,7 +73,11 @@ def draw(inpainting: Inpainting, keys: list[str], path: Path) -> None:
         gridspec_kw={"width_ratios": [1, 1, 1, 2, 2, 2]},
     )
     mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
-    images = (inpainting.image, inpainting.image_masked, inpainting.image_rebuilt)
+    frames = len(inpainting.image) // len(keys)
+    images = [  # the middle frame of each clip
+        x[frames // 2 :: frames]
+        for x in (inpainting.image, inpainting.image_masked, inpainting.image_rebuilt)
+    ]
     spectrograms = (inpainting.audio, inpainting.audio_masked, inpainting.audio_rebuilt)
     colormap = matplotlib.colormaps["magma"].with_extremes(bad="0.6")
     for number, (row, key) in enumerate(zip(axes, keys, strict=True)):

@@ -38,7 +38,8 @@ def view_of(config: CAVMAEConfig, frames: Literal["middle", "all"], model: str) 
 
     Args:
         config: shape of the model.
-        frames: the ``middle`` frame, or ``all``.
+        frames: the ``middle`` frame, or ``all``; of a model of several frames as many as it takes,
+            evenly spaced.
         model: folder or name of the model; a folder may set the padding of short clips.
     """
     count = config.audio_size[1]
@@ -46,7 +47,7 @@ def view_of(config: CAVMAEConfig, frames: Literal["middle", "all"], model: str) 
     return View(
         fbank_frames=count,
         padding=(read_preprocessing(model) or {}).get("padding", "zero"),
-        frames=frames,
+        frames=config.frames if config.frames > 1 else frames,
         window=window,
         random_window=False,
         frame_size=config.image_size,
