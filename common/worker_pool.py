@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -21,6 +22,24 @@ from cavmae.common.errors import CavmaeError, UsageError
 
 WATCH_EVERY = 0.5  # s between checks of time and memory
 RECYCLE_AFTER = 500  # tasks: ending a process frees the memory that its libraries leaked
+
+
+_preloaded: list[str] = []
+
+
+def preload(*modules: str) -> None:
+    """Adds modules that processes of :func:`fork_context` are forked with instead of importing.
+
+    The server that forks them starts with the first of them: later calls change nothing.
+    """
+    _preloaded.extend(module for module in modules if module not in _preloaded)
+
+
+def fork_context() -> ForkServerContext:
+    """Context of processes that share nothing with this one, forked from a server."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_preloaded)
+    return context
 
 
 # A task's function gets its arguments and a callable that reports progress to the parent.
@@ -144,8 +163,8 @@ def run(
     """
     if workers < 1 or timeout <= 0 or memory_bytes <= 0:
         raise UsageError("--workers, --timeout and --memory-gb must be positive numbers.")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__module__])
+    preload(work.__module__)
+    context = fork_context()
     pool: list[_Worker] = []
     more = True
     try:

@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 import torch
 
+from cavmae.common import worker_pool
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.sharding.job import shard
 from cavmae.datasets.sharding.settings import ShardRunSettings, ShardSettings
@@ -25,6 +26,14 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 # Else each of the hundreds of processes that tests start compiles all modules again: a second each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# All processes of pools and benchmarks are forked from one server, which imports these once; each
+# of them would import PyTorch for itself where an earlier pool was of another kind.
+worker_pool.preload(
+    "cavmae.datasets.sharding.job",
+    "cavmae.datasets.synthetic.clip_writer",
+    "cavmae.tools.benchmarks.finetuning",
+    "cavmae.tools.benchmarks.pretraining",
+)
 # Files that take a minute each come first: at the end, one process would work and the others wait.
 LONG = (
     "pretrain/engine/test_survival.py",

@@ -68,6 +68,8 @@ def render_talkers(
             clips = max(clips, earlier)
             # Written first: a later run recognizes the folder by this file, even after a kill.
             _save_settings(out, clips, settings)
+            # Workers that find speakers and those that render are forked from one server.
+            worker_pool.preload("cavmae.datasets.synthetic.clip_writer")
             population = speaker_discovery.load_or_discover(out, settings, workers)
             (out / CLIPS).mkdir(exist_ok=True)
             rows, skipped = _render(out, clips, settings, run_settings, population)

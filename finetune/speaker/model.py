@@ -310,12 +310,8 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
 
     @staticmethod
     def presence_prob(predictions: SlotPredictions) -> Tensor:
-        """Probability that each slot is a visible person: [N, Q - 1], without gradient.
-
-        That of the states speaking and silent, as in inference.
-        """
-        states = predictions.states[-1][:, :-1].detach().float().softmax(-1)
-        return 1 - (states[..., NONE] + states[..., OFF_SCREEN])
+        """Probability that each slot is a person, by its state: [N, Q - 1], without gradient."""
+        return 1 - predictions.states[-1][:, :-1].detach().float().softmax(-1)[..., NONE]
 
 
 def _covered(masks: Tensor, frames: int) -> Tensor:

@@ -333,7 +333,7 @@ def test_masks_that_do_not_fit_the_attention() -> None:
     with pytest.raises(UsageError, match="model: frames 0 is not from 1 to 1024"):
         ModelSettings(frames=0)
     none = ["--model.temporal", "orthoformer", "--model.temporal.prototypes", "0", "--out", "x"]
-    with pytest.raises(UsageError, match="temporal attention orthoformer: prototypes 0 is not"):
+    with pytest.raises(UsageError, match="temporal: orthoformer: prototypes 0 is not"):
         main(none)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import math
-import multiprocessing
 import os
 import platform
 import resource
@@ -19,6 +18,7 @@ import psutil
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes
 from cavmae.common.tables import markdown_table
+from cavmae.common.worker_pool import fork_context, preload
 
 
 class Row(NamedTuple):
@@ -91,7 +91,8 @@ def on_one_core(
     Raises:
         RuntimeError: the process ends without a result.
     """
-    context = multiprocessing.get_context("spawn")
+    preload(function.__module__)  # what is measured is not the import
+    context = fork_context()
     ours, theirs = context.Pipe()
     process = context.Process(target=_child, args=(theirs, pinned, function, arguments))
     process.start()

@@ -20,6 +20,7 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.synthetic.corpus import render_talkers
 from cavmae.datasets.synthetic.settings import RenderSettings
+from cavmae.tools.render_talkers import main
 from tests.conftest import make_shards
 from tests.datasets.synthetic.conftest import SPLIT, render
 from tests.tools.helpers import contents, load
@@ -35,7 +36,7 @@ def rows(folder: Path, split: str) -> list[dict[str, str]]:
 
 def test_the_same_in_any_number_of_processes_and_after_kills(tmp_path: Path) -> None:
     """A run killed at every stage, and one of a single worker, give the same bytes."""
-    words = ["--clips", "8", "--people", "1-2", "--seconds", "1", "--height", "96"]
+    words = ["--clips", "5", "--people", "1-2", "--seconds", "1", "--height", "96"]
     words += ["--speakers", "8", "--valid-share", "0.25", "--test-share", "0.25", "--workers", "2"]
     out = tmp_path / "out"
     command = [sys.executable, "-m", "cavmae.tools.render_talkers", "--out", str(out), *words]
@@ -56,12 +57,11 @@ def test_the_same_in_any_number_of_processes_and_after_kills(tmp_path: Path) -> 
             assert process.returncode == 1
             assert b"interrupted" in said
     done = {p.parent.name: p.stat().st_mtime_ns for p in out.glob("clips/*/truth.json")}
-    last = subprocess.run(command, capture_output=True, check=False)
-    assert last.returncode == 0, last.stderr
+    assert main(["--out", str(out), *words]) == 0
     for name, written in done.items():  # what was done is not done again
         assert (out / "clips" / name / "truth.json").stat().st_mtime_ns == written
     assert not (out / ".work").exists()
-    assert render(tmp_path / "one", 8, workers=1, people="1-2") == 0
+    assert render(tmp_path / "one", 5, workers=1, people="1-2") == 0
     assert contents(out) == contents(tmp_path / "one")
 
 

@@ -73,7 +73,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder") / "000000001"
     CAVMAE(
-        CAVMAEConfig(size="tiny", image_height=64, image_width=64, audio_frames=96)
+        CAVMAEConfig(size="tiny", depth=1, image_height=64, image_width=64, audio_frames=96)
     ).save_pretrained(folder)
     statistics = {"fbank_mean": -6.0, "fbank_std": 4.0}
     (folder / "preprocessing.json").write_text(json.dumps(statistics))
@@ -184,7 +184,7 @@ def test_a_compiled_encoder_that_keeps_no_activations_learns_the_same(
 
 def test_an_encoder_from_scratch(clips: Manifest, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    scratch = {"encoder_from": None, "encoder.size": "tiny", "train_encoder": "all"}
+    scratch = {"encoder_from": None, "encoder.depth": 1, "train_encoder": "all"}
     main(words(run, clips, None, model=scratch, loop={"steps": 1}))
     assert load_speaker(str(run / "checkpoints" / "000000001"))[1].mean == -5.0
     with pytest.raises(UsageError, match="from scratch has to learn"):
