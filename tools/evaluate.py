@@ -41,17 +41,18 @@ class EventOptions:
     Args:
         mode: modalities that are used; ``missing_audio`` and ``missing_video`` are of a model that
             was fine-tuned on both; None: those of fine-tuning (event classifiers).
-        frames: of a clip, evenly spaced, over which probabilities are averaged; 1: the middle one
-            (event classifiers).
+        frames: of a clip, evenly spaced, over which the probabilities of a model of one frame are
+            averaged; 1: the middle one. A model of several frames takes its own number in one
+            pass. None: as many as the model takes at once (event classifiers).
         labels: CSV file of the classes, as for `cavmae finetune events` (event classifiers).
     """
 
     mode: Mode | None = None
-    frames: int = 1
+    frames: int | None = None
     labels: str | None = None
 
     def __post_init__(self) -> None:
-        if self.frames < 1:
+        if self.frames is not None and self.frames < 1:
             raise UsageError(f"--frames {self.frames}: at least 1.")
 
 

@@ -48,24 +48,29 @@ def open_data_sets(data: EventDataSettings, context: RunContext) -> DataSets:
 
 
 def event_view(
-    config: EventConfig, mode: Mode, padding: Padding, training: bool = False, frames: int = 1
+    config: EventConfig,
+    mode: Mode,
+    padding: Padding,
+    training: bool = False,
+    frames: int | None = None,
 ) -> View:
     """View of the modalities that a mode takes, in the model's sizes.
 
     A clip that is longer than the model hears is cut, a shorter one padded. Several frames are
-    evenly spaced over the clip, those of a clip with fewer repeated; one is the middle frame (the
-    reference's frame 5 of 10).
+    evenly spaced over the clip, in order of time, those of a clip with fewer repeated; one is the
+    middle frame (the reference's frame 5 of 10).
 
     Args:
         config: of the model.
         mode: of the model.
         padding: of short clips.
-        training: take a random frame instead.
-        frames: of a clip.
+        training: a model of one frame gets a random one instead.
+        frames: of a clip; None: as many as the model takes at once.
     """
+    count = frames or config.encoder.frames
     wanted: Any = "none"
     if uses_video(mode):
-        wanted = "random" if training else frames
+        wanted = "random" if training and count == 1 else count
     return View(
         fbank=uses_audio(mode),
         fbank_frames=config.encoder.audio_frames,

@@ -20,11 +20,11 @@ from cavmae.pretrain.factory import (
     read_preprocessing,
     type_of_model,
 )
-from cavmae.pretrain.weights import load_weights, move_positions
+from cavmae.pretrain.weights import check_temporal, load_weights, move_positions
 
 REMEDY = "make one with `cavmae finetune events` or `cavmae convert`"
 # Of the encoder's configuration: what may differ from that of its weights.
-ADJUSTABLE = "image_height", "image_width", "audio_frames", "temporal"
+ADJUSTABLE = "image_height", "image_width", "audio_frames", "temporal", "frames"
 
 Padding = Literal["zero", "silence"]
 
@@ -93,8 +93,9 @@ def build_events(
     except ValueError as error:
         raise UsageError(f"model: {error}") from error
     if source is not None:
-        moved = move_positions(weights, source, encoder)
-        _load(model, moved, settings.init_from or settings.encoder_from, whole=initial is not None)
+        origin = settings.init_from or settings.encoder_from or ""
+        check_temporal(origin, source, encoder, "model.encoder.temporal")
+        _load(model, move_positions(weights, source, encoder), origin, whole=initial is not None)
     return model
 
 
@@ -136,9 +137,7 @@ def _encoder_weights(name: str) -> tuple[EncoderConfig, dict[str, Tensor]]:
     return load_named_weights(name)
 
 
-def _load(
-    model: EventClassifier, weights: dict[str, Tensor], name: str | None, whole: bool
-) -> None:
+def _load(model: EventClassifier, weights: dict[str, Tensor], name: str, whole: bool) -> None:
     """Loads weights into a classifier, or, unless ``whole``, into its encoder."""
     heads = {id(parameter) for parameter in model.head_parameters()}
     own = {key for key, value in model.named_parameters() if whole or id(value) not in heads}

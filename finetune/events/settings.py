@@ -90,7 +90,9 @@ class EventModelSettings:
 
     Args:
         encoder: its shape. With weights it is theirs, but for the size of frames, the length of
-            audio and ``temporal``, which may be set: positions are moved to the new grid.
+            audio, ``frames`` and ``temporal``, which may be set: positions are moved to the new
+            grid, and weights of ``per-frame`` attention start every other one. A clip with fewer
+            than ``frames`` repeats some.
         encoder_from: weights of the encoder, whose head is new: a folder of `cavmae pretrain`,
             `cavmae finetune events` or `cavmae convert`, a published file, or a name on the hub.
         init_from: a whole classifier that is trained further: a folder or a name on the hub. Its

@@ -49,7 +49,8 @@ class EventTask(Task):
                 (uses_video(self.mode), model.pos_embed_v),
             ):
                 positions.requires_grad_(used)
-        for parameter in model.parameters_without_gradient(model.training_passes()):
+        frames = model.config.encoder.frames
+        for parameter in model.parameters_without_gradient(model.training_passes(), frames):
             parameter.requires_grad_(False)  # DDP waits for gradients that never come
         if frozen:
             for name, parameter in model.named_parameters():
@@ -60,9 +61,8 @@ class EventTask(Task):
     ) -> StepOutput:
         """See :meth:`Task.training_step`."""
         clips = self.transform(batch)
-        frames = clips["frames"][:, 0] if "frames" in clips else None
         with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):
-            tokens = self.model.tokens(clips.get("fbank"), frames, self.mode)
+            tokens = self.model.tokens(clips.get("fbank"), clips.get("frames"), self.mode)
         logits, labels = self.model.head(tokens).float(), clips["labels"]
         if self.model.config.multi_label:
             loss = functional.binary_cross_entropy_with_logits(logits, labels)
@@ -76,7 +76,9 @@ class EventTask(Task):
 
     @torch.no_grad()
     def probs(self, batch: Batch, mode: Mode) -> Tensor:
-        """Probabilities of the classes: [N, F, K], one for each frame; F is 1 without video.
+        """Probabilities of the classes in each pass over a clip, to be averaged: [N, P, K].
+
+        See :meth:`EventClassifier.forward_frames`.
 
         Args:
             batch: on the device, as loaded.
@@ -114,6 +116,6 @@ class EventTask(Task):
         c = self.model.config.encoder
         device = self.model.modality_a.device
         fbank = torch.zeros(1, c.audio_frames, c.mel_bins, device=device)
-        image = torch.zeros(1, 3, *c.image_size, device=device)
-        forward = forward_flops(lambda: self.model(fbank, image, self.mode))
+        frames = torch.zeros(1, c.frames, 3, *c.image_size, device=device)
+        forward = forward_flops(lambda: self.model(fbank, frames, self.mode))
         return forward if self.frozen else 3 * forward

@@ -66,12 +66,11 @@ def measure_events(shards: str, settings: EvaluateSettings) -> int:
     task = load_task(settings.model).to(device).eval()
     config = task.model.config
     mode = checked_mode(settings.mode, config)
-    if settings.frames > 1 and not uses_video(mode):
-        raise UsageError(f"--frames {settings.frames}: the mode {mode} takes no frames.")
+    frames = checked_frames(settings.frames, mode, config)
     manifest, access = Manifest.load(shards), Access()
     classes = class_list(settings.labels, manifest, config.classes)
     check_labels(manifest, classes, access, config.multi_label)
-    view = event_view(config, mode, task.transform.padding, frames=settings.frames)
+    view = event_view(config, mode, task.transform.padding, frames=frames)
     stream = EvalStream(
         manifest, view, settings.batch_size, labels=classes.names, label_ids=classes.ids,
         access=access,
@@ -88,11 +87,10 @@ def measure_events(shards: str, settings: EvaluateSettings) -> int:
         raise CavmaeError(f"No clip of {shards} could be read: run `cavmae check {shards}`.")
     if short:
         log.warning(
-            "%d clips have fewer than %d frames: some of theirs count twice.", short,
-            settings.frames,
-        )  # fmt: skip
+            "%d clips have fewer than %d frames: some of theirs count twice.", short, frames
+        )
     metrics = event_metrics(torch.cat(probs), torch.cat(labels))
-    conditions = Conditions(mode, _frames_text(mode, settings.frames), weights_text(settings.model))
+    conditions = Conditions(mode, frames_text(mode, frames, config), weights_text(settings.model))
     text = figures_table(metrics, conditions, len(torch.cat(labels)))
     per_class = classes_table(metrics, classes.names)
     output(visible(text, keep="\n"))
@@ -129,6 +127,25 @@ def checked_mode(mode: Mode | None, config: EventConfig) -> Mode:
     return mode
 
 
+def checked_frames(frames: int | None, mode: Mode, config: EventConfig) -> int:
+    """Number of frames of a clip in an evaluation; None: as many as the model takes at once.
+
+    Raises:
+        UsageError: several frames for a mode without video, or not the number of a model that takes
+            several at once.
+    """
+    own = config.encoder.frames
+    if frames is None:
+        return own
+    if frames > 1 and not uses_video(mode):
+        raise UsageError(f"--frames {frames}: the mode {mode} takes no frames.")
+    if own not in (1, frames) and uses_video(mode):
+        raise UsageError(
+            f"--frames {frames}: the model takes {own} frames of a clip in one pass; leave it out."
+        )
+    return frames
+
+
 def weights_text(name: str) -> str:
     """Averaging window of the weights of a model.
 
@@ -152,9 +169,12 @@ def weights_text(name: str) -> str:
     return f"mean after epochs {first} to {last}"
 
 
-def _frames_text(mode: Mode, frames: int) -> str:
+def frames_text(mode: Mode, frames: int, config: EventConfig) -> str:
+    """Frames of a clip, and how a model uses them."""
     if not uses_video(mode):
         return "none"
+    if config.encoder.frames > 1:
+        return f"{frames} in one pass, {config.encoder.temporal.name}"
     return "1, the middle" if frames == 1 else f"{frames}, averaged"
 
 
