@@ -15,7 +15,7 @@ BENCHMARKS: dict[str, tuple[str, type[Any], str]] = {
     "lips": ("lips", settings.LipsBench, "agreement of mouths and voices in a corpus"),
     "pretrain": ("pretraining", settings.PretrainBench, "pretraining steps"),
     "temporal": ("temporal", settings.TemporalBench, "temporal attentions, by number of frames"),
-    "finetune": ("finetuning", settings.FinetuneBench, "fine-tuning steps, composing"),
+    "finetune": ("finetuning", settings.FinetuneBench, "fine-tuning steps, loading"),
     "separators": ("separators", settings.SeparatorsBench, "separators after the same CPU time"),
     "sound-steps": ("sound_steps", settings.SoundStepsBench, "training steps on sound alone"),
     "parity": ("parity", settings.ParityBench, "a device against the CPU, by precision"),

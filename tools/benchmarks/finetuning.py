@@ -30,6 +30,7 @@ from cavmae.finetune.speaker.train import CONFIGS
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.run_setup import keep_memory
 from cavmae.pretrain.engine.settings import OptimizerSettings
+from cavmae.tools.benchmarks import event_training
 from cavmae.tools.benchmarks.settings import FinetuneBench
 from cavmae.tools.benchmarks.steps import StepTimes, precision_of, seconds_per_step
 from cavmae.tools.benchmarks.table import in_turns, row_of, save, table
@@ -104,12 +105,13 @@ def run(bench: FinetuneBench) -> None:
     """Measure and print the table.
 
     Raises:
-        UsageError: the folder of shards is missing, or there are no workers.
+        UsageError: the folder of shards is missing.
     """
     if not bench.data_set or not Path(bench.data_set).is_dir():
-        raise UsageError("Name a folder of shards to compose from: --data-set FOLDER.")
-    if bench.workers < 1:
-        raise UsageError(f"--workers {bench.workers}: at least 1.")
+        raise UsageError("Name a folder of shards: --data-set FOLDER.")
+    if bench.task == "events":
+        event_training.run(bench)
+        return
     gpu = device_of(bench.device).type == "cuda"
     ways: dict[str, Any] = {BASELINE: (training_steps, (bench,))}
     results = in_turns(ways, bench.rounds, pinned=False, gpu=gpu)

@@ -156,16 +156,29 @@ class FinetuneBench(StepsBench):
     """Options of `cavmae bench finetune`.
 
     Args:
-        data_set: folder of shards to compose from.
-        size: configuration: ``tiny``, ``small`` or ``base``.
+        task: ``speakers``, composing its scenes; or ``events``, with the configuration `small-set`.
+        data_set: folder of shards to compose from, or of labelled clips.
+        size: configuration (speakers): ``tiny``, ``small`` or ``base``.
         encoder_size: size of the encoder, which is trained.
-        workers: composing processes whose pace is compared with that of a GPU.
+        workers: loading processes whose pace is compared with that of training (speakers: on a
+            GPU).
+        frames: of a clip (events) that passes of one frame average, and others take at once.
     """
 
+    task: Literal["speakers", "events"] = "speakers"
     data_set: str = ""
     size: Literal["tiny", "small", "base"] = "tiny"
     encoder_size: Literal["tiny", "small", "base"] = "tiny"
     workers: int = 2
+    frames: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.workers, self.frames) < 1:
+            raise UsageError("--workers and --frames are at least 1.")
+        other = ("frames", 10) if self.task == "speakers" else ("size", "tiny")
+        if getattr(self, other[0]) != other[1]:
+            raise UsageError(f"--{other[0]} is no option of --task {self.task}: leave it out.")
 
 
 @dataclasses.dataclass(frozen=True)
