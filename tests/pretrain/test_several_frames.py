@@ -16,6 +16,7 @@ from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
 from cavmae.finetune.speaker.factory import build_speaker, speaker_config
+from cavmae.finetune.speaker.motion.settings import ConvMotionOptions
 from cavmae.finetune.speaker.settings import EncoderSettings, SpeakerModelSettings
 from cavmae.pretrain.cavmae_task import CAVMAETask, training_flops
 from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig, as_base_config
@@ -288,7 +289,7 @@ def test_the_speaker_model_has_the_times_of_its_key_frames(tmp_path: Path) -> No
     settings = SpeakerModelSettings(
         encoder=encoder, encoder_from=folder, train_encoder="all", slots=3, width=16, heads=2,
         query_layers=1, slot_layers=1, mask_width=8, key_frames=2, motion_height=16,
-        motion_width=16, motion_channels=8, motion_blocks=1,
+        motion_width=16, motion=ConvMotionOptions(width=8, depth=1),
     )  # fmt: skip
     model = build_speaker(settings, (32, 48), 96, 0)
     assert (model.config.encoder.frames, model.config.encoder.temporal.name) == (2, "trajectory")

@@ -24,7 +24,7 @@ def test_both_starts_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[
         write(sets[-1])
     encoder = tmp_path / "encoder"
     CAVMAE(
-        CAVMAEConfig(size="tiny", depth=1, image_height=32, image_width=48, audio_frames=64)
+        CAVMAEConfig(size="tiny", image_height=32, image_width=48, audio_frames=64)
     ).save_pretrained(encoder)
     (encoder / "preprocessing.json").write_text('{"fbank_mean": -6.0, "fbank_std": 4.0}')
     config = tmp_path / "small.yaml"
