@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -204,17 +205,31 @@ def _from_hub(name: str) -> Path | None:
 
 
 def compile_blocks(model: nn.Module, backend: str) -> None:
-    """Compiles the transformer blocks in place: few, small graphs, the same names of weights.
+    """Compiles a model's repeated parts in place: few, small graphs, the same names of weights.
+
+    Those are the members of its outermost lists of modules that have parts of their own.
 
     Raises:
-        UsageError: no such backend.
+        UsageError: no such backend, or a model without such parts.
     """
     if backend not in torch._dynamo.list_backends(exclude_tags=()):
         known = ", ".join(torch._dynamo.list_backends())
         raise UsageError(f"loop.compile {backend}: there is no such backend; there are {known}.")
     # A block is compiled for each kind of norm, width and number of tokens that it meets.
     torch._dynamo.config.recompile_limit = 64
-    for name, module in model.named_modules():
-        parts = name.split(".")
-        if len(parts) == 2 and "blocks" in parts[0]:
-            module.compile(backend=backend)
+    blocks = [part for part in _listed_parts(model) if next(part.children(), None) is not None]
+    if not blocks:
+        raise UsageError(
+            f"loop.compile: {type(model).__name__} has no repeated blocks to compile; leave it off."
+        )
+    for block in blocks:
+        block.compile(backend=backend)
+
+
+def _listed_parts(model: nn.Module) -> Iterator[nn.Module]:
+    """Members of the outermost lists of modules."""
+    for child in model.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _listed_parts(child)

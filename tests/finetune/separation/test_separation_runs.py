@@ -20,6 +20,7 @@ from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separation.settings import SoundLossSettings
 from cavmae.finetune.separation.task import SeparationTask
 from cavmae.finetune.separators.settings import (
+    SEPARATORS,
     BandSplitOptions,
     F2BOptions,
     FrozenTransformerOptions,
@@ -223,3 +224,12 @@ def test_blocks_are_compiled_for_training_though_their_flops_were_counted() -> N
     torch._dynamo.utils.counters.clear()
     model(torch.randn(1, 10240), torch.zeros(1, 2, 16, 4))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.parametrize("name", list(SEPARATORS))
+def test_something_is_compiled_of_every_separator(name: str) -> None:
+    separator = SEPARATORS.build(SEPARATORS.options(name)(), 8)
+    compile_blocks(separator, "eager")
+    assert any(module._compiled_call_impl is not None for module in separator.modules())
+    with pytest.raises(UsageError, match="Linear has no repeated blocks"):
+        compile_blocks(torch.nn.Linear(2, 2), "eager")
