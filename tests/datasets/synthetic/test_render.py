@@ -247,15 +247,16 @@ def test_files_of_the_users_in_a_clip_are_not_lost(tmp_path: Path) -> None:
 
 def test_clips_that_fail_are_named_and_tried_again(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    settings = RenderSettings(seconds=1.0, height=96, speakers=8, **SPLIT)
+    # So long that each clip meets a check of its memory, twice a second.
+    settings = RenderSettings(seconds=8.0, height=96, speakers=8, **SPLIT)
     starving = LimitedPoolSettings(workers=1, memory_gb=0.01)
     assert render_talkers(out, 2, settings, starving) == 1
     lines = (out / "skipped-clips.jsonl").read_text().splitlines()
     assert [json.loads(x)["reason"] for x in lines] == ["out_of_memory"] * 2
-    assert render(out, 2) == 0
+    assert render_talkers(out, 2, settings, LimitedPoolSettings(workers=1)) == 0
     assert not (out / "skipped-clips.jsonl").exists()
     with pytest.raises(UsageError, match="--workers"):
-        render(out, 3, workers=-1)
+        render_talkers(out, 3, settings, LimitedPoolSettings(workers=-1))
 
 
 def test_nothing_made_yet_binds_to_nothing(tmp_path: Path, speech: Path) -> None:
