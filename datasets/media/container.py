@@ -128,8 +128,11 @@ def read_packets(
 
 
 def choose_streams(
-    container: av.container.InputContainer, video: int | None, audio: int | None
-) -> tuple[av.VideoStream, av.AudioStream]:
+    container: av.container.InputContainer,
+    video: int | None,
+    audio: int | None,
+    partial: bool = False,
+) -> tuple[av.VideoStream | None, av.AudioStream | None]:
     """Selects the video and the audio stream that a player would play.
 
     FFmpeg's choice among streams that have a decoder and are no cover art; the audio is of the
@@ -137,14 +140,15 @@ def choose_streams(
 
     Args:
         video, audio: indices of the streams to read instead, as ``ffprobe`` counts them.
+        partial: return None for a stream that is missing or has no decoder, unless it is named.
 
     Raises:
         MediaError: ``no_video`` or ``no_audio``: there is no such stream, or no decoder for it.
     """
     videos = [s for s in container.streams.video if not is_cover(s)]
-    chosen = _pick("video", videos, container.streams.best("video"), video)
+    chosen = _pick("video", videos, container.streams.best("video"), video, partial)
     best = container.streams.best("audio", chosen)
-    return chosen, _pick("audio", list(container.streams.audio), best, audio)
+    return chosen, _pick("audio", list(container.streams.audio), best, audio, partial)
 
 
 def is_cover(stream: av.VideoStream) -> bool:
@@ -153,10 +157,16 @@ def is_cover(stream: av.VideoStream) -> bool:
 
 
 def _pick(
-    kind: str, streams: list[_Track], best: av.stream.Stream | None, index: int | None
-) -> _Track:
+    kind: str,
+    streams: list[_Track],
+    best: av.stream.Stream | None,
+    index: int | None,
+    partial: bool,
+) -> _Track | None:
     reason = f"no_{kind}"
     if not streams:
+        if partial and index is None:
+            return None
         raise MediaError(reason, f"no {kind} stream")
     if index is not None:
         named = [s for s in streams if s.index == index]
@@ -170,6 +180,8 @@ def _pick(
     for stream in ranked:
         if _is_decodable(stream):
             return stream
+    if partial and index is None:
+        return None
     raise MediaError(reason, f"no decoder for the {kind} stream, or its parameters are damaged")
 
 

@@ -141,35 +141,35 @@ class Scan(NamedTuple):
 
 def scan_packets(
     container: av.container.InputContainer,
-    video: av.VideoStream,
-    audio: av.AudioStream,
+    video: av.VideoStream | None,
+    audio: av.AudioStream | None,
     beat: Callable[[], None],
 ) -> Scan:
     """Reads all packets of two streams, and the end times of the others.
 
     Args:
+        video, audio: the streams; None: there is no such stream, and it has no packets.
         beat: heartbeat, called at intervals.
     """
     # AVI has no presentation times: it counts frames in coding order.
     is_counted = container.format.name == "avi"
-    may_hide = video.codec_context.name in ("vp8", "vp9")
-    assert video.time_base is not None and audio.time_base is not None
-    video_packets = StreamPackets(float(video.time_base))
-    audio_packets = StreamPackets(float(audio.time_base))
+    may_hide = video is not None and video.codec_context.name in ("vp8", "vp9")
+    indices = [None if stream is None else stream.index for stream in (video, audio)]
+    video_packets, audio_packets = StreamPackets(_base_of(video)), StreamPackets(_base_of(audio))
     others_end, place = 0.0, 0
     try:
         for number, packet in enumerate(read_packets(container)):
             if number % BEAT == 0:
                 beat()
-            if packet.stream_index not in (video.index, audio.index):
+            if packet.stream_index not in indices:
                 others_end = max(others_end, _end_of(packet))
                 continue
             place += 1
             if not packet.size:  # the end, or AVI's repeat of the last frame
-                if packet.stream_index == video.index and packet.dts is not None:
+                if packet.stream_index == indices[0] and packet.dts is not None:
                     video_packets.reached = packet.dts + (packet.duration or 0)
                 continue
-            if packet.stream_index == video.index:
+            if video is not None and packet.stream_index == video.index:
                 visible = not packet.is_discard and not (may_hide and _is_hidden(packet, video))
                 pts = packet.dts if is_counted else packet.pts
                 video_packets.add(packet, pts, place, visible)
@@ -179,6 +179,14 @@ def scan_packets(
         # Packets before the damage are used.
         return Scan(video_packets, audio_packets, others_end, True)
     return Scan(video_packets, audio_packets, others_end, False)
+
+
+def _base_of(stream: av.stream.Stream | None) -> float:
+    """Time base of a stream in seconds; 1 without a stream."""
+    if stream is None:
+        return 1.0
+    assert stream.time_base is not None
+    return float(stream.time_base)
 
 
 def _end_of(packet: av.Packet) -> float:

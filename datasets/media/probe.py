@@ -17,6 +17,7 @@ import av
 import numpy as np
 
 from cavmae.datasets.media import timeline
+from cavmae.datasets.media.claims import claimed_ends, lost_stretch
 from cavmae.datasets.media.container import (
     MediaError,
     choose_streams,
@@ -24,14 +25,16 @@ from cavmae.datasets.media.container import (
     is_cover,
     open_container,
 )
-from cavmae.datasets.media.decoding import FrameList, list_frames, read_first_frame
+from cavmae.datasets.media.decoding import (
+    FirstFrame,
+    FrameList,
+    list_frames,
+    read_first_frame,
+)
 from cavmae.datasets.media.packets import StreamPackets, scan_packets
 
 FIELD_CODECS = frozenset({"h264", "hevc", "vc1"})  # codecs that may code fields in single packets
 PROGRESSIVE = (0, 1)  # FFmpeg's field orders: unknown, progressive
-# A header may exceed the content by this many seconds, or by this fraction of its duration.
-CLAIM_SLACK = 1.0  # s
-CLAIM_FRACTION = 0.02
 
 
 def _no_beat() -> None:
@@ -59,6 +62,8 @@ class Unused(NamedTuple):
 class Probe:
     """Properties of a media file. Times are seconds from ``origin``, a player's 0:00.
 
+    A file without video has no ``frame_times``, one without audio no ``audio_packets``.
+
     Attributes:
         path: of the file.
         container: FFmpeg's name of its format.
@@ -83,7 +88,7 @@ class Probe:
         audio_rate: Hz.
         audio_span: (first, last) time of the audio packets.
         audio_packets: number of audio packets.
-        video_stream, audio_stream: indices of the selected streams.
+        video_stream, audio_stream: indices of the selected streams; -1: there is none.
         video_streams, audio_streams: number of streams of each kind, without cover art.
         truncated: whether the file breaks off.
         unused: parts of the recording that are not read.
@@ -124,7 +129,11 @@ class Probe:
             ("video", self.video_stream, self.video_streams),
             ("audio", self.audio_stream, self.audio_streams),
         )
-        choices = (f"of {n} {kind} streams number {i} is read" for kind, i, n in streams if n > 1)
+        choices = (
+            f"of {n} {kind} streams number {i} is read"
+            for kind, i, n in streams
+            if n > 1 and i >= 0
+        )
         return (*choices, *(part.detail for part in self.unused))
 
     @property
@@ -134,7 +143,12 @@ class Probe:
 
     @property
     def span(self) -> tuple[float, float]:
-        """(first, last) time at which a frame is on screen; the last stays while audio goes on."""
+        """(first, last) time at which a frame is on screen; the last stays while audio goes on.
+
+        Of a file without video: (0, end of the audio).
+        """
+        if not len(self.frame_times):
+            return 0.0, self.audio_span[1]
         end = max(self.video_span[1], self.audio_span[1])
         return self.video_span[0], min([end, *(p.start for p in self.unused if p.in_frames)])
 
@@ -164,6 +178,7 @@ def probe(
     video_stream: int | None = None,
     audio_stream: int | None = None,
     beat: Callable[[], None] = _no_beat,
+    partial: bool = False,
 ) -> Probe:
     """Probes a media file by reading all its packets.
 
@@ -171,46 +186,37 @@ def probe(
         video_stream, audio_stream: indices of the streams to read, as ``ffprobe`` counts them;
             None: those that a player takes.
         beat: heartbeat, called at intervals.
+        partial: accept a file with video only or audio only.
 
     Raises:
         MediaError: not a media file, ``no_video``, ``no_audio``, or ``clocks_apart``: the time
             stamps of video and audio have no common time.
     """
     with open_container(path) as container:
-        video, audio = choose_streams(container, video_stream, audio_stream)
-        codec = video.codec_context
+        video, audio = choose_streams(container, video_stream, audio_stream, partial)
         scan = scan_packets(container, video, audio, beat)
-        if not any(scan.video.visible):
+        video = video if any(scan.video.visible) else None
+        audio = audio if scan.audio.pts else None
+        if video is None and not (partial and audio):
             raise MediaError("no_video", "the video stream has no frames")
-        if not scan.audio.pts:
+        if audio is None and not partial:
             raise MediaError("no_audio", "the audio stream has no packets")
-        first = read_first_frame(container, video, scan.video.first_key)
-        aspect = float(video.sample_aspect_ratio or codec.sample_aspect_ratio or 1)
         origin = container.start_time / av.time_base if container.start_time else 0.0
         facts: dict[str, Any] = {
             "path": path,
             "container": container.format.name,
             "origin": origin,
-            "width": codec.width,
-            "height": codec.height,
-            "pixel_aspect": aspect if 0.1 < aspect < 10 else 1.0,
-            "codec": codec.name,
-            "audio_rate": audio.rate,
-            "video_stream": video.index,
-            "audio_stream": audio.index,
+            "audio_rate": 0 if audio is None else audio.rate,
+            "audio_stream": -1 if audio is None else audio.index,
             "video_streams": sum(not is_cover(s) for s in container.streams.video),
             "audio_streams": len(container.streams.audio),
             "audio_packets": len(scan.audio.pts),
             "truncated": scan.truncated,
-            **first._asdict(),
+            **_video_facts(container, video, scan.video),
         }
         joinable = av.format.Flags.ts_discont in av.format.Flags(container.format.flags)
-        # Fields in separate packets, and frames counted in coding order.
-        in_mov = "mov" in container.format.name.split(",")
-        interlaced = codec.field_order not in PROGRESSIVE
-        fields_apart = codec.name in FIELD_CODECS and interlaced and not in_mov
-        is_shuffled = container.format.name == "avi" and codec.has_b_frames
-        claims = _claimed_ends(container, video)
+        fields_apart, is_shuffled = _coding_order(container, video)
+        claims = claimed_ends(container, video)
     restarts = timeline.find_restarts(scan.video.clock, scan.audio.clock, joinable)
     cuts = [r.video for r in restarts if r.video is not None]
     audio_cuts = [r.audio for r in restarts if r.audio is not None]
@@ -218,7 +224,9 @@ def probe(
         restarts, scan.video.extents(cuts), scan.audio.extents(audio_cuts)
     )
     stamps, listing = np.zeros(0, dtype=np.int64), None
-    if not (fields_apart or is_shuffled or cuts) and scan.video.is_plain:
+    if video is None:
+        times = np.zeros(0)
+    elif not (fields_apart or is_shuffled or cuts) and scan.video.is_plain:
         stamps = scan.video.visible_stamps
         times = stamps * scan.video.base - origin
     else:
@@ -236,7 +244,7 @@ def probe(
     audio_times += np.repeat(audio_moves, np.diff([0, *audio_cuts, len(audio_times)]))
     audio_times = timeline.without_spikes(audio_times)
     audio_times = audio_times[np.isfinite(audio_times)]
-    kept, gap = _main_part(times, audio_times)
+    kept, gap = _main_part(times, audio_times, video is not None, audio is not None)
     inside = (times >= kept[0]) & (times <= kept[1])
     audio_times = audio_times[(audio_times >= kept[0]) & (audio_times <= kept[1])]
     if kept[0] > timeline.LONGEST_GAP:  # a long empty beginning is not part of the recording
@@ -255,15 +263,21 @@ def probe(
             (packet, move - origin)
             for packet, move in zip([0, *audio_cuts], audio_moves, strict=True)
         ),
-        audio_span=(float(audio_times.min()), float(audio_times.max()) + duration),
+        audio_span=(
+            (0.0, 0.0)
+            if audio is None
+            else (float(audio_times.min()), float(audio_times.max()) + duration)
+        ),
         **facts,
     )
     # After wrong stamps or joined recordings the header's duration is wrong, too. A still ending
     # may be one long frame, or empty packets.
     last = scan.video.duration * scan.video.base
-    last = max(last, scan.video.reached * scan.video.base - origin - float(times[-1]))
-    lost = None if restarts or gap else _lost_stretch(info, last, scan.others_end, claims)
-    unused = [Unused(float(info.frame_times[-1]), "gap", gap)] if gap else []
+    if video is not None:
+        last = max(last, scan.video.reached * scan.video.base - origin - float(times[-1]))
+    lost = None if restarts or gap else lost_stretch(info, last, scan.others_end, claims)
+    last_read = kept[1] if video is None else float(info.frame_times[-1])
+    unused = [Unused(last_read, "gap", gap)] if gap else []
     if lost is not None:
         detail = (
             f"the file is damaged or cut off: it gives {lost[0]:.1f} of the {lost[1]:.1f} s that "
@@ -274,6 +288,40 @@ def probe(
         end = info.span[1]
         unused.append(Unused(end, "truncated", f"the file breaks off at {end:.1f} s"))
     return dataclasses.replace(info, unused=tuple(unused))
+
+
+def _video_facts(
+    container: av.container.InputContainer, video: av.VideoStream | None, packets: StreamPackets
+) -> dict[str, Any]:
+    """Fields of a :class:`Probe` about the video stream; None: there is none."""
+    if video is None:
+        return {
+            "width": 0, "height": 0, "pixel_aspect": 1.0, "codec": "", "video_stream": -1,
+            **FirstFrame()._asdict(),
+        }  # fmt: skip
+    codec = video.codec_context
+    aspect = float(video.sample_aspect_ratio or codec.sample_aspect_ratio or 1)
+    return {
+        "width": codec.width,
+        "height": codec.height,
+        "pixel_aspect": aspect if 0.1 < aspect < 10 else 1.0,
+        "codec": codec.name,
+        "video_stream": video.index,
+        **read_first_frame(container, video, packets.first_key)._asdict(),
+    }
+
+
+def _coding_order(
+    container: av.container.InputContainer, video: av.VideoStream | None
+) -> tuple[bool, bool]:
+    """Whether fields are in separate packets, and whether frames are counted in coding order."""
+    if video is None:
+        return False, False
+    codec = video.codec_context
+    in_mov = "mov" in container.format.name.split(",")
+    interlaced = codec.field_order not in PROGRESSIVE
+    fields_apart = codec.name in FIELD_CODECS and interlaced and not in_mov
+    return fields_apart, container.format.name == "avi" and bool(codec.has_b_frames)
 
 
 def _listed_times(
@@ -326,7 +374,9 @@ def _last_duration(times: np.ndarray, packets: StreamPackets) -> float:
     return min(packets.duration * packets.base or usual, 0.5, 2 * usual)
 
 
-def _main_part(video: np.ndarray, audio: np.ndarray) -> tuple[tuple[float, float], str]:
+def _main_part(
+    video: np.ndarray, audio: np.ndarray, has_video: bool, has_audio: bool
+) -> tuple[tuple[float, float], str]:
     """Selects the part of a file with most packets between gaps of minutes without any.
 
     A single wrong stamp would otherwise extend a recording to days.
@@ -338,7 +388,9 @@ def _main_part(video: np.ndarray, audio: np.ndarray) -> tuple[tuple[float, float
         MediaError: ``clocks_apart``.
     """
     parts = timeline.islands(video, audio)
-    whole = [part for part in parts if part.video and part.audio]
+    whole = [
+        part for part in parts if (part.video or not has_video) and (part.audio or not has_audio)
+    ]
     if not whole:
         if not audio.size:
             raise MediaError("no_audio", "no packet of the audio stream has a time stamp")
@@ -358,39 +410,3 @@ def _main_part(video: np.ndarray, audio: np.ndarray) -> tuple[tuple[float, float
         f"only {used.start:.1f} to {used.end:.1f} s is used: other packets ({count[0]} of the "
         f"video, {count[1]} of the audio) are stamped minutes away from it (at {where})"
     )
-
-
-def _claimed_ends(
-    container: av.container.InputContainer, video: av.VideoStream
-) -> tuple[float, float]:
-    """Ends of recording and frames in the header, in seconds of the container's clock; 0: none."""
-    kinds, whole, frames = container.format.name.split(","), 0.0, 0.0
-    if container.duration:
-        # Matroska's duration counts from 0, independent of the first time stamp.
-        start = 0 if "matroska" in kinds else container.start_time or 0
-        whole = (start + container.duration) / av.time_base
-    # Only headers of MP4 and AVI count each stream's frames.
-    if "avi" in kinds and video.frames and video.average_rate:
-        # FFmpeg estimates the duration of a cut-off AVI from its size.
-        frames = float(video.frames / video.average_rate)
-    elif "mov" in kinds and video.duration and video.time_base:
-        frames = float(((video.start_time or 0) + video.duration) * video.time_base)
-    return whole, frames
-
-
-def _lost_stretch(
-    info: Probe, last: float, others_end: float, claims: tuple[float, float]
-) -> tuple[float, float] | None:
-    """(start, end) of the stretch that the header claims beyond the content; None: there is none.
-
-    Args:
-        last: duration of the last frame according to the container, in seconds.
-        others_end: end of the other streams, which the header's duration covers, too.
-        claims: ends according to the header, by the container's clock, as ``others_end``.
-    """
-    frames_end = float(info.frame_times[-1]) + max(last, info.frame_duration)
-    ends = max(frames_end, info.audio_span[1], others_end - info.origin), frames_end
-    for end, claim in zip(ends, (claim - info.origin for claim in claims), strict=True):
-        if claim - end > max(CLAIM_SLACK, CLAIM_FRACTION * claim):
-            return end, claim
-    return None
