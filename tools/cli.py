@@ -25,6 +25,7 @@ COMMANDS = {
     "inpaint": Command("cavmae.tools.inpaint", "reconstruct masked patches", "Evaluation"),
     "bench": Command("cavmae.tools.bench", "speed and memory against a baseline", "Evaluation"),
     "separate": Command("cavmae.tools.separate", "voices and masks of people in videos", "Use"),
+    "predict": Command("cavmae.tools.predict", "events over time in recordings", "Use"),
     "report": Command("cavmae.tools.report", "runs and results on one HTML page", "Use"),
     "export": Command("cavmae.tools.export", "publish a model with its model card", "Use"),
     "convert": Command("cavmae.tools.convert", "published weights to ours, and back", "Use"),

@@ -224,12 +224,12 @@ def probe(
         restarts, scan.video.extents(cuts), scan.audio.extents(audio_cuts)
     )
     stamps, listing = np.zeros(0, dtype=np.int64), None
-    if video is None:
-        times = np.zeros(0)
-    elif not (fields_apart or is_shuffled or cuts) and scan.video.is_plain:
+    times: np.ndarray = np.zeros(0)
+    in_order = not (fields_apart or is_shuffled or cuts)
+    if video is not None and in_order and scan.video.is_plain:
         stamps = scan.video.visible_stamps
         times = stamps * scan.video.base - origin
-    else:
+    elif video is not None:
         listings = list_frames(path, facts["video_stream"], cuts, beat)
         times, losses = _listed_times(scan.video, listings, cuts, moves, is_shuffled)
         if not times.size:

@@ -7,32 +7,29 @@
 
 import contextlib
 import dataclasses
-import errno
 import functools
-import hashlib
 import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-import torch
 
 from cavmae.common.device import device_of
-from cavmae.common.errors import CavmaeError, NonFiniteError, UsageError
+from cavmae.common.errors import UsageError
 from cavmae.common.locks import locked
-from cavmae.datasets.media import MediaError, Probe, probe
+from cavmae.datasets.media import Probe, probe
 from cavmae.datasets.media.geometry import cut_from
 from cavmae.datasets.media.playback import Playback
 from cavmae.datasets.sharding.sources import local_copy
 from cavmae.datasets.stream.features import SAMPLE_RATE
+from cavmae.finetune.inference.digests import weights_digest
 from cavmae.finetune.inference.naming import scratch_of, source_facts
 from cavmae.finetune.inference.predictor import WindowPredictor
 from cavmae.finetune.inference.progress import ProgressCallback, ignore_progress, part_of
+from cavmae.finetune.inference.recording_errors import recording_errors
 from cavmae.finetune.inference.result_arrays import SeparatedArrays, collect_arrays
 from cavmae.finetune.inference.result_files import SeparatedFiles, write_files
 from cavmae.finetune.inference.separation import separate_media
@@ -42,15 +39,9 @@ from cavmae.finetune.inference.target import Target
 from cavmae.finetune.speaker.factory import load_speaker
 
 log = logging.getLogger("cavmae")
-# Errors of the output disk; they concern all recordings of a run.
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 # Share of the first pass in the work if masks or an overlay follow. From 15 % (small model on the
 # CPU) to 65 % (base) were measured; a GPU lowers it.
 FIRST_PASS_FRACTION = 0.4
-
-
-class FullDiskError(CavmaeError):
-    """The output disk is full or read-only, so no further result can be written."""
 
 
 class Separator:
@@ -214,12 +205,8 @@ class Separator:
 
     @functools.cached_property
     def _weights(self) -> str:
-        """SHA-256 of the weights and of the fbank statistics."""
-        digest = hashlib.sha256(repr(self._predictor.speaker.statistics).encode())
-        for name, weight in sorted(self._predictor.speaker.model.state_dict().items()):
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        speaker = self._predictor.speaker
+        return weights_digest(speaker.model, speaker.statistics)
 
     def _separate_file(
         self, name: str, info: Probe, work: Path, out: Path, settings: SeparateSettings,
@@ -238,44 +225,14 @@ class Separator:
         provenance = self.provenance(name, settings, target)
         write_files(separated, info, out, settings, provenance, cue, part_of(progress, end, 1.0))
 
+    def _name_in_errors(self, video: str) -> contextlib.AbstractContextManager[None]:
+        return recording_errors(video, self._name, self._precision, _MEDIA_MESSAGES)
+
     def _working_size(
         self, display: tuple[int, int], settings: SeparateSettings
     ) -> tuple[int, int]:
         max_side = self._predictor.thresholds.max_frame_side if settings.second_look else None
         return working_size(display, self._predictor.config.encoder.image_size, max_side)
-
-    @contextlib.contextmanager
-    def _name_in_errors(self, video: str) -> Iterator[None]:
-        """Re-raise any failure as a CavmaeError that names the recording.
-
-        Raises:
-            FullDiskError: results cannot be written.
-            CavmaeError: any other failure.
-        """
-        try:
-            yield
-        except MediaError as error:
-            message = f"{_MEDIA_MESSAGES.get(error.reason, error.reason)} ({error.detail})"
-            raise CavmaeError(f"{video}: {message}.") from error
-        except NonFiniteError as error:
-            remedy = "" if self._precision == "fp32" else ", or try --precision fp32"
-            raise CavmaeError(
-                f"{video}: model {self._name} gives NaN or Inf for it, so its weights or its "
-                f"statistics are damaged: copy the model again{remedy}."
-            ) from error
-        except torch.OutOfMemoryError as error:
-            raise CavmaeError(
-                f"{video}: the GPU's memory does not suffice: --precision bf16, or --device cpu."
-            ) from error
-        except MemoryError as error:
-            raise CavmaeError(f"{video}: memory does not suffice.") from error
-        except (OSError, av.FFmpegError) as error:
-            if error.errno in FULL:
-                raise FullDiskError(
-                    f"{video}: its results cannot be written ({error.strerror}): free some space "
-                    "and give the same command again; what is finished is kept."
-                ) from error
-            raise CavmaeError(f"{video}: {error}") from error
 
 
 def _emptied(folder: Path) -> Path:
@@ -290,8 +247,4 @@ def _emptied(folder: Path) -> Path:
 _MEDIA_MESSAGES = {
     "no_audio": "it has no audio, so it has no voices to separate",
     "no_video": "it has no video, so it shows no people",
-    "missing": "there is no such file",
-    "empty": "the file is empty",
-    "unreadable": "it cannot be read",
-    "decode_error": "it does not decode",
 }

@@ -1,7 +1,25 @@
 """Counts of undecodable frames and audio packets, with a limit."""
 
+from typing import Protocol
+
 from cavmae.datasets.media import MediaError
-from cavmae.finetune.inference.sources import MediaSource
+
+
+class CountedMedia(Protocol):
+    """Recording that counts what does not decode.
+
+    Attributes:
+        wanted: number of distinct frames that are read of the video.
+        missing: number of frames so far that do not decode.
+    """
+
+    wanted: int
+    missing: int
+
+    @property
+    def damaged_audio(self) -> int:
+        """Number of audio packets so far that do not decode."""
+        ...
 
 
 class UnreadMedia:
@@ -13,7 +31,7 @@ class UnreadMedia:
         limit: largest fraction of all frames, and of all audio packets, that may be lost.
     """
 
-    def __init__(self, media: MediaSource, audio_packets: int, limit: float):
+    def __init__(self, media: CountedMedia, audio_packets: int, limit: float):
         self._media = media
         self._limit = limit
         self.frames = media.wanted

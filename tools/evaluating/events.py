@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cavmae.common.cli import output
 from cavmae.common.device import device_of, to_device
-from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.errors import CavmaeError
 from cavmae.common.files import write_atomically
-from cavmae.common.json_files import json_bytes, typed
+from cavmae.common.json_files import json_bytes
 from cavmae.common.progress import Progress
 from cavmae.common.quoting import caption, visible
 from cavmae.common.tables import markdown_table
@@ -21,35 +21,23 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.stream import EvalStream
-from cavmae.datasets.stream.transforms import DeviceTransform
-from cavmae.finetune.events.config import EventConfig, Mode
 from cavmae.finetune.events.data import event_view
-from cavmae.finetune.events.factory import load_events, preprocessing_of
 from cavmae.finetune.events.labels import ClassList, check_labels, class_list
 from cavmae.finetune.events.metrics import EventMetrics, event_metrics
-from cavmae.finetune.events.model import uses_video
-from cavmae.finetune.events.task import EventTask
-from cavmae.pretrain.factory import read_preprocessing
+from cavmae.finetune.inference.event_model import (
+    Conditions,
+    checked_frames,
+    checked_mode,
+    frames_text,
+    load_task,
+    weights_text,
+)
 from cavmae.tools.evaluate import EvaluateSettings
 from cavmae.tools.evaluating.measure import finite
 
 log = logging.getLogger("cavmae")
 FIGURES = {"mean_ap": "mAP", "auc": "AUC", "d_prime": "d'", "accuracy": "accuracy"}
 MOST_ROWS = 30  # classes of a table that is printed, and names beside a confusion matrix
-
-
-class Conditions(NamedTuple):
-    """Conditions of a figure, without which it cannot be reproduced.
-
-    Attributes:
-        mode: modalities that were used.
-        frames: of a clip, and their averaging.
-        weights: and their averaging window.
-    """
-
-    mode: Mode
-    frames: str
-    weights: str
 
 
 def measure_events(shards: str, settings: EvaluateSettings) -> int:
@@ -99,83 +87,6 @@ def measure_events(shards: str, settings: EvaluateSettings) -> int:
     if settings.out:
         _write(Path(settings.out), metrics, classes, conditions, f"{text}\n\n{per_class}", settings)
     return 0
-
-
-def load_task(name: str) -> EventTask:
-    """Classifier of a folder or of a name on the hub, with its preprocessing.
-
-    Raises:
-        CavmaeError: it is missing, damaged, or of another kind.
-    """
-    model = load_events(name)
-    statistics, padding = preprocessing_of(name, "zero")
-    return EventTask(model, DeviceTransform(statistics, padding=padding))
-
-
-def checked_mode(mode: Mode | None, config: EventConfig) -> Mode:
-    """Mode of an evaluation; None: the modalities of fine-tuning.
-
-    Raises:
-        UsageError: the model was fine-tuned on one modality, and the mode needs others.
-    """
-    if mode is None:
-        return config.modalities
-    if config.modalities not in ("multimodal", mode):
-        raise UsageError(
-            f"--mode {mode}: the model was fine-tuned {config.modalities}; leave it out."
-        )
-    return mode
-
-
-def checked_frames(frames: int | None, mode: Mode, config: EventConfig) -> int:
-    """Number of frames of a clip in an evaluation; None: as many as the model takes at once.
-
-    Raises:
-        UsageError: several frames for a mode without video, or not the number of a model that takes
-            several at once.
-    """
-    own = config.encoder.frames
-    if frames is None:
-        return own
-    if frames > 1 and not uses_video(mode):
-        raise UsageError(f"--frames {frames}: the mode {mode} takes no frames.")
-    if own not in (1, frames) and uses_video(mode):
-        raise UsageError(
-            f"--frames {frames}: the model takes {own} frames of a clip in one pass; leave it out."
-        )
-    return frames
-
-
-def weights_text(name: str) -> str:
-    """Averaging window of the weights of a model.
-
-    Raises:
-        CavmaeError: the file beside the weights is damaged.
-    """
-    record = read_preprocessing(name)
-    if record is None:
-        return "as published"
-    if "averaging" not in record:
-        return "not averaged"
-    try:
-        averaging = typed(record, "averaging", dict)
-        if "ema" in averaging:
-            return f"moving average, decay {typed(averaging, 'ema', float):g}"
-        first, last = typed(averaging, "first_epoch", int), typed(averaging, "last_epoch", int)
-    except ValueError as error:
-        raise CavmaeError(
-            f"The preprocessing.json of {name} is damaged ({error}): copy it again."
-        ) from error
-    return f"mean after epochs {first} to {last}"
-
-
-def frames_text(mode: Mode, frames: int, config: EventConfig) -> str:
-    """Frames of a clip, and how a model uses them."""
-    if not uses_video(mode):
-        return "none"
-    if config.encoder.frames > 1:
-        return f"{frames} in one pass, {config.encoder.temporal.name}"
-    return "1, the middle" if frames == 1 else f"{frames}, averaged"
 
 
 def _clips_with_repeated_frames(frame_times: Tensor | None) -> int:

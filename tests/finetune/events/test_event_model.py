@@ -11,9 +11,9 @@ from safetensors import safe_open
 from cavmae.common.cli import run
 from cavmae.finetune.events.config import EventConfig, Mode
 from cavmae.finetune.events.model import EventClassifier
+from cavmae.finetune.inference.event_model import load_task
 from cavmae.pretrain.config import EncoderConfig
 from cavmae.tools import convert
-from cavmae.tools.evaluating.events import load_task
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cav_mae_tiny.safetensors"
 # The authors' names say what is there, or that all but this is missing.
