@@ -20,6 +20,8 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import read_bytes
 from cavmae.common.json_files import read_json, typed, value_as
 from cavmae.common.quoting import visible
+from cavmae.datasets.stream.features import FBANK_RATE
+from cavmae.finetune.inference.event_model import FIGURES, Conditions
 from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.pretrain.engine.checkpoints import (
     CONFIG,
@@ -60,7 +62,18 @@ USES = {
         "--model.encoder-from ENCODER --model.sound-from {name}",
         ["speech-separation"],
     ),
+    "events": (
+        "Classes of events in a recording, over time, from its audio and its video.",
+        "from cavmae.finetune.inference import EventPredictor\n\n"
+        "predictor = EventPredictor.from_pretrained({name})\n"
+        'prediction = predictor.predict("video.mp4")\n'
+        "prediction.timeline.probs  # [stretches of time, classes]",
+        "cavmae predict video.mp4 --model {name} --out out",
+        ["audio-visual", "audio-classification"],
+    ),
 }
+# Folder of averaged weights inside a checkpoint.
+AVERAGE = "average"
 
 
 def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
@@ -107,7 +120,11 @@ def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCar
         library_name="cavmae",
         tags=tags,
     )
-    step = checkpoint.resolve().name
+    folder_of_step = checkpoint.resolve()
+    averaged = folder_of_step.name == AVERAGE
+    folder_of_step = folder_of_step.parent if averaged else folder_of_step
+    step = folder_of_step.name
+    measures = Path(settings.measures) if settings.measures is not None else None
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -119,11 +136,14 @@ def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCar
         what=purpose,
         python=python.format(name=json.dumps(name)),
         command=command.format(name=shlex.quote(name)),
+        kind=kind,
         step=int(step) if step.isdigit() else None,
-        classes=_classes(checkpoint / CONFIG) if kind == "speaker" else [],
-        config=_config(checkpoint.resolve().parent.parent),
+        averaged=averaged,
+        classes=_classes(checkpoint / CONFIG) if kind in ("speaker", "events") else [],
+        inputs=_event_inputs(checkpoint / CONFIG) if kind == "events" else None,
+        config=_config(folder_of_step.parent.parent),
         preprocessing=json.dumps(_json(checkpoint / PREPROCESSING)),
-        measures=None if settings.measures is None else _measures_table(Path(settings.measures)),
+        measures=None if measures is None else _measures_of(kind, measures),
     )
     return ModelCard(f"{text}\n")
 
@@ -163,12 +183,31 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _classes(path: Path) -> list[str]:
-    """Classes of a speaker model, which may serve as hints."""
+    """Classes of a speaker model, which may serve as hints, or of an event classifier."""
     try:
         classes: list[str] = value_as(list[str], typed(_json(path), "classes", list), "classes")
     except ValueError as error:
         raise CavmaeError(f"{path}: {error}; copy the checkpoint again.") from error
     return classes
+
+
+def _event_inputs(path: Path) -> str:
+    """Sentence about the inputs of an event classifier."""
+    try:
+        record = _json(path)
+        encoder = typed(record, "encoder", dict)
+        seconds = typed(encoder, "audio_frames", int) / FBANK_RATE
+        frames = typed(encoder, "frames", int)
+        size = f"{typed(encoder, 'image_height', int)}x{typed(encoder, 'image_width', int)}"
+        modalities = typed(record, "modalities", str)
+        probs = "sigmoid" if typed(record, "multi_label", bool) else "softmax"
+    except ValueError as error:
+        raise CavmaeError(f"{path}: {error}; copy the checkpoint again.") from error
+    counted = "1 frame" if frames == 1 else f"{frames} frames in one pass"
+    return (
+        f"Windows of {seconds:g} s, {counted} of {size} pixels; fine-tuned {modalities}; "
+        f"probabilities by {probs}."
+    )
 
 
 def _config(run: Path) -> str | None:
@@ -186,28 +225,49 @@ def _config(run: Path) -> str | None:
     return re.sub(r"^(\s*\w+: ).*/", r"\1", text, flags=re.MULTILINE)
 
 
-def _measures_table(folder: Path) -> dict[str, Any]:
-    """Values of the metrics table of the card.
+def _measures_of(kind: str, folder: Path) -> dict[str, Any]:
+    """Metrics table of a card: its title, its head, and its rows of a label and cells.
 
     Raises:
-        CavmaeError: a field of ``measures.json`` is not what `cavmae evaluate` writes.
+        CavmaeError: a field of the file is not what `cavmae evaluate` writes.
     """
-    path = folder / "measures.json"
+    path = folder / ("events.json" if kind == "events" else "measures.json")
     record = _json(path)
     try:
-        scenes = len(typed(typed(record, "scenes", dict), "model", list))
-        listed = Path(typed(record, "list", str)).name
-        summary = typed(record, "summary", dict)
-        columns = {name: typed(summary, name, dict) for name in summary}
-        rows = []
-        for name, metric in METRICS.items():
-            known = [typed({name: None} | c, name, float, NoneType) for c in columns.values()]
-            if any(value is not None for value in known):
-                cells = ["-" if value is None else f"{value:.{metric.digits}f}" for value in known]
-                rows.append((metric.label, cells))
+        return _event_table(record) if kind == "events" else _speaker_table(record)
     except ValueError as error:
         raise CavmaeError(f"{path}: {error}; measure again with `cavmae evaluate`.") from error
-    return {"scenes": scenes, "list": listed, "columns": list(columns), "rows": rows}
+
+
+def _speaker_table(record: dict[str, Any]) -> dict[str, Any]:
+    scenes = len(typed(typed(record, "scenes", dict), "model", list))
+    listed = Path(typed(record, "list", str)).name
+    summary = typed(record, "summary", dict)
+    columns = {name: typed(summary, name, dict) for name in summary}
+    rows = []
+    for name, metric in METRICS.items():
+        known = [typed({name: None} | c, name, float, NoneType) for c in columns.values()]
+        if any(value is not None for value in known):
+            cells = ["-" if value is None else f"{value:.{metric.digits}f}" for value in known]
+            rows.append((metric.label, cells))
+    return {"title": f"On {scenes} scenes of", "source": listed, "head": list(columns),
+            "rows": rows}  # fmt: skip
+
+
+def _event_table(record: dict[str, Any]) -> dict[str, Any]:
+    """Table with the conditions of each figure, without which it cannot be reproduced."""
+    figures, classes = typed(record, "figures", dict), typed(record, "classes", list)
+    measured = sum(typed(row, "clips", int) > 0 for row in classes)
+    rows = []
+    for name, label in FIGURES.items():
+        figure = typed(figures, name, dict)
+        value = typed(figure, "value", float, NoneType)
+        conditions = [typed(figure, field, str) for field in Conditions._fields]
+        rows.append((label, ["-" if value is None else f"{value:.4f}", *conditions]))
+    title = f"On clips of {measured} of the {len(classes)} classes, measured with"
+    source = Path(typed(record, "model", str)).name
+    return {"title": title, "source": source, "head": ["value", *Conditions._fields],
+            "rows": rows}  # fmt: skip
 
 
 def push(folder: Path, name: str) -> None:

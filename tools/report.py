@@ -1,4 +1,4 @@
-"""`cavmae report RUN... --out report.html`: training runs, evaluations and separations as HTML."""
+"""`cavmae report RUN... --out report.html`: runs, evaluations and results of videos as HTML."""
 
 import dataclasses
 import logging
@@ -32,11 +32,12 @@ def main(words: Sequence[str]) -> int:
         UsageError: ``--out`` is a folder, or no command of ours wrote a folder that is named.
         CavmaeError: a folder is damaged.
     """
-    arguments = parser("report", "Training runs, evaluations and separations on one HTML page.")
+    arguments = parser("report", "Runs, evaluations and results of videos on one HTML page.")
     arguments.add_argument(
         "folders", nargs="+", type=str, metavar="RUN",
-        help="Folder of a training run, an evaluation, a separated recording (or several), or "
-        "shards; folders of the same kind are shown side by side.",
+        help="Folder of a training run, an evaluation, separated recordings or predicted events "
+        "(of one recording or several), or shards; folders of the same kind are shown side by "
+        "side.",
     )  # fmt: skip
     settings, options = parse_settings(arguments, ReportSettings, words)
     out = Path(settings.out)

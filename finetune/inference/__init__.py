@@ -1,4 +1,4 @@
-"""Separation of recordings of any length; the public entry point is :class:`Separator`.
+"""Recordings of any length: their separation (:class:`Separator`) and events (EventPredictor).
 
 The names are imported when they are first used, since settings are read without PyTorch.
 """
@@ -7,6 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cavmae.finetune.inference.event_predictor import EventPrediction, EventPredictor
+    from cavmae.finetune.inference.event_settings import PredictSettings
     from cavmae.finetune.inference.result_arrays import SeparatedArrays
     from cavmae.finetune.inference.result_files import SeparatedFiles
     from cavmae.finetune.inference.separator import Separator
@@ -14,9 +16,12 @@ if TYPE_CHECKING:
     from cavmae.finetune.inference.target import Target
 
 __all__ = [
-    "SeparateSettings", "SeparatedArrays", "SeparatedFiles", "Separator", "Target", "Thresholds",
+    "EventPrediction", "EventPredictor", "PredictSettings", "SeparateSettings",
+    "SeparatedArrays", "SeparatedFiles", "Separator", "Target", "Thresholds",
 ]  # fmt: skip
 _MODULES = {
+    "EventPrediction": "event_predictor", "EventPredictor": "event_predictor",
+    "PredictSettings": "event_settings",
     "SeparateSettings": "settings", "SeparatedArrays": "result_arrays",
     "SeparatedFiles": "result_files", "Separator": "separator", "Target": "target",
     "Thresholds": "settings",

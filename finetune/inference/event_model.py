@@ -11,6 +11,9 @@ from cavmae.finetune.events.model import uses_video
 from cavmae.finetune.events.task import EventTask
 from cavmae.pretrain.factory import read_preprocessing
 
+# Figures of an evaluation by their names in its record, with their labels.
+FIGURES = {"mean_ap": "mAP", "auc": "AUC", "d_prime": "d'", "accuracy": "accuracy"}
+
 
 class Conditions(NamedTuple):
     """Conditions of a figure, without which it cannot be reproduced.

@@ -114,7 +114,7 @@ class EventTimeline:
 
         Returns:
             an object for each class, the most probable first, with ``spans``: (start, end) in
-            seconds in which it is present.
+            seconds in which it is present, and ``probs``: its probability in each bin.
         """
         columns = self._columns(listed)
         peaks = self.probs[:, columns].max(axis=0)
@@ -126,6 +126,7 @@ class EventTimeline:
                 "max_prob": _rounded(peaks[n]),
                 "mean_prob": _rounded(self._mean(int(columns[n]))),
                 "spans": self._spans(self.probs[:, columns[n]] >= threshold),
+                "probs": [_rounded(prob) for prob in self.probs[:, columns[n]]],
             }
             for n in order[:count]
         ]

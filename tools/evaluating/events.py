@@ -25,6 +25,7 @@ from cavmae.finetune.events.data import event_view
 from cavmae.finetune.events.labels import ClassList, check_labels, class_list
 from cavmae.finetune.events.metrics import EventMetrics, event_metrics
 from cavmae.finetune.inference.event_model import (
+    FIGURES,
     Conditions,
     checked_frames,
     checked_mode,
@@ -36,7 +37,6 @@ from cavmae.tools.evaluate import EvaluateSettings
 from cavmae.tools.evaluating.measure import finite
 
 log = logging.getLogger("cavmae")
-FIGURES = {"mean_ap": "mAP", "auc": "AUC", "d_prime": "d'", "accuracy": "accuracy"}
 MOST_ROWS = 30  # classes of a table that is printed, and names beside a confusion matrix
 
 

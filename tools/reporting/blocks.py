@@ -100,6 +100,13 @@ class Gallery(PageBlock):
 
 
 @dataclasses.dataclass(frozen=True)
+class Timeline(PageBlock):
+    """Chart over time, as wide as the page; it scrolls on a narrow one."""
+
+    drawing: Markup
+
+
+@dataclasses.dataclass(frozen=True)
 class Details(PageBlock):
     """Text that unfolds on a click."""
 

@@ -1,11 +1,12 @@
-"""Line charts as inline SVG in the colours of the page, and spectrograms as PNG."""
+"""Line charts and timelines as inline SVG in the page's colours, and spectrograms as PNG."""
 
 import base64
+import contextlib
 import io
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib
@@ -22,7 +23,23 @@ STYLES = ("-", "--", ":", "-.")
 SIZE = (5.2, 3.1)  # inches of 72 pixels: the width of a phone
 WINDOW, HOP = 512, 160  # samples of a spectrogram's frame, and between frames
 RANGE_DB = 70.0
+TIMELINE_WIDTH = 9.6  # inches
+COLUMNS = 600  # of a timeline
 SVG = "{http://www.w3.org/2000/svg}"
+
+
+class TimelineRow(NamedTuple):
+    """Row of a timeline.
+
+    Attributes:
+        name: of the class.
+        probs: in each stretch of time.
+        spans: (start, end) in seconds in which the class is present.
+    """
+
+    name: str
+    probs: Sequence[float]
+    spans: Sequence[tuple[float, float]]
 
 
 class Line(NamedTuple):
@@ -51,12 +68,7 @@ def lines(title: str, unit: str, named: Mapping[str, Line], logarithmic: bool = 
         named: lines by their names in the legend.
         logarithmic: scale of the values, if any is positive.
     """
-    with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": visible(title), "font.family": "sans-serif",
-         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
-         "ytick.color": INK, "font.size": 9}
-    ), warnings.catch_warnings():  # fmt: skip
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the browser has other fonts
+    with _drawing(title):
         figure = Figure(figsize=SIZE, layout="constrained")
         axis = figure.subplots()
         for number, line in enumerate(named.values()):
@@ -79,10 +91,82 @@ def lines(title: str, unit: str, named: Mapping[str, Line], logarithmic: bool = 
                 text.set_text(caption(name, 40))
                 text.set_parse_math(False)
                 text.set_color(INK)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        svg = _svg_of(figure)
     # A screen reader gets one description rather than every text of the drawing.
-    return _inline(buffer.getvalue(), f"{title} over training steps: {_description(named)}")
+    return _inline(svg, f"{title} over training steps: {_description(named)}")
+
+
+def timeline(title: str, rows: Sequence[TimelineRow], bounds: Sequence[float]) -> Markup:
+    """Chart of probabilities over time, a row for each class: inline SVG as of :func:`lines`.
+
+    The height of an area is the probability, from 0 to 1; stretches in which the class is present
+    are filled in full colour.
+
+    Args:
+        title: above the chart.
+        rows: the first one is on top.
+        bounds: edges of the stretches of time, one more than values of a row, in seconds.
+    """
+    with _drawing(title):
+        figure = Figure(figsize=(TIMELINE_WIDTH, 0.9 + 0.42 * len(rows)), layout="constrained")
+        axis = figure.subplots()
+        for number, row in enumerate(rows):
+            base = len(rows) - 1 - number
+            edges, values = _peaks(bounds, row.probs)
+            heights = base + 0.86 * np.append(values, values[-1])
+            for mask, alpha in ((None, 0.3), (_inside(edges, row.spans), 1.0)):
+                axis.fill_between(
+                    edges, base, heights, where=mask, step="post", color=colour(number),
+                    alpha=alpha, linewidth=0,
+                )  # fmt: skip
+            axis.axhline(base, color=INK, linewidth=0.5, alpha=0.5)
+        axis.set_title(caption(title), fontsize=10, parse_math=False)
+        axis.set_xlabel("seconds")
+        axis.set_xlim(bounds[0], bounds[-1])
+        axis.set_ylim(0, len(rows))
+        axis.set_yticks(
+            [len(rows) - 1 - n + 0.43 for n in range(len(rows))],
+            [caption(row.name, 28) for row in rows], parse_math=False,
+        )  # fmt: skip
+        axis.tick_params(axis="y", length=0)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        svg = _svg_of(figure)
+    parts = [f"{row.name} up to {max(row.probs):.2f}" for row in rows]
+    return _inline(svg, f"{title}, over time: {', '.join(parts)}")
+
+
+def _peaks(bounds: Sequence[float], probs: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Edges and values of at most :data:`COLUMNS` stretches, each with its largest probability."""
+    size = -(-len(probs) // COLUMNS)
+    first = np.arange(0, len(probs), size)
+    edges = np.append(np.asarray(bounds)[first], bounds[-1])
+    return edges, np.maximum.reduceat(np.asarray(probs, dtype=float), first)
+
+
+def _inside(edges: np.ndarray, spans: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Whether the stretch that begins at an edge overlaps a span, bool [edges]."""
+    ends = np.append(edges[1:], edges[-1])
+    overlaps = [(edges < end) & (ends > start) for start, end in spans]
+    inside: np.ndarray = np.any([np.zeros(len(edges), dtype=bool), *overlaps], axis=0)
+    return inside | np.append(False, inside[:-1])  # an area reaches to the next edge
+
+
+@contextlib.contextmanager
+def _drawing(title: str) -> Iterator[None]:
+    """Settings of matplotlib for a chart that becomes part of the page."""
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": visible(title), "font.family": "sans-serif",
+         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
+         "ytick.color": INK, "font.size": 9}
+    ), warnings.catch_warnings():  # fmt: skip
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the browser has other fonts
+        yield
+
+
+def _svg_of(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def _description(named: Mapping[str, Line]) -> str:

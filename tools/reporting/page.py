@@ -13,6 +13,7 @@ from markupsafe import Markup
 from PIL import Image as PILImage
 
 from cavmae.common.quoting import caption, visible
+from cavmae.finetune.inference.event_model import FIGURES
 from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.tools.reporting.blocks import (
     Details,
@@ -25,6 +26,7 @@ from cavmae.tools.reporting.blocks import (
     Table,
 )
 from cavmae.tools.reporting.charts import Line, data_url, lines
+from cavmae.tools.reporting.events import event_measures, predicted_events
 from cavmae.tools.reporting.examples import example
 from cavmae.tools.reporting.fields import (
     Faults,
@@ -37,6 +39,8 @@ from cavmae.tools.reporting.fields import (
 from cavmae.tools.reporting.sources import (
     DataSet,
     Evaluation,
+    EventEvaluation,
+    Prediction,
     Run,
     Separation,
     Source,
@@ -82,7 +86,11 @@ def page(sources: Sequence[Source], title: str, faults: Faults) -> str:
     parts: dict[str, Sequence[PageBlock]] = {
         "Separated recordings": [b for s in sources if isinstance(s, Separation)
                                  for b in example(s)],
+        "Events over time": [b for s in sources if isinstance(s, Prediction)
+                             for b in predicted_events(s)],
         "Measures": _measures([s for s in sources if isinstance(s, Evaluation)]),
+        "Event classification": [b for s in sources if isinstance(s, EventEvaluation)
+                                 for b in _event_measures(s)],
         "Training": _training(runs),
         "Measured while training": _held_out(runs, faults),
         "Reconstructions": [b for run in runs for name in run.images
@@ -133,7 +141,7 @@ def _held_out(runs: Sequence[Run], faults: Faults) -> list[PageBlock]:
             measured.append((name, named))
     if len(measured) > MAX_METRICS:
         faults.add(f"The first {MAX_METRICS} of {len(measured)} metrics of training are drawn.")
-    titles = {name: metric.title for name, metric in METRICS.items()}
+    titles = {name: metric.title for name, metric in METRICS.items()} | FIGURES
     units = {name: metric.unit for name, metric in METRICS.items()}
     drawn = []
     single: list[tuple[str, dict[str, Line]]] = []
@@ -141,7 +149,9 @@ def _held_out(runs: Sequence[Run], faults: Faults) -> list[PageBlock]:
         if max(len(line.steps) for line in named.values()) > 1:
             drawn.append(lines(titles.get(name, name), units.get(name) or name, named))
         else:
-            single.append((METRICS[name].label if name in METRICS else name, named))
+            single.append(
+                (METRICS[name].label if name in METRICS else titles.get(name, name), named)
+            )
     return [*_single_values(single), *([Gallery("charts", drawn)] if drawn else [])]
 
 
@@ -244,6 +254,16 @@ def _measures(evaluations: Sequence[Evaluation]) -> list[PageBlock]:
         for file, description in drawn:
             blocks += _optional_image(evaluation.folder, file, description, record.faults)
     return blocks
+
+
+def _event_measures(evaluation: EventEvaluation) -> list[PageBlock]:
+    description = (
+        f"{evaluation.name}: confusion matrix, each row the clips of a class as shares of their "
+        "most probable classes"
+    )
+    faults = evaluation.record.faults
+    image = _optional_image(evaluation.folder, "confusion.png", description, faults)
+    return [*event_measures(evaluation), *image]
 
 
 def _optional_image(folder: Path, name: str, description: str, faults: Faults) -> list[PageBlock]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import JSONError, parse_json
+from cavmae.finetune.inference.event_files import EVENTS, is_prediction
 from cavmae.finetune.inference.result_files import RESULT
 from cavmae.tools.reporting.fields import (
     Faults,
@@ -20,6 +21,7 @@ from cavmae.tools.reporting.fields import (
 
 Numbers = dict[str, Any]
 METRICS, MEASURES, MANIFEST = "metrics.jsonl", "measures.json", "manifest.json"
+OWN = METRICS, MEASURES, RESULT, EVENTS, MANIFEST  # files of a folder that is itself a source
 METRICS_BYTES = 1 << 30
 LINE_BYTES = 1 << 20
 CONFIG_BYTES = 1 << 20
@@ -68,6 +70,24 @@ class Separation:
 
 
 @dataclasses.dataclass(frozen=True)
+class EventEvaluation:
+    """Output folder of ``cavmae evaluate --out`` of an event classifier."""
+
+    name: str
+    folder: Path
+    record: Fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Output folder of ``cavmae predict`` for one recording."""
+
+    name: str
+    folder: Path
+    record: Fields
+
+
+@dataclasses.dataclass(frozen=True)
 class DataSet:
     """Folder of shards.
 
@@ -82,11 +102,11 @@ class DataSet:
     stats: Fields | None
 
 
-Source = Run | Evaluation | Separation | DataSet
+Source = Run | Evaluation | Separation | EventEvaluation | Prediction | DataSet
 
 
 def sources_of(names: Sequence[str], faults: Faults | None = None) -> list[Source]:
-    """Load the sources of a report; a folder of separated recordings has one for each.
+    """Load the sources of a report; a folder of results of recordings has one for each.
 
     Args:
         names: folders.
@@ -102,15 +122,17 @@ def sources_of(names: Sequence[str], faults: Faults | None = None) -> list[Sourc
         folder = Path(name)
         if not folder.is_dir():
             raise UsageError(f"There is no folder {name!r}.")
-        inner = [] if is_there(folder, RESULT) else _recordings(folder, faults)
+        inner = [] if is_there(folder, RESULT) else _recordings(folder, RESULT, faults)
+        if not inner and not any(is_there(folder, own) for own in OWN):
+            inner = _recordings(folder, EVENTS, faults)
         sources += [_source(path, faults) for path in inner or [folder]]
     return _with_unique_names(sources)
 
 
-def _recordings(folder: Path, faults: Faults) -> list[Path]:
-    """Folders of separated recordings in a folder; links are not followed."""
+def _recordings(folder: Path, result: str, faults: Faults) -> list[Path]:
+    """Folders of recordings with a result in a folder; links are not followed."""
     recordings = []
-    for path in sorted(result.parent for result in folder.glob(f"*/{RESULT}")):
+    for path in sorted(file.parent for file in folder.glob(f"*/{result}")):
         if path.is_symlink():
             faults.add(
                 f"{path} is a link, and is left out: name it on the command line to include it."
@@ -128,13 +150,19 @@ def _source(folder: Path, faults: Faults) -> Source:
         return Evaluation(name, folder, Fields.load(folder, MEASURES, faults))
     if is_there(folder, RESULT):
         return Separation(name, folder, Fields.load(folder, RESULT, faults))
+    if is_there(folder, EVENTS):
+        record = Fields.load(folder, EVENTS, faults)
+        return (Prediction if is_prediction(record.values) else EventEvaluation)(
+            name, folder, record
+        )
     if is_there(folder, MANIFEST):
         checked = is_there(folder, "stats.json")
         stats = Fields.load(folder, "stats.json", faults) if checked else None
         return DataSet(name, folder, stats)
     raise UsageError(
         f"{folder} is no source of a report: name a run (metrics.jsonl), an evaluation "
-        "(measures.json), a separated recording (result.json) or shards (manifest.json)."
+        "(measures.json, events.json), a separated recording (result.json), predicted events "
+        "(events.json) or shards (manifest.json)."
     )
 
 
