@@ -65,16 +65,16 @@ class EventWindows:
         self, info: Probe, plan: WindowPlan, frames: int, size: tuple[int, int], audio: bool
     ):
         self._plan, self._size, self._closing = plan, size, contextlib.ExitStack()
-        self._indices = [_frame_indices(info, plan, s, frames) for s in plan.starts if frames]
+        self._indices = [frame_indices(info, plan, s, frames) for s in plan.starts if frames]
         self._fbanks: _FbankReader | None = None
         self._before = np.zeros((*size, 3), dtype=np.uint8)  # last frame that decoded
         self._cached: dict[int, np.ndarray] = {}
         self._reached = -1
         self.wanted = self.missing = 0
         if frames:
-            wanted = np.unique(np.concatenate(self._indices))
-            self.wanted = len(wanted)
-            self._decoder = open_decoder(info, cover(info, size), wanted)
+            self._wanted = np.unique(np.concatenate(self._indices))
+            self.wanted = len(self._wanted)
+            self._decoder = open_decoder(info, cover(info, size), self._wanted)
             self._closing.callback(self._decoder.close)
         if audio:
             self._fbanks = _FbankReader(AudioReader(info, steady=True))
@@ -107,9 +107,13 @@ class EventWindows:
             yield WindowInput(rows, frames)
 
     def _read_frames(self, indices: np.ndarray) -> np.ndarray:
-        """Frames of a window, in order of time; those of the window before may be among them."""
+        """Frames of a window, in order of time.
+
+        A decoder does not go back, so frames of the windows that follow are kept on the way.
+        """
         self._cached = {i: f for i, f in self._cached.items() if i >= indices[0]}
-        fresh = [int(i) for i in np.unique(indices) if i > self._reached]
+        until = np.searchsorted(self._wanted, [self._reached, indices[-1]], side="right")
+        fresh = self._wanted[slice(*until)].tolist()
         decoded = self._decoder.read(fresh)
         for index in fresh:
             self.missing += index not in decoded
@@ -120,7 +124,7 @@ class EventWindows:
         return np.stack([self._cached[int(i)] for i in indices])
 
 
-def _frame_indices(info: Probe, plan: WindowPlan, start: int, count: int) -> np.ndarray:
+def frame_indices(info: Probe, plan: WindowPlan, start: int, count: int) -> np.ndarray:
     """Frames of a window, as evaluation takes them of a clip: int64 [count], some repeated.
 
     See :meth:`cavmae.datasets.stream.view.View.select`.

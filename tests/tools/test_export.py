@@ -1,7 +1,12 @@
 """`cavmae export`: what goes with the weights, and what a card says."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,15 +14,20 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.finetune.events.config import EventConfig
+from cavmae.finetune.events.factory import load_events
+from cavmae.finetune.events.model import EventClassifier
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separators.settings import UNetOptions
 from cavmae.finetune.speaker.factory import load_speaker
-from cavmae.pretrain.config import CAVMAEConfig
+from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig
 from cavmae.pretrain.factory import read_preprocessing
 from cavmae.pretrain.model import CAVMAE
 from cavmae.tools.export import main
+from tests.finetune.events.event_clips import ENCODER
 from tests.finetune.speaker.scenes import model
+from tests.serving import hub
 
 STATISTICS = {"fbank_mean": -6.0, "fbank_std": 4.0, "sample_rate": 16000}
 
@@ -104,6 +114,81 @@ def test_a_sound_separator_by_itself(tmp_path: Path) -> None:
     assert loaded.config == trained.config
     card = ModelCard.load(tmp_path / "mine" / "README.md")
     assert "--model.sound-from mine" in card.content
+
+
+def event_checkpoint(run: Path) -> Path:
+    classes = ("dog", "rain", "*a`b*")
+    config = EventConfig(EncoderConfig(**ENCODER, frames=2), classes, modalities="multimodal")
+    return checkpoint(run, EventClassifier(config))
+
+
+def test_the_card_of_an_event_classifier_has_the_conditions_of_its_figures(tmp_path: Path) -> None:
+    folder = event_checkpoint(tmp_path / "run")
+    average = shutil.copytree(folder, folder / "average")
+    record: dict[str, Any] = {
+        "model": "/x/average",
+        "figures": {
+            name: {"value": value, "mode": "missing_video", "frames": "none",
+                   "weights": "mean after epochs 2 to 5"}
+            for name, value in (("mean_ap", 0.51239), ("auc", 0.7), ("d_prime", None),
+                                ("accuracy", 0.25))
+        },
+        "classes": [{"name": "dog", "clips": 3}, {"name": "rain", "clips": 2},
+                    {"name": "x", "clips": 0}],
+    }  # fmt: skip
+    measures = tmp_path / "measures"
+    measures.mkdir()
+    (measures / "events.json").write_text(json.dumps(record))
+    words = [str(average), "--out", str(tmp_path / "mine"), "--measures", str(measures)]
+    assert main(words) == 0
+    card = ModelCard.load(tmp_path / "mine" / "README.md")
+    for text in (
+        "Step 120, averaged weights.", "train: clips", "`dog`, `rain`, ``*a`b*``",
+        "Windows of 0.64 s, 2 frames in one pass of 32x32 pixels; fine-tuned multimodal;",
+        "On clips of 2 of the 3 classes, measured with `average`",
+        "| | value | mode | frames | weights |",
+        r"| mAP | 0.5124 | missing\_video | none | mean after epochs 2 to 5 |",
+        "cavmae predict video.mp4 --model mine --out out", "other events",
+    ):  # fmt: skip
+        assert text in card.content, text
+    assert card.data.tags == ["audio-visual", "audio-classification"]
+    assert "Voices" not in card.content
+    assert load_events(str(tmp_path / "mine")).config.classes == ("dog", "rain", "*a`b*")
+    for other in ({"figures": {}}, {"timeline": []}, record | {"classes": [{"name": "dog"}]}):
+        (measures / "events.json").write_text(json.dumps(other))
+        with pytest.raises(CavmaeError, match=r"events\.json: .*measure again"):
+            main([*words[:2], str(tmp_path / "other"), *words[3:]])
+
+
+def test_a_pushed_classifier_predicts_from_the_hub(tmp_path: Path, video: Any) -> None:
+    path = video(seconds=0.7, size=(48, 32))
+    folder = event_checkpoint(tmp_path / "run")
+    program = (
+        "import sys\n"
+        "from cavmae.common.cli import run\n"
+        "from cavmae.tools import export, predict\n"
+        "folder, video = sys.argv[1:]\n"
+        "words = [folder, '--out', 'mine', '--name', 'me/mine', '--push']\n"
+        "code = run(export.main, words)\n"
+        "if not code:\n"
+        "    code = run(predict.main, [video, '--model', 'me/mine', '--out', 'out'])\n"
+        "sys.exit(code)"
+    )
+    with hub(tmp_path / "hub") as address:
+        known = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        for token, code in (("wrong", 1), ("letmein", 0)):
+            shutil.rmtree(tmp_path / "mine", ignore_errors=True)
+            done = subprocess.run(
+                [sys.executable, "-c", program, str(folder), str(path)], cwd=tmp_path,
+                env=os.environ | known | {"HF_TOKEN": token}, capture_output=True, text=True,
+            )  # fmt: skip
+            assert done.returncode == code, done.stderr
+            assert ("me/mine could not be uploaded" in done.stderr) == (code == 1)
+    names = {file.name for file in (tmp_path / "hub" / "me" / "mine").iterdir()}
+    assert names == {file.name for file in (tmp_path / "mine").iterdir()}
+    assert (
+        json.loads((tmp_path / "out" / "video" / "events.json").read_text())["model"] == "me/mine"
+    )
 
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:

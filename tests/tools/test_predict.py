@@ -1,5 +1,6 @@
 """`cavmae predict`: events over time in any recording."""
 
+import contextlib
 import json
 import logging
 import subprocess
@@ -15,6 +16,10 @@ import torch
 from cavmae.common.cli import run
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.media import probe
+from cavmae.datasets.media.audio_reader import AudioReader
+from cavmae.datasets.media.frames import open_decoder
+from cavmae.datasets.stream.features import fbank, to_float, to_int16
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.stream import EvalStream
 from cavmae.finetune.events.config import EventConfig
@@ -24,6 +29,7 @@ from cavmae.finetune.inference.event_model import load_task
 from cavmae.finetune.inference.event_predictor import EventPredictor
 from cavmae.finetune.inference.event_settings import PredictSettings
 from cavmae.finetune.inference.event_timeline import EventTimeline, WindowPlan
+from cavmae.finetune.inference.event_windows import EventWindows, cover, frame_indices
 from cavmae.pretrain.config import EncoderConfig
 from cavmae.tools.predict import main
 from tests.conftest import make_shards
@@ -87,6 +93,29 @@ def test_windows_side_by_side_are_the_clips_of_an_evaluation(
     np.testing.assert_allclose(prediction.timeline.bounds, np.arange(5) * SECONDS)
     # JPEGs of the shards differ a little from the frames.
     np.testing.assert_allclose(prediction.timeline.probs, expected.numpy(), atol=0.02)
+
+
+@pytest.mark.parametrize(("hop", "frames"), [(0.3, 10), (0.3, 3), (1.0, 12)])
+def test_overlapping_windows_have_the_frames_and_fbanks_of_windows_alone(
+    video: Maker, hop: float, frames: int
+) -> None:
+    info = probe(str(video(seconds=2.0, size=(48, 32), fps=12.5, audio="pcm_s16le", name="a.mkv")))
+    plan = WindowPlan.of(32_000, 64, hop)
+    with EventWindows(info, plan, frames, (32, 32), audio=True) as windows:
+        inputs = list(windows)
+    assert len(inputs) == len(plan.starts) > 3
+    with contextlib.closing(AudioReader(info)) as reader:
+        waveform, _ = reader.read(0, 2)
+    for start, (rows, images) in zip(plan.starts, inputs, strict=True):
+        indices = frame_indices(info, plan, start, frames)
+        wanted = np.unique(indices)
+        with contextlib.closing(open_decoder(info, cover(info, (32, 32)), wanted)) as decoder:
+            alone = decoder.read(wanted.tolist())
+        assert rows is not None and images is not None
+        np.testing.assert_array_equal(images, np.stack([alone[int(i)] for i in indices]))
+        part = waveform[start * 160 : (start + 64) * 160]
+        expected = fbank(torch.from_numpy(to_float(to_int16(part)))).numpy()
+        np.testing.assert_allclose(rows, expected, atol=0.02)
 
 
 def test_files_console_and_resuming(
