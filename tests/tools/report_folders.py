@@ -22,6 +22,26 @@ MEASURES = {
     "summary": {"model": {"iou": 0.81}, "frames_blanked": {"iou": None}},
 }  # fmt: skip
 
+PREDICTION = {
+    "schema": 1, "source": "street.mp4", "model": "m", "seconds": 2.5, "window": 1.0, "hop": 1.0,
+    "conditions": {"mode": "missing_audio", "frames": "10, averaged", "weights": "not averaged"},
+    "remarks": ["it has no audio: predicted from its frames (missing_audio)"],
+    "timeline": [{"start": n, "end": min(n + 1.0, 2.5), "labels": []} for n in (0.0, 1.0, 2.0)],
+    "labels": [
+        {"name": "_dog <b>", "spans": [[0.0, 1.0], [2.0, 2.5]], "probs": [0.9, 0.2, 0.8]},
+        {"name": "rain", "spans": [], "probs": [0.1, 0.3, 0.05]},
+    ],
+}  # fmt: skip
+EVENT_MEASURES = {
+    "model": "m/average",
+    "figures": {
+        name: {"value": value, "mode": "audio_only", "frames": "none", "weights": "as published"}
+        for name, value in (("mean_ap", 0.5125), ("auc", 0.75), ("d_prime", None),
+                            ("accuracy", 0.25))
+    },
+    "classes": [{"name": "dog", "clips": 3, "ap": 0.625, "auc": None}],
+}  # fmt: skip
+
 
 def wave(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-0.1, 0.1, 16_000).astype(np.float32)

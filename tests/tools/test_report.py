@@ -21,11 +21,12 @@ from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.tools.benchmarks.media import make_video
 from cavmae.tools.report import main
-from cavmae.tools.reporting.charts import Line, lines
+from cavmae.tools.reporting.charts import Line, TimelineRow, lines, timeline
 from cavmae.tools.reporting.examples import tracks_of
 from cavmae.tools.reporting.sources import Separation, sources_of
 from tests.conftest import SMALL
 from tests.finetune.speaker.scenes import model
+from tests.tools.report_folders import EVENT_MEASURES, PREDICTION, write
 
 NAMES = ("first & <best>", "second")
 
@@ -63,6 +64,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory, data_set: Manifest) -> lis
     for name in ("before", "after"):
         (root / name).mkdir()
         (root / name / "measures.json").write_text(json.dumps(measures))
+    write(root / "predicted" / "street", "events.json", PREDICTION)
+    write(root / "events", "events.json", EVENT_MEASURES)
+    shutil.copy(Path("docs/labels.png"), root / "events" / "confusion.png")
     # A rendered clip with its ground truth.
     clip = root / "clips" / "000000"
     clip.mkdir(parents=True)
@@ -79,7 +83,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, data_set: Manifest) -> lis
     separator = Separator.from_pretrained(str(root / "model"), "cpu")
     separator.separate(str(video), root / "separated" / "clip", SeparateSettings(False))
     return [*map(str, runs), str(root / "before"), str(root / "after"), str(root / "separated"),
-            data_set.folder]  # fmt: skip
+            str(root / "predicted"), str(root / "events"), data_set.folder]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +135,7 @@ def test_every_image_has_a_text_alternative(page: Path) -> None:
             assert len(attributes.get("alt") or "") > 10
         if tag in ("svg", "audio", "video"):
             assert len(attributes.get("aria-label") or "") > 3
-    assert sum(tag == "svg" for tag, _ in parsed.tags) == 6
+    assert sum(tag == "svg" for tag, _ in parsed.tags) == 7
     assert sum(tag == "audio" for tag, _ in parsed.tags) >= 4
 
 
@@ -142,6 +146,32 @@ def test_content_of_a_page(page: Path) -> None:
                  "frames_blanked", "person 1", "s1, speaking", "residual", "note: <b>",
                  "SI-SDR", "before", "after", "Not checked yet"):  # fmt: skip
         assert text in parsed.text, text
+
+
+def test_events_of_a_page(page: Path) -> None:
+    text = page.read_text()
+    for part in (
+        "2.5 s by m: mode missing_audio, frames 10, averaged, weights not averaged; windows of 1 s",
+        "<li>it has no audio",
+        '<th scope="row">_dog &lt;b&gt;</th><td>0.90</td><td>0.60</td><td>0.0-1.0, 2.0-2.5</td>',
+        '<th scope="row">rain</th><td>0.30</td><td>0.17</td><td>-</td>',
+        "over time: _dog &lt;b&gt; up to 0.90, rain up to 0.30",
+        '<th scope="row">mAP</th><td>0.5125</td><td>audio_only</td><td>none</td>',
+        '<th scope="row">dog</th><td>3</td><td>0.625</td><td>-</td>',
+        "events: confusion matrix",
+    ):
+        assert part in text, part
+    (chart,) = re.findall(r'<div class="timeline">(.*?)</div>', text, re.DOTALL)
+    assert "_dog &lt;b&gt;</text>" in chart  # matplotlib hides names with an underscore elsewhere
+
+
+def test_a_timeline_of_many_stretches_keeps_its_peaks() -> None:
+    probs = np.zeros(5000)
+    probs[1234] = 0.75
+    drawn = timeline("x", [TimelineRow("a", list(probs), [(1234, 1235)])], np.arange(5001.0))
+    assert len(drawn) < 80_000 and "a up to 0.75" in drawn
+    absent = timeline("x", [TimelineRow("a", list(probs), [])], np.arange(5001.0))
+    assert drawn.count("<path") == absent.count("<path") + 1  # in full colour where present
 
 
 def test_ids_of_drawings_are_their_own(page: Path) -> None:

@@ -19,7 +19,16 @@ from cavmae.tools.reporting.charts import Line, lines
 from cavmae.tools.reporting.fields import Faults
 from cavmae.tools.reporting.page import page
 from cavmae.tools.reporting.sources import sources_of
-from tests.tools.report_folders import MEASURES, RECORD, harmless, only, page_of, write
+from tests.tools.report_folders import (
+    EVENT_MEASURES,
+    MEASURES,
+    PREDICTION,
+    RECORD,
+    harmless,
+    only,
+    page_of,
+    write,
+)
 
 EVIL = "<img src=x onerror=\"document.title='it ran'\"></style><script>alert(1)</script>"
 RETRIEVAL = {"clips": 40, "audio_to_video": {"recall_at_1": 0.25, "median_rank": 3.0}}
@@ -48,12 +57,21 @@ def test_markup_in_every_field(tmp_path: Path, recording: Path) -> None:
     (trained / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in values))
     (trained / "config.yaml").write_text(EVIL)
     write(trained, "retrieval.json", {EVIL: {"recall_at_1": EVIL, EVIL: 0.5}, "clips": EVIL})
-    text = page_of(tmp_path, recording, evaluation, other, shards, trained)
+    events = write(tmp_path / EVIL.replace("/", ""), "events.json", with_evil(PREDICTION))
+    half = PREDICTION | {"labels": [PREDICTION["labels"][0] | {"name": EVIL}]}  # type: ignore[index]
+    drawn = write(tmp_path / "drawn", "events.json", half)
+    figures = write(tmp_path / "figures", "events.json", with_evil(EVENT_MEASURES))
+    text = page_of(tmp_path, recording, evaluation, other, shards, trained, events, drawn, figures)
     harmless(text)
     assert "it ran" in text  # where it is text
     assert len(tracks_of(only(recording))) == 3  # fields that can be used are
 
 
+SHORT_PREDICTION = {
+    "model": "m", "seconds": 1.0, "window": 1.0, "hop": 1.0, "conditions": {"mode": "audio_only"},
+    "timeline": [{"start": 0.0, "end": 1.0}],
+    "labels": [{"name": "dog", "spans": [[0.0, 1.0]], "probs": [0.9]}],
+}  # fmt: skip
 WRONG = (None, True, -1, 10**39, "\ud800/..", [[]], {"a": {"b": 1}})
 
 
@@ -75,6 +93,8 @@ def changed(value: Any) -> list[Any]:
     [
         ("result.json", RECORD, None),
         ("measures.json", MEASURES, None),
+        ("events.json", SHORT_PREDICTION, None),
+        ("events.json", EVENT_MEASURES, None),
         ("stats.json", {"samples": 3, "fbank_mean": -7.1}, "manifest.json"),
         ("retrieval.json", RETRIEVAL, "metrics.jsonl"),
     ],

@@ -116,8 +116,8 @@ def timeline(title: str, rows: Sequence[TimelineRow], bounds: Sequence[float]) -
             heights = base + 0.86 * np.append(values, values[-1])
             for mask, alpha in ((None, 0.3), (_inside(edges, row.spans), 1.0)):
                 axis.fill_between(
-                    edges, base, heights, where=mask, step="post", color=colour(number),
-                    alpha=alpha, linewidth=0,
+                    edges, base, heights, where=mask, step="post", color=colour(1), alpha=alpha,
+                    linewidth=0,
                 )  # fmt: skip
             axis.axhline(base, color=INK, linewidth=0.5, alpha=0.5)
         axis.set_title(caption(title), fontsize=10, parse_math=False)
