@@ -52,7 +52,7 @@ def printed(words: list[str]) -> str:
 def test_readme_has_the_main_commands() -> None:
     names = {words[0] for words in ALL}
     assert {"shard", "check", "render-talkers", "pretrain", "finetune", "evaluate", "separate",
-            "report", "inpaint", "convert"} <= names  # fmt: skip
+            "predict", "report", "export", "inpaint", "convert"} <= names  # fmt: skip
 
 
 @pytest.mark.parametrize("words", ALL, ids=lambda words: " ".join(words)[:60])
