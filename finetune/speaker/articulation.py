@@ -123,10 +123,8 @@ class ArticulationTask(Task):
         masks = masks.unflatten(2, (-1, keys)).transpose(1, 2)  # [N, clips, P, F', H, W]
         cues = self.model(clips.flatten(0, 1), masks.flatten(0, 1))
         cues = cues.unflatten(0, clips.shape[:2]).transpose(1, 2).flatten(2, 3)
-        known = _known(batch)
-        return {
-            "predicted": cues[known].float().cpu(), "articulation": batch["articulation"][known].cpu()
-        }  # fmt: skip
+        known, true = _known(batch), batch["articulation"]
+        return {"predicted": cues[known].float().cpu(), "articulation": true[known].cpu()}
 
     def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
         """See :meth:`Task.aggregate`.
@@ -141,10 +139,10 @@ class ArticulationTask(Task):
             return {"correlation": 0.0, "l1": 0.0}
         a, b = predicted - predicted.mean(0), true - true.mean(0)
         spreads = a.square().mean(0).sqrt(), b.square().mean(0).sqrt()
-        constant = (spreads[0] < LEAST_SPREAD) | (spreads[1] < LEAST_SPREAD)
+        varying = (spreads[0] > LEAST_SPREAD) & (spreads[1] > LEAST_SPREAD)
         correlation = (a * b).mean(0) / (spreads[0] * spreads[1]).clamp(min=LEAST_SPREAD**2)
         return {
-            "correlation": float(torch.where(constant, 0.0, correlation).mean()),
+            "correlation": float((correlation * varying).mean()),
             "l1": float((predicted - true).abs().mean()),
         }
 
