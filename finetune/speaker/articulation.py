@@ -47,11 +47,9 @@ class ArticulationConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, {"width": (4, 4096), "frames": (8, 4096), "height": (16, 4096)})
-        if self.frames % KEY_SPACING or self.height % 4:
-            raise ValueError(
-                f"frames {self.frames} is not a multiple of {KEY_SPACING}, or height {self.height} "
-                "not of 4."
-            )
+        for name, factor in (("frames", KEY_SPACING), ("height", 4)):
+            if getattr(self, name) % factor:
+                raise ValueError(f"{name} {getattr(self, name)} is not a multiple of {factor}.")
 
     @property
     def keys(self) -> int:

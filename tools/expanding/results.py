@@ -26,8 +26,7 @@ def path_table(settings: ExpandSettings, path: Sequence[Step]) -> str:
     rows = []
     for number, step in enumerate(path):
         before = path[number - 1].kept if number else step.kept
-        contracted = [step.kept] if step.kept.contracted else []
-        for trial in [*step.tried, *contracted]:
+        for trial in _trials_of(step):
             rows.append(_row(number, before, trial, trial is step.kept))
     budget = settings.budget_ms or settings.budget_gmacs
     caption = (
@@ -41,6 +40,11 @@ def path_table(settings: ExpandSettings, path: Sequence[Step]) -> str:
         for name, network in (("Start", start), ("End", end))
     )
     return f"{caption}\n\n{markdown_table(head, rows, (0, 1, 2))}\n\n{options}"
+
+
+def _trials_of(step: Step) -> list[Trial]:
+    """All trials of a step, the contracted one last."""
+    return [*step.tried, *([step.kept] if step.kept.contracted else [])]
 
 
 def cost_unit(settings: ExpandSettings) -> str:
@@ -97,7 +101,7 @@ def plot(settings: ExpandSettings, path: Sequence[Step], file_path: Path) -> Non
         chart.scatter(
             [t.cost for t in own], [t.score for t in own], label=axis or "start",
             marker=MARKERS[number % len(MARKERS)], color=f"C{number % 10}", zorder=2,
-            alpha=[1.0 if any(t is k for k in kept) else 0.35 for t in own],
+            s=[90 if any(t is k for k in kept) else 30 for t in own],
         )  # fmt: skip
     chart.axvline(settings.budget_ms or settings.budget_gmacs, color="0.3", linestyle=":")
     chart.set_xscale("log")

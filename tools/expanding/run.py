@@ -75,7 +75,7 @@ def run(settings: ExpandSettings) -> None:
             return [float(record["score"]) for record in records]
 
         path = expand(start, axes, cost, work, budget, score)
-        output("%s", path_table(settings, path))
+        output(path_table(settings, path))
         write_results(settings, path)
 
 

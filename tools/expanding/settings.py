@@ -21,7 +21,9 @@ class ExpandDataSettings:
     Args:
         train: folder or URL of the shards to train on.
         held_out: folder or URL of shards of other people, for the score.
-        held_out_scenes: scenes that are composed from those, the same in every trial.
+        scenes: scenes that are composed from ``train`` and repeated, the same in every trial of a
+            clip length; they are kept in memory.
+        held_out_scenes: scenes that are composed from ``held_out``, the same in every trial.
         batch_size: scenes of a training step, and of evaluation.
         exclude: labels of clips that are not used.
         max_broken: largest fraction of broken scenes in an epoch before a trial fails.
@@ -29,6 +31,7 @@ class ExpandDataSettings:
 
     train: str = ""
     held_out: str = ""
+    scenes: int = 600
     held_out_scenes: int = 48
     batch_size: int = 4
     exclude: tuple[str, ...] = NOT_SINGLE
@@ -89,10 +92,10 @@ class ExpandSettings(SeedSettings):
             raise UsageError("--minutes and --lr are above 0.")
         counts = (
             self.width - 3, self.evaluations, self.jobs, self.data.batch_size,
-            self.data.held_out_scenes,
+            self.data.scenes, self.data.held_out_scenes,
         )  # fmt: skip
         if min(counts) < 1:
             raise UsageError(
-                "--evaluations, --jobs, --data.batch-size and --data.held-out-scenes are at least "
-                "1, --width is at least 4."
+                "--evaluations, --jobs, --data.batch-size, --data.scenes and "
+                "--data.held-out-scenes are at least 1, --width is at least 4."
             )

@@ -1,6 +1,8 @@
 """Trial of a network: training for some CPU time, and its score. Runs in a worker process."""
 
 import dataclasses
+import itertools
+import math
 import random
 import shutil
 from collections.abc import Callable
@@ -16,8 +18,10 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.sampler import SceneSampler
 from cavmae.datasets.mixtures.scene_stream import ComposedStream, FixedSceneStream
+from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
+from cavmae.datasets.stream.stream import Stream
 from cavmae.finetune.speaker.articulation import (
     ArticulationConfig,
     ArticulationModel,
@@ -27,10 +31,12 @@ from cavmae.pretrain.engine.run_setup import keep_memory
 from cavmae.tools.benchmarks.table import reset_peak, resident_mb
 from cavmae.tools.benchmarks.timed_training import TimeBudget, train_for
 from cavmae.tools.expanding.axes import Network
+from cavmae.tools.expanding.repeated_batches import RepeatedBatches
 from cavmae.tools.expanding.settings import ExpandSettings
 
 TRIALS = "trials"  # folder of results, a file each
 TRAINING = "training"  # folder of checkpoints of unfinished trials
+NEEDED = ("motion", "masks", "articulation", "articulated", "present", "masked")  # of a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +80,8 @@ def run_trial(job: TrialJob, report: Callable[[Any], None]) -> dict[str, Any]:
     config = ArticulationConfig(network.motion, settings.width, network.frames, network.resolution)
     torch.manual_seed(settings.seed)
     task = ArticulationTask(ArticulationModel(config))
-    loader, held_out = _loaders(job, config)
+    batches, held_out = _batches(job, config)
+    loader = Loader(RepeatedBatches(batches, settings.seed))
     reset_peak()
     budget = TimeBudget(
         network.label, settings.minutes, settings.lr, settings.precision == "bf16",
@@ -98,17 +105,20 @@ def run_trial(job: TrialJob, report: Callable[[Any], None]) -> dict[str, Any]:
     return record
 
 
-def _loaders(job: TrialJob, config: ArticulationConfig) -> tuple[Loader, Loader]:
-    """Endless scenes of a clip's length, and held-out ones, in this process."""
+def _batches(job: TrialJob, config: ArticulationConfig) -> tuple[list[Batch], list[Batch]]:
+    """Scenes of a clip's length to train on, and held-out ones, as batches of what is needed."""
     settings, data = job.settings, job.settings.data
-    compose = dataclasses.replace(settings.compose, seconds=job.network.seconds)
     size = config.height, config.height
     quarantine = str(Path(settings.out) / "broken.jsonl")
     # The hashes were verified before the first trial.
     access = Access("size", max_broken=data.max_broken, quarantine=quarantine)
     options: dict[str, Any] = {"exclude": data.exclude, "seed": settings.seed, "access": access}
-    manifest = Manifest.load(data.train)
-    stream = ComposedStream(manifest, compose, size, config.keys, data.batch_size, **options)
+    compose = dataclasses.replace(settings.compose, seconds=job.network.seconds)
+    stream: Stream = ComposedStream(
+        Manifest.load(data.train), compose, size, config.keys, data.batch_size, **options
+    )
+    count = math.ceil(data.scenes / data.batch_size)
+    batches = [_needed(batch) for batch in itertools.islice(Loader(stream), count)]
     compose = dataclasses.replace(settings.compose, speed=0.0)
     manifest = Manifest.load(data.held_out)
     sampler = SceneSampler(ClipPool(manifest, access, data.exclude), compose)
@@ -117,5 +127,9 @@ def _loaders(job: TrialJob, config: ArticulationConfig) -> tuple[Loader, Loader]
         for number in range(data.held_out_scenes)
     ]
     keys = config.keys * round(compose.seconds / job.network.seconds)
-    scenes = FixedSceneStream(manifest, compose, specs, size, keys, data.batch_size, **options)
-    return Loader(stream), Loader(scenes)
+    stream = FixedSceneStream(manifest, compose, specs, size, keys, data.batch_size, **options)
+    return batches, [_needed(batch) for batch in Loader(stream)]
+
+
+def _needed(batch: Batch) -> Batch:
+    return {name: batch[name] for name in NEEDED}
