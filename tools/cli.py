@@ -15,6 +15,7 @@ COMMANDS = {
     "make-scenes": Command("cavmae.tools.make_scenes", "draw a fixed list of scenes", "Data"),
     "pretrain": Command("cavmae.pretrain.train", "train CAV-MAE on shards", "Training"),
     "finetune": Command("cavmae.finetune.train", "train on labelled clips", "Training"),
+    "expand": Command("cavmae.tools.expand", "grow a motion pathway under a budget", "Training"),
     "evaluate": Command(
         "cavmae.tools.evaluate", "metrics of a speaker model or event classifier", "Evaluation"
     ),

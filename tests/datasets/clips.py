@@ -14,8 +14,10 @@ from cavmae.datasets.format.shards import END, encode_sample
 Sample = tuple[str, dict[str, bytes]]
 
 
-def clip(number: int, person: bool = False, masks: bool = True, **changes: object) -> Sample:
-    """Sample of three frames of 32x48 noise, with audio.
+def clip(
+    number: int, person: bool = False, masks: bool = True, frames: int = 3, **changes: object
+) -> Sample:
+    """Sample of frames of 32x48 noise, 25 a second, with audio.
 
     Args:
         person: masks show a person at the lower edge, else noise.
@@ -24,12 +26,13 @@ def clip(number: int, person: bool = False, masks: bool = True, **changes: objec
     """
     rng = np.random.default_rng(number)
     info = SampleInfo(
-        source=f"v{number}.mp4", start=0.0, duration=0.12, labels=(), speaker=f"s{number % 2}",
-        frame_times=(0.0, 0.04, 0.08), frame_size=(32, 48), fbank_frames=10,
+        source=f"v{number}.mp4", start=0.0, duration=frames / 25, labels=(),
+        speaker=f"s{number % 2}", frame_times=tuple(n / 25 for n in range(frames)),
+        frame_size=(32, 48), fbank_frames=4 * frames - 2,
     )  # fmt: skip
     members = {"json": dataclasses.replace(info, **changes).to_bytes()}  # type: ignore[arg-type]
     left = int(rng.integers(4, 28))
-    for frame in range(3):
+    for frame in range(frames):
         pixels = rng.integers(256, size=(32, 48, 3), dtype=np.uint8)
         members[sample.frame_member(frame)] = sample.encode_frame(pixels, 90)
         mask = rng.integers(3, size=(32, 48), dtype=np.uint8)
@@ -39,7 +42,7 @@ def clip(number: int, person: bool = False, masks: bool = True, **changes: objec
             mask[8:18, left + 3 : left + 11] = 2
         if masks or frame < 2:
             members[sample.mask_member(frame)] = sample.encode_mask(mask)
-    wave = rng.integers(-9000, 9000, size=1920, dtype=np.int16)
+    wave = rng.integers(-9000, 9000, size=640 * frames, dtype=np.int16)
     members["flac"] = sample.encode_waveform(wave)
     return f"k{number}", members
 

@@ -11,7 +11,9 @@ import torch
 
 from cavmae.common import worker_pool
 from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.datasets.mixtures.seed_stream import SeedStream
 from cavmae.datasets.mixtures.sound_settings import SoundSettings
+from cavmae.datasets.stream.loader import Loader
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separation.evaluation import evaluate_lists
 from cavmae.finetune.separation.model import SoundSeparator
@@ -25,16 +27,10 @@ from cavmae.finetune.separators.settings import (
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.tools.bench import main
-from cavmae.tools.benchmarks.separator_training import (
-    CPU,
-    EntryJob,
-    TrainingState,
-    load_checkpoint,
-    measure_entry,
-    save_checkpoint,
-)
+from cavmae.tools.benchmarks.separator_training import CPU, EntryJob, measure_entry
 from cavmae.tools.benchmarks.separators import chosen_entries
 from cavmae.tools.benchmarks.settings import SeparatorsBench
+from cavmae.tools.benchmarks.timed_training import TrainingState, load_checkpoint, save_checkpoint
 from tests.datasets.mixtures.test_sound_mixer import syllables
 
 UNET, UNET_TINY = "{name: unet, width: 2}", "unet-width-2"
@@ -120,13 +116,17 @@ def test_a_checkpoint_restores_weights_optimizer_and_state(speech: Path, tmp_pat
         return task, build_optimizer(task, OptimizerSettings())
 
     task, optimizer = task_of(0)
-    task("training_step", {"key": ["0"], "seed": 0, "list": ""}).loss.backward()
+    loader = Loader(SeedStream(1, seed=3))
+    batches = iter(loader)
+    task("training_step", next(batches)).loss.backward()
     optimizer.step()
     state = TrainingState(3.5, 7, 1, 12.0, [{"minutes": 0.1, "unseen_clean_si_sdri": -1.0}])
     path = tmp_path / "checkpoint.safetensors"
-    save_checkpoint(path, task, optimizer, state)
+    save_checkpoint(path, task, optimizer, loader, state)
     other, other_optimizer = task_of(1)
-    assert load_checkpoint(path, other, other_optimizer) == state
+    other_loader = Loader(SeedStream(1, seed=3))
+    assert load_checkpoint(path, other, other_optimizer, other_loader) == state
+    assert next(iter(other_loader)) == next(batches)
     expected = evaluate_lists(task.eval().model, lists, 8, CPU)
     assert evaluate_lists(other.eval().model, lists, 8, CPU) == expected
     moments = [
@@ -136,7 +136,7 @@ def test_a_checkpoint_restores_weights_optimizer_and_state(speech: Path, tmp_pat
     assert moments[0] and all(map(torch.equal, *moments))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CavmaeError, match=r"checkpoint.safetensors is damaged .* remove it"):
-        load_checkpoint(path, other, other_optimizer)
+        load_checkpoint(path, other, other_optimizer, other_loader)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ is built from its options.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from cavmae.common.registry import Options, Registry
 from cavmae.pretrain.config import check_bounds
@@ -12,7 +13,15 @@ from cavmae.pretrain.config import check_bounds
 
 @dataclasses.dataclass(frozen=True)
 class MotionOptions(Options):
-    """Options of a motion pathway."""
+    """Options of a motion pathway.
+
+    Attributes:
+        growing: numeric options that cost more as they rise, each an axis of `cavmae expand`.
+        shrinking: likewise, those that cost more as they fall.
+    """
+
+    growing: ClassVar[tuple[str, ...]] = ()
+    shrinking: ClassVar[tuple[str, ...]] = ()
 
 
 MOTION = Registry("motion pathway", MotionOptions)
@@ -27,6 +36,8 @@ class ConvMotionOptions(MotionOptions):
         width: channels.
         depth: residual blocks.
     """
+
+    growing: ClassVar[tuple[str, ...]] = ("width", "depth")
 
     width: int = 64
     depth: int = 4
@@ -49,6 +60,9 @@ class X3DOptions(MotionOptions):
         depth: residual blocks (X3D-S and M: 3); the first halves the resolution.
         frame_stride: distance of the grey frames that are computed; the others repeat them.
     """
+
+    growing: ClassVar[tuple[str, ...]] = ("width", "bottleneck", "depth")
+    shrinking: ClassVar[tuple[str, ...]] = ("frame_stride",)
 
     width: int = 24
     bottleneck: float = 2.25
