@@ -19,10 +19,10 @@ from cavmae.common.cli import parse_settings, parser
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.sharding.settings import PROFILES, ShardSettings
 from cavmae.finetune.laterals.settings import LATERALS
+from cavmae.finetune.motion.settings import MOTION
 from cavmae.finetune.separators.base import VoiceSeparator
 from cavmae.finetune.separators.settings import SEPARATORS
 from cavmae.finetune.speaker.factory import load_speaker
-from cavmae.finetune.speaker.motion.settings import MOTION
 from cavmae.finetune.speaker.pixel_decoders.settings import PIXEL_DECODERS
 from cavmae.finetune.train import TASKS, main
 from cavmae.pretrain.config import CAVMAEConfig
@@ -136,7 +136,7 @@ def test_the_lateral_is_trained_and_passes_the_tests_of_the_registry(
 
 
 def test_the_pathway_and_the_decoder_are_trained_and_loaded(shards: Path, tmp_path: Path) -> None:
-    install("finetune.speaker.motion.settings", "finetune.speaker.motion.tubelets")
+    install("finetune.motion.settings", "finetune.motion.tubelets")
     install("finetune.speaker.pixel_decoders.settings", "finetune.speaker.pixel_decoders.linear")
     run = tmp_path / "run"
     speakers(

@@ -70,7 +70,8 @@ def to_published(source: Path, out: Path) -> None:
 
     Raises:
         CavmaeError: the folder is not a model folder, or damaged.
-        UsageError: the model has what published models do not: attention over time, several frames.
+        UsageError: the model has what published models do not: attention over time, several frames,
+            a motion pathway.
     """
     if out.suffix not in (".pth", ".pt"):
         raise UsageError(f"--out {out}: the name of a published file ends with .pth.")
@@ -82,12 +83,18 @@ def to_published(source: Path, out: Path) -> None:
         encoder = typed(config, "encoder", dict) if "encoder" in config else config
         attention = typed(typed(encoder, "temporal", dict), "name", str)
         frames = typed(encoder, "frames", int)
+        motion = typed(config, "motion_height", int) if "motion_height" in config else 0
     except (ValueError, TypeError) as error:
         raise CavmaeError(f"{source / CONFIG} is damaged ({error}): copy it again.") from error
     if attention != PER_FRAME.name or frames > 1:
         raise UsageError(
             f"{source} has temporal attention {attention} of {frames} frames, which the published "
             "format does not know: use the folder as it is."
+        )
+    if motion:
+        raise UsageError(
+            f"{source} has a motion pathway, which the published format does not know: use the "
+            "folder as it is."
         )
     weights = read_weights(source / WEIGHTS)
     out.parent.mkdir(parents=True, exist_ok=True)

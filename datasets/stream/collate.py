@@ -53,7 +53,7 @@ class Collate:
             "key": [sample["key"] for sample in samples],
             "speaker": [sample["info"].speaker for sample in samples],
         }
-        for field in ("frames", "frame_times", "masks", "masked"):
+        for field in ("frames", "frame_times", "motion", "masks", "masked"):
             if field in samples[0]:
                 arrays = [sample[field] for sample in samples]
                 if len({array.shape for array in arrays}) > 1:

@@ -256,7 +256,9 @@ class DeviceTransform(nn.Module):
 
         Returns:
             a new batch with ``fbank``: float32 [batch, frames, 128], normalised; ``frames``:
-            float32 [batch, frames, 3, height, width], normalised; ``labels``: smoothed and mixed;
+            float32 [batch, frames, 3, height, width], normalised; ``motion``: uint8 [batch, T,
+            height, width] as loaded, or float32 where it is cropped or mixed as ``frames`` are;
+            ``labels``: smoothed and mixed;
             ``waveform``: float32 [batch, samples] in [-1, 1], mixed.
 
         Raises:
@@ -282,6 +284,9 @@ class DeviceTransform(nn.Module):
         frames, augmentation = batch["frames"], self.augmentation
         windows = random_windows(len(frames), augmentation.crop, augmentation.flip, frames.device)
         batch["frames"] = apply_windows(frames, windows, "bilinear")
+        if "motion" in batch:
+            motion = batch["motion"].unsqueeze(2).float()  # [batch, T, 1, height, width]
+            batch["motion"] = apply_windows(motion, windows, "bilinear").squeeze(2)
         if "masks" in batch:
             masks = batch["masks"].unsqueeze(2).float()  # [batch, frames, 1, height, width]
             masks = apply_windows(masks, windows, "nearest")
@@ -295,9 +300,10 @@ class DeviceTransform(nn.Module):
         count = len(batch["key"])
         weight = mixing_weights(count, augmentation.mixup, augmentation.mixup_alpha).to(device)
         partner = torch.randperm(count).to(device)
-        if "frames" in batch:
-            own = weight.view(-1, 1, 1, 1, 1)
-            batch["frames"] = own * batch["frames"] + (1 - own) * batch["frames"][partner]
+        for field in ("frames", "motion"):
+            if field in batch:
+                own = weight.view(-1, *[1] * (batch[field].ndim - 1))
+                batch[field] = own * batch[field] + (1 - own) * batch[field][partner]
         if "labels" in batch:
             labels = batch["labels"]
             batch["labels"] = mix_labels(labels, partner, weight, augmentation.label_smoothing)

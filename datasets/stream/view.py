@@ -21,6 +21,8 @@ from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.stream.features import FBANK_RATE, HOP, SAMPLE_RATE, SILENCE
 from cavmae.datasets.stream.rates import VIDEO_RATE
 
+GREY_RESAMPLING = Image.Resampling.BOX  # as decoders of JPEG scale down
+
 
 @dataclasses.dataclass(frozen=True)
 class View:
@@ -41,6 +43,9 @@ class View:
         random_window: begin the window anywhere (training), or center it (evaluation).
         waveform: give the 16 kHz waveform.
         masks: give the masks of the frames.
+        motion_size: (height, width) of grey frames, scaled and cropped as ``frames`` are: one for
+            each 1/25 s of the view's length, the last one repeated beyond the end of a shorter
+            clip. A number of ``frames`` is then spread over that length, too. None: none.
         frame_size: (height, width) to scale and crop frames and masks to; None: as stored, which
             must then be the same for all samples of a batch.
 
@@ -57,6 +62,7 @@ class View:
     random_window: bool = True
     waveform: bool = False
     masks: bool = False
+    motion_size: tuple[int, int] | None = None
     frame_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +88,11 @@ class View:
         return self.fbank_frames if self.window is None else round(self.window * FBANK_RATE)
 
     @property
+    def motion_times(self) -> np.ndarray:
+        """Times of the grey frames in seconds from the window's start: float64 [T]."""
+        return np.arange(self.length * VIDEO_RATE // FBANK_RATE) / VIDEO_RATE
+
+    @property
     def padding_value(self) -> float:
         """Log-mel value of fbank frames beyond the end of a clip."""
         return 0.0 if self.padding == "zero" else SILENCE
@@ -89,7 +100,7 @@ class View:
     @property
     def needs_info(self) -> bool:
         """Whether :meth:`select` needs the sample's ``json``."""
-        return self.window is not None
+        return self.window is not None or self.motion_size is not None
 
     def select(self, names: Sequence[str], info: SampleInfo | None, rng: random.Random) -> "Choice":
         """Selects the members, the frames and the window of a sample.
@@ -112,15 +123,26 @@ class View:
             step = rng.randrange(steps + 1) if self.random_window else steps // 2
             start = step / VIDEO_RATE
             frames = self._window_frames(info, start, rng)
+        motion: list[int] = []
+        if self.motion_size is not None:
+            assert info is not None
+            if not info.frame_times:
+                raise SampleError("missing_member", "no frames")
+            seconds = self.length / FBANK_RATE
+            times = start + self.motion_times
+            motion = nearest_frames(info.frame_times, times, start, start + seconds)
+            if self.window is None and isinstance(self.frames, int):
+                times = (np.arange(self.frames) + 0.5) * seconds / self.frames
+                frames = nearest_frames(info.frame_times, times)
         members = ["json"]
         members += ["fbank.npy"] if self.fbank else []
         members += ["flac"] if self.waveform else []
-        members += [sample.frame_member(i) for i in sorted(set(frames))]
+        members += [sample.frame_member(i) for i in sorted({*frames, *motion})]
         if self.masks:
             available = set(names)
             masks = [sample.mask_member(i) for i in sorted(set(frames))]
             members += [name for name in masks if name in available]
-        return Choice(self, tuple(members), tuple(frames), start)
+        return Choice(self, tuple(members), tuple(frames), start, tuple(motion))
 
     def _clip_frames(self, count: int, rng: random.Random) -> list[int]:
         if self.frames == "none":
@@ -148,17 +170,31 @@ class View:
             parts = self.time_bins or number
             drawn = rng.sample(range(parts), number) if self.time_bins else range(number)
             times = start + (np.array(drawn) + 0.5) * self.window / parts
-        stored = np.array(info.frame_times)
-        inside = (stored >= start - 0.5 / VIDEO_RATE) & (stored < start + self.window)
-        offset = 0
-        if inside.any():  # else the nearest of all
-            offset = int(np.flatnonzero(inside)[0])
-            stored = stored[inside]
-        after = np.clip(np.searchsorted(stored, times), 1, max(1, len(stored) - 1))
-        before = after - 1
-        after = np.minimum(after, len(stored) - 1)
-        nearer = np.abs(stored[after] - times) < np.abs(stored[before] - times) - 1e-6
-        return [offset + int(i) for i in np.where(nearer, after, before)]
+        return nearest_frames(info.frame_times, times, start, start + self.window)
+
+
+def nearest_frames(
+    stored: Sequence[float], times: np.ndarray, start: float = 0.0, end: float = math.inf
+) -> list[int]:
+    """Numbers of the stored frames that are nearest to times.
+
+    Args:
+        stored: times of the stored frames in seconds, rising.
+        times: in seconds, rising or not.
+        start: frames of half a video frame before it on are taken.
+        end: frames before it are taken. Where there is none between both, all are.
+    """
+    known = np.array(stored)
+    inside = (known >= start - 0.5 / VIDEO_RATE) & (known < end)
+    offset = 0
+    if inside.any():
+        offset = int(np.flatnonzero(inside)[0])
+        known = known[inside]
+    after = np.clip(np.searchsorted(known, times), 1, max(1, len(known) - 1))
+    before = after - 1
+    after = np.minimum(after, len(known) - 1)
+    nearer = np.abs(known[after] - times) < np.abs(known[before] - times) - 1e-6
+    return [offset + int(i) for i in np.where(nearer, after, before)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,12 +207,14 @@ class Choice:
         frames: numbers of the frames, in order (as drawn, with ``time_bins``); repeated where the
             frame rate of the video is lower than that of the view.
         start: of the window, in seconds from the clip's start.
+        motion: numbers of the grey frames, in order.
     """
 
     view: View
     members: tuple[str, ...]
     frames: tuple[int, ...]
     start: float
+    motion: tuple[int, ...] = ()
 
     def decode(self, members: Mapping[str, bytes]) -> dict[str, Any]:
         """Decodes members to arrays.
@@ -184,8 +222,9 @@ class Choice:
         Returns:
             ``info``: SampleInfo; ``fbank``: float16 [rows, 128], not padded; ``frames``: uint8
             [frames, height, width, 3]; ``frame_times``: float32 [frames], seconds from the
-            window's start; ``waveform``: int16 [samples], not padded; ``masks``: uint8
-            [frames, height, width]; ``masked``: bool [frames], true for frames with a mask.
+            window's start; ``motion``: uint8 [T, height, width]; ``waveform``: int16 [samples], not
+            padded; ``masks``: uint8 [frames, height, width]; ``masked``: bool [frames], true for
+            frames with a mask.
 
         Raises:
             SampleError: a member is damaged or contradicts the ``json``.
@@ -197,15 +236,24 @@ class Choice:
             arrays["fbank"] = self._fbank(members["fbank.npy"], info)
         if view.waveform:
             arrays["waveform"] = self._waveform(members["flac"], info)
+        if max((*self.frames, *self.motion), default=-1) >= len(info.frame_times):
+            raise SampleError("bad_json", "fewer frame_times than frames")
         if self.frames:
-            if max(self.frames) >= len(info.frame_times):
-                raise SampleError("bad_json", "fewer frame_times than frames")
-            decoded = {i: self._frame(members, info, i) for i in dict.fromkeys(self.frames)}
+            decoded = {
+                i: self._frame(members, info, i, view.frame_size)
+                for i in dict.fromkeys(self.frames)
+            }
             first = decoded[self.frames[0]][None]
             single = len(self.frames) == 1  # the usual case, and a copy saved
             arrays["frames"] = first if single else np.stack([decoded[i] for i in self.frames])
             times = np.array([info.frame_times[i] for i in self.frames], dtype=np.float32)
             arrays["frame_times"] = times - np.float32(self.start)
+        if view.motion_size is not None:
+            grey = {
+                i: self._frame(members, info, i, view.motion_size, grey=True)
+                for i in dict.fromkeys(self.motion)
+            }
+            arrays["motion"] = np.stack([grey[i] for i in self.motion])
         if view.masks:
             arrays["masks"], arrays["masked"] = self._masks(members, info)
         return arrays
@@ -220,27 +268,18 @@ class Choice:
         samples = round(seconds * SAMPLE_RATE)
         return sample.decode_waveform(data, round(self.start * SAMPLE_RATE), samples)
 
-    def _frame(self, members: Mapping[str, bytes], info: SampleInfo, number: int) -> np.ndarray:
-        min_size = self.view.frame_size
-        if min_size is not None:  # scaling keeps the aspect ratio and covers frame_size
+    def _frame(
+        self, members: Mapping[str, bytes], info: SampleInfo, number: int,
+        size: tuple[int, int] | None, grey: bool = False,
+    ) -> np.ndarray:  # fmt: skip
+        """Frame, scaled and cropped to a size: uint8 [height, width, 3], or grey without the 3."""
+        min_size = size
+        if min_size is not None:  # scaling keeps the aspect ratio and covers the size
             scale = max(min_size[0] / info.frame_size[0], min_size[1] / info.frame_size[1])
             min_size = math.ceil(info.frame_size[0] * scale), math.ceil(info.frame_size[1] * scale)
         data = members[sample.frame_member(number)]
-        return self._fit(sample.decode_frame(data, info.frame_size, min_size))
-
-    def _fit(self, image: np.ndarray) -> np.ndarray:
-        """Scales and crops a frame or a mask to ``frame_size``."""
-        size = self.view.frame_size
-        if size is None or image.shape[:2] == size:
-            return image
-        height, width = size
-        scale = max(height / image.shape[0], width / image.shape[1])
-        scaled_size = round(image.shape[1] * scale), round(image.shape[0] * scale)
-        is_mask = image.ndim == 2
-        resampling = Image.Resampling.NEAREST if is_mask else Image.Resampling.BILINEAR
-        scaled = np.asarray(Image.fromarray(image).resize(scaled_size, resampling))
-        top, left = (scaled.shape[0] - height) // 2, (scaled.shape[1] - width) // 2
-        return scaled[top : top + height, left : left + width]
+        image = sample.decode_frame(data, info.frame_size, min_size, grey)
+        return fit(image, size, GREY_RESAMPLING if grey else Image.Resampling.BILINEAR)
 
     def _masks(
         self, members: Mapping[str, bytes], info: SampleInfo
@@ -251,9 +290,30 @@ class Choice:
         for index, number in enumerate(self.frames):
             data = members.get(sample.mask_member(number))
             if data is not None:
-                masks[index] = self._fit(sample.decode_mask(data, info.frame_size))
+                mask = sample.decode_mask(data, info.frame_size)
+                masks[index] = fit(mask, self.view.frame_size, Image.Resampling.NEAREST)
                 masked[index] = True
         return masks, masked
+
+
+def fit(
+    image: np.ndarray, size: tuple[int, int] | None, resampling: Image.Resampling
+) -> np.ndarray:
+    """Picture scaled to cover a size, and cropped to it in the middle.
+
+    Args:
+        image: uint8 [height, width], or [height, width, 3].
+        size: (height, width) in pixels; None: as it is.
+        resampling: of the scaling.
+    """
+    if size is None or image.shape[:2] == size:
+        return image
+    height, width = size
+    scale = max(height / image.shape[0], width / image.shape[1])
+    scaled_size = round(image.shape[1] * scale), round(image.shape[0] * scale)
+    scaled = np.asarray(Image.fromarray(image).resize(scaled_size, resampling))
+    top, left = (scaled.shape[0] - height) // 2, (scaled.shape[1] - width) // 2
+    return scaled[top : top + height, left : left + width]
 
 
 def num_waveform_samples(view: View) -> int:

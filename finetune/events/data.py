@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.stream.loader import Loader
-from cavmae.datasets.stream.shard_reader import Access
+from cavmae.datasets.stream.rates import VIDEO_RATE
+from cavmae.datasets.stream.shard_reader import Access, ShardOpener
 from cavmae.datasets.stream.shuffle import class_balanced_weights
 from cavmae.datasets.stream.stream import EvalStream, TrainStream
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
@@ -17,6 +19,8 @@ from cavmae.finetune.events.labels import ClassList, check_labels, warn_of_rare_
 from cavmae.finetune.events.model import uses_audio, uses_video
 from cavmae.finetune.events.settings import EventDataSettings
 from cavmae.pretrain.engine.run import RunContext
+
+LEAST_RATE = 10  # frames a second of a clip, below which its grey frames show no motion
 
 
 class DataSets(NamedTuple):
@@ -58,7 +62,8 @@ def event_view(
 
     A clip that is longer than the model hears is cut, a shorter one padded. Several frames are
     evenly spaced over the clip, in order of time, those of a clip with fewer repeated; one is the
-    middle frame (the reference's frame 5 of 10).
+    middle frame (the reference's frame 5 of 10). With a motion pathway they are spread over the
+    length of the model's audio, as the grey frames are.
 
     Args:
         config: of the model.
@@ -76,6 +81,7 @@ def event_view(
         fbank_frames=config.encoder.audio_frames,
         padding=padding,
         frames=wanted,
+        motion_size=config.motion_size if uses_video(mode) else None,
         frame_size=config.encoder.image_size,
     )
 
@@ -95,6 +101,9 @@ def build_event_loaders(
         CavmaeError: a clip lacks a label that is a class, or a data set cannot be used.
     """
     mode = config.modalities
+    for manifest in (sets.train, sets.held_out):
+        if manifest is not None:
+            check_frame_rate(manifest, config, sets.access)
     counts = check_labels(sets.train, classes, sets.access, config.multi_label)
     if context.processes.is_main:
         warn_of_rare_classes(counts, classes, data.train)
@@ -124,6 +133,30 @@ def build_event_loaders(
         sets.held_out, event_view(config, mode, padding), data.batch_size, **where
     )
     return loader, Loader(held_out, data.workers, pin_memory=context.pin_memory)
+
+
+def check_frame_rate(manifest: Manifest, config: EventConfig, access: Access) -> None:
+    """Checks that the first clip has the frames for a motion pathway, if there is one.
+
+    Raises:
+        UsageError: it has too few.
+        CavmaeError: the first shard cannot be read.
+    """
+    if config.motion_size is None or not manifest.shards:
+        return
+    opener = ShardOpener(manifest, access)
+    try:
+        shard = opener.get(0)
+        info = SampleInfo.from_bytes(shard.read(shard.entries[0], "json"))
+    finally:
+        opener.close()
+    rate = len(info.frame_times) / info.duration
+    if rate < LEAST_RATE:
+        raise UsageError(
+            f"The clips of {manifest.folder} have {rate:.2g} frames a second, of which a motion "
+            f"pathway reads {VIDEO_RATE}: shard them with --frame-rate {VIDEO_RATE}, or leave the "
+            "pathway out (model.motion_height and model.motion_width 0)."
+        )
 
 
 def event_transform(

@@ -89,7 +89,13 @@ def build_events(
         )  # fmt: skip
     try:
         encoder = encoder_config(settings.encoder, source)
-        model = EventClassifier(dataclasses.replace(config, encoder=encoder))
+        config = dataclasses.replace(config, encoder=encoder)
+        if initial is None:
+            config = dataclasses.replace(
+                config, motion_height=settings.motion_height, motion_width=settings.motion_width,
+                motion=settings.motion, lateral=settings.lateral,
+            )  # fmt: skip
+        model = EventClassifier(config)
     except ValueError as error:
         raise UsageError(f"model: {error}") from error
     if source is not None:

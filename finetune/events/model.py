@@ -1,6 +1,7 @@
 """Event classification on the encoder of CAV-MAE (Gong et al., ICLR 2023, section 3.3).
 
-Shapes: N clips, F frames of a clip, L tokens, D width of a token, K classes.
+Shapes: N clips, F frames of a clip, L tokens, D width of a token, K classes, T grey frames of
+h x w pixels.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cavmae.finetune.events.config import EventConfig, Mode
+from cavmae.finetune.events.motion_branch import MotionBranch
 from cavmae.pretrain.blocks import NORM_EPS, AttentionPool, Modality
 from cavmae.pretrain.encoder import Encoder
 from cavmae.pretrain.engine.hub import HubWeights
@@ -20,7 +22,9 @@ class EventClassifier(Encoder, HubWeights, library_name="cavmae", tags=["audio-v
 
     With several frames (``config.encoder.frames``) the video branch takes all of a clip in one
     pass, whose tokens are mixed by ``config.encoder.temporal``; the joint blocks take the audio and
-    all frames as one sequence. The head pools over all tokens.
+    all frames as one sequence. The head pools over all tokens. With a motion pathway
+    (``config.motion_size``), what it reads of 25 grey frames a second is added to the tokens of
+    frames before the joint blocks.
 
     Args:
         config: of the model.
@@ -40,10 +44,12 @@ class EventClassifier(Encoder, HubWeights, library_name="cavmae", tags=["audio-v
             nn.LayerNorm(width, eps=NORM_EPS), nn.Linear(width, len(config.classes))
         )
         self.initialise()
+        self.motion_branch = None if config.motion_size is None else MotionBranch(config)
 
     def forward(
-        self, audio: Tensor | None, image: Tensor | None, mode: Mode = "multimodal"
-    ) -> Tensor:
+        self, audio: Tensor | None, image: Tensor | None, mode: Mode = "multimodal",
+        motion: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Class logits [N, K].
 
         Args:
@@ -56,13 +62,33 @@ class EventClassifier(Encoder, HubWeights, library_name="cavmae", tags=["audio-v
                 with the joint norms and with those of the modality are averaged. The authors call
                 the last four ``audioonly``, ``videoonly``, ``missingaudioonly`` (missing video)
                 and ``missingvideoonly`` (missing audio).
+            motion: uint8 or float of 0 to 255 [N, T, h, w], grey frames for a motion pathway;
+                unused without one.
 
         Raises:
             ValueError: sizes, or a number of frames, that are not the model's.
         """
-        return self.head(self.tokens(audio, image, mode))
+        return self.head(self.tokens(audio, image, mode, self.motion_features(motion, mode)))
 
-    def forward_frames(self, audio: Tensor | None, frames: Tensor | None, mode: Mode) -> Tensor:
+    def motion_features(self, motion: Tensor | None, mode: Mode) -> Tensor | None:
+        """Output of the motion pathway [N, T, C, h / 4, w / 4]; None: the mode has none.
+
+        Raises:
+            ValueError: grey frames that are not of the model's number and size.
+        """
+        if self.motion_branch is None or not uses_video(mode):
+            return None
+        size = self.config.motion_size
+        wanted = self.config.motion_frames, *(size or ())
+        if motion is None or tuple(motion.shape[1:]) != wanted:
+            shape = None if motion is None else tuple(motion.shape[1:])
+            raise ValueError(f"This model takes grey frames of {wanted}, not {shape}.")
+        features: Tensor = self.motion_branch.pathway(motion)
+        return features
+
+    def forward_frames(
+        self, audio: Tensor | None, frames: Tensor | None, mode: Mode, motion: Tensor | None = None
+    ) -> Tensor:
         """Class logits of each pass over a clip, to be averaged: [N, P, K].
 
         P is the number of frames for a model of one frame, and 1 for a model that takes all frames
@@ -72,28 +98,50 @@ class EventClassifier(Encoder, HubWeights, library_name="cavmae", tags=["audio-v
             audio: as in :meth:`forward`.
             frames: [N, F, 3, H, W].
             mode: as in :meth:`forward`.
+            motion: as in :meth:`forward`.
         """
         if not uses_video(mode) or frames is None or self.encoder_config.frames > 1:
-            return self(audio, frames, mode)[:, None]
-        if not uses_audio(mode):
-            return torch.stack([self(None, frame, mode) for frame in frames.unbind(1)], dim=1)
-        assert audio is not None
-        branch_a = self.forward_branch(self.patchify_audio(audio), "a")
-        return torch.stack(
-            [self.head(self._joint(branch_a, frame)) for frame in frames.unbind(1)], dim=1
-        )
+            return self(audio, frames, mode, motion)[:, None]
+        features = self.motion_features(motion, mode)
+        branch_a = None
+        if uses_audio(mode):
+            assert audio is not None
+            branch_a = self.forward_branch(self.patchify_audio(audio), "a")
+        logits = []
+        for frame in frames.unbind(1):
+            if branch_a is None:
+                tokens = self.tokens(None, frame, mode, features)
+            else:
+                video = self._video_tokens(frame, features, audio, None)
+                tokens = self.forward_joint(torch.cat([branch_a, video], dim=1), None)
+            logits.append(self.head(tokens))
+        return torch.stack(logits, dim=1)
 
-    def tokens(self, audio: Tensor | None, image: Tensor | None, mode: Mode) -> Tensor:
-        """Tokens of the encoder for the head: [N, L, D]. Arguments as in :meth:`forward`."""
+    def tokens(
+        self, audio: Tensor | None, image: Tensor | None, mode: Mode,
+        motion: Tensor | None = None, audio_gate: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Tokens of the encoder for the head: [N, L, D].
+
+        Args:
+            audio: as in :meth:`forward`.
+            image: as in :meth:`forward`.
+            mode: as in :meth:`forward`.
+            motion: of :meth:`motion_features`.
+            audio_gate: float [N], factors of the laterals from audio in training; None: 1.
+        """
         audio, image = audio if uses_audio(mode) else None, image if uses_video(mode) else None
         if audio is not None and image is not None:
-            return self._joint(self.forward_branch(self.patchify_audio(audio), "a"), image)
+            branch_a = self.forward_branch(self.patchify_audio(audio), "a")
+            video = self._video_tokens(image, motion, audio, audio_gate)
+            return self.forward_joint(torch.cat([branch_a, video], dim=1), None)
         modality: Literal["a", "v"]
         frames = 1
         if audio is not None:
             modality, branch = "a", self.forward_branch(self.patchify_audio(audio), "a")
         elif image is not None:
-            modality, branch, frames = "v", self._video_branch(image), self.encoder_config.frames
+            modality, frames = "v", self.encoder_config.frames
+            branch = self._video_tokens(image, motion, None, None)
         else:
             raise ValueError(f"Mode {mode} needs the audio or the frames of the clips.")
         x = self.forward_joint(branch, modality, frames)
@@ -101,18 +149,21 @@ class EventClassifier(Encoder, HubWeights, library_name="cavmae", tags=["audio-v
             x = (x + self.forward_joint(branch, None)) / 2
         return x
 
-    def _video_branch(self, image: Tensor) -> Tensor:
-        """Output of the video branch, frame after frame: [N, F L, D]."""
+    def _video_tokens(
+        self, image: Tensor, motion: Tensor | None, audio: Tensor | None, audio_gate: Tensor | None
+    ) -> Tensor:
+        """Output of the video branch, with what motion adds, frame after frame: [N, F L, D]."""
         frames_nf = image if image.dim() == 5 else image[:, None]
         count, wanted = frames_nf.shape[1], self.encoder_config.frames
         if count != wanted:
             raise ValueError(f"This model takes {wanted} frames of a clip at once, not {count}.")
         patches = self.patchify_image(frames_nf.flatten(0, 1))
-        return self.forward_branch(patches, "v", frames=count)
-
-    def _joint(self, branch_a: Tensor, image: Tensor) -> Tensor:
-        """Tokens of both modalities, of the audio branch's output and frames."""
-        return self.forward_joint(torch.cat([branch_a, self._video_branch(image)], dim=1), None)
+        tokens = self.forward_branch(patches, "v", frames=count)
+        if self.motion_branch is None:
+            return tokens
+        assert motion is not None
+        joined: Tensor = self.motion_branch(tokens, motion, audio, audio_gate)
+        return joined
 
     def head(self, tokens: Tensor) -> Tensor:
         """Class logits of tokens: [N, L, D] -> [N, K]."""
@@ -121,7 +172,9 @@ class EventClassifier(Encoder, HubWeights, library_name="cavmae", tags=["audio-v
         return logits
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of pooling and head, which the encoder does not have."""
+        """Parameters that the encoder does not have: of pooling, head and motion branch."""
+        if self.motion_branch is not None:
+            yield from self.motion_branch.parameters()
         if self.pool is not None:
             yield from self.pool.parameters()
         yield from self.mlp_head.parameters()

@@ -34,6 +34,6 @@ def build(settings: EventSettings, context: RunContext) -> TrainingParts:
         compile_blocks(model, loop.compile)
     task = EventTask(
         model, event_transform(data, statistics, padding), chosen.train_encoder == "frozen",
-        chosen.learned_positions, chosen.head_lr_scale,
+        chosen.learned_positions, chosen.head_lr_scale, settings.loss.sync_weight, loop.seed,
     )  # fmt: skip
     return TrainingParts(task, *loaders)

@@ -5,6 +5,8 @@ from typing import Literal
 
 from cavmae.common.errors import UsageError
 from cavmae.finetune.events.config import Modalities
+from cavmae.finetune.laterals.settings import LateralOptions, NoLateralOptions
+from cavmae.finetune.motion.settings import ConvMotionOptions, MotionOptions
 from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
@@ -96,7 +98,7 @@ class EventModelSettings:
         encoder_from: weights of the encoder, whose head is new: a folder of `cavmae pretrain`,
             `cavmae finetune events` or `cavmae convert`, a published file, or a name on the hub.
         init_from: a whole classifier that is trained further: a folder or a name on the hub. Its
-            encoder, classes, pooling, modalities and ``multi_label`` count.
+            encoder, classes, pooling, modalities, ``multi_label`` and motion pathway count.
         pooling: of the encoder's tokens: their ``mean``, or ``attention`` of a learned query, for
             an attentive probe.
         modalities: that are trained on.
@@ -106,7 +108,14 @@ class EventModelSettings:
             attention an attentive one.
         learned_positions: train the embeddings of positions, which pretraining keeps fixed
             (``tr_pos`` of the reference).
-        head_lr_scale: learning rate of the head over that of the encoder.
+        head_lr_scale: learning rate of the head, and of a motion pathway with its laterals, over
+            that of the encoder.
+        motion_height: height of the grey frames of a motion pathway in pixels, a multiple of 4 from
+            16 on and not above that of the frames; 0: none. Its 25 frames a second have to be in
+            the shards (`cavmae shard --frame-rate 25`).
+        motion_width: their width; the shape is that of the frames.
+        motion: pathway over the grey frames.
+        lateral: connections of audio, motion and frames.
     """
 
     encoder: EventEncoderSettings = EventEncoderSettings()
@@ -118,6 +127,10 @@ class EventModelSettings:
     train_encoder: Literal["all", "frozen"] = "all"
     learned_positions: bool = False
     head_lr_scale: float = 1.0
+    motion_height: int = 0
+    motion_width: int = 0
+    motion: MotionOptions = ConvMotionOptions()
+    lateral: LateralOptions = NoLateralOptions()
 
     def __post_init__(self) -> None:
         if self.head_lr_scale <= 0:
@@ -135,17 +148,42 @@ class EventModelSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class EventLossSettings:
+    """Losses beside that of the classes.
+
+    Args:
+        sync_weight: of the synchronisation of motion with audio; 0: none. It needs a
+            ``model.lateral`` with an audio pathway.
+    """
+
+    sync_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.sync_weight < 0:
+            raise UsageError(f"loss.sync_weight {self.sync_weight}: at least 0.")
+
+
+@dataclasses.dataclass(frozen=True)
 class EventSettings:
     """A fine-tuning run of the event classifier.
 
     Args:
         data: shards, batches and augmentation.
         model: its shape and initial weights.
+        loss: losses beside that of the classes.
         optimizer: updates of the weights.
         loop: length and conduct of the run.
     """
 
     data: EventDataSettings = EventDataSettings()
     model: EventModelSettings = EventModelSettings()
+    loss: EventLossSettings = EventLossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     loop: LoopSettings = LoopSettings()
+
+    def __post_init__(self) -> None:
+        if self.data.roll and not isinstance(self.model.lateral, NoLateralOptions):
+            raise UsageError(
+                f"data.roll {self.data.roll} shifts audio against video, which model.lateral "
+                f"{self.model.lateral.name} compares: set data.roll to 0."
+            )

@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cavmae.common.errors import UsageError
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.transforms import DeviceTransform
 from cavmae.finetune.events.config import Mode
 from cavmae.finetune.events.metrics import EventMetrics, event_metrics
 from cavmae.finetune.events.model import EventClassifier, uses_audio, uses_video
+from cavmae.finetune.laterals.audio_pathway import drop_pathway
+from cavmae.finetune.laterals.sync_loss import SyncLoss
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task, forward_flops
 
 
@@ -23,7 +26,12 @@ class EventTask(Task):
         transform: normalises, augments and mixes batches.
         frozen: the encoder does not learn.
         learned_positions: the embeddings of positions learn.
-        head_lr_scale: learning rate of the head over that of the encoder.
+        head_lr_scale: learning rate of the head, and of a motion branch, over that of the encoder.
+        sync_weight: of the synchronisation loss of motion and audio; 0: none.
+        seed: of DropPathway.
+
+    Raises:
+        UsageError: a synchronisation loss of a model without an audio pathway.
     """
 
     model: EventClassifier
@@ -35,14 +43,21 @@ class EventTask(Task):
         frozen: bool = False,
         learned_positions: bool = False,
         head_lr_scale: float = 1.0,
+        sync_weight: float = 0.0,
+        seed: int = 0,
     ):
         super().__init__()
+        self.sync_weight, self.seed = sync_weight, seed
+        self.sync = _sync_loss(model) if sync_weight else None
         self.model, self.transform, self.frozen = model, transform, frozen
         self.mode: Mode = model.config.modalities
         head = {id(parameter) for parameter in model.head_parameters()}
         self._scales = {
             name: head_lr_scale for name, value in model.named_parameters() if id(value) in head
         }
+        if self.sync is not None:
+            names = (f"sync.{name}" for name, _ in self.sync.named_parameters())
+            self._scales |= dict.fromkeys(names, head_lr_scale)
         if learned_positions:
             for used, positions in (
                 (uses_audio(self.mode), model.pos_embed_a),
@@ -61,14 +76,49 @@ class EventTask(Task):
     ) -> StepOutput:
         """See :meth:`Task.training_step`."""
         clips = self.transform(batch)
-        with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):
-            tokens = self.model.tokens(clips.get("fbank"), clips.get("frames"), self.mode)
+        motion = self.model.motion_features(clips.get("motion"), self.mode)
+        # A frozen encoder passes the gradient on to the motion branch.
+        learns = not self.frozen or motion is not None
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            tokens = self.model.tokens(
+                clips.get("fbank"), clips.get("frames"), self.mode, motion,
+                self._audio_gate(progress, batch),
+            )  # fmt: skip
         logits, labels = self.model.head(tokens).float(), clips["labels"]
         if self.model.config.multi_label:
             loss = functional.binary_cross_entropy_with_logits(logits, labels)
         else:
             loss = functional.cross_entropy(logits, labels)
-        return StepOutput(loss, {"loss": loss.detach()})
+        parts = {"loss": loss.detach()}
+        if self.sync is not None:
+            assert motion is not None
+            parts["sync"] = sync = self._sync_loss(self.sync, clips, motion, progress)
+            loss = loss + self.sync_weight * sync
+            parts = {"loss": loss.detach(), "sync": sync.detach()}
+        return StepOutput(loss, parts)
+
+    def _audio_gate(self, progress: float, batch: Batch) -> Tensor | None:
+        """Factors of the laterals from audio in a training step, float [N]; None: there is none."""
+        branch = self.model.motion_branch
+        if branch is None or branch.lateral.audio is None:
+            return None
+        # The audio branch keeps the audio, so that no class is lost.
+        keep = torch.zeros(len(batch["key"]), dtype=torch.bool, device=batch["labels"].device)
+        return drop_pathway(branch.lateral.drop_prob, self.seed, progress, keep)
+
+    def _sync_loss(self, sync: SyncLoss, clips: Batch, motion: Tensor, progress: float) -> Tensor:
+        branch, fbank = self.model.motion_branch, clips["fbank"]
+        assert branch is not None
+        video, audio = branch.sync_features(motion, fbank)
+        statistics = self.transform.statistics
+        log_mel = fbank * statistics.std + statistics.mean
+        # A balanced stream draws with replacement: a clip is no negative of itself.
+        keys = clips["key"]
+        usable = torch.tensor(
+            [keys.index(key) == n for n, key in enumerate(keys)], device=fbank.device
+        )
+        ids = torch.arange(len(keys), device=fbank.device)
+        return sync(video, audio, log_mel, ids, ids, usable, progress)
 
     def lr_scale(self, name: str) -> float:
         """See :meth:`Task.lr_scale`."""
@@ -85,7 +135,9 @@ class EventTask(Task):
             mode: of the model.
         """
         clips = self.transform(batch)
-        logits = self.model.forward_frames(clips.get("fbank"), clips.get("frames"), mode).float()
+        logits = self.model.forward_frames(
+            clips.get("fbank"), clips.get("frames"), mode, clips.get("motion")
+        ).float()
         return logits.sigmoid() if self.model.config.multi_label else logits.softmax(dim=-1)
 
     def validation_step(self, batch: Batch) -> Record:
@@ -117,5 +169,19 @@ class EventTask(Task):
         device = self.model.modality_a.device
         fbank = torch.zeros(1, c.audio_frames, c.mel_bins, device=device)
         frames = torch.zeros(1, c.frames, 3, *c.image_size, device=device)
-        forward = forward_flops(lambda: self.model(fbank, frames, self.mode))
-        return forward if self.frozen else 3 * forward
+        motion = None
+        if (size := self.model.config.motion_size) is not None:
+            shape = 1, self.model.config.motion_frames, *size
+            motion = torch.zeros(shape, dtype=torch.uint8, device=device)
+        forward = forward_flops(lambda: self.model(fbank, frames, self.mode, motion))
+        return forward if self.frozen and motion is None else 3 * forward
+
+
+def _sync_loss(model: EventClassifier) -> SyncLoss:
+    branch = model.motion_branch
+    if branch is None or branch.lateral.audio is None:
+        raise UsageError(
+            f"loss.sync_weight needs an audio pathway, and lateral {model.config.lateral.name} has "
+            "none: set model.lateral to a-f-s, a-fs or av-nonlocal, or loss.sync_weight to 0."
+        )
+    return SyncLoss(branch.pathway.channels, branch.lateral.audio.channels)

@@ -37,7 +37,7 @@ from cavmae.finetune.inference.event_model import (
 )
 from cavmae.finetune.inference.event_settings import PredictSettings
 from cavmae.finetune.inference.event_timeline import EventTimeline, WindowPlan
-from cavmae.finetune.inference.event_windows import EventWindows, WindowInput
+from cavmae.finetune.inference.event_windows import EventWindows, MotionInput, WindowInput
 from cavmae.finetune.inference.naming import source_facts
 from cavmae.finetune.inference.progress import ProgressCallback, ignore_progress
 from cavmae.finetune.inference.recording_errors import recording_errors
@@ -185,7 +185,11 @@ class EventPredictor:
                 "and is padded as in training"
             )
         probs: list[np.ndarray] = []
-        windows = EventWindows(info, plan, count, encoder.image_size, uses_audio(mode))
+        motion = None
+        if (size := self.config.motion_size) is not None:
+            times = View(fbank_frames=encoder.audio_frames).motion_times
+            motion = MotionInput(times, size)
+        windows = EventWindows(info, plan, count, encoder.image_size, uses_audio(mode), motion)
         with windows:
             packets = info.audio_packets if uses_audio(mode) else 0
             unread = UnreadMedia(windows, packets, settings.max_missing)
@@ -224,6 +228,9 @@ class EventPredictor:
         if windows[0].frames is not None:
             frames = np.stack([w.frames for w in windows if w.frames is not None])
             batch["frames"] = torch.from_numpy(frames).to(device)
+        if windows[0].motion is not None:
+            motion = np.stack([w.motion for w in windows if w.motion is not None])
+            batch["motion"] = torch.from_numpy(motion).to(device)
         probs: np.ndarray = self._task.probs(batch, mode).mean(dim=1).cpu().numpy()
         if not np.isfinite(probs).all():
             raise NonFiniteError("probabilities")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from cavmae.datasets.media import Probe
 from cavmae.datasets.media.audio_reader import AudioReader
@@ -24,9 +25,23 @@ from cavmae.datasets.stream.features import (
     to_float,
     to_int16,
 )
+from cavmae.datasets.stream.rates import VIDEO_RATE
+from cavmae.datasets.stream.view import GREY_RESAMPLING, fit, nearest_frames
 from cavmae.finetune.inference.event_timeline import WindowPlan
 
 CLIP_FRAMES = 10  # frames of a clip of the `events` profile, among which evaluation chooses
+
+
+class MotionInput(NamedTuple):
+    """Grey frames of a model with a motion pathway.
+
+    Attributes:
+        times: of the grey frames in seconds from a window's start, float64 [T].
+        size: (height, width) in pixels.
+    """
+
+    times: np.ndarray
+    size: tuple[int, int]
 
 
 class WindowInput(NamedTuple):
@@ -35,10 +50,12 @@ class WindowInput(NamedTuple):
     Attributes:
         fbank: float16 [frames, 128], not padded; None: the mode takes no audio.
         frames: uint8 RGB [F, height, width, 3]; None: the mode takes no video.
+        motion: uint8 [T, h, w], grey frames; None: the model has no motion pathway.
     """
 
     fbank: np.ndarray | None
     frames: np.ndarray | None
+    motion: np.ndarray | None
 
 
 class EventWindows:
@@ -46,7 +63,8 @@ class EventWindows:
 
     Of the video, only the frames of the windows are decoded, and those that they are predicted
     from; filter banks of overlapping windows are computed once. Frames and fbanks equal those of
-    shards of the `events` profile with clips in the place of the windows.
+    shards of the `events` profile (with a motion pathway: at 25 frames a second) with clips in the
+    place of the windows.
 
     Args:
         info: probe of the file.
@@ -54,6 +72,7 @@ class EventWindows:
         frames: number of frames of a window; 0: the mode takes no video.
         size: (height, width) of the frames.
         audio: whether the mode takes audio.
+        motion: times of the grey frames and their size; None: there is no motion pathway.
 
     Attributes:
         wanted: number of distinct frames that are decoded.
@@ -62,17 +81,23 @@ class EventWindows:
     """
 
     def __init__(
-        self, info: Probe, plan: WindowPlan, frames: int, size: tuple[int, int], audio: bool
-    ):
+        self, info: Probe, plan: WindowPlan, frames: int, size: tuple[int, int], audio: bool,
+        motion: MotionInput | None = None,
+    ):  # fmt: skip
         self._plan, self._size, self._closing = plan, size, contextlib.ExitStack()
-        self._indices = [frame_indices(info, plan, s, frames) for s in plan.starts if frames]
+        self._motion = motion
+        self._indices = [
+            frame_indices(info, plan, s, frames, motion) for s in plan.starts if frames
+        ]
         self._fbanks: _FbankReader | None = None
         self._before = np.zeros((*size, 3), dtype=np.uint8)  # last frame that decoded
         self._cached: dict[int, np.ndarray] = {}
         self._reached = -1
         self.wanted = self.missing = 0
         if frames:
-            self._wanted = np.unique(np.concatenate(self._indices))
+            self._wanted = np.unique(
+                np.concatenate([part for indices in self._indices for part in indices])
+            )
             self.wanted = len(self._wanted)
             self._decoder = open_decoder(info, cover(info, size), self._wanted)
             self._closing.callback(self._decoder.close)
@@ -103,16 +128,18 @@ class EventWindows:
             if self._fbanks is not None:
                 samples = min(plan.length, plan.rows - start) * HOP
                 rows = self._fbanks.read(start, fbank_frames(samples))
-            frames = self._read_frames(self._indices[number]) if self._indices else None
-            yield WindowInput(rows, frames)
+            frames, motion = self._read_frames(number) if self._indices else (None, None)
+            yield WindowInput(rows, frames, motion)
 
-    def _read_frames(self, indices: np.ndarray) -> np.ndarray:
-        """Frames of a window, in order of time.
+    def _read_frames(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Frames and grey frames of a window, in order of time.
 
         A decoder does not go back, so frames of the windows that follow are kept on the way.
         """
-        self._cached = {i: f for i, f in self._cached.items() if i >= indices[0]}
-        until = np.searchsorted(self._wanted, [self._reached, indices[-1]], side="right")
+        indices, grey_indices = self._indices[number]
+        both = np.concatenate([indices, grey_indices])
+        self._cached = {i: f for i, f in self._cached.items() if i >= both.min()}
+        until = np.searchsorted(self._wanted, [self._reached, both.max()], side="right")
         fresh = self._wanted[slice(*until)].tolist()
         decoded = self._decoder.read(fresh)
         for index in fresh:
@@ -121,18 +148,39 @@ class EventWindows:
                 decoded.get(index, self._before)
             )
             self._reached = index
-        return np.stack([self._cached[int(i)] for i in indices])
+        frames = np.stack([self._cached[int(i)] for i in indices])
+        if self._motion is None:
+            return frames, None
+        size = self._motion.size
+        grey = {int(i): grey_frame(self._cached[int(i)], size) for i in np.unique(grey_indices)}
+        return frames, np.stack([grey[int(i)] for i in grey_indices])
 
 
-def frame_indices(info: Probe, plan: WindowPlan, start: int, count: int) -> np.ndarray:
-    """Frames of a window, as evaluation takes them of a clip: int64 [count], some repeated.
+def frame_indices(
+    info: Probe, plan: WindowPlan, start: int, count: int, motion: MotionInput | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames and grey frames of a window, as evaluation takes them of a clip, some repeated.
 
     See :meth:`cavmae.datasets.stream.view.View.select`.
+
+    Returns:
+        int64 [count] and int64 [T], of which the second is empty without ``motion``.
     """
-    settings = ShardSettings(frames=max(CLIP_FRAMES, count)).resolved()
-    end = min(start + plan.length, plan.rows)
-    stored = choose_frames(info, start / FBANK_RATE, end / FBANK_RATE, settings)
-    return stored[[int((i + 0.5) * len(stored) / count) for i in range(count)]]
+    begin, end = start / FBANK_RATE, min(start + plan.length, plan.rows) / FBANK_RATE
+    if motion is None:
+        settings = ShardSettings(frames=max(CLIP_FRAMES, count)).resolved()
+        stored = choose_frames(info, begin, end, settings)
+        chosen = stored[[int((i + 0.5) * len(stored) / count) for i in range(count)]]
+        return chosen, np.zeros(0, dtype=np.int64)
+    stored = choose_frames(info, begin, end, ShardSettings(frame_rate=VIDEO_RATE).resolved())
+    known = info.frame_times[stored] - begin
+    times = (np.arange(count) + 0.5) * len(motion.times) / VIDEO_RATE / count
+    return stored[nearest_frames(known, times)], stored[nearest_frames(known, motion.times)]
+
+
+def grey_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Grey frame of a size (height, width), uint8, of an RGB frame of the same shape or larger."""
+    return fit(np.asarray(Image.fromarray(frame).convert("L")), size, GREY_RESAMPLING)
 
 
 def cover(info: Probe, size: tuple[int, int]) -> Geometry:

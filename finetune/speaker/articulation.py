@@ -16,8 +16,8 @@ from torch import Tensor
 from cavmae.datasets.mixtures.speech_bank import CUE_CHANNELS
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.rates import VIDEO_RATE
-from cavmae.finetune.speaker.motion.reader import ArticulationHead, MotionReader
-from cavmae.finetune.speaker.motion.settings import MOTION, ConvMotionOptions, MotionOptions
+from cavmae.finetune.motion.settings import MOTION, ConvMotionOptions, MotionOptions
+from cavmae.finetune.speaker.motion_reader import ArticulationHead, MotionReader
 from cavmae.pretrain.config import check_bounds
 from cavmae.pretrain.engine.hub import HubWeights
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task, forward_flops

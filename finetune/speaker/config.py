@@ -4,9 +4,9 @@ import dataclasses
 
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.laterals.settings import LateralOptions, NoLateralOptions
+from cavmae.finetune.motion.settings import ConvMotionOptions, MotionOptions
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separators.settings import UNetOptions
-from cavmae.finetune.speaker.motion.settings import ConvMotionOptions, MotionOptions
 from cavmae.finetune.speaker.pixel_decoders.settings import PixelDecoderOptions, PyramidOptions
 from cavmae.pretrain.config import EncoderConfig, check_bounds
 

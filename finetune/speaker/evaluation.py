@@ -17,6 +17,7 @@ from torch import Tensor
 from cavmae.datasets.mixtures.voice_pairs import PairedScene
 from cavmae.datasets.stream.collate import Batch
 from cavmae.finetune.inference.settings import Thresholds
+from cavmae.finetune.motion.base import GREY_MEAN
 from cavmae.finetune.separators.stft import oracle_masks, spectrum, wave
 from cavmae.finetune.speaker.activity_metrics import scene_activities
 from cavmae.finetune.speaker.cues import CueKind, Cues
@@ -24,7 +25,6 @@ from cavmae.finetune.speaker.diarization import diarize
 from cavmae.finetune.speaker.losses import Targets, targets_of
 from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure
 from cavmae.finetune.speaker.model import Inputs, SlotPredictions
-from cavmae.finetune.speaker.motion.base import GREY_MEAN
 from cavmae.finetune.speaker.task import SpeakerTask, scale_of
 
 Way = Literal["model", "frames_blanked", "frames_frozen", "frames_swapped", "oracle_ratio_mask"]

@@ -27,14 +27,14 @@ from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.stream.transforms import normalise_frames
 from cavmae.finetune.laterals.base import Lateral, PathwayShape
 from cavmae.finetune.laterals.settings import LATERALS
+from cavmae.finetune.motion.settings import MOTION
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separators.stft import wave
 from cavmae.finetune.speaker.center_voting import CenterVoting
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.cues import CueEncoder, Cues, HintEmbedding
 from cavmae.finetune.speaker.decoder import SlotLayer, mlp_head
-from cavmae.finetune.speaker.motion.reader import ArticulationHead, MotionReader
-from cavmae.finetune.speaker.motion.settings import MOTION
+from cavmae.finetune.speaker.motion_reader import ArticulationHead, MotionReader
 from cavmae.finetune.speaker.pixel_decoders.settings import PIXEL_DECODERS
 from cavmae.finetune.speaker.queries import CrossModalMixer, QueryGenerator
 from cavmae.pretrain.blocks import NORM_EPS

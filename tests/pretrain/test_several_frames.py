@@ -15,8 +15,8 @@ from cavmae.common.cli import run as run_command
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.stream.transforms import DeviceTransform, Statistics
+from cavmae.finetune.motion.settings import ConvMotionOptions
 from cavmae.finetune.speaker.factory import build_speaker, speaker_config
-from cavmae.finetune.speaker.motion.settings import ConvMotionOptions
 from cavmae.finetune.speaker.settings import EncoderSettings, SpeakerModelSettings
 from cavmae.pretrain.cavmae_task import CAVMAETask, training_flops
 from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig, as_base_config

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from cavmae.common import worker_pool
 from cavmae.common.cli import parse_settings, parser
 from cavmae.common.errors import UsageError
-from cavmae.finetune.speaker.motion.settings import MOTION, X3DOptions
+from cavmae.finetune.motion.settings import MOTION, X3DOptions
 from cavmae.finetune.speaker.settings import SpeakerSettings
 from cavmae.tools.expand import main
 from cavmae.tools.expanding.axes import Network, axes_of

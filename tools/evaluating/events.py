@@ -21,9 +21,10 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.stream import EvalStream
-from cavmae.finetune.events.data import event_view
+from cavmae.finetune.events.data import check_frame_rate, event_view
 from cavmae.finetune.events.labels import ClassList, check_labels, class_list
 from cavmae.finetune.events.metrics import EventMetrics, event_metrics
+from cavmae.finetune.events.model import uses_video
 from cavmae.finetune.inference.event_model import (
     FIGURES,
     Conditions,
@@ -58,6 +59,8 @@ def measure_events(shards: str, settings: EvaluateSettings) -> int:
     manifest, access = Manifest.load(shards), Access()
     classes = class_list(settings.labels, manifest, config.classes)
     check_labels(manifest, classes, access, config.multi_label)
+    if uses_video(mode):
+        check_frame_rate(manifest, config, access)
     view = event_view(config, mode, task.transform.padding, frames=frames)
     stream = EvalStream(
         manifest, view, settings.batch_size, labels=classes.names, label_ids=classes.ids,

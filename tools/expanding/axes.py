@@ -7,7 +7,7 @@ from typing import Any
 from cavmae.common.errors import UsageError
 from cavmae.common.registry import to_json_value
 from cavmae.datasets.stream.rates import VIDEO_RATE
-from cavmae.finetune.speaker.motion.settings import MotionOptions
+from cavmae.finetune.motion.settings import MotionOptions
 from cavmae.tools.expanding.search import Axis, Point
 from cavmae.tools.expanding.settings import ExpandSettings
 

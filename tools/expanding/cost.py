@@ -10,7 +10,7 @@ import torch
 
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes, read_json
-from cavmae.finetune.speaker.motion.settings import MOTION
+from cavmae.finetune.motion.settings import MOTION
 from cavmae.pretrain.engine.task import forward_flops
 from cavmae.tools.expanding.axes import Network
 

@@ -6,7 +6,7 @@ from typing import Literal
 from cavmae.common.errors import UsageError
 from cavmae.common.settings import SeedSettings
 from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings
-from cavmae.finetune.speaker.motion.settings import MotionOptions, X3DOptions
+from cavmae.finetune.motion.settings import MotionOptions, X3DOptions
 
 COMPOSE = ComposeSettings(
     height=112, width=112, people=(0.5, 0.5, 0.0), silent_prob=0.0, off_screen_prob=0.0,

@@ -48,7 +48,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def words(run: Path, shards: str, **changes: Any) -> list[str]:
-    settings = {part: {**values, **changes.get(part, {})} for part, values in SETTINGS.items()}
+    parts = {**SETTINGS, **changes}
+    settings = {part: {**SETTINGS.get(part, {}), **changes.get(part, {})} for part in parts}
     settings["data"] = {"train": shards, **settings["data"]}
     path = run.parent / f"{run.name}.yaml"
     path.write_text(yaml.safe_dump(settings))

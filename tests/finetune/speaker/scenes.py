@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.motion.settings import ConvMotionOptions
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separators.settings import UNetOptions
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.model import SpeakerModel
-from cavmae.finetune.speaker.motion.settings import ConvMotionOptions
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.config import EncoderConfig

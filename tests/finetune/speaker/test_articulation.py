@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
+from cavmae.finetune.motion.settings import X3DOptions
 from cavmae.finetune.speaker.articulation import (
     ArticulationConfig,
     ArticulationModel,
     ArticulationTask,
 )
-from cavmae.finetune.speaker.motion.settings import X3DOptions
 
 
 def task_of(frames: int = 16) -> ArticulationTask:

@@ -8,12 +8,12 @@ import torch
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.motion.settings import X3DOptions
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separators.settings import SEPARATORS, FrozenTransformerOptions
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.cues import KINDS, region_of
 from cavmae.finetune.speaker.model import SpeakerModel
-from cavmae.finetune.speaker.motion.settings import X3DOptions
 from cavmae.finetune.speaker.pixel_decoders.settings import PoolingOptions
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from cavmae.finetune.speaker.motion.base import MotionPathway
-from cavmae.finetune.speaker.motion.reader import MotionReader
-from cavmae.finetune.speaker.motion.settings import MOTION, X3DOptions
-from cavmae.finetune.speaker.motion.x3d import FrameNorm, X3DBlock, X3DStem
+from cavmae.finetune.motion.base import MotionPathway
+from cavmae.finetune.motion.settings import MOTION, X3DOptions
+from cavmae.finetune.motion.x3d import FrameNorm, X3DBlock, X3DStem
+from cavmae.finetune.speaker.motion_reader import MotionReader
 from cavmae.pretrain.engine.task import forward_flops
 
 

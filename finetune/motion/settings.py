@@ -1,6 +1,6 @@
 """Registry of motion pathways, and the options of each. Imports no PyTorch.
 
-An entry is a class derived from :class:`cavmae.finetune.speaker.motion.base.MotionPathway`, which
+An entry is a class derived from :class:`cavmae.finetune.motion.base.MotionPathway`, which
 is built from its options.
 """
 
@@ -27,7 +27,7 @@ class MotionOptions(Options):
 MOTION = Registry("motion pathway", MotionOptions)
 
 
-@MOTION.register("conv", "cavmae.finetune.speaker.motion.conv:ConvPathway")
+@MOTION.register("conv", "cavmae.finetune.motion.conv:ConvPathway")
 @dataclasses.dataclass(frozen=True)
 class ConvMotionOptions(MotionOptions):
     """Convolutions over time and space in turns.
@@ -46,7 +46,7 @@ class ConvMotionOptions(MotionOptions):
         check_bounds(self, {"width": (1, 4096), "depth": (0, 256)})
 
 
-@MOTION.register("x3d", "cavmae.finetune.speaker.motion.x3d:X3DPathway")
+@MOTION.register("x3d", "cavmae.finetune.motion.x3d:X3DPathway")
 @dataclasses.dataclass(frozen=True)
 class X3DOptions(MotionOptions):
     """Stem and first stage of X3D (Feichtenhofer, CVPR 2020), the axes of its expansion as options.

@@ -14,9 +14,9 @@ PyTorch's 3-D convolution in its better memory format.
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cavmae.finetune.motion.base import MotionPathway, with_differences
+from cavmae.finetune.motion.settings import X3DOptions
 from cavmae.finetune.separators.layers import groups_of
-from cavmae.finetune.speaker.motion.base import MotionPathway, with_differences
-from cavmae.finetune.speaker.motion.settings import X3DOptions
 
 SQUEEZE_RATIO = 1 / 16
 

@@ -6,9 +6,9 @@ Shapes: N clips, T grey frames of h x w pixels, C channels.
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cavmae.finetune.motion.base import MotionPathway, with_differences
+from cavmae.finetune.motion.settings import ConvMotionOptions
 from cavmae.finetune.separators.layers import groups_of
-from cavmae.finetune.speaker.motion.base import MotionPathway, with_differences
-from cavmae.finetune.speaker.motion.settings import ConvMotionOptions
 
 
 class TimeBlock(nn.Module):

@@ -26,10 +26,10 @@ class MotionPathway(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, frames: Tensor) -> Tensor:
-        """Motion features of grey frames: uint8 [N, T, h, w] -> [N, T, C, h / 4, w / 4].
+        """Motion features of grey frames: [N, T, h, w] -> [N, T, C, h / 4, w / 4].
 
         Args:
-            frames: any T from 1 on; h and w are multiples of 4.
+            frames: uint8, or float of 0 to 255; any T from 1 on; h and w are multiples of 4.
         """
 
 
@@ -39,7 +39,8 @@ def with_differences(frames: Tensor, dtype: torch.dtype) -> Tensor:
     The three are a temporal kernel of 3 frames in another basis.
 
     Args:
-        frames: uint8 [N, T, h, w]; before the first and after the last, the video is still.
+        frames: uint8, or float of 0 to 255, [N, T, h, w]; before the first and after the last, the
+            video is still.
         dtype: of the result.
 
     Returns:

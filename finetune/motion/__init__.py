@@ -1,0 +1,1 @@
+"""Motion pathways, each an entry of :data:`cavmae.finetune.motion.settings.MOTION`."""

@@ -1,1 +1,0 @@
-"""Motion pathways, each an entry of :data:`cavmae.finetune.speaker.motion.settings.MOTION`."""
