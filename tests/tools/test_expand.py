@@ -2,10 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +21,7 @@ from cavmae.tools.expanding.cost import CostBook, gmacs_per_second, ms_per_secon
 from cavmae.tools.expanding.settings import ExpandDataSettings, ExpandSettings
 from cavmae.tools.expanding.trial import TRAINING, TRIALS, TrialJob
 from tests.datasets.clips import clip, data_set_of
+from tests.pretrain.engine.running import kill, launch
 
 MINUTES = 0.008
 START = X3DOptions(width=8, bottleneck=1.0, depth=1, frame_stride=2)
@@ -130,16 +127,12 @@ def test_a_killed_search_goes_on(words: list[str], tmp_path: Path, trained: list
     content = finished.read_bytes()
     trained.clear()
     words += ["--axes", "[seconds]"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cavmae.tools.expand", *words], start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    (process,) = launch(["-m", "cavmae.tools.expand", *words])
     deadline = time.monotonic() + 120
     while not list(out.glob(f"{TRAINING}/*/*.safetensors")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill([process])
     (checkpoint,) = out.glob(f"{TRAINING}/*/*.safetensors")
     with safe_open(str(checkpoint), "pt") as file:
         interrupted = json.loads(file.metadata()["state"])

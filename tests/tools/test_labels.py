@@ -1,8 +1,11 @@
 """`cavmae bench labels`: runs of both starts, a table that resumes, and refusal of mixed runs."""
 
 import json
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import yaml
@@ -12,11 +15,29 @@ from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
 from cavmae.tools import make_scenes
 from cavmae.tools.bench import main
+from cavmae.tools.benchmarks import labels
 from tests.datasets.clips import clip, data_set_of
 from tests.finetune.speaker.test_training import SETTINGS, write
+from tests.pretrain.engine.running import Process, zygote
 
 
-def test_both_starts_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def fork(
+    command: Sequence[str], stdout: TextIO, env: dict[str, str], **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """``subprocess.run`` of a Python command in a process that need not import anything."""
+    assert command[0] == sys.executable and options.keys() == {"stderr", "check"}
+    process = Process(command[1:], env, None)
+    process.wait(300)
+    stdout.write(process.communicate(1)[1])
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(command, process.returncode)
+
+
+def test_both_starts_in_one_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zygote()  # before the threads that use it
+    monkeypatch.setattr(labels.subprocess, "run", fork)
     sets = []
     for name, first in (("fit", 0), ("others", 20)):
         samples = [clip(n, speaker=f"s{n}", person=True) for n in range(first, first + 6)]

@@ -81,6 +81,7 @@ class Zygote:
         atexit.register(self._process.kill)
         self._pids: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.codes: dict[int, int] = {}
+        self._starting = threading.Lock()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -95,9 +96,10 @@ class Zygote:
     def start(self, **request: Any) -> int:
         """Number of a new process."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        self._process.stdin.flush()
-        return self._pids.get(timeout=60)
+        with self._starting:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+            return self._pids.get(timeout=60)
 
 
 zygote = functools.cache(Zygote)

@@ -22,7 +22,9 @@ import cavmae.finetune.speaker.run
 import cavmae.finetune.train
 import cavmae.pretrain.engine.trainer
 import cavmae.pretrain.run
-import cavmae.pretrain.train  # noqa: F401
+import cavmae.pretrain.train
+import cavmae.tools.evaluating.measure
+import cavmae.tools.expanding.run  # noqa: F401
 
 
 def become(request: dict[str, Any]) -> None:
