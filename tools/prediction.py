@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cavmae.common.allocator import return_memory
 from cavmae.common.cli import stop_on_signals
 from cavmae.common.locks import locked
 from cavmae.datasets.sharding.inputs import Input
@@ -55,6 +56,7 @@ def predict_recordings(
         CavmaeError: there is no recording, or the model cannot be used.
     """
     items = whole_recordings(videos, out, EVENTS)
+    return_memory()
     with stop_on_signals():
         predictor = load()
         predictor.check(settings)

@@ -1,10 +1,8 @@
 """Set-up of a run: its processes and its folder."""
 
 import contextlib
-import ctypes
 import logging
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from cavmae.common.allocator import keep_memory
 from cavmae.common.device import device_of
 from cavmae.common.errors import UsageError
 from cavmae.common.files import write_atomically
@@ -28,7 +27,6 @@ from cavmae.pretrain.engine.settings import LoopSettings
 
 log = logging.getLogger("cavmae")
 CONFIG = "config.yaml"
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of glibc's mallopt
 # Where launchers write the number of processes and the rank; accelerate reads these, not Slurm's.
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -150,19 +148,6 @@ def check_gradients_synchronized(module: nn.Module, processes: DistEnv) -> None:
             f"Nothing averages the gradients of the {processes.count} processes, so each would "
             f"train alone: {LAUNCH}."
         )
-
-
-def keep_memory() -> None:
-    """Makes glibc keep freed memory, which halves the time of a step on the CPU.
-
-    Otherwise every large tensor is a fresh mapping, whose pages the kernel clears one by one.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
-        if libc.mallopt(option, value) != 1:
-            log.info("The memory allocator takes no options: steps may be slow.")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cavmae.common.allocator import keep_memory
 from cavmae.common.cli import parse_settings, parser
 from cavmae.common.device import device_of, to_device
 from cavmae.datasets.stream.collate import Batch
@@ -18,7 +19,6 @@ from cavmae.finetune.events.train import CONFIGS
 from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.run import RunContext, TrainingParts
-from cavmae.pretrain.engine.run_setup import keep_memory
 from cavmae.pretrain.temporal.settings import TEMPORAL
 from cavmae.tools.benchmarks.settings import FinetuneBench
 from cavmae.tools.benchmarks.steps import StepTimes, precision_of, seconds_per_step, synchronize

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cavmae.common.allocator import keep_memory
 from cavmae.common.cli import parse_settings, parser
 from cavmae.common.device import device_of
 from cavmae.common.errors import UsageError
@@ -28,7 +29,6 @@ from cavmae.finetune.speaker.settings import (
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.finetune.speaker.train import CONFIGS
 from cavmae.pretrain.engine.optim import build_optimizer
-from cavmae.pretrain.engine.run_setup import keep_memory
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.tools.benchmarks import event_training
 from cavmae.tools.benchmarks.settings import FinetuneBench

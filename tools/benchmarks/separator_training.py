@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cavmae.common.allocator import keep_memory
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes
 from cavmae.common.registry import to_json_value
@@ -29,7 +30,6 @@ from cavmae.finetune.separation.settings import SoundLossSettings, SoundModelSet
 from cavmae.finetune.separation.task import SeparationTask
 from cavmae.finetune.separators.settings import SeparatorOptions
 from cavmae.finetune.separators.stft import wave
-from cavmae.pretrain.engine.run_setup import keep_memory
 from cavmae.pretrain.engine.task import forward_flops
 from cavmae.tools.benchmarks.settings import SeparatorsBench
 from cavmae.tools.benchmarks.table import reset_peak, resident_mb

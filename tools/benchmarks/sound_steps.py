@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cavmae.common.allocator import keep_memory
 from cavmae.common.cli import parse_settings, parser
 from cavmae.common.device import device_of
 from cavmae.datasets.mixtures.seed_stream import SeedStream
@@ -28,7 +29,6 @@ from cavmae.finetune.separation.settings import (
 from cavmae.finetune.separation.task import SeparationTask
 from cavmae.finetune.separation.train import CONFIGS
 from cavmae.pretrain.engine.optim import build_optimizer
-from cavmae.pretrain.engine.run_setup import keep_memory
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.factory import compile_blocks
 from cavmae.tools.benchmarks.settings import SoundStepsBench

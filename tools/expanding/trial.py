@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cavmae.common.allocator import keep_memory
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes
 from cavmae.common.registry import to_json_value
@@ -27,7 +28,6 @@ from cavmae.finetune.speaker.articulation import (
     ArticulationModel,
     ArticulationTask,
 )
-from cavmae.pretrain.engine.run_setup import keep_memory
 from cavmae.tools.benchmarks.table import reset_peak, resident_mb
 from cavmae.tools.benchmarks.timed_training import TimeBudget, train_for
 from cavmae.tools.expanding.axes import Network
