@@ -29,11 +29,14 @@ def test_the_tables(
     shards = event_set(tmp_path / "clips", several(4)).folder
     out = tmp_path / "rows.json"
     command = f"finetune --task events --data-set {shards} --batch-size 1 --steps 1 --frames 2"
-    assert main([*command.split(), "--workers", "1", "--device", "cpu", "--out", str(out)]) == 0
+    variant = "--model.pooling attention --data.roll 0"
+    words = [*command.split(), "--variants", f"[{variant}]", "--workers", "1", "--device", "cpu"]
+    assert main([*words, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     table = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")]
     names = list(TEMPORAL)
     steps = ["training step, 1 frame", *(f"training step, 2 frames, {name}" for name in names)]
+    steps.append(f"training step, 1 frame, {variant}")
     passes = ["2 passes, averaged", *(f"one pass, {name}" for name in names)]
     assert [row for row in table if row != "way" and "---" not in row] == [
         *steps, "loading, one core", *passes,

@@ -9,6 +9,7 @@ import torch
 from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.losses import info_nce
 from cavmae.pretrain.model import CAVMAE
+from cavmae.pretrain.temporal.settings import TEMPORAL
 from cavmae.tools.bench import main
 from cavmae.tools.benchmarks.pretraining import BASELINE, ReferenceWay
 
@@ -38,11 +39,12 @@ def test_the_references_way_is_the_same_mathematics(normalised: bool) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
         "pretrain --size tiny --batch-size 2 --steps 1 --rounds 1 --image 32 --audio-frames 96 "
-        f"--sweep [3] --device cpu --out {tmp_path / 'rows.json'}"
+        f"--sweep [3] --frames 2 --device cpu --out {tmp_path / 'rows.json'}"
     )
     assert main(words.split()) == 0
     printed = capsys.readouterr().out
     assert "times as fast: ours, fp32, decoder of cross-attention" in printed
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert rows[0]["name"] == BASELINE and rows[-1]["name"] == "ours, fp32, batch 3"
+    assert rows[0]["name"] == BASELINE and rows[4]["name"] == "ours, fp32, batch 3"
+    assert [row["name"] for row in rows[5:]] == [f"ours, fp32, 2 frames, {n}" for n in TEMPORAL]
     assert all(row["seconds"] > 0 and "TFLOP/s" in row["note"] for row in rows)

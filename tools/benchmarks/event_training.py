@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -42,6 +43,7 @@ def run(bench: FinetuneBench) -> None:
     steps |= {
         text: (training_steps, (bench, name, bench.frames)) for text, name in one_pass.items()
     }
+    steps |= {f"{STEP}, {v}": (training_steps, (bench, PLAIN, 1, v)) for v in bench.variants}
     averaged = f"{bench.frames} passes, averaged"
     passes: dict[str, Any] = {averaged: (seconds_per_clip, (bench, PLAIN, 1))}
     passes |= {
@@ -67,16 +69,19 @@ def run(bench: FinetuneBench) -> None:
     save(step_rows + pass_rows, bench.out)
 
 
-def parts_of(bench: FinetuneBench, attention: str, frames: int, workers: int = 0) -> TrainingParts:
+def parts_of(
+    bench: FinetuneBench, attention: str, frames: int, workers: int = 0, variant: str = ""
+) -> TrainingParts:
     """Task and loader of a run of `small-set`.
 
     Args:
         attention: entry of the registry of temporal attentions.
         frames: of a clip that the model takes at once.
         workers: that load.
+        variant: further options of `cavmae finetune events`.
     """
     arguments = parser("finetune events", "Configuration of the package.")
-    words = ["--config", str(CONFIGS / "small-set.yaml")]
+    words = ["--config", str(CONFIGS / "small-set.yaml"), *shlex.split(variant)]
     settings, _ = parse_settings(arguments, EventSettings, words)
     data = dataclasses.replace(
         settings.data, train=bench.data_set, batch_size=bench.batch_size, workers=workers,
@@ -91,10 +96,10 @@ def parts_of(bench: FinetuneBench, attention: str, frames: int, workers: int = 0
     return build(dataclasses.replace(settings, data=data, model=model), context)
 
 
-def training_steps(bench: FinetuneBench, attention: str, frames: int) -> float:
+def training_steps(bench: FinetuneBench, attention: str, frames: int, variant: str = "") -> float:
     """Seconds per clip of training steps on one batch that is loaded beforehand."""
     keep_memory()
-    parts = parts_of(bench, attention, frames)
+    parts = parts_of(bench, attention, frames, variant=variant)
     return _seconds_per_step(bench, parts, itertools.repeat(next(iter(parts.loader))), bench.steps)
 
 

@@ -1,9 +1,10 @@
 """`cavmae bench finetune`: fine-tuning steps, composing of scenes, and waiting for data."""
 
-import dataclasses
 import itertools
 import random
+import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,7 @@ from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.speaker.factory import build_speaker
-from cavmae.finetune.speaker.settings import (
-    EncoderSettings,
-    LossSettings,
-    SpeakerModelSettings,
-    SpeakerSettings,
-)
+from cavmae.finetune.speaker.settings import SpeakerSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.finetune.speaker.train import CONFIGS
 from cavmae.pretrain.engine.optim import build_optimizer
@@ -39,21 +35,25 @@ BASELINE = "training step"
 GPU_STEP = 0.1  # seconds of a step on a GPU, simulated to measure the wait for data
 
 
-def model_settings_of(name: str) -> SpeakerModelSettings:
-    """Load the model settings of a configuration of `cavmae finetune speakers`."""
+def settings_of(name: str, more: Sequence[str] = ()) -> SpeakerSettings:
+    """Settings of a configuration of `cavmae finetune speakers`.
+
+    Args:
+        name: of the configuration.
+        more: further options of the command.
+    """
     arguments = parser("finetune speakers", "Configuration of the package.")
-    words = ["--config", str(CONFIGS / f"{name}.yaml")]
-    return parse_settings(arguments, SpeakerSettings, words)[0].model
+    words = ["--config", str(CONFIGS / f"{name}.yaml"), *more]
+    return parse_settings(arguments, SpeakerSettings, words)[0]
 
 
-def _model_settings(bench: FinetuneBench) -> SpeakerModelSettings:
-    settings = model_settings_of(bench.size)
-    encoder = EncoderSettings(size=bench.encoder_size)
-    return dataclasses.replace(settings, encoder=encoder, train_encoder="all")
+def _settings(bench: FinetuneBench, variant: str = "") -> SpeakerSettings:
+    more = ["--model.train-encoder", "all", "--model.encoder.size", bench.encoder_size]
+    return settings_of(bench.size, [*more, *shlex.split(variant)])
 
 
-def _stream(bench: FinetuneBench) -> ComposedStream:
-    settings = _model_settings(bench)
+def _stream(bench: FinetuneBench, variant: str = "") -> ComposedStream:
+    settings = _settings(bench, variant).model
     motion = settings.motion_height, settings.motion_width
     return ComposedStream(
         Manifest.load(bench.data_set), ComposeSettings(), motion, settings.key_frames,
@@ -61,15 +61,20 @@ def _stream(bench: FinetuneBench) -> ComposedStream:
     )  # fmt: skip
 
 
-def training_steps(bench: FinetuneBench) -> float:
-    """Seconds per scene of training steps on one batch that is composed beforehand."""
+def training_steps(bench: FinetuneBench, variant: str = "") -> float:
+    """Seconds per scene of training steps on one batch that is composed beforehand.
+
+    Args:
+        variant: options of `cavmae finetune speakers`.
+    """
     keep_memory()
     device = device_of(bench.device)
     compose = ComposeSettings()
-    model = build_speaker(_model_settings(bench), (compose.height, compose.width), 256, 0)
-    task = SpeakerTask(model, LossSettings(), Statistics(), frozen=False).to(device)
+    settings = _settings(bench, variant)
+    model = build_speaker(settings.model, (compose.height, compose.width), 256, 0)
+    task = SpeakerTask(model, settings.loss, Statistics(), frozen=False).to(device)
     optimizer = build_optimizer(task, OptimizerSettings())
-    batches = itertools.repeat(next(iter(Loader(_stream(bench)))))
+    batches = itertools.repeat(next(iter(Loader(_stream(bench, variant)))))
     times = StepTimes(1, bench.steps, precision_of(bench))
     return seconds_per_step(task, optimizer, batches, device, times) / bench.batch_size
 
@@ -114,6 +119,7 @@ def run(bench: FinetuneBench) -> None:
         return
     gpu = device_of(bench.device).type == "cuda"
     ways: dict[str, Any] = {BASELINE: (training_steps, (bench,))}
+    ways |= {f"{BASELINE}, {v}": (training_steps, (bench, v)) for v in bench.variants}
     results = in_turns(ways, bench.rounds, pinned=False, gpu=gpu)
     results |= in_turns({"composing, one core": (composing, (bench,))}, bench.rounds)
     rows = [row_of(name, seconds, peak) for name, (seconds, peak) in results.items()]

@@ -36,7 +36,7 @@ from cavmae.pretrain.engine.task import Task
 from cavmae.pretrain.factory import compile_blocks
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ObjectiveSettings
-from cavmae.tools.benchmarks.finetuning import model_settings_of
+from cavmae.tools.benchmarks.finetuning import settings_of
 from cavmae.tools.benchmarks.pretraining import synthetic_clips
 from cavmae.tools.benchmarks.scenes import synthetic_scenes
 from cavmae.tools.benchmarks.settings import ParityBench
@@ -214,7 +214,7 @@ def pretraining(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]
 def finetuning(bench: ParityBench) -> tuple[Callable[[], Task], dict[str, Any]]:
     """Factory of the speaker task with a trained encoder, and a batch of synthetic scenes."""
     encoder = EncoderSettings(size=ENCODER_SIZE)
-    settings = dataclasses.replace(model_settings_of(bench.speaker), encoder=encoder)
+    settings = dataclasses.replace(settings_of(bench.speaker).model, encoder=encoder)
     shape = speaker_config(settings, (224, 224), 256)
 
     def build() -> Task:

@@ -28,6 +28,7 @@ from cavmae.pretrain.factory import compile_blocks
 from cavmae.pretrain.losses import normalize_patches
 from cavmae.pretrain.model import CAVMAE, Latents, channels_last
 from cavmae.pretrain.settings import ObjectiveSettings
+from cavmae.pretrain.temporal.settings import TEMPORAL
 from cavmae.tools.benchmarks.settings import PretrainBench
 from cavmae.tools.benchmarks.steps import StepTimes, precision_of, seconds_per_step
 from cavmae.tools.benchmarks.table import in_turns, row_of, save, table
@@ -47,6 +48,8 @@ class Way:
         precision: fp32, bf16 or fp16.
         compile: blocks are compiled.
         batch_size: clips of a step; 0: those of the benchmark.
+        temporal: entry of the registry of temporal attentions.
+        frames: of a clip.
     """
 
     reference: bool = False
@@ -55,6 +58,8 @@ class Way:
     precision: str = "fp32"
     compile: bool = False
     batch_size: int = 0
+    temporal: str = "per-frame"
+    frames: int = 1
 
 
 class ExplicitAttention(Attention):
@@ -113,22 +118,24 @@ def shape_of(bench: PretrainBench, way: Way) -> CAVMAEConfig:
         image_width=bench.image,
         audio_frames=bench.audio_frames,
         decoder=way.decoder,
+        temporal=TEMPORAL.options(way.temporal)(),
+        frames=way.frames,
     )
 
 
-def synthetic_clips(count: int, audio_frames: int, image: int) -> Batch:
+def synthetic_clips(count: int, audio_frames: int, image: int, frames: int = 1) -> Batch:
     """Batch of noise, as a loader gives it."""
     return {
         "key": ["made"] * count,
         "fbank": torch.randn(count, audio_frames, 128).half() * 4 - 5,
         "fbank_length": torch.full((count,), audio_frames),
-        "frames": torch.randint(256, (count, 1, image, image, 3)).byte(),
+        "frames": torch.randint(256, (count, frames, image, image, 3)).byte(),
     }
 
 
-def _batches(bench: PretrainBench) -> Iterator[Batch]:
+def _batches(bench: PretrainBench, frames: int) -> Iterator[Batch]:
     """The same synthetic batch again and again."""
-    batch = synthetic_clips(bench.batch_size, bench.audio_frames, bench.image)
+    batch = synthetic_clips(bench.batch_size, bench.audio_frames, bench.image, frames)
     if torch.cuda.is_available():  # as a loader does
         batch = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in batch.items()}
     return itertools.repeat(batch)
@@ -156,7 +163,8 @@ def training_steps(bench: PretrainBench, way: Way) -> float:
     else:
         optimizer = build_optimizer(task, OptimizerSettings(name="adam", weight_decay=5e-7))
     times = StepTimes(bench.steps, bench.steps, way.precision, log_every_step=way.reference)
-    return seconds_per_step(task, optimizer, _batches(bench), device, times) / bench.batch_size
+    batches = _batches(bench, way.frames)
+    return seconds_per_step(task, optimizer, batches, device, times) / bench.batch_size
 
 
 def ways_of(bench: PretrainBench) -> dict[str, Way]:
@@ -179,6 +187,13 @@ def ways_of(bench: PretrainBench) -> dict[str, Way]:
         f"ours, {precision}, batch {size}": dataclasses.replace(ours, batch_size=size)
         for size in bench.sweep
     }
+    if bench.frames > 1:
+        ways |= {
+            f"ours, {precision}, {bench.frames} frames, {name}": dataclasses.replace(
+                ours, temporal=name, frames=bench.frames
+            )
+            for name in TEMPORAL
+        }
     if precision != "fp32":
         ways["the reference's way, " + precision] = Way(reference=True, precision=precision)
     if bench.compile:

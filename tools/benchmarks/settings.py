@@ -115,6 +115,7 @@ class PretrainBench(StepsBench):
         audio_frames: fbank frames of a clip.
         compile: also measure our steps with blocks compiled by inductor.
         sweep: further batch sizes for the first of our ways.
+        frames: of a clip, for each of the temporal attentions beside one frame; 1: one only.
     """
 
     size: Literal["tiny", "small", "base", "large"] = "small"
@@ -122,11 +123,12 @@ class PretrainBench(StepsBench):
     audio_frames: int = 1024
     compile: bool = False
     sweep: tuple[int, ...] = ()
+    frames: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if any(size < 1 for size in self.sweep):
-            raise UsageError("--sweep: batch sizes are at least 1.")
+        if min((*self.sweep, self.frames)) < 1:
+            raise UsageError("--sweep: batch sizes are at least 1, as --frames is.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +165,8 @@ class FinetuneBench(StepsBench):
         workers: loading processes whose pace is compared with that of training (speakers: on a
             GPU).
         frames: of a clip (events) that passes of one frame average, and others take at once.
+        variants: options of `cavmae finetune TASK`, as on a command line, of further models whose
+            training steps are measured: ``["--model.motion x3d", "--model.lateral a-f-s"]``.
     """
 
     task: Literal["speakers", "events"] = "speakers"
@@ -171,6 +175,7 @@ class FinetuneBench(StepsBench):
     encoder_size: Literal["tiny", "small", "base"] = "tiny"
     workers: int = 2
     frames: int = 10
+    variants: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
