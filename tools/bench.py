@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, tuple[str, type[Any], str]] = {
     "temporal": ("temporal", settings.TemporalBench, "temporal attentions, by number of frames"),
     "finetune": ("finetuning", settings.FinetuneBench, "fine-tuning steps, loading"),
     "separators": ("separators", settings.SeparatorsBench, "separators after the same CPU time"),
+    "variants": ("variants", settings.VariantsBench, "options of a task after the same CPU time"),
     "sound-steps": ("sound_steps", settings.SoundStepsBench, "training steps on sound alone"),
     "parity": ("parity", settings.ParityBench, "a device against the CPU, by precision"),
     "labels": ("labels", settings.LabelsBench, "pretrained against from scratch"),

@@ -1,8 +1,8 @@
 """Evaluation of a speaker model on a fixed list of scenes, with reference conditions.
 
 The conditions ("ways") use the same scenes in the same pass: the model with blanked frames (audio
-only), with frozen frames (no motion), with the frames of another scene, and an oracle ratio mask on
-the mixture (an upper bound for masks).
+only), with frozen frames (no motion), with the frames of another scene, voices read under the true
+masks (an upper bound for masks), and an oracle ratio mask on the mixture (one for voices).
 """
 
 import math
@@ -22,14 +22,22 @@ from cavmae.finetune.separators.stft import oracle_masks, spectrum, wave
 from cavmae.finetune.speaker.activity_metrics import scene_activities
 from cavmae.finetune.speaker.cues import CueKind, Cues
 from cavmae.finetune.speaker.diarization import diarize
-from cavmae.finetune.speaker.losses import Targets, targets_of
+from cavmae.finetune.speaker.losses import (
+    Targets,
+    assign_by_masks,
+    presence_targets,
+    targets_of,
+    teacher_force_masks,
+)
 from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure
 from cavmae.finetune.speaker.model import Inputs, SlotPredictions
 from cavmae.finetune.speaker.task import SpeakerTask, scale_of
 
-Way = Literal["model", "frames_blanked", "frames_frozen", "frames_swapped", "oracle_ratio_mask"]
+Way = Literal[
+    "model", "frames_blanked", "frames_frozen", "frames_swapped", "true_masks", "oracle_ratio_mask"
+]
 WAYS: tuple[Way, ...] = (
-    "model", "frames_blanked", "frames_frozen", "frames_swapped", "oracle_ratio_mask",
+    "model", "frames_blanked", "frames_frozen", "frames_swapped", "true_masks", "oracle_ratio_mask",
 )  # fmt: skip
 
 
@@ -86,6 +94,9 @@ def evaluate(
         for way in scenes:
             if way == "oracle_ratio_mask":
                 scenes[way] += _oracle(batch["key"], targets)
+                continue
+            if way == "true_masks":
+                scenes[way] += measure(batch["key"], *_under_true_masks(task, inputs, targets))
                 continue
             is_model = way == "model"
             start = _synchronized_time(inputs.mixture.device)
@@ -199,6 +210,23 @@ def _record_mask_changes(
         union = (previous | after).flatten(1).sum(1)
         fraction = 1 - intersection / union.clamp(min=1)
         changes[name] += fraction[union > 0].tolist()
+
+
+def _under_true_masks(
+    task: SpeakerTask, inputs: Inputs, targets: Targets
+) -> tuple[Tensor, Tensor, Targets]:
+    """Waveforms of slots [N, Q, S] under the true masks, slots of people int64 [N, P], targets.
+
+    People without a mask keep that of their slot.
+    """
+    predictions = task.model.predict_masks(inputs)
+    slots, _ = assign_by_masks(predictions, targets, task.loss)
+    masks = predictions.masks[-1].float().sigmoid()
+    masks, replaced = teacher_force_masks(masks, targets, slots, below=math.inf)
+    presence = presence_targets(task.model.presence_prob(predictions), targets, slots, replaced)
+    voices = task.model.decode_voices(inputs, predictions, masks, presence)
+    waves = voices.waves(targets.mixture.shape[-1]) / voices.scale
+    return waves, slots, targets
 
 
 def _oracle(keys: Sequence[str], targets: Targets) -> list[SceneMetrics]:

@@ -32,11 +32,13 @@ def test_variants_have_rows_of_their_own(
     shards = data_set_of(tmp_path / "fit", samples)
     write(shards)
     variants = ["--model.motion x3d --model.motion.width 8", "--model.lateral a-fs"]
-    command = f"finetune --data-set {shards.folder} --batch-size 1 --steps 1 --device cpu --variants"
+    command = (
+        f"finetune --data-set {shards.folder} --batch-size 1 --steps 1 --device cpu --variants"
+    )
     assert main([*command.split(), f"[{', '.join(variants)}]"]) == 0
     printed = capsys.readouterr().out
     names = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")]
-    assert names[2:] == ["training step", *(f"training step, {v}" for v in variants),
-                         "composing, one core"]  # fmt: skip
+    rows = ["training step", *(f"training step, {v}" for v in variants), "composing, one core"]
+    assert names[2:] == rows
     assert [model.config.motion.name for model in built] == ["conv", "x3d", "conv"]
     assert [model.config.lateral.name for model in built] == ["none", "none", "a-fs"]

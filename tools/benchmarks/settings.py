@@ -319,3 +319,43 @@ class SeparatorsBench(SeedSettings):
             raise UsageError(
                 "--minutes and --lr are above 0, --evaluations and --width at least 1."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class VariantsBench(SeedSettings):
+    """Options of `cavmae bench variants`.
+
+    Args:
+        task: of `cavmae finetune`: ``speakers`` or ``events``.
+        recipe: configuration of the task, a name or a file.
+        options: of `cavmae finetune TASK`, as on a command line, that all models have: their data
+            (``--data.train``, ``--data.held-out``), and what differs from the configuration.
+        variants: options of each model beside the default, which is always there:
+            ``["--model.lateral a-fs", "--model.motion x3d"]``.
+        seeds: of initial weights and data, counted from ``seed``; each model has one run of each.
+        minutes: CPU time of one core that each run is trained for.
+        evaluations: in equal parts of the minutes, on all that is held out.
+        jobs: runs at a time, each on a core of its own.
+        out: folder of results and ``variants.json``, ``variants.md``, ``variants.png``; runs whose
+            results it holds are not trained again.
+    """
+
+    task: Literal["speakers", "events"] = "speakers"
+    recipe: str = "tiny"
+    options: str = ""
+    variants: tuple[str, ...] = ()
+    seeds: int = 3
+    minutes: float = 20.0
+    evaluations: int = 4
+    jobs: int = 1
+    out: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.out or not self.variants:
+            raise UsageError(
+                "bench variants needs --out FOLDER and --variants '[\"OPTIONS\", ...]'."
+            )
+        if len({*self.variants, ""}) <= len(self.variants):
+            raise UsageError("--variants: the default is there, name each of the others once.")
+        if self.minutes <= 0 or min(self.seeds, self.evaluations, self.jobs) < 1:
+            raise UsageError("--minutes is above 0; --seeds, --evaluations and --jobs at least 1.")

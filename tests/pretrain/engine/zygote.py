@@ -23,6 +23,7 @@ import cavmae.finetune.train
 import cavmae.pretrain.engine.trainer
 import cavmae.pretrain.run
 import cavmae.pretrain.train
+import cavmae.tools.benchmarks.variants
 import cavmae.tools.evaluating.measure
 import cavmae.tools.expanding.run  # noqa: F401
 

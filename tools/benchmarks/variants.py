@@ -1,0 +1,165 @@
+"""`cavmae bench variants`: options of a task against its default after the same CPU time.
+
+Every run learns from the same data in the same order for a seed, with one thread, and has the same
+learning rate at each fraction of the time. Each has a process of its own. Finished runs are kept,
+and an interrupted one goes on at its last evaluation.
+"""
+
+import contextlib
+import logging
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from cavmae.common import worker_pool
+from cavmae.common.cli import output, stop_on_signals
+from cavmae.common.errors import CavmaeError
+from cavmae.common.files import write_atomically
+from cavmae.common.json_files import json_bytes, read_json
+from cavmae.common.locks import locked
+from cavmae.common.registry import to_json_value
+from cavmae.common.tables import markdown_table
+from cavmae.tools.benchmarks.kept_results import check_settings
+from cavmae.tools.benchmarks.settings import VariantsBench
+from cavmae.tools.benchmarks.table import machine
+from cavmae.tools.benchmarks.variant_training import VariantJob, run_variant
+
+log = logging.getLogger("cavmae")
+Records = Sequence[Mapping[str, Any]]  # of results of runs
+# Columns of the table: metric, title, decimals. The first is plotted.
+COLUMNS = {
+    "speakers": (
+        ("true_masks_si_sdri", "SI-SDR improvement under true masks, dB", 2),
+        ("si_sdri", "SI-SDR improvement, dB", 2),
+        ("confusion", "confusion", 3),
+        ("iou", "IoU", 3),
+    ),
+    "events": (("mean_ap", "mAP", 3), ("auc", "AUC", 3), ("accuracy", "accuracy", 3)),
+}
+
+
+def run(bench: VariantsBench) -> None:
+    """Trains and measures the missing runs, and prints the table.
+
+    Raises:
+        UsageError: an option is out of range, or the folder has runs of other settings.
+        CavmaeError: data cannot be used, another process uses the folder, or a run ended.
+    """
+    jobs = [
+        VariantJob(bench, variant, bench.seed + number)
+        for number in range(bench.seeds)  # all variants of a seed before the next seed
+        for variant in ("", *bench.variants)
+    ]
+    for job in jobs:
+        job.settings()
+    out = Path(bench.out)
+    message = f"Another process measures in {out}: wait for it, or choose another --out."
+    with locked(out / ".lock", message), stop_on_signals():
+        settings = to_json_value(bench)
+        for name in ("variants", "seed", "seeds", "jobs", "out"):
+            del settings[name]
+        check_settings(out, settings)
+        records = _results(jobs)
+        text = table(records, bench)
+        output(text)
+        with write_atomically(out / "variants.json") as file:
+            file.write(json_bytes({"machine": machine(), "runs": records}, indent=1))
+        with write_atomically(out / "variants.md") as file:
+            file.write(f"{text}\n".encode())
+        plot(records, bench, out / "variants.png")
+
+
+def _results(jobs: Sequence[VariantJob]) -> list[Mapping[str, Any]]:
+    """Results of runs, the missing ones trained in a process of their own each.
+
+    Raises:
+        CavmaeError: a process ended.
+    """
+    missing = [job for job in jobs if not job.path.exists()]
+    # Without limits: how long a run takes is the user's choice.
+    events = worker_pool.run(
+        iter(enumerate(missing)), run_variant, jobs[0].bench.jobs, math.inf, math.inf
+    )
+    with contextlib.closing(events):
+        for event in events:
+            job = missing[event.task]
+            if isinstance(event, worker_pool.Lost):
+                raise CavmaeError(
+                    f"{job.label}: {event.detail}; run the same command again to resume."
+                )
+            if isinstance(event, worker_pool.Finished):
+                continue  # its last evaluation was logged
+            point = event.message.curve[-1]
+            name, title, digits = COLUMNS[job.bench.task][0]
+            log.info(
+                "%s: %.1f of %g min, %s %.*f.", job.label, point["minutes"], job.bench.minutes,
+                title, digits, point.get(name, math.nan),
+            )  # fmt: skip
+    return [read_json(job.path) for job in jobs]
+
+
+def table(records: Records, bench: VariantsBench) -> str:
+    """Markdown: cost of each variant, and metrics as mean and range over seeds."""
+    columns = COLUMNS[bench.task]
+    head = [
+        "options", "parameters, M", "GFLOPs / sample", "samples / core s", "steps",
+        *(title for _, title, _ in columns),
+    ]  # fmt: skip
+    rows = []
+    for variant in ("", *bench.variants):
+        own = [record for record in records if record["variant"] == variant]
+        rows.append([
+            f"`{variant}`" if variant else "default",
+            f"{own[0]['parameters'] / 1e6:.2f}",
+            f"{own[0]['flops'] / 1e9:.2f}",
+            f"{statistics.mean(r['samples_per_core_sec'] for r in own):.2f}",
+            f"{statistics.mean(r['steps'] for r in own):.0f}",
+            *(
+                _spread([r["curve"][-1].get(name, math.nan) for r in own], digits)
+                for name, _, digits in columns
+            ),
+        ])  # fmt: skip
+    caption = (
+        f"cavmae bench variants: {bench.task}, {bench.recipe}, {bench.minutes:g} CPU minutes of a "
+        f"core each, {bench.seeds} seeds ({machine()})"
+    )
+    return f"{caption}\n\n{markdown_table(head, rows)}"
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Mean of values, and their range if there are several; ``-``: one is undefined."""
+    if not all(map(math.isfinite, values)):
+        return "-"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def plot(records: Records, bench: VariantsBench, path: Path) -> None:
+    """Plots the first metric over CPU minutes, a line for each run.
+
+    Args:
+        path: PNG file.
+    """
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    chart = figure.subplots()
+    name, title, _ = COLUMNS[bench.task][0]
+    for number, variant in enumerate(("", *bench.variants)):
+        for run_number, record in enumerate(r for r in records if r["variant"] == variant):
+            chart.plot(
+                [point["minutes"] for point in record["curve"]],
+                [point.get(name, math.nan) for point in record["curve"]],
+                color=f"C{number % 10}", marker=".", linewidth=2 if not variant else 1,
+                label=(variant or "default") if not run_number else None,
+            )  # fmt: skip
+    chart.set_xlabel("CPU minutes of training")
+    chart.set_ylabel(title)
+    chart.grid(alpha=0.3)
+    figure.legend(loc="outside lower center")
+    with write_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=120)
