@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.registry import to_json_value
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.events.config import EventConfig
 from cavmae.finetune.events.labels import ClassList
 from cavmae.finetune.events.model import EventClassifier
 from cavmae.finetune.events.settings import EventEncoderSettings, EventModelSettings
+from cavmae.finetune.motion.base import MotionPathway
 from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.factory import (
     load_hub,
@@ -98,11 +100,41 @@ def build_events(
         model = EventClassifier(config)
     except ValueError as error:
         raise UsageError(f"model: {error}") from error
+    if settings.motion_from is not None:
+        _load_motion(model, settings.motion_from)
     if source is not None:
         origin = settings.init_from or settings.encoder_from or ""
         check_temporal(origin, source, encoder, "model.encoder.temporal")
         _load(model, move_positions(weights, source, encoder), origin, whole=initial is not None)
     return model
+
+
+def _load_motion(model: EventClassifier, name: str) -> None:
+    """Loads the weights of a motion pathway of another model.
+
+    Raises:
+        UsageError: the model has no such pathway.
+        CavmaeError: it is missing or damaged.
+    """
+    from cavmae.finetune.speaker.model import SpeakerModel  # takes a second, few runs need it
+
+    pathway: MotionPathway | None
+    if type_of_model(name) == EventClassifier.model_type:
+        events = load_events(name)
+        options = events.config.motion
+        pathway = None if events.motion_branch is None else events.motion_branch.pathway
+    else:
+        speaker = load_hub(SpeakerModel, name, "make one with `cavmae finetune speakers`")
+        options, pathway = speaker.config.motion, speaker.motion
+    assert model.motion_branch is not None
+    if pathway is None:
+        raise UsageError(f"model.motion_from {name} has no motion pathway: name another model.")
+    if options != model.config.motion:
+        raise UsageError(
+            f"model.motion_from {name} has the pathway {to_json_value(options)}: set model.motion "
+            "to it."
+        )
+    model.motion_branch.pathway.load_state_dict(pathway.state_dict())
 
 
 def encoder_config(settings: EventEncoderSettings, source: EncoderConfig | None) -> EncoderConfig:

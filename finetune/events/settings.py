@@ -115,6 +115,8 @@ class EventModelSettings:
             the shards (`cavmae shard --frame-rate 25`).
         motion_width: their width; the shape is that of the frames.
         motion: pathway over the grey frames.
+        motion_from: weights of the pathway, of the same options: a folder of `cavmae finetune
+            speakers`, whose pathway has learned to read lips, or of `cavmae finetune events`.
         lateral: connections of audio, motion and frames.
     """
 
@@ -130,6 +132,7 @@ class EventModelSettings:
     motion_height: int = 0
     motion_width: int = 0
     motion: MotionOptions = ConvMotionOptions()
+    motion_from: str | None = None
     lateral: LateralOptions = NoLateralOptions()
 
     def __post_init__(self) -> None:
@@ -137,6 +140,11 @@ class EventModelSettings:
             raise UsageError(f"model.head_lr_scale {self.head_lr_scale} must be above 0.")
         if self.init_from is not None and self.encoder_from is not None:
             raise UsageError("model.init_from has an encoder: leave model.encoder_from out.")
+        if self.motion_from is not None and not (self.motion_height and self.init_from is None):
+            raise UsageError(
+                "model.motion_from is for a motion pathway that is new: set model.motion_height "
+                "and model.motion_width, and leave model.init_from out."
+            )
         pretrained = self.init_from is not None or self.encoder_from is not None
         if self.train_encoder == "frozen" and not pretrained:
             raise UsageError(

@@ -29,7 +29,10 @@ from cavmae.datasets.stream.transforms import (
 from cavmae.datasets.stream.view import View
 from cavmae.finetune.events.config import EventConfig, Mode
 from cavmae.finetune.events.data import event_view
+from cavmae.finetune.events.factory import build_events
+from cavmae.finetune.events.labels import ClassList
 from cavmae.finetune.events.model import EventClassifier
+from cavmae.finetune.events.settings import EventEncoderSettings, EventModelSettings
 from cavmae.finetune.events.task import EventTask
 from cavmae.finetune.inference.event_model import load_task
 from cavmae.finetune.inference.event_predictor import EventPredictor
@@ -43,6 +46,7 @@ from cavmae.tools import convert
 from tests.conftest import make_shards
 from tests.finetune.events.event_clips import CLASSES, ENCODER, event_clip, event_set, several
 from tests.finetune.events.test_event_runs import measured, train
+from tests.finetune.speaker.scenes import model as speaker_model
 
 MOTION: dict[str, Any] = {"motion_height": 16, "motion_width": 16}
 SMALL = ConvMotionOptions(width=8, depth=1)
@@ -382,3 +386,37 @@ def test_grey_values_are_those_of_the_picture() -> None:
     image = np.asarray(Image.fromarray(sample.decode_frame(members["000.jpg"])).convert("L"))
     grey = sample.decode_frame(members["000.jpg"], grey=True)
     np.testing.assert_allclose(grey.astype(float), image.astype(float), atol=2)
+
+
+def test_weights_of_a_motion_pathway_come_from_another_model(tmp_path: Path) -> None:
+    speaker = speaker_model()
+    speaker.save_pretrained(tmp_path / "speaker")
+    options = speaker.config.motion
+    encoder = EventEncoderSettings(**ENCODER)
+    classes = ClassList(CLASSES, {}, "a test")
+
+    def built(name: str, **changes: Any) -> EventClassifier:
+        own = {**MOTION, "motion": options, "motion_from": str(tmp_path / name), **changes}
+        return build_events(EventModelSettings(encoder=encoder, **own), classes, None, 0)
+
+    first = built("speaker")
+    assert first.motion_branch is not None
+    for name, value in first.motion_branch.pathway.state_dict().items():
+        assert torch.equal(value, speaker.motion.state_dict()[name])
+    other = built("speaker", motion_from=None)
+    assert other.motion_branch is not None
+    assert torch.equal(first.mlp_head[1].weight, other.mlp_head[1].weight)
+    first.save_pretrained(tmp_path / "events")
+    second = built("events")
+    assert second.motion_branch is not None
+    for name, value in second.motion_branch.pathway.state_dict().items():
+        assert torch.equal(value, speaker.motion.state_dict()[name])
+    with pytest.raises(UsageError, match=r"has the pathway \{'name': 'conv'.*: set model.motion"):
+        built("speaker", motion=ConvMotionOptions(width=12))
+    EventClassifier(EventConfig(EncoderConfig(**ENCODER), CLASSES)).save_pretrained(
+        tmp_path / "plain"
+    )
+    with pytest.raises(UsageError, match="has no motion pathway"):
+        built("plain")
+    with pytest.raises(UsageError, match="for a motion pathway that is new: set"):
+        built("speaker", motion_height=0, motion_width=0)
