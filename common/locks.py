@@ -1,19 +1,47 @@
-"""Lock of a working folder for one process at a time."""
+"""Lock of a working folder for one process at a time, on shared file systems, too.
+
+A marker file that is created atomically, and refreshed by its holder: file systems of clusters
+often have no flock, or one of each machine's own.
+"""
 
 import contextlib
+import logging
 import os
 import shutil
+import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import LeaseCompromise, SoftFileLease, Timeout
 
 from cavmae.common.errors import CavmaeError
+
+log = logging.getLogger("cavmae")
+MARKER = "lock"
+LEASE_SECONDS = 60.0  # after which a marker that nobody refreshes counts as left behind
+POLL_SECONDS = 1.0
+
+
+class Holder(NamedTuple):
+    """Process that a marker names.
+
+    Attributes:
+        host: name of its machine.
+        pid: its number there.
+    """
+
+    host: str
+    pid: int
 
 
 @contextlib.contextmanager
 def locked(folder: Path, message: str) -> Iterator[None]:
     """Locks a working folder for this process; removes the folder at the end if it is empty.
+
+    The marker of a process of this machine that ended counts as none. That of another machine's
+    process is watched for ``LEASE_SECONDS`` first.
 
     Args:
         folder: working folder, created if missing.
@@ -23,13 +51,49 @@ def locked(folder: Path, message: str) -> Iterator[None]:
         CavmaeError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
+    lease = SoftFileLease(
+        folder / MARKER, lease_duration=LEASE_SECONDS, poll_interval=POLL_SECONDS,
+        on_compromise=_stop,
+    )  # fmt: skip
+    try:
         try:
-            stack.enter_context(FileLock(folder / "lock", timeout=0))
-        except Timeout as error:
-            raise CavmaeError(message) from error
-        try:
-            yield
-        finally:
-            if folder.exists() and os.listdir(folder) == ["lock"]:
-                shutil.rmtree(folder)
+            lease.acquire(timeout=0)
+        except Timeout:
+            holder = holder_of(folder)
+            if holder is None or holder.host == socket.gethostname():
+                raise
+            log.info(
+                "%s is locked by process %d of %s: waiting %.0f s to see whether it is alive.",
+                folder, holder.pid, holder.host, LEASE_SECONDS,
+            )  # fmt: skip
+            lease.acquire(timeout=LEASE_SECONDS + 5 * POLL_SECONDS)
+    except Timeout as error:
+        raise CavmaeError(message) from error
+    try:
+        yield
+    finally:
+        if folder.exists() and os.listdir(folder) == [MARKER]:
+            shutil.rmtree(folder)
+        lease.release()
+
+
+def holder_of(folder: Path) -> Holder | None:
+    """Process that holds the lock of a folder, or left it behind; None: there is no marker."""
+    try:
+        text = (folder / MARKER).read_text()
+    except FileNotFoundError:
+        return None
+    values = dict(line.partition("=")[::2] for line in text.splitlines())
+    try:
+        return Holder(values["host"], int(values["pid"]))
+    except (KeyError, ValueError):  # half written
+        return Holder("unknown", 0)
+
+
+def _stop(loss: LeaseCompromise) -> None:
+    """Ends this process in order: another one works in its folder now."""
+    log.error(
+        "%s is no longer this process's (%s), which was asleep or cut off from the file system: it "
+        "stops.", loss.lock_file, loss.reason,
+    )  # fmt: skip
+    os.kill(os.getpid(), signal.SIGTERM)
