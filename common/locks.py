@@ -10,6 +10,8 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -88,6 +90,37 @@ def holder_of(folder: Path) -> Holder | None:
         return Holder(values["host"], int(values["pid"]))
     except (KeyError, ValueError):  # half written
         return Holder("unknown", 0)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process that is alive holds the lock of a folder.
+
+    That of another machine counts as alive while it refreshes its marker.
+    """
+    holder = holder_of(folder)
+    if holder is None:
+        return False
+    if holder.host == socket.gethostname():
+        try:
+            os.kill(holder.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # another user's
+            return True
+        return True
+    try:
+        return _clock_of(folder) - (folder / MARKER).stat().st_mtime < LEASE_SECONDS
+    except FileNotFoundError:  # released meanwhile
+        return False
+
+
+def _clock_of(folder: Path) -> float:
+    """Time of the file system of a folder, which clocks of machines may differ from."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:  # it may only be read
+        return time.time()
 
 
 def _stop(loss: LeaseCompromise) -> None:

@@ -330,15 +330,3 @@ def _data_file(path: Path) -> Iterator[Input]:
         ) from error
     if unused:
         log.warning("%s: fields that are not used: %s.", path, ", ".join(sorted(unused)))
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """Parse ``I/N`` with 1 <= I <= N to (I, N).
-
-    Raises:
-        UsageError: anything else.
-    """
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(f"--part {text!r} is not I/N with I from 1 to N, as in --part 2/8.")
-    return int(match[1]), int(match[2])

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from cavmae.common.remote import Limits
 from cavmae.common.threads import cores
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.sharding.clip_extraction import shard_input
-from cavmae.datasets.sharding.inputs import Input, collect, parse_part
+from cavmae.datasets.sharding.inputs import Input, collect
 from cavmae.datasets.sharding.job_state import (
     InputLayout,
     Plan,
@@ -28,6 +29,7 @@ from cavmae.datasets.sharding.job_state import (
     read_lines,
 )
 from cavmae.datasets.sharding.messages import Alive, Skip, Written
+from cavmae.datasets.sharding.parts import parse_part, share_of
 from cavmae.datasets.sharding.settings import (
     SHARD_BYTES,
     SHARD_NAME,
@@ -67,13 +69,15 @@ def shard(
         CavmaeError: bad usage, a folder of other settings, a full or read-only disk.
     """
     settings = settings.resolved()
-    part = parse_part(run_settings.part) if run_settings.part else None
+    part = parse_part(run_settings.part, out, os.environ) if run_settings.part else None
     layout = InputLayout(out, SHARD_NAME, part)
     if run_settings.download_gb <= 0 or run_settings.stall_seconds <= 0:
         raise UsageError("--download-gb and --stall-seconds must be positive numbers.")
-    items = select_inputs(names, run_settings, part)
+    items = select_inputs(names, run_settings)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if part is not None:
+            items = share_of(items, part, out)
         with locked(layout):
             manifest = _write_shards(layout, items, settings, run_settings)
         _summary(layout, manifest)
@@ -95,9 +99,7 @@ def shard(
     return 0 if manifest.samples or empty_part else 1
 
 
-def select_inputs(
-    names: Sequence[str], run_settings: ShardRunSettings, part: tuple[int, int] | None
-) -> list[Input]:
+def select_inputs(names: Sequence[str], run_settings: ShardRunSettings) -> list[Input]:
     items, repeated = collect(names)
     if repeated:
         log.info("%d inputs are named more than once; each is used once.", len(repeated))
@@ -106,9 +108,6 @@ def select_inputs(
     log_refused(items)
     if not run_settings.keep_order:
         items.sort(key=lambda item: item.identity)
-    if part is not None:
-        # By hash, not by position: the share stays the same when inputs are added.
-        items = [item for item in items if int(item.identity, 16) % part[1] == part[0] - 1]
     return items
 
 

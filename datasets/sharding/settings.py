@@ -128,7 +128,8 @@ class ShardRunSettings(LimitedPoolSettings):
     Args:
         download_gb: size of a remote input above which it is skipped, in 10^9 bytes.
         stall_seconds: a download is aborted if less than 1 MB arrives in this time.
-        part: I/N: process the I-th of N shares of the inputs on this machine.
+        part: I/N: process the I-th of N shares of the inputs on this machine; ``auto``: the share
+            of this task of a Slurm array.
         keep_order: keep the order in which inputs are named; by default they are shuffled, so that
             neighbours in a shard are unrelated.
         retry_skipped: try the inputs and clips again that an earlier run skipped.

@@ -8,7 +8,7 @@ import pytest
 from cavmae.common.errors import UsageError
 from cavmae.common.json_files import value_as
 from cavmae.datasets.format.sample import split_member
-from cavmae.datasets.sharding.inputs import Input, collect, parse_part, sample_key
+from cavmae.datasets.sharding.inputs import Input, collect, sample_key
 
 
 def touch(path: Path) -> Path:
@@ -139,16 +139,6 @@ def test_retries() -> None:
     assert [again.wants(i, i * 5.0) for i in range(4)] == [False, False, False, True]
     assert len({item.task, of_one_clip.task, again.task}) == 3
     assert sample_key(item, 0.0) == sample_key(again, 0.0)
-
-
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2"])
-def test_parts_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--part"):
-        parse_part(text)
-
-
-def test_parts() -> None:
-    assert parse_part("2/8") == (2, 8)
 
 
 def test_a_name_may_begin_with_a_number_sign_or_end_with_a_blank(tmp_path: Path) -> None:

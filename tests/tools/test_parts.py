@@ -1,0 +1,246 @@
+"""Parts of a data set: Slurm arrays, what is done of them, and the array of what is left."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cavmae.common.cli import run
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.locks import locked
+from cavmae.datasets.sharding.inputs import Input
+from cavmae.datasets.sharding.parts import (
+    TaskArray,
+    balanced_shares,
+    parse_part,
+    part_states,
+    read_array,
+    share_of,
+    status_text,
+)
+from cavmae.tools.shard import main
+from tests.conftest import make_shards
+from tests.tools.helpers import RUN_SETTINGS, TINY, WORDS, contents, load, skipped
+
+COMMAND = [sys.executable, "-m", "cavmae.tools.shard"]
+
+
+def array_of(task: int, tasks: str) -> dict[str, str]:
+    """Variables of a task of ``sbatch --array``, as Slurm sets them."""
+    numbers = tasks_of(tasks)
+    step = int(match[1]) if (match := re.search(r":(\d+)$", tasks)) else 1
+    values = {"ID": task, "MIN": min(numbers), "MAX": max(numbers), "STEP": step}
+    values["COUNT"] = len(numbers)
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
+
+
+def tasks_of(expression: str) -> list[int]:
+    """Tasks of an expression of ``sbatch --array``, by the manual of Slurm."""
+    tasks: list[int] = []
+    for part in expression.split(","):
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        tasks += range(int(first), int(last or first) + 1, int(step or 1))
+    return tasks
+
+
+def start(task: int, tasks: str, *words: str) -> subprocess.Popen[bytes]:
+    """A task of an array job."""
+    return subprocess.Popen(
+        [*COMMAND, *words, "--part", "auto", "--workers", "1", *WORDS],
+        env={**os.environ, **array_of(task, tasks)}, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@given(
+    st.integers(0, 5),
+    st.integers(1, 4),
+    st.integers(1, 12),
+    st.sets(st.integers(1, 12), min_size=1),
+)
+def test_expressions_name_the_tasks_of_parts(
+    first: int, step: int, count: int, chosen: set[int]
+) -> None:
+    array = TaskArray(first, step, count)
+    assert tasks_of(array.expression) == [first + n * step for n in range(count)]
+    parts = sorted(part for part in chosen if part <= count)
+    if parts:
+        assert [array.part(task) for task in tasks_of(array.subset(parts))] == parts
+    outside = [task for task in range(80) if array.part(task) is None]
+    assert not {*outside} & {*tasks_of(array.expression)}
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", "Auto"])
+def test_parts_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="--part"):
+        parse_part(text, tmp_path, {})
+
+
+def test_parts_of_an_array_and_of_a_later_one(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert parse_part("2/8", out, {}) == (2, 8) and not out.exists()
+    with pytest.raises(UsageError, match=r"SLURM_ARRAY_TASK_ID, .* submit it with sbatch --array"):
+        parse_part("auto", out, {"SLURM_PROCID": "0"})
+    with pytest.raises(UsageError, match="is 3 tasks from 1 to 9, with gaps: submit all parts"):
+        parse_part("auto", out, array_of(3, "1,3,9"))
+    assert not out.exists()
+    for task, part in ((10, 1), (20, 2), (30, 3)):
+        assert parse_part("auto", out, array_of(task, "10-30:10")) == (part, 3)
+    assert parse_part("auto", out, array_of(30, "30")) == (3, 3)  # what was left
+    assert parse_part("auto", out, array_of(10, "10,30")) == (1, 3)
+    for task in (0, 15, 40):
+        with pytest.raises(UsageError, match=rf"array 10-30:10, which has no task {task}: submit"):
+            parse_part("auto", out, array_of(task, str(task)))
+    (out / "array.json").write_text('{"first": 1}')
+    with pytest.raises(CavmaeError, match=r"array.json is damaged .*: remove it"):
+        parse_part("auto", out, array_of(1, "1-2"))
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=40), st.integers(1, 8))
+def test_shares_are_balanced(sizes: list[int], count: int) -> None:
+    named = [(f"{n:03d}", float(size)) for n, size in enumerate(sizes)]
+    shares = balanced_shares(named, count)
+    assert shares == balanced_shares(named[::-1], count)
+    assert shares.keys() == dict(named).keys() and {*shares.values()} <= {*range(1, count + 1)}
+    loads = [sum(size for name, size in named if shares[name] == p + 1) for p in range(count)]
+    # The last input of the largest part came when no part was larger than the mean of the others.
+    assert max(loads) <= sum(sizes) / count + max(sizes) * (1 - 1 / count) + 1e-9
+    numbers = [sum(part == p + 1 for part in shares.values()) for p in range(count)]
+    if len({*sizes}) == 1:
+        assert max(numbers) - min(numbers) <= 1
+
+
+def test_shares_are_those_of_the_first_task(tmp_path: Path) -> None:
+    """Whatever is added later, and however a list is ordered, each input has one part."""
+    out, folder = tmp_path / "out", tmp_path / "in"
+    folder.mkdir()
+    for n in range(12):
+        (folder / f"{n}.mp4").write_bytes(b"x" * (10_000 if n == 5 else 100 * n))
+    items = [Input(str(folder / f"{n}.mp4")) for n in range(12)]
+    items += [Input(str(folder / "5.mp4"), start=1.0, end=2.0), Input("https://a/b.mp4")]
+    first = share_of(items, (1, 3), out)
+    # All of the long file, in two rows, is as much as the rest.
+    sizes = {1: 0.0, 2: 0.0, 3: 0.0}
+    for item, part in zip(items, _parts_of(items, out), strict=True):
+        if "://" not in item.source:
+            rows = 2 if item.source.endswith("/5.mp4") else 1
+            sizes[part] += os.stat(item.source).st_size / rows
+    assert max(sizes.values()) - min(sizes.values()) <= 500
+    added = [Input(str(folder / f"late{n}.mp4")) for n in range(20)]
+    (folder / "0.mp4").write_bytes(b"x" * 99_999)  # sizes of later do not count
+    parts = [share_of([*added, *items[::-1]], (n, 3), out) for n in (1, 2, 3)]
+    assert sorted(i.source for i in first) == sorted(i.source for i in parts[0] if i in items)
+    together = [item for part in parts for item in part]
+    assert sorted(map(repr, together)) == sorted(map(repr, [*added, *items]))
+    with pytest.raises(CavmaeError, match="was made in 3 parts; choose another"):
+        share_of(items, (1, 4), out)
+    (out / "shares.json").write_text('{"parts": 3, "shares": {"a": "b"}}')
+    with pytest.raises(CavmaeError, match=r"shares.json is damaged"):
+        share_of(items, (1, 3), out)
+
+
+def test_a_folder_from_before_there_were_records_keeps_its_shares(tmp_path: Path) -> None:
+    (tmp_path / "inputs-part-1-of-2.jsonl").touch()
+    items = [Input(f"{n}.mp4") for n in range(20)]
+    assert _parts_of(items, tmp_path, 2) == [int(i.identity, 16) % 2 + 1 for i in items]
+    assert json.loads((tmp_path / "shares.json").read_text()) == {"parts": 2, "shares": {}}
+
+
+def _parts_of(items: list[Input], out: Path, count: int = 3) -> list[int]:
+    shares = [share_of(items, (n, count), out) for n in range(1, count + 1)]
+    return [next(n for n, own in enumerate(shares, 1) if item in own) for item in items]
+
+
+def test_tasks_that_start_together_agree(tmp_path: Path) -> None:
+    """Of two arrays that are submitted by mistake, one is the folder's."""
+    program = (
+        "import json, os, sys\n"
+        "from pathlib import Path\n"
+        "from cavmae.datasets.sharding.parts import parse_part\n"
+        "sys.stdin.readline()\n"
+        "print(parse_part('auto', Path(sys.argv[1]), os.environ)[1])"
+    )
+    out = tmp_path / "out"
+    arrays = ["1-4", "1-5"] * 2
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(out)], stdin=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, env={**os.environ, **array_of(1, tasks)},
+        )
+        for tasks in arrays
+    ]  # fmt: skip
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    counts = {process.communicate(timeout=60)[0].strip() for process in started}
+    array = read_array(out)
+    assert array is not None and counts == {str(array.count)}
+    assert [path.name for path in out.iterdir()] == ["array.json"]
+
+
+def test_an_array_with_a_killed_task(
+    videos: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three tasks, of which the second is killed and the third never starts."""
+    out = tmp_path / "out"
+    words = [str(videos), "--out", str(out)]
+    first, second = (start(task, "0-2", *words) for task in (0, 1))
+    deadline = time.monotonic() + 60
+    while not list(out.glob(".work-part-2-of-3/*.json")):
+        assert second.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    running = part_states(out)[1]
+    second.kill()
+    second.wait()
+    assert running.state == "running" and running.holder is not None
+    assert running.holder.pid == second.pid and running.inputs > running.sealed
+    assert first.wait(60) == 0
+    states = part_states(out)
+    assert [state.state for state in states] == ["done", "stopped", "missing"]
+    assert states[0].samples > 0 and states[0].sealed == states[0].inputs > 0
+    assert main(["--status", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "| 2 | stopped |" in printed and "1 done, 1 stopped, 1 missing." in printed
+    (again,) = re.findall(r"--array=(\S+) for what is left", printed)
+    assert tasks_of(again) == [1, 2]
+    left = [start(task, again, *words) for task in tasks_of(again)]
+    assert [process.wait(60) for process in left] == [0, 0]
+    assert load(out) == load(reference)
+    assert skipped(out) == {"broken.mp4": "decode_error"}
+    assert "3 done." in status_text(out) and "left" not in status_text(out)
+    other = tmp_path / "by-hand"
+    for part in (1, 2, 3):
+        by_hand = dataclasses.replace(RUN_SETTINGS, part=f"{part}/3")
+        assert make_shards(str(videos), other, by_hand, **TINY) == 0
+    (out / "array.json").unlink()
+    assert contents(out) == contents(other)
+
+
+def test_status_of_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CavmaeError, match="is no folder of `cavmae shard`"):
+        status_text(tmp_path)
+    with pytest.raises(CavmaeError, match="is no folder of `cavmae shard`"):
+        status_text(tmp_path / "nothing")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "inputs-part-2-of-3.jsonl").write_text('{"source": "a.mp4"}\n')
+    text = status_text(out)
+    assert "| 2 | stopped | 0 of 1 | 0 |" in text
+    assert "Run the same command with --part 1/3, 2/3, 3/3 for what is left." in text
+    with locked(out / ".work-part-1-of-3", "busy"):
+        assert f"| 1 | running | 0 of 0 | 0 | process {os.getpid()} of " in status_text(out)
+    (out / "inputs-part-1-of-4.jsonl").touch()
+    with pytest.raises(CavmaeError, match=r"parts of several counts \(\[3, 4\]\)"):
+        status_text(out)
+    for words in (["x.mp4", "--status", str(out)], ["x.mp4"], ["--out", str(out)]):
+        assert run(main, words) == 2
+    assert "--status FOLDER alone" in capsys.readouterr().err
