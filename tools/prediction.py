@@ -84,7 +84,7 @@ def _predict(
             shutil.rmtree(leftover)
         with ProgressLine() as progress:
             prediction = predictor.predict(source, settings, progress.report, scratch)
-        with recording_errors(source, provenance["model"], "fp32", {}):
+        with recording_errors(source, provenance["model"], None, {}):
             # A new folder appears with all its files; in an old one, `events.json` comes last.
             target = folder if folder.exists() else scratch / "cavmae-made"
             target.mkdir(exist_ok=True)

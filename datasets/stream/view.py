@@ -134,6 +134,8 @@ class View:
             if self.window is None and isinstance(self.frames, int):
                 times = (np.arange(self.frames) + 0.5) * seconds / self.frames
                 frames = nearest_frames(info.frame_times, times)
+            elif self.window is None and self.frames == "random":
+                frames = [rng.randrange(max(1, sum(t < seconds for t in info.frame_times)))]
         members = ["json"]
         members += ["fbank.npy"] if self.fbank else []
         members += ["flac"] if self.waveform else []

@@ -1,11 +1,13 @@
 """A fine-tuning run of the event classifier: the parts that its settings make."""
 
+from cavmae.common.errors import UsageError
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.events.data import build_event_loaders, event_transform, open_data_sets
 from cavmae.finetune.events.factory import Padding, build_events, load_events, preprocessing_of
 from cavmae.finetune.events.labels import class_list
 from cavmae.finetune.events.settings import EventSettings
 from cavmae.finetune.events.task import EventTask
+from cavmae.finetune.laterals.settings import NoLateralOptions
 from cavmae.pretrain.engine.run import RunContext, TrainingParts
 from cavmae.pretrain.factory import compile_blocks
 
@@ -22,6 +24,12 @@ def build(settings: EventSettings, context: RunContext) -> TrainingParts:
     known = None if initial is None else initial.config.classes
     classes = class_list(data.labels, sets.train, known)
     model = build_events(chosen, classes, initial, loop.seed)
+    lateral = model.config.lateral
+    if data.roll and not isinstance(lateral, NoLateralOptions):
+        raise UsageError(
+            f"data.roll {data.roll} shifts audio against video, which lateral {lateral.name} "
+            "compares: set data.roll to 0."
+        )
     model.checkpoint_activations = loop.checkpoint_activations
     pretrained = chosen.init_from or chosen.encoder_from
     padding: Padding = data.padding

@@ -188,10 +188,3 @@ class EventSettings:
     loss: EventLossSettings = EventLossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     loop: LoopSettings = LoopSettings()
-
-    def __post_init__(self) -> None:
-        if self.data.roll and not isinstance(self.model.lateral, NoLateralOptions):
-            raise UsageError(
-                f"data.roll {self.data.roll} shifts audio against video, which model.lateral "
-                f"{self.model.lateral.name} compares: set data.roll to 0."
-            )

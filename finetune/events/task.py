@@ -174,7 +174,10 @@ class EventTask(Task):
             shape = 1, self.model.config.motion_frames, *size
             motion = torch.zeros(shape, dtype=torch.uint8, device=device)
         forward = forward_flops(lambda: self.model(fbank, frames, self.mode, motion))
-        return forward if self.frozen and motion is None else 3 * forward
+        if not self.frozen:
+            return 3 * forward
+        # To the motion branch, the gradient passes through the encoder, whose weights have none.
+        return forward if motion is None else 2 * forward
 
 
 def _sync_loss(model: EventClassifier) -> SyncLoss:

@@ -7,11 +7,12 @@ from torch import nn
 
 
 def weights_digest(model: nn.Module, preprocessing: object) -> str:
-    """SHA-256 of the weights of a model and of its preprocessing, in hex digits.
+    """SHA-256 of the weights of a model and of what goes with them, in hex digits.
 
     Args:
         model: whose state is hashed: names, types, shapes and bytes.
-        preprocessing: dataclass of the preprocessing, such as the statistics of fbanks.
+        preprocessing: dataclasses of what is not in the weights: the model's configuration (names
+            of classes), the statistics of fbanks.
     """
     digest = hashlib.sha256(repr(preprocessing).encode())
     for name, weight in sorted(model.state_dict().items()):

@@ -115,6 +115,8 @@ class EventPredictor:
                 raise UsageError(
                     f"--classes: {name!r} is no class of the model; they are {known}{more}."
                 )
+        if len({*settings.classes}) < len(settings.classes):
+            raise UsageError("--classes: name each class once.")
         longest = self.config.encoder.audio_frames / FBANK_RATE
         if settings.window is not None and not 0.1 <= settings.window <= longest:
             raise UsageError(
@@ -133,9 +135,11 @@ class EventPredictor:
 
     @functools.cached_property
     def _weights(self) -> str:
-        """Digest of the weights, the statistics of fbanks and the padding."""
+        """Digest of weights and configuration, the statistics of fbanks and the padding."""
         transform = self._task.transform
-        return weights_digest(self._task.model, (transform.statistics, transform.padding))
+        return weights_digest(
+            self._task.model, (self.config, transform.statistics, transform.padding)
+        )
 
     def predict(
         self,
@@ -160,7 +164,7 @@ class EventPredictor:
         settings, name = settings or PredictSettings(), str(video)
         self.check(settings)
         with (
-            recording_errors(name, self._name, "fp32", MESSAGES),
+            recording_errors(name, self._name, None, MESSAGES),
             tempfile.TemporaryDirectory(dir=folder, prefix="cavmae-") as scratch,
             local_copy(name, Path(scratch)) as local,
         ):

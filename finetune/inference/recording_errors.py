@@ -27,14 +27,14 @@ class FullDiskError(CavmaeError):
 
 @contextlib.contextmanager
 def recording_errors(
-    recording: str, model: str, precision: str, messages: Mapping[str, str]
+    recording: str, model: str, precision: str | None, messages: Mapping[str, str]
 ) -> Iterator[None]:
     """Re-raises any failure as a CavmaeError that names the recording.
 
     Args:
         recording: name of the recording.
         model: name of the model.
-        precision: of the model, ``fp32`` if it is the only one.
+        precision: of the model; None: the command has no choice.
         messages: for reasons of :class:`MediaError` beyond :data:`MEDIA_MESSAGES`.
 
     Raises:
@@ -47,14 +47,15 @@ def recording_errors(
         message = {**MEDIA_MESSAGES, **messages}.get(error.reason, error.reason)
         raise CavmaeError(f"{recording}: {message} ({error.detail}).") from error
     except NonFiniteError as error:
-        remedy = "" if precision == "fp32" else ", or try --precision fp32"
+        remedy = "" if precision in ("fp32", None) else ", or try --precision fp32"
         raise CavmaeError(
             f"{recording}: model {model} gives NaN or Inf for it, so its weights or its "
             f"statistics are damaged: copy the model again{remedy}."
         ) from error
     except torch.OutOfMemoryError as error:
+        remedy = "" if precision in ("bf16", None) else "--precision bf16, or "
         raise CavmaeError(
-            f"{recording}: the GPU's memory does not suffice: --precision bf16, or --device cpu."
+            f"{recording}: the GPU's memory does not suffice: {remedy}--device cpu."
         ) from error
     except MemoryError as error:
         raise CavmaeError(f"{recording}: memory does not suffice.") from error

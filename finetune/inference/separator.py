@@ -206,7 +206,7 @@ class Separator:
     @functools.cached_property
     def _weights(self) -> str:
         speaker = self._predictor.speaker
-        return weights_digest(speaker.model, speaker.statistics)
+        return weights_digest(speaker.model, (speaker.model.config, speaker.statistics))
 
     def _separate_file(
         self, name: str, info: Probe, work: Path, out: Path, settings: SeparateSettings,

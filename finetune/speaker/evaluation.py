@@ -24,11 +24,12 @@ from cavmae.finetune.speaker.cues import CueKind, Cues
 from cavmae.finetune.speaker.diarization import diarize
 from cavmae.finetune.speaker.losses import (
     Targets,
-    assign_by_masks,
+    assign_by_points,
     presence_targets,
     targets_of,
     teacher_force_masks,
 )
+from cavmae.finetune.speaker.matcher import grid_points
 from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure
 from cavmae.finetune.speaker.model import Inputs, SlotPredictions
 from cavmae.finetune.speaker.task import SpeakerTask, scale_of
@@ -220,7 +221,8 @@ def _under_true_masks(
     People without a mask keep that of their slot.
     """
     predictions = task.model.predict_masks(inputs)
-    slots, _ = assign_by_masks(predictions, targets, task.loss)
+    points = grid_points(predictions.masks[-1], targets.masks)
+    slots = assign_by_points(points, targets, task.loss)
     masks = predictions.masks[-1].float().sigmoid()
     masks, replaced = teacher_force_masks(masks, targets, slots, below=math.inf)
     presence = presence_targets(task.model.presence_prob(predictions), targets, slots, replaced)

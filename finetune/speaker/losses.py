@@ -78,13 +78,17 @@ def assign_by_masks(
         int64 [N, F, count].
     """
     pixels = draw_points(targets.masks.shape, settings.points, targets.masks.device)
-    with torch.no_grad():
-        points = points_of(predictions.masks[-1], targets.masks, pixels)
-        entropy, dice = mask_costs(points)
-        costs = (
-            settings.entropy_weight * entropy + settings.dice_weight * dice
-        ) * targets.people.masked[:, None]
-    return assign(costs, targets.people.present, targets.target), pixels
+    points = points_of(predictions.masks[-1].detach(), targets.masks, pixels)
+    return assign_by_points(points, targets, settings), pixels
+
+
+@torch.no_grad()
+def assign_by_points(points: Points, targets: Targets, settings: LossSettings) -> Tensor:
+    """Slots of people int64 [N, P] by their masks at sampled pixels."""
+    entropy, dice = mask_costs(points)
+    costs = settings.entropy_weight * entropy + settings.dice_weight * dice
+    costs = costs * targets.people.masked[:, None]
+    return assign(costs, targets.people.present, targets.target)
 
 
 def teacher_force_masks(

@@ -18,7 +18,8 @@ from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.run import RunContext
 from cavmae.tools import make_scenes
 from cavmae.tools.bench import main
-from cavmae.tools.benchmarks.variant_training import TASKS, VariantJob, metrics_of
+from cavmae.tools.benchmarks import timed_training
+from cavmae.tools.benchmarks.variant_training import TASKS, VariantJob, metrics_of, run_variant
 from cavmae.tools.benchmarks.variants import VariantsBench
 from tests.datasets.clips import clip, data_set_of
 from tests.finetune.events.event_clips import ENCODER, event_set, several
@@ -38,7 +39,9 @@ def speakers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         sets.append(data_set_of(folder / name, samples))
         write(sets[-1])
     config = folder / "small.yaml"
-    config.write_text(yaml.safe_dump(SETTINGS))
+    # Workers of the recipe: runs have none, as processes of a pool have no children.
+    data = {**SETTINGS["data"], "workers": 1}
+    config.write_text(yaml.safe_dump({**SETTINGS, "data": data}))
     scenes = str(folder / "list.jsonl")
     options = [f"--compose.{k}={v}" for k, v in COMPOSE.items()]
     make_scenes.main([sets[1].folder, "--list", scenes, "--count", "8", *options])
@@ -126,6 +129,28 @@ def test_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < plain["curve"][-1]["mean_ap"] <= 1
 
 
+def test_options_of_the_optimizer_count(speakers: list[str], tmp_path: Path) -> None:
+    options = dict(zip(speakers[1::2], speakers[2::2], strict=True))
+    variant = "--optimizer.weight-decay 0.3 --optimizer.beta2 0.5"
+    bench = VariantsBench(
+        recipe=options["--recipe"], options=options["--options"], variants=(variant,),
+        minutes=0.003, evaluations=1, out=str(tmp_path),
+    )  # fmt: skip
+    seen = []
+    built = timed_training.build_optimizer
+
+    def spy(task: Any, settings: Any) -> Any:
+        seen.append(settings)
+        return built(task, settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timed_training, "build_optimizer", spy)
+        threads = torch.get_num_threads()
+        run_variant(VariantJob(bench, variant, 0), lambda state: None)
+        torch.set_num_threads(threads)
+    assert (seen[0].weight_decay, seen[0].beta2, seen[0].lr) == (0.3, 0.5, 1e-3)
+
+
 def test_true_masks_bind_voices_to_people(speakers: list[str], tmp_path: Path) -> None:
     """Slots of a model whose masks are empty have voices of people under the true masks only."""
     options = dict(zip(speakers[1::2], speakers[2::2], strict=True))
@@ -157,6 +182,8 @@ def test_true_masks_bind_voices_to_people(speakers: list[str], tmp_path: Path) -
         for person in present.nonzero().flatten().tolist():
             match = [torch.equal(masks[row, slot], true[row, person]) for slot in range(3)]
             assert sum(match) == 1 and presence[row, match.index(True)] == 1
+    again = evaluate(task, [batch], ("true_masks",))
+    assert repr(again.scenes) == repr(result.scenes)  # no pixel is drawn
     assert {"true_masks_si_sdri", "iou"} <= metrics_of(task, [batch]).keys()  # type: ignore[arg-type]
 
 
@@ -166,6 +193,8 @@ def test_true_masks_bind_voices_to_people(speakers: list[str], tmp_path: Path) -
         (["--variants", "[]"], "needs --out FOLDER and --variants"),
         (["--variants", "[a, a]"], "name each of the others once"),
         (["--options", "--data.train x"], "measures on what is held out"),
+        (["--variants", "['--loop.steps 3']"], "loop.steps does not count in runs of equal time"),
+        (["--variants", "['--optimizer.ema 0.9']"], "optimizer.ema does not count"),
         (["--recipe", "other"], "--config other: there is no such file"),
         (["--seeds", "0"], "--seeds, --evaluations and --jobs at least 1"),
     ],

@@ -106,8 +106,9 @@ def test_overlapping_windows_have_the_frames_and_fbanks_of_windows_alone(
     assert len(inputs) == len(plan.starts) > 3
     with contextlib.closing(AudioReader(info)) as reader:
         waveform, _ = reader.read(0, 2)
-    for start, (rows, images) in zip(plan.starts, inputs, strict=True):
-        indices = frame_indices(info, plan, start, frames)
+    for start, (rows, images, motion) in zip(plan.starts, inputs, strict=True):
+        indices, _ = frame_indices(info, plan, start, frames)
+        assert motion is None
         wanted = np.unique(indices)
         with contextlib.closing(open_decoder(info, cover(info, (32, 32)), wanted)) as decoder:
             alone = decoder.read(wanted.tolist())
@@ -282,3 +283,36 @@ def test_memory_does_not_grow_with_the_recording(classifier: str, tmp_path: Path
     minute, half_hour = map(int, done.stdout.split())
     assert len(record_of(tmp_path / "out" / "half_hour")["timeline"]) == 2813
     assert half_hour - minute < 30_000  # kB; the samples alone take 115 MB
+
+
+def test_other_names_of_classes_are_another_model(
+    video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = video(seconds=0.7, size=(48, 32))
+    model = classifier_in(tmp_path / "000000001")
+    assert predict(model, tmp_path / "out", path) == 0
+    config = tmp_path / "000000001" / "config.json"
+    config.write_text(config.read_text().replace(f'"{CLASSES[0]}"', '"renamed"'))
+    assert predict(model, tmp_path / "out", path) == 0
+    assert "is predicted again" in caplog.text
+    names = [label["name"] for label in record_of(tmp_path / "out" / "video")["labels"]]
+    assert "renamed" in names and CLASSES[0] not in names
+    with pytest.raises(UsageError, match="--classes: name each class once"):
+        predict(model, tmp_path / "out", path, "--classes", "[renamed,renamed]")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.aac", ["-c:a", "aac"]), ("a.mp3", ["-c:a", "libmp3lame", "-write_xing", "0"]),
+     ("b.mp3", ["-c:a", "libmp3lame", "-q:a", "9"]), ("a.ogg", ["-c:a", "libvorbis"])],
+)  # fmt: skip
+def test_audio_files_without_a_stored_duration_are_whole(
+    tmp_path: Path, name: str, options: list[str]
+) -> None:
+    """FFmpeg estimates it from the bit rate of the first packets, which here are silent."""
+    source = "anoisesrc=d=20:r=16000:a=0.5,volume=0:enable='lt(t,8)'"
+    command = ["ffmpeg", "-loglevel", "error", "-f", "lavfi", "-i", source, *options]
+    subprocess.run([*command, str(tmp_path / name)], check=True)
+    info = probe(str(tmp_path / name), partial=True)
+    assert info.unused == ()
+    assert info.audio_span[1] == pytest.approx(20, abs=0.2)

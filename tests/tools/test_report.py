@@ -26,7 +26,7 @@ from cavmae.tools.reporting.examples import tracks_of
 from cavmae.tools.reporting.sources import Separation, sources_of
 from tests.conftest import SMALL
 from tests.finetune.speaker.scenes import model
-from tests.tools.report_folders import EVENT_MEASURES, PREDICTION, write
+from tests.tools.report_folders import EVENT_MEASURES, PREDICTION, RECORD, write
 
 NAMES = ("first & <best>", "second")
 
@@ -172,6 +172,31 @@ def test_a_timeline_of_many_stretches_keeps_its_peaks() -> None:
     assert len(drawn) < 80_000 and "a up to 0.75" in drawn
     absent = timeline("x", [TimelineRow("a", list(probs), [])], np.arange(5001.0))
     assert drawn.count("<path") == absent.count("<path") + 1  # in full colour where present
+
+
+def test_stretches_between_present_ones_are_not_present() -> None:
+    row = TimelineRow("a", [0.9, 0.2, 0.8], [(0.0, 1.0), (2.0, 3.0)])
+    drawn = timeline("x", [row], [0.0, 1.0, 2.0, 3.0])
+    whole = timeline("x", [row._replace(spans=[(0.0, 3.0)])], [0.0, 1.0, 2.0, 3.0])
+    paths = [re.findall(r'<path [^>]*d="([^"]+)"', svg) for svg in (drawn, whole)]
+
+    def width(path: str) -> float:
+        values = [float(x) for x in re.findall(r"[ML] (\S+) ", path)]
+        return max(values) - min(values)
+
+    # Two areas in full colour, of a stretch each; the axis is as wide as all three.
+    narrow = [path for path in paths[0] if path not in paths[1]]
+    assert len(narrow) == 2
+    assert max(map(width, narrow)) < 0.4 * max(map(width, paths[1]))
+
+
+def test_a_folder_of_separations_and_predictions_shows_both(tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    write(both / "street", "events.json", PREDICTION)
+    write(both / "film", "result.json", RECORD)
+    assert sorted(type(source).__name__ for source in sources_of([str(both)])) == [
+        "Prediction", "Separation",
+    ]  # fmt: skip
 
 
 def test_ids_of_drawings_are_their_own(page: Path) -> None:

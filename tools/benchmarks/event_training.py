@@ -1,6 +1,5 @@
 """`cavmae bench finetune --task events`: training steps of `small-set`, and passes over frames."""
 
-import dataclasses
 import itertools
 import os
 import shlex
@@ -81,19 +80,15 @@ def parts_of(
         variant: further options of `cavmae finetune events`.
     """
     arguments = parser("finetune events", "Configuration of the package.")
-    words = ["--config", str(CONFIGS / "small-set.yaml"), *shlex.split(variant)]
-    settings, _ = parse_settings(arguments, EventSettings, words)
-    data = dataclasses.replace(
-        settings.data, train=bench.data_set, batch_size=bench.batch_size, workers=workers,
-        verify="size",
-    )  # fmt: skip
-    encoder = dataclasses.replace(
-        settings.model.encoder, size=bench.encoder_size, temporal=TEMPORAL.options(attention)(),
-        frames=frames,
-    )  # fmt: skip
-    model = dataclasses.replace(settings.model, encoder=encoder)
-    context = RunContext(DistEnv(), os.devnull, False)
-    return build(dataclasses.replace(settings, data=data, model=model), context)
+    values = {
+        "data.train": bench.data_set, "data.batch-size": bench.batch_size, "data.workers": workers,
+        "data.verify": "size", "model.encoder.size": bench.encoder_size,
+        "model.encoder.temporal": attention, "model.encoder.frames": frames,
+    }  # fmt: skip
+    words = ["--config", str(CONFIGS / "small-set.yaml")]
+    words += [f"--{name}={value}" for name, value in values.items()]
+    settings, _ = parse_settings(arguments, EventSettings, [*words, *shlex.split(variant)])
+    return build(settings, RunContext(DistEnv(), os.devnull, False))
 
 
 def training_steps(bench: FinetuneBench, attention: str, frames: int, variant: str = "") -> float:

@@ -72,7 +72,8 @@ def training_steps(bench: FinetuneBench, variant: str = "") -> float:
     compose = ComposeSettings()
     settings = _settings(bench, variant)
     model = build_speaker(settings.model, (compose.height, compose.width), 256, 0)
-    task = SpeakerTask(model, settings.loss, Statistics(), frozen=False).to(device)
+    frozen = settings.model.train_encoder == "frozen"
+    task = SpeakerTask(model, settings.loss, Statistics(), frozen).to(device)
     optimizer = build_optimizer(task, OptimizerSettings())
     batches = itertools.repeat(next(iter(Loader(_stream(bench, variant)))))
     times = StepTimes(1, bench.steps, precision_of(bench))

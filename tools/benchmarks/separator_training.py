@@ -33,7 +33,12 @@ from cavmae.finetune.separators.stft import wave
 from cavmae.pretrain.engine.task import forward_flops
 from cavmae.tools.benchmarks.settings import SeparatorsBench
 from cavmae.tools.benchmarks.table import reset_peak, resident_mb
-from cavmae.tools.benchmarks.timed_training import CHECKPOINT, TimeBudget, train_for
+from cavmae.tools.benchmarks.timed_training import (
+    CHECKPOINT,
+    TimeBudget,
+    recipe_optimizer,
+    train_for,
+)
 
 CURVE_MIXTURES = 32  # of each list, for evaluations during training
 WINDOW = round(2.56 * SAMPLE_RATE)  # samples that are separated at once
@@ -95,8 +100,9 @@ def measure_entry(job: EntryJob, report: Callable[[Any], None]) -> dict[str, Any
     task = SeparationTask(job.model(), mixer, lists, SoundLossSettings())
     model = task.model
     budget = TimeBudget(
-        job.label, bench.minutes, bench.lr, bench.precision == "bf16", bench.evaluations, job.folder
-    )
+        job.label, bench.minutes, recipe_optimizer(bench.lr), bench.precision == "bf16",
+        bench.evaluations, job.folder,
+    )  # fmt: skip
     loader = Loader(SeedStream(bench.data.batch_size, bench.seed))
     count = max(HELD_OUT_BATCH, min(CURVE_MIXTURES, bench.data.held_out_mixtures))
     state = train_for(

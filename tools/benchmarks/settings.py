@@ -327,7 +327,8 @@ class VariantsBench(SeedSettings):
 
     Args:
         task: of `cavmae finetune`: ``speakers`` or ``events``.
-        recipe: configuration of the task, a name or a file.
+        recipe: configuration of the task, a name or a file; empty: ``tiny`` of speakers,
+            ``small-set`` of events.
         options: of `cavmae finetune TASK`, as on a command line, that all models have: their data
             (``--data.train``, ``--data.held-out``), and what differs from the configuration.
         variants: options of each model beside the default, which is always there:
@@ -341,7 +342,7 @@ class VariantsBench(SeedSettings):
     """
 
     task: Literal["speakers", "events"] = "speakers"
-    recipe: str = "tiny"
+    recipe: str = ""
     options: str = ""
     variants: tuple[str, ...] = ()
     seeds: int = 3

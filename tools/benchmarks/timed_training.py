@@ -7,6 +7,7 @@ fraction of the budget.
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from cavmae.tools.benchmarks.table import peak_mb
 
 SCHEDULE_STEPS = 1000  # of the learning rate, over the budget
 CHECKPOINT = "checkpoint.safetensors"
+RNG = "rng"  # state of the random numbers, among the tensors of a checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,8 @@ class TimeBudget:
     Attributes:
         label: of the task, in messages.
         minutes: CPU time of training steps.
-        lr: largest learning rate, after a warm-up; a cosine over the minutes follows.
+        optimizer: and its learning rate, whose shares of steps are those of the minutes. Weights
+            are not averaged.
         bf16: whether steps run in bfloat16, else in float32.
         evaluations: in equal parts of the minutes, each followed by a checkpoint.
         folder: of the checkpoint.
@@ -45,10 +48,15 @@ class TimeBudget:
 
     label: str
     minutes: float
-    lr: float
+    optimizer: OptimizerSettings
     bf16: bool
     evaluations: int
     folder: Path
+
+
+def recipe_optimizer(lr: float) -> OptimizerSettings:
+    """Optimizer of the recipes `tiny`, with a learning rate."""
+    return OptimizerSettings(lr=lr, beta2=0.99, weight_decay=0.01)
 
 
 @dataclasses.dataclass
@@ -93,8 +101,7 @@ def train_for(
         CavmaeError: the checkpoint cannot be used.
     """
     total = budget.minutes * 60
-    # As in the recipes `tiny`.
-    settings = OptimizerSettings(lr=budget.lr, beta2=0.99, weight_decay=0.01)
+    settings = budget.optimizer
     optimizer = build_optimizer(task, settings)
     path = budget.folder / CHECKPOINT
     state = TrainingState()
@@ -110,7 +117,8 @@ def train_for(
         with torch.autocast("cpu", torch.bfloat16, enabled=budget.bf16):
             loss = task("training_step", batch, fraction).loss
         loss.backward()
-        if nn.utils.clip_grad_norm_(task.parameters(), settings.max_grad_norm).isfinite():
+        largest = settings.max_grad_norm or math.inf
+        if nn.utils.clip_grad_norm_(task.parameters(), largest).isfinite():
             for group in optimizer.param_groups:
                 learns = fraction >= group["lr_start"]
                 group["lr"] = rate * group["lr_scale"] if learns else 0.0
@@ -143,6 +151,7 @@ def save_checkpoint(
     """Writes weights, optimizer, position in the data and state as one file."""
     weights, tensors, groups = get_trainer_state(task, optimizer)
     named = {f"model.{name}": value for name, value in weights.items()} | tensors
+    named[RNG] = torch.get_rng_state()
     records = {
         "state": dataclasses.asdict(state), "groups": groups, "loader": loader.state_dict()
     }  # fmt: skip
@@ -170,7 +179,8 @@ def load_checkpoint(
             for name in file.keys():  # noqa: SIM118
                 kind = weights if name.startswith("model.") else tensors
                 kind[name.removeprefix("model.")] = file.get_tensor(name)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        torch.set_rng_state(tensors.pop(RNG))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CavmaeError(f"{path} is damaged ({error}): remove it to train anew.") from error
     set_trainer_state(task, optimizer, weights, tensors, groups)
     loader.load_state_dict(position)

@@ -35,6 +35,7 @@ from cavmae.tools.benchmarks.timed_training import TimeBudget, train_for
 
 RUNS = "runs"  # folder of results, a file each
 TRAINING = "training"  # folder of checkpoints of unfinished runs
+RECIPES = {"speakers": "tiny", "events": "small-set"}  # by default
 LONGEST = 60  # characters of a file's name that come from options
 
 # task: (class of its settings, folder of its configurations, builder of its parts)
@@ -77,7 +78,7 @@ class VariantJob:
         """
         bench = self.bench
         kind, configs, _ = TASKS[bench.task]
-        words = named_config(["--config", bench.recipe], configs)
+        words = named_config(["--config", bench.recipe or RECIPES[bench.task]], configs)
         words += [*shlex.split(bench.options), *shlex.split(self.variant)]
         arguments = parser(f"finetune {bench.task}", "Settings of a run.")
         settings, _ = parse_settings(arguments, kind, words)
@@ -86,9 +87,32 @@ class VariantJob:
                 "--options: bench variants measures on what is held out: name it with "
                 "--data.held-out (and --data.held-out-shards for speakers)."
             )
-        return dataclasses.replace(
-            settings, loop=dataclasses.replace(settings.loop, seed=self.seed)
-        )
+        if settings.loop.precision == "fp16":
+            raise UsageError("--options: runs are on the CPU; choose loop.precision fp32 or bf16.")
+        # Each run is a single process.
+        data = dataclasses.replace(settings.data, workers=0)
+        loop = dataclasses.replace(settings.loop, seed=self.seed)
+        return dataclasses.replace(settings, data=data, loop=loop)
+
+    def check(self, default: Any) -> None:
+        """Checks that the benchmark honours what the variant changes.
+
+        Args:
+            default: settings of the default.
+
+        Raises:
+            UsageError: it does not.
+        """
+        own = self.settings()
+        plain = [f"loop.{field.name}" for field in dataclasses.fields(own.loop)]
+        plain += ["optimizer.ema", "optimizer.average_from_epoch"]
+        for name in plain:
+            part, _, field = name.partition(".")
+            same = getattr(getattr(own, part), field) == getattr(getattr(default, part), field)
+            if not same and name not in ("loop.seed", "loop.precision"):
+                raise UsageError(
+                    f"--variants {self.variant!r}: {name} does not count in runs of equal time."
+                )
 
 
 def run_variant(job: VariantJob, report: Callable[[Any], None]) -> dict[str, Any]:
@@ -113,7 +137,7 @@ def run_variant(job: VariantJob, report: Callable[[Any], None]) -> dict[str, Any
     assert held_out is not None
     reset_peak()
     budget = TimeBudget(
-        job.label, bench.minutes, settings.optimizer.lr, settings.loop.precision == "bf16",
+        job.label, bench.minutes, settings.optimizer, settings.loop.precision == "bf16",
         bench.evaluations, folder,
     )  # fmt: skip
     state = train_for(
@@ -138,7 +162,6 @@ def run_variant(job: VariantJob, report: Callable[[Any], None]) -> dict[str, Any
 def metrics_of(task: Task, held_out: Loader) -> Mapping[str, float]:
     """Metrics on what is held out; of a speaker model those under true masks, too."""
     if isinstance(task, SpeakerTask):
-        torch.manual_seed(0)  # pixels that masks are compared at
         scenes = evaluate(task, held_out, ("model", "true_masks")).scenes
         true = summary(scenes["true_masks"])
         return summary(scenes["model"]) | {f"true_masks_{name}": v for name, v in true.items()}

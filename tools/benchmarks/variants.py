@@ -26,7 +26,7 @@ from cavmae.common.tables import markdown_table
 from cavmae.tools.benchmarks.kept_results import check_settings
 from cavmae.tools.benchmarks.settings import VariantsBench
 from cavmae.tools.benchmarks.table import machine
-from cavmae.tools.benchmarks.variant_training import VariantJob, run_variant
+from cavmae.tools.benchmarks.variant_training import RECIPES, VariantJob, run_variant
 
 log = logging.getLogger("cavmae")
 Records = Sequence[Mapping[str, Any]]  # of results of runs
@@ -54,14 +54,17 @@ def run(bench: VariantsBench) -> None:
         for number in range(bench.seeds)  # all variants of a seed before the next seed
         for variant in ("", *bench.variants)
     ]
+    default = jobs[0].settings()
     for job in jobs:
-        job.settings()
+        job.check(default)
     out = Path(bench.out)
     message = f"Another process measures in {out}: wait for it, or choose another --out."
     with locked(out / ".lock", message), stop_on_signals():
         settings = to_json_value(bench)
-        for name in ("variants", "seed", "seeds", "jobs", "out"):
+        for name in ("recipe", "options", "variants", "seed", "seeds", "jobs", "out"):
             del settings[name]
+        settings["default"] = to_json_value(default)  # a recipe's file may change
+        del settings["default"]["loop"]["seed"]
         check_settings(out, settings)
         records = _results(jobs)
         text = table(records, bench)
@@ -80,13 +83,23 @@ def _results(jobs: Sequence[VariantJob]) -> list[Mapping[str, Any]]:
         CavmaeError: a process ended.
     """
     missing = [job for job in jobs if not job.path.exists()]
+    at_once = jobs[0].bench.jobs
+    for first in range(0, len(missing), at_once):
+        _train(missing[first : first + at_once])
+    return [read_json(job.path) for job in jobs]
+
+
+def _train(jobs: Sequence[VariantJob]) -> None:
+    """Trains runs at the same time, each in a process of its own.
+
+    Raises:
+        CavmaeError: a process ended.
+    """
     # Without limits: how long a run takes is the user's choice.
-    events = worker_pool.run(
-        iter(enumerate(missing)), run_variant, jobs[0].bench.jobs, math.inf, math.inf
-    )
+    events = worker_pool.run(iter(enumerate(jobs)), run_variant, len(jobs), math.inf, math.inf)
     with contextlib.closing(events):
         for event in events:
-            job = missing[event.task]
+            job = jobs[event.task]
             if isinstance(event, worker_pool.Lost):
                 raise CavmaeError(
                     f"{job.label}: {event.detail}; run the same command again to resume."
@@ -99,7 +112,6 @@ def _results(jobs: Sequence[VariantJob]) -> list[Mapping[str, Any]]:
                 "%s: %.1f of %g min, %s %.*f.", job.label, point["minutes"], job.bench.minutes,
                 title, digits, point.get(name, math.nan),
             )  # fmt: skip
-    return [read_json(job.path) for job in jobs]
 
 
 def table(records: Records, bench: VariantsBench) -> str:
@@ -124,8 +136,8 @@ def table(records: Records, bench: VariantsBench) -> str:
             ),
         ])  # fmt: skip
     caption = (
-        f"cavmae bench variants: {bench.task}, {bench.recipe}, {bench.minutes:g} CPU minutes of a "
-        f"core each, {bench.seeds} seeds ({machine()})"
+        f"cavmae bench variants: {bench.task}, {bench.recipe or RECIPES[bench.task]}, "
+        f"{bench.minutes:g} CPU minutes of a core each, {bench.seeds} seeds ({machine()})"
     )
     return f"{caption}\n\n{markdown_table(head, rows)}"
 

@@ -58,7 +58,7 @@ class Network:
 def start_point(settings: ExpandSettings) -> Point:
     """Value of each axis at the start."""
     own = {name: getattr(settings.motion, name) for name in _options(settings.motion)}
-    return {"seconds": settings.seconds, "resolution": settings.resolution, **own}
+    return {"seconds": round(settings.seconds, 6), "resolution": settings.resolution, **own}
 
 
 def network_of(settings: ExpandSettings, point: Point) -> Network:

@@ -29,7 +29,7 @@ from cavmae.finetune.speaker.articulation import (
     ArticulationTask,
 )
 from cavmae.tools.benchmarks.table import reset_peak, resident_mb
-from cavmae.tools.benchmarks.timed_training import TimeBudget, train_for
+from cavmae.tools.benchmarks.timed_training import TimeBudget, recipe_optimizer, train_for
 from cavmae.tools.expanding.axes import Network
 from cavmae.tools.expanding.repeated_batches import RepeatedBatches
 from cavmae.tools.expanding.settings import ExpandSettings
@@ -84,8 +84,8 @@ def run_trial(job: TrialJob, report: Callable[[Any], None]) -> dict[str, Any]:
     loader = Loader(RepeatedBatches(batches, settings.seed))
     reset_peak()
     budget = TimeBudget(
-        network.label, settings.minutes, settings.lr, settings.precision == "bf16",
-        settings.evaluations, job.folder,
+        network.label, settings.minutes, recipe_optimizer(settings.lr),
+        settings.precision == "bf16", settings.evaluations, job.folder,
     )  # fmt: skip
 
     def evaluate() -> dict[str, float]:

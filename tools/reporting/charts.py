@@ -113,12 +113,12 @@ def timeline(title: str, rows: Sequence[TimelineRow], bounds: Sequence[float]) -
         for number, row in enumerate(rows):
             base = len(rows) - 1 - number
             edges, values = _peaks(bounds, row.probs)
-            heights = base + 0.86 * np.append(values, values[-1])
-            for mask, alpha in ((None, 0.3), (_inside(edges, row.spans), 1.0)):
+            # Both corners of each column, so that columns that are left out leave a gap.
+            corners, heights = np.repeat(edges, 2)[1:-1], base + 0.86 * np.repeat(values, 2)
+            for mask, alpha in ((None, 0.3), (np.repeat(_inside(edges, row.spans), 2), 1.0)):
                 axis.fill_between(
-                    edges, base, heights, where=mask, step="post", color=colour(1), alpha=alpha,
-                    linewidth=0,
-                )  # fmt: skip
+                    corners, base, heights, where=mask, color=colour(1), alpha=alpha, linewidth=0
+                )
             axis.axhline(base, color=INK, linewidth=0.5, alpha=0.5)
         axis.set_title(caption(title), fontsize=10, parse_math=False)
         axis.set_xlabel("seconds")
@@ -144,11 +144,11 @@ def _peaks(bounds: Sequence[float], probs: Sequence[float]) -> tuple[np.ndarray,
 
 
 def _inside(edges: np.ndarray, spans: Sequence[tuple[float, float]]) -> np.ndarray:
-    """Whether the stretch that begins at an edge overlaps a span, bool [edges]."""
-    ends = np.append(edges[1:], edges[-1])
-    overlaps = [(edges < end) & (ends > start) for start, end in spans]
-    inside: np.ndarray = np.any([np.zeros(len(edges), dtype=bool), *overlaps], axis=0)
-    return inside | np.append(False, inside[:-1])  # an area reaches to the next edge
+    """Whether the stretch between two edges overlaps a span, bool [edges - 1]."""
+    starts, ends = edges[:-1], edges[1:]
+    overlaps = [(starts < end) & (ends > start) for start, end in spans]
+    inside: np.ndarray = np.any([np.zeros(len(starts), dtype=bool), *overlaps], axis=0)
+    return inside
 
 
 @contextlib.contextmanager

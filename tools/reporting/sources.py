@@ -123,8 +123,8 @@ def sources_of(names: Sequence[str], faults: Faults | None = None) -> list[Sourc
         if not folder.is_dir():
             raise UsageError(f"There is no folder {name!r}.")
         inner = [] if is_there(folder, RESULT) else _recordings(folder, RESULT, faults)
-        if not inner and not any(is_there(folder, own) for own in OWN):
-            inner = _recordings(folder, EVENTS, faults)
+        if not any(is_there(folder, own) for own in (*OWN, RESULT)):
+            inner += [p for p in _recordings(folder, EVENTS, faults) if p not in inner]
         sources += [_source(path, faults) for path in inner or [folder]]
     return _with_unique_names(sources)
 

@@ -1,5 +1,6 @@
 """Event classifiers with a motion pathway and laterals, from shards to recordings."""
 
+import dataclasses
 import json
 import random
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from cavmae.common.cli import run
-from cavmae.common.errors import UsageError
+from cavmae.common.errors import SampleError, UsageError
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.format.sample import SampleInfo
@@ -120,10 +121,18 @@ def test_grey_frames_are_the_nearest_in_time(seconds: float, rate: float) -> Non
 
 
 def test_a_clip_without_frames_has_no_motion() -> None:
-    info, members = stored_clip(0.64, 25)
-    view = View(fbank=False, fbank_frames=64, frames=1, motion_size=(4, 4))
-    with pytest.raises(Exception, match="no frames"):
-        view.select([name for name in members if name == "json"], info, random.Random(0))
+    info, _ = stored_clip(0.64, 25)
+    view = View(fbank=False, fbank_frames=64, frames="none", motion_size=(4, 4))
+    silent = dataclasses.replace(info, frame_times=())
+    with pytest.raises(SampleError, match="no frames"):
+        view.select(["json"], silent, random.Random(0))
+
+
+def test_a_random_frame_is_one_of_the_time_that_grey_frames_show() -> None:
+    info, members = stored_clip(1.2, 25)
+    view = View(fbank=False, fbank_frames=64, frames="random", motion_size=(4, 4))
+    drawn = {view.select(list(members), info, random.Random(n)).frames[0] for n in range(200)}
+    assert drawn == {*range(16)}
 
 
 def test_grey_frames_are_cropped_and_mixed_as_frames_are() -> None:
@@ -317,6 +326,8 @@ def test_a_run_with_a_lateral_and_synchronisation(tmp_path: Path) -> None:
     assert record["figures"]["mean_ap"]["value"] > 0
     # On with the same pathways; and as an encoder, whose pathways are new.
     train(tmp_path / "on", shards, data=data, loop=loop, model={"init_from": str(last)})
+    with pytest.raises(UsageError, match=r"data.roll 3 shifts audio against video, which lateral"):
+        train(tmp_path / "no", shards, data={"roll": 3}, model={"init_from": str(last)})
     model = {"encoder_from": str(last), **MOTION, "motion": {"name": "x3d", "width": 8}}
     train(tmp_path / "new", shards, data=data, loop=loop, model=model)
 
