@@ -164,26 +164,25 @@ def test_a_pushed_classifier_predicts_from_the_hub(tmp_path: Path, video: Any) -
     path = video(seconds=0.7, size=(48, 32))
     folder = event_checkpoint(tmp_path / "run")
     program = (
-        "import sys\n"
+        "import os, shutil, sys\n"
         "from cavmae.common.cli import run\n"
         "from cavmae.tools import export, predict\n"
         "folder, video = sys.argv[1:]\n"
         "words = [folder, '--out', 'mine', '--name', 'me/mine', '--push']\n"
-        "code = run(export.main, words)\n"
-        "if not code:\n"
-        "    code = run(predict.main, [video, '--model', 'me/mine', '--out', 'out'])\n"
-        "sys.exit(code)"
+        "assert run(export.main, words) == 1\n"
+        "shutil.rmtree('mine')\n"
+        "os.environ['HF_TOKEN'] = 'letmein'\n"
+        "assert run(export.main, words) == 0\n"
+        "assert run(predict.main, [video, '--model', 'me/mine', '--out', 'out']) == 0"
     )
     with hub(tmp_path / "hub") as address:
         known = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-        for token, code in (("wrong", 1), ("letmein", 0)):
-            shutil.rmtree(tmp_path / "mine", ignore_errors=True)
-            done = subprocess.run(
-                [sys.executable, "-c", program, str(folder), str(path)], cwd=tmp_path,
-                env=os.environ | known | {"HF_TOKEN": token}, capture_output=True, text=True,
-            )  # fmt: skip
-            assert done.returncode == code, done.stderr
-            assert ("me/mine could not be uploaded" in done.stderr) == (code == 1)
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(folder), str(path)], cwd=tmp_path,
+            env=os.environ | known | {"HF_TOKEN": "wrong"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("me/mine could not be uploaded") == 1
     names = {file.name for file in (tmp_path / "hub" / "me" / "mine").iterdir()}
     assert names == {file.name for file in (tmp_path / "mine").iterdir()}
     assert (
