@@ -7,7 +7,6 @@ often have no flock, or one of each machine's own.
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import tempfile
@@ -39,7 +38,7 @@ class Holder(NamedTuple):
 
 
 @contextlib.contextmanager
-def locked(folder: Path, message: str) -> Iterator[None]:
+def locked(folder: Path, message: str, stop: bool = True) -> Iterator[None]:
     """Locks a working folder for this process; removes the folder at the end if it is empty.
 
     The marker of a process of this machine that ended counts as none. That of another machine's
@@ -48,18 +47,19 @@ def locked(folder: Path, message: str) -> Iterator[None]:
     Args:
         folder: working folder, created if missing.
         message: of the error in a second process.
+        stop: end this process, as SIGTERM does, if another one takes the lock, or the folder is
+            removed; else this is only logged.
 
     Raises:
         CavmaeError: another process holds the lock.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lease = SoftFileLease(
         folder / MARKER, lease_duration=LEASE_SECONDS, poll_interval=POLL_SECONDS,
-        on_compromise=_stop,
+        on_compromise=_stop if stop else _report,
     )  # fmt: skip
     try:
         try:
-            lease.acquire(timeout=0)
+            _acquire(lease, folder)
         except Timeout:
             holder = holder_of(folder)
             if holder is None or holder.host == socket.gethostname():
@@ -74,9 +74,19 @@ def locked(folder: Path, message: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if folder.exists() and os.listdir(folder) == [MARKER]:
-            shutil.rmtree(folder)
         lease.release()
+        with contextlib.suppress(OSError):  # an unfinished job stays
+            folder.rmdir()
+
+
+def _acquire(lease: SoftFileLease, folder: Path) -> None:
+    """Acquires a free lease, or raises Timeout; creates the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lease.acquire(timeout=0)
+    except FileNotFoundError:  # another process ended meanwhile, and removed the folder
+        folder.mkdir(parents=True, exist_ok=True)
+        lease.acquire(timeout=0)
 
 
 def holder_of(folder: Path) -> Holder | None:
@@ -123,10 +133,14 @@ def _clock_of(folder: Path) -> float:
         return time.time()
 
 
-def _stop(loss: LeaseCompromise) -> None:
-    """Ends this process in order: another one works in its folder now."""
+def _report(loss: LeaseCompromise) -> None:
     log.error(
-        "%s is no longer this process's (%s), which was asleep or cut off from the file system: it "
-        "stops.", loss.lock_file, loss.reason,
+        "%s is no longer this process's (%s): it was removed, or this process was asleep or cut "
+        "off from the file system.", loss.lock_file, loss.reason,
     )  # fmt: skip
+
+
+def _stop(loss: LeaseCompromise) -> None:
+    """Ends this process in order: another one may work in its folder now."""
+    _report(loss)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -69,12 +69,12 @@ def shard(
         CavmaeError: bad usage, a folder of other settings, a full or read-only disk.
     """
     settings = settings.resolved()
-    part = parse_part(run_settings.part, out, os.environ) if run_settings.part else None
-    layout = InputLayout(out, SHARD_NAME, part)
     if run_settings.download_gb <= 0 or run_settings.stall_seconds <= 0:
         raise UsageError("--download-gb and --stall-seconds must be positive numbers.")
     items = select_inputs(names, run_settings)
     try:
+        part = parse_part(run_settings.part, out, os.environ) if run_settings.part else None
+        layout = InputLayout(out, SHARD_NAME, part)
         out.mkdir(parents=True, exist_ok=True)
         if part is not None:
             items = share_of(items, part, out)

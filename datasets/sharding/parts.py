@@ -155,9 +155,14 @@ def _create(path: Path, content: bytes) -> None:
     temporary = path.with_name(name)
     temporary.write_bytes(content)
     try:
-        os.link(temporary, path)  # atomic on shared file systems, too
-    except FileExistsError:
-        pass
+        with contextlib.suppress(FileExistsError):
+            try:
+                os.link(temporary, path)  # atomic on shared file systems, too
+            except OSError:
+                if path.exists():
+                    return
+                with path.open("xb") as file:  # file systems without links
+                    file.write(content)
     finally:
         temporary.unlink(missing_ok=True)
 

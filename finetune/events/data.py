@@ -1,6 +1,7 @@
 """Streams and preprocessing of labelled clips."""
 
 import dataclasses
+import statistics
 from typing import Any, NamedTuple
 
 from cavmae.common.errors import UsageError
@@ -20,6 +21,7 @@ from cavmae.finetune.events.model import uses_audio, uses_video
 from cavmae.finetune.events.settings import EventDataSettings
 from cavmae.pretrain.engine.run import RunContext
 
+CHECKED = 32  # clips whose frame rate is looked at
 LEAST_RATE = 10  # frames a second of a clip, below which its grey frames show no motion
 
 
@@ -136,10 +138,10 @@ def build_event_loaders(
 
 
 def check_frame_rate(manifest: Manifest, config: EventConfig, access: Access) -> None:
-    """Checks that the first clip has the frames for a motion pathway, if there is one.
+    """Checks that the first clips have the frames for a motion pathway, if there is one.
 
     Raises:
-        UsageError: it has too few.
+        UsageError: most have too few.
         CavmaeError: the first shard cannot be read.
     """
     if config.motion_size is None or not manifest.shards:
@@ -147,10 +149,11 @@ def check_frame_rate(manifest: Manifest, config: EventConfig, access: Access) ->
     opener = ShardOpener(manifest, access)
     try:
         shard = opener.get(0)
-        info = SampleInfo.from_bytes(shard.read(shard.entries[0], "json"))
+        entries = shard.entries[:CHECKED]
+        infos = [SampleInfo.from_bytes(shard.read(entry, "json")) for entry in entries]
     finally:
         opener.close()
-    rate = len(info.frame_times) / info.duration
+    rate = statistics.median(len(info.frame_times) / info.duration for info in infos)
     if rate < LEAST_RATE:
         raise UsageError(
             f"The clips of {manifest.folder} have {rate:.2g} frames a second, of which a motion "

@@ -111,7 +111,10 @@ class Separator:
             raise UsageError(f"{out} is there already: name another folder, or remove it.")
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = scratch_of(out)
-        with self._name_in_errors(video), locked(scratch, f"Another process is making {out}."):
+        with (
+            self._name_in_errors(video),
+            locked(scratch, f"Another process is making {out}.", stop=False),
+        ):
             if (scratch / "work").exists():
                 log.info("%s: an interrupted run left it half done; it begins anew.", video)
             work, finished = _emptied(scratch / "work"), _emptied(scratch / "made")

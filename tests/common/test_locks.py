@@ -109,3 +109,16 @@ def test_a_process_whose_lock_is_taken_stops(tmp_path: Path) -> None:
         assert process.stdout is not None and process.stdout.readline() == b"held\n"
         (folder / "lock").unlink()
         assert process.wait(20) == -signal.SIGTERM
+
+
+def test_a_folder_that_is_removed_may_be_only_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A program of somebody else's, which uses the Python interface, must not be ended."""
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 0.3)
+    with locked(tmp_path / "work", "busy", stop=False):
+        (tmp_path / "work" / "lock").unlink()
+        deadline = time.monotonic() + 20
+        while "is no longer this process's" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

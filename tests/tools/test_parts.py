@@ -119,7 +119,7 @@ def test_shares_are_balanced(sizes: list[int], count: int) -> None:
 
 
 def test_shares_are_those_of_the_first_task(tmp_path: Path) -> None:
-    """Whatever is added later, and however a list is ordered, each input has one part."""
+    """Each input has one part, in any order of the list, and with inputs that are added."""
     out, folder = tmp_path / "out", tmp_path / "in"
     folder.mkdir()
     for n in range(12):
@@ -157,6 +157,29 @@ def test_a_folder_from_before_there_were_records_keeps_its_shares(tmp_path: Path
 def _parts_of(items: list[Input], out: Path, count: int = 3) -> list[int]:
     shares = [share_of(items, (n, count), out) for n in range(1, count + 1)]
     return [next(n for n, own in enumerate(shares, 1) if item in own) for item in items]
+
+
+def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for task in (1, 2):
+        assert parse_part("auto", tmp_path, array_of(task, "1-2")) == (task, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["array.json"]
+
+
+def test_an_out_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "a.mp4").touch()
+    for name, value in array_of(1, "1-2").items():
+        monkeypatch.setenv(name, value)
+    words = [str(tmp_path / "a.mp4"), "--out", str(tmp_path / "file" / "out"), "--part"]
+    for part in ("auto", "1/2"):
+        assert run(main, [*words, part]) == 1
+        assert "Cannot write to" in capsys.readouterr().err
 
 
 def test_tasks_that_start_together_agree(tmp_path: Path) -> None:

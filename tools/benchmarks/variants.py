@@ -109,7 +109,7 @@ def _train(jobs: Sequence[VariantJob]) -> None:
             point = event.message.curve[-1]
             name, title, digits = COLUMNS[job.bench.task][0]
             log.info(
-                "%s: %.1f of %g min, %s %.*f.", job.label, point["minutes"], job.bench.minutes,
+                "%s: %.3g of %g min, %s %.*f.", job.label, point["minutes"], job.bench.minutes,
                 title, digits, point.get(name, math.nan),
             )  # fmt: skip
 
