@@ -21,6 +21,7 @@ from cavmae.common.files import read_bytes
 from cavmae.common.json_files import read_json, typed, value_as
 from cavmae.common.quoting import visible
 from cavmae.datasets.stream.features import FBANK_RATE
+from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.event_model import FIGURES, Conditions
 from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.pretrain.engine.checkpoints import (
@@ -204,8 +205,9 @@ def _event_inputs(path: Path) -> str:
     except ValueError as error:
         raise CavmaeError(f"{path}: {error}; copy the checkpoint again.") from error
     counted = "1 frame" if frames == 1 else f"{frames} frames in one pass"
+    grey = f" and {VIDEO_RATE} grey frames a second" if record.get("motion_height") else ""
     return (
-        f"Windows of {seconds:g} s, {counted} of {size} pixels; fine-tuned {modalities}; "
+        f"Windows of {seconds:g} s, {counted} of {size} pixels{grey}; fine-tuned {modalities}; "
         f"probabilities by {probs}."
     )
 

@@ -89,13 +89,13 @@ class EventTask(Task):
             loss = functional.binary_cross_entropy_with_logits(logits, labels)
         else:
             loss = functional.cross_entropy(logits, labels)
-        parts = {"loss": loss.detach()}
+        parts = {}
         if self.sync is not None:
             assert motion is not None
-            parts["sync"] = sync = self._sync_loss(self.sync, clips, motion, progress)
+            sync = self._sync_loss(self.sync, clips, motion, progress)
             loss = loss + self.sync_weight * sync
-            parts = {"loss": loss.detach(), "sync": sync.detach()}
-        return StepOutput(loss, parts)
+            parts["sync"] = sync.detach()
+        return StepOutput(loss, {"loss": loss.detach(), **parts})
 
     def _audio_gate(self, progress: float, batch: Batch) -> Tensor | None:
         """Factors of the laterals from audio in a training step, float [N]; None: there is none."""

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import typed
+from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.datasets.stream.transforms import DeviceTransform
 from cavmae.finetune.events.config import EventConfig, Mode
 from cavmae.finetune.events.factory import load_events, preprocessing_of
@@ -101,6 +102,7 @@ def frames_text(mode: Mode, frames: int, config: EventConfig) -> str:
     """Frames of a clip, and how a model uses them."""
     if not uses_video(mode):
         return "none"
+    motion = "" if config.motion_size is None else f"; {VIDEO_RATE} grey ones a second"
     if config.encoder.frames > 1:
-        return f"{frames} in one pass, {config.encoder.temporal.name}"
-    return "1, the middle" if frames == 1 else f"{frames}, averaged"
+        return f"{frames} in one pass, {config.encoder.temporal.name}{motion}"
+    return f"1, the middle{motion}" if frames == 1 else f"{frames}, averaged{motion}"

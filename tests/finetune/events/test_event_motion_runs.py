@@ -35,7 +35,7 @@ from cavmae.finetune.inference.event_settings import PredictSettings
 from cavmae.finetune.motion.settings import ConvMotionOptions
 from cavmae.finetune.train import main
 from cavmae.pretrain.config import EncoderConfig
-from cavmae.tools import convert
+from cavmae.tools import convert, export
 from tests.conftest import make_shards
 from tests.finetune.events.event_clips import CLASSES, ENCODER, event_clip, event_set, several
 from tests.finetune.events.test_event_motion import MOTION, config_of, model_of
@@ -60,6 +60,12 @@ def test_a_run_with_a_lateral_and_synchronisation(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all("sync" in line for line in lines if line["kind"] == "train")
     record = measured(shards, last, tmp_path / "out")
+    frames = record["figures"]["mean_ap"]["frames"]
+    assert frames == "4 in one pass, per-frame; 25 grey ones a second"
+    card_words = [str(last), "--out", str(tmp_path / "mine"), "--name", "me/mine"]
+    assert export.main(card_words) == 0
+    card = " ".join((tmp_path / "mine" / "README.md").read_text().split())
+    assert "4 frames in one pass of 32x32 pixels and 25 grey frames a second" in card
     assert record["figures"]["mean_ap"]["value"] > 0
     # On with the same pathways; and as an encoder, whose pathways are new.
     train(tmp_path / "on", shards, data=data, loop=loop, model={"init_from": str(last)})
