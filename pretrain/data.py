@@ -96,13 +96,13 @@ def build_loaders(
     stream = TrainStream(
         manifest, training, data.batch_size, shuffle_buffer=data.shuffle_buffer, **where
     )
-    loader = Loader(stream, data.workers, pin_memory=context.pin_memory)
+    loader = Loader(stream, data.workers, pin_memory=context.on_gpu)
     if data.held_out is None:
         return loader, None
     # Metrics of the frame contrast need all frames of a window, which is much memory a clip.
     batch = max(1, data.batch_size // 8) if held_out.frames == "all" else data.batch_size
     held_out_stream = EvalStream(Manifest.load(data.held_out), held_out, batch, **where)
-    return loader, Loader(held_out_stream, data.workers, pin_memory=context.pin_memory)
+    return loader, Loader(held_out_stream, data.workers, pin_memory=context.on_gpu)
 
 
 def build_transform(data: DataSettings) -> DeviceTransform:

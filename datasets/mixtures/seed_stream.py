@@ -14,7 +14,9 @@ class SeedStream(Stream):
     """Batches of a number only: ``key`` names, an integer ``seed`` and a name ``list``.
 
     Endless for training; for evaluation the same seeds for every list of mixtures, whatever the
-    number of processes.
+    number of processes. ``parts`` batches in a row may have one seed, so that their mixtures are
+    made together: each is then the ``part`` of that number, and ``first`` says how many batches
+    of this process come before all of them.
 
     Args:
         batch_size: mixtures of a batch.
@@ -22,6 +24,7 @@ class SeedStream(Stream):
         lists: names of the lists to evaluate; empty: an endless stream.
         batches: of each list.
         rank, world_size: of this process.
+        parts: batches of a seed, of an endless stream.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class SeedStream(Stream):
         batches: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        parts: int = 1,
     ):
         # Not that of Stream, which opens shards.
         torch.utils.data.IterableDataset.__init__(self)
@@ -39,6 +43,7 @@ class SeedStream(Stream):
         self.batch_size, self.seed = batch_size, seed
         self.lists, self.batches = tuple(lists), batches
         self.rank, self.world_size = rank, world_size
+        self.parts = parts
         self.positions: list[Position] | None = None
         self.first_worker = 0
 
@@ -49,13 +54,15 @@ class SeedStream(Stream):
 
     def signature(self, workers: int) -> dict[str, Any]:
         """See :meth:`Stream.signature`."""
-        return {
+        signature = {
             "seed": self.seed,
             "world_size": self.world_size,
             "rank": self.rank,
             "workers": max(1, workers),
             "batch_size": self.batch_size,
         }
+        # Left out where it says nothing: runs of former versions go on.
+        return signature if self.parts == 1 else {**signature, "parts": self.parts}
 
     def check_workers(self, workers: int) -> None:
         """There are enough seeds for any number."""
@@ -69,16 +76,27 @@ class SeedStream(Stream):
         partition, partitions = self.rank * workers + worker, self.world_size * workers
         if self.endless:
             while True:
-                number = position.samples // self.batch_size * partitions + partition
+                index = position.samples // self.batch_size
+                number = index // self.parts * partitions + partition
                 position = Position(samples=position.samples + self.batch_size)
-                yield self._numbered(worker, "", number, position)
+                yield self._numbered(worker, "", number, position, index)
         for number in range(partition, self.batches * len(self.lists), partitions):
             name = self.lists[number // self.batches]
             yield self._numbered(worker, name, number % self.batches, Position())
 
-    def _numbered(self, worker: int, name: str, number: int, position: Position) -> WorkerBatch:
-        keys = [f"{name}{number}:{row}" for row in range(self.batch_size)]
-        batch = {"key": keys, "seed": batch_seed(self.seed, number), "list": name}
+    def _numbered(
+        self, worker: int, name: str, number: int, position: Position, index: int = 0
+    ) -> WorkerBatch:
+        part = index % self.parts
+        first_row = part * self.batch_size
+        batch = {
+            "key": [f"{name}{number}:{first_row + row}" for row in range(self.batch_size)],
+            "seed": batch_seed(self.seed, number),
+            "list": name,
+            "part": part,
+            "parts": self.parts,
+            "first": index - part,
+        }
         return WorkerBatch(worker, batch, position, {})
 
 

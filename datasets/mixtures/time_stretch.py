@@ -12,6 +12,8 @@ torchaudio's, but for two things that make a seed's voices the same on every dev
 import torch
 from torch import Tensor
 
+from cavmae.common.inverse_stft import inverse_stft
+
 WINDOW = 768  # samples, 48 ms: resolves the harmonics of a low voice, and blurs clicks by less
 HOP = WINDOW // 4
 DITHER_SEED = 0
@@ -27,7 +29,7 @@ def stretch(waves: Tensor, length: int) -> Tensor:
     window = torch.hann_window(WINDOW, dtype=waves.dtype, device=waves.device)
     spectra = torch.stft(waves + dither, WINDOW, HOP, window=window, return_complex=True)
     spectra = stretch_spectra(spectra, waves.shape[1], length)
-    return torch.istft(spectra, WINDOW, HOP, window=window, length=length)
+    return inverse_stft(spectra, WINDOW, HOP, window, length)
 
 
 def stretch_spectra(spectra: Tensor, samples: int, length: int) -> Tensor:

@@ -131,7 +131,8 @@ class Loader:
             )
         saved = state["signature"]
         positions = [Position(**record) for record in state["positions"]]
-        changed = [name for name in signature if signature[name] != saved.get(name)]
+        names = {**signature, **saved}
+        changed = [name for name in names if signature.get(name) != saved.get(name)]
         if not changed:
             self._positions, self._next_worker = positions, state["turn"]
             return

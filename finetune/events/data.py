@@ -127,14 +127,14 @@ def build_event_loaders(
         sets.train, view, data.batch_size, shuffle_buffer=data.shuffle_buffer, weights=weights,
         **where,
     )  # fmt: skip
-    loader = Loader(stream, data.workers, pin_memory=context.pin_memory)
+    loader = Loader(stream, data.workers, pin_memory=context.on_gpu)
     if sets.held_out is None:
         return loader, None
     check_labels(sets.held_out, classes, sets.access, config.multi_label)
     held_out = EvalStream(
         sets.held_out, event_view(config, mode, padding), data.batch_size, **where
     )
-    return loader, Loader(held_out, data.workers, pin_memory=context.pin_memory)
+    return loader, Loader(held_out, data.workers, pin_memory=context.on_gpu)
 
 
 def check_frame_rate(manifest: Manifest, config: EventConfig, access: Access) -> None:

@@ -23,7 +23,7 @@ from cavmae.finetune.separation.settings import (
 )
 from cavmae.finetune.separation.task import SeparationTask
 from cavmae.pretrain.config import as_base_config
-from cavmae.pretrain.engine.run import RunContext, TrainingParts
+from cavmae.pretrain.engine.run import RunContext, TrainingParts, total_steps
 from cavmae.pretrain.factory import compile_blocks, load_hub
 
 log = logging.getLogger("cavmae")
@@ -41,6 +41,7 @@ def build(settings: SeparationSettings, context: RunContext) -> TrainingParts:
     data, loop, processes = settings.data, settings.loop, context.processes
     if not data.train:
         raise UsageError("Name the folders of speech to train on: --data.train '[FOLDER, ...]'.")
+    check_graph(settings, context)
     banks = load_banks(data) if processes.is_main else None
     processes.any_process(True)  # the others find in the cache what the first one has decoded
     speech, noise, held_out_banks = banks or load_banks(data)
@@ -56,15 +57,34 @@ def build(settings: SeparationSettings, context: RunContext) -> TrainingParts:
         compile_blocks(model.separator, loop.compile)
     mixer = SoundMixer(speech, noise, settings.mix)
     lists = held_out_mixers(data.held_out, held_out_banks, settings.mix)
-    task = SeparationTask(model, mixer, lists, settings.loss)
     rank, count = processes.rank, processes.count
-    loader = Loader(SeedStream(data.batch_size, loop.seed, rank=rank, world_size=count))
+    stream = SeedStream(
+        data.batch_size, loop.seed, rank=rank, world_size=count, parts=data.made_together
+    )
+    loader = Loader(stream)
+    steps = total_steps(settings, stream.samples, count)
+    task = SeparationTask(model, mixer, lists, settings.loss, steps, loop.cuda_graph)
     held_out = None
     if lists:
         batches = data.held_out_mixtures // HELD_OUT_BATCH
         seeds = SeedStream(HELD_OUT_BATCH, HELD_OUT_SEED, tuple(lists), batches, rank, count)
         held_out = Loader(seeds)
     return TrainingParts(task, loader, held_out)
+
+
+def check_graph(settings: SeparationSettings, context: RunContext) -> None:
+    """Raises UsageError for a run whose step cannot be recorded as a CUDA graph."""
+    if not settings.loop.cuda_graph:
+        return
+    if not context.on_gpu:
+        raise UsageError("loop.cuda_graph is for a GPU: set it to false on the CPU.")
+    if context.processes.count > 1:
+        raise UsageError("loop.cuda_graph is for a run of one process: set it to false.")
+    if settings.model.conditioning == "binding":
+        raise UsageError(
+            "loop.cuda_graph: under model.conditioning binding each step waits for an assignment "
+            "by the CPU; set it to false."
+        )
 
 
 def held_out_mixers(

@@ -19,6 +19,8 @@ class SoundDataSettings:
         held_out: folders of speech of other speakers, each a list of mixtures to measure with.
         cache: folder for decoded recordings, 115 MB an hour.
         batch_size: mixtures of a batch, for each process that trains.
+        made_together: batches whose mixtures are made in one go: a GPU takes about as long for a
+            few mixtures as for hundreds.
         held_out_mixtures: mixtures of each list, in batches of 8.
         workers: processes that decode recordings, once; 0: one for each core.
     """
@@ -28,11 +30,15 @@ class SoundDataSettings:
     held_out: tuple[str, ...] = ()
     cache: str = "sound-cache"
     batch_size: int = 16
+    made_together: int = 1
     held_out_mixtures: int = 96
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("held_out_mixtures", 8), ("workers", 0)):
+        bounds = (
+            ("batch_size", 1), ("made_together", 1), ("held_out_mixtures", 8), ("workers", 0),
+        )  # fmt: skip
+        for name, least in bounds:
             if getattr(self, name) < least:
                 raise UsageError(f"data.{name} {getattr(self, name)}: at least {least}.")
 
@@ -77,6 +83,26 @@ class SoundLossSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class SoundLoopSettings(LoopSettings):
+    """Length and conduct of a run of the sound separator.
+
+    Args:
+        cuda_graph: record the first step of one GPU as a graph and replay it: steps of small
+            batches, hundreds of short operations, no longer wait for the program.
+    """
+
+    cuda_graph: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cuda_graph and self.grad_accum_steps > 1:
+            raise UsageError(
+                "loop.cuda_graph: a replayed step overwrites its gradients; leave "
+                "loop.grad_accum_steps at 1 and use a larger data.batch_size."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class SeparationSettings:
     """A training run of the sound separator.
 
@@ -94,4 +120,4 @@ class SeparationSettings:
     model: SoundModelSettings = SoundModelSettings()
     loss: SoundLossSettings = SoundLossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
-    loop: LoopSettings = LoopSettings()
+    loop: SoundLoopSettings = SoundLoopSettings()

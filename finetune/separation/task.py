@@ -1,10 +1,12 @@
 """Training task of the sound separator, whose mixtures are made on the device."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.sound_mixer import FRAME, SoundBatch, SoundMixer
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import SAMPLE_RATE
@@ -23,6 +25,8 @@ class SeparationTask(Task):
         mixer: of the mixtures to train on.
         held_out: mixer of each list of mixtures to measure with, by name.
         loss: weights of the losses.
+        steps: of training, for mixtures that are made for several of them.
+        cuda_graph: record the first training step as a CUDA graph, and replay it.
     """
 
     model: SoundSeparator
@@ -33,12 +37,18 @@ class SeparationTask(Task):
         mixer: SoundMixer,
         held_out: Mapping[str, SoundMixer],
         loss: SoundLossSettings,
+        steps: int = 1,
+        cuda_graph: bool = False,
     ):
         super().__init__()
         self.model = model
         self.mixer = mixer
         self.held_out = dict(held_out)
         self.loss = loss
+        self.steps, self.cuda_graph = steps, cuda_graph
+        self._made: tuple[int, SoundBatch] | None = None  # with their seed
+        self._replay: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self._part_names: list[str] = []
 
     def mixtures(self, batch: Batch, progress: float = 1.0) -> SoundBatch:
         """Mixtures of a batch of :class:`cavmae.datasets.mixtures.seed_stream.SeedStream`.
@@ -50,20 +60,65 @@ class SeparationTask(Task):
         device = next(self.model.parameters()).device
         mixer = self.held_out[batch["list"]] if batch["list"] else self.mixer
         mixer.to(device)
+        count, parts = len(batch["key"]), batch["parts"]
+        if parts > 1:  # as of the first of them, also where a run was resumed between them
+            progress = batch["first"] / self.steps
         if not batch["list"]:
             mixer = mixer.at(progress)
         with torch.autocast(device.type, enabled=False):
-            return mixer.mix(batch["seed"], len(batch["key"]))
+            if parts == 1:
+                return mixer.mix(batch["seed"], count)
+            if self._made is None or self._made[0] != batch["seed"]:
+                self._made = batch["seed"], mixer.mix(batch["seed"], parts * count)
+        rows = slice(batch["part"] * count, (batch["part"] + 1) * count)
+        return SoundBatch._make(value[rows] for value in self._made[1])
 
     def training_step(
         self, batch: Batch, progress: float, embeddings: Sequence[Embeddings], micro_index: int
     ) -> StepOutput:
         """See :meth:`Task.training_step`."""
         sound = self.mixtures(batch, progress)
+        if not self.cuda_graph:
+            total, parts = self._losses(sound)
+            return StepOutput(total, {"loss": total.detach(), **parts})
+        if self._replay is None:
+            self._replay = self._record(sound)
+        total, values = self._replay(*sound[:-1])
+        # The next step overwrites what the graph gave.
+        named = dict(zip(self._part_names, values.detach().clone().unbind(), strict=True))
+        return StepOutput(total, {"loss": total.detach().clone(), **named})
+
+    def _losses(self, sound: SoundBatch) -> tuple[Tensor, dict[str, Tensor]]:
         output = self.model(sound.mixture, sound.cues, sound.visible)
         with torch.autocast(sound.mixture.device.type, enabled=False):
-            total, parts = separation_losses(output, sound, self.loss)
-        return StepOutput(total, {"loss": total.detach(), **parts})
+            return separation_losses(output, sound, self.loss)
+
+    def _record(self, sound: SoundBatch) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Losses as a graph that is replayed, for batches of the shapes of these."""
+
+        def losses(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+            total, parts = self._losses(SoundBatch._make([*tensors, sound.speakers]))
+            self._part_names = list(parts)
+            return total, torch.stack([part.detach() for part in parts.values()])
+
+        objective = _Objective(self.model, losses).train()
+        # What autocast has cast is not kept from one call to the next in a graph.
+        precision = torch.autocast(
+            "cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), False
+        )
+        try:
+            # Batches have one shape: convolutions are tried out.
+            with precision, torch.backends.cudnn.flags(benchmark=True):
+                recorded: Any = torch.cuda.make_graphed_callables(
+                    objective, tuple(value.clone() for value in sound[:-1])
+                )
+        except RuntimeError as error:
+            raise UsageError(
+                f"loop.cuda_graph: a step of {self.model.config.separator.name} cannot be "
+                f"recorded ({str(error).splitlines()[0]}): set it to false."
+            ) from error
+        replay: Callable[..., tuple[Tensor, Tensor]] = recorded.forward
+        return replay
 
     def lr_scale(self, name: str) -> float:
         """See :meth:`Task.lr_scale`: all parameters are the model's."""
@@ -99,3 +154,15 @@ class SeparationTask(Task):
         mixture = torch.zeros(1, settings.samples, device=device)
         cues = torch.zeros(1, settings.voices, settings.samples // FRAME, channels, device=device)
         return 3 * forward_flops(lambda: self.model(mixture, cues))
+
+
+class _Objective(nn.Module):
+    """Function of a batch's tensors, with the parameters whose gradients a graph has to give."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., tuple[Tensor, Tensor]]):
+        super().__init__()
+        self.model = model
+        self._function = function
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        return self._function(*tensors)

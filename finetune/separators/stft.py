@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cavmae.common.inverse_stft import inverse_stft
 from cavmae.datasets.stream.features import FFT, HOP, WINDOW
 
 
@@ -55,9 +56,7 @@ def spectrum(waves: Tensor, stft: STFT = STANDARD) -> Tensor:
 def wave(spectra: Tensor, samples: int, stft: STFT = STANDARD) -> Tensor:
     """Inverse STFT: [..., B + 1, T' + 1] -> [..., samples]."""
     window = torch.hann_window(stft.window, device=spectra.device)
-    flat = spectra.reshape(-1, *spectra.shape[-2:])
-    waves = torch.istft(flat, stft.fft, stft.hop, stft.window, window, length=samples)
-    return waves.reshape(*spectra.shape[:-2], samples)
+    return inverse_stft(spectra, stft.fft, stft.hop, window, samples)
 
 
 def compressed(spectra: Tensor) -> Tensor:

@@ -56,13 +56,13 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
         **options,
     )
     _check_added_classes(settings, model.config.classes, stream.pool)
-    loader = Loader(stream, data.workers, pin_memory=context.pin_memory)
+    loader = Loader(stream, data.workers, pin_memory=context.on_gpu)
     held_out = None
     if data.held_out is not None and data.held_out_shards is not None:
         held_out_stream = listed_stream(
             data.held_out, data.held_out_shards, model.config, data.batch_size, **options
         )
-        held_out = Loader(held_out_stream, data.workers, pin_memory=context.pin_memory)
+        held_out = Loader(held_out_stream, data.workers, pin_memory=context.on_gpu)
         if processes.is_main and (known := shared_sources(stream.pool, held_out_stream.pool)):
             log.warning(REMEMBERED, len(known), ", ".join(known[:3]))
     frozen = settings.model.train_encoder == "frozen"

@@ -26,12 +26,12 @@ class RunContext(NamedTuple):
     Attributes:
         processes: of the run.
         quarantine: JSON-lines file in which this process names broken samples.
-        pin_memory: lay batches in page-locked memory, for copies to a GPU.
+        on_gpu: whether the run is on a GPU.
     """
 
     processes: DistEnv
     quarantine: str
-    pin_memory: bool
+    on_gpu: bool
 
 
 class TrainingParts(NamedTuple):
@@ -46,6 +46,19 @@ class TrainingParts(NamedTuple):
     task: Task
     loader: Loader
     held_out: Loader | None
+
+
+def steps_of_epoch(settings: RunSettings, samples: int, processes: int) -> float:
+    """Optimizer steps of an epoch of so many samples, as a fraction."""
+    return samples / (settings.data.batch_size * settings.loop.grad_accum_steps * processes)
+
+
+def total_steps(settings: RunSettings, samples: int, processes: int) -> int:
+    """Optimizer steps of a run whose epochs have so many samples."""
+    loop = settings.loop
+    if loop.steps:
+        return loop.steps
+    return max(1, round(loop.epochs * steps_of_epoch(settings, samples, processes)))
 
 
 Build = Callable[[Settings, RunContext], TrainingParts]
@@ -76,14 +89,13 @@ def run_training(
         with processes.main_only():
             if processes.is_main:
                 claim_run_folder(stack, run, resume, config_text)
-        pin_memory = accelerator.device.type == "cuda"
+        on_gpu = accelerator.device.type == "cuda"
         quarantine = str(run / f"broken-{processes.rank}.jsonl")
         with processes.fail_together():
-            parts = build(settings, RunContext(processes, quarantine, pin_memory))
-        samples_per_step = settings.data.batch_size * loop.grad_accum_steps * processes.count
+            parts = build(settings, RunContext(processes, quarantine, on_gpu))
         epoch_samples: Any = parts.loader.stream.samples
-        epoch_steps = epoch_samples / samples_per_step
-        steps = loop.steps or max(1, round(loop.epochs * epoch_steps))
+        epoch_steps = steps_of_epoch(settings, epoch_samples, processes.count)
+        steps = total_steps(settings, epoch_samples, processes.count)
         trainer = Trainer(
             *parts, steps, epoch_steps, loop, settings.optimizer, run, accelerator, processes
         )

@@ -13,8 +13,11 @@ from accelerate.state import AcceleratorState
 
 from cavmae.common.errors import UsageError
 from cavmae.common.registry import to_json_value
-from cavmae.datasets.mixtures.sound_mixer import SoundBatch
+from cavmae.datasets.mixtures.seed_stream import SeedStream
+from cavmae.datasets.mixtures.sound_mixer import SoundBatch, SoundMixer
 from cavmae.datasets.mixtures.sound_settings import SoundSettings
+from cavmae.datasets.mixtures.speech_bank import load_or_build_bank
+from cavmae.datasets.stream.loader import Loader
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separation.settings import SoundLossSettings
@@ -94,14 +97,24 @@ def test_a_run_and_what_it_leaves(speech: Path, tmp_path: Path) -> None:
     assert main([*further, "--loop.steps", "1"]) == 0
 
 
-@pytest.mark.parametrize("conditioning", ["cue", "binding"])
+@pytest.mark.parametrize(
+    ("conditioning", "made_together"), [("cue", 1), ("cue", 4), ("binding", 1)]
+)
 def test_a_resumed_run_ends_like_an_uninterrupted_one(
-    speech: Path, tmp_path: Path, conditioning: str, capsys: pytest.CaptureFixture[str]
+    speech: Path,
+    tmp_path: Path,
+    conditioning: str,
+    made_together: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    model = {"conditioning": conditioning}
-    main(words(whole, speech, model=model))
-    command = words(parts, speech, model=model)
+    changes = {
+        "model": {"conditioning": conditioning},
+        "data": {**SETTINGS["data"], "made_together": made_together},
+        "mix": {**SETTINGS["mix"], "ramp": 1.0, "silent_prob": 1.0},
+    }
+    main(words(whole, speech, **changes))
+    command = words(parts, speech, **changes)
     main(command)
     for folder in (parts / "checkpoints").glob("00000000[34]"):
         for file in folder.iterdir():
@@ -206,7 +219,7 @@ def test_gaps_of_cues_are_hidden_from_the_separator() -> None:
     mixer = SimpleNamespace(to=lambda device: None, mix=lambda seed, count: sound)
     mixer.at = lambda progress: mixer
     task = SeparationTask(model, mixer, {}, SoundLossSettings())  # type: ignore[arg-type]
-    batch = {"list": "", "seed": 0, "key": ["0"]}
+    batch = {"list": "", "seed": 0, "key": ["0"], "parts": 1}
     losses = []
     for _ in range(2):
         losses.append(task.training_step(batch, 0.0, [], 0).logs["spectrum"])
@@ -224,6 +237,37 @@ def test_blocks_are_compiled_for_training_though_their_flops_were_counted() -> N
     torch._dynamo.utils.counters.clear()
     model(torch.randn(1, 10240), torch.zeros(1, 2, 16, 4))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def test_batches_made_together_are_parts_of_a_larger_one(speech: Path, tmp_path: Path) -> None:
+    bank = load_or_build_bank([speech / "train"], tmp_path)
+    mixer = SoundMixer(bank, None, SoundSettings(seconds=0.64))
+    model = SoundSeparator(SoundSeparatorConfig(SEPARATOR, width=8, cue_layers=0))
+    task = SeparationTask(model, mixer, {}, SoundLossSettings(), steps=10)
+    batches = iter(Loader(SeedStream(2, parts=3)))
+    for group in range(2):
+        made = [next(batches) for _ in range(3)]
+        sounds = [task.mixtures(batch, progress=0.9) for batch in made]
+        assert len({key for batch in made for key in batch["key"]}) == 6
+        whole = mixer.at(3 * group / 10).mix(made[0]["seed"], 6)
+        for index, value in enumerate(whole):
+            torch.testing.assert_close(torch.cat([sound[index] for sound in sounds]), value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--loop.cuda_graph", "true"], "is for a GPU"),
+        (["--loop.cuda_graph", "true", "--loop.grad_accum_steps", "2"], "grad_accum_steps at 1"),
+        (["--data.made_together", "0"], "at least 1"),
+    ],
+)
+def test_graphs_are_for_a_gpu(
+    speech: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    command = words(tmp_path / "run", speech)
+    with pytest.raises(UsageError, match=message):
+        main([*command, "--loop.device", "cpu", *options])
 
 
 @pytest.mark.parametrize("name", list(SEPARATORS))
