@@ -4,18 +4,20 @@
 # From the repository's root, which holds .gpu/site.tar.xz (Python packages that the machine lacks,
 # a folder `site`) and .gpu/sound.tar (folders `speech/NAME`, of which `valid` is for measuring
 # only, and `noise/NAME`). PyTorch, torchaudio, timm, accelerate, torchmetrics and scipy are there.
-# Results, at most 8 files of 16 MB, go to $OUT: tables, metrics, logs, weights in half precision.
+# Results, at most 8 files of 16 MB, go to $OUT: tables, metrics, logs, and the averaged weights in
+# half precision (`cat half.safetensors.* > model.safetensors`).
 # A second call on the same machine finds what the first has unpacked, decoded and measured, so that
 # a short one may try the way before the long one.
 #
 #   DEVICE=cuda   cpu: a rehearsal       SIZE=base    recipe of `cavmae finetune separator`
-#   BATCH=64      of a training step     MORE=        further options of the training
+#   BATCH=32      of a training step     MORE=        further options of the training
+#   WAY=          of a step, `COMPILE GRAPH` such as `inductor true`; empty: the fastest of all
 set -u
 seconds=${1:-560}
 export PYTHONUNBUFFERED=1 OUT=${OUT:-/tmp/gpu-run-out}
-DEVICE=${DEVICE:-cuda} SIZE=${SIZE:-base} BATCH=${BATCH:-64} MORE=${MORE:-} G=${G:-/tmp/gpu-run}
-precision=bf16 steps=12
-[ "$DEVICE" = cuda ] || { precision=fp32 steps=2; }
+DEVICE=${DEVICE:-cuda} SIZE=${SIZE:-base} BATCH=${BATCH:-32} MORE=${MORE:-} WAY=${WAY:-} G=${G:-/tmp/gpu-run}
+precision=bf16 steps=24 together=8
+[ "$DEVICE" = cuda ] || { precision=fp32 steps=2 together=2; }
 rm -rf "$G/run"
 mkdir -p "$G" "$OUT"
 if [ ! -f "$G/unpacked" ]; then
@@ -29,7 +31,8 @@ for name in ("site.tar.xz", "sound.tar"):
 P
     touch "$G/unpacked"
 fi
-export PYTHONPATH=$PWD/.typing:$G/site
+export PYTHONPATH=$PWD/.typing
+[ "$DEVICE" = cpu ] || PYTHONPATH=$PYTHONPATH:$G/site
 listed() { printf '['; printf '%s\n' "$@" | paste -sd, | tr -d '\n'; printf ']'; }
 left() { local n=$(($1 - SECONDS)); echo $((n > 5 ? n : 5)); }
 valid=$G/speech/valid cache=$G/cache
@@ -57,7 +60,8 @@ bank=$!
 bench() {
     timeout -k 5 "$2" python3 -m cavmae.tools.cli bench sound-steps --speech "[$valid]" \
         --cache "$cache" --device "$DEVICE" --precision "$precision" --batch-size "$BATCH" \
-        --steps "$steps" --rounds 1 --recipes "[$SIZE]" --compile "$1" --out "$G/rates-$1.json"
+        --made-together "$together" --steps "$steps" --rounds 1 --recipes "[$SIZE]" \
+        --compile "$1" --out "$G/rates-$1.json"
 }
 if [ ! -f "$G/rates.md" ]; then
     bench false "${BENCH_SECONDS:-60}" > "$G/rates.md" 2>&1
@@ -69,38 +73,41 @@ wait "$bank"
 tail -n 3 "$G/bank.log"
 
 # 3. Training for the time that is left, but for the last measures and the way back.
-plan() { # prints the faster way that was measured, and the steps that fit into so many seconds
+plan() { # prints the way of a step and the steps that fit into so many seconds: COMPILE GRAPH STEPS
     python3 - "$G" "$1" "$BATCH" "$2" <<'P'
 import json, sys
 from pathlib import Path
-folder, budget, batch, ways = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-rates = {"off": 100.0}
+folder, budget, batch, way = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+names = {"eager": "off false", "replayed": "off true", "compiled": "inductor false",
+         "compiled and replayed": "inductor true"}
+rates = {"off false": 100.0}
 for path in folder.glob("rates-*.json"):
     for row in json.loads(path.read_text())["rows"]:
-        way = {"eager": "off", "compiled": "inductor"}.get(row["name"].split()[-1])
-        if way and row["seconds"]:
-            rates[way] = 1 / row["seconds"]
-way = max((way for way in rates if way in ways.split()), key=rates.__getitem__)
-start = 50 if way != "off" else 15  # imports, recordings, compilation
-print(way, max(4, int(0.95 * (budget - start) * rates[way] / batch)))
+        own = names.get(row["name"].partition(", ")[2])
+        if own and row["seconds"]:
+            rates[own] = 1 / row["seconds"]
+way = way or max(rates, key=rates.__getitem__)
+start = 50 if "inductor" in way else 20  # imports, recordings, compilation
+print(way, max(4, int(0.93 * (budget - start) * rates.get(way, 100.0) / batch)))
 P
 }
-train() { # with so many seconds, in one of these ways
-    local way count
-    read -r way count < <(plan "$1" "$2")
-    echo "training: $count steps of $BATCH in $1 s, torch.compile $way"
+train() { # with so many seconds, in this way; empty: the fastest
+    local compile graph count
+    read -r compile graph count < <(plan "$1" "$2")
+    count=${STEPS:-$count}
+    echo "training: $count steps of $BATCH in $1 s, torch.compile $compile, CUDA graph $graph"
     # shellcheck disable=SC2086
     timeout -s TERM -k 20 "$(($1 + 10))" python3 -m cavmae.finetune.separation.train \
-        --config "$SIZE" --out "$G/run" "${data[@]}" \
+        --config "$SIZE" --out "$G/run" "${data[@]}" --data.made-together "$together" \
         --data.batch-size "$BATCH" --loop.steps "$count" --loop.precision "$precision" \
-        --loop.compile "$way" --loop.device "$DEVICE" --loop.tracker none --loop.log-every 20 \
-        --loop.evaluate-every $((count / 8 + 1)) --loop.save-every 0 --loop.save-minutes 3 $MORE \
-        >> "$OUT/train.log" 2>&1
+        --loop.compile "$compile" --loop.cuda-graph "$graph" --loop.device "$DEVICE" \
+        --loop.tracker none --loop.log-every 100 --loop.evaluate-every $((count / 6 + 1)) \
+        --loop.save-every 0 --loop.save-minutes 3 $MORE >> "$OUT/train.log" 2>&1
 }
-for ways in "inductor off" off; do
+for way in "$WAY" "off true" "off false"; do
     budget=$(($(left "$seconds") - ${RESERVE:-40}))
     [ "$budget" -gt 20 ] || budget=20
-    train "$budget" "$ways"
+    train "$budget" "$way"
     compgen -G "$G/run/checkpoints/*/COMPLETE" > /dev/null && break
     tail -n 5 "$OUT/train.log"
 done
@@ -114,9 +121,11 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 run, out = map(Path, sys.argv[1:])
 last = max((p for p in (run / "checkpoints").iterdir() if (p / "COMPLETE").exists()))
-weights = load_file(last / "model.safetensors")
+averaged = last / "average" / "model.safetensors"
+weights = load_file(averaged if averaged.exists() else last / "model.safetensors")
 half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
-save_file(half, out / "model.safetensors", {"format": "pt"})
+save_file(half, run / "half.safetensors", {"format": "pt"})
 shutil.copy(last / "config.json", out / "model.json")
 P
+split -b 16000000 -d "$G/run/half.safetensors" "$OUT/half.safetensors."
 ls -la "$OUT"

@@ -106,17 +106,20 @@ class SeparationTask(Task):
         precision = torch.autocast(
             "cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), False
         )
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = True  # batches have one shape: kernels are tried out
         try:
-            # Batches have one shape: convolutions are tried out.
-            with precision, torch.backends.cudnn.flags(benchmark=True):
+            with precision:
                 recorded: Any = torch.cuda.make_graphed_callables(
-                    objective, tuple(value.clone() for value in sound[:-1])
+                    objective, tuple(value.clone() for value in sound[:-1]), allow_unused_input=True
                 )
         except RuntimeError as error:
             raise UsageError(
                 f"loop.cuda_graph: a step of {self.model.config.separator.name} cannot be "
                 f"recorded ({str(error).splitlines()[0]}): set it to false."
             ) from error
+        finally:
+            torch.backends.cudnn.benchmark = before
         replay: Callable[..., tuple[Tensor, Tensor]] = recorded.forward
         return replay
 

@@ -267,15 +267,19 @@ class SoundStepsBench(StepsBench):
         cache: folder for decoded recordings.
         recipes: configurations of `cavmae finetune separator`, whose models are measured.
         compile: also measure with torch.compile.
+        made_together: batches whose mixtures are made in one go.
     """
 
     speech: tuple[str, ...] = ()
     cache: str = "sound-cache"
     recipes: tuple[str, ...] = ("tiny", "base")
     compile: bool = False
+    made_together: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.made_together < 1:
+            raise UsageError(f"--made_together {self.made_together}: at least 1.")
         if not self.speech:
             raise UsageError("Name folders of speech: --speech '[FOLDER, ...]'.")
 

@@ -6,7 +6,7 @@ In front of the rates stands a comparison with the CPU: losses and gradients of 
 import itertools
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from cavmae.finetune.separation.train import CONFIGS
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.settings import OptimizerSettings
 from cavmae.pretrain.factory import compile_blocks
+from cavmae.tools.benchmarks.parity import tensor_float
 from cavmae.tools.benchmarks.settings import SoundStepsBench
 from cavmae.tools.benchmarks.steps import StepTimes, precision_of, seconds_per_step, synchronize
 from cavmae.tools.benchmarks.table import in_turns, row_of, save, table
@@ -39,32 +40,58 @@ PARITY_BATCH = 2
 MIXTURES = "mixtures alone"
 
 
+class Way(NamedTuple):
+    """Way of making a training step.
+
+    Attributes:
+        name: in the table.
+        compiled: whether blocks are compiled by inductor.
+        replayed: whether the step is a CUDA graph.
+    """
+
+    name: str
+    compiled: bool
+    replayed: bool
+
+
+EAGER = Way("eager", False, False)
+WAYS = (
+    EAGER,
+    Way("replayed", False, True),
+    Way("compiled", True, False),
+    Way("compiled and replayed", True, True),
+)
+
+
 def run(bench: SoundStepsBench) -> None:
     """Prints the comparison with the CPU, and a table of mixtures a second."""
     bank = _bank(bench)
     device = device_of(bench.device)
-    if device.type == "cuda":
-        for recipe in bench.recipes:
-            losses, gradients = parity(recipe, bank, device)
-            print(f"{recipe}: loss {losses:.1e}, gradients {gradients:.1e} from the CPU's")
+    on_gpu = device.type == "cuda"
     ways: dict[str, Any] = {MIXTURES: (_mixing_seconds, (bench,))}
-    for recipe, compiled in itertools.product(bench.recipes, (False, True)):
-        if not compiled or bench.compile:
-            name = f"{recipe}, {'compiled' if compiled else 'eager'}"
-            ways[name] = (_step_seconds, (bench, recipe, compiled))
-    measured = in_turns(ways, bench.rounds, gpu=device.type == "cuda")
+    for recipe, way in itertools.product(bench.recipes, WAYS):
+        if (on_gpu or not way.replayed) and (bench.compile or not way.compiled):
+            ways[f"{recipe}, {way.name}"] = (_step_seconds, (bench, recipe, way))
+            if on_gpu:
+                losses, gradients = parity(recipe, bank, device, way)
+                found = f"loss {losses:.1e}, gradients {gradients:.1e} from the CPU's"
+                print(f"{recipe}, {way.name}: {found}")
+    measured = in_turns(ways, bench.rounds, gpu=on_gpu)
     rows = [row_of(name, seconds, peak) for name, (seconds, peak) in measured.items()]
-    title = f"Separators on sound alone, batches of {bench.batch_size}, {precision_of(bench)}"
+    title = (
+        f"Separators on sound alone, batches of {bench.batch_size}, {bench.made_together} of them "
+        f"made together, {precision_of(bench)}"
+    )
     print(table(title, "mixture", MIXTURES, rows))
     save(rows, bench.out)
 
 
-def parity(recipe: str, bank: RecordingBank, device: torch.device) -> tuple[float, float]:
+def parity(recipe: str, bank: RecordingBank, device: torch.device, way: Way) -> tuple[float, float]:
     """Relative differences of loss and gradients of one fp32 step from the CPU's."""
     results = []
-    for place in (torch.device("cpu"), device):
-        task = _task(recipe, bank, False).to(place)
-        with torch.backends.cudnn.flags(allow_tf32=False):
+    for place, own_way in ((torch.device("cpu"), EAGER), (device, way)):
+        task = _task(recipe, bank, own_way).to(place)
+        with tensor_float(False):
             output = task("training_step", _batch(PARITY_BATCH))
             output.loss.backward()
         gradients = [p.grad.flatten().cpu() for p in task.parameters() if p.grad is not None]
@@ -93,13 +120,14 @@ def _batch(size: int) -> Batch:
     return next(iter(Loader(SeedStream(size))))
 
 
-def _task(recipe: str, bank: RecordingBank, compiled: bool) -> SeparationTask:
+def _task(recipe: str, bank: RecordingBank, way: Way) -> SeparationTask:
     torch.manual_seed(0)
     model = build_sound_separator(model_settings_of(recipe))
-    if compiled:
+    if way.compiled:
         compile_blocks(model.separator, "inductor")
     mixer = SoundMixer(bank, None, SoundSettings())
-    return SeparationTask(model, mixer, {}, SoundLossSettings()).train()
+    loss = SoundLossSettings()
+    return SeparationTask(model, mixer, {}, loss, cuda_graph=way.replayed).train()
 
 
 def _mixing_seconds(bench: SoundStepsBench) -> float:
@@ -109,23 +137,26 @@ def _mixing_seconds(bench: SoundStepsBench) -> float:
         keep_memory()
     mixer = SoundMixer(_bank(bench), None, SoundSettings())
     mixer.to(device)
+    count = bench.batch_size * bench.made_together
     for seed in range(2):
-        mixer.mix(seed, bench.batch_size)
+        mixer.mix(seed, count)
     synchronize(device)
     started = time.perf_counter()
     for seed in range(bench.steps):
-        mixer.mix(seed, bench.batch_size)
+        mixer.mix(seed, count)
     synchronize(device)
-    return (time.perf_counter() - started) / bench.steps / bench.batch_size
+    return (time.perf_counter() - started) / bench.steps / count
 
 
-def _step_seconds(bench: SoundStepsBench, recipe: str, compiled: bool) -> float:
+def _step_seconds(bench: SoundStepsBench, recipe: str, way: Way) -> float:
     """Seconds of a training step, for one mixture."""
     device = device_of(bench.device)
     if device.type == "cpu":
         keep_memory()
-    task = _task(recipe, _bank(bench), compiled).to(device)
+    task = _task(recipe, _bank(bench), way).to(device)
     optimizer = build_optimizer(task, OptimizerSettings())
-    batches = iter(Loader(SeedStream(bench.batch_size)))
-    times = StepTimes(2, bench.steps, precision_of(bench))
+    batches = iter(Loader(SeedStream(bench.batch_size, parts=bench.made_together)))
+    # Whole groups of batches: mixtures are made at the first of each.
+    groups = -(-bench.steps // bench.made_together)
+    times = StepTimes(bench.made_together, groups * bench.made_together, precision_of(bench))
     return seconds_per_step(task, optimizer, batches, device, times) / bench.batch_size
