@@ -6,6 +6,8 @@ Sin-cos positions are those of MAE (He et al., CVPR 2022, arXiv 2111.06377), whi
 import torch
 from torch import Tensor
 
+from cavmae.common.interpolation import interpolate_linearly
+
 Grid = tuple[int, int]  # rows, columns
 
 
@@ -50,10 +52,8 @@ def interpolate_times(positions: Tensor, count: int) -> Tensor:
     """
     if positions.shape[1] == count:
         return positions
-    moved = torch.nn.functional.interpolate(
-        positions.float().transpose(1, 2), size=count, mode="linear", align_corners=False
-    )
-    return moved.transpose(1, 2).to(positions.dtype)
+    moved = interpolate_linearly(positions.float().mT, count)
+    return moved.mT.to(positions.dtype)
 
 
 def interpolate_positions(positions: Tensor, grid: Grid, target: Grid) -> Tensor:

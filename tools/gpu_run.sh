@@ -16,7 +16,7 @@ set -u
 seconds=${1:-560}
 export PYTHONUNBUFFERED=1 OUT=${OUT:-/tmp/gpu-run-out}
 DEVICE=${DEVICE:-cuda} SIZE=${SIZE:-base} BATCH=${BATCH:-32} MORE=${MORE:-} WAY=${WAY:-} G=${G:-/tmp/gpu-run}
-precision=bf16 steps=24 together=8
+precision=bf16 steps=32 together=${TOGETHER:-32}
 [ "$DEVICE" = cuda ] || { precision=fp32 steps=2 together=2; }
 rm -rf "$G/run"
 mkdir -p "$G" "$OUT"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cavmae.finetune.separators.base import MixtureFeatures, VoiceSeparator
-from cavmae.finetune.separators.layers import VIDEO_FRAME, at_frame_rate, groups_of
+from cavmae.finetune.separators.layers import VIDEO_FRAME, activated, at_frame_rate, groups_of
 from cavmae.finetune.separators.settings import FiLMUNetOptions
 from cavmae.finetune.separators.stft import STFT
 from cavmae.finetune.separators.unet import LEVELS, POSITIONS, Down, bin_positions
@@ -32,7 +32,7 @@ LATENT_LEVEL = 1  # its frames, of 64 ms, are interpolated to 25 a second
 
 
 class SubPixelUp(nn.Module):
-    """Sub-pixel convolution, plus a convolution of skip features.
+    """Modulation, a sub-pixel convolution, plus a convolution of skip features.
 
     Args:
         channels: of the input.
@@ -50,16 +50,18 @@ class SubPixelUp(nn.Module):
         self.skip_conv = nn.Conv2d(skip_channels, out_channels, 3, padding=1, bias=False)
         self.norm = nn.GroupNorm(groups_of(out_channels), out_channels)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, skip: Tensor) -> Tensor:
         """Features of voices [N K, C, B, T'] at a higher resolution: [N K, C'', f B, g T'].
 
         Args:
             x: features of voices.
+            modulation: scale and offset of each channel and frame, [N K, 2 C, T'].
             skip: features of mixtures [N, C', f B, g T'].
         """
-        x = sub_pixels(self.conv(x), self.factors)
+        scale, offset = modulation[:, :, None].chunk(2, dim=1)
+        x = sub_pixels(self.conv(x * (1 + scale) + offset), self.factors)
         x = x.unflatten(0, (len(skip), -1)) + self.skip_conv(skip)[:, None]
-        return functional.gelu(self.norm(x.flatten(0, 1)))
+        return activated(x.flatten(0, 1), self.norm)
 
 
 def sub_pixels(x: Tensor, factors: tuple[int, int]) -> Tensor:
@@ -139,14 +141,10 @@ class FiLMUNet(VoiceSeparator):
         x = x[:, None].expand(-1, k, -1, -1, -1).flatten(0, 1)
         padded = x.shape[-1] * FRAME_MULTIPLE
 
-        def modulate(x: Tensor, film: nn.Module) -> Tensor:
+        for up, film, skip in zip(self.ups, self.films, skips[::-1], strict=True):
             count = covered(frames, x.shape[-1], padded)
             modulation = at_frame_rate(film(voices), count).flatten(0, 1)  # [N K, 2 C, count]
             modulation = functional.pad(modulation, (0, x.shape[-1] - count), mode="replicate")
-            scale, offset = modulation[:, :, None].chunk(2, dim=1)
-            return x * (1 + scale) + offset
-
-        for up, film, skip in zip(self.ups, self.films, skips[::-1], strict=True):
-            x = up(modulate(x, film), skip)
+            x = up(x, modulation, skip)
         masks = functional.pixel_shuffle(self.mask_head(x), MASK_FACTOR)
         return masks[..., :frames].unflatten(0, (n, k))

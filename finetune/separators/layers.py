@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from cavmae.common.interpolation import interpolate_linearly
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.stream.rates import VIDEO_RATE
 
@@ -17,11 +18,14 @@ def groups_of(channels: int) -> int:
     return next(count for count in range(max(1, channels // 8), 0, -1) if channels % count == 0)
 
 
+def activated(x: Tensor, norm: nn.Module) -> Tensor:
+    """GELU of a norm, of the type of its input: autocast lets norms give 32 bits on a GPU."""
+    return nn.functional.gelu(norm(x)).to(x.dtype)
+
+
 def at_frame_rate(voices: Tensor, frames: int) -> Tensor:
     """Embeddings interpolated to the frame rate of a map: [N, K, T, D] -> [N, K, D, T']."""
-    flat = voices.flatten(0, 1).transpose(1, 2)
-    resampled = nn.functional.interpolate(flat, frames, mode="linear", align_corners=False)
-    return resampled.unflatten(0, voices.shape[:2])
+    return interpolate_linearly(voices.transpose(2, 3), frames)
 
 
 def at_video_rate(features: Tensor, hop: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cavmae.finetune.separators.base import MixtureFeatures, VoiceSeparator
-from cavmae.finetune.separators.layers import groups_of
+from cavmae.finetune.separators.layers import activated, groups_of
 from cavmae.finetune.separators.settings import FUSIONS, UNetOptions
 from cavmae.finetune.separators.stft import BINS, STANDARD
 
@@ -33,7 +33,7 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [N, C, B, T'] -> [N, C', B / 2, T' / 2], or T' frames."""
-        return functional.gelu(self.norm(self.conv(x)))
+        return activated(self.conv(x), self.norm)
 
 
 class Up(nn.Module):
@@ -48,7 +48,7 @@ class Up(nn.Module):
         """Features [N, C, B, T'] and skip features [N, C', 2 B, 2 T'] -> [N, C'', 2 B, 2 T']."""
         size = skip.shape[-2:]
         x = functional.interpolate(x, size, mode="bilinear", align_corners=False)
-        return functional.gelu(self.norm(self.conv(torch.cat([x, skip], dim=1))))
+        return activated(self.conv(torch.cat([x, skip], dim=1)), self.norm)
 
 
 def bin_positions(bins: int) -> Tensor:

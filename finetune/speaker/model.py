@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cavmae.common.interpolation import interpolate_linearly
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.stream.transforms import normalise_frames
 from cavmae.finetune.laterals.base import Lateral, PathwayShape
@@ -223,7 +224,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         # Each key frame is mixed with the audio of its own time.
         rows, columns = c.encoder.audio_grid
         key_audio = audio.unflatten(1, (rows, columns)).mean(1).transpose(1, 2)  # [N, D, columns]
-        key_audio = functional.interpolate(key_audio, c.key_frames, mode="linear").transpose(1, 2)
+        key_audio = interpolate_linearly(key_audio, c.key_frames).transpose(1, 2)
         query = self.mixer_query(key_audio).flatten(0, 1)[:, None]  # [N F, 1, mask_width]
         mixed = self.mixer(pixels, query)  # [N F, mask_width, H / 4, W / 4]
         pixels = (pixels + mixed).unflatten(0, (n, -1))  # [N, F, mask_width, H / 4, W / 4]
@@ -323,8 +324,7 @@ def _covered(masks: Tensor, frames: int) -> Tensor:
         frames: T.
     """
     largest = masks.detach().float().flatten(3).amax(-1)
-    interpolated = functional.interpolate(largest, frames, mode="linear", align_corners=False)
-    return interpolated > 0.5
+    return interpolate_linearly(largest, frames) > 0.5
 
 
 def _normalize_rms(mixture: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,4 +20,4 @@ def test_the_cpu_equals_itself(tmp_path: Path) -> None:
     bank = load_or_build_bank([speech], cache, 1)
     losses, gradients = sound_steps.parity("tiny", bank, torch.device("cpu"), sound_steps.EAGER)
     assert losses == 0 and gradients == 0
-    assert sound_steps.model_settings_of("base").separator.name == "band-split"
+    assert sound_steps.model_settings_of("base").separator.name == "film-unet"
