@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cavmae.common import worker_pool
+from cavmae.common import ray_pool, worker_pool
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.progress import ShardProgress
 from cavmae.common.remote import Limits
@@ -115,6 +115,7 @@ def _write_shards(
     layout: InputLayout, items: list[Input], settings: ShardSettings, run_settings: ShardRunSettings
 ) -> Manifest:
     _remove_copies(layout)
+    _remove_copies(layout, ray_pool.MAIL_PREFIX)
     state = State.load(layout, dataclasses.asdict(settings))
     plan = Plan(layout)
     _check_folder(layout, state)
@@ -179,16 +180,17 @@ def _run_pool(
     first = assembler.state.item
     todo = [i for i in range(first, len(plan.items)) if not assembler.has(i)]
     limits = Limits(run_settings.download_gb * 1e9, run_settings.stall_seconds)
-    parts = {i: layout.part_file(plan.items[i]) for i in todo}
+    parts = {i: layout.part_file(plan.items[i]).absolute() for i in todo}
     tasks = ((i, _Task(plan.items[i], settings, part, limits)) for i, part in parts.items())
     messages: dict[int, list[Written | Skip]] = {}
-    events = worker_pool.run(
-        tasks,
-        shard_task,
-        run_settings.workers or cores(),
-        run_settings.timeout,
-        run_settings.memory_gb * 1e9,
-    )
+    workers, limit = run_settings.workers, run_settings.memory_gb * 1e9
+    if run_settings.executor == "ray":
+        events = ray_pool.run(
+            tasks, shard_task, run_settings.ray_address, layout.work_folder, workers,
+            run_settings.timeout, limit,
+        )  # fmt: skip
+    else:
+        events = worker_pool.run(tasks, shard_task, workers or cores(), run_settings.timeout, limit)
     progress = ShardProgress(len(plan.items), len(plan.items) - len(todo))
     with progress, contextlib.closing(events):
         for event in events:
@@ -211,7 +213,7 @@ def _run_pool(
 
 
 def _remove_copies(layout: InputLayout, prefix: str = "*.input-") -> None:
-    """Remove downloads of killed workers."""
+    """Remove what killed workers and programs left: downloads, reports."""
     for folder in layout.work_folder.glob(f"{prefix}*"):
         shutil.rmtree(folder, ignore_errors=True)
 

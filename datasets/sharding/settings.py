@@ -133,6 +133,11 @@ class ShardRunSettings(LimitedPoolSettings):
         keep_order: keep the order in which inputs are named; by default they are shuffled, so that
             neighbours in a shard are unrelated.
         retry_skipped: try the inputs and clips again that an earlier run skipped.
+        executor: of the inputs: processes of this machine, or tasks of a ``ray`` cluster, whose
+            nodes see inputs and output at the same paths; ``workers`` are then tasks in flight (0:
+            two for each CPU of the cluster), for each of which it is asked for a CPU and
+            ``memory_gb``.
+        ray_address: of the cluster's head node; ``auto``: the cluster that runs on this machine.
     """
 
     download_gb: float = DEFAULT_LIMITS.size / 1e9
@@ -140,3 +145,5 @@ class ShardRunSettings(LimitedPoolSettings):
     part: str | None = None
     keep_order: bool = False
     retry_skipped: bool = False
+    executor: Literal["local", "ray"] = "local"
+    ray_address: str = "auto"

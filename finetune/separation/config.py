@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from cavmae.finetune.separators.settings import BandSplitOptions, SeparatorOptions
+from cavmae.finetune.separators.settings import FiLMUNetOptions, SeparatorOptions
 from cavmae.pretrain.config import check_bounds
 
 BOUNDS: dict[str, tuple[int, int]] = {
@@ -29,7 +29,7 @@ class SoundSeparatorConfig:
         ValueError: numbers that make no model; the message names the field.
     """
 
-    separator: SeparatorOptions = BandSplitOptions()
+    separator: SeparatorOptions = FiLMUNetOptions()
     width: int = 128
     cue_layers: int = 5
     cue_channels: int = 4

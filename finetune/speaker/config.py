@@ -6,7 +6,6 @@ from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.laterals.settings import LateralOptions, NoLateralOptions
 from cavmae.finetune.motion.settings import ConvMotionOptions, MotionOptions
 from cavmae.finetune.separation.config import SoundSeparatorConfig
-from cavmae.finetune.separators.settings import UNetOptions
 from cavmae.finetune.speaker.pixel_decoders.settings import PixelDecoderOptions, PyramidOptions
 from cavmae.pretrain.config import EncoderConfig, check_bounds
 
@@ -56,7 +55,7 @@ class SpeakerConfig:
     motion: MotionOptions = ConvMotionOptions()
     pixel_decoder: PixelDecoderOptions = PyramidOptions()
     lateral: LateralOptions = NoLateralOptions()
-    sound: SoundSeparatorConfig = SoundSeparatorConfig(separator=UNetOptions())
+    sound: SoundSeparatorConfig = SoundSeparatorConfig()
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

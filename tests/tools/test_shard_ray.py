@@ -1,0 +1,146 @@
+"""`cavmae shard --executor ray` on a real cluster of three nodes, killed in mid-run.
+
+Run by `.ci/run`: to start a cluster and its workers takes a minute.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cavmae.common import ray_pool
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.worker_pool import Event, Finished, Lost, TaskProgress
+from cavmae.tools.shard import main
+from tests.tools import faulty
+from tests.tools.helpers import WORDS, Maker, contents, skipped
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("CAVMAE_CLUSTER"), reason="a Ray cluster: set CAVMAE_CLUSTER=1"
+)
+NODE = {"num_cpus": 1, "memory": 4e9, "object_store_memory": 80_000_000}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    # No task runs on the head node: it is not killed.
+    head = {"num_cpus": 0, "object_store_memory": 80_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(3):
+        cluster.add_node(**NODE)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, make_video: Maker) -> Path:
+    """120 short videos, one that is none, and one without sound."""
+    folder = tmp_path_factory.mktemp("many")
+    first = make_video(folder / "v000.mp4", seconds=2.0)
+    for number in range(1, 120):
+        (folder / f"v{number:03d}.mp4").symlink_to(first)
+    (folder / "broken.mp4").write_bytes(b"no video" * 1000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same from one worker of this machine."""
+    out = tmp_path_factory.mktemp("expected") / "out"
+    assert main([str(many), "--out", str(out), "--workers", "1", *WORDS]) == 0
+    return out
+
+
+def ray_words(cluster: Any) -> list[str]:
+    return ["--executor", "ray", "--ray-address", cluster.address, "--memory-gb", "2", *WORDS]
+
+
+def processes_of(node: Any) -> list[psutil.Process]:
+    """Ray's processes of a node, those of its tasks first."""
+    raylet = node.all_processes["raylet"][0].process
+    return [*psutil.Process(raylet.pid).children(recursive=True), psutil.Process(raylet.pid)]
+
+
+def wait_for(out: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not list(out.glob(pattern)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_same_bytes_after_a_worker_a_node_and_the_program_were_killed(
+    cluster: Any, many: Path, expected: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "cavmae.tools.shard", str(many), "--out", str(out)]
+    process = subprocess.Popen([*words, *ray_words(cluster)], stderr=subprocess.PIPE)
+    wait_for(out, ".work/*.part", process)
+    victims = [p for p in processes_of(cluster.worker_nodes and sorted(
+        cluster.worker_nodes, key=lambda node: node.unique_id)[0]) if "ray::" in p.name()
+        or "ray::" in " ".join(p.cmdline()[:1])]  # fmt: skip
+    assert victims
+    for victim in victims:
+        victim.kill()
+    wait_for(out, "clips-000003.tar", process)
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    wait_for(out, "clips-000008.tar", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not (out / "manifest.json").exists()
+    cluster.add_node(**NODE)
+    done = subprocess.run(
+        [*words, *ray_words(cluster)], stderr=subprocess.PIPE, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"inputs were done before" in done.stderr
+    assert contents(out) == contents(expected)
+    assert skipped(out) == {"broken.mp4": "unreadable"}
+
+
+def test_a_program_that_is_interrupted_leaves_no_task_behind(
+    cluster: Any, many: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "cavmae.tools.shard", str(many), "--out", str(out)]
+    process = subprocess.Popen([*words, *ray_words(cluster)], stderr=subprocess.PIPE)
+    wait_for(out, ".work/*.json", process)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and b"interrupted" in said and b"Traceback" not in said
+    assert not list(out.glob(".work/ray-*"))
+
+
+def pool(cluster: Any, folder: Path, arguments: list[str], **changes: Any) -> list[Event]:
+    limits = {"workers": 0, "timeout": 5.0, "memory_bytes": 1e9, **changes}
+    tasks = iter(enumerate(arguments))
+    return list(ray_pool.run(tasks, faulty.say, cluster.address, folder, **limits))
+
+
+def test_events_are_those_of_the_local_pool(cluster: Any, tmp_path: Path) -> None:
+    events = pool(cluster, tmp_path, ["a", "raise", "exit", "kill", "sleep", "grow", "b"])
+    assert Counter(type(event) for event in events) == {TaskProgress: 7, Finished: 2, Lost: 5}
+    lost = {event.task: (event.reason, event.detail) for event in events if isinstance(event, Lost)}
+    assert lost[1] == ("crash", "ValueError: oh")
+    assert "code 3" in lost[2][1] and "was killed" in lost[3][1]
+    assert lost[4] == ("timeout", "no message for 5 s")
+    assert lost[5][0] == "out_of_memory"
+    assert {e.task: e.result[0] for e in events if isinstance(e, Finished)} == {0: "a", 6: "b"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_usage(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--ray-address 127.0.0.1:1: no Ray cluster can be join"):
+        list(ray_pool.run(iter([]), faulty.say, "127.0.0.1:1", tmp_path, 1, 1.0, 1e9))
+    with pytest.raises(CavmaeError, match="stop everything"):
+        pool(cluster, tmp_path, ["a", "stop"])
