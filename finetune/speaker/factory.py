@@ -73,8 +73,13 @@ def speaker_config(
                 f"The encoder has patches of {encoder.patch}; the speaker model needs 16."
             )
         own_sound = as_base_config(settings.sound, SoundSeparatorConfig)
-        if sound is not None and settings.sound != SpeakerSoundSettings() and own_sound != sound:
-            raise UsageError("model.sound is that of model.sound_from: leave its options out.")
+        # A recipe has a separator of its own, which the weights replace.
+        named = settings.sound != SpeakerSoundSettings()
+        if sound is not None and named and own_sound != sound:
+            log.info(
+                "The sound separator is that of model.sound_from (%s): model.sound does not count.",
+                sound.separator.name,
+            )
         return dataclasses.replace(
             as_base_config(settings, SpeakerConfig),
             encoder=encoder,

@@ -6,7 +6,6 @@ from typing import Literal
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings
 from cavmae.finetune.separation.config import SoundSeparatorConfig
-from cavmae.finetune.separators.settings import SeparatorOptions, UNetOptions
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
@@ -64,8 +63,6 @@ class EncoderSettings(EncoderConfig):
 @dataclasses.dataclass(frozen=True)
 class SpeakerSoundSettings(SoundSeparatorConfig):
     """Sound separator of a speaker model, from scratch, or with the weights of a checkpoint."""
-
-    separator: SeparatorOptions = UNetOptions()
 
     def __post_init__(self) -> None:
         try:
