@@ -21,6 +21,7 @@ import platform
 import secrets
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -39,6 +40,7 @@ GRACE = 60.0  # s after the timeout in which a Ray task has to say that its own 
 PULSE = 2.0  # s between touches of the file that says that a Ray task is alive
 WAIT = 0.5  # s between looks at what is running
 QUEUED = 2  # tasks for each CPU of the cluster, so that it sees what it could grow for
+CONNECTING = 10.0  # s in which the head node has to answer
 BUILDING = 60.0  # s in which a cluster may show its first CPU
 
 
@@ -206,18 +208,14 @@ def run(
     with _connected(address) as ray:
         mail.mkdir(parents=True)
         (mail / "token").write_text(first.token)
-        running: dict[Any, _Running] = {}
         try:
-            yield from _drive(ray, tasks, first, workers, running)
+            yield from _drive(ray, tasks, first, workers)
         except ray.exceptions.RayError as error:
             raise CavmaeError(
                 f"The Ray cluster fails ({_first_line(error)}); finished work is kept: run the "
                 "same command again when it is back."
             ) from error
-        finally:
-            for reference in running:
-                with contextlib.suppress(ray.exceptions.RayError):
-                    ray.cancel(reference, force=True)
+        finally:  # the cluster ends tasks of a program that leaves it
             shutil.rmtree(mail, ignore_errors=True)
 
 
@@ -230,8 +228,9 @@ def _connected(address: str) -> Iterator[Any]:
         raise UsageError("--executor ray needs Ray: pip install 'cavmae[ray]'.") from error
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        _check_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # OSError: no connection, too
         raise UsageError(
             f"--ray-address {address}: no Ray cluster can be joined ({_first_line(error)}); start "
             "one with `ray start --head`, or name the address of its head node."
@@ -245,14 +244,18 @@ def _connected(address: str) -> Iterator[Any]:
         ray.shutdown()
 
 
+def _check_reachable(address: str) -> None:
+    """Raises OSError for a host and port that nobody answers at: Ray would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECTING).close()
+
+
 def _drive(
-    ray: Any,
-    tasks: Iterator[tuple[int, Any]],
-    first: _Order,
-    workers: int,
-    running: dict[Any, _Running],
+    ray: Any, tasks: Iterator[tuple[int, Any]], first: _Order, workers: int
 ) -> Generator[Event, None, None]:
     """Keeps as many tasks in flight as there is room for, and repeats what was lost."""
+    running: dict[Any, _Running] = {}
     task = ray.remote(num_cpus=1, memory=int(first.memory_bytes), max_retries=0)(execute)
     again: list[_Order] = []
     more = True

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cavmae.common.errors import CavmaeError
 from cavmae.datasets.sharding.job import shard_task as good_work
 from cavmae.datasets.sharding.messages import Written
 
@@ -34,6 +35,13 @@ def say(argument: Any, report: Any) -> Any:
         raise ValueError("oh")
     if argument == "exit":
         os._exit(3)
+    if argument == "stop":
+        raise CavmaeError("stop everything")
+    if argument == "sleep":
+        time.sleep(600)
+    if argument == "grow":
+        hoard = [bytearray(os.urandom(1) * 100_000_000) for _ in range(20)]
+        time.sleep(len(hoard) * 30)
     if argument == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     return argument, os.getpid()
