@@ -21,6 +21,7 @@ from cavmae.datasets.mixtures.sampler import SceneSampler
 from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings, SceneSpec
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.shard_reader import quarantine
+from cavmae.datasets.stream.shuffle import rest_of_epoch
 from cavmae.datasets.stream.stream import Position, Stream, WorkerBatch
 
 LIST_SCHEMA = 2
@@ -158,8 +159,8 @@ class ComposedStream(SceneStream):
 
         def scenes() -> Iterator[dict[str, Any]]:
             while True:
-                start = first + position.samples * readers
-                for number in range(start, self.samples, readers):
+                rest = rest_of_epoch(self.samples, self.seed, position.epoch, self.history)
+                for number in rest[first::readers][position.samples :].tolist():
                     spec = self.spec(position.epoch, number)
                     sample = self._scene(f"{position.epoch}-{number}", spec, broken)
                     position.samples += 1

@@ -7,6 +7,7 @@ from typing import Any
 import torch.utils.data
 
 from cavmae.common.errors import CavmaeError
+from cavmae.datasets.stream.shuffle import Layout
 from cavmae.datasets.stream.stream import Position, Stream, WorkerBatch
 
 
@@ -46,6 +47,7 @@ class SeedStream(Stream):
         self.parts = parts
         self.positions: list[Position] | None = None
         self.first_worker = 0
+        self.history = ()
 
     @property
     def samples(self) -> int:
@@ -75,14 +77,25 @@ class SeedStream(Stream):
         worker, position = self._start_position(worker, workers)
         partition, partitions = self.rank * workers + worker, self.world_size * workers
         if self.endless:
+            used = sum(self._numbers_of(layout) for layout in self.history)
             while True:
                 index = position.samples // self.batch_size
-                number = index // self.parts * partitions + partition
+                number = used + index // self.parts * partitions + partition
                 position = Position(samples=position.samples + self.batch_size)
                 yield self._numbered(worker, "", number, position, index)
         for number in range(partition, self.batches * len(self.lists), partitions):
             name = self.lists[number // self.batches]
             yield self._numbered(worker, name, number % self.batches, Position())
+
+    def layout(self, positions: Sequence[Position], signature: Mapping[str, Any]) -> Layout:
+        """See :meth:`Stream.layout`: instead of samples it counts seeds."""
+        size = signature["batch_size"] * signature.get("parts", 1)
+        return Layout(0, tuple((p.epoch, -(-p.samples // size)) for p in positions))
+
+    @staticmethod
+    def _numbers_of(layout: Layout) -> int:
+        """Numbers that the readers of a layout have used, or passed over."""
+        return len(layout.positions) * max(seeds for _, seeds in layout.positions)
 
     def _numbered(
         self, worker: int, name: str, number: int, position: Position, index: int = 0

@@ -5,7 +5,7 @@ import gc
 import logging
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,12 @@ import torch.utils.data
 
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.stream.collate import Batch
+from cavmae.datasets.stream.shuffle import Layout
 from cavmae.datasets.stream.stream import Position, Stream, WorkerBatch
 
 log = logging.getLogger("cavmae")
+# Parts of a stream's signature that say who reads which sample, not which samples there are.
+READERS = {"world_size", "rank", "workers", "batch_size", "shuffle_buffer", "parts"}
 
 
 def _fork_without_garbage(loader: Any) -> Iterator[Any]:
@@ -37,7 +40,8 @@ class Loader:
     """Iterates over a stream's batches; for a training stream, resumable to the batch.
 
     ``state_dict`` holds the position of the *consumer*, not of the workers, which are ahead of it:
-    a loader that loads it gives exactly the batches that the saved one would have given next.
+    a loader that loads it gives exactly the batches that the saved one would have given next. The
+    states of all processes go on with any other number of processes and workers.
 
     Args:
         stream: stream of batches.
@@ -59,6 +63,7 @@ class Loader:
         self._prefetch = prefetch
         self._pin = pin_memory
         self._next_worker = 0
+        self._history: list[Any] = []  # layouts, of lists where they come from JSON
         self._positions = [Position() for _ in range(max(1, workers))]
         self._broken: list[dict[str, int]] = [{} for _ in self._positions]
 
@@ -80,6 +85,10 @@ class Loader:
         if stream.endless:
             stream.positions = [dataclasses.replace(p) for p in self._positions]
             stream.first_worker = self._next_worker
+            stream.history = tuple(
+                Layout(buffer, tuple((epoch, given) for epoch, given in positions))
+                for buffer, positions in self._history
+            )
         loader = torch.utils.data.DataLoader(
             stream,
             batch_size=None,
@@ -109,40 +118,61 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the consumer, as values for JSON. Raises TypeError for evaluation streams."""
-        return {
+        state: dict[str, Any] = {
             "signature": self._training().signature(self.workers),
             "turn": self._next_worker,
             "positions": [dataclasses.asdict(p) for p in self._positions],
         }
+        if self._history:
+            state["history"] = self._history
+        return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resumes from a state; call before iterating.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resumes from the state of a run of one process: :meth:`load_states`."""
+        self.load_states([state])
 
-        If ranks, workers, batches or data differ from those of the state, resumes at the beginning
-        of the epoch and logs a warning.
+    def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Resumes from the states of all processes of a run; call before iterating.
+
+        With as many processes, workers and samples of a batch the next batches are those that
+        would have come. Otherwise what is left of the epoch is divided anew: no sample of it is
+        lost, and none comes twice. If the data, the seed or the weights of samples differ, the
+        stream resumes at the beginning of the epoch and logs a warning.
 
         Raises:
-            CavmaeError: ``state`` is not the state of a loader.
+            CavmaeError: these are not states of a loader.
         """
         signature = self._training().signature(self.workers)
-        if not {"signature", "turn", "positions"} <= set(state):
-            raise CavmaeError(
-                "This is not the state of a loader: it lacks signature, turn or positions."
-            )
-        saved = state["signature"]
-        positions = [Position(**record) for record in state["positions"]]
+        for state in states:
+            if not {"signature", "turn", "positions"} <= set(state):
+                raise CavmaeError(
+                    "This is not the state of a loader: it lacks signature, turn or positions."
+                )
+        own = states[self.stream.rank if len(states) == self.stream.world_size else 0]
+        saved = own["signature"]
         names = {**signature, **saved}
         changed = [name for name in names if signature.get(name) != saved.get(name)]
+        self._history = list(own.get("history", []))
         if not changed:
-            self._positions, self._next_worker = positions, state["turn"]
+            self._positions = [Position(**record) for record in own["positions"]]
+            self._next_worker = own["turn"]
             return
+        positions = [Position(**record) for state in states for record in state["positions"]]
         epoch = min(position.epoch for position in positions)
-        log.warning(
-            "The stream cannot resume in the middle of an epoch, as %s changed: it resumes at the "
-            "beginning of epoch %d.",
-            ", ".join(changed),
-            epoch,
-        )
+        if set(changed) <= READERS and len(states) == saved["world_size"]:
+            self._history.append(self.stream.layout(positions, saved))
+            log.info(
+                "%s changed: what is left of epoch %d is divided anew.",
+                ", ".join(changed).capitalize(), epoch,
+            )  # fmt: skip
+        else:
+            self._history = []
+            log.warning(
+                "The stream cannot resume in the middle of an epoch, as %s changed: it resumes at "
+                "the beginning of epoch %d.",
+                ", ".join(changed),
+                epoch,
+            )
         self._positions = [Position(epoch=epoch) for _ in self._positions]
         self._next_worker = 0
 

@@ -4,6 +4,10 @@ A partition is the share of one worker of one rank. Shards are permuted; the seq
 samples is cut into ``num_partitions`` parts of equal length (a shard on a cut belongs to two
 partitions, each with its own samples); and each partition is mixed through a shuffle buffer. The
 order follows without reading any data, so a stream that resumes only has to count.
+
+A place is the position of a sample in the sequence of an epoch. Where a stream goes on with another
+number of partitions in mid-epoch, it follows in the same way which places were given, and the rest
+is cut anew.
 """
 
 import random
@@ -22,6 +26,18 @@ class SampleRef(NamedTuple):
     shard: int
     sample: int
     repeat: int
+
+
+class Layout(NamedTuple):
+    """Partitions that gave samples before the present ones did.
+
+    Attributes:
+        shuffle_buffer: of each, in samples; 0: their samples were not shuffled, but dealt in turn.
+        positions: (epoch, samples of that epoch) that each partition has reached.
+    """
+
+    shuffle_buffer: int
+    positions: tuple[tuple[int, int], ...]
 
 
 def _rng(purpose: int, seed: int, *numbers: int) -> np.random.Generator:
@@ -69,6 +85,7 @@ def epoch_sample_refs(
     partition: int,
     num_partitions: int,
     weights: Sequence[np.ndarray] | None = None,
+    history: Sequence[Layout] = (),
 ) -> Iterator[SampleRef]:
     """Sample references of a partition in an epoch, shard by shard.
 
@@ -79,6 +96,7 @@ def epoch_sample_refs(
     Args:
         counts: samples of each shard.
         weights: for each shard float [samples], see :func:`class_balanced_weights`; None: no draws.
+        history: partitions before these, whose samples are left out.
     """
     order = _rng(_SHARDS, seed, epoch).permutation(len(counts))
     times: list[np.ndarray] | None = None
@@ -88,20 +106,79 @@ def epoch_sample_refs(
         drawn = _rng(_DRAWS, seed, epoch).multinomial(sum(sizes), probs / probs.sum())
         times = np.split(drawn, np.cumsum(sizes)[:-1])
         sizes = [int(t.sum()) for t in times]
-    total = sum(sizes)
-    first, last = total * partition // num_partitions, total * (partition + 1) // num_partitions
+    places = share(sum(sizes), seed, epoch, partition, num_partitions, history)
     position = 0
     for shard in order:
-        low, high = max(first - position, 0), min(last - position, sizes[shard])
+        inside = _within(places, position, position + sizes[shard])
         position += sizes[shard]
-        if low >= high:
+        if not len(inside):
             continue
         if times is None:
-            for sample in range(low, high):
-                yield SampleRef(int(shard), sample, 0)
+            for sample in inside:
+                yield SampleRef(int(shard), int(sample), 0)
         else:
-            for sample, repeat in _repeated(times[shard])[low:high]:
+            for sample, repeat in _repeated(times[shard])[np.asarray(inside)]:
                 yield SampleRef(int(shard), int(sample), int(repeat))
+
+
+def share(
+    total: int,
+    seed: int,
+    epoch: int,
+    partition: int,
+    num_partitions: int,
+    history: Sequence[Layout] = (),
+) -> range | np.ndarray:
+    """Places of a partition in an epoch of ``total`` samples, ascending."""
+    history = [own for own in history if any(reached >= epoch for reached, _ in own.positions)]
+    if not history:
+        return range(total * partition // num_partitions, total * (partition + 1) // num_partitions)
+    rest = rest_of_epoch(total, seed, epoch, history)
+    count = len(rest)
+    return rest[count * partition // num_partitions : count * (partition + 1) // num_partitions]
+
+
+def rest_of_epoch(total: int, seed: int, epoch: int, history: Sequence[Layout]) -> np.ndarray:
+    """Places of an epoch that no partition of the history has given: int64, ascending."""
+    rest = np.arange(total)
+    for layout in history:
+        partitions = len(layout.positions)
+        left = []
+        for number, (reached, given) in enumerate(layout.positions):
+            if layout.shuffle_buffer:
+                count = len(rest)
+                own = rest[count * number // partitions : count * (number + 1) // partitions]
+            else:
+                own = rest[number::partitions]
+            if reached < epoch:
+                left.append(own)
+            elif reached == epoch:
+                left.append(_shuffled(own, seed, epoch, number, layout.shuffle_buffer)[given:])
+        rest = np.sort(np.concatenate(left)) if left else rest[:0]
+    return rest
+
+
+def _shuffled(places: np.ndarray, seed: int, epoch: int, partition: int, size: int) -> np.ndarray:
+    """Places in the order in which they leave a shuffle buffer; of size 0: as they are."""
+    if not size:
+        return places
+    buffer = places[:size].tolist()
+    order = []
+    for place, slot in zip(
+        places[size:].tolist(), buffer_slots(seed, epoch, partition, size), strict=False
+    ):
+        order.append(buffer[slot])
+        buffer[slot] = place
+    order += [buffer[slot] for slot in drain_order(seed, epoch, partition, len(buffer))]
+    return np.array(order, dtype=np.int64)
+
+
+def _within(places: range | np.ndarray, start: int, end: int) -> range | np.ndarray:
+    """Places from ``start`` to ``end``, counted from ``start``."""
+    if isinstance(places, range):
+        return range(max(places.start - start, 0), min(places.stop, end) - start)
+    low, high = np.searchsorted(places, [start, end])
+    return places[low:high] - start
 
 
 def _repeated(times: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.stream.collate import Batch, Collate
 from cavmae.datasets.stream.shard_reader import Access, BufferedSample, Reader
 from cavmae.datasets.stream.shuffle import (
+    Layout,
     buffer_slots,
     drain_order,
     epoch_sample_refs,
@@ -75,6 +76,7 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
         endless: whether the stream never ends and can resume from positions.
         positions: of the workers, to resume from.
         first_worker: worker that gives the first batch after resuming.
+        history: readers before these, whose samples are not given again.
 
     Raises:
         UsageError: a value out of range, or a data set without samples.
@@ -106,6 +108,7 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
         self.manifest = manifest
         self.positions: list[Position] | None = None
         self.first_worker = 0
+        self.history: tuple[Layout, ...] = ()
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -147,6 +150,16 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
             "workers": max(1, workers),
             "batch_size": self.batch_size,
         }
+
+    def layout(self, positions: Sequence[Position], signature: Mapping[str, Any]) -> Layout:
+        """Readers that give no more, by their positions and the signature of their stream.
+
+        Args:
+            positions: of the readers of all ranks, in the order of their partitions.
+            signature: see :meth:`signature`.
+        """
+        buffer = signature.get("shuffle_buffer", 0)
+        return Layout(buffer, tuple((p.epoch, p.samples) for p in positions))
 
     def check_workers(self, workers: int) -> None:
         """Raises UsageError if there are fewer samples than partitions."""
@@ -334,7 +347,7 @@ class TrainStream(ShardStream):
         def source() -> Iterator[BufferedSample]:
             while True:
                 yield from self._epoch(reader, position, partition, num_partitions)
-                if position.samples == 0:
+                if position.samples == 0 and not self.history:
                     raise UsageError(
                         f"Partition {partition} of {num_partitions} of {self.manifest.folder} has "
                         "no samples: use fewer workers."
@@ -351,7 +364,7 @@ class TrainStream(ShardStream):
         epoch, passed = position.epoch, position.samples
         slots = buffer_slots(self.seed, epoch, partition, self.shuffle_buffer)
         refs = epoch_sample_refs(
-            self._counts, self.seed, epoch, partition, num_partitions, self.weights
+            self._counts, self.seed, epoch, partition, num_partitions, self.weights, self.history
         )
         buffer: list[BufferedSample] = []
         count = 0

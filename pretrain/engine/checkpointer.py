@@ -125,13 +125,9 @@ class Checkpointer:
         if self._accelerator.scaler is not None and trainer["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(trainer["scaler"])
         ranks = trainer["ranks"]
+        self._loader.load_states([rank["loader"] for rank in ranks])
         if len(ranks) == self._processes.count:
-            own = ranks[self._processes.rank]
-            self._loader.load_state_dict(own["loader"])
-            trainer_state.set_rng_state(own["random"])
-        else:  # another number of processes goes on at the epoch that all had reached
-            every = [p for rank in ranks for p in rank["loader"]["positions"]]
-            self._loader.load_state_dict({**ranks[0]["loader"], "positions": every})
+            trainer_state.set_rng_state(ranks[self._processes.rank]["random"])
         self.saved_step = trainer["step"]
         log.info("Going on from %s.", folder)
         return {name: trainer[name] for name in ("step", "samples", "nonfinite")}

@@ -101,6 +101,21 @@ def test_going_on_is_exact(clips: Manifest, workers: int) -> None:
         assert same(expected, resumed)
 
 
+def test_other_readers_compose_the_scenes_that_are_left(clips: Manifest) -> None:
+    first = [Loader(stream(clips, rank=rank, world_size=2), 1) for rank in range(2)]
+    keys = [key for loader in first for batch in some(loader, 1) for key in batch["key"]]
+    states = json.loads(json.dumps([loader.state_dict() for loader in first]))
+    alone = stream(clips)
+    later = Loader(alone)
+    later.load_states(states)
+    for batch in later:
+        if all(key.startswith("1-") for key in batch["key"]):
+            break
+        keys += batch["key"]
+    rest = [key for key in keys if key.startswith("0-")]
+    assert sorted(rest, key=lambda k: int(k[2:])) == [f"0-{n}" for n in range(CLIPS)]
+
+
 def test_other_settings_are_another_stream(
     clips: Manifest, caplog: pytest.LogCaptureFixture
 ) -> None:

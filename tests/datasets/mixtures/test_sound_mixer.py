@@ -331,6 +331,23 @@ def test_seeds_resume_and_differ_between_processes() -> None:
     assert len({*first, *rest, *(next(other)["seed"] for _ in range(6))}) == 12
 
 
+def test_other_processes_and_batches_use_seeds_of_their_own() -> None:
+    seen: list[int] = []
+    states: list[dict[str, Any]] = []
+    for ranks, size, parts in ((2, 4, 1), (3, 2, 4), (1, 5, 1)):
+        loaders = [
+            Loader(SeedStream(size, seed=1, rank=rank, world_size=ranks, parts=parts))
+            for rank in range(ranks)
+        ]
+        for loader in loaders:
+            if states:
+                loader.load_states(states)
+            batches = iter(loader)
+            seen += {next(batches)["seed"] for _ in range(5)}
+        states = [loader.state_dict() for loader in loaders]
+    assert len(set(seen)) == len(seen) == 2 * 5 + 3 * 2 + 5
+
+
 def test_lists_have_the_same_seeds_whatever_the_processes() -> None:
     def seeds(count: int) -> list[tuple[str, int]]:
         streams = [SeedStream(8, 5, ("a", "b"), 3, rank, count) for rank in range(count)]

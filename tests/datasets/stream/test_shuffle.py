@@ -6,12 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cavmae.datasets.stream.shuffle import (
+    Layout,
     SampleRef,
+    buffer_slots,
     class_balanced_weights,
     drain_order,
     epoch_sample_refs,
     evaluation_sample_refs,
+    rest_of_epoch,
     rng_for_sample,
+    share,
 )
 
 COUNTS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
@@ -102,3 +106,54 @@ def test_draws_come_as_often_as_they_should(seed: int, partitions: int) -> None:
             prob = weight / 6.7
             error = 6 * (5 * epochs * prob * (1 - prob)) ** 0.5  # six standard deviations
             assert seen[shard, sample] == pytest.approx(5 * epochs * prob, abs=error + 1e-9)
+
+
+@given(
+    total=st.integers(1, 60),
+    seed=st.integers(0, 99),
+    runs=st.lists(
+        st.tuples(st.integers(1, 5), st.integers(0, 9), st.lists(st.integers(0, 20), min_size=5)),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_layouts_that_follow_each_other_give_every_place_once(
+    total: int, seed: int, runs: list[tuple[int, int, list[int]]]
+) -> None:
+    """Some partitions are an epoch ahead, some behind: of epoch 1, every place is given once."""
+    history: list[Layout] = []
+    seen: list[int] = []
+    for partitions, buffer, amounts in runs:
+        positions = []
+        rest = rest_of_epoch(total, seed, 1, history)
+        for partition in range(partitions):
+            own = rest[partition::partitions]
+            if buffer:
+                first = len(rest) * partition // partitions
+                own = rest[first : len(rest) * (partition + 1) // partitions]
+                shuffled = shuffled_by_hand(own.tolist(), seed, partition, buffer)
+                assert list(share(total, seed, 1, partition, partitions, history)) == own.tolist()
+            else:
+                shuffled = own.tolist()
+            amount = amounts[partition]
+            epoch = 0 if amount == 0 else 1 if amount <= len(own) else 2
+            seen += {0: [], 1: shuffled[:amount], 2: shuffled}[epoch]
+            positions.append((epoch, amount if epoch == 1 else 0))
+        history.append(Layout(buffer, tuple(positions)))
+    seen += rest_of_epoch(total, seed, 1, history).tolist()
+    assert sorted(seen) == list(range(total))
+
+
+def shuffled_by_hand(places: list[int], seed: int, partition: int, size: int) -> list[int]:
+    """A buffer of a stream, place by place."""
+    slots = buffer_slots(seed, 1, partition, size)
+    buffer: list[int] = []
+    order = []
+    for place in places:
+        if len(buffer) < size:
+            buffer.append(place)
+        else:
+            slot = next(slots)
+            order.append(buffer[slot])
+            buffer[slot] = place
+    return order + [buffer[slot] for slot in drain_order(seed, 1, partition, len(buffer))]

@@ -191,21 +191,69 @@ def test_evaluation_works_with_more_workers_than_shards_and_training_does_not(
     assert sum(len(b["key"]) for part in parts for b in Loader(part)) == data_set.samples
 
 
-def test_other_ranks_resume_at_the_epoch_and_log_it(
+def test_other_data_resume_at_the_epoch_and_log_it(
     data_set: Manifest, caplog: pytest.LogCaptureFixture
 ) -> None:
     loader = Loader(TrainStream(data_set, VIEW, 3, shuffle_buffer=4))
     list(itertools.islice(iter(loader), 11))  # 33 samples: in epoch 1
     assert loader.epoch == 1
-    other = Loader(TrainStream(data_set, VIEW, 3, rank=1, world_size=2, shuffle_buffer=4))
+    other = Loader(TrainStream(data_set, VIEW, 3, seed=1, shuffle_buffer=4))
     with caplog.at_level(logging.WARNING, logger="cavmae"):
         other.load_state_dict(loader.state_dict())
-    assert "world_size" in caplog.text
-    assert "beginning of epoch 1" in caplog.text
-    fresh = TrainStream(data_set, VIEW, 3, rank=1, world_size=2, shuffle_buffer=4)
-    expected = Loader(fresh)
+    assert "as seed changed: it resumes at the beginning of epoch 1" in caplog.text
+    expected = Loader(TrainStream(data_set, VIEW, 3, seed=1, shuffle_buffer=4))
     expected._positions = [dataclasses.replace(expected._positions[0], epoch=1)]
     assert keys(other, 3) == keys(expected, 3)
+
+
+def test_one_state_of_two_ranks_is_not_enough(
+    data_set: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Loader(TrainStream(data_set, VIEW, 2, world_size=2))
+    with caplog.at_level(logging.WARNING, logger="cavmae"):
+        Loader(TrainStream(data_set, VIEW, 2)).load_state_dict(first.state_dict())
+    assert "world_size changed: it resumes at the beginning of epoch 0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [(1, 0, 3, 4)],  # of (ranks, workers, samples of a batch, shuffle buffer)
+        [(3, 1, 2, 5), (1, 2, 4, 5)],
+        [(2, 2, 1, 1), (4, 1, 1, 30), (1, 0, 3, 2)],
+    ],
+)
+@pytest.mark.parametrize("batches", [1, 2])
+def test_other_ranks_and_workers_lose_and_repeat_nothing(
+    data_set: Manifest, runs: list[tuple[int, int, int, int]], batches: int
+) -> None:
+    """Each run gives some batches of the epoch, three readers of single samples give the rest."""
+
+    def loaders(ranks: int, workers: int, size: int, buffer: int) -> list[Loader]:
+        options: dict[str, Any] = {"seed": 3, "world_size": ranks, "shuffle_buffer": buffer}
+        streams = [TrainStream(data_set, VIEW, size, rank=r, **options) for r in range(ranks)]
+        made = [Loader(stream, workers) for stream in streams]
+        for loader in made if states else []:
+            loader.load_states(json.loads(json.dumps(states)))
+        return made
+
+    states: list[dict[str, Any]] = []
+    seen: Counter[str] = Counter()
+    for run in runs:
+        readers = loaders(*run)
+        for loader in readers:
+            seen.update(itertools.chain.from_iterable(keys(loader, batches)))
+        states = [loader.state_dict() for loader in readers]
+    assert 0 < sum(seen.values()) < data_set.samples
+    epochs: list[Counter[str]] = [seen, Counter(), Counter()]
+    for loader in loaders(3, 0, 1, 4):
+        for batch in loader:
+            if loader.epoch == 2:
+                break
+            epochs[loader.epoch].update(batch["key"])
+    for epoch in epochs[:2]:
+        assert set(epoch) == all_keys(data_set)
+        assert set(epoch.values()) == {1}
 
 
 @pytest.fixture

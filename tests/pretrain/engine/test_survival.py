@@ -235,7 +235,7 @@ def test_a_run_is_not_begun_over_another(
     assert trace(tmp_path / "again")[0]["loss"] == trace(copy)[0]["loss"]
 
 
-def test_another_number_of_processes_goes_on_at_the_epoch(
+def test_another_number_of_processes_goes_on_with_the_rest_of_the_epoch(
     tmp_path: Path, data_set: Manifest, whole: dict[int, Path]
 ) -> None:
     run = tmp_path / "run"
@@ -243,7 +243,7 @@ def test_another_number_of_processes_goes_on_at_the_epoch(
     command = [*words(tmp_path, run, data_set.folder, loop={"steps": 10}), *RESUME]
     ((code, stderr),) = finish(train(command))
     assert code == 0, stderr
-    assert "resumes at the beginning of epoch" in stderr
+    assert "is divided anew" in stderr and "beginning of epoch" not in stderr
     assert [line["step"] for line in lines(run)][-1] == 10
 
 
