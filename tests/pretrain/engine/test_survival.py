@@ -1,8 +1,11 @@
 """Training goes on where it was killed, and its losses are those of a run never interrupted."""
 
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from cavmae.pretrain.train import main
 from tests.pretrain.engine.running import (
     LAUNCHERS,
     finish,
+    free_port,
     kill,
     launch,
     lines,
@@ -297,6 +301,52 @@ def test_two_launched_processes_go_on_as_one_run(
     shutil.rmtree(run / "checkpoints" / "000000008")
     command = [*words(tmp_path, run, data_set.folder), *RESUME]
     run_ranks(launcher, tmp_path / "ranks", "cavmae.pretrain.train", command)
+    same_end(run, whole[2])
+
+
+SRUN = """#!/bin/bash
+# Slurm's srun as far as the script needs it: a process for each task, all ended if one fails.
+[ "$1" = --kill-on-bad-exit=1 ] && shift
+for task in $(seq 0 $((SLURM_NTASKS - 1))); do
+    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
+done
+for task in $(seq "$SLURM_NTASKS"); do
+    wait -n || { code=$?; kill $(jobs -p); exit "$code"; }
+done
+"""
+SCONTROL = """#!/bin/bash
+[ "$*" = "show hostnames node[1-2]" ] && printf 'localhost\\nnode2\\n'
+"""
+
+
+def test_the_slurm_script_of_the_readme(
+    tmp_path: Path, data_set: Manifest, whole: dict[int, Path]
+) -> None:
+    """Resubmitted after a kill; only names of folders and of the configuration are replaced."""
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    (script,) = re.findall(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", readme, re.DOTALL)
+    run = Path(shutil.copytree(whole[2], tmp_path / "run"))
+    shutil.rmtree(run / "checkpoints" / "000000008")
+    config = words(tmp_path, run, data_set.folder)[1]
+    for name, own in {
+        "--config multi-machine": f"--config {config}",
+        "--out RUN": f"--out {run}",
+        "--data.train /data/clips": f"--data.train {data_set.folder}",
+        "MASTER_PORT=29500": f"MASTER_PORT={free_port()}",
+    }.items():
+        assert script.count(name) == 1
+        script = script.replace(name, own)
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "job.sh": script}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    slurm = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "node[1-2]", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", str(tmp_path / "job.sh")], env={**os.environ, **slurm, "PATH": path},
+        stderr=subprocess.PIPE, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Going on from" in done.stderr
     same_end(run, whole[2])
 
 
