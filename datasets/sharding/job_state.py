@@ -1,8 +1,9 @@
 """Job state of sharding: the plan of a run and its progress, read by a rerun.
 
 A folder under construction holds ``inputs.jsonl`` (the plan: only ever appended to), finished
-shards, and ``.work/`` with parts (one file of samples for each input) and ``state.json`` (which
-shards are sealed and how far into the plan they reach).
+shards, and ``.work/`` with parts (one file of samples for each input), ``shards.jsonl`` (the sealed
+shards, with the labels of their samples: only ever appended to) and ``state.json`` (how far they
+reach into the plan).
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from typing import Any
 from cavmae.common import locks
 from cavmae.common.errors import CavmaeError
 from cavmae.common.files import write_atomically
-from cavmae.common.json_files import json_bytes, parse_json, read_json, typed, value_as
+from cavmae.common.json_files import json_bytes, parse_json, read_json, value_as
 from cavmae.datasets.format.manifest import LIMIT_BYTES, NAME, Manifest, ShardEntry, merge
 from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.messages import Skip
@@ -61,6 +62,10 @@ class InputLayout:
     @property
     def state(self) -> Path:
         return self.work_folder / "state.json"
+
+    @property
+    def sealed(self) -> Path:
+        return self.work_folder / "shards.jsonl"
 
     def read_manifest(self) -> Manifest:
         """Read the manifest. Raises CavmaeError."""
@@ -169,6 +174,9 @@ class State:
         labels: class names in order of appearance.
         skipped_bytes: valid length of ``skipped.jsonl``.
         skipped: valid lines of it.
+        sealed_bytes: valid length of ``shards.jsonl``.
+        sealed: valid lines of it.
+        samples: of those shards.
     """
 
     settings: dict[str, Any]
@@ -178,6 +186,9 @@ class State:
     labels: list[str] = dataclasses.field(default_factory=list)
     skipped_bytes: int = 0
     skipped: int = 0
+    sealed_bytes: int = 0
+    sealed: int = 0
+    samples: int = 0
 
     @classmethod
     def load(cls, layout: InputLayout, settings: dict[str, Any]) -> "State":
@@ -191,7 +202,7 @@ class State:
         if layout.skipped.exists():
             lines = layout.skipped.read_bytes().splitlines(keepends=True)
         if layout.state.exists():
-            state = cls._read(layout.state)
+            state = cls._read(layout)
         elif layout.manifest.exists():
             manifest = layout.read_manifest()
             state = cls(
@@ -218,25 +229,50 @@ class State:
         return state
 
     @classmethod
-    def _read(cls, path: Path) -> "State":
-        record = read_json(path, remedy=ANEW, limit_bytes=LIMIT_BYTES)
+    def _read(cls, layout: InputLayout) -> "State":
+        path = layout.state
+        record = read_json(path, remedy=ANEW)
         try:
-            shards = list(map(ShardEntry.from_record, typed(record, "shards", list)))
+            if not isinstance(record, dict):
+                raise ValueError("it is not a JSON object")
             state = value_as(cls, {**record, "shards": []}, "it")
-            if min(state.item, state.sample, state.skipped, state.skipped_bytes) < 0:
+            counts = (
+                state.item, state.sample, state.skipped, state.skipped_bytes, state.sealed,
+                state.sealed_bytes, state.samples,
+            )  # fmt: skip
+            if min(counts) < 0:
                 raise ValueError("a count is negative")
+            path = layout.sealed
+            lines = path.read_bytes()[: state.sealed_bytes].splitlines() if state.sealed else []
+            records = [parse_json(line, f"{path}, line {n}") for n, line in enumerate(lines, 1)]
+            shards = list(map(ShardEntry.from_record, records))
+            if len(shards) != state.sealed:
+                raise ValueError(f"it has {len(shards)} shards, not {state.sealed}")
             numbers = {n for shard in shards for of_sample in shard.labels or () for n in of_sample}
             if numbers and not 0 <= min(numbers) <= max(numbers) < len(state.labels):
                 raise ValueError("it has labels without a name")
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise CavmaeError(f"{path} is damaged ({error}): {ANEW}.") from error
         return dataclasses.replace(state, shards=shards)
 
     def save(self, layout: InputLayout) -> None:
+        """Append the shards that are new, then write the rest.
+
+        Labels of millions of samples are not written again with each shard.
+        """
+        if fresh := self.shards[self.sealed :]:
+            with layout.sealed.open("ab") as file:
+                file.truncate(self.sealed_bytes)
+                file.seek(0, os.SEEK_END)
+                # Not dataclasses.asdict, which takes seconds for millions of samples' labels.
+                file.write(b"".join(json_bytes(vars(shard)) for shard in fresh))
+                file.flush()
+                os.fsync(file.fileno())
+                self.sealed_bytes = file.tell()
+            self.sealed = len(self.shards)
+            self.samples += sum(shard.samples for shard in fresh)
         with write_atomically(layout.state) as file:
-            # Not dataclasses.asdict, which takes seconds for millions of samples' labels.
-            record = {**vars(self), "shards": [vars(shard) for shard in self.shards]}
-            file.write(json_bytes(record))
+            file.write(json_bytes({k: v for k, v in vars(self).items() if k != "shards"}))
 
 
 def skip_record(item: Input, skip: Skip, done: tuple[int, float] | None) -> dict[str, Any]:

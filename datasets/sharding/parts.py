@@ -293,8 +293,7 @@ def _status(layout: InputLayout, number: int) -> PartStatus:
     item = samples = 0
     with contextlib.suppress(FileNotFoundError):
         record = read_json(layout.state)
-        item = typed(record, "item", int)
-        samples = sum(typed(shard, "samples", int) for shard in typed(record, "shards", list))
+        item, samples = typed(record, "item", int), typed(record, "samples", int)
     state: State = "running" if held else "stopped" if inputs else "missing"
     return PartStatus(
         number, state, inputs, item, samples, holder_of(layout.work_folder) if held else None

@@ -1,130 +1,49 @@
-"""State of an interrupted `cavmae shard`: damaged records end in a clear error."""
-
-import json
-import random
-from pathlib import Path
-from typing import Any
+"""`cavmae plan`: its arithmetic, by hand."""
 
 import pytest
 
-from cavmae.common.errors import CavmaeError
-from cavmae.datasets.format.manifest import ShardEntry
-from cavmae.datasets.sharding.clip_extraction import Skip, Written
-from cavmae.datasets.sharding.inputs import Input
-from cavmae.datasets.sharding.job_state import (
-    InputLayout,
-    Plan,
-    State,
-    drop_retried,
-    pending_retries,
-    skip_record,
-)
-from cavmae.datasets.sharding.shard_writer import Assembler
-
-SETTINGS = {"profile": "speakers"}
-ITEMS = [Input("a.mp4", labels=("x",)), Input("b.mp4"), Input("c.mp4", start=1.0)]
+from cavmae.common.errors import UsageError
+from cavmae.tools.plan import PlanSettings, main, plan
 
 
-@pytest.fixture
-def layout(tmp_path: Path) -> InputLayout:
-    """A data set under construction: one shard sealed, one part done, one input skipped."""
-    layout = InputLayout(tmp_path)
-    layout.work_folder.mkdir()
-    plan = Plan(layout)
-    plan.extend(ITEMS)
-    state = State(
-        SETTINGS, 1, 0, [ShardEntry("clips-000000.tar", 1, 2048, "0" * 64, ((0,),))], ["x"]
-    )
-    skip = skip_record(ITEMS[0], Skip(3, 1.5, "decode_error", "detail"), None)
-    layout.skipped.write_text(json.dumps(skip) + "\n")
-    state.skipped, state.skipped_bytes = 1, layout.skipped.stat().st_size
-    state.save(layout)
-    layout.part_file(ITEMS[1]).write_bytes(bytes(1024))
-    Assembler(layout, plan, state, 100, 1e9).finish_item(
-        1, [Written(0, 0.0, 1.0, 1024, 5), Skip(None, None, "timeout", "")]
-    )
-    return layout
+def cells(settings: PlanSettings) -> dict[str, tuple[str, str]]:
+    rows = [line.strip("| ").split(" | ") for line in plan(settings).splitlines()[2:]]
+    return {name: (amount, source) for name, amount, source in rows}
 
 
-def taken_up(layout: InputLayout) -> Assembler:
-    """Assembler of a rerun."""
-    plan = Plan(layout)
-    state = State.load(layout, SETTINGS)
-    again = pending_retries(layout)
-    assembler = Assembler(layout, plan, state, 100, 1e9)
-    assembler.load_finished()
-    if again:
-        drop_retried(layout, state)
-    assembler.advance()
-    return assembler
+def test_amounts_follow_from_rates() -> None:
+    rates = {"shard_rate": 20.0, "sample_mb": 0.5, "load_rate": 400.0, "step_rate": 1000.0}
+    prices = {"core_price": 0.1, "gpu_price": 3.0, "storage_price": 20.0}
+    table = cells(PlanSettings(hours=10_000, cores=100, gpus=4, epochs=10, **rates, **prices))
+    assert table["samples"] == ("3,600,000", "of 10 s")
+    assert table["shards"][0] == "7,031"  # 512 of 0.5 MB are 256 MB
+    assert table["storage"] == ("1.80 TB", "MB a sample: 0.5, as given")
+    assert table["sharding"][0] == "500.0 core hours"
+    assert table["sharding on 100 cores"][0] == "5.0 h"
+    assert table["an epoch"][0] == "1.00 GPU hours"
+    assert table["10 epochs on 4 GPUs"][0] == "2.5 h"
+    assert table["cores that load, for each GPU"][0] == "2.5"
+    assert table["read from storage, at most"][0] == "2.00 GB/s"
+    assert [table[f"cost of {x}"][0] for x in ("sharding", "training")] == ["50", "30"]
+    assert table["cost of a month of storage"][0] == "36"
 
 
-def test_an_intact_state_is_taken_up(layout: InputLayout) -> None:
-    assert Plan(layout).items == ITEMS
-    assert State.load(layout, SETTINGS).shards[0].labels == ((0,),)
-    assert [item.source for item in pending_retries(layout)] == ["a.mp4"]
-    assert not taken_up(layout).has(1)  # its part is not what its CRC says: made again
-    assert not layout.part_record(ITEMS[1]).exists()
+def test_measured_rates_are_named_and_costs_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--hours", "5000", "--gpus", "64", "--profile", "speakers"]) == 0
+    said = capsys.readouterr().out
+    assert "| 3,515,625 | of 5.12 s |" in said
+    assert "941: `cavmae bench pretrain --size base`" in said and "cost" not in said
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"{\n", b"[" * 100_000 + b"\n", b"\xff\xfe\n", b"[1]\n", b'{"source": 5}\n', b"{}\n"],
+    ("words", "message"),
+    [
+        ([], "--hours must be above 0"),
+        (["--hours", "1", "--gpus", "0"], "--gpus must be above 0"),
+        (["--hours", "1", "--step-rate", "-1"], "--step-rate cannot be negative"),
+        (["--hours", "1", "--gpu-price", "-1"], "Prices cannot be negative"),
+    ],
 )
-@pytest.mark.parametrize("name", ["plan", "state", "skipped"])
-def test_records_that_are_none(layout: InputLayout, name: str, content: bytes) -> None:
-    path: Path = getattr(layout, name)
-    path.write_bytes(content if name != "skipped" else content.replace(b"}", b', "retry": 1}'))
-    if name == "skipped" and content == b"{}\n":
-        path.write_bytes(b'{"retry": {}}\n')
-    with pytest.raises(CavmaeError) as caught:
-        taken_up(layout)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"{", b"[]", b'{"written": [[0, 0, 1, -5, 1]], "skips": []}', b'{"written": [1], "skips": []}',
-     b'{"written": [[0, 0.0, 1.0, 1000000000000000000000000000000, 1]], "skips": []}'],
-)  # fmt: skip
-def test_a_part_whose_record_is_damaged_is_made_again(layout: InputLayout, content: bytes) -> None:
-    path = layout.part_record(ITEMS[1])
-    path.write_bytes(content)
-    assert not taken_up(layout).has(1)
-    assert not path.exists()
-
-
-def test_hundreds_of_edits(layout: InputLayout) -> None:
-    """Values of other kinds, keys that are gone: a sentence, or what they say."""
-    rng = random.Random(0)
-    values: list[Any] = [None, True, -1, 10**30, 1e300, "", [], {}, [[]], [None], {"a": 1}]
-    files = [layout.plan, layout.state, layout.skipped, layout.part_record(ITEMS[1])]
-    before = {path: path.read_bytes() for path in [*files, layout.part_file(ITEMS[1])]}
-    refused = 0
-    for _ in range(300):
-        path = rng.choice(files)
-        lines = [json.loads(line) for line in before[path].splitlines()]
-        places: list[tuple[Any, Any]] = []
-
-        def note(value: Any, places: list[tuple[Any, Any]] = places) -> None:
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, inner in list(items):
-                places.append((value, key))
-                if isinstance(inner, dict | list):
-                    note(inner)
-
-        note(lines)
-        holder, key = rng.choice(places)
-        if rng.random() < 0.2:
-            del holder[key]
-        else:
-            holder[key] = rng.choice(values)
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        try:
-            taken_up(layout)
-        except CavmaeError as error:
-            refused += 1
-            assert "\n" not in str(error)
-        for name, content in before.items():
-            name.write_bytes(content)
-    assert refused > 100
+def test_plans_of_nothing(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        main(words)
