@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import logging
+import math
 import os
 import pickle
 import platform
@@ -232,8 +233,9 @@ def _connected(address: str) -> Iterator[Any]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:  # OSError: no connection, too
         raise UsageError(
-            f"--ray-address {address}: no Ray cluster can be joined ({_first_line(error)}); start "
-            "one with `ray start --head`, or name the address of its head node."
+            f"--ray-address {address}: no Ray cluster can be joined "
+            f"({' '.join(str(error).split())[:500]}). `ray start --head` starts one, of the same "
+            "versions of Python and Ray as here."
         ) from error
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
@@ -259,11 +261,15 @@ def _drive(
     task = ray.remote(num_cpus=1, memory=int(first.memory_bytes), max_retries=0)(execute)
     again: list[_Order] = []
     more = True
-    began = time.monotonic()
+    silent_since = time.monotonic()  # from a task last
     while running or again or more:
-        room = workers or QUEUED * int(ray.cluster_resources().get("CPU", 0))
-        if not room and time.monotonic() - began > BUILDING:
-            raise CavmaeError("The Ray cluster has no CPUs: start nodes with some.")
+        # One task waits where there is no CPU yet: a cluster grows for what waits.
+        room = workers or max(1, QUEUED * int(ray.cluster_resources().get("CPU", 0)))
+        if any(own.pulse is not None for own in running.values()):
+            silent_since = time.monotonic()
+        elif time.monotonic() - silent_since > BUILDING:
+            _warn_of_shortage(ray, first.memory_bytes)
+            silent_since = math.inf
         while len(running) < room and (again or more):
             if again:
                 order = again.pop()
@@ -278,6 +284,7 @@ def _drive(
             continue
         done, _ = ray.wait(list(running), num_returns=1, timeout=WAIT)
         for reference in done:
+            silent_since = time.monotonic()
             order = running.pop(reference).order
             try:
                 events = _events(ray, reference, order)
@@ -290,6 +297,19 @@ def _drive(
             ray.cancel(reference, force=True)
             silence = f"its node gave no sign of life for {order.timeout + GRACE:g} s"
             yield from _repeat_or_lose(order, _AttemptFailed("timeout", silence), again)
+
+
+def _warn_of_shortage(ray: Any, memory_bytes: float) -> None:
+    """Says what no node has of what a task asks for; Ray would wait in silence."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = max((node.get("CPU", 0) for node in nodes), default=0)
+    memory = max((node.get("memory", 0) for node in nodes), default=0)
+    log.warning(
+        "No task has begun on the Ray cluster for %d s: each asks for a CPU and %.3g GB, the "
+        "largest of its %d nodes have %d CPUs and %.3g GB. Start other nodes, or lower "
+        "--memory-gb.",
+        BUILDING, memory_bytes / 1e9, len(nodes), cpus, memory / 1e9,
+    )  # fmt: skip
 
 
 def _events(ray: Any, reference: Any, order: _Order) -> list[Event]:
@@ -307,13 +327,10 @@ def _events(ray: Any, reference: Any, order: _Order) -> list[Event]:
     except errors.RayTaskError as error:
         if isinstance(error.cause, CavmaeError):
             raise CavmaeError(str(error.cause)) from error
-        if isinstance(error.cause, ImportError):
-            raise CavmaeError(
-                f"A node of the Ray cluster cannot run cavmae ({error.cause}): install the same "
-                "version on all nodes."
-            ) from error
+        _check_imported(error)
         raise _AttemptFailed("crash", f"{type(error.cause).__name__}: {error.cause}") from error
     except errors.RayError as error:  # a node, a process or an object of Ray
+        _check_imported(error)
         raise _AttemptFailed("crash", f"{type(error).__name__}: {_first_line(error)}") from error
     try:
         content = order.report.read_bytes()
@@ -325,6 +342,20 @@ def _events(ray: Any, reference: Any, order: _Order) -> list[Event]:
     order.report.unlink()
     order.pulse.unlink(missing_ok=True)
     return [e for e in events if not isinstance(e, TaskProgress) or e.message is not None]
+
+
+def _check_imported(error: BaseException) -> None:
+    """Raises CavmaeError if a node could not import what the task needs.
+
+    Ray wraps the error of an import in others, whose text alone tells.
+    """
+    text = str(error)
+    if "failed to import" in text or "ModuleNotFoundError" in text or "ImportError" in text:
+        cause = next((x for x in text.splitlines()[::-1] if "Error" in x), _first_line(error))
+        raise CavmaeError(
+            f"A node of the Ray cluster cannot import cavmae ({cause.strip()[:300]}): install the "
+            "same version on all nodes."
+        ) from error
 
 
 def _repeat_or_lose(order: _Order, failure: _AttemptFailed, again: list[_Order]) -> Iterator[Event]:

@@ -11,6 +11,7 @@
 #
 #   DEVICE=cuda   cpu: a rehearsal       SIZE=base    recipe of `cavmae finetune separator`
 #   BATCH=32      of a training step     MORE=        further options of the training
+#   TOGETHER=32   batches whose mixtures are made in one go    STEPS=   of training; empty: by the rate
 #   WAY=          of a step, `COMPILE GRAPH` such as `inductor true`; empty: the fastest of all
 set -u
 seconds=${1:-560}

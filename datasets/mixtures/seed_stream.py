@@ -16,8 +16,7 @@ class SeedStream(Stream):
 
     Endless for training; for evaluation the same seeds for every list of mixtures, whatever the
     number of processes. ``parts`` batches in a row may have one seed, so that their mixtures are
-    made together: each is then the ``part`` of that number, and ``first`` says how many batches
-    of this process come before all of them.
+    made together: each is then the ``part`` of that number.
 
     Args:
         batch_size: mixtures of a batch.
@@ -108,7 +107,6 @@ class SeedStream(Stream):
             "list": name,
             "part": part,
             "parts": self.parts,
-            "first": index - part,
         }
         return WorkerBatch(worker, batch, position, {})
 

@@ -235,6 +235,8 @@ class State:
         try:
             if not isinstance(record, dict):
                 raise ValueError("it is not a JSON object")
+            if "shards" in record:
+                raise ValueError("it is of a former version")
             state = value_as(cls, {**record, "shards": []}, "it")
             counts = (
                 state.item, state.sample, state.skipped, state.skipped_bytes, state.sealed,

@@ -147,3 +147,7 @@ class ShardRunSettings(LimitedPoolSettings):
     retry_skipped: bool = False
     executor: Literal["local", "ray"] = "local"
     ray_address: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.ray_address != "auto" and self.executor != "ray":
+            raise UsageError("--ray-address is for --executor ray: give both.")

@@ -160,7 +160,10 @@ class Loader:
         positions = [Position(**record) for state in states for record in state["positions"]]
         epoch = min(position.epoch for position in positions)
         if set(changed) <= READERS and len(states) == saved["world_size"]:
-            self._history.append(self.stream.layout(positions, saved))
+            layouts = [*self._history, self.stream.layout(positions, saved)]
+            self._history = [
+                own for own in layouts if max(reached for reached, _ in own[1]) >= epoch
+            ]
             log.info(
                 "%s changed: what is left of epoch %d is divided anew.",
                 ", ".join(changed).capitalize(), epoch,

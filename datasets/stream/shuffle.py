@@ -135,7 +135,8 @@ def share(
         return range(total * partition // num_partitions, total * (partition + 1) // num_partitions)
     rest = rest_of_epoch(total, seed, epoch, history)
     count = len(rest)
-    return rest[count * partition // num_partitions : count * (partition + 1) // num_partitions]
+    first, last = count * partition // num_partitions, count * (partition + 1) // num_partitions
+    return rest[first:last].copy()  # a view would keep all of the rest
 
 
 def rest_of_epoch(total: int, seed: int, epoch: int, history: Sequence[Layout]) -> np.ndarray:
@@ -153,24 +154,30 @@ def rest_of_epoch(total: int, seed: int, epoch: int, history: Sequence[Layout]) 
             if reached < epoch:
                 left.append(own)
             elif reached == epoch:
-                left.append(_shuffled(own, seed, epoch, number, layout.shuffle_buffer)[given:])
-        rest = np.sort(np.concatenate(left)) if left else rest[:0]
+                gone = _first_given(own, given, seed, epoch, number, layout.shuffle_buffer)
+                left.append(own[~np.isin(own, gone, assume_unique=True)])
+        rest = np.concatenate(left) if left else rest[:0]
+        if not layout.shuffle_buffer:  # dealt in turn
+            rest = np.sort(rest)
     return rest
 
 
-def _shuffled(places: np.ndarray, seed: int, epoch: int, partition: int, size: int) -> np.ndarray:
-    """Places in the order in which they leave a shuffle buffer; of size 0: as they are."""
+def _first_given(
+    places: np.ndarray, given: int, seed: int, epoch: int, partition: int, size: int
+) -> np.ndarray:
+    """Places that leave a shuffle buffer first; of size 0: the first ones."""
     if not size:
-        return places
+        return places[:given]
     buffer = places[:size].tolist()
-    order = []
-    for place, slot in zip(
-        places[size:].tolist(), buffer_slots(seed, epoch, partition, size), strict=False
-    ):
-        order.append(buffer[slot])
+    entering = places[size : size + given].tolist()
+    gone = []
+    for place, slot in zip(entering, buffer_slots(seed, epoch, partition, size), strict=False):
+        gone.append(buffer[slot])
         buffer[slot] = place
-    order += [buffer[slot] for slot in drain_order(seed, epoch, partition, len(buffer))]
-    return np.array(order, dtype=np.int64)
+    if len(gone) < given:
+        order = drain_order(seed, epoch, partition, len(buffer))
+        gone += [buffer[slot] for slot in order[: given - len(gone)]]
+    return np.array(gone, dtype=np.int64)
 
 
 def _within(places: range | np.ndarray, start: int, end: int) -> range | np.ndarray:

@@ -23,7 +23,8 @@ from cavmae.finetune.separation.settings import (
 )
 from cavmae.finetune.separation.task import SeparationTask
 from cavmae.pretrain.config import as_base_config
-from cavmae.pretrain.engine.run import RunContext, TrainingParts, total_steps
+from cavmae.pretrain.engine.run import RunContext, TrainingParts
+from cavmae.pretrain.engine.run_length import RunLength
 from cavmae.pretrain.factory import compile_blocks, load_hub
 
 log = logging.getLogger("cavmae")
@@ -62,8 +63,10 @@ def build(settings: SeparationSettings, context: RunContext) -> TrainingParts:
         data.batch_size, loop.seed, rank=rank, world_size=count, parts=data.made_together
     )
     loader = Loader(stream)
-    steps = total_steps(settings, stream.samples, count)
-    task = SeparationTask(model, mixer, lists, settings.loss, steps, loop.cuda_graph)
+    steps = RunLength.of(settings, stream.samples, count).steps
+    task = SeparationTask(
+        model, mixer, lists, settings.loss, (steps, loop.grad_accum_steps), loop.cuda_graph
+    )
     held_out = None
     if lists:
         batches = data.held_out_mixtures // HELD_OUT_BATCH

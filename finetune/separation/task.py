@@ -25,7 +25,7 @@ class SeparationTask(Task):
         mixer: of the mixtures to train on.
         held_out: mixer of each list of mixtures to measure with, by name.
         loss: weights of the losses.
-        steps: of training, for mixtures that are made for several of them.
+        steps: of training, and batches of each, for mixtures that are made for several batches.
         cuda_graph: record the first training step as a CUDA graph, and replay it.
     """
 
@@ -37,7 +37,7 @@ class SeparationTask(Task):
         mixer: SoundMixer,
         held_out: Mapping[str, SoundMixer],
         loss: SoundLossSettings,
-        steps: int = 1,
+        steps: tuple[int, int] = (1, 1),
         cuda_graph: bool = False,
     ):
         super().__init__()
@@ -50,19 +50,21 @@ class SeparationTask(Task):
         self._replay: Callable[..., tuple[Tensor, Tensor]] | None = None
         self._part_names: list[str] = []
 
-    def mixtures(self, batch: Batch, progress: float = 1.0) -> SoundBatch:
+    def mixtures(self, batch: Batch, progress: float = 1.0, micro_index: int = 0) -> SoundBatch:
         """Mixtures of a batch of :class:`cavmae.datasets.mixtures.seed_stream.SeedStream`.
 
         Args:
             batch: of seeds.
             progress: fraction of training, for mixtures to train on.
+            micro_index: number of the batch in its step.
         """
         device = next(self.model.parameters()).device
         mixer = self.held_out[batch["list"]] if batch["list"] else self.mixer
         mixer.to(device)
         count, parts = len(batch["key"]), batch["parts"]
-        if parts > 1:  # as of the first of them, also where a run was resumed between them
-            progress = batch["first"] / self.steps
+        if batch["part"]:  # as of the first of them, where a run was resumed between them
+            steps, batches = self.steps
+            progress = max(0.0, progress + (micro_index - batch["part"]) // batches / steps)
         if not batch["list"]:
             mixer = mixer.at(progress)
         with torch.autocast(device.type, enabled=False):
@@ -77,7 +79,7 @@ class SeparationTask(Task):
         self, batch: Batch, progress: float, embeddings: Sequence[Embeddings], micro_index: int
     ) -> StepOutput:
         """See :meth:`Task.training_step`."""
-        sound = self.mixtures(batch, progress)
+        sound = self.mixtures(batch, progress, micro_index)
         if not self.cuda_graph:
             total, parts = self._losses(sound)
             return StepOutput(total, {"loss": total.detach(), **parts})
@@ -116,7 +118,7 @@ class SeparationTask(Task):
         except RuntimeError as error:
             raise UsageError(
                 f"loop.cuda_graph: a step of {self.model.config.separator.name} cannot be "
-                f"recorded ({str(error).splitlines()[0]}): set it to false."
+                f"recorded ({' '.join(str(error).split())[:300]}): set it to false."
             ) from error
         finally:
             torch.backends.cudnn.benchmark = before

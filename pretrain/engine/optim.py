@@ -38,8 +38,8 @@ def build_optimizer(task: Task, settings: OptimizerSettings) -> torch.optim.Opti
     return kind(param_groups, settings.lr, betas, weight_decay=settings.weight_decay, fused=True)
 
 
-def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
-    """Learning rate of step ``step`` (from 0) of ``steps``."""
+def learning_rate(settings: OptimizerSettings, step: float, steps: int) -> float:
+    """Learning rate of step ``step`` (from 0) of ``steps``; between steps where sizes changed."""
     warmup = settings.warmup * steps
     if step < warmup:
         return settings.lr * (step + 1) / (warmup + 1)

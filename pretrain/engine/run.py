@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from cavmae.datasets.stream.loader import Loader
 from cavmae.pretrain.engine import checkpoints
 from cavmae.pretrain.engine.distributed import DistEnv
+from cavmae.pretrain.engine.run_length import RunLength
 from cavmae.pretrain.engine.run_setup import claim_run_folder, distributed_run
 from cavmae.pretrain.engine.settings import RunSettings
 from cavmae.pretrain.engine.task import Task
@@ -48,19 +49,6 @@ class TrainingParts(NamedTuple):
     held_out: Loader | None
 
 
-def steps_of_epoch(settings: RunSettings, samples: int, processes: int) -> float:
-    """Optimizer steps of an epoch of so many samples, as a fraction."""
-    return samples / (settings.data.batch_size * settings.loop.grad_accum_steps * processes)
-
-
-def total_steps(settings: RunSettings, samples: int, processes: int) -> int:
-    """Optimizer steps of a run whose epochs have so many samples."""
-    loop = settings.loop
-    if loop.steps:
-        return loop.steps
-    return max(1, round(loop.epochs * steps_of_epoch(settings, samples, processes)))
-
-
 Build = Callable[[Settings, RunContext], TrainingParts]
 
 
@@ -94,16 +82,14 @@ def run_training(
         with processes.fail_together():
             parts = build(settings, RunContext(processes, quarantine, on_gpu))
         epoch_samples: Any = parts.loader.stream.samples
-        epoch_steps = steps_of_epoch(settings, epoch_samples, processes.count)
-        steps = total_steps(settings, epoch_samples, processes.count)
-        trainer = Trainer(
-            *parts, steps, epoch_steps, loop, settings.optimizer, run, accelerator, processes
-        )
+        length = RunLength.of(settings, epoch_samples, processes.count)
+        trainer = Trainer(*parts, length, loop, settings.optimizer, run, accelerator, processes)
         # A disk may show different machines different files: the view of rank 0 counts.
         newest = processes.broadcast(checkpoints.complete_checkpoints(run)[-1:] if resume else [])
         if newest:
             trainer.resume(newest[0])
-        if trainer.step >= steps:
-            log.info("%s is done: %d steps. Raise loop.steps to go on.", run, trainer.step)
+        if trainer.step >= trainer.steps:
+            name = "loop.steps" if loop.steps else "loop.epochs"
+            log.info("%s is done: %d steps. Raise %s to go on.", run, trainer.step, name)
             return True
         return trainer.train()

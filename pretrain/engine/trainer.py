@@ -28,6 +28,7 @@ from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.metric_logger import MetricLogger
 from cavmae.pretrain.engine.nonfinite import NonFiniteGuard, skip_step_if
 from cavmae.pretrain.engine.optim import build_optimizer, learning_rate
+from cavmae.pretrain.engine.run_length import RunLength
 from cavmae.pretrain.engine.run_setup import check_devices, check_gradients_synchronized
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 from cavmae.pretrain.engine.stop_signals import StopSignals
@@ -47,8 +48,7 @@ class Trainer:
         task: model, losses and metrics.
         loader: endless batches of this process.
         held_out: finite validation batches of this process; None: no validation.
-        steps: total number of optimizer steps.
-        epoch_steps: optimizer steps of an epoch, as a fraction.
+        length: of the run.
         settings, optimizer: of the run.
         run: folder of the run.
         accelerator: with the precision and device of the run.
@@ -63,8 +63,7 @@ class Trainer:
         task: Task,
         loader: Loader,
         held_out: Loader | None,
-        steps: int,
-        epoch_steps: float,
+        length: RunLength,
         settings: LoopSettings,
         optimizer: OptimizerSettings,
         run: Path,
@@ -74,8 +73,9 @@ class Trainer:
         self.task = task
         self.settings = settings
         self.step = self.samples = 0
+        self.steps = length.steps  # the last one's number
         self._loader, self._held_out = loader, held_out
-        self._steps, self._optimizer_settings, self._run = steps, optimizer, run
+        self._length, self._optimizer_settings, self._run = length, optimizer, run
         self._accelerator = accelerator
         self._processes = processes
         self._sharded = accelerator.distributed_type == DistributedType.FSDP
@@ -93,7 +93,9 @@ class Trainer:
         self._module, self._optimizer = accelerator.prepare(task, build_optimizer(task, optimizer))
         check_gradients_synchronized(self._module, processes)
         self._parameters = [p for p in self._module.parameters() if p.requires_grad]
-        self._average = WeightAverage(task.model, optimizer, epoch_steps) if averaging else None
+        self._average = (
+            WeightAverage(task.model, optimizer, length.epoch_steps) if averaging else None
+        )
         searching = SCALE_SEARCH if accelerator.scaler is not None else 0
         self.nonfinite = NonFiniteGuard(settings.max_bad_steps + searching, self._processes)
         self._checkpointer = Checkpointer(
@@ -129,7 +131,7 @@ class Trainer:
         with self._signals.catch():
             try:
                 batches = iter(self._loader)
-                while self.step < self._steps:
+                while self.step < self.steps:
                     position = self._loader.state_dict()
                     with throughput.waiting():
                         micro, problem = self._next_batches(batches)
@@ -137,10 +139,10 @@ class Trainer:
                         return False
                     outputs, norm, rate = self._train_step(micro)
                     throughput.count(micro)
-                    if self.step % self.settings.log_every == 0 or self.step == self._steps:
+                    if self.step % self.settings.log_every == 0 or self.step == self.steps:
                         self._log(throughput, outputs, norm, rate)
                     every = self.settings.evaluate_every
-                    if every and self.step % every == 0 and self.step < self._steps:
+                    if every and self.step % every == 0 and self.step < self.steps:
                         with throughput.paused():
                             self.validate()
                 self._check_finite()
@@ -198,14 +200,17 @@ class Trainer:
             names = [name for name in self._processes.gather(self._signals.received) if name]
             log.info(
                 "Stopped at step %d of %d by %s; the same command with --resume auto goes on.",
-                self.step, self._steps, names[0],
+                self.step, self.steps, names[0],
             )  # fmt: skip
         return stop
 
     def _train_step(self, micro: Sequence[Batch]) -> tuple[list[StepOutput], Tensor, float]:
         """One optimizer step over the batches of all micro-batches."""
-        progress = self.step / self._steps
-        rate = learning_rate(self._optimizer_settings, self.step, self._steps)
+        length = self._length
+        progress = length.progress(self.step, self.samples)
+        even = length.even(self.step, self.samples)
+        place = self.step if even else progress * length.steps
+        rate = learning_rate(self._optimizer_settings, place, length.steps)
         for group in self._optimizer.param_groups:
             started = progress >= group.get("lr_start", 0.0)
             group["lr"] = rate * group.get("lr_scale", 1.0) if started else 0.0
@@ -243,9 +248,11 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         self.nonfinite.record(nonfinite, [key for batch in micro for key in batch["key"]])
         self.step += 1
-        if self._average is not None:
-            self._average.update(self.task.model, self.step)
         self.samples += self._processes.count * sum(len(batch["key"]) for batch in micro)
+        if self._average is not None:
+            even = length.even(self.step, self.samples)
+            place = self.step if even else self.samples // length.step_samples
+            self._average.update(self.task.model, place)
         return outputs, norm, rate
 
     def _check_finite(self, position: dict[str, Any] | None = None) -> None:
@@ -283,11 +290,11 @@ class Trainer:
                 self._metrics.log(self.step, "train", values)
             except CavmaeError as error:
                 self._pending_error = error
-        left = (self._steps - self.step) * values["step_time"] / 60
+        left = (self.steps - self.step) * values["step_time"] / 60
         if self._processes.is_main:
             log.info(
                 "step %d of %d: loss %.4f, %.1f samples/s, %.0f %% waiting for data, %.1f min left",
-                self.step, self._steps, values["loss"], values["samples_per_sec"],
+                self.step, self.steps, values["loss"], values["samples_per_sec"],
                 100 * values["data_wait"], left,
             )  # fmt: skip
 
@@ -341,3 +348,4 @@ class Trainer:
         counters = self._checkpointer.resume(folder)
         self.step, self.samples = counters["step"], counters["samples"]
         self.nonfinite.load_state_dict(counters["nonfinite"])
+        self.steps = self._length.last_step(self.step, self.samples)

@@ -134,6 +134,14 @@ def test_hundreds_of_edits(layout: InputLayout) -> None:
     assert refused > 100
 
 
+def test_a_state_of_a_former_version_is_refused(layout: InputLayout) -> None:
+    """It held the shards itself: without them the same names would be written again."""
+    record = json.loads(layout.state.read_text())
+    layout.state.write_text(json.dumps({**record, "shards": [], "sealed": 0}))
+    with pytest.raises(CavmaeError, match="of a former version"):
+        State.load(layout, SETTINGS)
+
+
 def test_states_do_not_repeat_the_labels_of_all_samples(tmp_path: Path) -> None:
     """A shard adds its own line; what a kill left behind is cut off."""
     layout = InputLayout(tmp_path)

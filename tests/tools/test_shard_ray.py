@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -170,3 +171,29 @@ def test_ray_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'cavmae\[ray\]'"):
         list(ray_pool.run(iter([]), faulty.say, "auto", tmp_path, 1, 1.0, 1e9))
+
+
+def test_nodes_without_the_package_end_the_run(tmp_path: Path) -> None:
+    """Ray says so in a RuntimeError of its own, or in one of its system."""
+    ray = pytest.importorskip("ray")
+    order = ray_pool._Order(0, "a", 0, faulty.say, "/", tmp_path, "", "", 1.0, 1e9)
+    text = "The remote function failed to import on the worker.\nModuleNotFoundError: No module"
+    for error in (
+        ray.exceptions.RayTaskError("execute", text, RuntimeError(text)),
+        ray.exceptions.RaySystemError(
+            "System error: ModuleNotFoundError: No module named 'cavmae'"
+        ),
+    ):
+
+        def get(reference: Any, error: Exception = error) -> None:
+            raise error
+
+        fake = SimpleNamespace(exceptions=ray.exceptions, get=get)
+        with pytest.raises(CavmaeError, match=r"cannot import cavmae .*install the same version"):
+            ray_pool._events(fake, None, order)
+
+    def crash(reference: Any) -> None:
+        raise ray.exceptions.WorkerCrashedError
+
+    with pytest.raises(ray_pool._AttemptFailed, match="WorkerCrashedError"):
+        ray_pool._events(SimpleNamespace(exceptions=ray.exceptions, get=crash), None, order)

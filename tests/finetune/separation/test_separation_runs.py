@@ -219,7 +219,7 @@ def test_gaps_of_cues_are_hidden_from_the_separator() -> None:
     mixer = SimpleNamespace(to=lambda device: None, mix=lambda seed, count: sound)
     mixer.at = lambda progress: mixer
     task = SeparationTask(model, mixer, {}, SoundLossSettings())  # type: ignore[arg-type]
-    batch = {"list": "", "seed": 0, "key": ["0"], "parts": 1}
+    batch = {"list": "", "seed": 0, "key": ["0"], "part": 0, "parts": 1}
     losses = []
     for _ in range(2):
         losses.append(task.training_step(batch, 0.0, [], 0).logs["spectrum"])
@@ -239,17 +239,34 @@ def test_blocks_are_compiled_for_training_though_their_flops_were_counted() -> N
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
-def test_batches_made_together_are_parts_of_a_larger_one(speech: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_batches_made_together_are_parts_of_a_larger_one(
+    speech: Path, tmp_path: Path, micro_batches: int
+) -> None:
+    """Of the distribution at the first of them, also for a task that begins between them."""
     bank = load_or_build_bank([speech / "train"], tmp_path)
-    mixer = SoundMixer(bank, None, SoundSettings(seconds=0.64))
+    mixer = SoundMixer(bank, None, SoundSettings(seconds=0.64, ramp=1.0))
     model = SoundSeparator(SoundSeparatorConfig(SEPARATOR, width=8, cue_layers=0))
-    task = SeparationTask(model, mixer, {}, SoundLossSettings(), steps=10)
+    steps = 10, micro_batches
+
+    def new_task() -> SeparationTask:
+        return SeparationTask(model, mixer, {}, SoundLossSettings(), steps)
+
+    task = new_task()
     batches = iter(Loader(SeedStream(2, parts=3)))
     for group in range(2):
-        made = [next(batches) for _ in range(3)]
-        sounds = [task.mixtures(batch, progress=0.9) for batch in made]
-        assert len({key for batch in made for key in batch["key"]}) == 6
-        whole = mixer.at(3 * group / 10).mix(made[0]["seed"], 6)
+        first_step = 3 * group // micro_batches
+        sounds = []
+        keys = set()
+        for number in range(3 * group, 3 * group + 3):
+            batch = next(batches)
+            step, micro_index = divmod(number, micro_batches)
+            sounds.append(task.mixtures(batch, step / 10, micro_index))
+            alone = new_task().mixtures(batch, step / 10, micro_index)
+            torch.testing.assert_close(sounds[-1].mixture, alone.mixture)
+            keys |= set(batch["key"])
+        assert len(keys) == 6
+        whole = mixer.at(first_step / 10).mix(batch["seed"], 6)
         for index, value in enumerate(whole):
             torch.testing.assert_close(torch.cat([sound[index] for sound in sounds]), value)
 

@@ -20,6 +20,7 @@ from cavmae.datasets.stream.collate import Batch
 from cavmae.pretrain.engine import trainer_state
 from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.hub import HubWeights
+from cavmae.pretrain.engine.run_length import RunLength
 from cavmae.pretrain.engine.run_setup import distributed_run
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task
@@ -200,7 +201,8 @@ def loop_of(
     accelerator = accelerator or Accelerator(cpu=True)
     run, optimizer = folder / "run", OptimizerSettings(lr=0.1)
     return Trainer(
-        task, loader, None, steps, steps, settings, optimizer, run, accelerator, DistEnv()  # type: ignore[arg-type]
+        task, loader, None, RunLength(steps, 1, 1, None), settings, optimizer, run, accelerator,  # type: ignore[arg-type]
+        DistEnv(),
     )  # fmt: skip
 
 

@@ -251,6 +251,26 @@ def test_another_number_of_processes_goes_on_with_the_rest_of_the_epoch(
     assert [line["step"] for line in lines(run)][-1] == 10
 
 
+def test_epochs_end_with_their_samples_whatever_the_batches(
+    tmp_path: Path, data_set: Manifest
+) -> None:
+    """24 clips, 2/3 of an epoch: four steps of two clips, then two of four."""
+    run = tmp_path / "run"
+    command = words(tmp_path, run, data_set.folder, loop={"steps": 0, "epochs": 2 / 3})
+    ((code, stderr),) = finish(train(command))
+    assert code == 0, stderr
+    assert [line["step"] for line in lines(run)][-1] == 8
+    for step in (6, 8):
+        shutil.rmtree(run / "checkpoints" / f"{step:09d}")
+    # A configuration of another name: that of the run stays what it was.
+    ((code, stderr),) = finish(train([*command, *RESUME, "--data.batch_size", "4"]))
+    assert code == 0, stderr
+    resumed = [line for line in lines(run) if line["kind"] == "train"]
+    assert [(line["step"], line["samples"]) for line in resumed][-2:] == [(5, 12), (6, 16)]
+    rates = {line["samples"]: line["lr"] for line in resumed}
+    assert rates[12] == pytest.approx(rates[8] + (rates[16] - rates[8]) / 2, rel=0.2)
+
+
 def test_a_changed_setting_counts_in_every_process(
     tmp_path: Path, data_set: Manifest, whole: dict[int, Path]
 ) -> None:

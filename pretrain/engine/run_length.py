@@ -1,0 +1,58 @@
+"""Length of a run, and the progress that its schedules follow.
+
+A run of epochs ends when every epoch's samples were used, also where it is resumed with other
+processes or batches: a step then stands for another number of samples than before.
+"""
+
+from typing import NamedTuple
+
+from cavmae.pretrain.engine.settings import RunSettings
+
+
+class RunLength(NamedTuple):
+    """Length of a run with its present number of processes and samples of a step.
+
+    Attributes:
+        steps: of the optimizer, if all were of the present size.
+        step_samples: samples of a step, of all processes.
+        epoch_samples: samples of an epoch.
+        total_samples: of the run; None: so many steps of whatever size.
+    """
+
+    steps: int
+    step_samples: int
+    epoch_samples: int
+    total_samples: int | None
+
+    @classmethod
+    def of(cls, settings: RunSettings, epoch_samples: int, processes: int) -> "RunLength":
+        """Length by ``loop.steps`` or ``loop.epochs``."""
+        loop = settings.loop
+        step_samples = settings.data.batch_size * loop.grad_accum_steps * processes
+        if loop.steps:
+            return cls(loop.steps, step_samples, epoch_samples, None)
+        steps = max(1, round(loop.epochs * epoch_samples / step_samples))
+        return cls(steps, step_samples, epoch_samples, round(loop.epochs * epoch_samples))
+
+    @property
+    def epoch_steps(self) -> float:
+        """Steps of an epoch, as a fraction."""
+        return self.epoch_samples / self.step_samples
+
+    def even(self, step: int, samples: int) -> bool:
+        """Whether all steps before were of the present size, or their size does not count."""
+        return self.total_samples is None or samples == step * self.step_samples
+
+    def progress(self, step: int, samples: int) -> float:
+        """Fraction of the run that is done after so many steps of so many samples."""
+        if self.even(step, samples):
+            return step / self.steps
+        assert self.total_samples is not None
+        return min(1.0, samples / self.total_samples)
+
+    def last_step(self, step: int, samples: int) -> int:
+        """Number of the run's last step, if those to come are of the present size."""
+        if self.even(step, samples):
+            return self.steps
+        assert self.total_samples is not None
+        return step + max(0, round((self.total_samples - samples) / self.step_samples))
