@@ -46,7 +46,6 @@ class SeedStream(Stream):
         self.parts = parts
         self.positions: list[Position] | None = None
         self.first_worker = 0
-        self.history = ()
 
     @property
     def samples(self) -> int:

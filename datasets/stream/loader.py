@@ -159,7 +159,7 @@ class Loader:
             return
         positions = [Position(**record) for state in states for record in state["positions"]]
         epoch = min(position.epoch for position in positions)
-        if set(changed) <= READERS and len(states) == saved["world_size"]:
+        if set(changed) <= READERS and len(states) == saved.get("world_size"):
             layouts = [*self._history, self.stream.layout(positions, saved)]
             self._history = [
                 own for own in layouts if max(reached for reached, _ in own[1]) >= epoch

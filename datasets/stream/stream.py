@@ -84,6 +84,8 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
     """
 
     endless = False
+    rank, world_size = 0, 1
+    history: tuple[Layout, ...] = ()
 
     def __init__(
         self,
@@ -108,7 +110,6 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
         self.manifest = manifest
         self.positions: list[Position] | None = None
         self.first_worker = 0
-        self.history: tuple[Layout, ...] = ()
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank

@@ -281,7 +281,7 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
         "model.sound.separator: there is no separator .*; there are unet",
         model={"sound.separator": "wavenet"},
     )
-    refused("needs clips of at least 0.64 s", compose={"seconds": 0.32})
+    refused("needs clips of at least 0.512 s", compose={"seconds": 0.32})
     refused("is not a whole number of patches", compose={"height": 40})
     refused("is no folder of weights", CavmaeError, model={"encoder_from": str(tmp_path)})
     refused("go together", data={"held_out": "list.jsonl"})
