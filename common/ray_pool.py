@@ -60,7 +60,7 @@ class _AttemptFailed(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _Order:
-    """What a Ray task is told.
+    """Instructions of a Ray task.
 
     Attributes:
         number, argument: of the task.
@@ -227,6 +227,9 @@ def _connected(address: str) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise UsageError("--executor ray needs Ray: pip install 'cavmae[ray]'.") from error
+    if ray.is_initialized():  # by the program that calls this one
+        yield ray
+        return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         _check_reachable(address)

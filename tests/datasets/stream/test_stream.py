@@ -1,7 +1,6 @@
 import dataclasses
 import itertools
 import json
-import logging
 import os
 import shutil
 from collections import Counter
@@ -25,22 +24,8 @@ from cavmae.datasets.stream.shard_reader import Access, BufferedSample, Reader
 from cavmae.datasets.stream.shuffle import SampleRef, class_balanced_weights
 from cavmae.datasets.stream.stream import EvalStream, TrainStream
 from cavmae.datasets.stream.view import View
+from tests.datasets.stream.reading import VIEW, all_keys, keys
 from tests.tools.helpers import samples_of
-
-VIEW = View(fbank_frames=64, frames="random")
-
-
-def keys(batches: Any, count: int) -> list[list[str]]:
-    return [batch["key"] for batch in itertools.islice(iter(batches), count)]
-
-
-def all_keys(manifest: Manifest) -> set[str]:
-    result = set()
-    for shard in manifest.shards:
-        with OpenShard(Path(manifest.path_of(shard))) as opened:
-            result |= {entry.key for entry in opened.entries}
-    assert len(result) == manifest.samples
-    return result
 
 
 def test_a_batch(data_set: Manifest) -> None:
@@ -91,43 +76,6 @@ def test_epochs_are_exactly_once_over_ranks_and_workers(
     assert set(seen.values()) == {1}
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("point", [0, 1, 5, 8, 13, 29])
-def test_a_resumed_stream_gives_the_batches_that_would_have_come_next(
-    data_set: Manifest, workers: int, point: int
-) -> None:
-    def loader() -> Loader:
-        return Loader(TrainStream(data_set, VIEW, 3, seed=5, shuffle_buffer=7), workers)
-
-    whole = list(itertools.islice(iter(loader()), point + 12))
-    first = loader()
-    for _ in itertools.islice(iter(first), point):
-        pass
-    state = json.loads(json.dumps(first.state_dict()))
-    second = loader()
-    second.load_state_dict(state)
-    for expected, resumed in zip(whole[point:], iter(second), strict=False):
-        assert resumed["key"] == expected["key"]
-        torch.testing.assert_close(resumed["frames"], expected["frames"], rtol=0, atol=0)
-        torch.testing.assert_close(resumed["fbank"], expected["fbank"], rtol=0, atol=0)
-
-
-def test_resuming_twice_and_between_0_and_1_workers(data_set: Manifest) -> None:
-    def loader(workers: int) -> Loader:
-        return Loader(TrainStream(data_set, VIEW, 2, shuffle_buffer=5), workers)
-
-    expected = keys(loader(0), 20)
-    resumed = []
-    state = None
-    for number, workers in [(7, 0), (3, 1), (10, 0)]:
-        resumed_loader = loader(workers)
-        if state is not None:
-            resumed_loader.load_state_dict(state)
-        resumed += keys(resumed_loader, number)
-        state = resumed_loader.state_dict()
-    assert resumed == expected
-
-
 def test_epochs_differ_and_the_frames_of_a_sample_too(data_set: Manifest) -> None:
     view = dataclasses.replace(VIEW, frames="random")
     loader = iter(Loader(TrainStream(data_set, view, 24, shuffle_buffer=24)))
@@ -137,11 +85,6 @@ def test_epochs_differ_and_the_frames_of_a_sample_too(data_set: Manifest) -> Non
     place = [second["key"].index(key) for key in first["key"]]
     same = (first["frame_times"] == second["frame_times"][place]).float().mean()
     assert same < 0.5
-
-
-def test_a_state_of_something_else_is_refused(data_set: Manifest) -> None:
-    with pytest.raises(CavmaeError, match="state"):
-        Loader(TrainStream(data_set, VIEW, 3)).load_state_dict({})
 
 
 def test_the_buffer_mixes(data_set: Manifest) -> None:
@@ -189,71 +132,6 @@ def test_evaluation_works_with_more_workers_than_shards_and_training_does_not(
         Loader(TrainStream(data_set, VIEW, 1, rank=0, world_size=6), workers=2)
     parts = [EvalStream(data_set, VIEW, 4, rank=r, world_size=30) for r in range(30)]
     assert sum(len(b["key"]) for part in parts for b in Loader(part)) == data_set.samples
-
-
-def test_other_data_resume_at_the_epoch_and_log_it(
-    data_set: Manifest, caplog: pytest.LogCaptureFixture
-) -> None:
-    loader = Loader(TrainStream(data_set, VIEW, 3, shuffle_buffer=4))
-    list(itertools.islice(iter(loader), 11))  # 33 samples: in epoch 1
-    assert loader.epoch == 1
-    other = Loader(TrainStream(data_set, VIEW, 3, seed=1, shuffle_buffer=4))
-    with caplog.at_level(logging.WARNING, logger="cavmae"):
-        other.load_state_dict(loader.state_dict())
-    assert "as seed changed: it resumes at the beginning of epoch 1" in caplog.text
-    expected = Loader(TrainStream(data_set, VIEW, 3, seed=1, shuffle_buffer=4))
-    expected._positions = [dataclasses.replace(expected._positions[0], epoch=1)]
-    assert keys(other, 3) == keys(expected, 3)
-
-
-def test_one_state_of_two_ranks_is_not_enough(
-    data_set: Manifest, caplog: pytest.LogCaptureFixture
-) -> None:
-    first = Loader(TrainStream(data_set, VIEW, 2, world_size=2))
-    with caplog.at_level(logging.WARNING, logger="cavmae"):
-        Loader(TrainStream(data_set, VIEW, 2)).load_state_dict(first.state_dict())
-    assert "world_size changed: it resumes at the beginning of epoch 0" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "runs",
-    [
-        [(1, 0, 3, 4)],  # of (ranks, workers, samples of a batch, shuffle buffer)
-        [(3, 1, 2, 5), (1, 2, 4, 5)],
-        [(2, 2, 1, 1), (4, 1, 1, 30), (1, 0, 3, 2)],
-    ],
-)
-@pytest.mark.parametrize("batches", [1, 2])
-def test_other_ranks_and_workers_lose_and_repeat_nothing(
-    data_set: Manifest, runs: list[tuple[int, int, int, int]], batches: int
-) -> None:
-    """Each run gives some batches of the epoch, three readers of single samples give the rest."""
-
-    def loaders(ranks: int, workers: int, size: int, buffer: int) -> list[Loader]:
-        options: dict[str, Any] = {"seed": 3, "world_size": ranks, "shuffle_buffer": buffer}
-        streams = [TrainStream(data_set, VIEW, size, rank=r, **options) for r in range(ranks)]
-        made = [Loader(stream, workers) for stream in streams]
-        for loader in made if states else []:
-            loader.load_states(json.loads(json.dumps(states)))
-        return made
-
-    states: list[dict[str, Any]] = []
-    seen: Counter[str] = Counter()
-    for run in runs:
-        readers = loaders(*run)
-        for loader in readers:
-            seen.update(itertools.chain.from_iterable(keys(loader, batches)))
-        states = [loader.state_dict() for loader in readers]
-    assert 0 < sum(seen.values()) < data_set.samples
-    epochs: list[Counter[str]] = [seen, Counter(), Counter()]
-    for loader in loaders(3, 0, 1, 4):
-        for batch in loader:
-            if loader.epoch == 2:
-                break
-            epochs[loader.epoch].update(batch["key"])
-    for epoch in epochs[:2]:
-        assert set(epoch) == all_keys(data_set)
-        assert set(epoch.values()) == {1}
 
 
 @pytest.fixture
