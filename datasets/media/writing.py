@@ -1,9 +1,11 @@
 """Writer of MP4 files with video and audio."""
 
+import queue
+import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import av
 import numpy as np
@@ -13,6 +15,7 @@ from cavmae.datasets.stream.features import SAMPLE_RATE
 
 AAC_FRAME = 1024  # samples
 AAC_BITS = 96_000  # bit/s: the coding error stays far below the voices
+QUEUED_FRAMES = 8  # that wait for an encoder's thread
 FORMATS = {2: "gray", 3: "rgb24", 4: "rgba"}  # by the number of axes, or of channels
 
 
@@ -33,6 +36,7 @@ class VideoWriter:
         frame_rate: Hz.
         quality: x264's CRF.
         audio: waveform; None: the file has no audio.
+        preset: of x264; faster ones make larger files.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class VideoWriter:
         frame_rate: int,
         quality: float,
         audio: Wave | None,
+        preset: str = "veryfast",
     ):
         self._rate = frame_rate
         self._container = av.open(str(path), "w", options={"movflags": "faststart"})
@@ -49,7 +54,7 @@ class VideoWriter:
         video.width, video.height = size
         video.pix_fmt = "yuv420p"
         # One thread writes the same bytes in any number of processes.
-        video.options = {"preset": "veryfast", "crf": f"{quality:g}", "threads": "1"}
+        video.options = {"preset": preset, "crf": f"{quality:g}", "threads": "1"}
         if torch.backends.cpu.get_cpu_capability() == "AVX512":
             # x264 with AVX-512 sometimes gives other bytes for the same frames (measured).
             video.options = {**video.options, "x264-params": "asm=AVX2"}
@@ -101,3 +106,63 @@ class VideoWriter:
         for _ in self._audio_times:
             pass
         self._container.close()
+
+
+class ThreadedVideoWriter:
+    """:class:`VideoWriter` that encodes in a thread of its own, beside the caller's work.
+
+    Args:
+        path, size, frame_rate, quality, audio, preset: of the video writer.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        frame_rate: int,
+        quality: float,
+        audio: Wave | None,
+        preset: str,
+    ):
+        self._writer = VideoWriter(path, size, frame_rate, quality, audio, preset)
+        self._queue: queue.Queue[tuple[int, np.ndarray] | None] = queue.Queue(QUEUED_FRAMES)
+        self._error: BaseException | None = None
+        self._abandoned = False
+        self._thread = threading.Thread(target=self._encode, name=f"encoder of {path.name}")
+        self._thread.start()
+
+    def _encode(self) -> None:
+        kind: type[BaseException] | None = None
+        while (item := self._queue.get()) is not None:
+            if self._error is not None or self._abandoned:
+                continue  # the queue is emptied, so that the caller is not kept waiting
+            try:
+                self._writer.write(*item)
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+                self._error = error
+        if self._error is not None or self._abandoned:
+            kind = type(self._error) if self._error is not None else RuntimeError
+        try:
+            self._writer.__exit__(kind)
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            self._error = self._error or error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._abandoned = kind is not None
+        self._queue.put(None)
+        self._thread.join()
+        if kind is None and self._error is not None:
+            raise self._error
+
+    def write(self, number: int, pixels: np.ndarray) -> None:
+        """Hands frame ``number`` to the encoder; the caller must not alter ``pixels`` afterwards.
+
+        Raises:
+            Exception: of the encoder, at an earlier frame.
+        """
+        if self._error is not None:
+            raise self._error
+        self._queue.put((number, pixels))

@@ -1,29 +1,43 @@
 """Masks of a person at every frame, from the masks of key frames of overlapping windows."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch.nn import functional
 
 from cavmae.common.boxes import Box
+from cavmae.common.interpolation import linear_weights
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
 from cavmae.finetune.inference.tracker import interpolate_masks
 
+THRESHOLD = 0.5  # of the weighted mean over windows, above which a pixel is the person's
+
 
 class MaskRegion(NamedTuple):
-    """Mask of a person in a region of a frame.
+    """Mask of a person in the part of a frame outside of which they have no pixel.
 
     Attributes:
-        rows, columns: region of the frame.
-        mask: float32 [rows, columns], 0 to 1.
+        top, left: first row and column of the part.
+        values: float32 [h, w], weighted mean of the masks of the windows, 0 to 1.
     """
 
-    rows: slice
-    columns: slice
-    mask: np.ndarray
+    top: int
+    left: int
+    values: np.ndarray
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Binary mask of the part: bool [h, w]."""
+        mask: np.ndarray = self.values > THRESHOLD
+        return mask
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """Rows and columns of the part."""
+        height, width = self.values.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 class MaskTrack:
@@ -40,47 +54,105 @@ class MaskTrack:
         self._weights = CrossfadeWeights(recording.starts, recording.length)
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # masks and weights of windows
 
-    def at(self, frame: int, size: tuple[int, int]) -> np.ndarray | None:
-        """Binary mask of a frame; frames are read in ascending order.
+    def at(self, frame: int, size: tuple[int, int]) -> MaskRegion | None:
+        """Mask of a frame; frames are read in ascending order.
 
         Args:
             frame: on the grid of 25 Hz.
-            size: (height, width) of the mask.
+            size: (height, width) of the frame in pixels.
 
         Returns:
-            bool [height, width]; None: no window at this frame has the person.
+            None: the person has no pixel in this frame.
         """
         starts, length = self._recording.starts, self._recording.length
         first = int(np.searchsorted(starts, frame - length, side="right"))
         last = int(np.searchsorted(starts, frame, side="right"))
-        windows = [w for w in range(first, last) if w in self._sightings]
         self._cache = {w: m for w, m in self._cache.items() if w >= first}
-        if not windows:
+        # Largest value and weighted sum of the masks of a box.
+        placed: dict[tuple[Box, tuple[int, ...]], tuple[np.ndarray, np.ndarray]] = {}
+        for window in range(first, last):
+            if window in self._sightings:
+                value, weight = self._window_mask(window, frame)
+                key = self._sightings[window].box, value.shape
+                largest, total = placed.get(key, (value, np.zeros_like(value)))
+                placed[key] = np.maximum(largest, value), total + value * weight
+        # A mean can only exceed the threshold near a value that does.
+        parts = [_support(largest, box, size) for (box, _), (largest, _) in placed.items()]
+        bounds = [part for part in parts if part is not None]
+        if not bounds:
             return None
-        total = np.zeros(size, dtype=np.float32)
-        for window in windows:
-            region = self._region(window, frame, size)
-            total[region.rows, region.columns] += region.mask
-        binary: np.ndarray = total > 0.5
-        return binary
+        top, left = min(b[0] for b in bounds), min(b[1] for b in bounds)
+        bottom, right = max(b[2] for b in bounds), max(b[3] for b in bounds)
+        values = np.zeros((bottom - top, right - left), dtype=np.float32)
+        for (box, _), (_, total) in placed.items():
+            _add_resized(values, (top, left), total, box, size)
+        return MaskRegion(top, left, values)
 
-    def _region(self, window: int, frame: int, size: tuple[int, int]) -> MaskRegion:
-        """Weighted mask of a frame in one window."""
-        sighting = self._sightings[window]
+    def _window_mask(self, window: int, frame: int) -> tuple[np.ndarray, float]:
+        """Mask [h, w] of a frame in one window, 0 to 1, and its weight."""
         if window not in self._cache:
-            self._cache[window] = self._recording.masks(sighting), self._weights.of(window)
+            masks = self._recording.masks(self._sightings[window])
+            self._cache[window] = masks, self._weights.of(window)
         masks, weights = self._cache[window]
         offset = frame - self._recording.starts[window]
         value = interpolate_masks(masks, np.array([offset]), self._recording.keys)[0]
-        return _place_mask(value * weights[offset], sighting.box, size)
+        return value, float(weights[offset])
 
 
-def _place_mask(mask: np.ndarray, box: Box, size: tuple[int, int]) -> MaskRegion:
-    """Resize the mask of a box to its region of a frame."""
-    top, bottom = round(box[1] * size[0]), max(round(box[3] * size[0]), round(box[1] * size[0]) + 1)
-    left, right = round(box[0] * size[1]), max(round(box[2] * size[1]), round(box[0] * size[1]) + 1)
-    large = functional.interpolate(
-        torch.from_numpy(mask)[None, None], (bottom - top, right - left), mode="bilinear"
-    )[0, 0].numpy()
-    rows, columns = slice(top, min(bottom, size[0])), slice(left, min(right, size[1]))
-    return MaskRegion(rows, columns, large[: rows.stop - top, : columns.stop - left])
+def _extent(first: float, last: float, size: int) -> tuple[int, int]:
+    """First pixel of a side of a box, and the one behind its last."""
+    start = round(first * size)
+    return start, max(round(last * size), start + 1)
+
+
+@functools.lru_cache(maxsize=256)
+def _resampling(length: int, count: int) -> np.ndarray:
+    """Matrix [count, length] that interpolates ``length`` values at ``count`` positions."""
+    weights: np.ndarray = linear_weights(length, count).T.contiguous().numpy()
+    return weights
+
+
+def _support(
+    values: np.ndarray, box: Box, size: tuple[int, int]
+) -> tuple[int, int, int, int] | None:
+    """Part of the frame outside of which a resized mask cannot exceed the threshold.
+
+    Returns:
+        Top, left, bottom and right in pixels; None: the mask exceeds it nowhere.
+    """
+    above = values > THRESHOLD
+    edges = []
+    for axis, (begin, end) in enumerate(((box[1], box[3]), (box[0], box[2]))):
+        first, last = _extent(begin, end, size[axis])
+        taken = np.flatnonzero(above.any(1 - axis))
+        weights = _resampling(values.shape[axis], last - first)
+        touched = np.flatnonzero(weights[:, taken].any(1)) if len(taken) else taken
+        touched = touched[(touched + first >= 0) & (touched + first < size[axis])]
+        if not len(touched):
+            return None
+        edges.append((first + int(touched[0]), first + int(touched[-1]) + 1))
+    (top, bottom), (left, right) = edges
+    return top, left, bottom, right
+
+
+def _add_resized(
+    values: np.ndarray, origin: tuple[int, int], mask: np.ndarray, box: Box, size: tuple[int, int]
+) -> None:
+    """Add the mask of a box of the frame, resized bilinearly, to a part of the frame.
+
+    Args:
+        values: float32 [h, w], the part.
+        origin: top and left of the part in pixels of the frame.
+        mask: [h', w'] of the box.
+        size: (height, width) of the frame.
+    """
+    matrices, parts = [], []
+    for axis, (begin, end) in enumerate(((box[1], box[3]), (box[0], box[2]))):
+        first, last = _extent(begin, end, size[axis])
+        start = max(first, origin[axis])
+        stop = min(last, origin[axis] + values.shape[axis])
+        if stop <= start:
+            return
+        matrices.append(_resampling(mask.shape[axis], last - first)[start - first : stop - first])
+        parts.append(slice(start - origin[axis], stop - origin[axis]))
+    values[parts[0], parts[1]] += matrices[0] @ mask @ matrices[1].T

@@ -1,23 +1,13 @@
-"""Second pass over a recording: mask videos, and the overlay video with outlined people."""
+"""Overlay: frames of a recording with all people outlined and numbered."""
 
 import functools
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping
 
 import numpy as np
+from contourpy import contour_generator
 from PIL import Image, ImageDraw, ImageFont
 
-from cavmae.common.boxes import pixel_box
-from cavmae.datasets.media import Probe
-from cavmae.datasets.media.geometry import Geometry, cut_from
-from cavmae.datasets.media.playback import Playback
-from cavmae.datasets.media.writing import VideoWriter, Wave
-from cavmae.datasets.mixtures.compositing import dilate
-from cavmae.datasets.stream.rates import VIDEO_RATE
-from cavmae.finetune.inference.audio import Span
-from cavmae.finetune.inference.first_pass import FirstPass, Sighting
-from cavmae.finetune.inference.mask_tracks import MaskTrack
-from cavmae.finetune.inference.progress import ProgressCallback, part_of
+from cavmae.finetune.inference.mask_tracks import THRESHOLD, MaskRegion
 
 # Palette of Okabe and Ito, safe for colour-blind viewers.
 PALETTE = (
@@ -25,97 +15,7 @@ PALETTE = (
     (204, 121, 167),
 )  # fmt: skip
 TINT = 0.3  # opacity of the color over a person who speaks
-TINTED_VALUES = (np.arange(256) * (1 - TINT)).astype(np.uint8)  # of each byte under a tint
-QUALITY = {"overlay": 23.0, "mask": 20.0}  # x264's CRF
-FRAMES_PER_READ = 25  # frames that are read together
-
-
-def display_geometry(info: Probe, height: int) -> Geometry:
-    """Geometry of written videos: display size, limited in height, with even sides."""
-    scale = min(1.0, height / info.display[0])
-    rows, columns = (max(2, round(side * scale / 2) * 2) for side in info.display)
-    return cut_from(info, (rows, columns), (rows, columns))
-
-
-def second_pass(
-    info: Probe,
-    recording: FirstPass,
-    people: Mapping[int, Sequence[Sighting]],
-    spans: Mapping[int, Sequence[Span]],
-    audio: Wave,
-    overlay: Path | None,
-    masks: Mapping[int, Path],
-    height: int,
-    progress: ProgressCallback,
-) -> None:
-    """Write the videos one after the other, so that a single file is open.
-
-    Args:
-        info: streams of the recording.
-        recording: result of the first pass.
-        people: sightings of each person, by number.
-        spans: speech spans in seconds, by number.
-        audio: audio of the overlay.
-        overlay: path of the overlay video; None: it is not written.
-        masks: paths of the mask videos, by number.
-        height: largest height of the videos in pixels.
-        progress: called as frames are written.
-    """
-    geometry = display_geometry(info, height)
-    videos = len(masks) + (overlay is not None)
-    for index, (number, path) in enumerate(masks.items()):
-        track = MaskTrack(recording, people[number])
-        part = part_of(progress, index / videos, (index + 1) / videos)
-        _write_masks(path, track, recording.frames, geometry.size, part)
-    if overlay is not None:
-        part = part_of(progress, len(masks) / videos, 1.0)
-        with Playback(info, geometry) as playback:
-            _write_overlay(overlay, playback, geometry.size, recording, people, spans, audio, part)
-
-
-def _write_masks(
-    path: Path, track: MaskTrack, frames: int, size: tuple[int, int], progress: ProgressCallback
-) -> None:
-    with VideoWriter(path, size[::-1], VIDEO_RATE, QUALITY["mask"], None) as writer:
-        for frame in range(frames):
-            mask = track.at(frame, size)
-            image = np.zeros(size, np.uint8) if mask is None else mask.astype(np.uint8) * 255
-            writer.write(frame, image)
-            progress((frame + 1) / frames)
-
-
-def _write_overlay(
-    path: Path,
-    playback: Playback,
-    size: tuple[int, int],
-    recording: FirstPass,
-    people: Mapping[int, Sequence[Sighting]],
-    spans: Mapping[int, Sequence[Span]],
-    audio: Wave,
-    progress: ProgressCallback,
-) -> None:
-    tracks = {number: MaskTrack(recording, sightings) for number, sightings in people.items()}
-    speaking = {number: _frames_of(spans[number], recording.frames) for number in people}
-    with VideoWriter(path, size[::-1], VIDEO_RATE, QUALITY["overlay"], audio) as writer:
-        for start in range(0, recording.frames, FRAMES_PER_READ):
-            video = playback.read_frames(start, min(FRAMES_PER_READ, recording.frames - start))
-            for frame, image in enumerate(video, start):
-                # People outside this frame are skipped: there may be hundreds.
-                masks = {number: track.at(frame, size) for number, track in tracks.items()}
-                present = {number: mask for number, mask in masks.items() if mask is not None}
-                for number, mask in present.items():
-                    _draw_outline(image, mask, number, bool(speaking[number][frame]))
-                for number, mask in present.items():
-                    _draw_label(image, mask, _label(number, size))
-                writer.write(frame, image)
-            progress(min(1.0, (start + FRAMES_PER_READ) / recording.frames))
-
-
-def _frames_of(spans: Sequence[Span], frames: int) -> np.ndarray:
-    active = np.zeros(frames, dtype=bool)
-    for first, last in spans:
-        active[round(first * VIDEO_RATE) : round(last * VIDEO_RATE)] = True
-    return active
+CONTOUR_STRIDE = 4  # pixels between the values that outlines are interpolated from
 
 
 def color_of(number: int) -> tuple[int, int, int]:
@@ -123,29 +23,52 @@ def color_of(number: int) -> tuple[int, int, int]:
     return PALETTE[(number - 1) % len(PALETTE)]
 
 
-def _draw_outline(image: np.ndarray, mask: np.ndarray, number: int, is_speaking: bool) -> None:
-    """Draw the outline of a person, thick and with a tint while they speak."""
-    box = pixel_box(mask)
-    if box is None:
-        return
-    left, top, right, bottom = box
-    line_width = max(1, round(min(image.shape[:2]) / (120 if is_speaking else 240)))
-    part = (slice(top, bottom), slice(left, right))
-    inside = mask[part]
-    # The edge is the mask without its erosion by the width of the line.
-    outside = np.pad(~inside, line_width, constant_values=True)[None]
-    edge = inside & dilate(outside, line_width)[0, line_width:-line_width, line_width:-line_width]
-    color = np.array(color_of(number), dtype=np.uint8)
-    region = image[part]
-    if is_speaking:
-        tinted = TINTED_VALUES[region] + (color * TINT).astype(np.uint8)
-        np.copyto(region, tinted, where=inside[..., None])
-    np.copyto(region, color, where=edge[..., None])
+def draw_people(
+    frame: np.ndarray, regions: Mapping[int, MaskRegion], speaking: Collection[int]
+) -> np.ndarray:
+    """Frame with people outlined and numbered; those who speak have a thicker line and a tint.
+
+    Args:
+        frame: uint8 RGB [height, width, 3].
+        regions: masks by the number of the person.
+        speaking: numbers of the people who speak.
+    """
+    image = Image.fromarray(frame)
+    for number, region in regions.items():
+        if number in speaking:
+            _tint(image, region, color_of(number))
+        line_width = max(1, round(min(image.size) / (120 if number in speaking else 240)))
+        pen = ImageDraw.Draw(image)
+        for line in outlines(region):
+            pen.line(line.flatten().tolist(), color_of(number), line_width)
+    for number, region in regions.items():
+        _draw_label(image, region, _label(number, image.size))
+    return np.asarray(image)
+
+
+def outlines(region: MaskRegion) -> list[np.ndarray]:
+    """Closed outlines of a mask: float [points, 2], x and y in pixels of the frame.
+
+    Found where the interpolated values, with nothing around the region, cross the threshold.
+    """
+    values = region.values[::CONTOUR_STRIDE, ::CONTOUR_STRIDE]
+    padded = np.pad(values, 1)
+    lines = contour_generator(z=padded, name="serial").lines(THRESHOLD)
+    offset = np.array([region.left, region.top]) - CONTOUR_STRIDE
+    return [line * CONTOUR_STRIDE + offset for line in lines]
+
+
+def _tint(image: Image.Image, region: MaskRegion, color: tuple[int, int, int]) -> None:
+    height, width = region.values.shape
+    box = (region.left, region.top, region.left + width, region.top + height)
+    part = image.crop(box)
+    tinted = Image.blend(part, Image.new("RGB", part.size, color), TINT)
+    image.paste(tinted, box, Image.fromarray(region.mask))
 
 
 @functools.lru_cache(maxsize=64)
-def _label(number: int, size: tuple[int, int]) -> np.ndarray:
-    """Disc with the number of a person: uint8 [h, w, 4]."""
+def _label(number: int, size: tuple[int, int]) -> Image.Image:
+    """Disc with the number of a person, RGBA, for frames of a size."""
     side = max(18, round(min(size) / 12))
     image = Image.new("RGBA", (side, side))
     pen = ImageDraw.Draw(image)
@@ -155,22 +78,20 @@ def _label(number: int, size: tuple[int, int]) -> np.ndarray:
     font = ImageFont.load_default(size=side * 0.62)
     ink = (255, 255, 255, 255) if dark else (0, 0, 0, 255)
     pen.text((side / 2, side / 2), str(number), fill=ink, font=font, anchor="mm")
-    return np.asarray(image)
+    return image
 
 
-def _draw_label(image: np.ndarray, mask: np.ndarray, label: np.ndarray) -> None:
+def _draw_label(image: Image.Image, region: MaskRegion, label: Image.Image) -> None:
     """Draw a label at the top of a mask."""
+    mask = region.mask
     # Narrow rows are skipped: a speck above a head is not its top.
-    width = mask.sum(1)
-    rows = np.flatnonzero(width > 0.2 * width.max())
-    if not width.any():
+    widths = mask.sum(1)
+    if not widths.any():
         return
+    rows = np.flatnonzero(widths > 0.2 * widths.max())
     columns = np.flatnonzero(mask[rows[0] : rows[0] + max(1, len(rows) // 10)].any(0))
-    side = label.shape[0]
-    top = min(max(0, int(rows[0]) - side // 2), image.shape[0] - side)
-    left = min(max(0, int(columns.mean()) - side // 2), image.shape[1] - side)
-    if top < 0 or left < 0:
-        return  # the frame is smaller than the label
-    region = image[top : top + side, left : left + side]
-    opaque = label[..., 3:] > 127
-    region[:] = np.where(opaque, label[..., :3], region)
+    side = label.width
+    top = min(max(0, region.top + int(rows[0]) - side // 2), image.height - side)
+    left = min(max(0, region.left + int(columns.mean()) - side // 2), image.width - side)
+    if top >= 0 and left >= 0:  # else the frame is smaller than the label
+        image.paste(label, (left, top), label)

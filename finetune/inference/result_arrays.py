@@ -74,9 +74,9 @@ def collect_arrays(
         if masks is not None:
             track = MaskTrack(recording, sightings)
             for frame, grid_frame in enumerate(grid_frames.tolist()):
-                mask = track.at(grid_frame, frames[1:])
-                if mask is not None:
-                    masks[index, frame] = mask
+                region = track.at(grid_frame, frames[1:])
+                if region is not None:
+                    masks[index, frame][region.place] = region.mask
         progress((index + 1) / len(numbers))
     return SeparatedArrays(
         ids=numbers,

@@ -12,10 +12,10 @@ from cavmae.datasets.media import Probe
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import CEILING, loudness, peak_of, write_wav
-from cavmae.finetune.inference.overlay import second_pass
 from cavmae.finetune.inference.predictor import Cue
 from cavmae.finetune.inference.progress import ProgressCallback
 from cavmae.finetune.inference.records import decibels, target_record
+from cavmae.finetune.inference.result_videos import second_pass
 from cavmae.finetune.inference.separation import SeparatedRecording
 from cavmae.finetune.inference.settings import SeparateSettings
 

@@ -1,0 +1,129 @@
+"""Masks at every frame, and what is drawn of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from cavmae.common.boxes import WHOLE, Box
+from cavmae.finetune.inference.first_pass import FirstPass, Sighting
+from cavmae.finetune.inference.mask_tracks import MaskRegion, MaskTrack
+from cavmae.finetune.inference.overlap_add import CrossfadeWeights
+from cavmae.finetune.inference.overlay import color_of, draw_people, outlines
+from cavmae.finetune.inference.tracker import interpolate_masks
+
+KEYS = np.array([1, 5])
+STARTS, LENGTH = [0, 4, 8], 8
+SIZE = (90, 160)
+
+
+def recording(folder: Path, masks: dict[int, np.ndarray], boxes: dict[int, Box]) -> FirstPass:
+    """First pass with the masks of one person by window."""
+    sightings = []
+    with (folder / "masks.u8").open("wb") as file:
+        for window, mask in masks.items():
+            sightings.append(
+                Sighting(
+                    window, 0.9, boxes[window], mask.shape, file.tell(), None, False, 0.0, None
+                )
+            )
+            file.write(mask.tobytes())
+            file.write(np.ones(LENGTH, np.float32).tobytes())
+    return FirstPass(folder, 16, 10_240, np.ones(16, bool), STARTS, LENGTH, KEYS, {1: sightings})
+
+
+def blob(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Soft masks of two key frames, with faint values everywhere."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    masks = []
+    for _ in KEYS:
+        cy, cx = rng.uniform(0, size[0]), rng.uniform(0, size[1])
+        distance = ((y - cy) / size[0]) ** 2 + ((x - cx) / size[1]) ** 2
+        masks.append(np.clip(400 * np.exp(-12 * distance) + rng.uniform(0, 5), 0, 255))
+    return np.stack(masks).astype(np.uint8)
+
+
+def naive(first: FirstPass, frame: int) -> np.ndarray:
+    """The weighted sum of whole resized masks: float32 of the frame's size."""
+    weights = CrossfadeWeights(STARTS, LENGTH)
+    total = np.zeros(SIZE, dtype=np.float32)
+    for sighting in first.people[1]:
+        offset = frame - STARTS[sighting.window]
+        if not 0 <= offset < LENGTH:
+            continue
+        value = interpolate_masks(first.masks(sighting), np.array([offset]), KEYS)[0]
+        left, right = (round(v * SIZE[1]) for v in (sighting.box[0], sighting.box[2]))
+        top, bottom = (round(v * SIZE[0]) for v in (sighting.box[1], sighting.box[3]))
+        large = functional.interpolate(
+            torch.from_numpy(value)[None, None], (bottom - top, right - left), mode="bilinear"
+        )[0, 0].numpy()
+        total[top:bottom, left:right] += large * weights.of(sighting.window)[offset]
+    return total
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_region_holds_what_the_whole_frame_would(seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    boxes = {0: WHOLE, 1: (0.25, 0.1, 0.75, 0.9) if seed % 2 else WHOLE, 2: (0.4, 0.0, 1.0, 0.5)}
+    windows = [0, 1, 2] if seed % 3 else [0, 2]  # the person may be missing from a window
+    masks = {w: blob(rng, (14, 14 + 4 * w)) for w in windows}
+    first = recording(tmp_path, masks, boxes)
+    track = MaskTrack(first, first.people[1])
+    seen = 0
+    for frame in range(16):
+        expected = naive(first, frame)
+        region = track.at(frame, SIZE)
+        mask = np.zeros(SIZE, bool)
+        if region is not None:
+            mask[region.place] = region.mask
+            np.testing.assert_allclose(region.values, expected[region.place], atol=1e-5)
+        clear = np.abs(expected - 0.5) > 1e-5  # either side of the threshold within rounding
+        np.testing.assert_array_equal(mask[clear], (expected > 0.5)[clear])
+        seen += region is not None
+    assert seen
+
+
+def test_nobody_where_no_pixel_is_above_the_threshold(tmp_path: Path) -> None:
+    first = recording(tmp_path, {0: np.full((2, 14, 14), 100, np.uint8)}, {0: WHOLE})
+    assert MaskTrack(first, first.people[1]).at(2, SIZE) is None
+    first = recording(tmp_path, {0: np.full((2, 14, 14), 255, np.uint8)}, {0: WHOLE})
+    track = MaskTrack(first, first.people[1])
+    assert track.at(1, SIZE) is not None
+    assert track.at(12, SIZE) is None  # after the window's end
+
+
+def disc(radius: float, center: tuple[float, float]) -> MaskRegion:
+    """Soft disc in a region 20 pixels below and 30 right of the corner."""
+    y, x = np.mgrid[:80, :100].astype(np.float32)
+    distance = np.hypot(x + 30 - center[0], y + 20 - center[1])
+    return MaskRegion(20, 30, np.clip(0.5 + (radius - distance) / 10, 0, 1).astype(np.float32))
+
+
+def test_outlines_run_along_the_edge_of_the_mask() -> None:
+    (line,) = outlines(disc(25.0, (80.0, 60.0)))
+    distance = np.hypot(line[:, 0] - 80, line[:, 1] - 60)
+    assert np.abs(distance - 25).max() < 0.5
+    np.testing.assert_allclose(line[0], line[-1])  # closed
+
+
+def test_an_outline_is_closed_where_a_region_ends() -> None:
+    """A person whom the edge of the frame cuts off."""
+    (line,) = outlines(disc(25.0, (30.0, 60.0)))
+    np.testing.assert_allclose(line[0], line[-1])
+    assert line[:, 0].min() >= 30 - 4
+
+
+def test_people_are_drawn_in_their_colors_and_speakers_are_tinted() -> None:
+    frame = np.full((120, 160, 3), 100, np.uint8)
+    regions = {1: disc(25.0, (80.0, 60.0))}
+    silent = draw_people(frame, regions, ())
+    speaking = draw_people(frame, regions, {1})
+    assert (frame == 100).all()  # the input is left as it is
+    colored = (silent == color_of(1)).all(-1)
+    thick = (speaking == color_of(1)).all(-1)
+    assert 0 < colored.sum() <= thick.sum()
+    assert (silent[75, 80] == 100).all()  # inside, away from outline and label
+    np.testing.assert_allclose(speaking[75, 80], 0.7 * 100 + 0.3 * np.array(color_of(1)), atol=1)
+    assert (silent[10, 10] == 100).all() and (speaking[10, 10] == 100).all()
