@@ -156,9 +156,10 @@ def first_pass(
             zooms: dict[int, float] = {}
             people: list[DetectedPerson] = []
             if frames.any():  # black, as where nothing decodes, shows no people
-                people = predictor.predict(frames, wave, WHOLE, window_cue, key, hint)
+                mixture = predictor.prepare(wave)
+                people = predictor.predict(frames, mixture, WHOLE, window_cue, key, hint)
                 if second_look:
-                    people, zooms = refine_small_people(predictor, frames, wave, people, hint)
+                    people, zooms = refine_small_people(predictor, frames, mixture, people, hint)
             numbers = tracker.assign_numbers(people)
             waves = {MIXTURE: wave}
             for number, person in zip(numbers, people, strict=True):

@@ -15,8 +15,14 @@ from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.slot_merging import merge_slots, without_specks
 from cavmae.finetune.speaker.cues import KINDS, CueKind, Cues, no_cues, region_of
-from cavmae.finetune.speaker.model import NONE, OFF_SCREEN, Inputs, SpeakerModel
-from cavmae.finetune.speaker.prediction import SpeakerPredictor
+from cavmae.finetune.speaker.model import (
+    NONE,
+    OFF_SCREEN,
+    Inputs,
+    MixtureEncoding,
+    SpeakerModel,
+)
+from cavmae.finetune.speaker.prediction import SpeakerPredictor, check_finite_audio
 from cavmae.finetune.speaker.voice_matching import distances
 
 MASK_STRIDE = 4  # input pixels of the model for a pixel of its masks
@@ -40,6 +46,20 @@ class Cue:
     box: Box = WHOLE
     mask: np.ndarray | None = None
     voice: np.ndarray | None = None
+
+
+class PreparedMixture(NamedTuple):
+    """A mixture, ready for several predictions.
+
+    Attributes:
+        wave: float32 [1, S].
+        fbank: [1, S / 160, mel], normalised.
+        encoding: of both.
+    """
+
+    wave: Tensor
+    fbank: Tensor
+    encoding: MixtureEncoding
 
 
 class DetectedPerson(NamedTuple):
@@ -171,10 +191,23 @@ class WindowPredictor:
         self.keys = self.keys.astype(np.int64)
 
     @torch.no_grad()
+    def prepare(self, mixture: np.ndarray) -> PreparedMixture:
+        """Encode a mixture, float32 [S], which all looks at a window share.
+
+        Raises:
+            CavmaeError: it has NaN or Inf.
+        """
+        wave = torch.from_numpy(mixture)[None].to(self.device)
+        check_finite_audio(wave)
+        fbank = self.speaker.fbank(wave)
+        with self._autocast():
+            return PreparedMixture(wave, fbank, self.speaker.model.encode_mixture(wave, fbank))
+
+    @torch.no_grad()
     def predict(
         self,
         frames: np.ndarray,
-        mixture: np.ndarray,
+        mixture: PreparedMixture,
         box: Box = WHOLE,
         cue: Cue | None = None,
         key: int = 0,
@@ -186,7 +219,7 @@ class WindowPredictor:
 
         Args:
             frames: uint8 [T, h, w, 3].
-            mixture: float32 [S].
+            mixture: of :meth:`prepare`.
             box: region of the frames that the model sees.
             cue: cue for the person of slot 0.
             key: index of the key frame of a box, point or mask.
@@ -202,20 +235,22 @@ class WindowPredictor:
         # Resized before conversion to grey: floats of whole frames would take gigabytes.
         resized = letterbox.resize(video_nchw, self.config.motion_size).float()
         motion = (resized * torch.tensor(GREY)[:, None, None]).sum(1).round_().byte()
-        wave = torch.from_numpy(mixture)[None].to(self.device)
         inputs = Inputs(
-            mixture=wave,
-            fbank=self.speaker.fbank(wave),
+            mixture=mixture.wave,
+            fbank=mixture.fbank,
             frames=key_frames.permute(0, 2, 3, 1)[None].to(self.device),
             motion=motion[None].to(self.device),
             cues=self._cues(cue, key, letterbox, frame_size),
             hint=torch.tensor([hint], device=self.device),
+            encoding=mixture.encoding,
         )
-        with torch.autocast(self.device.type, self._type, enabled=self._type is not None):
-            slot_predictions, voice_predictions = self.speaker.predict(inputs)
+        with self._autocast():
+            slot_predictions, voice_predictions = self.speaker.predict(
+                inputs, self.thresholds.min_voice_prob
+            )
         states = voice_predictions.states[0, :-1].float().softmax(-1).cpu()
         masks = letterbox.crop_masks(slot_predictions.masks[-1][0].float().sigmoid()).cpu()
-        waves = voice_predictions.waves(len(mixture))[0].float().cpu().numpy()
+        waves = voice_predictions.waves(mixture.wave.shape[1])[0].float().cpu().numpy()
         key_colors = functional.interpolate(
             letterbox.crop(video_nchw[self.keys]), masks.shape[-2:], mode="bilinear", antialias=True
         )
@@ -259,6 +294,9 @@ class WindowPredictor:
         both = torch.from_numpy(np.stack([voice, reference])).to(self.device)
         voice_fbank, reference_fbank = self.speaker.fbank(both)
         return float(distances(voice_fbank[None, None], reference_fbank[None]))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self._type, enabled=self._type is not None)
 
     @property
     def _image(self) -> tuple[int, int]:

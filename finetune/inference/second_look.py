@@ -3,14 +3,19 @@
 import numpy as np
 
 from cavmae.common.boxes import WHOLE, Box, mask_box
-from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
+from cavmae.finetune.inference.predictor import (
+    Cue,
+    DetectedPerson,
+    PreparedMixture,
+    WindowPredictor,
+)
 from cavmae.finetune.inference.tracker import masks_at, soft_iou
 
 
 def refine_small_people(
     predictor: WindowPredictor,
     frames: np.ndarray,
-    wave: np.ndarray,
+    mixture: PreparedMixture,
     people: list[DetectedPerson],
     hint: int = 0,
 ) -> tuple[list[DetectedPerson], dict[int, float]]:
@@ -19,7 +24,7 @@ def refine_small_people(
     Args:
         predictor: the model.
         frames: uint8 [T, h, w, 3], of a window.
-        wave: float32 [S], the mixture.
+        mixture: the same as in the prediction for the whole frame.
         people: prediction for the whole frame.
         hint: class number of the people; 0: none.
 
@@ -39,7 +44,7 @@ def refine_small_people(
             key = int((person.masks > 127).reshape(len(person.masks), -1).sum(1).argmax())
             mask = person.masks[key] > 127
             cue = Cue("mask", box=mask_box(mask) or WHOLE, mask=mask)
-            detected = predictor.predict(frames, wave, box, cue, key, hint)
+            detected = predictor.predict(frames, mixture, box, cue, key, hint)
             closer_view = next((p for p in detected if p.slot == 0), None)
         if closer_view is None or not is_same_person(
             closer_view, person, people, predictor.keys, thresholds.min_second_look_iou

@@ -39,6 +39,21 @@ class SeparatedVoices(NamedTuple):
     activity_logits: Tensor
     binding: Optional["Binding"] = None
 
+    def among(self, numbers: Tensor, count: int) -> "SeparatedVoices":
+        """These voices among ``count``, the others of which are silent.
+
+        Args:
+            numbers: int64 [K], of these voices.
+        """
+        places = torch.cat([numbers, numbers.new_tensor([count])])  # the residual stays last
+        n, _, *size = self.spectra.shape
+        spectra = self.spectra.new_zeros(n, count + 1, *size)
+        logits = self.activity_logits.new_full(
+            (n, count + 1, self.activity_logits.shape[-1]), SILENT_LOGIT
+        )
+        spectra[:, places], logits[:, places] = self.spectra, self.activity_logits
+        return SeparatedVoices(spectra, logits, self.binding)
+
 
 class Binding(NamedTuple):
     """Outputs of queries and their binding to people.

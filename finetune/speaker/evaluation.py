@@ -9,7 +9,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -164,12 +164,11 @@ def _concatenate(parts: Sequence[Inputs]) -> Inputs:
 
 
 def _map_tensors(function: Callable[[list[Tensor]], Tensor], parts: Sequence[Inputs]) -> Inputs:
-    """Apply a function to every tensor of several inputs."""
+    """Apply a function to every tensor of several inputs, whose mixtures are not encoded yet."""
     cues = Cues(*(function([getattr(p.cues, name) for p in parts]) for name in Cues._fields))
-    names = [name for name in Inputs._fields if name != "cues"]
-    return Inputs(
-        **{name: function([getattr(p, name) for p in parts]) for name in names}, cues=cues
-    )
+    names = [name for name in Inputs._fields if name not in ("cues", "encoding")]
+    tensors: dict[str, Any] = {name: function([getattr(p, name) for p in parts]) for name in names}
+    return Inputs(**tensors, cues=cues)
 
 
 def _modify_inputs(inputs: Inputs, swapped: Inputs, way: Way) -> Inputs:

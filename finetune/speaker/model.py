@@ -30,6 +30,7 @@ from cavmae.finetune.laterals.base import Lateral, PathwayShape
 from cavmae.finetune.laterals.settings import LATERALS
 from cavmae.finetune.motion.settings import MOTION
 from cavmae.finetune.separation.model import SoundSeparator
+from cavmae.finetune.separators.base import MixtureFeatures
 from cavmae.finetune.separators.stft import wave
 from cavmae.finetune.speaker.center_voting import CenterVoting
 from cavmae.finetune.speaker.config import SpeakerConfig
@@ -48,6 +49,18 @@ SPEAKING, SILENT, OFF_SCREEN, NONE = range(4)
 QUIETEST = 1e-4  # RMS below which a mixture is not normalised to 1
 
 
+class MixtureEncoding(NamedTuple):
+    """Encoding of mixtures, which does not depend on the video.
+
+    Attributes:
+        tokens: [N, La, E] of audio.
+        features: of the sound separator.
+    """
+
+    tokens: Tensor
+    features: MixtureFeatures
+
+
 class Inputs(NamedTuple):
     """Inputs of the model.
 
@@ -58,6 +71,8 @@ class Inputs(NamedTuple):
         motion: uint8 [N, T, h, w], grey frames.
         cues: one cue for each clip; its kind may be ``none``.
         hint: int64 [N], class number; 0: none.
+        encoding: of the mixture and its fbank, by :meth:`SpeakerModel.encode_mixture`; None: it is
+            computed.
     """
 
     mixture: Tensor
@@ -66,6 +81,7 @@ class Inputs(NamedTuple):
     motion: Tensor
     cues: Cues
     hint: Tensor
+    encoding: MixtureEncoding | None = None
 
 
 class SlotPredictions(NamedTuple):
@@ -186,11 +202,30 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.config = dataclasses.replace(self.config, classes=classes)
         self.hint_embed.add_classes(len(names))
 
-    def forward(self, inputs: Inputs) -> tuple[SlotPredictions, VoicePredictions]:
-        """Predict masks, then decode each slot's voice from the motion under its own mask."""
+    def forward(
+        self, inputs: Inputs, min_voice_prob: float = 0.0
+    ) -> tuple[SlotPredictions, VoicePredictions]:
+        """Predict masks, then decode each slot's voice from the motion under its own mask.
+
+        Args:
+            min_voice_prob: see :meth:`decode_voices`.
+        """
         predictions = self.predict_masks(inputs)
         masks = predictions.masks[-1].sigmoid().detach()
-        return predictions, self.decode_voices(inputs, predictions, masks)
+        return predictions, self.decode_voices(
+            inputs, predictions, masks, min_voice_prob=min_voice_prob
+        )
+
+    def encode_mixture(self, mixture: Tensor, fbank: Tensor) -> MixtureEncoding:
+        """Encoding of mixtures [N, S] and their fbanks, to be used with several videos."""
+        tokens = self.encoder.audio_features(fbank)
+        return MixtureEncoding(tokens, self._sound_features(mixture)[2])
+
+    def _sound_features(self, mixture: Tensor) -> tuple[Tensor, Tensor, MixtureFeatures]:
+        """Mixture at an RMS of 1, its divisor, and its features."""
+        with torch.autocast(mixture.device.type, enabled=False):
+            mixture, scale = _normalize_rms(mixture.float())
+        return mixture, scale, self.sound.separator.features(mixture)
 
     # --- masks ---
 
@@ -198,8 +233,12 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         """Tokens of audio [N, La, E], of key frames [N, F, L, E], of cues' voices [N, La, E]."""
         frozen = not next(self.encoder.blocks_v.parameters()).requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            fbanks = torch.cat([inputs.fbank, inputs.cues.voice])  # [2 N, 4 T, mel]
-            audio_tokens, cue_tokens = self.encoder.audio_features(fbanks).chunk(2)
+            if inputs.encoding is None:
+                fbanks = torch.cat([inputs.fbank, inputs.cues.voice])  # [2 N, 4 T, mel]
+                audio_tokens, cue_tokens = self.encoder.audio_features(fbanks).chunk(2)
+            else:
+                audio_tokens = inputs.encoding.tokens
+                cue_tokens = self.encoder.audio_features(inputs.cues.voice)
             frame_tokens = self.encoder.frame_features(normalise_frames(inputs.frames))
         return audio_tokens, frame_tokens, cue_tokens
 
@@ -273,7 +312,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
 
     def decode_voices(
         self, inputs: Inputs, predictions: SlotPredictions, masks: Tensor,
-        presence_prob: Tensor | None = None,
+        presence_prob: Tensor | None = None, min_voice_prob: float = 0.0,
     ) -> VoicePredictions:  # fmt: skip
         """Voices of all slots, from the motion under their masks.
 
@@ -282,14 +321,18 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
             presence_prob: [N, Q - 1], probability that the slot is a person; None: that of its
                 state. A slot that is no person has no voice: where two slots cover the same pixels,
                 their motion alone cannot say which of the two is to be silent.
+            min_voice_prob: presence probability below which, in all clips, the voice of a slot is
+                silence and takes no time.
         """
         if presence_prob is None:
             presence_prob = self.presence_prob(predictions)
         motion = self.motion_reader(predictions.motion, masks)  # [N, Q - 1, T, D]
         articulation = self.articulation_head(motion)  # [N, Q - 1, T, 4]
-        with torch.autocast(motion.device.type, enabled=False):
+        if inputs.encoding is None:
+            mixture, scale, features = self._sound_features(inputs.mixture)
+        else:
             mixture, scale = _normalize_rms(inputs.mixture.float())
-        features = self.sound.separator.features(mixture)
+            features = inputs.encoding.features
         embeddings = self.sound.cue_encoder(articulation, features.latent)  # [N, Q - 1, T, D']
         # Voices do not get the slots' embeddings: with them the model memorised how the few people
         # of the training set sound, instead of reading their motion.
@@ -297,22 +340,30 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         slots = masks.shape[1]
         voice_cue = functional.pad(voice_cue, (0, 0, 0, 0, 0, slots - 1))  # slot 0 only
         visible = _covered(masks, motion.shape[2])
-        separated = self.sound.separate(
-            mixture, features, embeddings + voice_cue, presence_prob, visible
-        )
+        chosen: slice | Tensor = slice(None)
+        if min_voice_prob > 0:
+            chosen = (presence_prob >= min_voice_prob).any(0).nonzero()[:, 0]
+            chosen = chosen if len(chosen) else chosen.new_zeros(1)
+        voices = self.sound.separate(
+            mixture, features, (embeddings + voice_cue)[:, chosen], presence_prob[:, chosen],
+            visible[:, chosen],
+        )  # fmt: skip
+        if not isinstance(chosen, slice):
+            voices = voices.among(chosen, slots)
         refinements = [
             self.voice_state_head(embeddings.mean(2)),  # [N, Q - 1, 4]
             self.residual_state_head(features.latent.mean(1, keepdim=True)),  # [N, 1, 4]
         ]
         states = predictions.states[-1] + torch.cat(refinements, dim=1)
         return VoicePredictions(
-            separated.spectra, states, separated.activity_logits, articulation, scale[..., None]
+            voices.spectra, states, voices.activity_logits, articulation, scale[..., None]
         )
 
     @staticmethod
     def presence_prob(predictions: SlotPredictions) -> Tensor:
         """Probability that each slot is a person, by its state: [N, Q - 1], without gradient."""
-        return 1 - predictions.states[-1][:, :-1].detach().float().softmax(-1)[..., NONE]
+        states = predictions.states[-1][:, :-1].detach().float().softmax(-1)
+        return states[..., SPEAKING] + states[..., SILENT]
 
 
 def _covered(masks: Tensor, frames: int) -> Tensor:

@@ -37,7 +37,9 @@ class SpeakerPredictor:
             fbanks = fbank_batch(torch.nn.functional.pad(waves.float(), (0, FBANK_PADDING)))
             return (fbanks - self.statistics.mean) / self.statistics.std
 
-    def predict(self, inputs: Inputs) -> tuple[SlotPredictions, VoicePredictions]:
+    def predict(
+        self, inputs: Inputs, min_voice_prob: float = 0.0
+    ) -> tuple[SlotPredictions, VoicePredictions]:
         """Predictions of the model in inference.
 
         A voice cue is matched to the separated voices, whose nearest becomes slot 0: see
@@ -45,23 +47,33 @@ class SpeakerPredictor:
         minutes of speech it learned too little about voices, and its masks and voices were worse
         with the cue than without (docs/results.md).
 
+        Args:
+            min_voice_prob: see :meth:`SpeakerModel.decode_voices`.
+
         Raises:
             CavmaeError: the audio has NaN or Inf.
             NonFiniteError: the model gives NaN or Inf.
         """
-        if not bool(torch.isfinite(inputs.mixture).all()):
-            raise CavmaeError("The audio has NaN or Inf: convert it to 16 bits.")
+        check_finite_audio(inputs.mixture)
         has_voice_cue = inputs.cues.kind == KINDS.index("voice")
         if not bool(has_voice_cue.any()):
-            outputs: tuple[SlotPredictions, VoicePredictions] = self.model(inputs)
+            outputs: tuple[SlotPredictions, VoicePredictions] = self.model(inputs, min_voice_prob)
             _check_finite(*outputs)
             return outputs
         kind = inputs.cues.kind.masked_fill(has_voice_cue, 0)
-        predictions, voices = self.model(inputs._replace(cues=inputs.cues._replace(kind=kind)))
+        predictions, voices = self.model(
+            inputs._replace(cues=inputs.cues._replace(kind=kind)), min_voice_prob
+        )
         _check_finite(predictions, voices)
         waves = voices.waves(inputs.mixture.shape[-1])
         fbanks = self.fbank(waves.flatten(0, 1)).unflatten(0, waves.shape[:2])
         return target_to_slot0(inputs, predictions, voices, waves, fbanks)
+
+
+def check_finite_audio(waves: Tensor) -> None:
+    """Raise CavmaeError for audio with NaN or Inf."""
+    if not bool(torch.isfinite(waves).all()):
+        raise CavmaeError("The audio has NaN or Inf: convert it to 16 bits.")
 
 
 def _check_finite(predictions: SlotPredictions, voices: VoicePredictions) -> None:

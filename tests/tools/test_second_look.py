@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from cavmae.common.boxes import WHOLE, Box
-from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
+from cavmae.finetune.inference.predictor import (
+    Cue,
+    DetectedPerson,
+    PreparedMixture,
+    WindowPredictor,
+)
 from cavmae.finetune.inference.second_look import is_same_person, refine_small_people, zoom_box
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
@@ -26,8 +31,8 @@ class Obedient(WindowPredictor):
         self.hints: set[int] = set()
 
     def predict(
-        self, frames: np.ndarray, mixture: np.ndarray, box: Box = WHOLE, cue: Cue | None = None,
-        key: int = 0, hint: int = 0,
+        self, frames: np.ndarray, mixture: PreparedMixture, box: Box = WHOLE,
+        cue: Cue | None = None, key: int = 0, hint: int = 0,
     ) -> list[DetectedPerson]:  # fmt: skip
         self.hints.add(hint)
         people = super().predict(frames, mixture, box, cue, key, hint)
@@ -93,7 +98,7 @@ def test_each_threshold_of_second_looks_has_an_effect(
     activity_prob, voice, colors = (np.zeros(n, np.float32) for n in (8, 9, 64))
     person = DetectedPerson(0, 0.9, activity_prob, WHOLE, masks, voice, colors)
     frames = np.zeros((8, 1000, 1000, 3), dtype=np.uint8)
-    _, zooms = refine_small_people(Halving(), frames, voice, [person])  # type: ignore[arg-type]
+    _, zooms = refine_small_people(Halving(), frames, None, [person])  # type: ignore[arg-type]
     assert zooms == ({} if zoom is None else {0: pytest.approx(zoom)})
 
 

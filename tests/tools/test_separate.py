@@ -98,7 +98,7 @@ def test_mask_videos_show_the_masks(separator: Separator, video: Maker, tmp_path
     info = probe(str(path))
     with Playback(info, input_geometry(info)) as playback:
         frames, audio = playback.read_frames(0, 16), playback.read_audio(0, 16)
-        detected = separator._predictor.predict(frames, audio)
+        detected = separator._predictor.predict(frames, separator._predictor.prepare(audio))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     assert len(detected) == len(result.people)
     for person, written in zip(detected, result.people, strict=True):
@@ -119,7 +119,8 @@ def test_a_clip_as_long_as_a_window_is_one_forward_pass(
     path = video(seconds=0.64, size=(96, 64), audio="pcm_s16le", name="a.mkv")
     info = probe(str(path))
     with Playback(info, input_geometry(info)) as playback:
-        people = predictor.predict(playback.read_frames(0, 16), playback.read_audio(0, 16))
+        mixture = predictor.prepare(playback.read_audio(0, 16))
+        people = predictor.predict(playback.read_frames(0, 16), mixture)
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     gain = result.record["gain"]
     assert len(people) == len(result.people)

@@ -40,7 +40,8 @@ def test_clips_of_a_batch_do_not_know_of_each_other() -> None:
     whole, _ = speaker_task.inputs_of(batch(3), cue_prob=0.0)
     predictions, voices = speaker_task.model(whole)
     single = type(whole)(*(
-        type(x)(*(y[1:2] for y in x)) if isinstance(x, tuple) else x[1:2] for x in whole
+        type(x)(*(y[1:2] for y in x)) if isinstance(x, tuple) else None if x is None else x[1:2]
+        for x in whole
     ))  # fmt: skip
     alone, voice = speaker_task.model(single)
     torch.testing.assert_close(alone.masks[-1], predictions.masks[-1][1:2], atol=1e-4, rtol=1e-3)
@@ -134,12 +135,47 @@ def test_absent_people_have_no_voice() -> None:
     states[:, 2] = torch.tensor([99.0, 0.0, 0.0, 0.0])
     predictions = predictions._replace(states=[states])
     waves = speaker_task.model.decode_voices(inputs, predictions, masks).waves(SAMPLES)
-    assert not waves[:, 1].any()
+    assert waves[:, 1].abs().max() < 1e-30
     assert waves[:, 2].abs().max() > 1e-5
     without_people = speaker_task.model.decode_voices(
         inputs, predictions, masks, torch.zeros(2, 4)
     ).waves(SAMPLES)
     torch.testing.assert_close(without_people[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
+
+
+def test_voices_that_are_not_computed_are_silent_and_change_no_other() -> None:
+    speaker_task = task().eval()
+    inputs, _ = speaker_task.inputs_of(batch(), 0.0)
+    predictions = speaker_task.model.predict_masks(inputs)
+    masks = predictions.masks[-1].sigmoid()
+    presence = torch.tensor([[0.9, 0.0, 0.3, 0.0], [0.8, 0.0, 0.0, 1e-9]])
+    decode, computed = speaker_task.model.decode_voices, []
+    separate = speaker_task.model.sound.separate
+    speaker_task.model.sound.separate = lambda *a: computed.append(a[2].shape[1]) or separate(*a)
+    every = decode(inputs, predictions, masks, presence)
+    some = decode(inputs, predictions, masks, presence, min_voice_prob=1e-6)
+    assert computed == [4, 2]
+    torch.testing.assert_close(some.waves(SAMPLES), every.waves(SAMPLES), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(some.states, every.states)
+    assert not some.spectra[:, [1, 3]].any()
+    assert (some.activity_logits[:, [1, 3]].sigmoid() < 1e-3).all()
+    nobody = decode(inputs, predictions, masks, torch.zeros(2, 4), min_voice_prob=0.5)
+    assert computed[-1] == 1
+    torch.testing.assert_close(nobody.waves(SAMPLES)[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
+
+
+def test_an_encoded_mixture_gives_the_same_predictions() -> None:
+    model = task().eval().model
+    inputs, _ = task().inputs_of(batch(), 0.0)
+    with torch.no_grad():
+        encoding = model.encode_mixture(inputs.mixture, inputs.fbank)
+        expected, expected_voices = model(inputs)
+        # Neither is computed again.
+        model.sound.separator.encode_mixture = None  # type: ignore[method-assign, assignment]
+        predictions, voices = model(inputs._replace(encoding=encoding))
+    torch.testing.assert_close(predictions.masks[-1], expected.masks[-1])
+    torch.testing.assert_close(voices.spectra, expected_voices.spectra)
+    torch.testing.assert_close(voices.states, expected_voices.states)
 
 
 def test_people_without_an_active_frame_have_no_voice() -> None:
