@@ -146,20 +146,13 @@ def first_pass(
     sightings: dict[int, list[Sighting]] = {}
     with (folder / "masks.u8").open("wb") as masks:
         for window, start in enumerate(starts):
-            frames = media.read_frames(start, length)
             wave = media.read_audio(start, length)
-            unread.check()
-            if (peak := float(np.abs(wave).max())) > MAX_SAMPLE:
-                raise MediaError("decode_error", f"its audio has samples as large as {peak:.1e}")
             window_cue = cue if cue_at is None or cue_at[0] == window else None
             key = cue_at[1] if cue_at is not None else 0
-            zooms: dict[int, float] = {}
-            people: list[DetectedPerson] = []
-            if frames.any():  # black, as where nothing decodes, shows no people
-                mixture = predictor.prepare(wave)
-                people = predictor.predict(frames, mixture, WHOLE, window_cue, key, hint)
-                if second_look:
-                    people, zooms = refine_small_people(predictor, frames, mixture, people, hint)
+            people, zooms = _predict_window(
+                predictor, media.read_frames(start, length), wave, window_cue, key, hint,
+                second_look, unread,
+            )  # fmt: skip
             numbers = tracker.assign_numbers(people)
             waves = {MIXTURE: wave}
             for number, person in zip(numbers, people, strict=True):
@@ -195,6 +188,35 @@ def first_pass(
         missing_audio=unread.missing_audio,
         mixdown=media.mixdown,
         remarks=tuple(unread.remarks()),
+    )
+
+
+def _predict_window(
+    predictor: WindowPredictor,
+    frames: np.ndarray,
+    wave: np.ndarray,
+    cue: Cue | None,
+    key: int,
+    hint: int,
+    second_look: bool,
+    unread: UnreadMedia,
+) -> tuple[list[DetectedPerson], dict[int, float]]:
+    """People of a window, and the magnification of each second look by slot.
+
+    A function of its own, so that the frames of a window, hundreds of megabytes, are freed before
+    those of the next are read.
+    """
+    unread.check()
+    if (peak := float(np.abs(wave).max())) > MAX_SAMPLE:
+        raise MediaError("decode_error", f"its audio has samples as large as {peak:.1e}")
+    if not frames.any():  # black, as where nothing decodes, shows no people
+        return [], {}
+    mixture = predictor.prepare(wave)
+    people = predictor.predict(frames, mixture, WHOLE, cue, key, hint)
+    return (
+        refine_small_people(predictor, frames, mixture, people, hint)
+        if second_look
+        else (people, {})
     )
 
 
