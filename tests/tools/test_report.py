@@ -21,12 +21,19 @@ from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.tools.benchmarks.media import make_video
 from cavmae.tools.report import main
-from cavmae.tools.reporting.charts import Line, TimelineRow, lines, timeline
+from cavmae.tools.reporting.charts import (
+    Line,
+    SpeakingRow,
+    TimelineRow,
+    lines,
+    speaking_chart,
+    timeline,
+)
 from cavmae.tools.reporting.examples import tracks_of
 from cavmae.tools.reporting.sources import Separation, sources_of
 from tests.conftest import SMALL
 from tests.finetune.speaker.scenes import model
-from tests.tools.report_folders import EVENT_MEASURES, PREDICTION, RECORD, write
+from tests.tools.report_folders import EVENT_MEASURES, PREDICTION, RECORD, page_of, write
 
 NAMES = ("first & <best>", "second")
 
@@ -135,7 +142,7 @@ def test_every_image_has_a_text_alternative(page: Path) -> None:
             assert len(attributes.get("alt") or "") > 10
         if tag in ("svg", "audio", "video"):
             assert len(attributes.get("aria-label") or "") > 3
-    assert sum(tag == "svg" for tag, _ in parsed.tags) == 7
+    assert sum(tag == "svg" for tag, _ in parsed.tags) == 8
     assert sum(tag == "audio" for tag, _ in parsed.tags) >= 4
 
 
@@ -161,7 +168,8 @@ def test_events_of_a_page(page: Path) -> None:
         "events: confusion matrix",
     ):
         assert part in text, part
-    (chart,) = re.findall(r'<div class="timeline">(.*?)</div>', text, re.DOTALL)
+    charts = re.findall(r'<div class="timeline"[^>]*>(.*?)</div>', text, re.DOTALL)
+    chart = next(chart for chart in charts if "probability" in chart)
     assert "_dog &lt;b&gt;</text>" in chart  # matplotlib hides names with an underscore elsewhere
 
 
@@ -188,6 +196,40 @@ def test_stretches_between_present_ones_are_not_present() -> None:
     narrow = [path for path in paths[0] if path not in paths[1]]
     assert len(narrow) == 2
     assert max(map(width, narrow)) < 0.4 * max(map(width, paths[1]))
+
+
+def test_who_speaks_when() -> None:
+    rows = [
+        SpeakingRow("person 1", 1, [(0.0, 4.0)], [(1.0, 2.0), (3.0, 3.5)]),
+        SpeakingRow("_b <i>", 2, [(0.0, 2.0)], []),
+    ]
+    drawn = speaking_chart("meeting", rows, 4.0)
+    assert "person 1 speaks from 1.0 to 2.0 s, from 3.0 to 3.5 s; _b &lt;i&gt; does not" in drawn
+    assert ">_b &lt;i&gt;</text>" in drawn
+    assert "#e69f00" in drawn and "#56b4e9" in drawn  # as in the overlay
+    often = speaking_chart("m", [rows[0]._replace(speech=[(n, n + 0.5) for n in range(9)])], 9.0)
+    assert "from 3.0 to 3.5 s, and 5 more times" in often
+
+
+def results_of_one_recording(folder: Path) -> list[Path]:
+    """Results of two models on one recording, and one on another."""
+    results = []
+    for number, (model_name, source) in enumerate((("a", "x.mp4"), ("b", "x.mp4"), ("a", "y.mp4"))):
+        person = RECORD["people"][0] | {  # type: ignore[index, operator]
+            "visible": [[0.0, 1.0]], "speech": [[0.25, 0.75], ["x", 1]],
+        }  # fmt: skip
+        record = RECORD | {"model": model_name, "source": source, "people": [person]}
+        results.append(write(folder / f"{number}", "result.json", record))
+    return results
+
+
+def test_results_of_one_recording_share_a_switch(tmp_path: Path) -> None:
+    text = page_of(tmp_path, *results_of_one_recording(tmp_path))
+    assert text.count('type="radio"') == 2
+    assert re.findall(r'<label for="recording-1-\d">([^<]+)<', text) == ["0 (a)", "1 (b)"]
+    assert "2 results of x.mp4" in text
+    assert text.count("speaks from 0.2 to 0.8 s") == 3  # one chart each
+    assert "speech is not a list of at most" in text  # and what is wrong with it is listed
 
 
 def test_a_folder_of_separations_and_predictions_shows_both(tmp_path: Path) -> None:
@@ -288,6 +330,32 @@ def test_in_a_browser(browser: Any, page: Path, tmp_path: Path, width: int, sche
     if scheme == "light":
         _plays(browser)
     (tmp_path / f"{width}-{scheme}.png").write_bytes(browser.get_screenshot_as_png())
+
+
+def test_a_switch_and_all_that_scrolls_are_reached_by_keyboard(
+    browser: Any, tmp_path: Path
+) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    page_of(tmp_path, *results_of_one_recording(tmp_path))
+    browser.get((tmp_path / "page.html").as_uri())
+
+    def displayed() -> list[bool]:
+        return [p.is_displayed() for p in browser.find_elements(By.CSS_SELECTOR, ".panel")]
+
+    assert displayed() == [True, False]
+    reached = []
+    for _ in range(40):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        active = browser.switch_to.active_element
+        reached.append(active.get_attribute("id") or active.get_attribute("class") or "")
+        if reached[-1] == "recording-1-1":
+            active.send_keys(Keys.ARROW_RIGHT)
+            assert displayed() == [False, True]
+    assert reached[0] == "skip"
+    assert "recording-1-1" in reached
+    assert "timeline" in reached
 
 
 def test_a_browser_runs_nothing_and_fetches_nothing(

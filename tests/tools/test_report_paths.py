@@ -18,7 +18,7 @@ from cavmae.common.errors import CavmaeError
 from cavmae.tools.report import main
 from cavmae.tools.reporting.audio_tracks import tracks_of
 from cavmae.tools.reporting.blocks import Gallery
-from cavmae.tools.reporting.examples import example
+from cavmae.tools.reporting.examples import examples
 from tests.tools.report_folders import MEASURES, RECORD, embedded, only, page_of, wave, write
 
 SECRET = 12_345  # seed of the audio that must not get into a page
@@ -117,7 +117,7 @@ def test_no_file_from_outside(change: Change, recording: Path, private: Path) ->
         assert abs(np.corrcoef(track.wave[:size], secret[:size])[0, 1]) < 0.2, track.name
     blocks = [
         block
-        for block in example(separation)
+        for block in examples([separation])
         if isinstance(block, Gallery) and block.items_kind == "videos"
     ]
     for video in (video for block in blocks for video in block.items):

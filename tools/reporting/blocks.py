@@ -101,9 +101,30 @@ class Gallery(PageBlock):
 
 @dataclasses.dataclass(frozen=True)
 class Timeline(PageBlock):
-    """Chart over time, as wide as the page; it scrolls on a narrow one."""
+    """Chart over time, as wide as the page; it scrolls on a narrow one.
+
+    Attributes:
+        drawing: inline SVG.
+        caption: names the chart for keyboards and screen readers.
+    """
 
     drawing: Markup
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Switch(PageBlock):
+    """Panels of which one is displayed at a time, chosen by radio buttons.
+
+    Attributes:
+        name: unique in the page.
+        label: of the choice.
+        panels: title and blocks of each.
+    """
+
+    name: str
+    label: str
+    panels: Sequence[tuple[str, Sequence[PageBlock]]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from cavmae.common.quoting import caption, visible
 from cavmae.datasets.stream.features import SAMPLE_RATE
-from cavmae.finetune.inference.overlay import PALETTE
+from cavmae.finetune.inference.overlay import PALETTE, color_of
 
 INK = "#010203"  # placeholder that becomes the colour of the page's text
 STYLES = ("-", "--", ":", "-.")
@@ -25,6 +25,7 @@ WINDOW, HOP = 512, 160  # samples of a spectrogram's frame, and between frames
 RANGE_DB = 70.0
 TIMELINE_WIDTH = 9.6  # inches
 COLUMNS = 600  # of a timeline
+DESCRIBED_SPANS = 4  # that a chart's description lists of a person
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -40,6 +41,22 @@ class TimelineRow(NamedTuple):
     name: str
     probs: Sequence[float]
     spans: Sequence[tuple[float, float]]
+
+
+class SpeakingRow(NamedTuple):
+    """Row of a chart of who speaks when.
+
+    Attributes:
+        name: of the person.
+        number: of the person, which gives the color of the overlay.
+        visible: (start, end) in seconds in which the person is visible.
+        speech: (start, end) in seconds in which they speak.
+    """
+
+    name: str
+    number: int
+    visible: Sequence[tuple[float, float]]
+    speech: Sequence[tuple[float, float]]
 
 
 class Line(NamedTuple):
@@ -133,6 +150,55 @@ def timeline(title: str, rows: Sequence[TimelineRow], bounds: Sequence[float]) -
         svg = _svg_of(figure)
     parts = [f"{row.name} up to {max(row.probs):.2f}" for row in rows]
     return _inline(svg, f"{title}, over time: {', '.join(parts)}")
+
+
+def speaking_chart(title: str, rows: Sequence[SpeakingRow], seconds: float) -> Markup:
+    """Chart of who speaks when: inline SVG as of :func:`lines`.
+
+    A thin bar lies where a person is visible, a thick one where they speak, in the color of their
+    outline in the overlay.
+
+    Args:
+        title: above the chart.
+        rows: the first one is on top.
+        seconds: length of the recording.
+    """
+    with _drawing(title):
+        figure = Figure(figsize=(TIMELINE_WIDTH, 0.9 + 0.34 * len(rows)), layout="constrained")
+        axis = figure.subplots()
+        for number, row in enumerate(rows):
+            middle = len(rows) - 0.5 - number
+            color = "#" + "".join(f"{v:02x}" for v in color_of(row.number))
+            for spans, height, alpha in ((row.visible, 0.12, 0.6), (row.speech, 0.62, 1.0)):
+                bars = [(start, end - start) for start, end in spans]
+                axis.broken_barh(
+                    bars, (middle - height / 2, height), facecolors=color, alpha=alpha,
+                    edgecolors=INK if height > 0.2 else "none", linewidth=0.5,
+                )  # fmt: skip
+        axis.set_title(caption(title), fontsize=10, parse_math=False)
+        axis.set_xlabel("seconds")
+        axis.set_xlim(0, seconds)
+        axis.set_ylim(0, len(rows))
+        axis.set_yticks(
+            [len(rows) - 0.5 - n for n in range(len(rows))],
+            [caption(row.name, 28) for row in rows], parse_math=False,
+        )  # fmt: skip
+        axis.tick_params(axis="y", length=0)
+        axis.grid(visible=True, axis="x", alpha=0.25)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        svg = _svg_of(figure)
+    parts = [
+        f"{row.name} speaks {_spoken(row.speech)}" if row.speech else f"{row.name} does not speak"
+        for row in rows
+    ]
+    return _inline(svg, f"{title}: {'; '.join(parts)}")
+
+
+def _spoken(spans: Sequence[tuple[float, float]]) -> str:
+    """Text of speech spans: the first few, and their number."""
+    more = len(spans) - DESCRIBED_SPANS
+    texts = [f"from {start:.1f} to {end:.1f} s" for start, end in spans[:DESCRIBED_SPANS]]
+    return ", ".join(texts + ([f"and {more} more times"] if more > 0 else []))
 
 
 def _peaks(bounds: Sequence[float], probs: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

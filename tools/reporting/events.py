@@ -37,9 +37,8 @@ def predicted_events(prediction: Prediction) -> list[PageBlock]:
     bounds = _bounds(record)
     rows = [row for fields in record.objects("labels", ROWS) if (row := _row(fields, bounds))]
     if rows and bounds:
-        blocks.append(
-            Timeline(timeline(f"{name}: probability (full colour: present)", rows, bounds))
-        )
+        title = f"{name}: probability (full colour: present)"
+        blocks.append(Timeline(timeline(title, rows, bounds), title))
         body = [(caption(row.name), _cells(row, bounds)) for row in rows]
         blocks.append(Table(["class", "largest", "mean", "present, in seconds"], body))
     return blocks
@@ -59,7 +58,7 @@ def _bounds(record: Fields) -> list[float]:
 
 def _row(fields: Fields, bounds: list[float]) -> TimelineRow | None:
     """Row of a label; None: its values do not belong to the timeline."""
-    probs, spans = fields.raw("probs"), fields.raw("spans")
+    probs = fields.raw("probs")
     if not (
         isinstance(probs, list)
         and len(probs) + 1 == len(bounds)
@@ -67,15 +66,7 @@ def _row(fields: Fields, bounds: list[float]) -> TimelineRow | None:
     ):
         fields.faults.add(f"{fields.place}: probs is no probability of each stretch of time.")
         return None
-    pairs = spans if isinstance(spans, list) and len(spans) <= len(probs) else []
-    known = [
-        (float(pair[0]), float(pair[1]))
-        for pair in pairs
-        if isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair))
-    ]
-    if len(known) < len(pairs) or pairs is not spans:
-        fields.faults.add(f"{fields.place}: spans is no list of starts and ends in seconds.")
-    return TimelineRow(fields.text("name"), probs, known)
+    return TimelineRow(fields.text("name"), probs, fields.spans("spans", len(probs)))
 
 
 def _cells(row: TimelineRow, bounds: list[float]) -> list[str]:

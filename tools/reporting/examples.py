@@ -1,34 +1,73 @@
-"""Blocks of a separated recording: audio players, spectrograms and videos."""
+"""Blocks of a separated recording: videos, who speaks when, audio players, spectrograms."""
 
 import io
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import soundfile
 from av.error import FFmpegError
 
+from cavmae.common.quoting import caption
 from cavmae.datasets.format.sample import encode_frame
 from cavmae.datasets.stream.features import SAMPLE_RATE
-from cavmae.tools.reporting.audio_tracks import AudioTrack, people_of, tracks_of
+from cavmae.tools.reporting.audio_tracks import (
+    AudioTrack,
+    ReportedPerson,
+    people_of,
+    tracks_of,
+)
 from cavmae.tools.reporting.blocks import (
     AudioPlayer,
     Gallery,
     Heading,
     PageBlock,
     Paragraph,
+    Switch,
+    Timeline,
     Video,
 )
-from cavmae.tools.reporting.charts import data_url, max_magnitude, spectrogram
+from cavmae.tools.reporting.charts import (
+    SpeakingRow,
+    data_url,
+    max_magnitude,
+    speaking_chart,
+    spectrogram,
+)
 from cavmae.tools.reporting.fields import Fields, FileRefused, read_inside
 from cavmae.tools.reporting.sources import Separation
 
 POSTER = 20  # frame of a video that is displayed before it plays
 VIDEO_BYTES = 256 << 20
 VIDEO_PIXELS = 4096 * 4096
+MAX_SPANS = 10_000  # of a person
 
 
-def example(separation: Separation) -> list[PageBlock]:
+def examples(separations: Sequence[Separation]) -> list[PageBlock]:
+    """Blocks of separated recordings; results of one recording share a switch."""
+    groups: dict[Any, list[Separation]] = {}
+    for number, separation in enumerate(separations):
+        values = separation.record.values
+        source = [values.get(name) for name in ("source_path", "source", "source_bytes")]
+        known = any(isinstance(value, str) for value in source)
+        key = json.dumps(source if source[0] is None else source[0]) if known else number
+        groups.setdefault(key, []).append(separation)
+    blocks: list[PageBlock] = []
+    for number, group in enumerate(groups.values(), 1):
+        if len(group) == 1:
+            blocks += _example(group[0])
+        else:
+            title = caption(group[0].record.text("source") or group[0].name)
+            panels = [(f"{s.name} ({s.record.text('model')})", _example(s)) for s in group]
+            blocks.append(Heading(f"{len(group)} results of {title}"))
+            blocks.append(Switch(f"recording-{number}", f"Result of {title}", panels))
+    return blocks
+
+
+def _example(separation: Separation) -> list[PageBlock]:
     """Blocks of one separated recording."""
     people = people_of(separation)
     seconds = separation.record.number("seconds")
@@ -39,7 +78,11 @@ def example(separation: Separation) -> list[PageBlock]:
         Paragraph(f"{length}{count} found by {separation.record.text('model')}."),
     ]
     outlined = f"{separation.name}: all people outlined and numbered"
-    videos = _videos(separation.folder, separation.record, "overlay", outlined, has_audio=True)
+    overlay = _videos(separation.folder, separation.record, "overlay", outlined, has_audio=True)
+    if overlay:
+        blocks.append(Gallery("videos", overlay))
+    blocks += _speech(separation, people, seconds)
+    videos: list[Video] = []
     for person in people:
         description = f"mask of {person.label}"
         videos += _videos(separation.folder, person.fields, "mask", description, has_audio=False)
@@ -50,6 +93,24 @@ def example(separation: Separation) -> list[PageBlock]:
         reference = max_magnitude(tracks[0].wave)
         blocks.append(Gallery("tracks", [_recording(track, reference) for track in tracks]))
     return blocks
+
+
+def _speech(
+    separation: Separation, people: Sequence[ReportedPerson], seconds: float | None
+) -> list[PageBlock]:
+    """Chart of who speaks when; empty: no spans are recorded."""
+    rows = [
+        SpeakingRow(
+            person.label, person.fields.integer("number", 1) or position,
+            person.fields.spans("visible", MAX_SPANS), person.fields.spans("speech", MAX_SPANS),
+        )
+        for position, person in enumerate(people, 1)
+        if "speech" in person.fields.values
+    ]  # fmt: skip
+    if not rows or not seconds or seconds < 0:
+        return []
+    title = f"{separation.name}: who is visible (thin) and speaks (thick)"
+    return [Timeline(speaking_chart(title, rows, seconds), title)]
 
 
 def _videos(folder: Path, fields: Fields, name: str, caption: str, has_audio: bool) -> list[Video]:

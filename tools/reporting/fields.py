@@ -179,6 +179,19 @@ class Fields:
             for number, part in enumerate(value[:limit])
         ]
 
+    def spans(self, name: str, limit: int) -> list[tuple[float, float]]:
+        """(start, end) pairs of a list, at most ``limit``; others are left out with a fault."""
+        value = self.values.get(name)
+        pairs = value[:limit] if isinstance(value, list) else []
+        known = [
+            (float(pair[0]), float(pair[1]))
+            for pair in pairs
+            if isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair))
+        ]
+        if not isinstance(value, list) or len(known) < len(value):
+            self._fault(name, f"a list of at most {limit} starts and ends: some of it")
+        return known
+
     def object(self, name: str) -> "Fields":
         """Object of a field; without fields, and a fault, for any other value."""
         return Fields(self.values.get(name), f"{self.place}: {caption(name)}", self.faults)

@@ -27,7 +27,7 @@ from cavmae.tools.reporting.blocks import (
 )
 from cavmae.tools.reporting.charts import Line, data_url, lines
 from cavmae.tools.reporting.events import event_measures, predicted_events
-from cavmae.tools.reporting.examples import example
+from cavmae.tools.reporting.examples import examples
 from cavmae.tools.reporting.fields import (
     Faults,
     Fields,
@@ -84,8 +84,7 @@ def page(sources: Sequence[Source], title: str, faults: Faults) -> str:
     """
     runs = [s for s in sources if isinstance(s, Run)]
     parts: dict[str, Sequence[PageBlock]] = {
-        "Separated recordings": [b for s in sources if isinstance(s, Separation)
-                                 for b in example(s)],
+        "Separated recordings": examples([s for s in sources if isinstance(s, Separation)]),
         "Events over time": [b for s in sources if isinstance(s, Prediction)
                              for b in predicted_events(s)],
         "Measures": _measures([s for s in sources if isinstance(s, Evaluation)]),
