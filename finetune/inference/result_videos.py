@@ -75,8 +75,8 @@ def second_pass(
                 overlay_video = stack.enter_context(
                     _OverlayVideo(overlay, info, geometry, recording.frames, spans, audio)
                 )
-            shown = people if overlay_video else group
-            tracks = {number: MaskTrack(recording, people[number]) for number in shown}
+            drawn_numbers = people if overlay_video else group
+            tracks = {number: MaskTrack(recording, people[number]) for number in drawn_numbers}
             _write_frames(tracks, writers, overlay_video, recording.frames, geometry.size, part)
 
 
