@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
-from cavmae.common.config_files import OptionNames, check_config
+from cavmae.common.config_files import OptionNames, check_config, holds_tables
 from cavmae.common.entry_options import choose_entries
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.quoting import QuotingFormatter, quoted, visible
@@ -120,7 +120,9 @@ def parse(
         UsageError: a configuration that :func:`check_config` refuses; a group of options with a
             value, in which jsonargparse would look for a class to import; a number that is NaN.
     """
-    options = OptionNames(_destinations(command_parser))
+    actions = command_parser._actions
+    tables = {a.dest for a in actions if holds_tables(getattr(a, "_typehint", None))}
+    options = OptionNames(_destinations(command_parser), tables)
     # jsonargparse requires a value for a bool; people write the option alone.
     flags = {a.dest for a in command_parser._actions if _is_flag(a)}
     negated = {_negated(f"--{flag}").removeprefix("--").replace("-", "_"): flag for flag in flags}

@@ -3,13 +3,15 @@
 jsonargparse imports the module of a ``class_path`` before it refuses it, follows ``config`` keys to
 further files, and expands YAML aliases without limit. No option of this project needs these: a
 configuration is a table of options of a command, two levels deep, with numbers, strings and lists
-as values. The check refuses anything else from the YAML events, which build no objects.
+as values, and lists of tables where an option is declared as one. The check refuses anything else
+from the YAML events, which build no objects.
 """
 
 import contextlib
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
 import yaml
 
@@ -25,9 +27,11 @@ class OptionNames:
 
     Args:
         names: of the options; may include names of groups.
+        tables: of these, options that may hold a list of tables, each of plain values.
     """
 
-    def __init__(self, names: Iterable[str]):
+    def __init__(self, names: Iterable[str], tables: Collection[str] = ()):
+        self.tables = set(tables)
         parts = [name.split(".") for name in names]
         self.groups = {".".join(p[:n]) for p in parts for n in range(1, len(p))}
         self.names = {".".join(p) for p in parts} - self.groups
@@ -42,11 +46,24 @@ class OptionNames:
         return f" (is {' or '.join(similar)} meant?)" if similar else ""
 
 
+def holds_tables(kind: Any) -> bool:
+    """Whether an option of a type may hold a list of tables."""
+    if get_origin(kind) is list:
+        return any(get_origin(part) is dict for own in get_args(kind) for part in _options(own))
+    return any(holds_tables(part) for part in _options(kind) if part is not kind)
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    """Members of a union; of another type that type."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
 class _Level(NamedTuple):
     """Open mapping or list of the parser: path of its options, keys so far."""
 
     path: str
     seen: set[str] | None  # None: a list
+    table: bool = False  # a mapping in a list, whose keys are no options
 
 
 def check_config(name: str, options: OptionNames, entries: Collection[str] = ()) -> None:
@@ -162,7 +179,8 @@ def _check_events(
             continue
         if not isinstance(event, yaml.NodeEvent):
             continue
-        if levels and levels[-1].seen is None:
+        in_list = bool(levels) and levels[-1].seen is None
+        if in_list:
             path = levels[-1].path  # every value of a list has the list's path
         elif levels and path is None:
             path = _option_path(line, event, levels[-1], options)
@@ -174,9 +192,15 @@ def _check_events(
             )
         if levels and path in options.groups and path not in entries and not mapping:
             raise UsageError(f"{line}: {path} takes options, such as {options.first_of(path)}.")
-        if levels and path not in options.groups and mapping:
+        if levels and levels[-1].table and not isinstance(event, yaml.ScalarEvent):
+            raise UsageError(f"{line}: a table in the list {path} takes plain values.")
+        table = mapping and in_list and path in options.tables
+        if levels and path not in options.groups and mapping and not table:
             raise UsageError(f"{line}: {path} takes a value, not options.")
-        if mapping:
+        if table:
+            levels.append(_Level(path or "", set(), table=True))
+            path = None
+        elif mapping:
             levels.append(_Level(path or "", set()))
             path = None
         elif isinstance(event, yaml.SequenceStartEvent):
@@ -192,6 +216,12 @@ def _option_path(line: str, event: yaml.Event, level: _Level, options: OptionNam
     """Path of the option that a key names."""
     if not isinstance(event, yaml.ScalarEvent):
         raise UsageError(f"{line}: a key must be the name of an option.")
+    if level.table:
+        assert level.seen is not None
+        if event.value in level.seen:
+            raise UsageError(f"{line}: {event.value[:100]} is set twice: set it once.")
+        level.seen.add(event.value)
+        return level.path
     path = f"{level.path}.{event.value}" if level.path else event.value
     if path not in options.names and path not in options.groups:
         raise UsageError(

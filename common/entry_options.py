@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 
 import yaml
 
-from cavmae.common.config_files import OptionNames, check_config, read_config
+from cavmae.common.config_files import OptionNames, check_config, holds_tables, read_config
 from cavmae.common.errors import UsageError
 from cavmae.common.registry import Registry, registry_of
 
@@ -64,7 +64,8 @@ def choose_entries(
         own = _with_entries(settings_class, file_names)
         assert argument.value is not None
         allowed = known | {name for _, name in _option_names(own)}
-        check_config(argument.value, OptionNames({*allowed, *others}), _entry_paths(own))
+        options = OptionNames({*allowed, *others}, _table_paths(own))
+        check_config(argument.value, options, _entry_paths(own))
         text = _text(argument.config, names, file_names, _entry_paths(own))
         rewritten.append(f"--config={text}")
     return chosen, rewritten
@@ -203,3 +204,14 @@ def _option_names(settings_class: Any, path: str = "") -> Iterator[tuple[str, st
 def _entry_paths(settings_class: Any) -> set[str]:
     """Dotted paths of the fields that hold entries of registries."""
     return {path for path, _ in _option_names(settings_class) if path}
+
+
+def _table_paths(settings_class: Any, path: str = "") -> set[str]:
+    """Dotted paths of the options that may hold a list of tables."""
+    paths: set[str] = set()
+    for name, kind in get_type_hints(settings_class).items():
+        if dataclasses.is_dataclass(kind):
+            paths |= _table_paths(kind, f"{path}{name}.")
+        elif holds_tables(kind):
+            paths.add(f"{path}{name}")
+    return paths

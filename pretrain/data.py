@@ -4,6 +4,7 @@ from typing import Any
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.format.weighted_sets import check_mixable, load_manifests
 from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.rates import VIDEO_RATE
@@ -11,6 +12,7 @@ from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.stream import EvalStream, TrainStream
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
 from cavmae.datasets.stream.view import View
+from cavmae.datasets.stream.weighted_stream import training_stream
 from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.engine.run import RunContext
 from cavmae.pretrain.settings import DataSettings, ObjectiveSettings
@@ -83,30 +85,39 @@ def build_loaders(
     Raises:
         CavmaeError: a data set is missing, altered, or too small for so many readers.
     """
-    if not data.train:
+    sets = data.train_sets
+    if not sets:
         raise UsageError("Name the shards to learn from: --data.train FOLDER.")
     access = Access(data.verify, data.cache_dir, data.cache_gb, data.max_broken, context.quarantine)
     where: dict[str, Any] = {
-        "seed": seed,
         "rank": context.processes.rank,
         "world_size": context.processes.count,
         "access": access,
     }
-    manifest = Manifest.load(data.train)
-    stream = TrainStream(
-        manifest, training, data.batch_size, shuffle_buffer=data.shuffle_buffer, **where
-    )
+    manifests = load_manifests(sets)
+    moving = data.window is not None and data.frames > 1
+    check_mixable(manifests, waveforms=training.waveform, motion=moving)
+
+    def build(manifest: Manifest, own_seed: int, share: float) -> TrainStream:
+        buffer = max(1, round(share * data.shuffle_buffer))
+        return TrainStream(
+            manifest, training, data.batch_size, own_seed, shuffle_buffer=buffer, **where
+        )
+
+    stream = training_stream(manifests, [own.weight for own in sets], seed, build)
     loader = Loader(stream, data.workers, pin_memory=context.on_gpu)
     if data.held_out is None:
         return loader, None
     # Metrics of the frame contrast need all frames of a window, which is much memory a clip.
     batch = max(1, data.batch_size // 8) if held_out.frames == "all" else data.batch_size
-    held_out_stream = EvalStream(Manifest.load(data.held_out), held_out, batch, **where)
+    held_out_stream = EvalStream(Manifest.load(data.held_out), held_out, batch, seed, **where)
     return loader, Loader(held_out_stream, data.workers, pin_memory=context.on_gpu)
 
 
 def build_transform(data: DataSettings) -> DeviceTransform:
-    """Normalization by the statistics of the training set, and the augmentations of pretraining."""
-    statistics = Statistics.load(data.train) if data.statistics == "data" else Statistics()
+    """Normalisation by the statistics of the training sets, and the augmentations."""
+    statistics = (
+        Statistics.of_mixture(data.train_sets) if data.statistics == "data" else Statistics()
+    )
     augmentation = Augmentation(noise=data.noise, roll=data.roll, crop=data.crop, flip=data.flip)
     return DeviceTransform(statistics, augmentation, data.padding)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from cavmae.common.errors import UsageError
+from cavmae.datasets.format.weighted_sets import WeightedPaths, WeightedSet, weighted_sets
 from cavmae.pretrain.config import CAVMAEConfig, as_base_config
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
@@ -16,7 +17,9 @@ class DataSettings:
     """Data and batches of pretraining.
 
     Args:
-        train: folder or URL of the shards to learn from.
+        train: folder or URL of the shards to learn from; several in a list, such as
+            ``[A, {path: B, weight: 2}]``: their clips come in proportion to the weights, which
+            are 1 where none is given, and an epoch has as many as all have together.
         held_out: folder or URL of the shards to measure on; None: no evaluation.
         batch_size: clips that one process takes at a time.
         window: seconds of a clip that are shown; None: as much as the model hears, from the
@@ -26,9 +29,9 @@ class DataSettings:
             ``model.frames`` 1 serve the frame contrast only: they are drawn from its time bins, and
             the first of them is reconstructed. Clips with fewer frames repeat them.
         workers: processes that load, for each process that trains.
-        shuffle_buffer: clips held as bytes to mix them.
+        shuffle_buffer: clips held as bytes to mix them; of several data sets each has its share.
         statistics: by which fbanks are normalised: the ``data`` set's own, which `cavmae check`
-            measured, or ``audioset``'s, for published weights.
+            measured (of several those of their mixture), or ``audioset``'s, for published weights.
         padding: of clips that are too short: ``zero`` as the reference, or ``silence``.
         noise: add the reference's noise to the audio.
         roll: roll the audio in time by up to so many fbank frames (reference: 1024).
@@ -36,12 +39,12 @@ class DataSettings:
             all frames of a clip; 1: all of it, as the reference.
         flip: mirror every other clip.
         verify: check shards before the first step by ``hash`` or by ``size``.
-        max_broken: share of broken clips an epoch that is still no error.
+        max_broken: share of broken clips an epoch, of each data set, that is still no error.
         cache_dir: for copies of remote shards.
         cache_gb: room for them.
     """
 
-    train: str = ""
+    train: WeightedPaths = ""
     held_out: str | None = None
     batch_size: int = 48
     window: float | None = None
@@ -68,6 +71,12 @@ class DataSettings:
         ):
             if getattr(self, name) < least:
                 raise UsageError(f"data.{name} {getattr(self, name)}: at least {least}.")
+        weighted_sets(self.train, "data.train")
+
+    @property
+    def train_sets(self) -> tuple[WeightedSet, ...]:
+        """Data sets of ``train``."""
+        return weighted_sets(self.train, "data.train")
 
 
 @dataclasses.dataclass(frozen=True)

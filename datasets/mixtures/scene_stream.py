@@ -3,7 +3,7 @@
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from cavmae.datasets.mixtures.composer import Composer, Scene
 from cavmae.datasets.mixtures.compositing import Size
 from cavmae.datasets.mixtures.sampler import SceneSampler
 from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings, SceneSpec
+from cavmae.datasets.stream.base import EndlessStream, Position, Stream, WorkerBatch
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.shard_reader import quarantine
 from cavmae.datasets.stream.shuffle import rest_of_epoch
-from cavmae.datasets.stream.stream import Position, Stream, WorkerBatch
 
 LIST_SCHEMA = 2
 LIST_LIMIT_BYTES = 256 << 20
@@ -96,6 +96,7 @@ class SceneStream(Stream):
         # The base class has verified the hashes: every rank has read its part of the shards.
         verified = dataclasses.replace(self.access, verify="size")
         self.pool = ClipPool(manifest, verified, exclude)
+        self.collate = collate
         self.composer = Composer(self.pool, compose, motion, keys)
 
     def _scene(self, key: str, spec: SceneSpec, broken: Counter[str]) -> dict[str, Any] | None:
@@ -104,11 +105,11 @@ class SceneStream(Stream):
             return {"key": key, "scene": self.composer.compose(spec)}
         except SampleError as error:
             broken[error.reason] += 1
-            quarantine(self.access, error, key=key)
+            quarantine(self.access, error, data_set=self.manifest.folder, key=key)
             return None
 
 
-class ComposedStream(SceneStream):
+class ComposedStream(EndlessStream, SceneStream):
     """Endless stream of random scenes: scene n of epoch e is a pure function of (seed, e, n).
 
     An epoch has as many scenes as there are usable clips. Reader r of R has scenes r, r + R, ...
@@ -121,8 +122,6 @@ class ComposedStream(SceneStream):
     Raises:
         UsageError: there are too few people, or clips, for such scenes.
     """
-
-    endless = True
 
     def __init__(
         self,
@@ -152,30 +151,24 @@ class ComposedStream(SceneStream):
         """Spec of a scene."""
         return self.sampler.sample(random.Random(f"{self.seed} {epoch} {number}"))
 
-    def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
-        worker, position = self._start_position(worker, workers)
-        broken: Counter[str] = Counter()
+    def samples_from(
+        self, worker: int, workers: int, position: Position, broken: Counter[str]
+    ) -> Generator[dict[str, Any], None, None]:
+        """See :meth:`EndlessStream.samples_from`."""
         first, readers = self.rank * workers + worker, self.world_size * workers
-
-        def scenes() -> Iterator[dict[str, Any]]:
-            while True:
-                rest = rest_of_epoch(self.samples, self.seed, position.epoch, self.history)
-                for number in rest[first::readers][position.samples :].tolist():
-                    spec = self.spec(position.epoch, number)
-                    sample = self._scene(f"{position.epoch}-{number}", spec, broken)
-                    position.samples += 1
-                    if sample is not None:
-                        yield sample
-                        continue
-                    position.broken += 1
-                    self.check_broken(position.broken, broken)
-                position.epoch += 1
-                position.samples = position.broken = 0
-
-        try:
-            yield from self._batch(worker, scenes(), collate, position, broken, partial=False)
-        except CavmaeError as error:
-            yield error
+        while True:
+            rest = rest_of_epoch(self.samples, self.seed, position.epoch, self.history)
+            for number in rest[first::readers][position.samples :].tolist():
+                spec = self.spec(position.epoch, number)
+                sample = self._scene(f"{position.epoch}-{number}", spec, broken)
+                position.samples += 1
+                if sample is not None:
+                    yield sample
+                    continue
+                position.broken += 1
+                self.check_broken(position.broken, broken)
+            position.epoch += 1
+            position.samples = position.broken = 0
 
 
 class FixedSceneStream(SceneStream):
@@ -230,7 +223,7 @@ class FixedSceneStream(SceneStream):
                 self.check_broken(position.broken, broken)
 
         try:
-            yield from self._batch(worker, scenes(), collate, position, broken, partial=True)
+            yield from self._batch(worker, scenes(), [position], [broken], partial=True)
         except CavmaeError as error:
             yield error
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch.utils.data
 
 from cavmae.common.errors import CavmaeError
+from cavmae.datasets.stream.base import Position, Stream, WorkerBatch
 from cavmae.datasets.stream.shuffle import Layout
-from cavmae.datasets.stream.stream import Position, Stream, WorkerBatch
 
 
 class SeedStream(Stream):
@@ -72,7 +72,7 @@ class SeedStream(Stream):
 
     def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
         """See :meth:`Stream.worker_batches`."""
-        worker, position = self._start_position(worker, workers)
+        worker, position = self.start_position(worker, workers)
         partition, partitions = self.rank * workers + worker, self.world_size * workers
         if self.endless:
             used = sum(self._numbers_of(layout) for layout in self.history)
@@ -107,7 +107,7 @@ class SeedStream(Stream):
             "part": part,
             "parts": self.parts,
         }
-        return WorkerBatch(worker, batch, position, {})
+        return WorkerBatch(worker, batch, (position,), ({},))
 
 
 def batch_seed(seed: int, number: int) -> int:

@@ -1,6 +1,5 @@
 """Loader: batches of a stream from worker processes, and a state to resume from."""
 
-import dataclasses
 import gc
 import logging
 import signal
@@ -12,13 +11,12 @@ import torch
 import torch.utils.data
 
 from cavmae.common.errors import CavmaeError
+from cavmae.datasets.stream.base import Stream, WorkerBatch
 from cavmae.datasets.stream.collate import Batch
-from cavmae.datasets.stream.shuffle import Layout
-from cavmae.datasets.stream.stream import Position, Stream, WorkerBatch
+from cavmae.datasets.stream.readers import Readers, Turns
+from cavmae.datasets.stream.weighted_stream import WeightedStream
 
 log = logging.getLogger("cavmae")
-# Parts of a stream's signature that say who reads which sample, not which samples there are.
-READERS = {"world_size", "rank", "workers", "batch_size", "shuffle_buffer", "parts"}
 
 
 def _fork_without_garbage(loader: Any) -> Iterator[Any]:
@@ -63,32 +61,39 @@ class Loader:
         self._prefetch = prefetch
         self._pin = pin_memory
         self._next_worker = 0
-        self._history: list[Any] = []  # layouts, of lists where they come from JSON
-        self._positions = [Position() for _ in range(max(1, workers))]
-        self._broken: list[dict[str, int]] = [{} for _ in self._positions]
+        several = len(stream.members) > 1
+        self._readers = [
+            Readers(member, workers, member.manifest.folder if several else "")
+            for member in stream.members
+        ]
+        self._turns = Turns(stream, workers) if isinstance(stream, WeightedStream) else None
 
     @property
     def epoch(self) -> int:
-        """Epoch that all workers have reached."""
-        return min(position.epoch for position in self._positions)
+        """Epoch that all workers have reached; of several data sets, by the samples drawn."""
+        if self._turns is not None:
+            return self._turns.samples // self.stream.samples
+        return self._readers[0].epoch
 
     @property
     def broken(self) -> dict[str, int]:
         """Number of broken samples of this loader, by reason."""
         total: Counter[str] = Counter()
-        for counts in self._broken:
-            total.update(counts)
+        for readers in self._readers:
+            total.update(readers.broken_total())
         return dict(total)
 
     def __iter__(self) -> Iterator[Batch]:
         stream = self.stream
         if stream.endless:
-            stream.positions = [dataclasses.replace(p) for p in self._positions]
+            for readers in self._readers:
+                readers.send(self._next_worker)
             stream.first_worker = self._next_worker
-            stream.history = tuple(
-                Layout(buffer, tuple((epoch, given) for epoch, given in positions))
-                for buffer, positions in self._history
-            )
+            if self._turns is not None:
+                self._turns.send()
+        else:
+            for readers in self._readers:
+                readers.reset()
         loader = torch.utils.data.DataLoader(
             stream,
             batch_size=None,
@@ -99,9 +104,6 @@ class Loader:
             worker_init_fn=_defer_signals,
             generator=torch.Generator(),  # else it draws from the one that training restores
         )
-        if not stream.endless:
-            self._broken = [{} for _ in self._positions]
-            self._positions = [Position() for _ in self._positions]
         for worker_batch in _fork_without_garbage(loader) if self.workers else loader:
             if isinstance(worker_batch, CavmaeError):
                 raise worker_batch
@@ -110,22 +112,21 @@ class Loader:
 
     def _record(self, worker_batch: WorkerBatch) -> None:
         worker = worker_batch.worker
-        self._positions[worker] = worker_batch.position
-        self._broken[worker] = worker_batch.broken
-        self._next_worker = (worker + 1) % len(self._positions)
-        same = [p.broken for p in self._positions if p.epoch == worker_batch.position.epoch]
-        self.stream.check_broken(sum(same), self.broken)
+        self._next_worker = (worker + 1) % max(1, self.workers)
+        if self._turns is not None:
+            self._turns.drawn[worker] = list(worker_batch.drawn)
+        parts = zip(self._readers, worker_batch.positions, worker_batch.broken, strict=True)
+        for readers, position, broken in parts:
+            readers.record(worker, position, broken)
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the consumer, as values for JSON. Raises TypeError for evaluation streams."""
-        state: dict[str, Any] = {
-            "signature": self._training().signature(self.workers),
-            "turn": self._next_worker,
-            "positions": [dataclasses.asdict(p) for p in self._positions],
-        }
-        if self._history:
-            state["history"] = self._history
-        return state
+        self._check_endless()
+        turn = {"turn": self._next_worker}
+        own = [readers.state_dict() for readers in self._readers]
+        if self._turns is None:
+            return own[0] | turn
+        return self._turns.state_dict() | turn | {"data_sets": own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resumes from the state of a run of one process: :meth:`load_states`."""
@@ -139,50 +140,40 @@ class Loader:
         lost, and none comes twice. If the data, the seed or the weights of samples differ, the
         stream resumes at the beginning of the epoch and logs a warning.
 
+        Of several data sets each resumes on its own, whatever becomes of the others and of the
+        weights: a data set is known by its shards, and one that the run has not drawn from begins.
+
         Raises:
             CavmaeError: these are not states of a loader.
         """
-        signature = self._training().signature(self.workers)
+        self._check_endless()
         for state in states:
-            if not {"signature", "turn", "positions"} <= set(state):
+            if not {"signature", "turn"} <= set(state) or not {"positions", "data_sets"} & set(
+                state
+            ):
                 raise CavmaeError(
                     "This is not the state of a loader: it lacks signature, turn or positions."
                 )
+        exact = [self._load_readers(readers, states) for readers in self._readers]
         own = states[self.stream.rank if len(states) == self.stream.world_size else 0]
-        saved = own["signature"]
-        names = {**signature, **saved}
-        changed = [name for name in names if signature.get(name) != saved.get(name)]
-        self._history = list(own.get("history", []))
-        if not changed:
-            self._positions = [Position(**record) for record in own["positions"]]
-            self._next_worker = own["turn"]
-            return
-        positions = [Position(**record) for state in states for record in state["positions"]]
-        epoch = min(position.epoch for position in positions)
-        if set(changed) <= READERS and len(states) == saved.get("world_size"):
-            layouts = [*self._history, self.stream.layout(positions, saved)]
-            self._history = [
-                own for own in layouts if max(reached for reached, _ in own[1]) >= epoch
-            ]
-            log.info(
-                "%s changed: what is left of epoch %d is divided anew.",
-                ", ".join(changed).capitalize(), epoch,
-            )  # fmt: skip
-        else:
-            self._history = []
-            log.warning(
-                "The stream cannot resume in the middle of an epoch, as %s changed: it resumes at "
-                "the beginning of epoch %d.",
-                ", ".join(changed),
-                epoch,
-            )
-        self._positions = [Position(epoch=epoch) for _ in self._positions]
-        self._next_worker = 0
+        self._next_worker = own["turn"] if all(exact) else 0
+        if self._turns is not None:
+            members = zip(self._readers, self.stream.members, strict=True)
+            given = sum(readers.epoch * member.samples for readers, member in members)
+            self._turns.load_states(states, all(exact), given)
 
-    def _training(self) -> Stream:
+    def _load_readers(self, readers: Readers, states: Sequence[Mapping[str, Any]]) -> bool:
+        """Resumes in one data set: see :meth:`Readers.load_states`."""
+        saved = [readers.part_of(state) for state in states]
+        parts = [part for part in saved if part is not None]
+        if len(parts) < len(saved):
+            log.info("%s: the run has not drawn from it before; it begins.", readers.name)
+            return False
+        return readers.load_states(parts)
+
+    def _check_endless(self) -> None:
         if not self.stream.endless:
             raise TypeError("an evaluation stream has no state")
-        return self.stream
 
 
 def _defer_signals(worker: int) -> None:

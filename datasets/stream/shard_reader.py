@@ -100,15 +100,30 @@ class ShardOpener:
 
 
 class Reader:
-    """Loads and decodes the samples of one worker process."""
+    """Loads and decodes the samples of one worker process.
 
-    def __init__(self, manifest: Manifest, view: View, access: Access, seed: int):
+    Args:
+        manifest: the data set.
+        view: the part that is read of each sample.
+        access: access to shards.
+        seed: of every random choice.
+        broken: counts broken samples by reason; None: nobody reads the counts.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        view: View,
+        access: Access,
+        seed: int,
+        broken: Counter[str] | None = None,
+    ):
         self._manifest = manifest
         self._view = view
         self._access = access
         self._seed = seed
         self._shards = ShardOpener(manifest, access)
-        self.broken: Counter[str] = Counter()
+        self.broken: Counter[str] = Counter() if broken is None else broken
 
     def close(self) -> None:
         self._shards.close()
@@ -158,8 +173,8 @@ class Reader:
 
     def _count_broken(self, buffered: BufferedSample, error: SampleError) -> None:
         self.broken[error.reason] += 1
-        shard = self._manifest.shards[buffered.ref.shard].file
-        quarantine(self._access, error, shard=shard, key=buffered.key)
+        folder, shard = self._manifest.folder, self._manifest.shards[buffered.ref.shard].file
+        quarantine(self._access, error, data_set=folder, shard=shard, key=buffered.key)
 
 
 def quarantine(access: Access, error: SampleError, **where: str) -> None:

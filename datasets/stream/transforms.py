@@ -6,6 +6,8 @@ The defaults of every augmentation are those of the CAV-MAE reference (Gong et a
 
 import dataclasses
 import functools
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -16,6 +18,7 @@ from torch.nn import functional
 from cavmae.common import files
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import read_json, typed
+from cavmae.datasets.format.weighted_sets import WeightedSet
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.features import (
     AUDIOSET_MEAN,
@@ -24,6 +27,7 @@ from cavmae.datasets.stream.features import (
     SILENCE,
     fbank_batch,
 )
+from cavmae.datasets.stream.interleaving import shares_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -63,6 +67,24 @@ class Statistics:
                 "constant; use a data set with audio."
             )
         return statistics
+
+    @classmethod
+    def of_mixture(cls, sets: Sequence[WeightedSet]) -> "Statistics":
+        """Statistics of the samples of several data sets, drawn in proportion to the weights.
+
+        Clips of all data sets are taken to be of one length.
+
+        Raises:
+            CavmaeError: see :meth:`load`.
+        """
+        own = [cls.load(data_set.path) for data_set in sets]
+        if len(own) == 1:
+            return own[0]
+        shares = shares_of([data_set.weight for data_set in sets])
+        parts = list(zip(shares, own, strict=True))
+        mean = sum(share * part.mean for share, part in parts)
+        square = sum(share * (part.std**2 + (part.mean - mean) ** 2) for share, part in parts)
+        return cls(mean, math.sqrt(square))
 
 
 @dataclasses.dataclass(frozen=True)

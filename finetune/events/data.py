@@ -2,11 +2,13 @@
 
 import dataclasses
 import statistics
+from collections import Counter
 from typing import Any, NamedTuple
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.format.sample import SampleInfo
+from cavmae.datasets.format.weighted_sets import check_mixable, load_manifests
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.datasets.stream.shard_reader import Access, ShardOpener
@@ -14,6 +16,7 @@ from cavmae.datasets.stream.shuffle import class_balanced_weights
 from cavmae.datasets.stream.stream import EvalStream, TrainStream
 from cavmae.datasets.stream.transforms import Augmentation, DeviceTransform, Statistics
 from cavmae.datasets.stream.view import View
+from cavmae.datasets.stream.weighted_stream import training_stream
 from cavmae.finetune.events.config import EventConfig, Mode
 from cavmae.finetune.events.factory import Padding
 from cavmae.finetune.events.labels import ClassList, check_labels, warn_of_rare_classes
@@ -29,12 +32,14 @@ class DataSets(NamedTuple):
     """Manifests of a run.
 
     Attributes:
-        train: clips to learn from.
+        train: clips to learn from, of one or several data sets.
+        weights: of these.
         held_out: clips to measure on; None: none.
         access: to their shards.
     """
 
-    train: Manifest
+    train: list[Manifest]
+    weights: list[float]
     held_out: Manifest | None
     access: Access
 
@@ -46,11 +51,12 @@ def open_data_sets(data: EventDataSettings, context: RunContext) -> DataSets:
         UsageError: no shards to learn from are named.
         ShardError: a manifest is missing or damaged.
     """
-    if not data.train:
+    sets = data.train_sets
+    if not sets:
         raise UsageError("Name the shards to learn from: --data.train FOLDER.")
     access = Access(data.verify, data.cache_dir, data.cache_gb, data.max_broken, context.quarantine)
     held_out = None if data.held_out is None else Manifest.load(data.held_out)
-    return DataSets(Manifest.load(data.train), held_out, access)
+    return DataSets(load_manifests(sets), [own.weight for own in sets], held_out, access)
 
 
 def event_view(
@@ -103,14 +109,16 @@ def build_event_loaders(
         CavmaeError: a clip lacks a label that is a class, or a data set cannot be used.
     """
     mode = config.modalities
-    for manifest in (sets.train, sets.held_out):
+    for manifest in (*sets.train, sets.held_out):
         if manifest is not None:
             check_frame_rate(manifest, config, sets.access)
-    counts = check_labels(sets.train, classes, sets.access, config.multi_label)
+    counts: Counter[str] = Counter()
+    for manifest in sets.train:
+        counts += check_labels(manifest, classes, sets.access, config.multi_label)
     if context.processes.is_main:
-        warn_of_rare_classes(counts, classes, data.train)
+        folders = ", ".join(manifest.folder for manifest in sets.train)
+        warn_of_rare_classes(counts, classes, folders)
     where: dict[str, Any] = {
-        "seed": seed,
         "rank": context.processes.rank,
         "world_size": context.processes.count,
         "access": sets.access,
@@ -120,19 +128,25 @@ def build_event_loaders(
     view = event_view(config, mode, padding, training=True)
     if data.mixup_prob and view.fbank:
         view = dataclasses.replace(view, waveform=True)
-    weights = None
-    if data.balanced:
-        weights = class_balanced_weights([sets.train.sample_labels(s) for s in sets.train.shards])
-    stream = TrainStream(
-        sets.train, view, data.batch_size, shuffle_buffer=data.shuffle_buffer, weights=weights,
-        **where,
-    )  # fmt: skip
+    check_mixable(sets.train, waveforms=view.waveform, motion=view.motion_size is not None)
+
+    def build(manifest: Manifest, own_seed: int, share: float) -> TrainStream:
+        weights = None
+        if data.balanced:
+            weights = class_balanced_weights([manifest.sample_labels(s) for s in manifest.shards])
+        buffer = max(1, round(share * data.shuffle_buffer))
+        return TrainStream(
+            manifest, view, data.batch_size, own_seed, shuffle_buffer=buffer, weights=weights,
+            **where,
+        )  # fmt: skip
+
+    stream = training_stream(sets.train, sets.weights, seed, build)
     loader = Loader(stream, data.workers, pin_memory=context.on_gpu)
     if sets.held_out is None:
         return loader, None
     check_labels(sets.held_out, classes, sets.access, config.multi_label)
     held_out = EvalStream(
-        sets.held_out, event_view(config, mode, padding), data.batch_size, **where
+        sets.held_out, event_view(config, mode, padding), data.batch_size, seed, **where
     )
     return loader, Loader(held_out, data.workers, pin_memory=context.on_gpu)
 

@@ -68,13 +68,14 @@ def read_class_list(path: Path) -> ClassList:
 
 
 def class_list(
-    labels: str | None, manifest: Manifest, model_classes: Sequence[str] | None = None
+    labels: str | None, manifests: Sequence[Manifest], model_classes: Sequence[str] | None = None
 ) -> ClassList:
     """Classes of a run or of an evaluation.
 
     Args:
         labels: file of :func:`read_class_list`; None: the labels that the clips have.
-        manifest: data set whose labels are the classes where nothing else says them.
+        manifests: data sets whose labels, merged by name, are the classes where nothing else says
+            them.
         model_classes: of the weights; None: there are none with a head.
 
     Raises:
@@ -84,11 +85,13 @@ def class_list(
     if labels is None:
         if model_classes is not None:
             return ClassList(tuple(model_classes), {}, "the model")
-        if not manifest.labels:
-            raise UsageError(
-                f"No clip of {manifest.folder} has a label: shard a table with a column labels."
-            )
-        return ClassList(manifest.labels, {}, manifest.folder)
+        for manifest in manifests:
+            if not manifest.labels:
+                raise UsageError(
+                    f"No clip of {manifest.folder} has a label: shard a table with a column labels."
+                )
+        names = sorted({label for manifest in manifests for label in manifest.labels})
+        return ClassList(tuple(names), {}, ", ".join(own.folder for own in manifests))
     listed = read_class_list(Path(labels))
     if model_classes is None:
         return listed

@@ -34,7 +34,7 @@ def build(settings: EventSettings, context: RunContext) -> TrainingParts:
     pretrained = chosen.init_from or chosen.encoder_from
     padding: Padding = data.padding
     if pretrained is None:
-        statistics = Statistics.load(data.train)
+        statistics = Statistics.of_mixture(data.train_sets)
     else:
         statistics, padding = preprocessing_of(pretrained, padding)
     loaders = build_event_loaders(data, sets, classes, model.config, padding, loop.seed, context)

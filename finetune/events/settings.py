@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from cavmae.common.errors import UsageError
+from cavmae.datasets.format.weighted_sets import WeightedPaths, WeightedSet, weighted_sets
 from cavmae.finetune.events.config import Modalities
 from cavmae.finetune.laterals.settings import LateralOptions, NoLateralOptions
 from cavmae.finetune.motion.settings import ConvMotionOptions, MotionOptions
@@ -16,15 +17,19 @@ class EventDataSettings:
     """Labelled clips and their augmentation.
 
     Args:
-        train: folder or URL of the shards to learn from; every clip has labels.
+        train: folder or URL of the shards to learn from; several in a list, such as
+            ``[A, {path: B, weight: 2}]``: their clips come in proportion to the weights, which
+            are 1 where none is given, and an epoch has as many as all have together. Every clip has
+            labels.
         held_out: folder or URL of the shards to measure on; None: no evaluation.
         labels: CSV file of the classes with the columns ``index``, ``mid`` (ids, by which clips may
             name classes) and ``display_name``, as AudioSet's; None: the classes are the labels of
-            the training set, or those of ``model.init_from``.
+            the training sets, or those of ``model.init_from``.
         batch_size: clips that one process takes at a time.
         workers: processes that load, for each process that trains.
-        shuffle_buffer: clips held as bytes to mix them.
-        balanced: draw clips with replacement, those of rare classes more often.
+        shuffle_buffer: clips held as bytes to mix them; of several data sets each has its share.
+        balanced: draw clips with replacement, those of rare classes more often; of several data
+            sets, in each by its own classes.
         padding: of clips that are shorter than the model hears: ``zero`` as the reference, or
             ``silence``; initial weights keep their own. Longer clips are cut.
         mixup_prob: probability that a clip is mixed with another of its batch: waveforms, frames
@@ -39,12 +44,12 @@ class EventDataSettings:
             reference.
         flip: mirror every other clip.
         verify: check shards before the first step by ``hash`` or by ``size``.
-        max_broken: share of broken clips an epoch that is still no error.
+        max_broken: share of broken clips an epoch, of each data set, that is still no error.
         cache_dir: for copies of remote shards.
         cache_gb: room for them.
     """
 
-    train: str = ""
+    train: WeightedPaths = ""
     held_out: str | None = None
     labels: str | None = None
     batch_size: int = 48
@@ -72,6 +77,12 @@ class EventDataSettings:
                 raise UsageError(f"data.{name} {getattr(self, name)}: at least {least}.")
         if self.mixup_alpha <= 0:
             raise UsageError(f"data.mixup_alpha {self.mixup_alpha} must be above 0.")
+        weighted_sets(self.train, "data.train")
+
+    @property
+    def train_sets(self) -> tuple[WeightedSet, ...]:
+        """Data sets of ``train``."""
+        return weighted_sets(self.train, "data.train")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.datasets.format.weighted_sets import WeightedSet
 from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.separation.config import SoundSeparatorConfig
@@ -195,15 +197,15 @@ def _create(shape: SpeakerConfig) -> SpeakerModel:
         raise UsageError(f"model: {error}") from error
 
 
-def statistics_for(settings: SpeakerModelSettings, data_set: str) -> Statistics:
-    """Statistics for normalising fbanks: of the initial weights, else of the data set."""
+def statistics_for(settings: SpeakerModelSettings, sets: Sequence[WeightedSet]) -> Statistics:
+    """Statistics for normalising fbanks: of the initial weights, else of the data sets."""
     if settings.init_from is not None:
         return load_speaker(settings.init_from)[1]
     preprocessing: dict[str, Any] | None = None
     if settings.encoder_from is not None:
         preprocessing = read_preprocessing(settings.encoder_from)
     if preprocessing is None:
-        return Statistics.load(data_set)
+        return Statistics.of_mixture(sets)
     return Statistics(preprocessing["fbank_mean"], preprocessing["fbank_std"])
 
 

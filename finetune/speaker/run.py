@@ -1,15 +1,18 @@
 """A fine-tuning run of the speaker model: the parts that its settings make."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.format.weighted_sets import check_mixable, load_manifests
 from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.scene_stream import ComposedStream
 from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
+from cavmae.datasets.stream.weighted_stream import training_stream
 from cavmae.finetune.speaker.factory import build_speaker, configure_compute, statistics_for
 from cavmae.finetune.speaker.scene_lists import listed_stream, shared_sources
 from cavmae.finetune.speaker.settings import SpeakerSettings
@@ -27,7 +30,8 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
         CavmaeError: settings that do not go together, data or weights that cannot be used.
     """
     data, compose, loop = settings.data, settings.compose, settings.loop
-    if not data.train:
+    sets = data.train_sets
+    if not sets:
         raise UsageError("Name the shards to compose from: --data.train FOLDER.")
     fbank_frames = round(compose.seconds * FBANK_RATE)
     frame_size = compose.height, compose.width
@@ -41,35 +45,40 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
         )
     processes = context.processes
     options: dict[str, Any] = {
-        "seed": loop.seed,
         "rank": processes.rank,
         "world_size": processes.count,
         "access": Access(data.verify, max_broken=data.max_broken, quarantine=context.quarantine),
     }
     shape = model.config.motion_size, model.config.key_frames, data.batch_size
-    stream = ComposedStream(
-        Manifest.load(data.train),
-        compose,
-        *shape,
-        clips=data.clips,
-        exclude=data.exclude,
-        **options,
-    )
-    _check_added_classes(settings, model.config.classes, stream.pool)
+    manifests = load_manifests(sets)
+    check_mixable(manifests, waveforms=True, motion=True)
+    pools: list[ClipPool] = []
+
+    def build_stream(manifest: Manifest, seed: int, _: float) -> ComposedStream:
+        stream = ComposedStream(
+            manifest, compose, *shape, clips=data.clips, exclude=data.exclude, seed=seed, **options
+        )
+        pools.append(stream.pool)
+        return stream
+
+    stream = training_stream(manifests, [own.weight for own in sets], loop.seed, build_stream)
+    _check_added_classes(settings, model.config.classes, pools)
     loader = Loader(stream, data.workers, pin_memory=context.on_gpu)
     held_out = None
     if data.held_out is not None and data.held_out_shards is not None:
         held_out_stream = listed_stream(
-            data.held_out, data.held_out_shards, model.config, data.batch_size, **options
-        )
+            data.held_out, data.held_out_shards, model.config, data.batch_size, seed=loop.seed,
+            **options,
+        )  # fmt: skip
         held_out = Loader(held_out_stream, data.workers, pin_memory=context.on_gpu)
-        if processes.is_main and (known := shared_sources(stream.pool, held_out_stream.pool)):
+        known = sorted({n for p in pools for n in shared_sources(p, held_out_stream.pool)})
+        if processes.is_main and known:
             log.warning(REMEMBERED, len(known), ", ".join(known[:3]))
     frozen = settings.model.train_encoder == "frozen"
     # An encoder from scratch has no pretrained lower layers to protect.
     pretrained = settings.model.encoder_from is not None or settings.model.init_from is not None
     layer_decay = settings.model.layer_decay if pretrained else 1.0
-    statistics = statistics_for(settings.model, data.train)
+    statistics = statistics_for(settings.model, sets)
     task = SpeakerTask(
         model, settings.loss, statistics, frozen, layer_decay, settings.model.sound_lr_scale,
         loop.seed,
@@ -78,7 +87,7 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
 
 
 def _check_added_classes(
-    settings: SpeakerSettings, classes: tuple[str, ...], pool: ClipPool
+    settings: SpeakerSettings, classes: tuple[str, ...], pools: Sequence[ClipPool]
 ) -> None:
     """Check that each of ``model.add_classes`` is the hint of some scene.
 
@@ -88,10 +97,12 @@ def _check_added_classes(
     added = settings.model.add_classes
     if added and settings.loss.hint_prob == 0:
         raise UsageError("loss.hint_prob 0: model.add_classes learn from hints; raise it.")
-    numbers = {class_number(classes, c.info.labels) for c in pool.clips if not c.background}
+    clips = [clip for pool in pools for clip in pool.clips if not clip.background]
+    numbers = {class_number(classes, clip.info.labels) for clip in clips}
+    folders = ", ".join(pool.manifest.folder for pool in pools)
     for name in added:
         if classes.index(name) + 1 not in numbers:
             raise UsageError(
-                f"model.add_classes: no clip of {settings.data.train} counts as {name!r}: label "
+                f"model.add_classes: no clip of {folders} counts as {name!r}: label "
                 f"clips with it, and with no class before it ({', '.join(classes)})."
             )

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from cavmae.common.errors import UsageError
+from cavmae.datasets.format.weighted_sets import WeightedPaths, WeightedSet, weighted_sets
 from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.speaker.config import SpeakerConfig
@@ -17,18 +18,21 @@ class SpeakerDataSettings:
 
     Args:
         train: folder or URL of the shards with clips of single people (`--profile speakers`), from
-            which scenes are composed.
+            which scenes are composed; several in a list, such as ``[A, {path: B, weight: 2}]``:
+            their scenes come in proportion to the weights, which are 1 where none is given, and an
+            epoch has as many as all have together. A scene is composed from one data set.
         held_out: list of scenes for evaluation, from `cavmae make-scenes`; None: no evaluation.
         held_out_shards: folder or URL of the shards of that list.
         batch_size: scenes in a batch, for each process that trains.
         workers: processes that compose scenes, for each process that trains.
-        clips: number of clips to use, a random subset by the seed; 0: all.
+        clips: number of clips to use of each data set, a random subset by the seed; 0: all.
         exclude: labels of clips that are not used.
         verify: check of the shards before the first step: by ``hash`` or by ``size``.
-        max_broken: largest fraction of broken scenes in an epoch before the run fails.
+        max_broken: largest fraction of broken scenes in an epoch, of each data set, before the run
+            fails.
     """
 
-    train: str = ""
+    train: WeightedPaths = ""
     held_out: str | None = None
     held_out_shards: str | None = None
     batch_size: int = 16
@@ -46,6 +50,12 @@ class SpeakerDataSettings:
             raise UsageError(
                 "data.held_out and data.held_out_shards go together: give both or none."
             )
+        weighted_sets(self.train, "data.train")
+
+    @property
+    def train_sets(self) -> tuple[WeightedSet, ...]:
+        """Data sets of ``train``."""
+        return weighted_sets(self.train, "data.train")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch import Tensor
 from cavmae.common.errors import CavmaeError
 from cavmae.common.files import flush_folder, sha256_of, write_atomically
 from cavmae.common.json_files import json_bytes, read_json, typed, value_as
-from cavmae.datasets.stream.stream import Position
+from cavmae.datasets.stream.base import Position
 from cavmae.pretrain.engine.tensor_files import read_tensors
 
 log = logging.getLogger("cavmae")
@@ -261,10 +261,24 @@ def _check_trainer(trainer: Any) -> None:
         loader = typed(rank, "loader", dict)
         typed(loader, "signature", dict)
         typed(loader, "turn", int)
-        if not typed(loader, "positions", list):
-            raise ValueError("field positions is empty")
-        for position in loader["positions"]:
-            value_as(Position, position, "position")
+        if "data_sets" in loader:
+            _check_turns(loader)
+        for part in loader.get("data_sets", [loader]):
+            typed(part, "signature", dict)
+            if not typed(part, "positions", list):
+                raise ValueError("field positions is empty")
+            for position in part["positions"]:
+                value_as(Position, position, "position")
+
+
+def _check_turns(loader: Mapping[str, Any]) -> None:
+    """Raises ValueError for a state of several data sets with counts that are not theirs."""
+    typed(loader, "samples_before", int)
+    sets, rank = len(typed(loader, "data_sets", list)), typed(loader["signature"], "rank", int)
+    for worker in typed(loader, "drawn", list):
+        counts = value_as(list[int], worker, "drawn")
+        if len(counts) != sets or sum(counts) < rank:
+            raise ValueError("field drawn does not count the samples of each data set")
 
 
 def _as_json(values: Mapping[str, Any]) -> bytes:

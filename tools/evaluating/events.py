@@ -57,7 +57,7 @@ def measure_events(shards: str, settings: EvaluateSettings) -> int:
     mode = checked_mode(settings.mode, config)
     frames = checked_frames(settings.frames, mode, config)
     manifest, access = Manifest.load(shards), Access()
-    classes = class_list(settings.labels, manifest, config.classes)
+    classes = class_list(settings.labels, [manifest], config.classes)
     check_labels(manifest, classes, access, config.multi_label)
     if uses_video(mode):
         check_frame_rate(manifest, config, access)

@@ -8,8 +8,8 @@ from typing import Any
 import torch.utils.data
 
 from cavmae.common.errors import CavmaeError
+from cavmae.datasets.stream.base import Position, Stream, WorkerBatch
 from cavmae.datasets.stream.collate import Batch
-from cavmae.datasets.stream.stream import Position, Stream, WorkerBatch
 
 
 class RepeatedBatches(Stream):
@@ -46,11 +46,12 @@ class RepeatedBatches(Stream):
 
     def worker_batches(self, worker: int, workers: int) -> Iterator[WorkerBatch | CavmaeError]:
         """See :meth:`Stream.worker_batches`."""
-        worker, position = self._start_position(worker, workers)
+        worker, position = self.start_position(worker, workers)
         while True:
             order = list(range(self.samples))
             random.Random(f"{self.seed} {position.epoch}").shuffle(order)
             for number in order[position.samples :]:
                 position.samples += 1
-                yield WorkerBatch(worker, self.batches[number], dataclasses.replace(position), {})
+                after = (dataclasses.replace(position),)
+                yield WorkerBatch(worker, self.batches[number], after, ({},))
             position = Position(position.epoch + 1)

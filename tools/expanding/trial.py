@@ -19,10 +19,10 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.sampler import SceneSampler
 from cavmae.datasets.mixtures.scene_stream import ComposedStream, FixedSceneStream
+from cavmae.datasets.stream.base import Stream
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
-from cavmae.datasets.stream.stream import Stream
 from cavmae.finetune.speaker.articulation import (
     ArticulationConfig,
     ArticulationModel,

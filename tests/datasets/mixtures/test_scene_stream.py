@@ -67,7 +67,7 @@ def test_every_scene_of_an_epoch_once_over_all_readers(clips: Manifest) -> None:
             for worker in range(workers):
                 for batch in scenes.worker_batches(worker, workers):
                     assert not isinstance(batch, CavmaeError)
-                    if batch.position.epoch > 1 or len(keys) > 200:
+                    if batch.positions[0].epoch > 1 or len(keys) > 200:
                         break
                     keys += batch.batch["key"]
         first = [key for key in keys if key.startswith("0-")]

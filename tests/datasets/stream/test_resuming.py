@@ -1,6 +1,5 @@
 """A stream that resumes gives the batches that are left, with any readers, each sample once."""
 
-import dataclasses
 import itertools
 import json
 import logging
@@ -12,6 +11,7 @@ import torch
 
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.stream.base import Position
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.stream import TrainStream
 from tests.datasets.stream.reading import VIEW, all_keys, keys
@@ -70,7 +70,7 @@ def test_other_data_resume_at_the_epoch_and_log_it(
         other.load_state_dict(loader.state_dict())
     assert "as seed changed: it resumes at the beginning of epoch 1" in caplog.text
     expected = Loader(TrainStream(data_set, VIEW, 3, seed=1, shuffle_buffer=4))
-    expected._positions = [dataclasses.replace(expected._positions[0], epoch=1)]
+    expected._readers[0].positions = [Position(epoch=1)]
     assert keys(other, 3) == keys(expected, 3)
 
 

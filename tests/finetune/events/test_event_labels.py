@@ -157,16 +157,16 @@ def test_classes_of_weights_and_of_a_file(tmp_path: Path, listed: str) -> None:
     names = ("bell", "dog", "rain", "Hum, of mains")
     # The classes of published weights have numbers only.
     for known in (None, names, ("0", "1", "2", "3")):
-        assert class_list(listed, manifest, known).names == names
-    assert class_list(None, manifest, ("x",)) == ClassList(("x",), {}, "the model")
-    assert class_list(None, manifest).names == CLASSES
+        assert class_list(listed, [manifest], known).names == names
+    assert class_list(None, [manifest], ("x",)) == ClassList(("x",), {}, "the model")
+    assert class_list(None, [manifest]).names == CLASSES
     for known, message in (
         (("bell", "dog", "rain", "cat"), "does not have the model's class 'cat'"),
         (("dog", "bell", "rain", "Hum, of mains"), "has 4 classes, the model 4, or in another"),
         (("0", "1"), "has 4 classes, the model 2"),
     ):
         with pytest.raises(UsageError, match=message):
-            class_list(listed, manifest, known)
+            class_list(listed, [manifest], known)
 
 
 def test_a_converted_classifier_gets_its_names_from_the_file(tmp_path: Path, listed: str) -> None:
