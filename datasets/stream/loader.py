@@ -1,7 +1,6 @@
 """Loader: batches of a stream from worker processes, and a state to resume from."""
 
 import gc
-import logging
 import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +14,6 @@ from cavmae.datasets.stream.base import Stream, WorkerBatch
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.readers import Readers, Turns
 from cavmae.datasets.stream.weighted_stream import WeightedStream
-
-log = logging.getLogger("cavmae")
 
 
 def _fork_without_garbage(loader: Any) -> Iterator[Any]:
@@ -154,22 +151,13 @@ class Loader:
                 raise CavmaeError(
                     "This is not the state of a loader: it lacks signature, turn or positions."
                 )
-        exact = [self._load_readers(readers, states) for readers in self._readers]
+        exact = [readers.load_states(states) for readers in self._readers]
         own = states[self.stream.rank if len(states) == self.stream.world_size else 0]
         self._next_worker = own["turn"] if all(exact) else 0
         if self._turns is not None:
             members = zip(self._readers, self.stream.members, strict=True)
             given = sum(readers.epoch * member.samples for readers, member in members)
             self._turns.load_states(states, all(exact), given)
-
-    def _load_readers(self, readers: Readers, states: Sequence[Mapping[str, Any]]) -> bool:
-        """Resumes in one data set: see :meth:`Readers.load_states`."""
-        saved = [readers.part_of(state) for state in states]
-        parts = [part for part in saved if part is not None]
-        if len(parts) < len(saved):
-            log.info("%s: the run has not drawn from it before; it begins.", readers.name)
-            return False
-        return readers.load_states(parts)
 
     def _check_endless(self) -> None:
         if not self.stream.endless:

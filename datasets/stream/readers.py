@@ -25,14 +25,13 @@ class Readers:
         name: of the data set in messages; empty: it is the only one.
 
     Attributes:
-        name: of the data set.
         positions: of the workers.
         broken: number of broken samples of each worker, by reason.
     """
 
     def __init__(self, stream: Stream, workers: int, name: str = ""):
         self._stream, self._workers = stream, workers
-        self.name, self._prefix = name, f"{name}: " if name else ""
+        self._prefix = f"{name}: " if name else ""
         self._history: list[Any] = []  # layouts, of lists where they come from JSON
         self.reset()
 
@@ -85,7 +84,7 @@ class Readers:
             state["history"] = self._history
         return state
 
-    def part_of(self, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def _part_of(self, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """State of the readers of this data set in a loader's; None: it has none.
 
         The only data set of a run that had only one is that one, even if its shards have changed.
@@ -93,18 +92,26 @@ class Readers:
         parts = state.get("data_sets", [state])
         own = self._stream.signature(self._workers).get("data set")
         same = [part for part in parts if part["signature"].get("data set") == own]
-        if not same and len(parts) == 1 and not self.name:
+        if not same and len(parts) == 1 and not self._prefix:
             same = parts
         return same[0] if same else None
 
     def load_states(self, states: States) -> bool:
-        """Resumes from the states of all processes of a run.
+        """Resumes from the states of the loaders of all processes of a run.
 
         Returns:
             whether the workers go on where those of the run stopped; else what is left of the epoch
             is divided anew, or they are at the beginning of an epoch (see
             :meth:`cavmae.datasets.stream.loader.Loader.load_states`), and the log says so.
         """
+        stream = self._stream
+        parts = [part for state in states if (part := self._part_of(state)) is not None]
+        if len(parts) < len(states):
+            log.info("%s begins: the run has not drawn from it before.", stream.manifest.folder)
+            return False
+        return self._load_parts(parts)
+
+    def _load_parts(self, states: States) -> bool:
         stream = self._stream
         signature = stream.signature(self._workers)
         own = states[stream.rank if len(states) == stream.world_size else 0]

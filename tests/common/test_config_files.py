@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cavmae.common.cli import fill, parse, parser, run
+from cavmae.common.cli import fill, parse, parse_settings, parser, run
+from cavmae.common.errors import UsageError
 
 EVIL = 'print("THE MODULE OF THE CONFIGURATION RAN")\nclass Evil: pass\n'
 
@@ -133,3 +135,67 @@ def test_no_module_is_imported_from_the_working_folder(tmp_path: Path) -> None:
         env={"PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     assert done.stdout == "code 2\n" * len(ways) + "THE MODULE OF THE CONFIGURATION RAN\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets:
+    """A list of tables.
+
+    Args:
+        sets: one, or several.
+        rate: of something.
+    """
+
+    sets: list[str | dict[str, str | float]] | str = ""
+    rate: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class WithSets:
+    """Options.
+
+    Args:
+        data: the first.
+    """
+
+    data: Sets = Sets()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: {sets: [a, {path: b, weight: 2}], rate: 3}",
+        "data:\n  rate: 3\n  sets:\n  - a\n  - path: b\n    weight: 2.0\n",
+        "data.sets: [a, {path: b, weight: 2}]\ndata.rate: 3\n",
+    ],
+)
+def test_lists_of_tables_where_an_option_is_such_a_list(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    expected = WithSets(Sets(["a", {"path": "b", "weight": 2.0}], 3.0))
+    for words in (
+        ["--config", str(path)],
+        ["--data.sets", "[a, {path: b, weight: 2}]", "--data.rate", "3"],
+    ):
+        command_parser = parser("x", "test")
+        settings, options = parse_settings(command_parser, WithSets, words)
+        assert settings == expected
+        path.write_text(command_parser.dump(options, skip_unset=False, skip_validation=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("data: {sets: {path: b}}", "data.sets takes a value, not options"),
+        ("data: {sets: [{path: {class_path: evil.Evil}}]}", "in the list data.sets takes plain"),
+        ("data: {sets: [{path: [x]}]}", "in the list data.sets takes plain"),
+        ("data: {sets: [{path: x, path: y}]}", "path is set twice"),
+        ("data: {sets: [{[x]: y}]}", "line 1"),
+        ("data: {rate: [{path: x}]}", "data.rate takes a value, not options"),
+    ],
+)
+def test_tables_elsewhere_or_of_tables(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=re.escape(reason)):
+        parse_settings(parser("x", "test"), WithSets, ["--config", str(path)])

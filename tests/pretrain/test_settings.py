@@ -100,3 +100,27 @@ def test_a_folder_of_the_same_name_is_no_configuration(
 def test_a_configuration_that_is_not_there() -> None:
     with pytest.raises(UsageError, match="built-in configurations are aligned, base"):
         main(["--config", "bass", "--out", "x"])
+
+
+SETS: list[Any] = [{"path": "a", "weight": 2.0}, "b"]
+
+
+def test_several_data_sets_in_a_file_and_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run stores as config.yaml is what it was given, in the form of one path too."""
+    seen: list[tuple[Any, str]] = []
+    monkeypatch.setattr(
+        run_module, "run_training", lambda settings, *more: seen.append((settings, more[-1]))
+    )
+    command = ["--config", "tiny", "--out", str(tmp_path)]
+    for given, value in (("[{path: a, weight: 2}, b]", SETS), ("x", "x"), ("[a, b]", ["a", "b"])):
+        assert main([*command, "--data.train", given]) == 0
+        settings, text = seen.pop()
+        assert settings.data.train == value
+        stored = tmp_path / "stored.yaml"
+        stored.write_text(text)
+        assert main(["--config", str(stored), "--out", str(tmp_path)]) == 0
+        assert seen.pop() == (settings, text)
+    with pytest.raises(UsageError, match=r"the weight 0\.0 of a is not a number above 0"):
+        main([*command, "--data.train", "[{path: a, weight: 0}, b]"])

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +24,10 @@ from cavmae.datasets.mixtures.scene_stream import (
     read_list,
     write_list,
 )
+from cavmae.datasets.stream.base import Stream
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
+from cavmae.datasets.stream.weighted_stream import training_stream
 from tests.datasets.clips import clip, data_set_of
 
 SETTINGS = ComposeSettings(height=32, width=48, seconds=0.08)
@@ -273,3 +277,36 @@ def test_a_pool_goes_to_another_process(clips: Manifest) -> None:
     assert (other.waveform(other.clips[0], 0.0, 500) == before).all()
     pool.close()
     other.close()
+
+
+def test_scenes_of_several_data_sets(clips: Manifest, tmp_path: Path) -> None:
+    """Each scene is that of its own data set alone, also after a resume with other readers."""
+    samples = [clip(50 + n, speaker=f"t{n}", person=True) for n in range(5)]
+    sets = [clips, data_set_of(tmp_path / "other", samples)]
+    alone: dict[str, ComposedStream] = {}
+
+    def mixture(**options: Any) -> Stream:
+        def build(manifest: Manifest, seed: int, _: float) -> ComposedStream:
+            own = ComposedStream(manifest, SETTINGS, (16, 24), 2, 1, seed=seed, **options)
+            return alone.setdefault(manifest.folder, own) if not options else own
+
+        return training_stream(sets, (2.0, 1.0), 0, build)
+
+    first = Loader(mixture())
+    seen = some(first, 13)
+    later = [Loader(mixture(rank=rank, world_size=2), rank) for rank in range(2)]
+    for loader in later:
+        loader.load_states(json.loads(json.dumps([first.state_dict()])))
+        seen += some(loader, 10)
+    names = [batch["key"][0].split(": ") for batch in seen]
+    counts = Counter(folder for folder, _ in names)
+    assert abs(counts[clips.folder] - 22) <= 2
+    for manifest, size in zip(sets, (CLIPS, 5), strict=True):
+        keys = [key for folder, key in names if folder == manifest.folder]
+        assert len(set(keys)) == len(keys)
+        assert {f"0-{n}" for n in range(size)} <= set(keys)
+    for (folder, key), batch in zip(names, seen, strict=True):
+        epoch, number = map(int, key.split("-"))
+        spec = alone[folder].spec(epoch, number)
+        expected = torch.from_numpy(alone[folder].composer.compose(spec).mixture)
+        assert torch.equal(batch["mixture"][0], expected)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.datasets.format.weighted_sets import WeightedSet
 from cavmae.datasets.stream import features
 from cavmae.datasets.stream.transforms import (
     Augmentation,
@@ -304,3 +305,21 @@ def test_statistics_come_from_the_check(tmp_path: Path) -> None:
             Statistics.load(str(tmp_path))
     (tmp_path / "stats.json").write_text(json.dumps({"fbank_mean": -5.5, "fbank_std": 4.25}))
     assert Statistics.load(str(tmp_path)) == Statistics(-5.5, 4.25)
+
+
+def test_statistics_of_a_mixture_are_those_of_its_samples(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    drawn, sets = [], []
+    for name, mean, std, count in (("a", -3.0, 4.0, 3), ("b", -7.0, 2.0, 1)):
+        values = rng.normal(mean, std, 5000)
+        record = {"fbank_mean": float(values.mean()), "fbank_std": float(values.std())}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "stats.json").write_text(json.dumps(record))
+        sets.append(WeightedSet(str(tmp_path / name), 2.0 * count))
+        drawn += [values] * count  # clips of one length, three of the one for each of the other
+    mixed = Statistics.of_mixture(sets)
+    assert mixed.mean == pytest.approx(np.concatenate(drawn).mean())
+    assert mixed.std == pytest.approx(np.concatenate(drawn).std())
+    assert Statistics.of_mixture(sets[:1]) == Statistics.load(sets[0].path)
+    with pytest.raises(CavmaeError, match="cavmae check"):
+        Statistics.of_mixture([*sets, WeightedSet(str(tmp_path))])

@@ -96,6 +96,47 @@ def test_balanced_draws_have_the_frequencies_of_their_weights(tmp_path: Path) ->
         assert drawn[f"k{number}"] == pytest.approx(count, abs=5 * count**0.5)
 
 
+def test_the_classes_of_several_data_sets_are_merged_by_name(tmp_path: Path) -> None:
+    """Labels have other numbers in each data set; classes are balanced in each on its own."""
+    small = {"samples": 1200, "frames": 1}
+    first = event_set(tmp_path / "a", [("rain",)] * 3 + [("bell", "rain")], **small)
+    second = event_set(tmp_path / "b", [("dog",)] * 5 + [("bell",)], **small)
+    train: Any = [{"path": first.folder, "weight": 1}, {"path": second.folder, "weight": 3}]
+    data = {"train": train, "batch_size": 8, "workers": 0, "mixup_prob": 0.0}
+    settings = EventSettings(
+        EventDataSettings(**data, balanced=True, label_smoothing=0.0),
+        EventModelSettings(encoder=EventEncoderSettings(**ENCODER)),
+    )
+    parts = build(settings, RunContext(DistEnv(), str(tmp_path / "broken.jsonl"), False))
+    task: Any = parts.task
+    assert task.model.config.classes == CLASSES  # sorted by name
+    drawn: Counter[str] = Counter()
+    batches = 100
+    for _, batch in zip(range(batches), parts.loader, strict=False):
+        for key, row in zip(batch["key"], batch["labels"].tolist(), strict=True):
+            folder, name = key.split(": ")
+            in_first = [1, 0, 1] if name == "k3" else [0, 0, 1]
+            in_second = [1, 0, 0] if name == "k5" else [0, 1, 0]
+            assert row == (in_first if folder == first.folder else in_second)
+            drawn[folder] += 1
+            drawn["bell of the second"] += folder == second.folder and name == "k5"
+    assert abs(drawn[first.folder] - 2 * batches) < 2
+    share = 1 / 1.01 / (1 / 1.01 + 5 / 5.01)
+    assert drawn["bell of the second"] == pytest.approx(6 * batches * share, rel=0.2)
+
+
+def test_a_label_that_one_of_several_data_sets_lacks(tmp_path: Path, listed: str) -> None:
+    first = event_set(tmp_path / "a", [("dog",)] * 2).folder
+    second = event_set(tmp_path / "b", [("dog",), ("siren",)]).folder
+    data = {"train": [first, second], "batch_size": 2}
+    refused(
+        tmp_path, "", rf"Clip k1 in {second}/.* has the label 'siren', which is none of",
+        data=data | {"labels": listed},
+    )  # fmt: skip
+    third = event_set(tmp_path / "c", [(), ()]).folder
+    refused(tmp_path, "", f"No clip of {third} has a label", data={"train": [first, third]})
+
+
 def test_classes_that_hardly_occur(
     tmp_path: Path, listed: str, caplog: pytest.LogCaptureFixture
 ) -> None:

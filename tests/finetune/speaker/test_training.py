@@ -244,6 +244,28 @@ def test_people_who_are_trained_and_measured_on_are_named(
     assert "both trained and measured on (s0, s1, s2)" in caplog.text
 
 
+def test_scenes_from_several_data_sets(
+    clips: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Statistics are those of the mixture; people of any of the data sets are compared."""
+    other = data_set_of(tmp_path / "b", [clip(20 + n, speaker=f"t{n}") for n in range(5)])
+    write(other)
+    (Path(other.folder) / "stats.json").write_text('{"fbank_mean": -9.0, "fbank_std": 3.0}')
+    run = tmp_path / "run"
+    command = words(
+        run, clips, None, data=listed(tmp_path, other), model={"train_encoder": "all"},
+        loop={"steps": 1},
+    )  # fmt: skip
+    train = json.dumps([{"path": clips.folder, "weight": 3}, other.folder])
+    assert main([*command, "--data.train", train]) == 0
+    assert "both trained and measured on (t0, t1, t2)" in caplog.text
+    _, statistics = load_speaker(str(run / "checkpoints" / "000000001"))
+    assert statistics.mean == pytest.approx(-6.0)
+    assert statistics.std == pytest.approx((9 + 3) ** 0.5)
+    stored = yaml.safe_load((run / "config.yaml").read_text())["data"]["train"]
+    assert stored == [{"path": clips.folder, "weight": 3.0}, other.folder]
+
+
 def test_lists_that_do_not_fit_are_refused_before_training(
     clips: Manifest, encoder: Path, tmp_path: Path
 ) -> None:
