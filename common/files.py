@@ -48,12 +48,16 @@ def read_bytes(name: str, limit: int = LIMIT_BYTES) -> bytes:
             path = Path(folder) / "content"
             remote.fetch(name, path, remote.Limits(size=limit))
             return path.read_bytes()
-    with open(name, "rb", opener=_open_regular) as file:
+    with open_regular(name) as file:
         return file.read(limit + 1)
 
 
+def open_regular(path: str) -> IO[bytes]:
+    """Opens a file for reading. Raises OSError, also for a pipe or a device, which has no end."""
+    return open(path, "rb", opener=_open_regular)
+
+
 def _open_regular(name: str, flags: int) -> int:
-    """Opens regular files only: a pipe would block, a device has no end."""
     descriptor = os.open(name, flags | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

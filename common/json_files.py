@@ -32,6 +32,7 @@ _HUGE = (b"0" * (LIMIT_DIGITS + 1), b"0e000", b"0e+000", b"0E000", b"0E+000")
 _ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 # An unterminated string matches to the end: else the match would restart at each of its quotes.
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+_PLAIN = frozenset({int, float, str, bool, type(None)})
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -83,7 +84,7 @@ def parse_json(
         text = data.decode("utf-8-sig")
         zeros = data.translate(_ZEROS)
         if not any(pattern in zeros for pattern in _HUGE):
-            return json.loads(text, parse_constant=_refuse)
+            return _DECODER.decode(text)
         return json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
     except UnicodeDecodeError as error:
         raise _damaged(name, f"no UTF-8 at byte {error.start}", remedy) from error
@@ -148,6 +149,8 @@ def value_as(kind: Any, value: Any, name: str) -> Any:
         ValueError: the value has another type, lacks a field, or has an unknown one; and errors of
             a dataclass's own checks.
     """
+    if type(value) is kind and kind in _PLAIN:
+        return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
@@ -178,7 +181,7 @@ def value_as(kind: Any, value: Any, name: str) -> Any:
     if kind is None:
         kind = type(None)
     plain = origin or kind
-    if plain in (int, float, str, bool, dict, list, type(None)):
+    if plain in _PLAIN or plain in (dict, list):
         return typed({name: value}, name, plain)
     return value
 
@@ -229,6 +232,10 @@ def _depth(data: bytes) -> int:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a finite number")
+
+
+# json.loads would make a decoder for each of a million lines.
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def _float(text: str) -> float:

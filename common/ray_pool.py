@@ -100,7 +100,7 @@ def execute(order: _Order) -> str:
         CavmaeError: the node cannot take part, or the task says that the run has to end.
     """
     _check_node(order)
-    worker_pool.preload(order.work.__module__)
+    worker_pool.preload_work(order.work)
     tasks = iter([(order.number, (order.cwd, order.work, order.argument))])
     events: list[Event] = []
     touched = -PULSE

@@ -10,6 +10,7 @@ from cavmae.tools.benchmarks import settings
 # benchmark: (module with a `run(settings)`, class of its settings, purpose)
 BENCHMARKS: dict[str, tuple[str, type[Any], str]] = {
     "shard": ("sharding", settings.ShardBench, "videos to shards"),
+    "plan": ("planning", settings.PlanBench, "lists of inputs to plans of sharding"),
     "load": ("loading", settings.LoadBench, "shards to batches"),
     "render": ("rendering", settings.RenderBench, "rendering of talkers"),
     "lips": ("lips", settings.LipsBench, "agreement of mouths and voices in a corpus"),

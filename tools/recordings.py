@@ -12,8 +12,8 @@ from typing import Any
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import is_url
 from cavmae.common.progress import Progress
-from cavmae.datasets.sharding.inputs import Input, collect
-from cavmae.datasets.sharding.sources import log_refused
+from cavmae.datasets.sharding.input_lists import collect, log_refused
+from cavmae.datasets.sharding.inputs import Input
 from cavmae.finetune.inference.naming import (
     LONGEST,
     SCRATCH,

@@ -18,7 +18,7 @@ from PIL import Image
 
 from cavmae.common.errors import SampleError
 from cavmae.common.json_files import JSONError, json_bytes, parse_json, typed
-from cavmae.datasets.stream.features import MEL_BINS, SAMPLE_RATE
+from cavmae.datasets.stream.rates import MEL_BINS, SAMPLE_RATE
 
 SCHEMA = 1
 KEY_PATTERN = r"[A-Za-z0-9_-]{1,88}"

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import webdataset
 
 from cavmae.common.errors import SampleError, ShardError
 from cavmae.datasets.format.sample import member_limit, split_member
@@ -29,6 +28,8 @@ def encode_sample(key: str, members: Mapping[str, bytes]) -> bytes:
 
     A shard is the concatenation of its samples and :data:`END`.
     """
+    import webdataset  # with PyTorch: those that only read or join shards go without
+
     buffer = io.BytesIO()
     with webdataset.TarWriter(
         buffer, encoder=False, user="", group="", mode=0o644, mtime=0

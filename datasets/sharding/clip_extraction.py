@@ -20,11 +20,12 @@ from cavmae.datasets.media import AudioReader, Decoder, MediaError, Probe, open_
 from cavmae.datasets.media.geometry import Geometry, geometry
 from cavmae.datasets.sharding.cavmae_datafile import WavAndFrames
 from cavmae.datasets.sharding.inputs import Input, sample_key
+from cavmae.datasets.sharding.job_state import copy_prefix
 from cavmae.datasets.sharding.masks import MaskFolder, label_values, mask_value_names
 from cavmae.datasets.sharding.messages import Message, Reporter, Skip, Written
 from cavmae.datasets.sharding.planning import choose_frames, plan_clips
 from cavmae.datasets.sharding.settings import JPEG_QUALITY, MAX_MISSING, ShardSettings
-from cavmae.datasets.sharding.sources import copy_prefix, local_copy
+from cavmae.datasets.sharding.sources import local_copy
 from cavmae.datasets.stream import features
 
 # Errors of the machine, not of the input: they end the whole run.

@@ -16,12 +16,13 @@ from cavmae.common.progress import ShardProgress
 from cavmae.common.remote import Limits
 from cavmae.common.threads import cores
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.datasets.sharding.clip_extraction import shard_input
-from cavmae.datasets.sharding.inputs import Input, collect
+from cavmae.datasets.sharding.input_lists import collect, log_refused
+from cavmae.datasets.sharding.input_plan import Plan
+from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.job_state import (
     InputLayout,
-    Plan,
     State,
+    copy_prefix,
     drop_retried,
     locked,
     merge_parts,
@@ -37,7 +38,6 @@ from cavmae.datasets.sharding.settings import (
     ShardSettings,
 )
 from cavmae.datasets.sharding.shard_writer import Assembler
-from cavmae.datasets.sharding.sources import copy_prefix, log_refused
 
 log = logging.getLogger("cavmae")
 
@@ -52,8 +52,11 @@ class _Task:
     limits: Limits
 
 
+@worker_pool.with_modules("cavmae.datasets.sharding.clip_extraction", "webdataset")
 def shard_task(task: _Task, report: Any) -> None:
-    """Extract one input. Runs in a worker process."""
+    """Extract one input. Runs in a worker process: this one goes without PyTorch."""
+    from cavmae.datasets.sharding.clip_extraction import shard_input
+
     shard_input(task.item, task.settings, task.part, report, task.limits)
 
 
@@ -120,21 +123,22 @@ def _write_shards(
     plan = Plan(layout)
     _check_folder(layout, state)
     before = len(plan.items)
-    fresh = plan.extend(plan.without_known(items))
-    retried: list[Input] = []
+    fresh = plan.extend(items)
+    items.clear()  # the plan's file has them now
+    retried = 0
     if run_settings.retry_skipped:
-        retried = plan.extend(pending_retries(layout))
+        retried = plan.extend_by_retries(pending_retries(layout))
         drop_retried(layout, state)
     complete = state.item == len(plan.items) and layout.manifest.exists()
     samples, size = settings.shard_samples, SHARD_BYTES
     assembler = Assembler(layout, plan, state, *((1, 1) if complete else (samples, size)))
     assembler.load_finished()
     if before:
-        done = sum(number < state.item or assembler.has(number) for number in range(before))
+        done = min(state.item, before) + sum(number < before for number in assembler.finished())
         log.info(
             "%s: %d of %d inputs were done before, %d are new%s%s.",
-            layout.folder, done, before, len(fresh),
-            f", {len(retried)} that were skipped are tried again"
+            layout.folder, done, before, fresh,
+            f", {retried} that were skipped are tried again"
             if run_settings.retry_skipped else "",
             "; it is complete, nothing is left to do" if complete else "",
         )  # fmt: skip
@@ -177,11 +181,10 @@ def _run_pool(
     settings: ShardSettings,
     run_settings: ShardRunSettings,
 ) -> None:
-    first = assembler.state.item
-    todo = [i for i in range(first, len(plan.items)) if not assembler.has(i)]
+    first, finished = assembler.next_item, assembler.finished()
+    todo = (number for number in range(first, len(plan.items)) if number not in finished)
     limits = Limits(run_settings.download_gb * 1e9, run_settings.stall_seconds)
-    parts = {i: layout.part_file(plan.items[i]).absolute() for i in todo}
-    tasks = ((i, _Task(plan.items[i], settings, part, limits)) for i, part in parts.items())
+    tasks = ((i, _task(layout, plan.items[i], settings, limits)) for i in todo)
     messages: dict[int, list[Written | Skip]] = {}
     workers, limit = run_settings.workers, run_settings.memory_gb * 1e9
     if run_settings.executor == "ray":
@@ -191,7 +194,7 @@ def _run_pool(
         )  # fmt: skip
     else:
         events = worker_pool.run(tasks, shard_task, workers or cores(), run_settings.timeout, limit)
-    progress = ShardProgress(len(plan.items), len(plan.items) - len(todo))
+    progress = ShardProgress(len(plan.items), first + len(finished))
     with progress, contextlib.closing(events):
         for event in events:
             messages_of_task = messages.setdefault(event.task, [])
@@ -203,13 +206,17 @@ def _run_pool(
                     progress.add_clip(event.message.seconds)
                 continue
             if isinstance(event, worker_pool.Lost):
-                _remove_copies(layout, copy_prefix(parts[event.task]))
+                _remove_copies(layout, copy_prefix(layout.part_file(plan.items[event.task])))
                 messages_of_task.append(Skip(None, None, event.reason, event.detail))
             assembler.finish_item(event.task, messages.pop(event.task))
             progress.done()
             if assembler.advance() is not None:
                 return  # the caller extracts the damaged input again
     log.info("%s.", progress.status())
+
+
+def _task(layout: InputLayout, item: Input, settings: ShardSettings, limits: Limits) -> _Task:
+    return _Task(item, settings, layout.part_file(item).absolute(), limits)
 
 
 def _remove_copies(layout: InputLayout, prefix: str = "*.input-") -> None:

@@ -1,4 +1,4 @@
-"""Job state of sharding: the plan of a run and its progress, read by a rerun.
+"""Job state of sharding: the files of a run and its progress, read by a rerun.
 
 A folder under construction holds ``inputs.jsonl`` (the plan: only ever appended to), finished
 shards, and ``.work/`` with parts (one file of samples for each input), ``shards.jsonl`` (the sealed
@@ -7,15 +7,16 @@ reach into the plan).
 """
 
 import dataclasses
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from cavmae.common import locks
 from cavmae.common.errors import CavmaeError
-from cavmae.common.files import write_atomically
+from cavmae.common.files import CHUNK, write_atomically
 from cavmae.common.json_files import json_bytes, parse_json, read_json, value_as
 from cavmae.datasets.format.manifest import LIMIT_BYTES, NAME, Manifest, ShardEntry, merge
 from cavmae.datasets.sharding.inputs import Input
@@ -94,68 +95,53 @@ def locked(layout: InputLayout) -> AbstractContextManager[None]:
     )
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read records of a JSON-lines file, without a last line that a kill cut off.
+def copy_prefix(part: Path) -> str:
+    """Prefix of the folders of copies for a part file, which a killed worker leaves."""
+    return f"{part.stem}.input-"
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield records of a JSON-lines file, none if there is no file; see :func:`read_lines_at`."""
+    for _, record in read_lines_at(path):
+        yield record
+
+
+def read_lines_at(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield records and their positions in bytes, without a last line that a kill cut off.
 
     Raises:
         CavmaeError: another line is damaged.
     """
     if not path.exists():
-        return []
-    records = []
-    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        if text:
-            record = parse_json(text, f"{path}, line {number}", remedy=ANEW)
-            if not isinstance(record, dict):
-                raise CavmaeError(f"{path}, line {number} is not a JSON object: {ANEW}.")
-            records.append(record)
-    return records
+        return
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            if line != b"\n":
+                record = parse_json(line, f"{path}, line {number}", remedy=ANEW)
+                if not isinstance(record, dict):
+                    raise CavmaeError(f"{path}, line {number} is not a JSON object: {ANEW}.")
+                yield offset, record
+            offset += len(line)
 
 
-def _inputs(records: Sequence[Any], path: Path) -> list[Input]:
-    """Inputs of JSON records. Raises CavmaeError."""
+def count_lines(path: Path) -> int:
+    """Number of whole lines of a file, 0 if there is none."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(functools.partial(file.read, CHUNK), b""))
+
+
+def parse_input(record: Any, path: Path) -> Input:
+    """Input of a JSON record of a file. Raises CavmaeError."""
     try:
-        return [value_as(Input, record, "an input") for record in records]
+        item: Input = value_as(Input, record, "an input")
     except ValueError as error:
         raise CavmaeError(f"{path} is damaged ({error}): {ANEW}.") from error
-
-
-class Plan:
-    """Ordered list of all inputs, kept in ``inputs.jsonl``."""
-
-    def __init__(self, layout: InputLayout):
-        self._layout = layout
-        self.items = _inputs(read_lines(layout.plan), layout.plan)
-
-    def without_known(self, items: Sequence[Input]) -> list[Input]:
-        """Filter out items that are planned already under another name of the same file."""
-        tasks = {item.task for item in self.items}
-        known = {item.file_identity for item in self.items}
-        return [item for item in items if item.task in tasks or item.file_identity not in known]
-
-    def extend(self, items: Sequence[Input]) -> list[Input]:
-        """Add the items that the plan does not have yet, and return them.
-
-        Raises:
-            CavmaeError: an item is planned already with other labels or masks.
-        """
-        known = {item.task: item for item in self.items}
-        fresh = []
-        for item in items:
-            old = known.get(item.task)
-            if old is None:
-                fresh.append(item)
-            elif old != item:
-                raise CavmaeError(
-                    f"{item.source} is in {self._layout.plan} with other labels or masks; choose "
-                    "another --out folder for the changed list."
-                )
-        if fresh:
-            self.items += fresh
-            with write_atomically(self._layout.plan) as file:
-                for item in self.items:
-                    file.write(json_line(item.to_json()))
-        return fresh
+    return item
 
 
 def json_line(record: dict[str, Any]) -> bytes:
@@ -198,9 +184,6 @@ class State:
             CavmaeError: the earlier run had other settings, or its state is damaged.
         """
         state = cls(settings)
-        lines: list[bytes] = []
-        if layout.skipped.exists():
-            lines = layout.skipped.read_bytes().splitlines(keepends=True)
         if layout.state.exists():
             state = cls._read(layout)
         elif layout.manifest.exists():
@@ -216,9 +199,12 @@ class State:
             )
         # A kill leaves lines that are not counted yet (they are written again), or, in
         # drop_retried, fewer than were counted.
-        state.skipped = min(state.skipped, len(lines))
-        state.skipped_bytes = sum(map(len, lines[: state.skipped]))
+        counted, state.skipped, state.skipped_bytes = state.skipped, 0, 0
         if layout.skipped.exists():
+            with layout.skipped.open("rb") as file:
+                for _, line in zip(range(counted), file, strict=False):
+                    state.skipped += 1
+                    state.skipped_bytes += len(line)
             os.truncate(layout.skipped, state.skipped_bytes)
         for name, value in settings.items():
             if state.settings.get(name) != value:
@@ -293,7 +279,7 @@ def pending_retries(layout: InputLayout) -> list[Input]:
     retries: dict[str, Input] = {}
     for record in read_lines(layout.skipped):
         if "retry" in record:
-            (item,) = _inputs([record["retry"]], layout.skipped)
+            item = parse_input(record["retry"], layout.skipped)
             retries[item.task] = (
                 retries[item.task].merge_retry(item) if item.task in retries else item
             )
@@ -302,11 +288,13 @@ def pending_retries(layout: InputLayout) -> list[Input]:
 
 def drop_retried(layout: InputLayout, state: State) -> None:
     """Remove the records of :func:`pending_retries`, which the plan holds now."""
-    kept = [record for record in read_lines(layout.skipped) if "retry" not in record]
+    state.skipped = 0
     with write_atomically(layout.skipped) as file:
-        file.write(b"".join(json_line(record) for record in kept))
+        for record in read_lines(layout.skipped):
+            if "retry" not in record:
+                file.write(json_line(record))
+                state.skipped += 1
     state.skipped_bytes = layout.skipped.stat().st_size
-    state.skipped = len(kept)
     state.save(layout)
 
 

@@ -27,7 +27,7 @@ from cavmae.common.locks import Holder, holder_of, is_held
 from cavmae.common.tables import markdown_table
 from cavmae.datasets.format.manifest import LIMIT_BYTES
 from cavmae.datasets.sharding.inputs import Input
-from cavmae.datasets.sharding.job_state import InputLayout, read_lines
+from cavmae.datasets.sharding.job_state import InputLayout, count_lines
 
 ARRAY = "array.json"
 SHARES = "shares.json"
@@ -181,16 +181,21 @@ def share_of(items: Sequence[Input], part: tuple[int, int], out: Path) -> list[I
     number, count = part
     shares = _read_shares(out, count)
     if shares is None:
-        begun = list(out.glob("inputs-part-*.jsonl"))  # before there were records
-        balanced = {} if begun else balanced_shares(_sizes(items), count)
-        _create(out / SHARES, json_bytes({"parts": count, "shares": balanced}))
+        _record_shares(items, count, out)
         shares = _read_shares(out, count)
         assert shares is not None
     # By hash, not by position: the share of what is added is the same in every process.
-    return [
-        item for item in items
-        if shares.get(item.identity, int(item.identity, 16) % count + 1) == number
-    ]  # fmt: skip
+    return [item for item in items if _part_of(item.identity, shares, count) == number]
+
+
+def _part_of(identity: str, shares: Mapping[str, int], count: int) -> int:
+    return shares.get(identity) or int(identity, 16) % count + 1
+
+
+def _record_shares(items: Sequence[Input], count: int, out: Path) -> None:
+    begun = list(out.glob("inputs-part-*.jsonl"))  # before there were records
+    balanced = {} if begun else balanced_shares(_sizes(items), count)
+    _create(out / SHARES, json_bytes({"parts": count, "shares": balanced}))
 
 
 def balanced_shares(sizes: Sequence[tuple[str, float]], count: int) -> dict[str, int]:
@@ -219,7 +224,7 @@ def _sizes(items: Sequence[Input]) -> list[tuple[str, float]]:
     for source, count in rows.items():
         size = 0
         with contextlib.suppress(OSError, ValueError):  # a line in skipped.jsonl later
-            size = 0 if is_url(source) else Path(source).stat().st_size
+            size = 0 if is_url(source) else os.stat(source).st_size  # noqa: PTH116 - faster
         sizes[source] = size / count
     return [(item.identity, sizes[item.source]) for item in items]
 
@@ -230,7 +235,9 @@ def _read_shares(out: Path, count: int) -> dict[str, int] | None:
     try:
         record = read_json(path, limit_bytes=LIMIT_BYTES)
         recorded = typed(record, "parts", int)
-        shares = {name: int(part) for name, part in typed(record, "shares", dict).items()}
+        shares: dict[str, int] = typed(record, "shares", dict)
+        if not all(type(part) is int and 1 <= part <= count for part in shares.values()):
+            raise ValueError("a share is no part")
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
@@ -285,7 +292,7 @@ def part_states(out: Path) -> list[PartStatus]:
 
 
 def _status(layout: InputLayout, number: int) -> PartStatus:
-    inputs = len(read_lines(layout.plan))
+    inputs = count_lines(layout.plan)
     held = is_held(layout.work_folder)
     if layout.manifest.exists() and not held:
         manifest = layout.read_manifest()

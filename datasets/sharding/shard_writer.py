@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,11 +18,14 @@ from cavmae.common.files import flush_folder, write_atomically
 from cavmae.common.json_files import JSONError, json_bytes, read_json, typed, value_as
 from cavmae.datasets.format.manifest import Manifest, ShardEntry
 from cavmae.datasets.format.shards import END
+from cavmae.datasets.sharding.input_plan import Plan
 from cavmae.datasets.sharding.inputs import Input
-from cavmae.datasets.sharding.job_state import InputLayout, Plan, State, json_line, skip_record
+from cavmae.datasets.sharding.job_state import InputLayout, State, json_line, skip_record
 from cavmae.datasets.sharding.messages import Skip, Written
 
 log = logging.getLogger("cavmae")
+UNSAVED = 1000  # inputs without a sample after which the state is saved
+TASK = re.compile(r"[0-9a-f]{12}-\d{1,9}")
 
 
 class Assembler:
@@ -46,23 +50,32 @@ class Assembler:
 
     def load_finished(self) -> None:
         """Load the records of inputs that an earlier run finished but did not assemble."""
-        for number in range(self.state.item, len(self._plan.items)):
-            path = self._layout.part_record(self._plan.items[number])
-            if path.exists():
-                try:
-                    record = read_json(path)
-                    written = value_as(list[Written], typed(record, "written", list), "written")
-                    skips = value_as(list[Skip], typed(record, "skips", list), "skips")
-                    if any(clip.size < 1 for clip in written):
-                        raise ValueError("a sample has a size below 1")
-                except (JSONError, ValueError) as error:
-                    log.warning("%s; its input is read again.", error)
-                    path.unlink()
-                else:
-                    self._records[number] = written, skips
+        records = self._layout.work_folder.glob("*.json")
+        tasks = [path.stem for path in records if TASK.fullmatch(path.stem)]
+        for number, task in zip(self._plan.numbers(tasks), tasks, strict=True):
+            if number < self.state.item or (item := self._plan.items[number]).task != task:
+                continue
+            path = self._layout.part_record(item)
+            try:
+                record = read_json(path)
+                written = value_as(list[Written], typed(record, "written", list), "written")
+                skips = value_as(list[Skip], typed(record, "skips", list), "skips")
+                if any(clip.size < 1 for clip in written):
+                    raise ValueError("a sample has a size below 1")
+            except (JSONError, ValueError) as error:
+                log.warning("%s; its input is read again.", error)
+                path.unlink()
+            else:
+                self._records[number] = written, skips
 
-    def has(self, number: int) -> bool:
-        return number in self._records
+    @property
+    def next_item(self) -> int:
+        """Number of the input to assemble next."""
+        return self._position[0]
+
+    def finished(self) -> set[int]:
+        """Numbers of the inputs that are finished and not assembled."""
+        return {*self._records}
 
     def finish_item(self, number: int, messages: Sequence[Written | Skip]) -> None:
         """Record that an input is done; its part file holds the samples written."""
@@ -98,6 +111,8 @@ class Assembler:
             self._used.append(item)
             del self._records[number]
             self._position = number + 1, 0
+            if self._file is None and len(self._used) >= UNSAVED:
+                self._seal()
         return None
 
     def _read_part(
@@ -141,7 +156,7 @@ class Assembler:
         self._size += len(data)
 
     def _seal(self) -> None:
-        """Rename the shard to its final name and save the state."""
+        """Rename the shard, if one is open, to its final name and save the state."""
         if self._file is not None:
             self._write(END)
             self._file.flush()

@@ -1,11 +1,10 @@
 """Sources of inputs: local files, or temporary copies of remote ones."""
 
 import contextlib
-import logging
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cavmae.common.files import is_url
@@ -14,36 +13,12 @@ from cavmae.common.remote import (
     AddressError,
     Limits,
     RemoteError,
-    check_address,
     fetch,
     local_path,
 )
 from cavmae.datasets.media import MediaError
-from cavmae.datasets.sharding.inputs import Input
 
-log = logging.getLogger("cavmae")
-NAMED = 100  # refused addresses that are logged one by one
 LONGEST_ENDING = 16  # characters of a file name's suffix
-
-
-def log_refused(items: Iterable[Input]) -> None:
-    """Log every address that can never be opened, before work begins."""
-    refused = []
-    for item in items:
-        try:
-            if is_url(item.source):
-                check_address(item.source)
-        except AddressError as error:
-            refused.append(str(error))
-    for message in refused[:NAMED]:
-        log.warning("Skipped: %s", message)
-    if len(refused) > NAMED:
-        log.warning("Skipped: %d more addresses like these.", len(refused) - NAMED)
-
-
-def copy_prefix(part: Path) -> str:
-    """Prefix of the folders of copies for a part file, which a killed worker leaves."""
-    return f"{part.stem}.input-"
 
 
 @contextlib.contextmanager

@@ -13,8 +13,9 @@ import torch
 import torchaudio
 from torch import Tensor
 
-SAMPLE_RATE = 16_000  # Hz
-MEL_BINS = 128
+from cavmae.datasets.stream.rates import MEL_BINS as MEL_BINS
+from cavmae.datasets.stream.rates import SAMPLE_RATE as SAMPLE_RATE
+
 WINDOW = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
 FFT = 512

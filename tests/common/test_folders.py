@@ -8,7 +8,7 @@ import pytest
 
 from cavmae.common.errors import UsageError
 from cavmae.common.folders import Search, search
-from cavmae.datasets.sharding.inputs import collect
+from cavmae.datasets.sharding.input_lists import collect
 
 ENDINGS = frozenset({".mp4"})
 

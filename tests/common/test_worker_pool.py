@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -55,3 +57,16 @@ def test_workers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_to_do() -> None:
     assert run([], 2) == {}
+
+
+def test_processes_are_forked_with_the_modules_of_late_imports() -> None:
+    """The parent, which does not run the work, never imports them."""
+    program = (
+        "import sys\n"
+        "from cavmae.common import worker_pool\n"
+        "from tests.common.late import has_module\n"
+        "events = list(worker_pool.run(iter([(0, 0)]), has_module, 1, 30, 4e9))\n"
+        "print(events[-1].result, 'colorsys' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert result.stdout.split() == [b"True", b"False"]

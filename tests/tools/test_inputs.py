@@ -8,7 +8,8 @@ import pytest
 from cavmae.common.errors import UsageError
 from cavmae.common.json_files import value_as
 from cavmae.datasets.format.sample import split_member
-from cavmae.datasets.sharding.inputs import Input, collect, sample_key
+from cavmae.datasets.sharding.input_lists import collect
+from cavmae.datasets.sharding.inputs import Input, sample_key
 
 
 def touch(path: Path) -> Path:

@@ -11,10 +11,10 @@ import pytest
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.format.manifest import ShardEntry
 from cavmae.datasets.sharding.clip_extraction import Skip, Written
+from cavmae.datasets.sharding.input_plan import Plan
 from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.job_state import (
     InputLayout,
-    Plan,
     State,
     drop_retried,
     pending_retries,
@@ -61,10 +61,10 @@ def taken_up(layout: InputLayout) -> Assembler:
 
 
 def test_an_intact_state_is_taken_up(layout: InputLayout) -> None:
-    assert Plan(layout).items == ITEMS
+    assert list(Plan(layout).items) == ITEMS
     assert State.load(layout, SETTINGS).shards[0].labels == ((0,),)
     assert [item.source for item in pending_retries(layout)] == ["a.mp4"]
-    assert not taken_up(layout).has(1)  # its part is not what its CRC says: made again
+    assert 1 not in taken_up(layout).finished()  # its part is not what its CRC says: made again
     assert not layout.part_record(ITEMS[1]).exists()
 
 
@@ -92,7 +92,7 @@ def test_records_that_are_none(layout: InputLayout, name: str, content: bytes) -
 def test_a_part_whose_record_is_damaged_is_made_again(layout: InputLayout, content: bytes) -> None:
     path = layout.part_record(ITEMS[1])
     path.write_bytes(content)
-    assert not taken_up(layout).has(1)
+    assert 1 not in taken_up(layout).finished()
     assert not path.exists()
 
 

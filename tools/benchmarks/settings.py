@@ -71,6 +71,24 @@ class ShardBench(TimedBench):
 
 
 @dataclasses.dataclass(frozen=True)
+class PlanBench(TimedBench):
+    """Options of `cavmae bench plan`.
+
+    Args:
+        rows: of the table of inputs.
+        parts: number of parts that the list is also shared out to.
+    """
+
+    rows: int = 100_000
+    parts: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.rows, self.parts) < 1:
+            raise UsageError("--rows and --parts are at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
 class RenderBench(TimedBench):
     """Options of `cavmae bench render`.
 

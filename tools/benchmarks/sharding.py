@@ -12,7 +12,8 @@ import av
 
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.sharding.clip_extraction import shard_input
-from cavmae.datasets.sharding.inputs import Input, collect
+from cavmae.datasets.sharding.input_lists import collect
+from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.job import shard
 from cavmae.datasets.sharding.messages import Message, Skip
 from cavmae.datasets.sharding.settings import ShardRunSettings, ShardSettings
