@@ -29,7 +29,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # All processes of pools and benchmarks are forked from one server, which imports these once; each
 # of them would import PyTorch for itself where an earlier pool was of another kind.
 worker_pool.preload(
-    "cavmae.datasets.sharding.job",
+    "cavmae.datasets.sharding.clip_extraction",
     "cavmae.datasets.synthetic.clip_writer",
     "cavmae.tools.benchmarks.finetuning",
     "cavmae.tools.benchmarks.pretraining",

@@ -199,7 +199,9 @@ class _Values:
         share = functools.lru_cache(SHARED)
         self._shared: Callable[[str], str] = share(str)
         self._resolve: Callable[[str], str] = share(functools.partial(_resolve, path))
-        self._labels: Callable[[str], tuple[str, ...]] = share(self._split)
+        self._labels: Callable[[str], tuple[str, ...]] = share(
+            functools.partial(_split, self._shared)
+        )
 
     def row(self, line: int, values: dict[str, str]) -> Input:
         """Input of a row. Raises UsageError."""
@@ -218,8 +220,9 @@ class _Values:
             masks=self._resolve(values["masks"]) if values.get("masks") else None,
         )
 
-    def _split(self, text: str) -> tuple[str, ...]:
-        return tuple(self._shared(x.strip()) for x in text.split(";") if x.strip())
+
+def _split(shared: Callable[[str], str], labels: str) -> tuple[str, ...]:
+    return tuple(shared(x.strip()) for x in labels.split(";") if x.strip())
 
 
 def _seconds(path: Path, line: int, column: str, values: dict[str, str]) -> float | None:
