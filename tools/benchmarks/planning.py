@@ -3,7 +3,9 @@
 import csv
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +75,7 @@ def run(bench: PlanBench) -> None:
         for name, of in (("whole", None), ("parts", part)):
             (work / name).mkdir()
             on_one_core(plan_rows, path, bench.rows, work / name, of)
-        ways = {
+        ways: dict[str, tuple[Callable[..., float], tuple[Any, ...]]] = {
             BASELINE: (read_rows, (path,)),
             "first plan": (plan_rows, (path, bench.rows, None, None)),
             "the same list again": (plan_rows, (path, bench.rows, work / "whole", None)),
