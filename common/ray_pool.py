@@ -32,7 +32,7 @@ from typing import Any
 from cavmae.common import worker_pool
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import write_atomically
-from cavmae.common.worker_pool import Event, Lost, TaskProgress, Work
+from cavmae.common.worker_pool import Event, Lost, TaskProgress, Tasks, Work
 
 log = logging.getLogger("cavmae")
 MAIL_PREFIX = "ray-"  # of the folder of reports
@@ -101,7 +101,7 @@ def execute(order: _Order) -> str:
     """
     _check_node(order)
     worker_pool.preload_work(order.work)
-    tasks = iter([(order.number, (order.cwd, order.work, order.argument))])
+    tasks: Tasks = iter([(order.number, (order.cwd, order.work, order.argument))])
     events: list[Event] = []
     touched = -PULSE
     for event in worker_pool.run(tasks, _work_in_folder, 1, order.timeout, order.memory_bytes):
@@ -171,7 +171,7 @@ class _Running:
 
 
 def run(
-    tasks: Iterator[tuple[int, Any]],
+    tasks: Tasks,
     work: Work,
     address: str,
     shared: Path,
@@ -182,7 +182,7 @@ def run(
     """Runs tasks on a Ray cluster and yields their events, those of a task when it has ended.
 
     Args:
-        tasks: (number, argument), taken only when there is room for another one.
+        tasks: taken only when there is room for another one.
         work: module-level function of an argument and a function that reports progress. It may run
             twice at once for the same task, and has to write the same bytes every time.
         address: of the cluster, as of ``ray.init``.
@@ -256,9 +256,7 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECTING).close()
 
 
-def _drive(
-    ray: Any, tasks: Iterator[tuple[int, Any]], first: _Order, workers: int
-) -> Generator[Event, None, None]:
+def _drive(ray: Any, tasks: Tasks, first: _Order, workers: int) -> Generator[Event, None, None]:
     """Keeps as many tasks in flight as there is room for, and repeats what was lost."""
     running: dict[Any, _Running] = {}
     task = ray.remote(num_cpus=1, memory=int(first.memory_bytes), max_retries=0)(execute)
@@ -276,11 +274,16 @@ def _drive(
         while len(running) < room and (again or more):
             if again:
                 order = again.pop()
-            elif (item := next(tasks, None)) is not None:
-                order = dataclasses.replace(first, number=item[0], argument=item[1])
             else:
-                more = False
-                continue
+                try:
+                    item = next(tasks)
+                except StopIteration:
+                    more = False
+                    continue
+                if item is None:
+                    assert running, "nothing runs to wait for"
+                    break
+                order = dataclasses.replace(first, number=item[0], argument=item[1])
             running[task.remote(order)] = _Running(order)
         if not running:
             time.sleep(WAIT if again or more else 0)

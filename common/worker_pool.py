@@ -42,6 +42,8 @@ def fork_context() -> ForkServerContext:
     return context
 
 
+# (number, argument) of each task; None where the next one depends on events of running ones.
+Tasks = Iterator[tuple[int, Any] | None]
 # A task's function gets its arguments and a callable that reports progress to the parent.
 Work = Callable[[Any, Callable[[Any], None]], Any]
 _late_modules: dict[Work, tuple[str, ...]] = {}
@@ -158,7 +160,7 @@ class _Worker:
 
 
 def run(
-    tasks: Iterator[tuple[int, Any]],
+    tasks: Tasks,
     work: Work,
     workers: int,
     timeout: float,
@@ -167,7 +169,7 @@ def run(
     """Runs tasks in parallel and yields their events.
 
     Args:
-        tasks: (number, argument), taken only when a worker is free.
+        tasks: taken only when a worker is free.
         work: module-level function of an argument and a function that reports progress.
         workers: number of processes.
         timeout: largest time in seconds between messages of a task; a slower task is lost.
@@ -192,9 +194,13 @@ def run(
                 free = next((w for w in pool if w.task is None), None)
                 if free is None and len(pool) >= workers:
                     break
-                item = next(tasks, None)
-                if item is None:
+                try:
+                    item = next(tasks)
+                except StopIteration:
                     more = False
+                    break
+                if item is None:
+                    assert any(w.task is not None for w in pool), "nothing runs to wait for"
                     break
                 if free is None:
                     free = _Worker(context, work)

@@ -33,12 +33,21 @@ from cavmae.datasets.media.container import MediaError, open_container, read_pac
 from cavmae.datasets.media.decoding import LostKeys, decode_in_order, decode_packet
 from cavmae.datasets.media.geometry import Geometry, fit_inside
 from cavmae.datasets.media.hdr import to_sdr
+from cavmae.datasets.media.packet_plan import DROP, REFERENCES, plan_again, plan_packets
+from cavmae.datasets.media.packets import NO_STAMP, stamp_of
 from cavmae.datasets.media.probe import Probe
 
-_FULL, _REFERENCES, _DROP = 0, 1, 2
 # Containers and codecs that decord reads correctly.
 DECORD_CONTAINERS = frozenset({"mov", "matroska"})
 DECORD_CODECS = frozenset({"h264", "hevc", "vp9"})
+
+
+# Packets before the first one to decode above which seeking is worth it: a seek may fail.
+WORTH_SEEKING = 500
+
+
+class _OtherPackets(Exception):
+    """Seeking leads to other packets than reading from the beginning."""
 
 
 class Decoder(Protocol):
@@ -159,7 +168,7 @@ class PyAVDecoder:
         self._wanted = frozenset(int(i) for i in wanted)
         self._reformatter = VideoReformatter()
         self._index_of = {int(stamp): i for i, stamp in enumerate(probe.frame_stamps)}
-        self._plan = self._plan_packets() if probe.listing is None else None
+        self._plan = plan_packets(probe, wanted) if probe.listing is None else None
         self._start(self._plan)
 
     def close(self) -> None:
@@ -174,28 +183,6 @@ class PyAVDecoder:
         else:
             self._output = self._decode(plan)
 
-    def _plan_packets(self) -> np.ndarray:
-        """Action for each packet: decode, decode only if a reference, or drop."""
-        stamps, keys = self._probe.packet_pts, self._probe.packet_keys
-        wanted_stamps = {stamp for stamp, i in self._index_of.items() if i in self._wanted}
-        wanted = np.fromiter((int(s) in wanted_stamps for s in stamps), bool, len(stamps))
-        starts = np.flatnonzero(keys)
-        if starts.size == 0 or starts[0] != 0:
-            starts = np.concatenate([[0], starts])
-        group = np.searchsorted(starts, np.arange(len(stamps)), side="right") - 1
-        needed = np.zeros(len(starts), dtype=bool)
-        last = np.full(len(starts), -1)  # last packet needed of each group
-        for packet in np.flatnonzero(wanted):
-            number = group[packet]
-            needed[number] = True
-            last[number] = packet
-            # A frame presented before its group's key frame is predicted from the previous group.
-            if stamps[packet] < stamps[starts[number]] and number:
-                needed[number - 1] = True
-                last[number - 1] = starts[number] - 1
-        used = needed[group] & (np.arange(len(stamps)) <= last[group])
-        return np.where(wanted, _FULL, np.where(used, _REFERENCES, _DROP))
-
     def _decode_listed(
         self, listing: np.ndarray
     ) -> Generator[tuple[int, av.VideoFrame], None, None]:
@@ -209,32 +196,50 @@ class PyAVDecoder:
 
     def _decode(self, plan: np.ndarray) -> Generator[tuple[int, av.VideoFrame], None, None]:
         """Decodes planned packets and yields the wanted frames, by their time stamps."""
+        used = np.flatnonzero(plan != DROP)
+        if used.size and used[0] > WORTH_SEEKING:
+            try:
+                yield from self._decode_from(plan, int(used[0]))
+                return
+            except _OtherPackets:
+                pass  # the container's index is wrong: all packets are read
+        yield from self._decode_from(plan, 0)
+
+    def _decode_from(
+        self, plan: np.ndarray, entry: int
+    ) -> Generator[tuple[int, av.VideoFrame], None, None]:
+        """Decodes planned packets.
+
+        Args:
+            entry: number of the packet to seek to; 0: none.
+
+        Raises:
+            _OtherPackets: seeking leads elsewhere.
+        """
         with open_container(self._probe.path) as container:
             video = container.streams[self._probe.video_stream]
             assert isinstance(video, av.VideoStream)
             codec = video.codec_context
             codec.thread_count = 1
-            number = -1
             dropping = False
             lost = LostKeys()
             try:
-                for packet in read_packets(container, video):
-                    if not packet.size:
-                        continue  # the end, or an empty repeat that would flush the decoder
-                    number += 1
-                    action = plan[number] if number < len(plan) else _DROP
-                    if action == _DROP:
+                for number, packet in _numbered_packets(self._probe, container, video, entry):
+                    action = plan[number] if number < len(plan) else DROP
+                    if action == DROP:
                         if not dropping:
                             yield from self._emit(decode_packet(codec, None), lost)
                             codec.flush_buffers()
                         dropping = True
                         continue
                     dropping = False
-                    codec.skip_frame = "NONREF" if action == _REFERENCES else "DEFAULT"
+                    codec.skip_frame = "NONREF" if action == REFERENCES else "DEFAULT"
                     yield from self._emit(decode_packet(codec, packet, lost, packet.pts), lost)
                 if not dropping:
                     yield from self._emit(decode_packet(codec, None), lost)
-            except (FFmpegError, OSError):
+            except (FFmpegError, OSError) as error:
+                if entry:
+                    raise _OtherPackets from error
                 return  # the rest of the file is unreadable: its frames are missing
 
     def _emit(
@@ -252,31 +257,19 @@ class PyAVDecoder:
     def read(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
         if not indices:
             return {}
-        self._pump(indices[-1])
+        self._pump(indices[-1], indices[0])
         if self._plan is not None and any(i not in self._stash for i in indices):
             # Some streams do not decode from every packet that is marked as a key frame.
             before = {i: f for i, f in self._stash.items() if i in indices}
             self._output.close()
-            self._start(self._plan_again(indices))
-            self._pump(indices[-1], keep_from=indices[0])
+            self._start(plan_again(self._probe, self._plan, indices[0], indices[-1]))
+            self._pump(indices[-1], indices[0])
             self._stash = {**self._stash, **before}
         frames = {i: self._stash[i] for i in indices if i in self._stash}
         self._stash = {i: f for i, f in self._stash.items() if i >= indices[-1]}
         return frames
 
-    def _plan_again(self, indices: Sequence[int]) -> np.ndarray:
-        """Plan for the rest that starts two key frames early and decodes all up to the last."""
-        assert self._plan is not None
-        stamps = self._probe.frame_stamps[[indices[0], indices[-1]]]
-        first, last = (int(np.flatnonzero(self._probe.packet_pts == t)[0]) for t in stamps)
-        keys = np.flatnonzero(self._probe.packet_keys[: first + 1])
-        entry = int(keys[-3]) if len(keys) > 2 else 0
-        plan = self._plan.copy()
-        plan[:entry] = _DROP
-        plan[entry : last + 1] = _FULL
-        return plan
-
-    def _pump(self, until: int, keep_from: int = 0) -> None:
+    def _pump(self, until: int, keep_from: int) -> None:
         while until not in self._stash and self._last <= until:
             item = next(self._output, None)
             if item is None:
@@ -304,6 +297,44 @@ class PyAVDecoder:
             whole[top : top + inside[0], left : left + inside[1]] = small
             small = whole
         return self._geometry.finish(small)
+
+
+def _numbered_packets(
+    probe: Probe, container: av.container.InputContainer, video: av.VideoStream, entry: int
+) -> Iterator[tuple[int, av.Packet]]:
+    """Yields a stream's packets with their numbers, as the probe counts them.
+
+    Args:
+        entry: number of the packet to seek to, a key frame; 0: none, from the first packet on.
+
+    Raises:
+        _OtherPackets: the packets behind the place that seeking leads to have other stamps than in
+            the probe.
+        FFmpegError, OSError: the place cannot be sought, or the rest of the file is unreadable.
+    """
+    number = 0
+    if entry:
+        if probe.packet_pts[entry] == NO_STAMP:
+            raise _OtherPackets
+        container.seek(int(probe.packet_pts[entry]), stream=video)
+        number = -1  # the packet is not yet known
+    for packet in read_packets(container, video):
+        if not packet.size:
+            continue  # the end, or an empty repeat that would flush the decoder
+        if entry:
+            stamp = stamp_of(packet, probe.container)
+            if number < 0 and stamp == probe.packet_pts[entry]:
+                number = entry
+            elif number < 0:
+                if stamp > probe.packet_pts[entry] and packet.is_keyframe:
+                    raise _OtherPackets
+                continue
+            if number >= len(probe.packet_pts) or stamp != probe.packet_pts[number]:
+                raise _OtherPackets
+        yield number, packet
+        number += 1
+    if number < len(probe.packet_pts) and entry:
+        raise _OtherPackets
 
 
 def _same(first: np.ndarray, second: np.ndarray) -> bool:

@@ -40,8 +40,8 @@ class StreamPackets:
     duration: int = 0
     reached: int = 0
 
-    def add(self, packet: av.Packet, pts: int | None, place: int, visible: bool) -> None:
-        self.pts.append(NO_STAMP if pts is None else pts)
+    def add(self, packet: av.Packet, pts: int, place: int, visible: bool) -> None:
+        self.pts.append(pts)
         self.dts.append(NO_STAMP if packet.dts is None else packet.dts)
         self.places.append(place)
         self.keys.append(packet.is_keyframe)
@@ -151,8 +151,6 @@ def scan_packets(
         video, audio: the streams; None: there is no such stream, and it has no packets.
         beat: heartbeat, called at intervals.
     """
-    # AVI has no presentation times: it counts frames in coding order.
-    is_counted = container.format.name == "avi"
     may_hide = video is not None and video.codec_context.name in ("vp8", "vp9")
     indices = [None if stream is None else stream.index for stream in (video, audio)]
     video_packets, audio_packets = StreamPackets(_base_of(video)), StreamPackets(_base_of(audio))
@@ -171,14 +169,26 @@ def scan_packets(
                 continue
             if video is not None and packet.stream_index == video.index:
                 visible = not packet.is_discard and not (may_hide and _is_hidden(packet, video))
-                pts = packet.dts if is_counted else packet.pts
-                video_packets.add(packet, pts, place, visible)
+                stamp = stamp_of(packet, container.format.name)
+                video_packets.add(packet, stamp, place, visible)
             else:
-                audio_packets.add(packet, packet.pts, place, True)
+                stamp = NO_STAMP if packet.pts is None else packet.pts
+                audio_packets.add(packet, stamp, place, True)
     except (FFmpegError, OSError):
         # Packets before the damage are used.
         return Scan(video_packets, audio_packets, others_end, True)
     return Scan(video_packets, audio_packets, others_end, False)
+
+
+def stamp_of(packet: av.Packet, container: str) -> int:
+    """Presentation stamp of a video packet; :data:`NO_STAMP`: it has none.
+
+    Args:
+        container: FFmpeg's name of the format.
+    """
+    # AVI has no presentation times: it counts frames in coding order.
+    stamp = packet.dts if container == "avi" else packet.pts
+    return NO_STAMP if stamp is None else stamp
 
 
 def _base_of(stream: av.stream.Stream | None) -> float:

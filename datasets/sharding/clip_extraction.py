@@ -7,7 +7,7 @@ import functools
 import zlib
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,16 +16,25 @@ from cavmae.common.errors import CavmaeError
 from cavmae.common.remote import DEFAULT_LIMITS, Limits
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.shards import encode_sample
-from cavmae.datasets.media import AudioReader, Decoder, MediaError, Probe, open_decoder, probe
-from cavmae.datasets.media.geometry import Geometry, geometry
+from cavmae.datasets.media import AudioReader, Decoder, MediaError, Probe, open_decoder
+from cavmae.datasets.media.geometry import Geometry
 from cavmae.datasets.sharding.cavmae_datafile import WavAndFrames
 from cavmae.datasets.sharding.inputs import Input, sample_key
 from cavmae.datasets.sharding.job_state import copy_prefix
 from cavmae.datasets.sharding.masks import MaskFolder, label_values, mask_value_names
-from cavmae.datasets.sharding.messages import Message, Reporter, Skip, Written
-from cavmae.datasets.sharding.planning import choose_frames, plan_clips
+from cavmae.datasets.sharding.messages import (
+    Message,
+    Reporter,
+    Seam,
+    Skip,
+    Stretch,
+    Survey,
+    Written,
+)
+from cavmae.datasets.sharding.planning import ClipPlan, choose_frames, plan_probed, plan_video
 from cavmae.datasets.sharding.settings import JPEG_QUALITY, MAX_MISSING, ShardSettings
 from cavmae.datasets.sharding.sources import local_copy
+from cavmae.datasets.sharding.stretches import StoredAudio, can_split, file_state, write_survey
 from cavmae.datasets.stream import features
 
 # Errors of the machine, not of the input: they end the whole run.
@@ -99,44 +108,36 @@ class ClipSpan(NamedTuple):
     members: Callable[[], dict[str, bytes]]
 
 
-def video_clips(
-    item: Input, path: str, settings: ShardSettings, heartbeat: Callable[[], None]
-) -> Generator[ClipSpan | Skip, None, None]:
-    """Yield the clips of a video file, then a Skip for every unused part of it.
+class AudioSource(Protocol):
+    """Audio of clips, read in time order; see :class:`~cavmae.datasets.media.AudioReader`."""
 
-    Args:
-        heartbeat: called from time to time while the file is probed.
+    mixdown: tuple[str, ...]
+
+    def read(self, start: float, end: float) -> tuple[np.ndarray, tuple[float, float] | None]:
+        """Read the waveform of a clip, float32 [samples] at 16 kHz, and its span with audio."""
+        ...
+
+
+def video_clips(
+    item: Input, settings: ShardSettings, plan: ClipPlan, audio: AudioSource
+) -> Generator[ClipSpan, None, None]:
+    """Yield the planned clips of a video file.
 
     Raises:
         MediaError: the file gives no clip.
     """
-    info = probe(path, settings.video_stream, settings.audio_stream, heartbeat)
-    unused = [part for part in info.unused if item.end is None or part.start < item.end]
-    try:
-        clips = plan_clips(info.span, item.start, item.end, settings)
-    except MediaError as error:
-        for part in unused:  # the cause of the missing clips
-            raise MediaError(part.reason, f"{part.detail} ({error.detail})") from error
-        raise
-    numbers = [i for i, clip in enumerate(clips) if item.wants(i, clip[0])]
-    clips = [clips[i] for i in numbers]
-    wanted = [choose_frames(info, *clip, settings) for clip in clips]
-    shape = geometry(info, settings.shorter_side, str(settings.crop))
+    info = plan.info
+    wanted = [choose_frames(info, *clip, settings) for clip in plan.clips]
     all_indices = np.unique(np.concatenate(wanted)) if wanted else np.zeros(0, dtype=np.int64)
     masks = None
     if item.masks is not None:
         masks = MaskFolder(item.masks, info.display, (info.height, info.width))
-    first = clips[0][0] if clips else 0.0
-    with (
-        contextlib.closing(open_decoder(info, shape, all_indices, settings.decoder)) as decoder,
-        contextlib.closing(AudioReader(info, settings.downmix, first)) as audio,
-    ):
-        video = _Video(info, shape, decoder, audio, masks)
-        for number, clip, indices in zip(numbers, clips, wanted, strict=True):
+    decoder = open_decoder(info, plan.shape, all_indices, settings.decoder)
+    with contextlib.closing(decoder):
+        video = _Video(info, plan.shape, decoder, audio, masks)
+        for number, clip, indices in zip(plan.numbers, plan.clips, wanted, strict=True):
             members = functools.partial(video.members, item, settings, clip, indices)
             yield ClipSpan(number, clip[0], clip[1] - clip[0], members)
-    for part in unused:
-        yield Skip(None, None, part.reason, part.detail)
 
 
 @dataclasses.dataclass
@@ -146,7 +147,7 @@ class _Video:
     info: Probe
     shape: Geometry
     decoder: Decoder
-    audio: AudioReader
+    audio: AudioSource
     masks: MaskFolder | None
 
     def members(
@@ -200,9 +201,7 @@ class _Video:
         )
 
 
-def image_clips(
-    item: Input, path: str, settings: ShardSettings
-) -> Generator[ClipSpan | Skip, None, None]:
+def image_clips(item: Input, path: str, settings: ShardSettings) -> Generator[ClipSpan, None, None]:
     """Yield the only clip of an entry of a CAV-MAE data file: a WAV and its JPEGs."""
     source = WavAndFrames(item, path, settings)
 
@@ -222,34 +221,38 @@ def shard_input(
     part: Path,
     report: Callable[[Message], None],
     limits: Limits = DEFAULT_LIMITS,
+    stretch_seconds: float | None = None,
+    assigned: tuple[Survey, Stretch] | None = None,
 ) -> None:
-    """Write an input's samples to a part file.
+    """Write an input's samples, or those of a stretch of it, to a part file.
 
     Args:
         part: file of the samples' tar blocks, one after the other.
         report: takes a message for each clip in order (written or skipped), one for an input
             without clips, and signs of life in between.
         limits: of a download.
+        stretch_seconds: an input with more seconds of clips is only surveyed, if it can be entered
+            in the middle: the reports are a Survey and its stretches. None: none is.
+        assigned: extract only this stretch of a survey.
 
     Raises:
         CavmaeError: the disk is full or read-only.
     """
     torch.set_num_threads(1)
     reporter = Reporter(report)
+    copy = local_copy(item.source, part.parent, copy_prefix(part), limits, reporter.alive)
     try:
-        copy = local_copy(item.source, part.parent, copy_prefix(part), limits, reporter.alive)
-        with part.open("wb") as file, copy as path:
-            clips: Generator[ClipSpan | Skip, None, None]
+        with copy as path:
             if item.frames is not None:
-                clips = image_clips(item, path, settings)
+                _write_clips(item, image_clips(item, path, settings), part, reporter)
+            elif assigned is not None:
+                _write_stretch(item, path, settings, part, reporter, *assigned)
             else:
-                clips = video_clips(item, path, settings, reporter.alive)
-            with contextlib.closing(clips):
-                for clip in clips:
-                    if isinstance(clip, Skip):
-                        reporter.skipped(clip)
-                    else:
-                        _write(item, clip, file, reporter)
+                plan = plan_video(item, path, settings, reporter.alive)
+                if stretch_seconds is None or not can_split(item, plan, settings, stretch_seconds):
+                    _write_whole(item, settings, plan, part, reporter)
+                else:
+                    write_survey(plan, settings, stretch_seconds, part, reporter)
         reporter.flush()
     except MediaError as error:
         reporter.skipped(Skip(None, None, error.reason, error.detail))
@@ -264,13 +267,74 @@ def shard_input(
         reporter.flush()
 
 
-def _write(item: Input, clip: ClipSpan, file: IO[bytes], reporter: Reporter) -> None:
+def _write_whole(
+    item: Input, settings: ShardSettings, plan: ClipPlan, part: Path, reporter: Reporter
+) -> None:
+    """Write all planned clips of a video, and report every unused part of it."""
+    first = plan.clips[0][0] if plan.clips else 0.0
+    with contextlib.closing(AudioReader(plan.info, settings.downmix, first)) as audio:
+        _write_clips(item, video_clips(item, settings, plan, audio), part, reporter)
+    for skip in plan.unused:
+        reporter.skipped(skip)
+
+
+def _write_stretch(
+    item: Input,
+    path: str,
+    settings: ShardSettings,
+    part: Path,
+    reporter: Reporter,
+    survey: Survey,
+    stretch: Stretch,
+) -> None:
+    """Write the clips of a stretch, and report the results that its neighbours have to share."""
+    if file_state(path) != survey.file_state:
+        raise MediaError("changed", "the file changes while it is read")
+    plan = plan_probed(item, dataclasses.replace(survey.info, path=path), settings)
+    clips = dict(zip(plan.numbers, plan.clips, strict=True))
+    numbers = [stored.clip for stored in stretch.clips]
+    plan = plan._replace(numbers=numbers, clips=[clips[number] for number in numbers])
+    before = numbers[0] if stretch.number else None
+    after = None if stretch.is_last else numbers[-1]
+    with contextlib.closing(StoredAudio(survey.audio, stretch.clips)) as audio:
+        spans = video_clips(item, settings, plan, audio)
+        _write_clips(item, spans, part, reporter, before, after)
+
+
+def _write_clips(
+    item: Input,
+    clips: Generator[ClipSpan, None, None],
+    part: Path,
+    reporter: Reporter,
+    before: int | None = None,
+    after: int | None = None,
+) -> None:
+    """Write clips to a part file.
+
+    Args:
+        before: number of a clip that the stretch before extracts, too.
+        after: number of the clip that belongs to the next stretch, and is not written.
+    """
+    with part.open("wb") as file, contextlib.closing(clips):
+        for clip in clips:
+            blocks, result = _encode(item, clip)
+            if clip.number in (before, after):
+                reporter.send(Seam(result))
+            if clip.number == after:
+                continue
+            if isinstance(result, Skip):
+                reporter.skipped(result)
+            else:
+                file.write(blocks)
+                file.flush()
+                reporter.written(result)
+
+
+def _encode(item: Input, clip: ClipSpan) -> tuple[bytes, Written | Skip]:
+    """Tar blocks of a clip, and the message about it."""
     start = round(clip.start, 6)
     try:
         blocks = encode_sample(sample_key(item, start), clip.members())
     except MediaError as error:
-        reporter.skipped(Skip(clip.number, start, error.reason, error.detail, 1, start))
-        return
-    file.write(blocks)
-    file.flush()
-    reporter.written(Written(clip.number, start, clip.seconds, len(blocks), zlib.crc32(blocks)))
+        return b"", Skip(clip.number, start, error.reason, error.detail, 1, start)
+    return blocks, Written(clip.number, start, clip.seconds, len(blocks), zlib.crc32(blocks))

@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,14 +22,14 @@ from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.job_state import (
     InputLayout,
     State,
-    copy_prefix,
     drop_retried,
     locked,
     merge_parts,
     pending_retries,
     read_lines,
+    remove_copies,
 )
-from cavmae.datasets.sharding.messages import Alive, Skip, Written
+from cavmae.datasets.sharding.messages import Written
 from cavmae.datasets.sharding.parts import parse_part, share_of
 from cavmae.datasets.sharding.settings import (
     SHARD_BYTES,
@@ -39,26 +38,20 @@ from cavmae.datasets.sharding.settings import (
     ShardSettings,
 )
 from cavmae.datasets.sharding.shard_writer import Assembler
+from cavmae.datasets.sharding.task_queue import ShardTask, TaskQueue
 
 log = logging.getLogger("cavmae")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """Task of a worker: one input to extract."""
-
-    item: Input
-    settings: ShardSettings
-    part: Path
-    limits: Limits
-
-
 @worker_pool.with_modules("cavmae.datasets.sharding.clip_extraction", "webdataset")
-def shard_task(task: _Task, report: Any) -> None:
-    """Extract one input. Runs in a worker process: this one goes without PyTorch."""
+def shard_task(task: ShardTask, report: Any) -> None:
+    """Extract an input, or a stretch of one. Runs in a worker: this process lacks PyTorch."""
     from cavmae.datasets.sharding.clip_extraction import shard_input
 
-    shard_input(task.item, task.settings, task.part, report, task.limits)
+    shard_input(
+        task.item, task.settings, task.part, report, task.limits, task.stretch_seconds,
+        task.assigned,
+    )  # fmt: skip
 
 
 def shard(
@@ -75,6 +68,8 @@ def shard(
     settings = settings.resolved()
     if run_settings.download_gb <= 0 or run_settings.stall_seconds <= 0:
         raise UsageError("--download-gb and --stall-seconds must be positive numbers.")
+    if run_settings.stretch_minutes < 0:
+        raise UsageError("--stretch-minutes must be a positive number, or 0 for whole inputs.")
     items = select_inputs(names, run_settings)
     try:
         part = parse_part(run_settings.part, out, os.environ) if run_settings.part else None
@@ -118,8 +113,8 @@ def select_inputs(names: Sequence[str], run_settings: ShardRunSettings) -> list[
 def _write_shards(
     layout: InputLayout, items: list[Input], settings: ShardSettings, run_settings: ShardRunSettings
 ) -> Manifest:
-    _remove_copies(layout)
-    _remove_copies(layout, ray_pool.MAIL_PREFIX)
+    remove_copies(layout.work_folder, "*.input-")
+    remove_copies(layout.work_folder, ray_pool.MAIL_PREFIX)
     state = State.load(layout, dataclasses.asdict(settings))
     plan = Plan(layout)
     _check_folder(layout, state)
@@ -184,47 +179,34 @@ def _run_pool(
     run_settings: ShardRunSettings,
 ) -> None:
     first, finished = assembler.next_item, assembler.finished()
-    todo = (number for number in range(first, len(plan.items)) if number not in finished)
+    todo = ((n, plan.items[n]) for n in range(first, len(plan.items)) if n not in finished)
     limits = Limits(run_settings.download_gb * 1e9, run_settings.stall_seconds)
-    tasks = ((i, _task(layout, plan.items[i], settings, limits)) for i in todo)
-    messages: dict[int, list[Written | Skip]] = {}
     workers, limit = run_settings.workers, run_settings.memory_gb * 1e9
+    if run_settings.executor == "local":
+        workers = workers or cores()
+    # A single worker gains nothing by stretches.
+    seconds = 60 * run_settings.stretch_minutes if workers != 1 else 0.0
+    queue = TaskQueue(layout, todo, settings, limits, seconds or None)
     if run_settings.executor == "ray":
         events = ray_pool.run(
-            tasks, shard_task, run_settings.ray_address, layout.work_folder, workers,
+            queue.tasks(), shard_task, run_settings.ray_address, layout.work_folder, workers,
             run_settings.timeout, limit,
         )  # fmt: skip
     else:
-        events = worker_pool.run(tasks, shard_task, workers or cores(), run_settings.timeout, limit)
+        events = worker_pool.run(queue.tasks(), shard_task, workers, run_settings.timeout, limit)
     progress = ShardProgress(len(plan.items), first + len(finished))
     with progress, contextlib.closing(events):
         for event in events:
-            messages_of_task = messages.setdefault(event.task, [])
-            if isinstance(event, worker_pool.TaskProgress):
-                if isinstance(event.message, Alive):
-                    continue
-                messages_of_task.append(event.message)
-                if isinstance(event.message, Written):
-                    progress.add_clip(event.message.seconds)
+            if isinstance(event, worker_pool.TaskProgress) and isinstance(event.message, Written):
+                progress.add_clip(event.message.seconds)
+            done = queue.handle(event)
+            if done is None:
                 continue
-            if isinstance(event, worker_pool.Lost):
-                _remove_copies(layout, copy_prefix(layout.part_file(plan.items[event.task])))
-                messages_of_task.append(Skip(None, None, event.reason, event.detail))
-            assembler.finish_item(event.task, messages.pop(event.task))
+            assembler.finish_item(*done)
             progress.done()
             if assembler.advance() is not None:
                 return  # the caller extracts the damaged input again
     log.info("%s.", progress.status())
-
-
-def _task(layout: InputLayout, item: Input, settings: ShardSettings, limits: Limits) -> _Task:
-    return _Task(item, settings, layout.part_file(item).absolute(), limits)
-
-
-def _remove_copies(layout: InputLayout, prefix: str = "*.input-") -> None:
-    """Remove what killed workers and programs left: downloads, reports."""
-    for folder in layout.work_folder.glob(f"{prefix}*"):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _summary(layout: InputLayout, manifest: Manifest) -> None:

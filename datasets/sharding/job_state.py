@@ -1,14 +1,15 @@
 """Job state of sharding: the files of a run and its progress, read by a rerun.
 
 A folder under construction holds ``inputs.jsonl`` (the plan: only ever appended to), finished
-shards, and ``.work/`` with parts (one file of samples for each input), ``shards.jsonl`` (the sealed
-shards, with the labels of their samples: only ever appended to) and ``state.json`` (how far they
-reach into the plan).
+shards, and ``.work/`` with parts (a file of samples for each input, or for each of its stretches),
+``shards.jsonl`` (the sealed shards, with the labels of their samples: only ever appended to) and
+``state.json`` (how far they reach into the plan).
 """
 
 import dataclasses
 import functools
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -79,6 +80,15 @@ class InputLayout:
     def part_file(self, item: Input) -> Path:
         return self.work_folder / f"{item.task}.part"
 
+    def stretch_file(self, item: Input, number: int) -> Path:
+        return self.work_folder / f"{item.task}.{number}.part"
+
+    def part_files(self, item: Input, stretches: int) -> list[Path]:
+        """Files of an input's samples, in order; of 0 stretches, the one of the whole input."""
+        if not stretches:
+            return [self.part_file(item)]
+        return [self.stretch_file(item, number) for number in range(stretches)]
+
     def part_record(self, item: Input) -> Path:
         return self.work_folder / f"{item.task}.json"
 
@@ -98,6 +108,12 @@ def locked(layout: InputLayout) -> AbstractContextManager[None]:
 def copy_prefix(part: Path) -> str:
     """Prefix of the folders of copies for a part file, which a killed worker leaves."""
     return f"{part.stem}.input-"
+
+
+def remove_copies(folder: Path, prefix: str) -> None:
+    """Remove the folders that begin with a prefix: what killed workers and programs left."""
+    for left in folder.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

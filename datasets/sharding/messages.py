@@ -1,7 +1,11 @@
-"""Messages of a worker about its input: clips written, clips skipped, signs of life."""
+"""Messages of a worker about its input: clips written or skipped, stretches, signs of life."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # it imports PyTorch, which the process that plans goes without
+    from cavmae.datasets.media import Probe
 
 
 class Written(NamedTuple):
@@ -42,7 +46,64 @@ class Alive(NamedTuple):
     """A sign of life of a worker between clips."""
 
 
-Message = Written | Skip | Alive
+class Survey(NamedTuple):
+    """Survey of a long input, which is then extracted in stretches.
+
+    Attributes:
+        info: probe of the file.
+        file_state: its size in bytes and its time of change in ns.
+        audio: file of the clips' audio.
+        unused: lines about unused parts of the file, for the end of the input.
+    """
+
+    info: "Probe"
+    file_state: tuple[int, int]
+    audio: Path
+    unused: tuple[Skip, ...]
+
+
+class StoredClip(NamedTuple):
+    """Audio of a clip in the file of a survey: 16 kHz mono, int16.
+
+    Attributes:
+        clip: number of the clip in its input.
+        offset: of the first byte.
+        size: bytes.
+        crc: CRC-32 of those bytes.
+        span: of the clip with audio, in seconds from its start; None: there is none.
+        mixdown: layouts of the channels, each with its downmix.
+    """
+
+    clip: int
+    offset: int
+    size: int
+    crc: int
+    span: tuple[float, float] | None
+    mixdown: tuple[str, ...]
+
+
+class Stretch(NamedTuple):
+    """Consecutive clips of a surveyed input, whose audio is complete: a task of its own.
+
+    Attributes:
+        number: of the stretch in its input.
+        clips: that it extracts. All but the last stretch also extract the first clip of the next
+            stretch, without writing it.
+        is_last: of its input.
+    """
+
+    number: int
+    clips: tuple[StoredClip, ...]
+    is_last: bool
+
+
+class Seam(NamedTuple):
+    """Result of a clip that two stretches extract, which has to be the same in both."""
+
+    result: Written | Skip
+
+
+Message = Written | Skip | Alive | Survey | Stretch | Seam
 
 
 class Reporter:
@@ -67,16 +128,21 @@ class Reporter:
             and before.clip is not None
             and skip.clip == before.clip + before.clips
         ):
-            skip = before._replace(clips=before.clips + 1, last=skip.start)
+            skip = before._replace(clips=before.clips + skip.clips, last=skip.last)
         else:
             self.flush()
         self._pending = skip
         self.alive()
 
     def flush(self) -> None:
+        """Reports the skipped clips that the next message might have joined."""
         if self._pending is not None:
             self._report(self._pending)
         self._pending = None
 
     def alive(self) -> None:
         self._report(Alive())
+
+    def send(self, message: Survey | Stretch | Seam) -> None:
+        """Reports a message that is not about a clip of the input's own."""
+        self._report(message)

@@ -1,8 +1,14 @@
 """Planning: clips of a video, and frames of a clip."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
-from cavmae.datasets.media import MediaError, Probe
+from cavmae.datasets.media import MediaError, Probe, probe
+from cavmae.datasets.media.geometry import Geometry, geometry
+from cavmae.datasets.sharding.inputs import Input
+from cavmae.datasets.sharding.messages import Skip
 from cavmae.datasets.sharding.settings import ShardSettings
 from cavmae.datasets.stream.rates import VIDEO_RATE
 
@@ -69,3 +75,56 @@ def choose_frames(info: Probe, start: float, end: float, settings: ShardSettings
     tolerance = min(step / 2, spacing / 2, NEAR)
     indices = np.searchsorted(times, grid + tolerance, side="right") - 1
     return np.unique(np.clip(indices, 0, len(times) - 1))
+
+
+class ClipPlan(NamedTuple):
+    """Clips to extract of a video file.
+
+    Attributes:
+        info: probe of the file.
+        shape: of the frames.
+        numbers: of the clips in their input, rising.
+        clips: (start, end) of each, in seconds.
+        unused: lines about unused parts of the file.
+    """
+
+    info: Probe
+    shape: Geometry
+    numbers: list[int]
+    clips: list[tuple[float, float]]
+    unused: list[Skip]
+
+
+def plan_video(
+    item: Input, path: str, settings: ShardSettings, heartbeat: Callable[[], None]
+) -> ClipPlan:
+    """Probe a video file and plan its clips.
+
+    Args:
+        path: of the file.
+        heartbeat: called from time to time while the file is probed.
+
+    Raises:
+        MediaError: the file gives no clip.
+    """
+    info = probe(path, settings.video_stream, settings.audio_stream, heartbeat)
+    return plan_probed(item, info, settings)
+
+
+def plan_probed(item: Input, info: Probe, settings: ShardSettings) -> ClipPlan:
+    """Plan the clips of a video file that is probed already.
+
+    Raises:
+        MediaError: the file gives no clip.
+    """
+    unused = [part for part in info.unused if item.end is None or part.start < item.end]
+    try:
+        clips = plan_clips(info.span, item.start, item.end, settings)
+    except MediaError as error:
+        for part in unused:  # the cause of the missing clips
+            raise MediaError(part.reason, f"{part.detail} ({error.detail})") from error
+        raise
+    numbers = [i for i, clip in enumerate(clips) if item.wants(i, clip[0])]
+    shape = geometry(info, settings.shorter_side, str(settings.crop))
+    skips = [Skip(None, None, part.reason, part.detail) for part in unused]
+    return ClipPlan(info, shape, numbers, [clips[i] for i in numbers], skips)

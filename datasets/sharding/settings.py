@@ -138,6 +138,8 @@ class ShardRunSettings(LimitedPoolSettings):
             two for each CPU of the cluster), for each of which it is asked for a CPU and
             ``memory_gb``.
         ray_address: of the cluster's head node; ``auto``: the cluster that runs on this machine.
+        stretch_minutes: a local input with more minutes of clips is split into stretches of about
+            this length, which several workers extract at once, with the same samples; 0: it is not.
     """
 
     download_gb: float = DEFAULT_LIMITS.size / 1e9
@@ -147,6 +149,7 @@ class ShardRunSettings(LimitedPoolSettings):
     retry_skipped: bool = False
     executor: Literal["local", "ray"] = "local"
     ray_address: str = "auto"
+    stretch_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         if self.ray_address != "auto" and self.executor != "ray":

@@ -12,20 +12,34 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import IO
+from pathlib import Path
+from typing import IO, NamedTuple
 
 from cavmae.common.files import flush_folder, write_atomically
 from cavmae.common.json_files import JSONError, json_bytes, read_json, typed, value_as
 from cavmae.datasets.format.manifest import Manifest, ShardEntry
 from cavmae.datasets.format.shards import END
 from cavmae.datasets.sharding.input_plan import Plan
-from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.job_state import InputLayout, State, json_line, skip_record
 from cavmae.datasets.sharding.messages import Skip, Written
 
 log = logging.getLogger("cavmae")
 UNSAVED = 1000  # inputs without a sample after which the state is saved
 TASK = re.compile(r"[0-9a-f]{12}-\d{1,9}")
+
+
+class _Record(NamedTuple):
+    """Record of an input that is done.
+
+    Attributes:
+        written: samples in its part files, one file after the other.
+        skips: its clips without a sample.
+        stretches: number of part files; 0: it was one task, with one file.
+    """
+
+    written: list[Written]
+    skips: list[Skip]
+    stretches: int
 
 
 class Assembler:
@@ -36,10 +50,10 @@ class Assembler:
         self._plan = plan
         self.state = state
         self._samples, self._bytes = samples, size
-        self._records: dict[int, tuple[list[Written], list[Skip]]] = {}
+        self._records: dict[int, _Record] = {}
         self._position = state.item, state.sample
         self._skips: list[bytes] = []
-        self._used: list[Input] = []
+        self._used: list[Path] = []  # of inputs that are in shards
         self._file: IO[bytes] | None = None
         self._new_shard()
 
@@ -60,13 +74,14 @@ class Assembler:
                 record = read_json(path)
                 written = value_as(list[Written], typed(record, "written", list), "written")
                 skips = value_as(list[Skip], typed(record, "skips", list), "skips")
+                stretches = typed(record, "stretches", int)
                 if any(clip.size < 1 for clip in written):
                     raise ValueError("a sample has a size below 1")
             except (JSONError, ValueError) as error:
                 log.warning("%s; its input is read again.", error)
                 path.unlink()
             else:
-                self._records[number] = written, skips
+                self._records[number] = _Record(written, skips, stretches)
 
     @property
     def next_item(self) -> int:
@@ -77,13 +92,20 @@ class Assembler:
         """Numbers of the inputs that are finished and not assembled."""
         return {*self._records}
 
-    def finish_item(self, number: int, messages: Sequence[Written | Skip]) -> None:
-        """Record that an input is done; its part file holds the samples written."""
+    def finish_item(
+        self, number: int, messages: Sequence[Written | Skip], stretches: int = 0
+    ) -> None:
+        """Record that an input is done; its part files hold the samples written.
+
+        Args:
+            stretches: number of part files; 0: it was one task, with one file.
+        """
         written = [m for m in messages if isinstance(m, Written)]
         skips = [m for m in messages if isinstance(m, Skip)]
+        record = _Record(written, skips, stretches)
         with write_atomically(self._layout.part_record(self._plan.items[number])) as file:
-            file.write(json_bytes({"written": written, "skips": skips}))
-        self._records[number] = written, skips
+            file.write(json_bytes(record._asdict()))
+        self._records[number] = record
 
     def advance(self) -> int | None:
         """Assemble the finished inputs that are next in the plan.
@@ -95,8 +117,9 @@ class Assembler:
         while self._position[0] in self._records:
             number, first = self._position
             item = self._plan.items[number]
-            written, skips = self._records[number]
-            for place, blocks in self._read_part(item, written, first):
+            written, skips, stretches = self._records[number]
+            files = self._layout.part_files(item, stretches)
+            for place, blocks in _read_parts(files, written, first):
                 if blocks is None:
                     del self._records[number]
                     self._layout.part_record(item).unlink()
@@ -108,31 +131,12 @@ class Assembler:
             done = (written[-1].clip, written[-1].start) if written else None
             for skip in skips:
                 self._skips.append(json_line(skip_record(item, skip, done)))
-            self._used.append(item)
+            self._used += [*files, self._layout.part_record(item)]
             del self._records[number]
             self._position = number + 1, 0
             if self._file is None and len(self._used) >= UNSAVED:
                 self._seal()
         return None
-
-    def _read_part(
-        self, item: Input, written: list[Written], first: int
-    ) -> Iterator[tuple[int, bytes | None]]:
-        """Read samples of a part from number ``first`` on; None for a damaged sample."""
-        if first == len(written):
-            return
-        try:
-            file = self._layout.part_file(item).open("rb")
-        except FileNotFoundError:
-            yield first, None
-            return
-        with file:
-            whole = os.fstat(file.fileno()).st_size
-            file.seek(min(whole, sum(clip.size for clip in written[:first])))
-            for number in range(first, len(written)):
-                blocks = file.read(min(whole, written[number].size))
-                good = zlib.crc32(blocks) == written[number].crc
-                yield number, blocks if good else None
 
     def _full(self, size: int) -> bool:
         count = len(self._labels)
@@ -179,9 +183,8 @@ class Assembler:
         self._append_skips()
         self.state.item, self.state.sample = self._position
         self.state.save(self._layout)
-        for item in self._used:
-            self._layout.part_file(item).unlink(missing_ok=True)
-            self._layout.part_record(item).unlink(missing_ok=True)
+        for path in self._used:
+            path.unlink(missing_ok=True)
         self._used = []
 
     def _append_skips(self) -> None:
@@ -222,3 +225,29 @@ class Assembler:
             file.write(manifest.to_bytes())
         shutil.rmtree(self._layout.work_folder)
         return manifest
+
+
+def _read_parts(
+    files: Sequence[Path], written: Sequence[Written], first: int
+) -> Iterator[tuple[int, bytes | None]]:
+    """Read samples of part files from number ``first`` on; None for a damaged sample."""
+    rest = iter(files)
+    skipped = sum(clip.size for clip in written[:first])
+    number = first
+    while number < len(written):
+        path = next(rest, None)
+        whole = path.stat().st_size if path is not None and path.exists() else 0
+        if path is None:
+            yield number, None
+            return
+        if skipped >= whole:
+            skipped -= whole
+            continue
+        with path.open("rb") as file:
+            file.seek(skipped)
+            skipped = 0
+            while file.tell() < whole and number < len(written):
+                blocks = file.read(min(whole, written[number].size))
+                good = zlib.crc32(blocks) == written[number].crc
+                yield number, blocks if good else None
+                number += 1
