@@ -43,7 +43,7 @@ DECORD_CODECS = frozenset({"h264", "hevc", "vp9"})
 
 
 # Packets before the first one to decode above which seeking is worth it: a seek may fail.
-WORTH_SEEKING = 500
+WORTH_SEEKING = 250
 
 
 class _OtherPackets(Exception):
@@ -314,9 +314,12 @@ def _numbered_packets(
     """
     number = 0
     if entry:
-        if probe.packet_pts[entry] == NO_STAMP:
+        # To the key frame before: transport streams are sought by decoding times, which are less.
+        keys = np.flatnonzero(probe.packet_keys[:entry])
+        stamp = int(probe.packet_pts[keys[-1]]) if keys.size else NO_STAMP
+        if stamp == NO_STAMP:
             raise _OtherPackets
-        container.seek(int(probe.packet_pts[entry]), stream=video)
+        container.seek(stamp, stream=video)
         number = -1  # the packet is not yet known
     for packet in read_packets(container, video):
         if not packet.size:

@@ -70,3 +70,19 @@ def test_processes_are_forked_with_the_modules_of_late_imports() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert result.stdout.split() == [b"True", b"False"]
+
+
+def test_tasks_that_depend_on_events_of_others() -> None:
+    """Each task is known when the one before has ended; the others wait meanwhile."""
+    ended: list[int] = []
+
+    def tasks() -> Iterator[tuple[int, Any] | None]:
+        for number in range(4):
+            yield number, "x"
+            while number not in ended:
+                yield None
+
+    for event in worker_pool.run(tasks(), faulty.say, 2, 30, 4e9):
+        if isinstance(event, worker_pool.Finished):
+            ended.append(event.task)
+    assert ended == [0, 1, 2, 3]

@@ -8,7 +8,7 @@ from typing import Any
 
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.sharding.job import shard_task as good_work
-from cavmae.datasets.sharding.messages import Written
+from cavmae.datasets.sharding.messages import Stretch, Written
 
 
 def work(task: Any, report: Any) -> None:
@@ -24,6 +24,8 @@ def work(task: Any, report: Any) -> None:
         report(message)
         if fault == "crash" and isinstance(message, Written):
             os.kill(os.getpid(), signal.SIGSEGV)
+        if fault == "survey" and isinstance(message, Stretch) and message.number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     good_work(task, report_and_crash)
 

@@ -122,10 +122,10 @@ def test_what_a_lost_worker_had_fetched_is_removed_at_once(
     seen: list[tuple[bool, bool]] = []
     finish_item = Assembler.finish_item
 
-    def watch(self: Assembler, number: int, messages: list[object]) -> None:
+    def watch(self: Assembler, number: int, messages: list[object], stretches: int) -> None:
         lost = any(getattr(m, "reason", "") == "timeout" for m in messages)
         seen.append((lost, bool(list((out / ".work").glob("*input-*")))))
-        finish_item(self, number, messages)  # type: ignore[arg-type]
+        finish_item(self, number, messages, stretches)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Assembler, "finish_item", watch)
     run_settings = ShardRunSettings(workers=1, timeout=3.0)
