@@ -24,7 +24,9 @@ import pytest
 from cavmae.common import ray_pool
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.worker_pool import Event, Finished, Lost, TaskProgress
+from cavmae.tools.benchmarks.media import make_video
 from cavmae.tools.shard import main
+from tests.conftest import SMALL
 from tests.tools import faulty
 from tests.tools.helpers import WORDS, contents, skipped
 
@@ -108,6 +110,17 @@ def test_the_same_bytes_after_a_worker_a_node_and_the_program_were_killed(
     assert b"inputs were done before" in done.stderr
     assert contents(out) == contents(expected)
     assert skipped(out) == {"broken.mp4": "decode_error"}
+
+
+def test_a_long_video_in_stretches(cluster: Any, tmp_path: Path) -> None:
+    path = make_video(tmp_path / "long.mp4", dataclasses.replace(SMALL, seconds=20.0))
+    alone, split = tmp_path / "alone", tmp_path / "split"
+    assert main([str(path), "--out", str(alone), "--workers", "1", *WORDS]) == 0
+    words = [str(path), "--out", str(split), "--stretch-minutes", "0.1", *ray_words(cluster)]
+    process = subprocess.Popen([sys.executable, "-m", "cavmae.tools.shard", *words])
+    wait_for(split, ".work/*-0.3.part", process)
+    assert process.wait(timeout=120) == 0
+    assert contents(split) == contents(alone)
 
 
 def test_a_program_that_is_interrupted_leaves_no_task_behind(
