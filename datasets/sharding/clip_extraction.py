@@ -23,12 +23,12 @@ from cavmae.datasets.sharding.inputs import Input, sample_key
 from cavmae.datasets.sharding.job_state import copy_prefix
 from cavmae.datasets.sharding.masks import MaskFolder, label_values, mask_value_names
 from cavmae.datasets.sharding.messages import (
+    InputSurvey,
     Message,
     Reporter,
     Seam,
     Skip,
     Stretch,
-    Survey,
     Written,
 )
 from cavmae.datasets.sharding.planning import ClipPlan, choose_frames, plan_probed, plan_video
@@ -222,7 +222,7 @@ def shard_input(
     report: Callable[[Message], None],
     limits: Limits = DEFAULT_LIMITS,
     stretch_seconds: float | None = None,
-    assigned: tuple[Survey, Stretch] | None = None,
+    assigned: tuple[InputSurvey, Stretch] | None = None,
 ) -> None:
     """Write an input's samples, or those of a stretch of it, to a part file.
 
@@ -232,7 +232,7 @@ def shard_input(
             without clips, and signs of life in between.
         limits: of a download.
         stretch_seconds: an input with more seconds of clips is only surveyed, if it can be entered
-            in the middle: the reports are a Survey and its stretches. None: none is.
+            in the middle: the reports are an InputSurvey and its stretches. None: none is.
         assigned: extract only this stretch of a survey.
 
     Raises:
@@ -284,7 +284,7 @@ def _write_stretch(
     settings: ShardSettings,
     part: Path,
     reporter: Reporter,
-    survey: Survey,
+    survey: InputSurvey,
     stretch: Stretch,
 ) -> None:
     """Write the clips of a stretch, and report the results that its neighbours have to share."""

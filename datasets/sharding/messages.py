@@ -46,7 +46,7 @@ class Alive(NamedTuple):
     """A sign of life of a worker between clips."""
 
 
-class Survey(NamedTuple):
+class InputSurvey(NamedTuple):
     """Survey of a long input, which is then extracted in stretches.
 
     Attributes:
@@ -103,7 +103,7 @@ class Seam(NamedTuple):
     result: Written | Skip
 
 
-Message = Written | Skip | Alive | Survey | Stretch | Seam
+Message = Written | Skip | Alive | InputSurvey | Stretch | Seam
 
 
 class Reporter:
@@ -143,6 +143,6 @@ class Reporter:
     def alive(self) -> None:
         self._report(Alive())
 
-    def send(self, message: Survey | Stretch | Seam) -> None:
+    def send(self, message: InputSurvey | Stretch | Seam) -> None:
         """Reports a message that is not about a clip of the input's own."""
         self._report(message)

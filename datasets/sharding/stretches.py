@@ -24,7 +24,7 @@ from cavmae.common.remote import local_path
 from cavmae.datasets.media import AudioReader, MediaError
 from cavmae.datasets.media.packet_plan import run_up
 from cavmae.datasets.sharding.inputs import Input
-from cavmae.datasets.sharding.messages import Reporter, StoredClip, Stretch, Survey
+from cavmae.datasets.sharding.messages import InputSurvey, Reporter, StoredClip, Stretch
 from cavmae.datasets.sharding.planning import ClipPlan, choose_frames
 from cavmae.datasets.sharding.settings import ShardSettings
 from cavmae.datasets.stream import features
@@ -90,7 +90,7 @@ def write_survey(
         part: file of the input's samples, beside which the audio is stored.
     """
     info, path = plan.info, part.with_suffix(".audio")
-    reporter.send(Survey(info, file_state(info.path), path, tuple(plan.unused)))
+    reporter.send(InputSurvey(info, file_state(info.path), path, tuple(plan.unused)))
     ends = _seconds_before(plan)
     length = ends[-1] / _count(ends, seconds)
     number = 0

@@ -19,12 +19,12 @@ from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.job_state import InputLayout, copy_prefix, remove_copies
 from cavmae.datasets.sharding.messages import (
     Alive,
+    InputSurvey,
     Message,
     Reporter,
     Seam,
     Skip,
     Stretch,
-    Survey,
     Written,
 )
 from cavmae.datasets.sharding.settings import ShardSettings
@@ -50,7 +50,7 @@ class ShardTask:
     part: Path
     limits: Limits
     stretch_seconds: float | None
-    assigned: tuple[Survey, Stretch] | None = None
+    assigned: tuple[InputSurvey, Stretch] | None = None
 
 
 class FinishedInput(NamedTuple):
@@ -86,7 +86,7 @@ class _Split:
         failure: why the input has to be extracted as one task; empty: it has not.
     """
 
-    survey: Survey
+    survey: InputSurvey
     stretches: int = 0
     is_surveyed: bool = False
     reports: dict[int, list[Message]] = dataclasses.field(default_factory=dict)
@@ -168,7 +168,7 @@ class TaskQueue:
         return self._close(number, task.item, split)
 
     def _take(self, number: int, of_input: int, task: ShardTask, message: Message) -> None:
-        if isinstance(message, Survey):
+        if isinstance(message, InputSurvey):
             self._splits[of_input] = _Split(message)
         elif isinstance(message, Stretch):
             split = self._splits[of_input]
