@@ -134,7 +134,7 @@ class Assembler:
             self._used += [*files, self._layout.part_record(item)]
             del self._records[number]
             self._position = number + 1, 0
-            if self._file is None and len(self._used) >= UNSAVED:
+            if self._file is None and self._position[0] - self.state.item >= UNSAVED:
                 self._seal()
         return None
 
