@@ -3,7 +3,7 @@
 import gc
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ class Loader:
             total.update(readers.broken_total())
         return dict(total)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         stream = self.stream
         if stream.endless:
             for readers in self._readers:

@@ -23,6 +23,7 @@ from cavmae.common.locks import locked
 from cavmae.common.threads import threads_per_process
 from cavmae.pretrain.engine import checkpoints
 from cavmae.pretrain.engine.distributed import DistEnv
+from cavmae.pretrain.engine.heartbeats import watched_peers
 from cavmae.pretrain.engine.settings import LoopSettings
 
 log = logging.getLogger("cavmae")
@@ -155,7 +156,8 @@ def distributed_run(settings: LoopSettings, run: Path) -> Iterator[Accelerator]:
     """Process group of the launched processes, destroyed at the end.
 
     The threads of a group that is not destroyed may crash a process that is done. Arguments and
-    errors are those of :func:`make_accelerator` and :func:`check_joined`.
+    errors are those of :func:`make_accelerator`, :func:`check_joined` and
+    :func:`~cavmae.pretrain.engine.heartbeats.watched_peers`.
     """
     launched = launched_processes()
     accelerator = make_accelerator(settings, run)
@@ -164,9 +166,10 @@ def distributed_run(settings: LoopSettings, run: Path) -> Iterator[Accelerator]:
         check_joined(accelerator, launched)
         if accelerator.device.type == "cpu":
             keep_memory()
-        yield accelerator
-        if dist.is_initialized():
-            dist.barrier()  # no process leaves while another still listens to it
+        with watched_peers(settings.peer_timeout):
+            yield accelerator
+            if dist.is_initialized():
+                dist.barrier()  # no process leaves while another still listens to it
         succeeded = True
     finally:
         # NCCL waits for the other processes, which may be gone after an error.

@@ -80,6 +80,8 @@ class LoopSettings(SeedSettings, DeviceSettings):
         save_minutes: minutes between checkpoints; 0: by steps.
         keep: newest checkpoints that are kept.
         max_bad_steps: so many steps in a row without a finite gradient end the run.
+        peer_timeout: seconds without a heartbeat of another process of the run, after which this
+            one ends; 0: wait for it forever.
         tracker: beside metrics.jsonl.
     """
 
@@ -97,13 +99,17 @@ class LoopSettings(SeedSettings, DeviceSettings):
     save_minutes: float = 30.0
     keep: int = 3
     max_bad_steps: int = 5
+    peer_timeout: float = 60.0
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
 
     def __post_init__(self) -> None:
         for name in ("grad_accum_steps", "log_every", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"loop.{name} {getattr(self, name)} must be at least 1.")
-        for name in ("steps", "epochs", "threads", "evaluate_every", "save_every", "save_minutes"):
+        for name in (
+            "steps", "epochs", "threads", "evaluate_every", "save_every", "save_minutes",
+            "peer_timeout",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise UsageError(f"loop.{name} {getattr(self, name)} cannot be negative.")
         if self.keep < 2:

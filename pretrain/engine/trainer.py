@@ -128,9 +128,10 @@ class Trainer:
                 )
         throughput = Throughput(self.task, self._accelerator.device, self.settings, self._processes)
         self._module.train()
-        with self._signals.catch():
+        # Closed after an error, too: the interpreter's exit would wait forever for loader workers,
+        # which take the first SIGTERM for one to the whole group.
+        with self._signals.catch(), contextlib.closing(iter(self._loader)) as batches:
             try:
-                batches = iter(self._loader)
                 while self.step < self.steps:
                     position = self._loader.state_dict()
                     with throughput.waiting():
