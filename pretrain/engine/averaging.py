@@ -30,7 +30,7 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings, epoch_steps: float):
-        self._settings, self._epoch_steps = settings, epoch_steps
+        self._settings = settings
         if settings.average_from_epoch and epoch_steps < 1:
             raise UsageError(
                 f"optimizer.average_from_epoch: an epoch has {epoch_steps:.2g} steps; use smaller "
@@ -43,15 +43,16 @@ class WeightAverage:
     def count(self) -> int:
         return int(self._average.n_averaged)
 
-    def update(self, model: nn.Module, step: int) -> None:
-        """Includes the weights after ``step`` steps, if they belong to the average."""
-        if self._settings.ema or self._epoch_ended(step):
-            self._average.update_parameters(model)
+    def update(self, model: nn.Module, ended_epoch: int) -> None:
+        """Includes the weights after a step, if they belong to the average.
 
-    def _epoch_ended(self, step: int) -> bool:
-        """Whether step ``step`` is the last of an epoch that is averaged."""
-        epoch = round(step / self._epoch_steps)
-        return epoch >= self._first and step == round(epoch * self._epoch_steps)
+        Args:
+            model: whose weights are averaged.
+            ended_epoch: number, counted from 1, of the epoch whose last samples the step has used;
+                0: its epoch goes on.
+        """
+        if self._settings.ema or ended_epoch >= self._first:
+            self._average.update_parameters(model)
 
     @property
     def _first(self) -> int:

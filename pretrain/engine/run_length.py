@@ -1,7 +1,8 @@
 """Length of a run, and the progress that its schedules follow.
 
-A run of epochs ends when every epoch's samples were used, also where it is resumed with other
-processes or batches: a step then stands for another number of samples than before.
+A run of epochs ends with the step in which the last of their samples is used, whatever the number
+of processes, clips of a batch and batches of a step, also where it is resumed with others: a step
+then stands for another number of samples than before.
 """
 
 from typing import NamedTuple
@@ -31,13 +32,17 @@ class RunLength(NamedTuple):
         step_samples = settings.data.batch_size * loop.grad_accum_steps * processes
         if loop.steps:
             return cls(loop.steps, step_samples, epoch_samples, None)
-        steps = max(1, round(loop.epochs * epoch_samples / step_samples))
-        return cls(steps, step_samples, epoch_samples, round(loop.epochs * epoch_samples))
+        total_samples = max(1, round(loop.epochs * epoch_samples))
+        return cls(-(-total_samples // step_samples), step_samples, epoch_samples, total_samples)
 
     @property
     def epoch_steps(self) -> float:
         """Steps of an epoch, as a fraction."""
         return self.epoch_samples / self.step_samples
+
+    def epoch(self, samples: int) -> int:
+        """Number of epochs that are over after so many samples of all processes."""
+        return samples // self.epoch_samples
 
     def even(self, step: int, samples: int) -> bool:
         """Whether all steps before were of the present size, or their size does not count."""
@@ -55,4 +60,4 @@ class RunLength(NamedTuple):
         if self.even(step, samples):
             return self.steps
         assert self.total_samples is not None
-        return step + max(0, round((self.total_samples - samples) / self.step_samples))
+        return step + max(0, -((samples - self.total_samples) // self.step_samples))

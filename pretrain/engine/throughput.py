@@ -85,7 +85,6 @@ class Throughput:
             "step_time": elapsed / max(1, self._steps),
             "data_wait": self._waited / elapsed,
             "flops_per_sec": rate * self._flops_per_sample,
-            "epoch": float(loader.epoch),
             "skipped_samples": float(sum(loader.broken.values())),
         }
         if self._peak is not None:

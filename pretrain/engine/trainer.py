@@ -249,11 +249,11 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         self.nonfinite.record(nonfinite, [key for batch in micro for key in batch["key"]])
         self.step += 1
+        epoch = length.epoch(self.samples)
         self.samples += self._processes.count * sum(len(batch["key"]) for batch in micro)
         if self._average is not None:
-            even = length.even(self.step, self.samples)
-            place = self.step if even else self.samples // length.step_samples
-            self._average.update(self.task.model, place)
+            after = length.epoch(self.samples)
+            self._average.update(self.task.model, after if after > epoch else 0)
         return outputs, norm, rate
 
     def _check_finite(self, position: dict[str, Any] | None = None) -> None:
@@ -285,6 +285,7 @@ class Trainer:
         )
         values = dict(zip(names, self._processes.mean(logs).tolist(), strict=True))
         values |= {"lr": rate, "grad_norm": float(norm), "samples": self.samples}
+        values["epoch"] = self._length.epoch(self.samples)
         values |= {"skipped_steps": self.nonfinite.skipped, **throughput.read(self._loader)}
         if self._metrics is not None:
             try:

@@ -70,7 +70,7 @@ def measured(shards: str, model: Path | str, out: Path, *more: str) -> dict[str,
 
 
 def test_the_mean_of_epochs_resumes_to_the_bit_over_their_ends(clips: str, tmp_path: Path) -> None:
-    """10 clips in batches of 4: epochs end after 2 (2.5), 5 and 8 (7.5) steps."""
+    """10 clips in batches of 4: epochs end after 3 (2.5), 5 and 8 (7.5) steps."""
     changes: dict[str, Any] = {
         "data": {"balanced": True}, "optimizer": {"average_from_epoch": 2},
     }  # fmt: skip

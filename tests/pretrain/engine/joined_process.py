@@ -170,7 +170,6 @@ class Toy(Task):
 class Batches:
     """A loader of so many batches; after ``breaks`` of them an error."""
 
-    epoch = 0
     broken: dict[str, int] = {}  # noqa: RUF012
 
     def __init__(self, count: int, breaks: int | None = None):

@@ -1,8 +1,8 @@
 """Two machines on one: namespaces of the kernel, with a network cable between them.
 
-Each machine has its own network, host name, hosts file and process numbers; files are shared.
-Nothing outlives the process that made them: the first process of a machine ends with its standard
-input, the kernel then ends all others, and the network goes with the last reference to it.
+Each machine has its own network, host name and hosts file; files are shared. The kernel removes a
+network with the last process in it, and the first process of a machine ends with its standard
+input: nothing is left of them, however the tests end.
 """
 
 import contextlib
@@ -10,12 +10,13 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 NAMES = ("machine-a", "machine-b")
 ADDRESS = "10.0.0.{}"
-NAMESPACES = ("--net", "--uts", "--mount", "--pid")
+NAMESPACES = ("--net", "--uts", "--mount")
 # Names the hosts and the machine, then lives as long as its standard input.
 FIRST = 'mount --bind "$1" /etc/hosts && hostname "$2" && ip link set lo up && echo up && exec cat'
 
@@ -26,7 +27,7 @@ def missing() -> str:
         if shutil.which(tool) is None:
             return f"{tool} is missing: install iproute2 and util-linux"
     tried = subprocess.run(
-        ["unshare", *NAMESPACES, "--fork", "true"], capture_output=True, text=True, check=False
+        ["unshare", *NAMESPACES, "true"], capture_output=True, text=True, check=False
     )
     return f"namespaces need root ({tried.stderr.strip()})" if tried.returncode else ""
 
@@ -59,16 +60,12 @@ class Machine:
         self._folder = folder
         self._started = 0
         self._first = subprocess.Popen(
-            [
-                "unshare", *NAMESPACES, "--fork", "--mount-proc", "sh", "-c", FIRST, "sh",
-                str(folder / "hosts"), name,
-            ],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            ["unshare", *NAMESPACES, "sh", "-c", FIRST, "sh", str(folder / "hosts"), name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         assert self._first.stdout is not None
         assert self._first.stdout.readline() == b"up\n"
-        children = Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children")
-        self.pid = int(children.read_text())
+        self.pid = self._first.pid
         # The other machine keeps its network card when this one has no process any more.
         self._network = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY)
 
@@ -90,9 +87,25 @@ class Machine:
 
     def kill(self) -> None:
         """kill -9 of all its processes; the kernel closes their connections."""
-        if self._first.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
-            self._first.wait()
+        while processes := self._processes():
+            for pid in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+        self._first.wait()
+
+    def _processes(self) -> list[int]:
+        """Numbers of the processes that are alive in its network."""
+        own = os.fstat(self._network)
+        pids = []
+        for folder in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):  # ended meanwhile, or not a process
+                network = (folder / "ns" / "net").stat()
+                if folder.name.isdecimal() and (network.st_dev, network.st_ino) == (
+                    own.st_dev, own.st_ino,
+                ):  # fmt: skip
+                    pids.append(int(folder.name))
+        return pids
 
     def lose_power(self) -> None:
         """All its processes end, and nobody is notified."""

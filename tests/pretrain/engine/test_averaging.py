@@ -10,16 +10,19 @@ from cavmae.pretrain.engine.settings import OptimizerSettings
 
 
 @settings(max_examples=30)
-@given(st.floats(1.0, 15.0), st.integers(1, 6))
-def test_the_mean_of_epochs_is_that_of_a_loop(epoch_steps: float, first: int) -> None:
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 6))
+def test_the_mean_of_epochs_is_that_of_a_loop(ends: list[bool], first: int) -> None:
     model = nn.Linear(1, 1)
-    average = WeightAverage(model, OptimizerSettings(average_from_epoch=first), epoch_steps)
-    ends = [round(epoch * epoch_steps) for epoch in range(1, 8)]
-    for step in range(1, ends[-1] + 1):
+    average = WeightAverage(model, OptimizerSettings(average_from_epoch=first), 1.0)
+    epoch = 0
+    passed = []
+    for step, end in enumerate(ends, 1):
         with torch.no_grad():
             model.weight.fill_(step)
-        average.update(model, step)
-        passed = [end for end in ends[first - 1 :] if end <= step]
+        epoch += end
+        average.update(model, epoch if end else 0)
+        if end and epoch >= first:
+            passed.append(step)
         weights = average.state_dict()
         if not passed:
             assert weights is None

@@ -94,7 +94,7 @@ def same_end(run: Path, other: Path) -> None:
 
 def ended_well(started: Sequence[Started]) -> str:
     """Messages of the first."""
-    results = [process.finish() for process in started]
+    results = [process.finish(180) for process in started]
     for code, messages in results:
         assert code == 0, messages
     return results[0][1]
@@ -151,6 +151,7 @@ def test_fine_tuning_with_clocks_an_hour_apart(tmp_path: Path) -> None:
     speaker.write(clips)
     changes: dict[str, Any] = {
         "data": speaker.listed(tmp_path, clips),
+        "model": {"train_encoder": "all"},
         "loop": {"save_every": 0, "save_minutes": 30, "evaluate_every": 2},
     }
     run, other = tmp_path / "run", tmp_path / "other"
