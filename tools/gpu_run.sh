@@ -1,24 +1,40 @@
 #!/usr/bin/env bash
-# bash tools/gpu_run.sh [SECONDS]: trains the sound separator on a borrowed GPU without a network.
+# bash tools/gpu_run.sh [SECONDS]: measures and trains on a borrowed GPU without a network.
 #
 # From the repository's root, which holds .gpu/site.tar.xz (Python packages that the machine lacks,
-# a folder `site`) and .gpu/sound.tar (folders `speech/NAME`, of which `valid` is for measuring
-# only, and `noise/NAME`). PyTorch, torchaudio, timm, accelerate, torchmetrics and scipy are there.
+# a folder `site`) and, for `rates` and `train`, .gpu/sound.tar (folders `speech/NAME`, of which
+# `valid` is for measuring only, and `noise/NAME`). PyTorch, torchaudio, timm, accelerate,
+# torchmetrics and scipy are there.
 # Results, at most 8 files of 16 MB, go to $OUT: tables, metrics, logs, and the averaged weights in
 # half precision (`cat half.safetensors.* > model.safetensors`).
 # A second call on the same machine finds what the first has unpacked, decoded and measured, so that
 # a short one may try the way before the long one.
 #
-#   DEVICE=cuda   cpu: a rehearsal       SIZE=base    recipe of `cavmae finetune separator`
+#   STAGES="rates train"   stages of this call, in this order:
+#     parity           losses and gradients by precision and compiled beside the CPU's, and short
+#                      runs of pretraining in every precision, compiled, and with FSDP2
+#     pretrain-speed   steps of pretraining beside the reference's and eager fp32
+#     finetune-speed   steps of the speaker model
+#     rates            steps of the sound separator, by the way of a step
+#     train            the sound separator, for the time that is left
+#   DEVICE=cuda   cpu: a rehearsal       SIZE=base    recipe of `cavmae finetune separator`, or a file
 #   BATCH=32      of a training step     MORE=        further options of the training
 #   TOGETHER=32   batches whose mixtures are made in one go    STEPS=   of training; empty: by the rate
 #   WAY=          of a step, `COMPILE GRAPH` such as `inductor true`; empty: the fastest of all
+#   MODEL=base    of pretraining         SPEAKER=small of fine-tuning, in the first three stages
 set -u
 seconds=${1:-560}
 export PYTHONUNBUFFERED=1 OUT=${OUT:-/tmp/gpu-run-out}
 DEVICE=${DEVICE:-cuda} SIZE=${SIZE:-base} BATCH=${BATCH:-32} MORE=${MORE:-} WAY=${WAY:-} G=${G:-/tmp/gpu-run}
-precision=bf16 steps=32 together=${TOGETHER:-32}
-[ "$DEVICE" = cuda ] || { precision=fp32 steps=2 together=2; }
+STAGES=${STAGES:-rates train} MODEL=${MODEL:-base} SPEAKER=${SPEAKER:-small}
+compiler=inductor precision=bf16 rounds=3 steps=32 together=${TOGETHER:-32}
+[ "$DEVICE" = cuda ] || { compiler=off precision=fp32 rounds=1 steps=2 together=${TOGETHER:-2}; }
+for stage in $STAGES; do
+    case $stage in
+        parity | pretrain-speed | finetune-speed | rates | train) ;;
+        *) echo "STAGES: there is no stage $stage." >&2 && exit 2 ;;
+    esac
+done
 rm -rf "$G/run"
 mkdir -p "$G" "$OUT"
 if [ ! -f "$G/unpacked" ]; then
@@ -36,15 +52,74 @@ export PYTHONPATH=$PWD/.typing
 [ "$DEVICE" = cpu ] || PYTHONPATH=$PYTHONPATH:$G/site
 listed() { printf '['; printf '%s\n' "$@" | paste -sd, | tr -d '\n'; printf ']'; }
 left() { local n=$(($1 - SECONDS)); echo $((n > 5 ? n : 5)); }
+{ nvidia-smi; nproc; python3 --version; python3 -c 'import torch; print(torch.__version__)'; } \
+    > "$OUT/machine.txt" 2>&1
+
+wanted() { case " $STAGES " in *" $1 "*) ;; *) return 1 ;; esac; }
+cavmae() { timeout -k 5 "$(left "$seconds")" python3 -m cavmae.tools.cli "$@"; }
+table() { # FILE COMMAND...: what a command prints, into a file of $OUT and on the screen
+    local file=$OUT/$1
+    shift
+    { echo "\$ $*"; cavmae "$@" || echo "ended with $?"; } 2>&1 | tee -a "$file"
+}
+
+# 1. Parity, and that every way of training runs at all: on random clips, for four steps.
+smoke() { # NAME LAUNCHER OPTIONS...
+    local name=$1 launcher=$2
+    shift 2
+    # shellcheck disable=SC2086
+    timeout -k 5 "$(left "$seconds")" python3 $launcher -m cavmae.pretrain.train \
+        --out "$G/smoke-$name" --data.train "$G/clips" --data.batch-size 4 --data.window 1 --data.workers 1 \
+        --data.statistics audioset --model.size tiny --loop.steps 4 --loop.log-every 2 \
+        --loop.device "$DEVICE" --loop.tracker none "$@" > "$G/smoke-$name.log" 2>&1
+    echo "pretraining, $name: exit code $?; $(grep -a '^step 4' "$G/smoke-$name.log")"
+}
+if wanted parity; then
+    table parity.md bench parity --device "$DEVICE" --size "$MODEL" --speaker "$SPEAKER" \
+        --compile "$compiler"
+    if [ ! -f "$G/clips/manifest.json" ]; then
+        mkdir -p "$G/videos"
+        python3 -c '
+import sys
+from pathlib import Path
+from cavmae.tools.benchmarks.media import VideoSpec, make_video
+for n in range(8):
+    make_video(Path(sys.argv[1], f"{n}.mp4"), VideoSpec(seconds=4.0, size=(96, 64), seed=n))
+' "$G/videos"
+        cavmae shard "$G/videos" --out "$G/clips" --clip-seconds 2 --shard-samples 2 \
+            2> "$G/shard.log"
+    fi
+    {
+        smoke fp32 "" --loop.precision fp32
+        smoke bf16 "" --loop.precision bf16
+        if [ "$DEVICE" = cuda ]; then
+            smoke fp16 "" --loop.precision fp16
+            smoke compiled "" --loop.precision bf16 --loop.compile inductor
+            smoke fsdp2 "-m accelerate.commands.launch --use_fsdp --fsdp_version 2 --num_processes 1 \
+                --num_machines 1 --mixed_precision no --dynamo_backend no \
+                --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP \
+                --fsdp_transformer_layer_cls_to_wrap Block" --loop.precision fp32
+        fi
+    } | tee -a "$OUT/parity.md"
+fi
+
+# 2. Speed of the other tasks: the reference's steps and eager fp32 are in the tables.
+if wanted pretrain-speed; then
+    table pretrain.md bench pretrain --device "$DEVICE" --size "$MODEL" --batch-size "$BATCH" \
+        --steps "$steps" --rounds "$rounds"
+fi
+if wanted finetune-speed; then
+    table finetune.md bench finetune --device "$DEVICE" --size "$SPEAKER" --encoder-size "$SPEAKER" \
+        --batch-size "$BATCH" --steps "$steps" --rounds "$rounds"
+fi
+wanted rates || wanted train || exit 0
+
+# 3. The sound separator: recordings are decoded while the GPU is tried.
 valid=$G/speech/valid cache=$G/cache
 mapfile -t folders < <(find "$G/speech" -mindepth 1 -maxdepth 1 -type d ! -name '*valid' | sort)
 train=$(listed "${folders[@]}")
 noise=$(listed "$G"/noise/*/)
 data=(--data.train "$train" --data.noise "$noise" --data.held-out "[$valid]" --data.cache "$cache")
-{ nvidia-smi; nproc; python3 --version; python3 -c 'import torch; print(torch.__version__)'; } \
-    > "$OUT/machine.txt" 2>&1
-
-# 1. Recordings are decoded while the GPU is tried.
 # Not from standard input: worker processes could not import such a module.
 python3 -c '
 import sys
@@ -57,7 +132,7 @@ for folders in sys.argv[2:]:
 ' "$cache" "$train" "$noise" > "$G/bank.log" 2>&1 &
 bank=$!
 
-# 2. Equality with the CPU, and rates.
+# 4. Equality with the CPU, and rates.
 bench() {
     timeout -k 5 "$2" python3 -m cavmae.tools.cli bench sound-steps --speech "[$valid]" \
         --cache "$cache" --device "$DEVICE" --precision "$precision" --batch-size "$BATCH" \
@@ -65,15 +140,19 @@ bench() {
         --compile "$1" --out "$G/rates-$1.json"
 }
 if [ ! -f "$G/rates.md" ]; then
-    bench false "${BENCH_SECONDS:-60}" > "$G/rates.md" 2>&1
-    [ "$DEVICE" = cpu ] || bench true "${COMPILE_SECONDS:-130}" >> "$G/rates.md" 2>&1
+    bench false "${BENCH_SECONDS:-60}" > "$OUT/rates.md" 2>&1 && cp "$OUT/rates.md" "$G/"
+    if [ "$DEVICE" = cuda ]; then
+        bench true "${COMPILE_SECONDS:-130}" 2>&1 | tee -a "$OUT/rates.md" >> "$G/rates.md"
+    fi
+else
+    cp "$G/rates.md" "$OUT/"
 fi
-cp "$G/rates.md" "$OUT/"
 cat "$OUT/rates.md"
 wait "$bank"
 tail -n 3 "$G/bank.log"
+wanted train || exit 0
 
-# 3. Training for the time that is left, but for the last measures and the way back.
+# 5. Training for the time that is left, but for the last measures and the way back.
 plan() { # prints the way of a step and the steps that fit into so many seconds: COMPILE GRAPH STEPS
     python3 - "$G" "$1" "$BATCH" "$2" <<'P'
 import json, sys
@@ -114,7 +193,8 @@ for way in "$WAY" "off true" "off false"; do
 done
 tail -n 12 "$OUT/train.log"
 
-# 4. What comes back.
+# 6. What comes back.
+compgen -G "$G/run/checkpoints/*/COMPLETE" > /dev/null || { echo "Nothing was trained." >&2 && exit 1; }
 cp "$G/run/metrics.jsonl" "$G/run/config.yaml" "$OUT/"
 python3 - "$G/run" "$OUT" <<'P'
 import shutil, sys
@@ -129,4 +209,8 @@ save_file(half, run / "half.safetensors", {"format": "pt"})
 shutil.copy(last / "config.json", out / "model.json")
 P
 split -b 16000000 -d "$G/run/half.safetensors" "$OUT/half.safetensors."
+# Large weights take more files: those that are read in one go share one.
+if [ "$(find "$OUT" -type f | wc -l)" -gt 8 ]; then
+    tar -C "$OUT" -cf "$OUT/texts.tar" --remove-files machine.txt train.log metrics.jsonl config.yaml
+fi
 ls -la "$OUT"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cavmae.common.allocator import keep_memory
-from cavmae.common.cli import parse_settings, parser
+from cavmae.common.cli import named_config, parse_settings, parser
 from cavmae.common.device import device_of
 from cavmae.datasets.mixtures.seed_stream import SeedStream
 from cavmae.datasets.mixtures.sound_mixer import SoundMixer
@@ -106,8 +106,8 @@ def parity(
 
 
 def model_settings_of(recipe: str) -> SoundModelSettings:
-    """Model of a recipe of `cavmae finetune separator`."""
-    words = ["--config", str(CONFIGS / f"{recipe}.yaml")]
+    """Model of a recipe of `cavmae finetune separator`, or of a YAML file."""
+    words = named_config(["--config", recipe], CONFIGS)
     arguments = parser("finetune separator", "Configuration of the package.")
     settings: SeparationSettings = parse_settings(arguments, SeparationSettings, words)[0]
     return settings.model
