@@ -65,7 +65,7 @@ class _Watch:
         self._timeout = timeout
         self._rank, self._count = dist.get_rank(), dist.get_world_size()
         # A connection of its own: the other one is locked while somebody waits for a key.
-        self._store = _get_default_store().clone()
+        self._store = _get_default_store().clone()  # type: ignore[attr-defined]
         self._keys = [f"cavmae/heartbeat/{rank}" for rank in range(self._count)]
         hosts = [f"cavmae/host/{rank}" for rank in range(self._count)]
         self._store.set(hosts[self._rank], socket.gethostname())
