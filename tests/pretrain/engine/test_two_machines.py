@@ -143,6 +143,7 @@ def test_a_killed_first_machine_ends_the_run(
         a.kill()
         code, messages = started[1].finish(60)
     assert code == 1, messages
+    assert "The connection to another process of this run broke" in messages
     assert (run / ".lock" / "lock").exists()
     with two_machines(tmp_path / "after") as (a, b):
         assert "Going on from" in ended_well([torchrun(m, PRETRAIN, command) for m in (a, b)])
