@@ -80,7 +80,7 @@ class Loader:
             total.update(readers.broken_total())
         return dict(total)
 
-    def __iter__(self) -> Generator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         stream = self.stream
         if stream.endless:
             for readers in self._readers:
