@@ -63,32 +63,37 @@ table() { # FILE COMMAND...: what a command prints, into a file of $OUT and on t
     { echo "\$ $*"; cavmae "$@" || echo "ended with $?"; } 2>&1 | tee -a "$file"
 }
 
+# Made clips of 12 speakers, for the stages that read shards.
+if { wanted parity || wanted finetune-speed; } && [ ! -f "$G/clips/manifest.json" ]; then
+    mkdir -p "$G/videos"
+    python3 -c '
+import sys
+from pathlib import Path
+from cavmae.tools.benchmarks.media import VideoSpec, make_video
+rows = ["path,speaker"]
+for n in range(12):
+    make_video(Path(sys.argv[1], f"{n}.mp4"), VideoSpec(seconds=6.0, size=(320, 240), seed=n))
+    rows.append(f"{n}.mp4,s{n}")
+Path(sys.argv[1], "list.csv").write_text("\n".join(rows))
+' "$G/videos"
+    cavmae shard "$G/videos/list.csv" --out "$G/clips" --profile speakers --shard-samples 2 \
+        2> "$G/shard.log"
+fi
+
 # 1. Parity, and that every way of training runs at all: on random clips, for four steps.
 smoke() { # NAME LAUNCHER OPTIONS...
     local name=$1 launcher=$2
     shift 2
     # shellcheck disable=SC2086
     timeout -k 5 "$(left "$seconds")" python3 $launcher -m cavmae.pretrain.train \
-        --out "$G/smoke-$name" --data.train "$G/clips" --data.batch-size 4 --data.window 1 --data.workers 1 \
-        --data.statistics audioset --model.size tiny --loop.steps 4 --loop.log-every 2 \
+        --out "$G/smoke-$name" --data.train "$G/clips" --data.batch-size 2 --data.window 0.96 --data.workers 1 \
+        --data.statistics audioset --model.size tiny --model.audio-frames 96 --loop.steps 4 --loop.log-every 2 \
         --loop.device "$DEVICE" --loop.tracker none "$@" > "$G/smoke-$name.log" 2>&1
     echo "pretraining, $name: exit code $?; $(grep -a '^step 4' "$G/smoke-$name.log")"
 }
 if wanted parity; then
     table parity.md bench parity --device "$DEVICE" --size "$MODEL" --speaker "$SPEAKER" \
         --compile "$compiler"
-    if [ ! -f "$G/clips/manifest.json" ]; then
-        mkdir -p "$G/videos"
-        python3 -c '
-import sys
-from pathlib import Path
-from cavmae.tools.benchmarks.media import VideoSpec, make_video
-for n in range(8):
-    make_video(Path(sys.argv[1], f"{n}.mp4"), VideoSpec(seconds=4.0, size=(96, 64), seed=n))
-' "$G/videos"
-        cavmae shard "$G/videos" --out "$G/clips" --clip-seconds 2 --shard-samples 2 \
-            2> "$G/shard.log"
-    fi
     {
         smoke fp32 "" --loop.precision fp32
         smoke bf16 "" --loop.precision bf16
@@ -110,7 +115,7 @@ if wanted pretrain-speed; then
 fi
 if wanted finetune-speed; then
     table finetune.md bench finetune --device "$DEVICE" --size "$SPEAKER" --encoder-size "$SPEAKER" \
-        --batch-size "$BATCH" --steps "$steps" --rounds "$rounds"
+        --data-set "$G/clips" --batch-size "$BATCH" --steps "$steps" --rounds "$rounds"
 fi
 wanted rates || wanted train || exit 0
 
