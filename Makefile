@@ -1,10 +1,11 @@
-# Each target sets up everything it needs in .venv, so that both work on a fresh machine.
+# Each target sets up everything it needs in .venv, so that all work on a fresh machine.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+DOCS_READY = $(VENV)/.docs-ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +25,14 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $(DOCS_READY)
+
+# The documentation as pages in build/docs; a broken link or reference is an error.
+docs: $(DOCS_READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 clean:
 	rm -rf $(VENV) build *.egg-info

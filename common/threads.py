@@ -14,7 +14,7 @@ def limit_spinning() -> None:
     GNU OpenMP, which PyTorch's wheels have, reads the variable when it is loaded, so before PyTorch
     is imported. Its own default spins for milliseconds: alone a training step is as fast either
     way, beside other processes spinning threads keep the cores from those that work. To sleep at
-    once (``OMP_WAIT_POLICY=PASSIVE``) costs a fifth alone (docs/results.md, "Under load").
+    once (``OMP_WAIT_POLICY=PASSIVE``) costs a fifth alone (docs/benchmarks/cpu-contention.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measurements of docs/results.md on a GPU or a CPU, stage by stage, on talkers rendered here.
+# Measurements of docs/benchmarks on a GPU or a CPU, stage by stage, on talkers rendered here.
 # Usage: tools/measure.sh OUT [STAGE ...]
 #   corpus    talkers and their shards: `learn`, `same` (other clips of its people), `unseen`, `more` (other people)
 #   parity    loss and gradients of a training step in every precision, the CPU in fp32 as reference

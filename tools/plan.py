@@ -18,7 +18,7 @@ SHARD_RATE = {"events": 31.0, "speakers": 11.0}
 SAMPLE_MB = {"events": 0.585, "speakers": 1.92}
 LOAD_RATE = {"events": 642.0, "speakers": 222.0}
 STEP_RATE = 941.0
-# Where the rates come from; docs/results.md has the runs.
+# Where the rates come from; docs/benchmarks has the runs.
 SOURCES = {
     "shard_rate": "`cavmae bench shard`, 720p, a core of an EPYC",
     "sample_mb": "`cavmae shard`: frames of 224x224 (10 of `events`, 25/s of `speakers`), FLAC",
@@ -29,7 +29,7 @@ SOURCES = {
 
 @dataclasses.dataclass(frozen=True)
 class PlanSettings:
-    """A data set, a cluster, and rates; rates of 0 are those measured, see docs/results.md.
+    """A data set, a cluster, and rates; rates of 0 are those measured, see docs/benchmarks.
 
     Args:
         hours: of video.

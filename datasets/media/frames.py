@@ -4,8 +4,8 @@ PyAV reads every file unless decord is requested. When few frames are wanted, it
 no other is predicted from, and whole groups of pictures between wanted frames.
 
 decord takes 1.0 to 1.2 times as long as PyAV on MP4, Matroska and WebM with H.264, HEVC and VP9
-(measured on 2026-11-26, docs/results.md), so it is optional. It needs guards, each of which has a
-test in tests/datasets/media/test_media.py:
+(docs/benchmarks/decoders.md), so it is optional. It needs guards, each of which has a test in
+tests/datasets/media/test_media.py:
 
 - When frames are skipped, it seeks to key frames. In streams with open groups of pictures or intra
   refresh it then returns *other frames* without an error. So it is used only where all frames from

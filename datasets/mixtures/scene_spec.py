@@ -10,7 +10,7 @@ from cavmae.common.errors import UsageError
 from cavmae.common.json_files import value_as
 from cavmae.datasets.stream.rates import VIDEO_RATE
 
-# Labels of clips whose audio is not one clean voice; see docs/talkers.md.
+# Labels of clips whose audio is not one clean voice; see docs/reference/talker-corpus.md.
 NOT_SINGLE = (
     "people-2", "people-3", "people-4", "noise", "music", "off_screen_voice", "desync",
 )  # fmt: skip

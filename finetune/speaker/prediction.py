@@ -45,7 +45,7 @@ class SpeakerPredictor:
         A voice cue is matched to the separated voices, whose nearest becomes slot 0: see
         :mod:`cavmae.finetune.speaker.voice_matching`. The model does not get the cue: from 43
         minutes of speech it learned too little about voices, and its masks and voices were worse
-        with the cue than without (docs/results.md).
+        with the cue than without (docs/benchmarks/speakers-small.md).
 
         Args:
             min_voice_prob: see :meth:`SpeakerModel.decode_voices`.

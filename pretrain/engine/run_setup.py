@@ -32,7 +32,7 @@ CONFIG = "config.yaml"
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 SLURM_SIZE = "SLURM_STEP_NUM_TASKS"
-LAUNCH = "launch with torchrun --nproc_per_node N (README, One machine, many machines)"
+LAUNCH = "launch with torchrun --nproc_per_node N (docs/guides/machines.md)"
 
 
 def launched_processes() -> tuple[int, str]:

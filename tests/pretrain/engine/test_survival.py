@@ -339,12 +339,12 @@ SCONTROL = """#!/bin/bash
 """
 
 
-def test_the_slurm_script_of_the_readme(
+def test_the_slurm_script_of_the_guide(
     tmp_path: Path, data_set: Manifest, whole: dict[int, Path]
 ) -> None:
     """Resubmitted after a kill; only names of folders and of the configuration are replaced."""
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    (script,) = re.findall(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", readme, re.DOTALL)
+    guide = (Path(__file__).parents[3] / "docs/guides/machines.md").read_text()
+    (script,) = re.findall(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", guide, re.DOTALL)
     run = Path(shutil.copytree(whole[2], tmp_path / "run"))
     shutil.rmtree(run / "checkpoints" / "000000008")
     config = words(tmp_path, run, data_set.folder)[1]
