@@ -46,6 +46,7 @@ RECIPES = {
     "expand": "tools/expanding/configs",
 }
 ROLE = re.compile(r":\w+:`~?([^`]+)`")
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 UNSET = (None, argparse.SUPPRESS)
 
 
@@ -76,6 +77,11 @@ class _Reference(SphinxDirective):
     def help_text(self, source: str) -> list[nodes.Node]:
         """Paragraph of a help text or docstring."""
         words = ROLE.sub(r"``\1``", " ".join(source.split()))
+        # Options are code, or their hyphens would become a dash.
+        plain = words.split("`")
+        plain[::2] = [OPTION.sub(r"`\g<0>`", part) for part in plain[::2]]
+        words = "`".join(plain)
+        words = words[:1].upper() + words[1:]
         inline, messages = self.parse_inline(words)
         return [nodes.paragraph("", "", *inline), *messages]
 
@@ -106,7 +112,7 @@ class _Reference(SphinxDirective):
         operands = [a for a in parser._actions if not a.option_strings]
         required = [a for a in parser._actions if a.option_strings and _required(a, parser)]
         usage = " ".join(
-            ["cavmae", title, *(str(a.metavar or a.dest.upper()) for a in operands)]
+            ["cavmae", title, *map(_operand, operands)]
             + [f"--{_spelled(a.dest)} {a.dest.upper()}" for a in required]
             + ["[OPTIONS]"]
         )
@@ -126,7 +132,8 @@ class _Reference(SphinxDirective):
             if not rows:
                 continue
             if group.title and ":" not in group.title and group.title not in _PLAIN:
-                yield nodes.rubric("", *self.parse_inline(group.title.rstrip("."))[0])
+                heading = group.title[0].upper() + group.title[1:].rstrip(".")
+                yield nodes.rubric("", "", *self.parse_inline(heading)[0])
             yield self.option_list(title, rows)
 
 
@@ -135,6 +142,11 @@ _PLAIN = {"positional arguments", "options", "optional arguments"}
 
 def _spelled(option: str) -> str:
     return option.replace("_", "-")
+
+
+def _operand(action: argparse.Action) -> str:
+    name = str(action.metavar or action.dest.upper())
+    return f"{name}..." if action.nargs in ("*", "+") else name
 
 
 def _required(action: argparse.Action, parser: Any) -> bool:

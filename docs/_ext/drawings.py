@@ -28,11 +28,12 @@ class Box(NamedTuple):
 
 
 class Arrow(NamedTuple):
-    """Line from the lower edge of a box to the upper edge of another, with a label."""
+    """Line from the lower edge of a box to the upper edge of another, with a label beside it."""
 
     start: str
     end: str
     label: str = ""
+    left: bool = False
 
 
 class Drawing(NamedTuple):
@@ -51,23 +52,23 @@ DATA = Drawing(
     {
         "videos": Box(170, 30, "raw videos", "any container, any codec"),
         "speech": Box(510, 190, "folders of speech", "FLAC, WAV, Opus, MP3"),
-        "shards": Box(170, 110, "shards", "tar: fbank, frames, masks, FLAC"),
+        "shards": Box(170, 110, "shards", "tar: fbank, frames, masks, FLAC", 220),
         "batches": Box(170, 190, "batches", "bytes shuffled, decoded last"),
         "encoder": Box(170, 280, "encoder", "CAV-MAE checkpoint", kind="model"),
         "sound": Box(510, 280, "sound separator", "voices from cues", kind="model"),
-        "events": Box(120, 390, "event classifier", "", kind="model"),
-        "speaker": Box(450, 390, "speaker model", "a mask and a voice a slot", kind="model"),
-        "timeline": Box(120, 500, "events over time", "events.json, probs.npz"),
-        "voices": Box(450, 500, "voices and masks", "WAV, MP4, result.json"),
+        "events": Box(170, 390, "event classifier", "classes of clips", kind="model"),
+        "speaker": Box(510, 390, "speaker model", "a mask and a voice a slot", kind="model"),
+        "timeline": Box(170, 500, "events over time", "events.json, probs.npz"),
+        "voices": Box(510, 500, "voices and masks", "WAV, MP4, result.json"),
     },
     [
         Arrow("videos", "shards", "cavmae shard"),
         Arrow("shards", "batches", "stream"),
         Arrow("batches", "encoder", "cavmae pretrain"),
         Arrow("speech", "sound", "finetune separator"),
-        Arrow("encoder", "events", "finetune events"),
-        Arrow("encoder", "speaker", "finetune speakers"),
-        Arrow("sound", "speaker", ""),
+        Arrow("encoder", "events", "finetune events", left=True),
+        Arrow("encoder", "speaker"),
+        Arrow("sound", "speaker", "finetune speakers"),
         Arrow("events", "timeline", "cavmae predict"),
         Arrow("speaker", "voices", "cavmae separate"),
     ],
@@ -97,7 +98,7 @@ SPEAKER = Drawing(
     [
         Arrow("fbank", "audio", "encoder"),
         Arrow("frames", "tokens", "encoder"),
-        Arrow("grey", "motion", "motion pathway"),
+        Arrow("grey", "motion", "motion pathway", left=True),
         Arrow("audio", "queries"),
         Arrow("tokens", "pixels"),
         Arrow("motion", "pixels"),
@@ -126,14 +127,14 @@ def svg(drawing: Drawing, name: str) -> str:
         'markerHeight="8" orient="auto"><path d="M0 0 L8 4 L0 8 z" class="head"/></marker></defs>',
     ]
     for arrow in drawing.arrows:
-        parts += _arrow(drawing.boxes[arrow.start], drawing.boxes[arrow.end], arrow.label, name)
+        parts += _arrow(drawing.boxes[arrow.start], drawing.boxes[arrow.end], arrow, name)
     for box in drawing.boxes.values():
         parts += _box(box)
     return "\n".join([*parts, "</svg>"])
 
 
-def _arrow(start: Box, end: Box, label: str, name: str) -> list[str]:
-    if abs(start.y - end.y) < 1:  # side by side
+def _arrow(start: Box, end: Box, arrow: Arrow, name: str) -> list[str]:
+    if start.y == end.y:  # side by side
         side = 1 if end.x > start.x else -1
         x1, y1 = start.x + side * start.width // 2, start.y
         x2, y2 = end.x - side * end.width // 2, end.y
@@ -142,10 +143,14 @@ def _arrow(start: Box, end: Box, label: str, name: str) -> list[str]:
         low, high = end.x - end.width // 2 + 12, end.x + end.width // 2 - 12
         x1, x2 = start.x, min(max(start.x, low), high)
     line = f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" marker-end="url(#{name}-head)"/>'
-    if not label:
+    if not arrow.label:
         return [line]
-    x, y = (x1 + x2) // 2 + 10, (y1 + y2) // 2 + 5
-    return [line, f'<text class="label" x="{x}" y="{y}">{escape(label)}</text>']
+    x, y = (x1 + x2) // 2 + (-10 if arrow.left else 10), (y1 + y2) // 2 + 5
+    anchor = "end" if arrow.left else "start"
+    text = (
+        f'<text class="label" x="{x}" y="{y}" text-anchor="{anchor}">{escape(arrow.label)}</text>'
+    )
+    return [line, text]
 
 
 def _box(box: Box) -> list[str]:
