@@ -202,14 +202,15 @@ def test_every_measurement_has_its_date_machine_and_commit() -> None:
         assert re.match(r"20\d\d-\d\d-\d\d", facts["Date"]), page
 
 
-def test_readme_and_results_stay_short() -> None:
+def test_pages_are_wrapped_and_the_short_ones_stay_short() -> None:
     assert len(PAGES["README.md"].split()) <= 1200
     assert len(PAGES["docs/results.md"].splitlines()) <= 120
     for page, text in PAGES.items():
         if page == "docs/plan.md":
             continue
-        prose = BLOCK.sub("", text).splitlines()
-        long = [x for x in prose if len(x) > 100 and not x.startswith(("|", "!", ":alt:"))]
+        printed_lines = {x for _, block in blocks("text", page) for x in block.splitlines()}
+        long = [x for x in text.splitlines() if len(x) > 100 and not x.startswith(("|", "!", ":"))]
+        long = [x for x in long if x not in printed_lines]
         assert long == [], page
 
 
