@@ -74,6 +74,15 @@ def parser_of(words: Sequence[str]) -> argparse.ArgumentParser:
 class _Reference(SphinxDirective):
     """Base of the directives: sections, texts and lists of options as nodes."""
 
+    def run(self) -> list[nodes.Node]:
+        """Nodes of the directive; the page is read anew by every build, as the program changes."""
+        self.env.note_reread()
+        return self.generate()
+
+    def generate(self) -> list[nodes.Node]:
+        """Nodes of the directive."""
+        raise NotImplementedError
+
     def help_text(self, source: str) -> list[nodes.Node]:
         """Paragraph of a help text or docstring."""
         words = ROLE.sub(r"``\1``", " ".join(source.split()))
@@ -201,7 +210,7 @@ class Commands(_Reference):
 
     required_arguments = 1
 
-    def run(self) -> list[nodes.Node]:
+    def generate(self) -> list[nodes.Node]:
         group = self.arguments[0]
         rows = {name: row for name, row in COMMANDS.items() if row.group == group}
         assert rows, f"no command is of the group {group}"
@@ -215,21 +224,21 @@ class Commands(_Reference):
 class FinetuningTasks(_Reference):
     """Tasks of ``cavmae finetune``."""
 
-    def run(self) -> list[nodes.Node]:
+    def generate(self) -> list[nodes.Node]:
         return [self.command(["finetune", name], "") for name in TASKS]
 
 
 class Benchmarks(_Reference):
     """Benchmarks of ``cavmae bench``."""
 
-    def run(self) -> list[nodes.Node]:
+    def generate(self) -> list[nodes.Node]:
         return [self.command(["bench", name], "") for name in BENCHMARKS]
 
 
 class Listing(_Reference):
     """Commands with their purposes, as ``cavmae --help`` groups them."""
 
-    def run(self) -> list[nodes.Node]:
+    def generate(self) -> list[nodes.Node]:
         result: list[nodes.Node] = []
         for group in dict.fromkeys(row.group for row in COMMANDS.values()):
             result.append(nodes.rubric("", group))
@@ -241,7 +250,7 @@ class Listing(_Reference):
 class Registries(_Reference):
     """Entries of every registry, with their options."""
 
-    def run(self) -> list[nodes.Node]:
+    def generate(self) -> list[nodes.Node]:
         sections = []
         for option, registry in REGISTRIES.items():
             section = self.section(f"{registry.kind.capitalize()}s")
@@ -281,7 +290,7 @@ def _inherited(options: type, name: str) -> str:
 class Recipes(_Reference):
     """Built-in configurations, with the comment that each begins with."""
 
-    def run(self) -> list[nodes.Node]:
+    def generate(self) -> list[nodes.Node]:
         sections = []
         for command, folder in RECIPES.items():
             section = self.section(f"Recipes of cavmae {command}")
@@ -304,5 +313,4 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "command-listing": Listing, "registries": Registries, "recipes": Recipes,
     }.items():  # fmt: skip
         app.add_directive(name, directive)
-    # A page that quotes the program is read anew by every build.
     return {"parallel_read_safe": True}

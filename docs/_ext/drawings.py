@@ -48,18 +48,18 @@ class Drawing(NamedTuple):
 
 DATA = Drawing(
     "The way of the data from raw videos to voices, masks and events",
-    640, 560,
+    470, 540,
     {
-        "videos": Box(170, 30, "raw videos", "any container, any codec"),
-        "speech": Box(510, 190, "folders of speech", "FLAC, WAV, Opus, MP3"),
-        "shards": Box(170, 110, "shards", "tar: fbank, frames, masks, FLAC", 220),
-        "batches": Box(170, 190, "batches", "bytes shuffled, decoded last"),
-        "encoder": Box(170, 280, "encoder", "CAV-MAE checkpoint", kind="model"),
-        "sound": Box(510, 280, "sound separator", "voices from cues", kind="model"),
-        "events": Box(170, 390, "event classifier", "classes of clips", kind="model"),
-        "speaker": Box(510, 390, "speaker model", "a mask and a voice a slot", kind="model"),
-        "timeline": Box(170, 500, "events over time", "events.json, probs.npz"),
-        "voices": Box(510, 500, "voices and masks", "WAV, MP4, result.json"),
+        "videos": Box(125, 30, "raw videos", "any container, any codec"),
+        "speech": Box(350, 190, "folders of speech", "FLAC, WAV, Opus, MP3"),
+        "shards": Box(125, 110, "shards", "tar: fbank, frames, masks, FLAC", 216),
+        "batches": Box(125, 190, "batches", "bytes shuffled, decoded last"),
+        "encoder": Box(125, 280, "encoder", "CAV-MAE checkpoint", kind="model"),
+        "sound": Box(350, 280, "sound separator", "voices from cues", kind="model"),
+        "events": Box(125, 390, "event classifier", "classes of clips", kind="model"),
+        "speaker": Box(350, 390, "speaker model", "a mask and a voice a slot", kind="model"),
+        "timeline": Box(125, 500, "events over time", "events.json, probs.npz"),
+        "voices": Box(350, 500, "voices and masks", "WAV, MP4, result.json"),
     },
     [
         Arrow("videos", "shards", "cavmae shard"),
@@ -120,9 +120,11 @@ DRAWINGS = {"data": DATA, "speaker-model": SPEAKER}
 
 def svg(drawing: Drawing, name: str) -> str:
     """Drawing as an SVG element."""
+    least = drawing.width * 7 // 10  # below it the text would be too small: the drawing scrolls
     parts = [
         f'<svg viewBox="0 0 {drawing.width} {drawing.height}" role="img" '
-        f'aria-label="{escape(drawing.description)}" style="max-width: {drawing.width}px">',
+        f'aria-label="{escape(drawing.description)}" '
+        f'style="max-width: {drawing.width}px; min-width: {least}px">',
         f'<defs><marker id="{name}-head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" '
         'markerHeight="8" orient="auto"><path d="M0 0 L8 4 L0 8 z" class="head"/></marker></defs>',
     ]
@@ -172,6 +174,7 @@ class DrawingDirective(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # the drawing is not part of the page's source
         name = self.arguments[0]
         html = f'<div class="drawing">{svg(DRAWINGS[name], name)}</div>'
         return [nodes.raw("", html, format="html")]
