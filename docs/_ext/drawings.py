@@ -48,7 +48,7 @@ class Drawing(NamedTuple):
 
 DATA = Drawing(
     "The way of the data from raw videos to voices, masks and events",
-    470, 540,
+    490, 540,
     {
         "videos": Box(125, 30, "raw videos", "any container, any codec"),
         "speech": Box(350, 190, "folders of speech", "FLAC, WAV, Opus, MP3"),
