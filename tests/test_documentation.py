@@ -32,7 +32,8 @@ BLOCK = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FOREIGN = {
     "array", "multi-gpu", "num-processes", "cpu", "nproc-per-node", "nnodes", "rdzv-backend",
     "rdzv-endpoint", "use-fsdp", "fsdp-version", "fsdp-auto-wrap-policy",
-    "fsdp-transformer-layer-cls-to-wrap", "help", "print-config", "config", "name", "no-name",
+    "fsdp-transformer-layer-cls-to-wrap", "enable-gpl", "enable-version3",
+    "enable-nonfree", "help", "print-config", "config", "name", "no-name",
 }  # fmt: skip
 LOOP = re.compile(r"^for (\w+) in (\S+).*?; do\n(.*?)^done$", re.MULTILINE | re.DOTALL)
 PREFIX = re.compile(r"^(?:\w+=\S+ )*(?:nice -n \d+ )?")
