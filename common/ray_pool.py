@@ -25,7 +25,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,7 @@ def run(
     workers: int,
     timeout: float,
     memory_bytes: float,
+    has_room: Callable[[], bool] = lambda: True,
 ) -> Generator[Event, None, None]:
     """Runs tasks on a Ray cluster and yields their events, those of a task when it has ended.
 
@@ -190,6 +191,7 @@ def run(
         workers: tasks in flight at most; 0: twice as many as the cluster has CPUs.
         timeout: largest time in seconds between messages of a task; a slower task is lost.
         memory_bytes: largest private memory of a task, which the cluster is asked for.
+        has_room: whether another task may begin now; see :func:`cavmae.common.worker_pool.run`.
 
     Yields:
         TaskProgress, and for every task either Finished or Lost.
@@ -210,7 +212,7 @@ def run(
         mail.mkdir(parents=True)
         (mail / "token").write_text(first.token)
         try:
-            yield from _drive(ray, tasks, first, workers)
+            yield from _drive(ray, tasks, first, workers, has_room)
         except ray.exceptions.RayError as error:
             raise CavmaeError(
                 f"The Ray cluster fails ({_first_line(error)}); finished work is kept: run the "
@@ -256,7 +258,13 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECTING).close()
 
 
-def _drive(ray: Any, tasks: Tasks, first: _Order, workers: int) -> Generator[Event, None, None]:
+def _drive(
+    ray: Any,
+    tasks: Tasks,
+    first: _Order,
+    workers: int,
+    has_room: Callable[[], bool],
+) -> Generator[Event, None, None]:
     """Keeps as many tasks in flight as there is room for, and repeats what was lost."""
     running: dict[Any, _Running] = {}
     task = ray.remote(num_cpus=1, memory=int(first.memory_bytes), max_retries=0)(execute)
@@ -266,12 +274,13 @@ def _drive(ray: Any, tasks: Tasks, first: _Order, workers: int) -> Generator[Eve
     while running or again or more:
         # One task waits where there is no CPU yet: a cluster grows for what waits.
         room = workers or max(1, QUEUED * int(ray.cluster_resources().get("CPU", 0)))
-        if any(own.pulse is not None for own in running.values()):
+        held = not has_room()
+        if held or any(own.pulse is not None for own in running.values()):
             silent_since = time.monotonic()
         elif time.monotonic() - silent_since > BUILDING:
             _warn_of_shortage(ray, first.memory_bytes)
             silent_since = math.inf
-        while len(running) < room and (again or more):
+        while len(running) < room and (again or (more and not held)):
             if again:
                 order = again.pop()
             else:

@@ -1,4 +1,4 @@
-"""Remote files: accepted addresses, and downloads with limits of size and time.
+"""Remote files: accepted addresses, and transfers with limits of size and time.
 
 fsspec knows many schemes, some of which run a program, unpack archives or chain others (``::``),
 and an address may come from an untrusted list. So this module opens only a few schemes, by their
@@ -34,8 +34,8 @@ SCHEMES = {
 }
 LOCAL = ("file", "local")
 URL = re.compile(r"(?P<chain>(?:[A-Za-z0-9+.-]+::)*)(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
-LEAST_BYTES = 1 << 20  # that arrive within ``stall_seconds``, or the download has stalled
-WATCH_EVERY = 0.5  # s between checks of a download
+LEAST_BYTES = 1 << 20  # that pass within ``stall_seconds``, or the transfer has stalled
+WATCH_EVERY = 0.5  # s between checks of a transfer
 # Classes of backends' errors, by name, since no backend needs to be installed: aiohttp's,
 # botocore's, requests' and httpx's.
 _LOST = {
@@ -43,6 +43,8 @@ _LOST = {
     "TransportError",
 }  # fmt: skip
 _SLOW = {"SocketTimeoutError", "ReadTimeout", "ReadTimeoutError"}
+# Of botocore and of Google's library: credentials that are missing.
+_ANONYMOUS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
 _MALFORMED = {"InvalidURL", "UnsupportedProtocol", "NonHttpUrlRedirectClientError"}
 
 
@@ -59,7 +61,7 @@ class AddressError(CavmaeError):
 
 
 class RemoteError(OSError):
-    """A download that failed.
+    """A transfer that failed.
 
     Attributes:
         reason: ``unreachable``, ``stalled``, ``too_large``, or ``unreadable`` for anything else.
@@ -72,11 +74,11 @@ class RemoteError(OSError):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits of a download.
+    """Limits of a transfer.
 
     Args:
         size: largest size in bytes.
-        stall_seconds: time in which at least ``LEAST_BYTES`` must arrive.
+        stall_seconds: time in which at least ``LEAST_BYTES`` must pass.
     """
 
     size: float = 64e9
@@ -164,12 +166,21 @@ def filesystem(url: str) -> tuple[Any, str]:
     return kind(**options), kind._strip_protocol(name)
 
 
-class _Meter(Callback):
-    """Callback that counts a download's bytes, and aborts it from within the backend."""
+class Meter(Callback):
+    """Callback that counts a transfer's bytes, and aborts it from within the backend.
 
-    def __init__(self, limit: float):
+    Args:
+        limit: largest number of bytes.
+        verb: of the bytes, in messages.
+
+    Attributes:
+        abandoned: set from outside, it ends the transfer at its next bytes.
+    """
+
+    def __init__(self, limit: float, verb: str = "arrived"):
         super().__init__()
         self.limit = limit
+        self.verb = verb
         self.abandoned = False
 
     @property
@@ -203,9 +214,9 @@ def fetch(
         OSError: the copy cannot be written.
     """
     system, remote = filesystem(url)
-    meter = _Meter(limits.size)
+    meter = Meter(limits.size)
     try:
-        _run_watched(
+        run_watched(
             url,
             lambda: system.get_file(remote, str(path), callback=meter),
             limits,
@@ -223,20 +234,31 @@ def size_of(url: str) -> int:
     """Size of a URL's content in bytes. Raises as :func:`fetch`."""
     system, remote = filesystem(url)
     limits = Limits()
-    size = _run_watched(url, lambda: system.info(remote)["size"], limits, _Meter(limits.size), None)
+    size = run_watched(url, lambda: system.info(remote)["size"], limits, Meter(limits.size), None)
     if size is None:
         raise RemoteError("unreadable", f"{url}: the server does not say how large it is")
     return int(size)
 
 
-def _run_watched(
+def run_watched(
     url: str,
     call: Callable[[], Any],
     limits: Limits,
-    meter: _Meter,
+    meter: Meter,
     on_progress: Callable[[], None] | None,
 ) -> Any:
-    """Runs a backend's call in a thread, and abandons it when it stalls: most cannot be stopped."""
+    """Runs a backend's call in a thread, and abandons it when it stalls: most cannot be stopped.
+
+    Args:
+        url: for messages.
+        call: of the backend.
+        limits: of time; ``meter`` has that of size.
+        meter: of the transfer's bytes.
+        on_progress: called repeatedly while bytes pass.
+
+    Raises:
+        see :func:`fetch`.
+    """
     results: list[Any] = []
     errors: list[BaseException] = []
 
@@ -258,7 +280,7 @@ def _run_watched(
             elif now - since > limits.stall_seconds and thread.is_alive():
                 raise RemoteError(
                     "stalled",
-                    f"{url}: {received - mark} bytes arrived in {limits.stall_seconds:g} s, "
+                    f"{url}: {received - mark} bytes {meter.verb} in {limits.stall_seconds:g} s, "
                     f"{received} in all",
                 )
             if on_progress is not None and received > reported:
@@ -297,7 +319,8 @@ def _translate_error(url: str, error: BaseException) -> BaseException:
         return AddressError("bad_address", f"{url} is no address that can be opened.")
     if statuses & {404, 410}:
         return FileNotFoundError(errno.ENOENT, f"no such file ({reason})", url)
-    if statuses & {401, 403} or any(isinstance(link, PermissionError) for link in chain):
+    denied = any(isinstance(link, PermissionError) for link in chain) or names & _ANONYMOUS
+    if statuses & {401, 403} or denied:
         return PermissionError(errno.EACCES, f"no permission ({reason})", url)
     if any(status == 429 or status >= 500 for status in statuses):
         return RemoteError("unreachable", text)
@@ -307,7 +330,8 @@ def _translate_error(url: str, error: BaseException) -> BaseException:
         return RemoteError("unreachable", text)
     if any(isinstance(link, TimeoutError) for link in chain):
         return RemoteError("unreachable", text)
-    if isinstance(error, OSError) and (error.errno or isinstance(error, FileNotFoundError)):
+    known = isinstance(error, FileNotFoundError | FileExistsError)
+    if known or (isinstance(error, OSError) and error.errno):
         return error
     return RemoteError("unreadable", text)
 

@@ -165,6 +165,7 @@ def run(
     workers: int,
     timeout: float,
     memory_bytes: float,
+    has_room: Callable[[], bool] = lambda: True,
 ) -> Generator[Event, None, None]:
     """Runs tasks in parallel and yields their events.
 
@@ -174,6 +175,8 @@ def run(
         workers: number of processes.
         timeout: largest time in seconds between messages of a task; a slower task is lost.
         memory_bytes: largest private memory of a worker; the task of a larger one is lost.
+        has_room: whether another task may begin now; asked at least every ``WATCH_EVERY`` seconds.
+            What it raises ends the run.
 
     Yields:
         TaskProgress, and for every task either Finished or Lost.
@@ -190,7 +193,8 @@ def run(
     more = True
     try:
         while True:
-            while more:
+            room = has_room()
+            while more and room:
                 free = next((w for w in pool if w.task is None), None)
                 if free is None and len(pool) >= workers:
                     break
@@ -208,9 +212,11 @@ def run(
                 free.assign(*item)
             busy = [w for w in pool if w.task is not None]
             if not busy:
-                if more:
-                    continue
-                return
+                if not more:
+                    return
+                if not room:
+                    time.sleep(WATCH_EVERY)
+                continue
             handles: list[Any] = [w.connection for w in busy] + [w.process.sentinel for w in busy]
             wait(handles, timeout=WATCH_EVERY)
             for worker in busy:

@@ -1,13 +1,11 @@
 """Local and remote files; S3 is moto's real server on this machine."""
 
 import hashlib
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from cavmae.common import files
 from cavmae.common.errors import CavmaeError, ShardError
@@ -20,6 +18,7 @@ from cavmae.datasets.stream.view import View
 from cavmae.tools.check import CheckSettings
 from cavmae.tools.checking.verify import check
 from tests.conftest import make_shards
+from tests.object_store import object_store
 from tests.tools.helpers import TINY, infos
 
 BUCKET = "s3://clips"
@@ -27,23 +26,8 @@ BUCKET = "s3://clips"
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[object]:
-    import s3fs
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    before = dict(os.environ)
-    os.environ.update(
-        AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="y", AWS_DEFAULT_REGION="us-east-1",
-        AWS_ENDPOINT_URL=f"http://{host}:{port}",
-    )  # fmt: skip
-    system = s3fs.S3FileSystem()
-    system.mkdir("clips")
-    yield system
-    server.stop()
-    os.environ.clear()
-    os.environ.update(before)
-    s3fs.S3FileSystem.clear_instance_cache()
+    with object_store() as store:
+        yield store.system
 
 
 @pytest.fixture(scope="module")
