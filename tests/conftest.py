@@ -79,7 +79,7 @@ def video(tmp_path: Path) -> Callable[..., Path]:
 
 def make_shards(
     inputs: list[str] | str,
-    out: Path,
+    out: Path | str,
     run_settings: ShardRunSettings = ShardRunSettings(workers=2, timeout=60.0),  # noqa: B008 - frozen
     **settings: object,
 ) -> int:

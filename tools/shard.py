@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cavmae.common.cli import fill, module_main, output, parse, parser, stop_on_signals
 from cavmae.common.errors import UsageError
+from cavmae.common.files import is_url
 from cavmae.datasets.sharding.settings import ShardRunSettings, ShardSettings
 
 
@@ -25,11 +26,15 @@ def main(words: Sequence[str]) -> int:
         "columns path and optionally start, end, labels (separated by ;), speaker, masks; .json "
         "data file of the CAV-MAE reference.",
     )
-    arguments.add_argument("--out", type=str, help="Folder of the data set.")
+    arguments.add_argument(
+        "--out", type=str,
+        help="Folder of the data set, or its address at an object store (s3://, gs://), which "
+        "needs --local-folder.",
+    )  # fmt: skip
     arguments.add_argument(
         "--status", type=str, metavar="OUT",
         help="Instead of all else: print which parts of a data set are done, running or missing, "
-        "and the Slurm array of the missing ones.",
+        "and the Slurm array of the missing ones. Of a remote data set give the local folder.",
     )  # fmt: skip
     arguments.add_class_arguments(ShardSettings)
     arguments.add_class_arguments(ShardRunSettings)
@@ -37,6 +42,11 @@ def main(words: Sequence[str]) -> int:
     if options.status is not None:
         if options.inputs or options.out is not None:
             raise UsageError("--status OUT is given alone: it changes nothing.")
+        if is_url(options.status):
+            raise UsageError(
+                "--status OUT: the state of a run is in its --local-folder, not at the store: give "
+                "that folder."
+            )
         from cavmae.datasets.sharding.parts import status_text
 
         output(status_text(Path(options.status)))
@@ -47,7 +57,7 @@ def main(words: Sequence[str]) -> int:
     from cavmae.datasets.sharding.job import shard
 
     with stop_on_signals():
-        return shard(options.inputs, Path(options.out), settings, run_settings)
+        return shard(options.inputs, options.out, settings, run_settings)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from cavmae.datasets.format.manifest import LIMIT_BYTES, NAME, Manifest, ShardEn
 from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.messages import Skip
 
+ARRAY = "array.json"
+SHARES = "shares.json"
 ANEW = "choose another --out folder, or remove this one"
 FINAL_REASONS = frozenset({"too_short", "bad_address"})  # trying again cannot help
 
@@ -56,6 +58,10 @@ class InputLayout:
     @property
     def plan(self) -> Path:
         return self.folder / f"inputs{self.suffix}.jsonl"
+
+    @property
+    def uploads(self) -> Path:
+        return self.folder / f"uploads{self.suffix}.jsonl"
 
     @property
     def work_folder(self) -> Path:
@@ -314,8 +320,13 @@ def drop_retried(layout: InputLayout, state: State) -> None:
     state.save(layout)
 
 
-def merge_parts(folder: Path, parts: int) -> Manifest | None:
+def merge_parts(folder: Path, parts: int, place: str | None = None) -> Manifest | None:
     """Write the manifest of the whole data set once every part has its own.
+
+    Args:
+        folder: of the parts' manifests.
+        parts: their number.
+        place: of the data set, for errors; by default the folder.
 
     Returns:
         The whole data set's manifest; None while parts are missing.
@@ -323,7 +334,7 @@ def merge_parts(folder: Path, parts: int) -> Manifest | None:
     layouts = [InputLayout(folder, part=(i + 1, parts)) for i in range(parts)]
     if not all(layout.manifest.exists() for layout in layouts):
         return None
-    whole = merge(str(folder), [layout.read_manifest() for layout in layouts])
+    whole = merge(place or str(folder), [layout.read_manifest() for layout in layouts])
     whole_layout = InputLayout(folder)
     with write_atomically(whole_layout.skipped) as file:
         for layout in layouts:

@@ -4,7 +4,8 @@ A part is numbered by hand (``--part 2/8``), or by the task of a Slurm array (``
 first task to start records the array in ``array.json``; an array that runs only the missing tasks
 again has another count, and finds the first one there. It also records in ``shares.json`` which
 input belongs to which part, so that all have about as many bytes; inputs that are added later are
-shared out by their hash, which needs no record.
+shared out by their hash, which needs no record. Of a data set at an object store both records are
+there, so that machines whose local folders are not the same agree.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import itertools
 import os
 import re
 import socket
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,13 +26,13 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import is_url
 from cavmae.common.json_files import json_bytes, read_json, typed
 from cavmae.common.locks import Holder, holder_of, is_held
+from cavmae.common.stores import NameTaken, Store
 from cavmae.common.tables import markdown_table
 from cavmae.datasets.format.manifest import LIMIT_BYTES
 from cavmae.datasets.sharding.inputs import Input
-from cavmae.datasets.sharding.job_state import InputLayout, count_lines
+from cavmae.datasets.sharding.job_state import ARRAY, SHARES, InputLayout, count_lines
+from cavmae.datasets.sharding.uploads import is_published
 
-ARRAY = "array.json"
-SHARES = "shares.json"
 VARIABLES = tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT"))
 State = Literal["done", "running", "stopped", "missing"]
 STATES: tuple[State, ...] = ("done", "running", "stopped", "missing")
@@ -98,20 +100,23 @@ class PartStatus(NamedTuple):
     holder: Holder | None
 
 
-def parse_part(text: str, out: Path, environment: Mapping[str, str]) -> tuple[int, int]:
+def parse_part(
+    text: str, out: Path, environment: Mapping[str, str], store: Store | None = None
+) -> tuple[int, int]:
     """Part of this machine: (I, N), of ``I/N`` or of the Slurm array that this process is in.
 
     Args:
         text: ``I/N`` or ``auto``.
         out: folder of the data set, where an array is recorded.
         environment: of the process.
+        store: that receives the data set, if any: the array is recorded there, too.
 
     Raises:
         UsageError: anything else, or the array is not that of the folder.
         CavmaeError: the record of the array is damaged.
     """
     if text == "auto":
-        return _array_part(out, environment)
+        return _array_part(out, environment, store)
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise UsageError(
@@ -120,7 +125,7 @@ def parse_part(text: str, out: Path, environment: Mapping[str, str]) -> tuple[in
     return int(match[1]), int(match[2])
 
 
-def _array_part(out: Path, environment: Mapping[str, str]) -> tuple[int, int]:
+def _array_part(out: Path, environment: Mapping[str, str], store: Store | None) -> tuple[int, int]:
     missing = [name for name in VARIABLES if not environment.get(name, "").isdecimal()]
     if missing:
         raise UsageError(
@@ -128,6 +133,8 @@ def _array_part(out: Path, environment: Mapping[str, str]) -> tuple[int, int]:
             "process does not have: submit it with sbatch --array=1-N, or give --part I/N."
         )
     task, first, last, step, count = (int(environment[name]) for name in VARIABLES)
+    if store is not None:
+        _share_record(store, out / ARRAY)
     array = read_array(out)
     if array is None:
         array = TaskArray(first, step, count)
@@ -136,7 +143,7 @@ def _array_part(out: Path, environment: Mapping[str, str]) -> tuple[int, int]:
                 f"--part auto: the first array of {out} is {count} tasks from {first} to {last}, "
                 "with gaps: submit all parts once with sbatch --array=1-N."
             )
-        _create(out / ARRAY, json_bytes(dataclasses.asdict(array)))
+        _create(out / ARRAY, json_bytes(dataclasses.asdict(array)), store)
         array = read_array(out)
         assert array is not None
     part = array.part(task)
@@ -148,8 +155,30 @@ def _array_part(out: Path, environment: Mapping[str, str]) -> tuple[int, int]:
     return part, array.count
 
 
-def _create(path: Path, content: bytes) -> None:
-    """Creates a file with its content at once, unless another process does so before."""
+def _create(path: Path, content: bytes, store: Store | None) -> None:
+    """Creates a file with its content at once, unless another process does so before.
+
+    With a store the file is created there in the same way, and the copy here is that of the store.
+    """
+    _create_here(path, content)
+    if store is not None:
+        _share_record(store, path)
+
+
+def _share_record(store: Store, path: Path) -> None:
+    """Makes a record the same here and at the store; that of the store counts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    known = store.fetch(path.name, temporary)
+    if not known and path.exists():
+        with contextlib.suppress(NameTaken):  # another machine was faster
+            store.upload(path, path.name, threading.Event(), new=True)
+        known = store.fetch(path.name, temporary)
+    if known:
+        temporary.replace(path)
+
+
+def _create_here(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     name = f".{path.name}.{socket.gethostname()}.{uuid.uuid4().hex[:12]}.tmp"
     temporary = path.with_name(name)
@@ -167,21 +196,26 @@ def _create(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def share_of(items: Sequence[Input], part: tuple[int, int], out: Path) -> list[Input]:
+def share_of(
+    items: Sequence[Input], part: tuple[int, int], out: Path, store: Store | None = None
+) -> list[Input]:
     """Inputs of a part, in their order.
 
     Args:
         items: all inputs of the command line.
         part: (I, N).
         out: folder of the data set, where the shares are recorded.
+        store: that receives the data set, if any: they are recorded there, too.
 
     Raises:
         CavmaeError: the record is damaged, or of another number of parts.
     """
     number, count = part
+    if store is not None:
+        _share_record(store, out / SHARES)
     shares = _read_shares(out, count)
     if shares is None:
-        _record_shares(items, count, out)
+        _record_shares(items, count, out, store)
         shares = _read_shares(out, count)
         assert shares is not None
     # By hash, not by position: the share of what is added is the same in every process.
@@ -192,10 +226,10 @@ def _part_of(identity: str, shares: Mapping[str, int], count: int) -> int:
     return shares.get(identity) or int(identity, 16) % count + 1
 
 
-def _record_shares(items: Sequence[Input], count: int, out: Path) -> None:
+def _record_shares(items: Sequence[Input], count: int, out: Path, store: Store | None) -> None:
     begun = list(out.glob("inputs-part-*.jsonl"))  # before there were records
     balanced = {} if begun else balanced_shares(_sizes(items), count)
-    _create(out / SHARES, json_bytes({"parts": count, "shares": balanced}))
+    _create(out / SHARES, json_bytes({"parts": count, "shares": balanced}), store)
 
 
 def balanced_shares(sizes: Sequence[tuple[str, float]], count: int) -> dict[str, int]:
@@ -294,7 +328,7 @@ def part_states(out: Path) -> list[PartStatus]:
 def _status(layout: InputLayout, number: int) -> PartStatus:
     inputs = count_lines(layout.plan)
     held = is_held(layout.work_folder)
-    if layout.manifest.exists() and not held:
+    if not held and is_published(layout):
         manifest = layout.read_manifest()
         return PartStatus(number, "done", inputs, inputs, manifest.samples, None)
     item = samples = 0

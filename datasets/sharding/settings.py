@@ -127,16 +127,19 @@ class ShardRunSettings(LimitedPoolSettings):
 
     Args:
         download_gb: size of a remote input above which it is skipped, in 10^9 bytes.
-        stall_seconds: a download is aborted if less than 1 MB arrives in this time.
+        stall_seconds: a download is aborted if less than 1 MB arrives in this time, an upload if
+            it sends no part (8 MB, smaller files 16 MB) in it.
+        local_folder: with a remote ``--out``: folder of this machine in which the data set is
+            built, and which has to stay for reruns; sealed shards move from it to ``--out``.
         part: I/N: process the I-th of N shares of the inputs on this machine; ``auto``: the share
             of this task of a Slurm array.
         keep_order: keep the order in which inputs are named; by default they are shuffled, so that
             neighbours in a shard are unrelated.
         retry_skipped: try the inputs and clips again that an earlier run skipped.
         executor: of the inputs: processes of this machine, or tasks of a ``ray`` cluster, whose
-            nodes see inputs and output at the same paths; ``workers`` are then tasks in flight (0:
-            two for each CPU of the cluster), for each of which it is asked for a CPU and
-            ``memory_gb``.
+            nodes see inputs and output (the local folder of a remote ``--out``) at the same paths;
+            ``workers`` are then tasks in flight (0: two for each CPU of the cluster), for each of
+            which it is asked for a CPU and ``memory_gb``.
         ray_address: of the cluster's head node; ``auto``: the cluster that runs on this machine.
         stretch_minutes: a local input with more minutes of clips is split into stretches of about
             this length, which several workers extract at once, with the same samples; 0: it is not.
@@ -144,6 +147,7 @@ class ShardRunSettings(LimitedPoolSettings):
 
     download_gb: float = DEFAULT_LIMITS.size / 1e9
     stall_seconds: float = DEFAULT_LIMITS.stall_seconds
+    local_folder: str | None = None
     part: str | None = None
     keep_order: bool = False
     retry_skipped: bool = False

@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from cavmae.datasets.format.shards import END
 from cavmae.datasets.sharding.input_plan import Plan
 from cavmae.datasets.sharding.job_state import InputLayout, State, json_line, skip_record
 from cavmae.datasets.sharding.messages import Skip, Written
+from cavmae.datasets.sharding.uploads import Uploads
 
 log = logging.getLogger("cavmae")
 UNSAVED = 1000  # inputs without a sample after which the state is saved
@@ -43,10 +43,19 @@ class _Record(NamedTuple):
 
 
 class Assembler:
-    """Writes finished inputs into shards, in order."""
+    """Writes finished inputs into shards, in order; ``uploads`` takes the sealed ones, if any."""
 
-    def __init__(self, layout: InputLayout, plan: Plan, state: State, samples: int, size: float):
+    def __init__(
+        self,
+        layout: InputLayout,
+        plan: Plan,
+        state: State,
+        samples: int,
+        size: float,
+        uploads: Uploads | None = None,
+    ):
         self._layout = layout
+        self._uploads = uploads
         self._plan = plan
         self.state = state
         self._samples, self._bytes = samples, size
@@ -107,13 +116,18 @@ class Assembler:
             file.write(json_bytes(record._asdict()))
         self._records[number] = record
 
-    def advance(self) -> int | None:
+    def advance(self, wait: bool = False) -> int | None:
         """Assemble the finished inputs that are next in the plan.
+
+        Args:
+            wait: for uploads; else it ends early while sealed shards wait for theirs.
 
         Returns:
             Number of an input whose part is damaged on disk and has to be extracted again; None
             if there is none.
         """
+        if not self._has_room(wait):
+            return None
         while self._position[0] in self._records:
             number, first = self._position
             item = self._plan.items[number]
@@ -125,6 +139,8 @@ class Assembler:
                     self._layout.part_record(item).unlink()
                     return number
                 if self._full(len(blocks)):
+                    if not self._has_room(wait):
+                        return None
                     self._seal()
                 self._append(blocks, item.labels)
                 self._position = number, place + 1
@@ -137,6 +153,9 @@ class Assembler:
             if self._file is None and self._position[0] - self.state.item >= UNSAVED:
                 self._seal()
         return None
+
+    def _has_room(self, wait: bool) -> bool:
+        return self._uploads is None or self._uploads.has_room(wait)
 
     def _full(self, size: int) -> bool:
         count = len(self._labels)
@@ -161,6 +180,7 @@ class Assembler:
 
     def _seal(self) -> None:
         """Rename the shard, if one is open, to its final name and save the state."""
+        sealed = self._file is not None
         if self._file is not None:
             self._write(END)
             self._file.flush()
@@ -183,6 +203,8 @@ class Assembler:
         self._append_skips()
         self.state.item, self.state.sample = self._position
         self.state.save(self._layout)
+        if sealed and self._uploads is not None:
+            self._uploads.add(self.state.shards[-1])
         for path in self._used:
             path.unlink(missing_ok=True)
         self._used = []
@@ -199,7 +221,7 @@ class Assembler:
         self._skips = []
 
     def finish(self) -> Manifest:
-        """Seal the last shard, write the manifest and remove the working folder."""
+        """Seal the last shard and write the manifest."""
         self._seal()
         state = self.state
         names = sorted(state.labels)
@@ -223,7 +245,6 @@ class Assembler:
         )
         with write_atomically(self._layout.manifest) as file:
             file.write(manifest.to_bytes())
-        shutil.rmtree(self._layout.work_folder)
         return manifest
 
 

@@ -16,6 +16,7 @@ from cavmae.common.errors import CavmaeError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.sharding.job_state import InputLayout, locked
 from cavmae.datasets.sharding.settings import ShardRunSettings
+from cavmae.datasets.sharding.shard_writer import Assembler
 from tests.conftest import make_shards
 from tests.tools import faulty
 from tests.tools.helpers import (
@@ -143,6 +144,27 @@ def test_a_part_damaged_on_disk_is_made_again(
             content[len(content) // 2] ^= 1
             part.write_bytes(content)
     assert make_shards(str(videos), out, **TINY) == 0
+    assert contents(out) == contents(reference)
+
+
+def test_a_part_damaged_during_the_run_is_made_again(
+    videos: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    finish_item = Assembler.finish_item
+    damaged: list[Path] = []
+
+    def damage(self: Assembler, number: int, *arguments: object) -> None:
+        if not damaged:
+            damaged.extend(path for path in out.glob(".work/*.part") if path.stat().st_size)
+            for path in damaged:
+                path.write_bytes(bytes(path.stat().st_size))
+        finish_item(self, number, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Assembler, "finish_item", damage)
+    run_settings = dataclasses.replace(RUN_SETTINGS, workers=1)
+    assert make_shards(str(videos), out, run_settings, **TINY) == 0  # type: ignore[arg-type]
+    assert damaged
     assert contents(out) == contents(reference)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,18 @@ def test_an_intact_state_is_taken_up(layout: InputLayout) -> None:
     assert [item.source for item in pending_retries(layout)] == ["a.mp4"]
     assert 1 not in taken_up(layout).finished()  # its part is not what its CRC says: made again
     assert not layout.part_record(ITEMS[1]).exists()
+
+
+def test_inputs_in_a_shard_that_is_not_full_are_not_read_again(layout: InputLayout) -> None:
+    blocks = bytes(1024)
+    written = Written(0, 0.0, 1.0, len(blocks), zlib.crc32(blocks))
+    Assembler(layout, Plan(layout), State.load(layout, SETTINGS), 100, 1e9).finish_item(
+        1, [written]
+    )
+    assembler = taken_up(layout)
+    assert assembler.next_item == 2 and not assembler.finished()
+    assert assembler.state.item == 1  # a kill now costs nothing: the part is still there
+    assert layout.part_file(ITEMS[1]).exists()
 
 
 @pytest.mark.parametrize(
