@@ -22,8 +22,8 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import read_json, typed
 from cavmae.datasets.stream.features import MEL_BINS
 from cavmae.pretrain.config import CAVMAEConfig, as_base_config
-from cavmae.pretrain.engine.checkpoints import PREPROCESSING
 from cavmae.pretrain.engine.hub import HubWeights, model_folder, model_type_of
+from cavmae.pretrain.engine.model_files import PREPROCESSING
 from cavmae.pretrain.masking import num_visible
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.settings import ModelSettings, ObjectiveSettings

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig
 from cavmae.pretrain.encoder import Encoder
-from cavmae.pretrain.engine.checkpoints import WEIGHTS, verify_model
+from cavmae.pretrain.engine.model_files import WEIGHTS, verify_model
 from cavmae.pretrain.engine.tensor_files import read_tensors
 from cavmae.pretrain.positions import (
     Grid,

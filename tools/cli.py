@@ -31,6 +31,8 @@ COMMANDS = {
     "report": Command("cavmae.tools.report", "runs and results on one HTML page", "Use"),
     "export": Command("cavmae.tools.export", "publish a model with its model card", "Use"),
     "convert": Command("cavmae.tools.convert", "published weights to ours, and back", "Use"),
+    "models": Command("cavmae.tools.models", "models in the box and in the hub's cache", "Use"),
+    "doctor": Command("cavmae.tools.doctor", "versions, codecs, devices, what is missing", "Use"),
     "demo": Command("cavmae.tools.demo", "every step on rendered talkers", "Use"),
 }
 

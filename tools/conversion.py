@@ -13,7 +13,7 @@ from cavmae.finetune.events.config import EventConfig, numbered_classes
 from cavmae.finetune.events.labels import read_class_list
 from cavmae.finetune.events.model import EventClassifier
 from cavmae.pretrain.config import EncoderConfig, as_base_config
-from cavmae.pretrain.engine.checkpoints import CONFIG, WEIGHTS, write_hashes
+from cavmae.pretrain.engine.model_files import CONFIG, WEIGHTS, write_hashes
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.temporal.settings import PER_FRAME
 from cavmae.pretrain.weights import PREFIX, config_from, load_weights, read_weights

@@ -9,6 +9,7 @@ from cavmae.common.commands import import_object
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.settings import DeviceSettings, LoaderSettings
 from cavmae.finetune.events.config import Mode
+from cavmae.finetune.models.box import model_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,8 @@ class EvaluateSettings(SpeakerOptions, EventOptions, LoaderSettings, DeviceSetti
     """Options of the metrics.
 
     Args:
-        model: checkpoint of `cavmae finetune speakers` or `cavmae finetune events`.
+        model: checkpoint of `cavmae finetune speakers` or `cavmae finetune events`, or a name in
+            the box (`cavmae models`) or on the hub.
         out: folder for the metrics as JSON and table, and for plots; None: the table is only
             printed.
     """
@@ -103,7 +105,7 @@ def main(words: Sequence[str]) -> int:
         raise UsageError("Name the model to be measured: --model FOLDER.")
     from cavmae.pretrain.factory import type_of_model
 
-    name = type_of_model(settings.model)
+    name = type_of_model(model_source(settings.model))
     if name not in KINDS:
         raise CavmaeError(
             f"{settings.model} is a model of the type {name!r}: name one of {', '.join(KINDS)}."

@@ -15,7 +15,11 @@ def main(words: Sequence[str]) -> int:
         help="Video or audio file or URL; folder (searched for videos); .txt list; .csv table "
         "with the column path.",
     )  # fmt: skip
-    cli.add_argument("--model", required=True, type=str, help="Checkpoint of `finetune events`.")
+    cli.add_argument(
+        "--model", required=True, type=str,
+        help="Checkpoint of `finetune events`, or a name in the box (`cavmae models`) or on the "
+        "hub.",
+    )  # fmt: skip
     cli.add_argument(
         "--out", required=True, type=str, help="Folder for a result folder of each recording."
     )

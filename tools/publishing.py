@@ -1,5 +1,6 @@
 """A model folder to publish: weights, hashes and a model card; its upload to the hub."""
 
+import dataclasses
 import json
 import logging
 import re
@@ -17,22 +18,23 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.common.files import read_bytes
-from cavmae.common.json_files import read_json, typed, value_as
+from cavmae.common.files import read_bytes, write_atomically
+from cavmae.common.json_files import json_bytes, read_json, typed, value_as
 from cavmae.common.quoting import visible
 from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.event_model import FIGURES, Conditions
 from cavmae.finetune.speaker.metric_table import METRICS
-from cavmae.pretrain.engine.checkpoints import (
+from cavmae.pretrain.engine.about import FIELD, About, read_facts
+from cavmae.pretrain.engine.model_files import (
+    AVERAGE,
     CONFIG,
     PREPROCESSING,
     WEIGHTS,
     verify_model,
     write_hashes,
 )
-from cavmae.pretrain.engine.hub import model_type_of
-from cavmae.pretrain.engine.tensor_files import read_tensors
+from cavmae.pretrain.engine.tensor_files import halved, read_tensors, write_tensors
 from cavmae.tools.export import ExportSettings
 
 log = logging.getLogger("cavmae")
@@ -73,8 +75,6 @@ USES = {
         ["audio-visual", "audio-classification"],
     ),
 }
-# Folder of averaged weights inside a checkpoint.
-AVERAGE = "average"
 
 
 def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
@@ -95,10 +95,17 @@ def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         temporary.mkdir(parents=True)
-        for name in (WEIGHTS, CONFIG, PREPROCESSING):
-            shutil.copy(checkpoint / name, temporary / name)
-        card_of(checkpoint, settings, out.name).save(temporary / CARD)
-        read_tensors(temporary / WEIGHTS, f"export another checkpoint than {checkpoint}")
+        kind, about = facts_of(checkpoint, settings)
+        shutil.copy(checkpoint / PREPROCESSING, temporary / PREPROCESSING)
+        config = {**_json(checkpoint / CONFIG), FIELD: dataclasses.asdict(about)}
+        with write_atomically(temporary / CONFIG) as file:
+            file.write(json_bytes(config, indent=1, sort_keys=True))
+        weights = read_tensors(checkpoint / WEIGHTS, f"export another checkpoint than {checkpoint}")
+        if settings.half:
+            write_tensors(temporary / WEIGHTS, halved(weights))
+        else:  # the very bytes
+            shutil.copy(checkpoint / WEIGHTS, temporary / WEIGHTS)
+        card_of(checkpoint, kind, about, settings, out.name).save(temporary / CARD)
         write_hashes(temporary)
         temporary.rename(out)
     except OSError as error:
@@ -107,17 +114,36 @@ def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCard:
-    """Model card: use, training configuration, metrics and limitations."""
-    kind = model_type_of(checkpoint, "export a checkpoint of this version of cavmae")
+def facts_of(checkpoint: Path, settings: ExportSettings) -> tuple[str, About]:
+    """Type of a model, and facts about it: those of the options, then those of an exported model.
+
+    Raises:
+        CavmaeError: the configuration is damaged, or of a type that is not exported.
+    """
+    try:
+        kind, known = read_facts(checkpoint, "export another checkpoint")
+    except ValueError as error:
+        raise CavmaeError(
+            f"{checkpoint / CONFIG}: {error}; export a checkpoint of this version of cavmae."
+        ) from error
     if kind not in USES:
         raise CavmaeError(
             f"{checkpoint} is a model of the type {kind!r}: export one of {', '.join(USES)}."
         )
+    return kind, About(
+        settings.trained_on or known.trained_on, settings.expect or known.expect,
+        settings.license or known.license or "apache-2.0",
+    )  # fmt: skip
+
+
+def card_of(
+    checkpoint: Path, kind: str, about: About, settings: ExportSettings, folder: str
+) -> ModelCard:
+    """Model card: use, training data and configuration, metrics and limitations."""
     purpose, python, command, tags = USES[kind]
     name = settings.name or folder
     data = ModelCardData(
-        license=settings.license,
+        license=about.license,
         library_name="cavmae",
         tags=tags,
     )
@@ -138,6 +164,8 @@ def card_of(checkpoint: Path, settings: ExportSettings, folder: str) -> ModelCar
         python=python.format(name=json.dumps(name)),
         command=command.format(name=shlex.quote(name)),
         kind=kind,
+        about=about,
+        half=settings.half,
         step=int(step) if step.isdigit() else None,
         averaged=averaged,
         classes=_classes(checkpoint / CONFIG) if kind in ("speaker", "events") else [],

@@ -1,5 +1,6 @@
-"""`cavmae separate VIDEO... --model DIR --out OUT`: voices and masks of the people in videos."""
+"""`cavmae separate VIDEO... --out OUT`: voices and masks of the people in videos."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,9 @@ from cavmae.common.cli import fill, module_main, parse, parser
 from cavmae.common.errors import UsageError
 from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
 from cavmae.finetune.inference.target import Target
+from cavmae.finetune.models.box import default_speaker_model
+
+log = logging.getLogger("cavmae")
 
 
 def main(words: Sequence[str]) -> int:
@@ -17,7 +21,11 @@ def main(words: Sequence[str]) -> int:
         help="Video file or URL; folder (searched for videos); .txt list; .csv table with the "
         "column path.",
     )  # fmt: skip
-    cli.add_argument("--model", required=True, type=str, help="Checkpoint of `finetune speakers`.")
+    cli.add_argument(
+        "--model", default=None, type=str,
+        help="Checkpoint of `finetune speakers`, or a name in the box (`cavmae models`) or on the "
+        "hub; without it, the speaker model in the box.",
+    )  # fmt: skip
     cli.add_argument(
         "--out", required=True, type=str, help="Folder for a result folder of each video."
     )
@@ -31,13 +39,15 @@ def main(words: Sequence[str]) -> int:
     thresholds = Thresholds(**options.thresholds.as_dict())
     if options.precision not in ("fp32", "bf16", "fp16"):
         raise UsageError(f"--precision {options.precision} is none of fp32, bf16 and fp16.")
+    name = options.model or default_speaker_model()
     from cavmae.finetune.inference.separator import Separator
     from cavmae.tools.separation import separate_recordings
 
     def load() -> Separator:
-        return Separator.from_pretrained(
-            options.model, options.device, options.precision, thresholds
-        )
+        separator = Separator.from_pretrained(name, options.device, options.precision, thresholds)
+        if (sentence := separator.about.sentence(name)) is not None:
+            log.info("%s", sentence)
+        return separator
 
     return separate_recordings(options.videos, Path(options.out), load, settings, target)
 

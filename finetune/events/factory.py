@@ -14,6 +14,7 @@ from cavmae.finetune.events.config import EventConfig
 from cavmae.finetune.events.labels import ClassList
 from cavmae.finetune.events.model import EventClassifier
 from cavmae.finetune.events.settings import EventEncoderSettings, EventModelSettings
+from cavmae.finetune.models.box import model_source
 from cavmae.finetune.motion.base import MotionPathway
 from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.factory import (
@@ -32,12 +33,12 @@ Padding = Literal["zero", "silence"]
 
 
 def load_events(name: str) -> EventClassifier:
-    """Classifier of a folder, or of a name on the hub.
+    """Classifier of a folder, or of a name in the box or on the hub.
 
     Raises:
         CavmaeError: there is none, or it is damaged, or of another kind.
     """
-    return load_hub(EventClassifier, name, REMEDY)
+    return load_hub(EventClassifier, model_source(name), REMEDY)
 
 
 def preprocessing_of(name: str, padding: Padding) -> tuple[Statistics, Padding]:
@@ -52,7 +53,7 @@ def preprocessing_of(name: str, padding: Padding) -> tuple[Statistics, Padding]:
     Raises:
         CavmaeError: the file beside the weights is damaged.
     """
-    record = read_preprocessing(name)
+    record = read_preprocessing(model_source(name))
     if record is None:
         return Statistics(), padding
     own = record.get("padding", padding)

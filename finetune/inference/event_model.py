@@ -10,6 +10,7 @@ from cavmae.finetune.events.config import EventConfig, Mode
 from cavmae.finetune.events.factory import load_events, preprocessing_of
 from cavmae.finetune.events.model import uses_video
 from cavmae.finetune.events.task import EventTask
+from cavmae.finetune.models.box import model_source
 from cavmae.pretrain.factory import read_preprocessing
 
 # Figures of an evaluation by their names in its record, with their labels.
@@ -31,7 +32,7 @@ class Conditions(NamedTuple):
 
 
 def load_task(name: str) -> EventTask:
-    """Classifier of a folder or of a name on the hub, with its preprocessing.
+    """Classifier of a folder or of a name in the box or on the hub, with its preprocessing.
 
     Raises:
         CavmaeError: it is missing, damaged, or of another kind.
@@ -81,7 +82,7 @@ def weights_text(name: str) -> str:
     Raises:
         CavmaeError: the file beside the weights is damaged.
     """
-    record = read_preprocessing(name)
+    record = read_preprocessing(model_source(name))
     if record is None:
         return "as published"
     if "averaging" not in record:

@@ -86,7 +86,7 @@ class EventPredictor:
         """Loads an event classifier.
 
         Args:
-            name: checkpoint of `cavmae finetune events`, or a name on the hub.
+            name: checkpoint of `cavmae finetune events`, or a name in the box or on the hub.
             device: ``auto``: a GPU if there is one.
 
         Raises:

@@ -36,7 +36,9 @@ from cavmae.finetune.inference.separation import separate_media
 from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
 from cavmae.finetune.inference.sources import ArraySource, check_arrays, working_size
 from cavmae.finetune.inference.target import Target
+from cavmae.finetune.models.box import default_speaker_model
 from cavmae.finetune.speaker.factory import load_speaker
+from cavmae.pretrain.engine.about import About
 
 log = logging.getLogger("cavmae")
 # Share of the first pass in the work if masks or an overlay follow. From 15 % (small model on the
@@ -61,7 +63,7 @@ class Separator:
     @classmethod
     def from_pretrained(
         cls,
-        name: str,
+        name: str | None = None,
         device: str = "auto",
         precision: str = "fp32",
         thresholds: Thresholds = Thresholds(),  # noqa: B008 - frozen
@@ -69,15 +71,19 @@ class Separator:
         """Load a speaker model.
 
         Args:
-            name: checkpoint of `cavmae finetune speakers`, or a name on the hub.
+            name: checkpoint of `cavmae finetune speakers`, or a name in the box or on the hub;
+                None: the speaker model in the box.
             device: ``auto``: a GPU if there is one.
             precision: ``fp32``, ``bf16`` or ``fp16``.
             thresholds: that decide which people, masks and speech there are.
 
         Raises:
+            UsageError: no name, and there is not exactly one speaker model in the box.
             CavmaeError: the model or the device does not exist.
         """
         usable_device = device_of(device)
+        if name is None:
+            name = default_speaker_model()
         model, statistics = load_speaker(name)
         model = model.to(usable_device).eval()
         return cls(WindowPredictor(model, statistics, precision, thresholds), name, precision)
@@ -185,6 +191,11 @@ class Separator:
             )  # fmt: skip
         progress(1.0)
         return arrays
+
+    @property
+    def about(self) -> About:
+        """Facts about the model: its training data, and results to expect."""
+        return self._predictor.speaker.model.about
 
     def check(self, settings: SeparateSettings) -> None:
         """Check the options that depend on the model.

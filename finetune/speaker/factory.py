@@ -12,6 +12,7 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format.weighted_sets import WeightedSet
 from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.models.box import model_source
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.speaker.config import SpeakerConfig
@@ -22,12 +23,13 @@ from cavmae.finetune.speaker.settings import (
     SpeakerSoundSettings,
 )
 from cavmae.pretrain.config import EncoderConfig, as_base_config
-from cavmae.pretrain.engine.checkpoints import PREPROCESSING
+from cavmae.pretrain.engine.model_files import PREPROCESSING
 from cavmae.pretrain.engine.settings import LoopSettings
 from cavmae.pretrain.factory import compile_blocks, load_hub, load_named_weights, read_preprocessing
 from cavmae.pretrain.weights import check_temporal, load_weights, move_positions
 
 log = logging.getLogger("cavmae")
+REMEDY = "make one with `cavmae finetune speakers`, or name one that `cavmae models` lists"
 
 
 def speaker_config(
@@ -213,13 +215,14 @@ def load_speaker(name: str) -> tuple[SpeakerModel, Statistics]:
     """Load a fine-tuned model and the statistics of its fbanks.
 
     Args:
-        name: folder of a checkpoint, or a model on the hub.
+        name: folder of a checkpoint, or a model in the box or on the hub.
 
     Raises:
         CavmaeError: the checkpoint is missing, damaged, or of another kind of model.
     """
-    model = load_hub(SpeakerModel, name, "make one with `cavmae finetune speakers`")
-    preprocessing = read_preprocessing(name)
+    source = model_source(name)
+    model = load_hub(SpeakerModel, source, REMEDY)
+    preprocessing = read_preprocessing(source)
     if preprocessing is None:
         raise CavmaeError(
             f"{name} has no {PREPROCESSING} with the statistics of its fbanks: copy it again."

@@ -88,7 +88,8 @@ class SpeakerModelSettings(SpeakerConfig):
     Args:
         encoder: configuration of the encoder. The size of frames and the length of clips are those
             of the scenes (``compose``), the others those of ``encoder_from``, if that is given.
-        init_from: checkpoint of `cavmae finetune speakers`, a folder or a name on the hub, whose
+        init_from: checkpoint of `cavmae finetune speakers`, a folder or a name in the box (`cavmae
+            models`) or on the hub, whose
             model is trained further: its configuration counts. None: a new model.
         add_classes: classes that are appended to those of ``init_from``, which has learned without
             them; each starts as no class.

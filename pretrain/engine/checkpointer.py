@@ -14,6 +14,7 @@ from cavmae.datasets.stream.loader import Loader
 from cavmae.pretrain.engine import checkpoints, trainer_state
 from cavmae.pretrain.engine.averaging import WeightAverage
 from cavmae.pretrain.engine.distributed import DistEnv
+from cavmae.pretrain.engine.model_files import verify
 from cavmae.pretrain.engine.task import Task
 
 log = logging.getLogger("cavmae")
@@ -107,7 +108,7 @@ class Checkpointer:
             CavmaeError: the checkpoint is damaged or of another model; nothing has changed.
         """
         with self._processes.main_only():
-            checkpoints.verify(folder) if self._processes.is_main else None
+            verify(folder) if self._processes.is_main else None
         with self._processes.fail_together():
             checkpoint = checkpoints.load(folder)
         trainer = checkpoint.trainer

@@ -10,36 +10,35 @@ too. Where there is one, nothing is used that it does not vouch for.
 
 import contextlib
 import logging
-import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cavmae.common.errors import CavmaeError
-from cavmae.common.files import flush_folder, sha256_of, write_atomically
+from cavmae.common.files import flush_folder, write_atomically
 from cavmae.common.json_files import json_bytes, read_json, typed, value_as
 from cavmae.datasets.stream.base import Position
-from cavmae.pretrain.engine.tensor_files import read_tensors
+from cavmae.pretrain.engine.model_files import (
+    AVERAGE,
+    COMPLETE,
+    CONFIG,
+    PREPROCESSING,
+    TRAINER,
+    TRAINER_TENSORS,
+    WEIGHTS,
+    write_hashes,
+)
+from cavmae.pretrain.engine.tensor_files import read_tensors, write_tensors
 
 log = logging.getLogger("cavmae")
 SCHEMA = 2
-COMPLETE = "COMPLETE"
-WEIGHTS, CONFIG, AVERAGE = "model.safetensors", "config.json", "average"
-PREPROCESSING = "preprocessing.json"
-TRAINER, TRAINER_TENSORS = "trainer.json", "trainer.safetensors"
-MODEL_FILES = (CONFIG, WEIGHTS)  # without which there is no model
-_OF_A_MODEL = (*MODEL_FILES, PREPROCESSING)
-# All that is ever read of a checkpoint. Other files (a card, notes) may lie beside these.
-FILES = (*_OF_A_MODEL, *(f"{AVERAGE}/{name}" for name in _OF_A_MODEL), TRAINER, TRAINER_TENSORS)
 TRAINER_LIMIT_BYTES = 1 << 30  # random states and positions of every rank
-_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _NAME = re.compile(r"\d{9}", re.ASCII)
 _UNFINISHED = re.compile(r"\.\d{9}\.[0-9a-f]{12}\.tmp", re.ASCII)
 
@@ -102,11 +101,11 @@ def save(run: Path, step: int, checkpoint: Checkpoint, keep: int) -> None:
             (AVERAGE, checkpoint.averaged, average),
         ):
             if weights:
-                _write_tensors(temporary / part / WEIGHTS, weights)
+                write_tensors(temporary / part / WEIGHTS, weights)
                 _write(temporary / part / CONFIG, _as_json(checkpoint.config))
                 _write(temporary / part / PREPROCESSING, _as_json(preprocessing))
                 flush_folder(temporary / part)
-        _write_tensors(temporary / TRAINER_TENSORS, checkpoint.tensors)
+        write_tensors(temporary / TRAINER_TENSORS, checkpoint.tensors)
         _write(temporary / TRAINER, _as_json({"schema": SCHEMA, **checkpoint.trainer}))
         write_hashes(temporary)
         if final.exists():  # an incomplete one, that somebody copied here
@@ -135,81 +134,6 @@ def remove_unfinished(run: Path) -> None:
         for path in (run / "checkpoints").iterdir():
             if _UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path)
-
-
-def write_hashes(folder: Path) -> None:
-    """Writes ``COMPLETE`` of the files of a checkpoint or model, and flushes the folder."""
-    listing = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
-        for name in FILES
-        if (folder / name).is_file()
-    }
-    _write(folder / COMPLETE, _as_json(listing))
-    flush_folder(folder)
-
-
-def verify(folder: Path) -> None:
-    """Checks every file of a checkpoint against its ``COMPLETE``.
-
-    Raises:
-        CavmaeError: a file is missing or altered; or ``COMPLETE`` does not name the files that are
-            there, and no others.
-    """
-    advice = (
-        f"move {folder} away to go on from the checkpoint before it, or fetch a sound copy of it"
-    )
-    _verify(folder, FILES, advice)
-
-
-def verify_model(folder: Path) -> None:
-    """Checks the files of a model, not of its training, against ``COMPLETE`` if it is there.
-
-    Args:
-        folder: a checkpoint, its averaged weights (``average``), or an exported model.
-
-    Raises:
-        CavmaeError: see :func:`verify`.
-    """
-    whole = folder.resolve()
-    inside = ""
-    if whole.name == AVERAGE and not (whole / COMPLETE).exists():
-        whole, inside = whole.parent, f"{AVERAGE}/"
-    if (whole / COMPLETE).exists():
-        advice = f"fetch a sound copy of {folder}, or use another checkpoint"
-        _verify(whole if inside else folder, [inside + name for name in _OF_A_MODEL], advice)
-
-
-def _verify(folder: Path, names: Sequence[str], advice: str) -> None:
-    listing = _read_hashes(folder, advice)
-    for name in FILES:
-        if name not in listing and (folder / name).exists():
-            raise CavmaeError(
-                f"{folder / COMPLETE} does not name {name}, which is there: {advice}."
-            )
-    for name in names:
-        if name not in listing:
-            continue
-        path, (size, digest) = folder / name, listing[name]
-        if not path.is_file():
-            raise CavmaeError(f"The checkpoint's file {path} is missing: {advice}.")
-        if path.stat().st_size != size or sha256_of(path) != digest:
-            raise CavmaeError(f"The checkpoint's file {path} was altered: {advice}.")
-
-
-def _read_hashes(folder: Path, advice: str) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 of each file that a ``COMPLETE`` names."""
-    path = folder / COMPLETE
-    try:
-        record = read_json(path, remedy=advice)
-        for name in (*MODEL_FILES, *(record if isinstance(record, dict) else ())):
-            if name not in FILES:
-                raise ValueError(f"{name[:100]!r} is no file of a checkpoint")
-            entry = typed(record, name, dict)
-            if typed(entry, "bytes", int) < 0 or not _HASH.fullmatch(typed(entry, "sha256", str)):
-                raise ValueError(f"no size and SHA-256 of {name}")
-    except (OSError, ValueError) as error:
-        raise CavmaeError(f"{path} cannot be used ({error}): {advice}.") from error
-    return {name: (entry["bytes"], entry["sha256"]) for name, entry in record.items()}
 
 
 def load(folder: Path) -> Checkpoint:
@@ -288,12 +212,6 @@ def _as_json(values: Mapping[str, Any]) -> bytes:
 def _write(path: Path, content: bytes) -> None:
     with write_atomically(path) as file:
         file.write(content)
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({k: v.contiguous() for k, v in tensors.items()}, str(path), {"format": "pt"})
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _remove(folder: Path) -> None:

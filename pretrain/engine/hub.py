@@ -12,7 +12,8 @@ from torch import nn
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import read_json, typed, value_as
 from cavmae.common.registry import to_json_value
-from cavmae.pretrain.engine.checkpoints import (
+from cavmae.pretrain.engine.about import About, read_facts, take_about
+from cavmae.pretrain.engine.model_files import (
     COMPLETE,
     CONFIG,
     MODEL_FILES,
@@ -36,11 +37,14 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
     Attributes:
         model_type: name of the class in ``config.json``.
         config_class: dataclass of the configuration.
+        about: facts about the weights that were loaded; further training makes them untrue, so that
+            they are not saved again.
     """
 
     model_type: ClassVar[str]
     config_class: ClassVar[type]
     config: Any
+    about: About = About()
 
     def config_values(self) -> dict[str, Any]:
         """Content of ``config.json``."""
@@ -60,7 +64,8 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
     ) -> Own:
         """Model of a folder, or of a name on the hub, in evaluation mode on the CPU.
 
-        Where a ``COMPLETE`` lies with the files, they have to be what it says.
+        Where a ``COMPLETE`` lies with the files, they have to be what it says. Weights in half
+        precision are widened to the types of the model's parameters.
 
         Args:
             pretrained_model_name_or_path: folder, or name on the hub.
@@ -74,7 +79,7 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
         folder = model_folder(str(pretrained_model_name_or_path), **options)
         verify_model(folder)
         remedy = f"fetch a sound copy of {folder}"
-        config = _config(cls, folder / CONFIG, remedy)
+        config, about = _config(cls, folder / CONFIG, remedy)
         weights = read_tensors(folder / WEIGHTS, remedy)
         # Compared before memory is spent on what a configuration may ask for.
         _shell(cls, config, folder / CONFIG, remedy).load_state_dict(
@@ -82,6 +87,7 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
         )
         model = cls(config)
         model.load_state_dict(weights)
+        model.about = about
         return model.eval()
 
 
@@ -121,17 +127,15 @@ def model_type_of(folder: Path, remedy: str) -> str:
         CavmaeError: its configuration is missing, damaged, or of another version.
     """
     try:
-        record = read_json(folder / CONFIG, remedy=remedy)
-        kind: str = typed(record, "model_type", str)
-        return kind
+        return read_facts(folder, remedy)[0]
     except FileNotFoundError as error:
         raise CavmaeError(f"{folder / CONFIG} is missing: {remedy}.") from error
     except ValueError as error:
         raise _unknown(folder / CONFIG, error, remedy) from error
 
 
-def _config(cls: type[HubWeights], path: Path, remedy: str) -> Any:
-    """Configuration of a model.
+def _config(cls: type[HubWeights], path: Path, remedy: str) -> tuple[Any, About]:
+    """Configuration of a model, and facts about it.
 
     Raises:
         CavmaeError: it is damaged, of another version, or of another class of models.
@@ -145,7 +149,8 @@ def _config(cls: type[HubWeights], path: Path, remedy: str) -> Any:
                 f"folder of the latter."
             )
         del record["model_type"]
-        return value_as(cls.config_class, record, "config")
+        about = take_about(record)
+        return value_as(cls.config_class, record, "config"), about
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing") from error
     except ValueError as error:

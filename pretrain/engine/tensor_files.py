@@ -1,14 +1,16 @@
-"""Reads files of tensors; every failure is one sentence with the file's name."""
+"""Files of tensors: every failure to read is one sentence with the file's name."""
 
+import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cavmae.common.errors import CavmaeError
@@ -59,3 +61,38 @@ def read_tensors(path: Path, remedy: str, finite: bool = True) -> dict[str, Tens
             f"{path} is damaged or holds more than tensors ({reason}): {remedy}."
         ) from error
     return {str(name): value for name, value in tensors.items()}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a ``.safetensors`` file of tensors by name, and flushes it to disk.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written.
+    """
+    save_file({k: v.contiguous() for k, v in tensors.items()}, str(path), {"format": "pt"})
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for a file of half the size: matrices and kernels in float16.
+
+    Vectors keep their type: biases, norms and running statistics take few bytes, and some of their
+    values are below what float16 resolves.
+
+    Args:
+        tensors: weights by name, of any shapes.
+
+    Raises:
+        CavmaeError: a weight exceeds the largest number of float16.
+    """
+    result = {}
+    for name, value in tensors.items():
+        narrow = value.half() if value.is_floating_point() and value.ndim > 1 else value
+        if not torch.isfinite(narrow).all():
+            raise CavmaeError(
+                f"{name} exceeds {torch.finfo(torch.float16).max:g}, the largest number of half "
+                "precision: export without --half."
+            )
+        result[name] = narrow
+    return result

@@ -13,7 +13,7 @@ from cavmae.common.cli import run
 from cavmae.common.errors import CavmaeError, NonFiniteError
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.predictor import WindowPredictor
-from cavmae.pretrain.engine.checkpoints import COMPLETE, WEIGHTS, write_hashes
+from cavmae.pretrain.engine.model_files import COMPLETE, WEIGHTS, write_hashes
 from cavmae.tools.separate import main
 from tests.finetune.speaker.scenes import SAMPLES, model
 

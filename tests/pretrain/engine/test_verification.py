@@ -17,7 +17,14 @@ from cavmae.common.cli import run as run_command
 from cavmae.common.errors import CavmaeError
 from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.engine import checkpoints, trainer_state
-from cavmae.pretrain.engine.checkpoints import AVERAGE, COMPLETE, CONFIG, PREPROCESSING, WEIGHTS
+from cavmae.pretrain.engine.model_files import (
+    AVERAGE,
+    COMPLETE,
+    CONFIG,
+    PREPROCESSING,
+    WEIGHTS,
+    verify,
+)
 from cavmae.pretrain.factory import load_model, load_named_weights, read_preprocessing
 from cavmae.pretrain.model import CAVMAE
 from cavmae.tools import convert, export
@@ -77,7 +84,7 @@ def refused(folder: Path | str, *parts: str, work: Callable[[str], Any] = load_m
 
 
 def test_a_sound_one_is_loaded(copy: Path) -> None:
-    checkpoints.verify(copy)
+    verify(copy)
     assert load_model(str(copy)).config == SHAPE
     assert load_model(str(copy / AVERAGE)).config == SHAPE
     assert checkpoints.load(copy).trainer["step"] == 1
@@ -134,7 +141,7 @@ def test_a_complete_that_vouches_for_less_or_more(
 ) -> None:
     path = copy / COMPLETE
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    for work in (load_model, lambda name: checkpoints.verify(Path(name))):
+    for work in (load_model, lambda name: verify(Path(name))):
         refused(copy, str(path), reason, work=work)
 
 

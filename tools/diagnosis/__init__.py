@@ -1,0 +1,1 @@
+"""Diagnosis of an installation: its packages, codecs, devices and disks."""
