@@ -10,6 +10,7 @@ DOCS_READY = $(VENV)/.docs-ready
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	rm -rf cavmae.egg-info  # of an earlier version, whose requirements would be read first
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[s3,talkers,test]"
 	touch $(READY)
 
