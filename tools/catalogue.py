@@ -4,10 +4,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import scan_cache_dir
+from huggingface_hub import CachedRepoInfo, scan_cache_dir
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import CacheNotFound
-from huggingface_hub.utils import CachedRepoInfo
 
 from cavmae.common.errors import CavmaeError
 from cavmae.finetune.models.box import BoxedModel

@@ -1,6 +1,6 @@
 """FFmpeg in PyAV: its libraries, and the decoders and encoders that the project needs."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import av
 from av.codec.codec import UnknownCodecError
@@ -47,7 +47,7 @@ def encoders() -> list[CodecState]:
     return [_state(name, use, "w") for name, use in ENCODERS.items()]
 
 
-def _state(name: str, use: str, mode: str) -> CodecState:
+def _state(name: str, use: str, mode: Literal["r", "w"]) -> CodecState:
     try:
         av.Codec(name, mode)
     except UnknownCodecError:
