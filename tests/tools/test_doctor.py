@@ -47,7 +47,7 @@ def test_this_installation(capsys: pytest.CaptureFixture[str]) -> None:
 def test_extras_are_those_of_the_project() -> None:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
-    assert set(EXTRAS) == {*parser["options.extras_require"]} - {"test"}
+    assert set(EXTRAS) == {*parser["options.extras_require"]} - {"test", "docs"}
 
 
 def diagnosed(folder: Path, *words: str) -> tuple[int, str]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from packaging.requirements import Requirement
 
 PROJECT = "cavmae"
-# Extra: what needs it. The extra for the project's own tests is not here.
+# Extra: what needs it. Those for work on the project itself, tests and pages, are not here.
 EXTRAS = {
     "http": "inputs from http:// and https://",
     "s3": "inputs and shards of s3://",
