@@ -31,7 +31,7 @@ BLOCK = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Options of other programs that pages name.
 FOREIGN = {
     "array", "multi-gpu", "num-processes", "cpu", "nproc-per-node", "nnodes", "rdzv-backend",
-    "rdzv-endpoint", "use-fsdp", "fsdp-version", "fsdp-auto-wrap-policy",
+    "rdzv-endpoint", "local-addr", "use-fsdp", "fsdp-version", "fsdp-auto-wrap-policy",
     "fsdp-transformer-layer-cls-to-wrap", "enable-gpl", "enable-version3",
     "enable-nonfree", "help", "print-config", "config", "name", "no-name",
 }  # fmt: skip
