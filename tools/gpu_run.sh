@@ -2,8 +2,8 @@
 # bash tools/gpu_run.sh [SECONDS]: measures and trains on a borrowed GPU without a network.
 #
 # From the repository's root, which holds .gpu/site.tar.xz (Python packages that the machine lacks,
-# a folder `site`) and, for `rates` and `train`, .gpu/sound.tar (folders `speech/NAME`, of which
-# `valid` is for measuring only, and `noise/NAME`). PyTorch, torchaudio, timm, accelerate,
+# a folder `site`) and, for `rates`, `train` and `talkers`, .gpu/sound.tar (folders `speech/NAME`, of
+# which `valid` is for measuring only, and `noise/NAME`). PyTorch, torchaudio, timm, accelerate,
 # torchmetrics and scipy are there.
 # Results, at most 8 files of 16 MB, go to $OUT: tables, metrics, logs, and the averaged weights in
 # half precision (`cat half.safetensors.* > model.safetensors`).
@@ -17,25 +17,31 @@
 #     finetune-speed   steps of the speaker model
 #     rates            steps of the sound separator, by the way of a step
 #     train            the sound separator, for the time that is left
+#     talkers          a corpus of talkers, rendered by the CPU cores beside the other stages
+#     speakers         an encoder, then the speaker model, for the time that is left, from the
+#                      separator and the talkers of this call or an earlier one
 #   DEVICE=cuda   cpu: a rehearsal       SIZE=base    recipe of `cavmae finetune separator`, or a file
 #   BATCH=32      of a training step     MORE=        further options of the training
 #   TOGETHER=32   batches whose mixtures are made in one go    STEPS=   of training; empty: by the rate
 #   WAY=          of a step, `COMPILE GRAPH` such as `inductor true`; empty: the fastest of all
-#   MODEL=base    of pretraining         SPEAKER=small of fine-tuning, in the first three stages
+#   MODEL=base    of pretraining, in the first two stages
+#   SPEAKER=small of fine-tuning: a recipe; in `speakers` also a file
+#   TALKERS=1500  clips of talkers       VOICES=many  folder of `speech` with their voices
+#   ENCODER_SECONDS=90   of the encoder's training     SCENES=12   of a step of the speaker model
 set -u
 seconds=${1:-560}
 export PYTHONUNBUFFERED=1 OUT=${OUT:-/tmp/gpu-run-out}
 DEVICE=${DEVICE:-cuda} SIZE=${SIZE:-base} BATCH=${BATCH:-32} MORE=${MORE:-} WAY=${WAY:-} G=${G:-/tmp/gpu-run}
 STAGES=${STAGES:-rates train} MODEL=${MODEL:-base} SPEAKER=${SPEAKER:-small}
+TALKERS=${TALKERS:-1500} VOICES=${VOICES:-many} SCENES=${SCENES:-12}
 compiler=inductor precision=bf16 rounds=3 steps=32 together=${TOGETHER:-32}
 [ "$DEVICE" = cuda ] || { compiler=off precision=fp32 rounds=1 steps=2 together=${TOGETHER:-2}; }
 for stage in $STAGES; do
     case $stage in
-        parity | pretrain-speed | finetune-speed | rates | train) ;;
+        parity | pretrain-speed | finetune-speed | rates | train | talkers | speakers) ;;
         *) echo "STAGES: there is no stage $stage." >&2 && exit 2 ;;
     esac
 done
-rm -rf "$G/run"
 mkdir -p "$G" "$OUT"
 if [ ! -f "$G/unpacked" ]; then
     python3 - "$G" <<'P' || exit 1
@@ -55,6 +61,7 @@ left() { local n=$(($1 - SECONDS)); echo $((n > 5 ? n : 5)); }
 { nvidia-smi; nproc; python3 --version; python3 -c 'import torch; print(torch.__version__)'; } \
     > "$OUT/machine.txt" 2>&1
 
+complete() { compgen -G "$1/checkpoints/*/COMPLETE" > /dev/null; }
 wanted() { case " $STAGES " in *" $1 "*) ;; *) return 1 ;; esac; }
 cavmae() { timeout -k 5 "$(left "$seconds")" python3 -m cavmae.tools.cli "$@"; }
 table() { # FILE COMMAND...: what a command prints, into a file of $OUT and on the screen
@@ -62,6 +69,19 @@ table() { # FILE COMMAND...: what a command prints, into a file of $OUT and on t
     shift
     { echo "\$ $*"; cavmae "$@" || echo "ended with $?"; } 2>&1 | tee -a "$file"
 }
+
+# A corpus of talkers, beside what keeps the GPU busy; an interrupted one goes on.
+talkers() {
+    cavmae render-talkers --out "$G/talkers" --clips "$TALKERS" --seed 11 --silent 0.2 \
+        --speech "$G/speech/$VOICES" --valid-share 0 --test-share 0 --workers "$(nproc)" &&
+        cavmae shard "$G/talkers/train.csv" --out "$G/learn" --profile speakers &&
+        cavmae check "$G/learn"
+}
+if wanted talkers; then
+    nice -n 5 bash -c "$(declare -f talkers cavmae left); seconds=$seconds SECONDS=$SECONDS; \
+        G='$G' TALKERS=$TALKERS VOICES=$VOICES; talkers" > "$G/talkers.log" 2>&1 &
+    rendering=$!
+fi
 
 # Made clips of 12 speakers, for the stages that read shards.
 if { wanted parity || wanted finetune-speed; } && [ ! -f "$G/clips/manifest.json" ]; then
@@ -117,7 +137,7 @@ if wanted finetune-speed; then
     table finetune.md bench finetune --device "$DEVICE" --size "$SPEAKER" --encoder-size "$SPEAKER" \
         --data-set "$G/clips" --batch-size "$BATCH" --steps "$steps" --rounds "$rounds"
 fi
-wanted rates || wanted train || exit 0
+if wanted rates || wanted train; then
 
 # 3. The sound separator: recordings are decoded while the GPU is tried.
 valid=$G/speech/valid cache=$G/cache
@@ -155,7 +175,7 @@ fi
 cat "$OUT/rates.md"
 wait "$bank"
 tail -n 3 "$G/bank.log"
-wanted train || exit 0
+fi
 
 # 5. Training for the time that is left, but for the last measures and the way back.
 plan() { # prints the way of a step and the steps that fit into so many seconds: COMPILE GRAPH STEPS
@@ -189,33 +209,74 @@ train() { # with so many seconds, in this way; empty: the fastest
         --loop.tracker none --loop.log-every 100 --loop.evaluate-every $((count / 6 + 1)) \
         --loop.save-every 0 --loop.save-minutes 3 $MORE >> "$OUT/train.log" 2>&1
 }
-for way in "$WAY" "off true" "off false"; do
+if wanted train; then
+    rm -rf "$G/run"
+    for way in "$WAY" "off true" "off false"; do
     budget=$(($(left "$seconds") - ${RESERVE:-40}))
     [ "$budget" -gt 20 ] || budget=20
     train "$budget" "$way"
-    compgen -G "$G/run/checkpoints/*/COMPLETE" > /dev/null && break
+    complete "$G/run" && break
     tail -n 5 "$OUT/train.log"
-done
-tail -n 12 "$OUT/train.log"
+    done
+    tail -n 12 "$OUT/train.log"
+    complete "$G/run" || { echo "Nothing was trained." >&2 && exit 1; }
+fi
 
-# 6. What comes back.
-compgen -G "$G/run/checkpoints/*/COMPLETE" > /dev/null || { echo "Nothing was trained." >&2 && exit 1; }
-cp "$G/run/metrics.jsonl" "$G/run/config.yaml" "$OUT/"
-python3 - "$G/run" "$OUT" <<'P'
+# 6. The speaker model, from that separator and an encoder of these talkers.
+newest() { find "$1/checkpoints" -name COMPLETE -path '*/0*/COMPLETE' | sort | tail -n 1 | xargs dirname; }
+if wanted talkers; then
+    wait "$rendering"
+    tail -n 4 "$G/talkers.log"
+fi
+if wanted speakers; then
+    complete "$G/run" && [ -f "$G/learn/stats.json" ] ||
+        { echo "speakers: run the stages train and talkers first." >&2 && exit 1; }
+    if ! complete "$G/encoder"; then
+        timeout -s TERM -k 20 "${ENCODER_SECONDS:-90}" python3 -m cavmae.pretrain.train \
+            --config tiny --out "$G/encoder" --data.train "$G/learn" --model.image-height 224 \
+            --model.image-width 224 --data.workers "$(($(nproc) - 2))" --loop.device "$DEVICE" \
+            --loop.precision "$precision" --loop.tracker none --loop.evaluate-every 0 \
+            --loop.save-every 0 ${ENCODER_MORE:-} > "$OUT/encoder.log" 2>&1
+        tail -n 3 "$OUT/encoder.log"
+    fi
+    rm -rf "$G/speaker"
+    budget=$(($(left "$seconds") - ${RESERVE:-40}))
+    # No schedule: the time, not the number of steps, is known. The average settles it.
+    # shellcheck disable=SC2086
+    timeout -s TERM -k 20 "$((budget > 20 ? budget : 20))" python3 -m cavmae.finetune.speaker.train \
+        --config "$SPEAKER" --out "$G/speaker" --data.train "$G/learn" \
+        --data.batch-size "$SCENES" --data.workers "$(($(nproc) - 2))" \
+        --model.encoder-from "$(newest "$G/encoder")" --model.sound-from "$(newest "$G/run")/average" \
+        --model.sound-lr-scale 0 --optimizer.schedule constant --optimizer.ema 0.998 \
+        --loop.steps "${SPEAKER_STEPS:-100000}" --loop.device "$DEVICE" --loop.precision "$precision" \
+        --loop.tracker none --loop.log-every 50 --loop.evaluate-every 0 --loop.save-every 0 \
+        --loop.save-minutes 3 ${SPEAKER_MORE:-} > "$OUT/speaker.log" 2>&1
+    tail -n 5 "$OUT/speaker.log"
+    complete "$G/speaker" || { echo "No speaker model was trained." >&2 && exit 1; }
+fi
+
+# 7. What comes back.
+bring_back() { # RUN PREFIX
+    cp "$1/metrics.jsonl" "$OUT/$2metrics.jsonl"
+    cp "$1/config.yaml" "$OUT/$2config.yaml"
+    python3 - "$(newest "$1")" "$OUT/$2model.json" "$1/half.safetensors" <<'P'
 import shutil, sys
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-run, out = map(Path, sys.argv[1:])
-last = max((p for p in (run / "checkpoints").iterdir() if (p / "COMPLETE").exists()))
+last = Path(sys.argv[1])
 averaged = last / "average" / "model.safetensors"
 weights = load_file(averaged if averaged.exists() else last / "model.safetensors")
 half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
-save_file(half, run / "half.safetensors", {"format": "pt"})
-shutil.copy(last / "config.json", out / "model.json")
+save_file(half, sys.argv[3], {"format": "pt"})
+shutil.copy(last / "config.json", sys.argv[2])
 P
-split -b 16000000 -d "$G/run/half.safetensors" "$OUT/half.safetensors."
+    split -b 16000000 -d "$1/half.safetensors" "$OUT/$2half.safetensors."
+}
+if wanted train; then bring_back "$G/run" ""; fi
+if wanted speakers; then bring_back "$G/speaker" speaker-; fi
 # Large weights take more files: those that are read in one go share one.
 if [ "$(find "$OUT" -type f | wc -l)" -gt 8 ]; then
-    tar -C "$OUT" -cf "$OUT/texts.tar" --remove-files machine.txt train.log metrics.jsonl config.yaml
+    (cd "$OUT" && find . -type f ! -name '*half.safetensors.*' -printf '%P\0' |
+        tar -cf texts.tar --null -T - --remove-files)
 fi
 ls -la "$OUT"

@@ -41,14 +41,15 @@ def weighted_sets(value: WeightedPaths, option: str) -> tuple[WeightedSet, ...]:
     if isinstance(value, str):
         return (WeightedSet(value),) if value else ()
     sets = tuple(_weighted_set(entry, option) for entry in value)
-    first: dict[str, str] = {}
+    known: set[str] = set()
     for path, _ in sets:
-        known = first.setdefault(_identity(path), path)
-        if known is not path:
+        identity = _identity(path)
+        if identity in known:
             raise UsageError(
                 f"{option} names the data set {path} twice: name it once, with a larger weight if "
                 "its samples are to come more often."
             )
+        known.add(identity)
     return sets
 
 
@@ -71,8 +72,8 @@ def _weighted_set(entry: Any, option: str) -> WeightedSet:
 
 def _identity(path: str) -> str:
     """Equal for paths of the same data set."""
-    folder = path.removesuffix(NAME).rstrip("/")
-    return folder if is_url(path) else os.path.realpath(folder or "/")
+    folder = path.removesuffix(NAME)
+    return folder.rstrip("/") if is_url(path) else os.path.realpath(folder or ".")
 
 
 def load_manifests(sets: Sequence[WeightedSet]) -> list[Manifest]:

@@ -86,13 +86,13 @@ class WeightedStream(Stream):
     def _check_distinct(self) -> None:
         folders: dict[str, str] = {}
         for stream in self.streams:
-            own = stream.manifest.folder
-            first = folders.setdefault(stream.signature(0)["data set"], own)
-            if first is not own:
+            own, shards = stream.manifest.folder, stream.signature(0)["data set"]
+            if shards in folders:
                 raise UsageError(
-                    f"{first} and {own} have the same shards: name one of them, with a larger "
-                    "weight if its samples are to come more often."
+                    f"{folders[shards]} and {own} have the same shards: name one of them, with a "
+                    "larger weight if its samples are to come more often."
                 )
+            folders[shards] = own
 
     @property
     def samples(self) -> int:

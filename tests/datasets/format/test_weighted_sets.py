@@ -35,6 +35,8 @@ def test_forms_of_the_option() -> None:
         ([""], "is no data set"),
         (["a", {"path": "./a/", "weight": 2}], r"names the data set \./a/ twice"),
         (["a", "a/manifest.json"], "twice"),
+        (["a", "a"], "twice"),  # equal one-letter strings are one object
+        (["manifest.json", "."], "twice"),
         (["s3://x/a", "s3://x/a/"], "twice"),
     ],
 )
