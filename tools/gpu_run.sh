@@ -137,6 +137,7 @@ if wanted finetune-speed; then
     table finetune.md bench finetune --device "$DEVICE" --size "$SPEAKER" --encoder-size "$SPEAKER" \
         --data-set "$G/clips" --batch-size "$BATCH" --steps "$steps" --rounds "$rounds"
 fi
+# (Not indented: lines of Python are among these.)
 if wanted rates || wanted train; then
 
 # 3. The sound separator: recordings are decoded while the GPU is tried.
@@ -212,18 +213,18 @@ train() { # with so many seconds, in this way; empty: the fastest
 if wanted train; then
     rm -rf "$G/run"
     for way in "$WAY" "off true" "off false"; do
-    budget=$(($(left "$seconds") - ${RESERVE:-40}))
-    [ "$budget" -gt 20 ] || budget=20
-    train "$budget" "$way"
-    complete "$G/run" && break
-    tail -n 5 "$OUT/train.log"
+        budget=$(($(left "$seconds") - ${RESERVE:-40}))
+        [ "$budget" -gt 20 ] || budget=20
+        train "$budget" "$way"
+        complete "$G/run" && break
+        tail -n 5 "$OUT/train.log"
     done
     tail -n 12 "$OUT/train.log"
     complete "$G/run" || { echo "Nothing was trained." >&2 && exit 1; }
 fi
 
 # 6. The speaker model, from that separator and an encoder of these talkers.
-newest() { find "$1/checkpoints" -name COMPLETE -path '*/0*/COMPLETE' | sort | tail -n 1 | xargs dirname; }
+newest() { dirname "$(find "$1/checkpoints" -mindepth 2 -maxdepth 2 -name COMPLETE | sort | tail -n 1)"; }
 if wanted talkers; then
     wait "$rendering"
     tail -n 4 "$G/talkers.log"

@@ -26,6 +26,13 @@ RECIPE = {
     "model": {"separator": {"name": "film-unet", "width": 4}, "width": 16},
     "loop": {"log_every": 1},
 }
+SPEAKER_RECIPE = {
+    "model": {
+        "slots": 3, "width": 32, "heads": 2, "query_layers": 1, "slot_layers": 1, "mask_width": 16,
+        "key_frames": 2, "motion_height": 112, "motion_width": 112,
+        "motion": {"name": "conv", "width": 8, "depth": 1},
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +108,33 @@ def test_what_comes_back_and_a_second_call(work: Path, tmp_path: Path) -> None:
     assert (again / "rates.md").read_bytes() == files["rates.md"].read_bytes()
     assert before == {p: p.stat().st_mtime_ns for p in (work / "unpacked" / "cache").rglob("*")}
     assert "step 4 of 4" in (again / "train.log").read_text()
+
+
+def test_a_speaker_model_from_talkers_and_that_separator(work: Path) -> None:
+    """After the separator of the test above; talkers are rendered beside what there is to do."""
+    (work / "speaker.yaml").write_text(yaml.safe_dump(SPEAKER_RECIPE))
+    out, done = call(
+        work, "speaker", STAGES="talkers speakers", TALKERS="4", VOICES="train", SCENES="2",
+        SPEAKER=str(work / "speaker.yaml"), SPEAKER_STEPS="2", ENCODER_SECONDS="200",
+        ENCODER_MORE="--data.batch-size 2 --loop.steps 2",
+    )  # fmt: skip
+    logs = "".join(path.read_text() for path in out.glob("*.log"))
+    assert done.returncode == 0, done.stdout + done.stderr + logs
+    assert "4 samples" in done.stdout + (work / "unpacked" / "talkers.log").read_text()
+    last = work / "unpacked" / "speaker" / "checkpoints" / "000000002" / "average"
+    weights = load_file(last / "model.safetensors")
+    half = load((out / "speaker-half.safetensors.00").read_bytes())
+    assert half.keys() == weights.keys()
+    sound = load_file(work / "unpacked" / "run" / "checkpoints" / "000000004" / "model.safetensors")
+    for name, value in sound.items():  # frozen
+        assert f"sound.{name}" in weights and weights[f"sound.{name}"].shape == value.shape
+    assert len([*out.iterdir()]) <= FILES
+
+
+def test_speakers_without_what_they_are_made_of(work: Path) -> None:
+    _, done = call(work, "none", STAGES="speakers", G=str(work / "empty"))
+    assert done.returncode == 1
+    assert "speakers: run the stages train and talkers first." in done.stderr
 
 
 def test_a_training_that_fails_is_a_failure(work: Path) -> None:
