@@ -36,7 +36,7 @@ FOREIGN = {
     "enable-nonfree", "help", "print-config", "config", "name", "no-name",
 }  # fmt: skip
 LOOP = re.compile(r"^for (\w+) in (\S+).*?; do\n(.*?)^done$", re.MULTILINE | re.DOTALL)
-PREFIX = re.compile(r"^(?:\w+=\S+ )*(?:nice -n \d+ )?")
+PREFIX = re.compile(r"^(?:\w+=(?:\"[^\"]*\"|\S+) )*(?:nice -n \d+ )?")
 
 
 def blocks(language: str, page: str | None = None) -> list[tuple[str, str]]:
