@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
-DOCS_READY = $(VENV)/.docs-ready
 
 .PHONY: demo test lint docs clean
 
@@ -11,7 +10,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	rm -rf cavmae.egg-info  # of an earlier version, whose requirements would be read first
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[s3,talkers,test]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs,s3,talkers,test]"
 	touch $(READY)
 
 # The main job from raw video to result, on a corpus it makes itself; VIDEO=path is taken apart, too.
@@ -27,12 +26,8 @@ lint: $(READY)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-$(DOCS_READY): $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
-	touch $(DOCS_READY)
-
 # The documentation as pages in build/docs; a broken link or reference is an error.
-docs: $(DOCS_READY)
+docs: $(READY)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 clean:

@@ -34,6 +34,8 @@ export PYTHONUNBUFFERED=1 OUT=${OUT:-/tmp/gpu-run-out}
 DEVICE=${DEVICE:-cuda} SIZE=${SIZE:-base} BATCH=${BATCH:-32} MORE=${MORE:-} WAY=${WAY:-} G=${G:-/tmp/gpu-run}
 STAGES=${STAGES:-rates train} MODEL=${MODEL:-base} SPEAKER=${SPEAKER:-small}
 TALKERS=${TALKERS:-1500} VOICES=${VOICES:-many} SCENES=${SCENES:-12}
+# nproc would take OMP_NUM_THREADS for the number of cores.
+cores=$(env -u OMP_NUM_THREADS nproc) && loaders=$((cores > 2 ? cores - 2 : 1))
 compiler=inductor precision=bf16 rounds=3 steps=32 together=${TOGETHER:-32}
 [ "$DEVICE" = cuda ] || { compiler=off precision=fp32 rounds=1 steps=2 together=${TOGETHER:-2}; }
 for stage in $STAGES; do
@@ -73,13 +75,13 @@ table() { # FILE COMMAND...: what a command prints, into a file of $OUT and on t
 # A corpus of talkers, beside what keeps the GPU busy; an interrupted one goes on.
 talkers() {
     cavmae render-talkers --out "$G/talkers" --clips "$TALKERS" --seed 11 --silent 0.2 \
-        --speech "$G/speech/$VOICES" --valid-share 0 --test-share 0 --workers "$(nproc)" &&
+        --speech "$G/speech/$VOICES" --valid-share 0 --test-share 0 --workers "$cores" &&
         cavmae shard "$G/talkers/train.csv" --out "$G/learn" --profile speakers &&
         cavmae check "$G/learn"
 }
 if wanted talkers; then
     nice -n 5 bash -c "$(declare -f talkers cavmae left); seconds=$seconds SECONDS=$SECONDS; \
-        G='$G' TALKERS=$TALKERS VOICES=$VOICES; talkers" > "$G/talkers.log" 2>&1 &
+        G='$G' TALKERS=$TALKERS VOICES=$VOICES cores=$cores; talkers" > "$G/talkers.log" 2>&1 &
     rendering=$!
 fi
 
@@ -166,9 +168,11 @@ bench() {
         --compile "$1" --out "$G/rates-$1.json"
 }
 if [ ! -f "$G/rates.md" ]; then
-    bench false "${BENCH_SECONDS:-60}" > "$OUT/rates.md" 2>&1 && cp "$OUT/rates.md" "$G/"
-    if [ "$DEVICE" = cuda ]; then
-        bench true "${COMPILE_SECONDS:-130}" 2>&1 | tee -a "$OUT/rates.md" >> "$G/rates.md"
+    if bench false "${BENCH_SECONDS:-60}" > "$OUT/rates.md" 2>&1; then
+        if [ "$DEVICE" = cuda ]; then
+            bench true "${COMPILE_SECONDS:-130}" >> "$OUT/rates.md" 2>&1
+        fi
+        cp "$OUT/rates.md" "$G/"
     fi
 else
     cp "$G/rates.md" "$OUT/"
@@ -235,7 +239,7 @@ if wanted speakers; then
     if ! complete "$G/encoder"; then
         timeout -s TERM -k 20 "${ENCODER_SECONDS:-90}" python3 -m cavmae.pretrain.train \
             --config tiny --out "$G/encoder" --data.train "$G/learn" --model.image-height 224 \
-            --model.image-width 224 --data.workers "$(($(nproc) - 2))" --loop.device "$DEVICE" \
+            --model.image-width 224 --data.workers "$loaders" --loop.device "$DEVICE" \
             --loop.precision "$precision" --loop.tracker none --loop.evaluate-every 0 \
             --loop.save-every 0 ${ENCODER_MORE:-} > "$OUT/encoder.log" 2>&1
         tail -n 3 "$OUT/encoder.log"
@@ -246,7 +250,7 @@ if wanted speakers; then
     # shellcheck disable=SC2086
     timeout -s TERM -k 20 "$((budget > 20 ? budget : 20))" python3 -m cavmae.finetune.speaker.train \
         --config "$SPEAKER" --out "$G/speaker" --data.train "$G/learn" \
-        --data.batch-size "$SCENES" --data.workers "$(($(nproc) - 2))" \
+        --data.batch-size "$SCENES" --data.workers "$loaders" \
         --model.encoder-from "$(newest "$G/encoder")" --model.sound-from "$(newest "$G/run")/average" \
         --model.sound-lr-scale 0 --optimizer.schedule constant --optimizer.ema 0.998 \
         --loop.steps "${SPEAKER_STEPS:-100000}" --loop.device "$DEVICE" --loop.precision "$precision" \

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from safetensors import SafetensorError
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import read_bytes, write_atomically
@@ -108,8 +109,9 @@ def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
         card_of(checkpoint, kind, about, settings, out.name).save(temporary / CARD)
         write_hashes(temporary)
         temporary.rename(out)
-    except OSError as error:
-        raise CavmaeError(f"{out} cannot be written: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CavmaeError(f"{out} cannot be written: {reason}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -170,7 +172,7 @@ def card_of(
         averaged=averaged,
         classes=_classes(checkpoint / CONFIG) if kind in ("speaker", "events") else [],
         inputs=_event_inputs(checkpoint / CONFIG) if kind == "events" else None,
-        config=_config(folder_of_step.parent.parent),
+        config=_config(folder_of_step.parent),
         preprocessing=json.dumps(_json(checkpoint / PREPROCESSING)),
         measures=None if measures is None else _measures_of(kind, measures),
     )
@@ -240,10 +242,14 @@ def _event_inputs(path: Path) -> str:
     )
 
 
-def _config(run: Path) -> str | None:
-    """Configuration of the run of a checkpoint; None: unknown."""
-    path = run / "config.yaml"
-    if not path.is_file():
+def _config(checkpoints: Path) -> str | None:
+    """Configuration of the run of a checkpoint; None: unknown.
+
+    Args:
+        checkpoints: folder of the run's checkpoints; any other, as of an exported model, has none.
+    """
+    path = checkpoints.parent / "config.yaml"
+    if checkpoints.name != "checkpoints" or not path.is_file():
         return None
     try:
         text = read_bytes(str(path), CONFIG_BYTES).decode()
@@ -252,7 +258,7 @@ def _config(run: Path) -> str | None:
     if len(text) > CONFIG_BYTES:
         raise CavmaeError(f"{path} is not a configuration: it has more than {CONFIG_BYTES} bytes.")
     # Folders of the training machine mean nothing to others.
-    return re.sub(r"^(\s*\w+: ).*/", r"\1", text, flags=re.MULTILINE)
+    return re.sub(r"^(\s*(?:- )*(?:\w+: )?).*/", r"\1", text, flags=re.MULTILINE)
 
 
 def _measures_of(kind: str, folder: Path) -> dict[str, Any]:

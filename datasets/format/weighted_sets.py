@@ -1,13 +1,18 @@
-"""Data sets that a run learns from, and their weights. Imports no PyTorch."""
+"""Data sets that a run learns from, and their weights.
+
+Imports neither PyTorch nor libraries of audio: the help of commands goes without them.
+"""
 
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cavmae.common.errors import UsageError
 from cavmae.common.files import is_url
-from cavmae.datasets.format.manifest import NAME, Manifest
+
+if TYPE_CHECKING:
+    from cavmae.datasets.format.manifest import Manifest
 
 # Of an option: a folder or URL; or a list of these, or of tables with `path` and `weight`.
 WeightedPaths = list[str | dict[str, str | float]] | str
@@ -72,20 +77,24 @@ def _weighted_set(entry: Any, option: str) -> WeightedSet:
 
 def _identity(path: str) -> str:
     """Equal for paths of the same data set."""
+    from cavmae.datasets.format.manifest import NAME
+
     folder = path.removesuffix(NAME)
     return folder.rstrip("/") if is_url(path) else os.path.realpath(folder or ".")
 
 
-def load_manifests(sets: Sequence[WeightedSet]) -> list[Manifest]:
+def load_manifests(sets: Sequence[WeightedSet]) -> "list[Manifest]":
     """Manifests of data sets.
 
     Raises:
         ShardError: a manifest is missing or damaged, or has another schema.
     """
+    from cavmae.datasets.format.manifest import Manifest
+
     return [Manifest.load(own.path) for own in sets]
 
 
-def check_mixable(manifests: Sequence[Manifest], waveforms: bool, motion: bool) -> None:
+def check_mixable(manifests: "Sequence[Manifest]", waveforms: bool, motion: bool) -> None:
     """Checks that data sets hold what a batch needs of each of its samples.
 
     Sizes of frames, lengths of clips and labels may differ: a run brings them to its own. What a
@@ -120,7 +129,7 @@ def check_mixable(manifests: Sequence[Manifest], waveforms: bool, motion: bool) 
             )
 
 
-def _frame_rate(manifest: Manifest) -> float | None:
+def _frame_rate(manifest: "Manifest") -> float | None:
     """Frames a second of the clips according to the settings of their shards; None: unknown."""
     settings = manifest.settings
     rate, frames, seconds = (settings.get(k) for k in ("frame_rate", "frames", "clip_seconds"))

@@ -56,6 +56,12 @@ class WorkerBatch:
         return self
 
 
+def data_set_digest(manifest: Manifest) -> str:
+    """Hex digest of a data set's shards, by which it is known wherever it lies."""
+    shards = "".join(shard.sha256 for shard in manifest.shards)
+    return hashlib.sha256(shards.encode()).hexdigest()
+
+
 class Stream(torch.utils.data.IterableDataset, abc.ABC):
     """Base class of the streams of stored samples and of composed scenes.
 
@@ -147,9 +153,8 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
 
     def signature(self, workers: int) -> dict[str, Any]:
         """Everything that the order depends on; a stream resumes exactly only if it is the same."""
-        shards = "".join(shard.sha256 for shard in self.manifest.shards)
         return {
-            "data set": hashlib.sha256(shards.encode()).hexdigest(),
+            "data set": data_set_digest(self.manifest),
             "seed": self.seed,
             "world_size": self.world_size,
             "rank": self.rank,

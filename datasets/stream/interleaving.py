@@ -35,6 +35,8 @@ def next_data_set(drawn: Sequence[int], shares: Sequence[float]) -> int:
     owed = [share * count - own for share, own in zip(shares, drawn, strict=True)]
     # A data set that is owed less would be drawn too early. The largest debt is at least 1 / sets.
     ready = [number for number, debt in enumerate(owed) if debt >= least - _ROUNDING]
+    if not ready:  # an exact tie of two, after so many samples that rounding exceeds the tolerance
+        return owed.index(max(owed))
     return min(ready, key=lambda number: (1 - least - owed[number]) / shares[number])
 
 

@@ -14,7 +14,7 @@ import torch.utils.data
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.datasets.stream.base import EndlessStream, Stream, WorkerBatch
+from cavmae.datasets.stream.base import EndlessStream, Stream, WorkerBatch, data_set_digest
 from cavmae.datasets.stream.interleaving import drawn_after, next_data_set, shares_of
 
 Build = Callable[[Manifest, int, float], EndlessStream]
@@ -28,8 +28,9 @@ def training_stream(
     Args:
         manifests: of the data sets.
         weights: of their samples; of a single data set it does not count.
-        seed: of the run. The first data set has it for its own; others have seeds derived from it,
-            so that data sets with samples of the same videos are not in the same order.
+        seed: of the run. The first data set has it for its own; others have seeds derived from it
+            and their shards, so that data sets with samples of the same videos are not in the same
+            order, and keep theirs where others are added or left out.
         build: makes the stream of a data set of its manifest, its seed and its share of the
             samples, which is 1 for a single data set.
 
@@ -38,16 +39,15 @@ def training_stream(
     """
     if len(manifests) == 1:
         return build(manifests[0], seed, 1.0)
-    parts = enumerate(zip(manifests, shares_of(weights), strict=True))
-    streams = [build(manifest, _own_seed(seed, n), share) for n, (manifest, share) in parts]
-    return WeightedStream(streams, weights)
+    seeds = [seed, *(_own_seed(seed, manifest) for manifest in manifests[1:])]
+    parts = zip(manifests, seeds, shares_of(weights), strict=True)
+    return WeightedStream([build(*part) for part in parts], weights)
 
 
-def _own_seed(seed: int, number: int) -> int:
-    """Seed of the data set of a number, from 0 to 2^40."""
-    if number == 0:
-        return seed
-    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:5], "big")
+def _own_seed(seed: int, manifest: Manifest) -> int:
+    """Seed of a data set, from 0 to 2^40, whatever its place among others."""
+    text = f"{seed} {data_set_digest(manifest)}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:5], "big")
 
 
 class WeightedStream(Stream):

@@ -47,13 +47,13 @@ def preprocessing_of(name: str, padding: Padding) -> tuple[Statistics, Padding]:
     Published weights say neither: they have the statistics of AudioSet.
 
     Args:
-        name: of the weights.
+        name: of the weights: a folder, or a name on the hub.
         padding: where the weights say none.
 
     Raises:
         CavmaeError: the file beside the weights is damaged.
     """
-    record = read_preprocessing(model_source(name))
+    record = read_preprocessing(name)
     if record is None:
         return Statistics(), padding
     own = record.get("padding", padding)

@@ -8,6 +8,7 @@ from cavmae.finetune.events.labels import class_list
 from cavmae.finetune.events.settings import EventSettings
 from cavmae.finetune.events.task import EventTask
 from cavmae.finetune.laterals.settings import NoLateralOptions
+from cavmae.finetune.models.box import model_source
 from cavmae.pretrain.engine.run import RunContext, TrainingParts
 from cavmae.pretrain.factory import compile_blocks
 
@@ -31,7 +32,7 @@ def build(settings: EventSettings, context: RunContext) -> TrainingParts:
             "compares: set data.roll to 0."
         )
     model.checkpoint_activations = loop.checkpoint_activations
-    pretrained = chosen.init_from or chosen.encoder_from
+    pretrained = model_source(chosen.init_from) if chosen.init_from else chosen.encoder_from
     padding: Padding = data.padding
     if pretrained is None:
         statistics = Statistics.of_mixture(data.train_sets)

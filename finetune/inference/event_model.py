@@ -38,7 +38,7 @@ def load_task(name: str) -> EventTask:
         CavmaeError: it is missing, damaged, or of another kind.
     """
     model = load_events(name)
-    statistics, padding = preprocessing_of(name, "zero")
+    statistics, padding = preprocessing_of(model_source(name), "zero")
     return EventTask(model, DeviceTransform(statistics, padding=padding))
 
 

@@ -362,8 +362,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
     @staticmethod
     def presence_prob(predictions: SlotPredictions) -> Tensor:
         """Probability that each slot is a person, by its state: [N, Q - 1], without gradient."""
-        states = predictions.states[-1][:, :-1].detach().float().softmax(-1)
-        return states[..., SPEAKING] + states[..., SILENT]
+        return 1 - predictions.states[-1][:, :-1].detach().float().softmax(-1)[..., NONE]
 
 
 def _covered(masks: Tensor, frames: int) -> Tensor:

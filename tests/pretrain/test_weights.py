@@ -148,6 +148,9 @@ def test_another_grid(tmp_path: Path) -> None:
     a, v = model.patchify(torch.randn(2, 256, 128), torch.randn(2, 3, 96, 160))
     latents = model.forward_encoder(a, v, *model.mask(2, 0.75, 0.75))
     assert torch.isfinite(latents.joint).all()
+    halved = {name: value.half() for name, value in weights.items()}  # as of `export --half`
+    moved = move_positions(halved, source, target)
+    assert torch.equal(moved["pos_embed_v"], sin_cos_positions(24, (6, 10)).half())
     same = move_positions(weights, source, source)
     assert all(torch.equal(same[k], v) for k, v in weights.items())
 

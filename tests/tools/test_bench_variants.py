@@ -163,9 +163,9 @@ def test_true_masks_bind_voices_to_people(speakers: list[str], tmp_path: Path) -
     task: Any = parts.task.eval()
     decode, seen = task.model.decode_voices, []
 
-    def spy(inputs: Any, predictions: Any, masks: Any, presence: Any = None) -> Any:
+    def spy(inputs: Any, predictions: Any, masks: Any, presence: Any = None, **options: Any) -> Any:
         seen.append((masks, presence))
-        return decode(inputs, predictions, masks, presence)
+        return decode(inputs, predictions, masks, presence, **options)
 
     task.model.decode_voices = spy
     stream = listed_stream(

@@ -13,7 +13,7 @@ from typing import Any
 import av
 import pytest
 
-from cavmae.tools.diagnosis import media
+from cavmae.tools.diagnosis import machine, media
 from cavmae.tools.diagnosis.packages import EXTRAS
 from cavmae.tools.doctor import main
 
@@ -48,6 +48,24 @@ def test_extras_are_those_of_the_project() -> None:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     assert set(EXTRAS) == {*parser["options.extras_require"]} - {"test", "docs"}
+
+
+def test_limits_of_the_cgroups_around_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tmp_path / "fs" / "slurm" / "job_1"
+    (job / "step_0").mkdir(parents=True)
+    (job / "cpu.max").write_text("150000 100000\n")
+    (job / "step_0" / "cpu.max").write_text("max 100000\n")
+    (job / "memory.max").write_text("1000000\n")
+    (job / "memory.current").write_text("900000\n")
+    (tmp_path / "own").write_text("1:name=x:/other\n0::/slurm/job_1/step_0\n")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "own")
+    assert machine.core_quota() == 1.5
+    assert machine.memory_bytes() == (1_000_000, 100_000)
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "none")
+    assert machine.core_quota() is None
 
 
 def diagnosed(folder: Path, *words: str) -> tuple[int, str]:

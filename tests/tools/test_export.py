@@ -94,6 +94,23 @@ def test_what_a_card_quotes_stays_quoted(tmp_path: Path) -> None:
             main([*words[:2], str(tmp_path / "other"), *words[3:]])
 
 
+def test_no_folder_of_the_training_machine_is_in_a_card(tmp_path: Path) -> None:
+    """Neither of lists of data sets, nor of a configuration that is another program's."""
+    folder = checkpoint(tmp_path / "run", model())
+    (tmp_path / "run" / "config.yaml").write_text(
+        "data:\n  train:\n  - /home/me/films\n  - path: /home/me/street\n    weight: 2.0\n"
+        "  - s3://secret/clips\n  held_out: /home/me/other\n"
+    )
+    assert main([str(folder), "--out", str(tmp_path / "a" / "mine")]) == 0
+    text = (tmp_path / "a" / "mine" / "README.md").read_text()
+    for part in ("- films", "- path: street", "weight: 2.0", "- clips", "held_out: other"):
+        assert part in text, part
+    assert "/home" not in text and "secret" not in text
+    (tmp_path / "config.yaml").write_text("password: x")  # two levels above an exported model
+    assert main([str(tmp_path / "a" / "mine"), "--out", str(tmp_path / "again")]) == 0
+    assert "password" not in (tmp_path / "again" / "README.md").read_text()
+
+
 def test_an_encoder_by_itself(tmp_path: Path) -> None:
     config = CAVMAEConfig(
         image_height=32, image_width=48, audio_frames=64, width=24, heads=2, depth=1,

@@ -11,7 +11,8 @@ import psutil
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
-CGROUP = Path("/sys/fs/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
 GPU_NODE = Path("/dev/nvidia0")
 
 
@@ -32,23 +33,39 @@ class Disk(NamedTuple):
 
 
 def core_quota() -> float | None:
-    """Cores' worth of time that a container grants (cgroup v2); None: no limit."""
-    quota, _, period = _content("cpu.max").partition(" ")
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+    """Cores' worth of time that a container or a job grants (cgroup v2); None: no limit."""
+    quotas = []
+    for folder in _cgroups():
+        quota, _, period = _content(folder / "cpu.max").partition(" ")
+        if quota.isdigit() and period.isdigit():
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
 
 
 def memory_bytes() -> tuple[int, int]:
     """Memory that the process may use, and how much of the machine's is free."""
     memory = psutil.virtual_memory()
-    limit = _content("memory.max")
-    total = min(memory.total, int(limit)) if limit.isdigit() else memory.total
-    return total, min(total, memory.available)
+    total, free = memory.total, memory.available
+    for folder in _cgroups():
+        limit, used = _content(folder / "memory.max"), _content(folder / "memory.current")
+        if limit.isdigit():
+            total = min(total, int(limit))
+            free = min(free, int(limit) - int(used) if used.isdigit() else int(limit))
+    return total, max(0, free)
 
 
-def _content(name: str) -> str:
-    """File of the process's cgroup; empty where there is none."""
+def _cgroups() -> list[Path]:
+    """Folders of the process's cgroup and of those around it (version 2)."""
+    lines = _content(OWN_CGROUP).splitlines()
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    path = Path(own)
+    return [CGROUPS / part for part in (path, *path.parents)]
+
+
+def _content(path: Path) -> str:
+    """Content of a file; empty where there is none."""
     with contextlib.suppress(OSError):
-        return (CGROUP / name).read_text().strip()
+        return path.read_text().strip()
     return ""
 
 

@@ -1,5 +1,6 @@
 """The interleaving is in proportion at every place, and a function of the counts alone."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,3 +48,14 @@ def test_readers_do_not_all_draw_a_rare_data_set_at_once(
         after = [sum(column) for column in zip(*counts, strict=True)]
         for old, new, share in zip(before, after, shares, strict=True):
             assert abs(new - old - share * readers) < 2
+
+
+@pytest.mark.parametrize("weights", [(15, 11), (7, 5), (1, 9), (3, 3)])
+@pytest.mark.parametrize("count", [10**7, 10**9, 10**12])
+def test_ties_after_very_many_samples(weights: tuple[float, float], count: int) -> None:
+    """Rounding grows with the count; a tie then must still name one of the two."""
+    shares = shares_of(weights)
+    total = sum(weights)
+    for first in range(count, count + 300):
+        drawn = [first * int(weights[0]) // int(total), first * int(weights[1]) // int(total)]
+        assert next_data_set(drawn, shares) in (0, 1)

@@ -91,6 +91,18 @@ def saved(loaders: Sequence[Loader]) -> list[dict[str, Any]]:
     return states
 
 
+def test_a_data_set_keeps_its_seed_among_others(sets: list[Manifest]) -> None:
+    def seeds(*own: Manifest) -> dict[str, int]:
+        stream = mixture(own, [1.0] * len(own))
+        return {m.manifest.folder: m.seed for m in stream.members}
+
+    a, b, c = sets
+    every = seeds(a, b, c)
+    assert every[a.folder] == 5 and len({*every.values()}) == 3
+    assert seeds(a, c) == {a.folder: 5, c.folder: every[c.folder]}
+    assert seeds(a, c, b) == every
+
+
 def test_one_data_set_is_the_stream_that_it_always_was(sets: list[Manifest]) -> None:
     stream = mixture(sets[:1], buffer=5)
     assert isinstance(stream, TrainStream)
