@@ -258,7 +258,7 @@ def _config(checkpoints: Path) -> str | None:
     if len(text) > CONFIG_BYTES:
         raise CavmaeError(f"{path} is not a configuration: it has more than {CONFIG_BYTES} bytes.")
     # Folders of the training machine mean nothing to others.
-    return re.sub(r"^(\s*(?:- )*(?:\w+: )?).*/", r"\1", text, flags=re.MULTILINE)
+    return re.sub(r"^(\s*(?:(?:- )+(?:\w+: )?|\w+: )).*/", r"\1", text, flags=re.MULTILINE)
 
 
 def _measures_of(kind: str, folder: Path) -> dict[str, Any]:
