@@ -228,7 +228,9 @@ if wanted train; then
 fi
 
 # 6. The speaker model, from that separator and an encoder of these talkers.
+# Newest checkpoint of a run; its averaged weights, if there are any.
 newest() { dirname "$(find "$1/checkpoints" -mindepth 2 -maxdepth 2 -name COMPLETE | sort | tail -n 1)"; }
+averaged() { local last && last=$(newest "$1") && [ -d "$last/average" ] && last+=/average; echo "$last"; }
 if wanted talkers; then
     wait "$rendering"
     tail -n 4 "$G/talkers.log"
@@ -251,7 +253,7 @@ if wanted speakers; then
     timeout -s TERM -k 20 "$((budget > 20 ? budget : 20))" python3 -m cavmae.finetune.speaker.train \
         --config "$SPEAKER" --out "$G/speaker" --data.train "$G/learn" \
         --data.batch-size "$SCENES" --data.workers "$loaders" \
-        --model.encoder-from "$(newest "$G/encoder")" --model.sound-from "$(newest "$G/run")/average" \
+        --model.encoder-from "$(newest "$G/encoder")" --model.sound-from "$(averaged "$G/run")" \
         --model.sound-lr-scale 0 --optimizer.schedule constant --optimizer.ema 0.998 \
         --loop.steps "${SPEAKER_STEPS:-100000}" --loop.device "$DEVICE" --loop.precision "$precision" \
         --loop.tracker none --loop.log-every 50 --loop.evaluate-every 0 --loop.save-every 0 \
@@ -264,13 +266,12 @@ fi
 bring_back() { # RUN PREFIX
     cp "$1/metrics.jsonl" "$OUT/$2metrics.jsonl"
     cp "$1/config.yaml" "$OUT/$2config.yaml"
-    python3 - "$(newest "$1")" "$OUT/$2model.json" "$1/half.safetensors" <<'P'
+    python3 - "$(averaged "$1")" "$OUT/$2model.json" "$1/half.safetensors" <<'P'
 import shutil, sys
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 last = Path(sys.argv[1])
-averaged = last / "average" / "model.safetensors"
-weights = load_file(averaged if averaged.exists() else last / "model.safetensors")
+weights = load_file(last / "model.safetensors")
 half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
 save_file(half, sys.argv[3], {"format": "pt"})
 shutil.copy(last / "config.json", sys.argv[2])
