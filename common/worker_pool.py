@@ -4,6 +4,7 @@ Every worker has a pipe of its own (a lock shared with a killed process would st
 task at a time, so that every failure belongs to one task.
 """
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -193,10 +194,10 @@ def run(
     more = True
     try:
         while True:
+            _remove_ended(pool)
             room = has_room()
             while more and room:
-                free = next((w for w in pool if w.task is None), None)
-                if free is None and len(pool) >= workers:
+                if len(pool) >= workers and all(w.task is not None for w in pool):
                     break
                 try:
                     item = next(tasks)
@@ -206,10 +207,7 @@ def run(
                 if item is None:
                     assert any(w.task is not None for w in pool), "nothing runs to wait for"
                     break
-                if free is None:
-                    free = _Worker(context, work)
-                    pool.append(free)
-                free.assign(*item)
+                _assign(pool, context, work, *item)
             busy = [w for w in pool if w.task is not None]
             if not busy:
                 if not more:
@@ -221,14 +219,37 @@ def run(
             wait(handles, timeout=WATCH_EVERY)
             for worker in busy:
                 yield from _receive(worker, timeout, memory_bytes)
-                if worker.task is not None:
-                    continue  # a worker that has just died gets its event in the next round
-                if not worker.process.is_alive() or worker.done >= RECYCLE_AFTER:
-                    worker.stop()
-                    pool.remove(worker)
     finally:
         for worker in pool:
             worker.stop()
+
+
+def _remove_ended(pool: list[_Worker]) -> None:
+    """Removes free workers that have died, perhaps long after their last task, or are used up.
+
+    A busy one that has died stays until its task is reported.
+    """
+    for worker in [w for w in pool if w.task is None]:
+        if not worker.process.is_alive() or worker.done >= RECYCLE_AFTER:
+            worker.stop()
+            pool.remove(worker)
+
+
+def _assign(pool: list[_Worker], context: Any, work: Work, number: int, argument: Any) -> None:
+    """Gives a task to a free worker, or to a new one if there is none or if it has just died."""
+    free = next((w for w in pool if w.task is None), None)
+    if free is not None:
+        try:
+            free.assign(number, argument)
+        except OSError:  # the task never reached it
+            free.stop()
+            pool.remove(free)
+        else:
+            return
+    worker = _Worker(context, work)
+    pool.append(worker)
+    with contextlib.suppress(OSError):  # dead at its start: reported as the loss of its task
+        worker.assign(number, argument)
 
 
 def _receive(worker: _Worker, timeout: float, memory_bytes: float) -> Iterator[Event]:

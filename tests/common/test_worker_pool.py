@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from cavmae.common import worker_pool
@@ -45,6 +46,52 @@ def test_a_worker_that_dies_between_two_polls_is_reported(monkeypatch: pytest.Mo
     monkeypatch.setattr(worker_pool, "_receive", late)
     events = run(["kill", "exit"] * 3, 2)
     assert [events[n][-1].reason for n in range(6)] == ["crash"] * 6
+
+
+@pytest.mark.parametrize("at", ["event", "room", "task"])
+def test_a_worker_that_dies_while_it_is_free_costs_no_task(at: str) -> None:
+    """Killed after its first task, before the next one is taken, or at the last moment."""
+    idle: list[int] = []
+
+    def kill(here: str) -> None:
+        if at == here and idle:
+            process = psutil.Process(idle.pop())
+            process.kill()
+            process.wait(30)
+
+    def tasks() -> Iterator[tuple[int, str]]:
+        yield 0, "x"
+        kill("task")
+        yield 1, "y"
+
+    def has_room() -> bool:
+        kill("room")
+        return True
+
+    results = []
+    for event in worker_pool.run(tasks(), faulty.say, 1, 30, 4e9, has_room):
+        if not isinstance(event, worker_pool.TaskProgress):
+            assert isinstance(event, worker_pool.Finished)
+            results.append(event.result)
+            if event.task == 0:
+                idle.append(event.result[1])
+                kill("event")
+    assert [word for word, _ in results] == ["x", "y"]
+    assert len({pid for _, pid in results}) == 2 and not idle
+
+
+def test_workers_that_die_at_their_start_lose_their_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second pipe is broken before the task is sent: no attempt follows another for ever."""
+    assign = worker_pool._Worker.assign
+
+    def late(worker: Any, number: int, argument: Any) -> None:
+        worker.process.kill()
+        worker.process.join()
+        assign(worker, number, argument)
+
+    monkeypatch.setattr(worker_pool._Worker, "assign", late)
+    events = run(["x", "y", "z"], 2)
+    assert [[type(event) for event in events[n]] for n in range(3)] == [[worker_pool.Lost]] * 3
 
 
 def test_workers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
