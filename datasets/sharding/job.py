@@ -158,7 +158,7 @@ def _join_parts(layout: InputLayout, count: int, uploads: Uploads | None) -> Non
     log.info(
         "All %d parts are done: %s joins them."
         if merged
-        else "Some of %d parts are still missing; the last one to finish writes %s.",
+        else "Some of %d parts are missing or not finished; the last one to finish writes %s.",
         count,
         place,
     )

@@ -320,21 +320,39 @@ def drop_retried(layout: InputLayout, state: State) -> None:
     state.save(layout)
 
 
+def complete_manifest(layout: InputLayout) -> Manifest | None:
+    """Manifest of a data set or part; None: inputs are planned that it does not have.
+
+    That of an earlier run stays while inputs are added, or skipped ones are tried again.
+
+    Raises:
+        CavmaeError: it is damaged.
+    """
+    if not layout.manifest.exists():
+        return None
+    manifest = layout.read_manifest()
+    return manifest if manifest.inputs == count_lines(layout.plan) else None
+
+
 def merge_parts(folder: Path, parts: int, place: str | None = None) -> Manifest | None:
-    """Write the manifest of the whole data set once every part has its own.
+    """Write the manifest of the whole data set once every part has all its inputs.
 
     Args:
-        folder: of the parts' manifests.
+        folder: of the parts' plans, manifests and lists of what was skipped.
         parts: their number.
         place: of the data set, for errors; by default the folder.
 
     Returns:
-        The whole data set's manifest; None while parts are missing.
+        The whole data set's manifest; None while a part is not complete.
     """
     layouts = [InputLayout(folder, part=(i + 1, parts)) for i in range(parts)]
-    if not all(layout.manifest.exists() for layout in layouts):
-        return None
-    whole = merge(place or str(folder), [layout.read_manifest() for layout in layouts])
+    manifests = []
+    for layout in layouts:
+        manifest = complete_manifest(layout)
+        if manifest is None:
+            return None
+        manifests.append(manifest)
+    whole = merge(place or str(folder), manifests)
     whole_layout = InputLayout(folder)
     with write_atomically(whole_layout.skipped) as file:
         for layout in layouts:

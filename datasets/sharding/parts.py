@@ -30,7 +30,13 @@ from cavmae.common.stores import NameTaken, Store
 from cavmae.common.tables import markdown_table
 from cavmae.datasets.format.manifest import LIMIT_BYTES
 from cavmae.datasets.sharding.inputs import Input
-from cavmae.datasets.sharding.job_state import ARRAY, SHARES, InputLayout, count_lines
+from cavmae.datasets.sharding.job_state import (
+    ARRAY,
+    SHARES,
+    InputLayout,
+    complete_manifest,
+    count_lines,
+)
 from cavmae.datasets.sharding.uploads import is_published
 
 VARIABLES = tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT"))
@@ -84,8 +90,8 @@ class PartStatus(NamedTuple):
 
     Attributes:
         part: its number, from 1.
-        state: ``done``; ``running``: a process holds its lock; ``stopped``: one began it;
-            ``missing``: none did.
+        state: ``done``: all inputs that are planned; ``running``: a process holds its lock;
+            ``stopped``: one began it; ``missing``: none did.
         inputs: that are planned.
         sealed: of them, in finished shards.
         samples: in finished shards.
@@ -328,17 +334,24 @@ def part_states(out: Path) -> list[PartStatus]:
 def _status(layout: InputLayout, number: int) -> PartStatus:
     inputs = count_lines(layout.plan)
     held = is_held(layout.work_folder)
-    if not held and is_published(layout):
-        manifest = layout.read_manifest()
+    if not held and (manifest := complete_manifest(layout)) and is_published(layout):
         return PartStatus(number, "done", inputs, inputs, manifest.samples, None)
-    item = samples = 0
-    with contextlib.suppress(FileNotFoundError):
-        record = read_json(layout.state)
-        item, samples = typed(record, "item", int), typed(record, "samples", int)
+    item, samples = _sealed(layout)
     state: State = "running" if held else "stopped" if inputs else "missing"
     return PartStatus(
         number, state, inputs, item, samples, holder_of(layout.work_folder) if held else None
     )
+
+
+def _sealed(layout: InputLayout) -> tuple[int, int]:
+    """Numbers of inputs and samples in finished shards, as a rerun finds them."""
+    with contextlib.suppress(FileNotFoundError):
+        record = read_json(layout.state)
+        return typed(record, "item", int), typed(record, "samples", int)
+    if not layout.manifest.exists():
+        return 0, 0
+    manifest = layout.read_manifest()
+    return manifest.inputs, manifest.samples
 
 
 def status_text(out: Path) -> str:

@@ -303,13 +303,13 @@ class Uploads:
             self._send(path, Content.of(path))
 
     def publish_whole(self, parts: int) -> Manifest | None:
-        """Joins the parts at the store once it has the manifests of all.
+        """Joins the parts at the store once it has all inputs of each.
 
         Args:
             parts: their number.
 
         Returns:
-            The whole data set's manifest; None while parts are missing.
+            The whole data set's manifest; None while a part is not complete.
 
         Raises:
             CavmaeError: the store cannot be read or written, or the parts have other settings.
@@ -321,9 +321,11 @@ class Uploads:
             return None
         with tempfile.TemporaryDirectory(dir=folder, prefix=".parts-") as copies:
             for layout in names:
-                for path in (layout.skipped, layout.manifest):
+                for path in (layout.plan, layout.skipped, layout.manifest):
                     self.store.fetch(path.name, Path(copies) / path.name)
             whole = merge_parts(Path(copies), parts, self.store.url)
+            if whole is None:
+                return None
             joined = InputLayout(Path(copies))
             for path in (joined.skipped, joined.manifest):
                 if not self.store.holds(path, path.name):

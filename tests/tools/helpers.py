@@ -6,9 +6,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.format.manifest import Manifest, ShardEntry
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.format.shards import Shard
+from cavmae.datasets.sharding.input_plan import Plan
+from cavmae.datasets.sharding.inputs import Input
+from cavmae.datasets.sharding.job_state import InputLayout
 from cavmae.datasets.sharding.settings import ShardRunSettings
 
 Maker = Callable[..., Path]
@@ -46,6 +49,17 @@ def load(folder: Path) -> Samples:
             found.update(samples_of(shard))
     assert len(found) == manifest.samples
     return found
+
+
+def end_part(folder: Path, part: int, inputs: int) -> InputLayout:
+    """Writes what the end of a part of two leaves, after a plan of so many inputs."""
+    layout = InputLayout(folder, part=(part, 2))
+    Plan(layout).extend([Input(f"{part}-{n}.mp4") for n in range(inputs)])
+    layout.skipped.write_text(f"part {part} with {inputs} inputs\n")
+    shard = ShardEntry(layout.shard(0).name, inputs, 10240 * inputs, f"{inputs:064x}")
+    shards = (shard,) if inputs else ()
+    layout.manifest.write_bytes(Manifest(str(folder), shards, {}, (), inputs).to_bytes())
+    return layout
 
 
 def infos(folder: Path) -> list[SampleInfo]:

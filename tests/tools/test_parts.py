@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,11 @@ from hypothesis import strategies as st
 from cavmae.common.cli import run
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.locks import locked
+from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.sharding import job
+from cavmae.datasets.sharding.input_plan import Plan
 from cavmae.datasets.sharding.inputs import Input
+from cavmae.datasets.sharding.job_state import InputLayout, merge_parts
 from cavmae.datasets.sharding.parts import (
     TaskArray,
     balanced_shares,
@@ -28,7 +33,7 @@ from cavmae.datasets.sharding.parts import (
 )
 from cavmae.tools.shard import main
 from tests.conftest import make_shards
-from tests.tools.helpers import RUN_SETTINGS, TINY, WORDS, contents, load, skipped
+from tests.tools.helpers import RUN_SETTINGS, TINY, WORDS, contents, end_part, load, skipped
 
 COMMAND = [sys.executable, "-m", "cavmae.tools.shard"]
 
@@ -246,6 +251,50 @@ def test_an_array_with_a_killed_task(
         assert make_shards(str(videos), other, by_hand, **TINY) == 0
     (out / "array.json").unlink()
     assert contents(out) == contents(other)
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_finished_data_set_of_which_more_is_planned_is_not_done(
+    videos: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retry: bool
+) -> None:
+    """The run for more inputs, or for those that were skipped, ends before the first of them."""
+    out = tmp_path / "out"
+    shutil.copytree(reference, out)
+    (tmp_path / "late.mp4").touch()
+    inputs = [str(videos)] if retry else [str(videos), str(tmp_path / "late.mp4")]
+    run_settings = dataclasses.replace(RUN_SETTINGS, retry_skipped=retry)
+    assert "| 1 | done | 10 of 10 | 18 |" in status_text(out)
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_run_pool", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make_shards(inputs, out, run_settings, **TINY)
+    text = status_text(out)
+    assert "| 1 | stopped | 10 of 11 | 18 |" in text and "Run the same command again" in text
+    with locked(out / ".work", "busy"):
+        assert "| 1 | running | 10 of 11 | 18 |" in status_text(out)
+    assert make_shards(inputs, out, run_settings, **TINY) == 0
+    assert "| 1 | done | 11 of 11 | 18 |" in status_text(out)
+
+
+def test_parts_are_joined_when_all_have_what_is_planned(tmp_path: Path) -> None:
+    end_part(tmp_path, 1, 2)
+    assert merge_parts(tmp_path, 2) is None
+    end_part(tmp_path, 2, 0)  # its share is none of the inputs
+    assert merge_parts(tmp_path, 2) == Manifest.load(tmp_path)
+    # More inputs: the run of part 1 is killed, that of part 2 ends.
+    Plan(InputLayout(tmp_path, part=(1, 2))).extend([Input("1-2.mp4")])
+    end_part(tmp_path, 2, 3)
+    before = contents(tmp_path)
+    assert merge_parts(tmp_path, 2) is None
+    assert contents(tmp_path) == before
+    assert [state.state for state in part_states(tmp_path)] == ["stopped", "done"]
+    end_part(tmp_path, 1, 3)
+    assert merge_parts(tmp_path, 2) == Manifest.load(tmp_path)
+    assert Manifest.load(tmp_path).inputs == 6
 
 
 def test_status_of_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """`cavmae shard --out s3://...`: the files of a local run, and nothing else, whatever fails."""
 
+import contextlib
 import dataclasses
 import signal
 import threading
@@ -14,16 +15,19 @@ from cavmae.common.cli import run
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.sharding import uploads
+from cavmae.datasets.sharding.job_state import InputLayout
 from cavmae.datasets.sharding.parts import part_states
 from cavmae.datasets.sharding.settings import ShardRunSettings
+from cavmae.datasets.sharding.uploads import Uploads
 from cavmae.tools.check import CheckSettings
 from cavmae.tools.checking.verify import check
 from cavmae.tools.shard import main
 from tests.conftest import make_shards
 from tests.object_store import ObjectStore, Request, object_store
-from tests.tools.helpers import RUN_SETTINGS, TINY, WORDS, Maker, contents, run_command
+from tests.tools.helpers import RUN_SETTINGS, TINY, WORDS, Maker, contents, end_part, run_command
 
 OUT = "s3://clips/set"
+EndPart = Callable[[int, int], None]
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +288,39 @@ def test_parts_on_machines_of_their_own(
     assert s3.created() == []
     states = [state.state for state in part_states(tmp_path / "4")]
     assert states == ["done", "missing"]  # of the other machine this folder knows nothing
+
+
+@pytest.fixture
+def parts_at_store(s3: ObjectStore, tmp_path: Path) -> Iterator[tuple[Uploads, EndPart]]:
+    """The uploads of part 1 of two, and a machine that has ended a part after so many inputs."""
+
+    def end(part: int, inputs: int) -> None:
+        layout = end_part(tmp_path, part, inputs)
+        for path in (layout.plan, layout.skipped, layout.manifest):
+            if path.exists():
+                s3.system.pipe_file(f"clips/set/{path.name}", path.read_bytes())
+
+    local = InputLayout(tmp_path / "local", part=(1, 2))
+    local.folder.mkdir()
+    with contextlib.closing(Uploads(local, stores.Store.parse(OUT))) as uploads:
+        yield uploads, end
+
+
+def test_parts_are_joined_at_the_store_when_all_have_what_is_planned(
+    s3: ObjectStore, parts_at_store: tuple[Uploads, EndPart]
+) -> None:
+    uploads, end = parts_at_store
+    end(1, 2)
+    assert uploads.publish_whole(2) is None
+    end(2, 0)
+    assert uploads.publish_whole(2) == Manifest.load(OUT)
+    # More inputs: the run of part 2 has sent its plan, and is killed.
+    s3.system.pipe_file("clips/set/inputs-part-2-of-2.jsonl", b'{"source": "2-0.mp4"}\n')
+    end(1, 3)
+    assert uploads.publish_whole(2) is None and Manifest.load(OUT).inputs == 2
+    end(2, 1)
+    assert uploads.publish_whole(2) == Manifest.load(OUT)
+    assert Manifest.load(OUT).inputs == 4
 
 
 def test_shards_that_the_store_lost(
