@@ -337,6 +337,9 @@ def complete_manifest(layout: InputLayout) -> Manifest | None:
 def merge_parts(folder: Path, parts: int, place: str | None = None) -> Manifest | None:
     """Write the manifest of the whole data set once every part has all its inputs.
 
+    Parts that end at the same time may all join. Each reads the parts again after it has written,
+    until the files are what it reads: else an older manifest of another part could remain.
+
     Args:
         folder: of the parts' plans, manifests and lists of what was skipped.
         parts: their number.
@@ -346,17 +349,20 @@ def merge_parts(folder: Path, parts: int, place: str | None = None) -> Manifest 
         The whole data set's manifest; None while a part is not complete.
     """
     layouts = [InputLayout(folder, part=(i + 1, parts)) for i in range(parts)]
-    manifests = []
-    for layout in layouts:
-        manifest = complete_manifest(layout)
-        if manifest is None:
-            return None
-        manifests.append(manifest)
-    whole = merge(place or str(folder), manifests)
-    whole_layout = InputLayout(folder)
-    with write_atomically(whole_layout.skipped) as file:
+    joined = InputLayout(folder)
+    while True:
+        manifests = []
         for layout in layouts:
-            file.write(layout.skipped.read_bytes() if layout.skipped.exists() else b"")
-    with write_atomically(whole_layout.manifest) as file:
-        file.write(whole.to_bytes())
-    return whole
+            manifest = complete_manifest(layout)
+            if manifest is None:
+                return None
+            manifests.append(manifest)
+        whole = merge(place or str(folder), manifests)
+        skips = [layout.skipped.read_bytes() for layout in layouts if layout.skipped.exists()]
+        files = {joined.skipped: b"".join(skips), joined.manifest: whole.to_bytes()}
+        old = [path for path in files if not path.exists() or path.read_bytes() != files[path]]
+        if not old:
+            return whole
+        for path in old:
+            with write_atomically(path) as file:
+                file.write(files[path])

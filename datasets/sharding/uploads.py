@@ -254,14 +254,18 @@ class Uploads:
             return self._queue[0] if self._queue and not self._stop.is_set() else None
 
     def _send(self, path: Path, content: Content, new: bool = False) -> None:
-        """Uploads a file unless the store has it.
+        """Uploads a file unless the store has it. Raises CavmaeError, as :meth:`_upload` does."""
+        stored = self._sizes.get(path.name) == content.bytes
+        if not stored or not self._record.is_done(path.name, content):
+            self._upload(path, content, new)
+
+    def _upload(self, path: Path, content: Content, new: bool = False) -> None:
+        """Uploads a file.
 
         Raises:
             CavmaeError: the upload failed, or ``new`` and the store has other content there.
         """
         name = path.name
-        if self._record.is_done(name, content) and self._sizes.get(name) == content.bytes:
-            return
         if name.endswith(".tar") and self._record.begun.get(name, content) != content:
             raise CavmaeError(
                 f"{self.store.address(name)} was uploaded with other content: {ELSEWHERE}."
@@ -305,6 +309,8 @@ class Uploads:
     def publish_whole(self, parts: int) -> Manifest | None:
         """Joins the parts at the store once it has all inputs of each.
 
+        As in :func:`merge_parts`, the parts are read again until the store has what they join to.
+
         Args:
             parts: their number.
 
@@ -314,23 +320,27 @@ class Uploads:
         Raises:
             CavmaeError: the store cannot be read or written, or the parts have other settings.
         """
-        self._sizes = self.store.sizes()
-        folder = self._layout.folder
-        names = [InputLayout(folder, part=(i + 1, parts)) for i in range(parts)]
-        if not all(layout.manifest.name in self._sizes for layout in names):
+        while True:
+            with tempfile.TemporaryDirectory(dir=self._layout.folder, prefix=".parts-") as folder:
+                joined = InputLayout(Path(folder))
+                whole = self._fetch_whole(joined.folder, parts)
+                paths = [joined.skipped, joined.manifest] if whole is not None else []
+                old = [path for path in paths if not self.store.holds(path, path.name)]
+                if not old:
+                    return whole
+                for path in old:  # whatever is on record: another machine may have replaced it
+                    self._upload(path, Content.of(path))
+
+    def _fetch_whole(self, folder: Path, parts: int) -> Manifest | None:
+        """Fetches the parts' files into a folder, and joins them there."""
+        layouts = [InputLayout(folder, part=(i + 1, parts)) for i in range(parts)]
+        names = self.store.sizes()
+        if not all(layout.manifest.name in names for layout in layouts):
             return None
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".parts-") as copies:
-            for layout in names:
-                for path in (layout.plan, layout.skipped, layout.manifest):
-                    self.store.fetch(path.name, Path(copies) / path.name)
-            whole = merge_parts(Path(copies), parts, self.store.url)
-            if whole is None:
-                return None
-            joined = InputLayout(Path(copies))
-            for path in (joined.skipped, joined.manifest):
-                if not self.store.holds(path, path.name):
-                    self._send(path, Content.of(path))
-        return whole
+        for layout in layouts:
+            for path in (layout.plan, layout.skipped, layout.manifest):
+                self.store.fetch(path.name, path)
+        return merge_parts(folder, parts, self.store.url)
 
     def close(self) -> None:
         """Ends the thread; an upload on its way is aborted, and repeated by the next run."""

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from cavmae.common.cli import run
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.locks import locked
+from cavmae.datasets.format import manifest
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.datasets.sharding import job
+from cavmae.datasets.sharding import job, job_state
 from cavmae.datasets.sharding.input_plan import Plan
 from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.job_state import InputLayout, merge_parts
@@ -295,6 +296,28 @@ def test_parts_are_joined_when_all_have_what_is_planned(tmp_path: Path) -> None:
     end_part(tmp_path, 1, 3)
     assert merge_parts(tmp_path, 2) == Manifest.load(tmp_path)
     assert Manifest.load(tmp_path).inputs == 6
+
+
+def test_parts_that_end_together_are_joined_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While part 1 joins, part 2 writes a new manifest and joins as well, before part 1 writes."""
+    for part in (1, 2):
+        end_part(tmp_path, part, 1)
+    assert merge_parts(tmp_path, 2) is not None
+    end_part(tmp_path, 1, 2)
+
+    def merge(place: str, manifests: list[Manifest]) -> Manifest:
+        monkeypatch.undo()
+        end_part(tmp_path, 2, 3)
+        assert merge_parts(tmp_path, 2) == Manifest.load(tmp_path)
+        return manifest.merge(place, manifests)
+
+    monkeypatch.setattr(job_state, "merge", merge)
+    assert merge_parts(tmp_path, 2) == Manifest.load(tmp_path)
+    assert [shard.samples for shard in Manifest.load(tmp_path).shards] == [2, 3]
+    text = (tmp_path / "skipped.jsonl").read_text()
+    assert text == "part 1 with 2 inputs\npart 2 with 3 inputs\n"
 
 
 def test_status_of_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -323,6 +323,34 @@ def test_parts_are_joined_at_the_store_when_all_have_what_is_planned(
     assert Manifest.load(OUT).inputs == 4
 
 
+def test_parts_that_end_together_are_joined_at_the_store_as_they_are(
+    s3: ObjectStore, parts_at_store: tuple[Uploads, EndPart]
+) -> None:
+    """Part 2 ends after part 1 has read its manifest, before part 1 writes the joint one."""
+    uploads, end = parts_at_store
+    end(1, 1)
+    end(2, 1)
+    assert uploads.publish_whole(2) is not None
+    end(1, 2)
+    joined = threading.Event()
+
+    def fault(request: Request) -> None:
+        if request.method == "PUT" and request.key == "set/manifest.json" and not joined.is_set():
+            joined.set()
+            end(2, 3)
+
+    s3.fault = fault
+    assert uploads.publish_whole(2) == Manifest.load(OUT)
+    assert joined.is_set()
+    assert [shard.samples for shard in Manifest.load(OUT).shards] == [2, 3]
+    text = s3.objects("set")["skipped.jsonl"].decode()
+    assert text == "part 1 with 2 inputs\npart 2 with 3 inputs\n"
+    # What another machine replaced by something of the same size is written again.
+    size = len(s3.objects("set")["manifest.json"])
+    s3.system.pipe_file("clips/set/manifest.json", b" " * size)
+    assert uploads.publish_whole(2) == Manifest.load(OUT)
+
+
 def test_shards_that_the_store_lost(
     videos: Path, reference: Path, s3: ObjectStore, tmp_path: Path
 ) -> None:
