@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from cavmae.datasets.sharding.job_state import (
     pending_retries,
     read_lines,
     remove_copies,
+    remove_work,
 )
 from cavmae.datasets.sharding.messages import Written
 from cavmae.datasets.sharding.parts import parse_part, share_of
@@ -106,7 +106,7 @@ def shard(
             _summary(layout, manifest, out)
             if part is not None:
                 _join_parts(layout, part[1], uploads)
-            shutil.rmtree(layout.work_folder)
+            remove_work(layout)
     except OSError as error:
         raise CavmaeError(
             f"Cannot write to {folder}: {error.strerror or error}; finished work is kept; "

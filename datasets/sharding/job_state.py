@@ -17,7 +17,7 @@ from typing import Any
 
 from cavmae.common import locks
 from cavmae.common.errors import CavmaeError
-from cavmae.common.files import CHUNK, write_atomically
+from cavmae.common.files import CHUNK, flush_folder, write_atomically
 from cavmae.common.json_files import json_bytes, parse_json, read_json, value_as
 from cavmae.datasets.format.manifest import LIMIT_BYTES, NAME, Manifest, ShardEntry, merge
 from cavmae.datasets.sharding.inputs import Input
@@ -155,6 +155,21 @@ def count_lines(path: Path) -> int:
         return 0
     with path.open("rb") as file:
         return sum(chunk.count(b"\n") for chunk in iter(functools.partial(file.read, CHUNK), b""))
+
+
+def remove_work(layout: InputLayout) -> None:
+    """Empty the work folder of a complete data set, whose lock this process holds.
+
+    A kill on the way leaves a whole state, or none, where the manifest is what a rerun loads. The
+    marker of the lock stays until the lock is released: without it another process could begin.
+    """
+    layout.state.unlink(missing_ok=True)  # before the list of shards that it counts
+    flush_folder(layout.work_folder)
+    for path in layout.work_folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != locks.MARKER:
+            path.unlink(missing_ok=True)
 
 
 def parse_input(record: Any, path: Path) -> Input:

@@ -1,8 +1,11 @@
 """State of an interrupted `cavmae shard`: damaged records end in a clear error."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import random
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 
 from cavmae.common.errors import CavmaeError
+from cavmae.common.locks import holder_of
 from cavmae.datasets.format.manifest import ShardEntry
 from cavmae.datasets.sharding.clip_extraction import Skip, Written
 from cavmae.datasets.sharding.input_plan import Plan
@@ -18,7 +22,9 @@ from cavmae.datasets.sharding.job_state import (
     InputLayout,
     State,
     drop_retried,
+    locked,
     pending_retries,
+    remove_work,
     skip_record,
 )
 from cavmae.datasets.sharding.shard_writer import Assembler
@@ -67,6 +73,45 @@ def test_an_intact_state_is_taken_up(layout: InputLayout) -> None:
     assert [item.source for item in pending_retries(layout)] == ["a.mp4"]
     assert 1 not in taken_up(layout).finished()  # its part is not what its CRC says: made again
     assert not layout.part_record(ITEMS[1]).exists()
+
+
+def test_a_kill_while_the_work_folder_is_emptied_leaves_a_complete_data_set(
+    layout: InputLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever file is removed last; and no other process takes the lock meanwhile."""
+    assembler = taken_up(layout)
+    for number in (1, 2):
+        assembler.finish_item(number, [Skip(None, None, "timeout", "")])
+    assembler.advance()
+    manifest = assembler.finish()
+    (layout.work_folder / "a.input-x" / "frames").mkdir(parents=True)
+    kept = layout.folder / "kept"
+    shutil.copytree(layout.work_folder, kept)
+    unlink, left = os.unlink, 0
+
+    def interrupt(path: Any, **options: Any) -> None:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        unlink(path, **options)
+
+    for removed in range(10):
+        shutil.rmtree(layout.work_folder, ignore_errors=True)
+        shutil.copytree(kept, layout.work_folder)
+        with locked(layout), monkeypatch.context() as patch:
+            left = removed
+            patch.setattr(os, "unlink", interrupt)
+            with contextlib.suppress(KeyboardInterrupt):
+                remove_work(layout)
+            patch.undo()
+            assert holder_of(layout.work_folder) is not None
+        state = State.load(layout, SETTINGS)
+        assert state.item == len(ITEMS) == manifest.inputs
+        assert [shard.file for shard in state.shards] == [shard.file for shard in manifest.shards]
+        if left:
+            break
+    assert left and removed >= 2 and not layout.work_folder.exists()
 
 
 def test_inputs_in_a_shard_that_is_not_full_are_not_read_again(layout: InputLayout) -> None:
