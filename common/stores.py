@@ -140,7 +140,7 @@ class Store:
             new: only if the store has no object of this name.
 
         Raises:
-            NameTaken: ``new``, and it has one.
+            NameTaken: ``new``, and it has one that no attempt of this call created.
             StoreError: every attempt failed.
             Stopped: by ``stop``.
         """
@@ -151,6 +151,8 @@ class Store:
                     self.abort_uploads({name})
                 return
             except FileExistsError as error:
+                if attempts > 1 and self.holds(path, name):
+                    return  # the answer to an earlier attempt was lost
                 raise NameTaken(f"{self.address(name)} exists already.") from error
             except (OSError, AddressError) as error:
                 stopped = stop.is_set()

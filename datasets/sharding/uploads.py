@@ -109,6 +109,13 @@ class UploadRecord:
         self._append({"file": name, "done": True, **self.begun[name]._asdict()})
         self.done[name] = self.begun[name]
 
+    def forget(self, name: str) -> None:
+        """Takes back the only beginning of a file's upload: the store has another's of its name."""
+        lines = [record for record in read_lines(self._path) if record.get("file") != name]
+        with write_atomically(self._path) as file:
+            file.write(b"".join(map(json_bytes, lines)))
+        del self.begun[name]
+
     def _append(self, record: dict[str, object]) -> None:
         with self._path.open("ab") as file:
             file.write(json_bytes(record))
@@ -263,18 +270,22 @@ class Uploads:
         """Uploads a file.
 
         Raises:
-            CavmaeError: the upload failed, or ``new`` and the store has other content there.
+            CavmaeError: the upload failed, or ``new`` and the store has a file of this name, unless
+                an earlier run had begun it, with this content.
         """
         name = path.name
         if name.endswith(".tar") and self._record.begun.get(name, content) != content:
             raise CavmaeError(
                 f"{self.store.address(name)} was uploaded with other content: {ELSEWHERE}."
             )
+        begun = name in self._record.begun
         self._record.begin(name, content)
         try:
             self.store.upload(path, name, self._stop, new)
-        except NameTaken as error:  # the answer to our own upload may have been lost
-            if not self.store.holds(path, name):
+        except NameTaken as error:
+            if not begun:  # equal content proves nothing: another machine may plan the same
+                self._record.forget(name)
+            if not begun or not self.store.holds(path, name):
                 raise _foreign(self.store, name) from error
         self._record.finish(name)
         self._sizes[name] = content.bytes

@@ -1,5 +1,6 @@
 """Uploads to a store that fails: nothing half-uploaded stays, and no object is half written."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -85,6 +86,29 @@ def test_an_object_is_the_file(s3: ObjectStore, large: Path, tmp_path: Path) -> 
     assert not store.holds(small, small.name) and not store.holds(small, "nothing")
     assert not s3.unfinished()
     assert sorted(tmp_path.iterdir()) == [large, small]
+
+
+@pytest.mark.parametrize("stored", [b"{}", b"[]"])
+def test_a_new_object_whose_answer_was_lost(
+    s3: ObjectStore, tmp_path: Path, stored: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has it when the first attempt fails; with other content it is another's."""
+    monkeypatch.setattr(stores, "WAITS", (0.0,))
+    path = tmp_path / "small.json"
+    path.write_bytes(b"{}")
+
+    def fault(request: Request) -> tuple[int, str] | None:
+        if request.method != "PUT":
+            return None
+        s3.fault = lambda request: None
+        s3.system.pipe_file("clips/set/small.json", stored)
+        return 400, "InvalidRequest"
+
+    s3.fault = fault
+    expected = contextlib.nullcontext() if stored == b"{}" else pytest.raises(NameTaken)
+    with expected:
+        Store(URL).upload(path, path.name, threading.Event(), new=True)
+    assert s3.objects("set") == {path.name: stored}
 
 
 @pytest.mark.parametrize("times", [1, 99])

@@ -258,6 +258,58 @@ def test_a_data_set_that_begins_at_the_same_time(
     assert s3.objects("set") == before
 
 
+@pytest.mark.parametrize("part", [None, "1/2"])
+def test_the_same_command_on_two_machines(
+    s3: ObjectStore, video: Maker, tmp_path: Path, part: str | None
+) -> None:
+    """The first reserves the place while the second, which has seen it empty, is about to."""
+    video("in/a.mp4")
+    first, second = tmp_path / "first", tmp_path / "second"
+    arrived, released = held(s3, lambda r: r.method == "PUT" and "inputs" in r.key)
+    errors: list[CavmaeError] = []
+
+    def late() -> None:
+        try:
+            to_store(tmp_path / "in", second, part=part)
+        except CavmaeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    try:
+        assert arrived.wait(60)
+        assert to_store(tmp_path / "in", first, part=part) == 0
+    finally:
+        released.set()
+        thread.join()
+    stored = s3.objects("set")
+    assert "another data set is there" in str(*errors)
+    for _ in range(2):  # nor later, on the strength of its own record
+        with pytest.raises(CavmaeError, match="another data set is there"):
+            to_store(tmp_path / "in", second, part=part)
+    assert s3.objects("set") == stored
+    assert to_store(tmp_path / "in", first, part=part) == 0
+
+
+def test_a_kill_before_the_plan_is_recorded_as_uploaded(
+    s3: ObjectStore, video: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has it, but the list of its files does not show it yet."""
+    video("in/a.mp4")
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads.UploadRecord, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            to_store(tmp_path / "in", tmp_path / "local")
+    assert [*s3.objects("set")] == ["inputs.jsonl"]
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.Store, "sizes", lambda self: {})
+        assert to_store(tmp_path / "in", tmp_path / "local") == 0
+
+
+def interrupt(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_parts_on_machines_of_their_own(
     videos: Path, s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
