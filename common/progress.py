@@ -75,15 +75,16 @@ class ShardProgress(Progress):
         self._clips = 0
         self._seconds = 0.0
 
-    def add_clip(self, seconds: float) -> None:
-        """Counts a finished clip.
+    def set_clips(self, clips: int, seconds: float) -> None:
+        """Sets what is finished.
 
         Args:
-            seconds: length of the clip.
+            clips: their number.
+            seconds: their length together.
         """
-        self._clips += 1
-        self._seconds += seconds
-        self.refresh()
+        if clips != self._clips:
+            self._clips, self._seconds = clips, seconds
+            self.refresh()
 
     def status(self) -> str:
         return (

@@ -32,7 +32,6 @@ from cavmae.datasets.sharding.job_state import (
     remove_copies,
     remove_work,
 )
-from cavmae.datasets.sharding.messages import Written
 from cavmae.datasets.sharding.parts import parse_part, share_of
 from cavmae.datasets.sharding.settings import (
     SHARD_BYTES,
@@ -269,7 +268,7 @@ def _run_pool(
         workers = workers or cores()
     # A single worker gains nothing by stretches.
     seconds = 60 * run_settings.stretch_minutes if workers != 1 else 0.0
-    queue = TaskQueue(layout, todo, settings, limits, seconds or None)
+    queue = TaskQueue(layout, todo, settings, limits, seconds or None, assembler.awaited)
     if run_settings.executor == "ray":
         events = ray_pool.run(
             queue.tasks(), shard_task, run_settings.ray_address, layout.work_folder, workers,
@@ -282,9 +281,8 @@ def _run_pool(
     progress = ShardProgress(len(plan.items), first + len(finished))
     with progress, contextlib.closing(events):
         for event in events:
-            if isinstance(event, worker_pool.TaskProgress) and isinstance(event.message, Written):
-                progress.add_clip(event.message.seconds)
             done = queue.handle(event)
+            progress.set_clips(queue.clips, queue.seconds)
             if done is None:
                 if uploads is not None and assembler.advance() is not None:
                     return  # what had to wait for uploads

@@ -21,9 +21,11 @@ from cavmae.datasets.format.shards import END
 from cavmae.datasets.sharding.input_plan import Plan
 from cavmae.datasets.sharding.job_state import InputLayout, State, json_line, skip_record
 from cavmae.datasets.sharding.messages import Skip, Written
+from cavmae.datasets.sharding.settings import SHARD_BYTES
 from cavmae.datasets.sharding.uploads import Uploads
 
 log = logging.getLogger("cavmae")
+WAITING_BYTES = 4 * SHARD_BYTES  # of finished inputs that wait for an earlier one
 UNSAVED = 1000  # inputs without a sample after which the state is saved
 TASK = re.compile(r"[0-9a-f]{12}-\d{1,9}")
 
@@ -40,6 +42,10 @@ class _Record(NamedTuple):
     written: list[Written]
     skips: list[Skip]
     stretches: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(clip.size for clip in self.written)
 
 
 class Assembler:
@@ -60,6 +66,7 @@ class Assembler:
         self.state = state
         self._samples, self._bytes = samples, size
         self._records: dict[int, _Record] = {}
+        self._waiting = 0  # bytes of those
         self._position = state.item, state.sample
         self._skips: list[bytes] = []
         self._used: list[Path] = []  # of inputs that are in shards
@@ -90,12 +97,20 @@ class Assembler:
                 log.warning("%s; its input is read again.", error)
                 path.unlink()
             else:
-                self._records[number] = _Record(written, skips, stretches)
+                self._keep(number, _Record(written, skips, stretches))
 
     @property
     def next_item(self) -> int:
         """Number of the input to assemble next."""
         return self._position[0]
+
+    def awaited(self) -> int | None:
+        """Number of the input for which other new ones have to wait; None: for none.
+
+        With uploads the disk is to hold a few shards, not all that is finished after a slow input.
+        """
+        held_up = self._uploads is not None and self._waiting > WAITING_BYTES
+        return self.next_item if held_up else None
 
     def finished(self) -> set[int]:
         """Numbers of the inputs that are finished and not assembled."""
@@ -114,7 +129,14 @@ class Assembler:
         record = _Record(written, skips, stretches)
         with write_atomically(self._layout.part_record(self._plan.items[number])) as file:
             file.write(json_bytes(record._asdict()))
+        self._keep(number, record)
+
+    def _keep(self, number: int, record: _Record) -> None:
         self._records[number] = record
+        self._waiting += record.bytes
+
+    def _drop(self, number: int) -> None:
+        self._waiting -= self._records.pop(number).bytes
 
     def advance(self, wait: bool = False) -> int | None:
         """Assemble the finished inputs that are next in the plan.
@@ -135,7 +157,7 @@ class Assembler:
             files = self._layout.part_files(item, stretches)
             for place, blocks in _read_parts(files, written, first):
                 if blocks is None:
-                    del self._records[number]
+                    self._drop(number)
                     self._layout.part_record(item).unlink()
                     return number
                 if self._full(len(blocks)):
@@ -148,7 +170,7 @@ class Assembler:
             for skip in skips:
                 self._skips.append(json_line(skip_record(item, skip, done)))
             self._used += [*files, self._layout.part_record(item)]
-            del self._records[number]
+            self._drop(number)
             self._position = number + 1, 0
             if self._file is None and self._position[0] - self.state.item >= UNSAVED:
                 self._seal()

@@ -9,7 +9,7 @@ alone decides what is lost of the input and why.
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,12 +96,18 @@ class _Split:
 class TaskQueue:
     """Tasks of the inputs in the order of the plan, those of inputs already begun first.
 
+    Attributes:
+        clips: number of clips that are written, those of dropped work excluded.
+        seconds: their length together.
+
     Args:
         layout: of the data set.
         items: inputs of the plan by their number, in order.
         settings: of the samples.
         limits: of downloads.
         stretch_seconds: see :class:`ShardTask`.
+        awaited: number of the input, if any, during whose extraction no other one begins; asked
+            before each. What has begun goes on, so that the end of that input is never held up.
     """
 
     def __init__(
@@ -111,16 +117,19 @@ class TaskQueue:
         settings: ShardSettings,
         limits: Limits,
         stretch_seconds: float | None,
+        awaited: Callable[[], int | None] = lambda: None,
     ):
         self._layout = layout
         self._settings, self._limits = settings, limits
         self._seconds = stretch_seconds
         self._fresh = iter(items)
+        self._awaited = awaited
         self._begun: deque[_Entry] = deque()
         self._running: dict[int, _Entry] = {}
         self._messages: dict[int, list[Message]] = {}
         self._splits: dict[int, _Split] = {}
         self._count = 0
+        self.clips, self.seconds = 0, 0.0
 
     def tasks(self) -> Iterator[tuple[int, ShardTask] | None]:
         """Yields (number of the task, task); None while the next depends on running ones."""
@@ -136,8 +145,14 @@ class TaskQueue:
     def _next(self) -> _Entry | None:
         if self._begun:
             return self._begun.popleft()
+        awaited = self._awaited()
+        if awaited is not None and self._is_busy(awaited):
+            return None
         item = next(self._fresh, None)
         return None if item is None else _Entry(item[0], self._whole(item[1], self._seconds))
+
+    def _is_busy(self, number: int) -> bool:
+        return any(entry.number == number for entry in self._running.values())
 
     def _whole(self, item: Input, seconds: float | None) -> ShardTask:
         part = self._layout.part_file(item).absolute()
@@ -180,13 +195,20 @@ class TaskQueue:
                 self._begun.append(entry)
         elif not isinstance(message, Alive):
             self._messages[number].append(message)
+            self._tally([message], 1)
+
+    def _tally(self, messages: Iterable[Message], sign: int) -> None:
+        """Counts the clips of messages, or takes them back."""
+        for message in messages:
+            if isinstance(message, Written):
+                self.clips += sign
+                self.seconds += sign * message.seconds
 
     def _close(self, number: int, item: Input, split: _Split) -> FinishedInput | None:
         """The input, if its last stretch has ended; else None, perhaps with a new task."""
         if split.failure:
             self._begun = deque(entry for entry in self._begun if entry.number != number)
-        is_busy = any(entry.number == number for entry in self._running.values())
-        if is_busy or (not split.failure and len(split.reports) < split.stretches):
+        if self._is_busy(number) or (not split.failure and len(split.reports) < split.stretches):
             return None
         reports = [split.reports[i] for i in range(split.stretches) if i in split.reports]
         if not split.failure and not _agree(reports):
@@ -198,6 +220,8 @@ class TaskQueue:
         log.info("%s is extracted again as one task (%s).", item.source, split.failure)
         for path in self._layout.part_files(item, split.stretches):
             path.unlink(missing_ok=True)
+        for report in split.reports.values():
+            self._tally(report, -1)
         self._begun.appendleft(_Entry(number, self._whole(item, None)))
         return None
 

@@ -8,12 +8,15 @@ from typing import Any
 
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.sharding.job import shard_task as good_work
-from cavmae.datasets.sharding.messages import Stretch, Written
+from cavmae.datasets.sharding.messages import Alive, Stretch, Written
 
 
 def work(task: Any, report: Any) -> None:
     """Like the real one, but what the video is called happens the first time it is read."""
     fault = Path(task.item.source).stem if task.item.attempt == 0 else ""
+    while fault == "wait" and not Path(task.item.source).with_name("go").exists():
+        report(Alive())
+        time.sleep(0.05)
     if fault == "hang":
         time.sleep(600)
     if fault == "grow":

@@ -14,7 +14,7 @@ from cavmae.common import stores
 from cavmae.common.cli import run
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format.manifest import Manifest
-from cavmae.datasets.sharding import uploads
+from cavmae.datasets.sharding import job, shard_writer, uploads
 from cavmae.datasets.sharding.job_state import InputLayout
 from cavmae.datasets.sharding.parts import part_states
 from cavmae.datasets.sharding.settings import ShardRunSettings
@@ -24,6 +24,7 @@ from cavmae.tools.checking.verify import check
 from cavmae.tools.shard import main
 from tests.conftest import make_shards
 from tests.object_store import ObjectStore, Request, object_store
+from tests.tools import faulty
 from tests.tools.helpers import RUN_SETTINGS, TINY, WORDS, Maker, contents, end_part, run_command
 
 OUT = "s3://clips/set"
@@ -219,6 +220,34 @@ def test_uploads_overlap_with_extraction_and_hold_it_up(
         thread.join()
     assert codes == [0]
     assert s3.objects("set") == contents(reference)
+
+
+def test_finished_inputs_that_wait_for_a_slow_one_hold_others_up(
+    s3: ObjectStore, video: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["wait", *"bcdefg"]
+    paths = [str(video(f"in/{name}.mp4", seconds=1.0)) for name in names]
+    (tmp_path / "list.txt").write_text("\n".join(paths))
+    local, codes = tmp_path / "local", []
+    monkeypatch.setattr(job, "shard_task", faulty.work)
+    monkeypatch.setattr(shard_writer, "WAITING_BYTES", 0)
+
+    def shard() -> None:
+        codes.append(to_store(tmp_path / "list.txt", local, keep_order=True))
+
+    thread = threading.Thread(target=shard)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not list(local.glob(".work/*-0.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(1.0)  # in which the rest of the videos could be read
+        assert len(list(local.glob(".work/*-0.json"))) == 1
+    finally:
+        (tmp_path / "in" / "go").touch()
+        thread.join()
+    assert codes == [0] and Manifest.load(OUT).samples == len(names)
 
 
 @pytest.mark.parametrize(
