@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import itertools
+import logging
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -194,16 +196,20 @@ def test_a_program_that_is_killed_begins_the_input_again(
 
 
 def test_what_crashes_a_worker_costs_the_same_as_in_one_task(
-    recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split_into: dict[str, int]
-) -> None:
+    recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split_into: dict[str, int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     """A video crashes every worker after a clip, another one the worker that surveys it."""
     monkeypatch.setattr("cavmae.datasets.sharding.job.shard_task", faulty.work)
     for name in ("crash", "survey"):
         shutil.copy(recordings / "plain.mp4", tmp_path / f"{name}.mp4")
     names = [str(tmp_path / f"{name}.mp4") for name in ("crash", "survey")]
     assert make_shards(names, tmp_path / "alone", ALONE, **CLIPS) == 0
+    caplog.set_level(logging.INFO, "cavmae")
     assert make_shards(names, tmp_path / "split", SPLIT, **CLIPS) == 0
     assert contents(tmp_path / "split") == contents(tmp_path / "alone")
+    counts = [int(n) for n in re.findall(r"(\d+) clips, ", caplog.text)]
+    assert counts[-1] == 1 + SECONDS // 2  # not those of stretches that were dropped
     assert split_into == {"crash.mp4": 0, "survey.mp4": 0}
     assert skipped(tmp_path / "split") == {"crash.mp4": "crash"}
     assert Manifest.load(tmp_path / "split").samples == 1 + SECONDS // 2
