@@ -37,7 +37,7 @@ from cavmae.datasets.sharding.job_state import (
     complete_manifest,
     count_lines,
 )
-from cavmae.datasets.sharding.uploads import is_published
+from cavmae.datasets.sharding.upload_record import is_published
 
 VARIABLES = tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT"))
 State = Literal["done", "running", "stopped", "missing"]

@@ -1,24 +1,19 @@
 """Uploads of a data set to an object store while it is built in a folder of this machine.
 
 A thread uploads each sealed shard, and removes it here once the store has it; ``manifest.json``
-comes last, so that a reader of the store sees no manifest whose shards are not there. What was
-begun and what was finished is recorded in ``uploads.jsonl`` of the folder, which outlives the run:
-a rerun continues from it, and uploads nothing that the store has.
+comes last, so that a reader of the store sees no manifest whose shards are not there. A rerun
+continues from the record of the uploads, and uploads nothing that the store has.
 """
 
 import collections
 import logging
-import os
 import re
 import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from cavmae.common.errors import CavmaeError
-from cavmae.common.files import sha256_of, write_atomically
-from cavmae.common.json_files import json_bytes, typed
 from cavmae.common.stores import NameTaken, Stopped, Store
 from cavmae.datasets.format.manifest import NAME, Manifest, ShardEntry
 from cavmae.datasets.sharding.job_state import (
@@ -29,108 +24,16 @@ from cavmae.datasets.sharding.job_state import (
     merge_parts,
     read_lines,
 )
+from cavmae.datasets.sharding.upload_record import ELSEWHERE, Content, UploadRecord
 
 log = logging.getLogger("cavmae")
 WAITING = 2  # sealed shards on disk besides that on its way; more hold up the extraction
 STOP_SECONDS = 10.0  # for the part on its way, when the run is interrupted
-ELSEWHERE = "choose another --out and another --local-folder"
 # Files of data sets of this program.
 _OURS = re.compile(
     r"(?:manifest|skipped|inputs|uploads|clips)(?:-part-(?P<number>\d+)-of-(?P<parts>\d+))?"
     r"(?:\.jsonl?|-\d{6,}\.tar)"
 )
-
-
-class Content(NamedTuple):
-    """Content of a file: size in bytes, and SHA-256."""
-
-    bytes: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> "Content":
-        return cls(path.stat().st_size, sha256_of(path))
-
-
-class UploadRecord:
-    """Record of a folder's uploads to a store, only ever appended to: ``uploads.jsonl``.
-
-    Attributes:
-        begun: content of files whose upload began; the store may have them, or parts of them.
-        done: content of files that the store has.
-
-    Args:
-        layout: of the folder.
-        url: of the store; None: whatever store.
-
-    Raises:
-        CavmaeError: the folder's uploads go to another store, or the record is damaged.
-    """
-
-    def __init__(self, layout: InputLayout, url: str | None = None):
-        self._path = layout.uploads
-        self._url = url
-        self.begun: dict[str, Content] = {}
-        self.done: dict[str, Content] = {}
-        lines = list(read_lines(self._path))
-        self.exists = bool(lines)
-        try:
-            for record in lines:
-                self._take(record)
-        except ValueError as error:
-            raise CavmaeError(f"{self._path} is damaged ({error}): {ELSEWHERE}.") from error
-
-    def _take(self, record: dict[str, object]) -> None:
-        if "store" in record:
-            if self._url not in (record["store"], None):
-                raise CavmaeError(
-                    f"{self._path.parent} is the local folder of {record['store']}: choose another "
-                    f"--local-folder for {self._url}."
-                )
-            return
-        content = Content(typed(record, "bytes", int), typed(record, "sha256", str))
-        kept = self.done if typed(record, "done", bool) else self.begun
-        kept[typed(record, "file", str)] = content
-
-    def open(self) -> None:
-        """Begins the record of a new folder, or removes the half line that a kill left."""
-        if self.exists:
-            os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)
-            return
-        with write_atomically(self._path) as file:
-            file.write(json_bytes({"store": self._url}))
-        self.exists = True
-
-    def begin(self, name: str, content: Content) -> None:
-        self._append({"file": name, "done": False, **content._asdict()})
-        self.begun[name] = content
-
-    def finish(self, name: str) -> None:
-        self._append({"file": name, "done": True, **self.begun[name]._asdict()})
-        self.done[name] = self.begun[name]
-
-    def forget(self, name: str) -> None:
-        """Takes back the only beginning of a file's upload: the store has another's of its name."""
-        lines = [record for record in read_lines(self._path) if record.get("file") != name]
-        with write_atomically(self._path) as file:
-            file.write(b"".join(map(json_bytes, lines)))
-        del self.begun[name]
-
-    def _append(self, record: dict[str, object]) -> None:
-        with self._path.open("ab") as file:
-            file.write(json_bytes(record))
-            file.flush()
-            os.fsync(file.fileno())
-
-    def is_done(self, name: str, content: Content) -> bool:
-        """Whether the last upload of a file had this content, and was finished."""
-        return self.begun.get(name) == self.done.get(name) == content
-
-    @property
-    def unfinished(self) -> list[str]:
-        """Names of files whose upload began and did not end."""
-        begun = list(self.begun.items())  # a thread may add to it
-        return [name for name, content in begun if self.done.get(name) != content]
 
 
 class Uploads:
@@ -419,11 +322,3 @@ def refuse_local_folder(folder: Path) -> None:
         raise CavmaeError(
             f"{folder} is the local folder of {url}: give --out {url} --local-folder {folder}."
         )
-
-
-def is_published(layout: InputLayout) -> bool:
-    """Whether the manifest is where readers find it: in the folder, or at the folder's store."""
-    if not layout.manifest.exists():
-        return False
-    record = UploadRecord(layout)
-    return not record.exists or record.is_done(layout.manifest.name, Content.of(layout.manifest))

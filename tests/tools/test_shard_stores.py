@@ -18,6 +18,7 @@ from cavmae.datasets.sharding import job, shard_writer, uploads
 from cavmae.datasets.sharding.job_state import InputLayout
 from cavmae.datasets.sharding.parts import part_states
 from cavmae.datasets.sharding.settings import ShardRunSettings
+from cavmae.datasets.sharding.upload_record import UploadRecord
 from cavmae.datasets.sharding.uploads import Uploads
 from cavmae.tools.check import CheckSettings
 from cavmae.tools.checking.verify import check
@@ -326,7 +327,7 @@ def test_a_kill_before_the_plan_is_recorded_as_uploaded(
     """The store has it, but the list of its files does not show it yet."""
     video("in/a.mp4")
     with monkeypatch.context() as patch:
-        patch.setattr(uploads.UploadRecord, "finish", interrupt)
+        patch.setattr(UploadRecord, "finish", interrupt)
         with pytest.raises(KeyboardInterrupt):
             to_store(tmp_path / "in", tmp_path / "local")
     assert [*s3.objects("set")] == ["inputs.jsonl"]
