@@ -27,6 +27,7 @@ RECIPE = {
     "loop": {"log_every": 1},
 }
 SPEAKER_RECIPE = {
+    "compose": {"off_screen_prob": 0.0, "all_off_screen_prob": 0.0},
     "model": {
         "slots": 4, "width": 32, "heads": 2, "query_layers": 1, "slot_layers": 1, "mask_width": 16,
         "key_frames": 2, "motion_height": 112, "motion_width": 112,
@@ -114,13 +115,13 @@ def test_a_speaker_model_from_talkers_and_that_separator(work: Path) -> None:
     """After the separator of the test above; talkers are rendered beside what there is to do."""
     (work / "speaker.yaml").write_text(yaml.safe_dump(SPEAKER_RECIPE))
     out, done = call(
-        work, "speaker", STAGES="talkers speakers", TALKERS="4", VOICES="train", SCENES="2",
+        work, "speaker", STAGES="talkers speakers", TALKERS="8", VOICES="train", SCENES="2",
         SPEAKER=str(work / "speaker.yaml"), SPEAKER_STEPS="2", ENCODER_SECONDS="200",
         ENCODER_MORE="--data.batch-size 2 --loop.steps 2",
     )  # fmt: skip
     logs = "".join(path.read_text() for path in out.glob("*.log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
-    assert "4 samples" in done.stdout + (work / "unpacked" / "talkers.log").read_text()
+    assert "8 samples" in done.stdout + (work / "unpacked" / "talkers.log").read_text()
     last = work / "unpacked" / "speaker" / "checkpoints" / "000000002" / "average"
     weights = load_file(last / "model.safetensors")
     half = load((out / "speaker-half.safetensors.00").read_bytes())
