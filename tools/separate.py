@@ -1,4 +1,4 @@
-"""`cavmae separate VIDEO... --out OUT`: voices and masks of the people in videos."""
+"""`cavmae separate VIDEO... [--out OUT]`: voices and masks of the people in videos."""
 
 import logging
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def main(words: Sequence[str]) -> int:
         "hub; without it, the speaker model in the box.",
     )  # fmt: skip
     cli.add_argument(
-        "--out", required=True, type=str, help="Folder for a result folder of each video."
+        "--out", default="separated", type=str, help="Folder for a result folder of each video."
     )
     cli.add_argument("--device", default="auto", type=str, help="`auto`: a GPU if there is one.")
     cli.add_argument("--precision", default="fp32", type=str, help="`fp32`, `bf16` or `fp16`.")

@@ -196,6 +196,16 @@ def test_silence_and_no_people(checkpoint: str, tmp_path: Path) -> None:
     assert len(pictures(result.overlay)) == 25  # type: ignore[arg-type]
 
 
+def test_results_without_a_folder_named(
+    checkpoint: str, video: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = video(seconds=0.64, size=(96, 64), name="talk.mp4")
+    monkeypatch.chdir(tmp_path)
+    words = ["--overlay", "false", "--masks", "false", "--second-look", "false"]
+    assert main([str(path), "--model", checkpoint, "--device", "cpu", *words]) == 0
+    assert (tmp_path / "separated" / "talk" / "result.json").exists()
+
+
 # --- a target ---
 
 
