@@ -112,23 +112,15 @@ class ThreadedVideoWriter:
     """:class:`VideoWriter` that encodes in a thread of its own, beside the caller's work.
 
     Args:
-        path, size, frame_rate, quality, audio, preset: of the video writer.
+        writer: of the file; nothing else may write to it or close it.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        size: tuple[int, int],
-        frame_rate: int,
-        quality: float,
-        audio: Wave | None,
-        preset: str,
-    ):
-        self._writer = VideoWriter(path, size, frame_rate, quality, audio, preset)
+    def __init__(self, writer: VideoWriter):
+        self._writer = writer
         self._queue: queue.Queue[tuple[int, np.ndarray] | None] = queue.Queue(QUEUED_FRAMES)
         self._error: BaseException | None = None
         self._abandoned = False
-        self._thread = threading.Thread(target=self._encode, name=f"encoder of {path.name}")
+        self._thread = threading.Thread(target=self._encode, name="video encoder")
         self._thread.start()
 
     def _encode(self) -> None:

@@ -5,6 +5,7 @@ from the parsers, dataclasses and YAML files of the installed package when the s
 that the reference cannot differ from the program.
 """
 
+import abc
 import argparse
 import dataclasses
 import re
@@ -79,9 +80,9 @@ class _Reference(SphinxDirective):
         self.env.note_reread()
         return self.generate()
 
+    @abc.abstractmethod
     def generate(self) -> list[nodes.Node]:
         """Nodes of the directive."""
-        raise NotImplementedError
 
     def help_text(self, source: str) -> list[nodes.Node]:
         """Paragraph of a help text or docstring."""
@@ -181,7 +182,7 @@ def _row(action: argparse.Action, parser: Any) -> tuple[str, str, str] | None:
     if _required(action, parser):
         remarks.append("required")
     elif action.default not in UNSET:
-        remarks.append(f"default {_shown(action.default)}")
+        remarks.append(f"default {_default_text(action.default)}")
     return name, ", ".join(filter(None, remarks)), action.help or ""
 
 
@@ -197,11 +198,11 @@ def _kind(kind: Any) -> str:
     return names.get(text, re.sub(r"^(tuple|list)\[.*\]$", r"\1", text))
 
 
-def _shown(default: Any) -> str:
+def _default_text(default: Any) -> str:
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, tuple | list):
-        return "[" + ", ".join(map(_shown, default)) + "]"
+        return "[" + ", ".join(map(_default_text, default)) + "]"
     return str(default) if default != "" else "empty"
 
 
@@ -268,14 +269,14 @@ class Registries(_Reference):
         for field in dataclasses.fields(options):
             default = field.default
             if dataclasses.is_dataclass(default):
-                shown = f"default {default.name}"  # type: ignore[union-attr]
+                remark = f"default {default.name}"  # type: ignore[union-attr]
             else:
-                shown = f"default {_shown(default)}"
+                remark = f"default {_default_text(default)}"
             text = described.get(field.name) or _inherited(options, field.name)
-            rows.append((_spelled(field.name), shown, text))
+            rows.append((_spelled(field.name), remark, text))
         heading = nodes.rubric("", "", nodes.literal(name, name))
-        found = [heading, *self.help_text(doc.short_description or "")]
-        return [*found, self.option_list(f"{registry.kind} {name}", rows)] if rows else found
+        content = [heading, *self.help_text(doc.short_description or "")]
+        return [*content, self.option_list(f"{registry.kind} {name}", rows)] if rows else content
 
 
 def _inherited(options: type, name: str) -> str:

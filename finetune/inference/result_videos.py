@@ -10,7 +10,7 @@ import numpy as np
 from cavmae.datasets.media import Probe
 from cavmae.datasets.media.geometry import Geometry, cut_from
 from cavmae.datasets.media.playback import Playback
-from cavmae.datasets.media.writing import ThreadedVideoWriter, Wave
+from cavmae.datasets.media.writing import ThreadedVideoWriter, VideoWriter, Wave
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import Span
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
@@ -106,7 +106,9 @@ def _write_frames(
 
 
 def _mask_writer(path: Path, size: tuple[int, int]) -> ThreadedVideoWriter:
-    return ThreadedVideoWriter(path, size[::-1], VIDEO_RATE, MASK_QUALITY, None, MASK_PRESET)
+    return ThreadedVideoWriter(
+        VideoWriter(path, size[::-1], VIDEO_RATE, MASK_QUALITY, None, MASK_PRESET)
+    )
 
 
 class _OverlayVideo:
@@ -120,7 +122,9 @@ class _OverlayVideo:
         self._speaking = {number: _frames_of(spans[number], frames) for number in spans}
         self._playback = Playback(info, geometry)
         self._writer = ThreadedVideoWriter(
-            path, geometry.size[::-1], VIDEO_RATE, OVERLAY_QUALITY, audio, OVERLAY_PRESET
+            VideoWriter(
+                path, geometry.size[::-1], VIDEO_RATE, OVERLAY_QUALITY, audio, OVERLAY_PRESET
+            )
         )
         self._read = np.zeros((0, *geometry.size, 3), np.uint8)
         self._first = 0  # frame of the first of those

@@ -23,7 +23,9 @@ def test_a_thread_writes_the_same_bytes(tmp_path: Path) -> None:
     for number, picture in enumerate(pictures):
         writer.write(number, picture)
     writer.close()
-    with ThreadedVideoWriter(tmp_path / "b.mp4", (96, 64), 25, 23.0, AUDIO, "superfast") as other:
+    with ThreadedVideoWriter(
+        VideoWriter(tmp_path / "b.mp4", (96, 64), 25, 23.0, AUDIO, "superfast")
+    ) as other:
         for number, picture in enumerate(pictures):
             other.write(number, picture)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
@@ -34,22 +36,26 @@ def test_an_error_of_the_encoder_reaches_the_caller(count: int, tmp_path: Path) 
     pictures = frames(count)
     with (
         pytest.raises(KeyError, match="5"),
-        ThreadedVideoWriter(tmp_path / "a.mp4", (96, 64), 25, 23.0, None, "ultrafast") as writer,
+        ThreadedVideoWriter(
+            VideoWriter(tmp_path / "a.mp4", (96, 64), 25, 23.0, None, "ultrafast")
+        ) as writer,
     ):
         writer.write(0, np.zeros((64, 96, 5), np.uint8))  # no such format
         for number, picture in enumerate(pictures, 1):
             writer.write(number, picture)
-    assert not [t for t in threading.enumerate() if t.name.startswith("encoder")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("video encoder")]
 
 
 def test_an_error_of_the_caller_ends_the_thread(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match="of the caller"),
-        ThreadedVideoWriter(tmp_path / "a.mp4", (96, 64), 25, 23.0, AUDIO, "ultrafast") as writer,
+        ThreadedVideoWriter(
+            VideoWriter(tmp_path / "a.mp4", (96, 64), 25, 23.0, AUDIO, "ultrafast")
+        ) as writer,
     ):
         writer.write(0, frames(1)[0])
         raise ValueError("of the caller")
-    assert not [t for t in threading.enumerate() if t.name.startswith("encoder")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("video encoder")]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -61,7 +67,7 @@ def test_masks_survive_the_fastest_preset(seed: int, tmp_path: Path) -> None:
         center, radius = rng.uniform(60, 120, 2), rng.uniform(5, 60)
         masks.append((np.hypot(y - center[0], x - center[1]) < radius) * np.uint8(255))
     path = tmp_path / "mask.mp4"
-    with ThreadedVideoWriter(path, (320, 180), 25, 20.0, None, "ultrafast") as writer:
+    with ThreadedVideoWriter(VideoWriter(path, (320, 180), 25, 20.0, None, "ultrafast")) as writer:
         for number, mask in enumerate(masks):
             writer.write(number, mask)
     with av.open(str(path)) as container:

@@ -1,4 +1,4 @@
-"""What the tests of streams share."""
+"""Helpers of the tests of streams."""
 
 import itertools
 from pathlib import Path
