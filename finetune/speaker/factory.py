@@ -111,6 +111,8 @@ def build_speaker(
     torch.manual_seed(seed)
     if settings.init_from is not None:
         model = _load_initial(settings.init_from, image, frames)
+        if settings.sound_from is not None:
+            _replace_sound(model, settings)
         if settings.add_classes:
             _add_classes(model, settings)
         return model
@@ -136,6 +138,23 @@ def build_speaker(
 
 def _load_sound(name: str) -> SoundSeparator:
     return load_hub(SoundSeparator, name, "make one with `cavmae finetune separator`")
+
+
+def _replace_sound(model: SpeakerModel, settings: SpeakerModelSettings) -> None:
+    """Put the weights of ``model.sound_from`` in place of those of ``model.init_from``.
+
+    Raises:
+        UsageError: it is another separator.
+    """
+    assert settings.sound_from is not None
+    sound = _load_sound(settings.sound_from)
+    if sound.config != model.config.sound:
+        names = sound.config.separator.name, model.config.sound.separator.name
+        raise UsageError(
+            f"model.sound_from {settings.sound_from} ({names[0]}) differs in its configuration "
+            f"from the separator of model.init_from ({names[1]}): train a new model from it."
+        )
+    model.sound.load_state_dict(sound.state_dict())
 
 
 def _load_encoder(

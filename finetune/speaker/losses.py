@@ -25,6 +25,7 @@ from cavmae.finetune.speaker.matcher import (
     mask_costs,
     points_of,
     sdr,
+    visual_costs,
 )
 from cavmae.finetune.speaker.model import (
     NONE,
@@ -161,34 +162,42 @@ def speaker_losses(
     """
     people = targets.people
     waves = voices.waves(targets.mixture.shape[-1]) / voices.scale
-    all_points = [points_of(masks, targets.masks, pixels) for masks in predictions.masks]
+    points = points_of(predictions.masks[-1].detach(), targets.masks, pixels)
     costs = joint_costs(
-        people, settings, voices.states[:, :-1], all_points[-1], waves[:, :-1], targets.mixture
+        people, settings, voices.states[:, :-1], points, waves[:, :-1], targets.mixture
     )
     slots = assign(costs, people.present, targets.target)
-    rows, persons = people.present.nonzero(as_tuple=True)
-    person_slots = slots[rows, persons]
-
-    parts: dict[str, Tensor] = {}
-    states = torch.full(voices.states.shape[:2], NONE, device=costs.device)
-    states[rows, person_slots] = torch.where(people.active[rows, persons], SPEAKING, SILENT)
-    residual_audible = energies_db(targets.residual[:, None], targets.mixture)[:, 0] > ACTIVE_DB
-    states[residual_audible, -1] = OFF_SCREEN
-    parts["state"] = torch.stack(
-        [
-            _state_loss(logits, states, settings.no_object_weight)
-            for logits in (*predictions.states, voices.states)
-        ]
-    ).mean()
-    has_mask = people.masked[rows, persons]
-    pairs = rows[has_mask], person_slots[has_mask], persons[has_mask]
-    mask_parts = [_mask_losses(points, pairs) for points in all_points]
-    parts["mask_bce"] = torch.stack([entropy for entropy, _ in mask_parts]).mean()
-    parts["dice"] = torch.stack([dice for _, dice in mask_parts]).mean()
-    parts["center_vote"] = vote_loss(predictions.votes, targets, pixels)
-    parts["mixer"] = _mixer_loss(predictions.mixed, targets, pixels)
-    parts["articulation"] = _articulation_loss(voices.articulation, targets, slots)
+    states = [*predictions.states, voices.states]
+    parts = _visual_parts(
+        predictions, states, voices.articulation, targets, slots, pixels, settings
+    )
     parts |= _voice_losses(voices, waves, targets, slots)
+    return SpeakerLosses(_weighted_sum(parts, settings), parts, slots)
+
+
+def visual_losses(
+    predictions: SlotPredictions,
+    articulation: Tensor,
+    targets: Targets,
+    pixels: Tensor,
+    settings: LossSettings,
+) -> SpeakerLosses:
+    """Losses of masks, states and articulation cues, for training that decodes no voices.
+
+    Args:
+        articulation: [N, Q', T, 4], cues of all slots.
+        pixels: of :func:`assign_by_masks`.
+        settings: weights of the losses.
+    """
+    people, states = targets.people, predictions.states
+    points = points_of(predictions.masks[-1].detach(), targets.masks, pixels)
+    costs = visual_costs(people, settings, states[-1][:, :-1], points)
+    slots = assign(costs, people.present, targets.target)
+    parts = _visual_parts(predictions, states, articulation, targets, slots, pixels, settings)
+    return SpeakerLosses(_weighted_sum(parts, settings), parts, slots)
+
+
+def _weighted_sum(parts: dict[str, Tensor], settings: LossSettings) -> Tensor:
     factors = {
         "state": settings.state_weight,
         "mask_bce": settings.entropy_weight,
@@ -201,8 +210,35 @@ def speaker_losses(
         "spectrum": settings.spectrum_weight,
         "silence": settings.silence_weight,
     }
-    total = torch.stack([factor * parts[name] for name, factor in factors.items()]).sum()
-    return SpeakerLosses(total, parts, slots)
+    return torch.stack([factors[name] * part for name, part in parts.items()]).sum()
+
+
+def _visual_parts(
+    predictions: SlotPredictions, state_logits: list[Tensor], articulation: Tensor,
+    targets: Targets, slots: Tensor, pixels: Tensor, settings: LossSettings,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Losses of states, masks and articulation cues of people in slots int64 [N, P]."""
+    people = targets.people
+    all_points = [points_of(masks, targets.masks, pixels) for masks in predictions.masks]
+    rows, persons = people.present.nonzero(as_tuple=True)
+    person_slots = slots[rows, persons]
+    parts: dict[str, Tensor] = {}
+    states = torch.full(state_logits[-1].shape[:2], NONE, device=slots.device)
+    states[rows, person_slots] = torch.where(people.active[rows, persons], SPEAKING, SILENT)
+    residual_audible = energies_db(targets.residual[:, None], targets.mixture)[:, 0] > ACTIVE_DB
+    states[residual_audible, -1] = OFF_SCREEN
+    parts["state"] = torch.stack(
+        [_state_loss(logits, states, settings.no_object_weight) for logits in state_logits]
+    ).mean()
+    has_mask = people.masked[rows, persons]
+    pairs = rows[has_mask], person_slots[has_mask], persons[has_mask]
+    mask_parts = [_mask_losses(points, pairs) for points in all_points]
+    parts["mask_bce"] = torch.stack([entropy for entropy, _ in mask_parts]).mean()
+    parts["dice"] = torch.stack([dice for _, dice in mask_parts]).mean()
+    parts["center_vote"] = vote_loss(predictions.votes, targets, pixels)
+    parts["mixer"] = _mixer_loss(predictions.mixed, targets, pixels)
+    parts["articulation"] = _articulation_loss(articulation, targets, slots)
+    return parts
 
 
 def _state_loss(logits: Tensor, states: Tensor, no_object: float) -> Tensor:

@@ -159,21 +159,26 @@ def joint_costs(
 
     Args:
         states: [N, Q', 4], logits.
+        points: of the masks of all slots and people.
         waves: [N, Q', S], at the level of the true voices.
         mixture: [N, S].
     """
     with torch.no_grad():
-        entropy, dice = mask_costs(points)
-        mask_cost = (weights.entropy_weight * entropy + weights.dice_weight * dice) * people.masked[
-            :, None
-        ]
-        log_prob = states.float().log_softmax(-1)
-        state_cost = -torch.where(people.active[:, None], log_prob[..., :1], log_prob[..., 1:2])
         active_cost = -weights.sdr_weight * sdr_pairs(waves, people.voices)
         energy = energies_db(waves, mixture)[:, :, None]
         silent_cost = weights.silence_weight * energy.expand_as(active_cost)
         voice_cost = torch.where(people.active[:, None], active_cost, silent_cost)
-        return mask_cost + weights.state_weight * state_cost + voice_cost
+        return visual_costs(people, weights, states, points) + voice_cost
+
+
+@torch.no_grad()
+def visual_costs(people: People, weights: LossSettings, states: Tensor, points: Points) -> Tensor:
+    """Matching cost of all pairs by masks and states alone: [N, Q', P]; see :func:`joint_costs`."""
+    entropy, dice = mask_costs(points)
+    mask_cost = weights.entropy_weight * entropy + weights.dice_weight * dice
+    log_prob = states.float().log_softmax(-1)
+    state_cost = -torch.where(people.active[:, None], log_prob[..., :1], log_prob[..., 1:2])
+    return mask_cost * people.masked[:, None] + weights.state_weight * state_cost
 
 
 def assign(costs: Tensor, present: Tensor, fixed: Tensor | None = None) -> Tensor:

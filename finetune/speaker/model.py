@@ -310,6 +310,23 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
 
     # --- voices ---
 
+    def read_articulation(self, predictions: SlotPredictions, masks: Tensor) -> Tensor:
+        """Articulation cues [N, Q - 1, T, 4], from the motion under masks.
+
+        Args:
+            masks: [N, Q - 1, F, h, w], 0 to 1.
+        """
+        motion = self.motion_reader(predictions.motion, masks)  # [N, Q - 1, T, D]
+        cues: Tensor = self.articulation_head(motion)
+        return cues
+
+    def freeze_voices(self) -> None:
+        """Freeze the sound separator and all weights beside it that only decode voices."""
+        for part in (
+            self.sound, self.voice_state_head, self.residual_state_head, self.voice_cue_proj
+        ):  # fmt: skip
+            part.requires_grad_(False)
+
     def decode_voices(
         self, inputs: Inputs, predictions: SlotPredictions, masks: Tensor,
         presence_prob: Tensor | None = None, min_voice_prob: float = 0.0,
@@ -326,8 +343,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         """
         if presence_prob is None:
             presence_prob = self.presence_prob(predictions)
-        motion = self.motion_reader(predictions.motion, masks)  # [N, Q - 1, T, D]
-        articulation = self.articulation_head(motion)  # [N, Q - 1, T, 4]
+        articulation = self.read_articulation(predictions, masks)
         if inputs.encoding is None:
             mixture, scale, features = self._sound_features(inputs.mixture)
         else:
@@ -339,7 +355,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         voice_cue = self.voice_cue_proj(predictions.voice_cue)[:, None, None]
         slots = masks.shape[1]
         voice_cue = functional.pad(voice_cue, (0, 0, 0, 0, 0, slots - 1))  # slot 0 only
-        visible = _covered(masks, motion.shape[2])
+        visible = _covered(masks, articulation.shape[2])
         chosen: slice | Tensor = slice(None)
         if min_voice_prob > 0:
             chosen = (presence_prob >= min_voice_prob).any(0).nonzero()[:, 0]

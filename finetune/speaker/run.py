@@ -81,7 +81,7 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
     statistics = statistics_for(settings.model, sets)
     task = SpeakerTask(
         model, settings.loss, statistics, frozen, layer_decay, settings.model.sound_lr_scale,
-        loop.seed,
+        loop.seed, settings.model.freeze == "voices",
     )  # fmt: skip
     return TrainingParts(task, loader, held_out)
 

@@ -94,12 +94,15 @@ class SpeakerModelSettings(SpeakerConfig):
         add_classes: classes that are appended to those of ``init_from``, which has learned without
             them; each starts as no class.
         freeze: ``trunk``: only the embeddings of ``add_classes`` learn, and results for other
-            classes and without a hint stay the same; ``none``: all weights learn.
+            classes and without a hint stay the same; ``voices``: no voice is decoded in training,
+            so that masks, states and articulation cues learn in less time; ``none``: all weights
+            learn.
         sound: configuration of the sound separator; with ``sound_from`` that of its weights.
         encoder_from: checkpoint of pretraining, a folder or a name on the hub; None: an encoder
             from scratch.
         sound_from: checkpoint of `cavmae finetune separator`, a folder or a name on the hub; None:
-            a sound separator from scratch.
+            a sound separator from scratch, or that of ``init_from``, which it replaces if both are
+            given.
         train_encoder: ``frozen``, or ``all``: every block, with layer-wise learning rate decay.
         layer_decay: factor of the learning rate from each encoder block to the one before it; not
             from scratch.
@@ -110,7 +113,7 @@ class SpeakerModelSettings(SpeakerConfig):
     sound: SpeakerSoundSettings = SpeakerSoundSettings()
     init_from: str | None = None
     add_classes: tuple[str, ...] = ()
-    freeze: Literal["none", "trunk"] = "none"
+    freeze: Literal["none", "trunk", "voices"] = "none"
     encoder_from: str | None = None
     sound_from: str | None = None
     train_encoder: Literal["frozen", "all"] = "frozen"
@@ -126,12 +129,11 @@ class SpeakerModelSettings(SpeakerConfig):
             raise UsageError(f"model.layer_decay {self.layer_decay} is not in (0, 1].")
         if not 0 <= self.sound_lr_scale <= 1:
             raise UsageError(f"model.sound_lr_scale {self.sound_lr_scale} is not from 0 to 1.")
-        for name, part in (("encoder_from", "an encoder"), ("sound_from", "a sound separator")):
-            if self.init_from is not None and getattr(self, name) is not None:
-                raise UsageError(
-                    f"model.init_from is a whole model with {part} of its own: leave "
-                    f"model.{name} out."
-                )
+        if self.init_from is not None and self.encoder_from is not None:
+            raise UsageError(
+                "model.init_from is a whole model with an encoder of its own: leave "
+                "model.encoder_from out."
+            )
         self._check_added_classes()
 
     def _check_added_classes(self) -> None:

@@ -22,6 +22,7 @@ from cavmae.finetune.speaker.losses import (
     speaker_losses,
     targets_of,
     teacher_force_masks,
+    visual_losses,
 )
 from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure, summary
 from cavmae.finetune.speaker.model import (
@@ -47,6 +48,7 @@ class SpeakerTask(Task):
         decay: layer-wise learning rate decay: factor from each encoder block to the one before it.
         sound_lr_scale: factor of the learning rate of the sound separator; 0: it is frozen.
         seed: of DropPathway, that of the run, equal in all processes.
+        freeze_voices: whether training decodes no voices, and leaves their weights as they are.
 
     Raises:
         UsageError: the losses need what the model does not have.
@@ -63,6 +65,7 @@ class SpeakerTask(Task):
         decay: float = 1.0,
         sound_lr_scale: float = 1.0,
         seed: int = 0,
+        freeze_voices: bool = False,
     ):
         super().__init__()
         self.model = model
@@ -77,6 +80,9 @@ class SpeakerTask(Task):
         frames = model.config.key_frames
         for parameter in model.encoder.parameters_without_gradient(("a", "v"), frames):
             parameter.requires_grad_(False)
+        self.freeze_voices = freeze_voices
+        if freeze_voices:
+            model.freeze_voices()
         if sound_lr_scale == 0:
             model.sound.requires_grad_(False)
         self._lr_scales: dict[str, float] = {
@@ -162,12 +168,17 @@ class SpeakerTask(Task):
             slots, pixels = assign_by_masks(predictions, targets, settings)
         masks = predictions.masks[-1].float().sigmoid()
         masks, replaced = teacher_force_masks(masks, targets, slots, settings.teacher_forcing_iou)
-        presence_prob = presence_targets(
-            self.model.presence_prob(predictions), targets, slots, replaced
-        )
-        voices = self.model.decode_voices(inputs, predictions, masks, presence_prob)
-        with torch.autocast(masks.device.type, enabled=False):
-            losses = speaker_losses(predictions, voices, targets, pixels, settings)
+        if self.freeze_voices:
+            cues = self.model.read_articulation(predictions, masks)
+            with torch.autocast(masks.device.type, enabled=False):
+                losses = visual_losses(predictions, cues, targets, pixels, settings)
+        else:
+            presence_prob = presence_targets(
+                self.model.presence_prob(predictions), targets, slots, replaced
+            )
+            voices = self.model.decode_voices(inputs, predictions, masks, presence_prob)
+            with torch.autocast(masks.device.type, enabled=False):
+                losses = speaker_losses(predictions, voices, targets, pixels, settings)
         total, parts = losses.total, losses.parts
         if self.sync is not None:
             parts["sync"] = self._sync(self.sync, batch, predictions, targets, progress)

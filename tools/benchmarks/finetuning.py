@@ -73,7 +73,10 @@ def training_steps(bench: FinetuneBench, variant: str = "") -> float:
     settings = _settings(bench, variant)
     model = build_speaker(settings.model, (compose.height, compose.width), 256, 0)
     frozen = settings.model.train_encoder == "frozen"
-    task = SpeakerTask(model, settings.loss, Statistics(), frozen).to(device)
+    task = SpeakerTask(
+        model, settings.loss, Statistics(), frozen,
+        freeze_voices=settings.model.freeze == "voices",
+    ).to(device)  # fmt: skip
     optimizer = build_optimizer(task, OptimizerSettings())
     batches = itertools.repeat(next(iter(Loader(_stream(bench, variant)))))
     times = StepTimes(1, bench.steps, precision_of(bench))

@@ -32,9 +32,13 @@ def model(seed: int = 0, **changes: Any) -> SpeakerModel:
     return SpeakerModel(dataclasses.replace(SHAPE, **changes))
 
 
-def task(speaker_model: SpeakerModel | None = None, **losses: Any) -> SpeakerTask:
+def task(
+    speaker_model: SpeakerModel | None = None, freeze_voices: bool = False, **losses: Any
+) -> SpeakerTask:
     settings = LossSettings(**({"points": 64} | losses))
-    return SpeakerTask(speaker_model or model(), settings, Statistics(), frozen=False)
+    return SpeakerTask(
+        speaker_model or model(), settings, Statistics(), frozen=False, freeze_voices=freeze_voices
+    )
 
 
 def batch(count: int = 2, people: int = 2, seed: int = 1) -> dict[str, Any]:

@@ -41,9 +41,10 @@ def _changed(kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["silent", "single", "absent", "identical", "no masks"])
 @pytest.mark.parametrize("progress", [0.0, 0.9])
-def test_losses_and_gradients_are_finite(kind: str, progress: float) -> None:
+@pytest.mark.parametrize("freeze_voices", [False, True])
+def test_losses_and_gradients_are_finite(kind: str, progress: float, freeze_voices: bool) -> None:
     torch.manual_seed(0)
-    speaker_task = task()
+    speaker_task = task(freeze_voices=freeze_voices)
     output = speaker_task.training_step(_changed(kind), progress, [], 0)
     output.loss.backward()
     for name, value in output.logs.items():
@@ -52,6 +53,29 @@ def test_losses_and_gradients_are_finite(kind: str, progress: float) -> None:
         if parameter.requires_grad:
             assert parameter.grad is not None, name  # DDP waits for those that get none
             assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_frozen_voices_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks, states and articulation cues learn by the same losses; the others are not there."""
+    speaker_task = task(freeze_voices=True)
+    parts = []
+    for frozen in (False, True):
+        speaker_task.freeze_voices = frozen
+        if frozen:
+            monkeypatch.setattr(speaker_task.model, "decode_voices", None)
+        torch.manual_seed(0)
+        scenes = batch(people=1)  # one mask to match: slots are those of the voices, too
+        parts.append(speaker_task.training_step(scenes, 0.0, [], 0).logs)
+    whole, visual = parts
+    missing = {"activity", "sdr", "spectrum", "silence"}
+    assert set(whole) - set(visual) == missing
+    assert set(visual) < set(whole)
+    for name in ("mask_bce", "dice", "center_vote", "mixer", "articulation"):
+        torch.testing.assert_close(visual[name], whole[name])
+    own = ("sound.", "voice_state_head.", "residual_state_head.", "voice_cue_proj.")
+    for name, parameter in speaker_task.model.named_parameters():
+        if not name.startswith("encoder."):
+            assert parameter.requires_grad != name.startswith(own), name
 
 
 def test_articulation_counts_where_it_is_known() -> None:

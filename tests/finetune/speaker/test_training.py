@@ -145,6 +145,39 @@ def test_the_sound_separator_comes_from_its_stage(
         assert all(same) if scale == 0 else not any(same)
 
 
+def test_a_model_learns_without_voices_and_gets_a_better_separator(
+    clips: Manifest, encoder: Path, tmp_path: Path
+) -> None:
+    """`--model.freeze voices`, then `--model.init-from` with `--model.sound-from`."""
+    sounds = []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        sounds.append(SoundSeparator(SoundSeparatorConfig(UNetOptions(width=3), width=16)))
+        sounds[-1].save_pretrained(tmp_path / f"sound{seed}")
+    first, second = tmp_path / "first", tmp_path / "second"
+    changes: dict[str, Any] = {"sound_from": str(tmp_path / "sound5"), "freeze": "voices"}
+    main(words(first, clips, encoder, model=changes, loop={"steps": 2}))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    start = str(first / "checkpoints" / "000000002")
+    own = load_speaker(start)[0].state_dict()
+    for name, value in sounds[0].state_dict().items():
+        assert torch.equal(own[f"sound.{name}"], value), name
+    assert "sdr" not in trace(first)[0]
+    changes = {"init_from": start, "encoder_from": None, "sound_from": str(tmp_path / "sound6")}
+    changes |= {"sound_lr_scale": 0.0}
+    main(words(second, clips, encoder, model=changes, loop={"steps": 1}))
+    model, _ = load_speaker(str(second / "checkpoints" / "000000001"))
+    for name, value in sounds[1].state_dict().items():
+        assert torch.equal(model.state_dict()[f"sound.{name}"], value), name
+    assert "sdr" in trace(second)[0]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    other = tmp_path / "other"
+    SoundSeparator(SoundSeparatorConfig(UNetOptions(width=4), width=16)).save_pretrained(other)
+    with pytest.raises(UsageError, match="differs in its configuration from the separator of"):
+        main(words(tmp_path / "no", clips, encoder, model=changes | {"sound_from": str(other)}))
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def test_it_goes_on_to_the_bit(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     main(words(whole, clips, encoder))
@@ -310,10 +343,7 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     refused("no such backend", loop={"compile": "nonsense"})
     refused("8 clips to compose from, not 99", data={"clips": 99})
     refused("is no folder of weights", CavmaeError, model={"sound_from": str(tmp_path)})
-    sound = tmp_path / "sound"
-    SoundSeparator(SoundSeparatorConfig(UNetOptions(width=3), width=8)).save_pretrained(sound)
-    both = {"init_from": "x", "encoder_from": None, "sound_from": str(sound)}
-    refused("leave model.sound_from out", model=both)
+    refused("leave model.encoder_from out", model={"init_from": "x"})
     whole = {"init_from": "x", "encoder_from": None, "classes": ["child"]}
     refused("leave model.classes out", model=whole)
     refused("not from 0 to 1", model={"sound_lr_scale": 2.0})
