@@ -1,11 +1,15 @@
 """Validation metrics of pretraining.
 
 - Reconstruction of masked patches, beside what predicting each patch's mean gives.
-- Contrast of clips in a batch, and retrieval among all of them.
+- Contrast of clips in groups of a fixed size, and retrieval among all of them.
 - The time bin of a frame among those of its window; and audio in step against the same audio beside
   frames of 400 ms later.
+
+Masks follow from a clip's key and groups from the order of keys, so that the metrics do not depend
+on the number of processes and the sizes of their batches.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,11 +22,13 @@ from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.pretrain.encoder import gather_tokens
 from cavmae.pretrain.frame_contrast import audible_bins, within_clips
 from cavmae.pretrain.losses import normalize_patches
+from cavmae.pretrain.masking import Masking
 from cavmae.pretrain.model import CAVMAE, channels_last
 from cavmae.pretrain.retrieval import Features, ranks, retrieval
 from cavmae.pretrain.settings import ObjectiveSettings
 
 SHIFT = 0.4  # s
+CONTRAST_GROUP = 64  # clips
 FEWEST = 4  # time bins with audio, without which a clip says nothing of its step
 
 
@@ -41,7 +47,7 @@ def validation_record(
     middle = frames.shape[1] // 2
     clip = frames if model.config.frames > 1 else frames[:, middle : middle + 1]
     if objective.mae_weight:
-        record |= _reconstruction(model, objective, fbank, clip)
+        record |= _reconstruction(model, objective, fbank, clip, record["key"])
     if objective.contrastive_weight:
         audio = model.audio_features(fbank).mean(dim=1)
         image = model.frame_features(clip).flatten(1, 2).mean(dim=1)
@@ -55,18 +61,43 @@ def validation_record(
     return record
 
 
+def _masks(
+    model: CAVMAE, objective: ObjectiveSettings, frames: int, keys: Sequence[str]
+) -> tuple[Masking, Masking]:
+    """Masks of audio and of frames, each clip's by its key; see :meth:`CAVMAE.mask`."""
+    device = model.modality_a.device
+    maskings = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for key in keys:
+            digest = hashlib.sha256(key.encode()).digest()
+            torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+            maskings.append(
+                model.mask(
+                    1,
+                    objective.mask_ratio_audio,
+                    objective.mask_ratio_image,
+                    objective.mask_mode,
+                    frames=frames,
+                    frame_masks=objective.frame_masks,
+                )
+            )
+    audio, video = zip(*maskings, strict=True)
+    return _joined(audio), _joined(video)
+
+
+def _joined(maskings: Sequence[Masking]) -> Masking:
+    return Masking(*(torch.cat(parts) for parts in zip(*maskings, strict=True)))
+
+
 def _reconstruction(
-    model: CAVMAE, objective: ObjectiveSettings, fbank: Tensor, clip: Tensor
+    model: CAVMAE,
+    objective: ObjectiveSettings,
+    fbank: Tensor,
+    clip: Tensor,
+    keys: Sequence[str],
 ) -> dict[str, Tensor]:
     patches_a, patches_v = model.patchify(fbank, clip.flatten(0, 1))
-    masking_a, masking_v = model.mask(
-        len(fbank),
-        objective.mask_ratio_audio,
-        objective.mask_ratio_image,
-        objective.mask_mode,
-        frames=clip.shape[1],
-        frame_masks=objective.frame_masks,
-    )
+    masking_a, masking_v = _masks(model, objective, clip.shape[1], keys)
     latents = model.forward_encoder(patches_a, patches_v, masking_a, masking_v, alone=False)
     decoded = model.forward_decoder(latents, masking_a.ids_masked, masking_v.ids_masked)
     heads = model.decoder_pred_a, model.decoder_pred_v
@@ -156,7 +187,7 @@ def aggregate_records(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         keys = [key for record in records for key in record["key"]]
         features = Features(keys, joined("audio_features"), joined("video_features"))
         features = features.normalized(records[0]["center_embeddings"])
-        metrics |= _contrast(features, [len(record["key"]) for record in records])
+        metrics |= _contrast(features)
         for direction, values in retrieval(features).items():
             metrics |= {f"{direction}_{measure}": value for measure, value in values.items()}
     if "time_bin_rank" in names:
@@ -179,18 +210,16 @@ def aggregate_records(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return metrics
 
 
-def _contrast(features: Features, batches: Sequence[int]) -> dict[str, float]:
-    """Contrastive accuracy within batches, in both directions, and its chance level.
+def _contrast(features: Features) -> dict[str, float]:
+    """Contrastive accuracy in both directions, and its chance level.
 
-    Args:
-        batches: clips of each.
+    It is that within groups of :data:`CONTRAST_GROUP` clips in the order of their keys.
     """
+    count = len(features.keys)
+    groups = torch.tensor(sorted(range(count), key=features.keys.__getitem__)).split(CONTRAST_GROUP)
     right = 0.0
-    parts = zip(
-        features.audio.split(list(batches)), features.video.split(list(batches)), strict=True
-    )
-    for audio, video in parts:
+    for group in groups:
+        audio, video = features.audio[group], features.video[group]
         both = torch.cat([ranks(video, audio), ranks(audio, video)])
         right += float((both < 1.5).sum()) / 2
-    count = len(features.keys)
-    return {"contrastive_acc": right / count, "contrastive_chance": len(batches) / count}
+    return {"contrastive_acc": right / count, "contrastive_chance": len(groups) / count}

@@ -15,6 +15,7 @@ from cavmae.common.cli import parse_settings, parser, run
 from cavmae.finetune.events.config import EventConfig, Mode
 from cavmae.finetune.events.factory import load_events
 from cavmae.finetune.events.model import EventClassifier
+from cavmae.finetune.events.run import build
 from cavmae.finetune.events.settings import EventSettings
 from cavmae.finetune.train import main
 from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig
@@ -22,6 +23,7 @@ from cavmae.pretrain.engine.optim import learning_rate
 from cavmae.pretrain.model import CAVMAE
 from cavmae.tools import evaluate
 from tests.finetune.events.event_clips import CLASSES, ENCODER, event_set, several
+from tests.pretrain.engine.held_out import held_out_metrics
 from tests.pretrain.engine.running import finish, launch, trace
 
 SETTINGS: dict[str, Any] = {
@@ -244,3 +246,15 @@ def test_recipes_have_the_numbers_of_the_specification(name: str) -> None:
         per = steps // epochs
         expected = [lr * 0.5 ** max(0, epoch - halve + 1) for epoch in range(epochs)]
         assert rates == [rate for rate in expected for _ in range(per)]
+
+
+def test_metrics_do_not_depend_on_processes_and_batches(tmp_path: Path) -> None:
+    clips = event_set(tmp_path / "clips", several(10), shards=5).folder
+    results = []
+    for processes, batch in ((1, 16), (1, 3), (3, 2), (4, 8)):
+        changes = {"data": {"held_out": clips, "batch_size": batch}}
+        command = words(tmp_path / "run", clips, **changes)[1:3]
+        results.append(held_out_metrics(build, EventSettings, command, processes, tmp_path))
+    assert len({count for count, _ in results}) > 2
+    for _, metrics in results[1:]:
+        assert metrics == pytest.approx(results[0][1], rel=1e-5)

@@ -24,10 +24,13 @@ from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separators.settings import UNetOptions
 from cavmae.finetune.speaker.factory import load_speaker
+from cavmae.finetune.speaker.run import build
+from cavmae.finetune.speaker.settings import SpeakerSettings
 from cavmae.finetune.train import main
 from cavmae.pretrain.config import CAVMAEConfig, EncoderConfig
 from cavmae.pretrain.model import CAVMAE
 from tests.datasets.clips import clip, data_set_of
+from tests.pretrain.engine.held_out import held_out_metrics
 from tests.pretrain.engine.running import run_ranks, trace
 
 COMPOSE = {"height": 32, "width": 48, "seconds": 0.64, "people": [0.2, 0.6, 0.2]}
@@ -121,6 +124,19 @@ def test_a_run_and_what_it_leaves(clips: Manifest, encoder: Path, tmp_path: Path
     own = model.encoder.state_dict()
     assert torch.equal(own["blocks_v.0.attn.qkv.weight"], source["blocks_v.0.attn.qkv.weight"])
     assert own["pos_embed_v"].shape[1] == 6  # moved to scenes of 32x48
+
+
+def test_metrics_do_not_depend_on_processes_and_batches(
+    clips: Manifest, encoder: Path, tmp_path: Path
+) -> None:
+    results = []
+    for processes, batch in ((1, 8), (1, 2), (3, 1), (2, 3)):
+        changes = {"data": {**listed(tmp_path, clips), "batch_size": batch}}
+        command = words(tmp_path / "run", clips, encoder, **changes)[1:3]
+        results.append(held_out_metrics(build, SpeakerSettings, command, processes, tmp_path))
+    assert len({count for count, _ in results}) > 2
+    for _, metrics in results[1:]:
+        assert metrics == pytest.approx(results[0][1], rel=1e-4, nan_ok=True)
 
 
 def test_the_sound_separator_comes_from_its_stage(
