@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from cavmae.common.cli import module_main, parse_settings, parser
 from cavmae.common.errors import UsageError
@@ -25,8 +26,11 @@ class ExportSettings:
             prints it, and the card has it. None: that of an exported model.
         expect: results that users can expect, and their limits, as a phrase that follows "expect";
             likewise.
-        half: weights in half precision (float16), for half of the size; they are widened when they
-            are loaded. Vectors (biases, norms) stay as they are.
+        notes: Markdown file that is appended to the model card: sources of the training data and
+            their terms, measurements, failures.
+        precision: of matrices and kernels in the file, which are restored to float32 when they are
+            loaded: ``fp16`` for half of the size; ``int8``, with a scale for each row, for a
+            quarter. Vectors (biases, norms) stay as they are.
         push: also upload to the hub, under ``name``.
     """
 
@@ -35,7 +39,8 @@ class ExportSettings:
     license: str | None = None
     trained_on: str | None = None
     expect: str | None = None
-    half: bool = False
+    notes: str | None = None
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
     push: bool = False
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ from cavmae.pretrain.engine.model_files import (
     verify_model,
     write_hashes,
 )
-from cavmae.pretrain.engine.tensor_files import halved, read_tensors, write_tensors
+from cavmae.pretrain.engine.tensor_files import narrowed, read_tensors, write_tensors
 from cavmae.tools.export import ExportSettings
 
 log = logging.getLogger("cavmae")
@@ -102,8 +102,10 @@ def export(checkpoint: Path, out: Path, settings: ExportSettings) -> None:
         with write_atomically(temporary / CONFIG) as file:
             file.write(json_bytes(config, indent=1, sort_keys=True))
         weights = read_tensors(checkpoint / WEIGHTS, f"export another checkpoint than {checkpoint}")
-        if settings.half:
-            write_tensors(temporary / WEIGHTS, halved(weights))
+        if settings.precision == "int8":
+            write_tensors(temporary / WEIGHTS, narrowed(weights, 8))
+        elif settings.precision == "fp16":
+            write_tensors(temporary / WEIGHTS, narrowed(weights, 16))
         else:  # the very bytes
             shutil.copy(checkpoint / WEIGHTS, temporary / WEIGHTS)
         card_of(checkpoint, kind, about, settings, out.name).save(temporary / CARD)
@@ -167,7 +169,7 @@ def card_of(
         command=command.format(name=shlex.quote(name)),
         kind=kind,
         about=about,
-        half=settings.half,
+        precision=settings.precision,
         step=int(step) if step.isdigit() else None,
         averaged=averaged,
         classes=_classes(checkpoint / CONFIG) if kind in ("speaker", "events") else [],
@@ -176,7 +178,16 @@ def card_of(
         preprocessing=json.dumps(_json(checkpoint / PREPROCESSING)),
         measures=None if measures is None else _measures_of(kind, measures),
     )
+    if settings.notes is not None:
+        text = f"{text.rstrip()}\n\n{_notes(Path(settings.notes))}"
     return ModelCard(f"{text}\n")
+
+
+def _notes(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--notes {path} cannot be read: {error}.") from error
 
 
 def _markdown(text: str) -> Markup:

@@ -6,7 +6,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +16,8 @@ from torch import Tensor
 from cavmae.common.errors import CavmaeError
 
 WRAPPED = ("state_dict", "model")  # what a published file may keep its state dict under
+SCALE = ".int8_scale"  # end of the name of the scales of a tensor of 8 bits
+LEAST_QUANTISED = 4096  # numbers of a tensor; smaller ones would save little
 # Of torch.load alone: a bit of a pickle may name any operation with any arguments.
 _DAMAGE = (
     SafetensorError, RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError,
@@ -27,7 +29,8 @@ _DAMAGE = (
 def read_tensors(path: Path, remedy: str, finite: bool = True) -> dict[str, Tensor]:
     """Tensors of a file by name: ``.safetensors``, or a file of ``torch.save``.
 
-    Nothing is unpickled but tensors (``weights_only``).
+    Nothing is unpickled but tensors (``weights_only``). Tensors of 8 bits (:func:`narrowed`) are
+    restored to float32.
 
     Args:
         remedy: end of the error's sentence: how to get a sound file.
@@ -51,6 +54,7 @@ def read_tensors(path: Path, remedy: str, finite: bool = True) -> dict[str, Tens
             isinstance(v, Tensor) for v in tensors.values()
         ):
             raise CavmaeError(f"{path} is not a state dict, which maps names to tensors: {remedy}.")
+        tensors = _restored({str(name): value for name, value in tensors.items()})
         if finite:
             for name, value in tensors.items():
                 if not torch.isfinite(value).all():
@@ -60,7 +64,7 @@ def read_tensors(path: Path, remedy: str, finite: bool = True) -> dict[str, Tens
         raise CavmaeError(
             f"{path} is damaged or holds more than tensors ({reason}): {remedy}."
         ) from error
-    return {str(name): value for name, value in tensors.items()}
+    return tensors
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -74,25 +78,58 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         os.fsync(file.fileno())
 
 
-def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for a file of half the size: matrices and kernels in float16.
+def narrowed(tensors: Mapping[str, Tensor], bits: Literal[8, 16]) -> dict[str, Tensor]:
+    """Weights for a smaller file: matrices and kernels in float16, or in 8 bits.
 
-    Vectors keep their type: biases, norms and running statistics take few bytes, and some of their
-    values are below what float16 resolves.
+    With 8 bits each row (first dimension) of a large one becomes int8 numbers and a float32 scale,
+    the largest absolute value over 127, so that no weight moves by more than half a scale; small
+    ones become float16. Vectors keep their type: biases, norms and running statistics take few
+    bytes, and some of their values are below what float16 resolves. :func:`read_tensors` restores
+    float32 from 8 bits.
 
     Args:
         tensors: weights by name, of any shapes.
+        bits: of a number.
 
     Raises:
         CavmaeError: a weight exceeds the largest number of float16.
     """
-    result = {}
+    result: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        narrow = value.half() if value.is_floating_point() and value.ndim > 1 else value
-        if not torch.isfinite(narrow).all():
-            raise CavmaeError(
-                f"{name} exceeds {torch.finfo(torch.float16).max:g}, the largest number of half "
-                "precision: export without --half."
-            )
-        result[name] = narrow
+        if not value.is_floating_point() or value.ndim < 2:
+            result[name] = value
+        elif bits == 8 and value.numel() >= LEAST_QUANTISED:
+            rows = value.float().flatten(1)
+            scale = rows.abs().amax(1, keepdim=True) / 127
+            numbers = (rows / scale.clamp(min=torch.finfo(torch.float32).tiny)).round()
+            result[name] = numbers.to(torch.int8).view(value.shape)
+            result[name + SCALE] = scale[:, 0]
+        else:
+            result[name] = value.half()
+            if not torch.isfinite(result[name]).all():
+                raise CavmaeError(
+                    f"{name} exceeds {torch.finfo(torch.float16).max:g}, the largest number of "
+                    "half precision: export with --precision fp32."
+                )
+    return result
+
+
+def _restored(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors with float32 in place of 8 bits and their scales.
+
+    Raises:
+        ValueError: numbers without a scale, a scale without its numbers, or another shape.
+    """
+    result = {name: value for name, value in tensors.items() if not name.endswith(SCALE)}
+    for name, scale in tensors.items():
+        if not name.endswith(SCALE):
+            continue
+        numbers = result.get(name.removesuffix(SCALE))
+        if numbers is None or numbers.dtype != torch.int8 or scale.shape != numbers.shape[:1]:
+            raise ValueError(f"{name} is not the scale of a tensor of 8 bits")
+        shape = (-1, *[1] * (numbers.ndim - 1))
+        result[name.removesuffix(SCALE)] = numbers.float() * scale.float().view(shape)
+    for name, value in result.items():
+        if value.dtype == torch.int8:
+            raise ValueError(f"{name} has 8 bits and no scale")
     return result
