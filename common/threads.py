@@ -2,6 +2,8 @@
 
 import os
 
+import threadpoolctl
+
 
 def cores() -> int:
     """Number of cores that this process may use."""
@@ -18,6 +20,24 @@ def limit_spinning() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def single_threaded_blas() -> threadpoolctl.threadpool_limits:
+    """Let NumPy's matrix products use one thread each, for good or as a context.
+
+    BLAS splits even products of a fraction of a millisecond over all cores and waits for the
+    slowest part, which takes a hundred times as long where encoders or other processes occupy the
+    cores. PyTorch's threads are not affected.
+    """
+    return threadpoolctl.threadpool_limits(1, user_api="blas")
+
+
+def use_one_thread() -> None:
+    """Let PyTorch and NumPy compute in one thread: of a worker, one of many processes."""
+    import torch  # takes seconds
+
+    torch.set_num_threads(1)
+    single_threaded_blas()
 
 
 def threads_per_process() -> int | None:

@@ -25,7 +25,7 @@ from cavmae.common.errors import CavmaeError
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes
 from cavmae.common.progress import Progress
-from cavmae.common.threads import cores
+from cavmae.common.threads import cores, use_one_thread
 from cavmae.datasets.media.audio_files import AudioFileError
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.synthetic.articulation import MOUTH_RATE, SMOOTHING, STEP, from_audio
@@ -157,7 +157,7 @@ def _build_bank(files: Sequence[tuple[str, Path]], workers: int) -> RecordingBan
 def decode_recordings(paths: Sequence[str], report: Callable[[Any], None]) -> dict[str, Any]:
     """Samples, level and cues of recordings by path. Runs in a worker process."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
+    use_one_thread()
     decoded = {}
     for path in paths:
         try:

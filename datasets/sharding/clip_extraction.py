@@ -14,6 +14,7 @@ import torch
 
 from cavmae.common.errors import CavmaeError
 from cavmae.common.remote import DEFAULT_LIMITS, Limits
+from cavmae.common.threads import use_one_thread
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.shards import encode_sample
 from cavmae.datasets.media import AudioReader, Decoder, MediaError, Probe, open_decoder
@@ -238,7 +239,7 @@ def shard_input(
     Raises:
         CavmaeError: the disk is full or read-only.
     """
-    torch.set_num_threads(1)
+    use_one_thread()
     reporter = Reporter(report)
     copy = local_copy(item.source, part.parent, copy_prefix(part), limits, reporter.alive)
     try:

@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import torch
 from PIL import Image
 
 from cavmae.common.errors import CavmaeError
 from cavmae.common.files import flush_folder, write_atomically
 from cavmae.common.json_files import JSONError, json_bytes, read_json
+from cavmae.common.threads import use_one_thread
 from cavmae.datasets.media.writing import VideoWriter
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.synthetic.mixing import ClipAudio, active_spans, mix, voice_activity
@@ -74,7 +74,7 @@ def render(shot: Shot, beat: Callable[[Any], None]) -> dict[str, Any]:
     Raises:
         CavmaeError: a recording does not decode; the disk is full or read-only.
     """
-    torch.set_num_threads(1)  # processes are the parallelism here
+    use_one_thread()
     script = write_script(shot.settings, shot.population, shot.number)
     audio = mix(shot.settings, shot.population, script)
     temporary = shot.work_folder / f"{shot.number:06d}"

@@ -12,13 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cavmae.common import worker_pool
 from cavmae.common.errors import CavmaeError
 from cavmae.common.files import write_atomically
 from cavmae.common.json_files import json_bytes, read_json
 from cavmae.common.progress import Progress
+from cavmae.common.threads import use_one_thread
 from cavmae.datasets.synthetic import recordings, voices
 from cavmae.datasets.synthetic.population import Population, Speaker, rng_for
 from cavmae.datasets.synthetic.recordings import SpeechRecording
@@ -48,7 +47,7 @@ class _AuditionResult:
 
 def audition_voice(audition: _Audition, beat: Callable[[Any], None]) -> _AuditionResult:
     """Measure a speaker's voice and pitch. Runs in a worker process."""
-    torch.set_num_threads(1)
+    use_one_thread()
     voice = audition.voice
     skipped = []
     if voice is None:

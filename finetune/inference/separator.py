@@ -20,6 +20,7 @@ import numpy as np
 from cavmae.common.device import device_of
 from cavmae.common.errors import UsageError
 from cavmae.common.locks import locked
+from cavmae.common.threads import single_threaded_blas
 from cavmae.datasets.media import Probe, probe
 from cavmae.datasets.media.geometry import cut_from
 from cavmae.datasets.media.playback import Playback
@@ -119,6 +120,7 @@ class Separator:
         scratch = scratch_of(out)
         with (
             self._name_in_errors(video),
+            single_threaded_blas(),
             locked(scratch, f"Another process is making {out}.", stop=False),
         ):
             if (scratch / "work").exists():
@@ -177,6 +179,7 @@ class Separator:
         samples = round(len(waveform) * rate / sample_rate)
         with (
             self._name_in_errors("frames and waveform"),
+            single_threaded_blas(),
             tempfile.TemporaryDirectory(prefix="cavmae-") as folder,
         ):
             cue = (target or Target()).cue(display, media.seconds, self._predictor.config.samples)

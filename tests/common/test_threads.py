@@ -4,8 +4,15 @@ import subprocess
 import sys
 
 import pytest
+import threadpoolctl
+import torch
 
-from cavmae.common.threads import cores, threads_per_process
+from cavmae.common.threads import (
+    cores,
+    single_threaded_blas,
+    threads_per_process,
+    use_one_thread,
+)
 
 PROBE = """
 import os, sys
@@ -48,3 +55,24 @@ def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch)
         assert threads == 1 or threads * processes <= cores()
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert threads_per_process() is None
+
+
+def blas_threads() -> set[int]:
+    return {
+        lib["num_threads"] for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"
+    }
+
+
+def test_matrix_products_of_numpy_use_one_thread_within_a_context() -> None:
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        assert blas_threads() == {2}
+        with single_threaded_blas():
+            assert blas_threads() == {1}
+        assert blas_threads() == {2}
+
+
+def test_a_worker_computes_in_one_thread() -> None:
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        use_one_thread()
+        assert blas_threads() == {1}
+        assert torch.get_num_threads() == 1

@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.media import probe
@@ -152,6 +153,22 @@ def test_progress_rises_to_1(separator: Separator, video: Maker, tmp_path: Path)
             assert values[0] == 0
             assert values[-1] == 1
             assert all(a <= b for a, b in itertools.pairwise(values))
+
+
+def test_matrix_products_of_numpy_do_not_compete_with_encoders(
+    separator: Separator, video: Maker, tmp_path: Path
+) -> None:
+    threads: list[int] = []
+
+    def record(fraction: float) -> None:
+        if fraction < 1:
+            blas = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
+            threads.extend(lib["num_threads"] for lib in blas)
+
+    path = video(seconds=1.5, size=(96, 64))
+    with threadpool_limits(2, user_api="blas"):
+        separator.separate(path, tmp_path / "out", progress=record)
+    assert set(threads) == {1}
 
 
 def test_the_command_shows_progress(
