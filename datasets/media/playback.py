@@ -80,8 +80,10 @@ class Playback:
         """Number of audio packets so far that do not decode."""
         return self._audio.damaged
 
-    def read_frames(self, start: int, count: int) -> np.ndarray:
-        """Reads grid frames ``start`` to ``start + count``: uint8 RGB [count, height, width, 3].
+    def read_frames(self, start: int, count: int) -> list[np.ndarray]:
+        """Reads grid frames ``start`` to ``start + count``: uint8 RGB [height, width, 3] each.
+
+        A frame that stays on screen, or that several segments have, is one array.
 
         Segments are read in order of their starts. After the end the last frame stays.
         """
@@ -100,7 +102,7 @@ class Playback:
             self._cached[index] = self._before = np.ascontiguousarray(frame)
         frames = [self._cached[int(i)] if i >= 0 else self._black() for i in grid]
         frames += frames[-1:] * (count - len(frames))
-        return np.stack(frames)
+        return frames
 
     def _black(self) -> np.ndarray:
         return np.zeros((*self._geometry.size, 3), dtype=np.uint8)

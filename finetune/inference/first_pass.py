@@ -193,7 +193,7 @@ def first_pass(
 
 def _predict_window(
     predictor: WindowPredictor,
-    frames: np.ndarray,
+    frames: Sequence[np.ndarray],
     wave: np.ndarray,
     cue: Cue | None,
     key: int,
@@ -209,7 +209,7 @@ def _predict_window(
     unread.check()
     if (peak := float(np.abs(wave).max())) > MAX_SAMPLE:
         raise MediaError("decode_error", f"its audio has samples as large as {peak:.1e}")
-    if not frames.any():  # black, as where nothing decodes, shows no people
+    if not any(frame.any() for frame in frames):  # black, as where nothing decodes, shows no people
         return [], {}
     mixture = predictor.prepare(wave)
     people = predictor.predict(frames, mixture, WHOLE, cue, key, hint)

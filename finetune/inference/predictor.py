@@ -1,6 +1,7 @@
 """Prediction of the people of one window, in the coordinates of the frames of the recording."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -206,7 +207,7 @@ class WindowPredictor:
     @torch.no_grad()
     def predict(
         self,
-        frames: np.ndarray,
+        frames: Sequence[np.ndarray],
         mixture: PreparedMixture,
         box: Box = WHOLE,
         cue: Cue | None = None,
@@ -218,7 +219,7 @@ class WindowPredictor:
         Voices have the level of the mixture.
 
         Args:
-            frames: uint8 [T, h, w, 3].
+            frames: uint8 [h, w, 3] each, T of them.
             mixture: of :meth:`prepare`.
             box: region of the frames that the model sees.
             cue: cue for the person of slot 0.
@@ -228,13 +229,11 @@ class WindowPredictor:
         Raises:
             NonFiniteError: the model gives NaN or Inf.
         """
-        frame_size = frames.shape[1], frames.shape[2]
+        frame_size = frames[0].shape[0], frames[0].shape[1]
         letterbox = Letterbox.of(box, frame_size, self._image)
-        video_nchw = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        key_frames = letterbox.resize(video_nchw[self.keys], self._image)
-        # Resized before conversion to grey: floats of whole frames would take gigabytes.
-        resized = letterbox.resize(video_nchw, self.config.motion_size).float()
-        motion = (resized * torch.tensor(GREY)[:, None, None]).sum(1).round_().byte()
+        keys_nchw = _nchw([frames[key] for key in self.keys])
+        key_frames = letterbox.resize(keys_nchw, self._image)
+        motion = self._motion(frames, letterbox)
         inputs = Inputs(
             mixture=mixture.wave,
             fbank=mixture.fbank,
@@ -252,7 +251,7 @@ class WindowPredictor:
         masks = letterbox.crop_masks(slot_predictions.masks[-1][0].float().sigmoid()).cpu()
         waves = voice_predictions.waves(mixture.wave.shape[1])[0].float().cpu().numpy()
         key_colors = functional.interpolate(
-            letterbox.crop(video_nchw[self.keys]), masks.shape[-2:], mode="bilinear", antialias=True
+            letterbox.crop(keys_nchw), masks.shape[-2:], mode="bilinear", antialias=True
         )
         activity_prob = voice_predictions.activity_logits[0].float().sigmoid().cpu()
         votes = letterbox.map_votes(slot_predictions.votes[0].float()).cpu()
@@ -273,6 +272,14 @@ class WindowPredictor:
                 )
             )
         return people
+
+    def _motion(self, frames: Sequence[np.ndarray], letterbox: Letterbox) -> Tensor:
+        """Grey frames of a region for the motion pathway: uint8 [T, h, w]."""
+        parts = []
+        for frame in frames:  # one at a time: all of a window would be copied for nothing
+            resized = letterbox.resize(_nchw([frame]), self.config.motion_size).float()
+            parts.append((resized * torch.tensor(GREY)[:, None, None]).sum(1).round_().byte())
+        return torch.cat(parts)
 
     def class_number(self, name: str | None) -> int:
         """Number of a class, from 1; 0 for None.
@@ -325,6 +332,13 @@ class WindowPredictor:
             region = functional.adaptive_avg_pool2d(mask_nchw, grid)[:, 0]
         frame = torch.tensor([key], device=self.device)
         return cues._replace(kind=kind, frame=frame, box=box, region=region)
+
+
+def _nchw(frames: Sequence[np.ndarray]) -> Tensor:
+    """Frames uint8 [h, w, 3] as a batch [N, 3, h, w]; of a single one no copy is taken."""
+    if len(frames) == 1:
+        return torch.from_numpy(frames[0])[None].permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
 def _color_histogram(frames: Tensor, masks: Tensor) -> np.ndarray:

@@ -126,7 +126,7 @@ class _OverlayVideo:
                 path, geometry.size[::-1], VIDEO_RATE, OVERLAY_QUALITY, audio, OVERLAY_PRESET
             )
         )
-        self._read = np.zeros((0, *geometry.size, 3), np.uint8)
+        self._read: list[np.ndarray] = []
         self._first = 0  # frame of the first of those
 
     def __enter__(self) -> Self:

@@ -1,5 +1,7 @@
 """Second look: the model again on crops around people who are small in the frame."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cavmae.common.boxes import WHOLE, Box, mask_box
@@ -14,7 +16,7 @@ from cavmae.finetune.inference.tracker import masks_at, soft_iou
 
 def refine_small_people(
     predictor: WindowPredictor,
-    frames: np.ndarray,
+    frames: Sequence[np.ndarray],
     mixture: PreparedMixture,
     people: list[DetectedPerson],
     hint: int = 0,
@@ -23,7 +25,7 @@ def refine_small_people(
 
     Args:
         predictor: the model.
-        frames: uint8 [T, h, w, 3], of a window.
+        frames: uint8 [h, w, 3] each, T of a window.
         mixture: the same as in the prediction for the whole frame.
         people: prediction for the whole frame.
         hint: class number of the people; 0: none.
@@ -32,7 +34,7 @@ def refine_small_people(
         people, and the magnification of each second look by slot.
     """
     refined, zooms = [], {}
-    frame_size = frames.shape[1], frames.shape[2]
+    frame_size = frames[0].shape[0], frames[0].shape[1]
     thresholds = predictor.thresholds
     for person in people:
         box, zoom = zoom_box(

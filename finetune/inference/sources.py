@@ -1,5 +1,6 @@
 """Sources of a recording for the first pass: a media file, or arrays in memory."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -44,8 +45,8 @@ class MediaSource(Protocol):
         """Number of audio packets so far that do not decode."""
         ...
 
-    def read_frames(self, start: int, count: int) -> np.ndarray:
-        """Read grid frames: uint8 RGB [count, height, width, 3]."""
+    def read_frames(self, start: int, count: int) -> Sequence[np.ndarray]:
+        """Read grid frames: uint8 RGB [height, width, 3] each."""
         ...
 
     def read_audio(self, start: int, count: int) -> np.ndarray:
@@ -99,8 +100,8 @@ class ArraySource:
         """Whether each grid time has a frame, bool [frames]: always."""
         return np.ones(self.frames, dtype=bool)
 
-    def read_frames(self, start: int, count: int) -> np.ndarray:
-        """Read grid frames: uint8 RGB [count, height, width, 3]."""
+    def read_frames(self, start: int, count: int) -> Sequence[np.ndarray]:
+        """Read grid frames: uint8 RGB [height, width, 3] each."""
         grid_times = np.arange(start, start + count) / VIDEO_RATE
         index = np.searchsorted(self._times, grid_times + self._near, side="right") - 1
         fresh, inverse = np.unique(index, return_inverse=True)
@@ -111,8 +112,7 @@ class ArraySource:
                 video_nchw, self._size, mode="bilinear", antialias=True
             )
             video = resized.permute(0, 2, 3, 1).numpy()
-        frames: np.ndarray = np.ascontiguousarray(video[inverse])
-        return frames
+        return [np.ascontiguousarray(video[i]) for i in inverse]
 
     def read_audio(self, start: int, count: int) -> np.ndarray:
         """Read the audio of grid frames: float32 [count * 640]; silence after the end."""

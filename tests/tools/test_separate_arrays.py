@@ -26,7 +26,7 @@ def decoded(path: Path) -> tuple[np.ndarray, np.ndarray, int]:
     """Frames of the displayed size, and the audio as it is stored."""
     info = probe(str(path))
     with Playback(info, cut_from(info, info.display, info.display)) as playback:
-        frames = playback.read_frames(0, playback.frames)
+        frames = np.stack(playback.read_frames(0, playback.frames))
     with av.open(str(path)) as container:
         parts = [frame.to_ndarray() for frame in container.decode(audio=0)]
         channels = container.streams.audio[0].channels

@@ -64,7 +64,7 @@ def test_frames_are_black_before_the_first_one_and_the_last_one_stays(video: Mak
     path = video("late.mkv", seconds=2.0, video_start=0.8, audio_seconds=4.0, size=(96, 64))
     with play(path) as playing:
         assert playing.frames >= 95
-        frames = playing.read_frames(0, playing.frames)
+        frames = np.stack(playing.read_frames(0, playing.frames))
         has_frame = playing.has_frame
     assert not has_frame[:19].any()
     assert has_frame[22:].all()
