@@ -51,14 +51,14 @@ class Statistics:
             CavmaeError: the file is missing or damaged.
         """
         name = files.join(data_set, "stats.json")
-        remedy = f"run `cavmae check {data_set}` again"
+        remedy = f"run `cavmae check {data_set}`"
+        if files.is_url(data_set):  # where the check cannot write
+            remedy += f" with --out DIR, and copy DIR/stats.json to {name}"
         try:
             record = read_json(name, remedy=remedy)
             statistics = cls(typed(record, "fbank_mean", float), typed(record, "fbank_std", float))
         except FileNotFoundError as error:
-            raise CavmaeError(
-                f"There is no {name}: run `cavmae check {data_set}`, which measures it."
-            ) from error
+            raise CavmaeError(f"There is no {name}: {remedy}.") from error
         except ValueError as error:
             raise CavmaeError(f"{name} is damaged ({error}): {remedy}.") from error
         if statistics.std <= 0:

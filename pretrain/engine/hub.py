@@ -13,6 +13,7 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import read_json, typed, value_as
 from cavmae.common.registry import to_json_value
 from cavmae.pretrain.engine.about import About, read_facts, take_about
+from cavmae.pretrain.engine.checkpoints import complete_checkpoints
 from cavmae.pretrain.engine.model_files import (
     COMPLETE,
     CONFIG,
@@ -108,10 +109,16 @@ def model_folder(name: str, **options: Any) -> Path:
     """Folder of a model's files; those of a model on the hub are downloaded first.
 
     Raises:
+        CavmaeError: it is the folder of a run, whose models are its checkpoints.
         OSError, ValueError: there is no such model (the exceptions of ``huggingface_hub``).
     """
-    if Path(name).is_dir():
-        return Path(name)
+    if (folder := Path(name)).is_dir():
+        if not (folder / CONFIG).exists() and (checkpoints := complete_checkpoints(folder)):
+            raise CavmaeError(
+                f"{name} is the folder of a run: name one of its checkpoints, such as "
+                f"{checkpoints[-1]}."
+            )
+        return folder
     for file in MODEL_FILES:
         folder = Path(hf_hub_download(name, file, **options)).parent
     for file in (COMPLETE, PREPROCESSING):

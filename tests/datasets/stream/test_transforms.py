@@ -299,6 +299,10 @@ def test_frames_and_masks_of_a_clip_share_their_window() -> None:
 def test_statistics_come_from_the_check(tmp_path: Path) -> None:
     with pytest.raises(CavmaeError, match="cavmae check"):
         Statistics.load(str(tmp_path))
+    with pytest.raises(
+        CavmaeError, match=r"--out DIR, and copy DIR/stats.json to file:///\S+/stats"
+    ):
+        Statistics.load(f"file://{tmp_path}")
     for content in ("{", "{}", '{"fbank_mean": -5, "fbank_std": 0}'):
         (tmp_path / "stats.json").write_text(content)
         with pytest.raises(CavmaeError):

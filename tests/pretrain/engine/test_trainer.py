@@ -261,6 +261,8 @@ def test_averaged_weights(tmp_path: Path, data_set: Manifest) -> None:
     averaged = CAVMAE.from_pretrained(saved[-1] / "average").state_dict()
     for key, value in averaged.items():
         torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6)
+    with pytest.raises(CavmaeError, match=f"is the folder of a run: .* such as {saved[-1]}"):
+        CAVMAE.from_pretrained(run)
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path, data_set: Manifest) -> None:
