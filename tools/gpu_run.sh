@@ -132,8 +132,11 @@ fi
 
 # 2. Speed of the other tasks: the reference's steps and eager fp32 are in the tables.
 if wanted pretrain-speed; then
+    sweep=()
+    [ "$DEVICE" = cpu ] || sweep=(--sweep '[128,256]')
     table pretrain.md bench pretrain --device "$DEVICE" --size "$MODEL" --batch-size "$BATCH" \
-        --steps "$steps" --rounds "$rounds"
+        --steps "$steps" --rounds "$rounds" "${sweep[@]}"
+    table load.md bench load --rounds "$rounds"
 fi
 if wanted finetune-speed; then
     table finetune.md bench finetune --device "$DEVICE" --size "$SPEAKER" --encoder-size "$SPEAKER" \

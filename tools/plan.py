@@ -14,16 +14,16 @@ from cavmae.datasets.sharding.settings import PROFILES, SHARD_BYTES, ShardSettin
 
 MANIFEST_BYTES = 22  # of a sample with one label of 527
 MANIFEST_MEMORY = 200  # bytes of that sample, once read
-SHARD_RATE = {"events": 31.0, "speakers": 11.0}
+SHARD_RATE = {"events": 16.0, "speakers": 9.4}  # of the real clip; generated ones: 31 and 11
 SAMPLE_MB = {"events": 0.585, "speakers": 1.92}
 LOAD_RATE = {"events": 642.0, "speakers": 222.0}
 STEP_RATE = 941.0
 # Where the rates come from; docs/benchmarks has the runs.
 SOURCES = {
-    "shard_rate": "`cavmae bench shard`, 720p, a core of an EPYC",
+    "shard_rate": "`cavmae bench shard --inputs`, a real 720p clip, a core of an EPYC",
     "sample_mb": "`cavmae shard`: frames of 224x224 (10 of `events`, 25/s of `speakers`), FLAC",
     "load_rate": "`cavmae bench load`, a core of a Xeon",
-    "step_rate": "`cavmae bench pretrain --size base`, bf16, batches of 256, one H100",
+    "step_rate": "`cavmae bench pretrain --size base`, clips of 10 s, bf16, batches of 256, one H100",
 }
 
 
