@@ -28,7 +28,7 @@ MARK = "made-by-cavmae-demo.json"
 # Everything that the demo writes into its folder, and everything that --clean removes.
 OUTPUTS = (
     "talkers", "shards", "scenes", "pretrained", "held-out.jsonl", "before", "finetuned",
-    "measured", "separated", "report.html", "verdict.json",
+    "measured", "separated", "separated-box", "report.html", "verdict.json",
 )  # fmt: skip
 OWN_PROCESS = ("pretrain", "finetune")
 SEED, SCENE_SEED = 1, 77
@@ -257,15 +257,21 @@ def steps(out: Path, settings: DemoSettings) -> Iterator[DemoStep]:
          "--similar-voices", "0", *easy),
     )  # fmt: skip
     rendered = [str(scenes / "clips" / f"{n:06d}" / f"{n:06d}.mp4") for n in range(2)]
-    common = ("--model", f"{model}", "--out", f"{out / 'separated'}")
-    yield DemoStep("Separate voices and masks", ("separate", *rendered, *common))
-    if settings.video is not None:
-        yield DemoStep("Separate your video", ("separate", settings.video, *common), optional=True)
+    for whose, place in (
+        ("the model trained here", ("--model", f"{model}", "--out", f"{out / 'separated'}")),
+        ("the model in the box", ("--out", f"{out / 'separated-box'}")),
+    ):
+        yield DemoStep(f"Separate voices and masks with {whose}", ("separate", *rendered, *place))
+        if settings.video is not None:
+            yield DemoStep(
+                f"Separate your video with {whose}", ("separate", settings.video, *place),
+                optional=True,
+            )  # fmt: skip
     yield DemoStep(
         "Write the report",
         ("report", f"{pretrained}", f"{after}", f"{out / 'measured' / 'before'}",
-         f"{out / 'measured' / 'after'}", f"{out / 'separated'}", f"{shards / 'train'}",
-         "--out", f"{out / 'report.html'}", "--title", "cavmae demo"),
+         f"{out / 'measured' / 'after'}", f"{out / 'separated'}", f"{out / 'separated-box'}",
+         f"{shards / 'train'}", "--out", f"{out / 'report.html'}", "--title", "cavmae demo"),
     )  # fmt: skip
 
 

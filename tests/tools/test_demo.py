@@ -70,8 +70,9 @@ def test_every_step_is_a_command_and_an_own_video_is_separated(tmp_path: Path) -
     planned = list(steps(tmp_path, DemoSettings(video="mine.mp4")))
     assert {step.words[0] for step in planned} <= set(COMMANDS)
     own = [step for step in planned if "mine.mp4" in step.words]
-    assert [(step.words[0], step.optional) for step in own] == [("separate", True)]
-    assert planned.index(own[0]) < len(planned) - 1  # the report shows it
+    assert [(step.words[0], step.optional) for step in own] == [("separate", True)] * 2
+    assert ["--model" in step.words for step in own] == [True, False]  # then that of the box
+    assert planned.index(own[1]) < len(planned) - 1  # the report shows it
 
 
 @pytest.fixture
