@@ -44,7 +44,7 @@ class ComposedFrames(NamedTuple):
     masked: np.ndarray
 
 
-class _Canvas:
+class Canvas:
     """Frames of a scene under composition, float32 [N, C, height, width] from 0 to 255.
 
     Args:
@@ -108,6 +108,22 @@ class _Canvas:
         else:
             below.lerp_(visible.float(), alpha.expand_as(below))
 
+    def fill(self, plate: Tensor, weights: Tensor | None = None) -> None:
+        """Fills the scene with a background plate [3, h, w], centred and cropped.
+
+        Args:
+            weights: [3], of the colours on a canvas of one channel; None: it has three.
+        """
+        scale = max(self.size[0] / plate.shape[1], self.size[1] / plate.shape[2])
+        height = max(self.size[0], round(plate.shape[1] * scale))
+        width = max(self.size[1], round(plate.shape[2] * scale))
+        large = functional.interpolate(plate[None], (height, width), mode="bilinear")[0]
+        top, left = (height - self.size[0]) // 2, (width - self.size[1]) // 2
+        large = large[:, top : top + self.size[0], left : left + self.size[1]]
+        if weights is not None:
+            large = (large * weights[:, None, None]).sum(0, keepdim=True)
+        self.pixels[:] = large
+
 
 class Compositor:
     """Composes frames and masks of scene specs.
@@ -130,7 +146,7 @@ class Compositor:
         self.masked = np.union1d(mask_frames, self.keys)
         self.keys_masked = np.searchsorted(self.masked, self.keys)
         self.grey_masked = np.searchsorted(self.masked, mask_frames)
-        self._plate = functools.lru_cache(PLATES)(self._build_plate)
+        self._plate = functools.lru_cache(PLATES)(functools.partial(background_plate, pool))
 
     def compose_frames(self, spec: SceneSpec) -> ComposedFrames:
         """Composes frames and masks of a scene.
@@ -141,8 +157,8 @@ class Compositor:
         inner_size = spec.room or self.scene
         ratio = self.motion[0] / self.scene[0], self.motion[1] / self.scene[1]
         grey_size = round(inner_size[0] * ratio[0]), round(inner_size[1] * ratio[1])
-        colour = _Canvas(inner_size, inner_size, len(self.keys), 3)
-        grey = _Canvas(grey_size, inner_size, len(self.times), 1)
+        colour = Canvas(inner_size, inner_size, len(self.keys), 3)
+        grey = Canvas(grey_size, inner_size, len(self.times), 1)
         if spec.background is not None:
             self._fill_background(colour, grey, self.pool.index_of[spec.background])
         masks = np.zeros((len(spec.people), len(self.keys), *inner_size), dtype=bool)
@@ -168,9 +184,9 @@ class Compositor:
                 if is_cutout:
                     sparse, _ = grey.crop_visible(mask_alpha[self.grey_masked], clip, person)
                     alphas = (
-                        _feather(alpha, spec.feather),
+                        feather(alpha, spec.feather),
                         self._interpolate(
-                            _feather(sparse.float() / 255, spec.feather * grey.ratio[0])
+                            feather(sparse.float() / 255, spec.feather * grey.ratio[0])
                         ),
                     )
             self._paste_person(colour, grey, clip, person, indices, alphas)
@@ -184,8 +200,8 @@ class Compositor:
 
     def _paste_person(
         self,
-        colour: _Canvas,
-        grey: _Canvas,
+        colour: Canvas,
+        grey: Canvas,
         clip: PoolClip,
         person: VisiblePerson,
         indices: np.ndarray,
@@ -218,36 +234,32 @@ class Compositor:
         weight = (frame % MASK_STEP / MASK_STEP)[:, None, None, None]
         return torch.lerp(alpha_n1hw[before], alpha_n1hw[after], weight)
 
-    def _fill_background(self, colour: _Canvas, grey: _Canvas, number: int) -> None:
-        """Fills both canvases with a clip's background plate, centred and cropped."""
+    def _fill_background(self, colour: Canvas, grey: Canvas, number: int) -> None:
+        """Fills both canvases with a clip's background plate."""
         plate = self._plate(number)
-        for canvas, weights in ((colour, None), (grey, torch.tensor(GREY))):
-            scale = max(canvas.size[0] / plate.shape[1], canvas.size[1] / plate.shape[2])
-            height = max(canvas.size[0], round(plate.shape[1] * scale))
-            width = max(canvas.size[1], round(plate.shape[2] * scale))
-            large = functional.interpolate(plate[None], (height, width), mode="bilinear")[0]
-            top, left = (height - canvas.size[0]) // 2, (width - canvas.size[1]) // 2
-            large = large[:, top : top + canvas.size[0], left : left + canvas.size[1]]
-            if weights is not None:
-                large = (large * weights[:, None, None]).sum(0, keepdim=True)
-            canvas.pixels[:] = large
+        colour.fill(plate)
+        grey.fill(plate, torch.tensor(GREY))
 
-    def _build_plate(self, number: int) -> Tensor:
-        """Background plate of a clip, without its person: float [3, h, w], 0 to 255.
 
-        Each pixel is its mean over the frames in which the person does not cover it; pixels that
-        are always covered are filled from around. A clip without masks gives one of its frames.
-        """
-        clip = self.pool.clips[number]
-        frames = ((np.arange(PLATE_FRAMES) + 0.5) * len(clip.times) / PLATE_FRAMES).astype(int)
-        if not clip.masked:
-            frame = self.pool.frames(clip, frames[:1].tolist(), grey=False)[0]
-            return torch.from_numpy(frame).permute(2, 0, 1).float()
-        frames_nhwc = torch.from_numpy(self.pool.frames(clip, frames.tolist(), grey=False))
-        person = dilate(self.pool.masks(clip, frames.tolist()) > 0, MARGIN)
-        free = torch.from_numpy(~person).float()[:, None]
-        total = (frames_nhwc.permute(0, 3, 1, 2).float() * free).sum(0)
-        return fill_holes(total, free.sum(0))
+def background_plate(pool: ClipPool, number: int) -> Tensor:
+    """Background plate of a clip, without its person: float [3, h, w], 0 to 255.
+
+    Each pixel is its mean over the frames in which the person does not cover it; pixels that are
+    always covered are filled from around. A clip without masks gives one of its frames.
+
+    Raises:
+        SampleError: a frame or mask of the clip is broken.
+    """
+    clip = pool.clips[number]
+    frames = ((np.arange(PLATE_FRAMES) + 0.5) * len(clip.times) / PLATE_FRAMES).astype(int)
+    if not clip.masked:
+        frame = pool.frames(clip, frames[:1].tolist(), grey=False)[0]
+        return torch.from_numpy(frame).permute(2, 0, 1).float()
+    frames_nhwc = torch.from_numpy(pool.frames(clip, frames.tolist(), grey=False))
+    person = dilate(pool.masks(clip, frames.tolist()) > 0, MARGIN)
+    free = torch.from_numpy(~person).float()[:, None]
+    total = (frames_nhwc.permute(0, 3, 1, 2).float() * free).sum(0)
+    return fill_holes(total, free.sum(0))
 
 
 def resize(frames_nchw: Tensor, size: Size) -> Tensor:
@@ -301,7 +313,7 @@ def fill_holes(total: Tensor, weight: Tensor) -> Tensor:
     return torch.where(known, total / weight.clamp(min=1e-6), below)
 
 
-def _feather(alpha_n1hw: Tensor, width: float) -> Tensor:
+def feather(alpha_n1hw: Tensor, width: float) -> Tensor:
     """Softens edges: means over a square of about twice ``width`` pixels, [N, 1, h, w]."""
     side = 2 * round(width) + 1
     if side == 1 or alpha_n1hw.numel() == 0:

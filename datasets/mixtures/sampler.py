@@ -1,28 +1,25 @@
-"""Random sampling of scene specs: people, voices, placement, background and noise."""
+"""Random sampling of scene specs: people, voices, background and noise.
 
-import contextlib
+People are placed by :mod:`.placement`.
+"""
+
 import dataclasses
 import random
 from collections.abc import Sequence
 
-from cavmae.common.boxes import Box, pixel_box
-from cavmae.common.errors import SampleError, UsageError
+from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
+from cavmae.datasets.mixtures.placement import PeoplePlacer
 from cavmae.datasets.mixtures.scene_spec import (
     ComposeSettings,
     Kind,
     Noise,
-    Place,
     SceneSpec,
     VisiblePerson,
     Voice,
 )
 from cavmae.datasets.stream.rates import VIDEO_RATE
 
-PLACEMENT_TRIES = 12  # attempts at a placement in which heads do not hide each other
-HEAD_FRACTION = 0.5  # upper fraction of a person's box that counts as the head
-MAX_OCCLUSION = 0.25  # fraction of a head that another person may hide
-HEADROOM = 0.08  # above a head, as a fraction of the scene's height
 INNER_FRACTION = (0.5, 0.85)  # range of a letterboxed scene's shorter side over the frame's side
 WIDE_PROB = 0.7  # of a letterboxed scene being wider than the frame, as most videos are
 SIDE_STEP = 16  # pixels: sides of letterboxed scenes are whole patches
@@ -53,7 +50,7 @@ class SceneSampler:
         self._backgrounds = [n for n, clip in enumerate(clips) if clip.background]
         self._backgrounds = self._backgrounds or [n for n, clip in enumerate(clips) if clip.masked]
         self._names = sorted(self._speaking)
-        self._person_boxes: dict[int, Box] = {}
+        self._placer = PeoplePlacer(pool, settings.min_scale, settings.max_scale)
         max_people = max(k + 1 for k, weight in enumerate(settings.people) if weight)
         required = max_people + bool(settings.off_screen_prob or settings.all_off_screen_prob)
         if len(self._names) < required:
@@ -87,7 +84,11 @@ class SceneSampler:
         )
         inner_size = self._sample_inner_size(rng)
         scene_size = inner_size or (settings.height, settings.width)
-        people, order = self._place_people(kind, visible, voices, scene_size, rng)
+        places, order = self._placer.place(kind, visible, scene_size, rng)
+        people = tuple(
+            VisiblePerson(**dataclasses.asdict(voice), **dataclasses.asdict(place))
+            for voice, place in zip(voices, places, strict=False)
+        )
         noises: tuple[Noise, ...] = ("white", "pink", "hum")
         target = rng.randrange(count)
         return SceneSpec(
@@ -197,137 +198,6 @@ class SceneSampler:
             return 1.0
         speed = 1 + rng.randint(-max_steps, max_steps) * SPEED_STEP
         return speed if self.settings.seconds * speed <= clip.info.duration + 1e-6 else 1.0
-
-    def _person_box(self, number: int) -> Box:
-        """Box of the person in a clip's middle frame, in pixels; without masks the whole frame."""
-        if number not in self._person_boxes:
-            clip = self.pool.clips[number]
-            height, width = clip.info.frame_size
-            box: Box = (0.0, 0.0, float(width), float(height))
-            if clip.masked:
-                # The composer reads a broken mask again, and then counts and reports it.
-                with contextlib.suppress(SampleError):
-                    mask = self.pool.masks(clip, [len(clip.times) // 2])[0] > 0
-                    box = pixel_box(mask) or box
-            self._person_boxes[number] = box
-        return self._person_boxes[number]
-
-    def _place_people(
-        self,
-        kind: Kind,
-        numbers: Sequence[int],
-        voices: Sequence[Voice],
-        scene_size: tuple[int, int],
-        rng: random.Random,
-    ) -> tuple[tuple[VisiblePerson, ...], tuple[int, ...]]:
-        """Samples the people's positions.
-
-        Returns:
-            the people, and their numbers from the farthest to the nearest.
-        """
-        count = len(numbers)
-        if kind == "split_screen":
-            cuts = [round(n * scene_size[1] / count) for n in range(count + 1)]
-            places = [
-                self._place_full(number, scene_size, (left, right), rng)
-                for number, left, right in zip(numbers, cuts, cuts[1:], strict=False)
-            ]
-            order = list(range(count))
-        else:
-            order = rng.sample(range(count), count)
-            places = []
-            min_occlusion = float("inf")
-            for _ in range(PLACEMENT_TRIES):
-                candidate: list[Place] = [None] * count  # type: ignore[list-item]
-                for depth, number in enumerate(order):
-                    has_own_background = kind == "own_background" and depth == 0
-                    candidate[number] = (
-                        self._place_full(numbers[number], scene_size, None, rng)
-                        if has_own_background
-                        else self._place_cutout(numbers[number], scene_size, rng)
-                    )
-                heads = [self._head_box(numbers[n], candidate[n]) for n in order]
-                occlusion = self._max_occlusion(heads)
-                if occlusion < min_occlusion:
-                    places, min_occlusion = candidate, occlusion
-                if min_occlusion <= MAX_OCCLUSION:
-                    break
-        people = tuple(
-            VisiblePerson(**dataclasses.asdict(voice), **dataclasses.asdict(place))
-            for voice, place in zip(voices, places, strict=False)
-        )
-        return people, tuple(order)
-
-    def _place_full(
-        self,
-        number: int,
-        scene_size: tuple[int, int],
-        window: tuple[int, int] | None,
-        rng: random.Random,
-    ) -> "Place":
-        """Places a clip so that it fills the scene or a window of its columns, person centred.
-
-        Args:
-            window: (first, end) column in pixels; None: all columns.
-        """
-        clip = self.pool.clips[number]
-        height, width = clip.info.frame_size
-        first, last = window or (0, scene_size[1])
-        scale = max(scene_size[0] / height, (last - first) / width)
-        flip = rng.random() < 0.5
-        left, upper, right, _ = self._person_box(number)
-        middle = (left + right) / 2
-        corner = (first + last) / 2 - scale * (width - middle if flip else middle)
-        corner = min(first, max(last - scale * width, corner))
-        lowest = scene_size[0] - scale * height
-        # A clip taller than the scene shows the head, or its middle where no mask locates the head.
-        top = lowest / 2
-        if clip.masked:
-            top = min(0, max(lowest, HEADROOM * scene_size[0] - scale * upper))
-        return Place(scale, round(corner), round(top), flip, window)
-
-    def _place_cutout(
-        self, number: int, scene_size: tuple[int, int], rng: random.Random
-    ) -> "Place":
-        """Places a cut-out person whose clip ends at the scene's lower edge or below it."""
-        settings = self.settings
-        height, width = self.pool.clips[number].info.frame_size
-        left, upper, right, _ = self._person_box(number)
-        flip = rng.random() < 0.5
-        middle = width - (left + right) / 2 if flip else (left + right) / 2
-        scale = rng.uniform(settings.min_scale, settings.max_scale) * scene_size[0] / height
-        # Not so low that a head of usual size (an upper third) leaves the scene.
-        lowest = max(scene_size[0] - scale * height, -scale * upper)
-        sink = max(0.0, scene_size[0] - scale * (upper + (height - upper) / 2) - lowest)
-        top = lowest + rng.random() * min(sink, 0.2 * scene_size[0])
-        corner = rng.uniform(0.12, 0.88) * scene_size[1] - scale * middle
-        return Place(scale, round(corner), round(top), flip, None)
-
-    def _head_box(self, number: int, place: "Place") -> Box:
-        """Box of a person's upper half, in pixels of the scene."""
-        left, top, right, bottom = self._person_box(number)
-        if place.flip:
-            width = self.pool.clips[number].info.frame_size[1]
-            left, right = width - right, width - left
-        bottom = top + HEAD_FRACTION * (bottom - top)
-        x, y, scale = place.left, place.top, place.scale
-        return (x + scale * left, y + scale * top, x + scale * right, y + scale * bottom)
-
-    @staticmethod
-    def _max_occlusion(heads: Sequence[Box]) -> float:
-        """Largest fraction of a head that nearer heads, and the bodies below them, hide.
-
-        Args:
-            heads: boxes from the farthest to the nearest.
-        """
-        max_fraction = 0.0
-        for depth, (left, top, right, bottom) in enumerate(heads):
-            for other in heads[depth + 1 :]:
-                width = max(0.0, min(right, other[2]) - max(left, other[0]))
-                height = max(0.0, bottom - max(top, other[1]))  # a body reaches down from its head
-                fraction = width * height / max(1.0, (right - left) * (bottom - top))
-                max_fraction = max(max_fraction, fraction)
-        return max_fraction
 
     def _sample_reference(self, person: Voice, rng: random.Random) -> Voice | None:
         """Reference voice of a person: from another clip, or from another part of the same clip.

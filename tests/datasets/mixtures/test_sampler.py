@@ -10,7 +10,8 @@ import pytest
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.sampler import MAX_OCCLUSION, SceneSampler
+from cavmae.datasets.mixtures.placement import MAX_OCCLUSION, max_occlusion
+from cavmae.datasets.mixtures.sampler import SceneSampler
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from tests.datasets.clips import clip, data_set_of
@@ -123,7 +124,7 @@ def test_people_stand_where_they_are_seen(pool: ClipPool, drawn: list[SceneSpec]
     hidden = []
     for spec in drawn:
         numbers = [pool.index_of[p.clip] for p in spec.people]
-        heads = [sampler._head_box(n, p) for n, p in zip(numbers, spec.people, strict=True)]
+        heads = [sampler._placer.head_box(n, p) for n, p in zip(numbers, spec.people, strict=True)]
         for place, number, (left, top, right, bottom) in zip(
             spec.people, numbers, heads, strict=True
         ):
@@ -138,7 +139,7 @@ def test_people_stand_where_they_are_seen(pool: ClipPool, drawn: list[SceneSpec]
             if spec.kind == "pasted":
                 assert place.top + place.scale * height >= high - 1
         if spec.kind != "split_screen":
-            hidden.append(sampler._max_occlusion([heads[n] for n in spec.order]))
+            hidden.append(max_occlusion([heads[n] for n in spec.order]))
     assert sum(share <= MAX_OCCLUSION for share in hidden) / len(hidden) > 0.9
 
 
@@ -169,14 +170,14 @@ def test_heads_are_seen_where_a_clip_is_taller_than_the_scene(pool: ClipPool) ->
     inner_size = height // 2, width  # half of the clip's height is seen, and all of its width
     tops = {}
     for upper in (1.0, height / 4, height - 4.0):
-        sampler._person_boxes[masked] = (0.0, upper, float(width), float(height))
-        place = sampler._place_full(masked, inner_size, None, random.Random(0))
+        sampler._placer._person_boxes[masked] = (0.0, upper, float(width), float(height))
+        place = sampler._placer.place_full(masked, inner_size, None, random.Random(0))
         assert place.scale == 1
         assert 0 <= upper + place.top < inner_size[0]
         tops[upper] = place.top
     assert list(tops.values()) == sorted(tops.values(), reverse=True)
     assert tops[1.0] == 0 and tops[height - 4.0] == inner_size[0] - height
-    middle = sampler._place_full(unknown, inner_size, None, random.Random(0)).top
+    middle = sampler._placer.place_full(unknown, inner_size, None, random.Random(0)).top
     assert middle == round((inner_size[0] - height) / 2)
 
 
