@@ -13,6 +13,9 @@ COMMANDS = {
     "check": Command("cavmae.tools.check", "verify shards; statistics, a contact sheet", "Data"),
     "render-talkers": Command("cavmae.tools.render_talkers", "synthesize talking heads", "Data"),
     "make-scenes": Command("cavmae.tools.make_scenes", "draw a fixed list of scenes", "Data"),
+    "make-footage": Command(
+        "cavmae.tools.make_footage", "render long recordings with truth", "Data"
+    ),
     "plan": Command("cavmae.tools.plan", "hours, sizes, costs by measured rates", "Data"),
     "pretrain": Command("cavmae.pretrain.train", "train CAV-MAE on shards", "Training"),
     "finetune": Command("cavmae.finetune.train", "train on labelled clips", "Training"),
