@@ -26,6 +26,9 @@ COMMANDS = {
     "evaluate-separator": Command(
         "cavmae.tools.evaluate_separator", "metrics of a sound separator", "Evaluation"
     ),
+    "evaluate-tracks": Command(
+        "cavmae.tools.evaluate_tracks", "identity of people over long recordings", "Evaluation"
+    ),
     "retrieve": Command("cavmae.tools.retrieve", "audio-video retrieval; features", "Evaluation"),
     "inpaint": Command("cavmae.tools.inpaint", "reconstruct masked patches", "Evaluation"),
     "bench": Command("cavmae.tools.bench", "speed and memory against a baseline", "Evaluation"),

@@ -1,0 +1,1 @@
+"""Measures of people tracks of whole recordings against ground truth."""
