@@ -5,6 +5,7 @@ recording.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,9 @@ MIXTURE = 0  # number of the mixture among the waves; people count from 1
 
 @dataclasses.dataclass(frozen=True)
 class Sighting:
-    """One person in one window.
+    """A detection of a person in a window.
+
+    A person has several in a window with a cut, each with masks in other key frames.
 
     Attributes:
         window: index of the window.
@@ -52,6 +55,13 @@ class Sighting:
     cued: bool
     power: float
     voice_distance: float | None
+
+
+def by_window(sightings: Sequence[Sighting]) -> dict[int, list[Sighting]]:
+    """Sightings of a person by the index of the window, which ascends."""
+    return {
+        window: list(group) for window, group in itertools.groupby(sightings, lambda s: s.window)
+    }
 
 
 @dataclasses.dataclass
@@ -156,7 +166,8 @@ def first_pass(
             numbers = tracker.assign_numbers(people)
             waves = {MIXTURE: wave}
             for number, person in zip(numbers, people, strict=True):
-                waves[number] = person.voice
+                # Voices add up to the mixture, so those of a person before and after a cut do.
+                waves[number] = waves[number] + person.voice if number in waves else person.voice
                 sighting = Sighting(
                     window=window,
                     presence_prob=person.presence_prob,

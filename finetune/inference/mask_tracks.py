@@ -1,14 +1,14 @@
 """Masks of a person at every frame, from the masks of key frames of overlapping windows."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from cavmae.common.boxes import Box
 from cavmae.common.interpolation import linear_weights
-from cavmae.finetune.inference.first_pass import FirstPass, Sighting
+from cavmae.finetune.inference.first_pass import FirstPass, Sighting, by_window
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
 from cavmae.finetune.inference.tracker import interpolate_masks
 
@@ -45,14 +45,15 @@ class MaskTrack:
 
     Args:
         recording: result of the first pass.
-        sightings: the person in each window.
+        sightings: the person in all windows.
     """
 
     def __init__(self, recording: FirstPass, sightings: Sequence[Sighting]):
         self._recording = recording
-        self._sightings = {sighting.window: sighting for sighting in sightings}
+        self._sightings = by_window(sightings)
         self._weights = CrossfadeWeights(recording.starts, recording.length)
-        self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # masks and weights of windows
+        # Masks of the sightings in windows, and the weights of those.
+        self._cache: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
 
     def at(self, frame: int, size: tuple[int, int]) -> MaskRegion | None:
         """Mask of a frame; frames are read in ascending order.
@@ -71,9 +72,8 @@ class MaskTrack:
         # Largest value and weighted sum of the masks of a box.
         placed: dict[tuple[Box, tuple[int, ...]], tuple[np.ndarray, np.ndarray]] = {}
         for window in range(first, last):
-            if window in self._sightings:
-                value, weight = self._window_mask(window, frame)
-                key = self._sightings[window].box, value.shape
+            for sighting, value, weight in self._window_masks(window, frame):
+                key = sighting.box, value.shape
                 largest, total = placed.get(key, (value, np.zeros_like(value)))
                 placed[key] = np.maximum(largest, value), total + value * weight
         # A mean can only exceed the threshold near a value that does.
@@ -88,15 +88,21 @@ class MaskTrack:
             _add_resized(values, (top, left), total, box, size)
         return MaskRegion(top, left, values)
 
-    def _window_mask(self, window: int, frame: int) -> tuple[np.ndarray, float]:
-        """Mask [h, w] of a frame in one window, 0 to 1, and its weight."""
+    def _window_masks(
+        self, window: int, frame: int
+    ) -> Iterator[tuple[Sighting, np.ndarray, float]]:
+        """Yield each sighting in a window, its mask [h, w] of a frame, 0 to 1, and its weight."""
+        sightings = self._sightings.get(window, [])
+        if not sightings:
+            return
         if window not in self._cache:
-            masks = self._recording.masks(self._sightings[window])
+            masks = [self._recording.masks(sighting) for sighting in sightings]
             self._cache[window] = masks, self._weights.of(window)
         masks, weights = self._cache[window]
         offset = frame - self._recording.starts[window]
-        value = interpolate_masks(masks, np.array([offset]), self._recording.keys)[0]
-        return value, float(weights[offset])
+        for sighting, values in zip(sightings, masks, strict=True):
+            value = interpolate_masks(values, np.array([offset]), self._recording.keys)[0]
+            yield sighting, value, float(weights[offset])
 
 
 def _extent(first: float, last: float, size: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import numpy as np
 from cavmae.common.boxes import pixel_box
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import Span, spans_of
-from cavmae.finetune.inference.first_pass import FirstPass, Sighting
+from cavmae.finetune.inference.first_pass import FirstPass, Sighting, by_window
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
 from cavmae.finetune.inference.predictor import Cue
 from cavmae.finetune.inference.settings import Thresholds
@@ -36,10 +36,12 @@ def activity_prob(recording: FirstPass, sightings: list[Sighting]) -> np.ndarray
     """
     weights = CrossfadeWeights(recording.starts, recording.length)
     total = np.zeros((2, recording.frames + recording.length), dtype=np.float32)
-    for sighting in sightings:
-        start = recording.starts[sighting.window]
-        weight = weights.of(sighting.window)
-        weighted = np.stack([weight * recording.activity_prob(sighting), weight])
+    for window, group in by_window(sightings).items():
+        start = recording.starts[window]
+        weight = weights.of(window)
+        # Before a cut and after it, the person is in different slots.
+        prob = np.maximum.reduce([recording.activity_prob(sighting) for sighting in group])
+        weighted = np.stack([weight * prob, weight])
         total[:, start : start + recording.length] += weighted
     mean_prob: np.ndarray = total[0] / np.maximum(total[1], 1e-6)
     return mean_prob[: recording.frames]

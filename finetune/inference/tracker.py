@@ -3,6 +3,9 @@
 People of consecutive windows are matched by their masks and voices in the frames that both windows
 share, which holds when two people cross. People who return after some windows are matched by their
 color histograms. A person without a match starts a new track.
+
+A window with a cut may have a person twice, in a slot before the cut and in another after it. Two
+detections of a window are one person if no key frame has both, and if they match the same track.
 """
 
 import dataclasses
@@ -25,16 +28,17 @@ class Track:
     Attributes:
         number: from 1, in the order of appearance.
         window: index of the last window with the person.
-        person: prediction of that window, while it is the previous one.
+        detections: the person in that window, while it is the previous one: several, if each is
+            visible in other key frames.
         colors: mean color histogram.
-        windows: number of windows with the person.
+        count: number of detections so far.
     """
 
     number: int
     window: int
-    person: DetectedPerson | None
+    detections: list[DetectedPerson]
     colors: np.ndarray
-    windows: int = 1
+    count: int = 1
 
 
 class Tracker:
@@ -65,21 +69,33 @@ class Tracker:
         self._numbers = 0
 
     def assign_numbers(self, people: Sequence[DetectedPerson]) -> list[int]:
-        """Match the people of the next window to tracks, and return their numbers."""
+        """Match the people of the next window to tracks, and return their numbers.
+
+        People who are visible in different key frames may get the same number.
+        """
         self._window += 1
         self._drop_stale()
         numbers = [0] * len(people)
-        for track, index in self._match_previous(people):
-            numbers[index] = self._update(track, people[index])
-        for track, index in self._match_returning(
-            people, [n for n, v in enumerate(numbers) if not v]
-        ):
-            numbers[index] = self._update(track, people[index])
-        for index, person in enumerate(people):
-            if not numbers[index]:
-                self._numbers += 1
-                self.tracks.append(Track(self._numbers, self._window, person, person.colors))
-                numbers[index] = self._numbers
+        before = [
+            (track, track.detections)
+            for track in self.tracks
+            if track.detections and track.window == self._window - 1
+        ]
+        again = False
+        while matches := self._match_previous(before, people, _unmatched(numbers), again):
+            for track, index in matches:
+                numbers[index] = self._update(track, people[index])
+            again = True
+        visible = [visible_keys(person) for person in people]
+        while left := _unmatched(numbers):
+            # In the order of time, so that a person after a cut finds the tracks before it.
+            first = min(int(visible[n].argmax()) for n in left)
+            cohort = [n for n in left if int(visible[n].argmax()) == first]
+            for track, index in self._match_colors(people, cohort):
+                numbers[index] = self._update(track, people[index])
+            for index in cohort:
+                if not numbers[index]:
+                    numbers[index] = self._start(people[index])
         return numbers
 
     def _drop_stale(self) -> None:
@@ -88,61 +104,101 @@ class Tracker:
         self.tracks = [t for t in self.tracks if self._starts[t.window] + self._length >= first]
         for track in self.tracks:
             if track.window < self._window - 1:
-                track.person = None
+                track.detections = []
+
+    def _start(self, person: DetectedPerson) -> int:
+        self._numbers += 1
+        self.tracks.append(Track(self._numbers, self._window, [person], person.colors))
+        return self._numbers
 
     def _update(self, track: Track, person: DetectedPerson) -> int:
-        track.window, track.person = self._window, person
-        track.windows += 1
-        track.colors = track.colors + (person.colors - track.colors) / track.windows
+        is_second = track.window == self._window
+        track.detections = [*track.detections, person] if is_second else [person]
+        track.window = self._window
+        track.count += 1
+        track.colors = track.colors + (person.colors - track.colors) / track.count
         return track.number
 
-    def _match_previous(self, people: Sequence[DetectedPerson]) -> list[tuple[Track, int]]:
-        """Match tracks of the previous window by masks and voices in the shared frames."""
-        before = [
-            (track, track.person)
-            for track in self.tracks
-            if track.person is not None and track.window == self._window - 1
-        ]
-        if not before or not people:
-            return []
-        shift = self._starts[self._window] - self._starts[self._window - 1]
-        if shift >= self._length:
+    def _is_free(self, track: Track, person: DetectedPerson) -> bool:
+        """Whether no detection of the track in this window is in a key frame of the person."""
+        return track.window < self._window or not any(
+            (visible_keys(other) & visible_keys(person)).any() for other in track.detections
+        )
+
+    def _match_previous(
+        self,
+        before: Sequence[tuple[Track, Sequence[DetectedPerson]]],
+        people: Sequence[DetectedPerson],
+        left: Sequence[int],
+        again: bool,
+    ) -> list[tuple[Track, int]]:
+        """Match tracks of the previous window by masks and voices in the shared frames.
+
+        Args:
+            before: the tracks, and their detections in that window.
+            people: of this window.
+            left: indices of the people without a number.
+            again: tracks may have a person of this window: others match in the frames in which
+                they are visible, so that each covers a part of the track.
+        """
+        shift = self._starts[self._window] - self._starts[self._window - 1] if before else 0
+        if not before or not left or shift >= self._length:
             return []
         # Key frames of this window that the previous window covers as well.
         shared = self._keys[self._keys + shift <= self._keys[-1]]
         if not shared.size:
             shared = self._keys[:1]
-        now = [masks_at(p, shared, self._keys) for p in people]
-        then = [masks_at(last, shared + shift, self._keys) for _, last in before]
-        shared_samples = (
-            slice(shift * self._samples, None),
-            slice(0, (self._length - shift) * self._samples),
-        )
-        score = np.array(
-            [
-                [
-                    soft_iou(a, b)
-                    + self._thresholds.voice_weight
-                    * _correlation(last.voice[shared_samples[0]], person.voice[shared_samples[1]])
-                    for person, b in zip(people, now, strict=True)
-                ]
-                for (_, last), a in zip(before, then, strict=True)
-            ]
-        )
-        return _assign([track for track, _ in before], score, self._thresholds.min_track_score)
+        then = [
+            np.maximum.reduce([masks_at(p, shared + shift, self._keys) for p in detections])
+            for _, detections in before
+        ]
+        voices = [
+            np.sum([p.voice for p in detections], axis=0)[shift * self._samples :]
+            for _, detections in before
+        ]
+        score = np.full((len(before), len(left)), -1.0)
+        for column, index in enumerate(left):
+            person = people[index]
+            now = masks_at(person, shared, self._keys)
+            voice = person.voice[: (self._length - shift) * self._samples]
+            frames = now.reshape(len(now), -1).max(1) > (0.5 if again else -1)
+            for row, (track, _) in enumerate(before):
+                if frames.any() and self._is_free(track, person):
+                    score[row, column] = soft_iou(
+                        then[row][frames], now[frames]
+                    ) + self._thresholds.voice_weight * _correlation(voices[row], voice)
+        matches = _assign([track for track, _ in before], score, self._thresholds.min_track_score)
+        return [(track, left[column]) for track, column in matches]
 
-    def _match_returning(
+    def _match_colors(
         self, people: Sequence[DetectedPerson], left: Sequence[int]
     ) -> list[tuple[Track, int]]:
-        """Match tracks of earlier windows by color histograms."""
-        away = [t for t in self.tracks if t.window < self._window]
-        if not away or not left:
+        """Match tracks that are not in the key frames of these people by color histograms."""
+        if not self.tracks:
             return []
         similarity = np.array(
-            [[float(np.sqrt(t.colors * people[n].colors).sum()) for n in left] for t in away]
+            [
+                [
+                    float(np.sqrt(track.colors * people[n].colors).sum())
+                    if self._is_free(track, people[n])
+                    else -1.0
+                    for n in left
+                ]
+                for track in self.tracks
+            ]
         )
-        matches = _assign(away, similarity, self._thresholds.min_color_similarity)
-        return [(track, left[index]) for track, index in matches]
+        matches = _assign(self.tracks, similarity, self._thresholds.min_color_similarity)
+        return [(track, left[column]) for track, column in matches]
+
+
+def _unmatched(numbers: Sequence[int]) -> list[int]:
+    return [index for index, number in enumerate(numbers) if not number]
+
+
+def visible_keys(person: DetectedPerson) -> np.ndarray:
+    """Key frames in which a person has a pixel: bool [F]."""
+    largest: np.ndarray = person.masks.reshape(len(person.masks), -1).max(axis=1)
+    return largest > 127
 
 
 def _assign(
