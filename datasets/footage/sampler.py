@@ -89,6 +89,7 @@ class FootageSampler:
             "plain": self._plain, "return": self._return, "cut": self._cut, "inset": self._inset,
             "portrait": self._portrait,
         }[kind](numbers, frames, size, rng)  # fmt: skip
+        numbers, plan = _without_unseen(numbers, plan)
         talkers = self._sample_talkers(numbers, plan, rng)
         feather = rng.uniform(0.5, 1.5)
         return FootageSpec(name, kind, size, talkers, plan.shots, plan.camera, feather)
@@ -247,6 +248,22 @@ class FootageSampler:
             background = self.pool.clips[rng.choice(others or self._backgrounds)].key
         light = (rng.uniform(*LIGHT), rng.uniform(*LIGHT)) if place_in_order else (1.0, 1.0)
         return FootageShot(frames, background, appearances, light)
+
+
+def _without_unseen(numbers: Sequence[int], plan: _Plan) -> tuple[list[int], _Plan]:
+    """Clips and shots without the people who are in no shot, with the others numbered anew."""
+    seen = sorted({a.talker for shot in plan.shots for a in shot.appearances})
+    shots = tuple(
+        dataclasses.replace(
+            shot,
+            appearances=tuple(
+                dataclasses.replace(a, talker=seen.index(a.talker)) for a in shot.appearances
+            ),
+        )
+        for shot in plan.shots
+    )
+    absences = {seen.index(talker): span for talker, span in plan.absences.items()}
+    return [numbers[n] for n in seen], _Plan(shots, plan.camera, absences)
 
 
 def _spans(talker: int, plan: _Plan) -> tuple[Span, ...]:
