@@ -135,7 +135,8 @@ class FootageSampler:
         returns = leaves + absence
         path = (
             (leaves - WALK_SECONDS, left, top), (leaves, outside[exits], top),
-            (returns, outside[enters], top), (returns + WALK_SECONDS, back, top),
+            (leaves, outside[enters], top), (returns, outside[enters], top),
+            (returns + WALK_SECONDS, back, top),
         )  # fmt: skip
         walking = dataclasses.replace(moving, path=path)
         appearances = tuple(walking if a is moving else a for a in shot.appearances)

@@ -119,7 +119,8 @@ class Appearance:
         window: (first, end) column of the picture that bounds the clip's frame; None: all columns.
         cutout: only the person is pasted; else the clip's whole frame.
         path: (time, left, top) of the upper left corner of the clip's frame: seconds of the
-            recording, pixels of the picture; linear in between, constant before and after.
+            recording, pixels of the picture; linear in between, constant before and after. Two
+            points of the same time are a jump.
     """
 
     talker: int
