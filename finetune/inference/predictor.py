@@ -269,7 +269,7 @@ class WindowPredictor:
                     masks=(person_masks * 255).round().byte().numpy(),
                     # Voices add up to the mixture, so the voices of merged slots are summed.
                     voice=waves[slots].sum(0),
-                    colors=_color_histogram(key_colors, person_masks),
+                    colors=color_histogram(key_colors, person_masks),
                 )
             )
         return people
@@ -342,7 +342,7 @@ def _nchw(frames: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
-def _color_histogram(frames: Tensor, masks: Tensor) -> np.ndarray:
+def color_histogram(frames: Tensor, masks: Tensor) -> np.ndarray:
     """Color histogram under a mask: float32 [COLOR_STEPS ** 3].
 
     A pixel counts for the eight bins around its color, by distance, so that a little more light

@@ -25,7 +25,9 @@ def talkers_of(folder: Path, frames: int = 20) -> Manifest:
         for frame in range(frames):
             grey = rng.integers(90, 160, size=(32, 48, 1), dtype=np.uint8)
             pixels = np.repeat(grey, 3, axis=2)
-            pixels[sample.decode_mask(members[sample.mask_member(frame)], (32, 48)) > 0] = color
+            person = sample.decode_mask(members[sample.mask_member(frame)], (32, 48)) > 0
+            shade = rng.uniform(0.4, 1.1, size=(int(person.sum()), 1))
+            pixels[person] = (shade * color).clip(0, 255).astype(np.uint8)
             members[sample.frame_member(frame)] = sample.encode_frame(pixels, 95)
         samples.append((key, members))
     manifest = data_set_of(folder, samples)

@@ -1,0 +1,86 @@
+"""A separator whose model is the truth: what is left are the faults of tracking."""
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from cavmae.common.boxes import WHOLE, Box
+from cavmae.datasets.footage.composer import SAMPLES
+from cavmae.datasets.footage.spec import FootageSpec
+from cavmae.datasets.footage.truth import FootageTruth
+from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.inference.overlap_add import window_starts
+from cavmae.finetune.inference.predictor import (
+    Cue,
+    DetectedPerson,
+    PreparedMixture,
+    WindowPredictor,
+    color_histogram,
+)
+from cavmae.finetune.inference.separator import Separator
+from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
+from tests.finetune.speaker.scenes import ENCODER, model
+
+SETTINGS = SeparateSettings(second_look=False, min_seconds=0.0)
+
+
+class OraclePredictor(WindowPredictor):
+    """Gives the true people of consecutive windows; every frame is a key frame.
+
+    Args:
+        spec, truth: of the recording.
+        split: a person before a cut and after it are two detections, as of a model whose slots do
+            not follow a person over a cut.
+        thresholds: of tracks.
+    """
+
+    def __init__(self, spec: FootageSpec, truth: FootageTruth, split: bool, thresholds: Thresholds):
+        encoder = dataclasses.replace(ENCODER, image_height=80, image_width=128)
+        small_model = model(encoder=encoder, key_frames=16)
+        super().__init__(small_model, Statistics(), thresholds=thresholds)
+        self.truth = truth
+        length = self.config.frames
+        self.starts = iter(window_starts(spec.frames, length, round(SETTINGS.hop * length)))
+        cuts = np.cumsum([shot.frames for shot in spec.shots])
+        self.shot = np.searchsorted(cuts, np.arange(spec.frames + length), side="right")
+        if not split:
+            self.shot[:] = 0
+
+    def predict(
+        self, frames: np.ndarray, mixture: PreparedMixture, box: Box = WHOLE,
+        cue: Cue | None = None, key: int = 0, hint: int = 0,
+    ) -> list[DetectedPerson]:  # fmt: skip
+        start, length = next(self.starts), len(frames)
+        numbers = start + np.arange(length)
+        owner = self.truth.people[numbers.clip(max=len(self.truth.people) - 1)]
+        shots = self.shot[numbers]
+        pixels = functional.interpolate(
+            torch.from_numpy(frames).permute(0, 3, 1, 2), owner.shape[1:], mode="nearest"
+        )
+        people = []
+        for person, whole_voice in enumerate(self.truth.voices, 1):
+            voice = np.zeros(length * SAMPLES, dtype=np.float32)
+            part = whole_voice[start * SAMPLES :][: len(voice)]
+            voice[: len(part)] = part
+            for shot in np.unique(shots):
+                masks = (owner == person) & (shots == shot)[:, None, None]
+                if masks.mean() < self.thresholds.min_area_fraction:
+                    continue
+                colors = color_histogram(pixels, torch.from_numpy(masks).float())
+                people.append(
+                    DetectedPerson(
+                        len(people), 0.9, np.ones(length, np.float32), WHOLE,
+                        masks * np.uint8(255), voice * np.repeat(shots == shot, SAMPLES), colors,
+                    )
+                )  # fmt: skip
+        return people
+
+
+def oracle_separator(
+    spec: FootageSpec, truth: FootageTruth, split: bool = False, **thresholds: float
+) -> Separator:
+    """Separator of one recording, once."""
+    wanted = dataclasses.replace(Thresholds(), **thresholds)  # type: ignore[arg-type]
+    return Separator(OraclePredictor(spec, truth, split, wanted), "oracle", "fp32")
