@@ -73,9 +73,9 @@ def main(words: Sequence[str]) -> int:
                 for recording, tracks in of_kind.items()
             },
         }
-        output("%s", json_bytes(record, indent=1).decode().rstrip("\n"))
+        output(json_bytes(record, indent=1).decode().rstrip("\n"))
     else:
-        output("%s", _table(summaries, sum(map(len, kinds.values()))))
+        output(_table(summaries, sum(map(len, kinds.values()))))
     return 0
 
 

@@ -154,7 +154,7 @@ def test_a_camera_moves_everything(pool: ClipPool) -> None:
     assert (moved[-1][:, :-4] == people[-1][:, 4:]).all()
     shaken, masks = frames_of(composer, spec_of(still, camera=Camera(0.0, 3.0, (2.0, 1.0))))
     assert len({mask.tobytes() for mask in masks}) > len({mask.tobytes() for mask in people})
-    assert (shaken > 0).all()  # no black edge of the background
+    assert (shaken.max(3) > 40).all()  # no black edge of the background
 
 
 def test_voices_add_up_and_are_silent_outside_of_their_spans(pool: ClipPool) -> None:

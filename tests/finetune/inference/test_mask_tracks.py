@@ -1,5 +1,6 @@
 """Masks at every frame, and what is drawn of them."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.mask_tracks import MaskRegion, MaskTrack
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
 from cavmae.finetune.inference.overlay import color_of, draw_people, outlines
+from cavmae.finetune.inference.records import activity_prob, visible_frames
 from cavmae.finetune.inference.tracker import interpolate_masks
 
 KEYS = np.array([1, 5])
@@ -32,6 +34,47 @@ def recording(folder: Path, masks: dict[int, np.ndarray], boxes: dict[int, Box])
             file.write(mask.tobytes())
             file.write(np.ones(LENGTH, np.float32).tobytes())
     return FirstPass(folder, 16, 10_240, np.ones(16, bool), STARTS, LENGTH, KEYS, {1: sightings})
+
+
+def both_sides(folder: Path, second: Box) -> FirstPass:
+    """A window with a cut between its key frames: the person has a sighting on either side."""
+    masks = np.zeros((2, 2, 9, 16), np.uint8)
+    masks[0, 0, :, :4], masks[1, 1, :, -4:] = 255, 255
+    first = recording(folder, {0: masks[0], 1: masks[1]}, {0: WHOLE, 1: second})
+    sightings = [dataclasses.replace(s, window=0) for s in first.people[1]]
+    return dataclasses.replace(
+        first, people={1: sightings}, starts=[0], frames=8, has_video=np.ones(8, bool)
+    )
+
+
+@pytest.mark.parametrize("second", [WHOLE, (0.5, 0.0, 1.0, 1.0)])
+def test_a_person_on_both_sides_of_a_cut(tmp_path: Path, second: Box) -> None:
+    """On the left of the frame and then on its right, there in the box of a second look."""
+    first = both_sides(tmp_path, second)
+    track = MaskTrack(first, first.people[1])
+    for frame in range(8):
+        region = track.at(frame, SIZE)
+        if frame == 3:  # half-way between the key frames
+            continue
+        assert region is not None
+        mask = np.zeros(SIZE, dtype=bool)
+        mask[region.place] = region.mask
+        columns = np.flatnonzero(mask.any(0))
+        assert columns.min() == (
+            0 if frame < 3 else pytest.approx(120 if second == WHOLE else 140, abs=3)
+        )
+        assert columns.max() == pytest.approx(39 if frame < 3 else 159, abs=3)
+    assert visible_frames(first, first.people[1])[[0, 1, 2, 4, 5, 6, 7]].all()
+
+
+def test_a_voice_is_active_if_it_is_on_either_side_of_a_cut(tmp_path: Path) -> None:
+    first = both_sides(tmp_path, WHOLE)
+    data = bytearray((tmp_path / "masks.u8").read_bytes())
+    for sighting, value in zip(first.people[1], (0.25, 0.75), strict=True):
+        place = sighting.offset + int(np.prod(sighting.shape))
+        data[place : place + 4 * LENGTH] = np.full(LENGTH, value, np.float32).tobytes()
+    (tmp_path / "masks.u8").write_bytes(data)
+    np.testing.assert_allclose(activity_prob(first, first.people[1]), 0.75, atol=1e-3)
 
 
 def blob(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cavmae.common.boxes import WHOLE
@@ -13,7 +13,7 @@ from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights, OverlapAdd, window_starts
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson, Letterbox, WindowPredictor
 from cavmae.finetune.inference.settings import Thresholds
-from cavmae.finetune.inference.tracker import Tracker, interpolate_masks, masks_at
+from cavmae.finetune.inference.tracker import Tracker, interpolate_masks, masks_at, visible_keys
 from cavmae.finetune.speaker.cues import KINDS, no_cues
 from cavmae.finetune.speaker.model import Inputs, SlotPredictions, VoicePredictions
 from tests.finetune.speaker.scenes import ENCODER, SHAPE, model
@@ -178,6 +178,62 @@ def test_each_threshold_of_tracks_has_an_effect(
     for _ in range(4):
         tracker.assign_numbers([])
     assert [*assigned, *tracker.assign_numbers([moving(lambda _: 0.1, 1, 9.0, 48)])] == numbers
+
+
+def part(whole: DetectedPerson, *keys: int) -> DetectedPerson:
+    """A person who is visible in some key frames only."""
+    masks = np.zeros_like(whole.masks)
+    masks[list(keys)] = whole.masks[list(keys)]
+    return whole._replace(masks=masks)
+
+
+def test_a_person_before_and_after_a_cut_is_one() -> None:
+    """Two people change places at a cut in the second window; each has a slot on either side."""
+    tracker = make_tracker([0, 8, 16, 24])
+    assert tracker.assign_numbers([person(0.3, 1), person(0.7, 2)]) == [1, 2]
+    before = part(person(0.3, 1), 0, 1), part(person(0.7, 2), 0, 1)
+    after = part(person(0.2, 2), 2, 3), part(person(0.8, 1), 2, 3)
+    assert tracker.assign_numbers([*after, *before]) == [2, 1, 1, 2]
+    # In the third window, too, the first frames are those after the cut.
+    assert tracker.assign_numbers([person(0.8, 1), person(0.2, 2)]) == [1, 2]
+    assert tracker.assign_numbers([person(0.2, 2), person(0.8, 1)]) == [2, 1]
+
+
+def test_both_sides_of_a_cut_in_a_first_window() -> None:
+    tracker = make_tracker([0, 8])
+    sides = [part(person(0.8, 1), 2, 3), part(person(0.2, 1), 0, 1), part(person(0.5, 4), 2, 3)]
+    assert tracker.assign_numbers(sides) == [1, 1, 2]
+    # Windows overlap: both sides are in the next one as well.
+    again = [part(person(0.2, 1), 0), part(person(0.8, 1), 1, 2, 3), part(person(0.5, 4), 1, 2, 3)]
+    assert tracker.assign_numbers(again) == [1, 1, 2]
+
+
+def test_people_of_one_key_frame_never_share_a_number() -> None:
+    """Look-alikes: the one after the cut is either, but not both."""
+    tracker = make_tracker([0, 8, 16])
+    twins = [person(0.2, 1), person(0.8, 1)]
+    assert tracker.assign_numbers(twins) == [1, 2]
+    cut = [part(twins[0], 0, 1), part(twins[1], 0, 1, 2), part(person(0.5, 1), 2, 3)]
+    assert tracker.assign_numbers(cut) == [1, 2, 1]
+    other = part(person(0.5, 1), 1, 2, 3)
+    assert sorted(tracker.assign_numbers([*twins, other])) == [1, 2, 3]
+
+
+@given(seed=st.integers(0, 500))
+@settings(max_examples=30, deadline=None)
+def test_numbers_of_a_window_are_apart_in_time(seed: int) -> None:
+    """Whatever the model detects, two people with one number share no key frame."""
+    rng = np.random.default_rng(seed)
+    tracker = make_tracker(list(range(0, 8 * 6, 8)))
+    for _ in range(6):
+        people = []
+        for _ in range(rng.integers(0, 6)):
+            whole = person(rng.uniform(0.1, 0.9), int(rng.integers(3)))
+            people.append(part(whole, *np.flatnonzero(rng.random(4) < 0.6)))
+        numbers = tracker.assign_numbers(people)
+        assert all(numbers)
+        for (a, first), (b, second) in itertools.combinations(zip(numbers, people, strict=True), 2):
+            assert a != b or not (visible_keys(first) & visible_keys(second)).any()
 
 
 def test_memory_of_ended_tracks_is_freed() -> None:
