@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cavmae.datasets.footage.spec import Appearance, FootageShot, FootageSpec, Talker
+from cavmae.datasets.footage.spec import FootageShot, FootageSpec, PlacedTalker, Talker
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
-from cavmae.datasets.mixtures.compositing import Canvas, background_plate, feather
+from cavmae.datasets.mixtures.compositing import PasteCanvas, background_plate, feather
 from cavmae.datasets.mixtures.mixing import Mixture, fade, mix
 from cavmae.datasets.mixtures.scene_spec import Place
 from cavmae.datasets.stream.features import SAMPLE_RATE
@@ -94,7 +94,7 @@ class FootageComposer:
     ) -> FootageBlock:
         """Frames ``numbers`` of a shot, in which nothing is displaced."""
         camera, *corners = _corners(spec, shot, int(numbers[0]))
-        canvas = Canvas(spec.size, spec.size, len(numbers), 3)
+        canvas = PasteCanvas(spec.size, spec.size, len(numbers), 3)
         if shot.background is not None:
             self._fill(canvas, self.pool.index_of[shot.background], spec, camera)
         people = torch.zeros(len(numbers), *spec.size, dtype=torch.uint8)
@@ -106,21 +106,21 @@ class FootageComposer:
         frames = lit.byte().permute(0, 2, 3, 1).contiguous().numpy()
         return FootageBlock(frames, people.numpy())
 
-    def _fill(self, canvas: Canvas, number: int, spec: FootageSpec, camera: "_Corner") -> None:
+    def _fill(self, canvas: PasteCanvas, number: int, spec: FootageSpec, camera: "_Corner") -> None:
         """Fill the canvas with a background plate, displaced by the camera."""
         plate = self._plate(number)
         if spec.camera is None:
             canvas.fill(plate)
             return
         height, width = (round(side * PLATE_MARGIN) for side in spec.size)
-        wide = Canvas((height, width), (height, width), 1, 3)
+        wide = PasteCanvas((height, width), (height, width), 1, 3)
         wide.fill(plate)
         top = (height - spec.size[0]) // 2 - camera[1]
         left = (width - spec.size[1]) // 2 - camera[0]
         canvas.pixels[:] = wide.pixels[:, :, top : top + spec.size[0], left : left + spec.size[1]]
 
     def _paste(
-        self, canvas: Canvas, people: Tensor, spec: FootageSpec, appearance: Appearance,
+        self, canvas: PasteCanvas, people: Tensor, spec: FootageSpec, appearance: PlacedTalker,
         corner: "_Corner", numbers: np.ndarray,
     ) -> None:  # fmt: skip
         """Paste a person into frames, and into the map of people uint8 [N, height, width]."""

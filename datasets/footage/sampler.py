@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.footage.spec import (
-    Appearance,
-    Camera,
     FootageKind,
     FootageSettings,
     FootageShot,
     FootageSpec,
+    HandheldCamera,
+    PlacedTalker,
     Talker,
 )
 from cavmae.datasets.mixtures.clip_pool import ClipPool
@@ -40,7 +40,7 @@ class _Plan(NamedTuple):
     """Shots, camera, and absences of people from the picture in seconds, by their indices."""
 
     shots: tuple[FootageShot, ...]
-    camera: Camera | None = None
+    camera: HandheldCamera | None = None
     absences: Mapping[int, Span] = {}
 
 
@@ -144,7 +144,7 @@ class FootageSampler:
         return _Plan((moved,), absences={1: (leaves, returns)})
 
     def _corner_beside(
-        self, numbers: Sequence[int], moving: Appearance, other: Appearance, size: Size,
+        self, numbers: Sequence[int], moving: PlacedTalker, other: PlacedTalker, size: Size,
         rng: random.Random,
     ) -> float:  # fmt: skip
         """Left edge of a person's frame at another place, away from the other person."""
@@ -176,7 +176,7 @@ class FootageSampler:
         margin = round(INSET_MARGIN * size[0])
         left = rng.choice((margin, size[1] - margin - round(width * scale)))
         top = rng.choice((margin, size[0] - margin - round(height * scale)))
-        corner = Appearance(0, scale, False, None, False, ((0.0, left, top),))
+        corner = PlacedTalker(0, scale, False, None, False, ((0.0, left, top),))
         shots = []
         for number, length in enumerate(self._sample_lengths(frames, rng)):
             present = rng.sample(range(1, len(numbers)), 0 if number and rng.random() < 0.3 else 1)
@@ -191,7 +191,7 @@ class FootageSampler:
         shot = self._shot("pasted", numbers, range(len(numbers)), frames, 0, size, rng)
         shake = rng.uniform(0.2, 1.0) * SHAKE * size[1]
         pan = rng.choice((0.0, rng.uniform(-PAN, PAN) * size[1]))
-        camera = Camera(pan, shake, (rng.uniform(0.5, 2.5), rng.uniform(0.5, 2.5)))
+        camera = HandheldCamera(pan, shake, (rng.uniform(0.5, 2.5), rng.uniform(0.5, 2.5)))
         # Lower, so that the shake does not bare the edge at which the people are cut off.
         appearances = tuple(
             dataclasses.replace(a, path=tuple((t, x, y + round(shake) + 1) for t, x, y in a.path))
@@ -235,7 +235,7 @@ class FootageSampler:
         if present:
             places, order = placer.place(layout, [numbers[n] for n in present], size, rng)
         appearances = tuple(
-            Appearance(
+            PlacedTalker(
                 talker=present[n], scale=places[n].scale, flip=places[n].flip,
                 window=places[n].window,
                 cutout=layout == "pasted" or (layout == "own_background" and depth > 0),

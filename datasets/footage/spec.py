@@ -109,7 +109,7 @@ class Talker:
 
 
 @dataclasses.dataclass(frozen=True)
-class Appearance:
+class PlacedTalker:
     """A person in a shot.
 
     Attributes:
@@ -145,12 +145,12 @@ class FootageShot:
 
     frames: int
     background: str | None
-    appearances: tuple[Appearance, ...]
+    appearances: tuple[PlacedTalker, ...]
     light: tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Camera:
+class HandheldCamera:
     """Motion of a camera in the hand: everything in the picture moves against it.
 
     Attributes:
@@ -183,7 +183,7 @@ class FootageSpec:
     size: Size
     talkers: tuple[Talker, ...]
     shots: tuple[FootageShot, ...]
-    camera: Camera | None
+    camera: HandheldCamera | None
     feather: float
 
     @property

@@ -44,7 +44,7 @@ class ComposedFrames(NamedTuple):
     masked: np.ndarray
 
 
-class Canvas:
+class PasteCanvas:
     """Frames of a scene under composition, float32 [N, C, height, width] from 0 to 255.
 
     Args:
@@ -157,8 +157,8 @@ class Compositor:
         inner_size = spec.room or self.scene
         ratio = self.motion[0] / self.scene[0], self.motion[1] / self.scene[1]
         grey_size = round(inner_size[0] * ratio[0]), round(inner_size[1] * ratio[1])
-        colour = Canvas(inner_size, inner_size, len(self.keys), 3)
-        grey = Canvas(grey_size, inner_size, len(self.times), 1)
+        colour = PasteCanvas(inner_size, inner_size, len(self.keys), 3)
+        grey = PasteCanvas(grey_size, inner_size, len(self.times), 1)
         if spec.background is not None:
             self._fill_background(colour, grey, self.pool.index_of[spec.background])
         masks = np.zeros((len(spec.people), len(self.keys), *inner_size), dtype=bool)
@@ -200,8 +200,8 @@ class Compositor:
 
     def _paste_person(
         self,
-        colour: Canvas,
-        grey: Canvas,
+        colour: PasteCanvas,
+        grey: PasteCanvas,
         clip: PoolClip,
         person: VisiblePerson,
         indices: np.ndarray,
@@ -234,7 +234,7 @@ class Compositor:
         weight = (frame % MASK_STEP / MASK_STEP)[:, None, None, None]
         return torch.lerp(alpha_n1hw[before], alpha_n1hw[after], weight)
 
-    def _fill_background(self, colour: Canvas, grey: Canvas, number: int) -> None:
+    def _fill_background(self, colour: PasteCanvas, grey: PasteCanvas, number: int) -> None:
         """Fills both canvases with a clip's background plate."""
         plate = self._plate(number)
         colour.fill(plate)

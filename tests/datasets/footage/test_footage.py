@@ -12,12 +12,12 @@ from cavmae.datasets.footage.composer import SAMPLES, FootageComposer
 from cavmae.datasets.footage.sampler import FootageSampler
 from cavmae.datasets.footage.spec import (
     KINDS,
-    Appearance,
-    Camera,
     FootageKind,
     FootageSettings,
     FootageShot,
     FootageSpec,
+    HandheldCamera,
+    PlacedTalker,
     Talker,
     read_footage_list,
     write_footage_list,
@@ -109,12 +109,14 @@ def test_people_are_visible_where_they_may_be_audible(
     assert np.mean(hidden) < 0.1
 
 
-def whole(talker: int, left: int = 0, top: int = 0, **changes: object) -> Appearance:
+def whole(talker: int, left: int = 0, top: int = 0, **changes: object) -> PlacedTalker:
     values = {"scale": 1.0, "flip": False, "window": None, "cutout": False} | changes
-    return Appearance(talker, path=((0.0, left, top),), **values)  # type: ignore[arg-type]
+    return PlacedTalker(talker, path=((0.0, left, top),), **values)  # type: ignore[arg-type]
 
 
-def spec_of(*shots: FootageShot, people: int = 2, camera: Camera | None = None) -> FootageSpec:
+def spec_of(
+    *shots: FootageShot, people: int = 2, camera: HandheldCamera | None = None
+) -> FootageSpec:
     talkers = tuple(Talker(f"k{n}", 0.12 * n, 0.0, ((0.0, 9.0),)) for n in range(people))
     return FootageSpec("a", "plain", (32, 48), talkers, shots, camera, 0.0)
 
@@ -149,10 +151,10 @@ def test_a_camera_moves_everything(pool: ClipPool) -> None:
     still = FootageShot(40, "k3", (whole(0, cutout=True), whole(1, 10, 3, cutout=True)), (1.0, 1.0))
     composer = FootageComposer(pool)
     _, people = frames_of(composer, spec_of(still))
-    _, moved = frames_of(composer, spec_of(still, camera=Camera(8.0, 0.0, (1.0, 1.0))))
+    _, moved = frames_of(composer, spec_of(still, camera=HandheldCamera(8.0, 0.0, (1.0, 1.0))))
     assert (moved[0][:, 4:] == people[0][:, :-4]).all()  # to the left of the middle
     assert (moved[-1][:, :-4] == people[-1][:, 4:]).all()
-    shaken, masks = frames_of(composer, spec_of(still, camera=Camera(0.0, 3.0, (2.0, 1.0))))
+    shaken, masks = frames_of(composer, spec_of(still, camera=HandheldCamera(0.0, 3.0, (2.0, 1.0))))
     assert len({mask.tobytes() for mask in masks}) > len({mask.tobytes() for mask in people})
     assert (shaken.max(3) > 40).all()  # no black edge of the background
 
