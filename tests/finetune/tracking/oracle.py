@@ -1,6 +1,7 @@
 """A separator whose model is the truth: what is left are the faults of tracking."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class OraclePredictor(WindowPredictor):
             self.shot[:] = 0
 
     def predict(
-        self, frames: np.ndarray, mixture: PreparedMixture, box: Box = WHOLE,
+        self, frames: Sequence[np.ndarray], mixture: PreparedMixture, box: Box = WHOLE,
         cue: Cue | None = None, key: int = 0, hint: int = 0,
     ) -> list[DetectedPerson]:  # fmt: skip
         start, length = next(self.starts), len(frames)
@@ -57,7 +58,7 @@ class OraclePredictor(WindowPredictor):
         owner = self.truth.people[numbers.clip(max=len(self.truth.people) - 1)]
         shots = self.shot[numbers]
         pixels = functional.interpolate(
-            torch.from_numpy(frames).permute(0, 3, 1, 2), owner.shape[1:], mode="nearest"
+            torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2), owner.shape[1:], mode="nearest"
         )
         people = []
         for person, whole_voice in enumerate(self.truth.voices, 1):
