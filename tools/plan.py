@@ -23,7 +23,7 @@ SOURCES = {
     "shard_rate": "`cavmae bench shard --inputs`, a real 720p clip, a core of an EPYC",
     "sample_mb": "`cavmae shard`: frames of 224x224 (10 of `events`, 25/s of `speakers`), FLAC",
     "load_rate": "`cavmae bench load`, a core of a Xeon",
-    "step_rate": "`cavmae bench pretrain --size base`, clips of 10 s, bf16, batches of 256, one H100",
+    "step_rate": "`cavmae bench pretrain --size base`, 10 s clips, bf16, batches of 256, one H100",
 }
 
 
