@@ -74,6 +74,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         OSError, SafetensorError: it cannot be written.
     """
     save_file({k: v.contiguous() for k, v in tensors.items()}, str(path), {"format": "pt"})
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)  # safetensors leaves a file that its owner alone can read
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

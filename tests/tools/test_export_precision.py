@@ -54,6 +54,8 @@ def test_a_quarter_of_the_size_that_loads_as_weights_of_nearly_the_same_values(
         bound = rows.abs().amax(1, keepdim=True) / 127 / 2 * 1.001 + 1e-7
         assert bool(((after[name].flatten(1) - rows).abs() <= bound).all()), name
     assert "8 bits" in (small / "README.md").read_text()
+    modes = {path.stat().st_mode & 0o777 for path in small.iterdir()}
+    assert len(modes) == 1  # whoever may read the card may read the weights
     again = tmp_path / "again"
     write_tensors(again, narrowed(read_tensors(small / "model.safetensors", ""), 8))
     first, second = load_file(small / "model.safetensors"), load_file(again)
