@@ -36,6 +36,24 @@ class Holder(NamedTuple):
     host: str
     pid: int
 
+    @classmethod
+    def this(cls) -> "Holder":
+        """This process."""
+        return cls(socket.gethostname(), os.getpid())
+
+    @property
+    def is_alive(self) -> bool | None:
+        """Whether the process runs; None: it is another machine's."""
+        if self.host != socket.gethostname():
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # another user's
+            return True
+        return True
+
 
 @contextlib.contextmanager
 def locked(folder: Path, message: str, stop: bool = True) -> Iterator[None]:
@@ -110,14 +128,8 @@ def is_held(folder: Path) -> bool:
     holder = holder_of(folder)
     if holder is None:
         return False
-    if holder.host == socket.gethostname():
-        try:
-            os.kill(holder.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # another user's
-            return True
-        return True
+    if (alive := holder.is_alive) is not None:
+        return alive
     try:
         return _clock_of(folder) - (folder / MARKER).stat().st_mtime < LEASE_SECONDS
     except FileNotFoundError:  # released meanwhile

@@ -11,7 +11,7 @@ import logging
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,11 @@ class Store:
             )
         return cls(f"{scheme}://{url[match.end() :].rstrip('/')}", limits)
 
+    @property
+    def is_s3(self) -> bool:
+        """Whether the store has the interface of S3."""
+        return self.url.startswith("s3://")
+
     def address(self, name: str) -> str:
         """URL of an object of the folder."""
         return files.join(self.url, name)
@@ -119,7 +124,7 @@ class Store:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise _explained(error, f"Cannot read {url}") from error
+            raise explained(error, f"Cannot read {url}") from error
         return True
 
     def holds(self, path: Path, name: str) -> bool:
@@ -148,7 +153,7 @@ class Store:
             try:
                 self._attempt(path, name, stop, new)
                 if attempts > 1:  # of a lost connection, the store may not know the abort
-                    self.abort_uploads({name})
+                    self.abort_uploads(name.__eq__)
                 return
             except FileExistsError as error:
                 if attempts > 1 and self.holds(path, name):
@@ -156,13 +161,13 @@ class Store:
                 raise NameTaken(f"{self.address(name)} exists already.") from error
             except (OSError, AddressError) as error:
                 stopped = stop.is_set()
-                self.abort_uploads({name})
+                self.abort_uploads(name.__eq__)
                 if stopped:
                     raise Stopped from error
                 final = isinstance(error, AddressError | PermissionError | FileNotFoundError)
                 if wait is None or final:
                     message = f"Cannot upload {path} to {self.address(name)}"
-                    raise _explained(error, message, attempts) from error
+                    raise explained(error, message, attempts) from error
                 log.warning(
                     "Upload of %s failed (%s); it is tried again in %.0f s.",
                     self.address(name), reason_of(error), wait,
@@ -175,7 +180,7 @@ class Store:
         url = self.address(name)
         system, target = remote.filesystem(url)
         options: dict[str, Any] = {"mode": "create"} if new else {}
-        if _is_s3(url):
+        if self.is_s3:
             options.update(chunksize=PART_BYTES, max_concurrency=1)
         meter = _StoppableMeter(stop)
         run_watched(
@@ -193,19 +198,19 @@ class Store:
                 "unreadable", f"{url}: {stored} of {path.stat().st_size} bytes are at the store"
             )
 
-    def abort_uploads(self, names: Collection[str]) -> None:
+    def abort_uploads(self, is_aborted: Callable[[str], object]) -> None:
         """Aborts unfinished multipart uploads of objects; a store that refuses is logged.
 
         Stores other than S3 show and charge nothing of an unfinished upload.
 
         Args:
-            names: of the objects, on which no other process works.
+            is_aborted: true for names of objects on which no other process works.
         """
-        if not names or not _is_s3(self.url):
+        if not self.is_s3:
             return
         try:
             run_watched(
-                self.url, lambda: self._abort(names), self.limits, Meter(float("inf")), None
+                self.url, lambda: self._abort(is_aborted), self.limits, Meter(float("inf")), None
             )
         except (OSError, AddressError) as error:
             log.warning(
@@ -213,12 +218,12 @@ class Store:
                 "the bucket, AbortIncompleteMultipartUpload.", self.url, reason_of(error),
             )  # fmt: skip
 
-    def _abort(self, names: Collection[str]) -> None:
+    def _abort(self, is_aborted: Callable[[str], object]) -> None:
         system, path = remote.filesystem(self.url)
         bucket, key, _ = system.split_path(path)
         prefix = f"{key}/" if key else ""
         for upload in list(_unfinished(system, bucket, prefix)):
-            if upload["Key"].removeprefix(prefix) in names:
+            if is_aborted(upload["Key"].removeprefix(prefix)):
                 system.call_s3(
                     "abort_multipart_upload",
                     Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"],
@@ -228,7 +233,7 @@ class Store:
         try:
             return run_watched(url, call, self.limits, Meter(float("inf")), None)
         except (OSError, AddressError) as error:
-            raise _explained(error, f"{message} {url}") from error
+            raise explained(error, f"{message} {url}") from error
 
 
 class _StoppableMeter(Meter):
@@ -241,10 +246,6 @@ class _StoppableMeter(Meter):
     def call(self, *arguments: Any, **keywords: Any) -> None:
         self.abandoned = self.abandoned or self._stop.is_set()
         super().call(*arguments, **keywords)
-
-
-def _is_s3(url: str) -> bool:
-    return url.startswith("s3://")
 
 
 def _unfinished(system: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
@@ -266,7 +267,8 @@ def reason_of(error: Exception) -> str:
     return re.sub(r"^[a-z0-9]+://\S+: ", "", text)
 
 
-def _explained(error: Exception, message: str, attempts: int = 1) -> StoreError:
+def explained(error: Exception, message: str, attempts: int = 1) -> StoreError:
+    """Error of a store that cannot be read or written, with its remedy."""
     tried = f", in {attempts} attempts" if attempts > 1 else ""
     remedy = "mend this"
     if isinstance(error, PermissionError):

@@ -1,11 +1,9 @@
 """`cavmae shard INPUT... --out DIR`: converts videos to shards; `--status DIR`: what is done."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from cavmae.common.cli import fill, module_main, output, parse, parser, stop_on_signals
 from cavmae.common.errors import UsageError
-from cavmae.common.files import is_url
 from cavmae.datasets.sharding.settings import ShardRunSettings, ShardSettings
 
 
@@ -34,7 +32,7 @@ def main(words: Sequence[str]) -> int:
     arguments.add_argument(
         "--status", type=str, metavar="OUT",
         help="Instead of all else: print which parts of a data set are done, running or missing, "
-        "and the Slurm array of the missing ones. Of a remote data set give the local folder.",
+        "and the Slurm array of the missing ones. OUT may be the address of a remote data set.",
     )  # fmt: skip
     arguments.add_class_arguments(ShardSettings)
     arguments.add_class_arguments(ShardRunSettings)
@@ -42,14 +40,9 @@ def main(words: Sequence[str]) -> int:
     if options.status is not None:
         if options.inputs or options.out is not None:
             raise UsageError("--status OUT is given alone: it changes nothing.")
-        if is_url(options.status):
-            raise UsageError(
-                "--status OUT: the state of a run is in its --local-folder, not at the store: give "
-                "that folder."
-            )
-        from cavmae.datasets.sharding.parts import status_text
+        from cavmae.datasets.sharding.part_status import status_text
 
-        output(status_text(Path(options.status)))
+        output(status_text(options.status))
         return 0
     if not options.inputs or options.out is None:
         raise UsageError("shard needs inputs and --out FOLDER, or --status FOLDER alone.")

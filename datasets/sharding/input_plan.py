@@ -79,6 +79,13 @@ class Plan:
         numbers = order[np.minimum(places, len(order) - 1)]
         return np.where(known[numbers] == wanted, numbers, -1).tolist()
 
+    def first_outside(self, items: Sequence[Input]) -> Input | None:
+        """First planned input that is not among some inputs; None: all are."""
+        named = np.fromiter((_key(item.task) // ATTEMPTS for item in items), np.uint64, len(items))
+        planned = np.frombuffer(self._keys, np.uint64) if self._keys else np.zeros(0, np.uint64)
+        outside = np.flatnonzero(~np.isin(planned // np.uint64(ATTEMPTS), named))
+        return self.items[int(outside[0])] if outside.size else None
+
     def extend(self, items: Sequence[Input]) -> int:
         """Add the inputs that are not planned yet under any name of their files.
 

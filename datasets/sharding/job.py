@@ -40,13 +40,9 @@ from cavmae.datasets.sharding.settings import (
     ShardSettings,
 )
 from cavmae.datasets.sharding.shard_writer import Assembler
+from cavmae.datasets.sharding.takeover import check_place, refuse_other_sets
 from cavmae.datasets.sharding.task_queue import ShardTask, TaskQueue
-from cavmae.datasets.sharding.uploads import (
-    Uploads,
-    check_place,
-    refuse_local_folder,
-    refuse_other_sets,
-)
+from cavmae.datasets.sharding.uploads import Uploads, refuse_local_folder
 
 log = logging.getLogger("cavmae")
 
@@ -105,6 +101,8 @@ def shard(
             _summary(layout, manifest, out)
             if part is not None:
                 _join_parts(layout, part[1], uploads)
+            if uploads is not None:
+                uploads.end()
             remove_work(layout)
     except OSError as error:
         raise CavmaeError(
@@ -184,11 +182,14 @@ def _write_shards(
 ) -> Manifest:
     remove_copies(layout.work_folder, "*.input-")
     remove_copies(layout.work_folder, ray_pool.MAIL_PREFIX)
-    state = State.load(layout, dataclasses.asdict(settings))
+    values = dataclasses.asdict(settings)
+    if uploads is not None:
+        uploads.take_up(items, values)
+    state = State.load(layout, values)
     plan = Plan(layout)
     _check_parts(layout)
     if uploads is not None:
-        uploads.start(state, planned=bool(plan.items))
+        uploads.start(state)
     else:
         _check_shards(layout, state)
     before = len(plan.items)
@@ -199,9 +200,9 @@ def _write_shards(
     if run_settings.retry_skipped:
         retried = plan.extend_by_retries(pending_retries(layout))
         drop_retried(layout, state)
-    if uploads is not None:
-        uploads.publish_plan()
     complete = state.item == len(plan.items) and layout.manifest.exists()
+    if uploads is not None:
+        uploads.publish_plan(len(plan.items), complete)
     samples, size = (1, 1.0) if complete else (settings.shard_samples, SHARD_BYTES)
     assembler = Assembler(layout, plan, state, samples, size, uploads)
     assembler.load_finished()

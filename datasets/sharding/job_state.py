@@ -75,6 +75,11 @@ class InputLayout:
     def sealed(self) -> Path:
         return self.work_folder / "shards.jsonl"
 
+    @property
+    def progress(self) -> str:
+        """Name of the record of the uploads at a store."""
+        return f"progress{self.suffix}.json"
+
     def read_manifest(self) -> Manifest:
         """Read the manifest. Raises CavmaeError."""
         record = read_json(self.manifest, limit_bytes=LIMIT_BYTES)
@@ -243,12 +248,7 @@ class State:
                     state.skipped += 1
                     state.skipped_bytes += len(line)
             os.truncate(layout.skipped, state.skipped_bytes)
-        for name, value in settings.items():
-            if state.settings.get(name) != value:
-                raise CavmaeError(
-                    f"{layout.folder} holds samples made with {name} {state.settings.get(name)!r}, "
-                    f"not {value!r}; choose another --out folder or the earlier setting."
-                )
+        check_settings(str(layout.folder), state.settings, settings)
         return state
 
     @classmethod
@@ -256,29 +256,45 @@ class State:
         path = layout.state
         record = read_json(path, remedy=ANEW)
         try:
-            if not isinstance(record, dict):
-                raise ValueError("it is not a JSON object")
-            if "shards" in record:
-                raise ValueError("it is of a former version")
-            state = value_as(cls, {**record, "shards": []}, "it")
-            counts = (
-                state.item, state.sample, state.skipped, state.skipped_bytes, state.sealed,
-                state.sealed_bytes, state.samples,
-            )  # fmt: skip
-            if min(counts) < 0:
-                raise ValueError("a count is negative")
+            state = cls.from_record(record)
             path = layout.sealed
             lines = path.read_bytes()[: state.sealed_bytes].splitlines() if state.sealed else []
             records = [parse_json(line, f"{path}, line {n}") for n, line in enumerate(lines, 1)]
-            shards = list(map(ShardEntry.from_record, records))
-            if len(shards) != state.sealed:
-                raise ValueError(f"it has {len(shards)} shards, not {state.sealed}")
-            numbers = {n for shard in shards for of_sample in shard.labels or () for n in of_sample}
-            if numbers and not 0 <= min(numbers) <= max(numbers) < len(state.labels):
-                raise ValueError("it has labels without a name")
+            state.take_shards(records)
+            if len(state.shards) != state.sealed:
+                raise ValueError(f"it has {len(state.shards)} shards, not {state.sealed}")
         except (OSError, ValueError) as error:
             raise CavmaeError(f"{path} is damaged ({error}): {ANEW}.") from error
-        return dataclasses.replace(state, shards=shards)
+        return state
+
+    @classmethod
+    def from_record(cls, record: Any) -> "State":
+        """State of its JSON record, without shards. Raises ValueError."""
+        if not isinstance(record, dict):
+            raise ValueError("it is not a JSON object")
+        if "shards" in record:
+            raise ValueError("it is of a former version")
+        state: State = value_as(cls, {**record, "shards": []}, "it")
+        counts = (
+            state.item, state.sample, state.skipped, state.skipped_bytes, state.sealed,
+            state.sealed_bytes, state.samples,
+        )  # fmt: skip
+        if min(counts) < 0:
+            raise ValueError("a count is negative")
+        return state
+
+    def take_shards(self, records: list[Any]) -> None:
+        """Sets the shards, of their JSON records. Raises ValueError."""
+        self.shards = list(map(ShardEntry.from_record, records))
+        numbers = {
+            n for shard in self.shards for of_sample in shard.labels or () for n in of_sample
+        }
+        if numbers and not 0 <= min(numbers) <= max(numbers) < len(self.labels):
+            raise ValueError("it has labels without a name")
+
+    def to_record(self) -> dict[str, Any]:
+        """JSON record, without shards."""
+        return {k: v for k, v in vars(self).items() if k != "shards"}
 
     def save(self, layout: InputLayout) -> None:
         """Append the shards that are new, then write the rest.
@@ -297,7 +313,23 @@ class State:
             self.sealed = len(self.shards)
             self.samples += sum(shard.samples for shard in fresh)
         with write_atomically(layout.state) as file:
-            file.write(json_bytes({k: v for k, v in vars(self).items() if k != "shards"}))
+            file.write(json_bytes(self.to_record()))
+
+
+def check_settings(place: str, recorded: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raises CavmaeError if the samples of a data set were made with other settings.
+
+    Args:
+        place: of the data set.
+        recorded: settings of its samples.
+        settings: of this run.
+    """
+    for name, value in settings.items():
+        if recorded.get(name) != value:
+            raise CavmaeError(
+                f"{place} holds samples made with {name} {recorded.get(name)!r}, not {value!r}; "
+                "choose another --out folder or the earlier setting."
+            )
 
 
 def skip_record(item: Input, skip: Skip, done: tuple[int, float] | None) -> dict[str, Any]:

@@ -1,47 +1,35 @@
-"""Parts of a data set that several machines write: the share of each, and what is done.
+"""Parts of a data set that several machines write: the share of each.
 
 A part is numbered by hand (``--part 2/8``), or by the task of a Slurm array (``--part auto``). The
 first task to start records the array in ``array.json``; an array that runs only the missing tasks
 again has another count, and finds the first one there. It also records in ``shares.json`` which
 input belongs to which part, so that all have about as many bytes; inputs that are added later are
 shared out by their hash, which needs no record. Of a data set at an object store both records are
-there, so that machines whose local folders are not the same agree.
+only there, so that machines whose local folders are not the same agree.
 """
 
 import contextlib
 import dataclasses
 import heapq
-import itertools
 import os
 import re
 import socket
-import threading
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.files import is_url
-from cavmae.common.json_files import json_bytes, read_json, typed
-from cavmae.common.locks import Holder, holder_of, is_held
-from cavmae.common.stores import NameTaken, Store
-from cavmae.common.tables import markdown_table
+from cavmae.common.json_files import json_bytes, parse_json, read_json, typed
+from cavmae.common.store_records import RecordChanged, StoreRecord
+from cavmae.common.stores import Store
 from cavmae.datasets.format.manifest import LIMIT_BYTES
 from cavmae.datasets.sharding.inputs import Input
-from cavmae.datasets.sharding.job_state import (
-    ARRAY,
-    SHARES,
-    InputLayout,
-    complete_manifest,
-    count_lines,
-)
-from cavmae.datasets.sharding.upload_record import is_published
+from cavmae.datasets.sharding.job_state import ARRAY, SHARES
 
 VARIABLES = tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT"))
-State = Literal["done", "running", "stopped", "missing"]
-STATES: tuple[State, ...] = ("done", "running", "stopped", "missing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,27 +73,6 @@ class TaskArray:
         return None if rest or not 0 <= index < self.count else index + 1
 
 
-class PartStatus(NamedTuple):
-    """Progress of a part.
-
-    Attributes:
-        part: its number, from 1.
-        state: ``done``: all inputs that are planned; ``running``: a process holds its lock;
-            ``stopped``: one began it; ``missing``: none did.
-        inputs: that are planned.
-        sealed: of them, in finished shards.
-        samples: in finished shards.
-        holder: process that works on it; None: none.
-    """
-
-    part: int
-    state: State
-    inputs: int
-    sealed: int
-    samples: int
-    holder: Holder | None
-
-
 def parse_part(
     text: str, out: Path, environment: Mapping[str, str], store: Store | None = None
 ) -> tuple[int, int]:
@@ -115,7 +82,7 @@ def parse_part(
         text: ``I/N`` or ``auto``.
         out: folder of the data set, where an array is recorded.
         environment: of the process.
-        store: that receives the data set, if any: the array is recorded there, too.
+        store: that receives the data set, if any: the array is recorded there instead.
 
     Raises:
         UsageError: anything else, or the array is not that of the folder.
@@ -139,49 +106,48 @@ def _array_part(out: Path, environment: Mapping[str, str], store: Store | None) 
             "process does not have: submit it with sbatch --array=1-N, or give --part I/N."
         )
     task, first, last, step, count = (int(environment[name]) for name in VARIABLES)
-    if store is not None:
-        _share_record(store, out / ARRAY)
-    array = read_array(out)
+    place = store.url if store is not None else str(out)
+    array = read_array(out, store)
     if array is None:
         array = TaskArray(first, step, count)
         if step < 1 or first + (count - 1) * step != last:
             raise UsageError(
-                f"--part auto: the first array of {out} is {count} tasks from {first} to {last}, "
+                f"--part auto: the first array of {place} is {count} tasks from {first} to {last}, "
                 "with gaps: submit all parts once with sbatch --array=1-N."
             )
-        _create(out / ARRAY, json_bytes(dataclasses.asdict(array)), store)
-        array = read_array(out)
+        _create(ARRAY, json_bytes(dataclasses.asdict(array)), out, store)
+        array = read_array(out, store)
         assert array is not None
     part = array.part(task)
     if part is None:
         raise UsageError(
-            f"--part auto: {out} is made by the array {array.expression}, which has no task "
+            f"--part auto: {place} is made by the array {array.expression}, which has no task "
             f"{task}: submit these tasks, or choose another --out."
         )
     return part, array.count
 
 
-def _create(path: Path, content: bytes, store: Store | None) -> None:
-    """Creates a file with its content at once, unless another process does so before.
-
-    With a store the file is created there in the same way, and the copy here is that of the store.
-    """
-    _create_here(path, content)
+def _read(name: str, out: Path, store: Store | None, remedy: str) -> tuple[str, Any]:
+    """Address of a record, and its JSON; None: there is none. Raises JSONError, StoreError."""
     if store is not None:
-        _share_record(store, path)
+        url, content = store.address(name), StoreRecord(store, name).read()
+        if content is None:
+            return url, None
+        return url, parse_json(content, url, remedy=remedy, limit_bytes=LIMIT_BYTES)
+    path = out / name
+    try:
+        return str(path), read_json(path, remedy=remedy, limit_bytes=LIMIT_BYTES)
+    except FileNotFoundError:
+        return str(path), None
 
 
-def _share_record(store: Store, path: Path) -> None:
-    """Makes a record the same here and at the store; that of the store counts."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    known = store.fetch(path.name, temporary)
-    if not known and path.exists():
-        with contextlib.suppress(NameTaken):  # another machine was faster
-            store.upload(path, path.name, threading.Event(), new=True)
-        known = store.fetch(path.name, temporary)
-    if known:
-        temporary.replace(path)
+def _create(name: str, content: bytes, out: Path, store: Store | None) -> None:
+    """Creates a record with its content at once, unless another process does so before."""
+    if store is None:
+        _create_here(out / name, content)
+        return
+    with contextlib.suppress(RecordChanged):  # another machine was faster
+        StoreRecord(store, name).write(content)
 
 
 def _create_here(path: Path, content: bytes) -> None:
@@ -211,18 +177,16 @@ def share_of(
         items: all inputs of the command line.
         part: (I, N).
         out: folder of the data set, where the shares are recorded.
-        store: that receives the data set, if any: they are recorded there, too.
+        store: that receives the data set, if any: they are recorded there instead.
 
     Raises:
         CavmaeError: the record is damaged, or of another number of parts.
     """
     number, count = part
-    if store is not None:
-        _share_record(store, out / SHARES)
-    shares = _read_shares(out, count)
+    shares = _read_shares(out, store, count)
     if shares is None:
         _record_shares(items, count, out, store)
-        shares = _read_shares(out, count)
+        shares = _read_shares(out, store, count)
         assert shares is not None
     # By hash, not by position: the share of what is added is the same in every process.
     return [item for item in items if _part_of(item.identity, shares, count) == number]
@@ -233,9 +197,9 @@ def _part_of(identity: str, shares: Mapping[str, int], count: int) -> int:
 
 
 def _record_shares(items: Sequence[Input], count: int, out: Path, store: Store | None) -> None:
-    begun = list(out.glob("inputs-part-*.jsonl"))  # before there were records
+    begun = store is None and list(out.glob("inputs-part-*.jsonl"))  # before there were records
     balanced = {} if begun else balanced_shares(_sizes(items), count)
-    _create(out / SHARES, json_bytes({"parts": count, "shares": balanced}), store)
+    _create(SHARES, json_bytes({"parts": count, "shares": balanced}), out, store)
 
 
 def balanced_shares(sizes: Sequence[tuple[str, float]], count: int) -> dict[str, int]:
@@ -269,118 +233,42 @@ def _sizes(items: Sequence[Input]) -> list[tuple[str, float]]:
     return [(item.identity, sizes[item.source]) for item in items]
 
 
-def _read_shares(out: Path, count: int) -> dict[str, int] | None:
+def _read_shares(out: Path, store: Store | None, count: int) -> dict[str, int] | None:
     """Recorded part of each input; None: none are recorded."""
-    path = out / SHARES
+    remedy = "choose another --out folder"
+    place, record = _read(SHARES, out, store, remedy)
+    if record is None:
+        return None
     try:
-        record = read_json(path, limit_bytes=LIMIT_BYTES)
         recorded = typed(record, "parts", int)
         shares: dict[str, int] = typed(record, "shares", dict)
         if not all(type(part) is int and 1 <= part <= count for part in shares.values()):
             raise ValueError("a share is no part")
-    except FileNotFoundError:
-        return None
     except (ValueError, TypeError) as error:
-        raise CavmaeError(f"{path} is damaged ({error}): choose another --out folder.") from error
+        raise CavmaeError(f"{place} is damaged ({error}): {remedy}.") from error
     if recorded != count:
-        raise CavmaeError(f"{out} was made in {recorded} parts; choose another --out folder.")
+        where = store.url if store is not None else out
+        raise CavmaeError(f"{where} was made in {recorded} parts; {remedy}.")
     return shares
 
 
-def read_array(out: Path) -> TaskArray | None:
+def read_array(out: Path, store: Store | None = None) -> TaskArray | None:
     """Array that makes a data set; None: none is recorded.
 
+    Args:
+        out: folder of the data set.
+        store: that receives the data set, if any: the record is there.
+
     Raises:
-        CavmaeError: the record is damaged.
+        CavmaeError: the record is damaged, or the store cannot be read.
     """
-    path = out / ARRAY
+    place, record = _read(ARRAY, out, store, "remove it, and submit all parts again")
+    if record is None:
+        return None
     try:
-        record = read_json(path, remedy="remove it, and submit all parts again")
         array = TaskArray(*(typed(record, name, int) for name in ("first", "step", "count")))
         if array.first < 0 or min(array.step, array.count) < 1:
             raise ValueError("numbers out of range")
-    except FileNotFoundError:
-        return None
     except ValueError as error:
-        raise CavmaeError(f"{path} is damaged ({error}): remove it.") from error
+        raise CavmaeError(f"{place} is damaged ({error}): remove it.") from error
     return array
-
-
-def part_states(out: Path) -> list[PartStatus]:
-    """Progress of all parts of a folder, in order; of the whole if it is not made in parts.
-
-    Raises:
-        CavmaeError: there is no data set, or its state is damaged.
-    """
-    counts = {
-        int(match[1])
-        for path in itertools.chain(out.glob("*-part-*"), out.glob(".work-part-*"))
-        if (match := re.search(r"-part-\d+-of-(\d+)", path.name))
-    }
-    array = read_array(out) if out.is_dir() else None
-    if array is not None:
-        counts.add(array.count)
-    if len(counts) > 1:
-        raise CavmaeError(f"{out} has parts of several counts ({sorted(counts)}).")
-    if counts:
-        (count,) = counts
-        return [_status(InputLayout(out, part=(n, count)), n) for n in range(1, count + 1)]
-    whole = _status(InputLayout(out), 1)
-    if whole.state == "missing":
-        raise CavmaeError(f"{out} is no folder of `cavmae shard`: name one.")
-    return [whole]
-
-
-def _status(layout: InputLayout, number: int) -> PartStatus:
-    inputs = count_lines(layout.plan)
-    held = is_held(layout.work_folder)
-    if not held and (manifest := complete_manifest(layout)) and is_published(layout):
-        return PartStatus(number, "done", inputs, inputs, manifest.samples, None)
-    item, samples = _sealed(layout)
-    state: State = "running" if held else "stopped" if inputs else "missing"
-    return PartStatus(
-        number, state, inputs, item, samples, holder_of(layout.work_folder) if held else None
-    )
-
-
-def _sealed(layout: InputLayout) -> tuple[int, int]:
-    """Numbers of inputs and samples in finished shards, as a rerun finds them."""
-    with contextlib.suppress(FileNotFoundError):
-        record = read_json(layout.state)
-        return typed(record, "item", int), typed(record, "samples", int)
-    if not layout.manifest.exists():
-        return 0, 0
-    manifest = layout.read_manifest()
-    return manifest.inputs, manifest.samples
-
-
-def status_text(out: Path) -> str:
-    """Table of the parts of a data set in Markdown, and how to run those that are not done.
-
-    Raises:
-        CavmaeError: there is no data set, or its state is damaged.
-    """
-    states = part_states(out)
-    rows = [
-        [
-            str(s.part), s.state, f"{s.sealed} of {s.inputs}", str(s.samples),
-            f"process {s.holder.pid} of {s.holder.host}" if s.holder else "",
-        ]
-        for s in states
-    ]  # fmt: skip
-    head = ["part", "state", "inputs in finished shards", "samples", "held by"]
-    counts = Counter(s.state for s in states)
-    lines = [
-        markdown_table(head, rows, (1, 4)), "",
-        ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) + ".",
-    ]  # fmt: skip
-    left = [s.part for s in states if s.state in ("stopped", "missing")]
-    array = read_array(out)
-    if left and array is not None:
-        lines.append(f"Submit the same job with --array={array.subset(left)} for what is left.")
-    elif left and len(states) == 1:
-        lines.append("Run the same command again for what is left.")
-    elif left:
-        named = ", ".join(f"{part}/{len(states)}" for part in left)
-        lines.append(f"Run the same command with --part {named} for what is left.")
-    return "\n".join(lines)

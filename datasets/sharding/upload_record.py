@@ -1,6 +1,7 @@
 """Record of a folder's uploads to an object store, ``uploads.jsonl``, which outlives the run."""
 
 import os
+import uuid
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ class UploadRecord:
     """Record of a folder's uploads to a store, only ever appended to: ``uploads.jsonl``.
 
     Attributes:
+        owner: id of the folder, which the store's record of the uploads names.
         begun: content of files whose upload began; the store may have them, or parts of them.
         done: content of files that the store has.
 
@@ -41,6 +43,7 @@ class UploadRecord:
     def __init__(self, layout: InputLayout, url: str | None = None):
         self._path = layout.uploads
         self._url = url
+        self.owner = uuid.uuid4().hex
         self.begun: dict[str, Content] = {}
         self.done: dict[str, Content] = {}
         lines = list(read_lines(self._path))
@@ -58,6 +61,8 @@ class UploadRecord:
                     f"{self._path.parent} is the local folder of {record['store']}: choose another "
                     f"--local-folder for {self._url}."
                 )
+            if "owner" in record:
+                self.owner = typed(record, "owner", str)
             return
         content = Content(typed(record, "bytes", int), typed(record, "sha256", str))
         kept = self.done if typed(record, "done", bool) else self.begun
@@ -67,9 +72,22 @@ class UploadRecord:
         """Begins the record of a new folder, or removes the half line that a kill left."""
         if self.exists:
             os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)
-            return
+        else:
+            self.restart({})
+
+    def restart(self, stored: dict[str, Content]) -> None:
+        """Begins the record anew, for a folder with another id.
+
+        Args:
+            stored: files that the store has.
+        """
+        self.owner = uuid.uuid4().hex
+        lines: list[dict[str, object]] = [{"store": self._url, "owner": self.owner}]
+        for name, content in stored.items():
+            lines += [{"file": name, "done": d, **content._asdict()} for d in (False, True)]
         with write_atomically(self._path) as file:
-            file.write(json_bytes({"store": self._url}))
+            file.write(b"".join(map(json_bytes, lines)))
+        self.begun, self.done = dict(stored), dict(stored)
         self.exists = True
 
     def begin(self, name: str, content: Content) -> None:
@@ -79,13 +97,6 @@ class UploadRecord:
     def finish(self, name: str) -> None:
         self._append({"file": name, "done": True, **self.begun[name]._asdict()})
         self.done[name] = self.begun[name]
-
-    def forget(self, name: str) -> None:
-        """Takes back the only beginning of a file's upload: the store has another's of its name."""
-        lines = [record for record in read_lines(self._path) if record.get("file") != name]
-        with write_atomically(self._path) as file:
-            file.write(b"".join(map(json_bytes, lines)))
-        del self.begun[name]
 
     def _append(self, record: dict[str, object]) -> None:
         with self._path.open("ab") as file:
@@ -104,9 +115,16 @@ class UploadRecord:
         return [name for name, content in begun if self.done.get(name) != content]
 
 
-def is_published(layout: InputLayout) -> bool:
-    """Whether the manifest is where readers find it: in the folder, or at the folder's store."""
-    if not layout.manifest.exists():
-        return False
-    record = UploadRecord(layout)
-    return not record.exists or record.is_done(layout.manifest.name, Content.of(layout.manifest))
+def store_of(folder: Path) -> str | None:
+    """Address of the store that receives what is built in a folder; None: it goes nowhere.
+
+    Raises:
+        CavmaeError: a record of uploads is damaged.
+    """
+    for path in sorted(folder.glob("uploads*.jsonl")):
+        for record in read_lines(path):
+            url = record.get("store")
+            if not isinstance(url, str):
+                raise CavmaeError(f"{path} is damaged (it names no store): {ELSEWHERE}.")
+            return url
+    return None

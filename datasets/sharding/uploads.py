@@ -2,38 +2,43 @@
 
 A thread uploads each sealed shard, and removes it here once the store has it; ``manifest.json``
 comes last, so that a reader of the store sees no manifest whose shards are not there. A rerun
-continues from the record of the uploads, and uploads nothing that the store has.
+continues from the record of the uploads, and uploads nothing that the store has. With another local
+folder it continues from the record at the store (:mod:`cavmae.datasets.sharding.takeover`).
 """
 
 import collections
+import contextlib
+import dataclasses
 import logging
-import re
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from cavmae.common.errors import CavmaeError
+from cavmae.common.store_records import RecordChanged
 from cavmae.common.stores import NameTaken, Stopped, Store
-from cavmae.datasets.format.manifest import NAME, Manifest, ShardEntry
+from cavmae.datasets.format.manifest import Manifest, ShardEntry
+from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.job_state import (
-    ARRAY,
-    SHARES,
     InputLayout,
     State,
+    check_settings,
+    count_lines,
     merge_parts,
-    read_lines,
 )
-from cavmae.datasets.sharding.upload_record import ELSEWHERE, Content, UploadRecord
+from cavmae.datasets.sharding.takeover import (
+    adopt_manifest,
+    adopt_progress,
+    belongs,
+    check_place,
+)
+from cavmae.datasets.sharding.upload_claim import Claim, UploadProgress
+from cavmae.datasets.sharding.upload_record import ELSEWHERE, Content, UploadRecord, store_of
 
 log = logging.getLogger("cavmae")
 WAITING = 2  # sealed shards on disk besides that on its way; more hold up the extraction
 STOP_SECONDS = 10.0  # for the part on its way, when the run is interrupted
-# Files of data sets of this program.
-_OURS = re.compile(
-    r"(?:manifest|skipped|inputs|uploads|clips)(?:-part-(?P<number>\d+)-of-(?P<parts>\d+))?"
-    r"(?:\.jsonl?|-\d{6,}\.tar)"
-)
 
 
 class Uploads:
@@ -53,7 +58,12 @@ class Uploads:
         self._layout, self.store = layout, store
         self._record = UploadRecord(layout, store.url)
         self._sizes: dict[str, int] = {}
-        self._queue: collections.deque[ShardEntry] = collections.deque()
+        self._claim = Claim(store, layout.progress, self._fail)
+        self._taken_over = False
+        self._planned = 0
+        self._pending: list[ShardEntry] = []
+        # Shards to upload, with the state of the job at their end where it is known.
+        self._queue: collections.deque[tuple[ShardEntry, State | None]] = collections.deque()
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._ending = False
@@ -63,36 +73,70 @@ class Uploads:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
-    def start(self, state: State, planned: bool) -> None:
-        """Compares folder, record and store, and begins to upload what the store lacks.
+    def take_up(self, items: Sequence[Input], settings: dict[str, object]) -> None:
+        """Claims an unfinished data set at the store, and fetches what this folder lacks of it.
 
         Args:
-            state: of the job; its shards are here or at the store.
-            planned: inputs were planned in this folder before.
+            items: inputs of this run.
+            settings: of the samples.
 
         Raises:
-            CavmaeError: the store has files of another data set, or lacks shards that it had; or
-                the folder was not made for it.
+            CavmaeError: the store has another data set, or another run works on this one; or the
+                folder was not made for the store.
         """
-        self._sizes = self.store.sizes()
-        if not self._record.exists and planned:
+        if not self._record.exists and count_lines(self._layout.plan):
             raise CavmaeError(
                 f"{self._layout.folder} holds a data set that was not created for "
                 f"{self.store.url}: choose another --local-folder."
             )
-        own = self._record.begun.keys()
-        refuse_other_sets(self.store, self._sizes.keys() - own, self._layout.part)
+        sizes = check_place(self._layout, self.store)
+        while (progress := self._claim.read()) is not None:
+            if progress.owner != self._record.owner:
+                check_settings(self._claim.url, progress.state.settings, settings)
+                progress = self._claim.wait()
+                if progress is None:
+                    continue
+                adopt_progress(self._layout, self.store, self._record, progress, items)
+                progress = dataclasses.replace(progress, owner=self._record.owner)
+                self._taken_over = True
+            self._record.open()
+            with contextlib.suppress(RecordChanged):  # it is read again
+                self._claim.hold(progress)
+                return
+        if self._layout.manifest.name in sizes:
+            adopt_manifest(self._layout, self.store, self._record, items, settings)
         self._record.open()
+
+    def start(self, state: State) -> None:
+        """Compares folder, record and store, and begins to upload what the store lacks.
+
+        Args:
+            state: of the job, which it changes from now on; its shards are here or at the store.
+
+        Raises:
+            CavmaeError: the store lacks shards that it had.
+        """
+        self._state = state
+        self._sizes = self.store.sizes()
         for name in self._record.unfinished:
-            # A kill came before the record of the end. Other files than shards are replaced, so
-            # that their size proves nothing.
-            if name.endswith(".tar") and self._sizes.get(name) == self._record.begun[name].bytes:
+            # A kill came before the record of the end. Other files than shards are replaced.
+            path = self._layout.folder / name
+            if name.endswith(".tar") and path.exists() and self._is_sent(path):
                 self._record.finish(name)
-        self.store.abort_uploads(self._record.unfinished)
-        pending = [shard for shard in state.shards if not self._is_stored(shard)]
-        self._thread.start()
-        for shard in pending:
-            self.add(shard)
+        if self._taken_over:
+            self.store.abort_uploads(lambda name: belongs(name, self._layout.part))
+        else:
+            self._abort()
+        self._pending = [shard for shard in state.shards if not self._is_stored(shard)]
+
+    def _is_sent(self, path: Path) -> bool:
+        same_size = self._sizes.get(path.name) == path.stat().st_size
+        return same_size and self.store.holds(path, path.name)
+
+    def _abort(self) -> None:
+        """Aborts multipart uploads that this folder began."""
+        if names := {*self._record.unfinished}:
+            self.store.abort_uploads(names.__contains__)
 
     def _is_stored(self, shard: ShardEntry) -> bool:
         """Whether the store has a shard; if so, no copy of it stays here.
@@ -113,10 +157,37 @@ class Uploads:
             )
         return False
 
-    def add(self, shard: ShardEntry) -> None:
-        """Takes a sealed shard, which stays in the folder until the store has it."""
+    def add(self, shard: ShardEntry, last: bool = True) -> None:
+        """Takes a sealed shard, which stays in the folder until the store has it.
+
+        Args:
+            shard: its entry.
+            last: the job's state is that at the end of this shard.
+        """
+        state = self._snapshot() if last else None
         with self._changed:
-            self._queue.append(shard)
+            self._queue.append((shard, state))
+            self._changed.notify_all()
+
+    def _snapshot(self) -> State:
+        state = self._state
+        return dataclasses.replace(state, shards=[*state.shards], labels=[*state.labels])
+
+    def _report(self, state: State) -> None:
+        """Records at the store that it has the shards of a state."""
+        self._claim.update(self._progress_of(state))
+
+    def _progress_of(self, state: State) -> UploadProgress:
+        skipped = b""
+        if state.skipped_bytes:
+            with self._layout.skipped.open("rb") as file:
+                skipped = file.read(state.skipped_bytes)
+        return UploadProgress(self._record.owner, self._planned, state, skipped.decode())
+
+    def _fail(self, error: BaseException) -> None:
+        """Ends the run, which waits or asks for room, by the error of a thread."""
+        with self._changed:
+            self._failure = self._failure or error
             self._changed.notify_all()
 
     def has_room(self, wait: bool = False) -> bool:
@@ -140,11 +211,13 @@ class Uploads:
 
     def _work(self) -> None:
         """Main loop of the thread."""
-        failure: BaseException | None = None
         try:
-            while (shard := self._next()) is not None:
+            while (following := self._next()) is not None:
+                shard, state = following
                 path = self._layout.folder / shard.file
                 self._send(path, Content(shard.bytes, shard.sha256))
+                if state is not None:
+                    self._report(state)
                 path.unlink()
                 with self._changed:
                     self._queue.popleft()
@@ -152,56 +225,86 @@ class Uploads:
         except Stopped:
             pass
         except BaseException as error:  # noqa: BLE001 - raised where the run waits
-            failure = error
+            self._fail(error)
         with self._changed:
-            self._failure, self._ended = failure, True
+            self._ended = True
             self._changed.notify_all()
 
-    def _next(self) -> ShardEntry | None:
+    def _next(self) -> tuple[ShardEntry, State | None] | None:
         """Waits for a shard to upload, which stays in the queue meanwhile; None: all are done."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._ending)
             return self._queue[0] if self._queue and not self._stop.is_set() else None
 
-    def _send(self, path: Path, content: Content, new: bool = False) -> None:
+    def _send(self, path: Path, content: Content) -> None:
         """Uploads a file unless the store has it. Raises CavmaeError, as :meth:`_upload` does."""
         stored = self._sizes.get(path.name) == content.bytes
         if not stored or not self._record.is_done(path.name, content):
-            self._upload(path, content, new)
+            self._upload(path, content)
 
-    def _upload(self, path: Path, content: Content, new: bool = False) -> None:
+    def _upload(self, path: Path, content: Content) -> None:
         """Uploads a file.
 
         Raises:
-            CavmaeError: the upload failed, or ``new`` and the store has a file of this name, unless
-                an earlier run had begun it, with this content.
+            CavmaeError: the upload failed, or another run has the claim on the data set.
         """
         name = path.name
-        if name.endswith(".tar") and self._record.begun.get(name, content) != content:
+        shard = name.endswith(".tar")
+        if shard and self._record.begun.get(name, content) != content:
             raise CavmaeError(
                 f"{self.store.address(name)} was uploaded with other content: {ELSEWHERE}."
             )
-        begun = name in self._record.begun
+        self._claim.check()
         self._record.begin(name, content)
         try:
-            self.store.upload(path, name, self._stop, new)
-        except NameTaken as error:
-            if not begun:  # equal content proves nothing: another machine may plan the same
-                self._record.forget(name)
-            if not begun or not self.store.holds(path, name):
-                raise _foreign(self.store, name) from error
+            self.store.upload(path, name, self._stop, new=shard)
+        except NameTaken:
+            # Sent by the run that lost the claim, perhaps after that; a shard is created once, so
+            # that nothing of that run can replace this one.
+            if not self.store.holds(path, name):
+                self._claim.check()
+                self.store.upload(path, name, self._stop)
         self._record.finish(name)
         self._sizes[name] = content.bytes
 
-    def publish_plan(self) -> None:
-        """Uploads the plan, which reserves the place and shows early that it can be written.
+    def publish_plan(self, planned: int, complete: bool) -> None:
+        """Claims the place and uploads the plan, which shows early that it can be written.
+
+        Args:
+            planned: number of inputs.
+            complete: all of them are in shards, and the manifest is written.
 
         Raises:
-            CavmaeError: it cannot, or another data set was begun there meanwhile.
+            CavmaeError: it cannot, or another run began meanwhile.
         """
+        self._planned = planned
+        if not self._claim.held and (self._pending or not complete):
+            self._claim_place()
         plan = self._layout.plan
         if plan.exists():  # a part may have no inputs
-            self._send(plan, Content.of(plan), new=plan.name not in self._sizes)
+            self._send(plan, Content.of(plan))
+        if not self._pending and self._claim.held:
+            self._report(self._snapshot())
+        self._thread.start()
+        for shard in self._pending:
+            self.add(shard, last=shard is self._pending[-1])
+
+    def _claim_place(self) -> None:
+        # Where shards are still to be sent, the state at the end of the last one sent is not known.
+        state = State(self._state.settings) if self._pending else self._snapshot()
+        begun = CavmaeError(
+            f"Another run of the same data set or part began at {self.store.url} at the same time: "
+            "wait for it to end, then run this command again."
+        )
+        try:
+            self._claim.hold(self._progress_of(state))
+        except RecordChanged as error:
+            raise begun from error
+        # The other run may have ended since the place was listed.
+        names = self.store.sizes().keys() - self._sizes.keys() - {self._layout.progress}
+        if any(belongs(name, self._layout.part) for name in names):
+            self._claim.end()
+            raise begun
 
     def publish(self) -> None:
         """Uploads the shards that are left, then ``skipped.jsonl``, then ``manifest.json``.
@@ -217,8 +320,15 @@ class Uploads:
             self._changed.wait_for(lambda: self._ended)
         if self._failure is not None:
             raise self._failure
+        if self._claim.held:
+            self._report(self._snapshot())
         for path in (self._layout.skipped, self._layout.manifest):
             self._send(path, Content.of(path))
+
+    def end(self) -> None:
+        """Gives the claim on the complete data set back. Raises CavmaeError."""
+        if self._claim.held:
+            self._claim.end()
 
     def publish_whole(self, parts: int) -> Manifest | None:
         """Joins the parts at the store once it has all inputs of each.
@@ -258,57 +368,16 @@ class Uploads:
 
     def close(self) -> None:
         """Ends the thread; an upload on its way is aborted, and repeated by the next run."""
-        if self._thread.ident is None:  # never started
-            return
-        with self._changed:
-            self._ending = True
-            self._stop.set()
-            self._changed.notify_all()
-            ended = self._changed.wait_for(lambda: self._ended, STOP_SECONDS)
+        self._stop.set()
+        ended = True
+        if self._thread.ident is not None:
+            with self._changed:
+                self._ending = True
+                self._changed.notify_all()
+                ended = self._changed.wait_for(lambda: self._ended, STOP_SECONDS)
         if not ended:
-            self.store.abort_uploads(self._record.unfinished)
-
-
-def check_place(layout: InputLayout, store: Store) -> None:
-    """Refuses a place with another data set, before anything is written there.
-
-    Raises:
-        CavmaeError: see :func:`refuse_other_sets`; or the store cannot be read.
-    """
-    own = UploadRecord(layout, store.url).begun.keys()
-    refuse_other_sets(store, store.sizes().keys() - own, layout.part)
-
-
-def refuse_other_sets(store: Store, names: Iterable[str], part: tuple[int, int] | None) -> None:
-    """Refuses a place with another data set, of which nothing may be overwritten.
-
-    Args:
-        store: the place.
-        names: of its files that this job did not upload.
-        part: (I, N) if this job writes part I of N; (0, 0): one of them.
-
-    Raises:
-        CavmaeError: files of another data set are there.
-    """
-    names = sorted(names)
-    joined = part is not None and any(name.startswith("manifest-part-") for name in names)
-    for name in names:
-        match = _OURS.fullmatch(name)
-        if match is None:
-            foreign = name.endswith(".tar") or (part is None and name in (ARRAY, SHARES))
-        elif part is None or match["parts"] is None:
-            foreign = not (joined and name in (NAME, "skipped.jsonl"))
-        else:
-            foreign = int(match["parts"]) != part[1] > 0 or int(match["number"]) == part[0]
-        if foreign:
-            raise _foreign(store, name)
-
-
-def _foreign(store: Store, name: str) -> CavmaeError:
-    return CavmaeError(
-        f"{store.address(name)} was not uploaded from this --local-folder, so another data set is "
-        "there: choose another --out, or give the --local-folder of its first run."
-    )
+            self._abort()
+        self._claim.release()
 
 
 def refuse_local_folder(folder: Path) -> None:
@@ -317,8 +386,7 @@ def refuse_local_folder(folder: Path) -> None:
     Raises:
         CavmaeError: it is one.
     """
-    for path in sorted(folder.glob("uploads*.jsonl")):
-        url = next((record.get("store") for record in read_lines(path)), "a store")
+    if (url := store_of(folder)) is not None:
         raise CavmaeError(
             f"{folder} is the local folder of {url}: give --out {url} --local-folder {folder}."
         )

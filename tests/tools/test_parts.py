@@ -23,14 +23,13 @@ from cavmae.datasets.sharding import job, job_state
 from cavmae.datasets.sharding.input_plan import Plan
 from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.job_state import InputLayout, merge_parts
+from cavmae.datasets.sharding.part_status import part_states, status_text
 from cavmae.datasets.sharding.parts import (
     TaskArray,
     balanced_shares,
     parse_part,
-    part_states,
     read_array,
     share_of,
-    status_text,
 )
 from cavmae.tools.shard import main
 from tests.conftest import make_shards

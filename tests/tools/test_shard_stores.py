@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import signal
 import threading
 import time
@@ -16,9 +17,8 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.sharding import job, shard_writer, uploads
 from cavmae.datasets.sharding.job_state import InputLayout
-from cavmae.datasets.sharding.parts import part_states
+from cavmae.datasets.sharding.part_status import part_states
 from cavmae.datasets.sharding.settings import ShardRunSettings
-from cavmae.datasets.sharding.upload_record import UploadRecord
 from cavmae.datasets.sharding.uploads import Uploads
 from cavmae.tools.check import CheckSettings
 from cavmae.tools.checking.verify import check
@@ -54,6 +54,11 @@ def to_store(inputs: Path | str, local: Path, out: str = OUT, **changes: object)
     return make_shards(str(inputs), out, run_settings, **TINY)  # type: ignore[arg-type]
 
 
+def sent(s3: ObjectStore) -> list[str]:
+    """Names of the objects that were created or replaced, without the record of progress."""
+    return [name for name in s3.created() if not name.startswith("progress")]
+
+
 def shards_in(local: Path) -> list[Path]:
     return sorted(local.glob("*.tar"))
 
@@ -77,14 +82,14 @@ def test_the_store_has_the_files_of_a_local_run(
     local = tmp_path / "local"
     assert to_store(videos, local) == 0
     assert s3.objects("set") == contents(reference)
-    created = s3.created()
+    created = sent(s3)
     assert created[0] == "inputs.jsonl" and created[-2:] == ["skipped.jsonl", "manifest.json"]
     assert len(created) == len({*created})
     assert not shards_in(local) and not list(local.glob(".*"))
     # A rerun sends nothing, and readers read what a local folder gives.
     s3.requests.clear()
     assert to_store(videos, local) == 0
-    assert s3.created() == []
+    assert sent(s3) == []
     assert Manifest.load(OUT).to_bytes() == Manifest.load(reference).to_bytes()
     settings = CheckSettings(
         out=str(tmp_path / "report"), workers=1, sheet=0, cache_dir=str(tmp_path / "cache")
@@ -102,7 +107,7 @@ def test_inputs_that_are_added(s3: ObjectStore, video: Maker, tmp_path: Path) ->
         s3.requests.clear()
         video("in/b.mp4", seconds=4.0)
     assert to_store(tmp_path / "in", local) == 0
-    assert s3.created() == []
+    assert sent(s3) == []
 
 
 def test_a_shard_that_cannot_be_uploaded_ends_the_run(
@@ -137,7 +142,7 @@ def test_a_shard_that_cannot_be_uploaded_ends_the_run(
     s3.requests.clear()
     assert run(main, [*words, "--workers", "2"]) == 0
     assert s3.objects("set") == contents(reference)
-    assert not {*s3.created()} & {*stored}  # sealed and sent once
+    assert not {*sent(s3)} & {*stored}  # sealed and sent once
 
 
 def test_a_kill_before_an_upload_is_recorded(
@@ -155,13 +160,13 @@ def test_a_kill_before_an_upload_is_recorded(
         process.communicate()
         released.set()
     assert name in [path.name for path in shards_in(local)]
-    sent = s3.created()
-    assert sent == ["inputs.jsonl", "clips-000000.tar", name]
+    before = sent(s3)
+    assert before == ["inputs.jsonl", "clips-000000.tar", name]
     s3.fault = lambda request: None
     s3.requests.clear()
     assert to_store(videos, local) == 0
     assert s3.objects("set") == contents(reference)
-    assert not {*sent} & {*s3.created()}
+    assert not {*before} & {*sent(s3)}
     assert not shards_in(local)
 
 
@@ -190,7 +195,7 @@ def test_a_signal_and_a_kill_in_a_multipart_upload(
         _, said = process.communicate(timeout=120)
         assert number == signal.SIGKILL or b"interrupted" in said
         assert s3.unfinished() == left
-        assert [*s3.objects("set")] == ["inputs.jsonl"]
+        assert [*s3.objects("set")] == ["inputs.jsonl", "progress.json"]
     (shard,) = shards_in(local)
     content = shard.read_bytes()
     s3.fault = lambda request: None
@@ -269,75 +274,9 @@ def test_another_data_set_is_not_overwritten(
     s3.requests.clear()
     with pytest.raises(CavmaeError, match=f"{OUT}/{name} was not uploaded .*another data set"):
         to_store(tmp_path / "a.mp4", tmp_path / "local", part=part)
-    assert ({*s3.created()} <= {"shares.json"} and part) or s3.created() == []
+    assert ({*sent(s3)} <= {"shares.json"} and part) or sent(s3) == []
     assert not list((tmp_path / "local").glob("inputs*"))
     assert not list((tmp_path / "local").glob("uploads*"))
-
-
-def test_a_data_set_that_begins_at_the_same_time(
-    s3: ObjectStore, video: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both have seen an empty place: the plan of the first reserves it."""
-    video("in/a.mp4")
-    monkeypatch.setattr(stores.Store, "sizes", lambda self: {})
-    assert to_store(tmp_path / "in", tmp_path / "first") == 0
-    before = s3.objects("set")
-    video("in/b.mp4")
-    with pytest.raises(CavmaeError, match=r"set/inputs.jsonl .*another data set is there"):
-        to_store(tmp_path / "in", tmp_path / "second")
-    assert s3.objects("set") == before
-
-
-@pytest.mark.parametrize("part", [None, "1/2"])
-def test_the_same_command_on_two_machines(
-    s3: ObjectStore, video: Maker, tmp_path: Path, part: str | None
-) -> None:
-    """The first reserves the place while the second, which has seen it empty, is about to."""
-    video("in/a.mp4")
-    first, second = tmp_path / "first", tmp_path / "second"
-    arrived, released = held(s3, lambda r: r.method == "PUT" and "inputs" in r.key)
-    errors: list[CavmaeError] = []
-
-    def late() -> None:
-        try:
-            to_store(tmp_path / "in", second, part=part)
-        except CavmaeError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=late)
-    thread.start()
-    try:
-        assert arrived.wait(60)
-        assert to_store(tmp_path / "in", first, part=part) == 0
-    finally:
-        released.set()
-        thread.join()
-    stored = s3.objects("set")
-    assert "another data set is there" in str(*errors)
-    for _ in range(2):  # nor later, on the strength of its own record
-        with pytest.raises(CavmaeError, match="another data set is there"):
-            to_store(tmp_path / "in", second, part=part)
-    assert s3.objects("set") == stored
-    assert to_store(tmp_path / "in", first, part=part) == 0
-
-
-def test_a_kill_before_the_plan_is_recorded_as_uploaded(
-    s3: ObjectStore, video: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The store has it, but the list of its files does not show it yet."""
-    video("in/a.mp4")
-    with monkeypatch.context() as patch:
-        patch.setattr(UploadRecord, "finish", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            to_store(tmp_path / "in", tmp_path / "local")
-    assert [*s3.objects("set")] == ["inputs.jsonl"]
-    with monkeypatch.context() as patch:
-        patch.setattr(stores.Store, "sizes", lambda self: {})
-        assert to_store(tmp_path / "in", tmp_path / "local") == 0
-
-
-def interrupt(*arguments: object) -> None:
-    raise KeyboardInterrupt
 
 
 def test_parts_on_machines_of_their_own(
@@ -356,20 +295,20 @@ def test_parts_on_machines_of_their_own(
         return to_store(videos, tmp_path / str(task), part="auto")
 
     assert submit(5, 4, 2) == 0
-    assert s3.created()[-1] == "manifest-part-2-of-2.json"
+    assert sent(s3)[-1] == "manifest-part-2-of-2.json"
     assert "manifest.json" not in s3.objects("set")
     assert submit(4, 4, 1) == 0  # the array of what was left
-    assert s3.created()[-2:] == ["skipped.jsonl", "manifest.json"]
+    assert sent(s3)[-2:] == ["skipped.jsonl", "manifest.json"]
     stored = s3.objects("set")
-    assert stored.pop("array.json") == (tmp_path / "4" / "array.json").read_bytes()
+    assert json.loads(stored.pop("array.json")) == {"first": 4, "step": 1, "count": 2}
     assert stored == contents(beside)
     s3.requests.clear()
     assert submit(4, 4, 1) == 0
     with pytest.raises(CavmaeError, match="another data set is there"):
         to_store(videos, tmp_path / "3", part="1/3")
-    assert s3.created() == []
-    states = [state.state for state in part_states(tmp_path / "4")]
-    assert states == ["done", "missing"]  # of the other machine this folder knows nothing
+    assert sent(s3) == []
+    for place in (tmp_path / "4", tmp_path / "5", OUT):
+        assert [state.state for state in part_states(place)] == ["done", "done"]
 
 
 @pytest.fixture
@@ -461,7 +400,7 @@ def test_folders_of_the_other_kind_are_refused(
         make_shards(str(tmp_path / "in"), local, **TINY)  # type: ignore[arg-type]
     with pytest.raises(CavmaeError, match=f"{local} is the local folder of {OUT}"):
         to_store(tmp_path / "in", local, "s3://clips/other")
-    assert s3.created()[-1] == "manifest.json"
+    assert sent(s3)[-1] == "manifest.json"
 
 
 def test_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -471,7 +410,6 @@ def test_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ([name, "--out", OUT], "needs --local-folder DIR"),
         ([name, "--out", str(tmp_path), "--local-folder", "x"], "is for a remote --out"),
         ([name, "--out", "https://h/set", "--local-folder", "x"], "cannot be written to"),
-        (["--status", OUT], "the state of a run is in its --local-folder"),
     ):
         assert run(main, words) == 2
         assert message in capsys.readouterr().err
@@ -487,6 +425,6 @@ def test_a_bucket_that_cannot_be_used_is_an_error_before_work(
     with pytest.raises(CavmaeError, match=r"Cannot list s3://no-bucket/set .*create the bucket"):
         to_store(tmp_path / "in", tmp_path / "1", "s3://no-bucket/set")
     s3.fault = lambda request: (403, "AccessDenied") if request.method == "PUT" else None
-    with pytest.raises(CavmaeError, match=r"inputs.jsonl .*AccessDenied.*check the bucket's poli"):
+    with pytest.raises(CavmaeError, match=r"progress.json .*AccessDenied.*check the bucket"):
         to_store(tmp_path / "in", tmp_path / "2")
     assert not shards_in(tmp_path / "2") and not list(tmp_path.glob("2/.work/*.part"))
