@@ -3,29 +3,27 @@
 A part is numbered by hand (``--part 2/8``), or by the task of a Slurm array (``--part auto``). The
 first task to start records the array in ``array.json``; an array that runs only the missing tasks
 again has another count, and finds the first one there. It also records in ``shares.json`` which
-input belongs to which part, so that all have about as many bytes; inputs that are added later are
+input belongs to which part, so that all have about as much work; inputs that are added later are
 shared out by their hash, which needs no record. Of a data set at an object store both records are
 only there, so that machines whose local folders are not the same agree.
 """
 
 import contextlib
 import dataclasses
-import heapq
 import os
 import re
 import socket
 import uuid
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.common.files import is_url
 from cavmae.common.json_files import json_bytes, parse_json, read_json, typed
 from cavmae.common.store_records import RecordChanged, StoreRecord
 from cavmae.common.stores import Store
 from cavmae.datasets.format.manifest import LIMIT_BYTES
+from cavmae.datasets.sharding.balance import balanced_shares, work_of
 from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.job_state import ARRAY, SHARES
 
@@ -198,39 +196,8 @@ def _part_of(identity: str, shares: Mapping[str, int], count: int) -> int:
 
 def _record_shares(items: Sequence[Input], count: int, out: Path, store: Store | None) -> None:
     begun = store is None and list(out.glob("inputs-part-*.jsonl"))  # before there were records
-    balanced = {} if begun else balanced_shares(_sizes(items), count)
+    balanced = {} if begun else balanced_shares(work_of(items), count)
     _create(SHARES, json_bytes({"parts": count, "shares": balanced}), out, store)
-
-
-def balanced_shares(sizes: Sequence[tuple[str, float]], count: int) -> dict[str, int]:
-    """Part of each input, from 1, such that all parts have about the same size.
-
-    The largest input first, each goes to the smallest part so far (LPT, Graham 1969): no part is
-    larger than 4/3 of the smallest possible largest one.
-
-    Args:
-        sizes: identity and bytes of each input.
-        count: number of parts.
-    """
-    loads = [(0.0, 0, part) for part in range(1, count + 1)]  # bytes, inputs, part: a heap
-    shares = {}
-    for identity, size in sorted(sizes, key=lambda pair: (-pair[1], pair[0])):
-        total, inputs, part = loads[0]
-        heapq.heapreplace(loads, (total + size, inputs + 1, part))
-        shares[identity] = part
-    return shares
-
-
-def _sizes(items: Sequence[Input]) -> list[tuple[str, float]]:
-    """Identity and bytes of each input, 0 where unknown; a file's rows have equal shares of it."""
-    rows = Counter(item.source for item in items)
-    sizes = {}
-    for source, count in rows.items():
-        size = 0
-        with contextlib.suppress(OSError, ValueError):  # a line in skipped.jsonl later
-            size = 0 if is_url(source) else os.stat(source).st_size  # noqa: PTH116 - faster
-        sizes[source] = size / count
-    return [(item.identity, sizes[item.source]) for item in items]
 
 
 def _read_shares(out: Path, store: Store | None, count: int) -> dict[str, int] | None:

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import soundfile
@@ -15,6 +17,9 @@ from tests.conftest import SMALL, make_shards
 from tests.finetune.speaker.scenes import model
 from tests.tools.helpers import RUN_SETTINGS, TINY
 from tests.tools.report_folders import RECORD, wave
+
+if TYPE_CHECKING:
+    from tests.object_store import ObjectStore
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +41,24 @@ def reference(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("reference") / "out"
     assert make_shards(str(videos), out, dataclasses.replace(RUN_SETTINGS, workers=1), **TINY) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator["ObjectStore"]:
+    from tests.object_store import object_store  # which imports moto
+
+    with object_store() as store:
+        yield store
+
+
+@pytest.fixture
+def s3(server: "ObjectStore") -> Iterator["ObjectStore"]:
+    """The store, empty."""
+    server.fault = lambda request: None
+    if server.system.exists("clips/set"):
+        server.system.rm("clips/set", recursive=True)
+    server.requests.clear()
+    yield server
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,6 @@ from cavmae.datasets.sharding.job_state import InputLayout, merge_parts
 from cavmae.datasets.sharding.part_status import part_states, status_text
 from cavmae.datasets.sharding.parts import (
     TaskArray,
-    balanced_shares,
     parse_part,
     read_array,
     share_of,
@@ -109,35 +108,18 @@ def test_parts_of_an_array_and_of_a_later_one(tmp_path: Path) -> None:
         parse_part("auto", out, array_of(1, "1-2"))
 
 
-@given(st.lists(st.integers(0, 1000), min_size=1, max_size=40), st.integers(1, 8))
-def test_shares_are_balanced(sizes: list[int], count: int) -> None:
-    named = [(f"{n:03d}", float(size)) for n, size in enumerate(sizes)]
-    shares = balanced_shares(named, count)
-    assert shares == balanced_shares(named[::-1], count)
-    assert shares.keys() == dict(named).keys() and {*shares.values()} <= {*range(1, count + 1)}
-    loads = [sum(size for name, size in named if shares[name] == p + 1) for p in range(count)]
-    # The last input of the largest part came when no part was larger than the mean of the others.
-    assert max(loads) <= sum(sizes) / count + max(sizes) * (1 - 1 / count) + 1e-9
-    numbers = [sum(part == p + 1 for part in shares.values()) for p in range(count)]
-    if len({*sizes}) == 1:
-        assert max(numbers) - min(numbers) <= 1
-
-
 def test_shares_are_those_of_the_first_task(tmp_path: Path) -> None:
     """Each input has one part, in any order of the list, and with inputs that are added."""
     out, folder = tmp_path / "out", tmp_path / "in"
     folder.mkdir()
     for n in range(12):
-        (folder / f"{n}.mp4").write_bytes(b"x" * (10_000 if n == 5 else 100 * n))
+        (folder / f"{n}.mp4").write_bytes(b"x" * (3300 if n == 5 else 100 * n))
     items = [Input(str(folder / f"{n}.mp4")) for n in range(12)]
-    items += [Input(str(folder / "5.mp4"), start=1.0, end=2.0), Input("https://a/b.mp4")]
     first = share_of(items, (1, 3), out)
-    # All of the long file, in two rows, is as much as the rest.
-    sizes = {1: 0.0, 2: 0.0, 3: 0.0}
+    # The long file is as much as half of the rest.
+    sizes = {1: 0, 2: 0, 3: 0}
     for item, part in zip(items, _parts_of(items, out), strict=True):
-        if "://" not in item.source:
-            rows = 2 if item.source.endswith("/5.mp4") else 1
-            sizes[part] += os.stat(item.source).st_size / rows
+        sizes[part] += os.stat(item.source).st_size
     assert max(sizes.values()) - min(sizes.values()) <= 500
     added = [Input(str(folder / f"late{n}.mp4")) for n in range(20)]
     (folder / "0.mp4").write_bytes(b"x" * 99_999)  # sizes of later do not count

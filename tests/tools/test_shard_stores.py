@@ -24,56 +24,12 @@ from cavmae.tools.check import CheckSettings
 from cavmae.tools.checking.verify import check
 from cavmae.tools.shard import main
 from tests.conftest import make_shards
-from tests.object_store import ObjectStore, Request, object_store
+from tests.object_store import ObjectStore, Request
 from tests.tools import faulty
 from tests.tools.helpers import RUN_SETTINGS, TINY, WORDS, Maker, contents, end_part, run_command
+from tests.tools.store_runs import OUT, held, sent, shards_in, to_store
 
-OUT = "s3://clips/set"
 EndPart = Callable[[int, int], None]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ObjectStore]:
-    with object_store() as store:
-        yield store
-
-
-@pytest.fixture
-def s3(server: ObjectStore) -> Iterator[ObjectStore]:
-    """The store, empty."""
-    server.fault = lambda request: None
-    if server.system.exists("clips/set"):
-        server.system.rm("clips/set", recursive=True)
-    server.requests.clear()
-    yield server
-
-
-def to_store(inputs: Path | str, local: Path, out: str = OUT, **changes: object) -> int:
-    """Shards in this process, built in the folder ``local``."""
-    run_settings = dataclasses.replace(RUN_SETTINGS, local_folder=str(local), **changes)
-    return make_shards(str(inputs), out, run_settings, **TINY)  # type: ignore[arg-type]
-
-
-def sent(s3: ObjectStore) -> list[str]:
-    """Names of the objects that were created or replaced, without the record of progress."""
-    return [name for name in s3.created() if not name.startswith("progress")]
-
-
-def shards_in(local: Path) -> list[Path]:
-    return sorted(local.glob("*.tar"))
-
-
-def held(s3: ObjectStore, when: Callable[[Request], bool]) -> tuple[threading.Event, ...]:
-    """Holds the answer to the first such request; events of its arrival and of its release."""
-    arrived, released = threading.Event(), threading.Event()
-
-    def fault(request: Request) -> None:
-        if when(request) and not arrived.is_set():
-            arrived.set()
-            released.wait(120)
-
-    s3.fault = fault
-    return arrived, released
 
 
 def test_the_store_has_the_files_of_a_local_run(
