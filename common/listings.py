@@ -1,15 +1,14 @@
 """Sizes of many objects of S3 by few requests: listings of their folders."""
 
 import functools
-import itertools
 import logging
 import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
 from cavmae.common import remote
-from cavmae.common.errors import CavmaeError
-from cavmae.common.remote import DEFAULT_LIMITS, Meter, run_watched
+from cavmae.common.remote import DEFAULT_LIMITS, AddressError, Meter, run_watched
+from cavmae.common.stores import explained
 
 log = logging.getLogger("cavmae")
 OBJECT = re.compile(r"s3://[^/]+/(?:.*/)?[^/]+")
@@ -24,6 +23,9 @@ def listed_sizes(urls: Collection[str]) -> dict[str, int]:
 
     Args:
         urls: addresses; those of other schemes are left out.
+
+    Raises:
+        StoreError: a store cannot be reached.
     """
     folders: dict[str, list[str]] = {}
     for url in sorted(url for url in urls if OBJECT.fullmatch(url)):
@@ -32,26 +34,25 @@ def listed_sizes(urls: Collection[str]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     left = MOST_PAGES
     for folder, names in folders.items():
-        limit = min(left, LEAST_PAGES + len(names) // NAMES_PER_PAGE)
+        pages = _pages(folder, names)
+        known: dict[str, int] = {}
         try:
-            pages = run_watched(
-                folder, functools.partial(_first_pages, folder, names, limit), DEFAULT_LIMITS,
-                Meter(float("inf")), None,
-            )  # fmt: skip
-        except (OSError, CavmaeError) as error:  # rights to read need not be rights to list
+            for _ in range(min(left, LEAST_PAGES + len(names) // NAMES_PER_PAGE)):
+                left -= 1
+                following = functools.partial(next, pages, None)
+                page = run_watched(folder, following, DEFAULT_LIMITS, Meter(float("inf")), None)
+                if page is None:
+                    break
+                known |= page
+        except (PermissionError, FileNotFoundError, AddressError) as error:
+            # Rights to read need not be rights to list.
             log.info("The sizes of files in %s are not known: %s.", folder, error)
-            left -= 1
-            continue
-        left -= len(pages)
-        known = {name: size for page in pages for name, size in page.items()}
+        except OSError as error:  # what is known has to be the same on all machines
+            raise explained(error, f"Cannot list {folder}") from error
         sizes |= {f"{folder}/{name}": known[name] for name in names if name in known}
         if left <= 0:
             break
     return sizes
-
-
-def _first_pages(folder: str, names: list[str], limit: int) -> list[dict[str, int]]:
-    return [*itertools.islice(_pages(folder, names), limit)]
 
 
 def _pages(folder: str, names: list[str]) -> Iterator[dict[str, int]]:

@@ -1,9 +1,9 @@
 """Takeover of a data set at a store, or of a part of it, by a machine whose local folder lacks it.
 
 The state of the last run that uploaded something is fetched into the local folder, in which the job
-then goes on as after a kill: what the store has is not extracted again, and the samples of inputs
-that this folder finished before are used. Before anything is written, the settings have to be
-those of the data set, and every planned input has to be among the inputs of this run.
+then goes on as after a kill: what the store has is not extracted again. Before anything is written,
+the settings have to be those of the data set, and every planned input has to be among the inputs of
+this run.
 """
 
 import dataclasses
@@ -18,7 +18,13 @@ from cavmae.common.stores import Store
 from cavmae.datasets.format.manifest import NAME, Manifest
 from cavmae.datasets.sharding.input_plan import Plan
 from cavmae.datasets.sharding.inputs import Input
-from cavmae.datasets.sharding.job_state import ARRAY, SHARES, InputLayout, check_settings
+from cavmae.datasets.sharding.job_state import (
+    ARRAY,
+    SHARES,
+    InputLayout,
+    check_settings,
+    remove_work,
+)
 from cavmae.datasets.sharding.upload_claim import UploadProgress
 from cavmae.datasets.sharding.upload_record import Content, UploadRecord
 
@@ -125,10 +131,11 @@ def _check_inputs(fetched: InputLayout, store: Store, items: Sequence[Input]) ->
 
 
 def _replace(layout: InputLayout, paths: Iterable[Path]) -> None:
-    """Replaces the state of a folder; samples of finished inputs stay."""
+    """Replaces the state of a folder, and drops its samples, which may be of other settings."""
+    remove_work(layout)
     shard = re.compile(rf"{re.escape(layout.name + layout.suffix)}-\d{{6,}}\.tar")
     old = [path for path in layout.folder.iterdir() if shard.fullmatch(path.name)]
-    for path in (layout.state, layout.sealed, layout.manifest, layout.skipped, layout.plan, *old):
+    for path in (layout.manifest, layout.skipped, layout.plan, *old):
         path.unlink(missing_ok=True)
     for path in paths:
         path.replace(layout.folder / path.name)

@@ -176,9 +176,10 @@ class Claim:
             Stopped: the claim is given back.
         """
         if self._progress is not None:
-            self._checked(self._progress)
+            self._checked(None)
 
-    def _checked(self, progress: UploadProgress) -> None:
+    def _checked(self, progress: UploadProgress | None) -> None:
+        """Writes new content, or the old one again; raises as :meth:`check`."""
         if self._lost is not None:
             raise self._lost
         try:
@@ -190,8 +191,11 @@ class Claim:
             )
             raise self._lost from error
 
-    def _write(self, progress: UploadProgress) -> None:
+    def _write(self, progress: UploadProgress | None) -> None:
         with self._lock:
+            progress = progress or self._progress
+            if progress is None:  # removed meanwhile
+                raise Stopped
             self._beat += 1
             self._record.write(progress.to_bytes(self._beat), self._stop)
             self._progress, self._written = progress, time.monotonic()
@@ -217,7 +221,8 @@ class Claim:
         if self._progress is None or self._lost is not None:
             return
         with contextlib.suppress(Stopped, StoreError), self._lock:  # the next run waits longer
-            self._record.write(dataclasses.replace(self._progress, holder=None).to_bytes(0))
+            released = dataclasses.replace(self._progress, holder=None)
+            self._record.write(released.to_bytes(0), self._stop)  # a single attempt
         self._progress = None
 
     def end(self) -> None:
