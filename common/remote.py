@@ -291,7 +291,10 @@ def run_watched(
     if meter.exceeded:
         raise _too_large(url, limits.size) from next(iter(errors), None)
     if errors:
-        raise _translate_error(url, errors[0]) from errors[0]
+        error = _translate_error(url, errors[0])
+        if error is errors[0]:
+            raise error  # with its own cause
+        raise error from errors[0]
     return results[0]
 
 
