@@ -89,7 +89,19 @@ class Uploads:
                 f"{self._layout.folder} holds a data set that was not created for "
                 f"{self.store.url}: choose another --local-folder."
             )
-        sizes = check_place(self._layout, self.store)
+        check_place(self._layout, self.store)
+        while not self._claim_unfinished(items, settings):
+            # Listed after the claim was read: another run may begin or end at any time.
+            self._sizes = check_place(self._layout, self.store)
+            if self._layout.progress not in self._sizes:
+                if self._layout.manifest.name in self._sizes:
+                    adopt_manifest(self._layout, self.store, self._record, items, settings)
+                self._record.open()
+                return
+        self._sizes = self.store.sizes()
+
+    def _claim_unfinished(self, items: Sequence[Input], settings: dict[str, object]) -> bool:
+        """Takes the claim on an unfinished data set; False: there was none."""
         while (progress := self._claim.read()) is not None:
             if progress.owner != self._record.owner:
                 check_settings(self._claim.url, progress.state.settings, settings)
@@ -102,10 +114,8 @@ class Uploads:
             self._record.open()
             with contextlib.suppress(RecordChanged):  # it is read again
                 self._claim.hold(progress)
-                return
-        if self._layout.manifest.name in sizes:
-            adopt_manifest(self._layout, self.store, self._record, items, settings)
-        self._record.open()
+                return True
+        return False
 
     def start(self, state: State) -> None:
         """Compares folder, record and store, and begins to upload what the store lacks.
@@ -117,7 +127,6 @@ class Uploads:
             CavmaeError: the store lacks shards that it had.
         """
         self._state = state
-        self._sizes = self.store.sizes()
         for name in self._record.unfinished:
             # A kill came before the record of the end. Other files than shards are replaced.
             path = self._layout.folder / name

@@ -34,7 +34,7 @@ def held(s3: ObjectStore, when: Callable[[Request], bool]) -> tuple[threading.Ev
     def fault(request: Request) -> None:
         if when(request) and not arrived.is_set():
             arrived.set()
-            released.wait(120)
+            released.wait(300)
 
     s3.fault = fault
     return arrived, released

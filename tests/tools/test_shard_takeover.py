@@ -56,7 +56,7 @@ def test_a_part_killed_in_an_upload_is_taken_up_elsewhere(
             patch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
         process = run_command(*words, "--part", "auto", *WORDS)
     try:
-        assert arrived.wait(120)
+        assert arrived.wait(300)
     finally:
         process.kill()
         process.communicate()
@@ -139,8 +139,8 @@ def test_two_runs_at_once(
     s3: ObjectStore, video: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second waits and is refused; if the first seems dead, it is the first that ends."""
-    monkeypatch.setattr(upload_claim, "BEATS", 300)
-    monkeypatch.setattr(upload_claim, "POLLS", 300)
+    monkeypatch.setattr(upload_claim, "BEATS", 30)
+    monkeypatch.setattr(upload_claim, "POLLS", 60)
     video("in/a.mp4", seconds=4.0)
     errors: list[CavmaeError] = []
 
@@ -155,7 +155,7 @@ def test_two_runs_at_once(
     thread = threading.Thread(target=first)
     thread.start()
     try:
-        assert arrived.wait(60)
+        assert arrived.wait(300)
         with pytest.raises(CavmaeError, match=r"Process \d+ of \S+ is writing .*progress.json"):
             to_store(tmp_path / "in", tmp_path / "2")
         assert part_states(OUT)[0].state == "running" and not errors
@@ -191,7 +191,7 @@ def test_two_runs_that_begin_at_once(
     thread = threading.Thread(target=late)
     thread.start()
     try:
-        assert arrived.wait(60)
+        assert arrived.wait(300)
         assert to_store(tmp_path / "in", first, part=part) == 0
     finally:
         released.set()
