@@ -1,7 +1,9 @@
 """Pool of worker processes that may crash, hang or exhaust memory without ending the run.
 
 Every worker has a pipe of its own (a lock shared with a killed process would stay locked) and one
-task at a time, so that every failure belongs to one task.
+task at a time, so that every failure belongs to one task. A process that ends on its own may have
+been killed from outside, as by the out-of-memory killer of a container, so that its task is tried
+once more before it is lost.
 """
 
 import contextlib
@@ -11,16 +13,19 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
 from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.imports import broken_import, import_error
 
+ATTEMPTS = 2  # of a task whose process ends on its own
 WATCH_EVERY = 0.5  # s between checks of time and memory
 RECYCLE_AFTER = 500  # tasks: ending a process frees the memory that its libraries leaked
 
@@ -93,7 +98,15 @@ class Lost:
     detail: str
 
 
-Event = TaskProgress | Finished | Lost
+@dataclasses.dataclass(frozen=True)
+class Restarted:
+    """A task that begins again, since its process ended: its earlier messages do not count."""
+
+    task: int
+    detail: str
+
+
+Event = TaskProgress | Finished | Lost | Restarted
 
 
 def _serve(connection: Connection, work: Work, environment: dict[str, str]) -> None:
@@ -118,7 +131,11 @@ def _serve(connection: Connection, work: Work, environment: dict[str, str]) -> N
         except CavmaeError as error:
             result = error
         except Exception as error:  # noqa: BLE001 - a bug must not stop the other tasks
-            result = Lost(number, "crash", f"{type(error).__name__}: {error}")
+            module = broken_import(error)
+            if module is None:
+                result = Lost(number, "crash", f"{type(error).__name__}: {error}")
+            else:
+                result = import_error(module, error)
         connection.send(result)
 
 
@@ -129,35 +146,81 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
+class _Job(NamedTuple):
+    """A task, and the number of its attempt, from 1."""
+
+    number: int
+    argument: Any
+    attempt: int = 1
+
+
 class _Worker:
-    def __init__(self, context: Any, work: Work):
+    def __init__(self, context: ForkServerContext, work: Work):
         self.connection, worker_connection = context.Pipe()
         self.process: BaseProcess = context.Process(
             target=_serve, args=(worker_connection, work, dict(os.environ)), daemon=True
         )
         self.process.start()
         worker_connection.close()
-        self.task: int | None = None
+        try:
+            self._system_process = psutil.Process(self.process.pid)
+        except psutil.NoSuchProcess:
+            self._system_process = None
+        self.job: _Job | None = None
         self.done = 0
         self.last_message_at = time.monotonic()
 
-    def assign(self, number: int, argument: Any) -> None:
-        self.task = number
+    def assign(self, job: _Job) -> None:
+        self.job = job
         self.last_message_at = time.monotonic()
-        self.connection.send((number, argument))
+        self.connection.send((job.number, job.argument))
 
     def memory(self) -> int:
         """Resident memory in bytes, without memory shared with other processes."""
+        if self._system_process is None:
+            return 0
         try:
-            info = psutil.Process(self.process.pid).memory_info()
+            info = self._system_process.memory_info()
         except psutil.Error:
             return 0
         return int(info.rss - getattr(info, "shared", 0))
 
-    def stop(self) -> None:
+    def kill(self) -> None:
+        """Ends the process, also if only the server died that it was forked from.
+
+        multiprocessing takes such a process for dead, but it would go on with its task.
+        """
         self.process.kill()
+        if self._system_process is not None:
+            with contextlib.suppress(psutil.Error):
+                self._system_process.kill()
         self.process.join()
+
+    def stop(self) -> None:
+        self.kill()
         self.connection.close()
+
+
+def _start(context: ForkServerContext, work: Work) -> _Worker:
+    """A new worker.
+
+    The server that forks it may have been killed, and starts anew. One that dies at its imports is
+    started without them: the worker, which imports for itself, says what is wrong.
+
+    Raises:
+        CavmaeError: no server starts.
+    """
+    for modules in (_preloaded, _preloaded, [], []):
+        context.set_forkserver_preload(modules)
+        try:
+            return _Worker(context, work)
+        except (EOFError, ConnectionError) as error:
+            failure = error
+            time.sleep(WATCH_EVERY)  # until it has ended, so that another one is started
+    raise CavmaeError(
+        "No worker process can be started, since the server that forks them ends: see its message "
+        "above, and run the same command again."
+    ) from failure
 
 
 def run(
@@ -180,35 +243,37 @@ def run(
             What it raises ends the run.
 
     Yields:
-        TaskProgress, and for every task either Finished or Lost.
+        TaskProgress, perhaps Restarted, and for every task either Finished or Lost.
 
     Raises:
         UsageError: ``workers``, ``timeout`` or ``memory_bytes`` is not positive.
-        CavmaeError: raised by ``work``; it ends the run.
+        CavmaeError: raised by ``work``, or a module cannot be imported; it ends the run.
     """
     if workers < 1 or timeout <= 0 or memory_bytes <= 0:
         raise UsageError("--workers, --timeout and --memory-gb must be positive numbers.")
     preload_work(work)
     context = fork_context()
     pool: list[_Worker] = []
+    again: deque[_Job] = deque()
     more = True
     try:
         while True:
             _remove_ended(pool)
             room = has_room()
-            while more and room:
-                if len(pool) >= workers and all(w.task is not None for w in pool):
-                    break
+            while (again or (more and room)) and _has_free(pool, workers):
+                if again:
+                    _assign(pool, context, work, again.popleft())
+                    continue
                 try:
                     item = next(tasks)
                 except StopIteration:
                     more = False
                     break
                 if item is None:
-                    assert any(w.task is not None for w in pool), "nothing runs to wait for"
+                    assert any(w.job is not None for w in pool), "nothing runs to wait for"
                     break
-                _assign(pool, context, work, *item)
-            busy = [w for w in pool if w.task is not None]
+                _assign(pool, context, work, _Job(*item))
+            busy = [w for w in pool if w.job is not None]
             if not busy:
                 if not more:
                     return
@@ -218,10 +283,18 @@ def run(
             handles: list[Any] = [w.connection for w in busy] + [w.process.sentinel for w in busy]
             wait(handles, timeout=WATCH_EVERY)
             for worker in busy:
-                yield from _receive(worker, timeout, memory_bytes)
+                job = worker.job
+                for event in _receive(worker, timeout, memory_bytes):
+                    yield event
+                    if isinstance(event, Restarted) and job is not None:  # now the caller knows
+                        again.append(job._replace(attempt=job.attempt + 1))
     finally:
         for worker in pool:
             worker.stop()
+
+
+def _has_free(pool: list[_Worker], workers: int) -> bool:
+    return len(pool) < workers or any(w.job is None for w in pool)
 
 
 def _remove_ended(pool: list[_Worker]) -> None:
@@ -229,34 +302,35 @@ def _remove_ended(pool: list[_Worker]) -> None:
 
     A busy one that has died stays until its task is reported.
     """
-    for worker in [w for w in pool if w.task is None]:
+    for worker in [w for w in pool if w.job is None]:
         if not worker.process.is_alive() or worker.done >= RECYCLE_AFTER:
             worker.stop()
             pool.remove(worker)
 
 
-def _assign(pool: list[_Worker], context: Any, work: Work, number: int, argument: Any) -> None:
+def _assign(pool: list[_Worker], context: ForkServerContext, work: Work, job: _Job) -> None:
     """Gives a task to a free worker, or to a new one if there is none or if it has just died."""
-    free = next((w for w in pool if w.task is None), None)
+    free = next((w for w in pool if w.job is None), None)
     if free is not None:
         try:
-            free.assign(number, argument)
+            free.assign(job)
         except OSError:  # the task never reached it
             free.stop()
             pool.remove(free)
         else:
             return
-    worker = _Worker(context, work)
+    worker = _start(context, work)
     pool.append(worker)
-    with contextlib.suppress(OSError):  # dead at its start: reported as the loss of its task
-        worker.assign(number, argument)
+    with contextlib.suppress(OSError):  # dead at its start: reported as the end of its process
+        worker.assign(job)
 
 
 def _receive(worker: _Worker, timeout: float, memory_bytes: float) -> Iterator[Event]:
-    """Events of a worker's pipe; loses the task of a dead, silent or too large worker."""
-    assert worker.task is not None
+    """Events of a worker's pipe; takes the task from a dead, silent or too large worker."""
+    job = worker.job
+    assert job is not None
     ended = not worker.process.is_alive()  # first: earlier messages are still in the pipe
-    while worker.task is not None:
+    while worker.job is not None:
         try:
             if not worker.connection.poll():
                 break
@@ -268,28 +342,31 @@ def _receive(worker: _Worker, timeout: float, memory_bytes: float) -> Iterator[E
         if isinstance(message, CavmaeError):
             raise message
         if isinstance(message, (Finished, Lost)):
-            worker.task = None
+            worker.job = None
             worker.done += 1
         yield message
-    if worker.task is None:
+    if worker.job is None:
         return
+    lost: Event
     if ended:
         worker.process.join()
-        yield _mark_lost(worker, "crash", _exit_description(worker.process.exitcode))
+        lost = _after_end(job, _exit_description(worker.process.exitcode))
     elif time.monotonic() - worker.last_message_at > timeout:
-        worker.process.kill()
-        yield _mark_lost(worker, "timeout", f"no message for {timeout:g} s")
+        lost = Lost(job.number, "timeout", f"no message for {timeout:g} s")
     elif (memory := worker.memory()) > memory_bytes:
-        worker.process.kill()
-        yield _mark_lost(worker, "out_of_memory", f"{memory / 1e9:.1f} GB used")
+        lost = Lost(job.number, "out_of_memory", f"{memory / 1e9:.1f} GB used")
+    else:
+        return
+    worker.job = None
+    worker.kill()
+    yield lost
 
 
-def _mark_lost(worker: _Worker, reason: str, detail: str) -> Lost:
-    assert worker.task is not None
-    lost = Lost(worker.task, reason, detail)
-    worker.task = None
-    worker.process.join()
-    return lost
+def _after_end(job: _Job, detail: str) -> Event:
+    """What becomes of a task whose process ended."""
+    if job.attempt < ATTEMPTS:
+        return Restarted(job.number, detail)
+    return Lost(job.number, "crash", detail)
 
 
 def _exit_description(exitcode: int | None) -> str:

@@ -125,7 +125,7 @@ def _build_bank(files: Sequence[tuple[str, Path]], workers: int) -> RecordingBan
     )
     with Progress(len(chunks), "part") as progress, contextlib.closing(events):
         for event in events:
-            if isinstance(event, worker_pool.TaskProgress):
+            if isinstance(event, worker_pool.TaskProgress | worker_pool.Restarted):
                 continue
             if isinstance(event, worker_pool.Lost):
                 log.warning("Recordings are left out (%s): %s.", event.reason, event.detail)

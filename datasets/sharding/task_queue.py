@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cavmae.common.remote import Limits
-from cavmae.common.worker_pool import Event, Lost, TaskProgress
+from cavmae.common.worker_pool import Event, Lost, Restarted, TaskProgress
 from cavmae.datasets.sharding.inputs import Input
 from cavmae.datasets.sharding.job_state import InputLayout, copy_prefix, remove_copies
 from cavmae.datasets.sharding.messages import (
@@ -34,7 +34,7 @@ log = logging.getLogger("cavmae")
 
 @dataclasses.dataclass(frozen=True)
 class ShardTask:
-    """Task of a worker: an input, or a stretch of one.
+    """Task of a worker: an input, or a stretch of one; as a text, the name of the input.
 
     Attributes:
         item: the input.
@@ -51,6 +51,9 @@ class ShardTask:
     limits: Limits
     stretch_seconds: float | None
     assigned: tuple[InputSurvey, Stretch] | None = None
+
+    def __str__(self) -> str:
+        return self.item.source
 
 
 class FinishedInput(NamedTuple):
@@ -164,6 +167,9 @@ class TaskQueue:
         if isinstance(event, TaskProgress):
             self._take(event.task, number, task, event.message)
             return None
+        if isinstance(event, Restarted):
+            self._forget(event, number, task)
+            return None
         del self._running[event.task]
         messages = self._messages.pop(event.task)
         if isinstance(event, Lost):
@@ -182,9 +188,21 @@ class TaskQueue:
             split.reports[task.assigned[1].number] = messages
         return self._close(number, task.item, split)
 
+    def _forget(self, event: Restarted, number: int, task: ShardTask) -> None:
+        """Drops what a task has reported and left before it begins again.
+
+        Stretches of a survey may be running, and read the file that it writes anew.
+        """
+        log.info("%s is read again (%s).", task.item.source, event.detail)
+        remove_copies(self._layout.work_folder, copy_prefix(task.part))
+        self._tally(self._messages[event.task], -1)
+        self._messages[event.task] = []
+        if task.assigned is None and (split := self._splits.get(number)) is not None:
+            split.failure = split.failure or f"crash: {event.detail}"
+
     def _take(self, number: int, of_input: int, task: ShardTask, message: Message) -> None:
         if isinstance(message, InputSurvey):
-            self._splits[of_input] = _Split(message)
+            self._splits.setdefault(of_input, _Split(message))  # there is one of a killed survey
         elif isinstance(message, Stretch):
             split = self._splits[of_input]
             split.stretches += 1

@@ -193,7 +193,7 @@ def _render(
     progress = ClipProgress(clips, len(rows), settings.length)
     with progress, contextlib.closing(events):
         for event in events:
-            if isinstance(event, worker_pool.TaskProgress):
+            if isinstance(event, worker_pool.TaskProgress | worker_pool.Restarted):
                 continue
             if isinstance(event, worker_pool.Lost):
                 clip = {"clip": event.task, "reason": event.reason, "detail": event.detail}

@@ -135,7 +135,7 @@ def _run_auditions(
     )
     with Progress(len(names), "voice") as progress, contextlib.closing(events):
         for event in events:
-            if isinstance(event, worker_pool.TaskProgress):
+            if isinstance(event, worker_pool.TaskProgress | worker_pool.Restarted):
                 continue
             name = names[event.task]
             if isinstance(event, worker_pool.Lost):

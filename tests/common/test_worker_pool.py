@@ -1,13 +1,19 @@
+import os
+import platform
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from cavmae.common import worker_pool
+from cavmae.common.errors import CavmaeError
+from tests.common import late
 from tests.tools import faulty
 
 
@@ -24,8 +30,12 @@ def test_every_task_ends_exactly_once(workers: int) -> None:
     events = run(arguments, workers)
     assert len(events) == len(arguments)
     for number, argument in enumerate(arguments):
-        first, last = events[number]
+        *_, first, last = events[number]
         assert first.message == ("started", argument)
+        # A process that ends may have been killed from outside: its task is tried once more.
+        again = [event for event in events[number] if isinstance(event, worker_pool.Restarted)]
+        assert len(again) == (argument in ("exit", "kill"))
+        assert len(events[number]) == 2 + 2 * len(again)
         if argument == "fine":
             assert last.result[0] == "fine"
         else:
@@ -84,14 +94,92 @@ def test_workers_that_die_at_their_start_lose_their_tasks(monkeypatch: pytest.Mo
     """The second pipe is broken before the task is sent: no attempt follows another for ever."""
     assign = worker_pool._Worker.assign
 
-    def late(worker: Any, number: int, argument: Any) -> None:
+    def late(worker: Any, job: Any) -> None:
         worker.process.kill()
         worker.process.join()
-        assign(worker, number, argument)
+        assign(worker, job)
 
     monkeypatch.setattr(worker_pool._Worker, "assign", late)
     events = run(["x", "y", "z"], 2)
-    assert [[type(event) for event in events[n]] for n in range(3)] == [[worker_pool.Lost]] * 3
+    ends = [worker_pool.Restarted, worker_pool.Lost]
+    assert [[type(event) for event in events[n]] for n in range(3)] == [ends] * 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_task_whose_process_was_killed_begins_again_when_the_caller_knows(
+    tmp_path: Path, workers: int
+) -> None:
+    """Although no other task may begin."""
+    first, again = tmp_path / "task", tmp_path / "task.again"
+    tasks = iter(enumerate([f"once {first}", "x"]))
+    kinds = []
+    for event in worker_pool.run(tasks, faulty.say, workers, 30, 4e9, lambda: not first.exists()):
+        if event.task == 1:
+            continue
+        kinds.append(type(event).__name__)
+        if isinstance(event, worker_pool.Restarted):
+            assert "was killed" in event.detail
+            time.sleep(0.3)  # in which another worker could begin
+            assert not again.exists()
+        if isinstance(event, worker_pool.Finished):
+            assert again.exists()
+            first.unlink()
+    assert kinds == ["TaskProgress", "Restarted", "TaskProgress", "Finished"]
+    assert not first.exists()
+
+
+KILL_THE_SERVER = """
+import os, signal, sys
+from multiprocessing import forkserver
+from cavmae.common import worker_pool
+from tests.common.late import write_pid
+again = 0
+for event in worker_pool.run(iter(enumerate(sys.argv[1:] * 2)), write_pid, 2, 30, 4e9):
+    again += isinstance(event, worker_pool.Restarted)
+    if isinstance(event, worker_pool.TaskProgress) and not again:
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    if isinstance(event, worker_pool.Finished):
+        print(event.task, event.result)
+assert again
+"""
+
+
+def test_a_kill_of_the_server_that_forks_workers_costs_no_task(tmp_path: Path) -> None:
+    """Its workers go on unseen; they are ended before their tasks begin again."""
+    lines = tmp_path / "lines"
+    command = [sys.executable, "-c", KILL_THE_SERVER, str(lines)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=100)
+    ended = dict(line.split() for line in result.stdout.decode().splitlines())
+    assert set(ended) == {"0", "1"}
+    assert sorted(lines.read_text().split()) == sorted(ended.values())  # nobody else went on
+
+
+@pytest.mark.parametrize("error", ["ImportError('oh')", "AttributeError('oh')"])
+def test_a_module_that_cannot_be_imported_ends_the_run(tmp_path: Path, error: str) -> None:
+    """Its machine would fail every task, fast, and would draw them all."""
+    (tmp_path / "broken.py").write_text(f"raise {error}")
+    (tmp_path / "outer.py").write_text("import broken")
+    reason = f"{platform.node()} cannot import broken .{error.partition('(')[0]}: oh"
+    for task in (("", "no_such_module"), (str(tmp_path), "outer")):
+        with pytest.raises(CavmaeError, match=f"cannot import no_such_module|{reason}"):
+            list(worker_pool.run(iter([(0, task)]), late.import_from, 1, 30, 4e9))
+
+
+def test_a_module_that_breaks_the_server_is_left_to_the_task_that_needs_it(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("raise RuntimeError('oh')")
+    program = (
+        "from cavmae.common import worker_pool\n"
+        "from tests.common.late import has_module, import_from\n"
+        "worker_pool.preload('broken')\n"
+        "print(list(worker_pool.run(iter([(0, 0)]), has_module, 1, 30, 4e9))[-1].result)\n"
+        "list(worker_pool.run(iter([(0, ('', 'broken'))]), import_from, 1, 30, 4e9))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, env=environment, check=False
+    )
+    assert result.stdout == b"False\n"
+    assert b"cannot import broken (RuntimeError: oh)" in result.stderr
 
 
 def test_workers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,19 @@ def say(argument: Any, report: Any) -> Any:
     if argument == "grow":
         hoard = [bytearray(os.urandom(1) * 100_000_000) for _ in range(20)]
         time.sleep(len(hoard) * 30)
-    if argument == "kill":
+    if argument == "kill" or is_first(argument):
         os.kill(os.getpid(), signal.SIGKILL)
     return argument, os.getpid()
+
+
+def is_first(argument: str) -> bool:
+    """Whether ``once FILE`` is the first attempt, which makes the file; others mark themselves."""
+    word, _, name = argument.partition(" ")
+    if word != "once":
+        return False
+    try:
+        Path(name).touch(exist_ok=False)
+    except FileExistsError:
+        Path(f"{name}.again").touch()
+        return False
+    return True

@@ -1,5 +1,6 @@
 """`cavmae shard` with real workers that are really killed: nothing is lost, no byte differs."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -56,6 +57,27 @@ def test_the_same_bytes_after_kills_in_mid_run(
             assert b"Traceback" not in said
     assert make_shards(str(videos), out, **TINY) == 0
     assert "of 10 inputs were done before, 0 are new" in caplog.text
+    assert contents(out) == contents(reference)
+
+
+def test_a_worker_that_is_killed_costs_nothing(
+    videos: Path, reference: Path, tmp_path: Path
+) -> None:
+    """As by the out-of-memory killer of a container."""
+    out = tmp_path / "out"
+    process = run_command(str(videos), "--out", str(out), "--workers", "2", *WORDS)
+    victim = None
+    deadline = time.monotonic() + 100
+    while victim is None:
+        assert process.poll() is None and time.monotonic() < deadline
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any(file.path.endswith(".part") for file in child.open_files()):
+                    victim = child
+    victim.kill()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said.decode()
+    assert b"is read again (the worker process was killed" in said
     assert contents(out) == contents(reference)
 
 
@@ -169,15 +191,20 @@ def test_a_part_damaged_during_the_run_is_made_again(
 
 
 def test_a_worker_that_crashes_hangs_or_grows_costs_its_own_input(
-    tmp_path: Path, video: Maker, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    video: Maker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Real signals to real workers, chosen by the name of the video they are reading."""
+    caplog.set_level(logging.INFO, "cavmae")
     for name in ("crash", "good1", "good2", "good3", "hang", "grow"):
         video(f"in/{name}.mp4", seconds=2.0)
     out = tmp_path / "out"
     monkeypatch.setattr("cavmae.datasets.sharding.job.shard_task", faulty.work)
     run_settings = ShardRunSettings(workers=2, timeout=4.0, memory_gb=1.0)
     assert make_shards(str(tmp_path / "in"), out, run_settings, **TINY) == 0
+    assert caplog.text.count("is read again") == 1  # a hang or a growth is the input's own
     expected = {"crash.mp4": "crash", "hang.mp4": "timeout", "grow.mp4": "out_of_memory"}
     assert skipped(out) == expected
     saved = Counter(Path(info.source).name for info in infos(out))

@@ -136,6 +136,9 @@ def _result(job: EntryJob, lists: Sequence[str]) -> Mapping[str, Any]:
                 raise CavmaeError(
                     f"{job.label}: {event.detail}; run the same command again to resume."
                 )
+            if isinstance(event, worker_pool.Restarted):
+                log.info("%s begins again: %s.", job.label, event.detail)
+                continue
             if isinstance(event, worker_pool.Finished):
                 result: Mapping[str, Any] = event.result
                 return result

@@ -104,6 +104,9 @@ def _train(jobs: Sequence[VariantJob]) -> None:
                 raise CavmaeError(
                     f"{job.label}: {event.detail}; run the same command again to resume."
                 )
+            if isinstance(event, worker_pool.Restarted):
+                log.info("%s begins again: %s.", job.label, event.detail)
+                continue
             if isinstance(event, worker_pool.Finished):
                 continue  # its last evaluation was logged
             point = event.message.curve[-1]

@@ -102,6 +102,8 @@ def _survey(manifest: Manifest, settings: CheckSettings) -> Survey:
             TIMEOUT,
             memory_bytes=8e9,
         ):
+            if isinstance(event, worker_pool.TaskProgress | worker_pool.Restarted):
+                continue
             if isinstance(event, worker_pool.Finished):
                 surveys[event.task] = event.result
             elif isinstance(event, worker_pool.Lost):

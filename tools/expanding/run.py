@@ -98,6 +98,8 @@ def _trials(jobs: Sequence[TrialJob]) -> list[Mapping[str, Any]]:
                     raise CavmaeError(
                         f"{label}: {event.detail}; run the same command again to resume."
                     )
+                if isinstance(event, worker_pool.Restarted):
+                    log.info("%s begins again: %s.", label, event.detail)
                 if isinstance(event, worker_pool.Finished):
                     log.info(
                         "%s: score %.3f, %d steps.", label, event.result["score"],
