@@ -31,10 +31,12 @@ class Holder(NamedTuple):
     Attributes:
         host: name of its machine.
         pid: its number there.
+        start: its start in clock ticks since that machine started; None: not known.
     """
 
     host: str
     pid: int
+    start: int | None = None
 
     @classmethod
     def this(cls) -> "Holder":
@@ -43,7 +45,7 @@ class Holder(NamedTuple):
 
     @property
     def is_alive(self) -> bool | None:
-        """Whether the process runs; None: it is another machine's."""
+        """Whether the process runs, not another one with its number; None: on another machine."""
         if self.host != socket.gethostname():
             return None
         try:
@@ -51,8 +53,9 @@ class Holder(NamedTuple):
         except ProcessLookupError:
             return False
         except PermissionError:  # another user's
-            return True
-        return True
+            pass
+        start = _start_of(self.pid)
+        return start is None or self.start is None or start == self.start
 
 
 @contextlib.contextmanager
@@ -115,7 +118,8 @@ def holder_of(folder: Path) -> Holder | None:
         return None
     values = dict(line.partition("=")[::2] for line in text.splitlines())
     try:
-        return Holder(values["host"], int(values["pid"]))
+        start = int(values["start"]) % 2**64 if "start" in values else None  # above: which boot
+        return Holder(values["host"], int(values["pid"]), start)
     except (KeyError, ValueError):  # half written
         return Holder("unknown", 0)
 
@@ -134,6 +138,15 @@ def is_held(folder: Path) -> bool:
         return _clock_of(folder) - (folder / MARKER).stat().st_mtime < LEASE_SECONDS
     except FileNotFoundError:  # released meanwhile
         return False
+
+
+def _start_of(pid: int) -> int | None:
+    """Start of a process in clock ticks since this machine started; None: the system hides it."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[19])  # field 22; the name before may hold blanks
 
 
 def _clock_of(folder: Path) -> float:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from cavmae.common import locks
 from cavmae.common.errors import CavmaeError
-from cavmae.common.locks import Holder, holder_of, locked
+from cavmae.common.locks import holder_of, is_held, locked
 
 HOLD = """
 import sys
@@ -45,6 +46,26 @@ def test_a_killed_process_releases_the_lock(tmp_path: Path) -> None:
     with locked(folder, "busy"):
         pass
     assert not folder.exists()
+
+
+def test_another_process_with_the_number_of_a_dead_one_does_not_hold_its_lock(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "work"
+    marker = marker_of(folder, socket.gethostname())
+    assert not is_held(folder)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            text = re.sub(r"pid=\d+", f"pid={other.pid}", marker.read_text())
+            marker.write_text(text)
+            assert not is_held(folder)
+            marker.write_text(re.sub(r"start=\d+\n", "", text))  # where the system hides it
+            assert is_held(folder)
+        finally:
+            other.kill()
+    assert not is_held(folder)
+    with locked(tmp_path / "own", "busy"):
+        assert is_held(tmp_path / "own")
 
 
 def marker_of(folder: Path, host: str) -> Path:
@@ -92,7 +113,8 @@ def test_a_process_of_another_machine_is_watched_first(
             started = time.monotonic()
             with locked(folder, "busy"):
                 assert 0.8 < time.monotonic() - started < 10
-                assert holder_of(folder) == Holder(socket.gethostname(), os.getpid())
+                own = holder_of(folder)
+                assert own is not None and own[:2] == (socket.gethostname(), os.getpid())
             assert holder_of(folder) is None
         assert f"is locked by process {holder.pid} of other: waiting 1 s" in caplog.text
     finally:
