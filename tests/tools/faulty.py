@@ -1,5 +1,6 @@
 """Work for workers that goes wrong in the ways real libraries do."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -47,9 +48,18 @@ def say(argument: Any, report: Any) -> Any:
     if argument == "grow":
         hoard = [bytearray(os.urandom(1) * 100_000_000) for _ in range(20)]
         time.sleep(len(hoard) * 30)
-    if argument == "kill" or is_first(argument):
+    if argument.startswith("mark "):  # the process of its parent, which Ray runs, and its own
+        Path(argument.partition(" ")[2], f"{parent_number()}-{os.getpid()}").touch()
+    if argument == "kill" or argument.startswith("mark ") or is_first(argument):
         os.kill(os.getpid(), signal.SIGKILL)
     return argument, os.getpid()
+
+
+def parent_number() -> int:
+    """Number of the process that gave this one its task."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None and parent.pid is not None
+    return parent.pid
 
 
 def is_first(argument: str) -> bool:
