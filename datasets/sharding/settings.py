@@ -138,8 +138,8 @@ class ShardRunSettings(LimitedPoolSettings):
         retry_skipped: try the inputs and clips again that an earlier run skipped.
         executor: of the inputs: processes of this machine, or tasks of a ``ray`` cluster, whose
             nodes see inputs and output (the local folder of a remote ``--out``) at the same paths;
-            ``workers`` are then tasks in flight (0: two for each CPU of the cluster), for each of
-            which it is asked for a CPU and ``memory_gb``.
+            ``workers`` are then tasks in flight (0: two for each CPU of the cluster, of which at
+            most 256 wait for one), for each of which it is asked for a CPU and ``memory_gb``.
         ray_address: of the cluster's head node; ``auto``: the cluster that runs on this machine.
         stretch_minutes: a local input with more minutes of clips is split into stretches of about
             this length, which several workers extract at once, with the same samples; 0: it is not.
