@@ -41,7 +41,7 @@ class Holder(NamedTuple):
     @classmethod
     def this(cls) -> "Holder":
         """This process."""
-        return cls(socket.gethostname(), os.getpid())
+        return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()))
 
     @property
     def is_alive(self) -> bool | None:

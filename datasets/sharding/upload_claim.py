@@ -54,7 +54,8 @@ class UploadProgress:
             record = parse_json(content, url, limit_bytes=LIMIT_BYTES)
             holder = typed(record, "holder", dict, type(None))
             if holder is not None:
-                holder = Holder(typed(holder, "host", str), typed(holder, "pid", int))
+                start = typed(holder, "start", int, type(None))
+                holder = Holder(typed(holder, "host", str), typed(holder, "pid", int), start)
             state = State.from_record(typed(record, "state", dict))
             state.take_shards(typed(record, "shards", list))
             skipped = typed(record, "skipped", str)
