@@ -77,8 +77,12 @@ def ray_words(cluster: Any) -> list[str]:
 def task_processes(cluster: Any) -> list[psutil.Process]:
     """Ray's processes that run a task now."""
     raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.worker_nodes]
-    children = [c for pid in raylets for c in psutil.Process(pid).children(recursive=True)]
-    return [child for child in children if child.cmdline()[:1] == ["ray::cavmae_task"]]
+    tasks = []
+    for child in (c for pid in raylets for c in psutil.Process(pid).children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if child.cmdline()[:1] == ["ray::cavmae_task"]:
+                tasks.append(child)
+    return tasks
 
 
 def wait_for(out: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
@@ -109,14 +113,16 @@ def test_the_same_bytes_after_processes_a_node_and_the_program_were_killed(
     process = subprocess.Popen([*words, *ray_words(cluster)], stderr=subprocess.PIPE)
     wait_for(out, ".work/*.part", process)
     extracting(cluster).kill()
-    victims = task_processes(cluster)
-    assert victims
+    deadline = time.monotonic() + 60
+    while not (victims := task_processes(cluster)):  # between two tasks
+        assert time.monotonic() < deadline
     victims[0].kill()
     wait_for(out, "clips-000003.tar", process)
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     wait_for(out, "clips-000008.tar", process)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    said = process.communicate(timeout=60)[1]
+    assert b"is read again (WorkerCrashedError" in said
     assert not (out / "manifest.json").exists()
     cluster.add_node(**NODE)
     done = subprocess.run(
