@@ -89,7 +89,9 @@ def adopt_manifest(
         CavmaeError: as :func:`adopt_progress`; or it has other settings, or is none of this
             program.
     """
-    if layout.manifest.exists() and store.holds(layout.manifest, layout.manifest.name):
+    name = layout.manifest.name
+    is_sent = layout.manifest.exists() and record.is_done(name, Content.of(layout.manifest))
+    if is_sent and store.holds(layout.manifest, name):
         return
     with tempfile.TemporaryDirectory(dir=layout.folder, prefix=".store-") as folder:
         fetched = InputLayout(Path(folder), layout.name, layout.part)
@@ -97,10 +99,10 @@ def adopt_manifest(
         paths = [path for path in wanted if store.fetch(path.name, path)]
         manifest = _manifest_of(fetched)
         if manifest is None or (manifest.inputs and fetched.plan not in paths):
-            if record.is_done(layout.manifest.name, _content(layout.manifest)):
+            if is_sent:
                 return  # damaged at the store: it is sent again
-            raise foreign(store, layout.manifest.name)
-        check_settings(store.address(layout.manifest.name), manifest.settings, settings)
+            raise foreign(store, name)
+        check_settings(store.address(name), manifest.settings, settings)
         _check_inputs(fetched, store, items)
         record.restart(
             {shard.file: Content(shard.bytes, shard.sha256) for shard in manifest.shards}
@@ -114,10 +116,6 @@ def _manifest_of(layout: InputLayout) -> Manifest | None:
         return layout.read_manifest()
     except (CavmaeError, FileNotFoundError):
         return None
-
-
-def _content(path: Path) -> Content:
-    return Content.of(path) if path.exists() else Content(-1, "")
 
 
 def _check_inputs(fetched: InputLayout, store: Store, items: Sequence[Input]) -> None:
