@@ -150,15 +150,35 @@ def test_a_killed_first_machine_ends_the_run(
     same_end(run, whole)
 
 
+def fine_tuning(folder: Path, **loop: float) -> tuple[Manifest, dict[str, Any]]:
+    """Clips, and changes of the settings of a run on them."""
+    clips = data_set_of(folder / "set", [clip(n, speaker=f"s{n}", person=True) for n in range(8)])
+    speaker.write(clips)
+    model = {"train_encoder": "all"}
+    return clips, {"data": speaker.listed(folder, clips), "model": model, "loop": loop}
+
+
+def test_fine_tuning_goes_on_after_a_machine_without_power(tmp_path: Path) -> None:
+    clips, changes = fine_tuning(tmp_path, steps=8, save_every=2, evaluate_every=3)
+    run, other = tmp_path / "run", tmp_path / "other"
+    on_one_machine(FINETUNE, speaker.words(other, clips, None, **changes))
+    command = [*speaker.words(run, clips, None, **changes), "--resume", "auto"]
+    with two_machines(tmp_path / "before") as (a, b):
+        started = [torchrun(m, FINETUNE, [*command, "--loop.peer_timeout", "10"]) for m in (a, b)]
+        wait_for(lambda: any(line["step"] == 5 for line in lines(run)), *started)
+        b.lose_power()
+        code, messages = started[0].finish(60)
+    assert code == 1
+    assert "process 1 of this run (machine-b)" in messages
+    assert [line["step"] for line in lines(run)][-1] < 8
+    with two_machines(tmp_path / "after") as (a, b):
+        assert "Going on from" in ended_well([torchrun(m, FINETUNE, command) for m in (a, b)])
+    same_end(run, other)
+
+
 def test_fine_tuning_with_clocks_an_hour_apart(tmp_path: Path) -> None:
     """The first machine's clock is put forward in the middle of the run."""
-    clips = data_set_of(tmp_path / "set", [clip(n, speaker=f"s{n}", person=True) for n in range(8)])
-    speaker.write(clips)
-    changes: dict[str, Any] = {
-        "data": speaker.listed(tmp_path, clips),
-        "model": {"train_encoder": "all"},
-        "loop": {"save_every": 0, "save_minutes": 30, "evaluate_every": 2},
-    }
+    clips, changes = fine_tuning(tmp_path, save_every=0, save_minutes=30, evaluate_every=2)
     run, other = tmp_path / "run", tmp_path / "other"
     on_one_machine(FINETUNE, speaker.words(other, clips, None, **changes))
     command = speaker.words(run, clips, None, **changes)
