@@ -48,7 +48,7 @@ def test_video_and_truth_are_in_step(footage: Path) -> None:
         info = probe(str(video_path(footage, spec.name)))
         assert info.display == spec.size
         with Playback(info, cut_from(info, spec.size, spec.size)) as playback:
-            frames = playback.read_frames(0, spec.frames)
+            frames = np.stack(playback.read_frames(0, spec.frames))
             audio = playback.read_audio(0, spec.frames)
         assert truth.people.shape == frames.shape[:3]
         # People are in bright clothes, before a grey background.

@@ -344,7 +344,8 @@ def test_the_slurm_script_of_the_guide(
 ) -> None:
     """Resubmitted after a kill; only names of folders and of the configuration are replaced."""
     guide = (Path(__file__).parents[3] / "docs/guides/machines.md").read_text()
-    (script,) = re.findall(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", guide, re.DOTALL)
+    scripts = re.findall(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", guide, re.DOTALL)
+    (script,) = [script for script in scripts if "--config multi-machine" in script]
     run = Path(shutil.copytree(whole[2], tmp_path / "run"))
     shutil.rmtree(run / "checkpoints" / "000000008")
     config = words(tmp_path, run, data_set.folder)[1]
