@@ -267,3 +267,19 @@ def _not_finite(value: Any) -> str:
         )
         stack += [(f"{path}.{name}", inner) for name, inner in items]
     return "a key"
+
+
+def read_records(path: Path, schema: int, limit_bytes: int) -> tuple[Any, list[Any]]:
+    """Head and records of a JSON-lines file whose first line, the head, has its ``schema``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+        CavmaeError: it has another schema.
+    """
+    lines = read_bytes(str(path), limit_bytes).splitlines()
+    head, *records = [parse_json(line, f"{path}, line {n}") for n, line in enumerate(lines, 1)]
+    if (version := typed(head, "schema", int)) != schema:
+        raise CavmaeError(f"{path} is a list of version {version}, this program reads {schema}.")
+    return head, records

@@ -1,4 +1,4 @@
-"""What runs on a node of a Ray cluster: a task of ours, in a worker process of the local pool."""
+"""Task on a node of a Ray cluster, in a worker process of the local pool."""
 
 import contextlib
 import dataclasses

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.common.files import read_bytes, write_atomically
-from cavmae.common.json_files import REMEDY, json_bytes, parse_json, typed, value_as
+from cavmae.common.files import write_atomically
+from cavmae.common.json_files import REMEDY, json_bytes, read_records, typed, value_as
 from cavmae.common.settings import SeedSettings
 from cavmae.datasets.stream.rates import VIDEO_RATE
 
@@ -213,15 +213,7 @@ def read_footage_list(path: Path) -> tuple[FootageSettings, list[FootageSpec]]:
         CavmaeError: the list is missing, damaged, or of another version.
     """
     try:
-        lines = read_bytes(str(path), LIST_LIMIT_BYTES).splitlines()
-        head, *records = [
-            parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)
-        ]
-        schema = typed(head, "schema", int)
-        if schema != LIST_SCHEMA:
-            raise CavmaeError(
-                f"{path} is a list of version {schema}, this program reads {LIST_SCHEMA}."
-            )
+        head, records = read_records(path, LIST_SCHEMA, LIST_LIMIT_BYTES)
         settings: FootageSettings = value_as(
             FootageSettings, typed(head, "footage", dict), "footage"
         )

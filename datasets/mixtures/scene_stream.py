@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from cavmae.common.errors import CavmaeError, SampleError, UsageError
-from cavmae.common.files import read_bytes, write_atomically
-from cavmae.common.json_files import REMEDY, json_bytes, parse_json, typed, value_as
+from cavmae.common.files import write_atomically
+from cavmae.common.json_files import REMEDY, json_bytes, read_records, typed, value_as
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.composer import Composer, Scene
@@ -250,15 +250,7 @@ def read_list(path: Path) -> tuple[ComposeSettings, list[SceneSpec]]:
         CavmaeError: the list is missing, damaged, or of another version.
     """
     try:
-        lines = read_bytes(str(path), LIST_LIMIT_BYTES).splitlines()
-        head, *records = [
-            parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)
-        ]
-        schema = typed(head, "schema", int)
-        if schema != LIST_SCHEMA:
-            raise CavmaeError(
-                f"{path} is a list of version {schema}, this program reads {LIST_SCHEMA}."
-            )
+        head, records = read_records(path, LIST_SCHEMA, LIST_LIMIT_BYTES)
         compose: ComposeSettings = value_as(
             ComposeSettings, typed(head, "compose", dict), "compose"
         )

@@ -1,30 +1,15 @@
 """Records at a store that several processes replace: no write is lost, and none is silent."""
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
 from cavmae.common import stores
 from cavmae.common.store_records import RecordChanged, StoreRecord
 from cavmae.common.stores import Stopped, Store, StoreError
-from tests.object_store import ObjectStore, Request, object_store
+from tests.object_store import ObjectStore, Request
 
 STORE = Store("s3://clips/set")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ObjectStore]:
-    with object_store() as store:
-        yield store
-
-
-@pytest.fixture
-def s3(server: ObjectStore) -> Iterator[ObjectStore]:
-    yield server
-    server.fault = lambda request: None
-    if server.system.exists("clips/set"):
-        server.system.rm("clips/set", recursive=True)
 
 
 def test_counts_of_several_writers_add_up(s3: ObjectStore) -> None:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,10 @@ import pytest
 from cavmae.common import remote, stores
 from cavmae.common.errors import UsageError
 from cavmae.common.stores import NameTaken, Stopped, Store, StoreError
-from tests.object_store import ObjectStore, Request, object_store
+from tests.object_store import ObjectStore, Request
 from tests.serving import refusing
 
 URL = "s3://clips/set"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ObjectStore]:
-    with object_store() as store:
-        yield store
-
-
-@pytest.fixture
-def s3(server: ObjectStore) -> Iterator[ObjectStore]:
-    yield server
-    server.fault = lambda request: None
-    if server.system.exists("clips/set"):
-        server.system.rm("clips/set", recursive=True)
-    server.requests.clear()
 
 
 @pytest.fixture

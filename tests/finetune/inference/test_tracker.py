@@ -222,7 +222,7 @@ def test_people_of_one_key_frame_never_share_a_number() -> None:
 @given(seed=st.integers(0, 500))
 @settings(max_examples=30, deadline=None)
 def test_numbers_of_a_window_are_apart_in_time(seed: int) -> None:
-    """Whatever the model detects, two people with one number share no key frame."""
+    """Two detections with one number share no key frame, for random detections."""
     rng = np.random.default_rng(seed)
     tracker = make_tracker(list(range(0, 8 * 6, 8)))
     for _ in range(6):
