@@ -363,7 +363,7 @@ def _receive(worker: _Worker, timeout: float, memory_bytes: float) -> Iterator[E
 
 
 def _after_end(job: _Job, detail: str) -> Event:
-    """What becomes of a task whose process ended."""
+    """Event of a task whose process ended: it begins again, or is lost."""
     if job.attempt < ATTEMPTS:
         return Restarted(job.number, detail)
     return Lost(job.number, "crash", detail)
