@@ -117,7 +117,9 @@ def _load_motion(model: EventClassifier, name: str) -> None:
         UsageError: the model has no such pathway.
         CavmaeError: it is missing or damaged.
     """
-    from cavmae.finetune.speaker.model import SpeakerModel  # takes a second, few runs need it
+    # They take a second, and few runs need them.
+    from cavmae.finetune.speaker.head_reader import HeadReader
+    from cavmae.finetune.speaker.model import SpeakerModel
 
     pathway: MotionPathway | None
     if type_of_model(name) == EventClassifier.model_type:
@@ -127,6 +129,8 @@ def _load_motion(model: EventClassifier, name: str) -> None:
     else:
         speaker = load_hub(SpeakerModel, name, "make one with `cavmae finetune speakers`")
         options, pathway = speaker.config.motion, speaker.motion
+        if isinstance(speaker.motion_reader, HeadReader):  # which has learned to read lips
+            options, pathway = speaker.config.head_motion, speaker.motion_reader.pathway
     assert model.motion_branch is not None
     if pathway is None:
         raise UsageError(f"model.motion_from {name} has no motion pathway: name another model.")

@@ -17,13 +17,17 @@ from cavmae.datasets.mixtures.speech_bank import CUE_CHANNELS
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.motion.settings import MOTION, ConvMotionOptions, MotionOptions
+from cavmae.finetune.speaker.articulation_loss import (
+    articulation_loss,
+    cue_agreement,
+    known_cues,
+)
 from cavmae.finetune.speaker.motion_reader import ArticulationHead, MotionReader
 from cavmae.pretrain.config import check_bounds
 from cavmae.pretrain.engine.hub import HubWeights
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task, forward_flops
 
 KEY_SPACING = 8  # frames from one key frame with masks to the next, as in the speaker model
-LEAST_SPREAD = 1e-6  # standard deviation below which a cue counts as constant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +108,10 @@ class ArticulationTask(Task):
     def training_step(
         self, batch: Batch, progress: float, embeddings: Sequence[Embeddings], micro_index: int
     ) -> StepOutput:
-        """See :meth:`Task.training_step`: mean L1 difference, as in the speaker model."""
+        """See :meth:`Task.training_step`: the loss of the speaker model."""
         predicted = self.model(batch["motion"], batch["masks"])
-        known = _known(batch)
-        difference = (predicted.float() - batch["articulation"]).abs()[known]
-        # A batch without a known cue has the loss 0.
-        loss = difference.sum() / max(1, difference.numel())
+        known = known_cues(batch)
+        loss = articulation_loss(predicted[known], batch["articulation"][known])
         return StepOutput(loss, {"loss": loss.detach()})
 
     @torch.no_grad()
@@ -121,28 +123,12 @@ class ArticulationTask(Task):
         masks = masks.unflatten(2, (-1, keys)).transpose(1, 2)  # [N, clips, P, F', H, W]
         cues = self.model(clips.flatten(0, 1), masks.flatten(0, 1))
         cues = cues.unflatten(0, clips.shape[:2]).transpose(1, 2).flatten(2, 3)
-        known, true = _known(batch), batch["articulation"]
+        known, true = known_cues(batch), batch["articulation"]
         return {"predicted": cues[known].float().cpu(), "articulation": true[known].cpu()}
 
     def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
-        """See :meth:`Task.aggregate`.
-
-        Returns:
-            ``correlation``: Pearson's over all frames of all people, mean of the channels, 0 for a
-            constant one; ``l1``: mean absolute difference.
-        """
-        predicted = torch.cat([r["predicted"].flatten(0, 1) for r in records]).double()
-        true = torch.cat([r["articulation"].flatten(0, 1) for r in records]).double()
-        if not len(true):
-            return {"correlation": 0.0, "l1": 0.0}
-        a, b = predicted - predicted.mean(0), true - true.mean(0)
-        spreads = a.square().mean(0).sqrt(), b.square().mean(0).sqrt()
-        varying = (spreads[0] > LEAST_SPREAD) & (spreads[1] > LEAST_SPREAD)
-        correlation = (a * b).mean(0) / (spreads[0] * spreads[1]).clamp(min=LEAST_SPREAD**2)
-        return {
-            "correlation": float((correlation * varying).mean()),
-            "l1": float((predicted - true).abs().mean()),
-        }
+        """See :meth:`Task.aggregate` and :func:`cue_agreement`."""
+        return cue_agreement(records)
 
     def preprocessing(self) -> dict[str, Any]:
         """See :meth:`Task.preprocessing`."""
@@ -155,8 +141,3 @@ class ArticulationTask(Task):
         masks = torch.ones(1, 1, c.keys, c.height, c.height, dtype=torch.bool, device=device)
         return 3 * forward_flops(lambda: self.model(motion, masks))
 
-
-def _known(batch: Batch) -> Tensor:
-    """People whose cue and mask are known: bool [N, P]."""
-    known: Tensor = batch["present"] & batch["articulated"] & batch["masked"]
-    return known & batch["masks"].flatten(2).any(2)

@@ -13,6 +13,7 @@ BOUNDS: dict[str, tuple[int, int]] = {  # (least, most), see cavmae.pretrain.con
     "slots": (2, 256), "width": (4, 4096), "heads": (1, 256), "query_layers": (0, 256),
     "slot_layers": (0, 256), "mask_width": (8, 4096),
     "key_frames": (1, 4096), "motion_height": (16, 4096), "motion_width": (16, 4096),
+    "motion_pool": (1, 16), "head_size": (0, 1024),
 }  # fmt: skip
 
 
@@ -31,7 +32,12 @@ class SpeakerConfig:
         key_frames: key frames of a clip, in color.
         motion_height: height of the grey frames in pixels, a multiple of 4.
         motion_width: width of the grey frames in pixels, a multiple of 4.
-        motion: pathway over the grey frames.
+        motion_pool: side of the squares of pixels that are averaged for ``motion``, whose frames
+            have sides that are multiples of 4, too.
+        motion: pathway over the whole grey frames.
+        head_size: side in pixels of the crops around heads that articulation cues are read from, a
+            multiple of 4; 0: cues are read from ``motion`` under masks.
+        head_motion: pathway over these crops.
         pixel_decoder: of key frames' tokens, pixels and motion to the map that masks are read from.
         lateral: connections of audio, motion and key frames before the pixel decoder.
         sound: separator of the voices, told by the articulation cues that are read from motion.
@@ -52,7 +58,10 @@ class SpeakerConfig:
     key_frames: int = 8
     motion_height: int = 224
     motion_width: int = 224
+    motion_pool: int = 1
     motion: MotionOptions = ConvMotionOptions()
+    head_size: int = 0
+    head_motion: MotionOptions = ConvMotionOptions(width=32, depth=3)
     pixel_decoder: PixelDecoderOptions = PyramidOptions()
     lateral: LateralOptions = NoLateralOptions()
     sound: SoundSeparatorConfig = SoundSeparatorConfig()
@@ -75,8 +84,13 @@ class SpeakerConfig:
                 f"mask_width {self.mask_width} not of 8."
             )
         for name in ("motion_height", "motion_width"):
-            if getattr(self, name) % 4:
-                raise ValueError(f"{name} {getattr(self, name)} is not a multiple of 4.")
+            if getattr(self, name) % (4 * self.motion_pool):
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is not a multiple of {4 * self.motion_pool}"
+                    f"{' (4 motion_pool)' if self.motion_pool > 1 else ''}."
+                )
+        if self.head_size % 4:
+            raise ValueError(f"head_size {self.head_size} is not a multiple of 4.")
         if self.encoder.audio_frames % 16 or self.frames % self.key_frames:
             raise ValueError(
                 f"audio_frames {self.encoder.audio_frames}, key_frames {self.key_frames}: a clip "

@@ -29,6 +29,9 @@ from cavmae.pretrain.factory import compile_blocks, load_hub, load_named_weights
 from cavmae.pretrain.weights import check_temporal, load_weights, move_positions
 
 log = logging.getLogger("cavmae")
+# What `model.lips_from` replaces: fields of the configuration, and parts of the model.
+LIPS_FIELDS = ("motion_height", "motion_width", "motion_pool", "head_size", "head_motion")
+LIPS_PARTS = ("motion_reader.", "articulation_head.")
 REMEDY = "make one with `cavmae finetune speakers`, or name one that `cavmae models` lists"
 
 
@@ -109,6 +112,11 @@ def build_speaker(
         CavmaeError: weights are missing, damaged, or not of a CAV-MAE.
     """
     torch.manual_seed(seed)
+    model = _build(settings, image, frames)
+    return model if settings.lips_from is None else _replace_lips(model, settings.lips_from)
+
+
+def _build(settings: SpeakerModelSettings, image: tuple[int, int], frames: int) -> SpeakerModel:
     if settings.init_from is not None:
         model = _load_initial(settings.init_from, image, frames)
         if settings.sound_from is not None:
@@ -119,7 +127,7 @@ def build_speaker(
     sound = None if settings.sound_from is None else _load_sound(settings.sound_from)
     sound_config = None if sound is None else sound.config
     if settings.encoder_from is None:
-        if settings.train_encoder == "frozen":
+        if settings.train_encoder == "frozen" and settings.freeze != "masks":  # which needs none
             raise UsageError(
                 "An encoder from scratch has to learn: set model.train_encoder to all, or give a "
                 "pretrained encoder with --model.encoder-from."
@@ -155,6 +163,34 @@ def _replace_sound(model: SpeakerModel, settings: SpeakerModelSettings) -> None:
             f"from the separator of model.init_from ({names[1]}): train a new model from it."
         )
     model.sound.load_state_dict(sound.state_dict())
+
+
+def _replace_lips(model: SpeakerModel, name: str) -> SpeakerModel:
+    """Model with the reader of articulation cues of ``model.lips_from`` and its configuration.
+
+    Raises:
+        UsageError: the reader is of whole frames, or of another embedding width.
+    """
+    lips, _ = load_speaker(name)
+    if lips.config.head_size == 0:
+        raise UsageError(
+            f"model.lips_from {name} reads lips from whole frames, as a part of its pathway: name a "
+            "checkpoint that was trained with model.head_size."
+        )
+    if lips.config.width != model.config.width:
+        raise UsageError(
+            f"model.lips_from {name} has the width {lips.config.width}, the model "
+            f"{model.config.width}: train it with the same configuration."
+        )
+    chosen = {field: getattr(lips.config, field) for field in LIPS_FIELDS}
+    replaced = _create(dataclasses.replace(model.config, **chosen))
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith(LIPS_PARTS)}
+    weights |= {k: v for k, v in lips.state_dict().items() if k.startswith(LIPS_PARTS)}
+    replaced.load_state_dict(weights)
+    frozen = {k for k, parameter in model.named_parameters() if not parameter.requires_grad}
+    for key, parameter in replaced.named_parameters():
+        parameter.requires_grad_(key not in frozen)
+    return replaced
 
 
 def _load_encoder(

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from cavmae.finetune.laterals.sync_loss import SyncLoss
 from cavmae.finetune.separators.stft import compressed, spectrum
+from cavmae.finetune.speaker.articulation_loss import articulation_loss
 from cavmae.finetune.speaker.matcher import (
     ACTIVE_DB,
     FRAME_ACTIVE_DB,
@@ -292,10 +293,11 @@ def _mixer_loss(mixed: Tensor, targets: Targets, pixels: Tensor) -> Tensor:
 
 
 def _articulation_loss(predicted: Tensor, targets: Targets, slots: Tensor) -> Tensor:
-    """Mean L1 difference of cues [N, Q', T, 4] of assigned slots, where they are known."""
+    """Loss of cues [N, Q', T, 4] of assigned slots, where they are known."""
     rows, persons = (targets.people.present & targets.articulated).nonzero(as_tuple=True)
-    difference = predicted[rows, slots[rows, persons]] - targets.articulation[rows, persons]
-    return difference.float().abs().sum() / max(1, difference.numel())
+    return articulation_loss(
+        predicted[rows, slots[rows, persons]], targets.articulation[rows, persons]
+    )
 
 
 def _voice_losses(
@@ -352,6 +354,7 @@ def targets_of(batch: dict[str, Tensor], target: Tensor, scale: Tensor) -> Targe
 def person_sync_loss(
     sync: SyncLoss,
     model: SpeakerModel,
+    grey: Tensor,
     predictions: SlotPredictions,
     targets: Targets,
     fbanks: Tensor,
@@ -366,12 +369,13 @@ def person_sync_loss(
 
     Args:
         sync: the loss with its projections.
+        grey: uint8 [N, T, h, w], grey frames.
         fbanks: [N P, 4 T, mel] of clean voices, normalised.
         log_mel: the same, not normalised.
         progress: fraction of training that is done.
     """
     people = targets.people
-    video = model.motion_reader(predictions.visual_motion, targets.masks.float()).flatten(0, 1)
+    video = model.slot_motion(grey, predictions.visual_motion, targets.masks.float()).flatten(0, 1)
     assert model.lateral.audio is not None
     audio = model.lateral.audio(fbanks)  # [N P, channels, 4 T]
     audio = functional.adaptive_avg_pool1d(audio, video.shape[1]).transpose(1, 2)

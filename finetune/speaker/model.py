@@ -36,6 +36,7 @@ from cavmae.finetune.speaker.center_voting import CenterVoting
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.cues import CueEncoder, Cues, HintEmbedding
 from cavmae.finetune.speaker.decoder import SlotLayer, mlp_head
+from cavmae.finetune.speaker.head_reader import HeadReader
 from cavmae.finetune.speaker.motion_reader import ArticulationHead, MotionReader
 from cavmae.finetune.speaker.pixel_decoders.settings import PIXEL_DECODERS
 from cavmae.finetune.speaker.queries import CrossModalMixer, QueryGenerator
@@ -182,7 +183,11 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.mask_head = mlp_head(c.width, c.width, c.mask_width)
         self.center_voting = CenterVoting(c.width, c.mask_width, c.slots - 1)
         self.state_head = mlp_head(c.width, c.width, len(STATES))
-        self.motion_reader = MotionReader(self.motion.channels, c.width)
+        self.motion_reader = (
+            HeadReader(c.head_motion, c.head_size, c.width)
+            if c.head_size
+            else MotionReader(self.motion.channels, c.width)
+        )
         self.articulation_head = ArticulationHead(c.width, c.sound.cue_channels)
         self.voice_state_head = mlp_head(c.sound.width, c.sound.width, len(STATES))
         self.residual_state_head = nn.Linear(self.sound.separator.latent_width, len(STATES))
@@ -252,7 +257,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         n = len(inputs.mixture)
         audio_tokens, frame_tokens, cue_tokens = self.encode(inputs)
         frames = normalise_frames(inputs.frames)  # [N, F, 3, H, W]
-        motion = self.motion(inputs.motion)  # [N, T, C, h / 4, w / 4]
+        motion = self.motion(self._pooled(inputs.motion))  # [N, T, C, h / 4, w / 4]
         fused = self.lateral(motion, frame_tokens, inputs.fbank, audio_gate)
         pixels, context = self.pixel_decoder(
             fused.tokens.flatten(0, 1), frames.flatten(0, 1), fused.key_motion.flatten(0, 1)
@@ -310,15 +315,52 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
 
     # --- voices ---
 
-    def read_articulation(self, predictions: SlotPredictions, masks: Tensor) -> Tensor:
-        """Articulation cues [N, Q - 1, T, 4], from the motion under masks.
+    def _pooled(self, grey: Tensor) -> Tensor:
+        """Grey frames of :attr:`motion`: [N, T, h, w], averaged over squares of pixels."""
+        pool = self.config.motion_pool
+        return grey if pool == 1 else functional.avg_pool2d(grey.float(), pool)
+
+    def slot_motion(self, grey: Tensor, motion: Tensor, masks: Tensor) -> Tensor:
+        """Motion embedding of each slot, from its head or under its whole mask: [N, Q', T, D].
 
         Args:
-            masks: [N, Q - 1, F, h, w], 0 to 1.
+            grey: uint8 [N, T, h, w], grey frames.
+            motion: of :class:`SlotPredictions`.
+            masks: [N, Q', F, h', w'], 0 to 1, of Q' slots.
         """
-        motion = self.motion_reader(predictions.motion, masks)  # [N, Q - 1, T, D]
-        cues: Tensor = self.articulation_head(motion)
+        if isinstance(self.motion_reader, HeadReader):
+            return self.motion_reader(grey, masks)
+        return self.motion_reader(motion, masks)
+
+    def read_articulation(
+        self, grey: Tensor, predictions: SlotPredictions, masks: Tensor
+    ) -> Tensor:
+        """Articulation cues [N, Q - 1, T, 4], from the motion of each slot.
+
+        Args:
+            grey: uint8 [N, T, h, w], grey frames.
+            masks: [N, Q - 1, F, h', w'], 0 to 1.
+        """
+        cues: Tensor = self.articulation_head(self.slot_motion(grey, predictions.motion, masks))
         return cues
+
+    def read_lips(self, grey: Tensor, masks: Tensor) -> Tensor:
+        """Articulation cues [N, Q', T, 4] from grey frames alone, as before any lateral.
+
+        Args:
+            grey, masks: of :meth:`slot_motion`.
+        """
+        # Crops around heads need no motion of whole frames.
+        motion = grey if self.config.head_size else self.motion(self._pooled(grey))
+        cues: Tensor = self.articulation_head(self.slot_motion(grey, motion, masks))
+        return cues
+
+    def freeze_all_but_lips(self) -> None:
+        """Freeze all weights that articulation cues are not read with."""
+        self.requires_grad_(False)
+        parts = [self.motion_reader, self.articulation_head]
+        for part in parts if self.config.head_size else [*parts, self.motion]:
+            part.requires_grad_(True)
 
     def freeze_voices(self) -> None:
         """Freeze the sound separator and all weights beside it that only decode voices."""
@@ -343,7 +385,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         """
         if presence_prob is None:
             presence_prob = self.presence_prob(predictions)
-        articulation = self.read_articulation(predictions, masks)
+        articulation = self.read_articulation(inputs.motion, predictions, masks)
         if inputs.encoding is None:
             mixture, scale, features = self._sound_features(inputs.mixture)
         else:

@@ -14,6 +14,7 @@ from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.weighted_stream import training_stream
 from cavmae.finetune.speaker.factory import build_speaker, configure_compute, statistics_for
+from cavmae.finetune.speaker.lips_task import LipsTask
 from cavmae.finetune.speaker.scene_lists import listed_stream, shared_sources
 from cavmae.finetune.speaker.settings import SpeakerSettings
 from cavmae.finetune.speaker.task import SpeakerTask, class_number
@@ -79,7 +80,8 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
     pretrained = settings.model.encoder_from is not None or settings.model.init_from is not None
     layer_decay = settings.model.layer_decay if pretrained else 1.0
     statistics = statistics_for(settings.model, sets)
-    task = SpeakerTask(
+    task_class = LipsTask if settings.model.freeze == "masks" else SpeakerTask
+    task = task_class(
         model, settings.loss, statistics, frozen, layer_decay, settings.model.sound_lr_scale,
         loop.seed, settings.model.freeze == "voices",
     )  # fmt: skip

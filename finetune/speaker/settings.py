@@ -6,6 +6,7 @@ from typing import Literal
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.weighted_sets import WeightedPaths, WeightedSet, weighted_sets
 from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings
+from cavmae.finetune.laterals.settings import NoLateralOptions
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.pretrain.config import EncoderConfig, as_base_config
@@ -95,14 +96,19 @@ class SpeakerModelSettings(SpeakerConfig):
             them; each starts as no class.
         freeze: ``trunk``: only the embeddings of ``add_classes`` learn, and results for other
             classes and without a hint stay the same; ``voices``: no voice is decoded in training,
-            so that masks, states and articulation cues learn in less time; ``none``: all weights
-            learn.
+            so that masks, states and articulation cues learn in less time; ``masks``: nor is a mask
+            predicted, and only what reads articulation cues learns, under people's true masks, in a
+            fraction of the time; ``none``: all weights learn.
         sound: configuration of the sound separator; with ``sound_from`` that of its weights.
         encoder_from: checkpoint of pretraining, a folder or a name on the hub; None: an encoder
             from scratch.
         sound_from: checkpoint of `cavmae finetune separator`, a folder or a name on the hub; None:
             a sound separator from scratch, or that of ``init_from``, which it replaces if both are
             given.
+        lips_from: checkpoint of `cavmae finetune speakers` with ``head_size`` (after ``freeze
+            masks``, for instance), a folder or a name on the hub, whose reader of articulation cues
+            is taken, with its configuration; None: one from scratch, or that of ``init_from``,
+            which it replaces if both are given.
         train_encoder: ``frozen``, or ``all``: every block, with layer-wise learning rate decay.
         layer_decay: factor of the learning rate from each encoder block to the one before it; not
             from scratch.
@@ -113,9 +119,10 @@ class SpeakerModelSettings(SpeakerConfig):
     sound: SpeakerSoundSettings = SpeakerSoundSettings()
     init_from: str | None = None
     add_classes: tuple[str, ...] = ()
-    freeze: Literal["none", "trunk", "voices"] = "none"
+    freeze: Literal["none", "trunk", "voices", "masks"] = "none"
     encoder_from: str | None = None
     sound_from: str | None = None
+    lips_from: str | None = None
     train_encoder: Literal["frozen", "all"] = "frozen"
     layer_decay: float = 0.75
     sound_lr_scale: float = 1.0
@@ -133,6 +140,15 @@ class SpeakerModelSettings(SpeakerConfig):
             raise UsageError(
                 "model.init_from is a whole model with an encoder of its own: leave "
                 "model.encoder_from out."
+            )
+        if (
+            self.freeze == "masks"
+            and self.head_size == 0
+            and not isinstance(self.lateral, NoLateralOptions)
+        ):
+            raise UsageError(
+                f"model.freeze masks: lateral {self.lateral.name} joins audio to the motion that "
+                "cues are read from; set model.head_size, or model.lateral to none."
             )
         self._check_added_classes()
 
@@ -174,7 +190,7 @@ class LossSettings:
             frame.
         mixer_weight: of the dice loss of the cross-modal mixer.
         activity_weight: of the cross-entropy of activity in each 40 ms.
-        articulation_weight: of the L1 difference of articulation cues from those of clean voices.
+        articulation_weight: of the difference of articulation cues from those of clean voices.
         sdr_weight: of a dB of the voices' SDR (not scale-invariant: their sum is the mixture).
         spectrum_weight: of the L1 difference of compressed complex spectra.
         silence_weight: of a dB of energy, relative to the mixture, in slots that are to be silent.
@@ -235,8 +251,8 @@ class SpeakerSettings:
     loop: LoopSettings = LoopSettings()
 
     def __post_init__(self) -> None:
-        if self.loss.sync_weight and self.model.freeze == "trunk":
+        if self.loss.sync_weight and self.model.freeze in ("trunk", "masks"):
             raise UsageError(
-                "model.freeze trunk freezes the pathways: set loss.sync_weight to 0, which trains "
-                "them."
+                f"model.freeze {self.model.freeze} freezes pathways that loss.sync_weight trains: "
+                "set it to 0."
             )

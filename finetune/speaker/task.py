@@ -169,7 +169,7 @@ class SpeakerTask(Task):
         masks = predictions.masks[-1].float().sigmoid()
         masks, replaced = teacher_force_masks(masks, targets, slots, settings.teacher_forcing_iou)
         if self.freeze_voices:
-            cues = self.model.read_articulation(predictions, masks)
+            cues = self.model.read_articulation(inputs.motion, predictions, masks)
             with torch.autocast(masks.device.type, enabled=False):
                 losses = visual_losses(predictions, cues, targets, pixels, settings)
         else:
@@ -206,7 +206,9 @@ class SpeakerTask(Task):
         statistics = self.predictor.statistics
         fbanks = self.fbank(batch["voices"].flatten(0, 1))
         log_mel = fbanks * statistics.std + statistics.mean
-        return person_sync_loss(sync, self.model, predictions, targets, fbanks, log_mel, progress)
+        return person_sync_loss(
+            sync, self.model, batch["motion"], predictions, targets, fbanks, log_mel, progress
+        )
 
     @torch.no_grad()
     def validation_step(self, batch: Batch) -> Record:
