@@ -140,4 +140,3 @@ class ArticulationTask(Task):
         motion = torch.zeros(1, c.frames, c.height, c.height, dtype=torch.uint8, device=device)
         masks = torch.ones(1, 1, c.keys, c.height, c.height, dtype=torch.bool, device=device)
         return 3 * forward_flops(lambda: self.model(motion, masks))
-

@@ -174,7 +174,7 @@ def _replace_lips(model: SpeakerModel, name: str) -> SpeakerModel:
     lips, _ = load_speaker(name)
     if lips.config.head_size == 0:
         raise UsageError(
-            f"model.lips_from {name} reads lips from whole frames, as a part of its pathway: name a "
+            f"model.lips_from {name} reads lips from whole frames, with its masks: name a "
             "checkpoint that was trained with model.head_size."
         )
     if lips.config.width != model.config.width:

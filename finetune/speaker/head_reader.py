@@ -22,6 +22,7 @@ MIDDLE = 1.05  # of a crop below the top of the head, in its widths: mouths lie 
 STRAY = 0.01  # fraction of a mask that may lie apart from the person, on each side
 LEAST_WIDTH = 0.02  # of a head, as a fraction of the frame
 JITTER = 0.12  # widths of the head by which crops move in training, and their relative size
+NARROWEST = 0.3  # widths of the head that the top row of a head has at least
 STEPS = 6  # towards a width that agrees with the rows of the head
 
 
@@ -154,6 +155,8 @@ def head_boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
         inside = _within(y, top, 1.1 * width) & (rows > 0)
         widths = rows.masked_fill(~inside, torch.nan).nanquantile(0.7, dim=1)
         width = torch.where(widths.isnan(), width, (width + widths) / 2)
+        # A speck above the head is narrower than a part of it.
+        top = (rows >= NARROWEST * width[:, None]).int().argmax(1).float()
     head = masks & _within(y, top, 1.2 * width)[:, :, None]
     middle = _quantile(head.sum(1).float(), 0.5)
     return torch.stack([middle, top, width], dim=1), rows.sum(1) > 0

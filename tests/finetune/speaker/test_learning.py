@@ -71,7 +71,8 @@ SETTINGS: dict[str, Any] = {
         "encoder_from": None, "encoder.size": "tiny", "train_encoder": "all", "slots": 4,
         "width": 32, "heads": 2, "query_layers": 1, "slot_layers": 2,
         "mask_width": 16, "key_frames": 2, "motion_height": 48, "motion_width": 64,
-        "motion": {"name": "conv", "width": 16, "depth": 1},
+        "motion": {"name": "conv", "width": 16, "depth": 1}, "head_size": 24,
+        "head_motion": {"name": "conv", "width": 16, "depth": 1},
         "sound.separator": {"name": "unet", "width": 6}, "sound.width": 48, "sound.cue_layers": 2,
     },
     "loss": {"points": 256, "cue_only_until": 0.0, "cue_prob": 0.2},
@@ -89,7 +90,7 @@ def test_a_short_run_learns_masks_and_voices(tmp_path: Path) -> None:
     write(others)
     scenes = tmp_path / "list.jsonl"
     compose_options = [f"--compose.{k}={v}" for k, v in SETTINGS["compose"].items()]
-    make_scenes.main([others.folder, "--list", str(scenes), "--count", "16", *compose_options])
+    make_scenes.main([others.folder, "--list", str(scenes), "--count", "40", *compose_options])
     data_options = {"train": fit.folder, "held_out": str(scenes), "held_out_shards": others.folder}
     settings = {part: dict(values) for part, values in SETTINGS.items()}
     settings["data"] |= data_options
@@ -106,8 +107,8 @@ def test_a_short_run_learns_masks_and_voices(tmp_path: Path) -> None:
     ])  # fmt: skip
     summary = json.loads((tmp_path / "out" / "measures.json").read_text())["summary"]
     assert summary["model"]["iou"] == pytest.approx(held_out["iou"], abs=1e-3)
-    assert summary["model"]["si_sdri"] > 3
-    assert summary["model"]["confusion"] < 0.1
+    assert summary["model"]["si_sdri"] > 3.5
+    assert summary["model"]["confusion"] < 0.2  # of 78 voices; 0.5 by chance
     # Motion is what separates: blanked, frozen or swapped frames gain nothing.
     for way in ("frames_blanked", "frames_frozen", "frames_swapped"):
         assert summary[way]["si_sdri"] < summary["model"]["si_sdri"] - 2, way

@@ -193,7 +193,7 @@ def test_other_pathways_and_decoders_learn_and_are_saved(tmp_path: Path) -> None
     speaker_task = task(model(motion=motion, pixel_decoder=pixel_decoder))
     optimizer = torch.optim.Adam(speaker_task.parameters(), 3e-3)
     scenes, logs = batch(), []
-    for _ in range(25):
+    for _ in range(35):
         output = speaker_task.training_step(scenes, 1.0, [], 0)
         optimizer.zero_grad()
         output.loss.backward()
