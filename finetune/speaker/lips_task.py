@@ -64,6 +64,6 @@ class LipsTask(SpeakerTask):
     def _read(self, batch: Batch, known: Tensor) -> Tensor:
         """Cues [N, P, T, 4] of all people, meaningless where they are not known."""
         masks = batch["masks"] * known[:, :, None, None, None]  # no time for the others
-        size = [side // MASK_STRIDE for side in masks.shape[-2:]]
+        size = masks.shape[-2] // MASK_STRIDE, masks.shape[-1] // MASK_STRIDE
         pooled = functional.adaptive_avg_pool2d(masks.float().flatten(0, 1), size)
         return self.model.read_lips(batch["motion"], pooled.unflatten(0, masks.shape[:2]))

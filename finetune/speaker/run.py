@@ -12,9 +12,11 @@ from cavmae.datasets.mixtures.scene_stream import ComposedStream
 from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
+from cavmae.datasets.stream.transforms import Statistics
 from cavmae.datasets.stream.weighted_stream import training_stream
 from cavmae.finetune.speaker.factory import build_speaker, configure_compute, statistics_for
 from cavmae.finetune.speaker.lips_task import LipsTask
+from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.scene_lists import listed_stream, shared_sources
 from cavmae.finetune.speaker.settings import SpeakerSettings
 from cavmae.finetune.speaker.task import SpeakerTask, class_number
@@ -75,17 +77,28 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
         known = sorted({n for p in pools for n in shared_sources(p, held_out_stream.pool)})
         if processes.is_main and known:
             log.warning(REMEMBERED, len(known), ", ".join(known[:3]))
-    frozen = settings.model.train_encoder == "frozen"
-    # An encoder from scratch has no pretrained lower layers to protect.
-    pretrained = settings.model.encoder_from is not None or settings.model.init_from is not None
-    layer_decay = settings.model.layer_decay if pretrained else 1.0
-    statistics = statistics_for(settings.model, sets)
-    task_class = LipsTask if settings.model.freeze == "masks" else SpeakerTask
-    task = task_class(
-        model, settings.loss, statistics, frozen, layer_decay, settings.model.sound_lr_scale,
-        loop.seed, settings.model.freeze == "voices",
-    )  # fmt: skip
+    task = build_task(model, settings, statistics_for(settings.model, sets))
     return TrainingParts(task, loader, held_out)
+
+
+def build_task(
+    model: SpeakerModel, settings: SpeakerSettings, statistics: Statistics
+) -> SpeakerTask:
+    """Training task of a run: of the whole model, or of what ``model.freeze`` leaves."""
+    chosen = settings.model
+    # An encoder from scratch has no pretrained lower layers to protect.
+    pretrained = chosen.encoder_from is not None or chosen.init_from is not None
+    task_class = LipsTask if chosen.freeze == "masks" else SpeakerTask
+    return task_class(
+        model,
+        settings.loss,
+        statistics,
+        frozen=chosen.train_encoder == "frozen",
+        decay=chosen.layer_decay if pretrained else 1.0,
+        sound_lr_scale=chosen.sound_lr_scale,
+        seed=settings.loop.seed,
+        freeze_voices=chosen.freeze == "voices",
+    )
 
 
 def _check_added_classes(

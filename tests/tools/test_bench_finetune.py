@@ -7,7 +7,7 @@ import pytest
 from cavmae.tools.bench import main
 from cavmae.tools.benchmarks import finetuning
 from tests.datasets.clips import clip, data_set_of
-from tests.finetune.speaker.test_training import write
+from tests.finetune.speaker.runs import write
 
 
 def test_variants_have_rows_of_their_own(

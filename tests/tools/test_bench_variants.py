@@ -23,7 +23,7 @@ from cavmae.tools.benchmarks.variant_training import TASKS, VariantJob, metrics_
 from cavmae.tools.benchmarks.variants import VariantsBench
 from tests.datasets.clips import clip, data_set_of
 from tests.finetune.events.event_clips import ENCODER, event_set, several
-from tests.finetune.speaker.test_training import COMPOSE, SETTINGS, write
+from tests.finetune.speaker.runs import COMPOSE, SETTINGS, write
 from tests.pretrain.engine.running import kill, launch
 
 VARIANT = "--model.motion x3d --model.motion.width 8 --model.motion.depth 1"

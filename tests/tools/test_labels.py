@@ -17,7 +17,7 @@ from cavmae.tools import make_scenes
 from cavmae.tools.bench import main
 from cavmae.tools.benchmarks import labels
 from tests.datasets.clips import clip, data_set_of
-from tests.finetune.speaker.test_training import SETTINGS, write
+from tests.finetune.speaker.runs import SETTINGS, write
 from tests.pretrain.engine.running import Process, zygote
 
 

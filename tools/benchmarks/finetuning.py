@@ -21,8 +21,8 @@ from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.speaker.factory import build_speaker
+from cavmae.finetune.speaker.run import build_task
 from cavmae.finetune.speaker.settings import SpeakerSettings
-from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.finetune.speaker.train import CONFIGS
 from cavmae.pretrain.engine.optim import build_optimizer
 from cavmae.pretrain.engine.settings import OptimizerSettings
@@ -72,11 +72,7 @@ def training_steps(bench: FinetuneBench, variant: str = "") -> float:
     compose = ComposeSettings()
     settings = _settings(bench, variant)
     model = build_speaker(settings.model, (compose.height, compose.width), 256, 0)
-    frozen = settings.model.train_encoder == "frozen"
-    task = SpeakerTask(
-        model, settings.loss, Statistics(), frozen,
-        freeze_voices=settings.model.freeze == "voices",
-    ).to(device)  # fmt: skip
+    task = build_task(model, settings, Statistics()).to(device)
     optimizer = build_optimizer(task, OptimizerSettings())
     batches = itertools.repeat(next(iter(Loader(_stream(bench, variant)))))
     times = StepTimes(1, bench.steps, precision_of(bench))

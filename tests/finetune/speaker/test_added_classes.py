@@ -17,8 +17,8 @@ from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.train import main
 from cavmae.pretrain.engine.tensor_files import read_tensors
 from tests.datasets.clips import clip, data_set_of
+from tests.finetune.speaker.runs import write
 from tests.finetune.speaker.scenes import batch, model, task
-from tests.finetune.speaker.test_training import write
 
 STEPS = 6
 SETTINGS: dict[str, Any] = {
@@ -29,12 +29,6 @@ SETTINGS: dict[str, Any] = {
     "optimizer": {"lr": 0.05, "weight_decay": 0.1, "ema": 0.5},
     "loop": {"steps": STEPS, "save_every": 3, "threads": 1, "tracker": "none"},
 }
-
-
-@pytest.fixture(autouse=True)
-def no_accelerator() -> Any:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -7,25 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from accelerate.state import AcceleratorState
 
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.finetune.train import main
 from cavmae.tools import evaluate, make_scenes
 from tests.datasets.clips import Sample, data_set_of
-from tests.finetune.speaker.test_training import write
+from tests.finetune.speaker.runs import write
 from tests.pretrain.engine.running import trace
 
 FRAMES, SIZE = 32, (48, 64)  # 1.28 s of video
 STEP = 640  # samples of a frame
 STEPS = 80
-
-
-@pytest.fixture(autouse=True)
-def no_accelerator() -> Any:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def talker(number: int) -> Sample:
