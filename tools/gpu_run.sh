@@ -18,8 +18,8 @@
 #     rates            steps of the sound separator, by the way of a step
 #     train            the sound separator, for the time that is left
 #     talkers          a corpus of talkers, rendered by the CPU cores beside the other stages
-#     speakers         an encoder, then the speaker model, for the time that is left, from the
-#                      separator and the talkers of this call or an earlier one
+#     speakers         an encoder, a reader of lips, then the speaker model, for the time that is
+#                      left, from the separator and the talkers of this call or an earlier one
 #   DEVICE=cuda   cpu: a rehearsal       SIZE=base    recipe of `cavmae finetune separator`, or a file
 #   BATCH=32      of a training step     MORE=        further options of the training
 #   TOGETHER=32   batches whose mixtures are made in one go    STEPS=   of training; empty: by the rate
@@ -27,7 +27,8 @@
 #   MODEL=base    of pretraining, in the first two stages
 #   SPEAKER=small of fine-tuning: a recipe; in `speakers` also a file
 #   TALKERS=1500  clips of talkers       VOICES=many  folder of `speech` with their voices
-#   ENCODER_SECONDS=90   of the encoder's training     SCENES=12   of a step of the speaker model
+#   ENCODER_SECONDS=90, LIPS_SECONDS=60   of training the encoder, and the reader of lips
+#   SCENES=12     of a step of the speaker model
 set -u
 seconds=${1:-560}
 export PYTHONUNBUFFERED=1 OUT=${OUT:-/tmp/gpu-run-out}
@@ -249,6 +250,17 @@ if wanted speakers; then
             --loop.save-every 0 ${ENCODER_MORE:-} > "$OUT/encoder.log" 2>&1
         tail -n 3 "$OUT/encoder.log"
     fi
+    if ! complete "$G/lips"; then
+        # shellcheck disable=SC2086
+        timeout -s TERM -k 20 "${LIPS_SECONDS:-60}" python3 -m cavmae.finetune.speaker.train \
+            --config "$SPEAKER" --out "$G/lips" --data.train "$G/learn" --model.freeze masks \
+            --data.batch-size "$SCENES" --data.workers "$loaders" --optimizer.schedule constant \
+            --optimizer.ema 0.995 --optimizer.lr 2e-3 --loop.steps "${SPEAKER_STEPS:-100000}" \
+            --loop.device "$DEVICE" --loop.precision "$precision" --loop.tracker none \
+            --loop.log-every 50 --loop.evaluate-every 0 --loop.save-every 0 ${SPEAKER_MORE:-} \
+            > "$OUT/lips.log" 2>&1
+        tail -n 3 "$OUT/lips.log"
+    fi
     rm -rf "$G/speaker"
     budget=$(($(left "$seconds") - ${RESERVE:-40}))
     # No schedule: the time, not the number of steps, is known. The average settles it.
@@ -257,6 +269,7 @@ if wanted speakers; then
         --config "$SPEAKER" --out "$G/speaker" --data.train "$G/learn" \
         --data.batch-size "$SCENES" --data.workers "$loaders" \
         --model.encoder-from "$(newest "$G/encoder")" --model.sound-from "$(averaged "$G/run")" \
+        --model.lips-from "$(averaged "$G/lips")" \
         --model.sound-lr-scale 0 --optimizer.schedule constant --optimizer.ema 0.998 \
         --loop.steps "${SPEAKER_STEPS:-100000}" --loop.device "$DEVICE" --loop.precision "$precision" \
         --loop.tracker none --loop.log-every 50 --loop.evaluate-every 0 --loop.save-every 0 \

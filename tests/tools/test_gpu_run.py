@@ -31,7 +31,8 @@ SPEAKER_RECIPE = {
     "model": {
         "slots": 4, "width": 32, "heads": 2, "query_layers": 1, "slot_layers": 1, "mask_width": 16,
         "key_frames": 2, "motion_height": 112, "motion_width": 112,
-        "motion": {"name": "conv", "width": 8, "depth": 1},
+        "motion": {"name": "conv", "width": 8, "depth": 1}, "head_size": 16,
+        "head_motion": {"name": "conv", "width": 4, "depth": 1},
     },
 }  # fmt: skip
 
