@@ -17,13 +17,8 @@ from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.slot_merging import merge_slots, without_specks
 from cavmae.finetune.speaker.cues import KINDS, CueKind, Cues, no_cues, region_of
-from cavmae.finetune.speaker.model import (
-    NONE,
-    OFF_SCREEN,
-    Inputs,
-    MixtureEncoding,
-    SpeakerModel,
-)
+from cavmae.finetune.speaker.model import SpeakerModel
+from cavmae.finetune.speaker.model_tensors import NONE, OFF_SCREEN, Inputs, MixtureEncoding
 from cavmae.finetune.speaker.prediction import SpeakerPredictor, check_finite_audio
 from cavmae.finetune.speaker.voice_matching import distances
 

@@ -26,7 +26,12 @@ from cavmae.finetune.speaker.matcher import (
     grid_points,
     mask_costs,
 )
-from cavmae.finetune.speaker.model import NONE, OFF_SCREEN, SlotPredictions, VoicePredictions
+from cavmae.finetune.speaker.model_tensors import (
+    NONE,
+    OFF_SCREEN,
+    SlotPredictions,
+    VoicePredictions,
+)
 
 
 class DiarizationErrors(NamedTuple):

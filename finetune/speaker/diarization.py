@@ -12,7 +12,7 @@ from cavmae.finetune.speaker.activity_metrics import (
     talking_probs,
 )
 from cavmae.finetune.speaker.losses import Targets
-from cavmae.finetune.speaker.model import SlotPredictions, VoicePredictions
+from cavmae.finetune.speaker.model_tensors import SlotPredictions, VoicePredictions
 
 COLLARS = (0.0, 0.25)  # s before and after each boundary of the true spans that do not count
 

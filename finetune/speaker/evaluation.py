@@ -31,7 +31,7 @@ from cavmae.finetune.speaker.losses import (
 )
 from cavmae.finetune.speaker.matcher import grid_points
 from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure
-from cavmae.finetune.speaker.model import Inputs, SlotPredictions
+from cavmae.finetune.speaker.model_tensors import Inputs, SlotPredictions
 from cavmae.finetune.speaker.task import SpeakerTask, scale_of
 
 Way = Literal[

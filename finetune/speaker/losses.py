@@ -28,13 +28,13 @@ from cavmae.finetune.speaker.matcher import (
     sdr,
     visual_costs,
 )
-from cavmae.finetune.speaker.model import (
+from cavmae.finetune.speaker.model import SpeakerModel
+from cavmae.finetune.speaker.model_tensors import (
     NONE,
     OFF_SCREEN,
     SILENT,
     SPEAKING,
     SlotPredictions,
-    SpeakerModel,
     VoicePredictions,
 )
 from cavmae.finetune.speaker.settings import LossSettings

@@ -33,7 +33,7 @@ from cavmae.finetune.speaker.matcher import (
     grid_points,
     joint_costs,
 )
-from cavmae.finetune.speaker.model import (
+from cavmae.finetune.speaker.model_tensors import (
     NONE,
     OFF_SCREEN,
     SILENT,

@@ -7,12 +7,8 @@ from cavmae.common.errors import CavmaeError, NonFiniteError
 from cavmae.datasets.stream.features import HOP, WINDOW, fbank_batch
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.speaker.cues import KINDS
-from cavmae.finetune.speaker.model import (
-    Inputs,
-    SlotPredictions,
-    SpeakerModel,
-    VoicePredictions,
-)
+from cavmae.finetune.speaker.model import SpeakerModel
+from cavmae.finetune.speaker.model_tensors import Inputs, SlotPredictions, VoicePredictions
 from cavmae.finetune.speaker.voice_matching import target_to_slot0
 
 # Samples after a mixture's end that the windows of its last two fbank frames reach into.

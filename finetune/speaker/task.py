@@ -25,11 +25,11 @@ from cavmae.finetune.speaker.losses import (
     visual_losses,
 )
 from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure, summary
-from cavmae.finetune.speaker.model import (
+from cavmae.finetune.speaker.model import SpeakerModel
+from cavmae.finetune.speaker.model_tensors import (
     QUIETEST,
     Inputs,
     SlotPredictions,
-    SpeakerModel,
     VoicePredictions,
 )
 from cavmae.finetune.speaker.prediction import SpeakerPredictor

@@ -11,7 +11,12 @@ from torch import Tensor
 from torchaudio.functional import create_dct
 
 from cavmae.finetune.speaker.cues import KINDS
-from cavmae.finetune.speaker.model import OFF_SCREEN, Inputs, SlotPredictions, VoicePredictions
+from cavmae.finetune.speaker.model_tensors import (
+    OFF_SCREEN,
+    Inputs,
+    SlotPredictions,
+    VoicePredictions,
+)
 
 LOUDEST = 1 / 3  # fraction of frames, the loudest, that are compared
 CEPSTRA = 40  # coefficients, without the first, which is the level

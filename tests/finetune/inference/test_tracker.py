@@ -15,7 +15,7 @@ from cavmae.finetune.inference.predictor import Cue, DetectedPerson, Letterbox, 
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.tracker import Tracker, interpolate_masks, masks_at, visible_keys
 from cavmae.finetune.speaker.cues import KINDS, no_cues
-from cavmae.finetune.speaker.model import Inputs, SlotPredictions, VoicePredictions
+from cavmae.finetune.speaker.model_tensors import Inputs, SlotPredictions, VoicePredictions
 from tests.finetune.speaker.scenes import ENCODER, SHAPE, model
 
 LENGTH, KEYS = 16, np.array([2, 6, 10, 14])

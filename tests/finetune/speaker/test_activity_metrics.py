@@ -18,7 +18,7 @@ from cavmae.finetune.speaker.activity_metrics import (
     scene_activities,
 )
 from cavmae.finetune.speaker.losses import Targets
-from cavmae.finetune.speaker.model import SlotPredictions, VoicePredictions
+from cavmae.finetune.speaker.model_tensors import SlotPredictions, VoicePredictions
 from tests.finetune.speaker.scenes import SAMPLES, SHAPE
 from tests.finetune.speaker.test_metrics import outputs, truth
 

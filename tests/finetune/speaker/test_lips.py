@@ -119,7 +119,9 @@ def test_a_model_takes_over_a_reader_of_lips(
     for name, changes in (("new", {}), ("further", further)):
         changes = {**changes, "lips_from": lips}
         folder = tmp_path / name
-        main(words(folder, clips, encoder, model=changes, loop={"steps": 1}, optimizer={"lr": 1e-12}))
+        main(
+            words(folder, clips, encoder, model=changes, loop={"steps": 1}, optimizer={"lr": 1e-12})
+        )
         AcceleratorState._reset_state(reset_partial_state=True)
         model_, _ = load_speaker(str(folder / "checkpoints" / "000000001"))
         assert model_.config.head_size == 16

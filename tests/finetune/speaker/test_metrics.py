@@ -14,7 +14,7 @@ from cavmae.finetune.speaker.metrics import (
     measure,
     summary,
 )
-from cavmae.finetune.speaker.model import SlotPredictions, VoicePredictions
+from cavmae.finetune.speaker.model_tensors import SlotPredictions, VoicePredictions
 from cavmae.finetune.speaker.settings import LossSettings
 from tests.finetune.speaker.scenes import SAMPLES, batch
 

@@ -12,7 +12,7 @@ from cavmae.finetune.inference.first_pass import Sighting
 from cavmae.finetune.inference.predictor import WindowPredictor
 from cavmae.finetune.inference.selection import match_reference_voice
 from cavmae.finetune.speaker.cues import KINDS, no_cues
-from cavmae.finetune.speaker.model import Inputs
+from cavmae.finetune.speaker.model_tensors import Inputs
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.finetune.speaker.voice_matching import distances, target_to_slot0
