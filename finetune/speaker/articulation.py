@@ -1,4 +1,4 @@
-"""Articulation cue read from pixels under true masks: a motion pathway without a speaker model.
+"""Articulation cue read from heads under true masks: a motion pathway without a speaker model.
 
 It isolates what a motion pathway contributes to the speaker model, at a fraction of the cost: no
 encoder, no slots, no voices.
@@ -16,13 +16,14 @@ from torch import Tensor
 from cavmae.datasets.mixtures.speech_bank import CUE_CHANNELS
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.rates import VIDEO_RATE
-from cavmae.finetune.motion.settings import MOTION, ConvMotionOptions, MotionOptions
+from cavmae.finetune.motion.settings import ConvMotionOptions, MotionOptions
 from cavmae.finetune.speaker.articulation_loss import (
     articulation_loss,
     cue_agreement,
     known_cues,
 )
-from cavmae.finetune.speaker.motion_reader import ArticulationHead, MotionReader
+from cavmae.finetune.speaker.head_reader import HeadReader, pooled_masks
+from cavmae.finetune.speaker.motion_reader import ArticulationHead
 from cavmae.pretrain.config import check_bounds
 from cavmae.pretrain.engine.hub import HubWeights
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, Task, forward_flops
@@ -35,10 +36,10 @@ class ArticulationConfig:
     """Configuration of an articulation reader.
 
     Args:
-        motion: pathway over the grey frames.
+        motion: pathway over crops around heads.
         width: embedding width of a person's motion.
         frames: of a clip, a multiple of 8.
-        height: of the grey frames in pixels, a multiple of 4.
+        size: side of the crops in pixels, a multiple of 4.
 
     Raises:
         ValueError: a number is out of range; the message names the field.
@@ -47,11 +48,11 @@ class ArticulationConfig:
     motion: MotionOptions = ConvMotionOptions()
     width: int = 128
     frames: int = 64
-    height: int = 112
+    size: int = 64
 
     def __post_init__(self) -> None:
-        check_bounds(self, {"width": (4, 4096), "frames": (8, 4096), "height": (16, 4096)})
-        for name, factor in (("frames", KEY_SPACING), ("height", 4)):
+        check_bounds(self, {"width": (4, 4096), "frames": (8, 4096), "size": (16, 1024)})
+        for name, factor in (("frames", KEY_SPACING), ("size", 4)):
             if getattr(self, name) % factor:
                 raise ValueError(f"{name} {getattr(self, name)} is not a multiple of {factor}.")
 
@@ -62,7 +63,7 @@ class ArticulationConfig:
 
 
 class ArticulationModel(HubWeights):
-    """Motion pathway, motion under masks and articulation cue, as in the speaker model.
+    """Motion of heads and articulation cue, as in the speaker model.
 
     Its parts have the names that they have there.
 
@@ -76,8 +77,7 @@ class ArticulationModel(HubWeights):
     def __init__(self, config: ArticulationConfig):
         super().__init__()
         self.config = config
-        self.motion = MOTION.build(config.motion)
-        self.motion_reader = MotionReader(self.motion.channels, config.width)
+        self.motion_reader = HeadReader(config.motion, config.size, config.width)
         self.articulation_head = ArticulationHead(config.width, CUE_CHANNELS)
 
     def forward(self, motion: Tensor, masks: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class ArticulationModel(HubWeights):
             motion: uint8 [N, T, h, w], grey frames.
             masks: bool [N, P, F, H, W], of key frames.
         """
-        embed = self.motion_reader(self.motion(motion), masks.float())
+        embed = self.motion_reader(motion, pooled_masks(masks))
         cues: Tensor = self.articulation_head(embed)
         return cues
 
@@ -136,7 +136,7 @@ class ArticulationTask(Task):
 
     def flops_per_sample(self) -> float:
         """See :meth:`Task.flops_per_sample`: counted forward, and twice that for backward."""
-        c, device = self.model.config, self.model.motion_reader.proj.weight.device
-        motion = torch.zeros(1, c.frames, c.height, c.height, dtype=torch.uint8, device=device)
-        masks = torch.ones(1, 1, c.keys, c.height, c.height, dtype=torch.bool, device=device)
+        c, device = self.model.config, next(self.model.parameters()).device
+        motion = torch.zeros(1, c.frames, c.size, c.size, dtype=torch.uint8, device=device)
+        masks = torch.ones(1, 1, c.keys, c.size, c.size, dtype=torch.bool, device=device)
         return 3 * forward_flops(lambda: self.model(motion, masks))

@@ -89,6 +89,11 @@ class SpeakerConfig:
                     f"{name} {getattr(self, name)} is not a multiple of {4 * self.motion_pool}"
                     f"{' (4 motion_pool)' if self.motion_pool > 1 else ''}."
                 )
+        if self.head_size and getattr(self.lateral, "audio_in_cue", False):
+            raise ValueError(
+                "lateral.audio_in_cue joins audio to the motion of whole frames, and cues are read "
+                "from heads: set head_size to 0, or leave it out."
+            )
         if self.head_size % 4:
             raise ValueError(f"head_size {self.head_size} is not a multiple of 4.")
         if self.encoder.audio_frames % 16 or self.frames % self.key_frames:

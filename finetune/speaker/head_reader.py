@@ -17,6 +17,7 @@ from cavmae.finetune.motion.base import MotionPathway
 from cavmae.finetune.motion.settings import MOTION, MotionOptions
 from cavmae.finetune.speaker.motion_reader import MotionReader
 
+MASK_STRIDE = 4  # pixels of a key frame for one of the model's masks
 SIDE = 1.3  # of a crop, in widths of the head
 MIDDLE = 1.05  # of a crop below the top of the head, in its widths: mouths lie at 0.8 to 1.35
 STRAY = 0.01  # fraction of a mask that may lie apart from the person, on each side
@@ -131,6 +132,16 @@ def _grid(boxes: Tensor, size: int) -> Tensor:
     y = boxes[..., 1, None] + boxes[..., 3, None] * steps
     x, y = torch.broadcast_tensors(x[..., None, :], y[..., :, None])
     return 2 * torch.stack([x, y], dim=-1) - 1
+
+
+def pooled_masks(masks: Tensor) -> Tensor:
+    """Masks of any type [N, Q, F, H, W] at the resolution of predicted ones: float, H / 4 x W / 4.
+
+    Sides that are no multiples of 4 are rounded down.
+    """
+    size = masks.shape[-2] // MASK_STRIDE, masks.shape[-1] // MASK_STRIDE
+    pooled = functional.adaptive_avg_pool2d(masks.float().flatten(0, 1), size)
+    return pooled.unflatten(0, masks.shape[:2])
 
 
 def head_boxes(masks: Tensor) -> tuple[Tensor, Tensor]:

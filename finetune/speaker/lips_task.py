@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cavmae.datasets.stream.collate import Batch
 from cavmae.finetune.speaker.articulation_loss import (
@@ -16,10 +15,9 @@ from cavmae.finetune.speaker.articulation_loss import (
     cue_agreement,
     known_cues,
 )
+from cavmae.finetune.speaker.head_reader import pooled_masks
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.pretrain.engine.task import Embeddings, Record, StepOutput, forward_flops
-
-MASK_STRIDE = 4  # pixels of a key frame for one of the model's masks
 
 
 class LipsTask(SpeakerTask):
@@ -64,6 +62,4 @@ class LipsTask(SpeakerTask):
     def _read(self, batch: Batch, known: Tensor) -> Tensor:
         """Cues [N, P, T, 4] of all people, meaningless where they are not known."""
         masks = batch["masks"] * known[:, :, None, None, None]  # no time for the others
-        size = masks.shape[-2] // MASK_STRIDE, masks.shape[-1] // MASK_STRIDE
-        pooled = functional.adaptive_avg_pool2d(masks.float().flatten(0, 1), size)
-        return self.model.read_lips(batch["motion"], pooled.unflatten(0, masks.shape[:2]))
+        return self.model.read_lips(batch["motion"], pooled_masks(masks))

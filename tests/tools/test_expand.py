@@ -106,10 +106,10 @@ def test_a_search_and_what_it_leaves(
     end = next(line for line in text.splitlines() if line.startswith("End: "))
     settings, _ = parse_settings(parser("", ""), SpeakerSettings, end.split("`")[1].split())
     kept = path[-1]["kept"]["network"]
-    assert settings.model.motion == X3DOptions(
+    assert settings.model.head_motion == X3DOptions(
         **{key: value for key, value in kept["motion"].items() if key != "name"}
     )
-    assert settings.model.motion_size == (kept["resolution"],) * 2
+    assert settings.model.head_size == kept["resolution"]
     assert settings.compose.seconds == kept["seconds"] == settings.model.key_frames * 0.32
 
     before = len(trained)

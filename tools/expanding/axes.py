@@ -24,7 +24,7 @@ class Network:
 
     Attributes:
         motion: options of the pathway.
-        resolution: height and width of the grey frames in pixels.
+        resolution: side of the crops around heads in pixels.
         seconds: of a clip.
     """
 
@@ -48,9 +48,9 @@ class Network:
     def speaker_options(self) -> str:
         """Options of `cavmae finetune speakers` for this network, as on a command line."""
         values = to_json_value(self.motion)
-        words = [f"--model.motion {values.pop('name')}"]
-        words += [f"--model.motion.{name.replace('_', '-')} {v}" for name, v in values.items()]
-        words += [f"--model.motion-{side} {self.resolution}" for side in ("height", "width")]
+        words = [f"--model.head-motion {values.pop('name')}"]
+        words += [f"--model.head-motion.{name.replace('_', '-')} {v}" for name, v in values.items()]
+        words.append(f"--model.head-size {self.resolution}")
         keys = round(self.seconds / KEY_SECONDS)
         return " ".join([*words, f"--model.key-frames {keys} --compose.seconds {self.seconds}"])
 
@@ -76,7 +76,7 @@ def axes_of(settings: ExpandSettings, largest_side: int) -> list[Axis]:
 
     Args:
         settings: of the search.
-        largest_side: of the clips' frames in pixels: larger grey frames would show no more.
+        largest_side: of the clips' frames in pixels: larger crops would show no more.
 
     Raises:
         UsageError: there is no axis of a name, or the start is no point of the axes.

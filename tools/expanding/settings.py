@@ -9,7 +9,7 @@ from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings
 from cavmae.finetune.motion.settings import MotionOptions, X3DOptions
 
 COMPOSE = ComposeSettings(
-    height=112, width=112, people=(0.5, 0.5, 0.0), silent_prob=0.0, off_screen_prob=0.0,
+    height=224, width=224, people=(0.5, 0.5, 0.0), silent_prob=0.0, off_screen_prob=0.0,
     noise_prob=0.0, all_off_screen_prob=0.0,
 )  # fmt: skip
 
@@ -48,10 +48,10 @@ class ExpandSettings(SeedSettings):
         budget_gmacs: largest cost in 10^9 multiply-adds for a second of video; 0: not limited.
         budget_ms: largest cost in milliseconds of one core of this machine for a second of video;
             0: not limited. One of the two budgets is given.
-        axes: in the order in which they are tried: ``resolution`` of the grey frames, ``seconds``
-            of a clip, and those of ``motion``; empty: all.
+        axes: in the order in which they are tried: ``resolution`` of the crops around heads,
+            ``seconds`` of a clip, and those of ``motion``; empty: all.
         motion: pathway that the search starts from.
-        resolution: height and width of the grey frames at the start, in pixels.
+        resolution: side of the crops around heads at the start, in pixels.
         seconds: of a clip at the start.
         minutes: CPU time of one core that each trial is trained for.
         lr: largest learning rate, after a warm-up; a cosine over the minutes follows.
@@ -69,7 +69,7 @@ class ExpandSettings(SeedSettings):
     budget_ms: float = 0.0
     axes: tuple[str, ...] = ()
     motion: MotionOptions = X3DOptions(width=8, bottleneck=1.0, depth=1, frame_stride=4)
-    resolution: int = 56
+    resolution: int = 32
     seconds: float = 0.64
     minutes: float = 10.0
     lr: float = 2e-3

@@ -94,7 +94,7 @@ def run_trial(job: TrialJob, report: Callable[[Any], None]) -> dict[str, Any]:
     state = train_for(budget, task, loader, evaluate, resident_mb(), report)
     record = {
         "network": to_json_value(network),
-        "parameters": sum(p.numel() for p in task.model.motion.parameters()),
+        "parameters": sum(p.numel() for p in task.model.motion_reader.pathway.parameters()),
         "score": state.curve[-1]["correlation"],
         **dataclasses.asdict(state),
     }
@@ -108,7 +108,7 @@ def run_trial(job: TrialJob, report: Callable[[Any], None]) -> dict[str, Any]:
 def _batches(job: TrialJob, config: ArticulationConfig) -> tuple[list[Batch], list[Batch]]:
     """Scenes of a clip's length to train on, and held-out ones, as batches of what is needed."""
     settings, data = job.settings, job.settings.data
-    size = config.height, config.height
+    size = settings.compose.height, settings.compose.width
     quarantine = str(Path(settings.out) / "broken.jsonl")
     # The hashes were verified before the first trial.
     access = Access("size", max_broken=data.max_broken, quarantine=quarantine)

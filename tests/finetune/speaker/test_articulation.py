@@ -16,7 +16,7 @@ from cavmae.finetune.speaker.articulation import (
 def task_of(frames: int = 16) -> ArticulationTask:
     torch.manual_seed(0)
     config = ArticulationConfig(X3DOptions(width=8, depth=1), 16, frames, 16)
-    return ArticulationTask(ArticulationModel(config))
+    return ArticulationTask(ArticulationModel(config)).eval()
 
 
 def scenes(frames: int = 16) -> dict[str, Any]:
@@ -46,10 +46,12 @@ def test_the_cue_is_learned() -> None:
         return task.aggregate([task("validation_step", batch)])
 
     before = metrics()
+    task.train()
     for _ in range(60):
         optimizer.zero_grad()
         task("training_step", batch).loss.backward()
         optimizer.step()
+    task.eval()
     after = metrics()
     assert after["correlation"] > 0.8 > before["correlation"] + 0.3
     assert after["l1"] < 0.5 * before["l1"]
@@ -95,7 +97,7 @@ def test_correlation_is_that_of_all_frames_and_a_constant_has_none() -> None:
     assert metrics["l1"] == pytest.approx(float((predicted - true).abs().mean()))
 
 
-@pytest.mark.parametrize(("field", "value"), [("frames", 12), ("height", 18), ("width", 3)])
+@pytest.mark.parametrize(("field", "value"), [("frames", 12), ("size", 18), ("width", 3)])
 def test_numbers_that_make_no_model(field: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{field} {value} is not"):
         ArticulationConfig(**{field: value})

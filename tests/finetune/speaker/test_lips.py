@@ -148,6 +148,7 @@ def test_a_model_takes_over_a_reader_of_lips(
         ({"head_size": 30}, "head_size 30 is not a multiple of 4"),
         ({"head_size": -4}, "head_size"),
         ({"freeze": "masks", "lateral": "a-f-s"}, "set model.head_size, or model.lateral to none"),
+        ({**HEADS, "lateral": {"name": "a-f-s", "audio_in_cue": True}}, "set head_size to 0"),
     ],
 )
 def test_refused_settings(
