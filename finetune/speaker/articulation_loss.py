@@ -27,8 +27,10 @@ def articulation_loss(predicted: Tensor, true: Tensor) -> Tensor:
     if not len(predicted):
         return predicted.sum()  # 0, with gradients, for which DDP waits
     a, b = (cues - cues.mean(1, keepdim=True) for cues in (predicted, true))
-    power = (a.square().mean(1) + STILL) * (b.square().mean(1) + STILL)
+    variance = b.square().mean(1)
+    power = (a.square().mean(1) + STILL) * (variance + STILL)
     lack = 1 - (a * b).mean(1) / power.sqrt()
+    lack = lack * variance / (variance + STILL)  # a channel that is still has nothing to follow
     return (predicted - true).abs().mean() + CORRELATION_WEIGHT * lack.mean()
 
 

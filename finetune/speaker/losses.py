@@ -39,6 +39,8 @@ from cavmae.finetune.speaker.model_tensors import (
 )
 from cavmae.finetune.speaker.settings import LossSettings
 
+LEAST_PRESENCE = 0.05  # probability below which no lips are read in training
+
 
 class Targets(NamedTuple):
     """Ground truth of a batch of composed scenes.
@@ -122,6 +124,22 @@ def teacher_force_masks(
     rows, people = replaced.nonzero(as_tuple=True)
     forced[rows, slots[rows, people]] = true[rows, people].to(forced.dtype)
     return forced, replaced
+
+
+def without_idle_masks(
+    masks: Tensor, presence_prob: Tensor, people: People, slots: Tensor
+) -> Tensor:
+    """Masks in which slots that are hardly people are empty, so that no lips are read under them.
+
+    Args:
+        masks: [N, Q', F, h, w].
+        presence_prob: [N, Q'].
+        people: who are in ``slots``, int64 [N, P]; those keep their masks.
+    """
+    read = presence_prob >= LEAST_PRESENCE
+    rows, persons = people.present.nonzero(as_tuple=True)
+    read[rows, slots[rows, persons]] = True
+    return masks * read[..., None, None, None]
 
 
 def presence_targets(

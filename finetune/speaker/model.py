@@ -300,11 +300,17 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
             presence_prob: [N, Q - 1], probability that the slot is a person; None: that of its
                 state. A slot that is no person has no voice: where two slots cover the same pixels,
                 their motion alone cannot say which of the two is to be silent.
-            min_voice_prob: presence probability below which, in all clips, the voice of a slot is
-                silence and takes no time.
+            min_voice_prob: presence probability below which a slot's lips are not read and its
+                state stays; where that is so in all clips, its voice is silence and takes no time.
         """
         if presence_prob is None:
             presence_prob = self.presence_prob(predictions)
+        chosen: slice | Tensor = slice(None)
+        read = presence_prob >= min_voice_prob
+        if min_voice_prob > 0:
+            chosen = read.any(0).nonzero()[:, 0]
+            chosen = chosen if len(chosen) else chosen.new_zeros(1)
+            masks = masks * read[..., None, None, None]
         articulation = self.read_articulation(inputs.motion, predictions, masks)
         if inputs.encoding is None:
             mixture, scale, features = self._sound_features(inputs.mixture)
@@ -318,10 +324,6 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         slots = masks.shape[1]
         voice_cue = functional.pad(voice_cue, (0, 0, 0, 0, 0, slots - 1))  # slot 0 only
         visible = _covered(masks, articulation.shape[2])
-        chosen: slice | Tensor = slice(None)
-        if min_voice_prob > 0:
-            chosen = (presence_prob >= min_voice_prob).any(0).nonzero()[:, 0]
-            chosen = chosen if len(chosen) else chosen.new_zeros(1)
         voices = self.sound.separate(
             mixture, features, (embeddings + voice_cue)[:, chosen], presence_prob[:, chosen],
             visible[:, chosen],
@@ -329,7 +331,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         if not isinstance(chosen, slice):
             voices = voices.among(chosen, slots)
         refinements = [
-            self.voice_state_head(embeddings.mean(2)),  # [N, Q - 1, 4]
+            self.voice_state_head(embeddings.mean(2)) * read[..., None],  # [N, Q - 1, 4]
             self.residual_state_head(features.latent.mean(1, keepdim=True)),  # [N, 1, 4]
         ]
         states = predictions.states[-1] + torch.cat(refinements, dim=1)

@@ -253,6 +253,6 @@ class SpeakerSettings:
     def __post_init__(self) -> None:
         if self.loss.sync_weight and self.model.freeze in ("trunk", "masks"):
             raise UsageError(
-                f"model.freeze {self.model.freeze} freezes pathways that loss.sync_weight trains: "
-                "set it to 0."
+                f"model.freeze {self.model.freeze} freezes the pathways: set loss.sync_weight to "
+                "0, which trains them."
             )

@@ -23,6 +23,7 @@ from cavmae.finetune.speaker.losses import (
     targets_of,
     teacher_force_masks,
     visual_losses,
+    without_idle_masks,
 )
 from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure, summary
 from cavmae.finetune.speaker.model import SpeakerModel
@@ -168,14 +169,14 @@ class SpeakerTask(Task):
             slots, pixels = assign_by_masks(predictions, targets, settings)
         masks = predictions.masks[-1].float().sigmoid()
         masks, replaced = teacher_force_masks(masks, targets, slots, settings.teacher_forcing_iou)
+        presence_prob = self.model.presence_prob(predictions)
+        masks = without_idle_masks(masks, presence_prob, targets.people, slots)
         if self.freeze_voices:
             cues = self.model.read_articulation(inputs.motion, predictions, masks)
             with torch.autocast(masks.device.type, enabled=False):
                 losses = visual_losses(predictions, cues, targets, pixels, settings)
         else:
-            presence_prob = presence_targets(
-                self.model.presence_prob(predictions), targets, slots, replaced
-            )
+            presence_prob = presence_targets(presence_prob, targets, slots, replaced)
             voices = self.model.decode_voices(inputs, predictions, masks, presence_prob)
             with torch.autocast(masks.device.type, enabled=False):
                 losses = speaker_losses(predictions, voices, targets, pixels, settings)
