@@ -18,11 +18,16 @@ from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.slot_merging import merge_slots, without_specks
 from cavmae.finetune.speaker.cues import KINDS, CueKind, Cues, no_cues, region_of
 from cavmae.finetune.speaker.model import SpeakerModel
-from cavmae.finetune.speaker.model_tensors import NONE, OFF_SCREEN, Inputs, MixtureEncoding
+from cavmae.finetune.speaker.model_tensors import (
+    MASK_STRIDE,
+    NONE,
+    OFF_SCREEN,
+    Inputs,
+    MixtureEncoding,
+)
 from cavmae.finetune.speaker.prediction import SpeakerPredictor, check_finite_audio
 from cavmae.finetune.speaker.voice_matching import distances
 
-MASK_STRIDE = 4  # input pixels of the model for a pixel of its masks
 COLOR_STEPS = 8  # bins of red, green and blue in a color histogram
 
 

@@ -94,8 +94,8 @@ class SpeakerConfig:
                 "lateral.audio_in_cue joins audio to the motion of whole frames, and cues are read "
                 "from heads: set head_size to 0, or leave it out."
             )
-        if self.head_size % 4:
-            raise ValueError(f"head_size {self.head_size} is not a multiple of 4.")
+        if self.head_size % 4 or 0 < self.head_size < 16:
+            raise ValueError(f"head_size {self.head_size}: 0, or a multiple of 4 from 16 on.")
         if self.encoder.audio_frames % 16 or self.frames % self.key_frames:
             raise ValueError(
                 f"audio_frames {self.encoder.audio_frames}, key_frames {self.key_frames}: a clip "

@@ -15,9 +15,9 @@ from torch.nn import functional
 from cavmae.common.interpolation import interpolate_linearly
 from cavmae.finetune.motion.base import MotionPathway
 from cavmae.finetune.motion.settings import MOTION, MotionOptions
+from cavmae.finetune.speaker.model_tensors import MASK_STRIDE
 from cavmae.finetune.speaker.motion_reader import MotionReader
 
-MASK_STRIDE = 4  # pixels of a key frame for one of the model's masks
 SIDE = 1.3  # of a crop, in widths of the head
 MIDDLE = 1.05  # of a crop below the top of the head, in its widths: mouths lie at 0.8 to 1.35
 STRAY = 0.01  # fraction of a mask that may lie apart from the person, on each side

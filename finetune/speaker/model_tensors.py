@@ -13,6 +13,7 @@ from cavmae.finetune.speaker.cues import Cues
 
 STATES = ("speaking", "silent", "off-screen", "none")
 SPEAKING, SILENT, OFF_SCREEN, NONE = range(4)
+MASK_STRIDE = 4  # pixels of a key frame for one of the masks
 QUIETEST = 1e-4  # RMS below which a mixture is not normalised to 1
 
 

@@ -39,12 +39,6 @@ LIST = """index,mid,display_name
 """
 
 
-@pytest.fixture(autouse=True)
-def no_accelerator() -> Any:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture
 def listed(tmp_path: Path) -> str:
     path = tmp_path / "class_labels_indices.csv"

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from cavmae.common.errors import SampleError
@@ -33,12 +32,6 @@ MOTION: dict[str, Any] = {"motion_height": 16, "motion_width": 16}
 SMALL = ConvMotionOptions(width=8, depth=1)
 MODES: tuple[Mode, ...] = ("multimodal", "video_only", "missing_audio", "missing_video")
 WITH_AUDIO = [name for name in LATERALS if name != "none"]
-
-
-@pytest.fixture(autouse=True)
-def no_accelerator() -> Any:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def config_of(lateral: str = "none", frames: int = 1, **changes: Any) -> EventConfig:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
@@ -41,12 +40,6 @@ from tests.finetune.events.event_clips import CLASSES, ENCODER, event_clip, even
 from tests.finetune.events.test_event_motion import MOTION, config_of, model_of
 from tests.finetune.events.test_event_runs import measured, train
 from tests.finetune.speaker.scenes import model as speaker_model
-
-
-@pytest.fixture(autouse=True)
-def no_accelerator() -> Any:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_run_with_a_lateral_and_synchronisation(tmp_path: Path) -> None:

@@ -37,12 +37,6 @@ SETTINGS: dict[str, Any] = {
 CONFIGS = Path(__file__).parents[3] / "finetune" / "events" / "configs"
 
 
-@pytest.fixture(autouse=True)
-def no_accelerator() -> Any:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> str:
     """10 clips, no multiple of a batch: epochs end inside of steps."""

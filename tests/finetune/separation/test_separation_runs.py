@@ -9,7 +9,6 @@ import pytest
 import soundfile
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 
 from cavmae.common.errors import UsageError
 from cavmae.common.registry import to_json_value
@@ -42,12 +41,6 @@ SETTINGS: dict[str, Any] = {
     "model": {"separator": to_json_value(SEPARATOR), "width": 8, "cue_layers": 1},
     "loop": {"steps": 4, "log_every": 1, "save_every": 2, "threads": 1, "tracker": "none"},
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def no_accelerator() -> Any:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -2,22 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.pretrain.config import CAVMAEConfig
 from cavmae.pretrain.model import CAVMAE
 from tests.datasets.clips import clip, data_set_of
 from tests.finetune.speaker.runs import write
-
-
-@pytest.fixture(autouse=True)
-def no_accelerator() -> Any:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

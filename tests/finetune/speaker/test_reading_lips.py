@@ -145,7 +145,8 @@ def test_a_model_takes_over_a_reader_of_lips(
     "changes, message",
     [
         ({"motion_pool": 3}, "motion_height 16 is not a multiple of 12"),
-        ({"head_size": 30}, "head_size 30 is not a multiple of 4"),
+        ({"head_size": 30}, "head_size 30: 0, or a multiple of 4 from 16 on"),
+        ({"head_size": 12}, "head_size 12: 0, or a multiple of 4 from 16 on"),
         ({"head_size": -4}, "head_size"),
         ({"freeze": "masks", "lateral": "a-f-s"}, "set model.head_size, or model.lateral to none"),
         ({**HEADS, "lateral": {"name": "a-f-s", "audio_in_cue": True}}, "set head_size to 0"),
