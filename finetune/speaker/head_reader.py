@@ -80,9 +80,9 @@ class HeadReader(nn.Module):
             if self.training:
                 boxes = _jittered(boxes)
             # Twice the resolution, averaged: large heads shrink by more than half.
-            points = _grid(interpolate_linearly(boxes.mT, frames).mT, 2 * self.size)
+            followed = interpolate_linearly(boxes.mT, frames).permute(0, 3, 1, 2)  # [N, T, Q, 4]
             # Slots lie below one another, so that a frame is not copied for each of them.
-            points = points.transpose(1, 2).flatten(2, 3).flatten(0, 1)  # [N T, Q 2 s, 2 s, 2]
+            points = _grid(followed.flatten(0, 1), 2 * self.size).flatten(1, 2)
             sampled = functional.grid_sample(
                 grey.float().flatten(0, 1)[:, None], points, padding_mode="border",
                 align_corners=False,
@@ -128,10 +128,9 @@ def _jittered(boxes: Tensor) -> Tensor:
 def _grid(boxes: Tensor, size: int) -> Tensor:
     """Sampling points of boxes [..., 4]: [..., size, size, 2], x and y from -1 to 1."""
     steps = (torch.arange(size, device=boxes.device) + 0.5) / size - 0.5
-    x = boxes[..., 0, None] + boxes[..., 2, None] * steps  # [..., size]
-    y = boxes[..., 1, None] + boxes[..., 3, None] * steps
-    x, y = torch.broadcast_tensors(x[..., None, :], y[..., :, None])
-    return 2 * torch.stack([x, y], dim=-1) - 1
+    x = 2 * (boxes[..., 0, None] + boxes[..., 2, None] * steps) - 1  # [..., size]
+    y = 2 * (boxes[..., 1, None] + boxes[..., 3, None] * steps) - 1
+    return torch.stack(torch.broadcast_tensors(x[..., None, :], y[..., :, None]), dim=-1)
 
 
 def pooled_masks(masks: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ def speaker_losses(
 
 def visual_losses(
     predictions: SlotPredictions,
-    articulation: Tensor,
+    articulation: Tensor | None,
     targets: Targets,
     pixels: Tensor,
     settings: LossSettings,
@@ -204,7 +204,7 @@ def visual_losses(
     """Losses of masks, states and articulation cues, for training that decodes no voices.
 
     Args:
-        articulation: [N, Q', T, 4], cues of all slots.
+        articulation: [N, Q', T, 4], cues of all slots; None: they were not read.
         pixels: of :func:`assign_by_masks`.
         settings: weights of the losses.
     """
@@ -233,7 +233,7 @@ def _weighted_sum(parts: dict[str, Tensor], settings: LossSettings) -> Tensor:
 
 
 def _visual_parts(
-    predictions: SlotPredictions, state_logits: list[Tensor], articulation: Tensor,
+    predictions: SlotPredictions, state_logits: list[Tensor], articulation: Tensor | None,
     targets: Targets, slots: Tensor, pixels: Tensor, settings: LossSettings,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Losses of states, masks and articulation cues of people in slots int64 [N, P]."""
@@ -256,7 +256,8 @@ def _visual_parts(
     parts["dice"] = torch.stack([dice for _, dice in mask_parts]).mean()
     parts["center_vote"] = vote_loss(predictions.votes, targets, pixels)
     parts["mixer"] = _mixer_loss(predictions.mixed, targets, pixels)
-    parts["articulation"] = _articulation_loss(articulation, targets, slots)
+    if articulation is not None:
+        parts["articulation"] = _articulation_loss(articulation, targets, slots)
     return parts
 
 

@@ -282,6 +282,11 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         for part in parts if self.config.head_size else [*parts, self.motion]:
             part.requires_grad_(True)
 
+    def freeze_lips(self) -> None:
+        """Freeze the weights that only articulation cues are read with."""
+        for part in (self.motion_reader, self.articulation_head):
+            part.requires_grad_(False)
+
     def freeze_voices(self) -> None:
         """Freeze the sound separator and all weights beside it that only decode voices."""
         for part in (

@@ -49,7 +49,8 @@ class SpeakerTask(Task):
         decay: layer-wise learning rate decay: factor from each encoder block to the one before it.
         sound_lr_scale: factor of the learning rate of the sound separator; 0: it is frozen.
         seed: of DropPathway, that of the run, equal in all processes.
-        freeze_voices: whether training decodes no voices, and leaves their weights as they are.
+        freeze_voices: whether training decodes no voices, and leaves their weights as they are; nor
+            does it read lips, if the loss of articulation cues counts nothing.
 
     Raises:
         UsageError: the losses need what the model does not have.
@@ -82,8 +83,11 @@ class SpeakerTask(Task):
         for parameter in model.encoder.parameters_without_gradient(("a", "v"), frames):
             parameter.requires_grad_(False)
         self.freeze_voices = freeze_voices
+        self.read_lips = not freeze_voices or loss.articulation_weight > 0
         if freeze_voices:
             model.freeze_voices()
+        if not self.read_lips:
+            model.freeze_lips()
         if sound_lr_scale == 0:
             model.sound.requires_grad_(False)
         self._lr_scales: dict[str, float] = {
@@ -172,7 +176,9 @@ class SpeakerTask(Task):
         presence_prob = self.model.presence_prob(predictions)
         masks = without_idle_masks(masks, presence_prob, targets.people, slots)
         if self.freeze_voices:
-            cues = self.model.read_articulation(inputs.motion, predictions, masks)
+            cues = None
+            if self.read_lips:
+                cues = self.model.read_articulation(inputs.motion, predictions, masks)
             with torch.autocast(masks.device.type, enabled=False):
                 losses = visual_losses(predictions, cues, targets, pixels, settings)
         else:

@@ -41,10 +41,11 @@ def _changed(kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["silent", "single", "absent", "identical", "no masks"])
 @pytest.mark.parametrize("progress", [0.0, 0.9])
-@pytest.mark.parametrize("freeze_voices", [False, True])
-def test_losses_and_gradients_are_finite(kind: str, progress: float, freeze_voices: bool) -> None:
+@pytest.mark.parametrize("learned", ["all", "masks and cues", "masks"])
+def test_losses_and_gradients_are_finite(kind: str, progress: float, learned: str) -> None:
     torch.manual_seed(0)
-    speaker_task = task(freeze_voices=freeze_voices)
+    losses = {"articulation_weight": 0.0} if learned == "masks" else {}
+    speaker_task = task(freeze_voices=learned != "all", **losses)
     output = speaker_task.training_step(_changed(kind), progress, [], 0)
     output.loss.backward()
     for name, value in output.logs.items():
@@ -76,6 +77,25 @@ def test_frozen_voices_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, parameter in speaker_task.model.named_parameters():
         if not name.startswith("encoder."):
             assert parameter.requires_grad != name.startswith(own), name
+
+
+def test_lips_are_not_read_where_their_loss_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With voices frozen nothing depends on them; masks and states learn by the same losses."""
+    parts = []
+    for weight in (3.0, 0.0):
+        torch.manual_seed(0)
+        speaker_task = task(freeze_voices=True, articulation_weight=weight)
+        if weight == 0:
+            monkeypatch.setattr(speaker_task.model, "read_articulation", None)
+        parts.append(speaker_task.training_step(batch(), 0.0, [], 0).logs)
+    read, unread = parts
+    assert set(read) - set(unread) == {"articulation"}
+    for name in ("state", "mask_bce", "dice", "center_vote", "mixer"):
+        torch.testing.assert_close(unread[name], read[name], msg=name)
+    lips = ("motion_reader.", "articulation_head.")
+    for name, parameter in speaker_task.model.named_parameters():
+        if name.startswith(lips):
+            assert not parameter.requires_grad, name
 
 
 def test_articulation_counts_where_it_is_known() -> None:
