@@ -58,7 +58,8 @@ class HeadReader(nn.Module):
         covered = (masks > 0.5).flatten(2).any(2)  # [N, Q]
         # Without any head, every weight still gets a gradient, for which DDP waits.
         covered[0, 0] |= ~covered.any()
-        crops, mask_crops = self.crop(grey, masks, covered)
+        slots = covered.any(0).nonzero()[:, 0]
+        crops, mask_crops = self.crop(grey, masks[:, slots], covered[:, slots])
         embed = self.reader(self.pathway(crops), mask_crops)  # [M, 1, T, D]
         motion = embed.new_zeros(*covered.shape, *embed.shape[2:])
         return motion.index_put(covered.nonzero(as_tuple=True), embed[:, 0])
