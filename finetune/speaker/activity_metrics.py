@@ -24,7 +24,7 @@ from cavmae.finetune.speaker.matcher import (
     assign,
     frame_energies_db,
     grid_points,
-    mask_costs,
+    presence_costs,
 )
 from cavmae.finetune.speaker.model_tensors import (
     NONE,
@@ -32,6 +32,7 @@ from cavmae.finetune.speaker.model_tensors import (
     SlotPredictions,
     VoicePredictions,
 )
+from cavmae.finetune.speaker.settings import LossSettings
 
 
 class DiarizationErrors(NamedTuple):
@@ -87,18 +88,21 @@ def talking_probs(voices: VoicePredictions) -> tuple[Tensor, Tensor]:
     return presence_prob, activity_prob * presence_prob[..., None]
 
 
-def assign_by_mask_grid(predictions: SlotPredictions, targets: Targets, joint: Tensor) -> Tensor:
-    """Slots int64 [N, P] of people by masks alone.
+def assign_before_voices(
+    predictions: SlotPredictions, voices: VoicePredictions, targets: Targets, joint: Tensor
+) -> Tensor:
+    """Slots int64 [N, P] of people by masks, among those that are said to be people.
 
-    An assignment that compares voices would, of several slots that cover a person, choose the slot
-    that is right about who talks.
+    An assignment that compares voices, or who is said to speak, would, of several slots that cover
+    a person, choose the slot that is right about who talks.
 
     Args:
         joint: int64 [N, P], the assignment of scenes with a person whose mask is not known.
     """
     people = targets.people
-    entropy, dice = mask_costs(grid_points(predictions.masks[-1], targets.masks))
-    slots = assign(entropy + dice, people.present, targets.target)
+    points = grid_points(predictions.masks[-1], targets.masks)
+    costs = presence_costs(people, LossSettings(), voices.states[:, :-1], points)
+    slots = assign(costs, people.present, targets.target)
     has_masks = (people.masked | ~people.present).all(1, keepdim=True)
     return torch.where(has_masks, slots, joint)
 
@@ -119,7 +123,7 @@ def scene_activities(
         pairs: paired scenes, by key.
     """
     people = targets.people
-    slots = assign_by_mask_grid(predictions, targets, slots)
+    slots = assign_before_voices(predictions, voices, targets, slots)
     frames = voices.activity_logits.shape[-1]
     sources = torch.cat([people.voices, targets.residual[:, None]], dim=1)
     active = frame_energies_db(sources, targets.mixture, frames) > FRAME_ACTIVE_DB  # [N, P + 1, T]

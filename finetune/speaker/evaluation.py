@@ -24,12 +24,11 @@ from cavmae.finetune.speaker.cues import CueKind, Cues
 from cavmae.finetune.speaker.diarization import diarize
 from cavmae.finetune.speaker.losses import (
     Targets,
-    assign_by_points,
     presence_targets,
     targets_of,
     teacher_force_masks,
 )
-from cavmae.finetune.speaker.matcher import grid_points
+from cavmae.finetune.speaker.matcher import assign, grid_points, presence_costs
 from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure
 from cavmae.finetune.speaker.model_tensors import Inputs, SlotPredictions
 from cavmae.finetune.speaker.task import SpeakerTask, scale_of
@@ -221,7 +220,8 @@ def _under_true_masks(
     """
     predictions = task.model.predict_masks(inputs)
     points = grid_points(predictions.masks[-1], targets.masks)
-    slots = assign_by_points(points, targets, task.loss)
+    costs = presence_costs(targets.people, task.loss, predictions.states[-1][:, :-1], points)
+    slots = assign(costs, targets.people.present, targets.target)
     masks = predictions.masks[-1].float().sigmoid()
     masks, replaced = teacher_force_masks(masks, targets, slots, below=math.inf)
     presence = presence_targets(task.model.presence_prob(predictions), targets, slots, replaced)

@@ -25,6 +25,7 @@ from cavmae.finetune.speaker.matcher import (
     joint_costs,
     mask_costs,
     points_of,
+    presence_costs,
     sdr,
     visual_costs,
 )
@@ -72,10 +73,10 @@ class SpeakerLosses(NamedTuple):
     slots: Tensor
 
 
-def assign_by_masks(
+def assign_before_voices(
     predictions: SlotPredictions, targets: Targets, settings: LossSettings
 ) -> tuple[Tensor, Tensor]:
-    """Assignment of people to slots by masks alone, for teacher forcing before voices are decoded.
+    """Assignment of people to slots by masks and presence, for teacher forcing.
 
     Returns:
         slots int64 [N, P] (:func:`cavmae.finetune.speaker.matcher.assign`), and the sampled pixels
@@ -83,16 +84,8 @@ def assign_by_masks(
     """
     pixels = draw_points(targets.masks.shape, settings.points, targets.masks.device)
     points = points_of(predictions.masks[-1].detach(), targets.masks, pixels)
-    return assign_by_points(points, targets, settings), pixels
-
-
-@torch.no_grad()
-def assign_by_points(points: Points, targets: Targets, settings: LossSettings) -> Tensor:
-    """Slots of people int64 [N, P] by their masks at sampled pixels."""
-    entropy, dice = mask_costs(points)
-    costs = settings.entropy_weight * entropy + settings.dice_weight * dice
-    costs = costs * targets.people.masked[:, None]
-    return assign(costs, targets.people.present, targets.target)
+    costs = presence_costs(targets.people, settings, predictions.states[-1][:, :-1], points)
+    return assign(costs, targets.people.present, targets.target), pixels
 
 
 def teacher_force_masks(
@@ -176,7 +169,7 @@ def speaker_losses(
     """All losses under one joint assignment of people to slots.
 
     Args:
-        pixels: of :func:`assign_by_masks`.
+        pixels: of :func:`assign_before_voices`.
         settings: weights of the losses.
     """
     people = targets.people
@@ -205,7 +198,7 @@ def visual_losses(
 
     Args:
         articulation: [N, Q', T, 4], cues of all slots; None: they were not read.
-        pixels: of :func:`assign_by_masks`.
+        pixels: of :func:`assign_before_voices`.
         settings: weights of the losses.
     """
     people, states = targets.people, predictions.states

@@ -174,11 +174,26 @@ def joint_costs(
 @torch.no_grad()
 def visual_costs(people: People, weights: LossSettings, states: Tensor, points: Points) -> Tensor:
     """Matching cost of all pairs by masks and states alone: [N, Q', P]; see :func:`joint_costs`."""
-    entropy, dice = mask_costs(points)
-    mask_cost = weights.entropy_weight * entropy + weights.dice_weight * dice
     log_prob = states.float().log_softmax(-1)
     state_cost = -torch.where(people.active[:, None], log_prob[..., :1], log_prob[..., 1:2])
-    return mask_cost * people.masked[:, None] + weights.state_weight * state_cost
+    return _weighted_mask_costs(people, weights, points) + weights.state_weight * state_cost
+
+
+@torch.no_grad()
+def presence_costs(people: People, weights: LossSettings, states: Tensor, points: Points) -> Tensor:
+    """Matching cost by masks and by whether a slot is a person, whoever speaks: [N, Q', P].
+
+    Of several slots with the mask of one person, those that are said to be nobody are not that
+    person. Arguments of :func:`joint_costs`.
+    """
+    log_prob = states.float().log_softmax(-1)[..., :2].logsumexp(-1, keepdim=True)
+    return _weighted_mask_costs(people, weights, points) - weights.state_weight * log_prob
+
+
+def _weighted_mask_costs(people: People, weights: LossSettings, points: Points) -> Tensor:
+    entropy, dice = mask_costs(points)
+    costs = weights.entropy_weight * entropy + weights.dice_weight * dice
+    return costs * people.masked[:, None]
 
 
 def assign(costs: Tensor, present: Tensor, fixed: Tensor | None = None) -> Tensor:

@@ -97,9 +97,9 @@ class SpeakerModelSettings(SpeakerConfig):
         freeze: ``trunk``: only the embeddings of ``add_classes`` learn, and results for other
             classes and without a hint stay the same; ``voices``: no voice is decoded in training,
             so that masks, states and articulation cues learn in less time (with
-            ``loss.articulation_weight`` 0 only masks and states, in half of that); ``masks``: nor is a mask
-            predicted, and only what reads articulation cues learns, under people's true masks, in a
-            fraction of the time; ``none``: all weights learn.
+            ``loss.articulation_weight`` 0 only masks and states, in half of that); ``masks``: nor
+            is a mask predicted, and only what reads articulation cues learns, under people's true
+            masks, in a fraction of the time; ``none``: all weights learn.
         sound: configuration of the sound separator; with ``sound_from`` that of its weights.
         encoder_from: checkpoint of pretraining, a folder or a name on the hub; None: an encoder
             from scratch.

@@ -16,7 +16,7 @@ from cavmae.finetune.speaker.cue_sampling import draw_cues
 from cavmae.finetune.speaker.cues import KINDS, CueKind, no_cues
 from cavmae.finetune.speaker.losses import (
     Targets,
-    assign_by_masks,
+    assign_before_voices,
     person_sync_loss,
     presence_targets,
     speaker_losses,
@@ -170,7 +170,7 @@ class SpeakerTask(Task):
         targets = targets_of(batch, target, scale_of(batch))
         predictions = self.model.predict_masks(inputs, self.audio_gate(inputs, progress))
         with torch.autocast(inputs.mixture.device.type, enabled=False):
-            slots, pixels = assign_by_masks(predictions, targets, settings)
+            slots, pixels = assign_before_voices(predictions, targets, settings)
         masks = predictions.masks[-1].float().sigmoid()
         masks, replaced = teacher_force_masks(masks, targets, slots, settings.teacher_forcing_iou)
         presence_prob = self.model.presence_prob(predictions)

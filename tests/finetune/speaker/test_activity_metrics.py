@@ -115,6 +115,20 @@ def test_people_are_matched_by_their_masks() -> None:
     assert np.array_equal(without[1].talking_prob, right[1].talking_prob)
 
 
+def test_a_copy_of_a_person_that_is_said_to_be_nobody_is_not_the_person() -> None:
+    """Its mask is a little better than that of the slot which is said to be the person."""
+    targets = turns()
+    predictions, voices, slots = predicted(targets, first_half(True))
+    masks, unused = predictions.masks[-1], targets.masks.shape[1]
+    masks[:, unused] = masks[:, 0]
+    masks[:, 0] *= 0.1
+    activities = scene_activities(["a", "b"], predictions, voices, targets, slots, {})
+    assert activities[0].talking_prob[0].max() > 0.9
+    voices.states[:, unused] = voices.states[:, 0]
+    activities = scene_activities(["a", "b"], predictions, voices, targets, slots, {})
+    assert activities[0].talking_prob[0].max() < 0.01  # the better one of two, which never talks
+
+
 def test_own_voice_against_another() -> None:
     """A model that hears whose voice it is, one that sees a moving mouth, and one that is wrong."""
     own = turns()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cavmae.finetune.speaker.losses import (
-    assign_by_masks,
+    assign_before_voices,
     presence_targets,
     speaker_losses,
     targets_of,
@@ -107,7 +107,7 @@ def test_articulation_counts_where_it_is_known() -> None:
     inputs, target = speaker_task.inputs_of(scenes, 0.0)
     targets = targets_of(scenes, target, torch.ones(2, 1))
     predictions, voices = speaker_task.model(inputs)
-    _, pixels = assign_by_masks(predictions, targets, speaker_task.loss)
+    _, pixels = assign_before_voices(predictions, targets, speaker_task.loss)
     losses = speaker_losses(predictions, voices, targets, pixels, speaker_task.loss)
     differences, lacks = [], []
     for row, person in ((0, 0), (0, 2), (1, 0), (1, 1)):
@@ -141,7 +141,7 @@ def test_activity_is_learned() -> None:
     inputs, target = speaker_task.inputs_of(scenes, 0.0)
     targets = targets_of(scenes, target, torch.ones(2, 1))
     predictions, voices = speaker_task.model(inputs)
-    _, pixels = assign_by_masks(predictions, targets, speaker_task.loss)
+    _, pixels = assign_before_voices(predictions, targets, speaker_task.loss)
 
     def cost(activity_logits: torch.Tensor) -> float:
         changed = voices._replace(activity_logits=activity_logits)
@@ -176,7 +176,7 @@ def test_only_wrong_masks_are_teacher_forced() -> None:
     inputs, target = speaker_task.inputs_of(scenes, 0.0)
     predictions = speaker_task.model.predict_masks(inputs)
     targets = targets_of(scenes, target, torch.ones(2, 1))
-    slots, pixels = assign_by_masks(predictions, targets, speaker_task.loss)
+    slots, pixels = assign_before_voices(predictions, targets, speaker_task.loss)
     assert pixels.shape == (2, 2, 64)
     true = torch.nn.functional.avg_pool2d(scenes["masks"].float().flatten(0, 1), 4)
     true = true.unflatten(0, scenes["masks"].shape[:2])
