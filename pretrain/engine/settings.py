@@ -12,7 +12,8 @@ class OptimizerSettings:
     """Optimizer and learning rate schedule. Fractions are of all steps.
 
     Args:
-        name: ``adamw`` (fused; no decay of biases, norms and tokens) or ``adam``, the reference's.
+        name: ``adamw`` (fused; no decay of biases, norms and tokens); ``muon``: matrices and
+            kernels move by Muon, all else by that; or ``adam``, the reference's.
         lr: largest learning rate.
         beta1: of the running mean of gradients (reference: 0.95).
         beta2: of the running mean of their squares.
@@ -28,7 +29,7 @@ class OptimizerSettings:
             weights enter a mean, which is saved beside them; 0: none.
     """
 
-    name: Literal["adamw", "adam"] = "adamw"
+    name: Literal["adamw", "muon", "adam"] = "adamw"
     lr: float = 2e-4
     beta1: float = 0.9
     beta2: float = 0.95

@@ -87,6 +87,10 @@ class Trainer:
                 "optimizer.ema and average_from_epoch average whole models: they do not go with "
                 "FSDP."
             )
+        if self._sharded and optimizer.name == "muon":
+            raise UsageError(
+                "optimizer.name muon needs whole matrices, which FSDP shards: set it to adamw."
+            )
         check_devices(accelerator, processes)
         # Model and optimizer only: a prepared loader would drop data, a prepared schedule would
         # step once a process.
