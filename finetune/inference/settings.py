@@ -59,8 +59,8 @@ class Thresholds:
 
     Args:
         min_presence_prob: probability from which a slot is a person; more drops faint detections.
-        min_voice_prob: presence probability below which the voice of a slot is taken as silence
-            without computing it; 0: all voices are computed.
+        min_voice_prob: presence probability, which is a factor of a voice, below which a slot's
+            voice is taken as silence without computing it; 0: all voices are computed.
         min_area_fraction: mean fraction of the frame that a person covers at least; smaller masks
             are false detections. Specks below it are removed from masks.
         min_slot_iou: IoU of the masks of two slots from which they are one person.
@@ -90,7 +90,7 @@ class Thresholds:
     """
 
     min_presence_prob: float = 0.5
-    min_voice_prob: float = 0.02
+    min_voice_prob: float = 0.1
     min_area_fraction: float = 0.002
     min_slot_iou: float = 0.6
     max_vote_distance: float = 0.05
