@@ -86,7 +86,10 @@ class PasteCanvas:
         first, last = 0, self.size[1]
         if place.window is not None:
             first, last = (round(x * self.ratio[1]) for x in place.window)
-        rows = slice(max(0, top), max(0, top, min(self.size[0], top + height)))
+        first_row, last_row = 0, self.size[0]
+        if place.rows is not None:
+            first_row, last_row = (round(y * self.ratio[0]) for y in place.rows)
+        rows = slice(max(first_row, top), max(first_row, top, min(last_row, top + height)))
         columns = slice(max(first, left), max(first, left, min(last, left + width)))
         visible = resized[
             :, :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
@@ -169,6 +172,8 @@ class Compositor:
             is_cutout = spec.kind == "pasted" or (spec.kind == "own_background" and depth > 0)
             indices = clip.frames_at(person.start + self.times.clip(*person.active) * person.speed)
             alphas = None
+            if person.rows is not None:  # a whole rectangle lies over those behind
+                masks[:, :, slice(*person.rows), slice(*(person.window or (0, None)))] = False
             if clip.masked:
                 # Only a cut-out needs masks of the grey frames.
                 mask_alpha = self._mask_alpha(

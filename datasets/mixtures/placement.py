@@ -14,6 +14,12 @@ PLACEMENT_TRIES = 12  # attempts at a placement in which heads do not hide each 
 HEAD_FRACTION = 0.5  # upper fraction of a person's box that counts as the head
 MAX_OCCLUSION = 0.25  # fraction of a head that another person may hide
 HEADROOM = 0.08  # above a head, as a fraction of the scene's height
+INSET_HEIGHT = (0.25, 0.45)  # range, as fractions of the scene's height
+INSET_SHAPE = (0.8, 1.6)  # range of width over height
+INSET_WIDTH = 0.45  # of the scene's at most: two lie beside each other
+INSET_MARGIN = 0.05  # to the scene's edges at most, as a fraction of its height
+INSET_FILLED_PROB = 0.6  # of several people, that one of them fills the scene
+CORNERS = ((False, False), (False, True), (True, False), (True, True))  # lower, right
 
 
 class PeoplePlacer:
@@ -64,6 +70,9 @@ class PeoplePlacer:
                 for number, left, right in zip(numbers, cuts, cuts[1:], strict=False)
             ]
             order = list(range(count))
+        elif kind == "inset":
+            order = rng.sample(range(count), count)
+            places = self._place_insets(numbers, order, scene_size, rng)
         else:
             order = rng.sample(range(count), count)
             places = []
@@ -85,33 +94,67 @@ class PeoplePlacer:
                     break
         return places, tuple(order)
 
+    def _place_insets(
+        self, numbers: Sequence[int], order: Sequence[int], scene_size: Size, rng: random.Random
+    ) -> list[Place]:
+        """Samples corners for people, of whom the farthest may fill the scene instead."""
+        places: list[Place] = [None] * len(order)  # type: ignore[list-item]
+        insets = list(order)
+        head: Box | None = None
+        if len(order) > 1 and rng.random() < INSET_FILLED_PROB:
+            first = insets.pop(0)
+            places[first] = self.place_full(numbers[first], scene_size, None, rng)
+            head = self.head_box(numbers[first], places[first])
+        corners = rng.sample(CORNERS, len(CORNERS))
+        for number in insets:
+            height = round(rng.uniform(*INSET_HEIGHT) * scene_size[0])
+            width = round(min(rng.uniform(*INSET_SHAPE) * height, INSET_WIDTH * scene_size[1]))
+            margin = round(rng.uniform(0, INSET_MARGIN) * scene_size[0])
+            bounds = []
+            for lower, right in corners:
+                top = scene_size[0] - margin - height if lower else margin
+                left = scene_size[1] - margin - width if right else margin
+                bounds.append(((left, left + width), (top, top + height)))
+            # The first corner in which the head behind stays free, or else the best of them.
+            hidden = [_covered_fraction(head, *bound) if head else 0.0 for bound in bounds]
+            chosen = next((n for n, x in enumerate(hidden) if x <= MAX_OCCLUSION), None)
+            chosen = hidden.index(min(hidden)) if chosen is None else chosen
+            corners.pop(chosen)
+            window, rows = bounds[chosen]
+            places[number] = self.place_full(numbers[number], scene_size, window, rng, rows)
+        return places
+
     def place_full(
         self,
         number: int,
         scene_size: Size,
         window: tuple[int, int] | None,
         rng: random.Random,
+        rows: tuple[int, int] | None = None,
     ) -> Place:
-        """Places a clip so that it fills the scene or a window of its columns, person centred.
+        """Places a clip so that it fills the scene or a window of it, person centred.
 
         Args:
             window: (first, end) column in pixels; None: all columns.
+            rows: (first, end) row in pixels; None: all rows.
         """
         clip = self.pool.clips[number]
         height, width = clip.info.frame_size
         first, last = window or (0, scene_size[1])
-        scale = max(scene_size[0] / height, (last - first) / width)
+        upper_row, lower_row = rows or (0, scene_size[0])
+        window_height = lower_row - upper_row
+        scale = max(window_height / height, (last - first) / width)
         flip = rng.random() < 0.5
         left, upper, right, _ = self.person_box(number)
         middle = (left + right) / 2
         corner = (first + last) / 2 - scale * (width - middle if flip else middle)
         corner = min(first, max(last - scale * width, corner))
-        lowest = scene_size[0] - scale * height
+        lowest = window_height - scale * height
         # A clip taller than the scene shows the head, or its middle where no mask locates the head.
         top = lowest / 2
         if clip.masked:
-            top = min(0, max(lowest, HEADROOM * scene_size[0] - scale * upper))
-        return Place(scale, round(corner), round(top), flip, window)
+            top = min(0, max(lowest, HEADROOM * window_height - scale * upper))
+        return Place(scale, round(corner), upper_row + round(top), flip, window, rows=rows)
 
     def place_cutout(self, number: int, scene_size: Size, rng: random.Random) -> Place:
         """Places a cut-out person whose clip ends at the scene's lower edge or below it."""
@@ -136,6 +179,14 @@ class PeoplePlacer:
         bottom = top + HEAD_FRACTION * (bottom - top)
         x, y, scale = place.left, place.top, place.scale
         return (x + scale * left, y + scale * top, x + scale * right, y + scale * bottom)
+
+
+def _covered_fraction(box: Box, window: tuple[int, int], rows: tuple[int, int]) -> float:
+    """Fraction of a box that a rectangle of columns and rows covers."""
+    left, top, right, bottom = box
+    width = max(0.0, min(right, window[1]) - max(left, window[0]))
+    height = max(0.0, min(bottom, rows[1]) - max(top, rows[0]))
+    return width * height / max(1.0, (right - left) * (bottom - top))
 
 
 def max_occlusion(heads: Sequence[Box]) -> float:

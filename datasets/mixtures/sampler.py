@@ -89,13 +89,16 @@ class SceneSampler:
             VisiblePerson(**dataclasses.asdict(voice), **dataclasses.asdict(place))
             for voice, place in zip(voices, places, strict=False)
         )
+        has_background = kind == "pasted" or (
+            kind == "inset" and all(place.rows is not None for place in places)
+        )
         noises: tuple[Noise, ...] = ("white", "pink", "hum")
         target = rng.randrange(count)
         return SceneSpec(
             kind=kind,
             people=people,
             order=order,
-            background=self._sample_background(visible, rng) if kind == "pasted" else None,
+            background=self._sample_background(visible, rng) if has_background else None,
             unseen=tuple(voices[count:]) if has_off_screen else (),
             target=target,
             reference=self._sample_reference(people[target], rng),
@@ -146,8 +149,10 @@ class SceneSampler:
     def _sample_kind(self, visible: Sequence[int], rng: random.Random) -> Kind:
         """Samples the layout; clips without masks cannot be cut out and stay rectangles."""
         settings, clips = self.settings, self.pool.clips
-        kinds: tuple[Kind, ...] = ("own_background", "pasted", "split_screen")
-        weights = settings.own_background, settings.pasted, settings.split_screen
+        kinds: tuple[Kind, ...] = ("own_background", "pasted", "split_screen", "inset")
+        weights = (
+            settings.own_background, settings.pasted, settings.split_screen, settings.inset
+        )  # fmt: skip
         kind = rng.choices(kinds, weights)[0]
         if all(clips[n].masked for n in visible):
             return kind

@@ -16,7 +16,7 @@ NOT_SINGLE = (
 )  # fmt: skip
 
 Noise = Literal["white", "pink", "hum"]
-Kind = Literal["own_background", "pasted", "split_screen"]
+Kind = Literal["own_background", "pasted", "split_screen", "inset"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,8 @@ class ComposeSettings:
         pasted: relative frequency of scenes that paste people into the background of another clip:
             of those labelled ``background``, which show no person, or else of any clip with masks.
         split_screen: relative frequency of scenes with videos side by side.
+        inset: relative frequency of scenes with small videos in corners (picture in picture), over
+            the video of one more person, or over a background.
         speed: largest relative change of a clip's playback speed, audio and video in step: it
             varies the voices of few speakers.
         snr_db: largest absolute level of every other voice relative to the first, uniform.
@@ -58,6 +60,7 @@ class ComposeSettings:
     own_background: float = 0.4
     pasted: float = 0.4
     split_screen: float = 0.2
+    inset: float = 0.0
     speed: float = 0.1
     snr_db: float = 5.0
     overlap: float = 0.5
@@ -93,7 +96,7 @@ class ComposeSettings:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"compose.{name} {getattr(self, name)} is not from 0 to 1.")
-        for names in (("people",), ("own_background", "pasted", "split_screen")):
+        for names in (("people",), ("own_background", "pasted", "split_screen", "inset")):
             values = [v for n in names for v in _listed(getattr(self, n))]
             if min(values) < 0 or not any(values):
                 raise UsageError(f"compose.{names[0]}: weights cannot be negative or all be 0.")
@@ -134,6 +137,7 @@ class Place:
         left, top: of its upper left corner, in pixels of the scene; also outside of it.
         flip: mirrored.
         window: (first, end) column of the scene that bounds the frame; None: all columns.
+        rows: (first, end) row that bounds it; None: all rows.
     """
 
     scale: float
@@ -141,6 +145,7 @@ class Place:
     top: int
     flip: bool
     window: tuple[int, int] | None
+    rows: tuple[int, int] | None = dataclasses.field(default=None, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +159,8 @@ class SceneSpec:
 
     Attributes:
         kind: ``own_background``: the first of ``order`` keeps its own background; ``pasted``: the
-            background is that of the clip ``background``; ``split_screen``: side by side.
+            background is that of the clip ``background``; ``split_screen``: side by side;
+            ``inset``: in rectangles over the first of ``order``, or over ``background``.
         people: visible people, in random order.
         order: numbers of ``people`` from the farthest to the nearest.
         background: key of a clip.

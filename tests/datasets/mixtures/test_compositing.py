@@ -116,6 +116,27 @@ def test_side_by_side(pool: ClipPool, compositor: Compositor) -> None:
     assert not composed.masks[1].any()
 
 
+def test_a_picture_in_a_picture(pool: ClipPool, compositor: Compositor) -> None:
+    """The rectangle shows the second clip with its background, and hides the first person."""
+    inset = placed(1, left=10, top=6, scale=0.5, window=(12, 30), rows=(8, 20))
+    composed = compositor.compose_frames(spec("inset", placed(0), inset))
+    inside = np.zeros(SCENE, dtype=bool)
+    inside[8:20, 12:30] = True
+    own = pool.masks(pool.clips[0], [0, 1, 2]) > 0
+    assert (composed.masks[0] == (own & ~inside)).all()
+    assert composed.masks[1].any()
+    assert not composed.masks[1][:, ~inside].any()
+    grey = pool.frames(pool.clips[0], [0, 1, 2], grey=True)
+    assert np.abs(composed.motion.astype(int) - grey)[:, ~inside].mean() < 1.5
+    size = 16, 24
+    small = pool.frames(pool.clips[1], [0, 1, 2], grey=True, size=size)
+    small = resize(torch.from_numpy(small)[:, None], size)[:, 0].numpy()
+    shown = composed.motion[:, 8:20, 12:30].astype(int)
+    assert np.abs(shown - small[:, 2:14, 2:20]).mean() < 3
+    alone = compositor.compose_frames(spec("inset", inset, background="k4"))
+    assert (alone.masks[0] == composed.masks[1]).all()
+
+
 def test_light_applies_to_the_whole_scene(compositor: Compositor) -> None:
     plain = compositor.compose_frames(spec("own_background", placed(0)))
     dark = compositor.compose_frames(spec("own_background", placed(0), light=(0.5, 1.0, 1.0)))
@@ -128,7 +149,7 @@ def test_light_applies_to_the_whole_scene(compositor: Compositor) -> None:
 
 
 def test_every_sampled_spec_can_be_composed(pool: ClipPool) -> None:
-    settings = ComposeSettings(height=48, width=64, seconds=0.12)
+    settings = ComposeSettings(height=48, width=64, seconds=0.12, inset=0.3)
     sampler = SceneSampler(pool, settings)
     compositor = Compositor(pool, (48, 64), (24, 32), frames=3, keys=2)
     for number in range(60):

@@ -1,5 +1,6 @@
 """Sampling of scene specs: frequencies, placement, and specs written to a file."""
 
+import dataclasses
 import json
 import random
 from collections import Counter
@@ -150,6 +151,41 @@ def test_sides_by_side_cover_the_scene(drawn: list[SceneSpec]) -> None:
             covered = [x for window in windows if window for x in range(*window)]
             wide = spec.room[1] if spec.room else SETTINGS.width
             assert sorted(covered) == list(range(wide))
+
+
+def test_insets_lie_in_corners_of_their_own(pool: ClipPool) -> None:
+    settings = dataclasses.replace(
+        SETTINGS, own_background=0, pasted=0, split_screen=0, inset=1, people=(1, 1, 1)
+    )
+    sampler = SceneSampler(pool, settings)
+    hidden, filled = [], Counter[bool]()
+    for number in range(300):
+        spec = sampler.sample(random.Random(number))
+        high, wide = spec.room or (settings.height, settings.width)
+        covered = np.zeros((high, wide), dtype=int)
+        for person in spec.people:
+            if person.rows is not None and person.window is not None:
+                rows, columns = slice(*person.rows), slice(*person.window)
+                assert covered[rows, columns].size == np.ptp(person.rows) * np.ptp(person.window)
+                covered[rows, columns] += 1
+                height, width = pool.clips[pool.index_of[person.clip]].info.frame_size
+                assert person.left <= columns.start
+                assert person.left + person.scale * width >= columns.stop - 1
+                assert person.top <= rows.start
+                assert person.top + person.scale * height >= rows.stop - 1
+        assert covered.max() == 1
+        behind = spec.people[spec.order[0]]
+        fills = behind.rows is None
+        assert (spec.background is None) == fills
+        assert all(person.rows is not None for person in spec.people if person is not behind)
+        if len(spec.people) > 1:
+            filled[fills] += 1
+        if fills:
+            box = sampler._placer.head_box(pool.index_of[behind.clip], behind)
+            left, top, right, bottom = (max(0, round(x)) for x in box)
+            hidden.append(covered[top:bottom, left:right].mean())
+    assert filled[True] / filled.total() == pytest.approx(0.6, abs=0.1)
+    assert np.mean(np.array(hidden) <= MAX_OCCLUSION + 0.05) > 0.8
 
 
 def test_some_scenes_are_of_another_shape(drawn: list[SceneSpec]) -> None:
