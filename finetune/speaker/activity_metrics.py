@@ -88,7 +88,7 @@ def talking_probs(voices: VoicePredictions) -> tuple[Tensor, Tensor]:
     return presence_prob, activity_prob * presence_prob[..., None]
 
 
-def assign_before_voices(
+def _assign_without_voices(
     predictions: SlotPredictions, voices: VoicePredictions, targets: Targets, joint: Tensor
 ) -> Tensor:
     """Slots int64 [N, P] of people by masks, among those that are said to be people.
@@ -123,7 +123,7 @@ def scene_activities(
         pairs: paired scenes, by key.
     """
     people = targets.people
-    slots = assign_before_voices(predictions, voices, targets, slots)
+    slots = _assign_without_voices(predictions, voices, targets, slots)
     frames = voices.activity_logits.shape[-1]
     sources = torch.cat([people.voices, targets.residual[:, None]], dim=1)
     active = frame_energies_db(sources, targets.mixture, frames) > FRAME_ACTIVE_DB  # [N, P + 1, T]
