@@ -72,20 +72,22 @@ def main(words: Sequence[str]) -> int:
         CavmaeError: the model or the recordings cannot be used.
     """
     cli = parser("evaluate-separator", "SI-SDR improvement of a sound separator.")
-    cli.add_argument("model", type=str, help="Checkpoint of `cavmae finetune separator`.")
+    cli.add_argument(
+        "model",
+        type=str,
+        help="Checkpoint of `cavmae finetune separator` or `speakers`, or a model's name.",
+    )
     settings, options = parse_settings(cli, EvaluateSeparatorSettings, words)
     if not settings.speech or settings.mixtures < 8:
         raise UsageError("Name folders of speech, --speech '[FOLDER, ...]', and 8 --mixtures.")
     from cavmae.datasets.mixtures.sound_settings import SoundSettings
     from cavmae.datasets.mixtures.speech_bank import load_or_build_bank
     from cavmae.finetune.separation.evaluation import evaluate_lists
-    from cavmae.finetune.separation.model import SoundSeparator
     from cavmae.finetune.separation.run import held_out_mixers
-    from cavmae.pretrain.factory import load_hub
+    from cavmae.finetune.separation.weights import load_sound
 
     device = device_of(settings.device)
-    remedy = "make one with `cavmae finetune separator`"
-    model = load_hub(SoundSeparator, options.model, remedy).to(device)
+    model = load_sound(options.model).to(device)
     cache = Path(settings.cache)
     banks = [load_or_build_bank([Path(folder)], cache) for folder in settings.speech]
     mixers = held_out_mixers(settings.speech, banks, SoundSettings())

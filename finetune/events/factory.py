@@ -122,12 +122,13 @@ def _load_motion(model: EventClassifier, name: str) -> None:
     from cavmae.finetune.speaker.model import SpeakerModel
 
     pathway: MotionPathway | None
-    if type_of_model(name) == EventClassifier.model_type:
+    source = model_source(name)
+    if type_of_model(source) == EventClassifier.model_type:
         events = load_events(name)
         options = events.config.motion
         pathway = None if events.motion_branch is None else events.motion_branch.pathway
     else:
-        speaker = load_hub(SpeakerModel, name, "make one with `cavmae finetune speakers`")
+        speaker = load_hub(SpeakerModel, source, "make one with `cavmae finetune speakers`")
         options, pathway = speaker.config.motion, speaker.motion
         if isinstance(speaker.motion_reader, HeadReader):  # which has learned to read lips
             options, pathway = speaker.config.head_motion, speaker.motion_reader.pathway

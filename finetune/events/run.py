@@ -43,6 +43,7 @@ def build(settings: EventSettings, context: RunContext) -> TrainingParts:
         compile_blocks(model, loop.compile)
     task = EventTask(
         model, event_transform(data, statistics, padding), chosen.train_encoder == "frozen",
-        chosen.learned_positions, chosen.head_lr_scale, settings.loss.sync_weight, loop.seed,
+        chosen.train_motion == "frozen", chosen.learned_positions, chosen.head_lr_scale,
+        settings.loss.sync_weight, loop.seed,
     )  # fmt: skip
     return TrainingParts(task, *loaders)

@@ -127,7 +127,10 @@ class EventModelSettings:
         motion_width: their width; the shape is that of the frames.
         motion: pathway over the grey frames.
         motion_from: weights of the pathway, of the same options: a folder of `cavmae finetune
-            speakers`, whose pathway has learned to read lips, or of `cavmae finetune events`.
+            speakers`, whose pathway has learned to read lips, or of `cavmae finetune events`, or a
+            name in the box or on the hub.
+        train_motion: ``all`` of the pathway, or leave it ``frozen`` as ``motion_from`` or
+            ``init_from`` has it, which takes a third of the time; its laterals learn.
         lateral: connections of audio, motion and frames.
     """
 
@@ -144,6 +147,7 @@ class EventModelSettings:
     motion_width: int = 0
     motion: MotionOptions = ConvMotionOptions()
     motion_from: str | None = None
+    train_motion: Literal["all", "frozen"] = "all"
     lateral: LateralOptions = NoLateralOptions()
 
     def __post_init__(self) -> None:
@@ -155,6 +159,11 @@ class EventModelSettings:
             raise UsageError(
                 "model.motion_from is for a motion pathway that is new: set model.motion_height "
                 "and model.motion_width, and leave model.init_from out."
+            )
+        if self.train_motion == "frozen" and self.motion_from is None and self.init_from is None:
+            raise UsageError(
+                "A motion pathway from scratch has to learn: set model.train_motion to all, or "
+                "give a pretrained pathway with --model.motion-from."
             )
         pretrained = self.init_from is not None or self.encoder_from is not None
         if self.train_encoder == "frozen" and not pretrained:

@@ -25,13 +25,15 @@ class EventTask(Task):
         model: the classifier.
         transform: normalises, augments and mixes batches.
         frozen: the encoder does not learn.
+        frozen_motion: the motion pathway does not learn; its laterals do.
         learned_positions: the embeddings of positions learn.
         head_lr_scale: learning rate of the head, and of a motion branch, over that of the encoder.
         sync_weight: of the synchronisation loss of motion and audio; 0: none.
         seed: of DropPathway.
 
     Raises:
-        UsageError: a synchronisation loss of a model without an audio pathway.
+        UsageError: a synchronisation loss of a model without an audio pathway, or a frozen motion
+            pathway that is not there.
     """
 
     model: EventClassifier
@@ -41,6 +43,7 @@ class EventTask(Task):
         model: EventClassifier,
         transform: DeviceTransform,
         frozen: bool = False,
+        frozen_motion: bool = False,
         learned_positions: bool = False,
         head_lr_scale: float = 1.0,
         sync_weight: float = 0.0,
@@ -70,6 +73,14 @@ class EventTask(Task):
         if frozen:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in self._scales)
+        self.frozen_motion = frozen_motion
+        if frozen_motion:
+            if model.motion_branch is None:
+                raise UsageError(
+                    "model.train_motion: the model has no motion pathway, leave it out or set "
+                    "model.motion_height and model.motion_width."
+                )
+            model.motion_branch.pathway.requires_grad_(False)
 
     def training_step(
         self, batch: Batch, progress: float, embeddings: Sequence[Embeddings], micro_index: int
@@ -174,10 +185,13 @@ class EventTask(Task):
             shape = 1, self.model.config.motion_frames, *size
             motion = torch.zeros(shape, dtype=torch.uint8, device=device)
         forward = forward_flops(lambda: self.model(fbank, frames, self.mode, motion))
+        pathway = 0.0
+        if self.frozen_motion:
+            pathway = forward_flops(lambda: self.model.motion_features(motion, self.mode))
         if not self.frozen:
-            return 3 * forward
+            return 3 * (forward - pathway) + pathway
         # To the motion branch, the gradient passes through the encoder, whose weights have none.
-        return forward if motion is None else 2 * forward
+        return forward if motion is None else 2 * (forward - pathway) + pathway
 
 
 def _sync_loss(model: EventClassifier) -> SyncLoss:

@@ -15,7 +15,11 @@ from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.compositing import GREY
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.settings import Thresholds
-from cavmae.finetune.inference.slot_merging import merge_slots, without_specks
+from cavmae.finetune.inference.slot_merging import (
+    merge_slots,
+    without_copies,
+    without_specks,
+)
 from cavmae.finetune.speaker.cues import KINDS, CueKind, Cues, no_cues, region_of
 from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.model_tensors import (
@@ -257,9 +261,15 @@ class WindowPredictor:
         activity_prob = voice_predictions.activity_logits[0].float().sigmoid().cpu()
         votes = letterbox.map_votes(slot_predictions.votes[0].float()).cpu()
         presence_prob = 1 - states[:, NONE] - states[:, OFF_SCREEN]
+        groups = merge_slots(masks, votes, presence_prob, cue is not None, self.thresholds)
+        if not groups:
+            return []
+        merged = torch.stack([masks[slots].amax(0) for slots in groups])
         people = []
-        for slots in merge_slots(masks, votes, presence_prob, cue is not None, self.thresholds):
-            person_masks = without_specks(masks[slots].amax(0), votes, self.thresholds)
+        for slots, person_masks in zip(
+            groups, without_copies(merged, votes, self.thresholds), strict=True
+        ):
+            person_masks = without_specks(person_masks, votes, self.thresholds)
             people.append(
                 DetectedPerson(
                     slot=slots[0],

@@ -74,6 +74,44 @@ def _mean_vote(votes: Tensor, mask: Tensor) -> Tensor:
     return votes[:, mask].mean(1)
 
 
+def without_copies(masks: Tensor, votes: Tensor, thresholds: Thresholds) -> Tensor:
+    """Remove masks from key frames in which they lie on another person's body.
+
+    The slot of somebody who leaves within a window often goes on on the body of who remains. Such a
+    mask lies mostly inside the other one (``min_slot_iou``), and its pixels vote for another center
+    than they do where the person was still there.
+
+    Args:
+        masks: [P, F, h, w], 0 to 1, of people.
+        votes: [2, F, h, w], center votes (x, y) as fractions of the frame.
+        thresholds: of slots and parts.
+    """
+    binary = masks > 0.5
+    areas = binary.flatten(2).sum(2)  # [P, F]
+    shared = torch.einsum("pfs,qfs->pqf", *2 * (binary.flatten(2).float(),))
+    inside = shared >= thresholds.min_slot_iou * areas[:, None].clamp(min=1)
+    inside &= ~torch.eye(len(masks), dtype=torch.bool)[..., None]  # [P, Q, F]: P in Q
+    cleaned = masks.clone()
+    for copy, other, key in inside.nonzero().tolist():
+        own = (areas[copy] > 0) & ~inside[copy].any(0)
+        if not bool(own.any()):
+            continue
+        jump = _jump(binary[copy], votes, key, own)
+        others = (areas[other] > 0) & ~inside[other].any(0)
+        others[key] = False
+        moved = _jump(binary[other], votes, key, others) if bool(others.any()) else 0.0
+        if jump > max(moved, thresholds.max_vote_distance):
+            cleaned[copy, key] = 0.0
+    return cleaned
+
+
+def _jump(mask: Tensor, votes: Tensor, key: int, frames: Tensor) -> float:
+    """Distance along an axis of a mask's [F, h, w] center in a key frame from that in others."""
+    here = _mean_vote(votes[:, key], mask[key])
+    there = _mean_vote(votes[:, frames], mask[frames])
+    return float((here - there).abs().max())
+
+
 def without_specks(masks: Tensor, votes: Tensor, thresholds: Thresholds) -> Tensor:
     """Remove small pieces from masks.
 

@@ -22,10 +22,11 @@ from cavmae.finetune.separation.settings import (
     SoundModelSettings,
 )
 from cavmae.finetune.separation.task import SeparationTask
+from cavmae.finetune.separation.weights import load_sound
 from cavmae.pretrain.config import as_base_config
 from cavmae.pretrain.engine.run import RunContext, TrainingParts
 from cavmae.pretrain.engine.run_length import RunLength
-from cavmae.pretrain.factory import compile_blocks, load_hub
+from cavmae.pretrain.factory import compile_blocks
 
 log = logging.getLogger("cavmae")
 HELD_OUT_SEED = 2026  # of lists of mixtures, the same in every run
@@ -113,8 +114,7 @@ def build_sound_separator(settings: SoundModelSettings) -> SoundSeparator:
         CavmaeError: weights are missing, damaged, or of another kind of model.
     """
     if settings.init_from is not None:
-        remedy = "make one with `cavmae finetune separator`"
-        return load_hub(SoundSeparator, settings.init_from, remedy)
+        return load_sound(settings.init_from)
     model = SoundSeparator(as_base_config(settings, SoundSeparatorConfig))
     model.separator.load_pretrained()
     return model

@@ -48,8 +48,9 @@ class SoundModelSettings(SoundSeparatorConfig):
     """Model and its initial weights.
 
     Args:
-        init_from: checkpoint of `cavmae finetune separator`, a folder or a name on the hub, whose
-            model is trained further: its configuration counts. None: a new model.
+        init_from: checkpoint of `cavmae finetune separator`, or of `cavmae finetune speakers`,
+            whose separator is taken: a folder, or a name in the box or on the hub. The model is
+            trained further, and its configuration counts. None: a new model.
     """
 
     init_from: str | None = None

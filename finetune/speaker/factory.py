@@ -14,7 +14,7 @@ from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.models.box import model_source
 from cavmae.finetune.separation.config import SoundSeparatorConfig
-from cavmae.finetune.separation.model import SoundSeparator
+from cavmae.finetune.separation.weights import load_sound
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.settings import (
@@ -124,7 +124,7 @@ def _build(settings: SpeakerModelSettings, image: tuple[int, int], frames: int) 
         if settings.add_classes:
             _add_classes(model, settings)
         return model
-    sound = None if settings.sound_from is None else _load_sound(settings.sound_from)
+    sound = None if settings.sound_from is None else load_sound(settings.sound_from)
     sound_config = None if sound is None else sound.config
     if settings.encoder_from is None:
         if settings.train_encoder == "frozen" and settings.freeze != "masks":  # which needs none
@@ -144,10 +144,6 @@ def _build(settings: SpeakerModelSettings, image: tuple[int, int], frames: int) 
     return model
 
 
-def _load_sound(name: str) -> SoundSeparator:
-    return load_hub(SoundSeparator, name, "make one with `cavmae finetune separator`")
-
-
 def _replace_sound(model: SpeakerModel, settings: SpeakerModelSettings) -> None:
     """Put the weights of ``model.sound_from`` in place of those of ``model.init_from``.
 
@@ -155,7 +151,7 @@ def _replace_sound(model: SpeakerModel, settings: SpeakerModelSettings) -> None:
         UsageError: it is another separator.
     """
     assert settings.sound_from is not None
-    sound = _load_sound(settings.sound_from)
+    sound = load_sound(settings.sound_from)
     if sound.config != model.config.sound:
         names = sound.config.separator.name, model.config.sound.separator.name
         raise UsageError(

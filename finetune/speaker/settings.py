@@ -103,9 +103,9 @@ class SpeakerModelSettings(SpeakerConfig):
         sound: configuration of the sound separator; with ``sound_from`` that of its weights.
         encoder_from: checkpoint of pretraining, a folder or a name on the hub; None: an encoder
             from scratch.
-        sound_from: checkpoint of `cavmae finetune separator`, a folder or a name on the hub; None:
-            a sound separator from scratch, or that of ``init_from``, which it replaces if both are
-            given.
+        sound_from: checkpoint of `cavmae finetune separator`, or of `cavmae finetune speakers`,
+            whose separator is taken: a folder, or a name in the box or on the hub; None: a sound
+            separator from scratch, or that of ``init_from``, which it replaces if both are given.
         lips_from: checkpoint of `cavmae finetune speakers` with ``head_size`` (after ``freeze
             masks``, for instance), a folder or a name on the hub, whose reader of articulation cues
             is taken, with its configuration; None: one from scratch, or that of ``init_from``,

@@ -180,14 +180,18 @@ def batch_of(count: int = 4, frames: int = 1) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("frozen_motion", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("lateral", list(LATERALS))
-def test_exactly_what_learns_gets_a_gradient(lateral: str, frozen: bool) -> None:
+def test_exactly_what_learns_gets_a_gradient(
+    lateral: str, frozen: bool, frozen_motion: bool
+) -> None:
     model = model_of(lateral).train()
     weight = 0.0 if lateral == "none" else 0.5
     task = EventTask(
-        model, DeviceTransform(Statistics(0.0, 1.0)), frozen, head_lr_scale=10, sync_weight=weight
-    )
+        model, DeviceTransform(Statistics(0.0, 1.0)), frozen, frozen_motion, head_lr_scale=10,
+        sync_weight=weight,
+    )  # fmt: skip
     keeping = next(p for p in np.arange(0, 1, 0.01) if gate_of(task, float(p)) != 0)
     output = task("training_step", batch_of(), float(keeping), (), 0)
     output.loss.backward()
@@ -196,7 +200,9 @@ def test_exactly_what_learns_gets_a_gradient(lateral: str, frozen: bool) -> None
         assert (parameter.grad is not None) == parameter.requires_grad, name
         own = "motion_branch" in name or "mlp_head" in name or name.startswith("sync.")
         assert task.lr_scale(name) == (10 if own else 1), name
-        assert not frozen or parameter.requires_grad == own, name
+        fixed = frozen_motion and "motion_branch.pathway" in name
+        assert not (fixed and parameter.requires_grad), name
+        assert not frozen or parameter.requires_grad == (own and not fixed), name
 
 
 def gate_of(task: EventTask, progress: float) -> float:

@@ -167,3 +167,28 @@ def test_weights_of_a_motion_pathway_come_from_another_model(tmp_path: Path) -> 
         built("plain")
     with pytest.raises(UsageError, match="for a motion pathway that is new: set"):
         built("speaker", motion_height=0, motion_width=0)
+    with pytest.raises(UsageError, match=r"pathway from scratch has to learn: set model.train_mot"):
+        built("speaker", motion_from=None, train_motion="frozen")
+
+
+def test_a_frozen_motion_pathway_stays_while_its_lateral_learns(tmp_path: Path) -> None:
+    shards = event_set(tmp_path / "clips", several(6), frames=16).folder
+    start = EventClassifier(config_of(encoder=EncoderConfig(**ENCODER)))
+    assert start.motion_branch is not None
+    start.save_pretrained(tmp_path / "start")
+    (tmp_path / "start" / "preprocessing.json").write_text(
+        json.dumps({"fbank_mean": -7.0, "fbank_std": 4.0, "padding": "silence"})
+    )
+    model = {"init_from": str(tmp_path / "start"), "train_motion": "frozen"}
+    last = train(tmp_path / "run", shards, data={"roll": 0}, model=model, loop={"steps": 2})
+    trained = EventClassifier.from_pretrained(last)
+    assert trained.motion_branch is not None
+    for name, value in start.motion_branch.state_dict().items():
+        same = torch.equal(value, trained.motion_branch.state_dict()[name])
+        assert same or not name.startswith("pathway."), name
+    assert trained.motion_branch.proj.weight.abs().sum() > 0
+    plain = EventClassifier(EventConfig(EncoderConfig(**ENCODER), CLASSES))
+    plain.save_pretrained(tmp_path / "plain")
+    model["init_from"] = str(tmp_path / "plain")
+    with pytest.raises(UsageError, match="train_motion: the model has no motion pathway"):
+        train(tmp_path / "no", shards, data={"roll": 0}, model=model)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cavmae.finetune.inference.settings import Thresholds
-from cavmae.finetune.inference.slot_merging import merge_slots, without_specks
+from cavmae.finetune.inference.slot_merging import merge_slots, without_copies, without_specks
 
 SIZE = (4, 20, 40)  # key frames, height, width
 THRESHOLDS = Thresholds()
@@ -130,3 +130,29 @@ def test_specks_go_and_pieces_stay(small: int, elsewhere: bool) -> None:
         expected[0, 0, :small] = 0.0
     np.testing.assert_array_equal(cleaned.numpy(), expected.numpy())
     assert torch.equal(without_specks(cleaned, votes, THRESHOLDS), cleaned)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_slot_of_who_leaves_is_not_kept_on_who_remains(order: int) -> None:
+    """Left in the first two key frames, then a faint copy on the other's body."""
+    remains = block(slice(4, 20), slice(26, 38))
+    leaves = block(slice(4, 20), slice(4, 16), slice(0, 2))
+    copy = block(slice(6, 15), slice(27, 37), slice(2, 4))
+    votes = voting((leaves, 0.25, 0.6), (remains, 0.8, 0.6), (copy, 0.8, 0.6))
+    people = [remains, leaves + copy][::order]
+    cleaned = without_copies(torch.stack(people), votes, THRESHOLDS)
+    assert torch.equal(cleaned, torch.stack([remains, leaves][::order]))
+
+
+def test_part_of_a_body_that_stays_where_it_was_is_kept() -> None:
+    """Inside another mask all the time, in front of another person, or with no other frames."""
+    front = block(slice(4, 20), slice(14, 26))
+    inside = block(slice(6, 10), slice(16, 22))
+    passing = block(slice(6, 12), slice(0, 10), slice(0, 2)) + block(
+        slice(6, 12), slice(15, 24), slice(2, 4)
+    )
+    late = block(slice(6, 12), slice(15, 24), slice(3, 4))
+    for person in (inside, passing, late):
+        votes = voting((front, 0.5, 0.6), (person, 0.52, 0.4))
+        people = torch.stack([front, person])
+        assert torch.equal(without_copies(people, votes, THRESHOLDS), people)

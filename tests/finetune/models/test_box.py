@@ -13,6 +13,7 @@ from cavmae.finetune.events.model import EventClassifier
 from cavmae.finetune.inference import EventPredictor, Separator
 from cavmae.finetune.models import box
 from cavmae.finetune.models.box import boxed_models, default_speaker_model, model_source
+from cavmae.finetune.separation.weights import load_sound
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.pretrain.config import EncoderConfig
 from cavmae.pretrain.engine.model_files import verify_model
@@ -122,6 +123,16 @@ def test_commands_take_names_of_the_box(boxed: Path) -> None:
     assert about == {"trained_on": TRAINED_ON, "expect": EXPECT, "license": "cc-by-4.0"}
     with pytest.raises(UsageError, match="--cue is an option of models of the type 'speaker'"):
         evaluate.main(["shards", "--model", "dogs", "--cue", "box"])
+
+
+def test_the_separator_of_a_speaker_model_is_taken_by_its_name(boxed: Path) -> None:
+    speaker, _ = load_speaker("tiny")
+    for name, value in load_sound("tiny").state_dict().items():
+        assert torch.equal(value, speaker.sound.state_dict()[name]), name
+    with pytest.raises(CavmaeError, match="of the type 'events', not 'sound-separator'"):
+        load_sound("dogs")
+    with pytest.raises(CavmaeError, match=r"\./none is no folder of weights"):
+        load_sound("./none")
 
 
 def test_facts_do_not_outlive_training(boxed: Path, tmp_path: Path) -> None:
