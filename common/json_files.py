@@ -158,6 +158,11 @@ def value_as(kind: Any, value: Any, name: str) -> Any:
                 return value_as(option, value, name)
         raise ValueError(f"{name} is a {type(value).__name__}")
     if (registry := registry_of(kind)) is not None:
+        if not isinstance(value, dict):
+            raise ValueError(
+                f"{name} is a {type(value).__name__} where an object is expected, such as "
+                f"{{name: {next(iter(registry))}}}"
+            )
         entry = typed(value, "name", str)
         kind = registry.options(entry)
         value = {key: inner for key, inner in value.items() if key != "name"}

@@ -60,7 +60,7 @@ def test_entries_return_from_json(drawing: Drawing) -> None:
         ({"radius": 1}, "field name is missing"),
         ({"name": "box", "radius": 1}, "shape has the unknown field radius"),
         ({"name": 3}, "field name is a int"),
-        ("circle", "a str where an object is expected"),
+        ("circle", "drawing.shape is a str where an object is expected, such as .name: circle"),
     ],
 )
 def test_json_of_no_entry_is_refused(shape: object, reason: str) -> None:

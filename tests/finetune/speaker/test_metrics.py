@@ -177,6 +177,22 @@ def test_undefined_metrics_are_left_out() -> None:
     assert math.isfinite(scores["si_sdri"])
 
 
+def test_voices_too_short_for_stoi_do_not_count_as_unintelligible() -> None:
+    """Of 0.64 s, the first person's voice lasts 0.2 s; STOI needs 0.4 s."""
+    targets = truth()
+    targets.people.voices[:, 0, 3200:] = 0
+    predictions, voices = outputs(targets)
+    waves, slots = assign_slots(predictions, voices, targets, LossSettings())
+    scenes = measure(
+        ["a", "b"], waves, slots, targets, predictions, voices.states, quality=["stoi"]
+    )
+    for scene in scenes:
+        first, second = scene.people
+        assert math.isnan(first.stoi) and math.isnan(first.stoi_mixture)
+        assert second.stoi == pytest.approx(1, abs=0.01) and 0 < second.stoi_mixture < 1
+    assert summary(scenes)["stoi"] == pytest.approx(1, abs=0.01)
+
+
 def test_people_without_overlap_do_not_hide_the_others() -> None:
     def person(gain: float, overlap: float, confused: float) -> PersonMetrics:
         return PersonMetrics(
