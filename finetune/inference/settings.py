@@ -63,9 +63,12 @@ class Thresholds:
             voice is taken as silence without computing it; 0: all voices are computed.
         min_area_fraction: mean fraction of the frame that a person covers at least; smaller masks
             are false detections. Specks below it are removed from masks.
-        min_slot_iou: IoU of the masks of two slots from which they are one person.
+        min_slot_iou: IoU of the masks of two slots from which they are one person; and the fraction
+            of a person's mask in a key frame that lies in another person's, from which it is
+            removed there if its center has moved.
         max_vote_distance: largest distance, along each axis, between the center votes of two
-            touching parts of one person, as a fraction of the frame.
+            touching parts of one person, as a fraction of the frame; a center that is further from
+            that in the other key frames has moved.
         min_touching_fraction: fraction of the key frames with both parts in which the masks of two
             parts of one person touch at least.
         max_speck_fraction: size of a piece of a mask, as a fraction of the largest piece, below
