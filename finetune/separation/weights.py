@@ -1,5 +1,6 @@
 """Loading of a sound separator by name: alone, or as the part of a speaker model."""
 
+from cavmae.common.errors import CavmaeError
 from cavmae.finetune.models.box import model_source
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.pretrain.factory import load_hub, type_of_model
@@ -21,6 +22,10 @@ def load_sound(name: str) -> SoundSeparator:
     from cavmae.finetune.speaker.model import SpeakerModel
 
     source = model_source(name)
-    if type_of_model(source) == SpeakerModel.model_type:
+    try:
+        model_type = type_of_model(source)
+    except CavmaeError:  # loading says what is wrong, and which command makes a model
+        model_type = SoundSeparator.model_type
+    if model_type == SpeakerModel.model_type:
         return load_hub(SpeakerModel, source, REMEDY).sound
     return load_hub(SoundSeparator, source, REMEDY)

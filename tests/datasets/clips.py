@@ -47,9 +47,9 @@ def clip(
     return f"k{number}", members
 
 
-def people_of(folder: Path, count: int = 6) -> Manifest:
+def people_of(folder: Path, count: int = 6, frames: int = 3) -> Manifest:
     """Writes a data set with one clip of each person, and its manifest beside the shard."""
-    samples = [clip(n, speaker=f"s{n}", person=True) for n in range(count)]
+    samples = [clip(n, person=True, frames=frames, speaker=f"s{n}") for n in range(count)]
     manifest = data_set_of(folder, samples)
     (folder / "manifest.json").write_bytes(manifest.to_bytes())
     return manifest
