@@ -130,7 +130,7 @@ class EventModelSettings:
             speakers`, whose pathway has learned to read lips, or of `cavmae finetune events`, or a
             name in the box or on the hub.
         train_motion: ``all`` of the pathway, or leave it ``frozen`` as ``motion_from`` or
-            ``init_from`` has it, which takes a third of the time; its laterals learn.
+            ``init_from`` has it, which spares its backward pass; its laterals learn.
         lateral: connections of audio, motion and frames.
     """
 
