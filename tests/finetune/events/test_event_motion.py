@@ -25,6 +25,7 @@ from cavmae.finetune.events.task import EventTask
 from cavmae.finetune.laterals.settings import LATERALS
 from cavmae.finetune.motion.settings import ConvMotionOptions
 from cavmae.pretrain.config import EncoderConfig
+from cavmae.pretrain.engine.task import forward_flops
 from cavmae.pretrain.temporal.settings import JointOptions
 from tests.finetune.events.event_clips import CLASSES, ENCODER
 
@@ -203,6 +204,18 @@ def test_exactly_what_learns_gets_a_gradient(
         fixed = frozen_motion and "motion_branch.pathway" in name
         assert not (fixed and parameter.requires_grad), name
         assert not frozen or parameter.requires_grad == (own and not fixed), name
+
+
+def test_a_frozen_pathway_costs_no_backward_pass() -> None:
+    learning, frozen = (
+        EventTask(model_of(), DeviceTransform(Statistics()), frozen_motion=chosen)
+        for chosen in (False, True)
+    )
+    motion = batch_of()["motion"][:1]
+    pathway = forward_flops(lambda: frozen.model.motion_features(motion, "multimodal"))
+    assert pathway > 0
+    spared = learning.flops_per_sample() - frozen.flops_per_sample()
+    assert spared == pytest.approx(2 * pathway)
 
 
 def gate_of(task: EventTask, progress: float) -> float:
