@@ -19,12 +19,13 @@ from markupsafe import Markup
 from safetensors import SafetensorError
 
 from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.common.files import read_bytes, write_atomically
+from cavmae.common.files import read_bytes, sha256_of, write_atomically
 from cavmae.common.json_files import json_bytes, read_json, typed, value_as
 from cavmae.common.quoting import visible
 from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.rates import VIDEO_RATE
-from cavmae.finetune.inference.event_model import FIGURES, Conditions
+from cavmae.finetune.events.conditions import Conditions
+from cavmae.finetune.inference.event_model import FIGURES
 from cavmae.finetune.speaker.metric_table import METRICS
 from cavmae.pretrain.engine.about import FIELD, About, read_facts
 from cavmae.pretrain.engine.model_files import (
@@ -174,9 +175,9 @@ def card_of(
         averaged=averaged,
         classes=_classes(checkpoint / CONFIG) if kind in ("speaker", "events") else [],
         inputs=_event_inputs(checkpoint / CONFIG) if kind == "events" else None,
-        config=_config(folder_of_step.parent),
+        config=_config(folder_of_step.parent, step),
         preprocessing=json.dumps(_json(checkpoint / PREPROCESSING)),
-        measures=None if measures is None else _measures_of(kind, measures),
+        measures=None if measures is None else _measures_of(kind, measures, checkpoint),
     )
     if settings.notes is not None:
         text = f"{text.rstrip()}\n\n{_notes(Path(settings.notes))}"
@@ -253,15 +254,19 @@ def _event_inputs(path: Path) -> str:
     )
 
 
-def _config(checkpoints: Path) -> str | None:
+def _config(checkpoints: Path, step: str) -> str | None:
     """Configuration of the run of a checkpoint; None: unknown.
 
     Args:
         checkpoints: folder of the run's checkpoints; any other, as of an exported model, has none.
+        step: of the checkpoint, in nine digits.
     """
     path = checkpoints.parent / "config.yaml"
     if checkpoints.name != "checkpoints" or not path.is_file():
         return None
+    # A run that went on with another configuration has kept that of the steps before.
+    earlier = sorted(checkpoints.parent.glob("config.until-*.yaml"))
+    path = next((p for p in earlier if p.stem.removeprefix("config.until-") >= step), path)
     try:
         text = read_bytes(str(path), CONFIG_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -272,14 +277,21 @@ def _config(checkpoints: Path) -> str | None:
     return re.sub(r"^(\s*(?:(?:- )+(?:\w+: )?|\w+: )).*/", r"\1", text, flags=re.MULTILINE)
 
 
-def _measures_of(kind: str, folder: Path) -> dict[str, Any]:
+def _measures_of(kind: str, folder: Path, checkpoint: Path) -> dict[str, Any]:
     """Metrics table of a card: its title, its head, and its rows of a label and cells.
 
     Raises:
-        CavmaeError: a field of the file is not what `cavmae evaluate` writes.
+        CavmaeError: a field of the file is not what `cavmae evaluate` writes, or the metrics are of
+            other weights than the checkpoint's.
     """
     path = folder / ("events.json" if kind == "events" else "measures.json")
     record = _json(path)
+    measured = record.get("weights_sha256")  # files of former versions have none
+    if measured not in (None, sha256_of(checkpoint / WEIGHTS)):
+        raise CavmaeError(
+            f"--measures {folder}: they are of other weights ({record.get('model')}) than "
+            f"{checkpoint}: measure these with `cavmae evaluate`."
+        )
     try:
         return _event_table(record) if kind == "events" else _speaker_table(record)
     except ValueError as error:

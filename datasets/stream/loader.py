@@ -20,9 +20,9 @@ def _fork_without_garbage(loader: Any) -> Iterator[Any]:
     """Iterator of a DataLoader whose workers never collect garbage of this process.
 
     A frame scaler of PyAV's that lay in garbage was freed in a forked worker, where its threads
-    do not exist, and waited for them forever (seen in the tests).
+    do not exist, and waited for them forever (seen in the tests). What is frozen when a worker is
+    forked is never collected there; collecting it here first would take a third of a second.
     """
-    gc.collect()
     gc.freeze()
     try:
         iterator: Iterator[Any] = iter(loader)

@@ -31,6 +31,7 @@ from cavmae.datasets.stream.interleaving import shares_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MOST_MASKED = 0.5  # of the fbank frames by SpecAugment: short clips are not masked as a whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Augmentation:
     Args:
         freq_mask: largest number of mel bins that SpecAugment masks (reference: 48 in fine-tuning).
         time_mask: largest number of fbank frames that SpecAugment masks (reference: 192 in
-            fine-tuning).
+            fine-tuning), and at most half of them.
         noise: adds uniform noise of random strength, up to 0.1 in normalised units.
         roll: largest shift of the fbank in time, in frames (reference: 1024). It breaks the
             alignment of audio and video.
@@ -269,7 +270,7 @@ class DeviceTransform(nn.Module):
             augmentation.freq_mask, iid_masks=True
         )
         self._time_masking = torchaudio.transforms.TimeMasking(
-            augmentation.time_mask, iid_masks=True
+            augmentation.time_mask, iid_masks=True, p=MOST_MASKED
         )
 
     @torch.no_grad()
@@ -277,7 +278,8 @@ class DeviceTransform(nn.Module):
         """Normalises and augments a batch.
 
         Returns:
-            a new batch with ``fbank``: float32 [batch, frames, 128], normalised; ``frames``:
+            a new batch with ``fbank``: float32 [batch, frames, 128], normalised; ``log_mel``: the
+            same before SpecAugment, normalising and noise; ``frames``:
             float32 [batch, frames, 3, height, width], normalised; ``motion``: uint8 [batch, T,
             height, width] as loaded, or float32 where it is cropped or mixed as ``frames`` are;
             ``labels``: smoothed and mixed;
@@ -299,7 +301,8 @@ class DeviceTransform(nn.Module):
         elif self.training and augmentation.label_smoothing and "labels" in batch:
             result["labels"] = smooth_labels(batch["labels"], augmentation.label_smoothing)
         if "fbank" in batch:
-            result["fbank"] = self._fbank(result["fbank"].float())
+            result["log_mel"] = result["fbank"].float()
+            result["fbank"] = self._fbank(result["log_mel"])
         return result
 
     def _crop(self, batch: Batch) -> None:

@@ -30,8 +30,8 @@ class View:
 
     Args:
         fbank: give the log-mel filter bank.
-        fbank_frames: length of the filter bank; shorter ones are padded, longer ones cut. With a
-            window the window sets the length.
+        fbank_frames: length of the filter bank; shorter ones are padded, longer ones cut, and
+            frames after its end are left out. With a window the window sets the length.
         padding: ``zero`` as the CAV-MAE reference pads (before normalising), or ``silence``: the
             value of digital silence.
         frames: a ``random`` frame of the clip, the ``middle`` one, ``all``, ``none``, or a number
@@ -100,7 +100,8 @@ class View:
     @property
     def needs_info(self) -> bool:
         """Whether :meth:`select` needs the sample's ``json``."""
-        return self.window is not None or self.motion_size is not None
+        several = self.fbank and self.frames != "none"  # those of the audio's time are taken
+        return self.window is not None or self.motion_size is not None or several
 
     def select(self, names: Sequence[str], info: SampleInfo | None, rng: random.Random) -> "Choice":
         """Selects the members, the frames and the window of a sample.
@@ -116,7 +117,7 @@ class View:
         count = sum(name.endswith(".jpg") for name in names)
         start = 0.0
         if self.window is None:
-            frames = self._clip_frames(count, rng)
+            frames = self._clip_frames(self._heard(count, info), rng)
         else:
             assert info is not None
             steps = max(0, int((info.duration - self.window) * VIDEO_RATE + 1e-6))
@@ -145,6 +146,13 @@ class View:
             masks = [sample.mask_member(i) for i in sorted(set(frames))]
             members += [name for name in masks if name in available]
         return Choice(self, tuple(members), tuple(frames), start, tuple(motion))
+
+    def _heard(self, count: int, info: SampleInfo | None) -> int:
+        """Number of the first frames of a clip that lie within the audio that is heard of it."""
+        if info is None or not (self.fbank or self.motion_size) or not info.frame_times:
+            return count
+        seconds = self.length / FBANK_RATE
+        return max(1, sum(time < seconds for time in info.frame_times))
 
     def _clip_frames(self, count: int, rng: random.Random) -> list[int]:
         if self.frames == "none":

@@ -29,6 +29,11 @@ REMEDY = "make one with `cavmae finetune events` or `cavmae convert`"
 # Of the encoder's configuration: what may differ from that of its weights.
 ADJUSTABLE = "image_height", "image_width", "audio_frames", "temporal", "frames"
 
+# Settings that a classifier of `model.init_from` has already.
+OF_A_CLASSIFIER = (
+    "pooling", "modalities", "multi_label", "motion_height", "motion_width", "motion", "lateral",
+)  # fmt: skip
+
 Padding = Literal["zero", "silence"]
 
 
@@ -82,36 +87,55 @@ def build_events(
     weights: dict[str, Tensor] = {}
     if initial is not None:
         source, weights = initial.config.encoder, dict(initial.state_dict())
-        config = dataclasses.replace(initial.config, classes=classes.names)
-    else:
-        if settings.encoder_from is not None:
-            source, weights = _encoder_weights(settings.encoder_from)
-        config = EventConfig(
-            as_base_config(source or settings.encoder, EncoderConfig), classes.names,
-            settings.pooling, settings.modalities, settings.multi_label,
-        )  # fmt: skip
+    elif settings.encoder_from is not None:
+        source, weights = _encoder_weights(settings.encoder_from)
     try:
         encoder = encoder_config(settings.encoder, source)
-        config = dataclasses.replace(config, encoder=encoder)
         if initial is None:
-            config = dataclasses.replace(
-                config, motion_height=settings.motion_height, motion_width=settings.motion_width,
-                motion=settings.motion, lateral=settings.lateral,
+            config = EventConfig(
+                encoder, classes.names,
+                **{name: getattr(settings, name) for name in OF_A_CLASSIFIER},
             )  # fmt: skip
+        else:
+            _check_unchanged(settings, initial.config)
+            config = dataclasses.replace(initial.config, encoder=encoder, classes=classes.names)
         model = EventClassifier(config)
     except ValueError as error:
         raise UsageError(f"model: {error}") from error
     if settings.motion_from is not None:
         _load_motion(model, settings.motion_from)
     if source is not None:
+        if settings.train_encoder == "frozen" and source.temporal.name != encoder.temporal.name:
+            raise UsageError(
+                f"model.train_encoder frozen: attention {encoder.temporal.name} is new to these "
+                "weights and has to learn: set model.train_encoder to all, or "
+                f"model.encoder.temporal to {source.temporal.name}."
+            )
         origin = settings.init_from or settings.encoder_from or ""
         check_temporal(origin, source, encoder, "model.encoder.temporal")
         _load(model, move_positions(weights, source, encoder), origin, whole=initial is not None)
     return model
 
 
+def _check_unchanged(settings: EventModelSettings, config: EventConfig) -> None:
+    """Checks that settings do not ask for another classifier than that of ``init_from``.
+
+    Raises:
+        UsageError: they do.
+    """
+    default = EventModelSettings()
+    for name in OF_A_CLASSIFIER:
+        wanted, own = getattr(settings, name), getattr(config, name)
+        if wanted not in (getattr(default, name), own):
+            raise UsageError(
+                f"model.{name} {to_json_value(wanted)}: the classifier of model.init_from has "
+                f"{to_json_value(own)}; leave it out, or start from its encoder with "
+                "model.encoder_from."
+            )
+
+
 def _load_motion(model: EventClassifier, name: str) -> None:
-    """Loads the weights of a motion pathway of another model.
+    """Loads the weights of a motion pathway of another model, and of where it looks.
 
     Raises:
         UsageError: the model has no such pathway.
@@ -120,18 +144,24 @@ def _load_motion(model: EventClassifier, name: str) -> None:
     # They take a second, and few runs need them.
     from cavmae.finetune.speaker.head_reader import HeadReader
     from cavmae.finetune.speaker.model import SpeakerModel
+    from cavmae.finetune.speaker.motion_reader import MotionReader
 
     pathway: MotionPathway | None
+    reader: MotionReader | None
     source = model_source(name)
     if type_of_model(source) == EventClassifier.model_type:
         events = load_events(name)
-        options = events.config.motion
-        pathway = None if events.motion_branch is None else events.motion_branch.pathway
+        options, branch = events.config.motion, events.motion_branch
+        pathway = None if branch is None else branch.pathway
+        reader = None if branch is None else branch.tokens.reader
     else:
         speaker = load_hub(SpeakerModel, source, "make one with `cavmae finetune speakers`")
         options, pathway = speaker.config.motion, speaker.motion
         if isinstance(speaker.motion_reader, HeadReader):  # which has learned to read lips
             options, pathway = speaker.config.head_motion, speaker.motion_reader.pathway
+            reader = speaker.motion_reader.reader
+        else:
+            reader = speaker.motion_reader
     assert model.motion_branch is not None
     if pathway is None:
         raise UsageError(f"model.motion_from {name} has no motion pathway: name another model.")
@@ -141,6 +171,9 @@ def _load_motion(model: EventClassifier, name: str) -> None:
             "to it."
         )
     model.motion_branch.pathway.load_state_dict(pathway.state_dict())
+    assert reader is not None
+    # Where to look, by what moves there: at lips.
+    model.motion_branch.tokens.reader.score.load_state_dict(reader.score.state_dict())
 
 
 def encoder_config(settings: EventEncoderSettings, source: EncoderConfig | None) -> EncoderConfig:
@@ -154,22 +187,20 @@ def encoder_config(settings: EventEncoderSettings, source: EncoderConfig | None)
         UsageError: the settings contradict the weights.
         ValueError: the settings make no encoder.
     """
-    own = as_base_config(settings, EncoderConfig)
+    own = settings.completed(source or EncoderConfig())
     if source is None:
         return own
     default = EventEncoderSettings()
-    changed = [
-        field.name
-        for field in dataclasses.fields(EncoderConfig)
-        if getattr(settings, field.name) != getattr(default, field.name)
-    ]
-    for name in changed:
-        if name not in ADJUSTABLE and getattr(own, name) != getattr(source, name):
+    for field in dataclasses.fields(EncoderConfig):
+        name = field.name
+        if name in ADJUSTABLE or getattr(settings, name) == getattr(default, name):
+            continue
+        if getattr(own, name) != getattr(source, name):
             raise UsageError(
                 f"model.encoder.{name} {getattr(own, name)}: the weights have "
                 f"{getattr(source, name)}; leave it out, or set it to {getattr(default, name)}."
             )
-    adjusted: dict[str, Any] = {n: getattr(settings, n) for n in changed if n in ADJUSTABLE}
+    adjusted: dict[str, Any] = {name: getattr(own, name) for name in ADJUSTABLE}
     return dataclasses.replace(as_base_config(source, EncoderConfig), **adjusted)
 
 

@@ -45,12 +45,16 @@ def read_class_list(path: Path) -> ClassList:
         CavmaeError: the file is missing or of another format.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        absent = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if absent:
+            raise ValueError(f"column {absent[0]} is missing")
         table = [(int(row["index"]), row["mid"], row["display_name"]) for row in rows]
         if not all(isinstance(text, str) and text for _, *texts in table for text in texts):
             raise ValueError("a row is too short")
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+    except (OSError, TypeError, ValueError, csv.Error) as error:
         raise CavmaeError(
             f"{path} is no list of classes with the columns {', '.join(COLUMNS)} ({error}): name "
             "one such as AudioSet's class_labels_indices.csv."
@@ -100,10 +104,16 @@ def class_list(
     if own == listed.names or own == numbered_classes(len(listed.names)):
         return listed
     strange = [name for name in own if name not in listed.names]
-    if len(own) != len(listed.names) or not strange:
-        problem = f"has {len(listed.names)} classes, the model {len(own)}, or in another order"
-    else:
+    if len(own) != len(listed.names):
+        problem = f"has {len(listed.names)} classes, the model {len(own)}"
+    elif strange:
         problem = f"does not have the model's class {strange[0]!r}"
+    else:
+        number = next(n for n, name in enumerate(own) if name != listed.names[n])
+        problem = (
+            f"has the model's classes in another order: class {number} is "
+            f"{listed.names[number]!r}, not {own[number]!r}"
+        )
     raise UsageError(f"{labels} {problem}: name the file that the model was trained with.")
 
 

@@ -24,7 +24,7 @@ class EventClassifier(Encoder, HubWeights, library_name="cavmae", tags=["audio-v
     pass, whose tokens are mixed by ``config.encoder.temporal``; the joint blocks take the audio and
     all frames as one sequence. The head pools over all tokens. With a motion pathway
     (``config.motion_size``), what it reads of 25 grey frames a second is added to the tokens of
-    frames before the joint blocks.
+    frames, and makes tokens of its own, before the joint blocks.
 
     Args:
         config: of the model.
@@ -144,6 +144,8 @@ class EventClassifier(Encoder, HubWeights, library_name="cavmae", tags=["audio-v
             branch = self._video_tokens(image, motion, None, None)
         else:
             raise ValueError(f"Mode {mode} needs the audio or the frames of the clips.")
+        if modality == "v" and self.motion_branch is not None:
+            frames = 1  # with tokens of motion beside them, frames are one sequence
         x = self.forward_joint(branch, modality, frames)
         if mode.startswith("missing"):
             x = (x + self.forward_joint(branch, None)) / 2
@@ -152,7 +154,7 @@ class EventClassifier(Encoder, HubWeights, library_name="cavmae", tags=["audio-v
     def _video_tokens(
         self, image: Tensor, motion: Tensor | None, audio: Tensor | None, audio_gate: Tensor | None
     ) -> Tensor:
-        """Output of the video branch, with what motion adds, frame after frame: [N, F L, D]."""
+        """Output of the video branch, frame after frame, and tokens of motion: [N, F L + S, D]."""
         frames_nf = image if image.dim() == 5 else image[:, None]
         count, wanted = frames_nf.shape[1], self.encoder_config.frames
         if count != wanted:

@@ -8,7 +8,7 @@ from cavmae.datasets.format.weighted_sets import WeightedPaths, WeightedSet, wei
 from cavmae.finetune.events.config import Modalities
 from cavmae.finetune.laterals.settings import LateralOptions, NoLateralOptions
 from cavmae.finetune.motion.settings import ConvMotionOptions, MotionOptions
-from cavmae.pretrain.config import EncoderConfig, as_base_config
+from cavmae.pretrain.config import EncoderConfig
 from cavmae.pretrain.engine.settings import LoopSettings, OptimizerSettings
 
 
@@ -37,7 +37,8 @@ class EventDataSettings:
         mixup_alpha: both parameters of the Beta distribution of that weight.
         label_smoothing: of labels, in training (reference: 0.1).
         freq_mask: largest number of mel bins that SpecAugment masks (reference: 48).
-        time_mask: largest number of fbank frames that SpecAugment masks (reference: 192).
+        time_mask: largest number of fbank frames that SpecAugment masks (reference: 192), and at
+            most half of them.
         noise: add the reference's noise to the audio.
         roll: roll the audio in time by up to so many fbank frames (reference: 1024).
         crop: smallest share of a frame's height and width that training takes; 1: all of it, as the
@@ -87,14 +88,40 @@ class EventDataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class EventEncoderSettings(EncoderConfig):
-    """Encoder of a classifier, from scratch, or with the weights of a checkpoint."""
+    """Encoder of a classifier, from scratch, or with the weights of a checkpoint.
+
+    Args:
+        image_height: of a frame in pixels, a multiple of ``patch``; 0: as the weights have it, from
+            scratch 224.
+        image_width: likewise.
+        audio_frames: fbank frames heard (10 ms each), a multiple of ``patch``; 0: as the weights
+            have it, from scratch 1024.
+        frames: of a clip that the model takes at once; 0: as many as the weights, from scratch 1.
+    """
+
+    image_height: int = 0
+    image_width: int = 0
+    audio_frames: int = 0
+    frames: int = 0
 
     def __post_init__(self) -> None:
         # Checked, but not resolved: `encoder.size` alone must change what is left at 0.
         try:
-            as_base_config(self, EncoderConfig)
+            self.completed(EncoderConfig())
         except ValueError as error:
             raise UsageError(f"model.encoder: {error}") from error
+
+    def completed(self, source: EncoderConfig) -> EncoderConfig:
+        """Configuration in which the sizes that are 0 here are those of another one.
+
+        Raises:
+            ValueError: it makes no encoder.
+        """
+        names = [field.name for field in dataclasses.fields(EncoderConfig)]
+        values = {name: getattr(self, name) for name in names}
+        for name in ("image_height", "image_width", "audio_frames", "frames"):
+            values[name] = values[name] or getattr(source, name)
+        return EncoderConfig(**values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +130,14 @@ class EventModelSettings:
 
     Args:
         encoder: its shape. With weights it is theirs, but for the size of frames, the length of
-            audio, ``frames`` and ``temporal``, which may be set: positions are moved to the new
-            grid, and weights of ``per-frame`` attention start every other one. A clip with fewer
-            than ``frames`` repeats some.
+            audio and ``frames``, which may be set: positions are moved to the new grid. Weights
+            of ``per-frame`` attention start every other one; those of another one need
+            ``temporal`` set to it. A clip with fewer than ``frames`` repeats some.
         encoder_from: weights of the encoder, whose head is new: a folder of `cavmae pretrain`,
             `cavmae finetune events` or `cavmae convert`, a published file, or a name on the hub.
         init_from: a whole classifier that is trained further: a folder or a name on the hub. Its
-            encoder, classes, pooling, modalities, ``multi_label`` and motion pathway count.
+            encoder, classes, pooling, modalities, ``multi_label`` and motion pathway count; other
+            values of these options are refused.
         pooling: of the encoder's tokens: their ``mean``, or ``attention`` of a learned query, for
             an attentive probe.
         modalities: that are trained on.

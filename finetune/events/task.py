@@ -10,6 +10,7 @@ from torch.nn import functional
 from cavmae.common.errors import UsageError
 from cavmae.datasets.stream.collate import Batch
 from cavmae.datasets.stream.transforms import DeviceTransform
+from cavmae.finetune.events.conditions import NOT_AVERAGED, Conditions, frames_text
 from cavmae.finetune.events.config import Mode
 from cavmae.finetune.events.metrics import EventMetrics, event_metrics
 from cavmae.finetune.events.model import EventClassifier, uses_audio, uses_video
@@ -121,15 +122,14 @@ class EventTask(Task):
         branch, fbank = self.model.motion_branch, clips["fbank"]
         assert branch is not None
         video, audio = branch.sync_features(motion, fbank)
-        statistics = self.transform.statistics
-        log_mel = fbank * statistics.std + statistics.mean
         # A balanced stream draws with replacement: a clip is no negative of itself.
         keys = clips["key"]
         usable = torch.tensor(
             [keys.index(key) == n for n, key in enumerate(keys)], device=fbank.device
         )
         ids = torch.arange(len(keys), device=fbank.device)
-        return sync(video, audio, log_mel, ids, ids, usable, progress)
+        # Silence has to be told from speech where noise was added, too.
+        return sync(video, audio, clips["log_mel"], ids, ids, usable, progress)
 
     def lr_scale(self, name: str) -> float:
         """See :meth:`Task.lr_scale`."""
@@ -164,6 +164,12 @@ class EventTask(Task):
     def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
         """See :meth:`Task.aggregate`."""
         return self.metrics(records).summary()
+
+    def conditions(self) -> Mapping[str, str]:
+        """See :meth:`Task.conditions`: an evaluation in training sees what the model takes."""
+        config = self.model.config
+        frames = frames_text(self.mode, config.encoder.frames, config)
+        return Conditions(self.mode, frames, NOT_AVERAGED)._asdict()
 
     def preprocessing(self) -> dict[str, Any]:
         """See :meth:`Task.preprocessing`."""

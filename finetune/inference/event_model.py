@@ -1,11 +1,9 @@
 """Event classifiers for inference: their preprocessing, modes, frames, and averaged weights."""
 
-from typing import NamedTuple
-
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import typed
-from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.datasets.stream.transforms import DeviceTransform
+from cavmae.finetune.events.conditions import NOT_AVERAGED
 from cavmae.finetune.events.config import EventConfig, Mode
 from cavmae.finetune.events.factory import load_events, preprocessing_of
 from cavmae.finetune.events.model import uses_video
@@ -15,20 +13,6 @@ from cavmae.pretrain.factory import read_preprocessing
 
 # Figures of an evaluation by their names in its record, with their labels.
 FIGURES = {"mean_ap": "mAP", "auc": "AUC", "d_prime": "d'", "accuracy": "accuracy"}
-
-
-class Conditions(NamedTuple):
-    """Conditions of a figure, without which it cannot be reproduced.
-
-    Attributes:
-        mode: modalities that were used.
-        frames: of a clip, and their averaging.
-        weights: and their averaging window.
-    """
-
-    mode: Mode
-    frames: str
-    weights: str
 
 
 def load_task(name: str) -> EventTask:
@@ -86,7 +70,7 @@ def weights_text(name: str) -> str:
     if record is None:
         return "as published"
     if "averaging" not in record:
-        return "not averaged"
+        return NOT_AVERAGED
     try:
         averaging = typed(record, "averaging", dict)
         if "ema" in averaging:
@@ -97,13 +81,3 @@ def weights_text(name: str) -> str:
             f"The preprocessing.json of {name} is damaged ({error}): copy it again."
         ) from error
     return f"mean after epochs {first} to {last}"
-
-
-def frames_text(mode: Mode, frames: int, config: EventConfig) -> str:
-    """Frames of a clip, and how a model uses them."""
-    if not uses_video(mode):
-        return "none"
-    motion = "" if config.motion_size is None else f"; {VIDEO_RATE} grey ones a second"
-    if config.encoder.frames > 1:
-        return f"{frames} in one pass, {config.encoder.temporal.name}{motion}"
-    return f"1, the middle{motion}" if frames == 1 else f"{frames}, averaged{motion}"

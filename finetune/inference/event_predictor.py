@@ -23,15 +23,14 @@ from cavmae.datasets.media.playback import extent
 from cavmae.datasets.sharding.sources import local_copy
 from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.view import View
+from cavmae.finetune.events.conditions import Conditions, frames_text
 from cavmae.finetune.events.config import EventConfig, Mode
 from cavmae.finetune.events.model import uses_audio, uses_video
 from cavmae.finetune.events.task import EventTask
 from cavmae.finetune.inference.digests import weights_digest
 from cavmae.finetune.inference.event_model import (
-    Conditions,
     checked_frames,
     checked_mode,
-    frames_text,
     load_task,
     weights_text,
 )

@@ -28,7 +28,8 @@ class AudioLateralOptions(LateralOptions):
 
     Args:
         audio_width: channels of the first layer of the audio pathway, which has four times as many
-            in its last; 0: half of the first layer of the pixel decoder, as in the paper.
+            in its last; 0: half of the first layer of the pixel decoder, as in the
+            paper; in an event classifier, half of the motion channels.
         kernel: frames that the convolution from Fast to Slow covers: 5 or 7.
         drop_prob: probability that a training step has no lateral from audio (DropPathway).
     """

@@ -56,8 +56,7 @@ def speaker_config(
     """
     chosen, default = settings.encoder, EncoderSettings()
     source = as_base_config(pretrained or chosen, EncoderConfig)
-    if chosen.temporal != default.temporal:
-        source = dataclasses.replace(source, temporal=chosen.temporal)
+    source = dataclasses.replace(source, temporal=chosen.temporal)
     try:
         encoder = dataclasses.replace(
             source,

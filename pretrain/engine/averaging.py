@@ -24,6 +24,7 @@ class WeightAverage:
 
     Attributes:
         count: number of updates.
+        epochs: first and last epoch whose ends are in the mean; None: there are none.
 
     Raises:
         UsageError: an epoch of less than a step, which has no end of its own.
@@ -38,6 +39,7 @@ class WeightAverage:
             )
         average = get_ema_multi_avg_fn(settings.ema) if settings.ema else None
         self._average = AveragedModel(model, multi_avg_fn=average)  # None: all weigh the same
+        self.epochs: tuple[int, int] | None = None
 
     @property
     def count(self) -> int:
@@ -51,12 +53,11 @@ class WeightAverage:
             ended_epoch: number, counted from 1, of the epoch whose last samples the step has used;
                 0: its epoch goes on.
         """
-        if self._settings.ema or ended_epoch >= self._first:
+        first = self._settings.average_from_epoch
+        if self._settings.ema or ended_epoch >= first:
             self._average.update_parameters(model)
-
-    @property
-    def _first(self) -> int:
-        return self._settings.average_from_epoch
+            if first:
+                self.epochs = (self.epochs or (ended_epoch,))[0], ended_epoch
 
     def state_dict(self) -> dict[str, Tensor] | None:
         """Averaged weights on the CPU; None: nothing was averaged yet."""
@@ -68,9 +69,30 @@ class WeightAverage:
         """Kind of the average, as JSON values that are saved beside the averaged weights."""
         if self._settings.ema:
             return {"ema": self._settings.ema}
-        return {"first_epoch": self._first, "last_epoch": self._first + self.count - 1}
+        if self.epochs is None:
+            return {}
+        return {"first_epoch": self.epochs[0], "last_epoch": self.epochs[1]}
 
-    def load_state_dict(self, weights: Mapping[str, Tensor], count: int) -> None:
-        """Resumes from averaged weights after ``count`` updates."""
+    def load_state_dict(
+        self, weights: Mapping[str, Tensor], count: int, description: Mapping[str, Any]
+    ) -> None:
+        """Resumes from averaged weights after ``count`` updates.
+
+        Args:
+            description: of :meth:`description`, when they were saved.
+
+        Raises:
+            UsageError: the settings make another kind of average, or a mean from another epoch on.
+        """
+        first = self._settings.average_from_epoch
+        if count and description.get("first_epoch", 0) != first:
+            began = description.get("first_epoch")
+            kind = f"optimizer.average_from_epoch {began}" if began else "optimizer.ema"
+            raise UsageError(
+                f"The average of this run's weights is one of {kind}: set that again, or start a "
+                "new run from its weights."
+            )
+        if count and first:
+            self.epochs = first, int(description["last_epoch"])
         self._average.module.load_state_dict(weights)
         self._average.n_averaged.fill_(count)

@@ -14,6 +14,7 @@ from cavmae.datasets.stream.loader import Loader
 from cavmae.pretrain.engine import checkpoints, trainer_state
 from cavmae.pretrain.engine.averaging import WeightAverage
 from cavmae.pretrain.engine.distributed import DistEnv
+from cavmae.pretrain.engine.hub import check_same_model
 from cavmae.pretrain.engine.model_files import verify
 from cavmae.pretrain.engine.task import Task
 
@@ -111,6 +112,7 @@ class Checkpointer:
             verify(folder) if self._processes.is_main else None
         with self._processes.fail_together():
             checkpoint = checkpoints.load(folder)
+            check_same_model(self._task.model, folder)
         trainer = checkpoint.trainer
         trainer_state.set_trainer_state(
             self._module,
@@ -122,7 +124,7 @@ class Checkpointer:
         if self._average is not None:
             averaged = checkpoint.averaged
             source = averaged if averaged is not None else checkpoint.weights
-            self._average.load_state_dict(source, trainer["averages"])
+            self._average.load_state_dict(source, trainer["averages"], checkpoint.averaging)
         if self._accelerator.scaler is not None and trainer["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(trainer["scaler"])
         ranks = trainer["ranks"]

@@ -155,6 +155,10 @@ def load(folder: Path) -> Checkpoint:
         records = [read_json(folder / name, remedy=remedy) for name in (CONFIG, PREPROCESSING)]
         if not all(isinstance(record, dict) for record in records):
             raise ValueError("its configuration is no object")
+        averaging: dict[str, Any] = {}
+        if (folder / AVERAGE / WEIGHTS).is_file():
+            record = read_json(folder / AVERAGE / PREPROCESSING, remedy=remedy)
+            averaging = typed(record, "averaging", dict)
     except (OSError, ValueError) as error:
         raise CavmaeError(f"The checkpoint {folder} cannot be used ({error}): {remedy}.") from error
     average = folder / AVERAGE / WEIGHTS
@@ -165,7 +169,7 @@ def load(folder: Path) -> Checkpoint:
         averaged=read_tensors(average, remedy) if average.is_file() else None,
         tensors=read_tensors(folder / TRAINER_TENSORS, remedy, finite=False),
         trainer=trainer,
-        averaging={},
+        averaging=averaging,
     )
 
 

@@ -1,13 +1,16 @@
 """Models in folders and on the hub: verified, then loaded completely."""
 
 import contextlib
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.json_files import read_json, typed, value_as
@@ -25,6 +28,7 @@ from cavmae.pretrain.engine.model_files import (
 from cavmae.pretrain.engine.tensor_files import read_tensors
 
 Own = TypeVar("Own", bound="HubWeights")
+LONGEST_VALUE = 120  # characters of a field in a message
 
 
 class HubWeights(nn.Module, PyTorchModelHubMixin):
@@ -84,7 +88,7 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
         weights = read_tensors(folder / WEIGHTS, remedy)
         # Compared before memory is spent on what a configuration may ask for.
         _shell(cls, config, folder / CONFIG, remedy).load_state_dict(
-            {name: value.to("meta") for name, value in weights.items()}
+            {name: value.to("meta") for name, value in weights.items()}, assign=True
         )
         model = cls(config)
         model.load_state_dict(weights)
@@ -92,17 +96,63 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
         return model.eval()
 
 
+class _EmptyOnMeta(TorchFunctionMode):
+    """Puts the weights that modules allocate on the meta device, and does not initialise them.
+
+    With that device as the default, the constants that constructors compute would lie there, too.
+    Arithmetic there imports PyTorch's compiler, which takes a second at the start of a command.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        keywords = dict(keywords or {})
+        if function is torch.empty:
+            keywords["device"] = "meta"
+        elif getattr(function, "__module__", "") == nn.init.__name__ or "out" in keywords:
+            named = keywords.get("out", keywords.get("tensor"))
+            changed: Tensor = arguments[0] if named is None else named
+            if changed.is_meta:
+                return changed
+        return function(*arguments, **keywords)
+
+
 def _shell(cls: type[Own], config: Any, path: Path, remedy: str) -> Own:
-    """Model on the meta device, without memory for its weights.
+    """Model without memory for its weights.
 
     Raises:
         CavmaeError: the configuration makes no model.
     """
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), _EmptyOnMeta():
             return cls(config)
     except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError, UsageError) as error:
         raise _unknown(path, error, remedy) from error
+
+
+def check_same_model(model: HubWeights, folder: Path) -> None:
+    """Checks that a checkpoint is of a model with the same configuration.
+
+    Weights of equal shapes may mean something else, as the rows of a head whose classes have
+    another order.
+
+    Raises:
+        CavmaeError: a field differs, or the configuration is damaged.
+    """
+    config, _ = _config(type(model), folder / CONFIG, "go on from the checkpoint before it")
+    for field in dataclasses.fields(model.config):
+        before, now = (to_json_value(getattr(c, field.name)) for c in (config, model.config))
+        if before != now:
+            raise CavmaeError(
+                f"{folder} is of a model whose {field.name} is {_short(before)}, not "
+                f"{_short(now)}: keep the settings and the data of its run, or start a new one "
+                "from its weights."
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def model_folder(name: str, **options: Any) -> Path:

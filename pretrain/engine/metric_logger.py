@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from accelerate import Accelerator
@@ -53,11 +54,15 @@ class MetricLogger:
             with write_atomically(self._path) as whole:
                 whole.writelines(line + b"\n" for line in kept)
 
-    def log(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+    def log(
+        self, step: int, kind: str, values: Mapping[str, float],
+        conditions: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         """Writes one line: the values of a step.
 
         Args:
             kind: ``train`` or ``held_out``.
+            conditions: under which the values were measured.
 
         Raises:
             CavmaeError: the line cannot be written.
@@ -65,7 +70,9 @@ class MetricLogger:
         # JSON has no NaN: such a number is null.
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         try:
-            self._file.write(json_bytes({"step": step, "kind": kind, **finite}).decode())
+            self._file.write(
+                json_bytes({"step": step, "kind": kind, **conditions, **finite}).decode()
+            )
             self._file.flush()
         except OSError as error:
             raise CavmaeError(f"{self._path} cannot be written: {error}.") from error

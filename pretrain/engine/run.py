@@ -10,7 +10,7 @@ from cavmae.datasets.stream.loader import Loader
 from cavmae.pretrain.engine import checkpoints
 from cavmae.pretrain.engine.distributed import DistEnv
 from cavmae.pretrain.engine.run_length import RunLength
-from cavmae.pretrain.engine.run_setup import claim_run_folder, distributed_run
+from cavmae.pretrain.engine.run_setup import claim_run_folder, distributed_run, write_config
 from cavmae.pretrain.engine.settings import RunSettings
 from cavmae.pretrain.engine.task import Task
 from cavmae.pretrain.engine.trainer import Trainer
@@ -76,7 +76,7 @@ def run_training(
         processes = DistEnv()
         with processes.main_only():
             if processes.is_main:
-                claim_run_folder(stack, run, resume, config_text)
+                claim_run_folder(stack, run, resume)
         on_gpu = accelerator.device.type == "cuda"
         quarantine = str(run / f"broken-{processes.rank}.jsonl")
         with processes.fail_together():
@@ -88,6 +88,10 @@ def run_training(
         newest = processes.broadcast(checkpoints.complete_checkpoints(run)[-1:] if resume else [])
         if newest:
             trainer.resume(newest[0])
+        # Not before: a configuration that the checkpoint refuses is none of this run.
+        with processes.main_only():
+            if processes.is_main:
+                write_config(run, config_text)
         if trainer.step >= trainer.steps:
             name = "loop.steps" if loop.steps else "loop.epochs"
             log.info("%s is done: %d steps. Raise %s to go on.", run, trainer.step, name)

@@ -177,14 +177,13 @@ def distributed_run(settings: LoopSettings, run: Path) -> Iterator[Accelerator]:
             dist.destroy_process_group()
 
 
-def claim_run_folder(stack: ExitStack, run: Path, resume: bool, text: str) -> None:
-    """Locks the folder of a run and writes its configuration.
+def claim_run_folder(stack: ExitStack, run: Path, resume: bool) -> None:
+    """Locks the folder of a run.
 
     Args:
         stack: releases the lock.
         run: folder of the run.
         resume: the folder may hold an interrupted run.
-        text: content of ``config.yaml``.
 
     Raises:
         CavmaeError: another process trains in it, or it holds a run already.
@@ -196,6 +195,16 @@ def claim_run_folder(stack: ExitStack, run: Path, resume: bool, text: str) -> No
         raise UsageError(
             f"{run} holds a run already: go on with --resume auto, or choose another --out."
         )
+
+
+def write_config(run: Path, text: str) -> None:
+    """Writes the configuration of a run; one that differs is kept for its steps.
+
+    Args:
+        run: folder of the run, whose newest checkpoint goes with the new configuration.
+        text: content of ``config.yaml``.
+    """
+    before = checkpoints.complete_checkpoints(run)
     path = run / CONFIG
     if before and path.exists() and path.read_text() != text:
         kept = run / f"config.until-{before[-1].name}.yaml"

@@ -114,6 +114,10 @@ class Task(nn.Module, abc.ABC):
     def aggregate(self, records: Sequence[Record]) -> Mapping[str, float]:
         """Metrics of a held-out set from the records of all its batches."""
 
+    def conditions(self) -> Mapping[str, str]:
+        """Conditions of the metrics of :meth:`aggregate`, by name; by default there are none."""
+        return {}
+
     @abc.abstractmethod
     def preprocessing(self) -> dict[str, Any]:
         """Preprocessing of batches, as JSON values, saved beside the weights."""

@@ -100,6 +100,12 @@ class Trainer:
         self._average = (
             WeightAverage(task.model, optimizer, length.epoch_steps) if averaging else None
         )
+        epochs = length.steps / length.epoch_steps
+        if optimizer.average_from_epoch > epochs:
+            log.warning(
+                "The run ends after %.3g epochs, before optimizer.average_from_epoch %d: no "
+                "weights are averaged.", epochs, optimizer.average_from_epoch,
+            )  # fmt: skip
         searching = SCALE_SEARCH if accelerator.scaler is not None else 0
         self.nonfinite = NonFiniteGuard(settings.max_bad_steps + searching, self._processes)
         self._checkpointer = Checkpointer(
@@ -330,9 +336,14 @@ class Trainer:
             if self._processes.is_main:
                 metrics = dict(self.task.aggregate([r for own in gathered for r in own]))
                 if self._metrics is not None:
-                    self._metrics.log(self.step, "held_out", metrics)
+                    conditions = self.task.conditions()
+                    self._metrics.log(self.step, "held_out", metrics, conditions)
                 line = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-                log.info("held out, step %d: %s", self.step, line)
+                described = "; ".join(f"{k} {v}" for k, v in self.task.conditions().items())
+                log.info(
+                    "held out, step %d: %s%s", self.step, line,
+                    f" ({described})" if described else "",
+                )  # fmt: skip
         return metrics
 
     # --- checkpoints ---

@@ -55,7 +55,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CavmaeError(
             f"The checkpoint's random state is damaged ({error!r}): go on from the one before it, "
-            "or start a new run from its weights (--model.weights)."
+            "or start a new run from its weights."
         ) from error
 
 
@@ -116,7 +116,7 @@ def set_trainer_state(
     if [sorted(group["params"]) for group in fresh["param_groups"]] != names:
         raise CavmaeError(
             "The checkpoint's optimizer moved other parameters than this run's: keep the "
-            "objective and the optimizer, or start a new run from its weights (--model.weights)."
+            "objective and the optimizer, or start a new run from its weights."
         )
     set_model_state_dict(module, dict(state), options=_WHOLE)
     # A decay that was changed on purpose counts: groups are this run's.

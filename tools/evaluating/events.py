@@ -21,21 +21,21 @@ from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.stream import EvalStream
+from cavmae.finetune.events.conditions import Conditions, frames_text
 from cavmae.finetune.events.data import check_frame_rate, event_view
 from cavmae.finetune.events.labels import ClassList, check_labels, class_list
 from cavmae.finetune.events.metrics import EventMetrics, event_metrics
 from cavmae.finetune.events.model import uses_video
 from cavmae.finetune.inference.event_model import (
     FIGURES,
-    Conditions,
     checked_frames,
     checked_mode,
-    frames_text,
     load_task,
     weights_text,
 )
 from cavmae.tools.evaluate import EvaluateSettings
 from cavmae.tools.evaluating.measure import finite
+from cavmae.tools.evaluating.provenance import weights_sha256
 
 log = logging.getLogger("cavmae")
 MOST_ROWS = 30  # classes of a table that is printed, and names beside a confusion matrix
@@ -88,7 +88,10 @@ def measure_events(shards: str, settings: EvaluateSettings) -> int:
     if len(classes.names) <= MOST_ROWS:
         output(visible(f"\n{per_class}", keep="\n"))
     if settings.out:
-        _write(Path(settings.out), metrics, classes, conditions, f"{text}\n\n{per_class}", settings)
+        _write(
+            Path(settings.out), metrics, classes, conditions, f"{text}\n\n{per_class}", settings,
+            shards, len(torch.cat(labels)),
+        )  # fmt: skip
     return 0
 
 
@@ -133,6 +136,8 @@ def _write(
     conditions: Conditions,
     text: str,
     settings: EvaluateSettings,
+    shards: str,
+    clips: int,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     beside = conditions._asdict()
@@ -140,6 +145,9 @@ def _write(
     rows = zip(classes.names, metrics.positives, metrics.ap, metrics.auc, strict=True)
     record: dict[str, Any] = {
         "model": settings.model,
+        "weights_sha256": weights_sha256(settings.model),
+        "data": shards,
+        "clips": clips,
         "figures": {name: {"value": summary.get(name), **beside} for name in FIGURES},
         "classes": [
             {"name": name, "clips": clips, "ap": ap, "auc": auc} for name, clips, ap, auc in rows

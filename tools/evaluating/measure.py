@@ -31,6 +31,7 @@ from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.tools.evaluate import EvaluateSettings
 from cavmae.tools.evaluating.examples import draw_examples
 from cavmae.tools.evaluating.plots import draw
+from cavmae.tools.evaluating.provenance import weights_sha256
 
 log = logging.getLogger("cavmae")
 
@@ -216,6 +217,7 @@ def _write(
     out.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
         "model": settings.model,
+        "weights_sha256": weights_sha256(settings.model),
         "list": settings.list,
         "cue": settings.cue,
         "summary": columns,

@@ -3,7 +3,8 @@
 import itertools
 
 from cavmae.common.quoting import caption
-from cavmae.finetune.inference.event_model import FIGURES, Conditions
+from cavmae.finetune.events.conditions import Conditions
+from cavmae.finetune.inference.event_model import FIGURES
 from cavmae.tools.reporting.blocks import Heading, Listing, PageBlock, Paragraph, Table, Timeline
 from cavmae.tools.reporting.charts import TimelineRow, timeline
 from cavmae.tools.reporting.fields import Fields, is_number

@@ -168,10 +168,14 @@ def test_weights_of_one_frame_start_each_attention(name: str, tmp_path: Path) ->
     initial = build_events(settings_of(name, encoder=ENCODER), LIST, None, 0).state_dict()
     for key in fresh:  # as their constructors leave them, some of them random
         torch.testing.assert_close(own[key].std(), initial[key].std(), rtol=0.1, atol=1e-6)
-    # A classifier of several frames starts one of another number, and its attention stays.
+    # A classifier of several frames starts one of another number, with the same attention.
     model.save_pretrained(tmp_path / "events")
-    more = {"frames": 5, "temporal": TEMPORAL.options("per-frame")()}
-    again = settings_of(name, init_from=str(tmp_path / "events"), encoder=more)
+    if name != "per-frame":
+        plain = {"temporal": TEMPORAL.options("per-frame")()}
+        again = settings_of(name, init_from=str(tmp_path / "events"), encoder=plain)
+        with pytest.raises(UsageError, match=f"attention {name}, the model per-frame: set"):
+            build_events(again, LIST, load_events(again.init_from or ""), 0)
+    again = settings_of(name, init_from=str(tmp_path / "events"), encoder={"frames": 5})
     longer = build_events(again, LIST, load_events(again.init_from or ""), 0)
     assert (longer.config.encoder.frames, longer.config.encoder.temporal.name) == (5, name)
     for key in own.keys() - {"pos_embed_t"}:

@@ -21,6 +21,7 @@ from cavmae.datasets.stream.transforms import (
 from cavmae.datasets.stream.view import View
 from cavmae.finetune.events.config import EventConfig, Mode
 from cavmae.finetune.events.model import EventClassifier
+from cavmae.finetune.events.motion_branch import STRETCH
 from cavmae.finetune.events.task import EventTask
 from cavmae.finetune.laterals.settings import LATERALS
 from cavmae.finetune.motion.settings import ConvMotionOptions
@@ -141,12 +142,17 @@ def test_motion_adds_to_the_frames_in_each_mode(lateral: str, frames: int) -> No
     plain.load_state_dict(fresh.state_dict(), strict=False)
     model = model_of(lateral, frames)
     modes = MODES if lateral == "none" else (*MODES[:1], *MODES[2:])
+    count = frames * 4
+    motion = fresh.motion_features(grey, "multimodal")
+    # Audio may join the tokens of frames, too; without it, initially, nothing is added to them.
+    for fbank in (audio, None) if lateral in ("none", "a-f-s") else ():
+        tokens = fresh._video_tokens(images, motion, fbank, None)
+        assert torch.equal(tokens[:, :count], plain._video_tokens(images, None, None, None))
+        assert tokens.shape[1] == count + 16 // STRETCH
     for mode in modes:
         own = (audio, images, mode)
-        # Audio may join the tokens of frames, too; without it the sum is the same to the bit.
-        if lateral in ("none", "a-f-s") or mode == "missing_video":
-            logits = fresh.forward_frames(*own, grey)
-            assert torch.equal(logits, plain.forward_frames(*own))
+        if mode == "missing_video":
+            assert torch.equal(fresh.forward_frames(*own, grey), plain.forward_frames(*own))
         logits = model.forward_frames(*own, grey)
         torch.testing.assert_close(logits[:, 0], model(audio, images, mode, grey))
         moved = model(audio, images, mode, grey.flip(1)) - logits[:, 0]

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,18 @@ def boxed(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(box, "BOX", folder)
     return folder
+
+
+def test_a_model_is_loaded_without_the_compiler() -> None:
+    """Importing it takes longer than all the rest of a start."""
+    code = (
+        "import sys\n"
+        "from cavmae.finetune.inference import Separator\n"
+        "Separator.from_pretrained('talkers-small')\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_models_of_this_release() -> None:
