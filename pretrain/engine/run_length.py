@@ -40,6 +40,11 @@ class RunLength(NamedTuple):
         """Steps of an epoch, as a fraction."""
         return self.epoch_samples / self.step_samples
 
+    @property
+    def epochs(self) -> float:
+        """Epochs of the run, as a fraction."""
+        return (self.total_samples or self.steps * self.step_samples) / self.epoch_samples
+
     def epoch(self, samples: int) -> int:
         """Number of epochs that are over after so many samples of all processes."""
         return samples // self.epoch_samples

@@ -100,11 +100,10 @@ class Trainer:
         self._average = (
             WeightAverage(task.model, optimizer, length.epoch_steps) if averaging else None
         )
-        epochs = length.steps / length.epoch_steps
-        if optimizer.average_from_epoch > epochs:
+        if optimizer.average_from_epoch > length.epochs:
             log.warning(
                 "The run ends after %.3g epochs, before optimizer.average_from_epoch %d: no "
-                "weights are averaged.", epochs, optimizer.average_from_epoch,
+                "weights are averaged.", length.epochs, optimizer.average_from_epoch,
             )  # fmt: skip
         searching = SCALE_SEARCH if accelerator.scaler is not None else 0
         self.nonfinite = NonFiniteGuard(settings.max_bad_steps + searching, self._processes)

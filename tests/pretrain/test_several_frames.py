@@ -285,7 +285,7 @@ def test_weights_that_start_another_attention(tmp_path: Path) -> None:
 def test_the_speaker_model_has_the_times_of_its_key_frames(tmp_path: Path) -> None:
     folder = str(tmp_path / "trajectory")
     model_of("trajectory", 4).save_pretrained(folder)
-    encoder = EncoderSettings()
+    encoder = EncoderSettings(temporal=TrajectoryOptions())
     settings = SpeakerModelSettings(
         encoder=encoder, encoder_from=folder, train_encoder="all", slots=3, width=16, heads=2,
         query_layers=1, slot_layers=1, mask_width=8, key_frames=2, motion_height=16,
@@ -295,8 +295,9 @@ def test_the_speaker_model_has_the_times_of_its_key_frames(tmp_path: Path) -> No
     assert (model.config.encoder.frames, model.config.encoder.temporal.name) == (2, "trajectory")
     assert model.encoder.pos_embed_t is not None and model.encoder.pos_embed_t.shape[1] == 2
     divided = dataclasses.replace(encoder, temporal=DividedOptions())
-    with pytest.raises(UsageError, match=r"model.encoder_from .* set model.encoder.temporal traj"):
-        build_speaker(dataclasses.replace(settings, encoder=divided), (32, 48), 96, 0)
+    for other in (divided, EncoderSettings()):
+        with pytest.raises(UsageError, match=r"model.encoder_from .* model.encoder.temporal traj"):
+            build_speaker(dataclasses.replace(settings, encoder=other), (32, 48), 96, 0)
     scratch = dataclasses.replace(settings, encoder_from=None, encoder=divided)
     assert speaker_config(scratch, (32, 48), 96).encoder.frames == 2
     wrong = dataclasses.replace(scratch, encoder=dataclasses.replace(encoder, frames=5))

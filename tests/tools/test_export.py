@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import sha256_of
 from cavmae.finetune.events.config import EventConfig
 from cavmae.finetune.events.factory import load_events
 from cavmae.finetune.events.model import EventClassifier
@@ -171,6 +172,13 @@ def test_the_card_of_an_event_classifier_has_the_conditions_of_its_figures(tmp_p
     assert card.data.tags == ["audio-visual", "audio-classification"]
     assert "Voices" not in card.content
     assert load_events(str(tmp_path / "mine")).config.classes == ("dog", "rain", "*a`b*")
+    foreign = record | {"weights_sha256": "0" * 64}
+    (measures / "events.json").write_text(json.dumps(foreign))
+    with pytest.raises(CavmaeError, match=r"of other weights \(/x/average\) than .*measure these"):
+        main([*words[:2], str(tmp_path / "other"), *words[3:]])
+    own = sha256_of(average / "model.safetensors")
+    (measures / "events.json").write_text(json.dumps(record | {"weights_sha256": own}))
+    assert main([*words[:2], str(tmp_path / "measured"), *words[3:]]) == 0
     for other in ({"figures": {}}, {"timeline": []}, record | {"classes": [{"name": "dog"}]}):
         (measures / "events.json").write_text(json.dumps(other))
         with pytest.raises(CavmaeError, match=r"events\.json: .*measure again"):

@@ -99,6 +99,13 @@ def test_specaugment_masks_a_band_and_a_span_of_each_clip() -> None:
             assert (torch.diff(line.int()) == 1).sum() <= 1  # contiguous
 
 
+def test_specaugment_leaves_half_of_a_short_clip() -> None:
+    transform = DeviceTransform(Statistics(0.0, 1.0), Augmentation(time_mask=192)).train()
+    data = {"fbank": torch.full((64, 100, 128), 5.0), "fbank_length": torch.full((64,), 100)}
+    rows = (transform(data)["fbank"] == 0).all(2).sum(1)
+    assert 30 < rows.max() <= 50
+
+
 def test_noise_is_as_strong_as_the_references() -> None:
     added = add_noise(torch.zeros(2000, 10, 8))
     strength = added.amax((1, 2))

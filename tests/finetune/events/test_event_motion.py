@@ -12,6 +12,7 @@ from torch import Tensor
 from cavmae.common.errors import SampleError
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.sample import SampleInfo
+from cavmae.datasets.stream.features import SILENCE
 from cavmae.datasets.stream.transforms import (
     Augmentation,
     DeviceTransform,
@@ -93,6 +94,22 @@ def test_grey_frames_are_the_nearest_in_time(seconds: float, rate: float) -> Non
     assert arrays["motion"].shape == (16, 4, 4) and arrays["motion"].dtype == np.uint8
     expected = 8.0 * np.array(choice.motion)
     np.testing.assert_allclose(arrays["motion"].mean((1, 2)), expected, atol=1)
+
+
+@pytest.mark.parametrize("motion", [None, (4, 4)])
+def test_frames_of_a_longer_clip_are_of_the_audio_that_is_heard(motion: Any) -> None:
+    info, members = stored_clip(2.0, 12.5)
+    heard = sum(time < 0.64 for time in info.frame_times)
+    for frames in ("random", "middle", "all", 1, 4):
+        view = View(fbank_frames=64, frames=frames, motion_size=motion)
+        assert view.needs_info
+        drawn = {
+            n for s in range(60) for n in view.select([*members], info, random.Random(s)).frames
+        }
+        assert drawn <= {*range(heard)}
+        assert drawn == {*range(heard)} or frames not in ("random", "all")
+    whole = View(fbank=False, fbank_frames=64, frames="all")
+    assert len(whole.select([*members], None, random.Random(0)).frames) == 25
 
 
 def test_a_clip_without_frames_has_no_motion() -> None:
@@ -210,6 +227,18 @@ def test_exactly_what_learns_gets_a_gradient(
         fixed = frozen_motion and "motion_branch.pathway" in name
         assert not (fixed and parameter.requires_grad), name
         assert not frozen or parameter.requires_grad == (own and not fixed), name
+
+
+def test_padding_is_silence_to_the_synchronisation_loss_whatever_is_added_to_it() -> None:
+    spoiled = Augmentation(noise=True, freq_mask=24, time_mask=32)
+    task = EventTask(
+        model_of("a-fs").train(), DeviceTransform(Statistics(-8.0, 4.0), spoiled), sync_weight=0.5
+    )
+    batch = batch_of()
+    output = task("training_step", batch, 0.5, (), 0)
+    assert float(output.logs["sync"]) > 0
+    output = task("training_step", batch | {"fbank": torch.full((4, 64, 128), SILENCE)}, 0.5, (), 0)
+    assert float(output.logs["sync"]) == 0
 
 
 def test_a_frozen_pathway_costs_no_backward_pass() -> None:

@@ -11,7 +11,8 @@ import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from cavmae.common.cli import parse_settings, parser, run
+from cavmae.common.cli import parse_settings, parser
+from cavmae.common.cli import run as run_command
 from cavmae.finetune.events.config import EventConfig, Mode
 from cavmae.finetune.events.factory import load_events
 from cavmae.finetune.events.model import EventClassifier
@@ -161,7 +162,7 @@ def test_probes_of_one_modality_train_the_head_alone(
     assert json.loads((last / "preprocessing.json").read_text()) == statistics
     record = measured(clips, last, tmp_path / "out")
     assert record["figures"]["mean_ap"]["mode"] == modalities
-    assert run(evaluate.main, [clips, "--model", str(last), "--mode", "multimodal"]) == 2
+    assert run_command(evaluate.main, [clips, "--model", str(last), "--mode", "multimodal"]) == 2
 
 
 def test_learned_positions_and_the_heads_rate(tmp_path: Path, clips: str) -> None:
@@ -252,3 +253,60 @@ def test_metrics_do_not_depend_on_processes_and_batches(tmp_path: Path) -> None:
     assert len({count for count, _ in results}) > 2
     for _, metrics in results[1:]:
         assert metrics == pytest.approx(results[0][1], rel=1e-5)
+
+
+def test_a_run_goes_on_with_the_classes_and_the_average_that_it_has(
+    tmp_path: Path, clips: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Equal shapes are not enough: rows of the head would be called by other names."""
+    run, average = tmp_path / "run", {"average_from_epoch": 1}
+    begun = words(run, clips, loop={"epochs": 1}, optimizer=average)
+    assert main(begun) == 0
+    config = (run / "config.yaml").read_text()
+    table = tmp_path / "classes.csv"
+    rows = [f"{n},/m/{name},{name}" for n, name in enumerate(reversed(CLASSES))]
+    table.write_text("\n".join(["index,mid,display_name", *rows]), encoding="utf-8-sig")
+    for changes, message in (
+        ({"data": {"labels": str(table)}}, 'classes is ["bell", "dog", "rain"], not ["rain", '),
+        ({"model": {"encoder": ENCODER, "pooling": "attention"}}, 'pooling is "mean", not "att'),
+        ({"optimizer": {"average_from_epoch": 2}}, "is one of optimizer.average_from_epoch 1: set"),
+        ({"optimizer": {"ema": 0.9}}, "is one of optimizer.average_from_epoch 1: set"),
+    ):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        again = words(run, clips, **{"loop": {"epochs": 2}, "optimizer": average, **changes})
+        assert run_command(main, [*again, "--resume", "auto"]) in (1, 2)
+        assert message in capsys.readouterr().err
+        assert (run / "config.yaml").read_text() == config  # a refused one is none of this run
+    AcceleratorState._reset_state(reset_partial_state=True)
+    late = words(tmp_path / "late", clips, loop={"epochs": 1}, optimizer={"average_from_epoch": 5})
+    caplog.clear()
+    assert main(late) == 0
+    assert "ends after 1 epochs, before optimizer.average_from_epoch 5: no weights" in caplog.text
+
+
+def test_a_classifier_is_not_quietly_another_one(
+    tmp_path: Path, clips: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = train(tmp_path / "first", clips, loop={"epochs": 1})
+    model = {"init_from": str(last), "encoder": {}}
+    for changes, message in (
+        ({"modalities": "audio_only"}, "model.modalities audio_only: the classifier of model.init"),
+        ({"pooling": "attention"}, "model.pooling attention: the classifier of model.init_from"),
+        ({"multi_label": False}, "model.multi_label False: the classifier of model.init_from has"),
+    ):
+        command = words(tmp_path / "again", clips, model={**model, **changes})
+        assert run_command(main, command) == 2
+        assert message in capsys.readouterr().err
+        AcceleratorState._reset_state(reset_partial_state=True)
+    frozen = {"encoder_from": str(last), "train_encoder": "frozen"}
+    encoder = {"temporal": "divided", "frames": 2}
+    command = words(tmp_path / "probe", clips, model={**frozen, "encoder": encoder})
+    assert run_command(main, command) == 2
+    assert "frozen: attention divided is new to these weights" in capsys.readouterr().err
+
+
+def test_metrics_in_training_say_their_conditions(tmp_path: Path, clips: str) -> None:
+    train(tmp_path / "run", clips, data={"held_out": clips}, loop={"epochs": 1})
+    (line,) = (line for line in trace(tmp_path / "run") if line["kind"] == "held_out")
+    expected = {"mode": "multimodal", "frames": "1, the middle", "weights": "not averaged"}
+    assert line | expected == line
