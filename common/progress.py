@@ -17,7 +17,7 @@ class Progress:
 
     Args:
         total: number of units of work.
-        unit: name of a unit, singular.
+        unit: name of a unit, singular; ``%``, with a total of 100.
         before: units done by an earlier run.
     """
 
@@ -64,7 +64,10 @@ class Progress:
         if done_now:
             left = f"{self.elapsed / done_now * (self._total - self._done) / 60:.1f} min"
         status = f", {self.status()}" if self.status() else ""
-        log.info("%d of %d %ss%s, %s left", self._done, self._total, self._unit, status, left)
+        count = f"{self._done} of {self._total} {self._unit}s"
+        if self._unit == "%":
+            count = f"{self._done} % done"
+        log.info("%s%s, %s left", count, status, left)
 
 
 class ShardProgress(Progress):

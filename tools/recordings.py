@@ -191,7 +191,7 @@ class ProgressLine:
     def report(self, fraction: float) -> None:
         """Show the fraction done."""
         if self._progress is None:
-            self._progress = self._closing.enter_context(Progress(HUNDREDTHS, "hundredth"))
+            self._progress = self._closing.enter_context(Progress(HUNDREDTHS, "%"))
         while self._hundredths < int(fraction * HUNDREDTHS):
             self._hundredths += 1
             self._progress.done()

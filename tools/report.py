@@ -49,9 +49,14 @@ def main(words: Sequence[str]) -> int:
 
     faults = Faults()
     text = page(sources_of(options.folders, faults), settings.title, faults)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(out) as file:
-        file.write(text.encode())
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(out) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise UsageError(
+            f"--out {out} cannot be written ({error.strerror}): name another file."
+        ) from error
     log.info("Wrote %s (%.1f MB).", out, len(text) / 1e6)
     return 0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from cavmae.common.allocator import keep_memory
 from cavmae.common.cli import stop_on_signals
-from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.errors import CavmaeError
 from cavmae.datasets.sharding.inputs import Input
 from cavmae.finetune.inference.result_files import RESULT, SCHEMA, SeparatedFiles
 from cavmae.finetune.inference.separator import Separator
@@ -85,14 +85,13 @@ def _check_same(folder: Path, source: str, wanted: Mapping[str, Any]) -> None:
     """Compare the inputs of a finished result with those of this run.
 
     Raises:
-        UsageError: the recording, the model or the settings differ.
-        CavmaeError: a file of the result is missing.
+        CavmaeError: the recording, the model or the settings differ, or a file is missing.
     """
     result = SeparatedFiles.load(folder)
     record = result.record
     differences = list(_differences(record, wanted))
     if differences:
-        raise UsageError(
+        raise CavmaeError(
             f"{source}: {folder} was made with {', '.join(differences)}: name another --out, or "
             "remove it."
         )

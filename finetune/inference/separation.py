@@ -78,7 +78,8 @@ def separate_media(
     hint = predictor.class_number(settings.hint)
     length = predictor.config.frames
     starts = window_starts(media.frames, length, max(1, round(settings.hop * length)))
-    log.info("%s: %.1f s, %d windows.", name, media.seconds, len(starts))
+    windows = f"{len(starts)} window{'s' if len(starts) > 1 else ''}"
+    log.info("%s: %.1f s, %s.", name, media.seconds, windows)
     progress(0.0)
     unread = UnreadMedia(media, audio_packets, settings.max_missing)
     recording = first_pass(

@@ -1,5 +1,7 @@
 """Models in the box by name: their folders, and the one that is used without a name."""
 
+import difflib
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,11 +55,17 @@ def model_source(name: str) -> str:
         folder of the model in the box; any other name unchanged.
 
     Raises:
-        UsageError: a folder of that name holds a model, and the box has one of that name, too.
+        UsageError: a folder of that name holds a model, and the box has one of that name, too; or
+            nothing has that name, and a model in the box a similar one.
         CavmaeError: the model in the box is damaged.
     """
     boxed = BOX / name
     if Path(name).name != name or not (boxed / CONFIG).is_file():
+        names = [model.name for model in boxed_models()] if not os.path.lexists(name) else []
+        if near := difflib.get_close_matches(name, names, 1):
+            raise UsageError(
+                f"There is no model {name}: did you mean {near[0]}, which is in the box?"
+            )
         return name
     if (Path(name) / CONFIG).is_file():
         raise UsageError(

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -28,6 +29,7 @@ from cavmae.pretrain.engine.model_files import (
 from cavmae.pretrain.engine.tensor_files import read_tensors
 
 Own = TypeVar("Own", bound="HubWeights")
+HUB_NAME = re.compile(r"(?!\.{1,2}/)[\w.-]+/[\w.-]+", re.ASCII)
 LONGEST_VALUE = 120  # characters of a field in a message
 
 
@@ -160,7 +162,8 @@ def model_folder(name: str, **options: Any) -> Path:
 
     Raises:
         CavmaeError: it is the folder of a run, whose models are its checkpoints.
-        OSError, ValueError: there is no such model (the exceptions of ``huggingface_hub``).
+        OSError, ValueError: there is no such folder, and no such model on the hub (the exceptions
+            of ``huggingface_hub``).
     """
     if (folder := Path(name)).is_dir():
         if not (folder / CONFIG).exists() and (checkpoints := complete_checkpoints(folder)):
@@ -169,6 +172,8 @@ def model_folder(name: str, **options: Any) -> Path:
                 f"{checkpoints[-1]}."
             )
         return folder
+    if not HUB_NAME.fullmatch(name):
+        raise FileNotFoundError("there is no such folder, and names there are OWNER/NAME")
     for file in MODEL_FILES:
         folder = Path(hf_hub_download(name, file, **options)).parent
     for file in (COMPLETE, PREPROCESSING):

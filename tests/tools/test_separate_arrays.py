@@ -180,4 +180,4 @@ def test_the_command_shows_progress(
     options = ["--second-look", "false", "--overlay", "false", "--masks", "false"]
     words = [str(video(seconds=1.0)), "--model", checkpoint, "--out", str(tmp_path), *options]
     assert main(words) == 0
-    assert "100 of 100 hundredths, 0.0 min left" in caplog.text
+    assert "100 % done, 0.0 min left" in caplog.text

@@ -38,11 +38,11 @@ from cavmae.tools.reporting.charts import (
     spectrogram,
 )
 from cavmae.tools.reporting.fields import Fields, FileRefused, read_inside
+from cavmae.tools.reporting.page_videos import VIDEO_PIXELS, page_video
 from cavmae.tools.reporting.sources import Separation
 
 POSTER = 20  # frame of a video that is displayed before it plays
 VIDEO_BYTES = 256 << 20
-VIDEO_PIXELS = 4096 * 4096
 MAX_SPANS = 10_000  # of a person
 
 
@@ -118,12 +118,13 @@ def _videos(folder: Path, fields: Fields, name: str, caption: str, has_audio: bo
     if fields.raw(name) is None:
         return []
     try:
-        data = read_inside(folder, fields.raw(name), VIDEO_BYTES)
+        data, note = page_video(read_inside(folder, fields.raw(name), VIDEO_BYTES))
         poster = data_url(_poster(data), "image/jpeg")
     except FileRefused as refusal:
         fields.refuse(name, refusal)
         return []
-    return [Video(data_url(data, "video/mp4"), poster, caption, has_audio)]
+    described = f"{caption} ({note}; the file has all of it)" if note else caption
+    return [Video(data_url(data, "video/mp4"), poster, described, has_audio)]
 
 
 def _poster(video: bytes) -> bytes:

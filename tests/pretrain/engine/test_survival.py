@@ -188,7 +188,7 @@ def test_a_checkpoint_that_is_not_what_it_was(
         assert f"{newest / name} is missing" in damaged(copy, tmp_path, data_set, capsys)
         (newest / name).write_bytes(intact)
     stderr = damaged(copy, tmp_path, data_set, capsys, model={"size": "small"}, loop={"steps": 9})
-    assert "is of another model" in stderr
+    assert "is of a model whose width is 192, not 384: keep the settings" in stderr
     stderr = damaged(
         copy, tmp_path, data_set, capsys, model={"decoder": "cross"}, loop={"steps": 9}
     )
