@@ -61,7 +61,8 @@ def model_source(name: str) -> str:
     """
     boxed = BOX / name
     if Path(name).name != name or not (boxed / CONFIG).is_file():
-        names = [model.name for model in boxed_models()] if not os.path.lexists(name) else []
+        unknown = Path(name).name == name and not os.path.lexists(name)
+        names = [model.name for model in boxed_models()] if unknown else []
         if near := difflib.get_close_matches(name, names, 1):
             raise UsageError(
                 f"There is no model {name}: did you mean {near[0]}, which is in the box?"

@@ -66,22 +66,22 @@ def _copy(
     written.width, written.height, written.pix_fmt = width, height, "yuv420p"
     base = read.time_base or Fraction(1, 25)
     written.codec_context.time_base = base
-    heard: AudioStream | None = source.streams.audio[0] if source.streams.audio else None
-    sound = target.add_stream_from_template(heard) if heard is not None else None
+    audio: AudioStream | None = source.streams.audio[0] if source.streams.audio else None
+    sound = target.add_stream_from_template(audio) if audio is not None else None
 
     def write(frame: av.VideoFrame) -> None:
         frame.time_base = base  # unknown of the last ones
         if frame.pts is not None and frame.pts * base < PAGE_SECONDS:
             target.mux(written.encode(frame.reformat(width, height, "yuv420p")))
 
-    for packet in source.demux([stream for stream in (read, heard) if stream is not None]):
+    for packet in source.demux([stream for stream in (read, audio) if stream is not None]):
         if packet.dts is None or packet.time_base is None:
             continue
         if packet.dts * packet.time_base >= PAGE_SECONDS:
             if packet.stream is read:
                 break
             continue
-        if packet.stream is heard and sound is not None:
+        if packet.stream is audio and sound is not None:
             packet.stream = sound
             target.mux(packet)
             continue

@@ -18,6 +18,7 @@ from cavmae.finetune.models.box import boxed_models, default_speaker_model, mode
 from cavmae.finetune.separation.weights import load_sound
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.pretrain.config import EncoderConfig
+from cavmae.pretrain.engine import hub
 from cavmae.pretrain.engine.model_files import verify_model
 from cavmae.tools import evaluate
 from cavmae.tools.export import main as export_main
@@ -147,6 +148,17 @@ def test_the_separator_of_a_speaker_model_is_taken_by_its_name(boxed: Path) -> N
         load_sound("dogs")
     with pytest.raises(CavmaeError, match=r"\./none is no folder of weights"):
         load_sound("./none")
+
+
+def test_a_name_that_is_nearly_one_of_the_box_asks_no_hub(
+    boxed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(UsageError, match=r"no model tny: did you mean tiny, which is in the box\?"):
+        model_source("tny")
+    for name in ("./tny", "nothing", "/x/y", "../a", "a/b/c"):
+        with pytest.raises(CavmaeError, match="no such folder, and names there are OWNER/NAME"):
+            load_speaker(name)
 
 
 def test_facts_do_not_outlive_training(boxed: Path, tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_another_shape_does_not_go_on(clips: Manifest, encoder: Path, tmp_path: 
     main(words(run, clips, encoder, loop={"steps": 1}))
     AcceleratorState._reset_state(reset_partial_state=True)
     wider = words(run, clips, encoder, model={"width": 32}, loop={"steps": 2})
-    with pytest.raises(CavmaeError, match="checkpoint is of another model"):
+    with pytest.raises(CavmaeError, match="is of a model whose width is 16, not 32"):
         main([*wider, "--resume", "auto"])
 
 
