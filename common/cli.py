@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 import signal
 import sys
 from argparse import SUPPRESS, Action
@@ -25,10 +26,21 @@ log = logging.getLogger("cavmae")
 Settings = TypeVar("Settings")
 
 
+# What jsonargparse says of a single value where several may be.
+NO_LIST = re.compile(
+    r'Parser key "(?P<name>[\w.]+)":\s+Expected a <class \'tuple\'>\. Got value: (?P<value>.*)'
+)
+
+
 class _Parser(ArgumentParser):
     """Argument parser that quotes control characters in errors and shows options with hyphens."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
+        if found := NO_LIST.search(message):
+            name, value = found["name"].replace("_", "-"), found["value"].strip()
+            message = (
+                f"--{name} {value}: a list is expected, such as '[{value}]', or '[a, b]' for two."
+            )
         super().error(visible(message, keep="\n"), ex)
 
     def format_usage(self) -> str:

@@ -106,6 +106,13 @@ def test_a_flag_may_stand_alone(words: list[str]) -> None:
     assert (options.flag, options.rest) == (True, ["x"])
 
 
+def test_a_single_value_where_a_list_is_expected(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", "x.mp4", "--model", "y", "--out", "o", "--classes", "speech"]
+    with pytest.raises(SystemExit):
+        dispatch(words)
+    assert "--classes speech: a list is expected, such as '[speech]'" in capsys.readouterr().err
+
+
 def test_settings_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("profile: speakers\nworkers: 3\n")
     result = program("shard", "x", "--out", "o", "--config", str(tmp_path / "c.yaml"),
