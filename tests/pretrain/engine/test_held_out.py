@@ -22,7 +22,7 @@ def test_metrics_do_not_depend_on_processes_and_batches(
         (1, 64, 0, 1), (1, 16, 0, 2), (2, 24, 0, 1), (3, 8, 0, 3), (5, 40, 0, 1), (2, 32, 2, 1),
     ):  # fmt: skip
         changes = {
-            "data": {"batch_size": batch, "workers": workers},
+            "data": {"batch_size": batch, "workers": workers, "held_out": data_set.folder},
             "objective": {"mask_mode": mask_mode},
             "loop": {"grad_accum_steps": accumulated},
         }
