@@ -187,7 +187,7 @@ def encoder_config(settings: EventEncoderSettings, source: EncoderConfig | None)
         UsageError: the settings contradict the weights.
         ValueError: the settings make no encoder.
     """
-    own = settings.completed(source or EncoderConfig())
+    own = settings.completed()
     if source is None:
         return own
     default = EventEncoderSettings()
@@ -200,7 +200,9 @@ def encoder_config(settings: EventEncoderSettings, source: EncoderConfig | None)
                 f"model.encoder.{name} {getattr(own, name)}: the weights have "
                 f"{getattr(source, name)}; leave it out, or set it to {getattr(default, name)}."
             )
-    adjusted: dict[str, Any] = {name: getattr(own, name) for name in ADJUSTABLE}
+    adjusted: dict[str, Any] = {
+        name: getattr(settings, name) or getattr(source, name) for name in ADJUSTABLE
+    }
     return dataclasses.replace(as_base_config(source, EncoderConfig), **adjusted)
 
 

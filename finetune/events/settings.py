@@ -1,7 +1,7 @@
 """Settings of a fine-tuning run of the event classifier. Imports no PyTorch."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.format.weighted_sets import WeightedPaths, WeightedSet, weighted_sets
@@ -107,20 +107,21 @@ class EventEncoderSettings(EncoderConfig):
     def __post_init__(self) -> None:
         # Checked, but not resolved: `encoder.size` alone must change what is left at 0.
         try:
-            self.completed(EncoderConfig())
+            self.completed()
         except ValueError as error:
             raise UsageError(f"model.encoder: {error}") from error
 
-    def completed(self, source: EncoderConfig) -> EncoderConfig:
-        """Configuration in which the sizes that are 0 here are those of another one.
+    def completed(self) -> EncoderConfig:
+        """Configuration of an encoder from scratch.
 
         Raises:
             ValueError: it makes no encoder.
         """
-        names = [field.name for field in dataclasses.fields(EncoderConfig)]
-        values = {name: getattr(self, name) for name in names}
-        for name in ("image_height", "image_width", "audio_frames", "frames"):
-            values[name] = values[name] or getattr(source, name)
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(EncoderConfig):
+            own = getattr(self, field.name)
+            is_size = field.name in ("image_height", "image_width", "audio_frames", "frames")
+            values[field.name] = own or field.default if is_size else own
         return EncoderConfig(**values)
 
 
