@@ -36,8 +36,8 @@ class _Parser(ArgumentParser):
     """Argument parser that quotes control characters in errors and shows options with hyphens."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        if found := NO_LIST.search(message):
-            name, value = found["name"].replace("_", "-"), found["value"].strip()
+        if match := NO_LIST.search(message):
+            name, value = match["name"].replace("_", "-"), match["value"].strip()
             message = (
                 f"--{name} {value}: a list is expected, such as '[{value}]', or '[a, b]' for two."
             )

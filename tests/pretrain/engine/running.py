@@ -69,7 +69,7 @@ def words(folder: Path, run: Path, shards: str | Path, **changes: Any) -> list[s
 
 def beginning_of(shards: str) -> str:
     """Two shards of a data set beside it: evaluating all of it takes half of the time of a run."""
-    if is_url(shards):
+    if is_url(shards) or not Path(shards, "manifest.json").exists():
         return shards
     folder = Path(shards).with_name(f"{Path(shards).name}-held-out")
     if not folder.exists():
