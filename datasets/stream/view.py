@@ -117,7 +117,7 @@ class View:
         count = sum(name.endswith(".jpg") for name in names)
         start = 0.0
         if self.window is None:
-            frames = self._clip_frames(self._heard(count, info), rng)
+            frames = self._clip_frames(self._frames_within_audio(count, info), rng)
         else:
             assert info is not None
             steps = max(0, int((info.duration - self.window) * VIDEO_RATE + 1e-6))
@@ -147,7 +147,7 @@ class View:
             members += [name for name in masks if name in available]
         return Choice(self, tuple(members), tuple(frames), start, tuple(motion))
 
-    def _heard(self, count: int, info: SampleInfo | None) -> int:
+    def _frames_within_audio(self, count: int, info: SampleInfo | None) -> int:
         """Number of the first frames of a clip that lie within the audio that is heard of it."""
         if info is None or not (self.fbank or self.motion_size) or not info.frame_times:
             return count

@@ -30,7 +30,7 @@ REMEDY = "make one with `cavmae finetune events` or `cavmae convert`"
 ADJUSTABLE = "image_height", "image_width", "audio_frames", "temporal", "frames"
 
 # Settings that a classifier of `model.init_from` has already.
-OF_A_CLASSIFIER = (
+CLASSIFIER_FIELDS = (
     "pooling", "modalities", "multi_label", "motion_height", "motion_width", "motion", "lateral",
 )  # fmt: skip
 
@@ -94,7 +94,7 @@ def build_events(
         if initial is None:
             config = EventConfig(
                 encoder, classes.names,
-                **{name: getattr(settings, name) for name in OF_A_CLASSIFIER},
+                **{name: getattr(settings, name) for name in CLASSIFIER_FIELDS},
             )  # fmt: skip
         else:
             _check_unchanged(settings, initial.config)
@@ -124,7 +124,7 @@ def _check_unchanged(settings: EventModelSettings, config: EventConfig) -> None:
         UsageError: they do.
     """
     default = EventModelSettings()
-    for name in OF_A_CLASSIFIER:
+    for name in CLASSIFIER_FIELDS:
         wanted, own = getattr(settings, name), getattr(config, name)
         if wanted not in (getattr(default, name), own):
             raise UsageError(

@@ -21,9 +21,9 @@ def contents(video: bytes) -> tuple[tuple[int, int], int, float, float]:
         frames = list(container.decode(video=0))
     with av.open(io.BytesIO(video), "r", format="mp4") as container:
         audio = list(container.decode(audio=0)) if container.streams.audio else []
-    heard = sum(f.samples / f.sample_rate for f in audio)
+    audio_seconds = sum(f.samples / f.sample_rate for f in audio)
     last = float(frames[-1].pts * frames[-1].time_base) + 1 / 25
-    return (frames[0].width, frames[0].height), len(frames), last, heard
+    return (frames[0].width, frames[0].height), len(frames), last, audio_seconds
 
 
 def test_a_small_video_is_the_file_itself(tmp_path: Path) -> None:

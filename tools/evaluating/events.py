@@ -35,7 +35,7 @@ from cavmae.finetune.inference.event_model import (
 )
 from cavmae.tools.evaluate import EvaluateSettings
 from cavmae.tools.evaluating.measure import finite
-from cavmae.tools.evaluating.provenance import weights_sha256
+from cavmae.tools.evaluating.weights_hash import weights_sha256
 
 log = logging.getLogger("cavmae")
 MOST_ROWS = 30  # classes of a table that is printed, and names beside a confusion matrix

@@ -31,7 +31,7 @@ from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.tools.evaluate import EvaluateSettings
 from cavmae.tools.evaluating.examples import draw_examples
 from cavmae.tools.evaluating.plots import draw
-from cavmae.tools.evaluating.provenance import weights_sha256
+from cavmae.tools.evaluating.weights_hash import weights_sha256
 
 log = logging.getLogger("cavmae")
 

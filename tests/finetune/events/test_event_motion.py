@@ -99,15 +99,15 @@ def test_grey_frames_are_the_nearest_in_time(seconds: float, rate: float) -> Non
 @pytest.mark.parametrize("motion", [None, (4, 4)])
 def test_frames_of_a_longer_clip_are_of_the_audio_that_is_heard(motion: Any) -> None:
     info, members = stored_clip(2.0, 12.5)
-    heard = sum(time < 0.64 for time in info.frame_times)
+    within = sum(time < 0.64 for time in info.frame_times)
     for frames in ("random", "middle", "all", 1, 4):
         view = View(fbank_frames=64, frames=frames, motion_size=motion)
         assert view.needs_info
         drawn = {
             n for s in range(60) for n in view.select([*members], info, random.Random(s)).frames
         }
-        assert drawn <= {*range(heard)}
-        assert drawn == {*range(heard)} or frames not in ("random", "all")
+        assert drawn <= {*range(within)}
+        assert drawn == {*range(within)} or frames not in ("random", "all")
     whole = View(fbank=False, fbank_frames=64, frames="all")
     assert len(whole.select([*members], None, random.Random(0)).frames) == 25
 

@@ -1,4 +1,4 @@
-"""What figures were measured on."""
+"""Hash of the weights that metrics were measured on."""
 
 from cavmae.common.files import sha256_of
 from cavmae.finetune.models.box import model_source
