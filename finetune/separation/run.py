@@ -14,6 +14,7 @@ from cavmae.datasets.mixtures.sound_settings import SoundSettings
 from cavmae.datasets.mixtures.speaker_pitch import speaker_pitches
 from cavmae.datasets.mixtures.speech_bank import RecordingBank, load_or_build_bank
 from cavmae.datasets.stream.loader import Loader
+from cavmae.finetune.initial_weights import report_unused_settings
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separation.settings import (
@@ -114,7 +115,9 @@ def build_sound_separator(settings: SoundModelSettings) -> SoundSeparator:
         CavmaeError: weights are missing, damaged, or of another kind of model.
     """
     if settings.init_from is not None:
-        return load_sound(settings.init_from)
+        initial = load_sound(settings.init_from)
+        report_unused_settings(settings, initial.config)
+        return initial
     model = SoundSeparator(as_base_config(settings, SoundSeparatorConfig))
     model.separator.load_pretrained()
     return model

@@ -12,6 +12,7 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format.weighted_sets import WeightedSet
 from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.initial_weights import report_unused_settings
 from cavmae.finetune.models.box import model_source
 from cavmae.finetune.separation.config import SoundSeparatorConfig
 from cavmae.finetune.separation.weights import load_sound
@@ -118,6 +119,7 @@ def build_speaker(
 def _build(settings: SpeakerModelSettings, image: tuple[int, int], frames: int) -> SpeakerModel:
     if settings.init_from is not None:
         model = _load_initial(settings.init_from, image, frames)
+        report_unused_settings(settings, model.config)
         if settings.sound_from is not None:
             _replace_sound(model, settings)
         if settings.add_classes:

@@ -20,7 +20,7 @@ from cavmae.tools import make_scenes
 from cavmae.tools.bench import main
 from cavmae.tools.benchmarks import timed_training
 from cavmae.tools.benchmarks.variant_training import TASKS, VariantJob, metrics_of, run_variant
-from cavmae.tools.benchmarks.variants import VariantsBench
+from cavmae.tools.benchmarks.variants import VariantsBench, columns_of
 from tests.datasets.clips import clip, data_set_of
 from tests.finetune.events.event_clips import ENCODER, event_set, several
 from tests.finetune.speaker.runs import COMPOSE, SETTINGS, write
@@ -149,6 +149,22 @@ def test_options_of_the_optimizer_count(speakers: list[str], tmp_path: Path) -> 
         run_variant(VariantJob(bench, variant, 0), lambda state: None)
         torch.set_num_threads(threads)
     assert (seen[0].weight_decay, seen[0].beta2, seen[0].lr) == (0.3, 0.5, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "names"),
+    [
+        ("events", "", ["mean_ap", "auc", "accuracy"]),
+        ("speakers", "", ["true_masks_si_sdri", "si_sdri", "confusion", "iou", "state_acc"]),
+        ("speakers", "--model.freeze voices", ["iou", "state_acc"]),
+        ("speakers", "--model.freeze masks", ["true_masks_si_sdri", "true_masks_confusion"]),
+    ],
+)
+def test_the_table_shows_what_learns(task: str, options: str, names: list[str]) -> None:
+    data = "--data.train x --data.held-out y --data.held-out-shards z"
+    data = data if task == "speakers" else "--data.train x --data.held-out y"
+    bench = VariantsBench(task=task, options=f"{data} {options}", variants=("-",), out="o")  # type: ignore[arg-type]
+    assert [column.name for column in columns_of(VariantJob(bench, "", 0))] == names
 
 
 def test_true_masks_bind_voices_to_people(speakers: list[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -30,16 +30,20 @@ from cavmae.tools.benchmarks.variant_training import RECIPES, VariantJob, run_va
 
 log = logging.getLogger("cavmae")
 Records = Sequence[Mapping[str, Any]]  # of results of runs
-# Columns of the table: metric, title, decimals. The first is plotted.
-COLUMNS = {
-    "speakers": (
-        ("true_masks_si_sdri", "SI-SDR improvement under true masks, dB", 2),
-        ("si_sdri", "SI-SDR improvement, dB", 2),
-        ("confusion", "confusion", 3),
-        ("iou", "IoU", 3),
-    ),
-    "events": (("mean_ap", "mAP", 3), ("auc", "AUC", 3), ("accuracy", "accuracy", 3)),
-}
+
+
+class Column(NamedTuple):
+    """Metric of the table, with its decimals."""
+
+    name: str
+    title: str
+    digits: int
+
+
+TRUE_MASKS = (Column("true_masks_si_sdri", "SI-SDR improvement under true masks, dB", 2),)
+VOICES = Column("si_sdri", "SI-SDR improvement, dB", 2), Column("confusion", "confusion", 3)
+MASKS = Column("iou", "IoU", 3), Column("state_acc", "accuracy of states", 3)
+EVENTS = Column("mean_ap", "mAP", 3), Column("auc", "AUC", 3), Column("accuracy", "accuracy", 3)
 
 
 def run(bench: VariantsBench) -> None:
@@ -66,17 +70,28 @@ def run(bench: VariantsBench) -> None:
         settings["default"] = to_json_value(default)  # a recipe's file may change
         del settings["default"]["loop"]["seed"]
         check_settings(out, settings)
-        records = _results(jobs)
-        text = table(records, bench)
+        columns = columns_of(jobs[0])
+        records = _results(jobs, columns[0])
+        text = table(records, bench, columns)
         output(text)
         with write_atomically(out / "variants.json") as file:
             file.write(json_bytes({"machine": machine(), "runs": records}, indent=1))
         with write_atomically(out / "variants.md") as file:
             file.write(f"{text}\n".encode())
-        plot(records, bench, out / "variants.png")
+        plot(records, bench, columns[0], out / "variants.png")
 
 
-def _results(jobs: Sequence[VariantJob]) -> list[Mapping[str, Any]]:
+def columns_of(job: VariantJob) -> Sequence[Column]:
+    """Metrics of what learns in a benchmark with this run as its default; the first is plotted."""
+    if job.bench.task == "events":
+        return EVENTS
+    frozen = job.settings().model.freeze
+    if frozen == "masks":  # those in training are the true ones
+        return *TRUE_MASKS, Column("true_masks_confusion", "confusion under true masks", 3)
+    return MASKS if frozen == "voices" else (*TRUE_MASKS, *VOICES, *MASKS)
+
+
+def _results(jobs: Sequence[VariantJob], logged: Column) -> list[Mapping[str, Any]]:
     """Results of runs, the missing ones trained in a process of their own each.
 
     Raises:
@@ -85,11 +100,11 @@ def _results(jobs: Sequence[VariantJob]) -> list[Mapping[str, Any]]:
     missing = [job for job in jobs if not job.path.exists()]
     at_once = jobs[0].bench.jobs
     for first in range(0, len(missing), at_once):
-        _train(missing[first : first + at_once])
+        _train(missing[first : first + at_once], logged)
     return [read_json(job.path) for job in jobs]
 
 
-def _train(jobs: Sequence[VariantJob]) -> None:
+def _train(jobs: Sequence[VariantJob], logged: Column) -> None:
     """Trains runs at the same time, each in a process of its own.
 
     Raises:
@@ -110,16 +125,15 @@ def _train(jobs: Sequence[VariantJob]) -> None:
             if isinstance(event, worker_pool.Finished):
                 continue  # its last evaluation was logged
             point = event.message.curve[-1]
-            name, title, digits = COLUMNS[job.bench.task][0]
+            name, title, digits = logged
             log.info(
                 "%s: %.3g of %g min, %s %.*f.", job.label, point["minutes"], job.bench.minutes,
                 title, digits, point.get(name, math.nan),
             )  # fmt: skip
 
 
-def table(records: Records, bench: VariantsBench) -> str:
+def table(records: Records, bench: VariantsBench, columns: Sequence[Column]) -> str:
     """Markdown: cost of each variant, and metrics as mean and range over seeds."""
-    columns = COLUMNS[bench.task]
     head = [
         "options", "parameters, M", "GFLOPs / sample", "samples / core s", "steps",
         *(title for _, title, _ in columns),
@@ -155,15 +169,15 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def plot(records: Records, bench: VariantsBench, path: Path) -> None:
-    """Plots the first metric over CPU minutes, a line for each run.
+def plot(records: Records, bench: VariantsBench, column: Column, path: Path) -> None:
+    """Plots a metric over CPU minutes, a line for each run.
 
     Args:
         path: PNG file.
     """
     figure = Figure(figsize=(9, 5), layout="constrained")
     chart = figure.subplots()
-    name, title, _ = COLUMNS[bench.task][0]
+    name, title, _ = column
     for number, variant in enumerate(("", *bench.variants)):
         for run_number, record in enumerate(r for r in records if r["variant"] == variant):
             chart.plot(
