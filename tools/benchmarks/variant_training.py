@@ -22,7 +22,8 @@ from cavmae.finetune.events import train as events_train
 from cavmae.finetune.events.settings import EventSettings
 from cavmae.finetune.speaker import run as speakers_run
 from cavmae.finetune.speaker import train as speakers_train
-from cavmae.finetune.speaker.evaluation import evaluate
+from cavmae.finetune.speaker.evaluation import Way, evaluate
+from cavmae.finetune.speaker.lips_task import LipsTask
 from cavmae.finetune.speaker.metrics import summary
 from cavmae.finetune.speaker.settings import SpeakerSettings
 from cavmae.finetune.speaker.task import SpeakerTask
@@ -160,9 +161,20 @@ def run_variant(job: VariantJob, report: Callable[[Any], None]) -> dict[str, Any
 
 @torch.no_grad()
 def metrics_of(task: Task, held_out: Loader) -> Mapping[str, float]:
-    """Metrics on what is held out; of a speaker model those under true masks, too."""
-    if isinstance(task, SpeakerTask):
-        scenes = evaluate(task, held_out, ("model", "true_masks")).scenes
-        true = summary(scenes["true_masks"])
-        return summary(scenes["model"]) | {f"true_masks_{name}": v for name, v in true.items()}
-    return task.aggregate([task("validation_step", batch) for batch in held_out])
+    """Metrics on what is held out; of a speaker model those of what learns.
+
+    Voices have metrics under people's true masks, too, with their name before that of the metric.
+    """
+    if not isinstance(task, SpeakerTask):
+        return task.aggregate([task("validation_step", batch) for batch in held_out])
+    ways: dict[Way, str] = {"model": "", "true_masks": "true_masks_"}
+    metrics: dict[str, float] = {}
+    if isinstance(task, LipsTask):
+        del ways["model"]
+        metrics |= task.aggregate([task("validation_step", batch) for batch in held_out])
+    elif task.freeze_voices:
+        del ways["true_masks"]
+    scenes = evaluate(task, held_out, list(ways)).scenes
+    for way, prefix in ways.items():
+        metrics |= {f"{prefix}{name}": value for name, value in summary(scenes[way]).items()}
+    return metrics

@@ -87,7 +87,7 @@ def columns_of(job: VariantJob) -> Sequence[Column]:
         return EVENTS
     frozen = job.settings().model.freeze
     if frozen == "masks":  # those in training are the true ones
-        return *TRUE_MASKS, Column("true_masks_confusion", "confusion under true masks", 3)
+        return Column("correlation", "correlation of cues", 3), *TRUE_MASKS
     return MASKS if frozen == "voices" else (*TRUE_MASKS, *VOICES, *MASKS)
 
 
