@@ -11,6 +11,7 @@ ones are sums of 2-D ones for each frame of the kernel: with gradients, that tak
 PyTorch's 3-D convolution in its better memory format.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -175,7 +176,10 @@ class X3DPathway(MotionPathway):
     def forward(self, frames: Tensor) -> Tensor:
         """See :meth:`MotionPathway.forward`."""
         x = with_differences(frames[:, :: self.frame_stride], self.stem.spatial.weight.dtype)
-        features: Tensor = self.blocks(self.stem(x.movedim(2, -1).contiguous())).movedim(-1, 2)
+        # Channelwise convolutions in bf16 take five times as long on a CPU, norms as well.
+        with torch.autocast("cpu", enabled=False):
+            maps: Tensor = self.blocks(self.stem(x.movedim(2, -1).contiguous()))
+        features = maps.movedim(-1, 2)
         if self.frame_stride == 1:
             return features
         return features.repeat_interleave(self.frame_stride, dim=1)[:, : frames.shape[1]]

@@ -43,7 +43,13 @@ class TokenPool(nn.Module):
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """[N, H, L, D / H] -> [N, H, L', D / H], L' as :func:`pooled_grid` says."""
         token, x = x[:, :, : self.unpooled], x[:, :, self.unpooled :]
-        maps: Tensor = self.conv(x.transpose(2, 3).unflatten(3, grid).flatten(0, 1))
+        maps = x.transpose(2, 3).unflatten(3, grid).flatten(0, 1)
+        if maps.device.type == "cpu" and self.conv.stride[0] > 1:
+            # In bf16, the gradient of a strided channelwise convolution takes 12 times as long.
+            with torch.autocast("cpu", enabled=False):
+                maps = self.conv(maps.to(self.conv.weight.dtype))
+        else:
+            maps = self.conv(maps)
         pooled = maps.flatten(2).transpose(1, 2).unflatten(0, token.shape[:2])
         normed: Tensor = self.norm(torch.cat([token, pooled], dim=2))
         return normed
