@@ -20,6 +20,7 @@ from cavmae.finetune.inference.overlap_add import OverlapAdd
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.progress import ProgressCallback
 from cavmae.finetune.inference.second_look import refine_small_people
+from cavmae.finetune.inference.shots import find_cuts, split_at_cuts, visible_keys
 from cavmae.finetune.inference.sources import MediaSource
 from cavmae.finetune.inference.tracker import Tracker
 from cavmae.finetune.inference.unread_media import UnreadMedia
@@ -76,6 +77,7 @@ class FirstPass:
         starts: first frames of the windows.
         length: frames of a window.
         keys: key frames, counted from the start of a window.
+        cuts: of each window, the frames that begin a shot, counted from its start.
         people: sightings by the number of the person, from 1.
         missing_frames: frames that could not be decoded.
         missing_audio: fraction of the audio packets that could not be decoded.
@@ -90,6 +92,7 @@ class FirstPass:
     starts: Sequence[int]
     length: int
     keys: np.ndarray
+    cuts: Sequence[tuple[int, ...]]
     people: dict[int, list[Sighting]]
     missing_frames: int = 0
     missing_audio: float = 0.0
@@ -154,18 +157,21 @@ def first_pass(
         else _nearest_key_frame(cue, starts, predictor.keys)
     )
     sightings: dict[int, list[Sighting]] = {}
+    cuts: list[tuple[int, ...]] = []
     with (folder / "masks.u8").open("wb") as masks:
         for window, start in enumerate(starts):
             wave = media.read_audio(start, length)
             window_cue = cue if cue_at is None or cue_at[0] == window else None
             key = cue_at[1] if cue_at is not None else 0
-            people, zooms = _predict_window(
+            people, zooms, window_cuts = _predict_window(
                 predictor, media.read_frames(start, length), wave, window_cue, key, hint,
                 second_look, unread,
             )  # fmt: skip
+            cuts.append(window_cuts)
+            cued = _cued(people, window_cue, key)
             numbers = tracker.assign_numbers(people)
             waves = {MIXTURE: wave}
-            for number, person in zip(numbers, people, strict=True):
+            for number, person, is_cued in zip(numbers, people, cued, strict=True):
                 # Voices add up to the mixture, so those of a person before and after a cut do.
                 waves[number] = waves[number] + person.voice if number in waves else person.voice
                 sighting = Sighting(
@@ -175,7 +181,7 @@ def first_pass(
                     shape=(len(predictor.keys), *person.masks.shape[1:]),
                     offset=masks.tell(),
                     zoom=zooms.get(person.slot),
-                    cued=window_cue is not None and person.slot == 0,
+                    cued=is_cued,
                     power=float(np.square(person.voice).mean()),
                     voice_distance=_voice_distance(predictor, person, cue),
                 )
@@ -194,6 +200,7 @@ def first_pass(
         starts=starts,
         length=length,
         keys=predictor.keys,
+        cuts=cuts,
         people=sightings,
         missing_frames=unread.missing_frames,
         missing_audio=unread.missing_audio,
@@ -211,8 +218,8 @@ def _predict_window(
     hint: int,
     second_look: bool,
     unread: UnreadMedia,
-) -> tuple[list[DetectedPerson], dict[int, float]]:
-    """People of a window, and the magnification of each second look by slot.
+) -> tuple[list[DetectedPerson], dict[int, float], tuple[int, ...]]:
+    """People of a window, the magnification of each second look by slot, and the window's cuts.
 
     A function of its own, so that the frames of a window, hundreds of megabytes, are freed before
     those of the next are read.
@@ -221,14 +228,25 @@ def _predict_window(
     if (peak := float(np.abs(wave).max())) > MAX_SAMPLE:
         raise MediaError("decode_error", f"its audio has samples as large as {peak:.1e}")
     if not any(frame.any() for frame in frames):  # black, as where nothing decodes, shows no people
-        return [], {}
+        return [], {}, ()
     mixture = predictor.prepare(wave)
     people = predictor.predict(frames, mixture, WHOLE, cue, key, hint)
-    return (
-        refine_small_people(predictor, frames, mixture, people, hint)
-        if second_look
-        else (people, {})
-    )
+    zooms: dict[int, float] = {}
+    if second_look:
+        people, zooms = refine_small_people(predictor, frames, mixture, people, hint)
+    cuts = find_cuts(frames, predictor.thresholds.min_cut_difference)
+    return split_at_cuts(people, cuts, predictor.keys), zooms, cuts
+
+
+def _cued(people: Sequence[DetectedPerson], cue: Cue | None, key: int) -> list[bool]:
+    """Whether a cue means each person: slot 0, and where a cut has split it, in the cue's shot."""
+    slots = [person.slot for person in people]
+    return [
+        cue is not None
+        and person.slot == 0
+        and (cue.kind == "voice" or slots.count(0) == 1 or bool(visible_keys(person)[key]))
+        for person in people
+    ]
 
 
 def _voice_distance(

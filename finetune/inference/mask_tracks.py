@@ -10,7 +10,7 @@ from cavmae.common.boxes import Box
 from cavmae.common.interpolation import linear_weights
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting, by_window
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
-from cavmae.finetune.inference.tracker import interpolate_masks
+from cavmae.finetune.inference.shots import interpolate_masks
 
 THRESHOLD = 0.5  # of the weighted mean over windows, above which a pixel is the person's
 
@@ -100,8 +100,9 @@ class MaskTrack:
             self._cache[window] = masks, self._weights.of(window)
         masks, weights = self._cache[window]
         offset = frame - self._recording.starts[window]
+        cuts = self._recording.cuts[window]
         for sighting, values in zip(sightings, masks, strict=True):
-            value = interpolate_masks(values, np.array([offset]), self._recording.keys)[0]
+            value = interpolate_masks(values, np.array([offset]), self._recording.keys, cuts)[0]
             yield sighting, value, float(weights[offset])
 
 

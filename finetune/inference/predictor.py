@@ -1,7 +1,6 @@
 """Prediction of the people of one window, in the coordinates of the frames of the recording."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from cavmae.common.boxes import WHOLE, Box
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.compositing import GREY
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.inference.appearance import appearance
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.slot_merging import (
     merge_slots,
@@ -31,8 +31,6 @@ from cavmae.finetune.speaker.model_tensors import (
 )
 from cavmae.finetune.speaker.prediction import SpeakerPredictor, check_finite_audio
 from cavmae.finetune.speaker.voice_matching import distances
-
-COLOR_STEPS = 8  # bins of red, green and blue in a color histogram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +77,7 @@ class DetectedPerson(NamedTuple):
         box: region of the frame that the masks cover.
         masks: uint8 [F, h, w], 0 to 255, of the key frames.
         voice: float32 [samples].
-        colors: float32 [512], color histogram under the masks; it adds up to 1.
+        colors: of :func:`~cavmae.finetune.inference.appearance.appearance`, in the key frames.
     """
 
     slot: int
@@ -257,7 +255,7 @@ class WindowPredictor:
         waves = voice_predictions.waves(mixture.wave.shape[1])[0].float().cpu().numpy()
         key_colors = functional.interpolate(
             letterbox.crop(keys_nchw), masks.shape[-2:], mode="bilinear", antialias=True
-        )
+        ).numpy()
         activity_prob = voice_predictions.activity_logits[0].float().sigmoid().cpu()
         votes = letterbox.map_votes(slot_predictions.votes[0].float()).cpu()
         presence_prob = 1 - states[:, NONE] - states[:, OFF_SCREEN]
@@ -279,7 +277,7 @@ class WindowPredictor:
                     masks=(person_masks * 255).round().byte().numpy(),
                     # Voices add up to the mixture, so the voices of merged slots are summed.
                     voice=waves[slots].sum(0),
-                    colors=color_histogram(key_colors, person_masks),
+                    colors=appearance(key_colors, person_masks.numpy()),
                 )
             )
         return people
@@ -350,27 +348,3 @@ def _nchw(frames: Sequence[np.ndarray]) -> Tensor:
     if len(frames) == 1:
         return torch.from_numpy(frames[0])[None].permute(0, 3, 1, 2)
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
-
-
-def color_histogram(frames: Tensor, masks: Tensor) -> np.ndarray:
-    """Color histogram under a mask: float32 [COLOR_STEPS ** 3].
-
-    A pixel counts for the eight bins around its color, by distance, so that a little more light
-    does not move whole areas to other bins.
-
-    Args:
-        frames: uint8 [F, 3, h, w].
-        masks: [F, h, w], 0 to 1.
-    """
-    levels = frames.float() * ((COLOR_STEPS - 1) / 255)
-    lower = levels.floor().clamp(max=COLOR_STEPS - 2)
-    fraction = levels - lower
-    counts = torch.zeros(COLOR_STEPS**3)
-    for corner in itertools.product((0, 1), repeat=3):
-        bins, weights = torch.zeros_like(masks, dtype=torch.int64), masks
-        for channel, upper in enumerate(corner):
-            part = fraction[:, channel]
-            bins = bins * COLOR_STEPS + lower[:, channel].long() + upper
-            weights = weights * (part if upper else 1 - part)
-        counts += torch.bincount(bins.flatten(), weights.flatten(), COLOR_STEPS**3).float()
-    return (counts / counts.sum().clamp(min=1e-6)).numpy()

@@ -76,8 +76,11 @@ class Thresholds:
         min_track_score: mask IoU plus weighted voice correlation from which people of consecutive
             windows are one; more starts new tracks more often.
         voice_weight: weight of the voice correlation in that score, relative to the mask IoU.
-        min_color_similarity: Bhattacharyya coefficient of color histograms, from 0 to 1, from which
-            a person who was away keeps their number.
+        min_color_similarity: similarity of the colors of four bands of a person's height, in the
+            light that suits best, from 0 to 1, from which a person after a cut, or who was away,
+            keeps their number.
+        min_cut_difference: mean absolute difference of colors, of 255, between two frames from
+            which a cut is between them, if the frames around it differ much less; more finds fewer.
         max_absence: seconds after which a person who returns gets a new number.
         min_zoom: magnification from which a person gets a second look; more is faster.
         zoom_margin_fraction: margin around a person in a second look, as a fraction of their size.
@@ -101,7 +104,8 @@ class Thresholds:
     max_speck_fraction: float = 0.1
     min_track_score: float = 0.25
     voice_weight: float = 0.5
-    min_color_similarity: float = 0.8
+    min_color_similarity: float = 0.72
+    min_cut_difference: float = 12.0
     max_absence: float = 10.0
     min_zoom: float = 1.5
     zoom_margin_fraction: float = 0.2

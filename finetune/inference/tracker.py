@@ -1,8 +1,8 @@
 """Tracks people across overlapping windows.
 
 People of consecutive windows are matched by their masks and voices in the frames that both windows
-share, which holds when two people cross. People who return after some windows are matched by their
-color histograms. A person without a match starts a new track.
+share, which holds when two people cross. People after a cut, and those who return after some
+windows, are matched by their appearance. A person without a match starts a new track.
 
 A window with a cut may have a person twice, in a slot before the cut and in another after it. Two
 detections of a window are one person if no key frame has both, and if they match the same track.
@@ -15,8 +15,10 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from cavmae.common.boxes import Box
+from cavmae.finetune.inference.appearance import mean_appearance, similarity
 from cavmae.finetune.inference.predictor import DetectedPerson
 from cavmae.finetune.inference.settings import Thresholds
+from cavmae.finetune.inference.shots import interpolate_masks, visible_keys
 
 RASTER = 48  # points along each side of the raster on which masks are compared
 
@@ -30,7 +32,7 @@ class Track:
         window: index of the last window with the person.
         detections: the person in that window, while it is the previous one: several, if each is
             visible in other key frames.
-        colors: mean color histogram.
+        colors: mean appearance over the detections.
         count: number of detections so far.
     """
 
@@ -108,7 +110,8 @@ class Tracker:
 
     def _start(self, person: DetectedPerson) -> int:
         self._numbers += 1
-        self.tracks.append(Track(self._numbers, self._window, [person], person.colors))
+        colors = mean_appearance(person.colors)
+        self.tracks.append(Track(self._numbers, self._window, [person], colors))
         return self._numbers
 
     def _update(self, track: Track, person: DetectedPerson) -> int:
@@ -116,7 +119,7 @@ class Tracker:
         track.detections = [*track.detections, person] if is_second else [person]
         track.window = self._window
         track.count += 1
-        track.colors = track.colors + (person.colors - track.colors) / track.count
+        track.colors = track.colors + (mean_appearance(person.colors) - track.colors) / track.count
         return track.number
 
     def _is_free(self, track: Track, person: DetectedPerson) -> bool:
@@ -173,32 +176,21 @@ class Tracker:
     def _match_colors(
         self, people: Sequence[DetectedPerson], left: Sequence[int]
     ) -> list[tuple[Track, int]]:
-        """Match tracks that are not in the key frames of these people by color histograms."""
+        """Match tracks that are not in the key frames of these people by their appearance."""
         if not self.tracks:
             return []
-        similarity = np.array(
-            [
-                [
-                    float(np.sqrt(track.colors * people[n].colors).sum())
-                    if self._is_free(track, people[n])
-                    else -1.0
-                    for n in left
-                ]
-                for track in self.tracks
-            ]
-        )
-        matches = _assign(self.tracks, similarity, self._thresholds.min_color_similarity)
+        colors = [mean_appearance(people[n].colors) for n in left]
+        score = np.full((len(self.tracks), len(left)), -1.0)
+        for row, track in enumerate(self.tracks):
+            for column, index in enumerate(left):
+                if self._is_free(track, people[index]):
+                    score[row, column] = similarity(track.colors, colors[column])
+        matches = _assign(self.tracks, score, self._thresholds.min_color_similarity)
         return [(track, left[column]) for track, column in matches]
 
 
 def _unmatched(numbers: Sequence[int]) -> list[int]:
     return [index for index, number in enumerate(numbers) if not number]
-
-
-def visible_keys(person: DetectedPerson) -> np.ndarray:
-    """Key frames in which a person has a pixel: bool [F]."""
-    largest: np.ndarray = person.masks.reshape(len(person.masks), -1).max(axis=1)
-    return largest > 127
 
 
 def _assign(
@@ -222,18 +214,6 @@ def masks_at(person: DetectedPerson, frames: np.ndarray, keys: np.ndarray) -> np
     """
     values = interpolate_masks(person.masks, frames, keys)
     return np.stack([_on_raster(value, person.box) for value in values])
-
-
-def interpolate_masks(masks: np.ndarray, frames: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Linear interpolation of masks [F, h, w] of key frames: float32 [N, h, w], 0 to 1."""
-    position = np.interp(frames, keys, np.arange(len(keys)))
-    before = np.floor(position).astype(np.int64)
-    after = np.minimum(before + 1, len(keys) - 1)
-    fraction = (position - before).astype(np.float32)[:, None, None]
-    interpolated: np.ndarray = (
-        masks[before] * (1 - fraction) + masks[after] * fraction
-    ) / np.float32(255)
-    return interpolated
 
 
 def _on_raster(mask: np.ndarray, box: Box) -> np.ndarray:

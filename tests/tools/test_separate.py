@@ -328,8 +328,9 @@ def test_speech_is_where_it_is_loud_and_likely() -> None:
 def test_activity_is_the_weighted_mean_of_windows(tmp_path: Path) -> None:
     """Where a single window covers a frame, its value counts alone."""
     recording = FirstPass(
-        tmp_path, 32, 32 * 640, np.ones(32, bool), [0, 8, 16], 16, np.array([2, 6, 10, 14]), {}, 0
-    )
+        tmp_path, 32, 32 * 640, np.ones(32, bool), [0, 8, 16], 16, np.array([2, 6, 10, 14]),
+        [()] * 3, {}, 0,
+    )  # fmt: skip
     sightings = []
     with (tmp_path / "masks.u8").open("wb") as file:
         for window, prob in ((0, 0.2), (1, 0.8)):

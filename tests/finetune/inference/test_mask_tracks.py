@@ -14,7 +14,7 @@ from cavmae.finetune.inference.mask_tracks import MaskRegion, MaskTrack
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
 from cavmae.finetune.inference.overlay import color_of, draw_people, outlines
 from cavmae.finetune.inference.records import activity_prob, visible_frames
-from cavmae.finetune.inference.tracker import interpolate_masks
+from cavmae.finetune.inference.shots import interpolate_masks
 
 KEYS = np.array([1, 5])
 STARTS, LENGTH = [0, 4, 8], 8
@@ -33,7 +33,8 @@ def recording(folder: Path, masks: dict[int, np.ndarray], boxes: dict[int, Box])
             )
             file.write(mask.tobytes())
             file.write(np.ones(LENGTH, np.float32).tobytes())
-    return FirstPass(folder, 16, 10_240, np.ones(16, bool), STARTS, LENGTH, KEYS, {1: sightings})
+    has_video, cuts = np.ones(16, bool), [()] * len(STARTS)
+    return FirstPass(folder, 16, 10_240, has_video, STARTS, LENGTH, KEYS, cuts, {1: sightings})
 
 
 def both_sides(folder: Path, second: Box) -> FirstPass:
@@ -170,3 +171,14 @@ def test_people_are_drawn_in_their_colors_and_speakers_are_tinted() -> None:
     assert (silent[75, 80] == 100).all()  # inside, away from outline and label
     np.testing.assert_allclose(speaking[75, 80], 0.7 * 100 + 0.3 * np.array(color_of(1)), atol=1)
     assert (silent[10, 10] == 100).all() and (speaking[10, 10] == 100).all()
+
+
+def test_masks_change_at_a_cut(tmp_path: Path) -> None:
+    """Without it, a mask of one side fades out midway between key frames."""
+    masks = np.zeros((2, 9, 16), np.uint8)
+    masks[0, :, :4] = 255
+    plain = recording(tmp_path, {0: masks}, {0: WHOLE})
+    for cuts, last in (((), 3), ((2,), 2), ((5,), 5), ((3, 4), 3)):
+        first = dataclasses.replace(plain, starts=[0], cuts=[cuts])
+        seen = [MaskTrack(first, first.people[1]).at(t, SIZE) is not None for t in range(LENGTH)]
+        assert seen == [t < last for t in range(LENGTH)], cuts

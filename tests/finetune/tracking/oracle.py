@@ -1,7 +1,9 @@
 """A separator whose model is the truth: what is left are the faults of tracking."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,18 +14,20 @@ from cavmae.datasets.footage.composer import SAMPLES
 from cavmae.datasets.footage.spec import FootageSpec
 from cavmae.datasets.footage.truth import FootageTruth
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.inference.appearance import appearance
 from cavmae.finetune.inference.overlap_add import window_starts
 from cavmae.finetune.inference.predictor import (
     Cue,
     DetectedPerson,
     PreparedMixture,
     WindowPredictor,
-    color_histogram,
 )
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
+from cavmae.finetune.inference.shots import visible_keys
 from tests.finetune.speaker.scenes import ENCODER, model
 
+Slots = Literal["person", "split", "place"]
 SETTINGS = SeparateSettings(second_look=False, min_seconds=0.0)
 
 
@@ -32,12 +36,15 @@ class OraclePredictor(WindowPredictor):
 
     Args:
         spec, truth: of the recording.
-        split: a person before a cut and after it are two detections, as of a model whose slots do
-            not follow a person over a cut.
+        slots: what a slot holds over a cut: the same ``person``; nobody after it (``split``), so
+            that a person before a cut and after it are two detections; or whoever is at the same
+            ``place`` from left to right.
         thresholds: of tracks.
     """
 
-    def __init__(self, spec: FootageSpec, truth: FootageTruth, split: bool, thresholds: Thresholds):
+    def __init__(
+        self, spec: FootageSpec, truth: FootageTruth, slots: Slots, thresholds: Thresholds
+    ):
         encoder = dataclasses.replace(ENCODER, image_height=80, image_width=128)
         small_model = model(encoder=encoder, key_frames=16)
         super().__init__(small_model, Statistics(), thresholds=thresholds)
@@ -46,8 +53,9 @@ class OraclePredictor(WindowPredictor):
         self.starts = iter(window_starts(spec.frames, length, round(SETTINGS.hop * length)))
         cuts = np.cumsum([shot.frames for shot in spec.shots])
         self.shot = np.searchsorted(cuts, np.arange(spec.frames + length), side="right")
-        if not split:
+        if slots == "person":
             self.shot[:] = 0
+        self.slots = slots
 
     def predict(
         self, frames: Sequence[np.ndarray], mixture: PreparedMixture, box: Box = WHOLE,
@@ -69,19 +77,40 @@ class OraclePredictor(WindowPredictor):
                 masks = (owner == person) & (shots == shot)[:, None, None]
                 if masks.mean() < self.thresholds.min_area_fraction:
                     continue
-                colors = color_histogram(pixels, torch.from_numpy(masks).float())
+                colors = appearance(pixels.numpy(), masks.astype(np.float32))
                 people.append(
                     DetectedPerson(
                         len(people), 0.9, np.ones(length, np.float32), WHOLE,
                         masks * np.uint8(255), voice * np.repeat(shots == shot, SAMPLES), colors,
                     )
                 )  # fmt: skip
-        return people
+        return people if self.slots != "place" else joined_by_place(people)
+
+
+def joined_by_place(people: Sequence[DetectedPerson]) -> list[DetectedPerson]:
+    """Slots that hold the first, second, ... person from the left of each shot."""
+    by_shot: dict[tuple[bool, ...], list[DetectedPerson]] = {}
+    for person in people:
+        by_shot.setdefault(tuple(visible_keys(person)), []).append(person)
+    for shot in by_shot.values():
+        shot.sort(key=lambda p: float(np.nonzero(p.masks)[2].mean()))
+    slots = []
+    for number, parts in enumerate(itertools.zip_longest(*by_shot.values())):
+        own = [part for part in parts if part is not None]
+        slots.append(
+            own[0]._replace(
+                slot=number,
+                masks=np.maximum.reduce([part.masks for part in own]),
+                voice=np.sum([part.voice for part in own], axis=0),
+                colors=np.sum([part.colors for part in own], axis=0),
+            )
+        )
+    return slots
 
 
 def oracle_separator(
-    spec: FootageSpec, truth: FootageTruth, split: bool = False, **thresholds: float
+    spec: FootageSpec, truth: FootageTruth, slots: Slots = "person", **thresholds: float
 ) -> Separator:
     """Separator of one recording, once."""
     wanted = dataclasses.replace(Thresholds(), **thresholds)  # type: ignore[arg-type]
-    return Separator(OraclePredictor(spec, truth, split, wanted), "oracle", "fp32")
+    return Separator(OraclePredictor(spec, truth, slots, wanted), "oracle", "fp32")

@@ -18,7 +18,7 @@ from cavmae.finetune.tracking.evaluation import (
     track_summary,
 )
 from tests.datasets.footage.clips import SHORT, talkers_of
-from tests.finetune.tracking.oracle import SETTINGS, oracle_separator
+from tests.finetune.tracking.oracle import SETTINGS, Slots, oracle_separator
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +39,21 @@ def loaded(footage: Path, *kinds: str) -> list[tuple[FootageSpec, FootageTruth]]
 
 
 def measured(
-    footage: Path, spec: FootageSpec, truth: FootageTruth, split: bool = False, **thresholds: float
-) -> RecordingTracks:
-    separator = oracle_separator(spec, truth, split, **thresholds)
+    footage: Path, spec: FootageSpec, truth: FootageTruth, slots: Slots = "person",
+    **thresholds: float,
+) -> RecordingTracks:  # fmt: skip
+    separator = oracle_separator(spec, truth, slots, **thresholds)
     return evaluate_recording(separator, video_path(footage, spec.name), truth, SETTINGS)
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_the_truth_is_perfect(footage: Path, split: bool) -> None:
+@pytest.mark.parametrize("slots", ["person", "split", "place"])
+def test_the_truth_is_perfect(footage: Path, slots: Slots) -> None:
     """Also if the slots do not follow anybody over a cut: clothes of five colors do."""
-    kinds = ("cut", "inset") if split else ("plain", "return", "cut", "inset", "portrait")
+    whole = slots == "person"
+    kinds = ("plain", "return", "cut", "inset", "portrait") if whole else ("cut", "inset")
     results: dict[str, list[RecordingTracks]] = {}
     for spec, truth in loaded(footage, *kinds):
-        result = measured(footage, spec, truth, split)
+        result = measured(footage, spec, truth, slots)
         results.setdefault(spec.kind, []).append(result)
         counts = result.counts
         # Crossfaded windows hide a person for some frames after they enter.
@@ -70,7 +72,7 @@ def test_the_truth_is_perfect(footage: Path, split: bool) -> None:
 def test_a_new_number_for_each_shot(footage: Path) -> None:
     """Each person's track is that of their longest stay, and all other stays are of no use."""
     for spec, truth in loaded(footage, "cut"):
-        result = measured(footage, spec, truth, split=True, min_color_similarity=1.0)
+        result = measured(footage, spec, truth, slots="split", min_color_similarity=1.0)
         cuts = np.cumsum([0, *(shot.frames for shot in spec.shots)])
         stays = np.array(
             [

@@ -1,0 +1,129 @@
+"""Hard cuts: a window that spans one shows different people in the same slots before and after it.
+
+Masks of such a window are interpolated within a shot, and a slot that is visible in several shots
+becomes a detection in each of them, which is told from the others by its appearance.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from cavmae.datasets.media.playback import SAMPLES
+from cavmae.finetune.inference.predictor import DetectedPerson
+
+GRID = 36, 64  # pixels of a frame that are compared, at least: rows and columns
+NEIGHBORS = 2  # frames on either side of a cut whose differences are small beside it
+RATIO = 2.0  # of a cut's difference to theirs
+FADE = 320  # samples of the crossfade from one shot's voice to the next
+
+
+def find_cuts(frames: Sequence[np.ndarray], min_difference: float) -> tuple[int, ...]:
+    """Frames that begin a shot, counted from the first of these frames.
+
+    A cut changes the picture at once, as motion, fades and flashes do not: its difference is large,
+    and much larger than those around it.
+
+    Args:
+        frames: uint8 [h, w, 3] each, of one size.
+        min_difference: least mean absolute difference of colors, of 255.
+    """
+    rows, columns = (
+        max(1, size // least) for size, least in zip(frames[0].shape, GRID, strict=False)
+    )
+    small = np.stack([frame[::rows, ::columns] for frame in frames]).astype(np.float32)
+    differences = np.abs(np.diff(small, axis=0)).mean((1, 2, 3))  # [frames - 1]
+    cuts = []
+    for index in np.flatnonzero(differences >= min_difference):
+        around = differences[max(0, index - NEIGHBORS) : index + NEIGHBORS + 1]
+        others = np.sort(around)[:-1]
+        if not len(others) or differences[index] >= RATIO * others[-1]:
+            cuts.append(int(index) + 1)
+    return tuple(cuts)
+
+
+def shots_of(frames: np.ndarray, cuts: Sequence[int]) -> np.ndarray:
+    """Number of the shot of each frame, from 0: int64 [N]."""
+    return np.searchsorted(np.array(cuts, dtype=np.int64), frames, side="right")
+
+
+def interpolate_masks(
+    masks: np.ndarray, frames: np.ndarray, keys: np.ndarray, cuts: Sequence[int] = ()
+) -> np.ndarray:
+    """Linear interpolation of masks [F, h, w] of key frames: float32 [N, h, w], 0 to 1.
+
+    Args:
+        masks: uint8 [F, h, w] of the key frames.
+        frames: frames to interpolate at, counted from the start of the window.
+        keys: key frames, likewise.
+        cuts: first frames of shots, likewise. A frame between two key frames of which one is in
+            another shot has the mask of the other.
+    """
+    position = np.interp(frames, keys, np.arange(len(keys)))
+    before = np.floor(position).astype(np.int64)
+    after = np.minimum(before + 1, len(keys) - 1)
+    fraction = (position - before).astype(np.float32)
+    if cuts:
+        own, of_keys = shots_of(frames, cuts), shots_of(keys, cuts)
+        is_before, is_after = of_keys[before] == own, of_keys[after] == own
+        fraction[is_before & ~is_after] = 0
+        fraction[is_after & ~is_before] = 1
+    fraction = fraction[:, None, None]
+    interpolated: np.ndarray = (
+        masks[before] * (1 - fraction) + masks[after] * fraction
+    ) / np.float32(255)
+    return interpolated
+
+
+def visible_keys(person: DetectedPerson) -> np.ndarray:
+    """Key frames in which a person has a pixel: bool [F]."""
+    largest: np.ndarray = person.masks.reshape(len(person.masks), -1).max(axis=1)
+    return largest > 127
+
+
+def split_at_cuts(
+    people: Sequence[DetectedPerson], cuts: Sequence[int], keys: np.ndarray
+) -> list[DetectedPerson]:
+    """Detections of a window, each within a shot, as far as people are visible in several.
+
+    Voices of the parts add up to that of the slot. The voice of somebody who is visible in one shot
+    only is left whole: it may go on after the cut.
+
+    Args:
+        people: of the window.
+        cuts: frames that begin a shot, counted from the start of the window.
+        keys: key frames, likewise.
+    """
+    shots = shots_of(keys, cuts)
+    parts: list[DetectedPerson] = []
+    for person in people:
+        visible = sorted({*shots[visible_keys(person)].tolist()})
+        if len(visible) < 2:
+            parts.append(person)
+            continue
+        begins = [0, *(cuts[shot - 1] for shot in visible[1:])]
+        ends = [*begins[1:], len(person.activity_prob)]
+        weights = [_fade_in(begin, len(person.voice)) for begin in begins]
+        gates = [now - later for now, later in itertools.pairwise(weights)] + weights[-1:]
+        for shot, begin, end, gate in zip(visible, begins, ends, gates, strict=True):
+            own = shots == shot
+            heard = np.zeros_like(person.activity_prob)
+            heard[begin:end] = person.activity_prob[begin:end]
+            parts.append(
+                person._replace(
+                    masks=person.masks * own[:, None, None].astype(np.uint8),
+                    voice=person.voice * gate,
+                    activity_prob=heard,
+                    colors=person.colors * own[:, None, None, None].astype(np.float32),
+                )
+            )
+    return parts
+
+
+def _fade_in(frame: int, samples: int) -> np.ndarray:
+    """Weight of what begins at a frame: float32 [samples], from 0 to 1 around the frame."""
+    if frame == 0:
+        return np.ones(samples, dtype=np.float32)
+    time = np.arange(samples, dtype=np.float32) - frame * SAMPLES
+    weight: np.ndarray = (time / FADE + 0.5).clip(0, 1)
+    return weight
