@@ -107,13 +107,13 @@ def split_at_cuts(
         gates = [now - later for now, later in itertools.pairwise(weights)] + weights[-1:]
         for shot, begin, end, gate in zip(visible, begins, ends, gates, strict=True):
             own = shots == shot
-            heard = np.zeros_like(person.activity_prob)
-            heard[begin:end] = person.activity_prob[begin:end]
+            activity = np.zeros_like(person.activity_prob)
+            activity[begin:end] = person.activity_prob[begin:end]
             parts.append(
                 person._replace(
                     masks=person.masks * own[:, None, None].astype(np.uint8),
                     voice=person.voice * gate,
-                    activity_prob=heard,
+                    activity_prob=activity,
                     colors=person.colors * own[:, None, None, None].astype(np.float32),
                 )
             )
