@@ -11,6 +11,7 @@ from cavmae.finetune.inference.first_pass import FirstPass, Sighting, by_window
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
 from cavmae.finetune.inference.predictor import Cue
 from cavmae.finetune.inference.settings import Thresholds
+from cavmae.finetune.inference.shots import interpolate_keys
 
 BOX_INTERVAL = 25  # frames between boxes in the record
 
@@ -22,7 +23,12 @@ def visible_frames(recording: FirstPass, sightings: list[Sighting]) -> np.ndarra
     for sighting in sightings:
         start = recording.starts[sighting.window]
         key_visible = (recording.masks(sighting) > 127).any(axis=(1, 2)).astype(np.float32)
-        window_visible = np.interp(np.arange(recording.length), recording.keys, key_visible)
+        window_visible = interpolate_keys(
+            key_visible,
+            np.arange(recording.length),
+            recording.keys,
+            recording.cuts[sighting.window],
+        )
         total[start : start + recording.length] += window_visible * weights.of(sighting.window)
     frames: np.ndarray = (total[: recording.frames] > 0.5) & recording.has_video
     return frames

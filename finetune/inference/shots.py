@@ -47,17 +47,17 @@ def shots_of(frames: np.ndarray, cuts: Sequence[int]) -> np.ndarray:
     return np.searchsorted(np.array(cuts, dtype=np.int64), frames, side="right")
 
 
-def interpolate_masks(
-    masks: np.ndarray, frames: np.ndarray, keys: np.ndarray, cuts: Sequence[int] = ()
+def interpolate_keys(
+    values: np.ndarray, frames: np.ndarray, keys: np.ndarray, cuts: Sequence[int] = ()
 ) -> np.ndarray:
-    """Linear interpolation of masks [F, h, w] of key frames: float32 [N, h, w], 0 to 1.
+    """Linear interpolation of what key frames have, within shots: float32 [N, ...].
 
     Args:
-        masks: uint8 [F, h, w] of the key frames.
+        values: [F, ...] of the key frames.
         frames: frames to interpolate at, counted from the start of the window.
         keys: key frames, likewise.
         cuts: first frames of shots, likewise. A frame between two key frames of which one is in
-            another shot has the mask of the other.
+            another shot has the value of the other.
     """
     position = np.interp(frames, keys, np.arange(len(keys)))
     before = np.floor(position).astype(np.int64)
@@ -68,11 +68,19 @@ def interpolate_masks(
         is_before, is_after = of_keys[before] == own, of_keys[after] == own
         fraction[is_before & ~is_after] = 0
         fraction[is_after & ~is_before] = 1
-    fraction = fraction[:, None, None]
-    interpolated: np.ndarray = (
-        masks[before] * (1 - fraction) + masks[after] * fraction
-    ) / np.float32(255)
+    fraction = fraction.reshape(-1, *[1] * (values.ndim - 1))
+    interpolated: np.ndarray = values[before] * (1 - fraction) + values[after] * fraction
     return interpolated
+
+
+def interpolate_masks(
+    masks: np.ndarray, frames: np.ndarray, keys: np.ndarray, cuts: Sequence[int] = ()
+) -> np.ndarray:
+    """Masks uint8 [F, h, w] of key frames at other frames: float32 [N, h, w], 0 to 1.
+
+    See :func:`interpolate_keys` for the other arguments.
+    """
+    return interpolate_keys(masks, frames, keys, cuts) / np.float32(255)
 
 
 def visible_keys(person: DetectedPerson) -> np.ndarray:

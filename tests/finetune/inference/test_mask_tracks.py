@@ -182,3 +182,5 @@ def test_masks_change_at_a_cut(tmp_path: Path) -> None:
         first = dataclasses.replace(plain, starts=[0], cuts=[cuts])
         seen = [MaskTrack(first, first.people[1]).at(t, SIZE) is not None for t in range(LENGTH)]
         assert seen == [t < last for t in range(LENGTH)], cuts
+        visible = visible_frames(first, first.people[1])[:LENGTH]
+        assert visible.tolist() == seen, cuts
