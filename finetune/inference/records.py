@@ -20,18 +20,16 @@ def visible_frames(recording: FirstPass, sightings: list[Sighting]) -> np.ndarra
     """Visibility of a person by frame, bool [frames], from the weighted masks of all windows."""
     weights = CrossfadeWeights(recording.starts, recording.length)
     total = np.zeros(recording.frames + recording.length, dtype=np.float32)
+    frames = np.arange(recording.length)
     for sighting in sightings:
         start = recording.starts[sighting.window]
-        key_visible = (recording.masks(sighting) > 127).any(axis=(1, 2)).astype(np.float32)
-        window_visible = interpolate_keys(
-            key_visible,
-            np.arange(recording.length),
-            recording.keys,
-            recording.cuts[sighting.window],
-        )
+        masks = recording.masks(sighting)
+        key_visible = (masks > 127).reshape(len(masks), -1).max(1).astype(np.float32)
+        cuts = recording.cuts[sighting.window]
+        window_visible = interpolate_keys(key_visible, frames, recording.keys, cuts)
         total[start : start + recording.length] += window_visible * weights.of(sighting.window)
-    frames: np.ndarray = (total[: recording.frames] > 0.5) & recording.has_video
-    return frames
+    visible: np.ndarray = (total[: recording.frames] > 0.5) & recording.has_video
+    return visible
 
 
 def activity_prob(recording: FirstPass, sightings: list[Sighting]) -> np.ndarray:
