@@ -31,12 +31,11 @@ def appearance(frames: np.ndarray, masks: np.ndarray) -> np.ndarray:
     histograms = np.zeros((len(frames), len(LIGHT), BANDS, STEPS**3), dtype=np.float32)
     factors = np.array(LIGHT, dtype=np.float32)[:, None, None] * np.float32((STEPS - 1) / 255)
     for histogram, frame, mask in zip(histograms, frames, masks, strict=True):
-        rows, columns = np.nonzero(mask)
+        rows, columns = np.nonzero(mask > 0.5)  # a little of all of the background would add up
         if not len(rows):
             continue
-        person = np.flatnonzero((mask > 0.5).any(1)) if (mask > 0.5).any() else rows
-        top, bottom = person[0], person[-1] + 1
-        band = ((rows - top) * BANDS // (bottom - top)).clip(0, BANDS - 1)
+        top, bottom = rows[0], rows[-1] + 1
+        band = (rows - top) * BANDS // (bottom - top)
         levels = np.minimum(frame[:, rows, columns] * factors, STEPS - 1)  # [light, 3, pixel]
         lower = np.minimum(levels.astype(np.int64), STEPS - 2)
         fraction = levels - lower

@@ -234,19 +234,31 @@ def _predict_window(
     zooms: dict[int, float] = {}
     if second_look:
         people, zooms = refine_small_people(predictor, frames, mixture, people, hint)
-    cuts = find_cuts(frames, predictor.thresholds.min_cut_difference)
-    return split_at_cuts(people, cuts, predictor.keys), zooms, cuts
+    thresholds = predictor.thresholds
+    cuts = find_cuts(frames, thresholds.min_cut_difference)
+    parts = split_at_cuts(people, cuts, predictor.keys, thresholds.min_area_fraction)
+    return parts, zooms, cuts
 
 
 def _cued(people: Sequence[DetectedPerson], cue: Cue | None, key: int) -> list[bool]:
-    """Whether a cue means each person: slot 0, and where a cut has split it, in the cue's shot."""
-    slots = [person.slot for person in people]
-    return [
-        cue is not None
-        and person.slot == 0
-        and (cue.kind == "voice" or slots.count(0) == 1 or bool(visible_keys(person)[key]))
-        for person in people
-    ]
+    """Whether a cue means each person: slot 0; where a cut has split it, what is nearest in time.
+
+    Args:
+        people: of the window, within shots.
+        cue: None: there is none in this window.
+        key: index of the key frame of a box, point or mask.
+    """
+    meant = [index for index, person in enumerate(people) if person.slot == 0]
+    if cue is None:
+        return [False] * len(people)
+    if cue.kind != "voice" and len(meant) > 1:
+
+        def distance(index: int) -> int:
+            visible = np.flatnonzero(visible_keys(people[index]))
+            return int(np.abs(visible - key).min(initial=len(people[index].masks)))
+
+        meant = [min(meant, key=distance)]
+    return [index in meant for index in range(len(people))]
 
 
 def _voice_distance(

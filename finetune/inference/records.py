@@ -85,7 +85,8 @@ def person_record(
     for frame in sorted(boxes):
         if not listed or frame - listed[-1] >= BOX_INTERVAL:
             listed.append(frame)
-    zoomed = [s for s in sightings if s.zoom is not None]
+    # Those of a window with a cut are parts of one look.
+    zoomed = {s.window: s for s in sightings if s.zoom is not None}.values()
     return {
         "visible": spans_of(visible_frames(recording, sightings), thresholds),
         "speech": spans,

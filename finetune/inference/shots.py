@@ -13,16 +13,20 @@ from cavmae.datasets.media.playback import SAMPLES
 from cavmae.finetune.inference.predictor import DetectedPerson
 
 GRID = 36, 64  # pixels of a frame that are compared, at least: rows and columns
-NEIGHBORS = 2  # frames on either side of a cut whose differences are small beside it
+NEIGHBORS = 2  # changes of the picture on either side of a cut that are small beside it
 RATIO = 2.0  # of a cut's difference to theirs
+AROUND = 12  # frames in which they are, and in which a flash ends
+REPEATED = 0.5  # difference, of 255, below which a frame repeats the one before it
+LEAST_CHANGE = 0.15  # mean absolute difference of frames with a mean of 0 and a deviation of 1
 FADE = 320  # samples of the crossfade from one shot's voice to the next
 
 
 def find_cuts(frames: Sequence[np.ndarray], min_difference: float) -> tuple[int, ...]:
     """Frames that begin a shot, counted from the first of these frames.
 
-    A cut changes the picture at once, as motion, fades and flashes do not: its difference is large,
-    and much larger than those around it.
+    A cut changes the picture at once: its difference is large, and much larger than those around
+    it, where frames that repeat the one before them do not count. More or less light is no cut, and
+    no flash is, after which the picture is as before.
 
     Args:
         frames: uint8 [h, w, 3] each, of one size.
@@ -33,13 +37,33 @@ def find_cuts(frames: Sequence[np.ndarray], min_difference: float) -> tuple[int,
     )
     small = np.stack([frame[::rows, ::columns] for frame in frames]).astype(np.float32)
     differences = np.abs(np.diff(small, axis=0)).mean((1, 2, 3))  # [frames - 1]
-    cuts = []
+    changes = np.flatnonzero(differences >= REPEATED)
+    cuts: list[int] = []
     for index in np.flatnonzero(differences >= min_difference):
-        around = differences[max(0, index - NEIGHBORS) : index + NEIGHBORS + 1]
-        others = np.sort(around)[:-1]
-        if not len(others) or differences[index] >= RATIO * others[-1]:
-            cuts.append(int(index) + 1)
+        place = int(np.searchsorted(changes, index))
+        near = [*changes[max(0, place - NEIGHBORS) : place], *changes[place + 1 :][:NEIGHBORS]]
+        others = differences[[n for n in near if abs(n - index) <= AROUND]]
+        if differences[index] < RATIO * others.max(initial=0.0):
+            continue
+        if difference_of_content(small[index], small[index + 1]) < LEAST_CHANGE:
+            continue
+        cut = int(index) + 1
+        is_end_of_flash = (
+            bool(cuts)
+            and cut - cuts[-1] <= AROUND
+            and np.abs(small[cuts[-1] - 1] - small[cut]).mean() < min_difference
+        )
+        if is_end_of_flash:
+            cuts.pop()
+        else:
+            cuts.append(cut)
     return tuple(cuts)
+
+
+def difference_of_content(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean absolute difference of pictures of the same brightness and contrast."""
+    plain = [(x - x.mean()) / max(float(x.std()), 1.0) for x in (first, second)]
+    return float(np.abs(plain[0] - plain[1]).mean())
 
 
 def shots_of(frames: np.ndarray, cuts: Sequence[int]) -> np.ndarray:
@@ -57,7 +81,8 @@ def interpolate_keys(
         frames: frames to interpolate at, counted from the start of the window.
         keys: key frames, likewise.
         cuts: first frames of shots, likewise. A frame between two key frames of which one is in
-            another shot has the value of the other.
+            another shot has the value of the other; one whose shot has no key frame is between
+            both as if there were no cut.
     """
     position = np.interp(frames, keys, np.arange(len(keys)))
     before = np.floor(position).astype(np.int64)
@@ -90,7 +115,10 @@ def visible_keys(person: DetectedPerson) -> np.ndarray:
 
 
 def split_at_cuts(
-    people: Sequence[DetectedPerson], cuts: Sequence[int], keys: np.ndarray
+    people: Sequence[DetectedPerson],
+    cuts: Sequence[int],
+    keys: np.ndarray,
+    min_area_fraction: float,
 ) -> list[DetectedPerson]:
     """Detections of a window, each within a shot, as far as people are visible in several.
 
@@ -101,11 +129,14 @@ def split_at_cuts(
         people: of the window.
         cuts: frames that begin a shot, counted from the start of the window.
         keys: key frames, likewise.
+        min_area_fraction: of the region of the masks, which somebody who is visible in a shot
+            covers at least, in the mean of its key frames.
     """
     shots = shots_of(keys, cuts)
     parts: list[DetectedPerson] = []
     for person in people:
-        visible = sorted({*shots[visible_keys(person)].tolist()})
+        areas = (person.masks > 127).mean((1, 2))
+        visible = [n for n in np.unique(shots) if areas[shots == n].mean() >= min_area_fraction]
         if len(visible) < 2:
             parts.append(person)
             continue

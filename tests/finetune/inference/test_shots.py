@@ -15,7 +15,8 @@ from cavmae.finetune.inference.appearance import (
     mean_appearance,
     similarity,
 )
-from cavmae.finetune.inference.predictor import DetectedPerson
+from cavmae.finetune.inference.first_pass import _cued
+from cavmae.finetune.inference.predictor import Cue, DetectedPerson
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.shots import (
     find_cuts,
@@ -25,6 +26,7 @@ from cavmae.finetune.inference.shots import (
 )
 
 LEAST = Thresholds().min_cut_difference
+AREA = Thresholds().min_area_fraction
 SIZE = 72, 128
 KEYS = np.array([8, 24, 40, 56])
 
@@ -48,6 +50,10 @@ def test_cuts_are_found_where_they_are() -> None:
     assert find_cuts(film(63, 1), LEAST) == (63,)
     assert find_cuts(film(20, 30), 255) == ()
     assert find_cuts(film(1), LEAST) == ()
+    slides = [scene(number) for number in range(3) for _ in range(20)]
+    assert find_cuts(slides, LEAST) == (20, 40)
+    slow = [frame for frame in film(4, 8) for _ in range(5)]  # of 5 Hz
+    assert find_cuts(slow, LEAST) == (20,)
     tiny = [scene(number)[::24, ::32] for number in (0, 1) for _ in range(5)]
     assert find_cuts(tiny, LEAST) == (5,)
 
@@ -57,6 +63,14 @@ def test_what_is_no_cut() -> None:
     still = [scene(0)] * 30
     flash = [*still[:10], np.full_like(still[0], 255), *still[10:]]
     assert find_cuts(flash, LEAST) == ()
+    for length in (2, 4, 6):
+        white = [np.full_like(still[0], 255)] * length
+        assert find_cuts([*still[:10], *white, *still[10:]], LEAST) == (), length
+    switched = [*still[:10], *[(frame * 0.6).astype(np.uint8) for frame in still]]
+    assert find_cuts(switched, LEAST) == ()
+    for repeats in (3, 5):  # frames of 8 and 5 Hz
+        slow = [frame for t in range(12) for frame in [np.roll(scene(0), 9 * t, axis=1)] * repeats]
+        assert find_cuts(slow, LEAST) == ()
     first, second = scene(0).astype(float), scene(1).astype(float)
     fade = [(first + (second - first) * t / 12).astype(np.uint8) for t in range(13)]
     assert find_cuts(fade, LEAST) == ()
@@ -100,7 +114,7 @@ def seen(*visible: int) -> DetectedPerson:
 
 def test_a_slot_of_two_shots_is_two_detections() -> None:
     slot = seen(0, 1, 2, 3)
-    first, second = split_at_cuts([slot], (30,), KEYS)
+    first, second = split_at_cuts([slot], (30,), KEYS, AREA)
     np.testing.assert_allclose(first.voice + second.voice, slot.voice, atol=1e-6)
     assert not first.voice[31 * 640 :].any() and not second.voice[: 29 * 640].any()
     assert (first.activity_prob[:30] == np.float32(0.7)).all() and not first.activity_prob[
@@ -129,12 +143,33 @@ def test_parts_partition_the_window(
     visible: tuple[int, ...], cuts: tuple[int, ...], count: int
 ) -> None:
     slot = seen(*visible)
-    parts = split_at_cuts([slot], cuts, KEYS)
+    parts = split_at_cuts([slot], cuts, KEYS, AREA)
     assert len(parts) == count
     np.testing.assert_array_equal(np.sum([part.masks for part in parts], axis=0), slot.masks)
     np.testing.assert_allclose(np.sum([p.voice for p in parts], axis=0), slot.voice, atol=1e-6)
     whole = np.maximum.reduce([part.activity_prob for part in parts])
     np.testing.assert_array_equal(whole, slot.activity_prob)
+
+
+def test_remains_of_a_mask_in_another_shot_take_no_voice_away() -> None:
+    slot = seen(0, 1, 2)
+    slot.masks[2] = 0
+    slot.masks[2, 0, 0] = 140
+    assert len(split_at_cuts([slot], (30,), KEYS, 0.03)) == 1
+    assert len(split_at_cuts([slot], (30,), KEYS, 0.01)) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"), [(0, [True, False]), (1, [True, False]), (3, [False, True])]
+)
+def test_a_cue_means_the_part_nearest_in_time(key: int, expected: list[bool]) -> None:
+    """Also where nobody is seen at the time of the cue itself."""
+    slot = seen(0, 3)._replace(slot=0)
+    parts = [*split_at_cuts([slot], (30,), KEYS, AREA), seen(0, 1, 2, 3)]
+    assert _cued(parts, Cue("box"), key) == [*expected, False]
+    assert _cued(parts, Cue("voice"), key) == [True, True, False]
+    assert _cued(parts, None, key) == [False] * 3
+    assert _cued([slot], Cue("box"), 2) == [True]
 
 
 def look(clothes: int, light: float = 1.0, hair: int = 40, shift: int = 0) -> np.ndarray:
@@ -160,6 +195,14 @@ def test_the_same_person_is_known_in_other_light_and_elsewhere() -> None:
     # The same colors in other places: fair hair and dark clothes, or dark hair and fair clothes.
     upside_down = look(40)[:, ::-1]
     assert similarity(look(40), upside_down) < 0.72
+
+
+def test_a_faint_mask_of_all_of_the_background_changes_nothing() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (1, 3, 24, 24), dtype=np.uint8)
+    masks = np.zeros((1, 24, 24), np.float32)
+    masks[:, 4:, 6:14] = 1
+    faint = np.maximum(masks, np.float32(0.2))
+    np.testing.assert_array_equal(appearance(frame, faint), appearance(frame, masks))
 
 
 def test_people_without_pixels_are_like_nobody() -> None:
