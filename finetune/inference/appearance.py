@@ -2,8 +2,8 @@
 
 A person has a color histogram for each band of their height, so that the colors of hair, face and
 clothes are told apart. It is taken under several factors of brightness, since shots differ in
-light: of unseen rendered people in other shots, who look 0.8 to 1.2 times as bright there, 95 % are
-told from others by it, 92 % by a single histogram.
+light. Over 165 pairs of shots in six rendered recordings, the same person is told from another with
+an AUC of 0.994, by a single histogram with 0.945.
 """
 
 import itertools
