@@ -48,7 +48,7 @@ def build_optimizer(task: Task, settings: OptimizerSettings) -> torch.optim.Opti
 
 
 def learning_rate(settings: OptimizerSettings, step: float, steps: int) -> float:
-    """Learning rate of step ``step`` (from 0) of ``steps``; between steps where sizes changed."""
+    """Learning rate of step ``step`` (from 0) of ``steps``; in a run of epochs, a fraction."""
     warmup = settings.warmup * steps
     if step < warmup:
         return settings.lr * (step + 1) / (warmup + 1)

@@ -49,20 +49,14 @@ class RunLength(NamedTuple):
         """Number of epochs that are over after so many samples of all processes."""
         return samples // self.epoch_samples
 
-    def even(self, step: int, samples: int) -> bool:
-        """Whether all steps before were of the present size, or their size does not count."""
-        return self.total_samples is None or samples == step * self.step_samples
-
     def progress(self, step: int, samples: int) -> float:
         """Fraction of the run that is done after so many steps of so many samples."""
-        if self.even(step, samples):
+        if self.total_samples is None:
             return step / self.steps
-        assert self.total_samples is not None
         return min(1.0, samples / self.total_samples)
 
     def last_step(self, step: int, samples: int) -> int:
         """Number of the run's last step, if those to come are of the present size."""
-        if self.even(step, samples):
+        if self.total_samples is None:
             return self.steps
-        assert self.total_samples is not None
         return step + max(0, -((samples - self.total_samples) // self.step_samples))

@@ -218,8 +218,8 @@ class Trainer:
         """One optimizer step over the batches of all micro-batches."""
         length = self._length
         progress = length.progress(self.step, self.samples)
-        even = length.even(self.step, self.samples)
-        place = self.step if even else progress * length.steps
+        # Exactly the step in a run of so many steps, where a factor may be halved at one.
+        place = self.step if length.total_samples is None else progress * length.steps
         rate = learning_rate(self._optimizer_settings, place, length.steps)
         for group in self._optimizer.param_groups:
             started = progress >= group.get("lr_start", 0.0)

@@ -113,6 +113,12 @@ def test_a_run_resumed_with_other_processes_ends_with_the_same_samples(
     assert ended == list(range(1, used // samples + 1))  # each once, and in order
 
 
+def test_progress_does_not_fall_where_sizes_of_steps_happen_to_agree() -> None:
+    """19 steps of 36 samples and 11 of 6 are as many as 30 of 25."""
+    before = Launch(1, 1, 6).length(751, epochs=1.0).progress(29, 744)
+    assert before < Launch(5, 1, 5).length(751, epochs=1.0).progress(30, 750) < 1
+
+
 def test_a_number_of_steps_is_that_number_after_a_change_of_their_size() -> None:
     length = RunLength(100, 8, 1000, None)
     assert length.last_step(40, 123) == 100
