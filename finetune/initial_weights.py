@@ -1,4 +1,4 @@
-"""What a run says of a model configuration that its initial weights replace."""
+"""Log line of a run: settings of a model that the weights of ``model.init_from`` replace."""
 
 import dataclasses
 import logging

@@ -1,9 +1,9 @@
-"""What people look like, by which they keep their numbers over cuts and absences.
+"""Color histograms of people, by which they keep their numbers over cuts and absences.
 
 A person has a color histogram for each band of their height, so that the colors of hair, face and
 clothes are told apart. It is taken under several factors of brightness, since shots differ in
 light. Over 165 pairs of shots in six rendered recordings, the same person is told from another with
-an AUC of 0.994, by a single histogram with 0.945.
+an AUC of 0.989; at the default threshold 92 % of them keep their number, and 4 % of others get it.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""What runs say of a model configuration that initial weights replace."""
+"""Log line of settings that the weights of ``model.init_from`` replace."""
 
 import dataclasses
 import logging
