@@ -1,7 +1,6 @@
 """Construction of the event classifier of a run, from scratch or from weights."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.registry import to_json_value
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.encoder_weights import encoder_weights
 from cavmae.finetune.events.config import EventConfig
 from cavmae.finetune.events.labels import ClassList
 from cavmae.finetune.events.model import EventClassifier
@@ -19,7 +19,6 @@ from cavmae.finetune.motion.base import MotionPathway
 from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.factory import (
     load_hub,
-    load_named_weights,
     read_preprocessing,
     type_of_model,
 )
@@ -88,7 +87,7 @@ def build_events(
     if initial is not None:
         source, weights = initial.config.encoder, dict(initial.state_dict())
     elif settings.encoder_from is not None:
-        source, weights = _encoder_weights(settings.encoder_from)
+        source, weights = encoder_weights(settings.encoder_from)
     try:
         encoder = encoder_config(settings.encoder, source)
         if initial is None:
@@ -204,14 +203,6 @@ def encoder_config(settings: EventEncoderSettings, source: EncoderConfig | None)
         name: getattr(settings, name) or getattr(source, name) for name in ADJUSTABLE
     }
     return dataclasses.replace(as_base_config(source, EncoderConfig), **adjusted)
-
-
-def _encoder_weights(name: str) -> tuple[EncoderConfig, dict[str, Tensor]]:
-    """Configuration and weights of an encoder: of pretraining, of a classifier, or published."""
-    if not Path(name).is_file() and type_of_model(name) == EventClassifier.model_type:
-        model = load_events(name)
-        return model.config.encoder, dict(model.state_dict())
-    return load_named_weights(name)
 
 
 def _load(model: EventClassifier, weights: dict[str, Tensor], name: str, whole: bool) -> None:

@@ -32,12 +32,12 @@ def build(settings: EventSettings, context: RunContext) -> TrainingParts:
             "compares: set data.roll to 0."
         )
     model.checkpoint_activations = loop.checkpoint_activations
-    pretrained = model_source(chosen.init_from) if chosen.init_from else chosen.encoder_from
+    pretrained = chosen.init_from or chosen.encoder_from
     padding: Padding = data.padding
     if pretrained is None:
         statistics = Statistics.of_mixture(data.train_sets)
     else:
-        statistics, padding = preprocessing_of(pretrained, padding)
+        statistics, padding = preprocessing_of(model_source(pretrained), padding)
     loaders = build_event_loaders(data, sets, classes, model.config, padding, loop.seed, context)
     if loop.compile != "off":
         compile_blocks(model, loop.compile)

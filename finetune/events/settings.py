@@ -135,7 +135,8 @@ class EventModelSettings:
             of ``per-frame`` attention start every other one; those of another one need
             ``temporal`` set to it. A clip with fewer than ``frames`` repeats some.
         encoder_from: weights of the encoder, whose head is new: a folder of `cavmae pretrain`,
-            `cavmae finetune events` or `cavmae convert`, a published file, or a name on the hub.
+            `cavmae finetune` or `cavmae convert`, a published file, or a name in the box or on the
+            hub.
         init_from: a whole classifier that is trained further: a folder or a name on the hub. Its
             encoder, classes, pooling, modalities, ``multi_label`` and motion pathway count; other
             values of these options are refused.

@@ -12,6 +12,7 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format.weighted_sets import WeightedSet
 from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.encoder_weights import encoder_weights
 from cavmae.finetune.initial_weights import report_unused_settings
 from cavmae.finetune.models.box import model_source
 from cavmae.finetune.separation.config import SoundSeparatorConfig
@@ -26,7 +27,7 @@ from cavmae.finetune.speaker.settings import (
 from cavmae.pretrain.config import EncoderConfig, as_base_config
 from cavmae.pretrain.engine.model_files import PREPROCESSING
 from cavmae.pretrain.engine.settings import LoopSettings
-from cavmae.pretrain.factory import compile_blocks, load_hub, load_named_weights, read_preprocessing
+from cavmae.pretrain.factory import compile_blocks, load_hub, read_preprocessing
 from cavmae.pretrain.weights import check_temporal, load_weights, move_positions
 
 log = logging.getLogger("cavmae")
@@ -135,7 +136,7 @@ def _build(settings: SpeakerModelSettings, image: tuple[int, int], frames: int) 
             )
         model = _create(speaker_config(settings, image, frames, sound=sound_config))
     else:
-        source, weights = load_named_weights(settings.encoder_from)
+        source, weights = encoder_weights(settings.encoder_from)
         model = _create(speaker_config(settings, image, frames, source, sound_config))
         _load_encoder(model, settings.encoder_from, source, weights)
     if sound is None:
@@ -257,7 +258,7 @@ def statistics_for(settings: SpeakerModelSettings, sets: Sequence[WeightedSet]) 
         return load_speaker(settings.init_from)[1]
     preprocessing: dict[str, Any] | None = None
     if settings.encoder_from is not None:
-        preprocessing = read_preprocessing(settings.encoder_from)
+        preprocessing = read_preprocessing(model_source(settings.encoder_from))
     if preprocessing is None:
         return Statistics.of_mixture(sets)
     return Statistics(preprocessing["fbank_mean"], preprocessing["fbank_std"])

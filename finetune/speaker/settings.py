@@ -101,8 +101,9 @@ class SpeakerModelSettings(SpeakerConfig):
             is a mask predicted, and only what reads articulation cues learns, under people's true
             masks, in a fraction of the time; ``none``: all weights learn.
         sound: configuration of the sound separator; with ``sound_from`` that of its weights.
-        encoder_from: checkpoint of pretraining, a folder or a name on the hub; None: an encoder
-            from scratch.
+        encoder_from: model whose encoder is taken: a folder of `cavmae pretrain` or `cavmae
+            finetune`, a published file, or a name in the box or on the hub; None: an encoder from
+            scratch.
         sound_from: checkpoint of `cavmae finetune separator`, or of `cavmae finetune speakers`,
             whose separator is taken: a folder, or a name in the box or on the hub; None: a sound
             separator from scratch, or that of ``init_from``, which it replaces if both are given.

@@ -191,7 +191,9 @@ def model_type_of(folder: Path, remedy: str) -> str:
     try:
         return read_facts(folder, remedy)[0]
     except FileNotFoundError as error:
-        raise CavmaeError(f"{folder / CONFIG} is missing: {remedy}.") from error
+        raise CavmaeError(
+            f"{folder} is no folder of weights, since it has no {CONFIG}: {remedy}."
+        ) from error
     except ValueError as error:
         raise _unknown(folder / CONFIG, error, remedy) from error
 

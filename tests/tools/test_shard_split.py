@@ -7,6 +7,8 @@ import logging
 import random
 import re
 import shutil
+import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -158,20 +160,38 @@ def test_few_frames_of_a_clip(recordings: Path, tmp_path: Path, split_into: dict
     assert split_into["plain.mp4"] == 4
 
 
+def reaches(stretch: int, process: subprocess.Popen[bytes], out: Path) -> bool:
+    """Waits until a file of a stretch is there, or the program has ended."""
+    while process.poll() is None:
+        if list(out.glob(f".work/*-0.{stretch}.part")):
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def writer(program: int, stretch: int) -> psutil.Process | None:
+    """Worker that writes a stretch, stopped; None: it has ended."""
+    for child in psutil.Process(program).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.suspend()
+            if any(file.path.endswith(f"-0.{stretch}.part") for file in child.open_files()):
+                return child
+            child.resume()
+    return None
+
+
 def test_a_worker_that_is_killed_costs_nothing(
     recordings: Path, tmp_path: Path, alone: dict[str, bytes]
 ) -> None:
-    out = tmp_path / "out"
-    words = [str(recordings / "plain.mp4"), "--out", str(out), "--workers", "2", *WORDS]
-    process = run_command(*words, "--stretch-minutes", str(SIX_SECONDS))
     victim = None
-    deadline = time.monotonic() + 60
-    while victim is None:
-        assert time.monotonic() < deadline and process.poll() is None
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if any(file.path.endswith("-0.1.part") for file in child.open_files()):
-                    victim = child
+    for attempt in range(10):  # a stretch takes a few tenths of a second
+        out = tmp_path / str(attempt) / "out"
+        words = [str(recordings / "plain.mp4"), "--out", str(out), "--workers", "2", *WORDS]
+        process = run_command(*words, "--stretch-minutes", str(SIX_SECONDS))
+        if reaches(1, process, out) and (victim := writer(process.pid, 1)) is not None:
+            break
+        process.communicate(timeout=120)
+    assert victim is not None
     victim.kill()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0
@@ -183,15 +203,16 @@ def test_a_worker_that_is_killed_costs_nothing(
 def test_a_program_that_is_killed_begins_the_input_again(
     recordings: Path, tmp_path: Path, alone: dict[str, bytes]
 ) -> None:
-    out = tmp_path / "out"
-    words = [str(recordings / "plain.mp4"), "--out", str(out), "--workers", "2", *WORDS]
-    process = run_command(*words, "--stretch-minutes", str(SIX_SECONDS))
-    deadline = time.monotonic() + 60
-    while not list(out.glob(".work/*-0.2.part")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.002)
-    process.kill()
-    process.communicate(timeout=60)
+    for attempt in range(10):
+        out = tmp_path / str(attempt) / "out"
+        words = [str(recordings / "plain.mp4"), "--out", str(out), "--workers", "2", *WORDS]
+        process = run_command(*words, "--stretch-minutes", str(SIX_SECONDS))
+        reaches(2, process, out)
+        process.kill()
+        process.communicate(timeout=60)
+        if process.returncode != 0:
+            break
+    assert process.returncode == -signal.SIGKILL
     assert make_shards(str(recordings / "plain.mp4"), out, SPLIT, **CLIPS) == 0
     assert contents(out) == alone
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from torch import nn
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format.manifest import Manifest
@@ -22,7 +23,6 @@ from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.finetune.speaker.run import build
 from cavmae.finetune.speaker.settings import SpeakerSettings
 from cavmae.finetune.train import main
-from cavmae.pretrain.config import EncoderConfig
 from cavmae.pretrain.model import CAVMAE
 from tests.datasets.clips import clip, data_set_of
 from tests.finetune.speaker.runs import listed, same_end, words, write
@@ -152,6 +152,31 @@ def test_a_compiled_encoder_that_keeps_no_activations_learns_the_same(
         [line["loss"] for line in trace(tmp_path / name)] for name in ("plain", "other")
     )
     assert plain == pytest.approx(other, rel=1e-5)
+
+
+def test_an_encoder_of_a_fine_tuned_model(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
+    """A speaker model with one encoder, and a classifier with another, each start a new model."""
+    main(words(tmp_path / "first", clips, encoder, loop={"steps": 1}))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    speaker = tmp_path / "first" / "checkpoints" / "000000001"
+    trained = load_speaker(str(speaker))[0]
+    torch.manual_seed(9)
+    classifier = EventClassifier(EventConfig(trained.config.encoder, ("a", "b")))
+    classifier.save_pretrained(tmp_path / "events")
+    record = {"fbank_mean": -3.0, "fbank_std": 2.5, "padding": "silence"}
+    (tmp_path / "events" / "preprocessing.json").write_text(json.dumps(record))
+    sources: dict[Path, nn.Module] = {speaker: trained.encoder, tmp_path / "events": classifier}
+    for number, (name, source) in enumerate(sources.items()):
+        run = tmp_path / f"on{number}"
+        changes = {"encoder_from": str(name), "train_encoder": "frozen", "width": 24}
+        main(words(run, clips, None, model=changes, loop={"steps": 1}))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        model, statistics = load_speaker(str(run / "checkpoints" / "000000001"))
+        assert model.config.width == 24
+        weights = source.state_dict()
+        for key, value in model.encoder.state_dict().items():
+            assert torch.equal(value, weights[key]), key
+        assert statistics.mean == (-6.0, -3.0)[number]
 
 
 def test_an_encoder_from_scratch(clips: Manifest, tmp_path: Path) -> None:
@@ -287,9 +312,9 @@ def test_what_it_refuses(clips: Manifest, encoder: Path, tmp_path: Path) -> None
     refused("leave model.classes out", model=whole)
     refused("not from 0 to 1", model={"sound_lr_scale": 2.0})
     other = tmp_path / "other"
-    shape = EncoderConfig(size="tiny", image_height=64, image_width=64)
-    EventClassifier(EventConfig(shape, ("a", "b", "c"))).save_pretrained(other)
-    refused("type 'events', not 'cav-mae'", CavmaeError, model={"encoder_from": str(other)})
+    SoundSeparator(SoundSeparatorConfig(UNetOptions(width=4), width=16)).save_pretrained(other)
+    message = "type 'sound-separator', not 'cav-mae'"
+    refused(message, CavmaeError, model={"encoder_from": str(other)})
     refused(r"model.encoder.depth 3: .*have \d", model={"encoder.depth": 3})
     refused("model.encoder.image_height 96: .*have 32", model={"encoder.image_height": 96})
     with pytest.raises(CavmaeError, match="type 'cav-mae', not 'speaker'"):
