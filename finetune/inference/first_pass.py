@@ -4,6 +4,7 @@ Waves and masks go to raw files in a working folder, so that memory does not gro
 recording.
 """
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from cavmae.datasets.media import MediaError
 from cavmae.datasets.media.playback import SAMPLES
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import RawWave
+from cavmae.finetune.inference.key_tokens import KeyTokens
 from cavmae.finetune.inference.overlap_add import OverlapAdd
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.progress import ProgressCallback
@@ -24,6 +26,7 @@ from cavmae.finetune.inference.shots import find_cuts, split_at_cuts, visible_ke
 from cavmae.finetune.inference.sources import MediaSource
 from cavmae.finetune.inference.tracker import Tracker
 from cavmae.finetune.inference.unread_media import UnreadMedia
+from cavmae.finetune.inference.window_reader import Window, read_windows
 
 MAX_SAMPLE = 1e6  # of full scale; squares of larger samples may overflow
 MIXTURE = 0  # number of the mixture among the waves; people count from 1
@@ -156,26 +159,28 @@ def first_pass(
         if cue is None or cue.kind == "voice"
         else _nearest_key_frame(cue, starts, predictor.keys)
     )
+    key_tokens = KeyTokens(predictor)
     sightings: dict[int, list[Sighting]] = {}
     cuts: list[tuple[int, ...]] = []
-    with (folder / "masks.u8").open("wb") as masks:
-        for window, start in enumerate(starts):
-            wave = media.read_audio(start, length)
-            window_cue = cue if cue_at is None or cue_at[0] == window else None
+    with (
+        (folder / "masks.u8").open("wb") as masks,
+        contextlib.closing(read_windows(predictor, media, starts)) as windows,
+    ):
+        for index, window in enumerate(windows):
+            window_cue = cue if cue_at is None or cue_at[0] == index else None
             key = cue_at[1] if cue_at is not None else 0
             people, zooms, window_cuts = _predict_window(
-                predictor, media.read_frames(start, length), wave, window_cue, key, hint,
-                second_look, unread,
-            )  # fmt: skip
+                predictor, window, key_tokens, window_cue, key, hint, second_look, unread
+            )
             cuts.append(window_cuts)
             cued = _cued(people, window_cue, key)
             numbers = tracker.assign_numbers(people)
-            waves = {MIXTURE: wave}
+            waves = {MIXTURE: window.wave}
             for number, person, is_cued in zip(numbers, people, cued, strict=True):
                 # Voices add up to the mixture, so those of a person before and after a cut do.
                 waves[number] = waves[number] + person.voice if number in waves else person.voice
                 sighting = Sighting(
-                    window=window,
+                    window=index,
                     presence_prob=person.presence_prob,
                     box=person.box,
                     shape=(len(predictor.keys), *person.masks.shape[1:]),
@@ -191,7 +196,7 @@ def first_pass(
             first, parts = overlap_add.add(waves)
             for number, part in parts.items():
                 _append(folder / f"wave-{number}.f32", first, part)
-            progress((window + 1) / len(starts))
+            progress((index + 1) / len(starts))
     return FirstPass(
         folder=folder,
         frames=media.frames,
@@ -211,26 +216,24 @@ def first_pass(
 
 def _predict_window(
     predictor: WindowPredictor,
-    frames: Sequence[np.ndarray],
-    wave: np.ndarray,
+    window: Window,
+    key_tokens: KeyTokens,
     cue: Cue | None,
     key: int,
     hint: int,
     second_look: bool,
     unread: UnreadMedia,
 ) -> tuple[list[DetectedPerson], dict[int, float], tuple[int, ...]]:
-    """People of a window, the magnification of each second look by slot, and the window's cuts.
-
-    A function of its own, so that the frames of a window, hundreds of megabytes, are freed before
-    those of the next are read.
-    """
+    """People of a window, the magnification of each second look by slot, and the window's cuts."""
     unread.check()
+    frames, wave = window.frames, window.wave
     if (peak := float(np.abs(wave).max())) > MAX_SAMPLE:
         raise MediaError("decode_error", f"its audio has samples as large as {peak:.1e}")
     if not any(frame.any() for frame in frames):  # black, as where nothing decodes, shows no people
         return [], {}, ()
     mixture = predictor.prepare(wave)
-    people = predictor.predict(frames, mixture, WHOLE, cue, key, hint)
+    tokens = key_tokens.of(window.start, frames)
+    people = predictor.predict(frames, mixture, WHOLE, cue, key, hint, window.motion, tokens)
     zooms: dict[int, float] = {}
     if second_look:
         people, zooms = refine_small_people(predictor, frames, mixture, people, hint)

@@ -216,6 +216,8 @@ class WindowPredictor:
         cue: Cue | None = None,
         key: int = 0,
         hint: int = 0,
+        motion: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> list[DetectedPerson]:
         """Predict the people of a window, by descending presence probability.
 
@@ -228,6 +230,9 @@ class WindowPredictor:
             cue: cue for the person of slot 0.
             key: index of the key frame of a box, point or mask.
             hint: class number of :meth:`class_number`.
+            motion: of :meth:`motion`, of these frames and this box; None: it is made.
+            tokens: [1, F, L, E], of :meth:`encode_frames`, of the key frames, whole; None: they are
+                computed.
 
         Raises:
             NonFiniteError: the model gives NaN or Inf.
@@ -236,7 +241,7 @@ class WindowPredictor:
         letterbox = Letterbox.of(box, frame_size, self._image)
         keys_nchw = _nchw([frames[key] for key in self.keys])
         key_frames = letterbox.resize(keys_nchw, self._image)
-        motion = self._motion(frames, letterbox)
+        motion = self.motion(frames, box) if motion is None else motion
         inputs = Inputs(
             mixture=mixture.wave,
             fbank=mixture.fbank,
@@ -245,6 +250,7 @@ class WindowPredictor:
             cues=self._cues(cue, key, letterbox, frame_size),
             hint=torch.tensor([hint], device=self.device),
             encoding=mixture.encoding,
+            frame_tokens=tokens,
         )
         with self._autocast():
             slot_predictions, voice_predictions = self.speaker.predict(
@@ -282,10 +288,28 @@ class WindowPredictor:
             )
         return people
 
-    def _motion(self, frames: Sequence[np.ndarray], letterbox: Letterbox) -> Tensor:
-        """Grey frames of a region for the motion pathway: uint8 [T, h, w]."""
-        parts = []
+    @torch.no_grad()
+    def encode_frames(self, frames: Sequence[np.ndarray]) -> Tensor:
+        """Tokens [N, L, E] of whole frames, uint8 [h, w, 3] each, for an encoder of single frames.
+
+        They are those of :meth:`SpeakerModel.encode_frames`.
+        """
+        letterbox = Letterbox.of(WHOLE, (frames[0].shape[0], frames[0].shape[1]), self._image)
+        small = letterbox.resize(_nchw(frames), self._image).permute(0, 2, 3, 1)
+        with self._autocast():
+            tokens: Tensor = self.speaker.model.encode_frames(small[None].to(self.device))[0]
+        return tokens
+
+    def motion(self, frames: Sequence[np.ndarray], box: Box = WHOLE) -> Tensor:
+        """Grey frames of a region for the motion pathway: uint8 [N, h', w'].
+
+        Args:
+            frames: uint8 [h, w, 3] each, N of them.
+            box: region of the frames.
+        """
+        parts = [torch.empty(0, *self.config.motion_size, dtype=torch.uint8)]
         for frame in frames:  # one at a time: all of a window would be copied for nothing
+            letterbox = Letterbox.of(box, (frame.shape[0], frame.shape[1]), self._image)
             resized = letterbox.resize(_nchw([frame]), self.config.motion_size).float()
             parts.append((resized * torch.tensor(GREY)[:, None, None]).sum(1).round_().byte())
         return torch.cat(parts)

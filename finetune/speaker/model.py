@@ -33,7 +33,7 @@ from cavmae.finetune.separation.model import SoundSeparator
 from cavmae.finetune.separators.base import MixtureFeatures
 from cavmae.finetune.speaker.center_voting import CenterVoting
 from cavmae.finetune.speaker.config import SpeakerConfig
-from cavmae.finetune.speaker.cues import CueEncoder, HintEmbedding
+from cavmae.finetune.speaker.cues import KINDS, CueEncoder, HintEmbedding
 from cavmae.finetune.speaker.decoder import SlotLayer, mlp_head
 from cavmae.finetune.speaker.head_reader import HeadReader
 from cavmae.finetune.speaker.model_tensors import (
@@ -146,6 +146,14 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         tokens = self.encoder.audio_features(fbank)
         return MixtureEncoding(tokens, self._sound_features(mixture)[2])
 
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Tokens [N, F, L, E] of key frames uint8 [N, F, H, W, 3].
+
+        Those of a frame depend on no other frame unless the encoder mixes them
+        (:attr:`EncoderConfig.mixes_frames`), so that windows which share frames can share them.
+        """
+        return self.encoder.frame_features(normalise_frames(frames))
+
     def _sound_features(self, mixture: Tensor) -> tuple[Tensor, Tensor, MixtureFeatures]:
         """Mixture at an RMS of 1, its divisor, and its features."""
         with torch.autocast(mixture.device.type, enabled=False):
@@ -163,8 +171,12 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
                 audio_tokens, cue_tokens = self.encoder.audio_features(fbanks).chunk(2)
             else:
                 audio_tokens = inputs.encoding.tokens
-                cue_tokens = self.encoder.audio_features(inputs.cues.voice)
-            frame_tokens = self.encoder.frame_features(normalise_frames(inputs.frames))
+                cue_tokens = torch.zeros_like(audio_tokens)
+                if bool((inputs.cues.kind == KINDS.index("voice")).any()):  # else none of it counts
+                    cue_tokens = self.encoder.audio_features(inputs.cues.voice)
+            frame_tokens = inputs.frame_tokens
+            if frame_tokens is None:
+                frame_tokens = self.encode_frames(inputs.frames)
         return audio_tokens, frame_tokens, cue_tokens
 
     def predict_masks(self, inputs: Inputs, audio_gate: Tensor | None = None) -> SlotPredictions:

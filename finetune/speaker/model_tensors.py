@@ -41,6 +41,7 @@ class Inputs(NamedTuple):
         hint: int64 [N], class number; 0: none.
         encoding: of the mixture and its fbank, by :meth:`SpeakerModel.encode_mixture`; None: it is
             computed.
+        frame_tokens: [N, F, L, E], of :meth:`SpeakerModel.encode_frames`; None: they are computed.
     """
 
     mixture: Tensor
@@ -50,6 +51,7 @@ class Inputs(NamedTuple):
     cues: Cues
     hint: Tensor
     encoding: MixtureEncoding | None = None
+    frame_tokens: Tensor | None = None
 
 
 class SlotPredictions(NamedTuple):

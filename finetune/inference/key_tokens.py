@@ -1,0 +1,37 @@
+"""Tokens of key frames, which windows that overlap have in common."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cavmae.finetune.inference.predictor import WindowPredictor
+
+
+class KeyTokens:
+    """Encodes each key frame of a recording once.
+
+    Args:
+        predictor: whose encoder is used.
+    """
+
+    def __init__(self, predictor: WindowPredictor):
+        self._predictor = predictor
+        self._known: dict[int, Tensor] = {}  # by frame, of the last window
+
+    def of(self, start: int, frames: Sequence[np.ndarray]) -> Tensor | None:
+        """Tokens [1, F, L, E] of a window; None: the encoder mixes the frames of each window.
+
+        Args:
+            start: first frame of the window.
+            frames: uint8 [h, w, 3] each, T of them.
+        """
+        if self._predictor.config.encoder.mixes_frames:
+            return None
+        keys = [start + int(key) for key in self._predictor.keys]
+        if fresh := [key for key in keys if key not in self._known]:
+            tokens = self._predictor.encode_frames([frames[key - start] for key in fresh])
+            self._known |= dict(zip(fresh, tokens, strict=True))
+        self._known = {key: self._known[key] for key in keys}
+        return torch.stack([self._known[key] for key in keys])[None]

@@ -1,0 +1,70 @@
+"""Windows of a recording, each read while the model is busy with the one before."""
+
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cavmae.finetune.inference.predictor import WindowPredictor
+from cavmae.finetune.inference.sources import MediaSource
+
+
+class Window(NamedTuple):
+    """Part of a recording that the model sees at once.
+
+    Attributes:
+        start: first frame.
+        frames: uint8 [h, w, 3] each, T of them.
+        motion: uint8 [T, h', w'], grey frames of :meth:`WindowPredictor.motion`.
+        wave: float32 [S], the mixture.
+    """
+
+    start: int
+    frames: Sequence[np.ndarray]
+    motion: Tensor
+    wave: np.ndarray
+
+
+def read_windows(
+    predictor: WindowPredictor, media: MediaSource, starts: Sequence[int]
+) -> Generator[Window]:
+    """Windows in order; another thread reads the next one meanwhile.
+
+    Args:
+        predictor: whose grey frames are made.
+        media: the recording, from its beginning.
+        starts: first frames of the windows, ascending.
+
+    Raises:
+        MediaError: the recording cannot be read.
+    """
+    reader = _Reader(predictor, media)
+    with ThreadPoolExecutor(1, "window-reader", torch.set_num_threads, (1,)) as pool:
+        ahead = pool.submit(reader.read, starts[0])
+        for following in starts[1:]:
+            window = ahead.result()
+            ahead = pool.submit(reader.read, following)
+            yield window
+        yield ahead.result()
+
+
+class _Reader:
+    """Reads windows, and makes the grey frame of each frame once."""
+
+    def __init__(self, predictor: WindowPredictor, media: MediaSource):
+        self._predictor, self._media = predictor, media
+        self._end = 0  # frame after the last window
+        self._motion = torch.zeros(0)  # of the last window
+
+    def read(self, start: int) -> Window:
+        length = self._predictor.config.frames
+        wave = self._media.read_audio(start, length)
+        frames = self._media.read_frames(start, length)
+        known = max(0, self._end - start)  # of the last window, at its end
+        fresh = self._predictor.motion(frames[known:])
+        motion = torch.cat([self._motion[length - known :], fresh]) if known else fresh
+        self._end, self._motion = start + length, motion
+        return Window(start, frames, motion, wave)
