@@ -9,10 +9,12 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from cavmae.common.boxes import WHOLE, Box
+from cavmae.common.errors import CavmaeError
 from cavmae.datasets.media import MediaError
 from cavmae.datasets.media.playback import SAMPLES
 from cavmae.datasets.stream.rates import VIDEO_RATE
@@ -22,13 +24,15 @@ from cavmae.finetune.inference.overlap_add import OverlapAdd
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.progress import ProgressCallback
 from cavmae.finetune.inference.second_look import refine_small_people
-from cavmae.finetune.inference.shots import find_cuts, split_at_cuts, visible_keys
+from cavmae.finetune.inference.shots import find_cuts, shots_of, split_at_cuts, visible_keys
 from cavmae.finetune.inference.sources import MediaSource
 from cavmae.finetune.inference.tracker import Tracker
 from cavmae.finetune.inference.unread_media import UnreadMedia
 from cavmae.finetune.inference.window_reader import Window, read_windows
 
 MAX_SAMPLE = 1e6  # of full scale; squares of larger samples may overflow
+LEAST_VOICE = 3200  # samples that are compared with a reference voice
+ROUNDING = 0.01  # frames by which the time of a cue may lie before its frame
 MIXTURE = 0  # number of the mixture among the waves; people count from 1
 
 
@@ -148,17 +152,15 @@ def first_pass(
     Raises:
         MediaError: more of the recording is lost than the settings allow.
         NonFiniteError: the model gives NaN or Inf.
+        CavmaeError: no key frame is in the shot of a box, point or mask.
     """
     length = predictor.config.frames
     tracker = Tracker(starts, predictor.keys, length, SAMPLES, VIDEO_RATE, predictor.thresholds)
     overlap_add = OverlapAdd(
         [s * SAMPLES for s in starts], predictor.config.samples, media.num_samples
     )
-    cue_at = (
-        None
-        if cue is None or cue.kind == "voice"
-        else _nearest_key_frame(cue, starts, predictor.keys)
-    )
+    spatial = cue is not None and cue.kind != "voice"
+    cue_window = _central_window(cue.time, starts, length) if cue and spatial else None
     key_tokens = KeyTokens(predictor)
     sightings: dict[int, list[Sighting]] = {}
     cuts: list[tuple[int, ...]] = []
@@ -167,13 +169,11 @@ def first_pass(
         contextlib.closing(read_windows(predictor, media, starts)) as windows,
     ):
         for index, window in enumerate(windows):
-            window_cue = cue if cue_at is None or cue_at[0] == index else None
-            key = cue_at[1] if cue_at is not None else 0
-            people, zooms, window_cuts = _predict_window(
-                predictor, window, key_tokens, window_cue, key, hint, second_look, unread
+            window_cue = cue if cue_window in (None, index) else None
+            people, cued, zooms, window_cuts = _predict_window(
+                predictor, window, key_tokens, window_cue, hint, second_look, unread
             )
             cuts.append(window_cuts)
-            cued = _cued(people, window_cue, key)
             numbers = tracker.assign_numbers(people)
             waves = {MIXTURE: window.wave}
             for number, person, is_cued in zip(numbers, people, cued, strict=True):
@@ -214,33 +214,50 @@ def first_pass(
     )
 
 
+class _WindowPeople(NamedTuple):
+    """People of a window.
+
+    Attributes:
+        people: within shots.
+        cued: whether a cue means each of them.
+        zooms: magnification of each second look, by slot.
+        cuts: frames that begin a shot, counted from the start of the window.
+    """
+
+    people: list[DetectedPerson]
+    cued: list[bool]
+    zooms: dict[int, float]
+    cuts: tuple[int, ...]
+
+
 def _predict_window(
     predictor: WindowPredictor,
     window: Window,
     key_tokens: KeyTokens,
     cue: Cue | None,
-    key: int,
     hint: int,
     second_look: bool,
     unread: UnreadMedia,
-) -> tuple[list[DetectedPerson], dict[int, float], tuple[int, ...]]:
-    """People of a window, the magnification of each second look by slot, and the window's cuts."""
+) -> _WindowPeople:
     unread.check()
     frames, wave = window.frames, window.wave
     if (peak := float(np.abs(wave).max())) > MAX_SAMPLE:
         raise MediaError("decode_error", f"its audio has samples as large as {peak:.1e}")
     if not any(frame.any() for frame in frames):  # black, as where nothing decodes, shows no people
-        return [], {}, ()
+        return _WindowPeople([], [], {}, ())
+    thresholds, keys = predictor.thresholds, predictor.keys
+    cuts = find_cuts(frames, thresholds.min_cut_difference)
+    key = 0
+    if cue is not None and cue.kind != "voice":
+        key = _key_in_shot(cue, window.start, keys, cuts)
     mixture = predictor.prepare(wave)
     tokens = key_tokens.of(window.start, frames)
     people = predictor.predict(frames, mixture, WHOLE, cue, key, hint, window.motion, tokens)
     zooms: dict[int, float] = {}
     if second_look:
         people, zooms = refine_small_people(predictor, frames, mixture, people, hint)
-    thresholds = predictor.thresholds
-    cuts = find_cuts(frames, thresholds.min_cut_difference)
-    parts = split_at_cuts(people, cuts, predictor.keys, thresholds.min_area_fraction)
-    return parts, zooms, cuts
+    parts = split_at_cuts(people, cuts, keys, thresholds.min_area_fraction)
+    return _WindowPeople(parts, _cued(parts, cue, key), zooms, cuts)
 
 
 def _cued(people: Sequence[DetectedPerson], cue: Cue | None, key: int) -> list[bool]:
@@ -267,10 +284,13 @@ def _cued(people: Sequence[DetectedPerson], cue: Cue | None, key: int) -> list[b
 def _voice_distance(
     predictor: WindowPredictor, person: DetectedPerson, cue: Cue | None
 ) -> float | None:
-    """Distance of a voice from the reference voice; None: there is none."""
+    """Distance of a voice from the reference voice; None: there is none, or hardly a voice."""
     if cue is None or cue.voice is None:
         return None
-    return predictor.voice_distance(person.voice, cue.voice)
+    voice = np.trim_zeros(person.voice)  # which is silent beyond its shot
+    if len(voice) < LEAST_VOICE:
+        return None
+    return predictor.voice_distance(voice, cue.voice)
 
 
 def _append(path: Path, first: int, wave: np.ndarray) -> None:
@@ -279,9 +299,30 @@ def _append(path: Path, first: int, wave: np.ndarray) -> None:
         file.write(wave.tobytes())
 
 
-def _nearest_key_frame(cue: Cue, starts: Sequence[int], keys: np.ndarray) -> tuple[int, int]:
-    """Indices of the window and the key frame that are nearest to the time of a cue."""
-    frame = cue.time * VIDEO_RATE
-    distance = np.abs(np.array(starts)[:, None] + keys - frame)
-    window, key = np.unravel_index(int(distance.argmin()), distance.shape)
-    return int(window), int(key)
+def _central_window(time: float, starts: Sequence[int], length: int) -> int:
+    """Index of the window in whose middle a time in seconds is, as nearly as may be."""
+    middles = np.array(starts) + length / 2
+    return int(np.abs(middles - time * VIDEO_RATE).argmin())
+
+
+def _key_in_shot(cue: Cue, start: int, keys: np.ndarray, cuts: Sequence[int]) -> int:
+    """Index of the key frame that is nearest to the time of a cue, in the same shot.
+
+    Args:
+        cue: a box, point or mask.
+        start: first frame of the window.
+        keys: key frames, counted from there.
+        cuts: frames that begin a shot, likewise.
+
+    Raises:
+        CavmaeError: there is none.
+    """
+    frame = cue.time * VIDEO_RATE - start
+    shot = shots_of(np.array([int(frame + ROUNDING)]), cuts)[0]
+    in_shot = np.flatnonzero(shots_of(keys, cuts) == shot)
+    if not in_shot.size:
+        raise CavmaeError(
+            f"The shot at {cue.time:g} s is too short, or cut too near to it, for the {cue.kind} "
+            "to be looked up: name a time further away from the cut."
+        )
+    return int(in_shot[np.abs(keys[in_shot] - frame).argmin()])

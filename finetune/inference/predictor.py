@@ -330,10 +330,12 @@ class WindowPredictor:
 
     @torch.no_grad()
     def voice_distance(self, voice: np.ndarray, reference: np.ndarray) -> float:
-        """Distance between a voice and a reference recording, both float32 [S]."""
-        both = torch.from_numpy(np.stack([voice, reference])).to(self.device)
-        voice_fbank, reference_fbank = self.speaker.fbank(both)
-        return float(distances(voice_fbank[None, None], reference_fbank[None]))
+        """Distance between a voice and a reference recording, float32 [S] of any lengths."""
+        fbanks = [
+            self.speaker.fbank(torch.from_numpy(wave)[None].to(self.device))
+            for wave in (voice, reference)
+        ]
+        return float(distances(fbanks[0][None], fbanks[1]))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self._type, enabled=self._type is not None)

@@ -55,14 +55,17 @@ def match_reference_voice(people: Mapping[int, list[Sighting]]) -> dict[int, lis
     Raises:
         CavmaeError: no person has an audible voice.
     """
+    compared = {
+        n: [(s.power, s.voice_distance) for s in sightings if s.voice_distance is not None]
+        for n, sightings in people.items()
+    }
     # The largest power over windows: a rare voice is audible in few of them.
-    power = {n: max(s.power for s in sightings) for n, sightings in people.items()}
-    loudest = max(power.values(), default=0.0)
+    largest = {n: max((power for power, _ in pairs), default=0.0) for n, pairs in compared.items()}
+    loudest = max(largest.values(), default=0.0)
     distances = {
-        n: sum(s.power * (s.voice_distance or 0.0) for s in people[n])
-        / sum(s.power for s in people[n])
-        for n in power
-        if power[n] > 0 and power[n] >= AUDIBLE * loudest
+        n: sum(power * distance for power, distance in pairs) / sum(power for power, _ in pairs)
+        for n, pairs in compared.items()
+        if largest[n] > 0 and largest[n] >= AUDIBLE * loudest
     }
     if not distances:
         raise CavmaeError(

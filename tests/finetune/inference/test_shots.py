@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cavmae.common.boxes import WHOLE
+from cavmae.common.errors import CavmaeError
 from cavmae.finetune.inference.appearance import (
     BANDS,
     LIGHT,
@@ -15,7 +16,7 @@ from cavmae.finetune.inference.appearance import (
     mean_appearance,
     similarity,
 )
-from cavmae.finetune.inference.first_pass import _cued
+from cavmae.finetune.inference.first_pass import _central_window, _cued, _key_in_shot
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.shots import (
@@ -170,6 +171,26 @@ def test_a_cue_means_the_part_nearest_in_time(key: int, expected: list[bool]) ->
     assert _cued(parts, Cue("voice"), key) == [True, True, False]
     assert _cued(parts, None, key) == [False] * 3
     assert _cued([slot], Cue("box"), 2) == [True]
+
+
+def test_a_cue_is_looked_up_in_its_own_shot() -> None:
+    def key(time: float, cuts: tuple[int, ...] = (), start: int = 100) -> int:
+        return _key_in_shot(Cue("point", time=time), start, KEYS, cuts)
+
+    times = (100 + np.arange(64)) / 25
+    nearest = [int(np.abs(KEYS - n).argmin()) for n in range(64)]
+    assert [key(time) for time in times] == nearest
+    # A cut at frame 30, between the keys 24 and 40.
+    split = [key(time, (30,)) for time in times]
+    assert split[:30] == [min(n, 1) for n in nearest[:30]]
+    assert split[30:] == [max(n, 2) for n in nearest[30:]]
+    with pytest.raises(CavmaeError, match=r"The shot at 5.36 s is too short, .* name a time"):
+        key(134 / 25, (28, 38))
+    # Of two windows that overlap, the one with key frames on both sides.
+    starts = range(0, 320, 32)
+    for frame in range(40, 300):
+        window = _central_window(frame / 25, starts, 64)
+        assert KEYS[0] <= frame - starts[window] <= KEYS[-1]
 
 
 def look(clothes: int, light: float = 1.0, hair: int = 40, shift: int = 0) -> np.ndarray:

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from cavmae.common.boxes import WHOLE
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.stream.features import fbank_batch
 from cavmae.datasets.stream.transforms import Statistics
-from cavmae.finetune.inference.first_pass import Sighting
-from cavmae.finetune.inference.predictor import WindowPredictor
+from cavmae.finetune.inference.first_pass import Sighting, _voice_distance
+from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.selection import match_reference_voice
 from cavmae.finetune.speaker.cues import KINDS, no_cues
 from cavmae.finetune.speaker.model_tensors import Inputs
@@ -151,6 +152,8 @@ def test_loud_windows_decide_the_target_of_a_recording() -> None:
         1: [sighting(1.0, 0.2), *[sighting(1e-4, 0.9)] * 500],
         2: [sighting(1.0, 0.4), sighting(1.0, 0.3)] * 200,
         3: [sighting(1e-5, 0.0)],  # a faint copy of another voice
+        4: [sighting(1.0, None)],  # too short to be compared
+        5: [sighting(1.0, 0.5), *[sighting(1.0, None)] * 9],  # which counts as no distance
     }
     assert list(match_reference_voice(people)) == [1]
     with pytest.raises(CavmaeError, match="No person has an audible voice"):
@@ -168,3 +171,21 @@ def test_windows_measure_the_distance_of_voices() -> None:
         predictor.voice_distance(reference * 0.1, reference)
         < predictor.voice_distance(different, reference) / 10
     )
+
+
+def test_a_voice_within_a_shot_is_compared_without_the_silence_around_it() -> None:
+    predictor = WindowPredictor(model(), Statistics(-6.0, 4.0))
+    spoken = voice(110, 700, 0, seconds=0.4).numpy()
+    reference = voice(110, 700, 9).numpy()
+    cue = Cue("voice", voice=reference)
+    gated = np.zeros(round(2.56 * RATE), dtype=np.float32)
+    gated[8000 : 8000 + len(spoken)] = spoken
+
+    def person_with(wave: np.ndarray) -> DetectedPerson:
+        masks, colors = np.zeros((4, 2, 2), np.uint8), np.zeros((4, 5, 2, 3), np.float32)
+        return DetectedPerson(0, 0.9, np.zeros(64, np.float32), WHOLE, masks, wave, colors)
+
+    distance = predictor.voice_distance(spoken, reference)
+    assert _voice_distance(predictor, person_with(gated), cue) == pytest.approx(distance, rel=1e-4)
+    assert _voice_distance(predictor, person_with(np.where(gated > 9, gated, 0)), cue) is None
+    assert _voice_distance(predictor, person_with(gated), Cue("box")) is None
