@@ -1,8 +1,8 @@
 """Masks of a person at every frame, from the masks of key frames of overlapping windows."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from cavmae.finetune.inference.shots import interpolate_masks
 THRESHOLD = 0.5  # of the weighted mean over windows, above which a pixel is the person's
 
 
-class MaskRegion(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class MaskRegion:
     """Mask of a person in the part of a frame outside of which they have no pixel.
 
     Attributes:
@@ -27,7 +28,7 @@ class MaskRegion(NamedTuple):
     left: int
     values: np.ndarray
 
-    @property
+    @functools.cached_property
     def mask(self) -> np.ndarray:
         """Binary mask of the part: bool [h, w]."""
         mask: np.ndarray = self.values > THRESHOLD

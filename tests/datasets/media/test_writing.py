@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from cavmae.datasets.media.writing import ThreadedVideoWriter, VideoWriter
+from cavmae.datasets.media.writing import ThreadedVideoWriter, VideoWriter, _grey_frame
 
 AUDIO = (np.sin(np.arange(32_000) / 20) * 8000).astype(np.int16)
 
@@ -56,6 +56,14 @@ def test_an_error_of_the_caller_ends_the_thread(tmp_path: Path) -> None:
         writer.write(0, frames(1)[0])
         raise ValueError("of the caller")
     assert not [t for t in threading.enumerate() if t.name.startswith("video encoder")]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (34, 98), (180, 320)])  # rows with padding, too
+def test_grey_frames_are_those_of_ffmpeg(size: tuple[int, int]) -> None:
+    pixels = np.resize(np.arange(256, dtype=np.uint8), size)
+    own = _grey_frame(pixels)
+    other = av.VideoFrame.from_ndarray(pixels, "gray").reformat(format="yuv420p")
+    np.testing.assert_array_equal(own.to_ndarray(), other.to_ndarray())
 
 
 @pytest.mark.parametrize("seed", range(3))
