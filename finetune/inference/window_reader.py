@@ -42,7 +42,12 @@ def read_windows(
         MediaError: the recording cannot be read.
     """
     reader = _Reader(predictor, media)
-    with ThreadPoolExecutor(1, "window-reader", torch.set_num_threads, (1,)) as pool:
+    with ThreadPoolExecutor(1, "window-reader") as pool:
+        # The reader is to leave the cores to the model. PyTorch takes its number of threads for
+        # that of all threads to come, too, which is put back.
+        threads = torch.get_num_threads()
+        pool.submit(torch.set_num_threads, 1).result()
+        torch.set_num_threads(threads)
         ahead = pool.submit(reader.read, starts[0])
         for following in starts[1:]:
             window = ahead.result()
