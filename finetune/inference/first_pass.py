@@ -176,7 +176,7 @@ def first_pass(
             cuts.append(window_cuts)
             numbers = tracker.assign_numbers(people)
             waves = {MIXTURE: window.wave}
-            for place, (number, person) in enumerate(zip(numbers, people, strict=True)):
+            for number, person, is_cued in zip(numbers, people, cued, strict=True):
                 # Voices add up to the mixture, so those of a person before and after a cut do.
                 waves[number] = waves[number] + person.voice if number in waves else person.voice
                 sighting = Sighting(
@@ -185,8 +185,8 @@ def first_pass(
                     box=person.box,
                     shape=(len(predictor.keys), *person.masks.shape[1:]),
                     offset=masks.tell(),
-                    zoom=zooms.get(place),
-                    cued=cued[place],
+                    zoom=zooms.get(person.slot),
+                    cued=is_cued,
                     power=float(np.square(person.voice).mean()),
                     voice_distance=_voice_distance(predictor, person, cue),
                 )
@@ -220,7 +220,7 @@ class _WindowPeople(NamedTuple):
     Attributes:
         people: within shots.
         cued: whether a cue means each of them.
-        zooms: magnification of each second look, by index of the person.
+        zooms: magnification of each second look, by slot.
         cuts: frames that begin a shot, counted from the start of the window.
     """
 
@@ -253,11 +253,11 @@ def _predict_window(
     mixture = predictor.prepare(wave)
     tokens = key_tokens.of(window.start, frames)
     people = predictor.predict(frames, mixture, WHOLE, cue, key, hint, window.motion, tokens)
-    people = split_at_cuts(people, cuts, keys, thresholds.min_area_fraction)
     zooms: dict[int, float] = {}
     if second_look:
         people, zooms = refine_small_people(predictor, frames, mixture, people, hint)
-    return _WindowPeople(people, _cued(people, cue, key), zooms, cuts)
+    parts = split_at_cuts(people, cuts, keys, thresholds.min_area_fraction)
+    return _WindowPeople(parts, _cued(parts, cue, key), zooms, cuts)
 
 
 def _cued(people: Sequence[DetectedPerson], cue: Cue | None, key: int) -> list[bool]:

@@ -78,8 +78,6 @@ class DetectedPerson(NamedTuple):
         masks: uint8 [F, h, w], 0 to 255, of the key frames.
         voice: float32 [samples].
         colors: of :func:`~cavmae.finetune.inference.appearance.appearance`, in the key frames.
-        extent: frames of the window that the detection is of, the first one and the one after the
-            last, if its slot is split at a cut; None: all.
     """
 
     slot: int
@@ -89,7 +87,6 @@ class DetectedPerson(NamedTuple):
     masks: np.ndarray
     voice: np.ndarray
     colors: np.ndarray
-    extent: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ from cavmae.finetune.inference.predictor import (
     PreparedMixture,
     WindowPredictor,
 )
-from cavmae.finetune.inference.shots import within
 from cavmae.finetune.inference.tracker import masks_at, soft_iou
 
 
@@ -28,16 +27,16 @@ def refine_small_people(
         predictor: the model.
         frames: uint8 [h, w, 3] each, T of a window.
         mixture: the same as in the prediction for the whole frame.
-        people: prediction for the whole frame, split at cuts.
+        people: prediction for the whole frame.
         hint: class number of the people; 0: none.
 
     Returns:
-        people, and the magnification of each second look by index.
+        people, and the magnification of each second look by slot.
     """
     refined, zooms = [], {}
     frame_size = frames[0].shape[0], frames[0].shape[1]
     thresholds = predictor.thresholds
-    for index, person in enumerate(people):
+    for person in people:
         box, zoom = zoom_box(
             person.masks, frame_size, predictor.config.encoder.image_size,
             thresholds.zoom_margin_fraction,
@@ -49,10 +48,8 @@ def refine_small_people(
             cue = Cue("mask", box=mask_box(mask) or WHOLE, mask=mask)
             detected = predictor.predict(frames, mixture, box, cue, key, hint)
             closer_view = next((p for p in detected if p.slot == 0), None)
-            if closer_view is not None and person.extent is not None:
-                closer_view = within(closer_view, person.extent, predictor.keys)
         if closer_view is None or not is_same_person(
-            closer_view, index, people, predictor.keys, thresholds.min_second_look_iou
+            closer_view, person, people, predictor.keys, thresholds.min_second_look_iou
         ):
             refined.append(person)
         else:
@@ -60,14 +57,14 @@ def refine_small_people(
             refined.append(
                 closer_view._replace(slot=person.slot, presence_prob=person.presence_prob)
             )
-            zooms[index] = zoom
+            zooms[person.slot] = zoom
     return refined, zooms
 
 
 def is_same_person(
     closer_view: DetectedPerson,
-    index: int,
-    people: Sequence[DetectedPerson],
+    person: DetectedPerson,
+    people: list[DetectedPerson],
     keys: np.ndarray,
     min_iou: float,
 ) -> bool:
@@ -75,14 +72,14 @@ def is_same_person(
 
     Args:
         closer_view: prediction of the second look.
-        index: of the intended person among the people.
+        person: the intended person.
         people: all people of the window.
         keys: key frames, counted from the start of the window.
         min_iou: IoU of the masks of both looks.
     """
     mask = masks_at(closer_view, keys, keys) > 0.5
-    ious = [soft_iou(mask, masks_at(person, keys, keys) > 0.5) for person in people]
-    return ious[index] >= min_iou and ious[index] == max(ious)
+    ious = {p.slot: soft_iou(mask, masks_at(p, keys, keys) > 0.5) for p in people}
+    return ious[person.slot] >= min_iou and ious[person.slot] == max(ious.values())
 
 
 def zoom_box(

@@ -4,6 +4,7 @@ Masks of such a window are interpolated within a shot, and a slot that is visibl
 becomes a detection in each of them, which is told from the others by its appearance.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -141,34 +142,21 @@ def split_at_cuts(
             continue
         begins = [0, *(cuts[shot - 1] for shot in visible[1:])]
         ends = [*begins[1:], len(person.activity_prob)]
-        parts += [within(person, extent, keys) for extent in zip(begins, ends, strict=True)]
+        weights = [_fade_in(begin, len(person.voice)) for begin in begins]
+        gates = [now - later for now, later in itertools.pairwise(weights)] + weights[-1:]
+        for shot, begin, end, gate in zip(visible, begins, ends, gates, strict=True):
+            own = shots == shot
+            activity = np.zeros_like(person.activity_prob)
+            activity[begin:end] = person.activity_prob[begin:end]
+            parts.append(
+                person._replace(
+                    masks=person.masks * own[:, None, None].astype(np.uint8),
+                    voice=person.voice * gate,
+                    activity_prob=activity,
+                    colors=person.colors * own[:, None, None, None].astype(np.float32),
+                )
+            )
     return parts
-
-
-def within(person: DetectedPerson, extent: tuple[int, int], keys: np.ndarray) -> DetectedPerson:
-    """Detection of a window in some of its frames: neither seen nor heard in the others.
-
-    Args:
-        person: in the whole window.
-        extent: first frame, and the one after the last. Where it begins or ends within the window,
-            the voice fades, so that those of extents that follow each other add up.
-        keys: key frames, counted from the start of the window.
-    """
-    begin, end = extent
-    frames, samples = len(person.activity_prob), len(person.voice)
-    own = (keys >= begin) & (keys < end)
-    gate = _fade_in(begin, samples)
-    if end < frames:
-        gate = gate - _fade_in(end, samples)
-    activity = np.zeros_like(person.activity_prob)
-    activity[begin:end] = person.activity_prob[begin:end]
-    return person._replace(
-        masks=person.masks * own[:, None, None].astype(np.uint8),
-        voice=person.voice * gate,
-        activity_prob=activity,
-        colors=person.colors * own[:, None, None, None].astype(np.float32),
-        extent=extent,
-    )
 
 
 def _fade_in(frame: int, samples: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Second look at people who are small in the frame."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,6 @@ from cavmae.finetune.inference.predictor import (
 from cavmae.finetune.inference.second_look import is_same_person, refine_small_people, zoom_box
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
-from cavmae.finetune.inference.shots import split_at_cuts
 
 Maker = Callable[..., Path]
 
@@ -32,11 +31,11 @@ class Obedient(WindowPredictor):
         self.hints: set[int] = set()
 
     def predict(
-        self, frames: Sequence[np.ndarray], mixture: PreparedMixture, box: Box = WHOLE,
-        cue: Cue | None = None, key: int = 0, hint: int = 0, *shared: Any,
+        self, frames: np.ndarray, mixture: PreparedMixture, box: Box = WHOLE,
+        cue: Cue | None = None, key: int = 0, hint: int = 0,
     ) -> list[DetectedPerson]:  # fmt: skip
         self.hints.add(hint)
-        people = super().predict(frames, mixture, box, cue, key, hint, *shared)
+        people = super().predict(frames, mixture, box, cue, key, hint)
         if cue is None or cue.mask is None:
             return people
         mask = torch.from_numpy(cue.mask.astype(np.float32))[None, None]
@@ -103,40 +102,6 @@ def test_each_threshold_of_second_looks_has_an_effect(
     assert zooms == ({} if zoom is None else {0: pytest.approx(zoom)})
 
 
-def test_parts_of_a_slot_are_looked_at_in_their_own_shots() -> None:
-    """Somebody at the left before a cut and somebody at the right after it, in one slot."""
-    boxes: list[Box] = []
-
-    class Copying:
-        keys, thresholds = np.array([2, 6]), Thresholds()
-        config = SimpleNamespace(encoder=SimpleNamespace(image_size=(100, 100)))
-
-        def predict(self, _: object, __: object, box: Box, *rest: object) -> list[DetectedPerson]:
-            boxes.append(box)
-            across = slice(*(round(100 * v) for v in box[::2]))
-            down = slice(*(round(100 * v) for v in box[1::2]))
-            seen = slot.masks[:, down, across]
-            return [slot._replace(slot=0, box=box, masks=seen, voice=2 * slot.voice)]
-
-    masks = np.zeros((2, 100, 100), dtype=np.uint8)
-    masks[0, 45:65, 10:30] = masks[1, 35:55, 70:90] = 255
-    voice = np.random.default_rng(0).normal(size=8 * 640).astype(np.float32)
-    colors = np.ones((2, 5, 2, 3), np.float32)
-    slot = DetectedPerson(3, 0.9, np.full(8, 0.7, np.float32), WHOLE, masks, voice, colors)
-    frames = np.zeros((8, 1000, 1000, 3), dtype=np.uint8)
-    parts = split_at_cuts([slot], (4,), Copying.keys, 0.002)
-    assert [part.extent for part in parts] == [(0, 4), (4, 8)]
-    refined, zooms = refine_small_people(Copying(), frames, None, parts)  # type: ignore[arg-type]
-    assert len(zooms) == 2 and all(zoom > 2 for zoom in zooms.values())
-    assert boxes[0][2] < 0.5 < boxes[1][0]
-    for person, key in zip(refined, (0, 1), strict=True):
-        assert person.slot == 3
-        assert person.masks[key].any() and not person.masks[1 - key].any()
-        assert (person.activity_prob > 0).tolist() == [n // 4 == key for n in range(8)]
-    total = np.sum([person.voice for person in refined], axis=0)
-    np.testing.assert_allclose(total, 2 * voice, atol=1e-5)
-
-
 def test_a_second_look_at_another_person_is_discarded() -> None:
     keys = np.array([2, 6])
 
@@ -149,10 +114,10 @@ def test_a_second_look_at_another_person_is_discarded() -> None:
 
     first, second = detection(0, 0.3), detection(1, 0.5)
     close = (0.25, 0.0, 0.75, 1.0)
-    assert is_same_person(detection(0, 0.31, close), 0, [first, second], keys, 0.25)
+    assert is_same_person(detection(0, 0.31, close), first, [first, second], keys, 0.25)
     neighbor, stranger = detection(0, 0.5, close), detection(0, 0.65, close)
-    assert not is_same_person(neighbor, 0, [first, second], keys, 0.25)
-    assert not is_same_person(stranger, 0, [first], keys, 0.25)
+    assert not is_same_person(neighbor, first, [first, second], keys, 0.25)
+    assert not is_same_person(stranger, first, [first], keys, 0.25)
 
 
 def test_a_close_up_holds_the_person_and_stays_in_the_picture() -> None:
