@@ -1,6 +1,6 @@
 """Second look at people who are small in the frame."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,11 +31,11 @@ class Obedient(WindowPredictor):
         self.hints: set[int] = set()
 
     def predict(
-        self, frames: np.ndarray, mixture: PreparedMixture, box: Box = WHOLE,
-        cue: Cue | None = None, key: int = 0, hint: int = 0,
+        self, frames: Sequence[np.ndarray], mixture: PreparedMixture, box: Box = WHOLE,
+        cue: Cue | None = None, key: int = 0, hint: int = 0, *shared: Any,
     ) -> list[DetectedPerson]:  # fmt: skip
         self.hints.add(hint)
-        people = super().predict(frames, mixture, box, cue, key, hint)
+        people = super().predict(frames, mixture, box, cue, key, hint, *shared)
         if cue is None or cue.mask is None:
             return people
         mask = torch.from_numpy(cue.mask.astype(np.float32))[None, None]
