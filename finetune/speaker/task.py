@@ -244,7 +244,10 @@ class SpeakerTask(Task):
         }
 
     def flops_per_sample(self) -> float:
-        """See :meth:`Task.flops_per_sample`: counted forward, and twice that for backward."""
+        """See :meth:`Task.flops_per_sample`: counted forward for what learns, twice that backward.
+
+        A single person's lips are read.
+        """
         c = self.model.config
         device = next(self.model.parameters()).device
         h, w = c.encoder.image_size
@@ -256,8 +259,18 @@ class SpeakerTask(Task):
             cues=no_cues(1, c.encoder.image_grid, c.encoder.audio_size[::-1], device),
             hint=torch.zeros(1, dtype=torch.int64, device=device),
         )
+        masks = torch.zeros(1, c.slots - 1, c.key_frames, h // 4, w // 4, device=device)
+        masks[:, 0] = 1
+
+        def forward() -> None:
+            predictions = self.model.predict_masks(inputs)
+            if not self.freeze_voices:
+                self.model.decode_voices(inputs, predictions, masks)
+            elif self.read_lips:
+                self.model.read_articulation(inputs.motion, predictions, masks)
+
         encoder_flops = forward_flops(lambda: self.model.encode(inputs))
-        total_flops = forward_flops(lambda: self.model(inputs))
+        total_flops = forward_flops(forward)
         return 3 * (total_flops - encoder_flops) + (1 if self.frozen else 3) * encoder_flops
 
 

@@ -43,6 +43,7 @@ class Column(NamedTuple):
 TRUE_MASKS = (Column("true_masks_si_sdri", "SI-SDR improvement under true masks, dB", 2),)
 VOICES = Column("si_sdri", "SI-SDR improvement, dB", 2), Column("confusion", "confusion", 3)
 MASKS = Column("iou", "IoU", 3), Column("state_acc", "accuracy of states", 3)
+MARKERS = "oxs^"  # of the first ten variants, of the next ten
 EVENTS = Column("mean_ap", "mAP", 3), Column("auc", "AUC", 3), Column("accuracy", "accuracy", 3)
 
 
@@ -175,7 +176,7 @@ def plot(records: Records, bench: VariantsBench, column: Column, path: Path) -> 
     Args:
         path: PNG file.
     """
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5 + 0.2 * len(bench.variants)), layout="constrained")
     chart = figure.subplots()
     name, title, _ = column
     for number, variant in enumerate(("", *bench.variants)):
@@ -183,7 +184,8 @@ def plot(records: Records, bench: VariantsBench, column: Column, path: Path) -> 
             chart.plot(
                 [point["minutes"] for point in record["curve"]],
                 [point.get(name, math.nan) for point in record["curve"]],
-                color=f"C{number % 10}", marker=".", linewidth=2 if not variant else 1,
+                color=f"C{number % 10}", marker=MARKERS[number // 10 % len(MARKERS)],
+                linewidth=2 if not variant else 1,
                 label=(variant or "default") if not run_number else None,
             )  # fmt: skip
     chart.set_xlabel("CPU minutes of training")

@@ -411,3 +411,13 @@ def test_half_precision_on_the_cpu(size: tuple[int, int]) -> None:
         losses.append(loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
     assert all(p.grad.isfinite().all() for p in speaker_task.parameters() if p.grad is not None)
+
+
+def test_multiply_adds_are_those_of_what_learns() -> None:
+    """Each part that does not learn leaves its own out; masks alone are the least."""
+    silent = LossSettings(articulation_weight=0)
+    counts = [
+        SpeakerTask(model(), loss, Statistics(), freeze_voices=freeze).flops_per_sample()
+        for loss, freeze in ((silent, True), (LossSettings(), True), (LossSettings(), False))
+    ]
+    assert 0 < counts[0] < counts[1] < counts[2]
