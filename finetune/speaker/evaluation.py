@@ -163,9 +163,9 @@ def _concatenate(parts: Sequence[Inputs]) -> Inputs:
 
 
 def _map_tensors(function: Callable[[list[Tensor]], Tensor], parts: Sequence[Inputs]) -> Inputs:
-    """Apply a function to every tensor of several inputs, whose mixtures are not encoded yet."""
+    """Apply a function to every tensor of several inputs, of which nothing is encoded yet."""
     cues = Cues(*(function([getattr(p.cues, name) for p in parts]) for name in Cues._fields))
-    names = [name for name in Inputs._fields if name not in ("cues", "encoding")]
+    names = [name for name in Inputs._fields if name not in ("cues", *Inputs._field_defaults)]
     tensors: dict[str, Any] = {name: function([getattr(p, name) for p in parts]) for name in names}
     return Inputs(**tensors, cues=cues)
 

@@ -59,7 +59,7 @@ class OraclePredictor(WindowPredictor):
 
     def predict(
         self, frames: Sequence[np.ndarray], mixture: PreparedMixture, box: Box = WHOLE,
-        cue: Cue | None = None, key: int = 0, hint: int = 0,
+        cue: Cue | None = None, key: int = 0, hint: int = 0, *shared: object,
     ) -> list[DetectedPerson]:  # fmt: skip
         start, length = next(self.starts), len(frames)
         numbers = start + np.arange(length)
