@@ -159,8 +159,9 @@ def first_pass(
     overlap_add = OverlapAdd(
         [s * SAMPLES for s in starts], predictor.config.samples, media.num_samples
     )
-    spatial = cue is not None and cue.kind != "voice"
-    cue_window = _central_window(cue.time, starts, length) if cue and spatial else None
+    cue_window = None
+    if cue is not None and cue.kind != "voice":
+        cue_window = _central_window(cue.time, starts, length)
     key_tokens = KeyTokens(predictor)
     sightings: dict[int, list[Sighting]] = {}
     cuts: list[tuple[int, ...]] = []

@@ -28,6 +28,7 @@ from cavmae.finetune.speaker.losses import (
 from cavmae.finetune.speaker.metrics import SceneMetrics, assign_slots, measure, summary
 from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.model_tensors import (
+    MASK_STRIDE,
     QUIETEST,
     Inputs,
     SlotPredictions,
@@ -259,7 +260,9 @@ class SpeakerTask(Task):
             cues=no_cues(1, c.encoder.image_grid, c.encoder.audio_size[::-1], device),
             hint=torch.zeros(1, dtype=torch.int64, device=device),
         )
-        masks = torch.zeros(1, c.slots - 1, c.key_frames, h // 4, w // 4, device=device)
+        masks = torch.zeros(
+            1, c.slots - 1, c.key_frames, h // MASK_STRIDE, w // MASK_STRIDE, device=device
+        )
         masks[:, 0] = 1
 
         def forward() -> None:

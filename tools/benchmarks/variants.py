@@ -43,8 +43,8 @@ class Column(NamedTuple):
 TRUE_MASKS = (Column("true_masks_si_sdri", "SI-SDR improvement under true masks, dB", 2),)
 VOICES = Column("si_sdri", "SI-SDR improvement, dB", 2), Column("confusion", "confusion", 3)
 MASKS = Column("iou", "IoU", 3), Column("state_acc", "accuracy of states", 3)
-MARKERS = "oxs^"  # of the first ten variants, of the next ten
 EVENTS = Column("mean_ap", "mAP", 3), Column("auc", "AUC", 3), Column("accuracy", "accuracy", 3)
+MARKERS = "oxs^"  # of the first ten variants, of the next ten
 
 
 def run(bench: VariantsBench) -> None:
