@@ -47,13 +47,18 @@ class Playback:
         grid_times = np.arange(self.frames) / VIDEO_RATE
         near = NEAR / max(VIDEO_RATE, info.frame_rate)
         self._index = np.searchsorted(info.frame_times, grid_times + near, side="right") - 1
-        self._geometry = geometry
-        wanted = np.unique(self._index[self._index >= 0])
-        self.wanted = len(wanted)
+        self._info, self._geometry = info, geometry
+        self._wanted = np.unique(self._index[self._index >= 0])
+        self.wanted = len(self._wanted)
         self._closing = contextlib.ExitStack()
-        self._decoder = open_decoder(info, geometry, wanted)
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Begin again: what was read before counts no longer."""
+        self._closing.close()
+        self._decoder = open_decoder(self._info, self._geometry, self._wanted)
         self._closing.callback(self._decoder.close)
-        self._audio = AudioReader(info, steady=True)
+        self._audio = AudioReader(self._info, steady=True)
         self._closing.callback(self._audio.close)
         self._cached: dict[int, np.ndarray] = {}
         self._before: np.ndarray | None = None  # last frame that decoded

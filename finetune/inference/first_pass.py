@@ -20,6 +20,7 @@ from cavmae.datasets.media.playback import SAMPLES
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import RawWave
 from cavmae.finetune.inference.key_tokens import KeyTokens
+from cavmae.finetune.inference.lip_sync import LipSync, OutOfSync
 from cavmae.finetune.inference.overlap_add import OverlapAdd
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.progress import ProgressCallback
@@ -90,6 +91,8 @@ class FirstPass:
         missing_audio: fraction of the audio packets that could not be decoded.
         mixdown: channel layouts of the audio, and their mixing.
         remarks: sentences about losses.
+        sound_lead: samples by which the sound is ahead of the pictures. Voices have the times of
+            the sound, masks and starts of windows those of the pictures.
     """
 
     folder: Path
@@ -105,6 +108,7 @@ class FirstPass:
     missing_audio: float = 0.0
     mixdown: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    sound_lead: int = 0
 
     def wave(self, number: int) -> RawWave:
         """Voice of a person; for :data:`MIXTURE`, the mixture."""
@@ -134,6 +138,8 @@ def first_pass(
     second_look: bool,
     unread: UnreadMedia,
     progress: ProgressCallback,
+    sound_lead: int = 0,
+    lip_sync: LipSync | None = None,
 ) -> FirstPass:
     """Run the model on all windows of a recording.
 
@@ -148,8 +154,11 @@ def first_pass(
         second_look: run the model again on crops around small people.
         unread: losses of the recording.
         progress: called after each window.
+        sound_lead: samples by which the sound is ahead of the pictures.
+        lip_sync: measures what the sound is ahead beside that; None: that is not measured.
 
     Raises:
+        OutOfSync: sound and pictures are apart, by ``lip_sync``.
         MediaError: more of the recording is lost than the settings allow.
         NonFiniteError: the model gives NaN or Inf.
         CavmaeError: no key frame is in the shot of a box, point or mask.
@@ -157,7 +166,7 @@ def first_pass(
     length = predictor.config.frames
     tracker = Tracker(starts, predictor.keys, length, SAMPLES, VIDEO_RATE, predictor.thresholds)
     overlap_add = OverlapAdd(
-        [s * SAMPLES for s in starts], predictor.config.samples, media.num_samples
+        [s * SAMPLES - sound_lead for s in starts], predictor.config.samples, media.num_samples
     )
     cue_window = None
     if cue is not None and cue.kind != "voice":
@@ -165,13 +174,16 @@ def first_pass(
     key_tokens = KeyTokens(predictor)
     sightings: dict[int, list[Sighting]] = {}
     cuts: list[tuple[int, ...]] = []
+    if sound_lead < 0:  # what is heard before the first picture
+        head = media.read_audio(0, -(sound_lead // SAMPLES))[:-sound_lead]
+        _append(folder / f"wave-{MIXTURE}.f32", 0, head)
     with (
         (folder / "masks.u8").open("wb") as masks,
-        contextlib.closing(read_windows(predictor, media, starts)) as windows,
+        contextlib.closing(read_windows(predictor, media, starts, sound_lead)) as windows,
     ):
         for index, window in enumerate(windows):
             window_cue = cue if cue_window in (None, index) else None
-            people, cued, zooms, window_cuts = _predict_window(
+            people, cued, zooms, window_cuts, openings = _predict_window(
                 predictor, window, key_tokens, window_cue, hint, second_look, unread
             )
             cuts.append(window_cuts)
@@ -198,6 +210,10 @@ def first_pass(
             for number, part in parts.items():
                 _append(folder / f"wave-{number}.f32", first, part)
             progress((index + 1) / len(starts))
+            if lip_sync is not None:
+                lip_sync.add(openings, window.wave)
+                if (lip_sync.is_due or index + 1 == len(starts)) and lip_sync.lead:
+                    raise OutOfSync(lip_sync.lead)
     return FirstPass(
         folder=folder,
         frames=media.frames,
@@ -212,6 +228,7 @@ def first_pass(
         missing_audio=unread.missing_audio,
         mixdown=media.mixdown,
         remarks=tuple(unread.remarks()),
+        sound_lead=sound_lead,
     )
 
 
@@ -223,12 +240,14 @@ class _WindowPeople(NamedTuple):
         cued: whether a cue means each of them.
         zooms: magnification of each second look, by slot.
         cuts: frames that begin a shot, counted from the start of the window.
+        openings: float32 [T], of all mouths, added up.
     """
 
     people: list[DetectedPerson]
     cued: list[bool]
     zooms: dict[int, float]
     cuts: tuple[int, ...]
+    openings: np.ndarray
 
 
 def _predict_window(
@@ -245,7 +264,7 @@ def _predict_window(
     if (peak := float(np.abs(wave).max())) > MAX_SAMPLE:
         raise MediaError("decode_error", f"its audio has samples as large as {peak:.1e}")
     if not any(frame.any() for frame in frames):  # black, as where nothing decodes, shows no people
-        return _WindowPeople([], [], {}, ())
+        return _WindowPeople([], [], {}, (), np.zeros(len(frames), np.float32))
     thresholds, keys = predictor.thresholds, predictor.keys
     cuts = find_cuts(frames, thresholds.min_cut_difference)
     key = 0
@@ -257,8 +276,9 @@ def _predict_window(
     zooms: dict[int, float] = {}
     if second_look:
         people, zooms = refine_small_people(predictor, frames, mixture, people, hint)
+    openings = sum((p.openings for p in people), np.zeros(len(frames), np.float32))
     parts = split_at_cuts(people, cuts, keys, thresholds.min_area_fraction)
-    return _WindowPeople(parts, _cued(parts, cue, key), zooms, cuts)
+    return _WindowPeople(parts, _cued(parts, cue, key), zooms, cuts, openings)
 
 
 def _cued(people: Sequence[DetectedPerson], cue: Cue | None, key: int) -> list[bool]:
@@ -295,6 +315,7 @@ def _voice_distance(
 
 
 def _append(path: Path, first: int, wave: np.ndarray) -> None:
+    wave, first = wave[max(0, -first) :], max(0, first)  # before the sound begins is nothing
     with path.open("r+b" if path.exists() else "wb") as file:
         file.seek(first * 4)  # a voice is silent before its first window
         file.write(wave.tobytes())

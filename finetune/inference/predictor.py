@@ -13,6 +13,7 @@ from cavmae.common.boxes import WHOLE, Box
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.compositing import GREY
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.datasets.synthetic.articulation import OPENING
 from cavmae.finetune.inference.appearance import appearance
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.slot_merging import (
@@ -78,6 +79,7 @@ class DetectedPerson(NamedTuple):
         masks: uint8 [F, h, w], 0 to 255, of the key frames.
         voice: float32 [samples].
         colors: of :func:`~cavmae.finetune.inference.appearance.appearance`, in the key frames.
+        openings: float32 [T], opening of the mouth in each frame, about 0 to 1.
     """
 
     slot: int
@@ -87,6 +89,7 @@ class DetectedPerson(NamedTuple):
     masks: np.ndarray
     voice: np.ndarray
     colors: np.ndarray
+    openings: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +266,7 @@ class WindowPredictor:
             letterbox.crop(keys_nchw), masks.shape[-2:], mode="bilinear", antialias=True
         ).numpy()
         activity_prob = voice_predictions.activity_logits[0].float().sigmoid().cpu()
+        openings = voice_predictions.articulation[0, :, :, OPENING].float().cpu().numpy()
         votes = letterbox.map_votes(slot_predictions.votes[0].float()).cpu()
         presence_prob = 1 - states[:, NONE] - states[:, OFF_SCREEN]
         groups = merge_slots(masks, votes, presence_prob, cue is not None, self.thresholds)
@@ -284,6 +288,7 @@ class WindowPredictor:
                     # Voices add up to the mixture, so the voices of merged slots are summed.
                     voice=waves[slots].sum(0),
                     colors=appearance(key_colors, person_masks.numpy()),
+                    openings=openings[slots[0]],
                 )
             )
         return people

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from cavmae.common.boxes import pixel_box
+from cavmae.datasets.media.playback import SAMPLES
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import Span, spans_of
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting, by_window
@@ -35,18 +36,22 @@ def visible_frames(recording: FirstPass, sightings: list[Sighting]) -> np.ndarra
 def activity_prob(recording: FirstPass, sightings: list[Sighting]) -> np.ndarray:
     """Probability that a voice is active, as the weighted mean over windows with the person.
 
+    Its times are those of the sound.
+
     Returns:
         float32 [frames].
     """
     weights = CrossfadeWeights(recording.starts, recording.length)
-    total = np.zeros((2, recording.frames + recording.length), dtype=np.float32)
+    # Windows end up to a window, and what the sound is behind, after the recording.
+    total = np.zeros((2, recording.frames + 2 * recording.length), dtype=np.float32)
     for window, group in by_window(sightings).items():
-        start = recording.starts[window]
+        start = recording.starts[window] - round(recording.sound_lead / SAMPLES)
+        before = max(0, -start)  # frames without sound
         weight = weights.of(window)
         # Before a cut and after it, the person is in different slots.
         prob = np.maximum.reduce([recording.activity_prob(sighting) for sighting in group])
         weighted = np.stack([weight * prob, weight])
-        total[:, start : start + recording.length] += weighted
+        total[:, start + before : start + recording.length] += weighted[:, before:]
     mean_prob: np.ndarray = total[0] / np.maximum(total[1], 1e-6)
     return mean_prob[: recording.frames]
 

@@ -120,6 +120,7 @@ def write_files(
         "sample_rate": rate,
         "gain": gain,
         "frame_rate": VIDEO_RATE,
+        "av_offset": recording.sound_lead / SAMPLE_RATE,
         "missing_frames": recording.missing_frames,
         "missing_audio": round(recording.missing_audio, 4),
         "video_stream": info.video_stream,

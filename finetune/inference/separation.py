@@ -10,11 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cavmae.common.errors import UsageError
+from cavmae.datasets.media.playback import SAMPLES
+from cavmae.datasets.stream.features import SAMPLE_RATE
+from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import RawWave, Span, loudness, speech_spans, write_residual
 from cavmae.finetune.inference.first_pass import MIXTURE, FirstPass, Sighting, first_pass
+from cavmae.finetune.inference.lip_sync import LipSync, OutOfSync
 from cavmae.finetune.inference.overlap_add import window_starts
 from cavmae.finetune.inference.predictor import Cue, WindowPredictor
-from cavmae.finetune.inference.progress import ProgressCallback
+from cavmae.finetune.inference.progress import ProgressCallback, part_of
 from cavmae.finetune.inference.records import activity_prob, person_record
 from cavmae.finetune.inference.selection import select_people
 from cavmae.finetune.inference.settings import SeparateSettings
@@ -73,17 +78,11 @@ def separate_media(
         MediaError: more of the recording is lost than the settings allow.
         NonFiniteError: the model gives NaN or Inf.
         CavmaeError: no person matches the target.
-        UsageError: the model has no class of the hint's name.
+        UsageError: the model has no class of the hint's name, or its windows are no longer than
+            twice ``settings.av_offset``.
     """
-    hint = predictor.class_number(settings.hint)
-    length = predictor.config.frames
-    starts = window_starts(media.frames, length, max(1, round(settings.hop * length)))
-    windows = f"{len(starts)} window{'s' if len(starts) > 1 else ''}"
-    log.info("%s: %.1f s, %s.", name, media.seconds, windows)
-    progress(0.0)
-    unread = UnreadMedia(media, audio_packets, settings.max_missing)
-    recording = first_pass(
-        predictor, media, starts, folder, cue, hint, settings.second_look, unread, progress
+    recording = _first_pass_in_sync(
+        predictor, name, media, audio_packets, folder, settings, cue, progress
     )
     for remark in recording.remarks:
         log.warning("%s: %s.", name, remark)
@@ -104,3 +103,62 @@ def separate_media(
             recording, sightings, level, spans[number], predictor.thresholds
         )
     return SeparatedRecording(recording, people, voices, mixture, residual, spans, records)
+
+
+def _first_pass_in_sync(
+    predictor: WindowPredictor,
+    name: str,
+    media: MediaSource,
+    audio_packets: int,
+    folder: Path,
+    settings: SeparateSettings,
+    cue: Cue | None,
+    progress: ProgressCallback,
+) -> FirstPass:
+    """First pass; once more if it says that sound and pictures are apart, from the beginning."""
+    hint = predictor.class_number(settings.hint)
+    length = predictor.config.frames
+    hop = max(1, round(settings.hop * length))
+    lip_sync: LipSync | None = None
+    lead = 0
+    if settings.av_offset == "auto":
+        lip_sync = LipSync(length, settings.hop)
+    else:
+        lead = round(settings.av_offset * SAMPLE_RATE)
+    if 2 * abs(lead) > length * SAMPLES:
+        raise UsageError(
+            f"--av-offset {settings.av_offset} is more than half of the {length / VIDEO_RATE:g} s "
+            "that the model sees at once: shift the sound of the file itself."
+        )
+    done = 0.0
+
+    def report(fraction: float) -> None:
+        nonlocal done
+        done = fraction
+        progress(fraction)
+
+    def run(lead: int, lip_sync: LipSync | None, progress: ProgressCallback) -> FirstPass:
+        # The end of a sound that is ahead lies after the last picture, which stays for it.
+        starts = window_starts(media.frames + max(0, -(-lead // SAMPLES)), length, hop)
+        windows = f"{len(starts)} window{'s' if len(starts) > 1 else ''}"
+        log.info("%s: %.1f s, %s.", name, media.seconds, windows)
+        unread = UnreadMedia(media, audio_packets, settings.max_missing)
+        return first_pass(
+            predictor, media, starts, folder, cue, hint, settings.second_look, unread, progress,
+            lead, lip_sync,
+        )  # fmt: skip
+
+    progress(0.0)
+    try:
+        return run(lead, lip_sync, report)
+    except OutOfSync as apart:
+        lead = apart.lead
+    log.warning(
+        "%s: its sound is %.2f s %s its pictures, as lips show; it begins anew with "
+        "them in step (--av-offset 0: as they are).",
+        name, abs(lead) / SAMPLE_RATE, "ahead of" if lead > 0 else "behind",
+    )  # fmt: skip
+    media.rewind()
+    for wave in folder.glob("wave-*.f32"):
+        wave.unlink()
+    return run(lead, None, part_of(progress, done, 1.0))

@@ -28,6 +28,9 @@ class SeparateSettings:
             decode; above it, the recording is refused.
         hint: class of the people, one of ``model.classes`` and ``model.add_classes`` of training;
             None: no hint.
+        av_offset: seconds by which the sound is ahead of the pictures (below 0: behind them);
+            ``auto``: as the lips show, which takes a second pass over a recording whose sound is
+            0.03 to 0.3 s off.
     """
 
     second_look: bool = True
@@ -41,6 +44,7 @@ class SeparateSettings:
     audio_stream: int | None = None
     max_missing: float = 0.1
     hint: str | None = None
+    av_offset: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.hop <= 0.75:
@@ -51,6 +55,8 @@ class SeparateSettings:
             raise UsageError(f"--height {self.height}: at least 64 pixels.")
         if not 0 <= self.max_missing < 1:
             raise UsageError(f"--max-missing {self.max_missing} is not a fraction below 1.")
+        if self.av_offset != "auto" and not math.isfinite(self.av_offset):
+            raise UsageError(f"--av-offset {self.av_offset} is neither seconds nor auto.")
 
 
 @dataclasses.dataclass(frozen=True)

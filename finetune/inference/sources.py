@@ -45,6 +45,10 @@ class MediaSource(Protocol):
         """Number of audio packets so far that do not decode."""
         ...
 
+    def rewind(self) -> None:
+        """Begin again: what was read before counts no longer."""
+        ...
+
     def read_frames(self, start: int, count: int) -> Sequence[np.ndarray]:
         """Read grid frames: uint8 RGB [height, width, 3] each."""
         ...
@@ -99,6 +103,9 @@ class ArraySource:
     def has_frame(self) -> np.ndarray:
         """Whether each grid time has a frame, bool [frames]: always."""
         return np.ones(self.frames, dtype=bool)
+
+    def rewind(self) -> None:
+        """Begin again, which takes nothing: any part can be read at any time."""
 
     def read_frames(self, start: int, count: int) -> Sequence[np.ndarray]:
         """Read grid frames: uint8 RGB [height, width, 3] each."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cavmae.datasets.media.playback import SAMPLES
 from cavmae.finetune.inference.predictor import WindowPredictor
 from cavmae.finetune.inference.sources import MediaSource
 
@@ -29,7 +30,7 @@ class Window(NamedTuple):
 
 
 def read_windows(
-    predictor: WindowPredictor, media: MediaSource, starts: Sequence[int]
+    predictor: WindowPredictor, media: MediaSource, starts: Sequence[int], sound_lead: int = 0
 ) -> Generator[Window]:
     """Windows in order; another thread reads the next one meanwhile.
 
@@ -37,11 +38,12 @@ def read_windows(
         predictor: whose grey frames are made.
         media: the recording, from its beginning.
         starts: first frames of the windows, ascending.
+        sound_lead: samples by which the sound is ahead of the pictures; fewer than a window has.
 
     Raises:
         MediaError: the recording cannot be read.
     """
-    reader = _Reader(predictor, media)
+    reader = _Reader(predictor, media, sound_lead)
     with ThreadPoolExecutor(1, "window-reader") as pool:
         # The reader is to leave the cores to the model. PyTorch takes its number of threads for
         # that of all threads to come, too, which is put back.
@@ -59,17 +61,25 @@ def read_windows(
 class _Reader:
     """Reads windows, and makes the grey frame of each frame once."""
 
-    def __init__(self, predictor: WindowPredictor, media: MediaSource):
-        self._predictor, self._media = predictor, media
+    def __init__(self, predictor: WindowPredictor, media: MediaSource, sound_lead: int):
+        self._predictor, self._media, self._sound_lead = predictor, media, sound_lead
         self._end = 0  # frame after the last window
         self._motion = torch.zeros(0)  # of the last window
 
     def read(self, start: int) -> Window:
         length = self._predictor.config.frames
-        wave = self._media.read_audio(start, length)
+        wave = self._read_audio(start * SAMPLES - self._sound_lead, length * SAMPLES)
         frames = self._media.read_frames(start, length)
         known = max(0, self._end - start)  # of the last window, at its end
         fresh = self._predictor.motion(frames[known:])
         motion = torch.cat([self._motion[length - known :], fresh]) if known else fresh
         self._end, self._motion = start + length, motion
         return Window(start, frames, motion, wave)
+
+    def _read_audio(self, first: int, count: int) -> np.ndarray:
+        """Samples from any one on, float32 [count]; silence before the sound begins."""
+        silent = max(0, -first)
+        frame, skipped = divmod(first + silent, SAMPLES)
+        frames = -(-(skipped + count - silent) // SAMPLES)
+        wave = self._media.read_audio(frame, frames)[skipped : skipped + count - silent]
+        return np.pad(wave, (silent, 0))

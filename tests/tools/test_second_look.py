@@ -96,7 +96,7 @@ def test_each_threshold_of_second_looks_has_an_effect(
     masks = np.zeros((2, 100, 100), dtype=np.uint8)
     masks[:, 45:55, 45:55] = 255
     activity_prob, voice, colors = (np.zeros(n, np.float32) for n in (8, 9, 64))
-    person = DetectedPerson(0, 0.9, activity_prob, WHOLE, masks, voice, colors)
+    person = DetectedPerson(0, 0.9, activity_prob, WHOLE, masks, voice, colors, activity_prob)
     frames = np.zeros((8, 1000, 1000, 3), dtype=np.uint8)
     _, zooms = refine_small_people(Halving(), frames, None, [person])  # type: ignore[arg-type]
     assert zooms == ({} if zoom is None else {0: pytest.approx(zoom)})
@@ -110,7 +110,7 @@ def test_a_second_look_at_another_person_is_discarded() -> None:
         start, stop = (round((v - box[0]) / (box[2] - box[0]) * 96) for v in (left, left + 0.15))
         masks[:, 30:70, max(0, start) : max(0, stop)] = 255
         activity_prob, voice, colors = (np.zeros(n, np.float32) for n in (8, 9, 64))
-        return DetectedPerson(slot, 0.9, activity_prob, box, masks, voice, colors)
+        return DetectedPerson(slot, 0.9, activity_prob, box, masks, voice, colors, activity_prob)
 
     first, second = detection(0, 0.3), detection(1, 0.5)
     close = (0.25, 0.0, 0.75, 1.0)

@@ -51,7 +51,8 @@ def separating(
         videos: write masks and overlay.
     """
     separator = Separator.from_pretrained(model, bench.device, bench.precision)
-    settings = SeparateSettings(second_look, overlay=videos, masks=videos)
+    # One pass, whatever the offset of the video.
+    settings = SeparateSettings(second_look, overlay=videos, masks=videos, av_offset=0.0)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         result = separator.separate(video, Path(folder) / "out", settings)

@@ -110,7 +110,8 @@ def seen(*visible: int) -> DetectedPerson:
     masks[list(visible)] = 255
     colors = np.arange(4 * 5 * 2 * 3, dtype=np.float32).reshape(4, 5, 2, 3)
     voice = np.random.default_rng(0).normal(size=64 * 640).astype(np.float32)
-    return DetectedPerson(1, 0.9, np.full(64, 0.7, np.float32), WHOLE, masks, voice, colors)
+    still = np.zeros(64, np.float32)
+    return DetectedPerson(1, 0.9, np.full(64, 0.7, np.float32), WHOLE, masks, voice, colors, still)
 
 
 def test_a_slot_of_two_shots_is_two_detections() -> None:

@@ -99,7 +99,8 @@ def moving(where, color: int, tone: float, start: int, size: int = 24) -> Detect
     colors = np.zeros((len(KEYS), 1, 1, 64), dtype=np.float32)
     colors[..., color] = 1
     voice = np.sin(2 * np.pi * tone * time).astype(np.float32)
-    return DetectedPerson(0, 0.9, np.ones(LENGTH, np.float32), WHOLE, values, voice, colors)
+    still = np.zeros(LENGTH, np.float32)
+    return DetectedPerson(0, 0.9, np.ones(LENGTH, np.float32), WHOLE, values, voice, colors, still)
 
 
 def make_tracker(starts: list[int], thresholds: Thresholds = THRESHOLDS) -> Tracker:

@@ -183,7 +183,8 @@ def test_a_voice_within_a_shot_is_compared_without_the_silence_around_it() -> No
 
     def person_with(wave: np.ndarray) -> DetectedPerson:
         masks, colors = np.zeros((4, 2, 2), np.uint8), np.zeros((4, 5, 2, 3), np.float32)
-        return DetectedPerson(0, 0.9, np.zeros(64, np.float32), WHOLE, masks, wave, colors)
+        still = np.zeros(64, np.float32)
+        return DetectedPerson(0, 0.9, still, WHOLE, masks, wave, colors, still)
 
     distance = predictor.voice_distance(spoken, reference)
     assert _voice_distance(predictor, person_with(gated), cue) == pytest.approx(distance, rel=1e-4)

@@ -82,6 +82,7 @@ class OraclePredictor(WindowPredictor):
                     DetectedPerson(
                         len(people), 0.9, np.ones(length, np.float32), WHOLE,
                         masks * np.uint8(255), voice * np.repeat(shots == shot, SAMPLES), colors,
+                        np.zeros(length, np.float32),
                     )
                 )  # fmt: skip
         return people if self.slots != "place" else joined_by_place(people)
