@@ -18,7 +18,8 @@ from cavmae.datasets.synthetic.recordings import active_level
 
 REACH = 8  # frames: larger offsets are not looked for
 STEP = SAMPLE_RATE // 100  # samples to which an offset is rounded
-LEAST = 3 * STEP  # samples: 40 ms cost 0.1 to 3 dB of SI-SDR on real faces, half of that little
+LEAST = 3 * STEP  # samples: a frame too many costs up to 3 dB, less than this little
+MOVING = 0.05  # standard deviation of openings in a window that says something
 # Rendered and real people who speak in sight correlate by 0.46 or more; silent ones, musicians, and
 # those whose sound is further off than the reach, by 0.35 or less over 5 s (evidence 0.43). Lips of
 # one reader and 8 s of another's voice are taken for apart in 2 of 300 cases, 5 s in none.
@@ -58,15 +59,17 @@ class LipSync:
         self._sums = np.zeros((2 * self._reach + 1, 3))
 
     def add(self, openings: np.ndarray, wave: np.ndarray) -> None:
-        """Count a window.
+        """Count a window, if lips move in it and something is heard.
 
         Args:
             openings: float32 [T], of the mouths of all people, added up.
             wave: float32 [T * 640], its sound.
         """
-        self._windows += 1
         times = (np.arange(len(openings)) + 0.5) / VIDEO_RATE
         sound = at_frames(from_audio(wave, active_level(wave)), times)[:, OPENING]
+        if min(openings.std(), sound.std()) < MOVING:
+            return
+        self._windows += 1
         for row, lead in enumerate(range(-self._reach, self._reach + 1)):
             seen, heard = openings[max(0, lead) :], sound[max(0, -lead) :]
             count = min(len(seen), len(heard))

@@ -88,10 +88,13 @@ def test_lips_that_do_not_move_say_nothing() -> None:
 
 
 def test_it_is_looked_at_ever_more_rarely() -> None:
-    sync, lips, wave = LipSync(LENGTH, 0.5), np.zeros(LENGTH, np.float32), speech(LENGTH, 1)
+    sync, wave = LipSync(LENGTH, 0.5), speech(LENGTH, 1)
+    lips = openings(wave)
     due = []
     for number in range(1, 50):
         sync.add(lips, wave)
+        sync.add(np.zeros_like(lips), wave)  # says nothing, and does not count
+        sync.add(lips, np.zeros_like(wave))
         if sync.is_due:
             due.append(number)
     assert due == [6, 12, 24, 48]
