@@ -147,7 +147,7 @@ def first_pass(
         predictor: the model.
         media: the recording, from its beginning, of
             :func:`~cavmae.finetune.inference.sources.working_size`.
-        starts: first frames of the windows.
+        starts: first frames of the windows; those below 0 are the first one.
         folder: empty folder for waves and masks.
         cue: cue for the target; None: there is no target.
         hint: class number of the people; 0: none.
@@ -174,9 +174,6 @@ def first_pass(
     key_tokens = KeyTokens(predictor)
     sightings: dict[int, list[Sighting]] = {}
     cuts: list[tuple[int, ...]] = []
-    if sound_lead < 0:  # what is heard before the first picture
-        head = media.read_audio(0, -(sound_lead // SAMPLES))[:-sound_lead]
-        _append(folder / f"wave-{MIXTURE}.f32", 0, head)
     with (
         (folder / "masks.u8").open("wb") as masks,
         contextlib.closing(read_windows(predictor, media, starts, sound_lead)) as windows,
@@ -209,11 +206,12 @@ def first_pass(
             first, parts = overlap_add.add(waves)
             for number, part in parts.items():
                 _append(folder / f"wave-{number}.f32", first, part)
-            progress((index + 1) / len(starts))
             if lip_sync is not None:
                 lip_sync.add(openings, window.wave)
-                if (lip_sync.is_due or index + 1 == len(starts)) and lip_sync.lead:
-                    raise OutOfSync(lip_sync.lead)
+                is_last = index + 1 == len(starts)
+                if lead := lip_sync.lead() if is_last else lip_sync.early_lead():
+                    raise OutOfSync(lead)
+            progress((index + 1) / len(starts))
     return FirstPass(
         folder=folder,
         frames=media.frames,

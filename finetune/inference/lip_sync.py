@@ -21,13 +21,13 @@ STEP = SAMPLE_RATE // 100  # samples to which an offset is rounded
 LEAST = 3 * STEP  # samples: a frame too many costs up to 3 dB, less than this little
 MOVING = 0.05  # standard deviation of openings in a window that says something
 # Rendered and real people who speak in sight correlate by 0.46 or more; silent ones, musicians, and
-# those whose sound is further off than the reach, by 0.35 or less over 5 s (evidence 0.43). Lips of
-# one reader and 8 s of another's voice are taken for apart in 2 of 300 cases, 5 s in none.
+# those whose sound is further off than the reach, by 0.35 or less over 5 s (evidence 0.5).
 MIN_CORRELATION = 0.3
-MIN_EVIDENCE = 0.6  # correlation times the root of the number of windows side by side
+MIN_EVIDENCE = 0.65  # correlation times the root of the number of windows side by side
+MIN_EARLY_EVIDENCE = 1.0  # before the end, since what follows could say otherwise
 MIN_GAIN = 2.0  # of log likelihood over sound and pictures as they are
 INDEPENDENT = 20  # openings of a window that say something of their own
-FIRST_CHECK = 6  # windows, then twice as many each time
+FIRST_CHECK = 6  # windows before the first look, then twice as many each time
 
 
 class OutOfSync(Exception):
@@ -71,18 +71,18 @@ class LipSync:
             return
         self._windows += 1
         for row, lead in enumerate(range(-self._reach, self._reach + 1)):
-            seen, heard = openings[max(0, lead) :], sound[max(0, -lead) :]
-            count = min(len(seen), len(heard))
-            seen, heard = seen[:count] - seen[:count].mean(), heard[:count] - heard[:count].mean()
-            self._sums[row] += (seen * heard).sum(), np.square(seen).sum(), np.square(heard).sum()
+            lips, speech = openings[max(0, lead) :], sound[max(0, -lead) :]
+            count = min(len(lips), len(speech))
+            lips = lips[:count] - lips[:count].mean()
+            speech = speech[:count] - speech[:count].mean()
+            self._sums[row] += (lips * speech).sum(), np.square(lips).sum(), np.square(speech).sum()
 
-    @property
-    def is_due(self) -> bool:
-        """Whether so many windows were counted that :meth:`lead` is worth a look."""
+    def early_lead(self) -> int:
+        """:meth:`lead` before the end of a recording; 0 unless it is clear and time for a look."""
         if self._windows < self._next_check:
-            return False
-        self._next_check *= 2
-        return True
+            return 0
+        self._next_check = 2 * self._windows
+        return self.lead(MIN_EARLY_EVIDENCE)
 
     @property
     def correlations(self) -> np.ndarray:
@@ -91,8 +91,7 @@ class LipSync:
         correlations: np.ndarray = products / np.sqrt(np.maximum(lips * sound, 1e-12))
         return correlations
 
-    @property
-    def lead(self) -> int:
+    def lead(self, min_evidence: float = MIN_EVIDENCE) -> int:
         """Samples by which the sound is ahead of the pictures; 0 where that is not sure."""
         correlations = self.correlations
         best = int(correlations.argmax())
@@ -103,13 +102,14 @@ class LipSync:
         curvature = before - 2 * correlation + after
         between = 0.5 * (before - after) / curvature if curvature else 0.0
         lead = round((best - self._reach + between) * SAMPLES / STEP) * STEP
-        windows = self._windows * self._hop  # side by side
-        unexplained = [1 - c * abs(c) for c in (float(correlations[self._reach]), correlation)]
-        gain = INDEPENDENT / 2 * windows * math.log(unexplained[0] / max(unexplained[1], 1e-6))
+        windows = 1 + (self._windows - 1) * self._hop  # side by side
+        as_it_is = float(correlations[self._reach])
+        rests = [max(1 - c * abs(c), 1e-6) for c in (as_it_is, correlation)]  # not explained
+        gain = INDEPENDENT / 2 * windows * math.log(rests[0] / rests[1])
         is_sure = (
             abs(lead) >= LEAST
             and correlation >= MIN_CORRELATION
-            and correlation * math.sqrt(windows) >= MIN_EVIDENCE
+            and correlation * math.sqrt(windows) >= min_evidence
             and gain >= MIN_GAIN
         )
         return lead if is_sure else 0

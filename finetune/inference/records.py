@@ -28,7 +28,9 @@ def visible_frames(recording: FirstPass, sightings: list[Sighting]) -> np.ndarra
         key_visible = (masks > 127).reshape(len(masks), -1).max(1).astype(np.float32)
         cuts = recording.cuts[sighting.window]
         window_visible = interpolate_keys(key_visible, frames, recording.keys, cuts)
-        total[start : start + recording.length] += window_visible * weights.of(sighting.window)
+        before = max(0, -start)  # frames before the recording
+        weighted = window_visible * weights.of(sighting.window)
+        total[start + before : start + recording.length] += weighted[before:]
     visible: np.ndarray = (total[: recording.frames] > 0.5) & recording.has_video
     return visible
 
@@ -46,7 +48,7 @@ def activity_prob(recording: FirstPass, sightings: list[Sighting]) -> np.ndarray
     total = np.zeros((2, recording.frames + 2 * recording.length), dtype=np.float32)
     for window, group in by_window(sightings).items():
         start = recording.starts[window] - round(recording.sound_lead / SAMPLES)
-        before = max(0, -start)  # frames without sound
+        before = max(0, -start)  # frames before the recording
         weight = weights.of(window)
         # Before a cut and after it, the person is in different slots.
         prob = np.maximum.reduce([recording.activity_prob(sighting) for sighting in group])
@@ -84,7 +86,7 @@ def person_record(
         for key, mask in zip(recording.keys, masks, strict=True):
             frame = start + int(key)
             box = pixel_box(mask > 127)
-            if box is not None and frame < recording.frames:
+            if box is not None and 0 <= frame < recording.frames:
                 boxes[frame] = _in_frame(sighting, box, mask.shape)
     listed: list[int] = []
     for frame in sorted(boxes):
@@ -100,7 +102,10 @@ def person_record(
         "level_db": decibels(level),
         "boxes": [{"time": frame / VIDEO_RATE, "box": boxes[frame]} for frame in listed],
         "second_look": [
-            {"start": recording.starts[s.window] / VIDEO_RATE, "zoom": round(s.zoom or 0, 2)}
+            {
+                "start": max(0, recording.starts[s.window]) / VIDEO_RATE,
+                "zoom": round(s.zoom or 0, 2),
+            }
             for s in zoomed
         ],
     }

@@ -19,7 +19,7 @@ from cavmae.finetune.inference.result_videos import second_pass
 from cavmae.finetune.inference.separation import SeparatedRecording
 from cavmae.finetune.inference.settings import SeparateSettings
 
-SCHEMA = 2
+SCHEMA = 3
 RESULT = "result.json"
 
 

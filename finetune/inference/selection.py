@@ -23,9 +23,11 @@ def select_people(
     Raises:
         CavmaeError: no person matches the target.
     """
-    # A single window gives the people of its forward pass.
+    # A recording of a single window gives the people of its forward pass.
     min_frames = (
-        min(min_seconds * VIDEO_RATE, recording.frames / 2) if len(recording.starts) > 1 else 0
+        min(min_seconds * VIDEO_RATE, recording.frames / 2)
+        if recording.frames > recording.length
+        else 0
     )
     lasting = {
         n: s

@@ -105,6 +105,23 @@ def separate_media(
     return SeparatedRecording(recording, people, voices, mixture, residual, spans, records)
 
 
+def sound_lead(predictor: WindowPredictor, settings: SeparateSettings) -> int:
+    """Samples by which the sound is ahead of the pictures by the settings; 0 to measure it.
+
+    Raises:
+        UsageError: they are more than half of what the model sees at once.
+    """
+    if settings.av_offset == "auto":
+        return 0
+    seconds = predictor.config.frames / VIDEO_RATE
+    if 2 * abs(settings.av_offset) > seconds:
+        raise UsageError(
+            f"--av-offset {settings.av_offset} is more than half of the {seconds:g} s that the "
+            "model sees at once: give seconds, or shift the sound of the file itself."
+        )
+    return round(settings.av_offset * SAMPLE_RATE)
+
+
 def _first_pass_in_sync(
     predictor: WindowPredictor,
     name: str,
@@ -120,16 +137,9 @@ def _first_pass_in_sync(
     length = predictor.config.frames
     hop = max(1, round(settings.hop * length))
     lip_sync: LipSync | None = None
-    lead = 0
+    lead = sound_lead(predictor, settings)
     if settings.av_offset == "auto":
         lip_sync = LipSync(length, settings.hop)
-    else:
-        lead = round(settings.av_offset * SAMPLE_RATE)
-    if 2 * abs(lead) > length * SAMPLES:
-        raise UsageError(
-            f"--av-offset {settings.av_offset} is more than half of the {length / VIDEO_RATE:g} s "
-            "that the model sees at once: shift the sound of the file itself."
-        )
     done = 0.0
 
     def report(fraction: float) -> None:
@@ -138,8 +148,10 @@ def _first_pass_in_sync(
         progress(fraction)
 
     def run(lead: int, lip_sync: LipSync | None, progress: ProgressCallback) -> FirstPass:
-        # The end of a sound that is ahead lies after the last picture, which stays for it.
-        starts = window_starts(media.frames + max(0, -(-lead // SAMPLES)), length, hop)
+        # Sound after the last picture or before the first one goes with that one.
+        apart = -(-abs(lead) // SAMPLES)
+        first = -apart if lead < 0 else 0
+        starts = [first + s for s in window_starts(media.frames + apart, length, hop)]
         windows = f"{len(starts)} window{'s' if len(starts) > 1 else ''}"
         log.info("%s: %.1f s, %s.", name, media.seconds, windows)
         unread = UnreadMedia(media, audio_packets, settings.max_missing)

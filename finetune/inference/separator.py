@@ -33,7 +33,7 @@ from cavmae.finetune.inference.progress import ProgressCallback, ignore_progress
 from cavmae.finetune.inference.recording_errors import recording_errors
 from cavmae.finetune.inference.result_arrays import SeparatedArrays, collect_arrays
 from cavmae.finetune.inference.result_files import SeparatedFiles, write_files
-from cavmae.finetune.inference.separation import separate_media
+from cavmae.finetune.inference.separation import separate_media, sound_lead
 from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
 from cavmae.finetune.inference.sources import ArraySource, check_arrays, working_size
 from cavmae.finetune.inference.target import Target
@@ -204,9 +204,11 @@ class Separator:
         """Check the options that depend on the model.
 
         Raises:
-            UsageError: it has no class of the hint's name.
+            UsageError: it has no class of the hint's name, or sees too little at once for the
+                offset of the sound.
         """
         self._predictor.class_number(settings.hint)
+        sound_lead(self._predictor, settings)
 
     def provenance(self, video: str, settings: SeparateSettings, target: Target) -> dict[str, Any]:
         """Inputs that a result depends on, as ``result.json`` records them."""

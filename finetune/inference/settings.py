@@ -55,7 +55,9 @@ class SeparateSettings:
             raise UsageError(f"--height {self.height}: at least 64 pixels.")
         if not 0 <= self.max_missing < 1:
             raise UsageError(f"--max-missing {self.max_missing} is not a fraction below 1.")
-        if self.av_offset != "auto" and not math.isfinite(self.av_offset):
+        if self.av_offset != "auto" and not (
+            isinstance(self.av_offset, int | float) and math.isfinite(self.av_offset)
+        ):
             raise UsageError(f"--av-offset {self.av_offset} is neither seconds nor auto.")
 
 

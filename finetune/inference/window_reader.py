@@ -37,7 +37,7 @@ def read_windows(
     Args:
         predictor: whose grey frames are made.
         media: the recording, from its beginning.
-        starts: first frames of the windows, ascending.
+        starts: first frames of the windows, ascending; frames before 0 are the first one.
         sound_lead: samples by which the sound is ahead of the pictures; fewer than a window has.
 
     Raises:
@@ -63,13 +63,15 @@ class _Reader:
 
     def __init__(self, predictor: WindowPredictor, media: MediaSource, sound_lead: int):
         self._predictor, self._media, self._sound_lead = predictor, media, sound_lead
-        self._end = 0  # frame after the last window
+        self._end = -predictor.config.frames  # frame after the last window
         self._motion = torch.zeros(0)  # of the last window
 
     def read(self, start: int) -> Window:
         length = self._predictor.config.frames
         wave = self._read_audio(start * SAMPLES - self._sound_lead, length * SAMPLES)
-        frames = self._media.read_frames(start, length)
+        held = max(0, -start)  # frames before the first
+        frames = self._media.read_frames(start + held, length - held)
+        frames = [frames[0]] * held + list(frames)
         known = max(0, self._end - start)  # of the last window, at its end
         fresh = self._predictor.motion(frames[known:])
         motion = torch.cat([self._motion[length - known :], fresh]) if known else fresh

@@ -79,5 +79,6 @@ def target_to_slot0(
         spectra=permute(voices.spectra, order),
         states=permute(voices.states, order),
         activity_logits=permute(voices.activity_logits, order),
+        articulation=permute(voices.articulation, person_order),
     )
     return predictions, voices

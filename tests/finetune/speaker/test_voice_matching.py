@@ -111,6 +111,9 @@ def test_slot_0_has_the_voice_nearest_to_the_reference() -> None:
         torch.testing.assert_close(
             swapped_voices.activity_logits[row], voices.activity_logits[row, swapped]
         )
+        torch.testing.assert_close(
+            swapped_voices.articulation[row], voices.articulation[row, swapped[:-1]]
+        )
         torch.testing.assert_close(swapped_predictions.slots[row], predictions.slots[row, swapped])
         for before, after in zip(predictions.masks, swapped_predictions.masks, strict=True):
             torch.testing.assert_close(after[row], before[row, swapped[:-1]])
