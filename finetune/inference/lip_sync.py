@@ -1,9 +1,9 @@
 """Offset between sound and pictures of a recording, from lips and sound of its windows.
 
-Streams of real recordings are often apart by a tenth of a second, of which a voice that is tied to
-its lips makes nothing. As SyncNet (J. S. Chung, A. Zisserman, "Out of time", 2016), the offset is
-that at which lips and sound agree best; here both are openings of the mouth, one read from the
-pictures, the other computed from the sound (:func:`cavmae.datasets.synthetic.articulation`).
+Voices that are tied to lips go wrong where sound and pictures of a recording are apart by a frame
+or more. As with SyncNet (J. S. Chung, A. Zisserman, "Out of time", 2016), the offset is that at
+which lips and sound agree best; here both are openings of the mouth, one read from the pictures,
+the other computed from the sound (:func:`cavmae.datasets.synthetic.articulation`).
 """
 
 import math

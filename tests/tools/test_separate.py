@@ -22,6 +22,7 @@ from cavmae.datasets.media.playback import Playback
 from cavmae.datasets.media.writing import VideoWriter
 from cavmae.finetune.inference.audio import spans_of, speech_spans, write_wav
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
+from cavmae.finetune.inference.lip_sync import LipSync
 from cavmae.finetune.inference.records import activity_prob
 from cavmae.finetune.inference.result_files import SeparatedFiles
 from cavmae.finetune.inference.separator import Separator
@@ -90,6 +91,31 @@ def test_everything_that_is_written(separator: Separator, video: Maker, tmp_path
         masks = pictures(person.mask)
         assert len(masks) == 78
         assert {int(v) for v in np.unique(masks[40] // 128)} == {0, 1}
+
+
+@pytest.mark.parametrize("offset", ["-0.13", "0.1", "auto"])
+def test_a_file_out_of_step_lacks_nothing(
+    offset: str, checkpoint: str, video: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an offset that is given, and in the second pass over one that is measured."""
+    path = video(seconds=2.2, events=STEPS, audio="pcm_s16le", name="a.mkv", size=(144, 96))
+    monkeypatch.setattr(LipSync, "lead", lambda _: -1600)
+    words = ["--model", checkpoint, "--out", str(tmp_path / "out"), "--av-offset", offset]
+    assert main([str(path), *words, "--second-look", "false", "--height", "64"]) == 0
+    result = SeparatedFiles.load(tmp_path / "out" / "a")
+    assert result.record["av_offset"] == (-0.1 if offset == "auto" else float(offset))
+    samples = round(2.2 * 16_000)
+    parts = [wave(p.voice)[0] for p in result.people] + [wave(result.residual)[0]]
+    info = probe(str(path))
+    with Playback(info, input_geometry(info)) as playback:
+        mixture = playback.read_audio(0, playback.frames)[:samples]
+    difference = sum(parts) - mixture * result.record["gain"] * 32768
+    assert np.abs(difference).max() <= len(parts)
+    assert len(pictures(tmp_path / "out" / "a" / "overlay.mp4")) == 55
+    for person in result.people:
+        assert person.mask is not None
+        assert len(pictures(person.mask)) == 55
+        assert all(0 <= box["time"] < 2.2 for box in person.record["boxes"])
 
 
 def test_mask_videos_show_the_masks(separator: Separator, video: Maker, tmp_path: Path) -> None:

@@ -92,3 +92,21 @@ def test_buffers_do_not_grow(video: Maker) -> None:
             playing.read_audio(start, 16)
             assert len(playing._cached) <= 17
             assert len(playing._waveform) <= 16 * SAMPLES
+
+
+@pytest.mark.parametrize("read", [0, 30, 60])
+def test_a_rewound_recording_plays_as_a_new_one(video: Maker, read: int) -> None:
+    path = video("late.mkv", seconds=2.0, video_start=0.8, audio_seconds=4.0, size=(96, 64))
+    with play(path) as playing, play(path) as fresh:
+        playing.read_frames(0, read)
+        playing.read_audio(read // 2, read)
+        playing.rewind()
+        for start in (0, 20, 75):
+            np.testing.assert_array_equal(
+                playing.read_audio(start, 25), fresh.read_audio(start, 25)
+            )
+            for mine, other in zip(
+                playing.read_frames(start, 25), fresh.read_frames(start, 25), strict=True
+            ):
+                np.testing.assert_array_equal(mine, other)
+        assert (playing.missing, playing.mixdown) == (fresh.missing, fresh.mixdown)
