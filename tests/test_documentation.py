@@ -12,10 +12,13 @@ import subprocess
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
 
+from cavmae.common import cli
+from cavmae.common.errors import UsageError
 from cavmae.finetune.train import TASKS
 from cavmae.tools.bench import BENCHMARKS
 from cavmae.tools.cli import COMMANDS, dispatch
@@ -89,16 +92,46 @@ def test_the_pages_have_the_main_commands() -> None:
             "predict", "report", "export", "inpaint", "convert"} <= names  # fmt: skip
 
 
+class Understood(Exception):
+    """The settings of a command are complete; it is not to run."""
+
+
 @pytest.mark.parametrize("words", ALL, ids=lambda words: " ".join(words)[:60])
 def test_every_command_of_the_pages_is_understood(
     words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Options exist, values are of their types, and nothing that is required is left out."""
+
+    def stopped(settings_class: type, values: dict[str, Any], place: str = "") -> Any:
+        settings = filled(settings_class, values, place)
+        if not place:  # the whole, not a part
+            raise Understood
+        return settings
+
     monkeypatch.chdir(tmp_path)
     if "run/config.yaml" in words:  # an earlier run writes this file
         Path("run").mkdir()
         Path("run/config.yaml").write_text(printed(["pretrain", "--print_config"]))
-    shown = [word for word in words if word != "--print_config"]
-    assert printed([*shown, "--print_config"])
+    if words[0] == "models" or "--print_config" in words:  # which have no settings to fill
+        assert printed(list(words))
+        return
+    filled = cli._filled
+    monkeypatch.setattr(cli, "_filled", stopped)
+    with pytest.raises(Understood):
+        dispatch(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["make-scenes", "others", "--list", "scenes.jsonl"],
+        ["bench", "labels", "--encoder", "encoder"],
+        ["shard", "videos"],
+    ],
+)
+def test_a_command_without_what_is_required_is_noticed(words: list[str]) -> None:
+    with pytest.raises((SystemExit, UsageError)):
+        dispatch(words)
 
 
 def test_an_unknown_option_is_refused() -> None:
