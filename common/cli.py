@@ -80,7 +80,7 @@ def _is_flag(action: Action) -> bool:
 
 
 def _negated(option: str) -> str:
-    """Option that sets a flag to false, such as ``--no-masks`` or ``--loop.no-compile``."""
+    """Option that sets a flag to false: ``--no-masks``, ``--loop.no-checkpoint-activations``."""
     group, dot, name = option.removeprefix("--").rpartition(".")
     return f"--{group}{dot}no-{name}"
 
