@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import functools
 import logging
 import os
 import unicodedata
@@ -22,6 +23,7 @@ from cavmae.finetune.inference.naming import (
     name_limit,
 )
 from cavmae.finetune.inference.recording_errors import FullDiskError
+from cavmae.finetune.inference.result_files import RESULT, SeparatedFiles
 
 log = logging.getLogger("cavmae")
 HUNDREDTHS = 100
@@ -42,13 +44,13 @@ def whole_recordings(videos: Sequence[str], out: Path, result: str) -> list[Inpu
     items, repeated = collect(videos)
     for item in repeated:
         log.warning("%s is named more than once; it is read once.", item.source)
-    # A search of the parent folder of `out` finds masks and overlays of earlier runs.
-    fresh = [item for item in items if not _is_ours(item.source, out, result)]
+    # A search of the parent folder of `out`, or of another one, finds masks and overlays.
+    videos_of = functools.cache(_videos_of_result)
+    fresh = [item for item in items if not _is_ours(item.source, out, result, videos_of)]
     if len(fresh) < len(items):
         log.info(
-            "%d videos in %s are results of earlier runs; they are skipped.",
-            len(items) - len(fresh), out,
-        )  # fmt: skip
+            "%d videos are results of earlier runs; they are skipped.", len(items) - len(fresh)
+        )
     if not fresh:
         raise CavmaeError(f"No videos in {', '.join(map(repr, videos))}.")
     if any(item.start is not None or item.end is not None for item in fresh):
@@ -61,14 +63,29 @@ def whole_recordings(videos: Sequence[str], out: Path, result: str) -> list[Inpu
     return fresh
 
 
-def _is_ours(source: str, out: Path, result: str) -> bool:
+def _is_ours(
+    source: str, out: Path, result: str, videos_of: Callable[[Path], frozenset[str]]
+) -> bool:
+    """Whether a video was written by an earlier run, into ``out`` or into any other folder."""
     if is_url(source):
         return False
     top, path = Path(os.path.realpath(out)), Path(os.path.realpath(source))
-    if top not in path.parents:
-        return False
-    folder = top / path.relative_to(top).parts[0]
-    return (folder / result).exists() or fnmatch.fnmatch(folder.name, SCRATCH.format("*"))
+    if any(fnmatch.fnmatch(parent.name, SCRATCH.format("*")) for parent in path.parents):
+        return True
+    if top in path.parents and (top / path.relative_to(top).parts[0] / result).exists():
+        return True
+    return path.name in videos_of(path.parent)
+
+
+def _videos_of_result(folder: Path) -> frozenset[str]:
+    """Names of the videos that `cavmae separate` wrote into a folder; none into any other."""
+    if not (folder / RESULT).is_file():
+        return frozenset()
+    try:
+        result = SeparatedFiles.load(folder)
+    except CavmaeError:  # some other program's
+        return frozenset()
+    return frozenset(p.name for p in (result.overlay, *(p.mask for p in result.people)) if p)
 
 
 def make_parent(out: Path) -> None:

@@ -1,6 +1,7 @@
 """`cavmae separate VIDEO... [--out OUT]`: voices and masks of the people in videos."""
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,11 +60,15 @@ def bracketed(words: Sequence[str]) -> list[str]:
         name, equals, value = word.partition("=")
         if name not in ("--target.box", "--target.point"):
             continue
-        if equals and value[:1].isdigit():
+        if equals and _begins_number(value):
             result[number] = f"{name}=[{value}]"
-        elif not equals and number + 1 < len(words) and words[number + 1][:1].isdigit():
+        elif not equals and number + 1 < len(words) and _begins_number(words[number + 1]):
             result[number + 1] = f"[{words[number + 1]}]"
     return result
+
+
+def _begins_number(text: str) -> bool:
+    return re.match(r"[-+]?\.?\d", text) is not None
 
 
 if __name__ == "__main__":

@@ -120,6 +120,8 @@ def _differences(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterab
             if before != value:
                 option = group + name.replace("_", "-")
                 yield f"--{option} {_written(before)}, not {_written(value)}"
+    if record.get("target_sha256") != wanted["target_sha256"]:
+        yield "another content of the target's file"
     if record.get("precision") != wanted["precision"]:
         yield f"--precision {record.get('precision')}, not {wanted['precision']}"
 

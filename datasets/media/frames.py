@@ -168,13 +168,13 @@ class PyAVDecoder:
         self._wanted = frozenset(int(i) for i in wanted)
         self._reformatter = VideoReformatter()
         self._index_of = {int(stamp): i for i, stamp in enumerate(probe.frame_stamps)}
-        self._plan = plan_packets(probe, wanted) if probe.listing is None else None
-        self._start(self._plan)
+        self._start(plan_packets(probe, wanted) if probe.listing is None else None)
 
     def close(self) -> None:
         self._output.close()
 
     def _start(self, plan: np.ndarray | None) -> None:
+        self._plan = plan
         self._stash: dict[int, np.ndarray] = {}
         self._last = -1  # highest index that came out of the decoder
         if plan is None:
@@ -260,11 +260,13 @@ class PyAVDecoder:
         self._pump(indices[-1], indices[0])
         if self._plan is not None and any(i not in self._stash for i in indices):
             # Some streams do not decode from every packet that is marked as a key frame.
-            before = {i: f for i, f in self._stash.items() if i in indices}
-            self._output.close()
-            self._start(plan_again(self._probe, self._plan, indices[0], indices[-1]))
-            self._pump(indices[-1], indices[0])
-            self._stash = {**self._stash, **before}
+            again = plan_again(self._probe, self._plan, indices[0], indices[-1])
+            if again is not None:
+                before = {i: f for i, f in self._stash.items() if i in indices}
+                self._output.close()
+                self._start(again)
+                self._pump(indices[-1], indices[0])
+                self._stash = {**self._stash, **before}
         frames = {i: self._stash[i] for i in indices if i in self._stash}
         self._stash = {i: f for i, f in self._stash.items() if i >= indices[-1]}
         return frames

@@ -41,17 +41,23 @@ def plan_packets(probe: Probe, wanted: np.ndarray) -> np.ndarray:
     return np.where(is_wanted, FULL, np.where(used, REFERENCES, DROP))
 
 
-def plan_again(probe: Probe, plan: np.ndarray, first: int, last: int) -> np.ndarray:
+def plan_again(probe: Probe, plan: np.ndarray, first: int, last: int) -> np.ndarray | None:
     """Plan for the rest that begins two key frames early and decodes all up to the last frame.
 
     Args:
-        plan: of :func:`plan_packets`, which has not given all of the frames.
+        plan: that is being decoded, and has not given all of the frames.
         first, last: indices of the frames to decode again.
+
+    Returns:
+        None: the plan has decoded all of these packets, so that the frames are lost.
     """
     begin, end = _packet_of(probe, first), _packet_of(probe, last)
     keys = np.flatnonzero(probe.packet_keys[: begin + 1])
     entry = int(keys[-3]) if len(keys) > 2 else 0
-    again = plan.copy()
+    if (plan[entry : end + 1] == FULL).all():
+        return None
+    # What is needed after them is decoded in full, too: of a damaged file this is the last plan.
+    again = np.where(plan == DROP, DROP, FULL)
     again[:entry] = DROP
     again[entry : end + 1] = FULL
     return again

@@ -52,7 +52,8 @@ class VideoWriter:
         preset: str = "veryfast",
     ):
         self._rate = frame_rate
-        self._container = av.open(str(path), "w", options={"movflags": "faststart"})
+        # `file:` keeps FFmpeg from reading a name with a colon as a protocol.
+        self._container = av.open(f"file:{path}", "w", options={"movflags": "faststart"})
         video = self._container.add_stream("libx264", rate=frame_rate)
         video.width, video.height = size
         video.pix_fmt = "yuv420p"

@@ -60,7 +60,7 @@ def _draw_row(row: Any, folder: Path) -> None:
     truth = read_json(folder / "truth.json")
     rate = truth["frame_rate"]
     wanted = np.linspace(0, truth["frames"] - 1, FRAMES).round().astype(int).tolist()
-    with av.open(str(folder / f"{folder.name}.mp4")) as container:
+    with av.open(f"file:{folder / folder.name}.mp4") as container:
         frames = enumerate(container.decode(video=0))
         images = {n: f.to_ndarray(format="rgb24") for n, f in frames if n in wanted}
     for axis, number in zip(row, wanted, strict=False):

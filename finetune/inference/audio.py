@@ -48,9 +48,13 @@ def blocks(samples: int) -> Iterator[slice]:
         yield slice(first, min(first + BLOCK, samples))
 
 
-def peak_of(wave: Wave) -> float:
-    """The largest absolute sample of a wave; 0 for an empty one."""
-    return max((float(np.abs(wave[part]).max()) for part in blocks(len(wave))), default=0.0)
+def peak_of(wave: Wave, rate: int = SAMPLE_RATE) -> float:
+    """The largest absolute sample of a wave at a sample rate; 0 for an empty one.
+
+    Between the samples of a lower rate a wave may be larger than at them.
+    """
+    parts = (_resampled(wave, part, 1.0, rate) for part in blocks(len(wave)))
+    return max((float(np.abs(samples).max(initial=0.0)) for samples in parts), default=0.0)
 
 
 class _ErrorKeepingFile(io.RawIOBase):

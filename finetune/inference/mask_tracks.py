@@ -52,6 +52,7 @@ class MaskTrack:
     def __init__(self, recording: FirstPass, sightings: Sequence[Sighting]):
         self._recording = recording
         self._sightings = by_window(sightings)
+        self._starts = np.array(recording.starts)  # a list would be copied for every frame
         self._weights = CrossfadeWeights(recording.starts, recording.length)
         # Masks of the sightings in windows, and the weights of those.
         self._cache: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
@@ -66,9 +67,9 @@ class MaskTrack:
         Returns:
             None: the person has no pixel in this frame.
         """
-        starts, length = self._recording.starts, self._recording.length
-        first = int(np.searchsorted(starts, frame - length, side="right"))
-        last = int(np.searchsorted(starts, frame, side="right"))
+        length = self._recording.length
+        first = int(np.searchsorted(self._starts, frame - length, side="right"))
+        last = int(np.searchsorted(self._starts, frame, side="right"))
         self._cache = {w: m for w, m in self._cache.items() if w >= first}
         # Largest value and weighted sum of the masks of a box.
         placed: dict[tuple[Box, tuple[int, ...]], tuple[np.ndarray, np.ndarray]] = {}

@@ -66,10 +66,15 @@ def source_facts(source: str) -> dict[str, Any]:
 
 
 def is_result_of(record: Mapping[str, Any], source: str) -> bool:
-    """Whether a ``result.json`` belongs to a recording, by path or, if moved, by name and size."""
-    facts = source_facts(source)
-    if facts["source_path"] is not None and record.get("source_path") == facts["source_path"]:
+    """Whether a ``result.json`` belongs to a recording, by path or, if moved, by name and size.
+
+    A recording was not moved whose file is where it was.
+    """
+    facts, before = source_facts(source), record.get("source_path")
+    if facts["source_path"] is not None and before == facts["source_path"]:
         return True
+    if isinstance(before, str) and os.path.lexists(before):
+        return False
     return all(record.get(name) == facts[name] for name in ("source", "source_bytes"))
 
 

@@ -61,8 +61,12 @@ def recording_errors(
         raise CavmaeError(f"{recording}: memory does not suffice.") from error
     except (OSError, av.FFmpegError) as error:
         if error.errno in FULL:
+            remedy = (
+                "name another folder."
+                if error.errno == errno.EROFS
+                else "free some space and give the same command again; what is finished is kept."
+            )
             raise FullDiskError(
-                f"{recording}: its results cannot be written ({error.strerror}): free some space "
-                "and give the same command again; what is finished is kept."
+                f"{recording}: its results cannot be written ({error.strerror}): {remedy}"
             ) from error
         raise CavmaeError(f"{recording}: {error}") from error

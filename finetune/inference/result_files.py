@@ -107,7 +107,7 @@ def write_files(
     recording, voices = separated.recording, separated.voices
     rate = info.audio_rate if settings.rate == "input" else SAMPLE_RATE
     waves = (separated.mixture, separated.residual, *voices.values())
-    peak = max(peak_of(wave) for wave in waves)
+    peak = max(peak_of(wave, rate) for wave in waves)
     gain = min(1.0, CEILING / peak) if peak else 1.0
     for number, voice in voices.items():
         write_wav(folder / f"person-{number}.wav", voice, gain, rate)

@@ -211,7 +211,11 @@ class Separator:
         sound_lead(self._predictor, settings)
 
     def provenance(self, video: str, settings: SeparateSettings, target: Target) -> dict[str, Any]:
-        """Inputs that a result depends on, as ``result.json`` records them."""
+        """Inputs that a result depends on, as ``result.json`` records them.
+
+        Raises:
+            CavmaeError: a file of the target cannot be read.
+        """
         return {
             **source_facts(video),
             "model": self._name,
@@ -220,6 +224,7 @@ class Separator:
             "settings": dataclasses.asdict(settings),
             "thresholds": dataclasses.asdict(self._predictor.thresholds),
             "target_settings": json.loads(json.dumps(dataclasses.asdict(target))),
+            "target_sha256": target.file_digest(),
         }
 
     @functools.cached_property

@@ -1,9 +1,11 @@
 """Target person: a box, a point or a mask in a frame, or a reference recording of the voice."""
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cavmae.common.errors import UsageError
+from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.files import sha256_of
 
 if TYPE_CHECKING:  # the command line lists the options without PyTorch
     from cavmae.finetune.inference.predictor import Cue
@@ -41,6 +43,22 @@ class Target:
         if len(given) > 1:
             raise UsageError(f"Name the target in one way, not by {' and '.join(given)}.")
         return given[0] if given else "none"
+
+    def file_digest(self) -> str | None:
+        """SHA-256 of the content of the mask or voice; None: neither is named.
+
+        Raises:
+            CavmaeError: the file cannot be read.
+        """
+        path = self.mask if self.mask is not None else self.voice
+        if path is None:
+            return None
+        try:
+            return sha256_of(Path(path))
+        except OSError as error:
+            raise CavmaeError(
+                f"--target.{self.kind} {path} cannot be read: {error.strerror}."
+            ) from error
 
     def check(self) -> None:
         """Check the options and files that do not depend on the recording.

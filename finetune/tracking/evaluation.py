@@ -128,7 +128,7 @@ def compare(files: SeparatedFiles, truth: FootageTruth) -> RecordingTracks:
 
 def _read_masks(path: Path) -> Iterator[np.ndarray]:
     """Masks of a mask video, bool [height, width] at 25 Hz."""
-    with av.open(str(path)) as container:
+    with av.open(f"file:{path}") as container:
         for frame in container.decode(video=0):
             yield frame.to_ndarray(format="gray") > 127
 

@@ -248,6 +248,29 @@ def test_ids_of_drawings_are_their_own(page: Path) -> None:
     assert len(clips) == len(set(clips)) == len(set(used))
 
 
+def test_many_people_are_all_in_the_mixture_and_long_tracks_say_so(tmp_path: Path) -> None:
+    folder, count = tmp_path / "crowd", 35
+    people = []
+    for number in range(1, count + 1):
+        voice = np.full(31 * 16_000, 0.01, np.float32)
+        folder.mkdir(exist_ok=True)
+        soundfile.write(folder / f"person-{number}.wav", voice, 16_000, subtype="FLOAT")
+        people.append({"number": number, "voice": f"person-{number}.wav", "mask": None,
+                       "state": "speaking", "level_db": -20.0})  # fmt: skip
+    soundfile.write(folder / "residual.wav", 0 * voice, 16_000, subtype="FLOAT")
+    write(folder, "result.json", RECORD | {"people": people, "seconds": 31.0})
+    (separation,) = sources_of([str(folder)])
+    assert isinstance(separation, Separation)
+    tracks = tracks_of(separation)
+    np.testing.assert_allclose(tracks[0].wave, count * 0.01, atol=1e-4)
+    assert len(tracks) == 1 + 32 + 1
+    assert {len(track.wave) for track in tracks} == {30 * 16_000}
+    assert all("the first 30 s; the file has all of it" in track.note for track in tracks)
+    text = page_of(tmp_path, folder)
+    assert "35 people found by m" in text
+    assert "Masks and voices of the first 32 of 35 people follow." in text
+
+
 def test_the_mixture_is_the_sum_and_the_truth_is_matched(folders: list[str]) -> None:
     separation = next(s for s in sources_of(folders) if isinstance(s, Separation))
     tracks = {t.name: t for t in tracks_of(separation)}

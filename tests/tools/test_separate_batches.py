@@ -12,7 +12,7 @@ from cavmae.common.locks import locked
 from cavmae.finetune.inference.result_files import SeparatedFiles
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings
-from cavmae.tools.separate import main
+from cavmae.tools.separate import bracketed, main
 
 Maker = Callable[..., Path]
 QUICK = SeparateSettings(second_look=False, height=64)
@@ -100,6 +100,22 @@ def test_a_target_that_one_video_does_not_have_does_not_stop_the_others(
     table.write_text(f"path,start,end\n{long},0.5,1\n")
     with pytest.raises(UsageError, match="leave start and end out"):
         main([str(table), *options])
+
+
+@pytest.mark.parametrize("numbers", [".1,.2,.4,.9", "0.1,.2,.4,.9", "+.1,.2,.4,.9"])
+def test_fractions_of_a_box_are_written_in_any_way(numbers: str) -> None:
+    for words_of_box in ([f"--target.box={numbers}"], ["--target.box", numbers]):
+        assert bracketed(words_of_box)[-1].endswith(f"[{numbers}]")
+    assert bracketed(["--target.box", "--out", "x"]) == ["--target.box", "--out", "x"]
+
+
+@pytest.mark.parametrize("numbers", ["-5,0,1,1", ".1,.2,.4,1.9e3"])
+def test_a_box_outside_of_the_frame_is_named(
+    numbers: str, checkpoint: str, video: Maker, tmp_path: Path
+) -> None:
+    options = [str(video("a.mp4", seconds=0.5)), *words(checkpoint, tmp_path / "out")]
+    with pytest.raises(UsageError, match="does not lie in the frame of 96x64 pixels"):
+        main([*options, "--target.box", numbers])
 
 
 def test_scratch_files_of_a_killed_run_are_removed(

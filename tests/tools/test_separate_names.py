@@ -8,14 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from cavmae.common.errors import CavmaeError
-from cavmae.finetune.inference.audio import write_wav
+from cavmae.finetune.inference.audio import peak_of, write_wav
 from cavmae.finetune.inference.naming import LONGEST, folder_names, scratch_of, shortened
+from cavmae.finetune.inference.recording_errors import FullDiskError, recording_errors
 from cavmae.finetune.inference.result_files import SeparatedFiles
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings
@@ -167,6 +171,25 @@ def test_a_full_disk_stops_the_run_with_its_sentence(
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_no_sample_is_larger_than_full_scale_at_any_rate(rate: int, tmp_path: Path) -> None:
+    """A tone whose peaks lie between the samples."""
+    wave = np.sin(np.pi / 4 + np.arange(32_000) * np.pi / 2).astype(np.float32)  # +-0.71
+    peak = peak_of(wave, rate)
+    assert peak == pytest.approx(0.707 if rate == 16_000 else 1.0, abs=0.05)
+    write_wav(tmp_path / "a.wav", wave, 0.99 / peak, rate)
+    written, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
+    assert np.abs(written.astype(int)).max() <= 0.99 * 32768 + 1
+
+
+def test_a_read_only_folder_asks_for_another_one() -> None:
+    with (
+        pytest.raises(FullDiskError, match="Read-only file system\\): name another folder"),
+        recording_errors("a.mp4", "m", "fp32", {}),
+    ):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
 # --- reruns ---
 
 
@@ -216,6 +239,72 @@ def test_all_that_moves_together_stays_finished(
         monkeypatch.chdir(tmp_path / place)
         assert main(["a.mp4", *words(checkpoint, Path("out"))]) == 0
         assert [p.name for p in Path("out").iterdir()] == ["a"]
+
+
+def test_results_in_another_folder_are_no_recordings(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A search finds the videos of earlier runs in other folders; those of others it keeps."""
+    caplog.set_level("INFO", "cavmae")
+    folder = tmp_path / "videos"
+    path = video("videos/a.mp4", seconds=0.5)
+    first, second = folder / "first", folder / "second"
+    options = words(checkpoint, first, "--overlay", "true")
+    assert main([str(folder), *options]) == 0
+    assert (first / "a" / "overlay.mp4").is_file()
+    half = folder / "killed" / ".a.unfinished" / "made"
+    half.mkdir(parents=True)
+    shutil.copy(path, half / "overlay.mp4")
+    shutil.copy(path, first / "a" / "mine.mp4")  # a recording that somebody put there
+    (folder / "result.json").write_text("[]")  # another program's
+    assert main([str(folder), *words(checkpoint, second)]) == 0
+    assert "2 videos are results of earlier runs; they are skipped" in caplog.text
+    assert {p.name for p in second.iterdir()} == {"a", "mine"}
+
+
+def test_equal_names_and_sizes_are_two_recordings_while_both_are_there(
+    checkpoint: str, video: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    video("one/a.mp4", seconds=0.5)
+    (tmp_path / "two").mkdir()
+    shutil.copy(tmp_path / "one" / "a.mp4", tmp_path / "two" / "a.mp4")
+    for place in ("one", "two"):
+        monkeypatch.chdir(tmp_path / place)
+        assert main(["a.mp4", *words(checkpoint, out)]) == 0
+    records = [SeparatedFiles.load(folder).record for folder in out.iterdir()]
+    assert {r["source_path"] for r in records} == {
+        str(tmp_path / "one" / "a.mp4"), str(tmp_path / "two" / "a.mp4")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ["mask", "voice"])
+def test_another_content_of_the_targets_file_is_another_target(
+    option: str, checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, file = video("a.mp4", seconds=0.5), tmp_path / "target"
+    options = [str(path), *words(checkpoint, tmp_path / "out"), f"--target.{option}", str(file)]
+    for number in range(2):
+        if option == "mask":
+            white = np.zeros((64, 96), np.uint8)
+            white[:, : 20 + 40 * number] = 255
+            Image.fromarray(white).save(file, "PNG")
+        else:
+            wave = np.sin(np.arange(16_000) * (0.1 + 0.1 * number)) / 2
+            soundfile.write(file, wave, 16_000, format="WAV")
+        assert main(options) == number
+    assert "was made with another content of the target's file" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["10:30", "rec:1/day"])
+def test_a_colon_in_the_name_of_the_output(
+    name: str, checkpoint: str, video: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFmpeg takes what stands before one for a protocol."""
+    path = video("a.mp4", seconds=0.5)
+    monkeypatch.chdir(tmp_path)
+    assert main([str(path), *words(checkpoint, Path(name), "--overlay", "true")]) == 0
+    assert (tmp_path / name / "a" / "overlay.mp4").is_file()
 
 
 def test_a_rerun_reports_existing_results(

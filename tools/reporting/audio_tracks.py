@@ -4,7 +4,8 @@ Clips of `cavmae render-talkers` come with their ground truth. The path of the s
 and it counts only if the audio of the source matches the recording.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,8 @@ PAGE_SECONDS = 30.0  # of a track, in a page
 MEASURED_SECONDS = 120.0  # of a track, compared with the ground truth
 AUDIO_BYTES = 4 << 30
 RATES = (4_000, 192_000)  # Hz
-PEOPLE = 32  # of a recording, at most
+SHOWN_PEOPLE = 32  # of a recording, with tracks and videos of their own
+MAX_PEOPLE = 10_000  # of a recording
 TOLERANCE = 0.1  # norm of the difference between source and recording, as a fraction of the source
 
 
@@ -60,9 +62,9 @@ class ReportedPerson(NamedTuple):
 
 
 def people_of(separation: Separation) -> list[ReportedPerson]:
-    """People of ``result.json``."""
+    """All people of ``result.json``."""
     people = []
-    for position, fields in enumerate(separation.record.objects("people", PEOPLE), 1):
+    for position, fields in enumerate(separation.record.objects("people", MAX_PEOPLE), 1):
         number, level = fields.integer("number", 1), fields.number("level_db")
         note = [fields.text("state"), "" if level is None else f"{level:g} dB"]
         label = f"person {position if number is None else number}"
@@ -71,14 +73,16 @@ def people_of(separation: Separation) -> list[ReportedPerson]:
 
 
 def tracks_of(separation: Separation) -> list[AudioTrack]:
-    """Mixture, voices with their true voices if known, and residual.
+    """Mixture, voices of the first people with their true voices if known, and residual.
 
     Files that cannot be read are left out, and with them the mixture, which is the sum of all.
     """
     people = people_of(separation)
-    voices = [_read(separation.folder, person.fields, "voice") for person in people]
+    voices = [_read(separation.folder, p.fields, "voice") for p in people[:SHOWN_PEOPLE]]
     residual = _read(separation.folder, separation.record, "residual")
-    mixture = _sum([*voices, residual], separation)
+    others = (_read(separation.folder, p.fields, "voice") for p in people[SHOWN_PEOPLE:])
+    mixture = _sum([*voices, residual], others, separation)
+    people = people[:SHOWN_PEOPLE]
     tracks = [] if mixture is None else [AudioTrack("mixture", mixture)]
     truth: list[AudioTrack] = []
     assignment: dict[int, int] = {}
@@ -102,8 +106,16 @@ def tracks_of(separation: Separation) -> list[AudioTrack]:
             )
     if residual is not None:
         tracks.append(AudioTrack("residual", residual, "audio of no visible person"))
+    return [_beginning(track) for track in tracks]
+
+
+def _beginning(track: AudioTrack) -> AudioTrack:
+    """Part of a track that a page has, with a note if that is not all of it."""
     limit = int(PAGE_SECONDS * SAMPLE_RATE)
-    return [track._replace(wave=track.wave[:limit]) for track in tracks]
+    if len(track.wave) <= limit:
+        return track
+    parts = track.note, f"the first {PAGE_SECONDS:g} s; the file has all of it"
+    return track._replace(wave=track.wave[:limit], note=", ".join(filter(None, parts)))
 
 
 def _read(folder: Path, fields: Fields, name: str) -> np.ndarray | None:
@@ -132,15 +144,21 @@ def _read(folder: Path, fields: Fields, name: str) -> np.ndarray | None:
     return None
 
 
-def _sum(waves: Sequence[np.ndarray | None], separation: Separation) -> np.ndarray | None:
-    known = [wave for wave in waves if wave is not None]
-    if len(known) < len(waves):
-        return None
-    if len({len(wave) for wave in known}) > 1:
-        sentence = f"{separation.folder}: its tracks differ in length, so there is no mixture."
-        separation.record.faults.add(sentence)
-        return None
-    mixture: np.ndarray = np.sum(known, axis=0)
+def _sum(
+    waves: Sequence[np.ndarray | None],
+    others: Iterable[np.ndarray | None],
+    separation: Separation,
+) -> np.ndarray | None:
+    """Sum of the tracks; those of ``others`` are in memory one at a time."""
+    mixture: np.ndarray | None = None
+    for wave in itertools.chain(waves, others):
+        if wave is None:
+            return None
+        if mixture is not None and len(wave) != len(mixture):
+            sentence = f"{separation.folder}: its tracks differ in length, so there is no mixture."
+            separation.record.faults.add(sentence)
+            return None
+        mixture = wave if mixture is None else mixture + wave
     return mixture
 
 
@@ -163,7 +181,7 @@ def _truth(separation: Separation, mixture: np.ndarray) -> list[AudioTrack]:
                 f"{folder / TRUTH} is left out: the audio of {source} differs from the recording."
             )
             return []
-        people = Fields.load(folder, TRUTH, faults).objects("people", PEOPLE)
+        people = Fields.load(folder, TRUTH, faults).objects("people", SHOWN_PEOPLE)
     except (CavmaeError, MediaError, OSError, ValueError) as error:
         faults.add(f"{folder / TRUTH} is left out: {error}")
         return []

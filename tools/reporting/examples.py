@@ -15,6 +15,7 @@ from cavmae.common.quoting import caption
 from cavmae.datasets.format.sample import encode_frame
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.tools.reporting.audio_tracks import (
+    SHOWN_PEOPLE,
     AudioTrack,
     ReportedPerson,
     people_of,
@@ -82,8 +83,11 @@ def _example(separation: Separation) -> list[PageBlock]:
     if overlay:
         blocks.append(Gallery("videos", overlay))
     blocks += _speech(separation, people, seconds)
+    if len(people) > SHOWN_PEOPLE:
+        sentence = f"Masks and voices of the first {SHOWN_PEOPLE} of {len(people)} people follow."
+        blocks.append(Paragraph(sentence))
     videos: list[Video] = []
-    for person in people:
+    for person in people[:SHOWN_PEOPLE]:
         description = f"mask of {person.label}"
         videos += _videos(separation.folder, person.fields, "mask", description, has_audio=False)
     if videos:

@@ -1,5 +1,6 @@
 """Frames and audio of real containers and codecs, encoded here."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from cavmae.datasets.media import Decoder, MediaError, open_decoder, probe
+from cavmae.datasets.media.decoding import decode_packet
 from cavmae.datasets.media.geometry import Geometry, geometry
 from cavmae.tools.benchmarks.media import VideoSpec, draw_frame, read_number
 
@@ -269,6 +271,32 @@ def test_a_bad_frame_late_in_a_video_loses_only_itself(video: Maker, tmp_path: P
     assert set(wanted) - set(frames) <= {400, 410, 420}
     right = {i: i for i in wanted if not 400 <= i < 425}
     assert {i: read_number(f) for i, f in frames.items() if i in right} == right
+
+
+@pytest.mark.parametrize("group", [5000, 50])
+def test_lost_frames_do_not_make_decoding_quadratic(
+    video: Maker, tmp_path: Path, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each read of a lost frame began anew, in a single group of pictures at its first packet."""
+    options = (("g", str(group)), ("keyint_min", str(group)), ("sc_threshold", "0"), ("bf", "0"))
+    whole = video("x.mkv", seconds=20.0, codec_options=options)
+    bad = set(range(30, 500, 25))
+    info = probe(str(spoil(whole, tmp_path / "bad.mkv", bad)))
+    packets = 0
+
+    def counted(*arguments: object) -> object:
+        nonlocal packets
+        packets += 1
+        return decode_packet(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("cavmae.datasets.media.frames.decode_packet", counted)
+    wanted = list(range(500))
+    with contextlib.closing(
+        open_decoder(info, geometry(info, 64, "square"), np.array(wanted), "pyav")
+    ) as decoder:
+        frames = read_all(decoder, wanted, 8)
+    assert packets < 2 * len(info.packet_pts)
+    assert {i: read_number(f) for i, f in frames.items() if i < 30} == {i: i for i in range(30)}
 
 
 def test_real_scenes(media_root: Path) -> None:
