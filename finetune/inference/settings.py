@@ -34,7 +34,7 @@ class SeparateSettings:
     """
 
     second_look: bool = True
-    hop: float = 0.5
+    hop: float = 0.75
     min_seconds: float = 1.5
     rate: Literal["16000", "input"] = "16000"
     overlay: bool = True
@@ -103,7 +103,7 @@ class Thresholds:
         min_span: shortest span of speech or visibility, in seconds; shorter ones are dropped.
     """
 
-    min_presence_prob: float = 0.5
+    min_presence_prob: float = 0.7
     min_voice_prob: float = 0.1
     min_area_fraction: float = 0.002
     min_slot_iou: float = 0.6
