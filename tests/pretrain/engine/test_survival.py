@@ -350,7 +350,7 @@ def test_the_slurm_script_of_the_guide(
     shutil.rmtree(run / "checkpoints" / "000000008")
     config = words(tmp_path, run, data_set.folder)[1]
     for name, own in {
-        "--config multi-machine": f"--config {config}",
+        "--config multi-machine --data.batch-size 32": f"--config {config}",
         "--out RUN": f"--out {run}",
         "--data.train /data/clips": f"--data.train {data_set.folder}",
         "MASTER_PORT=29500": f"MASTER_PORT={free_port()}",
