@@ -33,7 +33,7 @@ from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.synthetic.mixing import ClipAudio, active_spans, mix, voice_activity
 from cavmae.datasets.synthetic.population import Population
 from cavmae.datasets.synthetic.script import Script, write_script
-from cavmae.datasets.synthetic.settings import QUALITY, RenderSettings
+from cavmae.datasets.synthetic.settings import QUALITY, TRUTH, RenderSettings
 from cavmae.datasets.synthetic.stage import Stage
 
 SCHEMA = 1
@@ -41,7 +41,6 @@ OWN_FILES = re.compile(
     r"\d+\.mp4|(mixture|voice-\d+|off-screen|background)\.flac|masks/\d+\.png"
     r"|truth\.json|\.truth\.json\..*\.tmp"
 )
-TRUTH = "truth.json"
 BEAT = 100  # frames
 
 

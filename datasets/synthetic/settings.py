@@ -6,6 +6,7 @@ from typing import Any
 
 from cavmae.common.errors import UsageError
 
+TRUTH = "truth.json"  # of a clip, beside its video
 QUALITY = 20.0  # CRF of the H.264 video (x264): less is better
 # Hard cases: each is the probability that a clip or a person has it.
 SCENE_CASES = (

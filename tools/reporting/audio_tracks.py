@@ -20,7 +20,7 @@ from cavmae.common.files import is_url
 from cavmae.datasets.media import MediaError, probe
 from cavmae.datasets.media.audio_reader import AudioReader
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample
-from cavmae.datasets.synthetic.clip_writer import TRUTH
+from cavmae.datasets.synthetic.settings import TRUTH
 from cavmae.tools.reporting.fields import Fields, FileRefused, open_inside
 from cavmae.tools.reporting.sources import Separation
 
