@@ -9,31 +9,24 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from cavmae.common.boxes import WHOLE, Box
-from cavmae.common.errors import CavmaeError
-from cavmae.datasets.media import MediaError
+from cavmae.common.boxes import Box
 from cavmae.datasets.media.playback import SAMPLES
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import RawWave
-from cavmae.finetune.inference.key_tokens import KeyTokens
 from cavmae.finetune.inference.lip_sync import LipSync, OutOfSync
 from cavmae.finetune.inference.overlap_add import OverlapAdd
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.progress import ProgressCallback
-from cavmae.finetune.inference.second_look import refine_small_people
-from cavmae.finetune.inference.shots import find_cuts, shots_of, split_at_cuts, visible_keys
 from cavmae.finetune.inference.sources import MediaSource
 from cavmae.finetune.inference.tracker import Tracker
 from cavmae.finetune.inference.unread_media import UnreadMedia
-from cavmae.finetune.inference.window_reader import Window, read_windows
+from cavmae.finetune.inference.window_prediction import predict_windows, windows_at_once
+from cavmae.finetune.inference.window_reader import read_windows
 
-MAX_SAMPLE = 1e6  # of full scale; squares of larger samples may overflow
 LEAST_VOICE = 3200  # samples that are compared with a reference voice
-ROUNDING = 0.01  # frames by which the time of a cue may lie before its frame
 MIXTURE = 0  # number of the mixture among the waves; people count from 1
 
 
@@ -171,21 +164,26 @@ def first_pass(
     cue_window = None
     if cue is not None and cue.kind != "voice":
         cue_window = _central_window(cue.time, starts, length)
-    key_tokens = KeyTokens(predictor)
+    cues = [cue if cue_window in (None, index) else None for index in range(len(starts))]
     sightings: dict[int, list[Sighting]] = {}
     cuts: list[tuple[int, ...]] = []
     with (
         (folder / "masks.u8").open("wb") as masks,
-        contextlib.closing(read_windows(predictor, media, starts, sound_lead)) as windows,
-    ):
-        for index, window in enumerate(windows):
-            window_cue = cue if cue_window in (None, index) else None
-            people, cued, zooms, window_cuts, openings = _predict_window(
-                predictor, window, key_tokens, window_cue, hint, second_look, unread
+        # Where two windows keep all cores busy, reading a third one ahead gains nothing.
+        contextlib.closing(
+            read_windows(
+                predictor, media, starts, sound_lead, ahead=windows_at_once(predictor) == 1
             )
+        ) as windows,
+        contextlib.closing(
+            predict_windows(predictor, windows, cues, hint, second_look, unread)
+        ) as predictions,
+    ):
+        for index, (wave, prediction) in enumerate(predictions):
+            people, cued, zooms, window_cuts, openings = prediction
             cuts.append(window_cuts)
             numbers = tracker.assign_numbers(people)
-            waves = {MIXTURE: window.wave}
+            waves = {MIXTURE: wave}
             for number, person, is_cued in zip(numbers, people, cued, strict=True):
                 # Voices add up to the mixture, so those of a person before and after a cut do.
                 waves[number] = waves[number] + person.voice if number in waves else person.voice
@@ -207,7 +205,7 @@ def first_pass(
             for number, part in parts.items():
                 _append(folder / f"wave-{number}.f32", first, part)
             if lip_sync is not None:
-                lip_sync.add(openings, window.wave)
+                lip_sync.add(openings, wave)
                 is_last = index + 1 == len(starts)
                 if lead := lip_sync.lead() if is_last else lip_sync.early_lead():
                     raise OutOfSync(lead)
@@ -228,76 +226,6 @@ def first_pass(
         remarks=tuple(unread.remarks()),
         sound_lead=sound_lead,
     )
-
-
-class _WindowPeople(NamedTuple):
-    """People of a window.
-
-    Attributes:
-        people: within shots.
-        cued: whether a cue means each of them.
-        zooms: magnification of each second look, by slot.
-        cuts: frames that begin a shot, counted from the start of the window.
-        openings: float32 [T], of all mouths, added up.
-    """
-
-    people: list[DetectedPerson]
-    cued: list[bool]
-    zooms: dict[int, float]
-    cuts: tuple[int, ...]
-    openings: np.ndarray
-
-
-def _predict_window(
-    predictor: WindowPredictor,
-    window: Window,
-    key_tokens: KeyTokens,
-    cue: Cue | None,
-    hint: int,
-    second_look: bool,
-    unread: UnreadMedia,
-) -> _WindowPeople:
-    unread.check()
-    frames, wave = window.frames, window.wave
-    if (peak := float(np.abs(wave).max())) > MAX_SAMPLE:
-        raise MediaError("decode_error", f"its audio has samples as large as {peak:.1e}")
-    if not any(frame.any() for frame in frames):  # black, as where nothing decodes, shows no people
-        return _WindowPeople([], [], {}, (), np.zeros(len(frames), np.float32))
-    thresholds, keys = predictor.thresholds, predictor.keys
-    cuts = find_cuts(frames, thresholds.min_cut_difference)
-    key = 0
-    if cue is not None and cue.kind != "voice":
-        key = _key_in_shot(cue, window.start, keys, cuts)
-    mixture = predictor.prepare(wave)
-    tokens = key_tokens.of(window.start, frames)
-    people = predictor.predict(frames, mixture, WHOLE, cue, key, hint, window.motion, tokens)
-    zooms: dict[int, float] = {}
-    if second_look:
-        people, zooms = refine_small_people(predictor, frames, mixture, people, hint)
-    openings = sum((p.openings for p in people), np.zeros(len(frames), np.float32))
-    parts = split_at_cuts(people, cuts, keys, thresholds.min_area_fraction)
-    return _WindowPeople(parts, _cued(parts, cue, key), zooms, cuts, openings)
-
-
-def _cued(people: Sequence[DetectedPerson], cue: Cue | None, key: int) -> list[bool]:
-    """Whether a cue means each person: slot 0; where a cut has split it, what is nearest in time.
-
-    Args:
-        people: of the window, within shots.
-        cue: None: there is none in this window.
-        key: index of the key frame of a box, point or mask.
-    """
-    meant = [index for index, person in enumerate(people) if person.slot == 0]
-    if cue is None:
-        return [False] * len(people)
-    if cue.kind != "voice" and len(meant) > 1:
-
-        def distance(index: int) -> int:
-            visible = np.flatnonzero(visible_keys(people[index]))
-            return int(np.abs(visible - key).min(initial=len(people[index].masks)))
-
-        meant = [min(meant, key=distance)]
-    return [index in meant for index in range(len(people))]
 
 
 def _voice_distance(
@@ -323,26 +251,3 @@ def _central_window(time: float, starts: Sequence[int], length: int) -> int:
     """Index of the window in whose middle a time in seconds is, as nearly as may be."""
     middles = np.array(starts) + length / 2
     return int(np.abs(middles - time * VIDEO_RATE).argmin())
-
-
-def _key_in_shot(cue: Cue, start: int, keys: np.ndarray, cuts: Sequence[int]) -> int:
-    """Index of the key frame that is nearest to the time of a cue, in the same shot.
-
-    Args:
-        cue: a box, point or mask.
-        start: first frame of the window.
-        keys: key frames, counted from there.
-        cuts: frames that begin a shot, likewise.
-
-    Raises:
-        CavmaeError: there is none.
-    """
-    frame = cue.time * VIDEO_RATE - start
-    shot = shots_of(np.array([int(frame + ROUNDING)]), cuts)[0]
-    in_shot = np.flatnonzero(shots_of(keys, cuts) == shot)
-    if not in_shot.size:
-        raise CavmaeError(
-            f"The shot at {cue.time:g} s is too short, or cut too near to it, for the {cue.kind} "
-            "to be looked up: name a time further away from the cut."
-        )
-    return int(in_shot[np.abs(keys[in_shot] - frame).argmin()])

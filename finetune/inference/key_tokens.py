@@ -1,5 +1,6 @@
 """Tokens of key frames, which windows that overlap have in common."""
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from cavmae.finetune.inference.predictor import WindowPredictor
 
 
 class KeyTokens:
-    """Encodes each key frame of a recording once.
+    """Encodes each key frame of a recording once, for windows of any thread.
 
     Args:
         predictor: whose encoder is used.
@@ -19,6 +20,7 @@ class KeyTokens:
     def __init__(self, predictor: WindowPredictor):
         self._predictor = predictor
         self._known: dict[int, Tensor] = {}  # by frame, of the last window
+        self._lock = threading.Lock()
 
     def of(self, start: int, frames: Sequence[np.ndarray]) -> Tensor | None:
         """Tokens [1, F, L, E] of a window; None: the encoder mixes the frames of each window.
@@ -30,8 +32,9 @@ class KeyTokens:
         if self._predictor.config.encoder.mixes_frames:
             return None
         keys = [start + int(key) for key in self._predictor.keys]
-        if fresh := [key for key in keys if key not in self._known]:
-            tokens = self._predictor.encode_frames([frames[key - start] for key in fresh])
-            self._known |= dict(zip(fresh, tokens, strict=True))
-        self._known = {key: self._known[key] for key in keys}
-        return torch.stack([self._known[key] for key in keys])[None]
+        with self._lock:
+            if fresh := [key for key in keys if key not in self._known]:
+                tokens = self._predictor.encode_frames([frames[key - start] for key in fresh])
+                self._known |= dict(zip(fresh, tokens, strict=True))
+            self._known = {key: self._known[key] for key in keys}
+            return torch.stack([self._known[key] for key in keys])[None]

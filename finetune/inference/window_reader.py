@@ -1,4 +1,4 @@
-"""Windows of a recording, each read while the model is busy with the one before."""
+"""Windows of a recording, one after the other."""
 
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,32 +30,42 @@ class Window(NamedTuple):
 
 
 def read_windows(
-    predictor: WindowPredictor, media: MediaSource, starts: Sequence[int], sound_lead: int = 0
+    predictor: WindowPredictor,
+    media: MediaSource,
+    starts: Sequence[int],
+    sound_lead: int = 0,
+    ahead: bool = True,
 ) -> Generator[Window]:
-    """Windows in order; another thread reads the next one meanwhile.
+    """Windows in order.
 
     Args:
         predictor: whose grey frames are made.
         media: the recording, from its beginning.
         starts: first frames of the windows, ascending; frames before 0 are the first one.
         sound_lead: samples by which the sound is ahead of the pictures; fewer than a window has.
+        ahead: whether another thread reads the next window meanwhile, so that the frames of one
+            more (130 MB at 1280x720) are in memory.
 
     Raises:
         MediaError: the recording cannot be read.
     """
     reader = _Reader(predictor, media, sound_lead)
+    if not ahead:
+        for start in starts:
+            yield reader.read(start)
+        return
     with ThreadPoolExecutor(1, "window-reader") as pool:
         # The reader is to leave the cores to the model. PyTorch takes its number of threads for
         # that of all threads to come, too, which is put back.
         threads = torch.get_num_threads()
         pool.submit(torch.set_num_threads, 1).result()
         torch.set_num_threads(threads)
-        ahead = pool.submit(reader.read, starts[0])
+        upcoming = pool.submit(reader.read, starts[0])
         for following in starts[1:]:
-            window = ahead.result()
-            ahead = pool.submit(reader.read, following)
+            window = upcoming.result()
+            upcoming = pool.submit(reader.read, following)
             yield window
-        yield ahead.result()
+        yield upcoming.result()
 
 
 class _Reader:

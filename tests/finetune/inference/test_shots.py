@@ -16,7 +16,7 @@ from cavmae.finetune.inference.appearance import (
     mean_appearance,
     similarity,
 )
-from cavmae.finetune.inference.first_pass import _central_window, _cued, _key_in_shot
+from cavmae.finetune.inference.first_pass import _central_window
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.shots import (
@@ -25,6 +25,7 @@ from cavmae.finetune.inference.shots import (
     shots_of,
     split_at_cuts,
 )
+from cavmae.finetune.inference.window_prediction import _cued, _key_in_shot
 
 LEAST = Thresholds().min_cut_difference
 AREA = Thresholds().min_area_fraction

@@ -1,0 +1,122 @@
+"""Two windows at a time on the CPU: the same people in the same order, and nothing left behind."""
+
+import contextlib
+import threading
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cavmae.datasets.media import MediaError
+from cavmae.finetune.inference.first_pass import FirstPass, first_pass
+from cavmae.finetune.inference.predictor import DetectedPerson, WindowPredictor
+from cavmae.finetune.inference.progress import ignore_progress
+from cavmae.finetune.inference.sources import ArraySource
+from cavmae.finetune.inference.unread_media import UnreadMedia
+from cavmae.finetune.inference.window_prediction import AT_ONCE, predict_windows, windows_at_once
+from cavmae.finetune.inference.window_reader import Window, read_windows
+from tests.finetune.inference.test_tracker import make_predictor
+from tests.finetune.inference.test_window_reader import LENGTH, STARTS, Ahead, source
+
+
+@pytest.fixture
+def two_threads() -> Generator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+
+
+def workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if "window-prediction" in thread.name]
+
+
+def run(folder: Path, media: ArraySource) -> FirstPass:
+    folder.mkdir()
+    starts = range(0, media.frames - LENGTH + 1, LENGTH // 2)
+    unread = UnreadMedia(media, 0, 0.5)
+    return first_pass(
+        make_predictor(), media, starts, folder, None, 0, True, unread, ignore_progress
+    )  # fmt: skip
+
+
+def test_two_at_a_time_give_what_one_after_the_other_gives(tmp_path: Path) -> None:
+    alone = run(tmp_path / "alone", source())
+    assert windows_at_once(make_predictor()) == 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        both = run(tmp_path / "both", source())
+    finally:
+        torch.set_num_threads(threads)
+    assert alone.people and alone.people.keys() == both.people.keys()
+    for number in alone.people:
+        np.testing.assert_allclose(
+            alone.wave(number)[: alone.samples], both.wave(number)[: both.samples], atol=1e-6
+        )
+        for mine, theirs in zip(alone.people[number], both.people[number], strict=True):
+            assert (mine.window, mine.zoom, mine.box) == (theirs.window, theirs.zoom, theirs.box)
+            assert np.abs(alone.masks(mine).astype(int) - both.masks(theirs)).max() <= 1
+
+
+def test_two_windows_are_computed_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    """Each waits for another one; a single one at a time would wait in vain."""
+    meeting = threading.Barrier(2)
+    counts = set()
+
+    def predict(self: WindowPredictor, *rest: object) -> list[DetectedPerson]:
+        counts.add(torch.get_num_threads())
+        meeting.wait(timeout=30)
+        return []
+
+    monkeypatch.setattr(WindowPredictor, "predict", predict)
+    predictor, media = make_predictor(), source()
+    assert windows_at_once(predictor) == AT_ONCE == 2
+    starts = STARTS[:4]
+    windows = list(read_windows(predictor, media, starts, ahead=False))
+    unread = UnreadMedia(media, 0, 0.5)
+    pairs = list(predict_windows(predictor, windows, [None] * 4, 0, False, unread))
+    for window, (wave, people) in zip(windows, pairs, strict=True):
+        assert wave is window.wave
+        assert people.people == []
+    assert counts == {1}
+    assert not workers()
+
+
+def test_an_error_comes_in_its_turn_and_ends_all(two_threads: None) -> None:
+    """Of a window that is too loud, and of one that cannot be read."""
+    media = Ahead(damaged=STARTS[3])
+    predictor = make_predictor()
+
+    def loud(windows: Sequence[Window]) -> Generator[Window]:
+        for index, window in enumerate(windows):
+            yield window._replace(wave=window.wave * 1e9) if index == 1 else window
+
+    unread = UnreadMedia(media, 0, 0.5)
+    windows = list(read_windows(predictor, source(), STARTS, ahead=False))
+    for read, number, message in (
+        (loud(windows), 1, "samples as large as"),
+        (read_windows(predictor, media, STARTS, ahead=False), 2, "damaged"),
+    ):
+        seen = 0
+        with pytest.raises(MediaError, match=message):
+            for _ in predict_windows(predictor, read, [None] * len(STARTS), 0, False, unread):
+                seen += 1
+        assert seen == number
+        assert not workers()
+
+
+def test_giving_up_leaves_nothing_behind(two_threads: None) -> None:
+    predictor, media = make_predictor(), source()
+    windows = read_windows(predictor, media, STARTS, ahead=False)
+    unread = UnreadMedia(media, 0, 0.5)
+    predictions = predict_windows(predictor, windows, [None] * len(STARTS), 0, False, unread)
+    with contextlib.closing(predictions):
+        next(predictions)
+        assert workers()
+    assert not workers()
