@@ -191,6 +191,7 @@ class WindowPredictor:
         self.config = model.config
         self.thresholds = thresholds
         self.device = next(model.parameters()).device
+        self.num_weights = sum(p.numel() for p in model.parameters())
         self._type = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self.keys = (
             (np.arange(self.config.key_frames) + 0.5) * self.config.frames / self.config.key_frames

@@ -20,6 +20,9 @@ from cavmae.finetune.inference.unread_media import UnreadMedia
 from cavmae.finetune.inference.window_reader import Window
 
 AT_ONCE = 2  # windows; each keeps its frames and activations in memory
+# Of a model whose windows share the cores. `small` has 17 million, and takes 0.7 to 0.8 of the time
+# of one window after the other; `base`, with 208 million, takes 1.3 (docs/benchmarks/separate.md).
+MOST_WEIGHTS = 50_000_000
 MAX_SAMPLE = 1e6  # of full scale; squares of larger samples may overflow
 ROUNDING = 0.01  # frames by which the time of a cue may lie before its frame
 
@@ -43,9 +46,10 @@ class WindowPeople(NamedTuple):
 
 
 def windows_at_once(predictor: WindowPredictor) -> int:
-    """Number of windows that :func:`predict_windows` has in memory beside the one it is given."""
+    """Number of windows that :func:`predict_windows` computes at a time: 1 or 2."""
     on_cpu = predictor.device.type == "cpu"
-    return AT_ONCE if on_cpu and torch.get_num_threads() >= AT_ONCE else 1
+    is_small = predictor.num_weights <= MOST_WEIGHTS
+    return AT_ONCE if on_cpu and is_small and torch.get_num_threads() >= AT_ONCE else 1
 
 
 def predict_windows(
@@ -58,8 +62,8 @@ def predict_windows(
 ) -> Generator[tuple[np.ndarray, WindowPeople]]:
     """The mixture, float32 [S], and the people of each window, in order.
 
-    On a CPU two windows share its threads: a single one hardly gains by a second thread, since its
-    operations are small. PyTorch's number of threads is halved until the end.
+    On a CPU two windows of a small model share its threads: a single one hardly gains by a second
+    thread, since its operations are small. PyTorch's number of threads is halved until the end.
 
     Args:
         predictor: the model.

@@ -124,7 +124,8 @@ class Lips:
     def __init__(self, lips: np.ndarray, lead: int):
         real = make_predictor()
         self.config, self.keys, self.thresholds = real.config, real.keys, real.thresholds
-        self.prepare, self.motion, self.device = real.prepare, real.motion, real.device
+        self.prepare, self.motion = real.prepare, real.motion
+        self.device, self.num_weights = real.device, real.num_weights
         self.encode_frames, self.class_number = real.encode_frames, real.class_number
         self.lips, self.lead, self.looks = lips, lead, 0
 

@@ -62,6 +62,12 @@ def test_two_at_a_time_give_what_one_after_the_other_gives(tmp_path: Path) -> No
             assert np.abs(alone.masks(mine).astype(int) - both.masks(theirs)).max() <= 1
 
 
+def test_a_large_model_has_all_threads_for_one_window(two_threads: None) -> None:
+    predictor = make_predictor()
+    predictor.num_weights = 200_000_000
+    assert windows_at_once(predictor) == 1
+
+
 def test_two_windows_are_computed_at_the_same_time(
     monkeypatch: pytest.MonkeyPatch, two_threads: None
 ) -> None:
