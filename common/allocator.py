@@ -27,6 +27,12 @@ def return_memory() -> None:
     _set_options({M_MMAP_THRESHOLD: LARGE})
 
 
+def trim_memory() -> None:
+    """Returns freed memory to the system once, also what :func:`keep_memory` keeps."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _set_options(options: dict[int, int]) -> None:
     if platform.libc_ver()[0] != "glibc":
         return

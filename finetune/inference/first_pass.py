@@ -23,7 +23,7 @@ from cavmae.finetune.inference.progress import ProgressCallback
 from cavmae.finetune.inference.sources import MediaSource
 from cavmae.finetune.inference.tracker import Tracker
 from cavmae.finetune.inference.unread_media import UnreadMedia
-from cavmae.finetune.inference.window_prediction import predict_windows, windows_at_once
+from cavmae.finetune.inference.window_prediction import predict_windows, reads_ahead
 from cavmae.finetune.inference.window_reader import read_windows
 
 LEAST_VOICE = 3200  # samples that are compared with a reference voice
@@ -169,11 +169,8 @@ def first_pass(
     cuts: list[tuple[int, ...]] = []
     with (
         (folder / "masks.u8").open("wb") as masks,
-        # Where two windows keep all cores busy, reading a third one ahead gains nothing.
         contextlib.closing(
-            read_windows(
-                predictor, media, starts, sound_lead, ahead=windows_at_once(predictor) == 1
-            )
+            read_windows(predictor, media, starts, sound_lead, ahead=reads_ahead(predictor))
         ) as windows,
         contextlib.closing(
             predict_windows(predictor, windows, cues, hint, second_look, unread)

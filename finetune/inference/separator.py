@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from cavmae.common.allocator import trim_memory
 from cavmae.common.device import device_of
 from cavmae.common.errors import UsageError
 from cavmae.common.locks import locked
@@ -246,6 +247,7 @@ class Separator:
                 self._predictor, name, playback, info.audio_packets, work, settings, cue,
                 part_of(progress, 0.0, end),
             )  # fmt: skip
+        trim_memory()  # of the model's activations, so that encoders of videos can have it
         provenance = self.provenance(name, settings, target)
         write_files(separated, info, out, settings, provenance, cue, part_of(progress, end, 1.0))
 

@@ -52,6 +52,17 @@ def windows_at_once(predictor: WindowPredictor) -> int:
     return AT_ONCE if on_cpu and is_small and torch.get_num_threads() >= AT_ONCE else 1
 
 
+def reads_ahead(predictor: WindowPredictor) -> bool:
+    """Whether the next window should be read while the model is busy.
+
+    Not where two windows keep all cores busy, nor for a large model on the CPU, beside whose time
+    and memory reading is nothing and the frames of one more window are much.
+    """
+    is_large = predictor.num_weights > MOST_WEIGHTS
+    on_cpu = predictor.device.type == "cpu"
+    return windows_at_once(predictor) == 1 and not (on_cpu and is_large)
+
+
 def predict_windows(
     predictor: WindowPredictor,
     windows: Iterable[Window],

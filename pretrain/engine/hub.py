@@ -87,13 +87,17 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
         verify_model(folder)
         remedy = f"fetch a sound copy of {folder}"
         config, about = _config(cls, folder / CONFIG, remedy)
-        weights = read_tensors(folder / WEIGHTS, remedy)
-        # Compared before memory is spent on what a configuration may ask for.
-        _shell(cls, config, folder / CONFIG, remedy).load_state_dict(
-            {name: value.to("meta") for name, value in weights.items()}, assign=True
-        )
-        model = cls(config)
-        model.load_state_dict(weights)
+        weights = read_tensors(folder / WEIGHTS, remedy, mapped=False)
+        # No memory is spent on what a configuration may ask for, nor on weights for a second time.
+        model = _shell(cls, config, folder / CONFIG, remedy)
+        types = {name: value.dtype for name, value in model.state_dict().items()}
+        for name in weights:
+            weights[name] = weights[name].to(dtype=types.get(name))
+        model.load_state_dict(weights, assign=True)
+        # A buffer that is not saved with the weights and begins as an empty tensor.
+        if any(value.is_meta for value in model.buffers()):
+            model = cls(config)
+            model.load_state_dict(weights)
         model.about = about
         return model.eval()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,7 +26,9 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-def read_tensors(path: Path, remedy: str, finite: bool = True) -> dict[str, Tensor]:
+def read_tensors(
+    path: Path, remedy: str, finite: bool = True, mapped: bool = True
+) -> dict[str, Tensor]:
     """Tensors of a file by name: ``.safetensors``, or a file of ``torch.save``.
 
     Nothing is unpickled but tensors (``weights_only``). Tensors of 8 bits (:func:`narrowed`) are
@@ -35,6 +37,8 @@ def read_tensors(path: Path, remedy: str, finite: bool = True) -> dict[str, Tens
     Args:
         remedy: end of the error's sentence: how to get a sound file.
         finite: refuse NaN and infinite numbers, as no weights are.
+        mapped: tensors of a ``.safetensors`` file may lie in the file, which must not change
+            then; else they are copies, and the memory never holds two of all.
 
     Raises:
         CavmaeError: no such file, a damaged one, one that does not map names to tensors, or numbers
@@ -44,7 +48,7 @@ def read_tensors(path: Path, remedy: str, finite: bool = True) -> dict[str, Tens
         raise CavmaeError(f"There is no file {path}: {remedy}.")
     try:
         if path.suffix == ".safetensors":
-            tensors: Any = load_file(str(path))
+            tensors: Any = load_file(str(path)) if mapped else _copied(path)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         for name in WRAPPED:
@@ -64,6 +68,17 @@ def read_tensors(path: Path, remedy: str, finite: bool = True) -> dict[str, Tens
         raise CavmaeError(
             f"{path} is damaged or holds more than tensors ({reason}): {remedy}."
         ) from error
+    return tensors
+
+
+def _copied(path: Path) -> dict[str, Tensor]:
+    with safe_open(str(path), "pt") as file:
+        names = list(file.keys())
+    tensors = {}
+    for name in names:
+        # Opened for each: what was read of a mapped file counts as memory until it is closed.
+        with safe_open(str(path), "pt") as file:
+            tensors[name] = file.get_tensor(name).clone()
     return tensors
 
 

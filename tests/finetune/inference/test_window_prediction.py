@@ -15,7 +15,12 @@ from cavmae.finetune.inference.predictor import DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.progress import ignore_progress
 from cavmae.finetune.inference.sources import ArraySource
 from cavmae.finetune.inference.unread_media import UnreadMedia
-from cavmae.finetune.inference.window_prediction import AT_ONCE, predict_windows, windows_at_once
+from cavmae.finetune.inference.window_prediction import (
+    AT_ONCE,
+    predict_windows,
+    reads_ahead,
+    windows_at_once,
+)
 from cavmae.finetune.inference.window_reader import Window, read_windows
 from tests.finetune.inference.test_tracker import make_predictor
 from tests.finetune.inference.test_window_reader import LENGTH, STARTS, Ahead, source
@@ -62,10 +67,14 @@ def test_two_at_a_time_give_what_one_after_the_other_gives(tmp_path: Path) -> No
             assert np.abs(alone.masks(mine).astype(int) - both.masks(theirs)).max() <= 1
 
 
-def test_a_large_model_has_all_threads_for_one_window(two_threads: None) -> None:
+def test_a_large_model_has_all_threads_and_the_memory_for_one_window(two_threads: None) -> None:
     predictor = make_predictor()
+    assert not reads_ahead(predictor)
     predictor.num_weights = 200_000_000
     assert windows_at_once(predictor) == 1
+    assert not reads_ahead(predictor)
+    predictor.device = torch.device("cuda")
+    assert reads_ahead(predictor)
 
 
 def test_two_windows_are_computed_at_the_same_time(

@@ -4,6 +4,8 @@ import json
 import math
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,3 +293,69 @@ def test_random_states_that_are_none(key: str, value: Any) -> None:
             trainer_state.set_rng_state({**before, key: value})
     finally:
         trainer_state.set_rng_state(before)
+
+
+def test_loaded_weights_do_not_hang_on_the_file(tmp_path: Path) -> None:
+    """A model is saved where it came from; in half precision, too, which is widened."""
+    torch.manual_seed(0)
+    model = CAVMAE(SHAPE)
+    model.save_pretrained(tmp_path)
+    loaded = CAVMAE.from_pretrained(tmp_path)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model.half().save_pretrained(tmp_path)
+    zeros = CAVMAE.from_pretrained(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(b"")
+    torch.manual_seed(0)
+    for expected, mine, zero in zip(
+        CAVMAE(SHAPE).parameters(), loaded.parameters(), zeros.parameters(), strict=True
+    ):
+        assert torch.equal(mine, expected)
+        assert mine.requires_grad == expected.requires_grad
+        assert zero.dtype == expected.dtype
+        assert not zero.any()
+
+
+class Windowed(CAVMAE):
+    """With a constant that the weights do not hold and that begins as an empty tensor."""
+
+    def __init__(self, config: CAVMAEConfig):
+        super().__init__(config)
+        self.register_buffer("window", torch.empty(4).fill_(2.0), persistent=False)
+
+
+def test_constants_that_begin_empty_are_computed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Windowed(SHAPE)
+    model.save_pretrained(tmp_path)
+    loaded = Windowed.from_pretrained(tmp_path)
+    assert loaded.window.tolist() == [2.0] * 4
+    assert torch.equal(loaded.state_dict()["norm.weight"], model.state_dict()["norm.weight"])
+
+
+LOADING = """
+import resource, sys
+from cavmae.pretrain.model import CAVMAE
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+before = peak()
+model = CAVMAE.from_pretrained(sys.argv[1])
+print(peak() - before, sum(p.nbytes for p in model.parameters()) / 1e6)
+"""
+
+
+def test_loading_takes_the_memory_of_the_weights_once(tmp_path: Path) -> None:
+    large = CAVMAEConfig(
+        image_height=32, image_width=48, audio_frames=64, width=768, heads=2, depth=6,
+        decoder_width=16, decoder_heads=2, decoder_depth=1,
+    )  # fmt: skip
+    CAVMAE(large).save_pretrained(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, str(tmp_path)], stdout=subprocess.PIPE, check=True
+    )
+    taken, size = map(float, done.stdout.split())
+    assert size > 200
+    assert taken < 1.3 * size
