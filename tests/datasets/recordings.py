@@ -89,7 +89,9 @@ def packets_of(container: av.container.OutputContainer, track: Track) -> Iterato
         stream: Any = video
     else:
         layout = first.layout.name
-        stream = container.add_stream(track.codec, rate=first.sample_rate, layout=layout)
+        stream = container.add_stream(
+            track.codec, rate=first.sample_rate, layout=layout, options=track.options
+        )
     number = 0
     for frame in [*track.frames, None]:
         for packet in stream.encode(frame):
