@@ -11,7 +11,7 @@ from cavmae.finetune.inference.predictor import WindowPredictor
 
 
 class KeyTokens:
-    """Encodes each key frame of a recording once, for windows of any thread.
+    """Encodes each key frame of a recording once, for windows in order, two of them at a time.
 
     Args:
         predictor: whose encoder is used.
@@ -19,7 +19,7 @@ class KeyTokens:
 
     def __init__(self, predictor: WindowPredictor):
         self._predictor = predictor
-        self._known: dict[int, Tensor] = {}  # by frame, of the last window
+        self._known: dict[int, Tensor] = {}  # by frame, of the last window and those near before it
         self._lock = threading.Lock()
 
     def of(self, start: int, frames: Sequence[np.ndarray]) -> Tensor | None:
@@ -36,5 +36,6 @@ class KeyTokens:
             if fresh := [key for key in keys if key not in self._known]:
                 tokens = self._predictor.encode_frames([frames[key - start] for key in fresh])
                 self._known |= dict(zip(fresh, tokens, strict=True))
-            self._known = {key: self._known[key] for key in keys}
+            oldest = start - self._predictor.config.frames  # a window before may be computed later
+            self._known = {key: value for key, value in self._known.items() if key >= oldest}
             return torch.stack([self._known[key] for key in keys])[None]

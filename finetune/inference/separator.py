@@ -247,7 +247,8 @@ class Separator:
                 self._predictor, name, playback, info.audio_packets, work, settings, cue,
                 part_of(progress, 0.0, end),
             )  # fmt: skip
-        trim_memory()  # of the model's activations, so that encoders of videos can have it
+        if settings.masks or settings.overlay:
+            trim_memory()  # the model's activations make room for the encoders of videos
         provenance = self.provenance(name, settings, target)
         write_files(separated, info, out, settings, provenance, cue, part_of(progress, end, 1.0))
 

@@ -19,10 +19,10 @@ from cavmae.finetune.inference.shots import find_cuts, shots_of, split_at_cuts, 
 from cavmae.finetune.inference.unread_media import UnreadMedia
 from cavmae.finetune.inference.window_reader import Window
 
-AT_ONCE = 2  # windows; each keeps its frames and activations in memory
+WINDOWS_AT_ONCE = 2  # each keeps its frames and activations in memory
 # Of a model whose windows share the cores. `small` has 17 million, and takes 0.7 to 0.8 of the time
 # of one window after the other; `base`, with 208 million, takes 1.3 (docs/benchmarks/separate.md).
-MOST_WEIGHTS = 50_000_000
+MAX_WEIGHTS = 50_000_000
 MAX_SAMPLE = 1e6  # of full scale; squares of larger samples may overflow
 ROUNDING = 0.01  # frames by which the time of a cue may lie before its frame
 
@@ -47,20 +47,22 @@ class WindowPeople(NamedTuple):
 
 def windows_at_once(predictor: WindowPredictor) -> int:
     """Number of windows that :func:`predict_windows` computes at a time: 1 or 2."""
-    on_cpu = predictor.device.type == "cpu"
-    is_small = predictor.num_weights <= MOST_WEIGHTS
-    return AT_ONCE if on_cpu and is_small and torch.get_num_threads() >= AT_ONCE else 1
+    is_shared = (
+        predictor.device.type == "cpu"
+        and predictor.num_weights <= MAX_WEIGHTS
+        and torch.get_num_threads() >= WINDOWS_AT_ONCE
+    )
+    return WINDOWS_AT_ONCE if is_shared else 1
 
 
 def reads_ahead(predictor: WindowPredictor) -> bool:
-    """Whether the next window should be read while the model is busy.
+    """Whether a thread should read the next window while the model is busy.
 
-    Not where two windows keep all cores busy, nor for a large model on the CPU, beside whose time
-    and memory reading is nothing and the frames of one more window are much.
+    Not where two windows at a time keep all cores busy, nor for a large model on the CPU: reading
+    takes a hundredth of its time, and the frames of one more window 130 MB.
     """
-    is_large = predictor.num_weights > MOST_WEIGHTS
-    on_cpu = predictor.device.type == "cpu"
-    return windows_at_once(predictor) == 1 and not (on_cpu and is_large)
+    is_slow = predictor.device.type == "cpu" and predictor.num_weights > MAX_WEIGHTS
+    return windows_at_once(predictor) == 1 and not is_slow
 
 
 def predict_windows(
@@ -74,18 +76,20 @@ def predict_windows(
     """The mixture, float32 [S], and the people of each window, in order.
 
     On a CPU two windows of a small model share its threads: a single one hardly gains by a second
-    thread, since its operations are small. PyTorch's number of threads is halved until the end.
+    thread, since its operations are small. PyTorch's number of threads, that of the whole process,
+    is halved until the end.
 
     Args:
         predictor: the model.
-        windows: in order.
+        windows: in order, as many as ``cues``.
         cues: of each window; None: it has none.
         hint: class number of the people; 0: none.
         second_look: run the model again on crops around small people.
         unread: losses of the recording.
 
     Raises:
-        MediaError: more of the recording is lost than the settings allow, or its audio is too loud.
+        MediaError: a window cannot be read, more of the recording is lost than the settings allow,
+            or its audio is too loud; after the windows before it.
         NonFiniteError: the model gives NaN or Inf.
         CavmaeError: no key frame is in the shot of a box, point or mask.
     """
@@ -94,27 +98,40 @@ def predict_windows(
     def predict(window: Window, cue: Cue | None) -> WindowPeople:
         return _predict_window(predictor, window, key_tokens, cue, hint, second_look, unread)
 
-    threads = torch.get_num_threads()
+    # Frames take much memory: neither loop keeps those of a window whose people it has or awaits.
+    reader = iter(windows)
     if windows_at_once(predictor) == 1:
-        for window, cue in zip(windows, cues, strict=True):
-            yield window.wave, predict(window, cue)
+        for cue in cues:
+            window = next(reader)
+            wave, people = window.wave, predict(window, cue)
+            del window
+            yield wave, people
         return
-    # Of a window whose people are awaited only the wave is kept: its frames take much memory.
     pending: collections.deque[tuple[np.ndarray, Future[WindowPeople]]] = collections.deque()
-    pool = ThreadPoolExecutor(AT_ONCE, "window-prediction")
-    # A thread takes the number that is set when it first computes.
-    torch.set_num_threads(threads // AT_ONCE)
+    unreadable: Exception | None = None
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(WINDOWS_AT_ONCE, "window-prediction")
     try:
-        for window, cue in zip(windows, cues, strict=True):
+        # A thread takes the number that is set when it first computes.
+        torch.set_num_threads(threads // WINDOWS_AT_ONCE)
+        for cue in cues:
+            try:
+                window = next(reader)
+            except Exception as error:  # noqa: BLE001 - raised below, after the windows before it
+                unreadable = error
+                break
             pending.append((window.wave, pool.submit(predict, window, cue)))
-            if len(pending) == AT_ONCE:
-                wave, people = pending.popleft()
-                yield wave, people.result()
-        for wave, people in pending:
-            yield wave, people.result()
+            del window
+            if len(pending) == WINDOWS_AT_ONCE:
+                wave, future = pending.popleft()
+                yield wave, future.result()
+        for wave, future in pending:
+            yield wave, future.result()
     finally:
-        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
+        pool.shutdown(cancel_futures=True)
+    if unreadable is not None:
+        raise unreadable
 
 
 def _predict_window(

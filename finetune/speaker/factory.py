@@ -255,7 +255,7 @@ def _create(shape: SpeakerConfig) -> SpeakerModel:
 def statistics_for(settings: SpeakerModelSettings, sets: Sequence[WeightedSet]) -> Statistics:
     """Statistics for normalising fbanks: of the initial weights, else of the data sets."""
     if settings.init_from is not None:
-        return load_speaker(settings.init_from)[1]
+        return _statistics(settings.init_from, model_source(settings.init_from))
     preprocessing: dict[str, Any] | None = None
     if settings.encoder_from is not None:
         preprocessing = read_preprocessing(model_source(settings.encoder_from))
@@ -274,10 +274,18 @@ def load_speaker(name: str) -> tuple[SpeakerModel, Statistics]:
         CavmaeError: the checkpoint is missing, damaged, or of another kind of model.
     """
     source = model_source(name)
-    model = load_hub(SpeakerModel, source, REMEDY)
+    return load_hub(SpeakerModel, source, REMEDY), _statistics(name, source)
+
+
+def _statistics(name: str, source: str) -> Statistics:
+    """Statistics of the fbanks of a model.
+
+    Raises:
+        CavmaeError: they are missing or damaged.
+    """
     preprocessing = read_preprocessing(source)
     if preprocessing is None:
         raise CavmaeError(
             f"{name} has no {PREPROCESSING} with the statistics of its fbanks: copy it again."
         )
-    return model, Statistics(preprocessing["fbank_mean"], preprocessing["fbank_std"])
+    return Statistics(preprocessing["fbank_mean"], preprocessing["fbank_std"])

@@ -94,7 +94,7 @@ class HubWeights(nn.Module, PyTorchModelHubMixin):
         for name in weights:
             weights[name] = weights[name].to(dtype=types.get(name))
         model.load_state_dict(weights, assign=True)
-        # A buffer that is not saved with the weights and begins as an empty tensor.
+        # A constant that its module makes of an empty tensor is missing in a shell.
         if any(value.is_meta for value in model.buffers()):
             model = cls(config)
             model.load_state_dict(weights)

@@ -17,6 +17,7 @@ from cavmae.common.errors import CavmaeError
 
 WRAPPED = ("state_dict", "model")  # what a published file may keep its state dict under
 SCALE = ".int8_scale"  # end of the name of the scales of a tensor of 8 bits
+MAX_MAPPED_BYTES = 64 << 20  # of a file whose tensors are copied
 LEAST_QUANTISED = 4096  # numbers of a tensor; smaller ones would save little
 # Of torch.load alone: a bit of a pickle may name any operation with any arguments.
 _DAMAGE = (
@@ -38,7 +39,7 @@ def read_tensors(
         remedy: end of the error's sentence: how to get a sound file.
         finite: refuse NaN and infinite numbers, as no weights are.
         mapped: tensors of a ``.safetensors`` file may lie in the file, which must not change
-            then; else they are copies, and the memory never holds two of all.
+            then; else they are copies, and the memory never holds two of all of them.
 
     Raises:
         CavmaeError: no such file, a damaged one, one that does not map names to tensors, or numbers
@@ -72,13 +73,17 @@ def read_tensors(
 
 
 def _copied(path: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
     with safe_open(str(path), "pt") as file:
-        names = list(file.keys())
-    tensors = {}
-    for name in names:
-        # Opened for each: what was read of a mapped file counts as memory until it is closed.
+        pending = list(file.keys())
+    while pending:
+        # Opened anew now and then: what was read of a mapped file is memory until it is closed.
+        mapped_bytes = 0
         with safe_open(str(path), "pt") as file:
-            tensors[name] = file.get_tensor(name).clone()
+            while pending and mapped_bytes < MAX_MAPPED_BYTES:
+                name = pending.pop()
+                tensors[name] = file.get_tensor(name).clone()
+                mapped_bytes += tensors[name].nbytes
     return tensors
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from cavmae.finetune.inference.progress import ignore_progress
 from cavmae.finetune.inference.sources import ArraySource
 from cavmae.finetune.inference.unread_media import UnreadMedia
 from cavmae.finetune.inference.window_prediction import (
-    AT_ONCE,
+    WINDOWS_AT_ONCE,
     predict_windows,
     reads_ahead,
     windows_at_once,
@@ -31,8 +31,9 @@ def two_threads() -> Generator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
-    assert torch.get_num_threads() == 2
+    left = torch.get_num_threads()
     torch.set_num_threads(threads)
+    assert left == 2
 
 
 def workers() -> list[threading.Thread]:
@@ -91,7 +92,7 @@ def test_two_windows_are_computed_at_the_same_time(
 
     monkeypatch.setattr(WindowPredictor, "predict", predict)
     predictor, media = make_predictor(), source()
-    assert windows_at_once(predictor) == AT_ONCE == 2
+    assert windows_at_once(predictor) == WINDOWS_AT_ONCE == 2
     starts = STARTS[:4]
     windows = list(read_windows(predictor, media, starts, ahead=False))
     unread = UnreadMedia(media, 0, 0.5)
@@ -104,19 +105,24 @@ def test_two_windows_are_computed_at_the_same_time(
 
 
 def test_an_error_comes_in_its_turn_and_ends_all(two_threads: None) -> None:
-    """Of a window that is too loud, and of one that cannot be read."""
+    """Of a window that is too loud, of one that cannot be read, and of the former before it."""
     media = Ahead(damaged=STARTS[3])
     predictor = make_predictor()
 
-    def loud(windows: Sequence[Window]) -> Generator[Window]:
+    def loud(windows: Iterable[Window], at: int) -> Generator[Window]:
         for index, window in enumerate(windows):
-            yield window._replace(wave=window.wave * 1e9) if index == 1 else window
+            yield window._replace(wave=window.wave * 1e9) if index == at else window
 
     unread = UnreadMedia(media, 0, 0.5)
     windows = list(read_windows(predictor, source(), STARTS, ahead=False))
     for read, number, message in (
-        (loud(windows), 1, "samples as large as"),
-        (read_windows(predictor, media, STARTS, ahead=False), 2, "damaged"),
+        (loud(windows, 1), 1, "samples as large as"),
+        (read_windows(predictor, media, STARTS, ahead=False), 3, "damaged"),
+        (
+            loud(read_windows(predictor, Ahead(damaged=STARTS[3]), STARTS, ahead=False), 2),
+            2,
+            "samples as large as",
+        ),
     ):
         seen = 0
         with pytest.raises(MediaError, match=message):

@@ -117,9 +117,11 @@ def test_giving_up_ends_the_reader_and_leaves_nothing_behind() -> None:
     media = Ahead(damaged=-1)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    with contextlib.closing(read_windows(make_predictor(), media, STARTS)) as windows:
-        next(windows)
-        with ThreadPoolExecutor(1) as pool:
-            assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 3
-    torch.set_num_threads(threads)
+    try:
+        with contextlib.closing(read_windows(make_predictor(), media, STARTS)) as windows:
+            next(windows)
+            with ThreadPoolExecutor(1) as pool:
+                assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(threads)
     assert not any("window-reader" in thread.name for thread in threading.enumerate())

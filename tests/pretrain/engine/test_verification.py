@@ -335,15 +335,13 @@ def test_constants_that_begin_empty_are_computed(tmp_path: Path) -> None:
 
 
 LOADING = """
-import resource, sys
+import sys
 from cavmae.pretrain.model import CAVMAE
+from cavmae.tools.benchmarks.table import peak_mb
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-before = peak()
+before = peak_mb()
 model = CAVMAE.from_pretrained(sys.argv[1])
-print(peak() - before, sum(p.nbytes for p in model.parameters()) / 1e6)
+print(peak_mb() - before, sum(p.nbytes for p in model.parameters()) / 1e6)
 """
 
 
