@@ -16,9 +16,6 @@ from cavmae.pretrain.engine.hub import HubWeights
 
 LEAST_ACTIVITY = 1e-3  # of the residual: the sum of activities is never 0
 FIRST_LOGIT = 2.0  # of activities before training: voices pass
-# Of a voice whose state contradicts its activity: see _activity_by_state.
-LEAST_SPEAKING_PROB = 0.1  # of a slot that is a person who speaks
-LEAST_SPEAKING_RATIO = 2.0  # of the probability of speech to the largest activity
 
 
 class ArticulationEncoder(nn.Module):
@@ -137,7 +134,6 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
         embeddings: Tensor,
         presence_prob: Tensor | None = None,
         visible: Tensor | None = None,
-        speaking_prob: Tensor | None = None,
     ) -> SeparatedVoices:
         """Voices of mixtures, by the embeddings of their cues or of queries.
 
@@ -147,10 +143,6 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
             embeddings: [N, K, T, D], of ``cue_encoder`` or ``query_encoder``.
             presence_prob: [N, K], a factor of the voices: 0 for nobody; None: 1 for all.
             visible: bool [N, K, T], frames in which the cue is known; None: all.
-            speaking_prob: [N, K], probability that each voice is heard at all if it is somebody's,
-                by more than its cue; None: not known. Where it is at least twice the activity at
-                all times, and not below 0.1 together with the presence, it is the activity: a mouth
-                that a hand hides looks like one that is shut.
         """
         logits = torch.cat(
             [
@@ -159,10 +151,6 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
             ],
             dim=1,
         ).float()
-        if speaking_prob is not None:
-            joint_prob = speaking_prob if presence_prob is None else presence_prob * speaking_prob
-            corrected = _activity_by_state(logits[:, :-1], speaking_prob.float(), joint_prob)
-            logits = torch.cat([corrected, logits[:, -1:]], dim=1)
         gates = logits.sigmoid()
         voice_gates = gates[:, :-1]
         if presence_prob is not None:
@@ -170,21 +158,3 @@ class SoundSeparator(HubWeights, library_name="cavmae", tags=["speech-separation
         gates = torch.cat([voice_gates, gates[:, -1:] + LEAST_ACTIVITY], dim=1)
         spectra = self.separator.separate(mixture, features, embeddings, gates, visible)
         return SeparatedVoices(spectra, logits)
-
-
-def _activity_by_state(logits: Tensor, speaking_prob: Tensor, joint_prob: Tensor) -> Tensor:
-    """Logits of activity [N, K, T]; those of the probability of speech where that contradicts them.
-
-    The activity is read from the cue alone, and low at all times where a mouth is hidden. By the
-    probability of speech the voice then passes its gate, and shares what the others leave.
-
-    Args:
-        speaking_prob: [N, K], of voices that are somebody's.
-        joint_prob: [N, K], of being somebody's and heard.
-    """
-    max_activity_prob = logits.amax(-1).sigmoid()
-    contradicts = (LEAST_SPEAKING_RATIO * max_activity_prob < speaking_prob) & (
-        joint_prob > LEAST_SPEAKING_PROB
-    )
-    by_state = torch.logit(speaking_prob, eps=1e-6)
-    return torch.where(contradicts[..., None], by_state[..., None], logits)

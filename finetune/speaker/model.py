@@ -3,9 +3,8 @@
 Audio queries follow AVSegFormer (AAAI 2024), query-based separation follows IQuery (CVPR 2023); the
 encoder is CAV-MAE's. The mask of slot k selects the motion features from which voice k is decoded:
 an articulation cue is read from them, by which a sound separator extracts the voice. Beside the cue
-only the slot's presence probability, a reference voice and, outside of training, the probability
-that the person speaks enter its voice. The last slot is the residual: noise, and voices of people
-who are off-screen.
+only the slot's presence probability and a reference voice enter its voice. The last slot is the
+residual: noise, and voices of people who are off-screen.
 
 Legend of shapes:
     N: clips of 2.56 s          S: samples, 40,960           T: video frames of 40 ms, 64
@@ -40,8 +39,6 @@ from cavmae.finetune.speaker.head_reader import HeadReader
 from cavmae.finetune.speaker.model_tensors import (
     NONE,
     QUIETEST,
-    SILENT,
-    SPEAKING,
     STATES,
     Inputs,
     MixtureEncoding,
@@ -315,10 +312,6 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
     ) -> VoicePredictions:  # fmt: skip
         """Voices of all slots, from the motion under their masks.
 
-        Outside of training a slot's state may overrule an activity that is low at all times
-        (``speaking_prob`` of :meth:`SoundSeparator.separate`); in training both learn from losses
-        of their own.
-
         Args:
             masks: [N, Q - 1, F, h, w], 0 to 1, under which each slot's motion is read.
             presence_prob: [N, Q - 1], probability that the slot is a person; None: that of its
@@ -348,23 +341,17 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         slots = masks.shape[1]
         voice_cue = functional.pad(voice_cue, (0, 0, 0, 0, 0, slots - 1))  # slot 0 only
         visible = _covered(masks, articulation.shape[2])
+        voices = self.sound.separate(
+            mixture, features, (embeddings + voice_cue)[:, chosen], presence_prob[:, chosen],
+            visible[:, chosen],
+        )  # fmt: skip
+        if not isinstance(chosen, slice):
+            voices = voices.among(chosen, slots)
         refinements = [
             self.voice_state_head(embeddings.mean(2)) * read[..., None],  # [N, Q - 1, 4]
             self.residual_state_head(features.latent.mean(1, keepdim=True)),  # [N, 1, 4]
         ]
         states = predictions.states[-1] + torch.cat(refinements, dim=1)
-        speaking_prob = None
-        if not self.training:
-            seen = (
-                states[:, :-1, [SPEAKING, SILENT]].float().softmax(-1)
-            )  # of people in the picture
-            speaking_prob = seen[:, chosen, 0]
-        voices = self.sound.separate(
-            mixture, features, (embeddings + voice_cue)[:, chosen], presence_prob[:, chosen],
-            visible[:, chosen], speaking_prob,
-        )  # fmt: skip
-        if not isinstance(chosen, slice):
-            voices = voices.among(chosen, slots)
         return VoicePredictions(
             voices.spectra, states, voices.activity_logits, articulation, scale[..., None]
         )

@@ -87,8 +87,7 @@ class VoicePredictions(NamedTuple):
         spectra: complex64 [N, Q, bins, frames] of the mixture at an RMS of 1; their sum is the
             mixture.
         states: [N, Q, 4], logits, refined by motion and audio.
-        activity_logits: [N, Q, T], whether the slot is audible in each video frame; constant where
-            they are those of its state.
+        activity_logits: [N, Q, T], whether the slot is audible in each video frame.
         articulation: [N, Q - 1, T, 4], articulation cue read from the motion of each slot.
         scale: [N, 1, 1], factor from an RMS of 1 to the mixture's level.
     """

@@ -1,6 +1,5 @@
 """The speaker model as a whole: shapes, index, cues, losses, gradients, weights in and out."""
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,10 @@ from cavmae.common.errors import UsageError
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.motion.settings import X3DOptions
 from cavmae.finetune.separation.config import SoundSeparatorConfig
-from cavmae.finetune.separation.model import _activity_by_state
 from cavmae.finetune.separators.settings import SEPARATORS, FrozenTransformerOptions
 from cavmae.finetune.speaker.config import SpeakerConfig
 from cavmae.finetune.speaker.cues import KINDS, region_of
-from cavmae.finetune.speaker.matcher import energies_db
 from cavmae.finetune.speaker.model import SpeakerModel
-from cavmae.finetune.speaker.model_tensors import SILENT, SPEAKING
 from cavmae.finetune.speaker.pixel_decoders.settings import PoolingOptions
 from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
@@ -111,8 +107,7 @@ def test_frames_without_a_mask_are_hidden_from_the_separator(
 
 
 @pytest.mark.parametrize("kind", ["box", "voice"])
-def test_a_voice_depends_on_motion_and_a_reference_voice(kind: str) -> None:
-    """And on a state that contradicts its activity, which no state here does."""
+def test_a_voice_depends_on_motion_and_a_reference_voice_only(kind: str) -> None:
     speaker_task = task().eval()
     torch.manual_seed(0)
     inputs, _ = speaker_task.inputs_of(batch(), 1.0, (kind,))  # type: ignore[arg-type]
@@ -121,14 +116,6 @@ def test_a_voice_depends_on_motion_and_a_reference_voice(kind: str) -> None:
     spectra = speaker_task.model.decode_voices(inputs, predictions, masks).spectra
     others = predictions._replace(slots=torch.randn_like(predictions.slots))
     assert torch.equal(speaker_task.model.decode_voices(inputs, others, masks).spectra, spectra)
-    states = predictions.states[-1].clone()
-    states[..., SPEAKING] += 0.1
-    states[..., SILENT] -= 0.1
-    others = predictions._replace(states=[states])
-    presence_prob = speaker_task.model.presence_prob(predictions)
-    assert torch.equal(
-        speaker_task.model.decode_voices(inputs, others, masks, presence_prob).spectra, spectra
-    )
     unknown = predictions._replace(voice_cue=torch.zeros_like(predictions.voice_cue))
     same = torch.equal(speaker_task.model.decode_voices(inputs, unknown, masks).spectra, spectra)
     assert same == (kind == "box")
@@ -154,60 +141,6 @@ def test_absent_people_have_no_voice() -> None:
         inputs, predictions, masks, torch.zeros(2, 4)
     ).waves(SAMPLES)
     torch.testing.assert_close(without_people[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
-
-
-def test_a_still_mouth_of_a_person_whose_state_says_speech_has_a_voice() -> None:
-    """Outside of training, where activity and state learn from losses of their own."""
-    speaker_task = task().eval()
-    inputs, _ = speaker_task.inputs_of(batch(), 0.0)
-    model = speaker_task.model
-    with torch.no_grad():
-        for head, bias in (
-            (model.sound.activity_head, -9.0), (model.sound.residual_head, -2.0),
-            (model.voice_state_head[-1], 0.0),
-        ):  # fmt: skip
-            head.weight.zero_()
-            head.bias.fill_(bias)
-        predictions = model.predict_masks(inputs)
-        masks = predictions.masks[-1].sigmoid()
-        probabilities = torch.tensor(
-            [[0.45, 0.3, 0.0, 0.25], [0.05, 0.94, 0.0, 0.01], [0.06, 0.02, 0.0, 0.92]]
-        )
-        states = predictions.states[-1].clone()
-        states[:, :3] = (probabilities + 1e-9).log()
-        states[:, 3] = states[:, 2]
-        predictions = predictions._replace(states=[states])
-        voices = model.decode_voices(inputs, predictions, masks)
-        level = energies_db(voices.waves(SAMPLES), inputs.mixture)
-        assert (level[:, 0] > -8).all()
-        assert (level[:, 1:4] < -40).all()
-        torch.testing.assert_close(voices.activity_logits[:, 0].sigmoid(), torch.full((2, 16), 0.6))
-        assert (voices.activity_logits[:, 1:4] == -9).all()
-        torch.testing.assert_close(
-            voices.waves(SAMPLES).sum(1), inputs.mixture, atol=1e-4, rtol=1e-3
-        )  # fmt: skip
-        model.train()
-        level = energies_db(
-            model.decode_voices(inputs, predictions, masks).waves(SAMPLES), inputs.mixture
-        )
-        assert (level[:, :4] < -40).all()
-
-
-def test_the_state_is_the_activity_where_it_contradicts_that_only() -> None:
-    rng = torch.Generator().manual_seed(0)
-    activity = torch.rand(50, 4, 6, generator=rng) ** 3
-    speaking_prob = torch.rand(50, 4, generator=rng)
-    joint_prob = speaking_prob * torch.rand(50, 4, generator=rng)
-    corrected = _activity_by_state(activity.logit(), speaking_prob, joint_prob).sigmoid()
-    changed = 0
-    for n, k in itertools.product(range(50), range(4)):
-        prob = float(speaking_prob[n, k])
-        if joint_prob[n, k] > 0.1 and all(2 * float(a) < prob for a in activity[n, k]):
-            torch.testing.assert_close(corrected[n, k], torch.full((6,), prob))
-            changed += 1
-        else:
-            torch.testing.assert_close(corrected[n, k], activity[n, k])
-    assert 10 < changed < 190
 
 
 def test_voices_that_are_not_computed_are_silent_and_change_no_other() -> None:
@@ -247,11 +180,10 @@ def test_an_encoded_mixture_gives_the_same_predictions() -> None:
     torch.testing.assert_close(voices.states, expected_voices.states)
 
 
-def test_people_without_an_active_frame_who_are_said_to_be_silent_have_no_voice() -> None:
+def test_people_without_an_active_frame_have_no_voice() -> None:
     speaker_task = task().eval()
     inputs, _ = speaker_task.inputs_of(batch(), 0.0)
     torch.nn.init.constant_(speaker_task.model.sound.activity_head.bias, -30.0)
-    torch.nn.init.constant_(speaker_task.model.voice_state_head[-1].bias[SPEAKING], -30.0)
     _, voices = speaker_task.model(inputs)
     waves = voices.waves(SAMPLES)
     torch.testing.assert_close(waves[:, -1], inputs.mixture, atol=1e-4, rtol=1e-3)
