@@ -24,7 +24,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder \
 		--durations=25 --durations-min=4
 
 # The documentation as pages in build/docs; a broken link or reference is an error.

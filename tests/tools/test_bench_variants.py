@@ -60,6 +60,7 @@ def record_of(out: Path) -> list[dict[str, Any]]:
     return runs
 
 
+@pytest.mark.long
 def test_runs_of_equal_time_and_what_they_leave(
     speakers: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -88,6 +89,7 @@ def test_runs_of_equal_time_and_what_they_leave(
         main([*command, "--minutes", "1"])
 
 
+@pytest.mark.long
 def test_a_killed_benchmark_goes_on(speakers: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [*speakers, "--out", str(out), "--seeds", "1", "--minutes", "0.03"]

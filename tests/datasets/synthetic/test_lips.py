@@ -11,6 +11,7 @@ from cavmae.tools.benchmarks.lips import evaluate, measure, video_lag
 from tests.datasets.synthetic.conftest import render
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("source", ["espeak", "recordings"])
 def test_mouths_go_with_their_own_voice(tmp_path: Path, speech: Path, source: str) -> None:
     """Above every other voice on average, above 400 ms off, and in step to 20 ms."""

@@ -34,6 +34,7 @@ def rows(folder: Path, split: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.long
 def test_the_same_in_any_number_of_processes_and_after_kills(tmp_path: Path) -> None:
     """A run killed at every stage, and one of a single worker, give the same bytes."""
     words = ["--clips", "5", "--people", "1-2", "--seconds", "1", "--height", "96"]

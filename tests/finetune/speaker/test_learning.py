@@ -76,6 +76,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_short_run_learns_masks_and_voices(tmp_path: Path) -> None:
     fit = data_set_of(tmp_path / "fit", [talker(n) for n in range(16)])
     others = data_set_of(tmp_path / "others", [talker(n) for n in range(100, 106)])

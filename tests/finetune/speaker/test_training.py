@@ -207,6 +207,7 @@ def test_a_whole_model_goes_on(clips: Manifest, encoder: Path, tmp_path: Path) -
         main(words(tmp_path / "d", clips, encoder, model={"init_from": start}))
 
 
+@pytest.mark.long
 def test_two_processes_and_half_precision(clips: Manifest, encoder: Path, tmp_path: Path) -> None:
     """DDP finds every parameter used, though slots, cues and people differ from clip to clip."""
     run = tmp_path / "run"
