@@ -13,7 +13,8 @@ def keep_memory() -> None:
     """Makes glibc keep freed memory, which halves the time of a training step on the CPU.
 
     Otherwise every large tensor is a fresh mapping, whose pages the kernel clears one by one.
-    `cavmae separate` takes a sixth less of a CPU with it, and a sixth more memory.
+    `cavmae separate` took a sixth less of a CPU with it on one machine, and as long on another
+    (docs/benchmarks/separate.md).
     """
     _set_options({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})
 

@@ -20,7 +20,7 @@ from cavmae.finetune.inference.unread_media import UnreadMedia
 from cavmae.finetune.inference.window_reader import Window
 
 WINDOWS_AT_ONCE = 2  # each keeps its frames and activations in memory
-# Of a model whose windows share the cores. `small` has 17 million, and takes 0.7 to 0.8 of the time
+# Of a model whose windows share the cores. `small` has 17 million, and takes 0.7 to 1.0 of the time
 # of one window after the other; `base`, with 208 million, takes 1.3 (docs/benchmarks/separate.md).
 MAX_WEIGHTS = 50_000_000
 MAX_SAMPLE = 1e6  # of full scale; squares of larger samples may overflow
