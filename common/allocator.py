@@ -12,8 +12,8 @@ LARGE = 1 << 20  # bytes
 def keep_memory() -> None:
     """Makes glibc keep freed memory, which halves the time of a training step on the CPU.
 
-    Otherwise every large tensor is a fresh mapping, whose pages the kernel clears one by one.
-    `cavmae separate` took a sixth less of a CPU with it on one machine, and as long on another
+    Otherwise every large tensor is a fresh mapping, whose pages the kernel clears one by one. A
+    process that only predicts gains little, and keeps 0.3 GB of a large model
     (docs/benchmarks/separate.md).
     """
     _set_options({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cavmae.common.allocator import keep_memory
 from cavmae.common.cli import stop_on_signals
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.sharding.inputs import Input
@@ -50,7 +49,6 @@ def separate_recordings(
     """
     target.check()
     items = whole_recordings(videos, out, RESULT)
-    keep_memory()
     with stop_on_signals():
         separator = load()
         separator.check(settings)

@@ -68,6 +68,10 @@ class Playback:
         self.mixdown: tuple[str, ...] = ()
         self.missing = 0
 
+    def reopen(self) -> "Playback":
+        """A second playback of the file, from its beginning."""
+        return Playback(self._info, self._geometry)
+
     def __enter__(self) -> "Playback":
         return self
 

@@ -23,8 +23,8 @@ from cavmae.finetune.inference.progress import ProgressCallback
 from cavmae.finetune.inference.sources import MediaSource
 from cavmae.finetune.inference.tracker import Tracker
 from cavmae.finetune.inference.unread_media import UnreadMedia
-from cavmae.finetune.inference.window_prediction import predict_windows, reads_ahead
-from cavmae.finetune.inference.window_reader import read_windows
+from cavmae.finetune.inference.window_prediction import predict_windows, windows_at_once
+from cavmae.finetune.inference.window_reader import CloserReader, read_windows
 
 LEAST_VOICE = 3200  # samples that are compared with a reference voice
 MIXTURE = 0  # number of the mixture among the waves; people count from 1
@@ -169,11 +169,17 @@ def first_pass(
     cuts: list[tuple[int, ...]] = []
     with (
         (folder / "masks.u8").open("wb") as masks,
+        CloserReader(predictor, media, starts) as closer_reader,
         contextlib.closing(
-            read_windows(predictor, media, starts, sound_lead, ahead=reads_ahead(predictor))
+            # Not where two windows at a time keep all cores busy.
+            read_windows(
+                predictor, media, starts, sound_lead, ahead=windows_at_once(predictor) == 1
+            )
         ) as windows,
         contextlib.closing(
-            predict_windows(predictor, windows, cues, hint, second_look, unread)
+            predict_windows(
+                predictor, windows, cues, hint, closer_reader if second_look else None, unread
+            )
         ) as predictions,
     ):
         for index, (wave, prediction) in enumerate(predictions):

@@ -1,13 +1,12 @@
 """Tokens of key frames, which windows that overlap have in common."""
 
 import threading
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cavmae.finetune.inference.predictor import WindowPredictor
+from cavmae.finetune.inference.views import View
 
 
 class KeyTokens:
@@ -22,19 +21,20 @@ class KeyTokens:
         self._known: dict[int, Tensor] = {}  # by frame, of the last window and those near before it
         self._lock = threading.Lock()
 
-    def of(self, start: int, frames: Sequence[np.ndarray]) -> Tensor | None:
+    def of(self, start: int, view: View) -> Tensor | None:
         """Tokens [1, F, L, E] of a window; None: the encoder mixes the frames of each window.
 
         Args:
             start: first frame of the window.
-            frames: uint8 [h, w, 3] each, T of them.
+            view: of the whole frames.
         """
         if self._predictor.config.encoder.mixes_frames:
             return None
         keys = [start + int(key) for key in self._predictor.keys]
         with self._lock:
+            views = dict(zip(keys, view.keys, strict=True))
             if fresh := [key for key in keys if key not in self._known]:
-                tokens = self._predictor.encode_frames([frames[key - start] for key in fresh])
+                tokens = self._predictor.encode_keys([views[key] for key in fresh])
                 self._known |= dict(zip(fresh, tokens, strict=True))
             oldest = start - self._predictor.config.frames  # a window before may be computed later
             self._known = {key: value for key, value in self._known.items() if key >= oldest}

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from cavmae.common.boxes import WHOLE, Box
 from cavmae.common.errors import UsageError
-from cavmae.datasets.mixtures.compositing import GREY
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.datasets.synthetic.articulation import OPENING
 from cavmae.finetune.inference.appearance import appearance
@@ -21,10 +20,10 @@ from cavmae.finetune.inference.slot_merging import (
     without_copies,
     without_specks,
 )
+from cavmae.finetune.inference.views import KeyView, Letterbox, View, ViewSizes
 from cavmae.finetune.speaker.cues import KINDS, CueKind, Cues, no_cues, region_of
 from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.model_tensors import (
-    MASK_STRIDE,
     NONE,
     OFF_SCREEN,
     Inputs,
@@ -92,84 +91,6 @@ class DetectedPerson(NamedTuple):
     openings: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Letterbox:
-    """Placement of a region of the frame in the input of the model, with black bars.
-
-    Attributes:
-        part: top, left, height and width of the region in pixels of the frame.
-        inner: top, left, height and width of the region in mask pixels of the input.
-        size: (height, width) of the input in mask pixels.
-    """
-
-    part: tuple[int, int, int, int]
-    inner: tuple[int, int, int, int]
-    size: tuple[int, int]
-
-    @classmethod
-    def of(cls, box: Box, frame_size: tuple[int, int], model_size: tuple[int, int]) -> "Letterbox":
-        """Place a box of the frame.
-
-        Args:
-            box: region of the frame.
-            frame_size: (height, width) of the frame in pixels.
-            model_size: (height, width) of the input of the model in pixels.
-        """
-        left, right = round(box[0] * frame_size[1]), round(box[2] * frame_size[1])
-        top, bottom = round(box[1] * frame_size[0]), round(box[3] * frame_size[0])
-        height, width = max(1, bottom - top), max(1, right - left)
-        size = model_size[0] // MASK_STRIDE, model_size[1] // MASK_STRIDE
-        scale = min(size[0] / height, size[1] / width)
-        inner = max(1, round(height * scale)), max(1, round(width * scale))
-        place = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-        return cls((top, left, height, width), (*place, *inner), size)
-
-    def crop(self, frames: Tensor) -> Tensor:
-        """Crop frames [N, C, h, w] to the region."""
-        top, left, height, width = self.part
-        return frames[:, :, top : top + height, left : left + width]
-
-    def resize(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
-        """Letterbox frames uint8 [N, C, h, w] to uint8 [N, C, *size]; the bars are black."""
-        first, last, across, beyond = (
-            round(v * size[axis] / self.size[axis])
-            for v, axis in (
-                (self.inner[0], 0), (self.inner[0] + self.inner[2], 0),
-                (self.inner[1], 1), (self.inner[1] + self.inner[3], 1),
-            )
-        )  # fmt: skip
-        resized = torch.zeros(*frames.shape[:2], *size, dtype=torch.uint8)
-        resized[:, :, first:last, across:beyond] = functional.interpolate(
-            self.crop(frames), (last - first, beyond - across), mode="bilinear", antialias=True
-        )
-        return resized
-
-    def crop_masks(self, masks: Tensor) -> Tensor:
-        """Crop masks [..., *size] of the input to the region."""
-        top, left, height, width = self.inner
-        return masks[..., top : top + height, left : left + width]
-
-    def map_votes(self, votes: Tensor) -> Tensor:
-        """Map votes [2, F, *size] (x, y) from fractions of the input to those of the region."""
-        top, left, height, width = self.inner
-        across = (self.crop_masks(votes[0]) * self.size[1] - left) / width
-        down = (self.crop_masks(votes[1]) * self.size[0] - top) / height
-        return torch.stack([across, down])
-
-    def map_box(self, box: Box, frame_size: tuple[int, int]) -> Box:
-        """Map a box of the frame to fractions of the input, clipped to the region."""
-        top, left, height, width = self.part
-        edges = []
-        for value, side, begin, extent, axis in (
-            (box[0], frame_size[1], left, width, 1), (box[1], frame_size[0], top, height, 0),
-            (box[2], frame_size[1], left, width, 1), (box[3], frame_size[0], top, height, 0),
-        ):  # fmt: skip
-            fraction = min(1.0, max(0.0, (value * side - begin) / extent))
-            place, inner = self.inner[axis], self.inner[2 + axis]
-            edges.append((place + fraction * inner) / self.size[axis])
-        return edges[0], edges[1], edges[2], edges[3]
-
-
 class WindowPredictor:
     """Speaker model for single windows.
 
@@ -197,6 +118,8 @@ class WindowPredictor:
             (np.arange(self.config.key_frames) + 0.5) * self.config.frames / self.config.key_frames
         )
         self.keys = self.keys.astype(np.int64)
+        height, width = self.config.encoder.image_size
+        self.sizes = ViewSizes((height, width), self.config.motion_size)
 
     @torch.no_grad()
     def prepare(self, mixture: np.ndarray) -> PreparedMixture:
@@ -214,13 +137,11 @@ class WindowPredictor:
     @torch.no_grad()
     def predict(
         self,
-        frames: Sequence[np.ndarray],
+        view: View,
         mixture: PreparedMixture,
-        box: Box = WHOLE,
         cue: Cue | None = None,
         key: int = 0,
         hint: int = 0,
-        motion: Tensor | None = None,
         tokens: Tensor | None = None,
     ) -> list[DetectedPerson]:
         """Predict the people of a window, by descending presence probability.
@@ -228,30 +149,25 @@ class WindowPredictor:
         Voices have the level of the mixture.
 
         Args:
-            frames: uint8 [h, w, 3] each, T of them.
+            view: of the window, see :meth:`view`.
             mixture: of :meth:`prepare`.
-            box: region of the frames that the model sees.
             cue: cue for the person of slot 0.
             key: index of the key frame of a box, point or mask.
             hint: class number of :meth:`class_number`.
-            motion: of :meth:`motion`, of these frames and this box; None: it is made.
-            tokens: [1, F, L, E], of :meth:`encode_frames`, of the key frames, whole; None: they are
+            tokens: [1, F, L, E], of :meth:`encode_keys`, of the keys of the view; None: they are
                 computed.
 
         Raises:
             NonFiniteError: the model gives NaN or Inf.
         """
-        frame_size = frames[0].shape[0], frames[0].shape[1]
-        letterbox = Letterbox.of(box, frame_size, self._image)
-        keys_nchw = _nchw([frames[key] for key in self.keys])
-        key_frames = letterbox.resize(keys_nchw, self._image)
-        motion = self.motion(frames, box) if motion is None else motion
+        letterbox = self.sizes.letterbox(view.box, view.frame_size)
+        images = torch.stack([key_view.image for key_view in view.keys])
         inputs = Inputs(
             mixture=mixture.wave,
             fbank=mixture.fbank,
-            frames=key_frames.permute(0, 2, 3, 1)[None].to(self.device),
-            motion=motion[None].to(self.device),
-            cues=self._cues(cue, key, letterbox, frame_size),
+            frames=images.permute(0, 2, 3, 1)[None].to(self.device),
+            motion=view.motion[None].to(self.device),
+            cues=self._cues(cue, key, letterbox, view.frame_size),
             hint=torch.tensor([hint], device=self.device),
             encoding=mixture.encoding,
             frame_tokens=tokens,
@@ -263,9 +179,7 @@ class WindowPredictor:
         states = voice_predictions.states[0, :-1].float().softmax(-1).cpu()
         masks = letterbox.crop_masks(slot_predictions.masks[-1][0].float().sigmoid()).cpu()
         waves = voice_predictions.waves(mixture.wave.shape[1])[0].float().cpu().numpy()
-        key_colors = functional.interpolate(
-            letterbox.crop(keys_nchw), masks.shape[-2:], mode="bilinear", antialias=True
-        ).numpy()
+        key_colors = torch.stack([key_view.colors for key_view in view.keys]).numpy()
         activity_prob = voice_predictions.activity_logits[0].float().sigmoid().cpu()
         openings = voice_predictions.articulation[0, :, :, OPENING].float().cpu().numpy()
         votes = letterbox.map_votes(slot_predictions.votes[0].float()).cpu()
@@ -284,7 +198,7 @@ class WindowPredictor:
                     slot=slots[0],
                     presence_prob=float(presence_prob[slots[0]]),
                     activity_prob=activity_prob[slots[0]].numpy(),
-                    box=box,
+                    box=view.box,
                     masks=(person_masks * 255).round().byte().numpy(),
                     # Voices add up to the mixture, so the voices of merged slots are summed.
                     voice=waves[slots].sum(0),
@@ -294,31 +208,25 @@ class WindowPredictor:
             )
         return people
 
+    def view(self, frames: Sequence[np.ndarray], box: Box = WHOLE) -> View:
+        """View of a region of the frames of a window, uint8 [h, w, 3] each, T of them."""
+        return View(
+            box,
+            (frames[0].shape[0], frames[0].shape[1]),
+            torch.stack([self.sizes.motion_of(frame, box) for frame in frames]),
+            [self.sizes.key_of(frames[key], box) for key in self.keys],
+        )
+
     @torch.no_grad()
-    def encode_frames(self, frames: Sequence[np.ndarray]) -> Tensor:
-        """Tokens [N, L, E] of whole frames, uint8 [h, w, 3] each, for an encoder of single frames.
+    def encode_keys(self, keys: Sequence[KeyView]) -> Tensor:
+        """Tokens [N, L, E] of whole key frames, N of them, for an encoder of single frames.
 
         They are those of :meth:`SpeakerModel.encode_frames`.
         """
-        letterbox = Letterbox.of(WHOLE, (frames[0].shape[0], frames[0].shape[1]), self._image)
-        small = letterbox.resize(_nchw(frames), self._image).permute(0, 2, 3, 1)
+        images = torch.stack([key_view.image for key_view in keys]).permute(0, 2, 3, 1)
         with self._autocast():
-            tokens: Tensor = self.speaker.model.encode_frames(small[None].to(self.device))[0]
+            tokens: Tensor = self.speaker.model.encode_frames(images[None].to(self.device))[0]
         return tokens
-
-    def motion(self, frames: Sequence[np.ndarray], box: Box = WHOLE) -> Tensor:
-        """Grey frames of a region for the motion pathway: uint8 [N, h', w'].
-
-        Args:
-            frames: uint8 [h, w, 3] each, N of them.
-            box: region of the frames.
-        """
-        parts = [torch.empty(0, *self.config.motion_size, dtype=torch.uint8)]
-        for frame in frames:  # one at a time: all of a window would be copied for nothing
-            letterbox = Letterbox.of(box, (frame.shape[0], frame.shape[1]), self._image)
-            resized = letterbox.resize(_nchw([frame]), self.config.motion_size).float()
-            parts.append((resized * torch.tensor(GREY)[:, None, None]).sum(1).round_().byte())
-        return torch.cat(parts)
 
     def class_number(self, name: str | None) -> int:
         """Number of a class, from 1; 0 for None.
@@ -346,11 +254,6 @@ class WindowPredictor:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self._type, enabled=self._type is not None)
 
-    @property
-    def _image(self) -> tuple[int, int]:
-        height, width = self.config.encoder.image_size
-        return height, width
-
     def _cues(
         self, cue: Cue | None, key: int, letterbox: Letterbox, frame_size: tuple[int, int]
     ) -> Cues:
@@ -369,14 +272,7 @@ class WindowPredictor:
         if cue.mask is not None:
             mask_nchw = torch.from_numpy(cue.mask.astype(np.uint8) * 255)[None, None]
             mask_nchw = functional.interpolate(mask_nchw, frame_size, mode="nearest")
-            mask_nchw = letterbox.resize(mask_nchw, self._image).float().to(self.device) / 255
+            mask_nchw = letterbox.resize(mask_nchw, self.sizes.image).float().to(self.device) / 255
             region = functional.adaptive_avg_pool2d(mask_nchw, grid)[:, 0]
         frame = torch.tensor([key], device=self.device)
         return cues._replace(kind=kind, frame=frame, box=box, region=region)
-
-
-def _nchw(frames: Sequence[np.ndarray]) -> Tensor:
-    """Frames uint8 [h, w, 3] as a batch [N, 3, h, w]; of a single one no copy is taken."""
-    if len(frames) == 1:
-        return torch.from_numpy(frames[0])[None].permute(0, 3, 1, 2)
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)

@@ -1,70 +1,94 @@
 """Second look: the model again on crops around people who are small in the frame."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from cavmae.common.boxes import WHOLE, Box, mask_box
-from cavmae.finetune.inference.predictor import (
-    Cue,
-    DetectedPerson,
-    PreparedMixture,
-    WindowPredictor,
-)
+from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.tracker import masks_at, soft_iou
 
 
-def refine_small_people(
-    predictor: WindowPredictor,
-    frames: Sequence[np.ndarray],
-    mixture: PreparedMixture,
-    people: list[DetectedPerson],
-    hint: int = 0,
-) -> tuple[list[DetectedPerson], dict[int, float]]:
-    """Run the model again on crops around small people.
+class SecondLook(NamedTuple):
+    """A second look that is due.
+
+    Attributes:
+        person: of the first look.
+        box: region of the frames that the model is to see.
+        zoom: magnification relative to the whole frame.
+        cue: the person's mask in a key frame.
+        key: index of that key frame.
+    """
+
+    person: DetectedPerson
+    box: Box
+    zoom: float
+    cue: Cue
+    key: int
+
+
+def second_looks(
+    predictor: WindowPredictor, frame_size: tuple[int, int], people: Sequence[DetectedPerson]
+) -> list[SecondLook]:
+    """Second looks at those who are small in the frame.
 
     Args:
         predictor: the model.
-        frames: uint8 [h, w, 3] each, T of a window.
-        mixture: the same as in the prediction for the whole frame.
+        frame_size: (height, width) of the frames in pixels.
         people: prediction for the whole frame.
-        hint: class number of the people; 0: none.
+    """
+    looks = []
+    thresholds = predictor.thresholds
+    for person in people:
+        box, zoom = zoom_box(
+            person.masks, frame_size, predictor.sizes.image, thresholds.zoom_margin_fraction
+        )
+        if zoom < thresholds.min_zoom:
+            continue
+        key = int((person.masks > 127).reshape(len(person.masks), -1).sum(1).argmax())
+        mask = person.masks[key] > 127
+        cue = Cue("mask", box=mask_box(mask) or WHOLE, mask=mask)
+        looks.append(SecondLook(person, box, zoom, cue, key))
+    return looks
+
+
+def refine_people(
+    predictor: WindowPredictor,
+    people: Sequence[DetectedPerson],
+    looks: Sequence[SecondLook],
+    predictions: Sequence[Sequence[DetectedPerson]],
+) -> tuple[list[DetectedPerson], dict[int, float]]:
+    """Replace people by what second looks show of them.
+
+    Args:
+        predictor: the model.
+        people: prediction for the whole frame.
+        looks: second looks at some of them.
+        predictions: of each look.
 
     Returns:
         people, and the magnification of each second look by slot.
     """
-    refined, zooms = [], {}
-    frame_size = frames[0].shape[0], frames[0].shape[1]
-    thresholds = predictor.thresholds
-    for person in people:
-        box, zoom = zoom_box(
-            person.masks, frame_size, predictor.config.encoder.image_size,
-            thresholds.zoom_margin_fraction,
-        )  # fmt: skip
-        closer_view = None
-        if zoom >= thresholds.min_zoom:
-            key = int((person.masks > 127).reshape(len(person.masks), -1).sum(1).argmax())
-            mask = person.masks[key] > 127
-            cue = Cue("mask", box=mask_box(mask) or WHOLE, mask=mask)
-            detected = predictor.predict(frames, mixture, box, cue, key, hint)
-            closer_view = next((p for p in detected if p.slot == 0), None)
+    refined, zooms = {person.slot: person for person in people}, {}
+    for look, detected in zip(looks, predictions, strict=True):
+        closer_view = next((p for p in detected if p.slot == 0), None)
         if closer_view is None or not is_same_person(
-            closer_view, person, people, predictor.keys, thresholds.min_second_look_iou
-        ):
-            refined.append(person)
-        else:
-            # The cue of the second look biases the presence probability, so the first one stays.
-            refined.append(
-                closer_view._replace(slot=person.slot, presence_prob=person.presence_prob)
-            )
-            zooms[person.slot] = zoom
-    return refined, zooms
+            closer_view, look.person, people, predictor.keys,
+            predictor.thresholds.min_second_look_iou,
+        ):  # fmt: skip
+            continue
+        slot = look.person.slot
+        # The cue of the second look biases the presence probability, so the first one stays.
+        refined[slot] = closer_view._replace(slot=slot, presence_prob=look.person.presence_prob)
+        zooms[slot] = look.zoom
+    return list(refined.values()), zooms
 
 
 def is_same_person(
     closer_view: DetectedPerson,
     person: DetectedPerson,
-    people: list[DetectedPerson],
+    people: Sequence[DetectedPerson],
     keys: np.ndarray,
     min_iou: float,
 ) -> bool:

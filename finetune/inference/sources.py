@@ -1,5 +1,6 @@
 """Sources of a recording for the first pass: a media file, or arrays in memory."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -47,6 +48,10 @@ class MediaSource(Protocol):
 
     def rewind(self) -> None:
         """Begin again: what was read before counts no longer."""
+        ...
+
+    def reopen(self) -> contextlib.AbstractContextManager["MediaSource"]:
+        """A second source of the recording, from its beginning."""
         ...
 
     def read_frames(self, start: int, count: int) -> Sequence[np.ndarray]:
@@ -106,6 +111,10 @@ class ArraySource:
 
     def rewind(self) -> None:
         """Begin again, which takes nothing: any part can be read at any time."""
+
+    def reopen(self) -> contextlib.AbstractContextManager["ArraySource"]:
+        """This source, since any part can be read at any time."""
+        return contextlib.nullcontext(self)
 
     def read_frames(self, start: int, count: int) -> Sequence[np.ndarray]:
         """Read grid frames: uint8 RGB [height, width, 3] each."""

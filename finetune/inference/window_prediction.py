@@ -1,25 +1,30 @@
 """People of each window of a recording; on the CPU, of two windows at a time."""
 
 import collections
+import itertools
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from cavmae.common.boxes import WHOLE
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.media import MediaError
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.key_tokens import KeyTokens
-from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
-from cavmae.finetune.inference.second_look import refine_small_people
+from cavmae.finetune.inference.predictor import (
+    Cue,
+    DetectedPerson,
+    PreparedMixture,
+    WindowPredictor,
+)
+from cavmae.finetune.inference.second_look import refine_people, second_looks
 from cavmae.finetune.inference.shots import find_cuts, shots_of, split_at_cuts, visible_keys
 from cavmae.finetune.inference.unread_media import UnreadMedia
-from cavmae.finetune.inference.window_reader import Window
+from cavmae.finetune.inference.window_reader import CloserReader, Window
 
-WINDOWS_AT_ONCE = 2  # each keeps its frames and activations in memory
+WINDOWS_AT_ONCE = 2  # each keeps its activations in memory
 # Of a model whose windows share the cores. `small` has 17 million, and takes 0.7 to 1.0 of the time
 # of one window after the other; `base`, with 208 million, takes 1.3 (docs/benchmarks/separate.md).
 MAX_WEIGHTS = 50_000_000
@@ -55,14 +60,20 @@ def windows_at_once(predictor: WindowPredictor) -> int:
     return WINDOWS_AT_ONCE if is_shared else 1
 
 
-def reads_ahead(predictor: WindowPredictor) -> bool:
-    """Whether a thread should read the next window while the model is busy.
+class _FirstLook(NamedTuple):
+    """What one look at the whole frames of a window shows.
 
-    Not where two windows at a time keep all cores busy, nor for a large model on the CPU: reading
-    takes a hundredth of its time, and the frames of one more window 130 MB.
+    Attributes:
+        people: of the window.
+        mixture: that second looks share; None: the frames are black.
+        key: index of the key frame of a cue.
+        cuts: frames that begin a shot, counted from the start of the window.
     """
-    is_slow = predictor.device.type == "cpu" and predictor.num_weights > MAX_WEIGHTS
-    return windows_at_once(predictor) == 1 and not is_slow
+
+    people: list[DetectedPerson]
+    mixture: PreparedMixture | None
+    key: int
+    cuts: tuple[int, ...]
 
 
 def predict_windows(
@@ -70,21 +81,22 @@ def predict_windows(
     windows: Iterable[Window],
     cues: Sequence[Cue | None],
     hint: int,
-    second_look: bool,
+    closer_reader: CloserReader | None,
     unread: UnreadMedia,
 ) -> Generator[tuple[np.ndarray, WindowPeople]]:
     """The mixture, float32 [S], and the people of each window, in order.
 
-    On a CPU two windows of a small model share its threads: a single one hardly gains by a second
-    thread, since its operations are small. PyTorch's number of threads, that of the whole process,
-    is halved until the end.
+    On a CPU two windows of a small model, or two second looks, share its threads: a single one
+    hardly gains by a second thread, since its operations are small. PyTorch's number of threads,
+    that of the whole process, is halved until the end.
 
     Args:
         predictor: the model.
         windows: in order, as many as ``cues``.
         cues: of each window; None: it has none.
         hint: class number of the people; 0: none.
-        second_look: run the model again on crops around small people.
+        closer_reader: reads the crops around small people on which the model is run again; None:
+            it is not.
         unread: losses of the recording.
 
     Raises:
@@ -94,39 +106,43 @@ def predict_windows(
         CavmaeError: no key frame is in the shot of a box, point or mask.
     """
     key_tokens = KeyTokens(predictor)
-
-    def predict(window: Window, cue: Cue | None) -> WindowPeople:
-        return _predict_window(predictor, window, key_tokens, cue, hint, second_look, unread)
-
-    # Frames take much memory: neither loop keeps those of a window whose people it has or awaits.
+    at_once = windows_at_once(predictor)
     reader = iter(windows)
-    if windows_at_once(predictor) == 1:
-        for cue in cues:
-            window = next(reader)
-            wave, people = window.wave, predict(window, cue)
-            del window
-            yield wave, people
-        return
-    pending: collections.deque[tuple[np.ndarray, Future[WindowPeople]]] = collections.deque()
+    pending: collections.deque[tuple[Window, Cue | None, Future[_FirstLook]]] = collections.deque()
     unreadable: Exception | None = None
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(WINDOWS_AT_ONCE, "window-prediction")
+    pool = ThreadPoolExecutor(at_once, "window-prediction")
+
+    def next_people(index: int) -> tuple[np.ndarray, WindowPeople]:
+        window, cue, future = pending.popleft()
+        first = future.result()
+        people, zooms = first.people, dict[int, float]()
+        if closer_reader is not None:
+            people, zooms = _look_closer(
+                predictor, index, window.view.frame_size, first, hint, closer_reader, pool
+            )
+        area = predictor.thresholds.min_area_fraction
+        parts = split_at_cuts(people, first.cuts, predictor.keys, area)
+        openings = sum((p.openings for p in people), np.zeros(len(window.thumbnails), np.float32))
+        cued = _cued(parts, cue, first.key)
+        return window.wave, WindowPeople(parts, cued, zooms, first.cuts, openings)
+
+    done = itertools.count()
     try:
         # A thread takes the number that is set when it first computes.
-        torch.set_num_threads(threads // WINDOWS_AT_ONCE)
+        torch.set_num_threads(threads // at_once)
         for cue in cues:
             try:
                 window = next(reader)
             except Exception as error:  # noqa: BLE001 - raised below, after the windows before it
                 unreadable = error
                 break
-            pending.append((window.wave, pool.submit(predict, window, cue)))
-            del window
-            if len(pending) == WINDOWS_AT_ONCE:
-                wave, future = pending.popleft()
-                yield wave, future.result()
-        for wave, future in pending:
-            yield wave, future.result()
+            future = pool.submit(_look_once, predictor, window, key_tokens, cue, hint, unread)
+            pending.append((window, cue, future))
+            if len(pending) == at_once:
+                yield next_people(next(done))
+        while pending:
+            yield next_people(next(done))
     finally:
         torch.set_num_threads(threads)
         pool.shutdown(cancel_futures=True)
@@ -134,35 +150,50 @@ def predict_windows(
         raise unreadable
 
 
-def _predict_window(
+def _look_once(
     predictor: WindowPredictor,
     window: Window,
     key_tokens: KeyTokens,
     cue: Cue | None,
     hint: int,
-    second_look: bool,
     unread: UnreadMedia,
-) -> WindowPeople:
+) -> _FirstLook:
     unread.check()
-    frames, wave = window.frames, window.wave
-    if (peak := float(np.abs(wave).max())) > MAX_SAMPLE:
+    view = window.view
+    if (peak := float(np.abs(window.wave).max())) > MAX_SAMPLE:
         raise MediaError("decode_error", f"its audio has samples as large as {peak:.1e}")
-    if not any(frame.any() for frame in frames):  # black, as where nothing decodes, shows no people
-        return WindowPeople([], [], {}, (), np.zeros(len(frames), np.float32))
-    thresholds, keys = predictor.thresholds, predictor.keys
-    cuts = find_cuts(frames, thresholds.min_cut_difference)
+    # Black, as where nothing decodes, shows no people.
+    if not view.motion.any() and not any(key_view.image.any() for key_view in view.keys):
+        return _FirstLook([], None, 0, ())
+    cuts = find_cuts(window.thumbnails, predictor.thresholds.min_cut_difference)
     key = 0
     if cue is not None and cue.kind != "voice":
-        key = _key_in_shot(cue, window.start, keys, cuts)
-    mixture = predictor.prepare(wave)
-    tokens = key_tokens.of(window.start, frames)
-    people = predictor.predict(frames, mixture, WHOLE, cue, key, hint, window.motion, tokens)
-    zooms: dict[int, float] = {}
-    if second_look:
-        people, zooms = refine_small_people(predictor, frames, mixture, people, hint)
-    openings = sum((p.openings for p in people), np.zeros(len(frames), np.float32))
-    parts = split_at_cuts(people, cuts, keys, thresholds.min_area_fraction)
-    return WindowPeople(parts, _cued(parts, cue, key), zooms, cuts, openings)
+        key = _key_in_shot(cue, window.start, predictor.keys, cuts)
+    mixture = predictor.prepare(window.wave)
+    tokens = key_tokens.of(window.start, view)
+    return _FirstLook(predictor.predict(view, mixture, cue, key, hint, tokens), mixture, key, cuts)
+
+
+def _look_closer(
+    predictor: WindowPredictor,
+    index: int,
+    frame_size: tuple[int, int],
+    first: _FirstLook,
+    hint: int,
+    closer_reader: CloserReader,
+    pool: Executor,
+) -> tuple[list[DetectedPerson], dict[int, float]]:
+    """People of a window, those who are small from a second look; and its zoom by slot."""
+    looks = second_looks(predictor, frame_size, first.people)
+    if first.mixture is None or not looks:
+        return first.people, {}
+    views = closer_reader.views(index, [look.box for look in looks])
+    futures = [
+        pool.submit(predictor.predict, view, first.mixture, look.cue, look.key, hint)
+        for look, view in zip(looks, views, strict=True)
+    ]
+    predictions = [future.result() for future in futures]
+    return refine_people(predictor, first.people, looks, predictions)
 
 
 def _cued(people: Sequence[DetectedPerson], cue: Cue | None, key: int) -> list[bool]:

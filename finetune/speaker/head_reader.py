@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cavmae.common.interpolation import interpolate_linearly
+from cavmae.common.interpolation import average_squares, interpolate_linearly
 from cavmae.finetune.motion.base import MotionPathway
 from cavmae.finetune.motion.settings import MOTION, MotionOptions
 from cavmae.finetune.speaker.model_tensors import MASK_STRIDE
@@ -59,10 +59,18 @@ class HeadReader(nn.Module):
         # Without any head, every weight still gets a gradient, for which DDP waits.
         covered[0, 0] |= ~covered.any()
         slots = covered.any(0).nonzero()[:, 0]
-        crops, mask_crops = self.crop(grey, masks[:, slots], covered[:, slots])
-        embed = self.reader(self.pathway(crops), mask_crops)  # [M, 1, T, D]
-        motion = embed.new_zeros(*covered.shape, *embed.shape[2:])
-        return motion.index_put(covered.nonzero(as_tuple=True), embed[:, 0])
+        # Without gradients one after the other, so that memory does not grow with the slots.
+        groups = [slots] if torch.is_grad_enabled() else slots.split(1)
+        embeds, places = [], []
+        for group in groups:
+            chosen = covered[:, group]
+            crops, mask_crops = self.crop(grey, masks[:, group], chosen)
+            embeds.append(self.reader(self.pathway(crops), mask_crops)[:, 0])  # [M, T, D]
+            clips, columns = chosen.nonzero(as_tuple=True)
+            places.append(torch.stack([clips, group[columns]]))
+        embed, place = torch.cat(embeds), torch.cat(places, dim=1)
+        motion = embed.new_zeros(*covered.shape, *embed.shape[1:])
+        return motion.index_put((place[0], place[1]), embed)
 
     @torch.no_grad()
     def crop(self, grey: Tensor, masks: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +96,7 @@ class HeadReader(nn.Module):
                 grey.float().flatten(0, 1)[:, None], points, padding_mode="border",
                 align_corners=False,
             )  # fmt: skip
-            crops = functional.avg_pool2d(sampled, 2).unflatten(0, (-1, frames))
+            crops = average_squares(sampled, 2).unflatten(0, (-1, frames))
             crops = crops[:, :, 0].unflatten(2, (-1, self.size)).transpose(1, 2)  # [N, Q, T, s, s]
             mask_crops = functional.grid_sample(
                 masks.float().flatten(0, 2)[:, None], _grid(boxes, self.size // 4).flatten(0, 2),

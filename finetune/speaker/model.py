@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cavmae.common.interpolation import interpolate_linearly
+from cavmae.common.interpolation import average_squares, interpolate_linearly
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.stream.transforms import normalise_frames
 from cavmae.finetune.laterals.base import Lateral, PathwayShape
@@ -250,7 +250,7 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
     def _pooled(self, grey: Tensor) -> Tensor:
         """Grey frames of :attr:`motion`: [N, T, h, w], averaged over squares of pixels."""
         pool = self.config.motion_pool
-        return grey if pool == 1 else functional.avg_pool2d(grey.float(), pool)
+        return grey if pool == 1 else average_squares(grey.float(), pool)
 
     def slot_motion(self, grey: Tensor, motion: Tensor, masks: Tensor) -> Tensor:
         """Motion embedding of each slot, from its head or under its whole mask: [N, Q', T, D].

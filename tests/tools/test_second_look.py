@@ -1,9 +1,9 @@
 """Second look at people who are small in the frame."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,9 +16,15 @@ from cavmae.finetune.inference.predictor import (
     PreparedMixture,
     WindowPredictor,
 )
-from cavmae.finetune.inference.second_look import is_same_person, refine_small_people, zoom_box
+from cavmae.finetune.inference.second_look import (
+    is_same_person,
+    refine_people,
+    second_looks,
+    zoom_box,
+)
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
+from cavmae.finetune.inference.views import View
 
 Maker = Callable[..., Path]
 
@@ -31,11 +37,12 @@ class Obedient(WindowPredictor):
         self.hints: set[int] = set()
 
     def predict(
-        self, frames: Sequence[np.ndarray], mixture: PreparedMixture, box: Box = WHOLE,
-        cue: Cue | None = None, key: int = 0, hint: int = 0, *shared: Any,
+        self, view: View, mixture: PreparedMixture, cue: Cue | None = None, key: int = 0,
+        hint: int = 0, tokens: torch.Tensor | None = None,
     ) -> list[DetectedPerson]:  # fmt: skip
         self.hints.add(hint)
-        people = super().predict(frames, mixture, box, cue, key, hint, *shared)
+        box = view.box
+        people = super().predict(view, mixture, cue, key, hint, tokens)
         if cue is None or cue.mask is None:
             return people
         mask = torch.from_numpy(cue.mask.astype(np.float32))[None, None]
@@ -84,21 +91,19 @@ def test_each_threshold_of_second_looks_has_an_effect(
 ) -> None:
     """A person of a tenth of the frame, whose masks have an IoU of a half in the second look."""
 
-    class Halving:
+    class Model:
         keys, thresholds = np.array([2, 6]), Thresholds(**change)  # type: ignore[arg-type]
-        config = SimpleNamespace(encoder=SimpleNamespace(image_size=(100, 100)))
-
-        def predict(self, *_: object) -> list[DetectedPerson]:
-            halved = person.masks.copy()
-            halved[:, :50] = 0
-            return [person._replace(masks=halved)]
+        sizes = SimpleNamespace(image=(100, 100))
 
     masks = np.zeros((2, 100, 100), dtype=np.uint8)
     masks[:, 45:55, 45:55] = 255
     activity_prob, voice, colors = (np.zeros(n, np.float32) for n in (8, 9, 64))
     person = DetectedPerson(0, 0.9, activity_prob, WHOLE, masks, voice, colors, activity_prob)
-    frames = np.zeros((8, 1000, 1000, 3), dtype=np.uint8)
-    _, zooms = refine_small_people(Halving(), frames, None, [person])  # type: ignore[arg-type]
+    halved = person._replace(masks=masks.copy())
+    halved.masks[:, :50] = 0
+    predictor = cast(WindowPredictor, Model())
+    looks = second_looks(predictor, (1000, 1000), [person])
+    _, zooms = refine_people(predictor, [person], looks, [[halved]] * len(looks))
     assert zooms == ({} if zoom is None else {0: pytest.approx(zoom)})
 
 

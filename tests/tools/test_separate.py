@@ -124,7 +124,8 @@ def test_mask_videos_show_the_masks(separator: Separator, video: Maker, tmp_path
     info = probe(str(path))
     with Playback(info, input_geometry(info)) as playback:
         frames, audio = playback.read_frames(0, 16), playback.read_audio(0, 16)
-        detected = separator._predictor.predict(frames, separator._predictor.prepare(audio))
+        predictor = separator._predictor
+        detected = predictor.predict(predictor.view(frames), predictor.prepare(audio))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     assert len(detected) == len(result.people)
     for person, written in zip(detected, result.people, strict=True):
@@ -146,7 +147,7 @@ def test_a_clip_as_long_as_a_window_is_one_forward_pass(
     info = probe(str(path))
     with Playback(info, input_geometry(info)) as playback:
         mixture = predictor.prepare(playback.read_audio(0, 16))
-        people = predictor.predict(playback.read_frames(0, 16), mixture)
+        people = predictor.predict(predictor.view(playback.read_frames(0, 16)), mixture)
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     gain = result.record["gain"]
     assert len(people) == len(result.people)

@@ -1,6 +1,5 @@
 """Sound and pictures that are apart: what lips say of it, and where results lie in time."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from cavmae.finetune.inference.progress import ignore_progress
 from cavmae.finetune.inference.separation import SeparatedRecording, separate_media
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.finetune.inference.sources import ArraySource
+from cavmae.finetune.inference.views import View
 from tests.finetune.inference.test_tracker import make_predictor
 
 SAMPLES = 640  # of a frame
@@ -124,21 +124,19 @@ class Lips:
     def __init__(self, lips: np.ndarray, lead: int):
         real = make_predictor()
         self.config, self.keys, self.thresholds = real.config, real.keys, real.thresholds
-        self.prepare, self.motion = real.prepare, real.motion
+        self.prepare, self.sizes = real.prepare, real.sizes
         self.device, self.num_weights = real.device, real.num_weights
-        self.encode_frames, self.class_number = real.encode_frames, real.class_number
+        self.encode_keys, self.class_number = real.encode_keys, real.class_number
         self.lips, self.lead, self.looks = lips, lead, 0
 
-    def predict(
-        self, frames: Sequence[np.ndarray], mixture: PreparedMixture, *_: object
-    ) -> list[DetectedPerson]:
+    def predict(self, view: View, mixture: PreparedMixture, *_: object) -> list[DetectedPerson]:
         self.looks += 1
-        numbers = np.array([int(frame[0, 0, 0]) for frame in frames])
+        numbers = view.motion.flatten(1).amax(1).numpy()  # grey between black bars
         masks = np.zeros((len(self.keys), 32, 200), np.uint8)
         for row, key in enumerate(self.keys):
             masks[row, 4:28, numbers[key] : numbers[key] + 20] = 255
         # Frames that stay after the end have a sound of their own.
-        steps = np.arange(len(frames))
+        steps = np.arange(len(numbers))
         first = int(numbers[0]) if numbers[0] else int(numbers[-1]) - int(steps[-1])
         active = ((first + steps - round(self.lead / SAMPLES)) // 25 % 2 == 1).astype(np.float32)
         return [

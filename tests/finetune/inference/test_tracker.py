@@ -296,7 +296,7 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
 def test_a_window_of_the_models_size_is_one_forward_pass() -> None:
     predictor = make_predictor(motion_height=32, motion_width=48)
     frames, wave = scene()
-    people = predictor.predict(frames, predictor.prepare(wave))
+    people = predictor.predict(predictor.view(frames), predictor.prepare(wave))
     assert people
     grey = (torch.from_numpy(frames).float() @ torch.tensor([0.299, 0.587, 0.114])).round().byte()
     mixture = torch.from_numpy(wave)[None]
@@ -348,7 +348,7 @@ def test_slots_on_the_same_pixels_are_one_person() -> None:
         return predictions[-1]
 
     predictor.speaker.predict = recorded  # type: ignore[method-assign]
-    (detected,) = predictor.predict(frames, predictor.prepare(wave))
+    (detected,) = predictor.predict(predictor.view(frames), predictor.prepare(wave))
     voices = predictions[0][1].waves(len(wave))[0, :-1]
     assert len(voices) == 4
     torch.testing.assert_close(torch.from_numpy(detected.voice), voices.sum(0))
@@ -378,6 +378,6 @@ def test_cues_reach_slot_0(kind: str) -> None:
         region = torch.zeros(2, 3)
         region[1, 0] = 1.0
         assert (cues.region[0] - region).abs().max() < 0.02
-    plain = predictor.predict(frames, predictor.prepare(wave))
-    cued = predictor.predict(frames, predictor.prepare(wave), cue=cue, key=1)
+    plain = predictor.predict(predictor.view(frames), predictor.prepare(wave))
+    cued = predictor.predict(predictor.view(frames), predictor.prepare(wave), cue, 1)
     assert [p.presence_prob for p in plain] != [p.presence_prob for p in cued]

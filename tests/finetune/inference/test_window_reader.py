@@ -2,20 +2,27 @@
 
 import contextlib
 import dataclasses
+import itertools
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from cavmae.common.boxes import Box
 from cavmae.datasets.media import MediaError
+from cavmae.finetune.inference import window_reader
 from cavmae.finetune.inference.key_tokens import KeyTokens
 from cavmae.finetune.inference.predictor import WindowPredictor
+from cavmae.finetune.inference.shots import find_cuts
 from cavmae.finetune.inference.sources import ArraySource
-from cavmae.finetune.inference.window_reader import read_windows
+from cavmae.finetune.inference.views import KeyView, View, ViewSizes
+from cavmae.finetune.inference.window_reader import CloserReader, read_windows
 from cavmae.pretrain.temporal.settings import JointOptions
 from tests.finetune.inference.test_tracker import make_predictor
 from tests.finetune.speaker.scenes import ENCODER, SHAPE
@@ -25,45 +32,54 @@ LENGTH = SHAPE.frames
 STARTS = (0, LENGTH // 2, LENGTH, 2 * LENGTH + 3, 2 * LENGTH + 4)  # with a gap, and unlike steps
 
 
-def source() -> ArraySource:
+def source(scale: int = 1) -> ArraySource:
     rng = np.random.default_rng(1)
-    frames = rng.integers(0, 255, size=(3 * LENGTH, HEIGHT, WIDTH, 3)).astype(np.uint8)
+    size = HEIGHT * scale, WIDTH * scale
+    frames = rng.integers(0, 255, size=(3 * LENGTH, *size, 3)).astype(np.uint8)
     wave = rng.normal(size=3 * SHAPE.samples).astype(np.float32) * 0.1
-    return ArraySource(frames, wave, 16000, 25.0, (HEIGHT, WIDTH))
+    return ArraySource(frames, wave, 16000, 25.0, size)
 
 
 def test_what_windows_share_changes_no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = make_predictor()
-    made = {"motion": 0, "encode_frames": 0}
+    made = {"motion_of": 0, "key_of": 0}
     for name in made:
-        method = getattr(WindowPredictor, name)
+        method = getattr(ViewSizes, name)
 
         def counting(
-            self: WindowPredictor, frames: Sequence[np.ndarray], *rest: object,
-            name: str = name, method: object = method,
-        ) -> Tensor:  # fmt: skip
-            made[name] += len(frames)
-            result: Tensor = method(self, frames, *rest)  # type: ignore[operator]
-            return result
+            self: ViewSizes, frame: np.ndarray, box: Box, name: str = name, method: Any = method
+        ) -> Any:
+            made[name] += 1
+            return method(self, frame, box)
 
-        monkeypatch.setattr(WindowPredictor, name, counting)
+        monkeypatch.setattr(ViewSizes, name, counting)
+    encoded = 0
+    encode_keys = WindowPredictor.encode_keys
+
+    def encode(self: WindowPredictor, keys: Sequence[KeyView]) -> Tensor:
+        nonlocal encoded
+        encoded += len(keys)
+        return encode_keys(self, keys)
+
+    monkeypatch.setattr(WindowPredictor, "encode_keys", encode)
     key_tokens = KeyTokens(predictor)
     windows = []
     for window in read_windows(predictor, source(), STARTS):
-        windows.append((window, key_tokens.of(window.start, window.frames)))
-    assert made["motion"] == len({n for s in STARTS for n in range(s, s + LENGTH)})
+        windows.append((window, key_tokens.of(window.start, window.view)))
     # Steps of half a window fall on key frames of the one before, others between them.
-    assert made["encode_frames"] == len({s + int(k) for s in STARTS for k in predictor.keys})
+    keys = len({s + int(k) for s in STARTS for k in predictor.keys})
+    assert made["motion_of"] == len({n for s in STARTS for n in range(s, s + LENGTH)})
+    assert made["key_of"] == encoded == keys
     media = source()
     for (window, tokens), start in zip(windows, STARTS, strict=True):
         frames, wave = media.read_frames(start, LENGTH), media.read_audio(start, LENGTH)
         assert window.start == start
-        np.testing.assert_array_equal(np.stack(window.frames), np.stack(frames))
+        assert_same_view(window.view, predictor.view(frames))
+        assert find_cuts(window.thumbnails, 10.0) == find_cuts(frames, 10.0)
         np.testing.assert_array_equal(window.wave, wave)
-        assert torch.equal(window.motion, predictor.motion(frames))
         mixture = predictor.prepare(wave)
-        shared = predictor.predict(frames, mixture, motion=window.motion, tokens=tokens)
-        alone = predictor.predict(frames, mixture)
+        shared = predictor.predict(window.view, mixture, tokens=tokens)
+        alone = predictor.predict(predictor.view(frames), mixture)
         assert [person.slot for person in shared] == [person.slot for person in alone]
         assert alone
         for mine, theirs in zip(shared, alone, strict=True):
@@ -71,11 +87,87 @@ def test_what_windows_share_changes_no_prediction(monkeypatch: pytest.MonkeyPatc
             assert np.abs(mine.masks.astype(int) - theirs.masks).max() <= 1
 
 
+def assert_same_view(view: View, expected: View) -> None:
+    assert (view.box, view.frame_size) == (expected.box, expected.frame_size)
+    assert torch.equal(view.motion, expected.motion)
+    for mine, theirs in zip(view.keys, expected.keys, strict=True):
+        assert torch.equal(mine.image, theirs.image)
+        assert torch.equal(mine.colors, theirs.colors)
+
+
 def test_an_encoder_that_mixes_frames_shares_no_tokens() -> None:
     mixing = dataclasses.replace(ENCODER, temporal=JointOptions(), frames=SHAPE.key_frames)
     predictor = make_predictor(encoder=mixing)
-    frames = source().read_frames(0, LENGTH)
-    assert KeyTokens(predictor).of(0, frames) is None
+    view = predictor.view(source().read_frames(0, LENGTH))
+    assert KeyTokens(predictor).of(0, view) is None
+
+
+class Lent(ArraySource):
+    """Lends each frame as an array of its own, and counts those that are in use."""
+
+    def __init__(self) -> None:
+        plain = source(scale=2)  # frames that are larger than their thumbnails
+        super().__init__(plain._video, plain._audio, 16000, 25.0, plain._size)
+        self.lent = weakref.WeakSet[LentFrame]()
+        self.most, self.reads, self.reopened = 0, list[int](), 0
+
+    def read_frames(self, start: int, count: int) -> Sequence[np.ndarray]:
+        self.reads.append(start)
+        frames = [frame.view(LentFrame) for frame in super().read_frames(start, count)]
+        self.lent.update(frames)
+        self.most = max(self.most, len(self.lent))
+        return frames
+
+    def reopen(self) -> contextlib.AbstractContextManager[ArraySource]:
+        self.reopened += 1
+        return super().reopen()
+
+
+class LentFrame(np.ndarray):
+    """A frame that can be told from others, as members of a set are."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:  # type: ignore[override]
+        return self is other
+
+
+@pytest.fixture
+def few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A quarter of the frames of a window."""
+    monkeypatch.setattr(window_reader, "FRAMES_PER_READ", LENGTH // 4)
+    return LENGTH // 4
+
+
+def test_windows_keep_no_frames_in_full_size(few_at_a_time: int) -> None:
+    media = Lent()
+    windows = list(read_windows(make_predictor(), media, STARTS, ahead=False))
+    assert len(windows) == len(STARTS)
+    assert media.most <= 2 * few_at_a_time
+    assert media.reads == sorted(media.reads)
+
+
+@pytest.mark.parametrize("looked_at", [range(5), (0, 2, 4), (3,), ()])
+@pytest.mark.parametrize("lead", [0, -5, 2 * LENGTH])
+def test_regions_of_any_window_are_read_once_more(
+    looked_at: Sequence[int], lead: int, few_at_a_time: int
+) -> None:
+    """Of windows that overlap, and of those beyond both ends of the recording."""
+    predictor, media, plain = make_predictor(), Lent(), source(scale=2)
+    starts = [lead + start for start in STARTS]
+    boxes = ((0.0, 0.0, 1.0, 1.0), (0.25, 0.1, 0.6, 0.9))
+    with CloserReader(predictor, media, starts) as reader:
+        assert not media.reopened
+        for index in looked_at:
+            views = reader.views(index, boxes)
+            numbers = np.arange(starts[index], starts[index] + LENGTH).clip(0, plain.frames - 1)
+            frames = [plain.read_frames(int(number), 1)[0] for number in numbers]
+            for view, box in zip(views, boxes, strict=True):
+                assert_same_view(view, predictor.view(frames, box))
+    assert media.reopened == (1 if looked_at else 0)
+    assert media.reads == sorted(media.reads)
+    overlap = max(0, *(start + LENGTH - later for start, later in itertools.pairwise(starts)))
+    assert media.most <= overlap + 2 * few_at_a_time
 
 
 class Ahead(ArraySource):
@@ -88,13 +180,13 @@ class Ahead(ArraySource):
         self.threads: set[int] = set()
         self.begun = {start: threading.Event() for start in STARTS}
 
-    def read_frames(self, start: int, count: int) -> Sequence[np.ndarray]:
+    def read_audio(self, start: int, count: int) -> np.ndarray:
         self.threads.add(threading.get_ident())
         self.begun[start].set()
         if start == self.damaged:
             raise MediaError("decode_error", "damaged")
         self.read.append(start)
-        return super().read_frames(start, count)
+        return super().read_audio(start, count)
 
 
 def test_the_next_window_is_read_meanwhile() -> None:

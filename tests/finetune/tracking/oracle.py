@@ -7,9 +7,10 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from cavmae.common.boxes import WHOLE, Box
+from cavmae.common.boxes import WHOLE
 from cavmae.datasets.footage.composer import SAMPLES
 from cavmae.datasets.footage.spec import FootageSpec
 from cavmae.datasets.footage.truth import FootageTruth
@@ -25,6 +26,7 @@ from cavmae.finetune.inference.predictor import (
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
 from cavmae.finetune.inference.shots import visible_keys
+from cavmae.finetune.inference.views import View
 from tests.finetune.speaker.scenes import ENCODER, model
 
 Slots = Literal["person", "split", "place"]
@@ -58,16 +60,15 @@ class OraclePredictor(WindowPredictor):
         self.slots = slots
 
     def predict(
-        self, frames: Sequence[np.ndarray], mixture: PreparedMixture, box: Box = WHOLE,
-        cue: Cue | None = None, key: int = 0, hint: int = 0, *shared: object,
+        self, view: View, mixture: PreparedMixture, cue: Cue | None = None, key: int = 0,
+        hint: int = 0, tokens: Tensor | None = None,
     ) -> list[DetectedPerson]:  # fmt: skip
-        start, length = next(self.starts), len(frames)
+        start, length = next(self.starts), len(view.motion)
         numbers = start + np.arange(length)
         owner = self.truth.people[numbers.clip(max=len(self.truth.people) - 1)]
         shots = self.shot[numbers]
-        pixels = functional.interpolate(
-            torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2), owner.shape[1:], mode="nearest"
-        )
+        images = torch.stack([key_view.image for key_view in view.keys])
+        pixels = functional.interpolate(images, owner.shape[1:], mode="nearest")
         people = []
         for person, whole_voice in enumerate(self.truth.voices, 1):
             voice = np.zeros(length * SAMPLES, dtype=np.float32)
