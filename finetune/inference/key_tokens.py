@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cavmae.finetune.inference.predictor import WindowPredictor
-from cavmae.finetune.inference.views import View
+from cavmae.finetune.inference.views import WindowView
 
 
 class KeyTokens:
@@ -21,7 +21,7 @@ class KeyTokens:
         self._known: dict[int, Tensor] = {}  # by frame, of the last window and those near before it
         self._lock = threading.Lock()
 
-    def of(self, start: int, view: View) -> Tensor | None:
+    def of(self, start: int, view: WindowView) -> Tensor | None:
         """Tokens [1, F, L, E] of a window; None: the encoder mixes the frames of each window.
 
         Args:

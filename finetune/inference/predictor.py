@@ -20,7 +20,7 @@ from cavmae.finetune.inference.slot_merging import (
     without_copies,
     without_specks,
 )
-from cavmae.finetune.inference.views import KeyView, Letterbox, View, ViewSizes
+from cavmae.finetune.inference.views import KeyView, Letterbox, ViewSizes, WindowView
 from cavmae.finetune.speaker.cues import KINDS, CueKind, Cues, no_cues, region_of
 from cavmae.finetune.speaker.model import SpeakerModel
 from cavmae.finetune.speaker.model_tensors import (
@@ -137,7 +137,7 @@ class WindowPredictor:
     @torch.no_grad()
     def predict(
         self,
-        view: View,
+        view: WindowView,
         mixture: PreparedMixture,
         cue: Cue | None = None,
         key: int = 0,
@@ -208,9 +208,9 @@ class WindowPredictor:
             )
         return people
 
-    def view(self, frames: Sequence[np.ndarray], box: Box = WHOLE) -> View:
-        """View of a region of the frames of a window, uint8 [h, w, 3] each, T of them."""
-        return View(
+    def view(self, frames: Sequence[np.ndarray], box: Box = WHOLE) -> WindowView:
+        """WindowView of a region of the frames of a window, uint8 [h, w, 3] each, T of them."""
+        return WindowView(
             box,
             (frames[0].shape[0], frames[0].shape[1]),
             torch.stack([self.sizes.motion_of(frame, box) for frame in frames]),

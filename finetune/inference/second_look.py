@@ -71,17 +71,17 @@ def refine_people(
         people, and the magnification of each second look by slot.
     """
     refined, zooms = {person.slot: person for person in people}, {}
-    for look, detected in zip(looks, predictions, strict=True):
+    for close_up, detected in zip(looks, predictions, strict=True):
         closer_view = next((p for p in detected if p.slot == 0), None)
         if closer_view is None or not is_same_person(
-            closer_view, look.person, people, predictor.keys,
+            closer_view, close_up.person, people, predictor.keys,
             predictor.thresholds.min_second_look_iou,
         ):  # fmt: skip
             continue
-        slot = look.person.slot
+        slot = close_up.person.slot
         # The cue of the second look biases the presence probability, so the first one stays.
-        refined[slot] = closer_view._replace(slot=slot, presence_prob=look.person.presence_prob)
-        zooms[slot] = look.zoom
+        refined[slot] = closer_view._replace(slot=slot, presence_prob=close_up.person.presence_prob)
+        zooms[slot] = close_up.zoom
     return list(refined.values()), zooms
 
 

@@ -104,7 +104,7 @@ class KeyView(NamedTuple):
     colors: Tensor
 
 
-class View(NamedTuple):
+class WindowView(NamedTuple):
     """A region of the frames of a window.
 
     Attributes:
@@ -143,7 +143,7 @@ class ViewSizes:
         return (resized * torch.tensor(GREY)[:, None, None]).sum(0).round_().byte()
 
     def key_of(self, frame: np.ndarray, box: Box) -> KeyView:
-        """View of a region of a key frame, uint8 [h, w, 3]."""
+        """WindowView of a region of a key frame, uint8 [h, w, 3]."""
         letterbox = self.letterbox(box, (frame.shape[0], frame.shape[1]))
         frame_nchw = _nchw(frame)
         colors = functional.interpolate(

@@ -187,10 +187,10 @@ def _look_closer(
     looks = second_looks(predictor, frame_size, first.people)
     if first.mixture is None or not looks:
         return first.people, {}
-    views = closer_reader.views(index, [look.box for look in looks])
+    views = closer_reader.views(index, [close_up.box for close_up in looks])
     futures = [
-        pool.submit(predictor.predict, view, first.mixture, look.cue, look.key, hint)
-        for look, view in zip(looks, views, strict=True)
+        pool.submit(predictor.predict, view, first.mixture, close_up.cue, close_up.key, hint)
+        for close_up, view in zip(looks, views, strict=True)
     ]
     predictions = [future.result() for future in futures]
     return refine_people(predictor, first.people, looks, predictions)

@@ -14,7 +14,7 @@ from cavmae.datasets.media.playback import SAMPLES
 from cavmae.finetune.inference.predictor import WindowPredictor
 from cavmae.finetune.inference.shots import thumbnail
 from cavmae.finetune.inference.sources import MediaSource
-from cavmae.finetune.inference.views import KeyView, View
+from cavmae.finetune.inference.views import KeyView, WindowView
 
 # Frames that are read together. They are all that is kept in full size: the frames of a window of
 # 1280x720 take 180 MB.
@@ -33,7 +33,7 @@ class Window(NamedTuple):
     """
 
     start: int
-    view: View
+    view: WindowView
     thumbnails: Sequence[np.ndarray]
     wave: np.ndarray
 
@@ -76,7 +76,7 @@ def read_windows(
         yield upcoming.result()
 
 
-class _SeenFrame(NamedTuple):
+class _SmallFrame(NamedTuple):
     """A frame in the sizes of the model; ``key`` is None where no window has it as a key frame."""
 
     motion: Tensor
@@ -85,7 +85,7 @@ class _SeenFrame(NamedTuple):
 
 
 class _Reader:
-    """Reads windows, and makes what is seen of each frame once."""
+    """Reads windows, and makes what the model sees of each frame once."""
 
     def __init__(
         self,
@@ -96,31 +96,33 @@ class _Reader:
     ):
         self._predictor, self._media, self._sound_lead = predictor, media, sound_lead
         self._keys = {start + int(key) for start in starts for key in predictor.keys}
-        self._seen: dict[int, _SeenFrame] = {}  # by frame, of the last window
+        self._small_frames: dict[int, _SmallFrame] = {}  # by frame, of the last window
         self._frame_size = 0, 0
 
     def read(self, start: int) -> Window:
         length = self._predictor.config.frames
         wave = self._read_audio(start * SAMPLES - self._sound_lead, length * SAMPLES)
         numbers = range(start, start + length)
-        self._seen = {number: seen for number, seen in self._seen.items() if number in numbers}
-        fresh = [number for number in numbers if number not in self._seen]
+        self._small_frames = {
+            number: small for number, small in self._small_frames.items() if number in numbers
+        }
+        fresh = [number for number in numbers if number not in self._small_frames]
         for number, frame in _frames(self._media, fresh):
-            self._seen[number] = self._see(frame, number in self._keys)
+            self._small_frames[number] = self._shrink(frame, number in self._keys)
             self._frame_size = frame.shape[0], frame.shape[1]
-        seen = [self._seen[number] for number in numbers]
-        keys = [seen[key].key for key in self._predictor.keys]
-        view = View(
+        small_frames = [self._small_frames[number] for number in numbers]
+        keys = [small_frames[key].key for key in self._predictor.keys]
+        view = WindowView(
             WHOLE,
             self._frame_size,
-            torch.stack([frame.motion for frame in seen]),
+            torch.stack([frame.motion for frame in small_frames]),
             [key for key in keys if key is not None],
         )
-        return Window(start, view, [frame.thumbnail for frame in seen], wave)
+        return Window(start, view, [frame.thumbnail for frame in small_frames], wave)
 
-    def _see(self, frame: np.ndarray, is_key: bool) -> _SeenFrame:
+    def _shrink(self, frame: np.ndarray, is_key: bool) -> _SmallFrame:
         sizes = self._predictor.sizes
-        return _SeenFrame(
+        return _SmallFrame(
             sizes.motion_of(frame, WHOLE),
             sizes.key_of(frame, WHOLE) if is_key else None,
             thumbnail(frame),
@@ -161,7 +163,7 @@ class CloserReader:
     def __exit__(self, *exception: object) -> None:
         self._closing.close()
 
-    def views(self, window: int, boxes: Sequence[Box]) -> list[View]:
+    def views(self, window: int, boxes: Sequence[Box]) -> list[WindowView]:
         """Views of regions of a window; windows come in order.
 
         Args:
@@ -187,7 +189,7 @@ class CloserReader:
                 if number - start in keys:
                     key_views[index].append(sizes.key_of(frame, box))
         return [
-            View(box, frame_size, torch.stack(grey), views)
+            WindowView(box, frame_size, torch.stack(grey), views)
             for box, grey, views in zip(boxes, motion, key_views, strict=True)
         ]
 
@@ -212,7 +214,7 @@ def _frames(media: MediaSource, numbers: Sequence[int]) -> Iterator[tuple[int, n
     """Frames of consecutive numbers; beyond the ends of the recording its first and last one."""
     for at in range(0, len(numbers), FRAMES_PER_READ):
         part = numbers[at : at + FRAMES_PER_READ]
-        shown = [min(max(0, number), media.frames - 1) for number in part]
-        frames = media.read_frames(shown[0], shown[-1] - shown[0] + 1)
-        for number, index in zip(part, shown, strict=True):
-            yield number, frames[index - shown[0]]
+        indices = [min(max(0, number), media.frames - 1) for number in part]
+        frames = media.read_frames(indices[0], indices[-1] - indices[0] + 1)
+        for number, index in zip(part, indices, strict=True):
+            yield number, frames[index - indices[0]]

@@ -24,7 +24,7 @@ from cavmae.finetune.inference.second_look import (
 )
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
-from cavmae.finetune.inference.views import View
+from cavmae.finetune.inference.views import WindowView
 
 Maker = Callable[..., Path]
 
@@ -37,7 +37,7 @@ class Obedient(WindowPredictor):
         self.hints: set[int] = set()
 
     def predict(
-        self, view: View, mixture: PreparedMixture, cue: Cue | None = None, key: int = 0,
+        self, view: WindowView, mixture: PreparedMixture, cue: Cue | None = None, key: int = 0,
         hint: int = 0, tokens: torch.Tensor | None = None,
     ) -> list[DetectedPerson]:  # fmt: skip
         self.hints.add(hint)

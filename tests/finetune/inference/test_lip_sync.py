@@ -17,7 +17,7 @@ from cavmae.finetune.inference.progress import ignore_progress
 from cavmae.finetune.inference.separation import SeparatedRecording, separate_media
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.finetune.inference.sources import ArraySource
-from cavmae.finetune.inference.views import View
+from cavmae.finetune.inference.views import WindowView
 from tests.finetune.inference.test_tracker import make_predictor
 
 SAMPLES = 640  # of a frame
@@ -129,7 +129,9 @@ class Lips:
         self.encode_keys, self.class_number = real.encode_keys, real.class_number
         self.lips, self.lead, self.looks = lips, lead, 0
 
-    def predict(self, view: View, mixture: PreparedMixture, *_: object) -> list[DetectedPerson]:
+    def predict(
+        self, view: WindowView, mixture: PreparedMixture, *_: object
+    ) -> list[DetectedPerson]:
         self.looks += 1
         numbers = view.motion.flatten(1).amax(1).numpy()  # grey between black bars
         masks = np.zeros((len(self.keys), 32, 200), np.uint8)

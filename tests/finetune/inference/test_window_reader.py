@@ -21,7 +21,7 @@ from cavmae.finetune.inference.key_tokens import KeyTokens
 from cavmae.finetune.inference.predictor import WindowPredictor
 from cavmae.finetune.inference.shots import find_cuts
 from cavmae.finetune.inference.sources import ArraySource
-from cavmae.finetune.inference.views import KeyView, View, ViewSizes
+from cavmae.finetune.inference.views import KeyView, ViewSizes, WindowView
 from cavmae.finetune.inference.window_reader import CloserReader, read_windows
 from cavmae.pretrain.temporal.settings import JointOptions
 from tests.finetune.inference.test_tracker import make_predictor
@@ -87,7 +87,7 @@ def test_what_windows_share_changes_no_prediction(monkeypatch: pytest.MonkeyPatc
             assert np.abs(mine.masks.astype(int) - theirs.masks).max() <= 1
 
 
-def assert_same_view(view: View, expected: View) -> None:
+def assert_same_view(view: WindowView, expected: WindowView) -> None:
     assert (view.box, view.frame_size) == (expected.box, expected.frame_size)
     assert torch.equal(view.motion, expected.motion)
     for mine, theirs in zip(view.keys, expected.keys, strict=True):

@@ -26,7 +26,7 @@ from cavmae.finetune.inference.predictor import (
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
 from cavmae.finetune.inference.shots import visible_keys
-from cavmae.finetune.inference.views import View
+from cavmae.finetune.inference.views import WindowView
 from tests.finetune.speaker.scenes import ENCODER, model
 
 Slots = Literal["person", "split", "place"]
@@ -60,7 +60,7 @@ class OraclePredictor(WindowPredictor):
         self.slots = slots
 
     def predict(
-        self, view: View, mixture: PreparedMixture, cue: Cue | None = None, key: int = 0,
+        self, view: WindowView, mixture: PreparedMixture, cue: Cue | None = None, key: int = 0,
         hint: int = 0, tokens: Tensor | None = None,
     ) -> list[DetectedPerson]:  # fmt: skip
         start, length = next(self.starts), len(view.motion)
