@@ -166,8 +166,8 @@ def _first_pass_in_sync(
     except OutOfSync as apart:
         lead = apart.lead
     log.warning(
-        "%s: its sound is %.2f s %s its pictures, as lips show; it begins anew with "
-        "them in step (--av-offset 0: as they are).",
+        "%s: its sound is %.2f s %s its pictures, as lips show; both are put in "
+        "step (--av-offset 0: left apart).",
         name, abs(lead) / SAMPLE_RATE, "ahead of" if lead > 0 else "behind",
     )  # fmt: skip
     media.rewind()
