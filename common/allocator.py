@@ -13,8 +13,7 @@ def keep_memory() -> None:
     """Makes glibc keep freed memory, which halves the time of a training step on the CPU.
 
     Otherwise every large tensor is a fresh mapping, whose pages the kernel clears one by one. A
-    process that only predicts gains little, and keeps 0.3 GB of a large model
-    (docs/benchmarks/separate.md).
+    process that only predicts gains nothing (docs/benchmarks/separate.md).
     """
     _set_options({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})
 

@@ -35,8 +35,8 @@ def interpolate_linearly(x: Tensor, count: int) -> Tensor:
 def average_squares(x: Tensor, side: int) -> Tensor:
     """Averages over squares of pixels: [N, C, h, w] -> [N, C, h / side, w / side], rounded down.
 
-    Halves are interpolated between all four pixels, which is the same and takes a fifth of the time
-    of PyTorch's pooling on a CPU.
+    Halves are interpolated between all four pixels, which is the same but for rounding, and takes a
+    fifth of the time of PyTorch's pooling on a CPU.
     """
     if side == 2:
         return functional.interpolate(x, scale_factor=0.5, mode="bilinear")

@@ -44,6 +44,9 @@ DECORD_CODECS = frozenset({"h264", "hevc", "vp9"})
 
 # Packets before the first one to decode above which seeking is worth it: a seek may fail.
 WORTH_SEEKING = 250
+# Frames of H.264 that are reordered at most: of a stream that does not say how many, the decoder
+# may give a frame after others that follow it.
+LATE = 16
 
 
 class _OtherPackets(Exception):
@@ -257,7 +260,7 @@ class PyAVDecoder:
     def read(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
         if not indices:
             return {}
-        self._pump(indices[-1], indices[0])
+        self._pump(indices)
         if self._plan is not None and any(i not in self._stash for i in indices):
             # Some streams do not decode from every packet that is marked as a key frame.
             again = plan_again(self._probe, self._plan, indices[0], indices[-1])
@@ -265,20 +268,23 @@ class PyAVDecoder:
                 before = {i: f for i, f in self._stash.items() if i in indices}
                 self._output.close()
                 self._start(again)
-                self._pump(indices[-1], indices[0])
+                self._pump(indices)
                 self._stash = {**self._stash, **before}
         frames = {i: self._stash[i] for i in indices if i in self._stash}
         self._stash = {i: f for i, f in self._stash.items() if i >= indices[-1]}
         return frames
 
-    def _pump(self, until: int, keep_from: int) -> None:
-        while until not in self._stash and self._last <= until:
+    def _pump(self, indices: Sequence[int]) -> None:
+        """Decodes until frames are there; one that is absent may still come after LATE others."""
+        absent = {index for index in indices if index not in self._stash}
+        while absent and self._last <= indices[-1] + LATE:
             item = next(self._output, None)
             if item is None:
                 return
             index, frame = item
-            if index >= keep_from:
+            if index >= indices[0]:
                 self._stash[index] = self._convert(frame)
+                absent.discard(index)
 
     def _convert(self, frame: av.VideoFrame) -> np.ndarray:
         info = self._probe

@@ -31,6 +31,7 @@ class Playback:
     Args:
         info: probe of the file.
         geometry: of the frames.
+        first: grid frame before which no frames are read.
 
     Attributes:
         seconds: duration.
@@ -41,14 +42,15 @@ class Playback:
         mixdown: layouts of all audio read so far, as in :class:`.AudioReader`.
     """
 
-    def __init__(self, info: Probe, geometry: Geometry):
+    def __init__(self, info: Probe, geometry: Geometry, first: int = 0):
         self.seconds = max(info.span[1], 1 / VIDEO_RATE)
         self.frames, self.num_samples = extent(self.seconds)
         grid_times = np.arange(self.frames) / VIDEO_RATE
         near = NEAR / max(VIDEO_RATE, info.frame_rate)
         self._index = np.searchsorted(info.frame_times, grid_times + near, side="right") - 1
         self._info, self._geometry = info, geometry
-        self._wanted = np.unique(self._index[self._index >= 0])
+        self._first = first
+        self._wanted = np.unique(self._index[first:][self._index[first:] >= 0])
         self.wanted = len(self._wanted)
         self._closing = contextlib.ExitStack()
         self.rewind()
@@ -62,15 +64,15 @@ class Playback:
         self._closing.callback(self._audio.close)
         self._cached: dict[int, np.ndarray] = {}
         self._before: np.ndarray | None = None  # last frame that decoded
-        self._num_frames_read = 0  # grid frames
+        self._num_frames_read = self._first  # grid frames
         self._waveform = np.zeros(0, dtype=np.float32)  # audio up to the last frame read
         self._num_audio_frames_read = 0  # grid frames
         self.mixdown: tuple[str, ...] = ()
         self.missing = 0
 
-    def reopen(self) -> "Playback":
-        """A second playback of the file, from its beginning."""
-        return Playback(self._info, self._geometry)
+    def reopen(self, first: int) -> "Playback":
+        """A second playback of the file, whose frames are read from a grid frame on."""
+        return Playback(self._info, self._geometry, first)
 
     def __enter__(self) -> "Playback":
         return self

@@ -24,7 +24,7 @@ from cavmae.finetune.inference.sources import MediaSource
 from cavmae.finetune.inference.tracker import Tracker
 from cavmae.finetune.inference.unread_media import UnreadMedia
 from cavmae.finetune.inference.window_prediction import predict_windows, windows_at_once
-from cavmae.finetune.inference.window_reader import CloserReader, read_windows
+from cavmae.finetune.inference.window_reader import CropReader, read_windows
 
 LEAST_VOICE = 3200  # samples that are compared with a reference voice
 MIXTURE = 0  # number of the mixture among the waves; people count from 1
@@ -169,7 +169,7 @@ def first_pass(
     cuts: list[tuple[int, ...]] = []
     with (
         (folder / "masks.u8").open("wb") as masks,
-        CloserReader(predictor, media, starts) as closer_reader,
+        CropReader(predictor, media, starts) as crop_reader,
         contextlib.closing(
             # Not where two windows at a time keep all cores busy.
             read_windows(
@@ -178,7 +178,7 @@ def first_pass(
         ) as windows,
         contextlib.closing(
             predict_windows(
-                predictor, windows, cues, hint, closer_reader if second_look else None, unread
+                predictor, windows, cues, hint, crop_reader if second_look else None, unread
             )
         ) as predictions,
     ):

@@ -32,9 +32,9 @@ class KeyTokens:
             return None
         keys = [start + int(key) for key in self._predictor.keys]
         with self._lock:
-            views = dict(zip(keys, view.keys, strict=True))
+            key_views = dict(zip(keys, view.key_views, strict=True))
             if fresh := [key for key in keys if key not in self._known]:
-                tokens = self._predictor.encode_keys([views[key] for key in fresh])
+                tokens = self._predictor.encode_key_views([key_views[key] for key in fresh])
                 self._known |= dict(zip(fresh, tokens, strict=True))
             oldest = start - self._predictor.config.frames  # a window before may be computed later
             self._known = {key: value for key, value in self._known.items() if key >= oldest}

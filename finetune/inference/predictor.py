@@ -149,19 +149,19 @@ class WindowPredictor:
         Voices have the level of the mixture.
 
         Args:
-            view: of the window, see :meth:`view`.
+            view: of the window.
             mixture: of :meth:`prepare`.
             cue: cue for the person of slot 0.
             key: index of the key frame of a box, point or mask.
             hint: class number of :meth:`class_number`.
-            tokens: [1, F, L, E], of :meth:`encode_keys`, of the keys of the view; None: they are
+            tokens: [1, F, L, E], of :meth:`encode_key_views`, of those of the view; None: they are
                 computed.
 
         Raises:
             NonFiniteError: the model gives NaN or Inf.
         """
         letterbox = self.sizes.letterbox(view.box, view.frame_size)
-        images = torch.stack([key_view.image for key_view in view.keys])
+        images = torch.stack([key_view.image for key_view in view.key_views])
         inputs = Inputs(
             mixture=mixture.wave,
             fbank=mixture.fbank,
@@ -179,7 +179,7 @@ class WindowPredictor:
         states = voice_predictions.states[0, :-1].float().softmax(-1).cpu()
         masks = letterbox.crop_masks(slot_predictions.masks[-1][0].float().sigmoid()).cpu()
         waves = voice_predictions.waves(mixture.wave.shape[1])[0].float().cpu().numpy()
-        key_colors = torch.stack([key_view.colors for key_view in view.keys]).numpy()
+        key_colors = torch.stack([key_view.colors for key_view in view.key_views]).numpy()
         activity_prob = voice_predictions.activity_logits[0].float().sigmoid().cpu()
         openings = voice_predictions.articulation[0, :, :, OPENING].float().cpu().numpy()
         votes = letterbox.map_votes(slot_predictions.votes[0].float()).cpu()
@@ -208,22 +208,13 @@ class WindowPredictor:
             )
         return people
 
-    def view(self, frames: Sequence[np.ndarray], box: Box = WHOLE) -> WindowView:
-        """WindowView of a region of the frames of a window, uint8 [h, w, 3] each, T of them."""
-        return WindowView(
-            box,
-            (frames[0].shape[0], frames[0].shape[1]),
-            torch.stack([self.sizes.motion_of(frame, box) for frame in frames]),
-            [self.sizes.key_of(frames[key], box) for key in self.keys],
-        )
-
     @torch.no_grad()
-    def encode_keys(self, keys: Sequence[KeyView]) -> Tensor:
+    def encode_key_views(self, key_views: Sequence[KeyView]) -> Tensor:
         """Tokens [N, L, E] of whole key frames, N of them, for an encoder of single frames.
 
         They are those of :meth:`SpeakerModel.encode_frames`.
         """
-        images = torch.stack([key_view.image for key_view in keys]).permute(0, 2, 3, 1)
+        images = torch.stack([key_view.image for key_view in key_views]).permute(0, 2, 3, 1)
         with self._autocast():
             tokens: Tensor = self.speaker.model.encode_frames(images[None].to(self.device))[0]
         return tokens

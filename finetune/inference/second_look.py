@@ -38,7 +38,7 @@ def second_looks(
         frame_size: (height, width) of the frames in pixels.
         people: prediction for the whole frame.
     """
-    looks = []
+    second = []
     thresholds = predictor.thresholds
     for person in people:
         box, zoom = zoom_box(
@@ -49,14 +49,14 @@ def second_looks(
         key = int((person.masks > 127).reshape(len(person.masks), -1).sum(1).argmax())
         mask = person.masks[key] > 127
         cue = Cue("mask", box=mask_box(mask) or WHOLE, mask=mask)
-        looks.append(SecondLook(person, box, zoom, cue, key))
-    return looks
+        second.append(SecondLook(person, box, zoom, cue, key))
+    return second
 
 
 def refine_people(
     predictor: WindowPredictor,
     people: Sequence[DetectedPerson],
-    looks: Sequence[SecondLook],
+    second: Sequence[SecondLook],
     predictions: Sequence[Sequence[DetectedPerson]],
 ) -> tuple[list[DetectedPerson], dict[int, float]]:
     """Replace people by what second looks show of them.
@@ -64,29 +64,29 @@ def refine_people(
     Args:
         predictor: the model.
         people: prediction for the whole frame.
-        looks: second looks at some of them.
-        predictions: of each look.
+        second: second looks at some of them.
+        predictions: of each.
 
     Returns:
         people, and the magnification of each second look by slot.
     """
     refined, zooms = {person.slot: person for person in people}, {}
-    for close_up, detected in zip(looks, predictions, strict=True):
-        closer_view = next((p for p in detected if p.slot == 0), None)
-        if closer_view is None or not is_same_person(
-            closer_view, close_up.person, people, predictor.keys,
+    for crop, detected in zip(second, predictions, strict=True):
+        detail = next((p for p in detected if p.slot == 0), None)
+        if detail is None or not is_same_person(
+            detail, crop.person, people, predictor.keys,
             predictor.thresholds.min_second_look_iou,
         ):  # fmt: skip
             continue
-        slot = close_up.person.slot
+        slot = crop.person.slot
         # The cue of the second look biases the presence probability, so the first one stays.
-        refined[slot] = closer_view._replace(slot=slot, presence_prob=close_up.person.presence_prob)
-        zooms[slot] = close_up.zoom
+        refined[slot] = detail._replace(slot=slot, presence_prob=crop.person.presence_prob)
+        zooms[slot] = crop.zoom
     return list(refined.values()), zooms
 
 
 def is_same_person(
-    closer_view: DetectedPerson,
+    detail: DetectedPerson,
     person: DetectedPerson,
     people: Sequence[DetectedPerson],
     keys: np.ndarray,
@@ -95,13 +95,13 @@ def is_same_person(
     """Whether a second look shows the intended person and not a neighbor.
 
     Args:
-        closer_view: prediction of the second look.
+        detail: prediction of the second look.
         person: the intended person.
         people: all people of the window.
         keys: key frames, counted from the start of the window.
         min_iou: IoU of the masks of both looks.
     """
-    mask = masks_at(closer_view, keys, keys) > 0.5
+    mask = masks_at(detail, keys, keys) > 0.5
     ious = {p.slot: soft_iou(mask, masks_at(p, keys, keys) > 0.5) for p in people}
     return ious[person.slot] >= min_iou and ious[person.slot] == max(ious.values())
 

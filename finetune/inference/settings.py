@@ -93,8 +93,8 @@ class Thresholds:
         min_zoom: magnification from which a person gets a second look; more is faster.
         zoom_margin_fraction: margin around a person in a second look, as a fraction of their size.
         min_second_look_iou: IoU of the masks of both looks from which the second one counts.
-        max_frame_side: longer side of frames that are kept for a second look, in pixels; more shows
-            smaller people and takes more memory.
+        max_frame_side: longer side of frames that are read for a second look, in pixels; more shows
+            smaller people and takes more time.
         min_activity_prob: probability from which a voice counts as active in a frame.
         min_voice_db: level of speech relative to the loud frames (95th percentile) of the voice.
         min_mixture_db: level of speech relative to the loud frames of the mixture, in dB.

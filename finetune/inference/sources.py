@@ -50,8 +50,8 @@ class MediaSource(Protocol):
         """Begin again: what was read before counts no longer."""
         ...
 
-    def reopen(self) -> contextlib.AbstractContextManager["MediaSource"]:
-        """A second source of the recording, from its beginning."""
+    def reopen(self, first: int) -> contextlib.AbstractContextManager["MediaSource"]:
+        """A second source of the recording, whose frames are read from one on."""
         ...
 
     def read_frames(self, start: int, count: int) -> Sequence[np.ndarray]:
@@ -112,7 +112,7 @@ class ArraySource:
     def rewind(self) -> None:
         """Begin again, which takes nothing: any part can be read at any time."""
 
-    def reopen(self) -> contextlib.AbstractContextManager["ArraySource"]:
+    def reopen(self, first: int) -> contextlib.AbstractContextManager["ArraySource"]:
         """This source, since any part can be read at any time."""
         return contextlib.nullcontext(self)
 
@@ -179,7 +179,7 @@ def _downmix(waveform: np.ndarray) -> tuple[np.ndarray, str]:
 def working_size(
     display: tuple[int, int], model_size: tuple[int, int], max_side: int | None
 ) -> tuple[int, int]:
-    """Size of the frames that are kept: the model's input size, or more for a second look.
+    """Size of the frames that are read: the model's input size, or more for a second look.
 
     Args:
         display: (height, width) of the recording in pixels.

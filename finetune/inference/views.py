@@ -111,13 +111,13 @@ class WindowView(NamedTuple):
         box: the region.
         frame_size: (height, width) of the frames in pixels.
         motion: uint8 [T, h', w'], grey frames for the motion pathway.
-        keys: of each key frame.
+        key_views: of each key frame.
     """
 
     box: Box
     frame_size: tuple[int, int]
     motion: Tensor
-    keys: Sequence[KeyView]
+    key_views: Sequence[KeyView]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ class ViewSizes:
         return (resized * torch.tensor(GREY)[:, None, None]).sum(0).round_().byte()
 
     def key_of(self, frame: np.ndarray, box: Box) -> KeyView:
-        """WindowView of a region of a key frame, uint8 [h, w, 3]."""
+        """View of a region of a key frame, uint8 [h, w, 3]."""
         letterbox = self.letterbox(box, (frame.shape[0], frame.shape[1]))
         frame_nchw = _nchw(frame)
         colors = functional.interpolate(

@@ -1,7 +1,6 @@
 """People of each window of a recording; on the CPU, of two windows at a time."""
 
 import collections
-import itertools
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from cavmae.finetune.inference.predictor import (
 from cavmae.finetune.inference.second_look import refine_people, second_looks
 from cavmae.finetune.inference.shots import find_cuts, shots_of, split_at_cuts, visible_keys
 from cavmae.finetune.inference.unread_media import UnreadMedia
-from cavmae.finetune.inference.window_reader import CloserReader, Window
+from cavmae.finetune.inference.window_reader import CropReader, Window
 
 WINDOWS_AT_ONCE = 2  # each keeps its activations in memory
 # Of a model whose windows share the cores. `small` has 17 million, and takes 0.7 to 1.0 of the time
@@ -60,20 +59,38 @@ def windows_at_once(predictor: WindowPredictor) -> int:
     return WINDOWS_AT_ONCE if is_shared else 1
 
 
-class _FirstLook(NamedTuple):
-    """What one look at the whole frames of a window shows.
+class _WindowPrediction(NamedTuple):
+    """Prediction for the whole frames of a window.
 
     Attributes:
         people: of the window.
-        mixture: that second looks share; None: the frames are black.
+        mixture: that second looks share.
         key: index of the key frame of a cue.
         cuts: frames that begin a shot, counted from the start of the window.
     """
 
     people: list[DetectedPerson]
-    mixture: PreparedMixture | None
+    mixture: PreparedMixture
     key: int
     cuts: tuple[int, ...]
+
+
+class _PendingWindow(NamedTuple):
+    """A window whose prediction is awaited.
+
+    Attributes:
+        number: index of the window.
+        wave: float32 [S], the mixture.
+        frame_size: (height, width) of the frames in pixels.
+        cue: None: it has none.
+        future: of the prediction.
+    """
+
+    number: int
+    wave: np.ndarray
+    frame_size: tuple[int, int]
+    cue: Cue | None
+    future: Future[_WindowPrediction]
 
 
 def predict_windows(
@@ -81,7 +98,7 @@ def predict_windows(
     windows: Iterable[Window],
     cues: Sequence[Cue | None],
     hint: int,
-    closer_reader: CloserReader | None,
+    crop_reader: CropReader | None,
     unread: UnreadMedia,
 ) -> Generator[tuple[np.ndarray, WindowPeople]]:
     """The mixture, float32 [S], and the people of each window, in order.
@@ -95,7 +112,7 @@ def predict_windows(
         windows: in order, as many as ``cues``.
         cues: of each window; None: it has none.
         hint: class number of the people; 0: none.
-        closer_reader: reads the crops around small people on which the model is run again; None:
+        crop_reader: reads the crops around small people on which the model is run again; None:
             it is not.
         unread: losses of the recording.
 
@@ -108,41 +125,31 @@ def predict_windows(
     key_tokens = KeyTokens(predictor)
     at_once = windows_at_once(predictor)
     reader = iter(windows)
-    pending: collections.deque[tuple[Window, Cue | None, Future[_FirstLook]]] = collections.deque()
+    pending: collections.deque[_PendingWindow] = collections.deque()
     unreadable: Exception | None = None
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(at_once, "window-prediction")
 
-    def next_people(index: int) -> tuple[np.ndarray, WindowPeople]:
-        window, cue, future = pending.popleft()
-        first = future.result()
-        people, zooms = first.people, dict[int, float]()
-        if closer_reader is not None:
-            people, zooms = _look_closer(
-                predictor, index, window.view.frame_size, first, hint, closer_reader, pool
-            )
-        area = predictor.thresholds.min_area_fraction
-        parts = split_at_cuts(people, first.cuts, predictor.keys, area)
-        openings = sum((p.openings for p in people), np.zeros(len(window.thumbnails), np.float32))
-        cued = _cued(parts, cue, first.key)
-        return window.wave, WindowPeople(parts, cued, zooms, first.cuts, openings)
+    def finish() -> tuple[np.ndarray, WindowPeople]:
+        window = pending.popleft()
+        return window.wave, _window_people(predictor, window, hint, crop_reader, pool)
 
-    done = itertools.count()
     try:
         # A thread takes the number that is set when it first computes.
         torch.set_num_threads(threads // at_once)
-        for cue in cues:
+        for number, cue in enumerate(cues):
             try:
                 window = next(reader)
             except Exception as error:  # noqa: BLE001 - raised below, after the windows before it
                 unreadable = error
                 break
-            future = pool.submit(_look_once, predictor, window, key_tokens, cue, hint, unread)
-            pending.append((window, cue, future))
-            if len(pending) == at_once:
-                yield next_people(next(done))
+            future = pool.submit(_predict_window, predictor, window, key_tokens, cue, hint, unread)
+            pending.append(_PendingWindow(number, window.wave, window.view.frame_size, cue, future))
+            # One more, so that the pool is busy while crops of a window are read.
+            if len(pending) > at_once:
+                yield finish()
         while pending:
-            yield next_people(next(done))
+            yield finish()
     finally:
         torch.set_num_threads(threads)
         pool.shutdown(cancel_futures=True)
@@ -150,50 +157,54 @@ def predict_windows(
         raise unreadable
 
 
-def _look_once(
+def _predict_window(
     predictor: WindowPredictor,
     window: Window,
     key_tokens: KeyTokens,
     cue: Cue | None,
     hint: int,
     unread: UnreadMedia,
-) -> _FirstLook:
+) -> _WindowPrediction:
     unread.check()
-    view = window.view
     if (peak := float(np.abs(window.wave).max())) > MAX_SAMPLE:
         raise MediaError("decode_error", f"its audio has samples as large as {peak:.1e}")
-    # Black, as where nothing decodes, shows no people.
-    if not view.motion.any() and not any(key_view.image.any() for key_view in view.keys):
-        return _FirstLook([], None, 0, ())
+    mixture = predictor.prepare(window.wave)
+    if window.is_black:  # as where nothing decodes
+        return _WindowPrediction([], mixture, 0, ())
     cuts = find_cuts(window.thumbnails, predictor.thresholds.min_cut_difference)
     key = 0
     if cue is not None and cue.kind != "voice":
         key = _key_in_shot(cue, window.start, predictor.keys, cuts)
-    mixture = predictor.prepare(window.wave)
-    tokens = key_tokens.of(window.start, view)
-    return _FirstLook(predictor.predict(view, mixture, cue, key, hint, tokens), mixture, key, cuts)
+    tokens = key_tokens.of(window.start, window.view)
+    people = predictor.predict(window.view, mixture, cue, key, hint, tokens)
+    return _WindowPrediction(people, mixture, key, cuts)
 
 
-def _look_closer(
+def _window_people(
     predictor: WindowPredictor,
-    index: int,
-    frame_size: tuple[int, int],
-    first: _FirstLook,
+    window: _PendingWindow,
     hint: int,
-    closer_reader: CloserReader,
+    crop_reader: CropReader | None,
     pool: Executor,
-) -> tuple[list[DetectedPerson], dict[int, float]]:
-    """People of a window, those who are small from a second look; and its zoom by slot."""
-    looks = second_looks(predictor, frame_size, first.people)
-    if first.mixture is None or not looks:
-        return first.people, {}
-    views = closer_reader.views(index, [close_up.box for close_up in looks])
-    futures = [
-        pool.submit(predictor.predict, view, first.mixture, close_up.cue, close_up.key, hint)
-        for close_up, view in zip(looks, views, strict=True)
-    ]
-    predictions = [future.result() for future in futures]
-    return refine_people(predictor, first.people, looks, predictions)
+) -> WindowPeople:
+    """People of a window, those who are small by a second look."""
+    prediction = window.future.result()
+    people, zooms = prediction.people, dict[int, float]()
+    if crop_reader is not None and (second := second_looks(predictor, window.frame_size, people)):
+        views = crop_reader.views(window.number, [crop.box for crop in second])
+        futures = [
+            pool.submit(predictor.predict, view, prediction.mixture, crop.cue, crop.key, hint)
+            for crop, view in zip(second, views, strict=True)
+        ]
+        predictions = [future.result() for future in futures]
+        people, zooms = refine_people(predictor, people, second, predictions)
+    parts = split_at_cuts(
+        people, prediction.cuts, predictor.keys, predictor.thresholds.min_area_fraction
+    )
+    openings = sum((p.openings for p in people), np.zeros(predictor.config.frames, np.float32))
+    return WindowPeople(
+        parts, _cued(parts, window.cue, prediction.key), zooms, prediction.cuts, openings
+    )
 
 
 def _cued(people: Sequence[DetectedPerson], cue: Cue | None, key: int) -> list[bool]:

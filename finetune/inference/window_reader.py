@@ -1,6 +1,7 @@
 """Windows of a recording, one after the other, in the sizes of the model."""
 
 import contextlib
+import itertools
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Self
@@ -16,9 +17,10 @@ from cavmae.finetune.inference.shots import thumbnail
 from cavmae.finetune.inference.sources import MediaSource
 from cavmae.finetune.inference.views import KeyView, WindowView
 
-# Frames that are read together. They are all that is kept in full size: the frames of a window of
-# 1280x720 take 180 MB.
+# Frames that are read together. Windows keep none in full size: of 1280x720 they would take 180 MB.
 FRAMES_PER_READ = 8
+# Frames between one crop and the next that are not decoded, if that takes a seek.
+WORTH_SEEKING = 250
 
 
 class Window(NamedTuple):
@@ -29,12 +31,14 @@ class Window(NamedTuple):
         view: of the whole frames.
         thumbnails: uint8 [h, w, 3] each, T of them, of
             :func:`~cavmae.finetune.inference.shots.thumbnail`.
+        is_black: whether no frame has anything but black.
         wave: float32 [S], the mixture.
     """
 
     start: int
     view: WindowView
     thumbnails: Sequence[np.ndarray]
+    is_black: bool
     wave: np.ndarray
 
 
@@ -77,11 +81,12 @@ def read_windows(
 
 
 class _SmallFrame(NamedTuple):
-    """A frame in the sizes of the model; ``key`` is None where no window has it as a key frame."""
+    """A frame in the sizes of the model; ``key_view`` is None where it is no window's key frame."""
 
     motion: Tensor
-    key: KeyView | None
+    key_view: KeyView | None
     thumbnail: np.ndarray
+    is_black: bool
 
 
 class _Reader:
@@ -111,14 +116,15 @@ class _Reader:
             self._small_frames[number] = self._shrink(frame, number in self._keys)
             self._frame_size = frame.shape[0], frame.shape[1]
         small_frames = [self._small_frames[number] for number in numbers]
-        keys = [small_frames[key].key for key in self._predictor.keys]
+        key_views = [small_frames[key].key_view for key in self._predictor.keys]
         view = WindowView(
             WHOLE,
             self._frame_size,
-            torch.stack([frame.motion for frame in small_frames]),
-            [key for key in keys if key is not None],
+            torch.stack([small.motion for small in small_frames]),
+            [key_view for key_view in key_views if key_view is not None],
         )
-        return Window(start, view, [frame.thumbnail for frame in small_frames], wave)
+        thumbnails = [small.thumbnail for small in small_frames]
+        return Window(start, view, thumbnails, all(s.is_black for s in small_frames), wave)
 
     def _shrink(self, frame: np.ndarray, is_key: bool) -> _SmallFrame:
         sizes = self._predictor.sizes
@@ -126,6 +132,7 @@ class _Reader:
             sizes.motion_of(frame, WHOLE),
             sizes.key_of(frame, WHOLE) if is_key else None,
             thumbnail(frame),
+            not frame.any(),
         )
 
     def _read_audio(self, first: int, count: int) -> np.ndarray:
@@ -137,15 +144,14 @@ class _Reader:
         return np.pad(wave, (silent, 0))
 
 
-class CloserReader:
-    """Reads the regions of second looks, from a second decoding of the recording.
+class CropReader:
+    """Reads the crops of second looks, from a second decoding of the recording.
 
-    Most recordings have few people who are small, or none: the second decoding, which takes a
-    twentieth of the time of a second look, begins with the first of them. In exchange windows keep
-    no frames in full size.
+    Most recordings have few people who are small, or none: the second decoding begins with the
+    first of them. In exchange windows keep no frames in full size.
 
     Args:
-        predictor: in whose sizes regions are seen.
+        predictor: in whose sizes crops are seen.
         media: the recording.
         starts: first frames of the windows, ascending; frames before 0 are the first one.
     """
@@ -154,7 +160,7 @@ class CloserReader:
         self._predictor, self._media, self._starts = predictor, media, starts
         self._again: MediaSource | None = None
         self._closing = contextlib.ExitStack()
-        self._kept: dict[int, np.ndarray] = {}  # by number, frames that a later window may show
+        self._shared: dict[int, np.ndarray] = {}  # frames by number, that the next window has, too
         self._end = min(starts, default=0)  # frame after the last one that was read
 
     def __enter__(self) -> Self:
@@ -164,50 +170,59 @@ class CloserReader:
         self._closing.close()
 
     def views(self, window: int, boxes: Sequence[Box]) -> list[WindowView]:
-        """Views of regions of a window; windows come in order.
+        """Views of crops of a window; windows come in order.
 
         Args:
             window: index of the window.
-            boxes: the regions, at least one.
+            boxes: the crops, at least one.
 
         Raises:
             MediaError: the recording cannot be read.
         """
-        if self._again is None:
-            self._again = self._closing.enter_context(self._media.reopen())
-        keys = set(self._predictor.keys.tolist())
-        start, length = self._starts[window], self._predictor.config.frames
-        beyond = self._starts[window + 1] if window + 1 < len(self._starts) else start + length
-        sizes = self._predictor.sizes
+        sizes, keys = self._predictor.sizes, set(self._predictor.keys.tolist())
+        start = self._starts[window]
         frame_size = 0, 0
         motion: list[list[Tensor]] = [[] for _ in boxes]
         key_views: list[list[KeyView]] = [[] for _ in boxes]
-        for number, frame in self._frames(start, length, beyond):
+        for number, frame in self._frames_of(window):
             frame_size = frame.shape[0], frame.shape[1]
             for index, box in enumerate(boxes):
                 motion[index].append(sizes.motion_of(frame, box))
                 if number - start in keys:
                     key_views[index].append(sizes.key_of(frame, box))
         return [
-            WindowView(box, frame_size, torch.stack(grey), views)
-            for box, grey, views in zip(boxes, motion, key_views, strict=True)
+            WindowView(box, frame_size, torch.stack(motion[index]), key_views[index])
+            for index, box in enumerate(boxes)
         ]
 
-    def _frames(self, start: int, length: int, beyond: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Frames of a window by number; those from ``beyond`` on are kept for the next one."""
-        assert self._again is not None
-        for number in sorted(self._kept):
-            if number >= start:
-                yield number, self._kept[number]
-        kept = {number: frame for number, frame in self._kept.items() if number >= beyond}
-        # Windows without a second look are read, too: a frame that does not decode shows the one
-        # before it, as it did in the first decoding.
-        for number, frame in _frames(self._again, range(self._end, start + length)):
+    def _frames_of(self, window: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Frames of a window by number."""
+        start = self._starts[window]
+        end = start + self._predictor.config.frames
+        following = self._starts[window + 1] if window + 1 < len(self._starts) else end
+        media = self._opened(start)
+        shared, self._shared = self._shared, {}
+        unread = range(self._end, end)
+        self._end = max(self._end, end)
+        for number, frame in itertools.chain(shared.items(), _frames(media, unread)):
+            if number >= following:
+                self._shared[number] = frame
             if number >= start:
                 yield number, frame
-            if number >= beyond:
-                kept[number] = frame
-        self._kept, self._end = kept, max(self._end, start + length)
+
+    def _opened(self, start: int) -> MediaSource:
+        """The second decoding, at a frame or before it.
+
+        A frame that does not decode shows the one before it, as it does in the first decoding:
+        where there are such frames, nothing is left out.
+        """
+        is_far = start - self._end >= WORTH_SEEKING and not self._media.missing
+        if is_far:
+            self._closing.close()
+            self._again, self._shared, self._end = None, {}, start
+        if self._again is None:
+            self._again = self._closing.enter_context(self._media.reopen(max(0, self._end)))
+        return self._again
 
 
 def _frames(media: MediaSource, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:

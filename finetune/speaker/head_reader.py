@@ -59,8 +59,9 @@ class HeadReader(nn.Module):
         # Without any head, every weight still gets a gradient, for which DDP waits.
         covered[0, 0] |= ~covered.any()
         slots = covered.any(0).nonzero()[:, 0]
-        # Without gradients one after the other, so that memory does not grow with the slots.
-        groups = [slots] if torch.is_grad_enabled() else slots.split(1)
+        # A CPU keeps no more in memory, without gradients, than one slot takes.
+        is_split = grey.device.type == "cpu" and not torch.is_grad_enabled()
+        groups = slots.split(1) if is_split else [slots]
         embeds, places = [], []
         for group in groups:
             chosen = covered[:, group]

@@ -15,6 +15,7 @@ from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.predictor import WindowPredictor
 from cavmae.pretrain.engine.model_files import COMPLETE, WEIGHTS, write_hashes
 from cavmae.tools.separate import main
+from tests.finetune.inference.test_tracker import view_of
 from tests.finetune.speaker.scenes import SAMPLES, model
 
 Maker = Callable[..., Path]
@@ -64,7 +65,7 @@ def test_voices_that_are_no_numbers() -> None:
     predictor = WindowPredictor(speaker, Statistics(-6.0, 4.0))
     frames = np.zeros((16, 32, 48, 3), np.uint8)
     sound = np.sin(np.arange(SAMPLES) / 20).astype(np.float32)
-    predictor.predict(predictor.view(frames), predictor.prepare(sound))
+    predictor.predict(view_of(predictor, frames), predictor.prepare(sound))
     broken = np.where(np.arange(SAMPLES) == 99, math.nan, sound).astype(np.float32)
     with pytest.raises(CavmaeError, match="The audio has NaN or Inf"):
         predictor.prepare(broken)
@@ -72,4 +73,4 @@ def test_voices_that_are_no_numbers() -> None:
         for parameter in speaker.sound.separator.parameters():
             parameter.fill_(3e38)
     with pytest.raises(NonFiniteError, match="The model gives NaN or Inf"):
-        predictor.predict(predictor.view(frames), predictor.prepare(sound))
+        predictor.predict(view_of(predictor, frames), predictor.prepare(sound))

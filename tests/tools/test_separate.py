@@ -30,6 +30,7 @@ from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
 from cavmae.finetune.inference.sources import working_size
 from cavmae.finetune.inference.target import Target
 from cavmae.tools.separate import main
+from tests.finetune.inference.test_tracker import view_of
 
 Maker = Callable[..., Path]
 QUICK = SeparateSettings(second_look=False, height=64)
@@ -125,7 +126,7 @@ def test_mask_videos_show_the_masks(separator: Separator, video: Maker, tmp_path
     with Playback(info, input_geometry(info)) as playback:
         frames, audio = playback.read_frames(0, 16), playback.read_audio(0, 16)
         predictor = separator._predictor
-        detected = predictor.predict(predictor.view(frames), predictor.prepare(audio))
+        detected = predictor.predict(view_of(predictor, frames), predictor.prepare(audio))
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     assert len(detected) == len(result.people)
     for person, written in zip(detected, result.people, strict=True):
@@ -147,7 +148,7 @@ def test_a_clip_as_long_as_a_window_is_one_forward_pass(
     info = probe(str(path))
     with Playback(info, input_geometry(info)) as playback:
         mixture = predictor.prepare(playback.read_audio(0, 16))
-        people = predictor.predict(predictor.view(playback.read_frames(0, 16)), mixture)
+        people = predictor.predict(view_of(predictor, playback.read_frames(0, 16)), mixture)
     result = separator.separate(str(path), tmp_path / "out", QUICK)
     gain = result.record["gain"]
     assert len(people) == len(result.people)

@@ -85,3 +85,29 @@ def test_a_seek_that_leads_elsewhere(info: Probe, entries: list[int], frame: int
     frames_read = read(dataclasses.replace(info, packet_pts=stamps), wanted)
     assert entries == [0, entry, 0]
     assert_same(frames_read, {i: image for i, image in whole.items() if i != frame})
+
+
+@pytest.mark.parametrize("late", [5, 6, 13])
+def test_frames_that_come_late_are_not_missing(late: int) -> None:
+    """A frame that the decoder gives only after others that follow it, at the end of a read."""
+    order = [*range(late), *range(late + 1, late + 4), late, *range(late + 4, 40)]
+
+    class Disordered(frames.PyAVDecoder):
+        def __init__(self) -> None:
+            self._plan, self._stash, self._last = None, {}, -1
+            self._output = self._numbers()
+
+        def _numbers(self) -> Any:
+            for index in order:
+                self._last = max(self._last, index)
+                yield index, index
+
+        def _convert(self, frame: Any) -> np.ndarray:
+            return np.full((1, 1, 3), frame, np.uint8)
+
+    decoder = Disordered()
+    for first in range(0, 21, 7):
+        given = decoder.read(list(range(first, first + 7)))
+        assert {i: int(frame[0, 0, 0]) for i, frame in given.items()} == {
+            i: i for i in range(first, first + 7)
+        }

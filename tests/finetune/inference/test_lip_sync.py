@@ -126,7 +126,7 @@ class Lips:
         self.config, self.keys, self.thresholds = real.config, real.keys, real.thresholds
         self.prepare, self.sizes = real.prepare, real.sizes
         self.device, self.num_weights = real.device, real.num_weights
-        self.encode_keys, self.class_number = real.encode_keys, real.class_number
+        self.encode_key_views, self.class_number = real.encode_key_views, real.class_number
         self.lips, self.lead, self.looks = lips, lead, 0
 
     def predict(

@@ -1,6 +1,7 @@
 """Long recordings: windows, overlap-add, tracking of people, predictions of a window."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cavmae.common.boxes import WHOLE
+from cavmae.common.boxes import WHOLE, Box
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights, OverlapAdd, window_starts
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson, Letterbox, WindowPredictor
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.shots import interpolate_masks, visible_keys
 from cavmae.finetune.inference.tracker import Tracker, masks_at
+from cavmae.finetune.inference.views import WindowView
 from cavmae.finetune.speaker.cues import KINDS, no_cues
 from cavmae.finetune.speaker.model_tensors import Inputs, SlotPredictions, VoicePredictions
 from tests.finetune.speaker.scenes import ENCODER, SHAPE, model
@@ -293,10 +295,22 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
     return frames, rng.normal(size=SHAPE.samples).astype(np.float32) * 0.1
 
 
+def view_of(
+    predictor: WindowPredictor, frames: Sequence[np.ndarray] | np.ndarray, box: Box = WHOLE
+) -> WindowView:
+    """View of a region of the frames of a window, uint8 [h, w, 3] each."""
+    return WindowView(
+        box,
+        (frames[0].shape[0], frames[0].shape[1]),
+        torch.stack([predictor.sizes.motion_of(frame, box) for frame in frames]),
+        [predictor.sizes.key_of(frames[key], box) for key in predictor.keys],
+    )
+
+
 def test_a_window_of_the_models_size_is_one_forward_pass() -> None:
     predictor = make_predictor(motion_height=32, motion_width=48)
     frames, wave = scene()
-    people = predictor.predict(predictor.view(frames), predictor.prepare(wave))
+    people = predictor.predict(view_of(predictor, frames), predictor.prepare(wave))
     assert people
     grey = (torch.from_numpy(frames).float() @ torch.tensor([0.299, 0.587, 0.114])).round().byte()
     mixture = torch.from_numpy(wave)[None]
@@ -348,7 +362,7 @@ def test_slots_on_the_same_pixels_are_one_person() -> None:
         return predictions[-1]
 
     predictor.speaker.predict = recorded  # type: ignore[method-assign]
-    (detected,) = predictor.predict(predictor.view(frames), predictor.prepare(wave))
+    (detected,) = predictor.predict(view_of(predictor, frames), predictor.prepare(wave))
     voices = predictions[0][1].waves(len(wave))[0, :-1]
     assert len(voices) == 4
     torch.testing.assert_close(torch.from_numpy(detected.voice), voices.sum(0))
@@ -378,6 +392,6 @@ def test_cues_reach_slot_0(kind: str) -> None:
         region = torch.zeros(2, 3)
         region[1, 0] = 1.0
         assert (cues.region[0] - region).abs().max() < 0.02
-    plain = predictor.predict(predictor.view(frames), predictor.prepare(wave))
-    cued = predictor.predict(predictor.view(frames), predictor.prepare(wave), cue, 1)
+    plain = predictor.predict(view_of(predictor, frames), predictor.prepare(wave))
+    cued = predictor.predict(view_of(predictor, frames), predictor.prepare(wave), cue, 1)
     assert [p.presence_prob for p in plain] != [p.presence_prob for p in cued]

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from cavmae.common.boxes import Box
-from cavmae.datasets.media import MediaError
+from cavmae.common.boxes import WHOLE, Box
+from cavmae.datasets.media import MediaError, probe
+from cavmae.datasets.media.geometry import cut_from
+from cavmae.datasets.media.playback import Playback
 from cavmae.finetune.inference import window_reader
 from cavmae.finetune.inference.key_tokens import KeyTokens
 from cavmae.finetune.inference.predictor import WindowPredictor
-from cavmae.finetune.inference.shots import find_cuts
+from cavmae.finetune.inference.shots import thumbnail
 from cavmae.finetune.inference.sources import ArraySource
 from cavmae.finetune.inference.views import KeyView, ViewSizes, WindowView
-from cavmae.finetune.inference.window_reader import CloserReader, read_windows
+from cavmae.finetune.inference.window_reader import CropReader, read_windows
 from cavmae.pretrain.temporal.settings import JointOptions
-from tests.finetune.inference.test_tracker import make_predictor
+from cavmae.tools.benchmarks.media import VideoSpec, make_video
+from tests.finetune.inference.test_tracker import make_predictor, view_of
 from tests.finetune.speaker.scenes import ENCODER, SHAPE
 
 HEIGHT, WIDTH = 40, 64  # letterboxed, since the model's frames have another shape
@@ -54,14 +58,14 @@ def test_what_windows_share_changes_no_prediction(monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setattr(ViewSizes, name, counting)
     encoded = 0
-    encode_keys = WindowPredictor.encode_keys
+    encode_key_views = WindowPredictor.encode_key_views
 
-    def encode(self: WindowPredictor, keys: Sequence[KeyView]) -> Tensor:
+    def encode(self: WindowPredictor, key_views: Sequence[KeyView]) -> Tensor:
         nonlocal encoded
-        encoded += len(keys)
-        return encode_keys(self, keys)
+        encoded += len(key_views)
+        return encode_key_views(self, key_views)
 
-    monkeypatch.setattr(WindowPredictor, "encode_keys", encode)
+    monkeypatch.setattr(WindowPredictor, "encode_key_views", encode)
     key_tokens = KeyTokens(predictor)
     windows = []
     for window in read_windows(predictor, source(), STARTS):
@@ -74,12 +78,14 @@ def test_what_windows_share_changes_no_prediction(monkeypatch: pytest.MonkeyPatc
     for (window, tokens), start in zip(windows, STARTS, strict=True):
         frames, wave = media.read_frames(start, LENGTH), media.read_audio(start, LENGTH)
         assert window.start == start
-        assert_same_view(window.view, predictor.view(frames))
-        assert find_cuts(window.thumbnails, 10.0) == find_cuts(frames, 10.0)
+        assert_same_view(window.view, view_of(predictor, frames))
+        for small, frame in zip(window.thumbnails, frames, strict=True):
+            np.testing.assert_array_equal(small, thumbnail(frame))
+        assert not window.is_black
         np.testing.assert_array_equal(window.wave, wave)
         mixture = predictor.prepare(wave)
         shared = predictor.predict(window.view, mixture, tokens=tokens)
-        alone = predictor.predict(predictor.view(frames), mixture)
+        alone = predictor.predict(view_of(predictor, frames), mixture)
         assert [person.slot for person in shared] == [person.slot for person in alone]
         assert alone
         for mine, theirs in zip(shared, alone, strict=True):
@@ -90,7 +96,7 @@ def test_what_windows_share_changes_no_prediction(monkeypatch: pytest.MonkeyPatc
 def assert_same_view(view: WindowView, expected: WindowView) -> None:
     assert (view.box, view.frame_size) == (expected.box, expected.frame_size)
     assert torch.equal(view.motion, expected.motion)
-    for mine, theirs in zip(view.keys, expected.keys, strict=True):
+    for mine, theirs in zip(view.key_views, expected.key_views, strict=True):
         assert torch.equal(mine.image, theirs.image)
         assert torch.equal(mine.colors, theirs.colors)
 
@@ -98,7 +104,7 @@ def assert_same_view(view: WindowView, expected: WindowView) -> None:
 def test_an_encoder_that_mixes_frames_shares_no_tokens() -> None:
     mixing = dataclasses.replace(ENCODER, temporal=JointOptions(), frames=SHAPE.key_frames)
     predictor = make_predictor(encoder=mixing)
-    view = predictor.view(source().read_frames(0, LENGTH))
+    view = view_of(predictor, source().read_frames(0, LENGTH))
     assert KeyTokens(predictor).of(0, view) is None
 
 
@@ -109,7 +115,7 @@ class Lent(ArraySource):
         plain = source(scale=2)  # frames that are larger than their thumbnails
         super().__init__(plain._video, plain._audio, 16000, 25.0, plain._size)
         self.lent = weakref.WeakSet[LentFrame]()
-        self.most, self.reads, self.reopened = 0, list[int](), 0
+        self.most, self.reads, self.reopened = 0, list[int](), list[int]()
 
     def read_frames(self, start: int, count: int) -> Sequence[np.ndarray]:
         self.reads.append(start)
@@ -118,9 +124,9 @@ class Lent(ArraySource):
         self.most = max(self.most, len(self.lent))
         return frames
 
-    def reopen(self) -> contextlib.AbstractContextManager[ArraySource]:
-        self.reopened += 1
-        return super().reopen()
+    def reopen(self, first: int) -> contextlib.AbstractContextManager[ArraySource]:
+        self.reopened.append(first)
+        return super().reopen(first)
 
 
 class LentFrame(np.ndarray):
@@ -156,18 +162,60 @@ def test_regions_of_any_window_are_read_once_more(
     predictor, media, plain = make_predictor(), Lent(), source(scale=2)
     starts = [lead + start for start in STARTS]
     boxes = ((0.0, 0.0, 1.0, 1.0), (0.25, 0.1, 0.6, 0.9))
-    with CloserReader(predictor, media, starts) as reader:
+    with CropReader(predictor, media, starts) as reader:
         assert not media.reopened
         for index in looked_at:
             views = reader.views(index, boxes)
             numbers = np.arange(starts[index], starts[index] + LENGTH).clip(0, plain.frames - 1)
             frames = [plain.read_frames(int(number), 1)[0] for number in numbers]
             for view, box in zip(views, boxes, strict=True):
-                assert_same_view(view, predictor.view(frames, box))
-    assert media.reopened == (1 if looked_at else 0)
+                assert_same_view(view, view_of(predictor, frames, box))
+    assert media.reopened == ([max(0, starts[0])] if looked_at else [])
     assert media.reads == sorted(media.reads)
     overlap = max(0, *(start + LENGTH - later for start, later in itertools.pairwise(starts)))
     assert media.most <= overlap + 2 * few_at_a_time
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_what_lies_far_between_crops_is_not_decoded(
+    missing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for frames that do not decode, which show the last one before them."""
+    monkeypatch.setattr(window_reader, "WORTH_SEEKING", LENGTH)
+    predictor, media = make_predictor(), Lent()
+    media.missing = missing
+    starts = (0, LENGTH // 2, 2 * LENGTH)
+    with CropReader(predictor, media, starts) as reader:
+        for index in (0, 2):
+            (view,) = reader.views(index, [WHOLE])
+            frames = source(scale=2).read_frames(starts[index], LENGTH)
+            assert_same_view(view, view_of(predictor, frames))
+    assert media.reopened == ([0] if missing else [0, 2 * LENGTH])
+    assert any(LENGTH <= start < 2 * LENGTH for start in media.reads) == bool(missing)
+
+
+@pytest.mark.parametrize("looked_at", [(0, 1, 2, 3), (3,), (0, 3), (1, 2)])
+@pytest.mark.parametrize("seeking", [8, 1000])
+def test_crops_of_a_file_are_those_of_its_frames(
+    tmp_path: Path, looked_at: Sequence[int], seeking: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of frames that are shown longer than one of 25 Hz, and far from the nearest key frame."""
+    monkeypatch.setattr(window_reader, "WORTH_SEEKING", seeking)
+    spec = VideoSpec(
+        seconds=6.0, fps=20.0, size=(96, 64), clutter=True, codec_options=(("g", "50"),)
+    )
+    info = probe(str(make_video(tmp_path / "a.mp4", spec)))
+    geometry = cut_from(info, (64, 96), (64, 96))
+    predictor = make_predictor()
+    starts = (0, LENGTH // 2, 3 * LENGTH, 6 * LENGTH)
+    with Playback(info, geometry) as playback:
+        frames = playback.read_frames(0, 7 * LENGTH)
+        assert not playback.missing
+        with CropReader(predictor, playback, starts) as reader:
+            for index in looked_at:
+                (view,) = reader.views(index, [(0.1, 0.2, 0.7, 0.9)])
+                own = frames[starts[index] : starts[index] + LENGTH]
+                assert_same_view(view, view_of(predictor, own, (0.1, 0.2, 0.7, 0.9)))
 
 
 class Ahead(ArraySource):

@@ -82,7 +82,8 @@ def test_a_crop_follows_its_head() -> None:
         assert bool((crops[0, frame, :, 8:24] < 100).any()), frame
 
 
-def test_slots_are_read_alone() -> None:
+@pytest.mark.parametrize("gradients", [True, False])  # at once, or one slot after the other
+def test_slots_are_read_alone(gradients: bool) -> None:
     """The motion of a slot does not depend on other slots or clips; without a mask it is 0."""
     torch.manual_seed(1)
     grey = torch.randint(0, 256, (2, FRAMES, 96, 96), dtype=torch.uint8)
@@ -90,7 +91,9 @@ def test_slots_are_read_alone() -> None:
     left, right = silhouette(28, 20, 20), silhouette(68, 30, 24)
     masks = torch.cat([masks_of(left, nobody, right), masks_of(nobody, right, left)])
     read = reader()
-    motion = read(grey, masks)
+    with torch.set_grad_enabled(gradients):
+        motion = read(grey, masks)
+    assert motion.requires_grad == gradients
     assert motion.shape == (2, 3, FRAMES, 12)
     for clip, slot, person in ((0, 0, left), (0, 2, right), (1, 1, right), (1, 2, left)):
         alone = read(grey[clip : clip + 1], masks_of(person))[0, 0]

@@ -67,7 +67,7 @@ class OraclePredictor(WindowPredictor):
         numbers = start + np.arange(length)
         owner = self.truth.people[numbers.clip(max=len(self.truth.people) - 1)]
         shots = self.shot[numbers]
-        images = torch.stack([key_view.image for key_view in view.keys])
+        images = torch.stack([key_view.image for key_view in view.key_views])
         pixels = functional.interpolate(images, owner.shape[1:], mode="nearest")
         people = []
         for person, whole_voice in enumerate(self.truth.voices, 1):
