@@ -164,6 +164,7 @@ def plot(results: Results, path: Path) -> None:
         axis.set_xticklabels([str(c) for c in sorted({clips for _, clips in results})])
         axis.set_xlabel("labelled clips")
         axis.set_ylabel(METRICS[name].label)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=120)

@@ -11,7 +11,7 @@ from tests.finetune.speaker.scenes import batch
 
 def test_initial_votes_are_pixel_positions_and_centers_lie_side_by_side() -> None:
     voting = CenterVoting(8, 4, 3)
-    votes = voting.votes(torch.randn(2, 2, 4, 10, 27))
+    votes = voting.votes(torch.randn(2, 2, 4, 10, 27)).detach()
     assert votes.shape == (2, 2, 2, 10, 27)
     assert float(votes[0, 0, 1, 3, 6]) == pytest.approx(6.5 / 27)
     assert float(votes[0, 1, 1, 3, 6]) == pytest.approx(3.5 / 10)
