@@ -18,12 +18,13 @@ from cavmae.finetune.inference.predictor import (
     PreparedMixture,
     WindowPredictor,
 )
-from cavmae.finetune.inference.second_look import refine_people, second_looks
+from cavmae.finetune.inference.second_look import SecondLook, refine_people, second_looks
 from cavmae.finetune.inference.shots import find_cuts, shots_of, split_at_cuts, visible_keys
 from cavmae.finetune.inference.unread_media import UnreadMedia
 from cavmae.finetune.inference.window_reader import CropReader, Window
 
 WINDOWS_AT_ONCE = 2  # each keeps its activations in memory
+SPARE_WINDOWS = 1  # that wait for the model, so that it is busy while crops of others are read
 # Of a model whose windows share the cores. `small` has 17 million, and takes 0.7 to 1.0 of the time
 # of one window after the other; `base`, with 208 million, takes 1.3 (docs/benchmarks/separate.md).
 MAX_WEIGHTS = 50_000_000
@@ -75,22 +76,32 @@ class _WindowPrediction(NamedTuple):
     cuts: tuple[int, ...]
 
 
+class _SecondPrediction(NamedTuple):
+    """Prediction for a window, whose small people are awaited.
+
+    Attributes:
+        first: prediction for the whole frames.
+        second: second looks at small people.
+        futures: prediction of each of those.
+    """
+
+    first: _WindowPrediction
+    second: Sequence[SecondLook]
+    futures: Sequence[Future[list[DetectedPerson]]]
+
+
 class _PendingWindow(NamedTuple):
     """A window whose prediction is awaited.
 
     Attributes:
-        number: index of the window.
         wave: float32 [S], the mixture.
-        frame_size: (height, width) of the frames in pixels.
         cue: None: it has none.
         future: of the prediction.
     """
 
-    number: int
     wave: np.ndarray
-    frame_size: tuple[int, int]
     cue: Cue | None
-    future: Future[_WindowPrediction]
+    future: Future[_SecondPrediction]
 
 
 def predict_windows(
@@ -129,10 +140,12 @@ def predict_windows(
     unreadable: Exception | None = None
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(at_once, "window-prediction")
+    # One thread reads the crops of one window after the other, while the pool is busy with others.
+    crop_thread = ThreadPoolExecutor(1, "crop-reader")
 
     def finish() -> tuple[np.ndarray, WindowPeople]:
         window = pending.popleft()
-        return window.wave, _window_people(predictor, window, hint, crop_reader, pool)
+        return window.wave, _window_people(predictor, window.future.result(), window.cue)
 
     try:
         # A thread takes the number that is set when it first computes.
@@ -143,16 +156,21 @@ def predict_windows(
             except Exception as error:  # noqa: BLE001 - raised below, after the windows before it
                 unreadable = error
                 break
-            future = pool.submit(_predict_window, predictor, window, key_tokens, cue, hint, unread)
-            pending.append(_PendingWindow(number, window.wave, window.view.frame_size, cue, future))
-            # One more, so that the pool is busy while crops of a window are read.
-            if len(pending) > at_once:
+            first = pool.submit(_predict_window, predictor, window, key_tokens, cue, hint, unread)
+            size = window.view.frame_size
+            future = crop_thread.submit(
+                _predict_crops, predictor, number, size, first, hint, crop_reader, pool
+            )
+            pending.append(_PendingWindow(window.wave, cue, future))
+            if len(pending) >= at_once + SPARE_WINDOWS:
                 yield finish()
         while pending:
             yield finish()
     finally:
         torch.set_num_threads(threads)
+        crop_thread.shutdown(wait=False, cancel_futures=True)
         pool.shutdown(cancel_futures=True)
+        crop_thread.shutdown()
     if unreadable is not None:
         raise unreadable
 
@@ -180,31 +198,46 @@ def _predict_window(
     return _WindowPrediction(people, mixture, key, cuts)
 
 
-def _window_people(
+def _predict_crops(
     predictor: WindowPredictor,
-    window: _PendingWindow,
+    window: int,
+    frame_size: tuple[int, int],
+    future: Future[_WindowPrediction],
     hint: int,
     crop_reader: CropReader | None,
     pool: Executor,
+) -> _SecondPrediction:
+    """Reads the crops of second looks at a window, and submits them.
+
+    Args:
+        window: index of the window; they come in order.
+        frame_size: (height, width) of the frames in pixels.
+        future: prediction for the whole frames.
+        pool: to which the crops are submitted.
+    """
+    first = future.result()
+    if crop_reader is None:
+        return _SecondPrediction(first, [], [])
+    second = second_looks(predictor, frame_size, first.people)
+    views = crop_reader.views(window, [crop.box for crop in second]) if second else []
+    futures = [
+        pool.submit(predictor.predict, view, first.mixture, crop.cue, crop.key, hint)
+        for crop, view in zip(second, views, strict=True)
+    ]
+    return _SecondPrediction(first, second, futures)
+
+
+def _window_people(
+    predictor: WindowPredictor, prediction: _SecondPrediction, cue: Cue | None
 ) -> WindowPeople:
-    """People of a window, those who are small by a second look."""
-    prediction = window.future.result()
-    people, zooms = prediction.people, dict[int, float]()
-    if crop_reader is not None and (second := second_looks(predictor, window.frame_size, people)):
-        views = crop_reader.views(window.number, [crop.box for crop in second])
-        futures = [
-            pool.submit(predictor.predict, view, prediction.mixture, crop.cue, crop.key, hint)
-            for crop, view in zip(second, views, strict=True)
-        ]
-        predictions = [future.result() for future in futures]
-        people, zooms = refine_people(predictor, people, second, predictions)
-    parts = split_at_cuts(
-        people, prediction.cuts, predictor.keys, predictor.thresholds.min_area_fraction
-    )
+    """People of a window, those who are small by a second look, within shots."""
+    first, second, futures = prediction
+    predictions = [future.result() for future in futures]
+    people, zooms = refine_people(predictor, first.people, second, predictions)
+    area = predictor.thresholds.min_area_fraction
+    parts = split_at_cuts(people, first.cuts, predictor.keys, area)
     openings = sum((p.openings for p in people), np.zeros(predictor.config.frames, np.float32))
-    return WindowPeople(
-        parts, _cued(parts, window.cue, prediction.key), zooms, prediction.cuts, openings
-    )
+    return WindowPeople(parts, _cued(parts, cue, first.key), zooms, first.cuts, openings)
 
 
 def _cued(people: Sequence[DetectedPerson], cue: Cue | None, key: int) -> list[bool]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from fractions import Fraction
@@ -65,8 +66,9 @@ def test_a_recording_none_of_whose_pictures_decode(
     monkeypatch.setattr(WindowPredictor, "predict", record_call)
     out = tmp_path / "out"
     assert main([str(path), *words(checkpoint, out)]) == 1
-    assert "video.mp4: it does not decode (at least 2" in caplog.text
-    assert "of its 200 frames could not be decoded" in caplog.text
+    # As many as were read before the first window was to be predicted.
+    match = re.search(r"video.mp4: it does not decode \(at least (\d+) of its 200", caplog.text)
+    assert match is not None and 20 < int(match[1]) < 100
     assert not calls  # it is given up before any work is done
     assert list(out.iterdir()) == []
 
