@@ -213,6 +213,8 @@ def _predict_crops(
         window: index of the window; they come in order.
         frame_size: (height, width) of the frames in pixels.
         future: prediction for the whole frames.
+        hint: class number of the people; 0: none.
+        crop_reader: None: there are no second looks.
         pool: to which the crops are submitted.
     """
     first = future.result()

@@ -19,7 +19,7 @@ from cavmae.finetune.inference.views import KeyView, WindowView
 
 # Frames that are read together. Windows keep none in full size: of 1280x720 they would take 180 MB.
 FRAMES_PER_READ = 8
-# Frames between one crop and the next that are not decoded, if that takes a seek.
+# Frames between two windows with crops from which on they are skipped by a seek.
 WORTH_SEEKING = 250
 
 

@@ -46,14 +46,14 @@ def source(scale: int = 1) -> ArraySource:
 
 def test_what_windows_share_changes_no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = make_predictor()
-    made = {"motion_of": 0, "key_of": 0}
-    for name in made:
+    calls = {"motion_of": 0, "key_of": 0}
+    for name in calls:
         method = getattr(ViewSizes, name)
 
         def counting(
             self: ViewSizes, frame: np.ndarray, box: Box, name: str = name, method: Any = method
         ) -> Any:
-            made[name] += 1
+            calls[name] += 1
             return method(self, frame, box)
 
         monkeypatch.setattr(ViewSizes, name, counting)
@@ -72,8 +72,8 @@ def test_what_windows_share_changes_no_prediction(monkeypatch: pytest.MonkeyPatc
         windows.append((window, key_tokens.of(window.start, window.view)))
     # Steps of half a window fall on key frames of the one before, others between them.
     keys = len({s + int(k) for s in STARTS for k in predictor.keys})
-    assert made["motion_of"] == len({n for s in STARTS for n in range(s, s + LENGTH)})
-    assert made["key_of"] == encoded == keys
+    assert calls["motion_of"] == len({n for s in STARTS for n in range(s, s + LENGTH)})
+    assert calls["key_of"] == encoded == keys
     media = source()
     for (window, tokens), start in zip(windows, STARTS, strict=True):
         frames, wave = media.read_frames(start, LENGTH), media.read_audio(start, LENGTH)
