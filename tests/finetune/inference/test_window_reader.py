@@ -30,6 +30,7 @@ from cavmae.pretrain.temporal.settings import JointOptions
 from cavmae.tools.benchmarks.media import VideoSpec, make_video
 from tests.finetune.inference.test_tracker import make_predictor, view_of
 from tests.finetune.speaker.scenes import ENCODER, SHAPE
+from tests.tools.test_separate_losses import spoil
 
 HEIGHT, WIDTH = 40, 64  # letterboxed, since the model's frames have another shape
 LENGTH = SHAPE.frames
@@ -196,21 +197,29 @@ def test_what_lies_far_between_crops_is_not_decoded(
 
 @pytest.mark.parametrize("looked_at", [(0, 1, 2, 3), (3,), (0, 3), (1, 2)])
 @pytest.mark.parametrize("seeking", [8, 1000])
+@pytest.mark.parametrize("damaged", [False, True])
 def test_crops_of_a_file_are_those_of_its_frames(
-    tmp_path: Path, looked_at: Sequence[int], seeking: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of frames that are shown longer than one of 25 Hz, and far from the nearest key frame."""
+    tmp_path: Path, looked_at: Sequence[int], seeking: int, damaged: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of frames that are shown longer than one of 25 Hz, and far from the nearest key frame.
+
+    Also of frames that do not decode, which show one before them, from windows without crops.
+    """
     monkeypatch.setattr(window_reader, "WORTH_SEEKING", seeking)
     spec = VideoSpec(
         seconds=6.0, fps=20.0, size=(96, 64), clutter=True, codec_options=(("g", "50"),)
     )
-    info = probe(str(make_video(tmp_path / "a.mp4", spec)))
+    path = make_video(tmp_path / "a.mp4", spec)
+    if damaged:
+        spoil(path, "video", 0.1, zeros=True)
+    info = probe(str(path))
     geometry = cut_from(info, (64, 96), (64, 96))
     predictor = make_predictor()
     starts = (0, LENGTH // 2, 3 * LENGTH, 6 * LENGTH)
     with Playback(info, geometry) as playback:
         frames = playback.read_frames(0, 7 * LENGTH)
-        assert not playback.missing
+        assert bool(playback.missing) == damaged
         with CropReader(predictor, playback, starts) as reader:
             for index in looked_at:
                 (view,) = reader.views(index, [(0.1, 0.2, 0.7, 0.9)])
