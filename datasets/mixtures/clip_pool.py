@@ -255,7 +255,9 @@ def _clip(shard: int, entry: Entry, data: bytes, exclude: Collection[str]) -> Po
     """Index entry of a sample; None: it is excluded, or lacks audio or frames."""
     info = SampleInfo.from_bytes(data)
     is_background = BACKGROUND in info.labels
-    if set(exclude) & set(info.labels) or not (is_background or "flac" in entry.members):
+    # A background is not heard: it may have more than one voice.
+    unwanted = set(exclude) - set(NOT_SINGLE if is_background else ())
+    if unwanted & set(info.labels) or not (is_background or "flac" in entry.members):
         return None
     count = len(info.frame_times)
     missing = (0, 0)

@@ -33,9 +33,9 @@ class Scene(NamedTuple):
         speaking: bool [P], whether each person is audible.
         masks: bool [P, F, height, width], visible pixels of each person.
         masked: bool [P], whether the mask is known.
-        target: number of the person that a cue refers to.
+        target: number of the person that a cue refers to; 0 without people.
         reference: float32 [samples], other speech of the target person; silence: there is none.
-        labels: of the target person's clip.
+        labels: of the target person's clip, or of the background without people.
     """
 
     frames: np.ndarray
@@ -89,21 +89,26 @@ class Composer:
         person_voices = np.zeros((len(spec.people), self.samples), dtype=np.float32)
         person_voices[audible] = mixed.parts[: len(audible)]
         composed = self.compositor.compose_frames(spec)
-        articulations = [self._articulation(person) for person in spec.people]
+        frames = len(self.compositor.times)
+        articulation = np.zeros((len(spec.people), frames, CUE_CHANNELS), dtype=np.float32)
+        articulated = np.zeros(len(spec.people), dtype=bool)
+        for number, person in enumerate(spec.people):
+            articulation[number], articulated[number] = self._articulation(person)
+        named = spec.people[spec.target].clip if spec.people else spec.background
         return Scene(
             frames=composed.frames,
             motion=composed.motion,
             mixture=mixed.mixture,
             voices=person_voices,
-            articulation=np.stack([track for track, _ in articulations]),
-            articulated=np.array([known for _, known in articulations]),
+            articulation=articulation,
+            articulated=articulated,
             residual=mixed.parts[len(audible) :].sum(axis=0),
-            speaking=np.array([n in audible for n in range(len(spec.people))]),
+            speaking=np.array([n in audible for n in range(len(spec.people))], dtype=bool),
             masks=composed.masks,
             masked=composed.masked,
             target=spec.target,
             reference=self._reference(spec),
-            labels=self._clip(spec.people[spec.target].clip).info.labels,
+            labels=() if named is None else self._clip(named).info.labels,
         )
 
     def _clip(self, key: str) -> PoolClip:

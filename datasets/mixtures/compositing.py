@@ -4,6 +4,7 @@ A scene is composed twice: a few key frames in colour, and all frames in grey at
 """
 
 import functools
+import random
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from cavmae.datasets.format.sample import MAX_SIDE, decode_frame, encode_frame
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
-from cavmae.datasets.mixtures.scene_spec import Place, SceneSpec, VisiblePerson
+from cavmae.datasets.mixtures.scene_spec import Place, SceneSpec
 from cavmae.datasets.stream.rates import VIDEO_RATE
 
 Size = tuple[int, int]  # height, width
@@ -163,7 +164,8 @@ class Compositor:
         colour = PasteCanvas(inner_size, inner_size, len(self.keys), 3)
         grey = PasteCanvas(grey_size, inner_size, len(self.times), 1)
         if spec.background is not None:
-            self._fill_background(colour, grey, self.pool.index_of[spec.background])
+            clip = self.pool.clips[self.pool.index_of[spec.background]]
+            self._fill_background(colour, grey, clip, spec.seed)
         masks = np.zeros((len(spec.people), len(self.keys), *inner_size), dtype=bool)
         masked = np.zeros(len(spec.people), dtype=bool)
         for depth, number in enumerate(spec.order):
@@ -194,7 +196,7 @@ class Compositor:
                             feather(sparse.float() / 255, spec.feather * grey.ratio[0])
                         ),
                     )
-            self._paste_person(colour, grey, clip, person, indices, alphas)
+            self._paste_clip(colour, grey, clip, person, indices, alphas)
         frames, motion = _grade(colour.pixels, grey.pixels, spec)
         if spec.room is not None:
             frames, motion = _letterbox(frames, self.scene), _letterbox(motion, self.motion)
@@ -203,28 +205,28 @@ class Compositor:
             )
         return ComposedFrames(frames, motion, masks, masked)
 
-    def _paste_person(
+    def _paste_clip(
         self,
         colour: PasteCanvas,
         grey: PasteCanvas,
         clip: PoolClip,
-        person: VisiblePerson,
+        place: Place,
         indices: np.ndarray,
-        alphas: tuple[Tensor, Tensor] | None,
+        alphas: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Pastes a person into both canvases.
+        """Pastes a clip into both canvases.
 
         Args:
             indices: int64 [T], the clip's frame at each time of the scene.
-            alphas: the person's opacity on each canvas; None: the whole frame is pasted.
+            alphas: its opacity on each canvas; None: the whole frame is pasted.
         """
         key_frames = self.pool.frames(clip, indices[self.keys].tolist(), grey=False)
         grey_frames = self.pool.frames(
-            clip, indices.tolist(), grey=True, size=grey.size_of(clip, person)
+            clip, indices.tolist(), grey=True, size=grey.size_of(clip, place)
         )
         alpha, alpha_grey = alphas if alphas is not None else (None, None)
-        colour.paste(torch.from_numpy(key_frames).permute(0, 3, 1, 2), clip, person, alpha)
-        grey.paste(torch.from_numpy(grey_frames)[:, None], clip, person, alpha_grey)
+        colour.paste(torch.from_numpy(key_frames).permute(0, 3, 1, 2), clip, place, alpha)
+        grey.paste(torch.from_numpy(grey_frames)[:, None], clip, place, alpha_grey)
 
     def _mask_alpha(self, clip: PoolClip, indices: np.ndarray) -> Tensor:
         """Opacity of a person in frames of a clip: uint8 [N, 1, h, w], 0 or 255."""
@@ -239,11 +241,28 @@ class Compositor:
         weight = (frame % MASK_STEP / MASK_STEP)[:, None, None, None]
         return torch.lerp(alpha_n1hw[before], alpha_n1hw[after], weight)
 
-    def _fill_background(self, colour: PasteCanvas, grey: PasteCanvas, number: int) -> None:
-        """Fills both canvases with a clip's background plate."""
-        plate = self._plate(number)
-        colour.fill(plate)
-        grey.fill(plate, torch.tensor(GREY))
+    def _fill_background(
+        self, colour: PasteCanvas, grey: PasteCanvas, clip: PoolClip, seed: int
+    ) -> None:
+        """Fills both canvases with a clip, which plays from a random time if it shows no person."""
+        if not clip.background:
+            plate = self._plate(self.pool.index_of[clip.key])
+            colour.fill(plate)
+            grey.fill(plate, torch.tensor(GREY))
+            return
+        spare = max(0.0, clip.info.duration - len(self.times) / VIDEO_RATE)
+        start = random.Random(seed).uniform(0, spare)
+        self._paste_clip(
+            colour, grey, clip, covering(clip, colour.size), clip.frames_at(start + self.times)
+        )
+
+
+def covering(clip: PoolClip, scene: Size) -> Place:
+    """Place at which a clip covers a scene of (height, width) pixels, centred and cropped."""
+    height, width = clip.info.frame_size
+    scale = max(scene[0] / height, scene[1] / width)
+    left, top = (scene[1] - scale * width) / 2, (scene[0] - scale * height) / 2
+    return Place(scale, round(left), round(top), False, None)
 
 
 def background_plate(pool: ClipPool, number: int) -> Tensor:

@@ -64,11 +64,16 @@ class SceneSampler:
     def sample(self, rng: random.Random) -> SceneSpec:
         """Samples a spec. All randomness comes from ``rng``, in a fixed order of draws."""
         settings = self.settings
-        count = rng.choices((1, 2, 3), settings.people)[0]
+        # A probability of 0 draws nothing, so that scenes of before the option stay the same.
+        if settings.nobody_prob and rng.random() < settings.nobody_prob:
+            count = 0
+        else:
+            count = rng.choices((1, 2, 3), settings.people)[0]
         names = rng.sample(self._names, min(count + 1, len(self._names)))
         chosen = [rng.choice(self._speaking[name]) for name in names]
-        all_off_screen = rng.random() < settings.all_off_screen_prob
-        silent_number = rng.randrange(count) if rng.random() < settings.silent_prob else None
+        all_off_screen = not count or rng.random() < settings.all_off_screen_prob
+        has_silent = count > 0 and rng.random() < settings.silent_prob
+        silent_number = rng.randrange(count) if has_silent else None
         has_noise = rng.random() < settings.noise_prob
         has_off_screen = rng.random() < settings.off_screen_prob
         if all_off_screen:  # the mixture is not silent all the same
@@ -78,7 +83,7 @@ class SceneSampler:
             is_audible or rng.random() < settings.mismatched_lips_prob for is_audible in audible
         ]
         visible = self._replace_silent(chosen[:count], moving, set(names), rng)
-        kind = self._sample_kind(visible, rng)
+        kind = self._sample_kind(visible, rng) if visible else "pasted"
         voices = self._sample_voices(
             [*visible, *chosen[count:]], [*audible, has_off_screen], [*moving, has_off_screen], rng
         )
@@ -93,7 +98,7 @@ class SceneSampler:
             kind == "inset" and all(place.rows is not None for place in places)
         )
         noises: tuple[Noise, ...] = ("white", "pink", "hum")
-        target = rng.randrange(count)
+        target = rng.randrange(count) if people else 0
         return SceneSpec(
             kind=kind,
             people=people,
@@ -101,7 +106,7 @@ class SceneSampler:
             background=self._sample_background(visible, rng) if has_background else None,
             unseen=tuple(voices[count:]) if has_off_screen else (),
             target=target,
-            reference=self._sample_reference(people[target], rng),
+            reference=self._sample_reference(people[target], rng) if people else None,
             noise=rng.choice(noises) if has_noise else None,
             noise_db=-20 * rng.random(),
             light=(rng.uniform(0.8, 1.25), rng.uniform(0.8, 1.25), rng.uniform(0.7, 1.3)),

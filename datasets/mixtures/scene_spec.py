@@ -31,7 +31,8 @@ class ComposeSettings:
         own_background: relative frequency of scenes that paste people into the video of one of
             them.
         pasted: relative frequency of scenes that paste people into the background of another clip:
-            of those labelled ``background``, which show no person, or else of any clip with masks.
+            the video of those labelled ``background``, which show no person, or else a still
+            picture of any clip with masks.
         split_screen: relative frequency of scenes with videos side by side.
         inset: relative frequency of scenes with small videos in corners (picture in picture), over
             the video of one more person, or over a background.
@@ -47,6 +48,8 @@ class ComposeSettings:
         noise_prob: probability of noise, 0 to 20 dB below the voices.
         all_off_screen_prob: probability that no visible person is audible: half of these scenes
             have noise, half an off-screen voice.
+        nobody_prob: probability of a scene without visible people, before a background as for
+            ``pasted``: half of these scenes have noise, half an off-screen voice.
         letterbox_prob: probability of a scene of another shape, with black above and below or
             beside it, as the model gets for a video wider or taller than its own frames.
         min_scale: scale of a pasted person, relative to a clip that fills the scene's height.
@@ -69,6 +72,7 @@ class ComposeSettings:
     off_screen_prob: float = 0.15
     noise_prob: float = 0.15
     all_off_screen_prob: float = 0.2
+    nobody_prob: float = 0.0
     letterbox_prob: float = 0.3
     min_scale: float = 0.5
     max_scale: float = 1.2
@@ -92,6 +96,7 @@ class ComposeSettings:
             "off_screen_prob",
             "noise_prob",
             "all_off_screen_prob",
+            "nobody_prob",
             "letterbox_prob",
         ):
             if not 0 <= getattr(self, name) <= 1:
@@ -161,7 +166,7 @@ class SceneSpec:
         kind: ``own_background``: the first of ``order`` keeps its own background; ``pasted``: the
             background is that of the clip ``background``; ``split_screen``: side by side;
             ``inset``: in rectangles over the first of ``order``, or over ``background``.
-        people: visible people, in random order.
+        people: visible people, in random order; possibly none.
         order: numbers of ``people`` from the farthest to the nearest.
         background: key of a clip.
         unseen: off-screen voices.
@@ -172,7 +177,7 @@ class SceneSpec:
         quality: JPEG quality of every frame.
         feather: width of a person's soft edge, in pixels.
         seed: of noise.
-        target: number of the person that a cue refers to.
+        target: number of the person that a cue refers to; 0 without people.
         reference: other speech of the target person; None: there is none.
         room: (height, width) of a letterboxed scene, which lies in the middle of the frame;
             positions refer to it. None: the scene fills the frame.

@@ -29,7 +29,7 @@ LIST_LIMIT_BYTES = 256 << 20
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> Batch:
-    """Batches N scenes, padded to the largest number of people, P.
+    """Batches N scenes, padded to the largest number of people, P, at least 1.
 
     Args:
         samples: ``key`` and ``scene`` of each.
@@ -41,7 +41,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> Batch:
         ``present``, ``speaking``, ``masked``, ``articulated``: bool [N, P]; ``target``: int64 [N].
     """
     scenes: list[Scene] = [sample["scene"] for sample in samples]
-    max_people = max(len(scene.voices) for scene in scenes)
+    max_people = max(1, *(len(scene.voices) for scene in scenes))
 
     def pad_people(name: str) -> torch.Tensor:
         arrays = [getattr(scene, name) for scene in scenes]

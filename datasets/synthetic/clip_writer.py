@@ -36,7 +36,7 @@ from cavmae.datasets.synthetic.script import Script, write_script
 from cavmae.datasets.synthetic.settings import QUALITY, TRUTH, RenderSettings
 from cavmae.datasets.synthetic.stage import Stage
 
-SCHEMA = 1
+SCHEMA = 2
 OWN_FILES = re.compile(
     r"\d+\.mp4|(mixture|voice-\d+|off-screen|background)\.flac|masks/\d+\.png"
     r"|truth\.json|\.truth\.json\..*\.tmp"
@@ -208,7 +208,7 @@ def _truth(
         "shift_ms": script.shift_ms,
         "people": people,
         "objects": list(script.staging.objects),
-        "lone_hand": _record(script.staging.lone_hand),
+        "lone_hands": [dataclasses.asdict(hand) for hand in script.staging.lone_hands],
         "off_screen": _record(script.off_screen),
         "noise": None
         if script.noise is None

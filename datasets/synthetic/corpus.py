@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cavmae")
 SHEET = "contact_sheet.png"
 SETTINGS, CLIPS, WORK, SKIPPED = "talkers.json", "clips", ".work", "skipped-clips.jsonl"
-SCHEMA = 3
+SCHEMA = 4
 
 
 class ClipProgress(Progress):

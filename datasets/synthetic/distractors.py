@@ -36,7 +36,8 @@ def paint_objects(
     """
     width, height = size
     painters = {
-        "armchair": _armchair, "sofa": _sofa, "office chair": _office_chair, "lamp": _lamp,
+        "armchair": _armchair, "sofa": _sofa, "office chair": _office_chair,
+        "wooden chair": _wooden_chair, "table": _table, "door": _door, "lamp": _lamp,
         "poster": _poster, "bust": _bust, "coat": _coat, "picture": _picture,
     }  # fmt: skip
     for kind in kinds:
@@ -111,6 +112,62 @@ def _office_chair(canvas: skia.Canvas, rng: np.random.Generator) -> None:
     canvas.drawPath(back, gradient((-0.3, -0.2), (0.3, 0.6), ends))
     for side in (-1, 1):
         canvas.drawLine(side * 0.48, 0.35, side * 0.42, 0.75, pen(shade(tone, 0.8), 0.07))
+
+
+def _wooden_chair(canvas: skia.Canvas, rng: np.random.Generator) -> None:
+    """A back of posts and rungs over a seat and legs; the wall shows through."""
+    tone = shade(natural_color(rng), rng.uniform(0.2, 0.8))
+    wide, high = float(rng.uniform(0.2, 0.34)), float(rng.uniform(0.5, 0.8))
+    line = pen(tone, float(rng.uniform(0.04, 0.09)))
+    for side in (-1, 1):
+        canvas.drawLine(side * wide, -high, side * wide * 1.05, 0.3, line)
+        canvas.drawLine(side * wide * 1.1, 0.3, side * wide * 1.2, 1.6, line)
+    if rng.random() < 0.5:
+        for y in np.linspace(-high + 0.05, 0.1, int(rng.integers(2, 5))):
+            canvas.drawLine(-wide, float(y), wide, float(y), line)
+    else:
+        canvas.drawLine(-wide, -high, wide, -high, line)
+        for x in np.linspace(-wide, wide, int(rng.integers(3, 6))):
+            canvas.drawLine(float(x), -high, float(x), 0.3, line)
+    _cushion(canvas, skia.Rect(-1.2 * wide, 0.26, 1.2 * wide, 0.4), 0.04, shade(tone, 1.2))
+
+
+def _table(canvas: skia.Canvas, rng: np.random.Generator) -> None:
+    """A table top seen from above its front edge, with papers and vessels on it."""
+    tone = natural_color(rng)
+    back, front = float(rng.uniform(0.5, 0.9)), float(rng.uniform(0.9, 1.5))
+    deep = float(rng.uniform(0.25, 0.6))
+    top = skia.Path()
+    top.addPoly([(-back, 0), (back, 0), (front, deep), (-front, deep)], True)
+    canvas.drawRect(skia.Rect(-0.95 * front, deep, 0.95 * front, 2.5), paint(shade(tone, 0.35)))
+    canvas.drawPath(top, gradient((0, 0), (0, deep), [shade(tone, 0.9), shade(tone, 1.2)]))
+    canvas.drawRect(skia.Rect(-front, deep, front, deep + 0.07), paint(shade(tone, 0.6)))
+    for _ in range(int(rng.integers(1, 7))):
+        x, y = float(rng.uniform(-0.8, 0.8)) * back, float(rng.uniform(0.1, 0.9)) * deep
+        canvas.save()
+        canvas.translate(x, y)
+        if rng.random() < 0.6:  # a sheet, foreshortened
+            canvas.scale(1, 0.5)
+            canvas.rotate(float(rng.uniform(-40, 40)))
+            sheet = paint(shade((0.95, 0.95, 0.93), rng.uniform(0.7, 1.05)))
+            canvas.drawRect(skia.Rect(-0.13, -0.18, 0.13, 0.18), sheet)
+        else:
+            wide, high = (float(v) for v in rng.uniform((0.03, 0.08), (0.09, 0.3)))
+            _cushion(canvas, skia.Rect(-wide, -high, wide, 0.02), 0.02, natural_color(rng))
+        canvas.restore()
+
+
+def _door(canvas: skia.Canvas, rng: np.random.Generator) -> None:
+    """A door in its frame, closed or open on a dark room."""
+    tone = natural_color(rng)
+    wide, high = float(rng.uniform(0.3, 0.5)), float(rng.uniform(0.6, 1.2))
+    canvas.drawRect(skia.Rect(-wide - 0.06, -high - 0.06, wide + 0.06, 3), paint(shade(tone, 1.2)))
+    leaf = shade(tone, 0.25) if rng.random() < 0.4 else shade(tone, 0.9)
+    canvas.drawRect(skia.Rect(-wide, -high, wide, 3), paint(leaf))
+    for y in (-high + 0.1, -high + 0.1 + 0.8 * high):
+        panel = skia.Rect(-0.75 * wide, y, 0.75 * wide, y + 0.65 * high)
+        canvas.drawRect(panel, pen(shade(leaf, 0.7), 0.02))
+    canvas.drawCircle(0.8 * wide, 0.3, 0.03, paint(shade(tone, 0.4)))
 
 
 def _lamp(canvas: skia.Canvas, rng: np.random.Generator) -> None:

@@ -7,7 +7,16 @@ import numpy as np
 import skia
 
 from cavmae.datasets.synthetic.appearance import SKINS, Appearance
-from cavmae.datasets.synthetic.canvas import Canvas, Point, oval, paint, pen, placement, shade
+from cavmae.datasets.synthetic.canvas import (
+    Canvas,
+    Point,
+    gradient,
+    oval,
+    paint,
+    pen,
+    placement,
+    shade,
+)
 from cavmae.datasets.synthetic.motion import smooth_noise, spans_weight
 from cavmae.datasets.synthetic.population import rng_for
 from cavmae.datasets.synthetic.scenery import natural_color
@@ -17,6 +26,8 @@ RISE = 0.45  # s: a hand takes this long to come up
 UPPER, FORE = 1.15, 1.05  # lengths of the upper arm and the forearm
 SHOULDER, REST = 1.05, 2.9  # heights of the shoulder's joint and of a resting hand
 FINGERS = ((-0.095, 0.20), (-0.035, 0.235), (0.03, 0.225), (0.09, 0.175))  # place, reach
+# Of each edge: sign of the way into the frame, and degrees by which a hand turns to point there.
+INWARDS = {"left": (1, 90), "right": (-1, -90), "top": (1, 180), "bottom": (-1, 0)}
 
 
 class HandTrack(NamedTuple):
@@ -119,28 +130,68 @@ class LoneArm:
     def __init__(self, hand: LoneHand, size: tuple[int, int], times: np.ndarray):
         rng = rng_for("lone hand", hand.seed)
         width, height = size
-        rate = 1 / (times[1] - times[0]) if len(times) > 1 else 1.0
+        frames = len(times)
+        rate = 1 / (times[1] - times[0]) if frames > 1 else 1.0
         weight = spans_weight(hand.spans, times, RISE)
-        self._scale = height * float(rng.uniform(0.25, 0.5))
-        reach = float(rng.uniform(0.15, 0.45)) * height
-        edge = width if hand.side > 0 else 0.0
-        sway = smooth_noise(len(times), rate, 0.3, rng) * 0.04 * height
-        self._x = edge - hand.side * (reach * weight + sway - 0.5 * self._scale * (1 - weight))
-        self._y = hand.y * height + smooth_noise(len(times), rate, 0.4, rng) * 0.05 * height
-        self._curl = np.clip(0.5 + 0.4 * smooth_noise(len(times), rate, 0.3, rng), 0, 1)
-        self._angle = -hand.side * float(rng.uniform(50, 110))
-        self._side = hand.side
+        self._scale = height * hand.size
+        reach = float(rng.uniform(0.1, 0.5)) * height
+        sway = smooth_noise(frames, rate, 0.3, rng) * 0.05 * height
+        length = 1.5 if hand.holds else 0.5  # of what has to leave the frame
+        inwards = reach * weight + sway - length * self._scale * (1 - weight)
+        across = smooth_noise(frames, rate, 0.4, rng) * 0.06 * height
+        towards, degrees = INWARDS[hand.edge]
+        if hand.edge in ("left", "right"):
+            self._x = (width if towards < 0 else 0) + towards * inwards
+            self._y = hand.along * height + across
+        else:
+            self._x = hand.along * width + across
+            self._y = (height if towards < 0 else 0) + towards * inwards
+        fist = 0.75 if hand.holds else 0.5
+        self._curl = np.clip(fist + 0.4 * smooth_noise(frames, rate, 0.3, rng), 0, 1)
+        turn = 8 * smooth_noise(frames, rate, 0.5, rng)
+        self._degrees = degrees + float(rng.uniform(-40, 40)) + turn
+        self._side = int(rng.choice([-1, 1]))
         skin = SKINS[int(rng.integers(len(SKINS)))]
         self._paints = (paint(skin), pen(shade(skin, 0.62), 0.012, 0.8))
         self._sleeve = paint(shade(natural_color(rng), 0.7))
+        self._bare = bool(rng.random() < 0.5)
+        self._tool = _Tool(rng) if hand.holds else None
 
     def draw(self, canvas: Canvas, number: int) -> None:
         """Draw frame ``number``, in pixels."""
-        place = placement(float(self._x[number]), float(self._y[number]), self._angle, self._scale)
+        place = placement(
+            float(self._x[number]), float(self._y[number]), float(self._degrees[number]),
+            self._scale,
+        )  # fmt: skip
+        skin = self._paints[0]
         with canvas.transformed(place):
-            canvas.draw(_limb((0, 3), (0, 0.6), 0.2, 0.16), self._sleeve, 0)
-            canvas.draw(_limb((0, 0.65), (0, 0), 0.14, 0.1), self._paints[0], 0)
+            if self._tool is not None:
+                self._tool.draw(canvas)
+            canvas.draw(_limb((0, 3), (0, 0.6), 0.2, 0.16), skin if self._bare else self._sleeve, 0)
+            canvas.draw(_limb((0, 0.65), (0, 0), 0.14, 0.1), skin, 0)
             draw_hand(canvas, self._side, float(self._curl[number]), self._paints, 0)
+
+
+class _Tool:
+    """A tool in a hand whose wrist is at 0 and which points upwards: a handle and a blade."""
+
+    def __init__(self, rng: np.random.Generator):
+        self._degrees = float(rng.uniform(-80, 80))
+        length, wide = float(rng.uniform(0.3, 0.6)), float(rng.uniform(0.05, 0.16))
+        tone = natural_color(rng)
+        self._handle = skia.Path()
+        box = skia.Rect(-wide, -length, wide, length)
+        self._handle.addRoundRect(box, 0.8 * wide, 0.8 * wide)
+        ends = [shade(tone, 1.3), shade(tone, 0.5)]
+        self._filling = gradient((-wide, 0), (wide, 0), ends)
+        narrow, reach = wide * float(rng.uniform(0.15, 0.9)), length * float(rng.uniform(1, 1.9))
+        self._blade = _limb((0, -0.9 * length), (0, -reach), narrow, 0.7 * narrow)
+        self._metal = paint(shade((0.75, 0.76, 0.78), rng.uniform(0.4, 1.2)))
+
+    def draw(self, canvas: Canvas) -> None:
+        with canvas.transformed(placement(0, -0.3, self._degrees, 1.0)):
+            canvas.draw(self._blade, self._metal, 0)
+            canvas.draw(self._handle, self._filling, 0)
 
 
 def draw_hand(

@@ -64,7 +64,7 @@ class Script:
     Attributes:
         clip: its number.
         split: of all speakers in it.
-        people: from back to front; number 1 first.
+        people: from back to front; number 1 first; none in a clip without people.
         off_screen: voice of a person out of view.
         noise: kind of background noise, and its level below the voices in dB.
         music: level of background music below the voices in dB.
@@ -91,7 +91,7 @@ class Script:
         Args:
             audible: whether each person's voice is audible.
         """
-        labels = {f"people-{len(self.people)}"}
+        labels = {f"people-{len(self.people)}"} if self.people else {"background"}
         for person, is_audible in zip(self.people, audible, strict=True):
             labels.add("speaking" if is_audible else "silent")
             if person.cover is not None:
@@ -124,6 +124,8 @@ def write_script(settings: RenderSettings, population: Population, clip: int) ->
     cast, look_alikes, similar_voices = _cast(
         settings, population, main, int(rng.integers(least, most + 1)), rng
     )
+    if rng_for(settings.seed, "nobody", clip).random() < settings.nobody:
+        cast, look_alikes, similar_voices = [], False, None
     spots = _places(len(cast), settings, rng)
     staging = draw_staging(settings, clip, [speaker.id for speaker in cast], spots)
     people = tuple(
@@ -138,7 +140,7 @@ def write_script(settings: RenderSettings, population: Population, clip: int) ->
     noise = None
     if rng.random() < settings.noise:
         kind = str(rng.choice(NOISES))
-        crowded = len(others) > (off_screen is not None)
+        crowded = len(others) > (off_screen is not None) and bool(people)
         noise = (kind if kind != "babble" or crowded else "pink", float(rng.uniform(0, 20)))
     music = float(rng.uniform(3, 20)) if rng.random() < settings.music else None
     shift = 0
@@ -194,7 +196,7 @@ def _places(
 ) -> list[tuple[float, float, float]]:
     """Draw (x, y, head) of each person: side by side, in random order."""
     width, height = settings.size
-    slot = width / height / count  # of one person, in heights of the frame
+    slot = width / height / max(count, 1)  # of one person, in heights of the frame
     places = []
     for place in rng.permutation(count):
         head = float(rng.uniform(0.42, 0.56)) * min(1.0, slot / 0.85)

@@ -14,7 +14,7 @@ SCENE_CASES = (
     "distractors",
 )  # fmt: skip
 CASES = (
-    "silent", "pauses", "off_screen_voice", "noise", "music", "look_alikes",
+    "nobody", "silent", "pauses", "off_screen_voice", "noise", "music", "look_alikes",
     "similar_voices", "desync", "mouth_occlusion", *SCENE_CASES,
 )  # fmt: skip
 
@@ -36,6 +36,8 @@ class RenderSettings:
         width: of the video in pixels; 0: the height for one person, twice the height for more.
         valid_share: share of the speakers that go to the split ``valid``.
         test_share: share of the speakers that go to the split ``test``.
+        nobody: share of clips without people, with distractors in any case: backgrounds for
+            composed scenes.
         silent: share of people whose mouth moves without speech (chewing, smiling).
         pauses: share of speaking people with long pauses.
         off_screen_voice: share of clips with the voice of a person out of view.
@@ -52,7 +54,7 @@ class RenderSettings:
         cut_off: share of people whose head the frame's edge cuts.
         textures: share of speakers with textured, shaded skin, hair and cloth; 0: flat colours.
         textured_backgrounds: share of clips before brick, script, foliage, shelves and the like.
-        distractors: share of clips with chairs, lamps, posters of faces, busts, hands of nobody.
+        distractors: share of clips with furniture, doors, posters of faces, busts, hands of nobody.
     """
 
     seed: int = 0
@@ -65,6 +67,7 @@ class RenderSettings:
     width: int = 0
     valid_share: float = 0.1
     test_share: float = 0.1
+    nobody: float = 0.0
     silent: float = 0.1
     pauses: float = 0.3
     off_screen_voice: float = 0.1

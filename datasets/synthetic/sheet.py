@@ -84,7 +84,7 @@ def _draw_row(row: Any, folder: Path) -> None:
         box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
         axis.text(0.02, base + 0.97, name, fontsize=7, va="top", parse_math=False, bbox=box)
     axis.set_xlim(0, truth["seconds"])
-    axis.set_ylim(-1.1 * (len(truth["people"]) - 1) - 0.05, 1.05)
+    axis.set_ylim(-1.1 * max(len(truth["people"]) - 1, 0) - 0.05, 1.05)
     axis.set_yticks([])
     axis.tick_params(labelsize=7)
     shift = f", audio {truth['shift_ms']:+d} ms" if truth["shift_ms"] else ""

@@ -98,9 +98,7 @@ class Stage:
             if person.cover is not None:
                 covered = motion.spans_weight(person.cover.spans, times, occlusions.RISE)
             self._covered.append(covered)
-        self._lone_hand: LoneArm | None = None
-        if staging.lone_hand is not None:
-            self._lone_hand = LoneArm(staging.lone_hand, self._size, times)
+        self._lone_arms = [LoneArm(hand, self._size, times) for hand in staging.lone_hands]
         grain = self._camera.grain
         shape = (GRAINS, self._size[1], self._size[0], 1)
         self._grain = np.rint(rng.normal(0, grain, shape)).astype(np.int16) if grain else None
@@ -136,8 +134,8 @@ class Stage:
             )
             for index in range(len(self._figures)):
                 boxes.append(self._draw_person(index, number))
-        if self._lone_hand is not None:
-            self._lone_hand.draw(canvas, number)
+        for arm in self._lone_arms:
+            arm.draw(canvas, number)
         return boxes
 
     def _draw_person(self, index: int, number: int) -> Box:

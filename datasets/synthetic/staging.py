@@ -9,7 +9,11 @@ from cavmae.datasets.synthetic.settings import RenderSettings
 
 Span = tuple[float, float]  # seconds from the clip's start
 # Person-like objects of a background.
-OBJECTS = ("armchair", "sofa", "office chair", "lamp", "poster", "bust", "coat", "picture")
+OBJECTS = (
+    "armchair", "sofa", "office chair", "wooden chair", "table", "door", "lamp", "poster", "bust",
+    "coat", "picture",
+)  # fmt: skip
+EDGES = ("left", "right", "top", "bottom")
 Spot = tuple[float, float, float]
 PROFILE_DEGREES = (30.0, 60.0)
 WALK_DEGREES = (40.0, 60.0)
@@ -17,6 +21,9 @@ HEADS = (0.2, 0.78)  # least and greatest height of a head, as a fraction of the
 MOUTH_GESTURE_PROB = 0.2  # of a gesture: the hand passes before the mouth
 WALK_SECONDS = 1.2  # shortest walk past somebody
 OBJECT_COUNT = (1, 4)
+LONE_HAND_PROB = 0.5  # of a clip with distractors
+LONE_HAND_PROB_EMPTY = 0.8  # of a clip without people
+LONE_HAND_SIZES = (0.25, 1.1)  # range of sizes, as for heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +68,18 @@ class LoneHand:
     """A hand of a person out of view that reaches into the frame.
 
     Attributes:
-        side: -1 from the left, 1 from the right.
-        y: of its height in the frame, as a fraction.
+        edge: of :data:`EDGES`, from which it comes.
+        along: where on that edge, from the left or the top, as a fraction.
+        size: height of the head that it would belong to, as a fraction of the frame's.
+        holds: whether it holds a tool.
         spans: when it is in view.
-        seed: of its tone and shape.
+        seed: of its tone, shape and movement.
     """
 
-    side: int
-    y: float
+    edge: str
+    along: float
+    size: float
+    holds: bool
     spans: tuple[Span, ...]
     seed: int
 
@@ -96,14 +107,14 @@ class Staging:
         depth: whether distances of people differ from the ordinary ones.
         textured_background: whether the background is brick, script, foliage and the like.
         objects: kinds of person-like objects in the background.
-        lone_hand: a hand of nobody in view.
+        lone_hands: hands of nobody in view.
     """
 
     people: tuple[PersonStaging, ...]
     depth: bool
     textured_background: bool
     objects: tuple[str, ...]
-    lone_hand: LoneHand | None
+    lone_hands: tuple[LoneHand, ...]
 
     def cases(self) -> dict[str, bool]:
         """Whether each case of :data:`~cavmae.datasets.synthetic.settings.SCENE_CASES` occurs."""
@@ -126,12 +137,12 @@ def draw_staging(
     """Draw the staging of a clip, independent of its cast and its voices.
 
     Args:
-        speakers: id of each person.
+        speakers: id of each person; none in a clip without people.
         spots: ordinary (x, y, head) of each person.
     """
     rng = rng_for(settings.seed, "staging", clip)
     depth = bool(rng.random() < settings.depth)
-    if depth:
+    if depth and spots:
         spots = _in_depth(spots, settings, rng)
     cut = [bool(rng.random() < settings.cut_off) for _ in spots]
     spots = [
@@ -161,18 +172,31 @@ def draw_staging(
         people.append(PersonStaging(x, y, head, turn, gesture, walk, cut[number], bool(textured)))
     textured_background = bool(rng.random() < settings.textured_backgrounds)
     objects: tuple[str, ...] = ()
-    lone_hand = None
-    if rng.random() < settings.distractors:
+    lone_hands: tuple[LoneHand, ...] = ()
+    if rng.random() < settings.distractors or not spots:
         chosen = rng.choice(len(OBJECTS), int(rng.integers(*OBJECT_COUNT)), replace=False)
         objects = tuple(OBJECTS[int(number)] for number in chosen)
-        if rng.random() < 0.3:
-            start = float(rng.uniform(-0.5, 0.6)) * settings.length
-            span = (start, start + float(rng.uniform(0.3, 1.0)) * settings.length)
-            lone_hand = LoneHand(
-                int(rng.choice([-1, 1])), float(rng.uniform(0.5, 0.9)), (span,),
-                int(rng.integers(2**31)),
-            )  # fmt: skip
-    return Staging(tuple(people), depth, textured_background, objects, lone_hand)
+        if rng.random() < (LONE_HAND_PROB if spots else LONE_HAND_PROB_EMPTY):
+            lone_hands = _lone_hands(settings, rng)
+    return Staging(tuple(people), depth, textured_background, objects, lone_hands)
+
+
+def _lone_hands(settings: RenderSettings, rng: np.random.Generator) -> tuple[LoneHand, ...]:
+    """Draw one hand, or the two hands of one person, who is out of view."""
+    count = int(rng.integers(1, 3))
+    size = float(np.exp(rng.uniform(*np.log(LONE_HAND_SIZES))))
+    seed = int(rng.integers(2**31))
+    hands: list[LoneHand] = []
+    for edge in rng.choice(EDGES, count):
+        start = float(rng.uniform(-0.5, 0.6)) * settings.length
+        span = (start, start + float(rng.uniform(0.3, 1.0)) * settings.length)
+        hands.append(
+            LoneHand(
+                str(edge), float(rng.uniform(0.1, 0.9)), size, bool(rng.random() < 0.5), (span,),
+                seed + len(hands),
+            )
+        )  # fmt: skip
+    return tuple(hands)
 
 
 def _in_depth(spots: list[Spot], settings: RenderSettings, rng: np.random.Generator) -> list[Spot]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cavmae.common.allocator import trim_memory
 from cavmae.common.boxes import WHOLE, Box
 from cavmae.common.errors import UsageError
 from cavmae.datasets.stream.transforms import Statistics
@@ -31,6 +32,8 @@ from cavmae.finetune.speaker.model_tensors import (
 )
 from cavmae.finetune.speaker.prediction import SpeakerPredictor, check_finite_audio
 from cavmae.finetune.speaker.voice_matching import distances
+
+LARGE = 50_000_000  # weights: `small` has 17 million, `base` 208
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +124,19 @@ class WindowPredictor:
         height, width = self.config.encoder.image_size
         self.sizes = ViewSizes((height, width), self.config.motion_size)
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it runs on the CPU and has more weights than :data:`LARGE`."""
+        return self.device.type == "cpu" and self.num_weights > LARGE
+
+    def _return_memory(self) -> None:
+        """Return freed activations to the system before a large model makes more of them.
+
+        Left on the heap they are 0.3 GB of `base` (docs/benchmarks/separate.md).
+        """
+        if self.is_large:
+            trim_memory()
+
     @torch.no_grad()
     def prepare(self, mixture: np.ndarray) -> PreparedMixture:
         """Encode a mixture, float32 [S], which all looks at a window share.
@@ -132,7 +148,9 @@ class WindowPredictor:
         check_finite_audio(wave)
         fbank = self.speaker.fbank(wave)
         with self._autocast():
-            return PreparedMixture(wave, fbank, self.speaker.model.encode_mixture(wave, fbank))
+            encoding = self.speaker.model.encode_mixture(wave, fbank)
+        self._return_memory()
+        return PreparedMixture(wave, fbank, encoding)
 
     @torch.no_grad()
     def predict(
@@ -174,8 +192,9 @@ class WindowPredictor:
         )
         with self._autocast():
             slot_predictions, voice_predictions = self.speaker.predict(
-                inputs, self.thresholds.min_voice_prob
+                inputs, self.thresholds.min_voice_prob, self._return_memory
             )
+        self._return_memory()
         states = voice_predictions.states[0, :-1].float().softmax(-1).cpu()
         masks = letterbox.crop_masks(slot_predictions.masks[-1][0].float().sigmoid()).cpu()
         waves = voice_predictions.waves(mixture.wave.shape[1])[0].float().cpu().numpy()
@@ -217,6 +236,7 @@ class WindowPredictor:
         images = torch.stack([key_view.image for key_view in key_views]).permute(0, 2, 3, 1)
         with self._autocast():
             tokens: Tensor = self.speaker.model.encode_frames(images[None].to(self.device))[0]
+        self._return_memory()
         return tokens
 
     def class_number(self, name: str | None) -> int:

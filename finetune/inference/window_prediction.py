@@ -25,9 +25,6 @@ from cavmae.finetune.inference.window_reader import CropReader, Window
 
 WINDOWS_AT_ONCE = 2  # each keeps its activations in memory
 SPARE_WINDOWS = 1  # that wait for the model, so that it is busy while crops of others are read
-# Of a model whose windows share the cores. `small` has 17 million, and takes 0.7 to 1.0 of the time
-# of one window after the other; `base`, with 208 million, takes 1.3 (docs/benchmarks/separate.md).
-MAX_WEIGHTS = 50_000_000
 MAX_SAMPLE = 1e6  # of full scale; squares of larger samples may overflow
 ROUNDING = 0.01  # frames by which the time of a cue may lie before its frame
 
@@ -51,10 +48,14 @@ class WindowPeople(NamedTuple):
 
 
 def windows_at_once(predictor: WindowPredictor) -> int:
-    """Number of windows that :func:`predict_windows` computes at a time: 1 or 2."""
+    """Number of windows that :func:`predict_windows` computes at a time: 1 or 2.
+
+    Two take 0.7 to 1.0 of the time of one after the other with `small`, but 1.3 with `base`
+    (docs/benchmarks/separate.md).
+    """
     is_shared = (
         predictor.device.type == "cpu"
-        and predictor.num_weights <= MAX_WEIGHTS
+        and not predictor.is_large
         and torch.get_num_threads() >= WINDOWS_AT_ONCE
     )
     return WINDOWS_AT_ONCE if is_shared else 1

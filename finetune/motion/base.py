@@ -47,7 +47,8 @@ def with_differences(frames: Tensor, dtype: torch.dtype) -> Tensor:
         [N, T, 3, h, w].
     """
     x = (frames.to(dtype) - GREY_MEAN) / GREY_STD
-    previous = torch.cat([x[:, :1], x[:, :-1]], dim=1)
-    following = torch.cat([x[:, 1:], x[:, -1:]], dim=1)
-    backward, forward = DIFFERENCE_GAIN * (x - previous), DIFFERENCE_GAIN * (following - x)
+    difference = DIFFERENCE_GAIN * x.diff(dim=1)
+    still = torch.zeros_like(x[:, :1])
+    backward = torch.cat([still, difference], dim=1)
+    forward = torch.cat([difference, still], dim=1)
     return torch.stack([x, backward, forward], dim=2)

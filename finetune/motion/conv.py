@@ -3,12 +3,15 @@
 Shapes: N clips, T grey frames of h x w pixels, C channels.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cavmae.finetune.motion.base import MotionPathway, with_differences
 from cavmae.finetune.motion.settings import ConvMotionOptions
 from cavmae.finetune.separators.layers import groups_of
+
+FRAMES_AT_ONCE = 8  # in inference on the CPU
 
 
 class TimeBlock(nn.Module):
@@ -33,11 +36,16 @@ class TimeBlock(nn.Module):
         Args:
             frames: T.
         """
-        size = x.shape[-2:]
-        y = functional.gelu(self.norm(x)).unflatten(0, (-1, frames)).transpose(1, 2)
+        # One step a line: without gradients each frees what the one before has made.
+        y = self.norm(x)
+        y = functional.gelu(y)
         # [N, C, T, h, w], convolved over time as the rows of [N, C, T, h w]
-        y = self.time(y.flatten(3)).transpose(1, 2).flatten(0, 1).unflatten(2, size)
-        return x + self.space(functional.gelu(y))
+        y = y.unflatten(0, (-1, frames)).transpose(1, 2).flatten(3)
+        y = self.time(y)
+        y = y.transpose(1, 2).flatten(0, 1).unflatten(2, x.shape[-2:])
+        y = functional.gelu(y)
+        y = self.space(y)
+        return x + y
 
 
 class ConvPathway(MotionPathway):
@@ -63,7 +71,16 @@ class ConvPathway(MotionPathway):
     def forward(self, frames: Tensor) -> Tensor:
         """See :meth:`MotionPathway.forward`."""
         x = with_differences(frames, self.stem.weight.dtype).flatten(0, 1)  # [N T, 3, h, w]
-        x = self.down(functional.gelu(self.norm(self.stem(x))))
+        if x.is_cpu and not torch.is_grad_enabled():
+            # The first layers see single frames, and their outputs are the largest of all.
+            x = torch.cat([self._reduce(part) for part in x.split(FRAMES_AT_ONCE)])
+        else:
+            x = self._reduce(x)
         for block in self.blocks:
             x = block(x, frames.shape[1])
         return functional.gelu(self.last(x)).unflatten(0, frames.shape[:2])
+
+    def _reduce(self, x: Tensor) -> Tensor:
+        """Features of single frames: [M, 3, h, w] -> [M, C, h / 4, w / 4]."""
+        features: Tensor = self.down(functional.gelu(self.norm(self.stem(x))))
+        return features

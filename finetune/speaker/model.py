@@ -16,7 +16,7 @@ Masks have H / 4 x W / 4 pixels.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -128,14 +128,20 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.hint_embed.add_classes(len(names))
 
     def forward(
-        self, inputs: Inputs, min_voice_prob: float = 0.0
+        self,
+        inputs: Inputs,
+        min_voice_prob: float = 0.0,
+        after_masks: Callable[[], None] | None = None,
     ) -> tuple[SlotPredictions, VoicePredictions]:
         """Predict masks, then decode each slot's voice from the motion under its own mask.
 
         Args:
             min_voice_prob: see :meth:`decode_voices`.
+            after_masks: called between both.
         """
         predictions = self.predict_masks(inputs)
+        if after_masks is not None:
+            after_masks()
         masks = predictions.masks[-1].sigmoid().detach()
         return predictions, self.decode_voices(
             inputs, predictions, masks, min_voice_prob=min_voice_prob

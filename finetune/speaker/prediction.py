@@ -1,5 +1,7 @@
 """Predictions of a trained speaker model: normalised fbanks in, checked masks and voices out."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,10 @@ class SpeakerPredictor:
             return (fbanks - self.statistics.mean) / self.statistics.std
 
     def predict(
-        self, inputs: Inputs, min_voice_prob: float = 0.0
+        self,
+        inputs: Inputs,
+        min_voice_prob: float = 0.0,
+        after_masks: Callable[[], None] | None = None,
     ) -> tuple[SlotPredictions, VoicePredictions]:
         """Predictions of the model in inference.
 
@@ -45,6 +50,7 @@ class SpeakerPredictor:
 
         Args:
             min_voice_prob: see :meth:`SpeakerModel.decode_voices`.
+            after_masks: see :meth:`SpeakerModel.forward`.
 
         Raises:
             CavmaeError: the audio has NaN or Inf.
@@ -53,12 +59,14 @@ class SpeakerPredictor:
         check_finite_audio(inputs.mixture)
         has_voice_cue = inputs.cues.kind == KINDS.index("voice")
         if not bool(has_voice_cue.any()):
-            outputs: tuple[SlotPredictions, VoicePredictions] = self.model(inputs, min_voice_prob)
+            outputs: tuple[SlotPredictions, VoicePredictions] = self.model(
+                inputs, min_voice_prob, after_masks
+            )
             _check_finite(*outputs)
             return outputs
         kind = inputs.cues.kind.masked_fill(has_voice_cue, 0)
         predictions, voices = self.model(
-            inputs._replace(cues=inputs.cues._replace(kind=kind)), min_voice_prob
+            inputs._replace(cues=inputs.cues._replace(kind=kind)), min_voice_prob, after_masks
         )
         _check_finite(predictions, voices)
         waves = voices.waves(inputs.mixture.shape[-1])

@@ -16,16 +16,18 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.scene_spec import ComposeSettings
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec
 from cavmae.datasets.mixtures.scene_stream import (
     ComposedStream,
     FixedSceneStream,
     clip_keys,
+    collate,
     read_list,
     write_list,
 )
 from cavmae.datasets.stream.base import Stream
 from cavmae.datasets.stream.loader import Loader
+from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.weighted_stream import training_stream
 from tests.datasets.clips import clip, data_set_of
@@ -264,10 +266,57 @@ def test_backgrounds_are_behind_people_and_nothing_else(tmp_path: Path) -> None:
         spec, people=(), order=(), unseen=(), noise="white", reference=None,
         light=(1.0, 1.0, 1.0), tint=(1.0, 1.0, 1.0), quality=95,
     )  # fmt: skip
-    composed = scenes.composer.compositor.compose_frames(empty).frames[0]
+    composed = scenes.composer.compositor.compose_frames(empty).frames
     pool = scenes.pool
-    frame = pool.frames(pool.clips[pool.index_of["k21"]], [0], grey=False)[0]
-    assert np.abs(composed.astype(int) - frame).mean() < 12  # once more through JPEG, of noise
+    played = pool.clips[pool.index_of["k21"]]
+    frames = pool.frames(played, range(len(played.times)), grey=False)
+    differences = np.abs(composed[:, None].astype(int) - frames[None]).mean((2, 3, 4))
+    assert (differences.min(1) < 12).all()  # once more through JPEG, of noise
+    shown = differences.argmin(1)
+    keys = scenes.composer.compositor.keys / VIDEO_RATE
+    passed = played.times[shown[1]] - played.times[shown[0]]
+    assert passed == pytest.approx(keys[1] - keys[0], abs=0.021)
+
+
+def test_backgrounds_with_several_voices_are_not_left_out(tmp_path: Path) -> None:
+    people = [clip(n, speaker=f"s{n}", person=True, labels=("noise",)[n:]) for n in range(4)]
+    behind = clip(20, speaker="x", labels=("background", "noise", "bad"), masks=False)
+    manifest = data_set_of(tmp_path / "set", [*people, behind])
+    assert {c.key for c in ClipPool(manifest).clips} == {"k1", "k2", "k3", "k20"}
+    assert {c.key for c in ClipPool(manifest, exclude=("bad",)).clips} == {"k0", "k1", "k2", "k3"}
+
+
+@pytest.mark.parametrize("has_backgrounds", [False, True])
+def test_scenes_without_people(tmp_path: Path, has_backgrounds: bool) -> None:
+    """They are as many as asked for, are heard, and go into batches with others and alone."""
+    samples = [clip(n, speaker=f"s{n}", person=True) for n in range(5)]
+    if has_backgrounds:
+        samples.append(clip(20, labels=("background",), masks=False))
+    manifest = data_set_of(tmp_path / "set", samples)
+    settings = dataclasses.replace(SETTINGS, nobody_prob=0.4, silent_prob=0.3)
+    scenes = ComposedStream(manifest, settings, (16, 24), 2, 2)
+    specs = [scenes.spec(0, n) for n in range(200)]
+    empty = [spec for spec in specs if not spec.people]
+    assert len(empty) == pytest.approx(80, abs=22)
+    for spec in empty:
+        assert spec.background is not None
+        assert bool(spec.unseen) or spec.noise is not None
+        assert SceneSpec.from_record(json.loads(json.dumps(spec.to_record()))) == spec
+    assert {bool(spec.unseen) for spec in empty} == {False, True}
+    both = [next(spec for spec in specs if spec.people), empty[0]]
+    composed = [{"key": "k", "scene": scenes.composer.compose(spec)} for spec in both]
+    batch, alone = collate(composed), collate(composed[1:])
+    assert batch["present"].any(1).tolist() == [True, False]
+    assert not batch["masks"][1].any()
+    assert not batch["voices"][1].any()
+    assert batch["mixture"][1].abs().max() > 0
+    assert torch.equal(batch["residual"][1], batch["mixture"][1])
+    assert alone["present"].tolist() == [[False]]
+    assert torch.equal(alone["frames"][0], batch["frames"][1])
+    # Without the option nothing is drawn for it.
+    plain = dataclasses.replace(settings, nobody_prob=0.0)
+    before = ComposedStream(manifest, plain, (16, 24), 2, 2)
+    assert all(before.spec(0, n).people for n in range(50))
 
 
 def test_a_pool_goes_to_another_process(clips: Manifest) -> None:

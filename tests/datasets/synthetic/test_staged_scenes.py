@@ -18,7 +18,7 @@ from cavmae.datasets.synthetic.projection import project
 from cavmae.datasets.synthetic.script import Script, write_script
 from cavmae.datasets.synthetic.settings import SCENE_CASES, RenderSettings
 from cavmae.datasets.synthetic.stage import Stage
-from cavmae.datasets.synthetic.staging import Gesture, LoneHand, Walk, draw_staging
+from cavmae.datasets.synthetic.staging import EDGES, Gesture, LoneHand, Walk, draw_staging
 
 SPOTS = [(0.25, 0.46, 0.45), (0.75, 0.5, 0.5)]
 PLAIN = dict.fromkeys(SCENE_CASES, 0.0)
@@ -88,7 +88,7 @@ def test_at_zero_scenes_are_plain() -> None:
     assert [(p.x, p.y, p.head) for p in staging.people] == SPOTS
     assert not any(staging.cases().values())
     assert not set(SCENE_CASES) & set(script.labels([True, True]))
-    assert staging.lone_hand is None
+    assert staging.lone_hands == ()
 
 
 @pytest.mark.parametrize("case", SCENE_CASES)
@@ -130,16 +130,21 @@ def test_who_comes_later_hides_who_is_behind() -> None:
 
 
 def test_distractors_are_in_no_mask() -> None:
-    """Furniture and posters leave no label; a lone hand takes pixels from who is behind it."""
+    """Furniture and posters leave no label."""
     stage = stage_of(*scene(1, distractors=1.0, textured_backgrounds=1.0))
     stage._figures = []
     assert not any(view.labels.any() for view in stage.frames())
-    canvas = Canvas((96, 96))
-    canvas.draw(oval(48, 48, 47, 47), paint((0, 0, 0)), 1)
-    arm = LoneArm(LoneHand(1, 0.6, ((0.0, 1.0),), 3), (96, 96), TIMES)
+
+
+@pytest.mark.parametrize("holds", [False, True])
+@pytest.mark.parametrize("edge", EDGES)
+def test_a_lone_hand_takes_pixels_from_who_is_behind_it(edge: str, holds: bool) -> None:
+    hand = LoneHand(edge, 0.6, 0.5, holds, ((0.0, 1.0),), 3)
+    arm = LoneArm(hand, (96, 96), TIMES)
+    canvas, alone = Canvas((96, 96)), Canvas((96, 96))
+    for painted in (canvas, alone):
+        painted.draw(oval(48, 48, 47, 47), paint((0, 0, 0)), 1)
     arm.draw(canvas, 10)
-    alone = Canvas((96, 96))
-    alone.draw(oval(48, 48, 47, 47), paint((0, 0, 0)), 1)
     people = alone.labels > 0
     alone.clear()
     arm.draw(alone, 10)
@@ -148,3 +153,33 @@ def test_distractors_are_in_no_mask() -> None:
     assert taken.sum() > 100
     assert not np.any(taken & ~touched)
     assert not np.any(solid & people & ~binary_dilation(taken))
+    borders = {
+        "left": solid[:, 0], "right": solid[:, -1], "top": solid[0], "bottom": solid[-1],
+    }  # fmt: skip
+    assert borders[edge].any()
+    # Before its time it is out of view.
+    late = LoneArm(dataclasses.replace(hand, spans=((0.9, 1.0),)), (96, 96), TIMES)
+    alone.clear()
+    late.draw(alone, 0)
+    assert not (alone.pixels[..., 3] == 255).any()
+
+
+def test_clips_without_people() -> None:
+    """Distractors are there in any case; nothing is labelled, nobody is said to be in it."""
+    hands = 0
+    for clip in range(20):
+        staged = scene(clip, nobody=1.0, off_screen_voice=1.0, noise=1.0)
+        script = staged[2]
+        assert script.people == ()
+        assert {"background", "distractors"} <= set(script.labels([]))
+        assert not any(label.startswith("people") for label in script.labels([]))
+        hands += bool(script.staging.lone_hands)
+        assert script.off_screen is not None
+        assert script.noise is not None
+        assert script.noise[0] != "babble"
+    assert 10 <= hands < 20
+    views = [(view.pixels.copy(), view.labels.copy()) for view in stage_of(*staged).frames()]
+    assert not any(labels.any() for _, labels in views)
+    assert views[0][0].std() > 5
+    share = [bool(scene(clip, nobody=0.3)[2].people) for clip in range(300)]
+    assert np.mean(share) == pytest.approx(0.7, abs=0.08)

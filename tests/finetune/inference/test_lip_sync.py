@@ -125,7 +125,7 @@ class Lips:
         real = make_predictor()
         self.config, self.keys, self.thresholds = real.config, real.keys, real.thresholds
         self.prepare, self.sizes = real.prepare, real.sizes
-        self.device, self.num_weights = real.device, real.num_weights
+        self.device, self.is_large = real.device, real.is_large
         self.encode_key_views, self.class_number = real.encode_key_views, real.class_number
         self.lips, self.lead, self.looks = lips, lead, 0
 

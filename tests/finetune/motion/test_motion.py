@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from cavmae.finetune.motion.base import MotionPathway
+from cavmae.finetune.motion.conv import FRAMES_AT_ONCE
 from cavmae.finetune.motion.settings import MOTION, X3DOptions
 from cavmae.finetune.motion.x3d import FrameNorm, X3DBlock, X3DStem
 from cavmae.finetune.speaker.motion_reader import MotionReader
@@ -59,6 +60,15 @@ def test_motion_is_told_from_a_still_frame(name: str) -> None:
     video = torch.randint(0, 256, (1, 5, 16, 16), dtype=torch.uint8)
     still = video[:, 2:3].expand(-1, 5, -1, -1)
     assert (motion_pathway(video)[:, 2] - motion_pathway(still)[:, 2]).abs().max() > 0.1
+
+
+def test_conv_gives_the_same_without_gradients() -> None:
+    """Frames are then taken a few at a time, which changes no bit."""
+    frames = torch.randint(256, (2, 2 * FRAMES_AT_ONCE + 3, 16, 24), dtype=torch.uint8)
+    motion_pathway = pathway("conv")
+    whole = motion_pathway(frames)
+    with torch.no_grad():
+        assert torch.equal(motion_pathway(frames), whole)
 
 
 def test_features_of_conv_are_local_in_time() -> None:
