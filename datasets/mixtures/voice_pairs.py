@@ -31,8 +31,9 @@ class PairedScene(NamedTuple):
 def paired_settings(settings: ComposeSettings) -> ComposeSettings:
     """Settings of scenes in which all visible people, and nothing else, are audible."""
     return dataclasses.replace(
-        settings, silent_prob=0.0, off_screen_prob=0.0, noise_prob=0.0, all_off_screen_prob=0.0
-    )
+        settings, silent_prob=0.0, off_screen_prob=0.0, noise_prob=0.0, all_off_screen_prob=0.0,
+        nobody_prob=0.0,
+    )  # fmt: skip
 
 
 def replace_target_voice(
@@ -75,7 +76,7 @@ def paired_scenes(specs: Sequence[SceneSpec]) -> dict[int, PairedScene]:
     """Scenes of a list that are pairs of neighbours, by their number in the list."""
     pairs: dict[int, PairedScene] = {}
     for number, (first, second) in enumerate(itertools.pairwise(specs)):
-        is_audible = first.people[first.target].level_db is not None
+        is_audible = bool(first.people) and first.people[first.target].level_db is not None
         if is_audible and second.unseen and second == _with_voice(first, second.unseen[0]):
             pairs[number] = PairedScene(first.target, True)
             pairs[number + 1] = PairedScene(first.target, False)

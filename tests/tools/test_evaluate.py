@@ -137,6 +137,31 @@ def test_the_same_however_scenes_are_batched(
     assert len(people) == 10
 
 
+@pytest.mark.parametrize("share", ["0.5", "1"])
+def test_scenes_without_people(
+    clips: Manifest, checkpoint: str, tmp_path: Path, share: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """False people are counted; a list of such scenes has no figures of people."""
+    path = str(tmp_path / "list.jsonl")
+    words = [clips.folder, "--list", path, "--count", "6", *SIZE, "--compose.nobody_prob", share]
+    assert make_scenes.main(words) == 0
+    people = tmp_path / "people.csv"
+    people.write_text("speaker,sex\n" + "".join(f"s{n},{'fm'[n % 2]}\n" for n in range(6)))
+    words = [
+        clips.folder, "--model", checkpoint, "--list", path, "--out", str(tmp_path / "out"),
+        "--workers", "0", "--batch-size", "2", "--people", str(people),
+    ]  # fmt: skip
+    assert main(words) == 0
+    record = json.loads((tmp_path / "out" / "measures.json").read_text())
+    counts = [len(scene["people"]) for scene in record["scenes"]["model"]]
+    assert 0 in counts
+    assert (2 in counts) == (share != "1")
+    assert all(scene["false_slots"] >= 0 for scene in record["scenes"]["model"])
+    printed = capsys.readouterr().out
+    assert f"| {METRICS['false_slots'].label} |" in printed
+    assert (f"| {METRICS['si_sdri'].label} |" in printed) == (share != "1")
+
+
 def test_a_cue_that_no_scene_has(checkpoint: str, tmp_path: Path) -> None:
     bare = data_set_of(tmp_path / "bare", [clip(n, speaker=f"s{n}", masks=False) for n in range(6)])
     (Path(bare.folder) / "manifest.json").write_bytes(bare.to_bytes())

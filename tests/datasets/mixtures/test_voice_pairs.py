@@ -91,6 +91,8 @@ def test_pairs_are_recognized_in_a_list(pairs: list[tuple[SceneSpec, SceneSpec]]
     moved = dataclasses.replace(b, seed=b.seed + 1)
     assert paired_scenes([a, moved]) == {}
     assert paired_scenes([]) == {}
+    empty = dataclasses.replace(a, people=(), order=(), target=0)
+    assert paired_scenes([empty, empty, a, b]).keys() == {2, 3}
 
 
 def test_it_needs_another_speaker(tmp_path: Path) -> None:
