@@ -20,7 +20,7 @@ from cavmae.datasets.format import sample
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.format.sample import SampleInfo
 from cavmae.datasets.format.shards import Entry
-from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE
+from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, OTHER_SOUND
 from cavmae.datasets.stream.features import SAMPLE_RATE, to_float
 from cavmae.datasets.stream.shard_reader import Access, ShardOpener
 
@@ -70,6 +70,11 @@ class PoolClip:
         """Whether the clip serves as a background only."""
         return BACKGROUND in self.info.labels
 
+    @property
+    def without_people(self) -> bool:
+        """Whether it is a background that has no masks, or masks that are empty."""
+        return self.background and not self.info.mask_values
+
     def frames_at(self, times: np.ndarray) -> np.ndarray:
         """Indices of the frames nearest to these times, int64."""
         after = np.searchsorted(self.times, times).clip(1, max(1, len(self.times) - 1))
@@ -85,7 +90,8 @@ class ClipPool:
     Args:
         manifest: of the shards, written with `--profile speakers`.
         access: settings for reading shards.
-        exclude: labels of clips that are left out.
+        exclude: labels of clips that are left out; backgrounds may have those of sound
+            (:data:`~cavmae.datasets.mixtures.scene_spec.OTHER_SOUND`).
 
     Raises:
         ShardError: a shard is missing or altered.
@@ -255,8 +261,8 @@ def _clip(shard: int, entry: Entry, data: bytes, exclude: Collection[str]) -> Po
     """Index entry of a sample; None: it is excluded, or lacks audio or frames."""
     info = SampleInfo.from_bytes(data)
     is_background = BACKGROUND in info.labels
-    # A background is not heard: it may have more than one voice.
-    unwanted = set(exclude) - set(NOT_SINGLE if is_background else ())
+    # A background is not heard.
+    unwanted = set(exclude) - set(OTHER_SOUND if is_background else ())
     if unwanted & set(info.labels) or not (is_background or "flac" in entry.members):
         return None
     count = len(info.frame_times)

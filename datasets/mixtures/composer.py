@@ -35,7 +35,7 @@ class Scene(NamedTuple):
         masked: bool [P], whether the mask is known.
         target: number of the person that a cue refers to; 0 without people.
         reference: float32 [samples], other speech of the target person; silence: there is none.
-        labels: of the target person's clip, or of the background without people.
+        labels: of the target person's clip; none without people.
     """
 
     frames: np.ndarray
@@ -94,7 +94,7 @@ class Composer:
         articulated = np.zeros(len(spec.people), dtype=bool)
         for number, person in enumerate(spec.people):
             articulation[number], articulated[number] = self._articulation(person)
-        named = spec.people[spec.target].clip if spec.people else spec.background
+        target = self._clip(spec.people[spec.target].clip) if spec.people else None
         return Scene(
             frames=composed.frames,
             motion=composed.motion,
@@ -108,7 +108,7 @@ class Composer:
             masked=composed.masked,
             target=spec.target,
             reference=self._reference(spec),
-            labels=() if named is None else self._clip(named).info.labels,
+            labels=() if target is None else target.info.labels,
         )
 
     def _clip(self, key: str) -> PoolClip:

@@ -4,7 +4,6 @@ A scene is composed twice: a few key frames in colour, and all frames in grey at
 """
 
 import functools
-import random
 from typing import NamedTuple
 
 import numpy as np
@@ -165,7 +164,7 @@ class Compositor:
         grey = PasteCanvas(grey_size, inner_size, len(self.times), 1)
         if spec.background is not None:
             clip = self.pool.clips[self.pool.index_of[spec.background]]
-            self._fill_background(colour, grey, clip, spec.seed)
+            self._fill_background(colour, grey, clip, spec.background_start)
         masks = np.zeros((len(spec.people), len(self.keys), *inner_size), dtype=bool)
         masked = np.zeros(len(spec.people), dtype=bool)
         for depth, number in enumerate(spec.order):
@@ -242,16 +241,18 @@ class Compositor:
         return torch.lerp(alpha_n1hw[before], alpha_n1hw[after], weight)
 
     def _fill_background(
-        self, colour: PasteCanvas, grey: PasteCanvas, clip: PoolClip, seed: int
+        self, colour: PasteCanvas, grey: PasteCanvas, clip: PoolClip, start: float | None
     ) -> None:
-        """Fills both canvases with a clip, which plays from a random time if it shows no person."""
-        if not clip.background:
+        """Fills both canvases with a clip that plays, or with its still plate.
+
+        Args:
+            start: in seconds; None: the plate.
+        """
+        if start is None:
             plate = self._plate(self.pool.index_of[clip.key])
             colour.fill(plate)
             grey.fill(plate, torch.tensor(GREY))
             return
-        spare = max(0.0, clip.info.duration - len(self.times) / VIDEO_RATE)
-        start = random.Random(seed).uniform(0, spare)
         self._paste_clip(
             colour, grey, clip, covering(clip, colour.size), clip.frames_at(start + self.times)
         )
@@ -269,14 +270,15 @@ def background_plate(pool: ClipPool, number: int) -> Tensor:
     """Background plate of a clip, without its person: float [3, h, w], 0 to 255.
 
     Each pixel is its mean over the frames in which the person does not cover it; pixels that are
-    always covered are filled from around. A clip without masks gives one of its frames.
+    always covered are filled from around. A clip without masks, or without a person, gives one of
+    its frames.
 
     Raises:
         SampleError: a frame or mask of the clip is broken.
     """
     clip = pool.clips[number]
     frames = ((np.arange(PLATE_FRAMES) + 0.5) * len(clip.times) / PLATE_FRAMES).astype(int)
-    if not clip.masked:
+    if not clip.masked or clip.without_people:
         frame = pool.frames(clip, frames[:1].tolist(), grey=False)[0]
         return torch.from_numpy(frame).permute(2, 0, 1).float()
     frames_nhwc = torch.from_numpy(pool.frames(clip, frames.tolist(), grey=False))

@@ -60,12 +60,18 @@ class SceneSampler:
                 f"({examples}); these mixtures take up to {required}: add people, or lower "
                 "compose.people, compose.off_screen_prob and compose.all_off_screen_prob."
             )
+        if settings.without_people_prob and not self._backgrounds:
+            raise UsageError(
+                f"compose.without_people_prob {settings.without_people_prob}: "
+                f"{pool.manifest.folder} has no background, neither clips labelled `background` "
+                "nor people with masks; add one of them, or set the option to 0."
+            )
 
     def sample(self, rng: random.Random) -> SceneSpec:
         """Samples a spec. All randomness comes from ``rng``, in a fixed order of draws."""
         settings = self.settings
-        # A probability of 0 draws nothing, so that scenes of before the option stay the same.
-        if settings.nobody_prob and rng.random() < settings.nobody_prob:
+        # A probability of 0 draws nothing: scenes are the same as before there was the option.
+        if settings.without_people_prob and rng.random() < settings.without_people_prob:
             count = 0
         else:
             count = rng.choices((1, 2, 3), settings.people)[0]
@@ -97,13 +103,14 @@ class SceneSampler:
         has_background = kind == "pasted" or (
             kind == "inset" and all(place.rows is not None for place in places)
         )
+        background = self._sample_background(visible, rng) if has_background else None
         noises: tuple[Noise, ...] = ("white", "pink", "hum")
         target = rng.randrange(count) if people else 0
         return SceneSpec(
             kind=kind,
             people=people,
             order=order,
-            background=self._sample_background(visible, rng) if has_background else None,
+            background=background,
             unseen=tuple(voices[count:]) if has_off_screen else (),
             target=target,
             reference=self._sample_reference(people[target], rng) if people else None,
@@ -119,6 +126,7 @@ class SceneSampler:
             feather=rng.uniform(0.5, 2.0),
             seed=rng.getrandbits(32),
             room=inner_size,
+            background_start=self._sample_background_start(background, rng),
         )
 
     def _sample_inner_size(self, rng: random.Random) -> tuple[int, int] | None:
@@ -238,3 +246,10 @@ class SceneSampler:
         clips = self.pool.clips
         others = [n for n in self._backgrounds if n not in visible]
         return clips[rng.choice(others or list(visible))].key
+
+    def _sample_background_start(self, background: str | None, rng: random.Random) -> float | None:
+        """Seconds from which on a background plays; None: it has a person, and stands still."""
+        clip = None if background is None else self.pool.clips[self.pool.index_of[background]]
+        if clip is None or not clip.without_people:
+            return None
+        return rng.random() * max(0.0, clip.info.duration - self.settings.seconds)

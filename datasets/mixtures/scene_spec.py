@@ -11,9 +11,8 @@ from cavmae.common.json_files import value_as
 from cavmae.datasets.stream.rates import VIDEO_RATE
 
 # Labels of clips whose audio is not one clean voice; see docs/reference/talker-corpus.md.
-NOT_SINGLE = (
-    "people-2", "people-3", "people-4", "noise", "music", "off_screen_voice", "desync",
-)  # fmt: skip
+OTHER_SOUND = ("noise", "music", "off_screen_voice", "desync")
+NOT_SINGLE = ("people-2", "people-3", "people-4", *OTHER_SOUND)
 
 Noise = Literal["white", "pink", "hum"]
 Kind = Literal["own_background", "pasted", "split_screen", "inset"]
@@ -27,7 +26,8 @@ class ComposeSettings:
         height: of a scene in pixels, a multiple of 16.
         width: likewise.
         seconds: of a scene, a multiple of 0.04.
-        people: relative frequencies of scenes with one, two and three visible people.
+        people: relative frequencies of scenes with one, two and three visible people, among those
+            that have any.
         own_background: relative frequency of scenes that paste people into the video of one of
             them.
         pasted: relative frequency of scenes that paste people into the background of another clip:
@@ -48,8 +48,8 @@ class ComposeSettings:
         noise_prob: probability of noise, 0 to 20 dB below the voices.
         all_off_screen_prob: probability that no visible person is audible: half of these scenes
             have noise, half an off-screen voice.
-        nobody_prob: probability of a scene without visible people, before a background as for
-            ``pasted``: half of these scenes have noise, half an off-screen voice.
+        without_people_prob: probability of a scene without visible people, of a background as for
+            ``pasted`` alone: half of these scenes have noise, half an off-screen voice.
         letterbox_prob: probability of a scene of another shape, with black above and below or
             beside it, as the model gets for a video wider or taller than its own frames.
         min_scale: scale of a pasted person, relative to a clip that fills the scene's height.
@@ -72,7 +72,7 @@ class ComposeSettings:
     off_screen_prob: float = 0.15
     noise_prob: float = 0.15
     all_off_screen_prob: float = 0.2
-    nobody_prob: float = 0.0
+    without_people_prob: float = 0.0
     letterbox_prob: float = 0.3
     min_scale: float = 0.5
     max_scale: float = 1.2
@@ -96,7 +96,7 @@ class ComposeSettings:
             "off_screen_prob",
             "noise_prob",
             "all_off_screen_prob",
-            "nobody_prob",
+            "without_people_prob",
             "letterbox_prob",
         ):
             if not 0 <= getattr(self, name) <= 1:
@@ -181,6 +181,8 @@ class SceneSpec:
         reference: other speech of the target person; None: there is none.
         room: (height, width) of a letterboxed scene, which lies in the middle of the frame;
             positions refer to it. None: the scene fills the frame.
+        background_start: seconds in ``background`` from which on it plays; None: it stands still,
+            without its person.
     """
 
     kind: Kind
@@ -198,6 +200,7 @@ class SceneSpec:
     target: int = 0
     reference: Voice | None = None
     room: tuple[int, int] | None = None
+    background_start: float | None = None
 
     def to_record(self) -> dict[str, Any]:
         """Fields as values of JSON."""

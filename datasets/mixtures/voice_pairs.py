@@ -32,7 +32,7 @@ def paired_settings(settings: ComposeSettings) -> ComposeSettings:
     """Settings of scenes in which all visible people, and nothing else, are audible."""
     return dataclasses.replace(
         settings, silent_prob=0.0, off_screen_prob=0.0, noise_prob=0.0, all_off_screen_prob=0.0,
-        nobody_prob=0.0,
+        without_people_prob=0.0,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Person-like objects that belong to no person: furniture, lamps, posters, dummies, lone hands."""
+"""Objects that are taken for people: furniture, doors, lamps, posters, dummies, clothes."""
 
 from collections.abc import Sequence
 

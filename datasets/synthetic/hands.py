@@ -26,6 +26,7 @@ RISE = 0.45  # s: a hand takes this long to come up
 UPPER, FORE = 1.15, 1.05  # lengths of the upper arm and the forearm
 SHOULDER, REST = 1.05, 2.9  # heights of the shoulder's joint and of a resting hand
 FINGERS = ((-0.095, 0.20), (-0.035, 0.235), (0.03, 0.225), (0.09, 0.175))  # place, reach
+HAND_REACH, TOOL_REACH = 0.75, 1.7  # from the wrist to the end of fingers or a tool, and a margin
 # Of each edge: sign of the way into the frame, and degrees by which a hand turns to point there.
 INWARDS = {"left": (1, 90), "right": (-1, -90), "top": (1, 180), "bottom": (-1, 0)}
 
@@ -128,7 +129,12 @@ class LoneArm:
     """
 
     def __init__(self, hand: LoneHand, size: tuple[int, int], times: np.ndarray):
-        rng = rng_for("lone hand", hand.seed)
+        owner = rng_for("owner of a lone hand", hand.seed)
+        skin = SKINS[int(owner.integers(len(SKINS)))]
+        self._paints = (paint(skin), pen(shade(skin, 0.62), 0.012, 0.8))
+        self._sleeve = paint(shade(natural_color(owner), 0.7))
+        self._bare = bool(owner.random() < 0.5)
+        rng = rng_for("lone hand", hand.seed, hand.side)
         width, height = size
         frames = len(times)
         rate = 1 / (times[1] - times[0]) if frames > 1 else 1.0
@@ -136,8 +142,8 @@ class LoneArm:
         self._scale = height * hand.size
         reach = float(rng.uniform(0.1, 0.5)) * height
         sway = smooth_noise(frames, rate, 0.3, rng) * 0.05 * height
-        length = 1.5 if hand.holds else 0.5  # of what has to leave the frame
-        inwards = reach * weight + sway - length * self._scale * (1 - weight)
+        away = (TOOL_REACH if hand.holds else HAND_REACH) * self._scale
+        inwards = (reach + sway) * weight - away * (1 - weight)
         across = smooth_noise(frames, rate, 0.4, rng) * 0.06 * height
         towards, degrees = INWARDS[hand.edge]
         if hand.edge in ("left", "right"):
@@ -148,13 +154,13 @@ class LoneArm:
             self._y = (height if towards < 0 else 0) + towards * inwards
         fist = 0.75 if hand.holds else 0.5
         self._curl = np.clip(fist + 0.4 * smooth_noise(frames, rate, 0.3, rng), 0, 1)
-        turn = 8 * smooth_noise(frames, rate, 0.5, rng)
-        self._degrees = degrees + float(rng.uniform(-40, 40)) + turn
-        self._side = int(rng.choice([-1, 1]))
-        skin = SKINS[int(rng.integers(len(SKINS)))]
-        self._paints = (paint(skin), pen(shade(skin, 0.62), 0.012, 0.8))
-        self._sleeve = paint(shade(natural_color(rng), 0.7))
-        self._bare = bool(rng.random() < 0.5)
+        lean = float(rng.uniform(-35, 35)) + np.clip(
+            8 * smooth_noise(frames, rate, 0.5, rng), -20, 20
+        )
+        self._degrees = degrees + lean
+        # The arm ends beyond the edge, however it leans.
+        self._length = 0.5 + inwards.clip(0) / self._scale / np.cos(np.radians(lean))
+        self._side = hand.side
         self._tool = _Tool(rng) if hand.holds else None
 
     def draw(self, canvas: Canvas, number: int) -> None:
@@ -167,7 +173,9 @@ class LoneArm:
         with canvas.transformed(place):
             if self._tool is not None:
                 self._tool.draw(canvas)
-            canvas.draw(_limb((0, 3), (0, 0.6), 0.2, 0.16), skin if self._bare else self._sleeve, 0)
+            end = 0.65 + float(self._length[number])
+            sleeve = skin if self._bare else self._sleeve
+            canvas.draw(_limb((0, end), (0, 0.6), 0.2, 0.16), sleeve, 0)
             canvas.draw(_limb((0, 0.65), (0, 0), 0.14, 0.1), skin, 0)
             draw_hand(canvas, self._side, float(self._curl[number]), self._paints, 0)
 
@@ -189,6 +197,7 @@ class _Tool:
         self._metal = paint(shade((0.75, 0.76, 0.78), rng.uniform(0.4, 1.2)))
 
     def draw(self, canvas: Canvas) -> None:
+        """Draw it; the fingers that hold it come later."""
         with canvas.transformed(placement(0, -0.3, self._degrees, 1.0)):
             canvas.draw(self._blade, self._metal, 0)
             canvas.draw(self._handle, self._filling, 0)

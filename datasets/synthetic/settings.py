@@ -14,7 +14,7 @@ SCENE_CASES = (
     "distractors",
 )  # fmt: skip
 CASES = (
-    "nobody", "silent", "pauses", "off_screen_voice", "noise", "music", "look_alikes",
+    "silent", "pauses", "off_screen_voice", "noise", "music", "look_alikes",
     "similar_voices", "desync", "mouth_occlusion", *SCENE_CASES,
 )  # fmt: skip
 
@@ -36,8 +36,8 @@ class RenderSettings:
         width: of the video in pixels; 0: the height for one person, twice the height for more.
         valid_share: share of the speakers that go to the split ``valid``.
         test_share: share of the speakers that go to the split ``test``.
-        nobody: share of clips without people, with distractors in any case: backgrounds for
-            composed scenes.
+        without_people: share of clips without people, with distractors in any case, which serve as
+            backgrounds of composed scenes.
         silent: share of people whose mouth moves without speech (chewing, smiling).
         pauses: share of speaking people with long pauses.
         off_screen_voice: share of clips with the voice of a person out of view.
@@ -54,7 +54,7 @@ class RenderSettings:
         cut_off: share of people whose head the frame's edge cuts.
         textures: share of speakers with textured, shaded skin, hair and cloth; 0: flat colours.
         textured_backgrounds: share of clips before brick, script, foliage, shelves and the like.
-        distractors: share of clips with furniture, doors, posters of faces, busts, hands of nobody.
+        distractors: share of clips with furniture, posters of faces, busts, lone hands.
     """
 
     seed: int = 0
@@ -67,7 +67,7 @@ class RenderSettings:
     width: int = 0
     valid_share: float = 0.1
     test_share: float = 0.1
-    nobody: float = 0.0
+    without_people: float = 0.0
     silent: float = 0.1
     pauses: float = 0.3
     off_screen_voice: float = 0.1
@@ -129,7 +129,7 @@ class RenderSettings:
                 "0, or even, 64 to 3840",
             ),
         }
-        for fraction in ("valid_share", "test_share", *CASES):
+        for fraction in ("valid_share", "test_share", "without_people", *CASES):
             ranges[fraction] = (0 <= getattr(self, fraction) <= 1, "a share, 0 to 1")
         for name, (good, wanted) in ranges.items():
             if not good:

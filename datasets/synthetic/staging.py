@@ -8,7 +8,7 @@ from cavmae.datasets.synthetic.population import rng_for
 from cavmae.datasets.synthetic.settings import RenderSettings
 
 Span = tuple[float, float]  # seconds from the clip's start
-# Person-like objects of a background.
+# Objects of a background that are taken for people.
 OBJECTS = (
     "armchair", "sofa", "office chair", "wooden chair", "table", "door", "lamp", "poster", "bust",
     "coat", "picture",
@@ -71,14 +71,16 @@ class LoneHand:
         edge: of :data:`EDGES`, from which it comes.
         along: where on that edge, from the left or the top, as a fraction.
         size: height of the head that it would belong to, as a fraction of the frame's.
+        side: -1 a left hand, 1 a right one.
         holds: whether it holds a tool.
         spans: when it is in view.
-        seed: of its tone, shape and movement.
+        seed: of its person's skin and sleeves.
     """
 
     edge: str
     along: float
     size: float
+    side: int
     holds: bool
     spans: tuple[Span, ...]
     seed: int
@@ -106,8 +108,8 @@ class Staging:
         people: in the order of their numbers.
         depth: whether distances of people differ from the ordinary ones.
         textured_background: whether the background is brick, script, foliage and the like.
-        objects: kinds of person-like objects in the background.
-        lone_hands: hands of nobody in view.
+        objects: kinds of objects in the background.
+        lone_hands: hands of a person out of view.
     """
 
     people: tuple[PersonStaging, ...]
@@ -141,8 +143,8 @@ def draw_staging(
         spots: ordinary (x, y, head) of each person.
     """
     rng = rng_for(settings.seed, "staging", clip)
-    depth = bool(rng.random() < settings.depth)
-    if depth and spots:
+    depth = bool(rng.random() < settings.depth) and bool(spots)
+    if depth:
         spots = _in_depth(spots, settings, rng)
     cut = [bool(rng.random() < settings.cut_off) for _ in spots]
     spots = [
@@ -187,13 +189,13 @@ def _lone_hands(settings: RenderSettings, rng: np.random.Generator) -> tuple[Lon
     size = float(np.exp(rng.uniform(*np.log(LONE_HAND_SIZES))))
     seed = int(rng.integers(2**31))
     hands: list[LoneHand] = []
-    for edge in rng.choice(EDGES, count):
+    for side, edge in zip((-1, 1), rng.choice(EDGES, count), strict=False):
         start = float(rng.uniform(-0.5, 0.6)) * settings.length
         span = (start, start + float(rng.uniform(0.3, 1.0)) * settings.length)
         hands.append(
             LoneHand(
-                str(edge), float(rng.uniform(0.1, 0.9)), size, bool(rng.random() < 0.5), (span,),
-                seed + len(hands),
+                str(edge), float(rng.uniform(0.1, 0.9)), size, side,
+                bool(rng.random() < 0.5), (span,), seed,
             )
         )  # fmt: skip
     return tuple(hands)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cavmae.common.allocator import trim_memory
 from cavmae.common.boxes import WHOLE, Box
 from cavmae.common.errors import UsageError
 from cavmae.datasets.stream.transforms import Statistics
@@ -33,7 +32,7 @@ from cavmae.finetune.speaker.model_tensors import (
 from cavmae.finetune.speaker.prediction import SpeakerPredictor, check_finite_audio
 from cavmae.finetune.speaker.voice_matching import distances
 
-LARGE = 50_000_000  # weights: `small` has 17 million, `base` 208
+LARGE_WEIGHTS = 50_000_000  # `small` has 17 million, `base` 208
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +110,12 @@ class WindowPredictor:
         precision: str = "fp32",
         thresholds: Thresholds = Thresholds(),  # noqa: B008 - frozen
     ):
-        self.speaker = SpeakerPredictor(model.eval(), statistics)
         self.config = model.config
         self.thresholds = thresholds
         self.device = next(model.parameters()).device
         self.num_weights = sum(p.numel() for p in model.parameters())
+        returns_memory = self.device.type == "cpu" and self.is_large
+        self.speaker = SpeakerPredictor(model.eval(), statistics, returns_memory)
         self._type = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self.keys = (
             (np.arange(self.config.key_frames) + 0.5) * self.config.frames / self.config.key_frames
@@ -126,16 +126,8 @@ class WindowPredictor:
 
     @property
     def is_large(self) -> bool:
-        """Whether it runs on the CPU and has more weights than :data:`LARGE`."""
-        return self.device.type == "cpu" and self.num_weights > LARGE
-
-    def _return_memory(self) -> None:
-        """Return freed activations to the system before a large model makes more of them.
-
-        Left on the heap they are 0.3 GB of `base` (docs/benchmarks/separate.md).
-        """
-        if self.is_large:
-            trim_memory()
+        """Whether it has more weights than :data:`LARGE_WEIGHTS`."""
+        return self.num_weights > LARGE_WEIGHTS
 
     @torch.no_grad()
     def prepare(self, mixture: np.ndarray) -> PreparedMixture:
@@ -149,7 +141,7 @@ class WindowPredictor:
         fbank = self.speaker.fbank(wave)
         with self._autocast():
             encoding = self.speaker.model.encode_mixture(wave, fbank)
-        self._return_memory()
+        self.speaker.end_step()
         return PreparedMixture(wave, fbank, encoding)
 
     @torch.no_grad()
@@ -192,9 +184,8 @@ class WindowPredictor:
         )
         with self._autocast():
             slot_predictions, voice_predictions = self.speaker.predict(
-                inputs, self.thresholds.min_voice_prob, self._return_memory
+                inputs, self.thresholds.min_voice_prob
             )
-        self._return_memory()
         states = voice_predictions.states[0, :-1].float().softmax(-1).cpu()
         masks = letterbox.crop_masks(slot_predictions.masks[-1][0].float().sigmoid()).cpu()
         waves = voice_predictions.waves(mixture.wave.shape[1])[0].float().cpu().numpy()
@@ -236,7 +227,7 @@ class WindowPredictor:
         images = torch.stack([key_view.image for key_view in key_views]).permute(0, 2, 3, 1)
         with self._autocast():
             tokens: Tensor = self.speaker.model.encode_frames(images[None].to(self.device))[0]
-        self._return_memory()
+        self.speaker.end_step()
         return tokens
 
     def class_number(self, name: str | None) -> int:

@@ -16,7 +16,7 @@ Masks have H / 4 x W / 4 pixels.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -128,24 +128,22 @@ class SpeakerModel(HubWeights, library_name="cavmae", tags=["audio-visual"]):
         self.hint_embed.add_classes(len(names))
 
     def forward(
-        self,
-        inputs: Inputs,
-        min_voice_prob: float = 0.0,
-        after_masks: Callable[[], None] | None = None,
+        self, inputs: Inputs, min_voice_prob: float = 0.0
     ) -> tuple[SlotPredictions, VoicePredictions]:
         """Predict masks, then decode each slot's voice from the motion under its own mask.
 
         Args:
             min_voice_prob: see :meth:`decode_voices`.
-            after_masks: called between both.
         """
         predictions = self.predict_masks(inputs)
-        if after_masks is not None:
-            after_masks()
+        return predictions, self.decode_under_own_masks(inputs, predictions, min_voice_prob)
+
+    def decode_under_own_masks(
+        self, inputs: Inputs, predictions: SlotPredictions, min_voice_prob: float = 0.0
+    ) -> VoicePredictions:
+        """:meth:`decode_voices` under the masks of :meth:`predict_masks`."""
         masks = predictions.masks[-1].sigmoid().detach()
-        return predictions, self.decode_voices(
-            inputs, predictions, masks, min_voice_prob=min_voice_prob
-        )
+        return self.decode_voices(inputs, predictions, masks, min_voice_prob=min_voice_prob)
 
     def encode_mixture(self, mixture: Tensor, fbank: Tensor) -> MixtureEncoding:
         """Encoding of mixtures [N, S] and their fbanks, to be used with several videos."""

@@ -1,10 +1,9 @@
 """Predictions of a trained speaker model: normalised fbanks in, checked masks and voices out."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from cavmae.common.allocator import trim_memory
 from cavmae.common.errors import CavmaeError, NonFiniteError
 from cavmae.datasets.stream.features import HOP, WINDOW, fbank_batch
 from cavmae.datasets.stream.transforms import Statistics
@@ -23,11 +22,19 @@ class SpeakerPredictor:
     Args:
         model: in evaluation mode, unless it is being trained.
         statistics: of fbanks, those that the encoder was trained with.
+        returns_memory: whether freed activations go back to the system after each step. Left on the
+            heap they are 0.3 GB of `base` (docs/benchmarks/separate.md).
     """
 
-    def __init__(self, model: SpeakerModel, statistics: Statistics):
+    def __init__(self, model: SpeakerModel, statistics: Statistics, returns_memory: bool = False):
         self.model = model
         self.statistics = statistics
+        self.returns_memory = returns_memory
+
+    def end_step(self) -> None:
+        """Returns freed activations to the system, where that is wanted."""
+        if self.returns_memory:
+            trim_memory()
 
     def fbank(self, waves: Tensor) -> Tensor:
         """Normalised fbanks of mixtures: [N, S] -> [N, S / 160, mel]."""
@@ -36,10 +43,7 @@ class SpeakerPredictor:
             return (fbanks - self.statistics.mean) / self.statistics.std
 
     def predict(
-        self,
-        inputs: Inputs,
-        min_voice_prob: float = 0.0,
-        after_masks: Callable[[], None] | None = None,
+        self, inputs: Inputs, min_voice_prob: float = 0.0
     ) -> tuple[SlotPredictions, VoicePredictions]:
         """Predictions of the model in inference.
 
@@ -50,7 +54,6 @@ class SpeakerPredictor:
 
         Args:
             min_voice_prob: see :meth:`SpeakerModel.decode_voices`.
-            after_masks: see :meth:`SpeakerModel.forward`.
 
         Raises:
             CavmaeError: the audio has NaN or Inf.
@@ -58,17 +61,15 @@ class SpeakerPredictor:
         """
         check_finite_audio(inputs.mixture)
         has_voice_cue = inputs.cues.kind == KINDS.index("voice")
-        if not bool(has_voice_cue.any()):
-            outputs: tuple[SlotPredictions, VoicePredictions] = self.model(
-                inputs, min_voice_prob, after_masks
-            )
-            _check_finite(*outputs)
-            return outputs
         kind = inputs.cues.kind.masked_fill(has_voice_cue, 0)
-        predictions, voices = self.model(
-            inputs._replace(cues=inputs.cues._replace(kind=kind)), min_voice_prob, after_masks
-        )
+        told = inputs._replace(cues=inputs.cues._replace(kind=kind))
+        predictions = self.model.predict_masks(told)
+        self.end_step()
+        voices = self.model.decode_under_own_masks(told, predictions, min_voice_prob)
+        self.end_step()
         _check_finite(predictions, voices)
+        if not bool(has_voice_cue.any()):
+            return predictions, voices
         waves = voices.waves(inputs.mixture.shape[-1])
         fbanks = self.fbank(waves.flatten(0, 1)).unflatten(0, waves.shape[:2])
         return target_to_slot0(inputs, predictions, voices, waves, fbanks)

@@ -143,7 +143,16 @@ def test_scenes_without_people(
 ) -> None:
     """False people are counted; a list of such scenes has no figures of people."""
     path = str(tmp_path / "list.jsonl")
-    words = [clips.folder, "--list", path, "--count", "6", *SIZE, "--compose.nobody_prob", share]
+    words = [
+        clips.folder,
+        "--list",
+        path,
+        "--count",
+        "6",
+        *SIZE,
+        "--compose.without_people_prob",
+        share,
+    ]
     assert make_scenes.main(words) == 0
     people = tmp_path / "people.csv"
     people.write_text("speaker,sex\n" + "".join(f"s{n},{'fm'[n % 2]}\n" for n in range(6)))

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.common.locks import locked
 from cavmae.common.settings import LimitedPoolSettings
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.format.sample import SampleInfo
+from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.synthetic.corpus import render_talkers
 from cavmae.datasets.synthetic.settings import RenderSettings
 from cavmae.tools.render_talkers import main
@@ -330,3 +332,24 @@ def test_missing_packages_are_named(tmp_path: Path, package: str, message: str) 
     assert message in said
     assert "pip install 'cavmae[talkers]'" in said
     assert "Traceback" not in said
+
+
+def test_clips_without_people(tmp_path: Path) -> None:
+    """They are rendered, listed without a speaker, and stored as backgrounds."""
+    out = tmp_path / "out"
+    share = {"valid_share": 0.0, "test_share": 0.0}
+    assert render(out, 4, seconds=2.56, without_people=0.5, distractors=1.0, **share) == 0
+    empty = [row for row in rows(out, "train") if "background" in row["labels"].split(";")]
+    assert 0 < len(empty) < 4
+    for row in empty:
+        assert row["speaker"] == ""
+        folder = (out / row["path"]).parent
+        truth = json.loads((folder / "truth.json").read_text())
+        assert truth["people"] == []
+        assert not list(folder.glob("voice-*.flac"))
+        assert not any(np.asarray(Image.open(path)).any() for path in folder.glob("masks/*.png"))
+    assert (out / "contact_sheet.png").exists()
+    shards = tmp_path / "shards"
+    assert make_shards(str(out / "train.csv"), shards, profile="speakers", shorter_side=96) == 0
+    pool = ClipPool(Manifest.load(shards))
+    assert sum(clip.without_people for clip in pool.clips) == len(empty)

@@ -16,7 +16,7 @@ from cavmae.datasets.synthetic.motion import walk_course
 from cavmae.datasets.synthetic.population import Population
 from cavmae.datasets.synthetic.projection import project
 from cavmae.datasets.synthetic.script import Script, write_script
-from cavmae.datasets.synthetic.settings import SCENE_CASES, RenderSettings
+from cavmae.datasets.synthetic.settings import CASES, SCENE_CASES, RenderSettings
 from cavmae.datasets.synthetic.stage import Stage
 from cavmae.datasets.synthetic.staging import EDGES, Gesture, LoneHand, Walk, draw_staging
 
@@ -136,11 +136,34 @@ def test_distractors_are_in_no_mask() -> None:
     assert not any(view.labels.any() for view in stage.frames())
 
 
+@pytest.mark.parametrize("size", [0.25, 1.1])
 @pytest.mark.parametrize("holds", [False, True])
 @pytest.mark.parametrize("edge", EDGES)
-def test_a_lone_hand_takes_pixels_from_who_is_behind_it(edge: str, holds: bool) -> None:
-    hand = LoneHand(edge, 0.6, 0.5, holds, ((0.0, 1.0),), 3)
-    arm = LoneArm(hand, (96, 96), TIMES)
+def test_a_lone_hand_comes_from_beyond_the_edge(edge: str, holds: bool, size: float) -> None:
+    """What is in view of it reaches the edge, and outside of its spans nothing is in view."""
+    seen = 0
+    for seed in range(6):
+        hand = LoneHand(edge, 0.6, size, 1 - 2 * (seed % 2), holds, ((0.4, 1.0),), seed)
+        arm = LoneArm(hand, (96, 96), TIMES)
+        for number in range(len(TIMES)):
+            canvas = Canvas((96, 96))
+            arm.draw(canvas, number)
+            touched = canvas.pixels[..., 3] > 0
+            if number == 0:
+                assert not touched.any()
+            if touched.sum() > 60:
+                seen += 1
+                reached = {
+                    "left": touched[:, 0], "right": touched[:, -1],
+                    "top": touched[0], "bottom": touched[-1],
+                }  # fmt: skip
+                assert reached[edge].any(), (seed, number)
+    assert seen > 30
+
+
+@pytest.mark.parametrize("holds", [False, True])
+def test_a_lone_hand_takes_pixels_from_who_is_behind_it(holds: bool) -> None:
+    arm = LoneArm(LoneHand("right", 0.6, 0.5, 1, holds, ((0.0, 1.0),), 3), (96, 96), TIMES)
     canvas, alone = Canvas((96, 96)), Canvas((96, 96))
     for painted in (canvas, alone):
         painted.draw(oval(48, 48, 47, 47), paint((0, 0, 0)), 1)
@@ -153,26 +176,29 @@ def test_a_lone_hand_takes_pixels_from_who_is_behind_it(edge: str, holds: bool) 
     assert taken.sum() > 100
     assert not np.any(taken & ~touched)
     assert not np.any(solid & people & ~binary_dilation(taken))
-    borders = {
-        "left": solid[:, 0], "right": solid[:, -1], "top": solid[0], "bottom": solid[-1],
-    }  # fmt: skip
-    assert borders[edge].any()
-    # Before its time it is out of view.
-    late = LoneArm(dataclasses.replace(hand, spans=((0.9, 1.0),)), (96, 96), TIMES)
-    alone.clear()
-    late.draw(alone, 0)
-    assert not (alone.pixels[..., 3] == 255).any()
+
+
+def test_two_lone_hands_are_those_of_one_person() -> None:
+    settings, _, _ = scene(without_people=1.0)
+    pairs = [draw_staging(settings, clip, [], []).lone_hands for clip in range(40)]
+    pairs = [hands for hands in pairs if len(hands) == 2]
+    assert pairs
+    for left, right in pairs:
+        assert (left.side, right.side) == (-1, 1)
+        assert (left.seed, left.size) == (right.seed, right.size)
 
 
 def test_clips_without_people() -> None:
     """Distractors are there in any case; nothing is labelled, nobody is said to be in it."""
     hands = 0
+    cases = dict.fromkeys(CASES, 1.0)
+    heard = {"off_screen_voice", "noise", "music"}
     for clip in range(20):
-        staged = scene(clip, nobody=1.0, off_screen_voice=1.0, noise=1.0)
+        staged = scene(clip, without_people=1.0, **cases)
         script = staged[2]
         assert script.people == ()
-        assert {"background", "distractors"} <= set(script.labels([]))
-        assert not any(label.startswith("people") for label in script.labels([]))
+        seen = {"background", "distractors", "textured_backgrounds"}
+        assert set(script.labels([])) == seen | heard
         hands += bool(script.staging.lone_hands)
         assert script.off_screen is not None
         assert script.noise is not None
@@ -181,5 +207,5 @@ def test_clips_without_people() -> None:
     views = [(view.pixels.copy(), view.labels.copy()) for view in stage_of(*staged).frames()]
     assert not any(labels.any() for _, labels in views)
     assert views[0][0].std() > 5
-    share = [bool(scene(clip, nobody=0.3)[2].people) for clip in range(300)]
+    share = [bool(scene(clip, without_people=0.3)[2].people) for clip in range(300)]
     assert np.mean(share) == pytest.approx(0.7, abs=0.08)

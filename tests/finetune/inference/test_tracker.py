@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ from hypothesis import strategies as st
 
 from cavmae.common.boxes import WHOLE, Box
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.inference import predictor as predictor_module
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights, OverlapAdd, window_starts
 from cavmae.finetune.inference.predictor import Cue, DetectedPerson, Letterbox, WindowPredictor
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.shots import interpolate_masks, visible_keys
 from cavmae.finetune.inference.tracker import Tracker, masks_at
 from cavmae.finetune.inference.views import WindowView
+from cavmae.finetune.speaker import prediction
 from cavmae.finetune.speaker.cues import KINDS, no_cues
 from cavmae.finetune.speaker.model_tensors import Inputs, SlotPredictions, VoicePredictions
 from tests.finetune.speaker.scenes import ENCODER, SHAPE, model
@@ -305,6 +308,37 @@ def view_of(
         torch.stack([predictor.sizes.motion_of(frame, box) for frame in frames]),
         [predictor.sizes.key_of(frames[key], box) for key in predictor.keys],
     )
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_large_model_returns_its_memory_after_each_step(
+    monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    """A small one, whose windows share the heap, does not; the results are the same."""
+    steps: list[str] = []
+    frames, wave = scene()
+    expected = make_predictor()
+    people = expected.predict(view_of(expected, frames), expected.prepare(wave))
+    monkeypatch.setattr(prediction, "trim_memory", lambda: steps.append("returned"))
+    monkeypatch.setattr(predictor_module, "LARGE_WEIGHTS", 0 if is_large else 50_000_000)
+    predictor = make_predictor()
+    speaker = predictor.speaker.model
+    for name in ("encode_mixture", "encode_frames", "predict_masks", "decode_voices"):
+        whole = getattr(speaker, name)
+
+        def step(*args: Any, name: str = name, whole: Any = whole, **options: Any) -> Any:
+            steps.append(name)
+            return whole(*args, **options)
+
+        monkeypatch.setattr(speaker, name, step)
+    view = view_of(predictor, frames)
+    tokens = predictor.encode_key_views(view.key_views)[None]
+    found = predictor.predict(view, predictor.prepare(wave), tokens=tokens)
+    names = ["encode_frames", "encode_mixture", "predict_masks", "decode_voices"]
+    returned = ["returned"] if is_large else []
+    assert steps == [step for name in names for step in (name, *returned)]
+    assert [person.slot for person in found] == [person.slot for person in people]
+    np.testing.assert_allclose(found[0].voice, people[0].voice, atol=1e-6)
 
 
 def test_a_window_of_the_models_size_is_one_forward_pass() -> None:

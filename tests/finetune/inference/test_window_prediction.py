@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from cavmae.datasets.media import MediaError
-from cavmae.finetune.inference import predictor as predictor_module
 from cavmae.finetune.inference.first_pass import FirstPass, first_pass
 from cavmae.finetune.inference.predictor import DetectedPerson, WindowPredictor
 from cavmae.finetune.inference.progress import ignore_progress
@@ -80,21 +79,6 @@ def test_a_large_model_has_all_threads(two_threads: None) -> None:
     assert windows_at_once(predictor) == 2
     predictor.num_weights = 200_000_000
     assert windows_at_once(predictor) == 1
-
-
-def test_a_large_model_returns_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """After each step of each window; a small model, whose windows share an arena, does not."""
-    trimmed = []
-    monkeypatch.setattr(predictor_module, "trim_memory", lambda: trimmed.append(True))
-    small = run(tmp_path / "small", source())
-    assert not trimmed
-    monkeypatch.setattr(predictor_module, "LARGE", 0)
-    large = run(tmp_path / "large", source())
-    assert len(trimmed) >= 4 * len(STARTS)
-    for number in small.people:
-        assert np.array_equal(
-            small.wave(number)[: small.samples], large.wave(number)[: small.samples]
-        )
 
 
 def test_two_windows_are_computed_at_the_same_time(

@@ -26,9 +26,12 @@ def _changed(kind: str) -> dict[str, Any]:
         scenes["masks"][:, 1] = False
         scenes["residual"] += scenes["voices"][:, 1]
         scenes["voices"][:, 1] = 0
-    elif kind == "absent":
-        for name in ("present", "speaking", "masked", "masks", "voices"):
-            scenes[name] = torch.zeros_like(scenes[name])
+    elif kind in ("absent", "absent in one"):
+        rows = slice(0, 1 if kind == "absent in one" else None)
+        for name in ("present", "speaking", "masked", "masks", "voices", "articulated"):
+            scenes[name][rows] = 0
+        scenes["residual"][rows] = scenes["mixture"][rows]
+        scenes["target"][rows] = 0
     elif kind == "identical":
         scenes["voices"][:, 1] = scenes["voices"][:, 0]
         scenes["mixture"] = scenes["voices"].sum(1) + scenes["residual"]
@@ -39,14 +42,19 @@ def _changed(kind: str) -> dict[str, Any]:
     return scenes
 
 
-@pytest.mark.parametrize("kind", ["silent", "single", "absent", "identical", "no masks"])
+@pytest.mark.parametrize(
+    "kind", ["silent", "single", "absent", "absent in one", "identical", "no masks"]
+)
 @pytest.mark.parametrize("progress", [0.0, 0.9])
 @pytest.mark.parametrize("learned", ["all", "masks and cues", "masks"])
 def test_losses_and_gradients_are_finite(kind: str, progress: float, learned: str) -> None:
     torch.manual_seed(0)
     losses = {"articulation_weight": 0.0} if learned == "masks" else {}
     speaker_task = task(freeze_voices=learned != "all", **losses)
-    output = speaker_task.training_step(_changed(kind), progress, [], 0)
+    scenes = _changed(kind)
+    if kind.startswith("absent"):
+        assert speaker_task.inputs_of(scenes, 1.0)[1][0] == -1  # no cue for nobody
+    output = speaker_task.training_step(scenes, progress, [], 0)
     output.loss.backward()
     for name, value in output.logs.items():
         assert torch.isfinite(value), name
