@@ -73,7 +73,7 @@ class SceneStream(Stream):
         motion: (height, width) of the grey frames.
         keys: F, number of key frames in colour.
         batch_size: scenes of a batch on this rank.
-        exclude: labels of clips that are left out.
+        exclude: labels of clips that are left out, as :class:`ClipPool` takes them.
         options: of :class:`~cavmae.datasets.stream.stream.Stream`.
 
     Raises:

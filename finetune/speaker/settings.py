@@ -27,7 +27,7 @@ class SpeakerDataSettings:
         batch_size: scenes in a batch, for each process that trains.
         workers: processes that compose scenes, for each process that trains.
         clips: number of clips to use of each data set, a random subset by the seed; 0: all.
-        exclude: labels of clips that are not used.
+        exclude: labels of clips that are not used; backgrounds may have those of sound.
         verify: check of the shards before the first step: by ``hash`` or by ``size``.
         max_broken: largest fraction of broken scenes in an epoch, of each data set, before the run
             fails.

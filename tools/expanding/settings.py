@@ -25,7 +25,7 @@ class ExpandDataSettings:
             clip length; they are kept in memory.
         held_out_scenes: scenes that are composed from ``held_out``, the same in every trial.
         batch_size: scenes of a training step, and of evaluation.
-        exclude: labels of clips that are not used.
+        exclude: labels of clips that are not used; backgrounds may have those of sound.
         max_broken: largest fraction of broken scenes in an epoch before a trial fails.
     """
 
