@@ -62,10 +62,10 @@ class SpeakerPredictor:
         check_finite_audio(inputs.mixture)
         has_voice_cue = inputs.cues.kind == KINDS.index("voice")
         kind = inputs.cues.kind.masked_fill(has_voice_cue, 0)
-        told = inputs._replace(cues=inputs.cues._replace(kind=kind))
-        predictions = self.model.predict_masks(told)
+        uncued = inputs._replace(cues=inputs.cues._replace(kind=kind))
+        predictions = self.model.predict_masks(uncued)
         self.end_step()
-        voices = self.model.decode_under_own_masks(told, predictions, min_voice_prob)
+        voices = self.model.decode_under_own_masks(uncued, predictions, min_voice_prob)
         self.end_step()
         _check_finite(predictions, voices)
         if not bool(has_voice_cue.any()):
