@@ -77,6 +77,8 @@ class Thresholds:
         max_vote_distance: largest distance, along each axis, between the center votes of two
             touching parts of one person, as a fraction of the frame; a center that is further from
             that in the other key frames has moved.
+        max_part_distance: largest vertical distance between the center votes of two touching parts
+            of one person, one right above the other, as a fraction of the height of both together.
         min_touching_fraction: fraction of the key frames with both parts in which the masks of two
             parts of one person touch at least.
         max_speck_fraction: size of a piece of a mask, as a fraction of the largest piece, below
@@ -108,6 +110,7 @@ class Thresholds:
     min_area_fraction: float = 0.002
     min_slot_iou: float = 0.6
     max_vote_distance: float = 0.05
+    max_part_distance: float = 0.2
     min_touching_fraction: float = 0.75
     max_speck_fraction: float = 0.1
     min_track_score: float = 0.25

@@ -87,8 +87,9 @@ def test_slots_of_low_presence_or_tiny_masks_are_dropped() -> None:
         ({}, [[0, 1]]),
         ({"min_presence_prob": 0.85}, [[0]]),
         ({"min_area_fraction": 0.055}, [[1]]),
-        ({"max_vote_distance": 0.02}, [[0], [1]]),
-        ({"max_vote_distance": 0.02, "min_slot_iou": 0.0}, [[0, 1]]),
+        ({"max_vote_distance": 0.02}, [[0, 1]]),
+        ({"max_vote_distance": 0.02, "max_part_distance": 0.02}, [[0], [1]]),
+        ({"max_vote_distance": 0.02, "max_part_distance": 0, "min_slot_iou": 0.0}, [[0, 1]]),
     ],
 )
 def test_each_threshold_of_slots_has_an_effect(
@@ -99,6 +100,24 @@ def test_each_threshold_of_slots_has_an_effect(
     presence_prob = torch.tensor([0.95, 0.8])
     masks = torch.stack([FACE, HAIR])
     assert merge_slots(masks, votes, presence_prob, False, Thresholds(**change)) == expected
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "rows", "expected"),
+    [
+        (0.31, 0.5, 14, [[0, 1]]),  # a head and the trunk below it
+        (0.33, 0.5, 14, [[0], [1]]),  # another column
+        (0.31, 0.6, 14, [[0], [1]]),  # too far below
+        (0.31, 0.5, 4, [[0], [1]]),  # two small people, one above the other
+    ],
+)
+def test_parts_in_a_column_vote_less_exactly_for_its_height(
+    x: float, y: float, rows: int, expected: list[list[int]]
+) -> None:
+    """Of a person of 18 of 20 rows, centers may be 0.18 of the frame apart."""
+    head, trunk = block(slice(1, 5), slice(10, 20)), block(slice(5, 5 + rows), slice(8, 22))
+    votes = voting((trunk, x, y), (head, 0.3, 0.38))
+    assert groups([head, trunk], votes, 0.95, 0.9) == expected
 
 
 def test_parts_touch_in_enough_key_frames() -> None:
