@@ -70,7 +70,7 @@ class SceneSampler:
     def sample(self, rng: random.Random) -> SceneSpec:
         """Samples a spec. All randomness comes from ``rng``, in a fixed order of draws."""
         settings = self.settings
-        # A probability of 0 draws nothing: scenes are the same as before there was the option.
+        # A probability of 0 draws nothing, so that other options draw the same scenes.
         if settings.without_people_prob and rng.random() < settings.without_people_prob:
             count = 0
         else:

@@ -24,7 +24,7 @@ def paint_backdrop(
     Args:
         size: (width, height) of a frame in pixels; the image is larger by the margin.
         textured: whether it is brick, script, foliage and the like, not plain.
-        objects: kinds of person-like objects in it.
+        objects: kinds of objects in it that are taken for people.
     """
     margin = margin_pixels(size)
     width, height = size[0] + 2 * margin, size[1] + 2 * margin

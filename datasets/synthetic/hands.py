@@ -197,7 +197,7 @@ class _Tool:
         self._metal = paint(shade((0.75, 0.76, 0.78), rng.uniform(0.4, 1.2)))
 
     def draw(self, canvas: Canvas) -> None:
-        """Draw it; the fingers that hold it come later."""
+        """Draw the tool, below the fingers."""
         with canvas.transformed(placement(0, -0.3, self._degrees, 1.0)):
             canvas.draw(self._blade, self._metal, 0)
             canvas.draw(self._handle, self._filling, 0)

@@ -124,7 +124,7 @@ def write_script(settings: RenderSettings, population: Population, clip: int) ->
     cast, look_alikes, similar_voices = _cast(
         settings, population, main, int(rng.integers(least, most + 1)), rng
     )
-    if rng_for(settings.seed, "without people", clip).random() < settings.without_people:
+    if rng_for(settings.seed, "nobody", clip).random() < settings.without_people:
         cast, look_alikes, similar_voices = [], False, None
     spots = _places(len(cast), settings, rng)
     staging = draw_staging(settings, clip, [speaker.id for speaker in cast], spots)

@@ -21,7 +21,7 @@ HEADS = (0.2, 0.78)  # least and greatest height of a head, as a fraction of the
 MOUTH_GESTURE_PROB = 0.2  # of a gesture: the hand passes before the mouth
 WALK_SECONDS = 1.2  # shortest walk past somebody
 OBJECT_COUNT = (1, 4)
-LONE_HAND_PROB = 0.5  # of a clip with distractors
+LONE_HAND_PROB = 0.3  # of a clip with distractors
 LONE_HAND_PROB_EMPTY = 0.8  # of a clip without people
 LONE_HAND_SIZES = (0.25, 1.1)  # range of sizes, as for heads
 
@@ -188,8 +188,9 @@ def _lone_hands(settings: RenderSettings, rng: np.random.Generator) -> tuple[Lon
     count = int(rng.integers(1, 3))
     size = float(np.exp(rng.uniform(*np.log(LONE_HAND_SIZES))))
     seed = int(rng.integers(2**31))
+    first = 1 - 2 * (seed % 2)
     hands: list[LoneHand] = []
-    for side, edge in zip((-1, 1), rng.choice(EDGES, count), strict=False):
+    for side, edge in zip((first, -first), rng.choice(EDGES, count), strict=False):
         start = float(rng.uniform(-0.5, 0.6)) * settings.length
         span = (start, start + float(rng.uniform(0.3, 1.0)) * settings.length)
         hands.append(

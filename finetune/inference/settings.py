@@ -78,7 +78,8 @@ class Thresholds:
             touching parts of one person, as a fraction of the frame; a center that is further from
             that in the other key frames has moved.
         max_part_distance: largest vertical distance between the center votes of two touching parts
-            of one person, one right above the other, as a fraction of the height of both together.
+            of one person whose centers lie in one column (within 2 % of the frame's width), as a
+            fraction of the height of both together.
         min_touching_fraction: fraction of the key frames with both parts in which the masks of two
             parts of one person touch at least.
         max_speck_fraction: size of a piece of a mask, as a fraction of the largest piece, below

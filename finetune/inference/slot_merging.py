@@ -12,7 +12,7 @@ from torch.nn import functional
 from cavmae.finetune.inference.settings import Thresholds
 
 NEIGHBORS = np.ones((3, 3))  # of a pixel, with its corners
-ALIGNED = 0.02  # horizontal distance of centers, as a fraction of the frame, of parts in a column
+MAX_COLUMN_DISTANCE = 0.02  # horizontal, of centers in one column, as a fraction of the frame
 
 
 def merge_slots(
@@ -21,8 +21,8 @@ def merge_slots(
     """Group slots into people, by descending presence probability.
 
     Two slots are one person if their masks overlap (IoU), or if the masks touch and their pixels
-    vote for the same center (:mod:`cavmae.finetune.speaker.center_voting`), or for two of which one
-    is right above the other.
+    vote for the same center (:mod:`cavmae.finetune.speaker.center_voting`), or for two in one
+    column that are near, given the height of both together.
 
     Args:
         masks: [Q', F, h, w], 0 to 1.
@@ -69,9 +69,9 @@ def _same_person(mask: Tensor, other: Tensor, votes: Tensor, thresholds: Thresho
     x, y = (_mean_vote(votes, mask) - _mean_vote(votes, other)).abs().tolist()
     if max(x, y) < thresholds.max_vote_distance:
         return True
-    # A head and the trunk below it: each votes for a center that is a little nearer to itself.
-    height = float((mask | other).any(2).float().mean(1).max())
-    return x < ALIGNED and y < thresholds.max_part_distance * height
+    # A head and its trunk: each votes for a center that is a little nearer to itself.
+    height = float((mask | other).any(2).float().mean())
+    return x < MAX_COLUMN_DISTANCE and y < thresholds.max_part_distance * height
 
 
 def _mean_vote(votes: Tensor, mask: Tensor) -> Tensor:

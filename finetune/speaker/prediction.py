@@ -32,7 +32,7 @@ class SpeakerPredictor:
         self.returns_memory = returns_memory
 
     def end_step(self) -> None:
-        """Returns freed activations to the system, where that is wanted."""
+        """Returns freed activations to the system, if :attr:`returns_memory`."""
         if self.returns_memory:
             trim_memory()
 

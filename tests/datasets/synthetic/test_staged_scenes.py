@@ -180,12 +180,13 @@ def test_a_lone_hand_takes_pixels_from_who_is_behind_it(holds: bool) -> None:
 
 def test_two_lone_hands_are_those_of_one_person() -> None:
     settings, _, _ = scene(without_people=1.0)
-    pairs = [draw_staging(settings, clip, [], []).lone_hands for clip in range(40)]
-    pairs = [hands for hands in pairs if len(hands) == 2]
+    drawn = [draw_staging(settings, clip, [], []).lone_hands for clip in range(40)]
+    assert {hands[0].side for hands in drawn if len(hands) == 1} == {-1, 1}
+    pairs = [hands for hands in drawn if len(hands) == 2]
     assert pairs
-    for left, right in pairs:
-        assert (left.side, right.side) == (-1, 1)
-        assert (left.seed, left.size) == (right.seed, right.size)
+    for one, other in pairs:
+        assert one.side == -other.side
+        assert (one.seed, one.size) == (other.seed, other.size)
 
 
 def test_clips_without_people() -> None:
