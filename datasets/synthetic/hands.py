@@ -26,7 +26,8 @@ RISE = 0.45  # s: a hand takes this long to come up
 UPPER, FORE = 1.15, 1.05  # lengths of the upper arm and the forearm
 SHOULDER, REST = 1.05, 2.9  # heights of the shoulder's joint and of a resting hand
 FINGERS = ((-0.095, 0.20), (-0.035, 0.235), (0.03, 0.225), (0.09, 0.175))  # place, reach
-HAND_REACH, TOOL_REACH = 0.75, 1.7  # from the wrist to the end of fingers or a tool, and a margin
+# From the wrist to the end of fingers or of a tool, with a margin.
+HAND_REACH, TOOL_REACH = 0.75, 1.7
 # Of each edge: sign of the way into the frame, and degrees by which a hand turns to point there.
 INWARDS = {"left": (1, 90), "right": (-1, -90), "top": (1, 180), "bottom": (-1, 0)}
 

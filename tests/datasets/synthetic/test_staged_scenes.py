@@ -140,7 +140,7 @@ def test_distractors_are_in_no_mask() -> None:
 @pytest.mark.parametrize("holds", [False, True])
 @pytest.mark.parametrize("edge", EDGES)
 def test_a_lone_hand_comes_from_beyond_the_edge(edge: str, holds: bool, size: float) -> None:
-    """What is in view of it reaches the edge, and outside of its spans nothing is in view."""
+    """Its visible pixels reach the edge of the frame; outside of its spans there are none."""
     seen = 0
     for seed in range(6):
         hand = LoneHand(edge, 0.6, size, 1 - 2 * (seed % 2), holds, ((0.4, 1.0),), seed)
@@ -193,13 +193,13 @@ def test_clips_without_people() -> None:
     """Distractors are there in any case; nothing is labelled, nobody is said to be in it."""
     hands = 0
     cases = dict.fromkeys(CASES, 1.0)
-    heard = {"off_screen_voice", "noise", "music"}
+    sound_labels = {"off_screen_voice", "noise", "music"}
     for clip in range(20):
         staged = scene(clip, without_people=1.0, **cases)
         script = staged[2]
         assert script.people == ()
-        seen = {"background", "distractors", "textured_backgrounds"}
-        assert set(script.labels([])) == seen | heard
+        scene_labels = {"background", "distractors", "textured_backgrounds"}
+        assert set(script.labels([])) == scene_labels | sound_labels
         hands += bool(script.staging.lone_hands)
         assert script.off_screen is not None
         assert script.noise is not None

@@ -333,12 +333,12 @@ def test_a_large_model_returns_its_memory_after_each_step(
         monkeypatch.setattr(speaker, name, step)
     view = view_of(predictor, frames)
     tokens = predictor.encode_key_views(view.key_views)[None]
-    found = predictor.predict(view, predictor.prepare(wave), tokens=tokens)
+    detected = predictor.predict(view, predictor.prepare(wave), tokens=tokens)
     names = ["encode_frames", "encode_mixture", "predict_masks", "decode_voices"]
     returned = ["returned"] if is_large else []
     assert steps == [step for name in names for step in (name, *returned)]
-    assert [person.slot for person in found] == [person.slot for person in people]
-    np.testing.assert_allclose(found[0].voice, people[0].voice, atol=1e-6)
+    assert [person.slot for person in detected] == [person.slot for person in people]
+    np.testing.assert_allclose(detected[0].voice, people[0].voice, atol=1e-6)
 
 
 def test_a_window_of_the_models_size_is_one_forward_pass() -> None:
