@@ -16,9 +16,10 @@ from cavmae.common.boxes import Box
 from cavmae.datasets.media.playback import SAMPLES
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import RawWave
+from cavmae.finetune.inference.detections import DetectedPerson, Movement
 from cavmae.finetune.inference.lip_sync import LipSync, OutOfSync
 from cavmae.finetune.inference.overlap_add import OverlapAdd
-from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
+from cavmae.finetune.inference.predictor import Cue, WindowPredictor
 from cavmae.finetune.inference.progress import ProgressCallback
 from cavmae.finetune.inference.sources import MediaSource
 from cavmae.finetune.inference.tracker import Tracker
@@ -46,6 +47,7 @@ class Sighting:
         cued: whether a cue means this person.
         power: mean square of the voice.
         voice_distance: distance from the reference voice; None: there is none.
+        movement: over the window; None: not measured.
     """
 
     window: int
@@ -57,6 +59,7 @@ class Sighting:
     cued: bool
     power: float
     voice_distance: float | None
+    movement: Movement | None = None
 
 
 def by_window(sightings: Sequence[Sighting]) -> dict[int, list[Sighting]]:
@@ -200,6 +203,7 @@ def first_pass(
                     cued=is_cued,
                     power=float(np.square(person.voice).mean()),
                     voice_distance=_voice_distance(predictor, person, cue),
+                    movement=person.movement,
                 )
                 sightings.setdefault(number, []).append(sighting)
                 masks.write(person.masks.tobytes())

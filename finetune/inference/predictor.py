@@ -14,6 +14,7 @@ from cavmae.common.errors import UsageError
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.datasets.synthetic.articulation import OPENING
 from cavmae.finetune.inference.appearance import appearance
+from cavmae.finetune.inference.detections import DetectedPerson
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.slot_merging import (
     merge_slots,
@@ -66,31 +67,6 @@ class PreparedMixture(NamedTuple):
     wave: Tensor
     fbank: Tensor
     encoding: MixtureEncoding
-
-
-class DetectedPerson(NamedTuple):
-    """A person in a window.
-
-    Attributes:
-        slot: index of the slot; of merged slots the one with the highest presence probability, or
-            that of a cue.
-        presence_prob: probability that the slot holds a person.
-        activity_prob: float32 [T], probability that the voice is active, every 40 ms.
-        box: region of the frame that the masks cover.
-        masks: uint8 [F, h, w], 0 to 255, of the key frames.
-        voice: float32 [samples].
-        colors: of :func:`~cavmae.finetune.inference.appearance.appearance`, in the key frames.
-        openings: float32 [T], opening of the mouth in each frame, about 0 to 1.
-    """
-
-    slot: int
-    presence_prob: float
-    activity_prob: np.ndarray
-    box: Box
-    masks: np.ndarray
-    voice: np.ndarray
-    colors: np.ndarray
-    openings: np.ndarray
 
 
 class WindowPredictor:

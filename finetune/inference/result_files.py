@@ -127,7 +127,7 @@ def write_files(
         "audio_stream": info.audio_stream,
         "mixdown": ", ".join(recording.mixdown),
         "tone_mapping": info.transfer,
-        "remarks": [*info.remarks, *recording.remarks],
+        "remarks": [*info.remarks, *separated.remarks],
         "people": [
             {
                 "number": number,

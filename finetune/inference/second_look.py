@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cavmae.common.boxes import WHOLE, Box, mask_box
-from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
+from cavmae.finetune.inference.detections import DetectedPerson
+from cavmae.finetune.inference.predictor import Cue, WindowPredictor
 from cavmae.finetune.inference.tracker import masks_at, soft_iou
 
 
@@ -80,7 +81,9 @@ def refine_people(
             continue
         slot = crop.person.slot
         # The cue of the second look biases the presence probability, so the first one stays.
-        refined[slot] = detail._replace(slot=slot, presence_prob=crop.person.presence_prob)
+        refined[slot] = detail._replace(
+            slot=slot, presence_prob=crop.person.presence_prob, movement=crop.person.movement
+        )
         zooms[slot] = crop.zoom
     return list(refined.values()), zooms
 

@@ -1,23 +1,40 @@
 """Selection of the people of a separation: all who last, or the target alone."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
+from cavmae.finetune.inference.movement import stands_still
 from cavmae.finetune.inference.predictor import Cue
 from cavmae.finetune.inference.records import visible_frames
 from cavmae.finetune.speaker.voice_matching import AUDIBLE
 
 
+class SelectedPeople(NamedTuple):
+    """People who are separated.
+
+    Attributes:
+        people: sightings of each, by number of the first pass.
+        remarks: sentences about those who are left out.
+    """
+
+    people: dict[int, list[Sighting]]
+    remarks: tuple[str, ...] = ()
+
+
 def select_people(
-    recording: FirstPass, min_seconds: float, cue: Cue | None
-) -> dict[int, list[Sighting]]:
-    """The target alone, or the people who are visible long enough, by number of the first pass.
+    recording: FirstPass, min_seconds: float, min_movement: float, cue: Cue | None
+) -> SelectedPeople:
+    """The target alone, or the people who are visible long enough, and move.
+
+    A box, point or mask may mean anybody.
 
     Args:
         recording: result of the first pass.
         min_seconds: shortest visible time of a person.
+        min_movement: least movement of a person, as a fraction of their height.
         cue: cue for the target; None: there is no target.
 
     Raises:
@@ -34,10 +51,16 @@ def select_people(
         for n, s in recording.people.items()
         if visible_frames(recording, s).sum() >= min_frames
     }
-    if cue is None:
-        return lasting
-    if cue.kind == "voice":
-        return match_reference_voice(lasting)
+    if cue is None or cue.kind == "voice":
+        moving = {
+            n: sightings
+            for n, sightings in lasting.items()
+            if not stands_still([s.movement for s in sightings], min_movement)
+        }
+        remarks = _remarks_on_still(len(lasting) - len(moving))
+        if cue is not None:
+            moving = match_reference_voice(moving)
+        return SelectedPeople(moving, remarks)
     cued_prob = {
         n: sum(s.presence_prob for s in sightings if s.cued)
         for n, sightings in recording.people.items()
@@ -48,7 +71,17 @@ def select_people(
             f"No person matches the {cue.kind} at {cue.time:g} s: name another time, or another "
             "cue."
         )
-    return {best: recording.people[best]}
+    return SelectedPeople({best: recording.people[best]})
+
+
+def _remarks_on_still(count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    who = "1 person who stands" if count == 1 else f"{count} people who stand"
+    return (
+        f"{who} still while the picture moves, as furniture and posters do, left out "
+        "(--thresholds.min-movement-fraction 0: kept)",
+    )
 
 
 def match_reference_voice(people: Mapping[int, list[Sighting]]) -> dict[int, list[Sighting]]:

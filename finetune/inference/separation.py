@@ -41,6 +41,7 @@ class SeparatedRecording:
         residual: mixture minus all voices.
         spans: speech spans in seconds, by number.
         records: record of each person, by number.
+        remarks: sentences about losses, and about people who are left out.
     """
 
     recording: FirstPass
@@ -50,6 +51,7 @@ class SeparatedRecording:
     residual: RawWave
     spans: Mapping[int, list[Span]]
     records: Mapping[int, dict[str, Any]]
+    remarks: tuple[str, ...]
 
 
 def separate_media(
@@ -84,9 +86,12 @@ def separate_media(
     recording = _first_pass_in_sync(
         predictor, name, media, audio_packets, folder, settings, cue, progress
     )
-    for remark in recording.remarks:
+    selected, remarks_on_people = select_people(
+        recording, settings.min_seconds, predictor.thresholds.min_movement_fraction, cue
+    )
+    remarks = (*recording.remarks, *remarks_on_people)
+    for remark in remarks:
         log.warning("%s: %s.", name, remark)
-    selected = select_people(recording, settings.min_seconds, cue)
     # Numbered again, since some people of the first pass are dropped.
     voices = {number: recording.wave(track) for number, track in enumerate(selected, 1)}
     people = dict(enumerate(selected.values(), 1))
@@ -102,7 +107,7 @@ def separate_media(
         records[number] = person_record(
             recording, sightings, level, spans[number], predictor.thresholds
         )
-    return SeparatedRecording(recording, people, voices, mixture, residual, spans, records)
+    return SeparatedRecording(recording, people, voices, mixture, residual, spans, records, remarks)
 
 
 def sound_lead(predictor: WindowPredictor, settings: SeparateSettings) -> int:

@@ -71,6 +71,9 @@ class Thresholds:
             voice is taken as silence without computing it; 0: all voices are computed.
         min_area_fraction: mean fraction of the frame that a person covers at least; smaller masks
             are false detections. Specks below it are removed from masks.
+        min_movement_fraction: mean movement of a person within 0.2 s, as a fraction of their
+            height, below which they are left out as furniture or a poster, if the rest of the
+            picture moves more than twice as much; 0: nobody is.
         min_slot_iou: IoU of the masks of two slots from which they are one person; and the fraction
             of a person's mask in a key frame that lies in another person's, from which it is
             removed there if its center has moved.
@@ -78,8 +81,8 @@ class Thresholds:
             touching parts of one person, as a fraction of the frame; a center that is further from
             that in the other key frames has moved.
         max_part_distance: largest vertical distance between the center votes of two touching parts
-            of one person whose centers lie in one column (within 2 % of the frame's width), as a
-            fraction of the height of both together.
+            of one person whose centers lie in one column (within 8 % of the width of both
+            together), as a fraction of the height of both together.
         min_touching_fraction: fraction of the key frames with both parts in which the masks of two
             parts of one person touch at least.
         max_speck_fraction: size of a piece of a mask, as a fraction of the largest piece, below
@@ -109,9 +112,10 @@ class Thresholds:
     min_presence_prob: float = 0.7
     min_voice_prob: float = 0.1
     min_area_fraction: float = 0.002
+    min_movement_fraction: float = 0.0008
     min_slot_iou: float = 0.6
     max_vote_distance: float = 0.05
-    max_part_distance: float = 0.2
+    max_part_distance: float = 0.12
     min_touching_fraction: float = 0.75
     max_speck_fraction: float = 0.1
     min_track_score: float = 0.25

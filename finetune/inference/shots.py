@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cavmae.datasets.media.playback import SAMPLES
-from cavmae.finetune.inference.predictor import DetectedPerson
+from cavmae.finetune.inference.detections import DetectedPerson
 
 GRID = 36, 64  # pixels of a frame that are compared, at least: rows and columns
 NEIGHBORS = 2  # changes of the picture on either side of a cut that are small beside it

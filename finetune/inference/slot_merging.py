@@ -12,7 +12,7 @@ from torch.nn import functional
 from cavmae.finetune.inference.settings import Thresholds
 
 NEIGHBORS = np.ones((3, 3))  # of a pixel, with its corners
-MAX_COLUMN_DISTANCE = 0.02  # horizontal, of centers in one column, as a fraction of the frame
+MAX_COLUMN_DISTANCE = 0.08  # horizontal, of centers in one column, over the width of both parts
 
 
 def merge_slots(
@@ -22,7 +22,8 @@ def merge_slots(
 
     Two slots are one person if their masks overlap (IoU), or if the masks touch and their pixels
     vote for the same center (:mod:`cavmae.finetune.speaker.center_voting`), or for two in one
-    column that are near, given the height of both together.
+    column that are near, given the size of both together. Of somebody behind another's head, or on
+    their lap, centers are further apart than those of a head and its trunk.
 
     Args:
         masks: [Q', F, h, w], 0 to 1.
@@ -70,8 +71,8 @@ def _same_person(mask: Tensor, other: Tensor, votes: Tensor, thresholds: Thresho
     if max(x, y) < thresholds.max_vote_distance:
         return True
     # A head and its trunk: each votes for a center that is a little nearer to itself.
-    height = float((mask | other).any(2).float().mean())
-    return x < MAX_COLUMN_DISTANCE and y < thresholds.max_part_distance * height
+    width, height = ((mask | other).any(axis).float().mean() for axis in (1, 2))
+    return x < MAX_COLUMN_DISTANCE * width and y < thresholds.max_part_distance * height
 
 
 def _mean_vote(votes: Tensor, mask: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from cavmae.common.boxes import Box
 from cavmae.finetune.inference.appearance import mean_appearance, similarity
-from cavmae.finetune.inference.predictor import DetectedPerson
+from cavmae.finetune.inference.detections import DetectedPerson
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.shots import interpolate_masks, visible_keys
 

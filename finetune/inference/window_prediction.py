@@ -11,13 +11,10 @@ import torch
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.media import MediaError
 from cavmae.datasets.stream.rates import VIDEO_RATE
+from cavmae.finetune.inference.detections import DetectedPerson
 from cavmae.finetune.inference.key_tokens import KeyTokens
-from cavmae.finetune.inference.predictor import (
-    Cue,
-    DetectedPerson,
-    PreparedMixture,
-    WindowPredictor,
-)
+from cavmae.finetune.inference.movement import measure_movements
+from cavmae.finetune.inference.predictor import Cue, PreparedMixture, WindowPredictor
 from cavmae.finetune.inference.second_look import SecondLook, refine_people, second_looks
 from cavmae.finetune.inference.shots import find_cuts, shots_of, split_at_cuts, visible_keys
 from cavmae.finetune.inference.unread_media import UnreadMedia
@@ -196,6 +193,14 @@ def _predict_window(
         key = _key_in_shot(cue, window.start, predictor.keys, cuts)
     tokens = key_tokens.of(window.start, window.view)
     people = predictor.predict(window.view, mixture, cue, key, hint, tokens)
+    letterbox = predictor.sizes.letterbox(window.view.box, window.view.frame_size)
+    movements = measure_movements(
+        window.view.motion, letterbox, [p.masks for p in people], predictor.keys, cuts
+    )
+    people = [
+        person._replace(movement=movement)
+        for person, movement in zip(people, movements, strict=True)
+    ]
     return _WindowPrediction(people, mixture, key, cuts)
 
 

@@ -19,7 +19,8 @@ from cavmae.finetune.inference.views import KeyView, WindowView
 
 # Frames that are read together. Windows keep none in full size: of 1280x720 they would take 180 MB.
 FRAMES_PER_READ = 8
-# Frames between two windows with crops from which on they are skipped by a seek.
+# Frames between two windows with crops from which on they are skipped by a seek; before the first
+# of these windows all are.
 WORTH_SEEKING = 250
 
 
@@ -216,12 +217,13 @@ class CropReader:
         A frame that does not decode shows the one before it, as it does in the first decoding:
         where there are such frames, nothing is left out.
         """
-        is_far = start - self._end >= WORTH_SEEKING and not self._media.missing
-        if is_far:
+        least = WORTH_SEEKING if self._again is not None else 1
+        if start - self._end >= least and not self._media.missing:
             self._closing.close()
             self._again, self._shared, self._end = None, {}, start
         if self._again is None:
-            self._again = self._closing.enter_context(self._media.reopen(max(0, self._end)))
+            first = min(max(0, self._end), self._media.frames - 1)
+            self._again = self._closing.enter_context(self._media.reopen(first))
         return self._again
 
 

@@ -10,12 +10,8 @@ import pytest
 import torch
 
 from cavmae.common.boxes import WHOLE, Box
-from cavmae.finetune.inference.predictor import (
-    Cue,
-    DetectedPerson,
-    PreparedMixture,
-    WindowPredictor,
-)
+from cavmae.finetune.inference.detections import DetectedPerson
+from cavmae.finetune.inference.predictor import Cue, PreparedMixture, WindowPredictor
 from cavmae.finetune.inference.second_look import (
     is_same_person,
     refine_people,

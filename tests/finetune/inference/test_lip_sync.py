@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from cavmae.common.errors import UsageError
 from cavmae.datasets.synthetic.articulation import OPENING, at_frames, from_audio
 from cavmae.datasets.synthetic.recordings import active_level
+from cavmae.finetune.inference.detections import DetectedPerson
 from cavmae.finetune.inference.lip_sync import LipSync
 from cavmae.finetune.inference.mask_tracks import MaskTrack
-from cavmae.finetune.inference.predictor import DetectedPerson, PreparedMixture
+from cavmae.finetune.inference.predictor import PreparedMixture
 from cavmae.finetune.inference.progress import ignore_progress
 from cavmae.finetune.inference.separation import SeparatedRecording, separate_media
 from cavmae.finetune.inference.settings import SeparateSettings

@@ -16,8 +16,9 @@ from cavmae.finetune.inference.appearance import (
     mean_appearance,
     similarity,
 )
+from cavmae.finetune.inference.detections import DetectedPerson
 from cavmae.finetune.inference.first_pass import _central_window
-from cavmae.finetune.inference.predictor import Cue, DetectedPerson
+from cavmae.finetune.inference.predictor import Cue
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.shots import (
     find_cuts,

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from cavmae.common.boxes import WHOLE, Box
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference import predictor as predictor_module
+from cavmae.finetune.inference.detections import DetectedPerson
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights, OverlapAdd, window_starts
-from cavmae.finetune.inference.predictor import Cue, DetectedPerson, Letterbox, WindowPredictor
+from cavmae.finetune.inference.predictor import Cue, Letterbox, WindowPredictor
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.shots import interpolate_masks, visible_keys
 from cavmae.finetune.inference.tracker import Tracker, masks_at

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from cavmae.datasets.media import MediaError
+from cavmae.finetune.inference.detections import DetectedPerson
 from cavmae.finetune.inference.first_pass import FirstPass, first_pass
-from cavmae.finetune.inference.predictor import DetectedPerson, WindowPredictor
+from cavmae.finetune.inference.predictor import WindowPredictor
 from cavmae.finetune.inference.progress import ignore_progress
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.sources import ArraySource

@@ -9,8 +9,9 @@ from cavmae.common.boxes import WHOLE
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.stream.features import fbank_batch
 from cavmae.datasets.stream.transforms import Statistics
+from cavmae.finetune.inference.detections import DetectedPerson
 from cavmae.finetune.inference.first_pass import Sighting, _voice_distance
-from cavmae.finetune.inference.predictor import Cue, DetectedPerson, WindowPredictor
+from cavmae.finetune.inference.predictor import Cue, WindowPredictor
 from cavmae.finetune.inference.selection import match_reference_voice
 from cavmae.finetune.speaker.cues import KINDS, no_cues
 from cavmae.finetune.speaker.model_tensors import Inputs

@@ -16,13 +16,9 @@ from cavmae.datasets.footage.spec import FootageSpec
 from cavmae.datasets.footage.truth import FootageTruth
 from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.appearance import appearance
+from cavmae.finetune.inference.detections import DetectedPerson
 from cavmae.finetune.inference.overlap_add import window_starts
-from cavmae.finetune.inference.predictor import (
-    Cue,
-    DetectedPerson,
-    PreparedMixture,
-    WindowPredictor,
-)
+from cavmae.finetune.inference.predictor import Cue, PreparedMixture, WindowPredictor
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
 from cavmae.finetune.inference.shots import visible_keys
