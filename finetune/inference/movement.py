@@ -61,18 +61,18 @@ def measure_movements(
         steepness = float(gradient[chosen].sum())
         return float(change[chosen].sum()) / steepness if steepness > 0 else None
 
-    found: list[Movement | None] = []
+    measured: list[Movement | None] = []
     for person in masks:
         mask = torch.from_numpy(interpolate_masks(person, frames, keys, cuts)) > 0.5
         own = flow((mask[1:] & mask[:-1])[is_within])
         rest = flow(~(mask[1:] | mask[:-1])[is_within])
         rows = mask.any(2).sum(1)
         if own is None or rest is None:
-            found.append(None)
+            measured.append(None)
             continue
         height = float(rows[rows > 0].float().mean()) * smooth.shape[1] / size[0]
-        found.append(Movement(own / height, rest / height))
-    return found
+        measured.append(Movement(own / height, rest / height))
+    return measured
 
 
 def stands_still(movements: Sequence[Movement | None], least: float) -> bool:
@@ -88,7 +88,7 @@ def stands_still(movements: Sequence[Movement | None], least: float) -> bool:
     if not measured:
         return False
     own, rest = np.mean(measured, axis=0)
-    return bool(own < least and LIVELIER * own < rest)
+    return bool(own < least and max(least, LIVELIER * own) < rest)
 
 
 def _cropped(grey: Tensor, letterbox: Letterbox) -> Tensor:

@@ -77,9 +77,9 @@ def select_people(
 def _remarks_on_still(count: int) -> tuple[str, ...]:
     if not count:
         return ()
-    who = "1 person who stands" if count == 1 else f"{count} people who stand"
+    subject = "1 person who stands" if count == 1 else f"{count} people who stand"
     return (
-        f"{who} still while the picture moves, as furniture and posters do, left out "
+        f"{subject} still while the picture moves, as furniture and posters do, left out "
         "(--thresholds.min-movement-fraction 0: kept)",
     )
 

@@ -73,7 +73,7 @@ class Thresholds:
             are false detections. Specks below it are removed from masks.
         min_movement_fraction: mean movement of a person within 0.2 s, as a fraction of their
             height, below which they are left out as furniture or a poster, if the rest of the
-            picture moves more than twice as much; 0: nobody is.
+            picture moves more than that, and more than twice as much as they do; 0: nobody is.
         min_slot_iou: IoU of the masks of two slots from which they are one person; and the fraction
             of a person's mask in a key frame that lies in another person's, from which it is
             removed there if its center has moved.

@@ -166,6 +166,7 @@ def test_what_cannot_be_measured() -> None:
         ([Movement(0.5 * LEAST, 3 * LEAST)], True),
         ([Movement(0.5 * LEAST, 3 * LEAST), None], True),
         ([Movement(0.5 * LEAST, 0.9 * LEAST)], False),  # the whole picture stands still
+        ([Movement(0.01 * LEAST, 0.05 * LEAST)], False),  # likewise, but for its compression
         ([Movement(2 * LEAST, 9 * LEAST)], False),
         ([Movement(0.1 * LEAST, 3 * LEAST)] * 3 + [Movement(5 * LEAST, 3 * LEAST)], False),
         ([Movement(0.1 * LEAST, 3 * LEAST)] * 7 + [Movement(5 * LEAST, 3 * LEAST)], True),
