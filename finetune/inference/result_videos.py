@@ -96,10 +96,10 @@ def _write_frames(
             if (region := track.at(frame, size)) is not None
         }
         for number, writer in writers.items():
-            image = np.zeros(size, np.uint8)
+            mask = np.zeros(size, dtype=bool)
             if region := regions.get(number):
-                image[region.place] = region.mask * np.uint8(255)
-            writer.write(frame, image)
+                mask[region.place] = region.mask
+            writer.write(frame, mask)
         if overlay is not None:
             overlay.write(frame, regions)
         progress((frame + 1) / frames)
@@ -123,7 +123,13 @@ class _OverlayVideo:
         self._playback = Playback(info, geometry)
         self._writer = ThreadedVideoWriter(
             VideoWriter(
-                path, geometry.size[::-1], VIDEO_RATE, OVERLAY_QUALITY, audio, OVERLAY_PRESET
+                path,
+                geometry.size[::-1],
+                VIDEO_RATE,
+                OVERLAY_QUALITY,
+                audio,
+                OVERLAY_PRESET,
+                b_frames=False,
             )
         )
         self._read: list[np.ndarray] = []
