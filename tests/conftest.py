@@ -90,13 +90,13 @@ def make_shards(
 
 @pytest.fixture(scope="session")
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """24 clips of 2 s with labels and speakers in 8 shards."""
+    """24 clips of 2 s with labels and speakers in 8 shards; none is like another."""
     root = tmp_path_factory.mktemp("made")
     videos = root / "videos"
     videos.mkdir()
     rows = ["path,labels,speaker"]
     for number in range(12):
-        spec = dataclasses.replace(SMALL, seconds=4.0, seed=number)
+        spec = dataclasses.replace(SMALL, seconds=4.0, seed=number, clutter=True)
         make_video(videos / f"v{number}.mp4", spec)
         labels = "speech" if number % 3 else "speech;music"
         rows.append(f"v{number}.mp4,{labels},s{number % 4}")

@@ -124,6 +124,8 @@ def _mask_frame(mask: np.ndarray) -> av.VideoFrame:
     Args:
         mask: bool [height, width], even numbers.
     """
+    if mask.dtype != bool:  # the luma of other values would overflow
+        raise ValueError(f"a mask is {mask.dtype}, not bool")
     height, width = mask.shape
     frame = av.VideoFrame(width, height, "yuv420p")
     luma, *chroma = frame.planes

@@ -1,10 +1,9 @@
 """Movement of people, by which furniture and pictures that look like people are told from them.
 
 Movement is the normal flow: the mean change of the pixels under a mask within 0.2 s over their mean
-gradient. Of seven real recordings with people and one with a chair that was taken for a person, the
-chair moves 0.0004 of its height, people 0.0015 and more (docs/benchmarks/box-model.md). Grain and
-compression change pixels, too, so that what stands still in a picture of low contrast counts as
-moving rather than the other way round.
+gradient. A chair that was taken for a person moves 0.0004 of its height, eleven real people 0.0018
+and more (docs/benchmarks/box-model.md). Grain and compression change pixels, too, so that what
+stands still in a picture of low contrast counts as moving rather than the other way round.
 
 Shapes: T frames, F key frames.
 """
@@ -20,8 +19,10 @@ from cavmae.finetune.inference.detections import Movement
 from cavmae.finetune.inference.shots import interpolate_masks, shots_of
 from cavmae.finetune.inference.views import Letterbox
 
-STEP = 5  # frames between those that are compared, 0.2 s
-LIVELIER = 2.0  # movement of the rest of a picture, over that of what stands still in it
+FRAME_STEP = 5  # frames between those that are compared, 0.2 s
+MIN_REST_RATIO = 2.0  # movement of the rest of a picture, over that of what stands still in it
+MAX_WINDOW_RATIO = 3.0  # movement in the liveliest window, over the limit of the mean
+UPPER_FRACTION = 0.4  # of a person's height, in which their head is
 
 
 def measure_movements(
@@ -33,7 +34,9 @@ def measure_movements(
 ) -> list[Movement | None]:
     """Movement of each person of a window; None where it cannot be measured.
 
-    That is where a person or the rest of the picture is not visible for 0.2 s, or without contrast.
+    That is where a person or the rest of the picture is not visible for 0.2 s, or without contrast,
+    or every frame is the one before it. Frames that are repeated say nothing of anybody. A person
+    moves as much as the upper part of their body, if that moves more than the whole.
 
     Args:
         grey: uint8 [T, h', w'], frames with black bars.
@@ -44,8 +47,9 @@ def measure_movements(
     """
     if not masks:
         return []
-    frames = np.arange(0, len(grey), STEP)
-    picture = _cropped(grey[::STEP].float(), letterbox)
+    frames = np.arange(0, len(grey), FRAME_STEP)
+    place = letterbox.place_in((grey.shape[1], grey.shape[2]))
+    picture = grey[::FRAME_STEP][:, *place].float()
     if min(picture.shape[1:]) < 4:  # very wide or high
         return [None] * len(masks)
     # Means of 2x2 pixels: the noise of one is large beside what moves by a fraction of one.
@@ -54,7 +58,9 @@ def measure_movements(
     down, across = torch.gradient(smooth, dim=(1, 2))
     shots = shots_of(frames, cuts)
     is_within = torch.from_numpy(shots[1:] == shots[:-1])
-    change = functional.adaptive_avg_pool2d((smooth[1:] - smooth[:-1]).abs(), size)[is_within]
+    difference = (smooth[1:] - smooth[:-1]).abs()
+    is_within &= difference.flatten(1).any(1)  # else a frame that is repeated
+    change = functional.adaptive_avg_pool2d(difference, size)[is_within]
     gradient = functional.adaptive_avg_pool2d(torch.hypot(down, across)[1:], size)[is_within]
 
     def flow(chosen: Tensor) -> float | None:
@@ -64,36 +70,37 @@ def measure_movements(
     measured: list[Movement | None] = []
     for person in masks:
         mask = torch.from_numpy(interpolate_masks(person, frames, keys, cuts)) > 0.5
-        own = flow((mask[1:] & mask[:-1])[is_within])
+        rows = mask.any(2)
+        tops, heights = rows.int().argmax(1), rows.sum(1)
+        ends = tops + UPPER_FRACTION * heights
+        upper = mask & (torch.arange(size[0])[:, None] < ends[:, None, None])
+        parts = [flow((part[1:] & part[:-1])[is_within]) for part in (mask, upper)]
+        own = max((part for part in parts if part is not None), default=None)
         rest = flow(~(mask[1:] | mask[:-1])[is_within])
-        rows = mask.any(2).sum(1)
         if own is None or rest is None:
             measured.append(None)
             continue
-        height = float(rows[rows > 0].float().mean()) * smooth.shape[1] / size[0]
+        height = float(heights[heights > 0].float().mean()) * smooth.shape[1] / size[0]
         measured.append(Movement(own / height, rest / height))
     return measured
 
 
-def stands_still(movements: Sequence[Movement | None], least: float) -> bool:
+def stands_still(movements: Sequence[Movement | None], min_movement_fraction: float) -> bool:
     """Whether somebody hardly moves over a recording whose pictures do.
 
-    Where whole pictures stand still, nothing is said of people. A camera that moves moves them.
+    A window in which they do move is enough: who listens for long may speak once. Where whole
+    pictures stand still, nothing is said of people. A camera that moves moves everybody.
 
     Args:
         movements: in each window; None: not measured.
-        least: movement of a person, as a fraction of their height.
+        min_movement_fraction: least mean movement of a person, as a fraction of their height.
     """
-    measured = [movement for movement in movements if movement is not None]
-    if not measured:
+    measured = np.array([movement for movement in movements if movement is not None])
+    if not len(measured):
         return False
-    own, rest = np.mean(measured, axis=0)
-    return bool(own < least and max(least, LIVELIER * own) < rest)
-
-
-def _cropped(grey: Tensor, letterbox: Letterbox) -> Tensor:
-    """Frames [N, h', w'] without their black bars."""
-    top, left, height, width = letterbox.inner
-    down, across = grey.shape[1] / letterbox.size[0], grey.shape[2] / letterbox.size[1]
-    rows = slice(round(top * down), round((top + height) * down))
-    return grey[:, rows, round(left * across) : round((left + width) * across)]
+    own, rest = measured.mean(0)
+    return bool(
+        own < min_movement_fraction
+        and measured[:, 0].max() < MAX_WINDOW_RATIO * min_movement_fraction
+        and rest > max(min_movement_fraction, MIN_REST_RATIO * own)
+    )

@@ -79,6 +79,29 @@ def person_record(
         spans: speech spans in seconds.
         thresholds: of spans.
     """
+    # Those of a window with a cut are parts of one look.
+    zoomed = {s.window: s for s in sightings if s.zoom is not None}.values()
+    return {
+        "visible": spans_of(visible_frames(recording, sightings), thresholds),
+        "speech": spans,
+        "state": "speaking" if spans else "silent",
+        "presence_prob": round(max(s.presence_prob for s in sightings), 3),
+        "level_db": decibels(level),
+        "boxes": [
+            {"time": time, "box": box} for time, box in boxes_of(recording, sightings).items()
+        ],
+        "second_look": [
+            {
+                "start": max(0, recording.starts[s.window]) / VIDEO_RATE,
+                "zoom": round(s.zoom or 0, 2),
+            }
+            for s in zoomed
+        ],
+    }
+
+
+def boxes_of(recording: FirstPass, sightings: list[Sighting]) -> dict[float, list[float]]:
+    """Boxes of a person, at most one a second: left, top, right and bottom by time in seconds."""
     boxes: dict[int, list[float]] = {}
     for sighting in sightings:
         start = recording.starts[sighting.window]
@@ -92,23 +115,7 @@ def person_record(
     for frame in sorted(boxes):
         if not listed or frame - listed[-1] >= BOX_INTERVAL:
             listed.append(frame)
-    # Those of a window with a cut are parts of one look.
-    zoomed = {s.window: s for s in sightings if s.zoom is not None}.values()
-    return {
-        "visible": spans_of(visible_frames(recording, sightings), thresholds),
-        "speech": spans,
-        "state": "speaking" if spans else "silent",
-        "presence_prob": round(max(s.presence_prob for s in sightings), 3),
-        "level_db": decibels(level),
-        "boxes": [{"time": frame / VIDEO_RATE, "box": boxes[frame]} for frame in listed],
-        "second_look": [
-            {
-                "start": max(0, recording.starts[s.window]) / VIDEO_RATE,
-                "zoom": round(s.zoom or 0, 2),
-            }
-            for s in zoomed
-        ],
-    }
+    return {frame / VIDEO_RATE: boxes[frame] for frame in listed}
 
 
 def _in_frame(

@@ -29,6 +29,7 @@ class SeparatedArrays:
         activity_prob: float32 [people, times], probability that each voice is active.
         activity_rate: of these times, in Hz.
         records: visible spans, speech spans, boxes and level of each person, as in ``result.json``.
+        remarks: sentences about people who are left out.
     """
 
     ids: tuple[int, ...]
@@ -39,6 +40,7 @@ class SeparatedArrays:
     activity_prob: np.ndarray
     activity_rate: int
     records: tuple[Mapping[str, Any], ...]
+    remarks: tuple[str, ...]
 
 
 def collect_arrays(
@@ -87,6 +89,7 @@ def collect_arrays(
         activity_prob=activity,
         activity_rate=VIDEO_RATE,
         records=tuple(separated.records.values()),
+        remarks=separated.remarks,
     )
 
 

@@ -8,7 +8,7 @@ from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.movement import stands_still
 from cavmae.finetune.inference.predictor import Cue
-from cavmae.finetune.inference.records import visible_frames
+from cavmae.finetune.inference.records import boxes_of, visible_frames
 from cavmae.finetune.speaker.voice_matching import AUDIBLE
 
 
@@ -25,16 +25,15 @@ class SelectedPeople(NamedTuple):
 
 
 def select_people(
-    recording: FirstPass, min_seconds: float, min_movement: float, cue: Cue | None
+    recording: FirstPass, min_seconds: float, min_movement_fraction: float, cue: Cue | None
 ) -> SelectedPeople:
     """The target alone, or the people who are visible long enough, and move.
-
-    A box, point or mask may mean anybody.
 
     Args:
         recording: result of the first pass.
         min_seconds: shortest visible time of a person.
-        min_movement: least movement of a person, as a fraction of their height.
+        min_movement_fraction: least mean movement of a person, as a fraction of their height; a
+            target may stand still.
         cue: cue for the target; None: there is no target.
 
     Raises:
@@ -51,16 +50,20 @@ def select_people(
         for n, s in recording.people.items()
         if visible_frames(recording, s).sum() >= min_frames
     }
-    if cue is None or cue.kind == "voice":
+    if cue is None:
         moving = {
             n: sightings
             for n, sightings in lasting.items()
-            if not stands_still([s.movement for s in sightings], min_movement)
+            if not stands_still([s.movement for s in sightings], min_movement_fraction)
         }
-        remarks = _remarks_on_still(len(lasting) - len(moving))
-        if cue is not None:
-            moving = match_reference_voice(moving)
+        remarks = tuple(
+            _remark_on_still(recording, sightings)
+            for n, sightings in lasting.items()
+            if n not in moving
+        )
         return SelectedPeople(moving, remarks)
+    if cue.kind == "voice":
+        return SelectedPeople(match_reference_voice(lasting))
     cued_prob = {
         n: sum(s.presence_prob for s in sightings if s.cued)
         for n, sightings in recording.people.items()
@@ -74,13 +77,15 @@ def select_people(
     return SelectedPeople({best: recording.people[best]})
 
 
-def _remarks_on_still(count: int) -> tuple[str, ...]:
-    if not count:
-        return ()
-    subject = "1 person who stands" if count == 1 else f"{count} people who stand"
+def _remark_on_still(recording: FirstPass, sightings: list[Sighting]) -> str:
+    options = "--thresholds.min-movement-fraction 0 keeps everybody"
+    for time, box in boxes_of(recording, sightings).items():
+        place = ",".join(f"{edge:g}" for edge in box)
+        options += f"; --target.box {place} --target.time {time:g}: them alone"
+        break
     return (
-        f"{subject} still while the picture moves, as furniture and posters do, left out "
-        "(--thresholds.min-movement-fraction 0: kept)",
+        "somebody who stands still while the picture moves, as furniture and posters do, is left "
+        f"out ({options})"
     )
 
 

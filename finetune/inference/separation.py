@@ -86,10 +86,11 @@ def separate_media(
     recording = _first_pass_in_sync(
         predictor, name, media, audio_packets, folder, settings, cue, progress
     )
-    selected, remarks_on_people = select_people(
+    for remark in recording.remarks:
+        log.warning("%s: %s.", name, remark)
+    selected, remarks = select_people(
         recording, settings.min_seconds, predictor.thresholds.min_movement_fraction, cue
     )
-    remarks = (*recording.remarks, *remarks_on_people)
     for remark in remarks:
         log.warning("%s: %s.", name, remark)
     # Numbered again, since some people of the first pass are dropped.
@@ -107,7 +108,9 @@ def separate_media(
         records[number] = person_record(
             recording, sightings, level, spans[number], predictor.thresholds
         )
-    return SeparatedRecording(recording, people, voices, mixture, residual, spans, records, remarks)
+    return SeparatedRecording(
+        recording, people, voices, mixture, residual, spans, records, (*recording.remarks, *remarks)
+    )
 
 
 def sound_lead(predictor: WindowPredictor, settings: SeparateSettings) -> int:

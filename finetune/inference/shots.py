@@ -157,6 +157,7 @@ def split_at_cuts(
                     voice=person.voice * gate,
                     activity_prob=activity,
                     colors=person.colors * own[:, None, None, None].astype(np.float32),
+                    movement=None,  # of the slot, which may have held others
                 )
             )
     return parts

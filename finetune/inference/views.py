@@ -53,18 +53,24 @@ class Letterbox:
 
     def resize(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
         """Letterbox frames uint8 [N, C, h, w] to uint8 [N, C, *size]; the bars are black."""
-        first, last, across, beyond = (
-            round(v * size[axis] / self.size[axis])
-            for v, axis in (
-                (self.inner[0], 0), (self.inner[0] + self.inner[2], 0),
-                (self.inner[1], 1), (self.inner[1] + self.inner[3], 1),
-            )
-        )  # fmt: skip
+        rows, columns = self.place_in(size)
         resized = torch.zeros(*frames.shape[:2], *size, dtype=torch.uint8)
-        resized[:, :, first:last, across:beyond] = functional.interpolate(
-            self.crop(frames), (last - first, beyond - across), mode="bilinear", antialias=True
+        inner = rows.stop - rows.start, columns.stop - columns.start
+        resized[:, :, rows, columns] = functional.interpolate(
+            self.crop(frames), inner, mode="bilinear", antialias=True
         )
         return resized
+
+    def place_in(self, size: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of the region in an input of another (height, width)."""
+        rows, columns = (
+            slice(
+                round(self.inner[axis] * size[axis] / self.size[axis]),
+                round((self.inner[axis] + self.inner[2 + axis]) * size[axis] / self.size[axis]),
+            )
+            for axis in (0, 1)
+        )
+        return rows, columns
 
     def crop_masks(self, masks: Tensor) -> Tensor:
         """Crop masks [..., *size] of the input to the region."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cavmae.common.boxes import WHOLE, Box
-from cavmae.finetune.inference.detections import DetectedPerson
+from cavmae.finetune.inference.detections import DetectedPerson, Movement
 from cavmae.finetune.inference.predictor import Cue, PreparedMixture, WindowPredictor
 from cavmae.finetune.inference.second_look import (
     is_same_person,
@@ -96,11 +96,14 @@ def test_each_threshold_of_second_looks_has_an_effect(
     activity_prob, voice, colors = (np.zeros(n, np.float32) for n in (8, 9, 64))
     person = DetectedPerson(0, 0.9, activity_prob, WHOLE, masks, voice, colors, activity_prob)
     halved = person._replace(masks=masks.copy())
+    person = person._replace(movement=Movement(0.01, 0.02))
     halved.masks[:, :50] = 0
     predictor = cast(WindowPredictor, Model())
     looks = second_looks(predictor, (1000, 1000), [person])
-    _, zooms = refine_people(predictor, [person], looks, [[halved]] * len(looks))
+    (refined,), zooms = refine_people(predictor, [person], looks, [[halved]] * len(looks))
     assert zooms == ({} if zoom is None else {0: pytest.approx(zoom)})
+    assert refined.masks is (person.masks if zoom is None else halved.masks)
+    assert refined.movement == person.movement  # which is measured in whole frames
 
 
 def test_a_second_look_at_another_person_is_discarded() -> None:

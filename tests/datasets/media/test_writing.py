@@ -67,6 +67,25 @@ def test_frames_of_masks_are_those_of_ffmpeg(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(own.to_ndarray(), other.to_ndarray())
 
 
+def test_grey_frames_are_refused() -> None:
+    with pytest.raises(ValueError, match="a mask is uint8, not bool"):
+        _mask_frame(np.full((16, 16), 255, np.uint8))
+
+
+@pytest.mark.parametrize("b_frames", [False, True])
+def test_frames_come_in_the_order_of_time_without_b_frames(b_frames: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    y, x = np.mgrid[:64, :96]
+    with VideoWriter(path, (96, 64), 25, 23.0, None, "superfast", b_frames) as writer:
+        for number in range(30):
+            picture = np.stack([(x + 2 * number) % 256, y, x], axis=-1).astype(np.uint8)
+            writer.write(number, picture)
+    with av.open(str(path)) as container:
+        stamps = [packet.pts for packet in container.demux(video=0) if packet.pts is not None]
+    assert len(stamps) == 30
+    assert (stamps == sorted(stamps)) != b_frames
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_masks_survive_the_fastest_preset(seed: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(seed)

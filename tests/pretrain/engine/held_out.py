@@ -36,6 +36,6 @@ def held_out_metrics(
             own, problem = validation_records(
                 parts.task, parts.held_out, torch.device("cpu"), share, False
             )
-        assert problem is None
+        assert problem is None, problem
         records += own
     return len(records), parts.task.aggregate(records)
