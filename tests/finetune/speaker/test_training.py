@@ -251,8 +251,8 @@ def test_scenes_from_several_data_sets(
     (Path(other.folder) / "stats.json").write_text('{"fbank_mean": -9.0, "fbank_std": 3.0}')
     run = tmp_path / "run"
     command = words(
-        run, clips, None, data=listed(tmp_path, other), model={"train_encoder": "all"},
-        loop={"steps": 1},
+        run, clips, None, data=listed(tmp_path, other), loop={"steps": 1},
+        model={"train_encoder": "all", "encoder.depth": 1},
     )  # fmt: skip
     train = json.dumps([{"path": clips.folder, "weight": 3}, other.folder])
     assert main([*command, "--data.train", train]) == 0
