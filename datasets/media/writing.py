@@ -99,7 +99,11 @@ class VideoWriter:
             self._container.close()
 
     def write(self, number: int, pixels: np.ndarray) -> None:
-        """Writes frame ``number``: uint8 [height, width, 3 or 4], or bool [height, width]."""
+        """Writes frame ``number``: uint8 [height, width, 3 or 4], or bool [height, width].
+
+        Raises:
+            ValueError: a frame [height, width] is not bool.
+        """
         if pixels.ndim == 2:
             frame = _mask_frame(pixels)
         else:

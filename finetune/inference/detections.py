@@ -11,7 +11,7 @@ class Movement(NamedTuple):
     """Mean movement within 0.2 s, as a fraction of a person's height.
 
     Attributes:
-        own: of the person.
+        own: of the person, or of the upper part of their body, whichever is more.
         rest: of the rest of the picture.
     """
 

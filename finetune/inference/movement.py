@@ -20,7 +20,8 @@ from cavmae.finetune.inference.shots import interpolate_masks, shots_of
 from cavmae.finetune.inference.views import Letterbox
 
 FRAME_STEP = 5  # frames between those that are compared, 0.2 s
-MIN_REST_RATIO = 2.0  # movement of the rest of a picture, over that of what stands still in it
+MIN_REST = 0.0008  # movement of the rest of a picture in which somebody stands still
+MIN_REST_RATIO = 2.0  # the same over theirs
 MAX_WINDOW_RATIO = 3.0  # movement in the liveliest window, over the limit of the mean
 UPPER_FRACTION = 0.4  # of a person's height, in which their head is
 
@@ -35,8 +36,8 @@ def measure_movements(
     """Movement of each person of a window; None where it cannot be measured.
 
     That is where a person or the rest of the picture is not visible for 0.2 s, or without contrast,
-    or every frame is the one before it. Frames that are repeated say nothing of anybody. A person
-    moves as much as the upper part of their body, if that moves more than the whole.
+    where every compared frame repeats the one before it, and where the picture has less than 4
+    pixels of height or width. Frames that are repeated say nothing of anybody.
 
     Args:
         grey: uint8 [T, h', w'], frames with black bars.
@@ -71,9 +72,9 @@ def measure_movements(
     for person in masks:
         mask = torch.from_numpy(interpolate_masks(person, frames, keys, cuts)) > 0.5
         rows = mask.any(2)
-        tops, heights = rows.int().argmax(1), rows.sum(1)
-        ends = tops + UPPER_FRACTION * heights
-        upper = mask & (torch.arange(size[0])[:, None] < ends[:, None, None])
+        heights = rows.sum(1)
+        is_upper = rows.cumsum(1) <= UPPER_FRACTION * heights[:, None]
+        upper = mask & is_upper[..., None]
         parts = [flow((part[1:] & part[:-1])[is_within]) for part in (mask, upper)]
         own = max((part for part in parts if part is not None), default=None)
         rest = flow(~(mask[1:] | mask[:-1])[is_within])
@@ -88,8 +89,9 @@ def measure_movements(
 def stands_still(movements: Sequence[Movement | None], min_movement_fraction: float) -> bool:
     """Whether somebody hardly moves over a recording whose pictures do.
 
-    A window in which they do move is enough: who listens for long may speak once. Where whole
-    pictures stand still, nothing is said of people. A camera that moves moves everybody.
+    Nobody does who moves :data:`MAX_WINDOW_RATIO` times the limit in one window: who listens for
+    long may speak once. Where whole pictures stand still, nothing is said of people. A camera that
+    moves moves everybody.
 
     Args:
         movements: in each window; None: not measured.
@@ -102,5 +104,5 @@ def stands_still(movements: Sequence[Movement | None], min_movement_fraction: fl
     return bool(
         own < min_movement_fraction
         and measured[:, 0].max() < MAX_WINDOW_RATIO * min_movement_fraction
-        and rest > max(min_movement_fraction, MIN_REST_RATIO * own)
+        and rest > max(MIN_REST, MIN_REST_RATIO * own)
     )

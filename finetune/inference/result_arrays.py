@@ -29,7 +29,7 @@ class SeparatedArrays:
         activity_prob: float32 [people, times], probability that each voice is active.
         activity_rate: of these times, in Hz.
         records: visible spans, speech spans, boxes and level of each person, as in ``result.json``.
-        remarks: sentences about people who are left out.
+        remarks: sentences about people who are left out since they stand still.
     """
 
     ids: tuple[int, ...]

@@ -17,7 +17,7 @@ class SelectedPeople(NamedTuple):
 
     Attributes:
         people: sightings of each, by number of the first pass.
-        remarks: sentences about those who are left out.
+        remarks: sentences about those who are left out since they stand still.
     """
 
     people: dict[int, list[Sighting]]
@@ -81,7 +81,7 @@ def _remark_on_still(recording: FirstPass, sightings: list[Sighting]) -> str:
     options = "--thresholds.min-movement-fraction 0 keeps everybody"
     for time, box in boxes_of(recording, sightings).items():
         place = ",".join(f"{edge:g}" for edge in box)
-        options += f"; --target.box {place} --target.time {time:g}: them alone"
+        options += f", --target.box {place} --target.time {time:.2f} separates them alone"
         break
     return (
         "somebody who stands still while the picture moves, as furniture and posters do, is left "

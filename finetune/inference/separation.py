@@ -41,7 +41,7 @@ class SeparatedRecording:
         residual: mixture minus all voices.
         spans: speech spans in seconds, by number.
         records: record of each person, by number.
-        remarks: sentences about losses, and about people who are left out.
+        remarks: sentences about losses, and people who are left out since they stand still.
     """
 
     recording: FirstPass

@@ -16,7 +16,7 @@ class SeparateSettings:
         hop: step from a window to the next, as a fraction of a window; less is slower and smoother.
         min_seconds: shortest visible time of a person. People who are visible for less (and for
             less than half of a short recording) are dropped with their voices, as false
-            detections. A recording of a single window keeps people however short they are visible.
+            detections. A recording of a single window keeps them.
         rate: sample rate of the voices: ``16000`` Hz, or that of the ``input``.
         overlay: write the video with all people outlined and numbered.
         masks: write a mask video for each person.
@@ -71,10 +71,10 @@ class Thresholds:
             voice is taken as silence without computing it; 0: all voices are computed.
         min_area_fraction: mean fraction of the frame that a person covers at least; smaller masks
             are false detections. Specks below it are removed from masks.
-        min_movement_fraction: mean movement of a person within 0.2 s, as a fraction of their
-            height, below which they are left out as furniture or a poster, if they never move
-            three times that in a window, and the rest of the picture moves more than that, and more
-            than twice as much as they do; 0: nobody is.
+        min_movement_fraction: least mean movement of a person within 0.2 s, as a fraction of their
+            height. Who moves less is left out as furniture or a poster, if they reach three times
+            this limit in no window, and the rest of the picture moves more than 0.0008 and more
+            than twice as much as they do; 0: nobody is left out.
         min_slot_iou: IoU of the masks of two slots from which they are one person; and the fraction
             of a person's mask in a key frame that lies in another person's, from which it is
             removed there if its center has moved.

@@ -126,7 +126,8 @@ def split_at_cuts(
     """Detections of a window, each within a shot, as far as people are visible in several.
 
     Voices of the parts add up to that of the slot. The voice of somebody who is visible in one shot
-    only is left whole: it may go on after the cut.
+    only is left whole: it may go on after the cut. Parts have no movement, since that of the slot
+    may be another person's.
 
     Args:
         people: of the window.
@@ -157,7 +158,7 @@ def split_at_cuts(
                     voice=person.voice * gate,
                     activity_prob=activity,
                     colors=person.colors * own[:, None, None, None].astype(np.float32),
-                    movement=None,  # of the slot, which may have held others
+                    movement=None,
                 )
             )
     return parts

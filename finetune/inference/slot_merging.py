@@ -22,8 +22,8 @@ def merge_slots(
 
     Two slots are one person if their masks overlap (IoU), or if the masks touch and their pixels
     vote for the same center (:mod:`cavmae.finetune.speaker.center_voting`), or for two in one
-    column that are near, given the size of both together. Centers of somebody right in front of
-    another are mostly further apart than those of a head and its trunk
+    column that are near, given the size of both together. The centers of two people, one
+    right in front of the other, are mostly further apart than those of a head and its trunk
     (docs/benchmarks/box-model.md).
 
     Args:

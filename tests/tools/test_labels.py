@@ -33,6 +33,7 @@ def fork(
     return subprocess.CompletedProcess(command, process.returncode)
 
 
+@pytest.mark.long
 def test_both_starts_in_one_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

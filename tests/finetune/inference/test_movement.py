@@ -16,6 +16,7 @@ from cavmae.finetune.inference.detections import DetectedPerson, Movement
 from cavmae.finetune.inference.movement import FRAME_STEP, measure_movements, stands_still
 from cavmae.finetune.inference.predictor import Cue, PreparedMixture
 from cavmae.finetune.inference.progress import ignore_progress
+from cavmae.finetune.inference.result_arrays import collect_arrays
 from cavmae.finetune.inference.separation import SeparatedRecording, separate_media
 from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
 from cavmae.finetune.inference.shots import interpolate_masks, split_at_cuts
@@ -103,7 +104,7 @@ def test_movements_are_those_of_a_naive_loop(seed: int) -> None:
                 parts = []
                 if visible[then][y, x] and visible[now][y, x]:
                     parts.append("own")
-                    if all(y < rows[n][0] + 0.4 * len(rows[n]) for n in (then, now)):
+                    if all(y in rows[n][: int(0.4 * len(rows[n]))] for n in (then, now)):
                         parts.append("upper")
                 elif not visible[then][y, x] and not visible[now][y, x]:
                     parts.append("rest")
@@ -153,6 +154,13 @@ def test_a_head_that_moves_is_enough() -> None:
     foot = still.clone()
     foot[:, 80:] = moving[:, 80:]
     assert movements(foot, PERSON)[0].own < 0.4 * whole.own
+    # A speck far above does not take the head's part.
+    with_speck = PERSON.copy()
+    with_speck[:, 0, 4] = 255
+    assert movements(head, with_speck)[0].own > 0.5 * upper.own
+    above = still.clone()
+    above[:, :8] = moving[:, :8]
+    assert movements(above, with_speck)[0].own < 0.1 * whole.own
 
 
 def test_a_cut_is_no_movement() -> None:
@@ -171,7 +179,6 @@ def test_a_cut_is_no_movement() -> None:
 def test_repeated_frames_say_nothing(held: int) -> None:
     """As after the end of a recording, or while the picture freezes."""
     moving = film(texture(1), 1.0, LEFT)
-    moving = torch.cat([moving, moving])  # 32 frames
     keys = np.array([4, 12, 20, 28])
     frozen = torch.cat([moving[:held], moving[held - 1].expand(32 - held, -1, -1)])
     (plain,) = measure_movements(moving[:held], PICTURE, [PERSON], keys)
@@ -188,7 +195,8 @@ def test_what_cannot_be_measured() -> None:
     never_twice[1:] = 0
     for masks in (nowhere, everywhere, never_twice):
         assert measure_movements(moving, PICTURE, [masks], KEYS) == [None]
-    assert measure_movements(torch.zeros_like(moving), PICTURE, [PERSON], KEYS) == [None]
+    flat = torch.arange(LENGTH, dtype=torch.uint8)[:, None, None].expand_as(moving)
+    assert measure_movements(flat, PICTURE, [PERSON], KEYS) == [None]
     still = film(texture(3), 0.0, LEFT)
     assert measure_movements(still, PICTURE, [PERSON], KEYS) == [None]
     assert measure_movements(moving[:FRAME_STEP], PICTURE, [PERSON], KEYS) == [None]
@@ -207,6 +215,7 @@ def test_what_cannot_be_measured() -> None:
         ([Movement(0.5 * LEAST, 3 * LEAST), None], True),
         ([Movement(0.5 * LEAST, 0.9 * LEAST)], False),  # the whole picture stands still
         ([Movement(0.01 * LEAST, 0.05 * LEAST)], False),  # likewise, but for its compression
+        ([Movement(0.9 * LEAST, 1.5 * LEAST)], False),
         ([Movement(2 * LEAST, 9 * LEAST)], False),
         ([Movement(0.1 * LEAST, 3 * LEAST)] * 3 + [Movement(5 * LEAST, 3 * LEAST)], False),
         ([Movement(0.1 * LEAST, 3 * LEAST)] * 7 + [Movement(2 * LEAST, 3 * LEAST)], True),
@@ -220,7 +229,7 @@ def test_who_stands_still(measured: list[Movement | None], expected: bool) -> No
 
 
 def detection(slot: int, columns: slice, keys: np.ndarray, voice: np.ndarray) -> DetectedPerson:
-    """Who stands in some of 20 columns for 16 frames."""
+    """Detection of a person in some of 20 columns, over 16 frames."""
     masks = np.zeros((len(keys), 12, 20), np.uint8)
     masks[:, 1:12, columns] = 255
     active, still = np.ones(LENGTH, np.float32), np.zeros(LENGTH, np.float32)
@@ -294,10 +303,12 @@ def test_who_stands_still_in_a_picture_that_moves_is_left_out(
     assert len(result.people) == 1
     assert result.records[1]["boxes"][0]["box"][2] < 0.5  # who is on the left
     (remark,) = result.remarks
+    arrays = collect_arrays(result, (100, 96, 160), 25.0, 64_000, 16_000, False, ignore_progress)
+    assert arrays.remarks == result.remarks
     assert remark.startswith("somebody who stands still while the picture moves")
     assert "--thresholds.min-movement-fraction 0" in remark
     assert remark in caplog.text
-    target = re.search(r"--target.box (0\.65),[^ ]+ --target.time ([^:]+): them alone", remark)
+    target = re.search(r"--target.box (0\.65),[^ ]+ --target.time ([^ ]+) separates", remark)
     assert target is not None
     assert 0 <= float(target[2]) < 1
     kept = separated(tmp_path / "kept", 1.0, min_movement_fraction=0.0)
