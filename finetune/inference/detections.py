@@ -1,4 +1,4 @@
-"""What a model detects of a person in a window."""
+"""Detections of people in a window, and their movement."""
 
 from typing import NamedTuple
 

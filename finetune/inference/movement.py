@@ -1,4 +1,4 @@
-"""Movement of people, by which furniture and pictures that look like people are told from them.
+"""Movement of detected people, which tells them from furniture and posters.
 
 Movement is the normal flow: the mean change of the pixels under a mask within 0.2 s over their mean
 gradient. A chair that was taken for a person moves 0.0004 of its height, eleven real people 0.0018
@@ -21,7 +21,7 @@ from cavmae.finetune.inference.views import Letterbox
 
 FRAME_STEP = 5  # frames between those that are compared, 0.2 s
 MIN_REST = 0.0008  # movement of the rest of a picture in which somebody stands still
-MIN_REST_RATIO = 2.0  # the same over theirs
+MIN_REST_RATIO = 2.0  # movement of the rest of a picture over theirs
 MAX_WINDOW_RATIO = 3.0  # movement in the liveliest window, over the limit of the mean
 UPPER_FRACTION = 0.4  # of a person's height, in which their head is
 

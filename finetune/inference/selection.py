@@ -79,10 +79,11 @@ def select_people(
 
 def _remark_on_still(recording: FirstPass, sightings: list[Sighting]) -> str:
     options = "--thresholds.min-movement-fraction 0 keeps everybody"
-    for time, box in boxes_of(recording, sightings).items():
+    first = next(iter(boxes_of(recording, sightings).items()), None)
+    if first is not None:
+        time, box = first
         place = ",".join(f"{edge:g}" for edge in box)
         options += f", --target.box {place} --target.time {time:.2f} separates them alone"
-        break
     return (
         "somebody who stands still while the picture moves, as furniture and posters do, is left "
         f"out ({options})"
