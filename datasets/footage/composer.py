@@ -15,8 +15,9 @@ from torch import Tensor
 
 from cavmae.datasets.footage.spec import FootageShot, FootageSpec, PlacedTalker, Talker
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
-from cavmae.datasets.mixtures.compositing import PasteCanvas, background_plate, feather
+from cavmae.datasets.mixtures.compositing import background_plate, feather
 from cavmae.datasets.mixtures.mixing import Mixture, fade, mix
+from cavmae.datasets.mixtures.paste_canvas import PasteCanvas
 from cavmae.datasets.mixtures.scene_spec import Place
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.stream.rates import VIDEO_RATE

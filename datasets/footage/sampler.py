@@ -16,7 +16,7 @@ from cavmae.datasets.footage.spec import (
     Talker,
 )
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.compositing import Size
+from cavmae.datasets.mixtures.paste_canvas import Size
 from cavmae.datasets.mixtures.placement import PeoplePlacer
 from cavmae.datasets.mixtures.scene_spec import Kind, Place
 from cavmae.datasets.stream.rates import VIDEO_RATE

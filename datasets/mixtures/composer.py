@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
-from cavmae.datasets.mixtures.compositing import Compositor, Size
+from cavmae.datasets.mixtures.compositing import Compositor
 from cavmae.datasets.mixtures.mixing import fade, generate_noise, mix, scale_to_level
+from cavmae.datasets.mixtures.paste_canvas import Size
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec, Voice
 from cavmae.datasets.mixtures.speech_bank import CUE_CHANNELS
 from cavmae.datasets.stream.features import SAMPLE_RATE, resample

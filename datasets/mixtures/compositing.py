@@ -14,17 +14,15 @@ from torch.nn import functional
 
 from cavmae.datasets.format.sample import MAX_SIDE, decode_frame, encode_frame
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
-from cavmae.datasets.mixtures.scene_spec import Place, SceneSpec
+from cavmae.datasets.mixtures.paste_canvas import PasteCanvas, Size
+from cavmae.datasets.mixtures.scene_spec import Occluder, Place, SceneSpec
 from cavmae.datasets.stream.rates import VIDEO_RATE
-
-Size = tuple[int, int]  # height, width
 
 GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue in luma, as in JPEG
 PLATE_FRAMES = 4  # frames that a background plate averages
 PLATES = 64  # background plates in the cache
 BLOCK = 8  # side of JPEG's blocks, in pixels
 MASK_STEP = 4  # grey frames from one decoded mask to the next
-AT_ONCE = 4  # grey frames that are resized together
 MARGIN = 6  # pixels around a person that do not count as background
 
 
@@ -34,7 +32,7 @@ class ComposedFrames(NamedTuple):
     Attributes:
         frames: uint8 [F, height, width, 3], key frames.
         motion: uint8 [T, h, w], all frames in grey.
-        masks: bool [P, F, height, width], pixels of each person that no nearer person covers.
+        masks: bool [P, F, height, width], pixels of each person that nothing nearer covers.
         masked: bool [P], whether the mask is known.
     """
 
@@ -42,90 +40,6 @@ class ComposedFrames(NamedTuple):
     motion: np.ndarray
     masks: np.ndarray
     masked: np.ndarray
-
-
-class PasteCanvas:
-    """Frames of a scene under composition, float32 [N, C, height, width] from 0 to 255.
-
-    Args:
-        size: (height, width) of the canvas.
-        scene: (height, width) that positions refer to.
-        count: N, number of frames.
-        channels: C.
-    """
-
-    def __init__(self, size: Size, scene: Size, count: int, channels: int):
-        self.size = size
-        self.ratio = size[0] / scene[0], size[1] / scene[1]
-        self.pixels = torch.zeros(count, channels, *size)  # [N, C, height, width]
-
-    def size_of(self, clip: PoolClip, place: Place) -> Size:
-        """(height, width) of a clip's whole frame on the canvas."""
-        height, width = clip.info.frame_size
-        return (
-            max(1, round(height * place.scale * self.ratio[0])),
-            max(1, round(width * place.scale * self.ratio[1])),
-        )
-
-    def crop_visible(
-        self, frames_nchw: Tensor, clip: PoolClip, place: Place
-    ) -> tuple[Tensor, tuple[slice, slice]]:
-        """Resizes a clip's frames and crops them to the part that lies on the canvas.
-
-        Args:
-            frames_nchw: uint8 [N, C, h, w].
-
-        Returns:
-            uint8 [N, C, rows, columns], and the canvas's rows and columns; possibly none.
-        """
-        height, width = self.size_of(clip, place)
-        resized = resize(frames_nchw, (height, width))
-        if place.flip:
-            resized = resized.flip(-1)
-        top, left = round(place.top * self.ratio[0]), round(place.left * self.ratio[1])
-        first, last = 0, self.size[1]
-        if place.window is not None:
-            first, last = (round(x * self.ratio[1]) for x in place.window)
-        first_row, last_row = 0, self.size[0]
-        if place.rows is not None:
-            first_row, last_row = (round(y * self.ratio[0]) for y in place.rows)
-        rows = slice(max(first_row, top), max(first_row, top, min(last_row, top + height)))
-        columns = slice(max(first, left), max(first, left, min(last, left + width)))
-        visible = resized[
-            :, :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-        ]
-        return visible, (rows, columns)
-
-    def paste(
-        self, frames_nchw: Tensor, clip: PoolClip, place: Place, alpha: Tensor | None
-    ) -> None:
-        """Pastes a clip's frames [N, C, h, w] into the scene.
-
-        Args:
-            alpha: float [N, 1, rows, columns], opacity of the part on the canvas; None: opaque.
-        """
-        visible, (rows, columns) = self.crop_visible(frames_nchw, clip, place)
-        below = self.pixels[:, :, rows, columns]
-        if alpha is None:
-            below.copy_(visible)
-        else:
-            below.lerp_(visible.float(), alpha.expand_as(below))
-
-    def fill(self, plate: Tensor, weights: Tensor | None = None) -> None:
-        """Fills the scene with a background plate [3, h, w], centred and cropped.
-
-        Args:
-            weights: [3], of the colours on a canvas of one channel; None: it has three.
-        """
-        scale = max(self.size[0] / plate.shape[1], self.size[1] / plate.shape[2])
-        height = max(self.size[0], round(plate.shape[1] * scale))
-        width = max(self.size[1], round(plate.shape[2] * scale))
-        large = functional.interpolate(plate[None], (height, width), mode="bilinear")[0]
-        top, left = (height - self.size[0]) // 2, (width - self.size[1]) // 2
-        large = large[:, top : top + self.size[0], left : left + self.size[1]]
-        if weights is not None:
-            large = (large * weights[:, None, None]).sum(0, keepdim=True)
-        self.pixels[:] = large
 
 
 class Compositor:
@@ -196,6 +110,9 @@ class Compositor:
                         ),
                     )
             self._paste_clip(colour, grey, clip, person, indices, alphas)
+        for occluder in spec.occluders:
+            opacity = self._cover(colour, grey, occluder)
+            masks &= opacity <= 0.5
         frames, motion = _grade(colour.pixels, grey.pixels, spec)
         if spec.room is not None:
             frames, motion = _letterbox(frames, self.scene), _letterbox(motion, self.motion)
@@ -257,6 +174,25 @@ class Compositor:
             colour, grey, clip, covering(clip, colour.size), clip.frames_at(start + self.times)
         )
 
+    def _cover(self, colour: PasteCanvas, grey: PasteCanvas, occluder: Occluder) -> np.ndarray:
+        """Draws an occluder on both canvases: its opacity on the colour canvas, float [h, w]."""
+        plate = self._plate(self.pool.index_of[occluder.surface])
+        height, width = plate.shape[1:]
+        left, top, right, bottom = occluder.crop
+        columns = _at_least_one(left * width, right * width, width)
+        rows = _at_least_one(top * height, bottom * height, height)
+        surface = plate[:, rows, columns] * torch.tensor(occluder.tint)[:, None, None]
+        surface = surface.clamp(0, 255)
+        colour_alpha = colour.cover(occluder.outline, surface)
+        grey.cover(occluder.outline, surface, torch.tensor(GREY))
+        return colour_alpha.numpy()
+
+
+def _at_least_one(first: float, end: float, count: int) -> slice:
+    """Whole pixels of a range within ``count`` of them, at least one."""
+    start = min(max(0, round(first)), count - 1)
+    return slice(start, max(start + 1, min(count, round(end))))
+
 
 def covering(clip: PoolClip, scene: Size) -> Place:
     """Place at which a clip covers a scene of (height, width) pixels, centred and cropped."""
@@ -286,18 +222,6 @@ def background_plate(pool: ClipPool, number: int) -> Tensor:
     free = torch.from_numpy(~person).float()[:, None]
     total = (frames_nhwc.permute(0, 3, 1, 2).float() * free).sum(0)
     return fill_holes(total, free.sum(0))
-
-
-def resize(frames_nchw: Tensor, size: Size) -> Tensor:
-    """Resizes frames uint8 [N, C, h, w] to a (height, width)."""
-    count, channels = frames_nchw.shape[:2]
-    if channels > 1 or count % AT_ONCE:
-        return functional.interpolate(frames_nchw, size, mode="bilinear", antialias=True)
-    # torch computes four channels for any number of channels: four grey frames as channels of one
-    # frame give the same bytes in a third of the time.
-    packed = frames_nchw.contiguous().view(-1, AT_ONCE, *frames_nchw.shape[2:])
-    resized = functional.interpolate(packed, size, mode="bilinear", antialias=True)
-    return resized.view(count, 1, *size)
 
 
 def dilate(masks: np.ndarray, margin: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cavmae.common.boxes import Box, pixel_box
 from cavmae.common.errors import SampleError
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.compositing import Size
+from cavmae.datasets.mixtures.paste_canvas import Size
 from cavmae.datasets.mixtures.scene_spec import Kind, Place
 
 PLACEMENT_TRIES = 12  # attempts at a placement in which heads do not hide each other
@@ -170,13 +170,13 @@ class PeoplePlacer:
         corner = rng.uniform(0.12, 0.88) * scene_size[1] - scale * middle
         return Place(scale, round(corner), round(top), flip, None)
 
-    def head_box(self, number: int, place: Place) -> Box:
-        """Box of a person's upper half, in pixels of the scene."""
+    def head_box(self, number: int, place: Place, fraction: float = HEAD_FRACTION) -> Box:
+        """Box of the upper ``fraction`` of a person, in pixels of the scene."""
         left, top, right, bottom = self.person_box(number)
         if place.flip:
             width = self.pool.clips[number].info.frame_size[1]
             left, right = width - right, width - left
-        bottom = top + HEAD_FRACTION * (bottom - top)
+        bottom = top + fraction * (bottom - top)
         x, y, scale = place.left, place.top, place.scale
         return (x + scale * left, y + scale * top, x + scale * right, y + scale * bottom)
 

@@ -1,6 +1,6 @@
 """Random sampling of scene specs: people, voices, background and noise.
 
-People are placed by :mod:`.placement`.
+People are placed by :mod:`.placement`, what stands in front of them by :mod:`.occluders`.
 """
 
 import dataclasses
@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
+from cavmae.datasets.mixtures.occluders import OccluderSampler
 from cavmae.datasets.mixtures.placement import PeoplePlacer
 from cavmae.datasets.mixtures.scene_spec import (
     ComposeSettings,
     Kind,
     Noise,
+    Occluder,
     SceneSpec,
     VisiblePerson,
     Voice,
@@ -51,6 +53,7 @@ class SceneSampler:
         self._backgrounds = self._backgrounds or [n for n, clip in enumerate(clips) if clip.masked]
         self._names = sorted(self._speaking)
         self._placer = PeoplePlacer(pool, settings.min_scale, settings.max_scale)
+        self._occluders = OccluderSampler(self._placer, self._backgrounds)
         max_people = max(k + 1 for k, weight in enumerate(settings.people) if weight)
         required = max_people + bool(settings.off_screen_prob or settings.all_off_screen_prob)
         if len(self._names) < required:
@@ -60,12 +63,13 @@ class SceneSampler:
                 f"({examples}); these mixtures take up to {required}: add people, or lower "
                 "compose.people, compose.off_screen_prob and compose.all_off_screen_prob."
             )
-        if settings.without_people_prob and not self._backgrounds:
-            raise UsageError(
-                f"compose.without_people_prob {settings.without_people_prob}: "
-                f"{pool.manifest.folder} has no background, neither clips labelled `background` "
-                "nor people with masks; add one of them, or set the option to 0."
-            )
+        for option in ("without_people_prob", "occluder_prob"):
+            if getattr(settings, option) and not self._backgrounds:
+                raise UsageError(
+                    f"compose.{option} {getattr(settings, option)}: {pool.manifest.folder} has no "
+                    "background, neither clips labelled `background` nor people with masks; add "
+                    "one of them, or set the option to 0."
+                )
 
     def sample(self, rng: random.Random) -> SceneSpec:
         """Samples a spec. All randomness comes from ``rng``, in a fixed order of draws."""
@@ -96,6 +100,12 @@ class SceneSampler:
         inner_size = self._sample_inner_size(rng)
         scene_size = inner_size or (settings.height, settings.width)
         places, order = self._placer.place(kind, visible, scene_size, rng)
+        occluders: tuple[Occluder, ...] = ()
+        can_be_covered = kind in ("own_background", "pasted") and settings.occluder_prob
+        if can_be_covered and rng.random() < settings.occluder_prob:
+            places, occluders = self._occluders.sample(
+                kind, visible, places, order, scene_size, rng
+            )
         people = tuple(
             VisiblePerson(**dataclasses.asdict(voice), **dataclasses.asdict(place))
             for voice, place in zip(voices, places, strict=False)
@@ -127,6 +137,7 @@ class SceneSampler:
             seed=rng.getrandbits(32),
             room=inner_size,
             background_start=self._sample_background_start(background, rng),
+            occluders=occluders,
         )
 
     def _sample_inner_size(self, rng: random.Random) -> tuple[int, int] | None:

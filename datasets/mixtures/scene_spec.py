@@ -6,6 +6,7 @@ A spec determines its mixture: composing it twice gives the same samples and pix
 import dataclasses
 from typing import Any, Literal
 
+from cavmae.common.boxes import Box
 from cavmae.common.errors import UsageError
 from cavmae.common.json_files import value_as
 from cavmae.datasets.stream.rates import VIDEO_RATE
@@ -16,6 +17,7 @@ NOT_SINGLE = ("people-2", "people-3", "people-4", *OTHER_SOUND)
 
 Noise = Literal["white", "pink", "hum"]
 Kind = Literal["own_background", "pasted", "split_screen", "inset"]
+Point = tuple[int, int]  # column and row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,10 @@ class ComposeSettings:
             have noise, half an off-screen voice.
         without_people_prob: probability of a scene without visible people, of a background as for
             ``pasted`` alone: half of these scenes have noise, half an off-screen voice.
+        occluder_prob: probability that tables, armrests and the like stand in front of people, or
+            where nobody is, in scenes as for ``own_background`` and ``pasted``: still, with
+            surfaces of other clips' backgrounds. Behind a table people may end above the scene's
+            lower edge.
         letterbox_prob: probability of a scene of another shape, with black above and below or
             beside it, as the model gets for a video wider or taller than its own frames.
         min_scale: scale of a pasted person, relative to a clip that fills the scene's height.
@@ -73,6 +79,7 @@ class ComposeSettings:
     noise_prob: float = 0.15
     all_off_screen_prob: float = 0.2
     without_people_prob: float = 0.0
+    occluder_prob: float = 0.0
     letterbox_prob: float = 0.3
     min_scale: float = 0.5
     max_scale: float = 1.2
@@ -97,6 +104,7 @@ class ComposeSettings:
             "noise_prob",
             "all_off_screen_prob",
             "without_people_prob",
+            "occluder_prob",
             "letterbox_prob",
         ):
             if not 0 <= getattr(self, name) <= 1:
@@ -159,6 +167,27 @@ class VisiblePerson(Place, Voice):
 
 
 @dataclasses.dataclass(frozen=True)
+class Occluder:
+    """Something still in front of the people of a scene.
+
+    Attributes:
+        outline: corners of a polygon, in pixels of the scene; also outside of it.
+        surface: key of a clip, a part of whose background, without its person, is the surface.
+        crop: that part, as fractions of the picture, stretched over the outline's box.
+        tint: factors of red, green and blue; 1: unchanged.
+    """
+
+    outline: tuple[Point, ...]
+    surface: str
+    crop: Box
+    tint: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if len(self.outline) < 3:
+            raise ValueError(f"outline has {len(self.outline)} corners, not 3 or more")
+
+
+@dataclasses.dataclass(frozen=True)
 class SceneSpec:
     """Description of a scene of people, voices and noise.
 
@@ -183,6 +212,7 @@ class SceneSpec:
             positions refer to it. None: the scene fills the frame.
         background_start: seconds in ``background`` from which on it plays; None: it stands still,
             without its person.
+        occluders: in front of all people, from the farthest to the nearest.
     """
 
     kind: Kind
@@ -201,6 +231,7 @@ class SceneSpec:
     reference: Voice | None = None
     room: tuple[int, int] | None = None
     background_start: float | None = None
+    occluders: tuple[Occluder, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
         """Fields as values of JSON."""

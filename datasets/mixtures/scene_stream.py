@@ -16,7 +16,7 @@ from cavmae.common.json_files import REMEDY, json_bytes, read_records, typed, va
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.composer import Composer, Scene
-from cavmae.datasets.mixtures.compositing import Size
+from cavmae.datasets.mixtures.paste_canvas import Size
 from cavmae.datasets.mixtures.sampler import SceneSampler
 from cavmae.datasets.mixtures.scene_spec import NOT_SINGLE, ComposeSettings, SceneSpec
 from cavmae.datasets.stream.base import EndlessStream, Position, Stream, WorkerBatch

@@ -8,9 +8,16 @@ import pytest
 import torch
 
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.compositing import GREY, Compositor, dilate, fill_holes, resize
+from cavmae.datasets.mixtures.compositing import (
+    GREY,
+    Compositor,
+    background_plate,
+    dilate,
+    fill_holes,
+)
+from cavmae.datasets.mixtures.paste_canvas import resize
 from cavmae.datasets.mixtures.sampler import SceneSampler
-from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec, VisiblePerson
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings, Occluder, SceneSpec, VisiblePerson
 from tests.datasets.clips import clip, data_set_of
 
 SCENE = (32, 48)
@@ -135,6 +142,59 @@ def test_a_picture_in_a_picture(pool: ClipPool, compositor: Compositor) -> None:
     assert np.abs(shown - small[:, 2:14, 2:20]).mean() < 3
     alone = compositor.compose_frames(spec("inset", inset, background="k4"))
     assert (alone.masks[0] == composed.masks[1]).all()
+
+
+TABLE = ((-6, 20), (30, 20), (40, 40), (-6, 40))  # reaches beyond the scene
+
+
+@pytest.mark.parametrize("kind", ["own_background", "pasted"])
+def test_an_occluder_covers_people(pool: ClipPool, compositor: Compositor, kind: str) -> None:
+    """Its pixels are the surface, tinted and still; they are nobody's, and no others change."""
+    occluder = Occluder(TABLE, "k4", (0.0, 0.0, 0.02, 0.02), (0.5, 0.75, 1.0))
+    free = compositor.compose_frames(spec(kind, placed(0)))
+    covered = compositor.compose_frames(spec(kind, placed(0), occluders=(occluder,)))
+    inside, outside = np.zeros((2, *SCENE), dtype=bool)
+    for y, x in np.ndindex(*SCENE):  # the right side slopes from 30 to 36 within the scene
+        right = 30 + (y + 0.5 - 20) / 2
+        inside[y, x] = y >= 21 and x < right - 1.5
+        outside[y, x] = y < 19 or x > right + 1.5
+    assert not covered.masks[:, :, inside].any()
+    assert (covered.masks[:, :, outside] == free.masks[:, :, outside]).all()
+    assert free.masks[:, :, inside].any()
+    far = np.zeros(SCENE, dtype=bool)  # blocks of JPEG without any of it
+    far[:16] = True
+    assert (covered.motion[:, far] == free.motion[:, far]).all()
+    corner = background_plate(pool, 4)[:, 0, 0].numpy()
+    shown = covered.frames[:, inside].mean((0, 1))
+    assert shown == pytest.approx(corner * occluder.tint, abs=12)
+    grey = covered.motion[:, inside].astype(float)
+    assert grey.mean() == pytest.approx(float(corner * occluder.tint @ np.array(GREY)), abs=12)
+    assert np.abs(grey - grey[:1]).max() <= 6  # what moves beside it changes its JPEG blocks
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [((60, 0), (80, 0), (80, 40)), ((5, 5), (5, 5), (5, 5)), ((0, 33), (48, 33), (20, 50))],
+    ids=["beside the scene", "a point", "below the scene"],
+)
+def test_an_occluder_of_no_pixels(compositor: Compositor, outline: tuple) -> None:  # type: ignore[type-arg]
+    occluder = Occluder(outline, "k4", (0.2, 0.2, 0.6, 0.9), (1.0, 1.0, 1.0))
+    free = compositor.compose_frames(spec("pasted", placed(0)))
+    covered = compositor.compose_frames(spec("pasted", placed(0), occluders=(occluder,)))
+    assert (covered.frames == free.frames).all()
+    assert (covered.motion == free.motion).all()
+    assert (covered.masks == free.masks).all()
+
+
+def test_occluders_in_order(compositor: Compositor) -> None:
+    """The last one is nearest."""
+    surfaces = [
+        Occluder(((0, 8), (48, 8), (48, 32), (0, 32)), "k4", (0.0, 0.0, 1.0, 1.0), (f, f, f))
+        for f in (0.0, 9.0)
+    ]
+    for occluders, value in ((surfaces, 255), (surfaces[::-1], 0)):
+        composed = compositor.compose_frames(spec("pasted", placed(0), occluders=tuple(occluders)))
+        assert np.abs(composed.motion[:, 16:].astype(int) - value).max() <= 3
 
 
 def test_light_applies_to_the_whole_scene(compositor: Compositor) -> None:

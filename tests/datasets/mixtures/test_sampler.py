@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from cavmae.common.errors import UsageError
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.placement import MAX_OCCLUSION, max_occlusion
+from cavmae.datasets.mixtures.occluders import FREE_FRACTION
+from cavmae.datasets.mixtures.placement import MAX_OCCLUSION, PeoplePlacer, max_occlusion
 from cavmae.datasets.mixtures.sampler import SceneSampler
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec
 from cavmae.datasets.stream.rates import VIDEO_RATE
@@ -186,6 +188,49 @@ def test_insets_lie_in_corners_of_their_own(pool: ClipPool) -> None:
             hidden.append(covered[top:bottom, left:right].mean())
     assert filled[True] / filled.total() == pytest.approx(0.6, abs=0.1)
     assert np.mean(np.array(hidden) <= MAX_OCCLUSION + 0.05) > 0.8
+
+
+def test_tables_stand_in_front_of_people(pool: ClipPool, drawn: list[SceneSpec]) -> None:
+    """Heads stay free, nobody ends above a table, and all else is drawn as without them."""
+    settings = dataclasses.replace(
+        SETTINGS, occluder_prob=0.5, pasted=1.6, people=(1.0, 1.0, 0.0), max_scale=0.8
+    )
+    sampler = SceneSampler(pool, settings)
+    specs = [sampler.sample(random.Random(n)) for n in range(600)]
+    eligible = [s for s in specs if s.kind in ("own_background", "pasted")]
+    covered = [s for s in eligible if s.occluders]
+    assert 0.2 < len(covered) / len(eligible) < 0.5  # some heads leave no room
+    assert not any(s.occluders for s in specs if s not in eligible)
+    placer, lifted = PeoplePlacer(pool, 1.0, 1.0), 0
+    for spec in covered:
+        assert SceneSpec.from_record(json.loads(json.dumps(spec.to_record()))) == spec
+        height, width = spec.room or (settings.height, settings.width)
+        hidden = np.zeros((height, width), dtype=bool)
+        for occluder in spec.occluders:
+            image = Image.new("L", (width, height))
+            ImageDraw.Draw(image).polygon(occluder.outline, fill=1)
+            hidden |= np.array(image) > 0
+            clip = pool.clips[pool.index_of[occluder.surface]]
+            assert clip.masked or clip.background  # else a face could be on the surface
+            left, top, right, bottom = occluder.crop
+            assert 0 <= left < right <= 1
+            assert 0 <= top < bottom <= 1
+        for person in spec.people:
+            number = pool.index_of[person.clip]
+            left, top, right, bottom = placer.head_box(number, person, FREE_FRACTION)
+            rows = slice(max(0, round(top)), max(0, round(bottom) - 2))  # outlines are rounded
+            columns = slice(max(0, round(left) + 1), max(0, round(right) - 1))
+            assert not hidden[rows, columns].any()
+            end = round(person.top + person.scale * pool.clips[number].info.frame_size[0])
+            if end < height - 1:
+                lifted += 1
+                first = round(person.left)
+                last = round(person.left + person.scale * pool.clips[number].info.frame_size[1])
+                assert hidden[end - 1, max(0, first) : max(0, last)].all()
+    assert lifted > 20
+    plain = [SceneSampler(pool, SETTINGS).sample(random.Random(n)) for n in range(50)]
+    assert plain == drawn[:50]
+    assert not any(spec.occluders for spec in drawn)
 
 
 def test_some_scenes_are_of_another_shape(drawn: list[SceneSpec]) -> None:

@@ -307,11 +307,12 @@ def test_a_background_with_a_person_stands_still_without_them(tmp_path: Path) ->
     assert (spec.background, spec.background_start) == ("k20", None)
 
 
-def test_scenes_without_people_need_a_background(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["without_people_prob", "occluder_prob"])
+def test_scenes_need_a_background(tmp_path: Path, option: str) -> None:
     people = [clip(n, speaker=f"s{n}", masks=False) for n in range(5)]
     manifest = data_set_of(tmp_path / "set", people)
-    settings = dataclasses.replace(SETTINGS, without_people_prob=0.1)
-    with pytest.raises(UsageError, match="has no background"):
+    settings = dataclasses.replace(SETTINGS, **{option: 0.1})
+    with pytest.raises(UsageError, match=f"compose.{option} 0.1: .* has no background"):
         ComposedStream(manifest, settings, (16, 24), 2, 2)
 
 
