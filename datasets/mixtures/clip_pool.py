@@ -26,7 +26,7 @@ from cavmae.datasets.stream.shard_reader import Access, ShardOpener
 
 OPEN_SHARDS = 64  # limit of open file descriptors
 SILENT = "silent"  # label of clips whose visible person is silent
-BACKGROUND = "background"  # label of clips that serve as backgrounds only
+BACKGROUND = "background"  # label of clips that serve as backgrounds and surfaces only
 
 Place = tuple[int, int]  # offset and size in the shard, in bytes
 

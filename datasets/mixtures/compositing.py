@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from cavmae.datasets.format.sample import MAX_SIDE, decode_frame, encode_frame
 from cavmae.datasets.mixtures.clip_pool import ClipPool, PoolClip
-from cavmae.datasets.mixtures.paste_canvas import PasteCanvas, Size
+from cavmae.datasets.mixtures.paste_canvas import PasteCanvas, Size, pixel_range
 from cavmae.datasets.mixtures.scene_spec import Occluder, Place, SceneSpec
 from cavmae.datasets.stream.rates import VIDEO_RATE
 
@@ -111,7 +111,7 @@ class Compositor:
                     )
             self._paste_clip(colour, grey, clip, person, indices, alphas)
         for occluder in spec.occluders:
-            opacity = self._cover(colour, grey, occluder)
+            opacity = self._draw_occluder(colour, grey, occluder)
             masks &= opacity <= 0.5
         frames, motion = _grade(colour.pixels, grey.pixels, spec)
         if spec.room is not None:
@@ -174,24 +174,24 @@ class Compositor:
             colour, grey, clip, covering(clip, colour.size), clip.frames_at(start + self.times)
         )
 
-    def _cover(self, colour: PasteCanvas, grey: PasteCanvas, occluder: Occluder) -> np.ndarray:
-        """Draws an occluder on both canvases: its opacity on the colour canvas, float [h, w]."""
+    def _draw_occluder(
+        self, colour: PasteCanvas, grey: PasteCanvas, occluder: Occluder
+    ) -> np.ndarray:
+        """Draws an occluder on both canvases.
+
+        Returns:
+            its opacity on the colour canvas, float32 [height, width] from 0 to 1.
+        """
         plate = self._plate(self.pool.index_of[occluder.surface])
         height, width = plate.shape[1:]
         left, top, right, bottom = occluder.crop
-        columns = _at_least_one(left * width, right * width, width)
-        rows = _at_least_one(top * height, bottom * height, height)
+        rows = pixel_range(top * height, bottom * height, height)
+        columns = pixel_range(left * width, right * width, width)
         surface = plate[:, rows, columns] * torch.tensor(occluder.tint)[:, None, None]
         surface = surface.clamp(0, 255)
-        colour_alpha = colour.cover(occluder.outline, surface)
-        grey.cover(occluder.outline, surface, torch.tensor(GREY))
-        return colour_alpha.numpy()
-
-
-def _at_least_one(first: float, end: float, count: int) -> slice:
-    """Whole pixels of a range within ``count`` of them, at least one."""
-    start = min(max(0, round(first)), count - 1)
-    return slice(start, max(start + 1, min(count, round(end))))
+        opacity = colour.draw_polygon(occluder.outline, surface)
+        grey.draw_polygon(occluder.outline, surface, torch.tensor(GREY))
+        return opacity.numpy()
 
 
 def covering(clip: PoolClip, scene: Size) -> Place:

@@ -1,5 +1,6 @@
 """A canvas of several frames that clips and surfaces are pasted onto."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cavmae.datasets.mixtures.clip_pool import PoolClip
-from cavmae.datasets.mixtures.scene_spec import Place, Point
+from cavmae.datasets.mixtures.scene_spec import Corner, Place
 
 Size = tuple[int, int]  # height, width
 
@@ -100,10 +101,10 @@ class PasteCanvas:
             large = (large * weights[:, None, None]).sum(0, keepdim=True)
         self.pixels[:] = large
 
-    def cover(
-        self, outline: Sequence[Point], surface: Tensor, weights: Tensor | None = None
+    def draw_polygon(
+        self, outline: Sequence[Corner], surface: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Covers a polygon with a surface [3, h, w], stretched over the polygon's box.
+        """Draws a polygon with a surface [3, h, w], stretched over the polygon's box.
 
         Args:
             outline: corners, in pixels of the scene that positions refer to.
@@ -113,29 +114,44 @@ class PasteCanvas:
             opacity of the canvas's pixels, float32 [height, width] from 0 to 1.
         """
         corners = [(x * self.ratio[1], y * self.ratio[0]) for x, y in outline]
-        left, right = (round(f(x for x, _ in corners)) for f in (min, max))
-        top, bottom = (round(f(y for _, y in corners)) for f in (min, max))
+        left, top = (math.floor(min(corner[axis] for corner in corners)) for axis in (0, 1))
+        right, bottom = (math.ceil(max(corner[axis] for corner in corners)) for axis in (0, 1))
         height, width = self.size
         rows = slice(min(max(0, top), height), min(max(0, bottom), height))
         columns = slice(min(max(0, left), width), min(max(0, right), width))
-        alpha = torch.zeros(height, width)
+        opacity = torch.zeros(height, width)
         visible = rows.stop - rows.start, columns.stop - columns.start
         if 0 in visible:
-            return alpha
+            return opacity
         if weights is not None:
             surface = (surface * weights[:, None, None]).sum(0, keepdim=True)
-        large = functional.interpolate(surface[None], (bottom - top, right - left), mode="bilinear")
-        large = large[0, :, rows.start - top :, columns.start - left :]
-        large = large[:, : visible[0], : visible[1]]
+        # Only the visible part of the surface is stretched: outlines may be far larger.
+        down, across = surface.shape[1] / (bottom - top), surface.shape[2] / (right - left)
+        part = surface[
+            :,
+            pixel_range((rows.start - top) * down, (rows.stop - top) * down, surface.shape[1]),
+            pixel_range(
+                (columns.start - left) * across, (columns.stop - left) * across, surface.shape[2]
+            ),
+        ]
+        stretched = functional.interpolate(part[None], visible, mode="bilinear", antialias=True)
         # Pillow draws polygons without soft edges: four times as large, and reduced.
         image = Image.new("L", (visible[1] * FINE, visible[0] * FINE))
         ImageDraw.Draw(image).polygon(
             [((x - columns.start) * FINE, (y - rows.start) * FINE) for x, y in corners], fill=255
         )
         inside = torch.from_numpy(np.array(image.reduce(FINE))).float() / 255
-        alpha[rows, columns] = inside
-        self.pixels[:, :, rows, columns].lerp_(large.expand(len(self.pixels), -1, -1, -1), inside)
-        return alpha
+        opacity[rows, columns] = inside
+        self.pixels[:, :, rows, columns].lerp_(
+            stretched.expand(len(self.pixels), -1, -1, -1), inside
+        )
+        return opacity
+
+
+def pixel_range(first: float, end: float, count: int) -> slice:
+    """Whole pixels nearest to a range within ``count`` of them, at least one."""
+    start = min(max(0, round(first)), count - 1)
+    return slice(start, max(start + 1, min(count, round(end))))
 
 
 def resize(frames_nchw: Tensor, size: Size) -> Tensor:

@@ -1,6 +1,6 @@
 """Random sampling of scene specs: people, voices, background and noise.
 
-People are placed by :mod:`.placement`, what stands in front of them by :mod:`.occluders`.
+People are placed by :mod:`.placement`, tables in front of them by :mod:`.occluders`.
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ from cavmae.datasets.mixtures.scene_spec import (
     ComposeSettings,
     Kind,
     Noise,
-    Occluder,
     SceneSpec,
     VisiblePerson,
     Voice,
@@ -53,7 +52,9 @@ class SceneSampler:
         self._backgrounds = self._backgrounds or [n for n, clip in enumerate(clips) if clip.masked]
         self._names = sorted(self._speaking)
         self._placer = PeoplePlacer(pool, settings.min_scale, settings.max_scale)
-        self._occluders = OccluderSampler(self._placer, self._backgrounds)
+        # Neither a person nor a part of one is on a surface.
+        surfaces = [n for n in self._backgrounds if clips[n].masked or clips[n].without_people]
+        self._occluder_sampler = OccluderSampler(self._placer, surfaces)
         max_people = max(k + 1 for k, weight in enumerate(settings.people) if weight)
         required = max_people + bool(settings.off_screen_prob or settings.all_off_screen_prob)
         if len(self._names) < required:
@@ -63,8 +64,10 @@ class SceneSampler:
                 f"({examples}); these mixtures take up to {required}: add people, or lower "
                 "compose.people, compose.off_screen_prob and compose.all_off_screen_prob."
             )
-        for option in ("without_people_prob", "occluder_prob"):
-            if getattr(settings, option) and not self._backgrounds:
+        for option, sources in (
+            ("without_people_prob", self._backgrounds), ("occluder_prob", surfaces)
+        ):  # fmt: skip
+            if getattr(settings, option) and not sources:
                 raise UsageError(
                     f"compose.{option} {getattr(settings, option)}: {pool.manifest.folder} has no "
                     "background, neither clips labelled `background` nor people with masks; add "
@@ -100,12 +103,6 @@ class SceneSampler:
         inner_size = self._sample_inner_size(rng)
         scene_size = inner_size or (settings.height, settings.width)
         places, order = self._placer.place(kind, visible, scene_size, rng)
-        occluders: tuple[Occluder, ...] = ()
-        can_be_covered = kind in ("own_background", "pasted") and settings.occluder_prob
-        if can_be_covered and rng.random() < settings.occluder_prob:
-            places, occluders = self._occluders.sample(
-                kind, visible, places, order, scene_size, rng
-            )
         people = tuple(
             VisiblePerson(**dataclasses.asdict(voice), **dataclasses.asdict(place))
             for voice, place in zip(voices, places, strict=False)
@@ -116,7 +113,7 @@ class SceneSampler:
         background = self._sample_background(visible, rng) if has_background else None
         noises: tuple[Noise, ...] = ("white", "pink", "hum")
         target = rng.randrange(count) if people else 0
-        return SceneSpec(
+        spec = SceneSpec(
             kind=kind,
             people=people,
             order=order,
@@ -137,8 +134,12 @@ class SceneSampler:
             seed=rng.getrandbits(32),
             room=inner_size,
             background_start=self._sample_background_start(background, rng),
-            occluders=occluders,
         )
+        # Drawn last, so that all else is as without them.
+        is_one_picture = kind in ("own_background", "pasted")
+        if is_one_picture and settings.occluder_prob and rng.random() < settings.occluder_prob:
+            spec = self._occluder_sampler.sample(spec, scene_size, rng)
+        return spec
 
     def _sample_inner_size(self, rng: random.Random) -> tuple[int, int] | None:
         """(height, width) in pixels of a letterboxed scene; None: the scene fills the frame."""

@@ -15,9 +15,12 @@ from cavmae.datasets.stream.rates import VIDEO_RATE
 OTHER_SOUND = ("noise", "music", "off_screen_voice", "desync")
 NOT_SINGLE = ("people-2", "people-3", "people-4", *OTHER_SOUND)
 
+MAX_CORNER = 100_000  # pixels of a polygon's corner from the scene's
+MAX_TINT = 100.0  # factor of a surface's colors
+
 Noise = Literal["white", "pink", "hum"]
 Kind = Literal["own_background", "pasted", "split_screen", "inset"]
-Point = tuple[int, int]  # column and row
+Corner = tuple[int, int]  # column and row of a polygon's corner, in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +55,10 @@ class ComposeSettings:
             have noise, half an off-screen voice.
         without_people_prob: probability of a scene without visible people, of a background as for
             ``pasted`` alone: half of these scenes have noise, half an off-screen voice.
-        occluder_prob: probability that tables, armrests and the like stand in front of people, or
-            where nobody is, in scenes as for ``own_background`` and ``pasted``: still, with
-            surfaces of other clips' backgrounds. Behind a table people may end above the scene's
-            lower edge.
+        occluder_prob: probability that tables and armrests are placed in front of people, or where
+            nobody is, in scenes as for ``own_background`` and ``pasted``, if heads leave room for
+            them (in about four of five scenes). They do not move; their surface is a part of
+            another clip's background. Behind a table people may end above the scene's lower edge.
         letterbox_prob: probability of a scene of another shape, with black above and below or
             beside it, as the model gets for a video wider or taller than its own frames.
         min_scale: scale of a pasted person, relative to a clip that fills the scene's height.
@@ -168,16 +171,16 @@ class VisiblePerson(Place, Voice):
 
 @dataclasses.dataclass(frozen=True)
 class Occluder:
-    """Something still in front of the people of a scene.
+    """A polygon in front of all people, which does not move.
 
     Attributes:
         outline: corners of a polygon, in pixels of the scene; also outside of it.
-        surface: key of a clip, a part of whose background, without its person, is the surface.
+        surface: key of the clip of whose background, without its person, a part is the surface.
         crop: that part, as fractions of the picture, stretched over the outline's box.
-        tint: factors of red, green and blue; 1: unchanged.
+        tint: factors of red, green and blue, 0 to 100; 1: unchanged.
     """
 
-    outline: tuple[Point, ...]
+    outline: tuple[Corner, ...]
     surface: str
     crop: Box
     tint: tuple[float, float, float]
@@ -185,6 +188,13 @@ class Occluder:
     def __post_init__(self) -> None:
         if len(self.outline) < 3:
             raise ValueError(f"outline has {len(self.outline)} corners, not 3 or more")
+        if max(abs(side) for corner in self.outline for side in corner) > MAX_CORNER:
+            raise ValueError(f"outline has a corner beyond {MAX_CORNER} pixels")
+        left, top, right, bottom = self.crop
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise ValueError(f"crop {list(self.crop)} is no box within 0 to 1")
+        if not all(0 <= factor <= MAX_TINT for factor in self.tint):
+            raise ValueError(f"tint {list(self.tint)} is not from 0 to {MAX_TINT}")
 
 
 @dataclasses.dataclass(frozen=True)

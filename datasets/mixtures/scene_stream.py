@@ -232,6 +232,7 @@ def clip_keys(spec: SceneSpec) -> set[str]:
     """Keys of all clips that a spec uses."""
     keys = {voice.clip for voice in (*spec.people, *spec.unseen)}
     keys |= {spec.background} if spec.background is not None else set()
+    keys |= {occluder.surface for occluder in spec.occluders}
     return keys | ({spec.reference.clip} if spec.reference is not None else set())
 
 

@@ -83,7 +83,8 @@ def _draw_scene(axes: Sequence[Any], key: str, recipe: SceneSpec, scene: Scene, 
         axes[number].set_yticks([])
     noise = f", {recipe.noise} noise" if recipe.noise else ""
     people = f"cue: {recipe.target + 1}" if recipe.people else "no people"
-    axes[0].set_title(f"{key}: {recipe.kind}{noise}, {people}", fontsize=8)
+    occluders = f", {len(recipe.occluders)} in front" if recipe.occluders else ""
+    axes[0].set_title(f"{key}: {recipe.kind}{noise}, {people}{occluders}", fontsize=8)
     _draw_audio(axes[KEYS], scene.mixture, "mixture", "black")
     for person, voice in enumerate(scene.voices):
         level = recipe.people[person].level_db

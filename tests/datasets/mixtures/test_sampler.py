@@ -11,11 +11,13 @@ import pytest
 from PIL import Image, ImageDraw
 
 from cavmae.common.errors import UsageError
+from cavmae.datasets.format import sample
 from cavmae.datasets.mixtures.clip_pool import ClipPool
 from cavmae.datasets.mixtures.occluders import FREE_FRACTION
 from cavmae.datasets.mixtures.placement import MAX_OCCLUSION, PeoplePlacer, max_occlusion
 from cavmae.datasets.mixtures.sampler import SceneSampler
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec
+from cavmae.datasets.mixtures.scene_stream import clip_keys
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from tests.datasets.clips import clip, data_set_of
 
@@ -190,47 +192,131 @@ def test_insets_lie_in_corners_of_their_own(pool: ClipPool) -> None:
     assert np.mean(np.array(hidden) <= MAX_OCCLUSION + 0.05) > 0.8
 
 
-def test_tables_stand_in_front_of_people(pool: ClipPool, drawn: list[SceneSpec]) -> None:
-    """Heads stay free, nobody ends above a table, and all else is drawn as without them."""
-    settings = dataclasses.replace(
-        SETTINGS, occluder_prob=0.5, pasted=1.6, people=(1.0, 1.0, 0.0), max_scale=0.8
-    )
-    sampler = SceneSampler(pool, settings)
-    specs = [sampler.sample(random.Random(n)) for n in range(600)]
-    eligible = [s for s in specs if s.kind in ("own_background", "pasted")]
-    covered = [s for s in eligible if s.occluders]
-    assert 0.2 < len(covered) / len(eligible) < 0.5  # some heads leave no room
-    assert not any(s.occluders for s in specs if s not in eligible)
-    placer, lifted = PeoplePlacer(pool, 1.0, 1.0), 0
-    for spec in covered:
+@pytest.fixture(scope="module")
+def pool_of_masks(tmp_path_factory: pytest.TempPathFactory) -> ClipPool:
+    """People whose masks end at the clip's lower edge or above it, and a background with one."""
+    folder = tmp_path_factory.mktemp("masks") / "set"
+    samples = [clip(n, speaker=f"s{n}", person=True) for n in range(8)]
+    for _, members in samples[4:]:
+        for frame in range(3):
+            mask = np.zeros((32, 48), dtype=np.uint8)
+            mask[8:26, 10:30] = 1
+            members[sample.mask_member(frame)] = sample.encode_mask(mask)
+    values = {"1": "person 1 body", "2": "person 1 face"}
+    crowd = clip(20, person=True, masks=False, labels=("background",), mask_values=values)
+    empty = clip(21, masks=False, labels=("background",))
+    return ClipPool(data_set_of(folder, [*samples, crowd, empty]))
+
+
+TABLES = dataclasses.replace(
+    SETTINGS, height=192, width=288, occluder_prob=0.5, pasted=1.6, people=(1.0, 1.0, 0.0),
+    max_scale=0.8, without_people_prob=0.1,
+)  # fmt: skip
+
+
+def test_tables_leave_heads_free_and_hide_where_people_end(pool_of_masks: ClipPool) -> None:
+    pool = pool_of_masks
+    sampler, placer = SceneSampler(pool, TABLES), PeoplePlacer(pool, 1.0, 1.0)
+    without = SceneSampler(pool, dataclasses.replace(TABLES, occluder_prob=0.0))
+    counts: set[int] = set()
+    lifted: Counter[str] = Counter()
+    for seed in range(800):
+        spec, plain = (s.sample(random.Random(seed)) for s in (sampler, without))
+        if not spec.occluders:
+            continue
+        counts.add(len(spec.people))
         assert SceneSpec.from_record(json.loads(json.dumps(spec.to_record()))) == spec
-        height, width = spec.room or (settings.height, settings.width)
+        # Of the other background not all frames have masks: its person could be on a table.
+        assert {occluder.surface for occluder in spec.occluders} == {"k21"}
+        assert {occluder.surface for occluder in spec.occluders} <= clip_keys(spec)
+        height, width = spec.room or (TABLES.height, TABLES.width)
         hidden = np.zeros((height, width), dtype=bool)
         for occluder in spec.occluders:
             image = Image.new("L", (width, height))
             ImageDraw.Draw(image).polygon(occluder.outline, fill=1)
             hidden |= np.array(image) > 0
-            clip = pool.clips[pool.index_of[occluder.surface]]
-            assert clip.masked or clip.background  # else a face could be on the surface
-            left, top, right, bottom = occluder.crop
-            assert 0 <= left < right <= 1
-            assert 0 <= top < bottom <= 1
         for person in spec.people:
             number = pool.index_of[person.clip]
             left, top, right, bottom = placer.head_box(number, person, FREE_FRACTION)
             rows = slice(max(0, round(top)), max(0, round(bottom) - 2))  # outlines are rounded
             columns = slice(max(0, round(left) + 1), max(0, round(right) - 1))
             assert not hidden[rows, columns].any()
-            end = round(person.top + person.scale * pool.clips[number].info.frame_size[0])
-            if end < height - 1:
-                lifted += 1
-                first = round(person.left)
-                last = round(person.left + person.scale * pool.clips[number].info.frame_size[1])
-                assert hidden[end - 1, max(0, first) : max(0, last)].all()
-    assert lifted > 20
-    plain = [SceneSampler(pool, SETTINGS).sample(random.Random(n)) for n in range(50)]
-    assert plain == drawn[:50]
-    assert not any(spec.occluders for spec in drawn)
+            end = round(placer.head_box(number, person, 1.0)[3])
+            before = plain.people[spec.people.index(person)]
+            if person.top < before.top:
+                lifted[person.clip] += 1
+                assert hidden[end - 3 : end, columns].all()
+    assert min(lifted[f"k{n}"] for n in range(8)) > 0, lifted
+    assert lifted.total() > 40
+    assert counts == {0, 1, 2}
+
+
+def test_without_occluders_all_else_is_the_same(pool_of_masks: ClipPool) -> None:
+    """But how high people are in scenes with a table, of kind ``pasted`` alone."""
+    with_tables = SceneSampler(pool_of_masks, TABLES)
+    without = SceneSampler(pool_of_masks, dataclasses.replace(TABLES, occluder_prob=0.0))
+    counts: Counter[str] = Counter()
+    for number in range(400):
+        spec, plain = (s.sample(random.Random(number)) for s in (with_tables, without))
+        assert not plain.occluders
+        counts[spec.kind] += bool(spec.occluders)
+        counts["all"] += spec.kind in ("own_background", "pasted")
+        higher = [
+            dataclasses.replace(person, top=before.top)
+            for person, before in zip(spec.people, plain.people, strict=True)
+        ]
+        assert dataclasses.replace(spec, people=tuple(higher), occluders=()) == plain
+        if spec.kind != "pasted" or not spec.occluders:
+            assert spec.people == plain.people
+        assert all(a.top <= b.top for a, b in zip(spec.people, plain.people, strict=True))
+    assert counts["split_screen"] == 0
+    assert counts["own_background"] > 5
+    assert 0.25 < (counts["pasted"] + counts["own_background"]) / counts["all"] <= 0.55
+
+
+def test_surfaces_are_of_other_clips(pool: ClipPool) -> None:
+    """Without clips labelled as backgrounds they are those of people who are not in the scene."""
+    sampler = SceneSampler(pool, dataclasses.replace(SETTINGS, occluder_prob=1.0))
+    surfaces = set()
+    for number in range(300):
+        spec = sampler.sample(random.Random(number))
+        used = {spec.background, *(person.clip for person in spec.people)}
+        assert not used & {occluder.surface for occluder in spec.occluders}
+        surfaces |= {occluder.surface for occluder in spec.occluders}
+    assert len(surfaces) > 6
+    assert all(pool.clips[pool.index_of[key]].masked for key in surfaces)
+
+
+def table_record(**changes: object) -> dict:  # type: ignore[type-arg]
+    table = {
+        "outline": [[0, 5], [9, 5], [9, 9]], "surface": "k4", "crop": [0.1, 0.2, 0.3, 0.4],
+        "tint": [1.0, 1.0, 1.0],
+    }  # fmt: skip
+    return table | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"outline": [[0, 5], [9, 5]]}, "outline has 2 corners, not 3 or more"),
+        ({"outline": [[0, 5], [9, 5], [10**7, 9]]}, "a corner beyond 100000 pixels"),
+        ({"outline": [[0, 5], [9, 5], [-(10**7), 9]]}, "a corner beyond 100000 pixels"),
+        ({"crop": [0.3, 0.2, 0.1, 0.4]}, "is no box within 0 to 1"),
+        ({"crop": [0.1, 0.2, 0.3, 1e308]}, "is no box within 0 to 1"),
+        ({"tint": [1.0, -1.0, 1.0]}, "is not from 0 to 100"),
+        ({"tint": [1.0, 1e300, 1.0]}, "is not from 0 to 100"),
+    ],
+)
+def test_an_occluder_that_cannot_be_drawn(
+    drawn: list[SceneSpec],
+    changes: dict,
+    message: str,  # type: ignore[type-arg]
+) -> None:
+    record = drawn[0].to_record()
+    intact = SceneSpec.from_record({**record, "occluders": [table_record()]})
+    assert intact.occluders[0].surface == "k4"
+    with pytest.raises(ValueError, match=message):
+        SceneSpec.from_record({**record, "occluders": [table_record(**changes)]})
 
 
 def test_some_scenes_are_of_another_shape(drawn: list[SceneSpec]) -> None:

@@ -17,7 +17,7 @@ from cavmae.common.errors import CavmaeError, UsageError
 from cavmae.datasets.format import sample
 from cavmae.datasets.format.manifest import Manifest
 from cavmae.datasets.mixtures.clip_pool import ClipPool
-from cavmae.datasets.mixtures.scene_spec import ComposeSettings, SceneSpec
+from cavmae.datasets.mixtures.scene_spec import ComposeSettings, Occluder, SceneSpec
 from cavmae.datasets.mixtures.scene_stream import (
     ComposedStream,
     FixedSceneStream,
@@ -189,6 +189,10 @@ def test_lists_that_do_not_fit(clips: Manifest, tmp_path: Path) -> None:
         read_list(path)
     spec = stream(clips).spec(0, 0)
     other = data_set_of(tmp_path / "other", [clip(n + 50, speaker=f"s{n}") for n in range(6)])
+    table = Occluder(((0, 9), (9, 9), (9, 20)), "k99", (0.0, 0.0, 1.0, 1.0), (1.0, 1.0, 1.0))
+    covered = dataclasses.replace(spec, occluders=(table,))
+    with pytest.raises(UsageError, match="names the clip k99, which"):
+        FixedSceneStream(clips, SETTINGS, [covered], (16, 24), 2, 2)
     with pytest.raises(UsageError, match="does not have: use the data set"):
         FixedSceneStream(other, SETTINGS, [spec], (16, 24), 2, 2)
 
