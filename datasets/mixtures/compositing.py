@@ -23,6 +23,8 @@ PLATE_FRAMES = 4  # frames that a background plate averages
 PLATES = 64  # background plates in the cache
 BLOCK = 8  # side of JPEG's blocks, in pixels
 MASK_STEP = 4  # grey frames from one decoded mask to the next
+TEXTURE_SIZE = (128, 128)  # of a surface with noise, in pixels
+OCTAVES = 6  # of that noise, from half a surface down to a pixel or two
 MARGIN = 6  # pixels around a person that do not count as background
 
 
@@ -188,6 +190,9 @@ class Compositor:
         rows = pixel_range(top * height, bottom * height, height)
         columns = pixel_range(left * width, right * width, width)
         surface = plate[:, rows, columns] * torch.tensor(occluder.tint)[:, None, None]
+        if occluder.texture:
+            surface = functional.interpolate(surface[None], TEXTURE_SIZE, mode="bilinear")[0]
+            surface = surface * (1 + occluder.texture * texture_noise(occluder.seed))
         surface = surface.clamp(0, 255)
         opacity = colour.draw_polygon(occluder.outline, surface)
         grey.draw_polygon(occluder.outline, surface, torch.tensor(GREY))
@@ -241,6 +246,25 @@ def dilate(masks: np.ndarray, margin: int) -> np.ndarray:
             moved[:-shift] |= before[shift:]
             reach += shift
     return dilated
+
+
+def texture_noise(seed: int) -> Tensor:
+    """Noise of all sizes, float32 [h, w] of :data:`TEXTURE_SIZE`, -1 to 1.
+
+    Grids of random values, each twice as fine and half as strong as the one before. Their cells are
+    twice as wide as high or the other way round, as grain of wood and folds of fabric are.
+    """
+    rng = np.random.default_rng(seed)
+    noise = torch.zeros(TEXTURE_SIZE)
+    stretched = bool(rng.integers(2))
+    for octave in range(OCTAVES):
+        cells = 2 ** (octave + 1)
+        shape = (2 * cells, cells) if stretched else (cells, 2 * cells)
+        values = torch.from_numpy(rng.uniform(-1, 1, shape).astype(np.float32))
+        noise += 0.5 ** (octave + 1) * functional.interpolate(
+            values[None, None], TEXTURE_SIZE, mode="bicubic", align_corners=False
+        )[0, 0].clamp(-1, 1)
+    return noise
 
 
 def fill_holes(total: Tensor, weight: Tensor) -> Tensor:

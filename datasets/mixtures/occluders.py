@@ -40,6 +40,7 @@ OBJECT_HEIGHT = (0.03, 0.2)  # range, as fractions of the scene's height
 SURFACE_SIDE = (0.03, 0.5)  # range of the part of a picture that is a surface: small ones are plain
 BRIGHTNESS = (0.3, 1.7)  # range of a surface's factor
 TINT = (0.7, 1.3)  # range of each color's factor beside it
+TEXTURE = (0.0, 0.6)  # range of the contrast of noise on it, such as wood and fabric have
 LIFT_PROB = 0.7  # of people behind a table ending above the scene's lower edge
 LIFT_TRIES = 6  # attempts at lifts by which heads do not hide each other
 # Pixels by which lifted people end below the table's edge: places, outlines and sizes are rounded,
@@ -265,4 +266,5 @@ def _with_surface(outline: tuple[Corner, ...], surface: str, rng: random.Random)
     brightness = rng.uniform(*BRIGHTNESS)
     red, green, blue = (brightness * rng.uniform(*TINT) for _ in range(3))
     crop: Box = (left, top, left + sides[0], top + sides[1])
-    return Occluder(outline, surface, crop, (red, green, blue))
+    texture, seed = rng.uniform(*TEXTURE), rng.getrandbits(32)
+    return Occluder(outline, surface, crop, (red, green, blue), texture, seed)

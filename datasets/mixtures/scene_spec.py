@@ -178,12 +178,16 @@ class Occluder:
         surface: key of the clip of whose background, without its person, a part is the surface.
         crop: that part, as fractions of the picture, stretched over the outline's box.
         tint: factors of red, green and blue, 0 to 100; 1: unchanged.
+        texture: contrast of noise of all sizes on the surface, 0 to 1; 0: none.
+        seed: of that noise.
     """
 
     outline: tuple[Corner, ...]
     surface: str
     crop: Box
     tint: tuple[float, float, float]
+    texture: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if len(self.outline) < 3:
@@ -195,6 +199,10 @@ class Occluder:
             raise ValueError(f"crop {list(self.crop)} is no box within 0 to 1")
         if not all(0 <= factor <= MAX_TINT for factor in self.tint):
             raise ValueError(f"tint {list(self.tint)} is not from 0 to {MAX_TINT}")
+        if not 0 <= self.texture <= 1:
+            raise ValueError(f"texture {self.texture} is not from 0 to 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed {self.seed} is not from 0 to 2**32 - 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from cavmae.datasets.mixtures.compositing import (
     background_plate,
     dilate,
     fill_holes,
+    texture_noise,
 )
 from cavmae.datasets.mixtures.paste_canvas import resize
 from cavmae.datasets.mixtures.sampler import SceneSampler
@@ -184,6 +185,26 @@ def test_an_occluder_of_no_pixels(compositor: Compositor, outline: tuple) -> Non
     assert (covered.frames == free.frames).all()
     assert (covered.motion == free.motion).all()
     assert (covered.masks == free.masks).all()
+
+
+def test_a_surface_with_texture(compositor: Compositor) -> None:
+    """Noise around the surface's color, the same for a seed, in color and in grey alike."""
+    values = {}
+    for name, texture, seed in (("plain", 0.0, 1), ("a", 0.5, 1), ("b", 0.5, 2), ("again", 0.5, 1)):
+        whole = ((0, 0), (48, 0), (48, 32), (0, 32))
+        crop, white = (0.0, 0.0, 0.02, 0.03), (1.0, 1.0, 1.0)
+        occluder = Occluder(whole, "k4", crop, white, texture, seed)
+        composed = compositor.compose_frames(spec("pasted", placed(0), occluders=(occluder,)))
+        grey = composed.motion.astype(float)
+        assert np.abs(composed.frames @ np.array(GREY) - grey).mean() < 4
+        values[name] = grey[0]
+    assert values["plain"].std() < 2
+    assert 0.05 < values["a"].std() / values["plain"].mean() < 0.4
+    assert values["a"].mean() == pytest.approx(values["plain"].mean(), rel=0.2)
+    assert (values["a"] == values["again"]).all()
+    assert np.abs(values["a"] - values["b"]).mean() > 5
+    noise = texture_noise(7)
+    assert -1 <= noise.min() < -0.3 and 0.3 < noise.max() <= 1
 
 
 def test_occluders_in_order(compositor: Compositor) -> None:

@@ -305,6 +305,9 @@ def table_record(**changes: object) -> dict:  # type: ignore[type-arg]
         ({"crop": [0.1, 0.2, 0.3, 1e308]}, "is no box within 0 to 1"),
         ({"tint": [1.0, -1.0, 1.0]}, "is not from 0 to 100"),
         ({"tint": [1.0, 1e300, 1.0]}, "is not from 0 to 100"),
+        ({"texture": -0.1}, "texture -0.1 is not from 0 to 1"),
+        ({"texture": 1.5}, "texture 1.5 is not from 0 to 1"),
+        ({"seed": -1}, "seed -1 is not from 0"),
     ],
 )
 def test_an_occluder_that_cannot_be_drawn(
