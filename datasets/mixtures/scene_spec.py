@@ -57,7 +57,7 @@ class ComposeSettings:
             ``pasted`` alone: half of these scenes have noise, half an off-screen voice.
         occluder_prob: probability that tables and armrests are placed in front of people, or where
             nobody is, in scenes as for ``own_background`` and ``pasted``, if heads leave room for
-            them (in about four of five scenes). They do not move; their surface is a part of
+            them (in about half of such scenes). They do not move; their surface is a part of
             another clip's background. Behind a table people may end above the scene's lower edge.
         letterbox_prob: probability of a scene of another shape, with black above and below or
             beside it, as the model gets for a video wider or taller than its own frames.

@@ -110,7 +110,7 @@ class Thresholds:
         min_span: shortest span of speech or visibility, in seconds; shorter ones are dropped.
     """
 
-    min_presence_prob: float = 0.7
+    min_presence_prob: float = 0.8
     min_voice_prob: float = 0.1
     min_area_fraction: float = 0.002
     min_movement_fraction: float = 0.0008

@@ -38,7 +38,7 @@ OTHER = block(slice(4, 20), slice(26, 38))
 def test_parts_that_vote_for_one_middle_are_one_person() -> None:
     masks = torch.stack([OTHER, HAIR, FACE, torch.zeros(SIZE)])
     votes = voting((OTHER, 0.8, 0.6), (HAIR, 0.33, 0.4), (FACE, 0.32, 0.43))
-    presence_prob = torch.tensor([0.7, 0.8, 0.95, 0.9])
+    presence_prob = torch.tensor([0.82, 0.85, 0.95, 0.9])
     assert merge_slots(masks, votes, presence_prob, False, THRESHOLDS) == [[2, 1], [0]]
     # The cued slot comes first, whatever its presence probability.
     assert merge_slots(masks, votes, presence_prob, True, THRESHOLDS) == [[0], [2, 1]]
@@ -97,7 +97,7 @@ def test_each_threshold_of_slots_has_an_effect(
 ) -> None:
     """A face, and hair that is larger and less probable."""
     votes = voting((HAIR, 0.33, 0.4), (FACE, 0.32, 0.43))
-    presence_prob = torch.tensor([0.95, 0.8])
+    presence_prob = torch.tensor([0.95, 0.82])
     masks = torch.stack([FACE, HAIR])
     assert merge_slots(masks, votes, presence_prob, False, Thresholds(**change)) == expected
 
