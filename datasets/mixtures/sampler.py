@@ -64,14 +64,15 @@ class SceneSampler:
                 f"({examples}); these mixtures take up to {required}: add people, or lower "
                 "compose.people, compose.off_screen_prob and compose.all_off_screen_prob."
             )
-        for option, sources in (
-            ("without_people_prob", self._backgrounds), ("occluder_prob", surfaces)
-        ):  # fmt: skip
+        for option, sources, lack in (
+            ("without_people_prob", self._backgrounds, "no background"),
+            ("occluder_prob", surfaces, "no background whose people can be removed"),
+        ):
             if getattr(settings, option) and not sources:
                 raise UsageError(
-                    f"compose.{option} {getattr(settings, option)}: {pool.manifest.folder} has no "
-                    "background, neither clips labelled `background` nor people with masks; add "
-                    "one of them, or set the option to 0."
+                    f"compose.{option} {getattr(settings, option)}: {pool.manifest.folder} has "
+                    f"{lack}, neither clips labelled `background` that show nobody nor people with "
+                    "masks in all frames; add one of them, or set the option to 0."
                 )
 
     def sample(self, rng: random.Random) -> SceneSpec:

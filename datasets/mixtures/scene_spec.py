@@ -15,8 +15,8 @@ from cavmae.datasets.stream.rates import VIDEO_RATE
 OTHER_SOUND = ("noise", "music", "off_screen_voice", "desync")
 NOT_SINGLE = ("people-2", "people-3", "people-4", *OTHER_SOUND)
 
-MAX_CORNER = 100_000  # pixels of a polygon's corner from the scene's
-MAX_TINT = 100.0  # factor of a surface's colors
+MAX_CORNER = 100_000  # largest row or column of a polygon's corner, in pixels
+MAX_TINT = 100.0  # factor of a surface's colours
 
 Noise = Literal["white", "pink", "hum"]
 Kind = Literal["own_background", "pasted", "split_screen", "inset"]

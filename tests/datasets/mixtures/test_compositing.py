@@ -188,7 +188,7 @@ def test_an_occluder_of_no_pixels(compositor: Compositor, outline: tuple) -> Non
 
 
 def test_a_surface_with_texture(compositor: Compositor) -> None:
-    """Noise around the surface's color, the same for a seed, in color and in grey alike."""
+    """Noise around the surface's colour, the same for a seed, in colour and in grey alike."""
     values = {}
     for name, texture, seed in (("plain", 0.0, 1), ("a", 0.5, 1), ("b", 0.5, 2), ("again", 0.5, 1)):
         whole = ((0, 0), (48, 0), (48, 32), (0, 32))

@@ -320,6 +320,17 @@ def test_scenes_need_a_background(tmp_path: Path, option: str) -> None:
         ComposedStream(manifest, settings, (16, 24), 2, 2)
 
 
+def test_a_person_of_a_background_is_on_no_table(tmp_path: Path) -> None:
+    """One whose frames do not all have masks cannot be removed."""
+    people = [clip(n, speaker=f"s{n}", person=True) for n in range(5)]
+    values = {"1": "person 1 body", "2": "person 1 face"}
+    behind = clip(20, person=True, masks=False, labels=("background",), mask_values=values)
+    manifest = data_set_of(tmp_path / "set", [*people, behind])
+    settings = dataclasses.replace(SETTINGS, occluder_prob=0.1)
+    with pytest.raises(UsageError, match=r"occluder_prob 0.1: .* whose people can be removed"):
+        ComposedStream(manifest, settings, (16, 24), 2, 2)
+
+
 def test_backgrounds_with_noise_are_not_left_out(tmp_path: Path) -> None:
     people = [clip(n, speaker=f"s{n}", person=True, labels=("noise",)[n:]) for n in range(4)]
     behind = clip(20, speaker="x", labels=("background", "noise", "bad"), masks=False)
