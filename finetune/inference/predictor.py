@@ -17,6 +17,7 @@ from cavmae.finetune.inference.appearance import appearance
 from cavmae.finetune.inference.detections import DetectedPerson
 from cavmae.finetune.inference.settings import Thresholds
 from cavmae.finetune.inference.slot_merging import (
+    join_slots,
     merge_slots,
     without_copies,
     without_specks,
@@ -29,6 +30,7 @@ from cavmae.finetune.speaker.model_tensors import (
     OFF_SCREEN,
     Inputs,
     MixtureEncoding,
+    SlotPredictions,
 )
 from cavmae.finetune.speaker.prediction import SpeakerPredictor, check_finite_audio
 from cavmae.finetune.speaker.voice_matching import distances
@@ -67,6 +69,22 @@ class PreparedMixture(NamedTuple):
     wave: Tensor
     fbank: Tensor
     encoding: MixtureEncoding
+
+
+class _Merging(NamedTuple):
+    """People among the slots of a window.
+
+    Attributes:
+        masks: [Q', F, h, w], 0 to 1, of the frame.
+        votes: [2, F, h, w], center votes (x, y) as fractions of the frame.
+        presence_prob: [Q'].
+        groups: slots of each person, of :func:`merge_slots`.
+    """
+
+    masks: Tensor
+    votes: Tensor
+    presence_prob: Tensor
+    groups: list[list[int]]
 
 
 class WindowPredictor:
@@ -158,19 +176,21 @@ class WindowPredictor:
             encoding=mixture.encoding,
             frame_tokens=tokens,
         )
+        cued = cue is not None
         with self._autocast():
-            slot_predictions, voice_predictions = self.speaker.predict(
-                inputs, self.thresholds.min_voice_prob
+            slot_predictions = self.speaker.predict_masks(inputs)
+            # A person has one slot from here on: the lips of a trunk of its own say nothing.
+            parts = self._merge(slot_predictions, slot_predictions.states[-1], letterbox, cued)
+            slot_predictions, voice_predictions = self.speaker.predict_voices(
+                inputs, join_slots(slot_predictions, parts.groups), self.thresholds.min_voice_prob
             )
-        states = voice_predictions.states[0, :-1].float().softmax(-1).cpu()
-        masks = letterbox.crop_masks(slot_predictions.masks[-1][0].float().sigmoid()).cpu()
+        # Motion and audio refine states, so that a further slot may be a person.
+        merging = self._merge(slot_predictions, voice_predictions.states, letterbox, cued)
         waves = voice_predictions.waves(mixture.wave.shape[1])[0].float().cpu().numpy()
         key_colors = torch.stack([key_view.colors for key_view in view.key_views]).numpy()
         activity_prob = voice_predictions.activity_logits[0].float().sigmoid().cpu()
         openings = voice_predictions.articulation[0, :, :, OPENING].float().cpu().numpy()
-        votes = letterbox.map_votes(slot_predictions.votes[0].float()).cpu()
-        presence_prob = 1 - states[:, NONE] - states[:, OFF_SCREEN]
-        groups = merge_slots(masks, votes, presence_prob, cue is not None, self.thresholds)
+        masks, votes, presence_prob, groups = merging
         if not groups:
             return []
         merged = torch.stack([masks[slots].amax(0) for slots in groups])
@@ -193,6 +213,17 @@ class WindowPredictor:
                 )
             )
         return people
+
+    def _merge(
+        self, predictions: SlotPredictions, states: Tensor, letterbox: Letterbox, cued: bool
+    ) -> _Merging:
+        """People among the slots of a window, by states [1, Q, 4]."""
+        masks = letterbox.crop_masks(predictions.masks[-1][0].float().sigmoid()).cpu()
+        votes = letterbox.map_votes(predictions.votes[0].float()).cpu()
+        probs = states[0, :-1].float().softmax(-1).cpu()
+        presence_prob = 1 - probs[:, NONE] - probs[:, OFF_SCREEN]
+        groups = merge_slots(masks, votes, presence_prob, cued, self.thresholds)
+        return _Merging(masks, votes, presence_prob, groups)
 
     @torch.no_grad()
     def encode_key_views(self, key_views: Sequence[KeyView]) -> Tensor:

@@ -3,6 +3,8 @@
 Shapes: Q' slots without the residual, F key frames of h x w.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from scipy import ndimage
@@ -10,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from cavmae.finetune.inference.settings import Thresholds
+from cavmae.finetune.speaker.model_tensors import NONE, SlotPredictions
 
 NEIGHBORS = np.ones((3, 3))  # of a pixel, with its corners
+CERTAIN = 20.0  # logit of what is certain
 MAX_COLUMN_DISTANCE = 0.08  # horizontal, of centers in one column, over the width of both parts
 
 
@@ -54,6 +58,29 @@ def merge_slots(
         else:
             people.append([slot])
     return people
+
+
+def join_slots(predictions: SlotPredictions, groups: Sequence[Sequence[int]]) -> SlotPredictions:
+    """Predictions of a single clip in which each person has one slot.
+
+    The first slot of a person gets the masks of all of them; the others hold nobody, so that their
+    lips are not read and they have no voice.
+
+    Args:
+        predictions: of one clip.
+        groups: slots of each person, of :func:`merge_slots`.
+    """
+    if all(len(slots) == 1 for slots in groups):
+        return predictions
+    masks, states = predictions.masks[-1].clone(), predictions.states[-1].clone()
+    for first, *others in groups:
+        masks[:, first] = masks[:, [first, *others]].amax(1)
+        masks[:, others] = -CERTAIN
+        states[:, others] = 0.0
+        states[:, others, NONE] = CERTAIN
+    return predictions._replace(
+        masks=[*predictions.masks[:-1], masks], states=[*predictions.states[:-1], states]
+    )
 
 
 def _same_person(mask: Tensor, other: Tensor, votes: Tensor, thresholds: Thresholds) -> bool:

@@ -45,34 +45,58 @@ class SpeakerPredictor:
     def predict(
         self, inputs: Inputs, min_voice_prob: float = 0.0
     ) -> tuple[SlotPredictions, VoicePredictions]:
-        """Predictions of the model in inference.
+        """:meth:`predict_masks`, then :meth:`predict_voices` under these masks."""
+        return self.predict_voices(inputs, self.predict_masks(inputs), min_voice_prob)
 
-        A voice cue is matched to the separated voices, whose nearest becomes slot 0: see
-        :mod:`cavmae.finetune.speaker.voice_matching`. The model does not get the cue: from 43
-        minutes of speech it learned too little about voices, and its masks and voices were worse
-        with the cue than without (docs/benchmarks/speakers-small.md).
+    def predict_masks(self, inputs: Inputs) -> SlotPredictions:
+        """Masks and states of all slots.
 
-        Args:
-            min_voice_prob: see :meth:`SpeakerModel.decode_voices`.
+        The model does not get a voice cue: from 43 minutes of speech it learned too little about
+        voices, and its masks and voices were worse with the cue than without
+        (docs/benchmarks/speakers-small.md).
 
         Raises:
             CavmaeError: the audio has NaN or Inf.
-            NonFiniteError: the model gives NaN or Inf.
         """
         check_finite_audio(inputs.mixture)
-        has_voice_cue = inputs.cues.kind == KINDS.index("voice")
-        kind = inputs.cues.kind.masked_fill(has_voice_cue, 0)
-        uncued = inputs._replace(cues=inputs.cues._replace(kind=kind))
-        predictions = self.model.predict_masks(uncued)
+        predictions = self.model.predict_masks(_without_voice_cue(inputs))
         self.end_step()
-        voices = self.model.decode_under_own_masks(uncued, predictions, min_voice_prob)
+        return predictions
+
+    def predict_voices(
+        self, inputs: Inputs, predictions: SlotPredictions, min_voice_prob: float = 0.0
+    ) -> tuple[SlotPredictions, VoicePredictions]:
+        """Voices of all slots under their masks.
+
+        A voice cue is matched to the separated voices, whose nearest becomes slot 0: see
+        :mod:`cavmae.finetune.speaker.voice_matching`.
+
+        Args:
+            predictions: of :meth:`predict_masks`.
+            min_voice_prob: see :meth:`SpeakerModel.decode_voices`.
+
+        Returns:
+            the predictions, with the target in slot 0, and the voices.
+
+        Raises:
+            NonFiniteError: the model gives NaN or Inf.
+        """
+        voices = self.model.decode_under_own_masks(
+            _without_voice_cue(inputs), predictions, min_voice_prob
+        )
         self.end_step()
         _check_finite(predictions, voices)
-        if not bool(has_voice_cue.any()):
+        if not bool((inputs.cues.kind == KINDS.index("voice")).any()):
             return predictions, voices
         waves = voices.waves(inputs.mixture.shape[-1])
         fbanks = self.fbank(waves.flatten(0, 1)).unflatten(0, waves.shape[:2])
         return target_to_slot0(inputs, predictions, voices, waves, fbanks)
+
+
+def _without_voice_cue(inputs: Inputs) -> Inputs:
+    """Inputs in which clips with a voice cue have none."""
+    kind = inputs.cues.kind.masked_fill(inputs.cues.kind == KINDS.index("voice"), 0)
+    return inputs._replace(cues=inputs.cues._replace(kind=kind))
 
 
 def check_finite_audio(waves: Tensor) -> None:

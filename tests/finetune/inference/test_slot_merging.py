@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from cavmae.finetune.inference.settings import Thresholds
-from cavmae.finetune.inference.slot_merging import merge_slots, without_copies, without_specks
+from cavmae.finetune.inference.slot_merging import (
+    join_slots,
+    merge_slots,
+    without_copies,
+    without_specks,
+)
+from cavmae.finetune.speaker.model_tensors import NONE, STATES, SlotPredictions
 
 SIZE = (4, 20, 40)  # key frames, height, width
 THRESHOLDS = Thresholds()
@@ -118,6 +124,24 @@ def test_parts_in_a_column_vote_less_exactly_for_its_height(
     head, trunk = block(slice(1, 5), slice(10, 20)), block(slice(5, 5 + rows), slice(8, 22))
     votes = voting((trunk, x, y), (head, 0.3, 0.38))
     assert groups([head, trunk], votes, 0.95, 0.9) == expected
+
+
+def test_joined_slots_are_one_and_the_others_nobody() -> None:
+    """Slots 2 and 0 are one person, 1 another, 3 nobody."""
+    logits = torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(0))
+    states = torch.randn(1, 5, len(STATES))
+    empty = torch.zeros(0)
+    before = SlotPredictions(
+        empty, empty, [states + 1, states], [logits + 1, logits], empty, empty, empty, empty
+    )
+    joined = join_slots(before, [[2, 0], [1]])
+    assert joined.masks[-1][:, 2].equal(logits[:, [0, 2]].amax(1))
+    assert (joined.masks[-1][:, 0].sigmoid() < 1e-6).all()
+    assert (joined.states[-1][:, 0].softmax(-1)[:, NONE] > 0.999).all()
+    assert joined.masks[-1][:, [1, 3]].equal(logits[:, [1, 3]])
+    assert joined.states[-1][:, 1:].equal(states[:, 1:])
+    assert joined.masks[0].equal(logits + 1) and joined.states[0].equal(states + 1)
+    assert join_slots(before, [[2], [1]]) is before
 
 
 def test_parts_touch_in_enough_key_frames() -> None:

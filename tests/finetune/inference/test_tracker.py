@@ -378,29 +378,62 @@ def test_a_window_of_the_models_size_is_one_forward_pass() -> None:
         assert detected.colors[:, 2].sum() == pytest.approx(pixels, rel=1e-2)
 
 
-def test_slots_on_the_same_pixels_are_one_person() -> None:
-    """Their voices add up."""
-    predictor = make_predictor()
+def make_alike(predictor: WindowPredictor) -> None:
+    """Slots that all cover the same pixels."""
+    speaker = predictor.speaker.model
     with torch.no_grad():
-        predictor.speaker.model.center_voting.initial_centers.copy_(torch.tensor([0.5, 0.6] * 4))
-        predictor.speaker.model.slot_pos.weight.copy_(
-            predictor.speaker.model.slot_pos.weight[:1].expand(5, -1)
-        )
-        for parameter in predictor.speaker.model.query_generator.parameters():
+        speaker.center_voting.initial_centers.copy_(torch.tensor([0.5, 0.6] * 4))
+        speaker.slot_pos.weight.copy_(speaker.slot_pos.weight[:1].expand(5, -1))
+        for parameter in speaker.query_generator.parameters():
             parameter.zero_()
-    frames, wave = scene()
-    predictions = []
-    predict = predictor.speaker.predict
 
-    def recorded(inputs: Inputs, prob: float) -> tuple[SlotPredictions, VoicePredictions]:
-        predictions.append(predict(inputs, prob))
+
+def record_voices(
+    predictor: WindowPredictor,
+) -> list[tuple[SlotPredictions, VoicePredictions]]:
+    """What its speaker model predicts from now on."""
+    predictions = []
+    predict = predictor.speaker.predict_voices
+
+    def recorded(*inputs: Any) -> tuple[SlotPredictions, VoicePredictions]:
+        predictions.append(predict(*inputs))
         return predictions[-1]
 
-    predictor.speaker.predict = recorded  # type: ignore[method-assign]
+    predictor.speaker.predict_voices = recorded  # type: ignore[method-assign]
+    return predictions
+
+
+def test_slots_on_the_same_pixels_are_one_person_before_their_lips_are_read() -> None:
+    predictor = make_predictor(head_size=16)
+    predictor.thresholds = Thresholds(min_presence_prob=0.5)
+    make_alike(predictor)
+    predictions = record_voices(predictor)
+    frames, wave = scene()
     (detected,) = predictor.predict(view_of(predictor, frames), predictor.prepare(wave))
-    voices = predictions[0][1].waves(len(wave))[0, :-1]
-    assert len(voices) == 4
-    torch.testing.assert_close(torch.from_numpy(detected.voice), voices.sum(0))
+    ((slots, voices),) = predictions
+    others = [slot for slot in range(4) if slot != detected.slot]
+    assert (slots.masks[-1][:, others] < -10).all()
+    assert predictor.speaker.model.presence_prob(slots)[:, others].max() < 1e-6
+    waves = voices.waves(len(wave))[0]
+    assert not waves[others].any()
+    torch.testing.assert_close(torch.from_numpy(detected.voice), waves[detected.slot])
+
+
+def test_voices_of_parts_that_only_voices_show_to_be_people_add_up() -> None:
+    predictor = make_predictor()
+    predictor.thresholds = Thresholds(min_presence_prob=0.9)
+    make_alike(predictor)
+    with torch.no_grad():
+        predictor.speaker.model.state_head[-1].bias.zero_()
+        predictor.speaker.model.voice_state_head[-1].bias.copy_(torch.tensor([6.0, 0, -3, -3]))
+    predictions = record_voices(predictor)
+    frames, wave = scene()
+    (detected,) = predictor.predict(view_of(predictor, frames), predictor.prepare(wave))
+    ((slots, voices),) = predictions
+    assert predictor.speaker.model.presence_prob(slots).max() < 0.9
+    torch.testing.assert_close(
+        torch.from_numpy(detected.voice), voices.waves(len(wave))[0, :-1].sum(0)
+    )
 
 
 @pytest.mark.parametrize("kind", ["box", "point", "mask", "voice"])
