@@ -50,7 +50,9 @@ def build(settings: SpeakerSettings, context: RunContext) -> TrainingParts:
     options: dict[str, Any] = {
         "rank": processes.rank,
         "world_size": processes.count,
-        "access": Access(data.verify, max_broken=data.max_broken, quarantine=context.quarantine),
+        "access": Access(
+            data.verify, data.cache_dir, data.cache_gb, data.max_broken, context.quarantine
+        ),
     }
     shape = model.config.motion_size, model.config.key_frames, data.batch_size
     manifests = load_manifests(sets)

@@ -31,6 +31,8 @@ class SpeakerDataSettings:
         verify: check of the shards before the first step: by ``hash`` or by ``size``.
         max_broken: largest fraction of broken scenes in an epoch, of each data set, before the run
             fails.
+        cache_dir: for copies of remote shards.
+        cache_gb: room for them.
     """
 
     train: WeightedPaths = ""
@@ -42,6 +44,8 @@ class SpeakerDataSettings:
     exclude: tuple[str, ...] = NOT_SINGLE
     verify: Literal["hash", "size"] = "hash"
     max_broken: float = 0.01
+    cache_dir: str | None = None
+    cache_gb: float = 50.0
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("workers", 0), ("clips", 0)):

@@ -26,6 +26,7 @@ from cavmae.finetune.train import main
 from cavmae.pretrain.model import CAVMAE
 from tests.datasets.clips import clip, data_set_of
 from tests.finetune.speaker.runs import listed, same_end, words, write
+from tests.object_store import BUCKET, object_store
 from tests.pretrain.engine.held_out import held_out_metrics
 from tests.pretrain.engine.running import run_ranks, trace
 
@@ -232,6 +233,23 @@ def test_two_processes_and_half_precision(clips: Manifest, encoder: Path, tmp_pa
     command += ["--resume", "auto"]
     run_ranks("accelerate", tmp_path / "again", "cavmae.finetune.train", command)
     same_end(other, run)
+
+
+def test_shards_of_an_object_store_are_copied_to_the_cache(
+    clips: Manifest, encoder: Path, tmp_path: Path
+) -> None:
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    assert main(words(local, clips, encoder)) == 0
+    with object_store() as store:
+        for path in Path(clips.folder).iterdir():
+            store.system.put_file(str(path), f"{BUCKET}/set/{path.name}")
+        command = words(remote, clips, encoder, data={"cache_dir": str(tmp_path / "cache")})
+        assert main([*command, "--data.train", f"s3://{BUCKET}/set"]) == 0
+    copies = list((tmp_path / "cache").iterdir())
+    assert [p.stat().st_size for p in copies if p.suffix == ".tar"] == [
+        Path(clips.path_of(shard)).stat().st_size for shard in clips.shards
+    ]
+    same_end(remote, local)
 
 
 def test_people_who_are_trained_and_measured_on_are_named(
