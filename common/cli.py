@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import math
 import os
-import re
 import signal
 import sys
 from argparse import SUPPRESS, Action
@@ -18,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 from cavmae.common.config_files import OptionNames, check_config, holds_tables
 from cavmae.common.entry_options import choose_entries
 from cavmae.common.errors import CavmaeError, UsageError
+from cavmae.common.option_errors import option_error
 from cavmae.common.quoting import QuotingFormatter, quoted, visible
 from cavmae.common.registry import registry_of
 from cavmae.common.threads import limit_spinning
@@ -26,22 +26,12 @@ log = logging.getLogger("cavmae")
 Settings = TypeVar("Settings")
 
 
-# What jsonargparse says of a single value where several may be.
-NO_LIST = re.compile(
-    r'Parser key "(?P<name>[\w.]+)":\s+Expected a <class \'tuple\'>\. Got value: (?P<value>.*)'
-)
-
-
 class _Parser(ArgumentParser):
-    """Argument parser that quotes control characters in errors and shows options with hyphens."""
+    """Argument parser whose errors are a sentence, and that shows options with hyphens."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        if match := NO_LIST.search(message):
-            name, value = match["name"].replace("_", "-"), match["value"].strip()
-            message = (
-                f"--{name} {value}: a list is expected, such as '[{value}]', or '[a, b]' for two."
-            )
-        super().error(visible(message, keep="\n"), ex)
+        sys.stderr.write(f"cavmae: {visible(option_error(message, self.prog, self._actions))}\n")
+        sys.exit(2)
 
     def format_usage(self) -> str:
         with self._spelled_for_help():
@@ -130,7 +120,8 @@ def parse(
 
     Raises:
         UsageError: a configuration that :func:`check_config` refuses; a group of options with a
-            value, in which jsonargparse would look for a class to import; a number that is NaN.
+            value, in which jsonargparse would look for a class to import; a number that is NaN; an
+            empty argument, which would be the current folder.
     """
     actions = command_parser._actions
     tables = {a.dest for a in actions if holds_tables(getattr(a, "_typehint", None))}
@@ -144,6 +135,10 @@ def parse(
             normalised += arguments[number:]
             break
         name, equals, value = argument.partition("=")
+        if not argument or (name.startswith("--") and equals and not value):
+            before = arguments[number - 1] if number and not argument else name
+            place = before if before.startswith("--") else "An argument"
+            raise UsageError(f"{place} is empty, as of a variable that is not set: give a value.")
         if name.startswith("--") and " " not in name:  # with a space it is some option's value
             option = name[2:].replace("-", "_")
             following = arguments[number + 1] if number + 1 < len(arguments) else ""
@@ -285,8 +280,17 @@ def run(
             log.error("cavmae: interrupted; run the same command again to resume.")
             return 1
         except OSError as error:
-            log.error("cavmae: %s", error)
+            log.error("cavmae: %s", _sentence(error))
             return 1
+
+
+def _sentence(error: OSError) -> str:
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return (
+        f"{error.filename} cannot be used ({error.strerror}): name another, or mend its "
+        "permissions."
+    )
 
 
 def module_main(command: Callable[[Sequence[str]], Any]) -> None:

@@ -19,7 +19,7 @@ from typing import IO
 from filelock import FileLock
 
 from cavmae.common import remote
-from cavmae.common.errors import CavmaeError
+from cavmae.common.errors import CavmaeError, UsageError
 
 CHUNK = 1 << 20
 LIMIT_BYTES = 64 << 20  # of a file that is read at once
@@ -80,7 +80,11 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with temporary.open("wb") as file:
+        try:
+            opened = temporary.open("wb")
+        except OSError as error:  # nobody knows the temporary name
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        with opened as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -88,6 +92,21 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
         flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path, option: str = "--out") -> None:
+    """Creates a folder that an option names, and those above it.
+
+    Raises:
+        UsageError: it cannot be a folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file has its name" if folder.is_file() else error.strerror
+        raise UsageError(
+            f"{option} {folder} cannot be a folder ({reason}): name another one."
+        ) from error
 
 
 def flush_folder(folder: Path) -> None:

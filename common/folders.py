@@ -25,6 +25,7 @@ class Search:
         repeated: links, hard ones too, to files or folders that are searched already.
         broken: broken links with another extension.
         loops: links to a folder that contains them.
+        closed: folders that cannot be listed, such as those of other users.
     """
 
     folder: Path
@@ -33,6 +34,7 @@ class Search:
     repeated: list[Path] = dataclasses.field(default_factory=list)
     broken: list[Path] = dataclasses.field(default_factory=list)
     loops: list[Path] = dataclasses.field(default_factory=list)
+    closed: list[Path] = dataclasses.field(default_factory=list)
 
     def log_unused(self, kind: str) -> None:
         """Logs a line for each kind of skipped entry.
@@ -50,6 +52,7 @@ class Search:
             (self.repeated, "other names of files or folders that are searched already"),
             (self.loops, "links to a folder that contains them"),
             (self.broken, "broken links"),
+            (self.closed, "folders that may not be listed"),
         ):
             if paths:
                 names = ", ".join(repr(os.path.relpath(p, self.folder)) for p in paths[:EXAMPLES])
@@ -64,7 +67,7 @@ def search(folder: Path, extensions: Collection[str]) -> Search:
     a link in it, as in data sets from before links were followed.
 
     Raises:
-        UsageError: a folder that cannot be listed.
+        UsageError: the folder cannot be listed; one inside it is only recorded.
     """
     result = Search(folder)
     folders: set[tuple[int, int] | None] = set()
@@ -83,7 +86,16 @@ def search(folder: Path, extensions: Collection[str]) -> Search:
                 continue
             pending.append(link)
         current = pending.pop()
-        identity, entries = _entries(current)
+        try:
+            identity, entries = _entries(current)
+        except OSError as error:
+            if current == folder:
+                raise UsageError(
+                    f"The folder {str(folder)!r} cannot be listed ({error.strerror}): mend its "
+                    "permissions, or name another."
+                ) from error
+            result.closed.append(current)
+            continue
         if identity in folders:
             continue  # a real folder below two linked ones
         folders.add(identity)
@@ -111,11 +123,8 @@ def search(folder: Path, extensions: Collection[str]) -> Search:
 
 def _entries(folder: Path) -> tuple[tuple[int, int] | None, list[os.DirEntry[str]]]:
     """Identity of a folder, and its entries sorted by name."""
-    try:
-        with os.scandir(folder) as entries:
-            return _identity(folder), sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise UsageError(f"Cannot list folder {str(folder)!r}: {error.strerror}.") from error
+    with os.scandir(folder) as entries:
+        return _identity(folder), sorted(entries, key=lambda entry: entry.name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -284,6 +284,8 @@ def read_records(path: Path, schema: int, limit_bytes: int) -> tuple[Any, list[A
         CavmaeError: it has another schema.
     """
     lines = read_bytes(str(path), limit_bytes).splitlines()
+    if not lines:
+        raise ValueError("it is empty")
     head, *records = [parse_json(line, f"{path}, line {n}") for n, line in enumerate(lines, 1)]
     if (version := typed(head, "schema", int)) != schema:
         raise CavmaeError(f"{path} is a list of version {version}, this program reads {schema}.")

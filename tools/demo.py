@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from cavmae.common.cli import module_main, parse_settings, parser, stop_on_signals
 from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.common.files import is_url, write_atomically
+from cavmae.common.files import is_url, make_folder, write_atomically
 from cavmae.common.json_files import JSONError, json_bytes, read_json
 from cavmae.tools.cli import COMMANDS
 
@@ -133,10 +133,10 @@ def demo(settings: DemoSettings) -> int:
 
 def _prepare(out: Path, settings: DemoSettings) -> None:
     mark = out / MARK
-    if out.exists() and any(out.iterdir()) and not mark.exists():
+    if out.is_dir() and any(out.iterdir()) and not mark.exists():
         raise UsageError(f"{out} holds other files: name another folder with --out.")
     options = _sizes(settings)._asdict()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if settings.clean:
         for name in OUTPUTS:
             if (out / name).is_dir():

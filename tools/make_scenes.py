@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cavmae.common.cli import module_main, parse_settings, parser
 from cavmae.common.errors import UsageError
+from cavmae.common.files import make_folder
 from cavmae.common.settings import SeedSettings
 from cavmae.datasets.mixtures.scene_spec import ComposeSettings
 
@@ -61,6 +62,7 @@ def write_scene_list(shards: str, path: Path, count: int, settings: SceneListSet
         raise UsageError(
             f"{path} is there already: results on it would not compare. Name another file."
         )
+    make_folder(path.parent, "--list:")
     from cavmae.datasets.format.manifest import Manifest
     from cavmae.datasets.mixtures.clip_pool import ClipPool
     from cavmae.datasets.mixtures.sampler import SceneSampler

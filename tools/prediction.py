@@ -8,6 +8,7 @@ from typing import Any
 
 from cavmae.common.allocator import return_memory
 from cavmae.common.cli import stop_on_signals
+from cavmae.common.files import make_folder
 from cavmae.common.locks import locked
 from cavmae.datasets.sharding.inputs import Input
 from cavmae.finetune.inference.event_files import (
@@ -23,7 +24,6 @@ from cavmae.finetune.inference.recording_errors import recording_errors
 from cavmae.tools.recordings import (
     Folders,
     ProgressLine,
-    make_parent,
     process_all,
     whole_recordings,
 )
@@ -60,7 +60,7 @@ def predict_recordings(
     with stop_on_signals():
         predictor = load()
         predictor.check(settings)
-        make_parent(out)
+        make_folder(out)
 
         def process(item: Input, folder: Path) -> bool:
             return _predict(predictor, item.source, folder, settings)
@@ -77,7 +77,7 @@ def _predict(
         if is_current(folder, load_events_record(folder), provenance):
             log.info("%s: %s is there already, of the same settings.", source, folder)
             return False
-        log.info("%s: %s is of other settings, and is predicted again.", source, folder)
+        log.info("%s: %s is of other settings or not whole: predicted again.", source, folder)
     scratch = scratch_of(folder)
     with locked(scratch, f"Another process is making {folder}."):
         for leftover in scratch.glob("cavmae-*"):  # of a process that was killed

@@ -88,18 +88,6 @@ def _videos_of_result(folder: Path) -> frozenset[str]:
     return frozenset(p.name for p in (result.overlay, *(p.mask for p in result.people)) if p)
 
 
-def make_parent(out: Path) -> None:
-    """Creates the parent folder of the results.
-
-    Raises:
-        UsageError: it cannot be a folder.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {out} cannot be a folder: {error.strerror}.") from error
-
-
 class Folders:
     """Assignment of a result folder to each recording of a run.
 

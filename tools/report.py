@@ -10,6 +10,7 @@ from cavmae.common.errors import UsageError
 from cavmae.common.files import write_atomically
 
 log = logging.getLogger("cavmae")
+GENERATOR = b'<meta name="generator" content="cavmae report">'  # as in page.html.j2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class ReportSettings:
     """Options of `cavmae report`.
 
     Args:
-        out: HTML file; an existing one is replaced.
+        out: HTML file; an earlier report of that name is replaced.
         title: of the page.
     """
 
@@ -29,7 +30,8 @@ def main(words: Sequence[str]) -> int:
     """Write the page.
 
     Raises:
-        UsageError: ``--out`` is a folder, or no command of ours wrote a folder that is named.
+        UsageError: ``--out`` is a folder or another file, or no command of ours wrote a folder that
+            is named.
         CavmaeError: a folder is damaged.
     """
     arguments = parser("report", "Runs, evaluations and results of videos on one HTML page.")
@@ -43,6 +45,8 @@ def main(words: Sequence[str]) -> int:
     out = Path(settings.out)
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder: name a file, as in {out / 'report.html'}.")
+    if out.exists() and not _is_report(out):
+        raise UsageError(f"--out {out} is there already and is no report: name another file.")
     from cavmae.tools.reporting.fields import Faults
     from cavmae.tools.reporting.page import page
     from cavmae.tools.reporting.sources import sources_of
@@ -59,6 +63,14 @@ def main(words: Sequence[str]) -> int:
         ) from error
     log.info("Wrote %s (%.1f MB).", out, len(text) / 1e6)
     return 0
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return GENERATOR in file.read(1000)
+    except OSError:  # it cannot be replaced either
+        return True
 
 
 if __name__ == "__main__":

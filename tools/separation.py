@@ -7,7 +7,9 @@ from typing import Any
 
 from cavmae.common.cli import stop_on_signals
 from cavmae.common.errors import CavmaeError
+from cavmae.common.files import make_folder
 from cavmae.datasets.sharding.inputs import Input
+from cavmae.finetune.inference.naming import is_same_content
 from cavmae.finetune.inference.result_files import RESULT, SCHEMA, SeparatedFiles
 from cavmae.finetune.inference.separator import Separator
 from cavmae.finetune.inference.settings import SeparateSettings
@@ -15,7 +17,6 @@ from cavmae.finetune.inference.target import Target
 from cavmae.tools.recordings import (
     Folders,
     ProgressLine,
-    make_parent,
     process_all,
     whole_recordings,
 )
@@ -52,7 +53,7 @@ def separate_recordings(
     with stop_on_signals():
         separator = load()
         separator.check(settings)
-        make_parent(out)
+        make_folder(out)
         return separate_all(separator, items, out, settings, target)
 
 
@@ -106,7 +107,7 @@ def _differences(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterab
     if record.get("schema") != SCHEMA:
         yield "another version of this program"
         return
-    if wanted["source_bytes"] not in (None, record.get("source_bytes")):
+    if not is_same_content(record, wanted):
         yield "another content of the recording"
     if record.get("weights") != wanted["weights"]:
         yield f"other weights ({record.get('model')}) than those of {wanted['model']}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cavmae.common.errors import CavmaeError, SampleError, UsageError
+from cavmae.common.files import make_folder
 from cavmae.common.locks import locked
 from cavmae.common.progress import Progress
 from cavmae.datasets.footage.composer import FootageComposer
@@ -57,7 +58,7 @@ def make_footage(shards: str, out: Path, settings: FootageSettings) -> None:
         UsageError: the folder has a list of other settings; the shards have too few people.
         CavmaeError: the list or the shards cannot be used, or another process renders them.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     pool = ClipPool(Manifest.load(shards), exclude=(*NOT_SINGLE, CUT_OFF))
     work = out / WORK
     with locked(work, f"Another process renders recordings to {out}: wait for it."):

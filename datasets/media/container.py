@@ -143,7 +143,8 @@ def choose_streams(
         partial: return None for a stream that is missing or has no decoder, unless it is named.
 
     Raises:
-        MediaError: ``no_video`` or ``no_audio``: there is no such stream, or no decoder for it.
+        MediaError: ``no_video`` or ``no_audio``: there is no such stream, or no decoder for it;
+            ``no_stream``: what ``video`` or ``audio`` names is none.
     """
     videos = [s for s in container.streams.video if not is_cover(s)]
     chosen = _pick("video", videos, container.streams.best("video"), video, partial)
@@ -172,7 +173,9 @@ def _pick(
         named = [s for s in streams if s.index == index]
         if not named:
             numbers = ", ".join(str(s.index) for s in streams)
-            raise MediaError(reason, f"stream {index} is no {kind} stream; they are {numbers}")
+            raise MediaError(
+                "no_stream", f"stream {index} is no {kind} stream; the {kind} streams are {numbers}"
+            )
         streams = named
     # FFmpeg's choice ignores whether a stream has a decoder.
     default = av.stream.Disposition.default

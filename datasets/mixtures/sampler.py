@@ -56,7 +56,11 @@ class SceneSampler:
         surfaces = [n for n in self._backgrounds if clips[n].masked or clips[n].without_people]
         self._occluder_sampler = OccluderSampler(self._placer, surfaces)
         max_people = max(k + 1 for k, weight in enumerate(settings.people) if weight)
-        required = max_people + bool(settings.off_screen_prob or settings.all_off_screen_prob)
+        if settings.without_people_prob == 1:
+            max_people = 0
+        required = max_people + bool(
+            settings.off_screen_prob or settings.all_off_screen_prob or not max_people
+        )
         if len(self._names) < required:
             examples = ", ".join(self._names[:3]) or "none"
             raise UsageError(

@@ -170,7 +170,7 @@ def _table(path: Path) -> Iterator[Input]:
     except csv.Error as error:
         raise UsageError(f"{path}, line {rows.line_num}: {error}.") from error
     if not columns:
-        _check_columns(path, columns)
+        raise UsageError(f"{path} is empty: its first line must name the columns.")
     if bad_lines:
         more = f" and {len(bad_lines) - 10} more lines" if len(bad_lines) > 10 else ""
         raise UsageError(

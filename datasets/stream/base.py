@@ -102,11 +102,10 @@ class Stream(torch.utils.data.IterableDataset, abc.ABC):
         world_size: int = 1,
         access: Access = Access(),  # noqa: B008 - frozen
     ):
-        if batch_size < 1 or not 0 <= rank < world_size:
-            raise UsageError(
-                f"batch_size {batch_size}, rank {rank} of {world_size}: a batch needs at least one "
-                "sample, and a rank counts from 0."
-            )
+        if batch_size < 1:
+            raise UsageError(f"batch_size {batch_size}: a batch needs at least one sample.")
+        if not 0 <= rank < world_size:
+            raise UsageError(f"rank {rank} of {world_size}: it counts from 0.")
         if access.verify not in ("hash", "size"):
             raise UsageError(f"verify {access.verify!r} is neither 'hash' nor 'size'.")
         if not manifest.shards:

@@ -14,8 +14,9 @@ from cavmae.common.json_files import JSONError, json_bytes, read_json
 from cavmae.datasets.stream.features import FBANK_RATE
 from cavmae.finetune.inference.event_predictor import EventPrediction
 from cavmae.finetune.inference.event_settings import PredictSettings
+from cavmae.finetune.inference.naming import is_same_content
 
-SCHEMA = 1
+SCHEMA = 2
 EVENTS = "events.json"
 TABLE = "probs.npz"
 
@@ -101,7 +102,7 @@ def is_current(folder: Path, record: Mapping[str, Any], provenance: Mapping[str,
     """
     if record.get("schema") != SCHEMA:
         return False
-    if provenance["source_bytes"] not in (None, record.get("source_bytes")):
+    if not is_same_content(record, provenance):
         return False
     if any(record.get(name) != provenance[name] for name in ("weights", "settings")):
         return False

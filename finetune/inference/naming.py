@@ -14,6 +14,8 @@ SCRATCH = ".{}.unfinished"  # name of a folder while its files are being written
 LONGEST = 200  # bytes of a name; leaves room for additions of archives and backups
 LIMIT = 255  # bytes of a name on usual file systems
 MARK = 6  # hex digits that make a name unique
+PIECES = 32  # of a recording that its digest is of
+PIECE = 1 << 16  # bytes
 
 
 def scratch_of(folder: Path) -> Path:
@@ -56,17 +58,41 @@ def name_limit(folder: Path) -> int:
 
 
 def source_facts(source: str) -> dict[str, Any]:
-    """Identity of a recording: its name, its path and its size in bytes."""
-    facts: dict[str, Any] = {"source": source, "source_path": None, "source_bytes": None}
+    """Identity of a recording: its name, its path, its size in bytes and a digest.
+
+    Uncompressed recordings of one length have one size, hence the digest. It is of pieces spread
+    over the file, since all of a long recording takes a minute to read.
+    """
+    facts: dict[str, Any] = {
+        "source": source, "source_path": None, "source_bytes": None, "source_digest": None,
+    }  # fmt: skip
     if not is_url(source):
         facts["source_path"] = os.path.realpath(source)
         with contextlib.suppress(OSError):  # it may be gone while its result is still there
-            facts["source_bytes"] = Path(source).stat().st_size
+            size = Path(source).stat().st_size
+            facts |= {"source_bytes": size, "source_digest": _digest(Path(source), size)}
     return facts
 
 
+def _digest(path: Path, size: int) -> str:
+    """SHA-256 of the size of a file and of pieces from its beginning to its end."""
+    digest = hashlib.sha256(str(size).encode())
+    last = max(0, size - PIECE)
+    with path.open("rb") as file:
+        for start in sorted({last * number // (PIECES - 1) for number in range(PIECES)}):
+            file.seek(start)
+            digest.update(file.read(PIECE))
+    return digest.hexdigest()
+
+
+def is_same_content(record: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Whether a result is of a recording as it is now, by size and digest; unknown: yes."""
+    names = ("source_bytes", "source_digest")
+    return all(facts[name] in (None, record.get(name)) for name in names)
+
+
 def is_result_of(record: Mapping[str, Any], source: str) -> bool:
-    """Whether a ``result.json`` belongs to a recording, by path or, if moved, by name and size.
+    """Whether a ``result.json`` belongs to a recording, by path or, if moved, by name and content.
 
     A recording was not moved whose file is where it was.
     """
@@ -75,7 +101,7 @@ def is_result_of(record: Mapping[str, Any], source: str) -> bool:
         return True
     if isinstance(before, str) and os.path.lexists(before):
         return False
-    return all(record.get(name) == facts[name] for name in ("source", "source_bytes"))
+    return record.get("source") == source and is_same_content(record, facts)
 
 
 def _plain(stem: str) -> str:

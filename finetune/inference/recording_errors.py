@@ -18,6 +18,7 @@ MEDIA_MESSAGES = {
     "empty": "the file is empty",
     "unreadable": "it cannot be read",
     "decode_error": "it does not decode",
+    "no_stream": "it has no stream of this number",
 }
 
 

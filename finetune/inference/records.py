@@ -6,6 +6,7 @@ import numpy as np
 
 from cavmae.common.boxes import pixel_box
 from cavmae.datasets.media.playback import SAMPLES
+from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.stream.rates import VIDEO_RATE
 from cavmae.finetune.inference.audio import Span, spans_of
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting, by_window
@@ -81,9 +82,11 @@ def person_record(
     """
     # Those of a window with a cut are parts of one look.
     zoomed = {s.window: s for s in sightings if s.zoom is not None}.values()
+    end = round(recording.samples / SAMPLE_RATE, 4)  # a frame of 40 ms may end after it
+    visible = spans_of(visible_frames(recording, sightings), thresholds)
     return {
-        "visible": spans_of(visible_frames(recording, sightings), thresholds),
-        "speech": spans,
+        "visible": [(begin, min(finish, end)) for begin, finish in visible],
+        "speech": [(begin, min(finish, end)) for begin, finish in spans],
         "state": "speaking" if spans else "silent",
         "presence_prob": round(max(s.presence_prob for s in sightings), 3),
         "level_db": decibels(level),

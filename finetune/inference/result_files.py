@@ -19,7 +19,7 @@ from cavmae.finetune.inference.result_videos import second_pass
 from cavmae.finetune.inference.separation import SeparatedRecording
 from cavmae.finetune.inference.settings import SeparateSettings
 
-SCHEMA = 3
+SCHEMA = 4
 RESULT = "result.json"
 
 
@@ -76,7 +76,11 @@ class SeparatedFiles:
             )  # fmt: skip
             overlay = folder / record["overlay"] if record["overlay"] else None
             return cls(folder, people, folder / record["residual"], overlay, record)
-        except (OSError, JSONError, ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
+            raise CavmaeError(
+                f"{folder / RESULT} has no {error.args[0]}: remove {folder} to have it made again."
+            ) from error
+        except (OSError, JSONError, ValueError, TypeError) as error:
             raise CavmaeError(f"{folder} holds no finished result ({error}).") from error
 
 

@@ -1,7 +1,10 @@
 """Selection of the people of a separation: all who last, or the target alone."""
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
+
+import numpy as np
 
 from cavmae.common.errors import CavmaeError
 from cavmae.datasets.stream.rates import VIDEO_RATE
@@ -11,13 +14,16 @@ from cavmae.finetune.inference.predictor import Cue
 from cavmae.finetune.inference.records import boxes_of, visible_frames
 from cavmae.finetune.speaker.voice_matching import AUDIBLE
 
+NEAR_CUE = 0.03  # fraction of a frame's sides by which masks may miss a cue
+
 
 class SelectedPeople(NamedTuple):
     """People who are separated.
 
     Attributes:
         people: sightings of each, by number of the first pass.
-        remarks: sentences about those who are left out since they stand still.
+        remarks: sentences about those who are left out since they stand still, and about a target
+            who is elsewhere.
     """
 
     people: dict[int, list[Sighting]]
@@ -56,12 +62,8 @@ def select_people(
             for n, sightings in lasting.items()
             if not stands_still([s.movement for s in sightings], min_movement_fraction)
         }
-        remarks = tuple(
-            _remark_on_still(recording, sightings)
-            for n, sightings in lasting.items()
-            if n not in moving
-        )
-        return SelectedPeople(moving, remarks)
+        still = (s for n, s in lasting.items() if n not in moving)
+        return SelectedPeople(moving, tuple(_remark_on_still(recording, s) for s in still))
     if cue.kind == "voice":
         return SelectedPeople(match_reference_voice(lasting))
     cued_prob = {
@@ -74,7 +76,33 @@ def select_people(
             f"No person matches the {cue.kind} at {cue.time:g} s: name another time, or another "
             "cue."
         )
-    return SelectedPeople({best: recording.people[best]})
+    target = recording.people[best]
+    remarks: tuple[str, ...] = ()
+    if not _is_at(recording, target, cue):
+        remarks = (
+            f"no mask is at the {cue.kind} at {cue.time:g} s; this is the person that the model "
+            "takes for the target all the same, so look at the overlay",
+        )
+    return SelectedPeople({best: target}, remarks)
+
+
+def _is_at(recording: FirstPass, sightings: list[Sighting], cue: Cue) -> bool:
+    """Whether a mask of a cued person reaches into the box of the cue, or close to its point."""
+    for sighting in sightings:
+        if not sighting.cued:
+            continue
+        mask = recording.masks(sighting).max(0) > 127
+        left, top, right, bottom = sighting.box
+        height, width = mask.shape
+        x = (np.array([cue.box[0] - NEAR_CUE, cue.box[2] + NEAR_CUE]) - left) / (right - left)
+        y = (np.array([cue.box[1] - NEAR_CUE, cue.box[3] + NEAR_CUE]) - top) / (bottom - top)
+        columns, rows = (
+            slice(max(0, math.floor(a * side)), max(0, math.ceil(b * side)))
+            for (a, b), side in ((x, width), (y, height))
+        )
+        if mask[rows, columns].any():
+            return True
+    return False
 
 
 def _remark_on_still(recording: FirstPass, sightings: list[Sighting]) -> str:

@@ -27,6 +27,7 @@ from cavmae.finetune.inference.sources import MediaSource
 from cavmae.finetune.inference.unread_media import UnreadMedia
 
 log = logging.getLogger("cavmae")
+STILL_SECONDS = 0.5  # for which the last picture of a recording may stay without a remark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +87,10 @@ def separate_media(
     recording = _first_pass_in_sync(
         predictor, name, media, audio_packets, folder, settings, cue, progress
     )
-    for remark in recording.remarks:
-        log.warning("%s: %s.", name, remark)
-    selected, remarks = select_people(
+    selected, still = select_people(
         recording, settings.min_seconds, predictor.thresholds.min_movement_fraction, cue
     )
+    remarks = (*recording.remarks, *_remarks_on_pictures(media), *still)
     for remark in remarks:
         log.warning("%s: %s.", name, remark)
     # Numbered again, since some people of the first pass are dropped.
@@ -108,9 +108,16 @@ def separate_media(
         records[number] = person_record(
             recording, sightings, level, spans[number], predictor.thresholds
         )
-    return SeparatedRecording(
-        recording, people, voices, mixture, residual, spans, records, (*recording.remarks, *remarks)
-    )
+    return SeparatedRecording(recording, people, voices, mixture, residual, spans, records, remarks)
+
+
+def _remarks_on_pictures(media: MediaSource) -> list[str]:
+    if media.seconds - media.last_picture <= STILL_SECONDS:
+        return []
+    return [
+        f"its last picture, of {media.last_picture:.2f} s, stays to its end at "
+        f"{media.seconds:.2f} s; voices from then on follow no lips"
+    ]
 
 
 def sound_lead(predictor: WindowPredictor, settings: SeparateSettings) -> int:

@@ -22,9 +22,14 @@ def check_files(target: Target) -> None:
     """Check the files that a target names.
 
     Raises:
-        UsageError: several kinds at once.
+        UsageError: several kinds at once, or a time without a place.
         CavmaeError: a file that cannot be read, or holds nothing.
     """
+    if target.time and target.kind in ("none", "voice"):
+        raise UsageError(
+            f"--target.time {target.time:g} is of --target.box, .point or .mask: give one of them, "
+            "or leave it out."
+        )
     if target.kind == "voice":
         _read_voice(str(target.voice))
     elif target.mask is not None:
@@ -69,7 +74,8 @@ def cue_of(target: Target, display: tuple[int, int], seconds: float, samples: in
     ):
         raise UsageError(
             f"--target.{kind} {','.join(f'{v:g}' for v in numbers)} does not lie in the "
-            f"frame of {width}x{height} pixels (left, top, right, bottom)."
+            f"frame of {width}x{height} pixels: give "
+            f"{'x, y' if kind == 'point' else 'left, top, right, bottom'}."
         )
     return Cue(kind, target.time, (left, top, right, bottom))
 

@@ -94,6 +94,14 @@ def test_checking_and_sharding_on_s3(
     assert {info.source for info in infos(tmp_path / "out")} == {f"{BUCKET}/in/a.mp4"}
 
 
+def test_a_file_that_cannot_be_written_has_its_own_name(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=r"none/a\.json'$"),
+        files.write_atomically(tmp_path / "none" / "a.json"),
+    ):
+        pass
+
+
 def test_missing_files(s3: object, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="no data set"):
         Manifest.load(f"{BUCKET}/nothing")

@@ -80,9 +80,10 @@ def test_a_link_is_searched_if_it_is_named(tree: Path) -> None:
     assert result.loops == [tree.parent / "link" / "up"]
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_that_cannot_be_listed_does_not_stop_the_others(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    others = [name for name in names(search(tree, ENDINGS)) if not name.startswith("sub")]
     scandir = os.scandir
 
     def denied(folder: Path) -> object:
@@ -91,5 +92,9 @@ def test_a_folder_that_cannot_be_listed_is_an_error(
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", denied)
+    result = search(tree, ENDINGS)
+    assert names(result) == others
+    result.log_unused("videos")
+    assert "skipped, as folders that may not be listed: 'sub'" in caplog.text
     with pytest.raises(UsageError, match=r"sub.*Permission denied"):
-        search(tree, ENDINGS)
+        search(tree / "sub", ENDINGS)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from cavmae.common.cli import parse, parser, run
+from cavmae.common.errors import UsageError
+from cavmae.datasets.format.manifest import Manifest
 from cavmae.finetune.train import TASKS
 from cavmae.tools.bench import BENCHMARKS
 from cavmae.tools.cli import COMMANDS, dispatch
@@ -106,11 +108,54 @@ def test_a_flag_may_stand_alone(words: list[str]) -> None:
     assert (options.flag, options.rest) == (True, ["x"])
 
 
-def test_a_single_value_where_a_list_is_expected(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["predict", "x.mp4", "--model", "y", "--out", "o", "--classes", "speech"]
-    with pytest.raises(SystemExit):
-        dispatch(words)
-    assert "--classes speech: a list is expected, such as '[speech]'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("predict x --model y --classes a", "--classes a: a list such as '[a]', each of it text, "),
+        ("separate x --av-offset nan", "--av-offset nan: a number or auto is expected."),
+        ("separate x --target.box 1,2,3", "--target.box [1, 2, 3]: a list of 4 numbers, such as "),
+        ("separate x --rate 44100", "--rate 44100: 16000 or input is expected."),
+        ("separate x --video-stream a", "--video-stream a: a whole number or null is expected."),
+        ("separate x --overlya", "There is no option or argument --overlya; is --overlay meant? "),
+        ("separate x --nothing", "There is no option or argument --nothing. `cavmae separate --h"),
+        ("make-scenes x", "--list and --count are missing; `cavmae make-scenes --help` lists the "),
+        ("make-scenes x --list y --count 1 --compose.people [1,1]", "--compose.people [1, 1]: a l"),
+        ("make-footage x --out y --kinds [cuts]", "--kinds cuts: a list such as '[plain]', each "),
+        ("separate", "VIDEO is missing; `cavmae separate --help` lists the options."),
+    ],
+)
+def test_a_refused_option_is_one_sentence(
+    words: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        dispatch(words.split())
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"cavmae: {sentence}")
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["", "--out", "o"], ["a", "--out", ""], ["a", "--out="]])
+def test_an_empty_argument_is_not_the_current_folder(words: list[str]) -> None:
+    with pytest.raises(UsageError, match="is empty, as of a variable that is not set"):
+        dispatch(["separate", *words])
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data_set: Manifest
+) -> None:
+    (tmp_path / "file").touch()
+    for words in (
+        ["check", data_set.folder, "--out", "FILE"],
+        ["make-footage", data_set.folder, "--out", "FILE"],
+        ["make-scenes", data_set.folder, "--list", "FILE/a.jsonl", "--count", "1"],
+        ["demo", "--out", "FILE"],
+    ):
+        words = [word.replace("FILE", str(tmp_path / "file")) for word in words]
+        assert run(dispatch, words) == 2
+        printed = capsys.readouterr().err
+        assert "cannot be a folder (a file has its name): name another one." in printed
+        assert printed.count("\n") == 1
 
 
 def test_settings_from_a_file(tmp_path: Path) -> None:

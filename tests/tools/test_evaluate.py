@@ -181,6 +181,41 @@ def test_a_cue_that_no_scene_has(checkpoint: str, tmp_path: Path) -> None:
               "--workers", "0", "--references", "false"])  # fmt: skip
 
 
+def test_a_folder_has_one_evaluation(
+    clips: Manifest, checkpoint: str, scenes: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    options = ["--model", checkpoint, "--workers", "0", "--references", "false"]
+    words = [clips.folder, *options, "--list", scenes, "--out"]
+    assert main([*words, str(out)]) == 0
+    assert main([*words, str(out)]) == 0  # of the same model and list
+    capsys.readouterr()
+    (tmp_path / "file").write_text("mine")
+    other = tmp_path / "other.jsonl"
+    make_scenes.main([clips.folder, "--list", str(other), "--count", "2", "--seed", "3", *SIZE])
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / "events.json").write_text("{}")
+    for refused, reason in (
+        ([*words, str(tmp_path / "file")], "a file has its name"),
+        ([*words, str(tmp_path / "events")], "another kind of model"),
+        ([*words, str(out), "--cue", "box"], "another cue"),
+        ([*words, str(out), "--list", str(other)], "another list_sha256"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            main(refused)
+        assert not capsys.readouterr().out  # before anything is measured
+    assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(UsageError, match="has no classes"):
+        main([*words, str(out), "--hints"])
+
+
+def test_an_empty_list_is_no_list(clips: Manifest, checkpoint: str, tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").touch()
+    with pytest.raises(CavmaeError, match=r"no readable list of scenes .it is empty"):
+        main([clips.folder, "--model", checkpoint, "--list", str(tmp_path / "list.jsonl")])
+
+
 def test_what_it_refuses(clips: Manifest, checkpoint: str, scenes: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is there already"):
         make_scenes.main([clips.folder, "--list", scenes, "--count", "3", *SIZE])

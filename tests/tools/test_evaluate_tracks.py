@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,16 @@ def test_the_table_and_the_record(
     for spec, of_recording in zip(specs, counts, strict=True):
         assert len(of_recording["voices"]) == len(spec.talkers)
     assert record["settings"]["second_look"] is False
+
+
+def test_a_damaged_recording_is_to_be_rendered_again(
+    footage: Path, checkpoint: str, tmp_path: Path
+) -> None:
+    damaged = Path(shutil.copytree(footage, tmp_path / "footage"))
+    path = video_path(damaged, "portrait-0000")
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(CavmaeError, match=r"Remove .*portrait-0000.mp4, and run `cavmae make-foo"):
+        main([str(damaged), "--model", checkpoint, "--device", "cpu"])
 
 
 def test_a_missing_recording_is_named(footage: Path, checkpoint: str, tmp_path: Path) -> None:

@@ -258,6 +258,24 @@ def test_a_target_alone(separator: Separator, video: Maker, tmp_path: Path) -> N
         assert len(total) == 32_000
 
 
+def test_a_target_where_nobody_is_gets_a_remark(
+    separator: Separator, video: Maker, tmp_path: Path
+) -> None:
+    path = video(seconds=2.0, size=(96, 64))
+    everybody = separator.separate(str(path), tmp_path / "all", QUICK)
+    assert not everybody.record["remarks"]
+    for name, point, expected in (("on", (0.2, 0.5), False), ("off", (0.0, 0.0), True)):
+        result = separator.separate(str(path), tmp_path / name, QUICK, Target(point=point))
+        has_remark = any("no mask is at the point at 0 s" in r for r in result.record["remarks"])
+        assert has_remark == expected, (name, result.record["people"][0]["boxes"])
+
+
+@pytest.mark.parametrize("target", [Target(time=1.0), Target(voice="a.wav", time=1.0)])
+def test_a_time_without_a_place_is_refused(target: Target) -> None:
+    with pytest.raises(UsageError, match=r"--target\.time 1 is of --target\.box"):
+        target.check()
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -85,7 +85,7 @@ def test_hints_name_classes_of_the_model(checkpoint: str, video: Maker, tmp_path
         for hint in (None, "child", "adult")
     )
     assert (plain == child).all()  # it has learned nothing
-    assert not np.allclose(plain, adult, atol=1e-4)
+    assert not np.allclose(plain, adult, rtol=0, atol=1e-6)
     options = [str(video(seconds=0.5)), str(video("b.mp4", seconds=0.5)), "--hint", "elder"]
     for name, message in ((checkpoint, "it has none"), ("added", "it has child, adult")):
         if name == "added":

@@ -21,6 +21,7 @@ from cavmae.finetune.inference.predictor import WindowPredictor
 from cavmae.finetune.inference.result_files import SeparatedFiles
 from cavmae.finetune.speaker.factory import load_speaker
 from cavmae.tools.separate import main
+from tests.datasets.recordings import Track, audio_frames, sweep, video_frames, write
 
 Maker = Callable[..., Path]
 
@@ -126,6 +127,23 @@ def test_what_of_a_recording_is_not_read_is_named(
     record = json.loads((tmp_path / "out" / "video" / "result.json").read_text())
     assert record["remarks"] == ["of 3 audio streams number 1 is read"]
     assert (record["video_stream"], record["audio_stream"], record["mixdown"]) == (0, 1, "mono")
+
+
+def test_pictures_that_end_before_the_sound(
+    checkpoint: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures = Track("libx264", video_frames(0, 25))
+    sound = Track("pcm_s16le", audio_frames(sweep(0.0, 2.19)))
+    path = write(tmp_path / "a.mkv", pictures, sound)
+    assert main([str(path), *words(checkpoint, tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "a" / "result.json").read_text())
+    (remark,) = record["remarks"]
+    assert remark.startswith("its last picture, of 0.96 s, stays to its end at 2.18 s")
+    assert f"a.mkv: {remark}." in caplog.text
+    assert record["people"]
+    for person in record["people"]:
+        for _, end in (*person["visible"], *person["speech"]):
+            assert end <= record["seconds"] + 1e-3
 
 
 @pytest.mark.parametrize("name", ["state_head", "articulation_head"])

@@ -18,7 +18,16 @@ from PIL import Image
 
 from cavmae.common.errors import CavmaeError
 from cavmae.finetune.inference.audio import peak_of, write_wav
-from cavmae.finetune.inference.naming import LONGEST, folder_names, scratch_of, shortened
+from cavmae.finetune.inference.naming import (
+    LONGEST,
+    PIECE,
+    PIECES,
+    folder_names,
+    is_same_content,
+    scratch_of,
+    shortened,
+    source_facts,
+)
 from cavmae.finetune.inference.recording_errors import FullDiskError, recording_errors
 from cavmae.finetune.inference.result_files import SeparatedFiles
 from cavmae.finetune.inference.separator import Separator
@@ -294,6 +303,34 @@ def test_another_content_of_the_targets_file_is_another_target(
             soundfile.write(file, wave, 16_000, format="WAV")
         assert main(options) == number
     assert "was made with another content of the target's file" in caplog.text
+
+
+def test_another_recording_of_the_same_size_is_another(
+    checkpoint: str, video: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As uncompressed recordings of one length are."""
+    path, out = video("a.mp4", seconds=0.5), tmp_path / "out"
+    assert main([str(path), *words(checkpoint, out)]) == 0
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert main([str(path), *words(checkpoint, out)]) == 1
+    assert "was made with another content of the recording" in caplog.text
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE, PIECE + 1, 5 * PIECE, 40 * PIECE])
+def test_the_digest_is_of_the_whole_of_small_files(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    content = np.random.default_rng(0).integers(256, size=size, dtype=np.uint8)
+    path.write_bytes(content.tobytes())
+    before = source_facts(str(path))
+    assert is_same_content(before, source_facts(str(path)))
+    for place in {0, size // 2, size - 1} & set(range(size)):
+        changed = content.copy()
+        changed[place] ^= 1
+        path.write_bytes(changed.tobytes())
+        if size <= PIECES * PIECE or place in (0, size - 1):
+            assert not is_same_content(before, source_facts(str(path)))
 
 
 @pytest.mark.parametrize("name", ["10:30", "rec:1/day"])

@@ -9,7 +9,7 @@ from typing import Any
 from cavmae.common import worker_pool
 from cavmae.common.cli import output
 from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.common.files import Cache, is_url, write_atomically
+from cavmae.common.files import Cache, is_url, make_folder, write_atomically
 from cavmae.common.json_files import json_bytes
 from cavmae.common.progress import Progress
 from cavmae.common.quoting import visible
@@ -53,7 +53,7 @@ def check(data_set: str, settings: CheckSettings) -> int:
     if settings.out is None and is_url(manifest.folder):
         raise UsageError(f"{manifest.folder} is remote: name a local folder with --out.")
     out = Path(settings.out if settings.out is not None else manifest.folder)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     survey = _survey(manifest, settings)
     for key, times in Counter(survey.keys).items():
         if times > 1:

@@ -35,6 +35,7 @@ from cavmae.finetune.inference.event_model import (
 )
 from cavmae.tools.evaluate import EvaluateSettings
 from cavmae.tools.evaluating.measure import finite
+from cavmae.tools.evaluating.out_folder import EVENTS, prepare_out
 from cavmae.tools.evaluating.weights_hash import weights_sha256
 
 log = logging.getLogger("cavmae")
@@ -61,6 +62,10 @@ def measure_events(shards: str, settings: EvaluateSettings) -> int:
     check_labels(manifest, classes, access, config.multi_label)
     if uses_video(mode):
         check_frame_rate(manifest, config, access)
+    conditions = Conditions(mode, frames_text(mode, frames, config), weights_text(settings.model))
+    identity = {"weights_sha256": weights_sha256(settings.model), "data": shards}
+    if settings.out:
+        prepare_out(Path(settings.out), EVENTS, identity | {"conditions": conditions._asdict()})
     view = event_view(config, mode, task.transform.padding, frames=frames)
     stream = EvalStream(
         manifest, view, settings.batch_size, labels=classes.names, label_ids=classes.ids,
@@ -81,7 +86,6 @@ def measure_events(shards: str, settings: EvaluateSettings) -> int:
             "%d clips have fewer than %d frames: some of theirs count twice.", short, frames
         )
     metrics = event_metrics(torch.cat(probs), torch.cat(labels))
-    conditions = Conditions(mode, frames_text(mode, frames, config), weights_text(settings.model))
     text = figures_table(metrics, conditions, len(torch.cat(labels)))
     per_class = classes_table(metrics, classes.names)
     output(visible(text, keep="\n"))
@@ -139,7 +143,6 @@ def _write(
     shards: str,
     clips: int,
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     beside = conditions._asdict()
     summary = metrics.summary()
     rows = zip(classes.names, metrics.positives, metrics.ap, metrics.auc, strict=True)
@@ -147,6 +150,7 @@ def _write(
         "model": settings.model,
         "weights_sha256": weights_sha256(settings.model),
         "data": shards,
+        "conditions": beside,
         "clips": clips,
         "figures": {name: {"value": summary.get(name), **beside} for name in FIGURES},
         "classes": [
@@ -154,7 +158,7 @@ def _write(
         ],
         "confusion": metrics.confusion.tolist(),
     }
-    with write_atomically(out / "events.json") as file:
+    with write_atomically(out / EVENTS) as file:
         file.write(json_bytes(finite(record), indent=1))
     with write_atomically(out / "table.md") as file:
         file.write(f"{text}\n".encode())

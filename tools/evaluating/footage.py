@@ -38,7 +38,13 @@ def evaluate_footage(
     with Progress(len(specs), "recording") as progress:
         for spec in specs:
             truth = FootageTruth.load(truth_path(folder, spec.name))
-            tracks = evaluate_recording(separator, video_path(folder, spec.name), truth, settings)
+            path = video_path(folder, spec.name)
+            try:
+                tracks = evaluate_recording(separator, path, truth, settings)
+            except CavmaeError as error:
+                raise CavmaeError(
+                    f"{error} Remove {path}, and run `cavmae make-footage` again, which renders it."
+                ) from error
             results.setdefault(spec.kind, {})[spec.name] = tracks
             progress.done()
     return results

@@ -12,7 +12,7 @@ from typing import Any
 from cavmae.common.cli import output
 from cavmae.common.device import device_of, to_device
 from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.common.files import write_atomically
+from cavmae.common.files import sha256_of, write_atomically
 from cavmae.common.json_files import json_bytes
 from cavmae.common.progress import Progress
 from cavmae.common.tables import markdown_table
@@ -30,6 +30,7 @@ from cavmae.finetune.speaker.settings import LossSettings
 from cavmae.finetune.speaker.task import SpeakerTask
 from cavmae.tools.evaluate import EvaluateSettings
 from cavmae.tools.evaluating.examples import draw_examples
+from cavmae.tools.evaluating.out_folder import MEASURES, prepare_out
 from cavmae.tools.evaluating.plots import draw
 from cavmae.tools.evaluating.weights_hash import weights_sha256
 
@@ -49,6 +50,16 @@ def measure(shards: str, settings: EvaluateSettings) -> int:
     if not settings.list:
         raise UsageError("Name the list of scenes: --list FILE; `cavmae make-scenes` draws one.")
     model, statistics = load_speaker(settings.model)
+    if settings.hints and not model.config.classes:
+        raise UsageError(f"--hints: {settings.model} has no classes; leave it out.")
+    identity = {
+        "weights_sha256": weights_sha256(settings.model),
+        "list_sha256": _list_sha256(Path(settings.list)),
+        "cue": settings.cue,
+        "hints": settings.hints,
+    }
+    if settings.out:
+        prepare_out(Path(settings.out), MEASURES, identity)
     device = device_of(settings.device)
     task = SpeakerTask(model, LossSettings(), statistics).to(device).eval()
     stream = listed_stream(settings.list, shards, model.config, settings.batch_size)
@@ -96,9 +107,17 @@ def measure(shards: str, settings: EvaluateSettings) -> int:
         text += "\n\nDiarization error rates are of all people: measure them without --cue."
     output(text)
     if settings.out:
-        _write(Path(settings.out), result, groups, columns, text, settings)
+        _write(Path(settings.out), result, groups, columns, text, settings, identity)
         draw_examples(task, first[0], Path(settings.out) / "examples.png")
     return 0
+
+
+def _list_sha256(path: Path) -> str | None:
+    """Hash of a list of scenes; None: it cannot be read, which its reader says."""
+    try:
+        return sha256_of(path)
+    except OSError:
+        return None
 
 
 def _quality_metrics() -> list[str]:
@@ -213,13 +232,12 @@ def _write(
     columns: Mapping[str, Mapping[str, float]],
     text: str,
     settings: EvaluateSettings,
+    identity: Mapping[str, Any],
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
         "model": settings.model,
-        "weights_sha256": weights_sha256(settings.model),
         "list": settings.list,
-        "cue": settings.cue,
+        **identity,
         "summary": columns,
         "dependence": result.dependence,
         "real_time_factor": result.real_time,
@@ -228,7 +246,7 @@ def _write(
             way: [_scene_record(scene) for scene in scenes] for way, scenes in result.scenes.items()
         },
     }
-    with write_atomically(out / "measures.json") as file:
+    with write_atomically(out / MEASURES) as file:
         file.write(json_bytes(finite(record), indent=1))
     with write_atomically(out / "table.md") as file:
         file.write(f"{text}\n".encode())

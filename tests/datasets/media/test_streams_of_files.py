@@ -49,7 +49,7 @@ def test_the_stream_that_players_take(tmp_path: Path) -> None:
     assert info.remarks == ("of 2 audio streams number 2 is read",)
     named = probe(str(path), audio_stream=1)
     assert not AudioReader(named).read(0.0, 2.0)[0].any()
-    with pytest.raises(MediaError, match="stream 0 is no audio stream; they are 1, 2"):
+    with pytest.raises(MediaError, match=r"no_stream.*the audio streams are 1, 2"):
         probe(str(path), audio_stream=0)
 
 
