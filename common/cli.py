@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import math
 import os
@@ -17,19 +18,28 @@ from jsonargparse import ArgumentParser, Namespace
 from cavmae.common.config_files import OptionNames, check_config, holds_tables
 from cavmae.common.entry_options import choose_entries
 from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.common.option_errors import option_error
+from cavmae.common.option_errors import negated, option_error
 from cavmae.common.quoting import QuotingFormatter, quoted, visible
 from cavmae.common.registry import registry_of
 from cavmae.common.threads import limit_spinning
 
 log = logging.getLogger("cavmae")
 Settings = TypeVar("Settings")
+REMEDIES = {
+    errno.EACCES: "mend its permissions, or name another",
+    errno.EPERM: "mend its permissions, or name another",
+    errno.ENOENT: "check its name",
+    errno.ENOSPC: "free some space and run the same again",
+    errno.EDQUOT: "free some space and run the same again",
+}
 
 
 class _Parser(ArgumentParser):
     """Argument parser whose errors are a sentence, and that shows options with hyphens."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
+        if not self.exit_on_error:
+            super().error(message, ex)
         sys.stderr.write(f"cavmae: {visible(option_error(message, self.prog, self._actions))}\n")
         sys.exit(2)
 
@@ -55,7 +65,7 @@ class _Parser(ArgumentParser):
             name = action.dest.replace("_", "-")
             action.option_strings = [f"--{name}"]
             if _is_flag(action):
-                action.option_strings, action.nargs = [f"--{name}", _negated(f"--{name}")], 0
+                action.option_strings, action.nargs = [f"--{name}", negated(f"--{name}")], 0
             elif action.dest in groups:
                 action.help = SUPPRESS  # a group takes no value: see `parse`
         try:
@@ -67,12 +77,6 @@ class _Parser(ArgumentParser):
 
 def _is_flag(action: Action) -> bool:
     return getattr(action, "_typehint", None) is bool
-
-
-def _negated(option: str) -> str:
-    """Option that sets a flag to false: ``--no-masks``, ``--loop.no-checkpoint-activations``."""
-    group, dot, name = option.removeprefix("--").rpartition(".")
-    return f"--{group}{dot}no-{name}"
 
 
 def parser(command: str, description: str) -> ArgumentParser:
@@ -98,11 +102,23 @@ def parse_settings(
     Raises:
         UsageError: see :func:`parse`, or there is no entry of a name.
     """
+    _refuse_empty(arguments)
     others = _destinations(command_parser)
     chosen, rewritten = choose_entries(settings_class, arguments, others)
     command_parser.add_class_arguments(chosen)
     options = parse(command_parser, rewritten, checked=chosen is not settings_class)
     return fill(settings_class, options), options
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Raises UsageError for an empty argument, which would name the current folder."""
+    for number, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if argument and not (option.startswith("--") and equals and not value):
+            continue
+        before = option or (arguments[number - 1] if number else "")
+        place = before if before.removeprefix("--") != before != "--" else "An argument"
+        raise UsageError(f"{place} is empty, as of a variable that is not set: give a value.")
 
 
 def _destinations(command_parser: ArgumentParser) -> set[str]:
@@ -120,25 +136,24 @@ def parse(
 
     Raises:
         UsageError: a configuration that :func:`check_config` refuses; a group of options with a
-            value, in which jsonargparse would look for a class to import; a number that is NaN; an
-            empty argument, which would be the current folder.
+            value, in which jsonargparse would look for a class to import; a number that is NaN; see
+            :func:`_refuse_empty`.
     """
+    _refuse_empty(arguments)
     actions = command_parser._actions
     tables = {a.dest for a in actions if holds_tables(getattr(a, "_typehint", None))}
     options = OptionNames(_destinations(command_parser), tables)
     # jsonargparse requires a value for a bool; people write the option alone.
     flags = {a.dest for a in command_parser._actions if _is_flag(a)}
-    negated = {_negated(f"--{flag}").removeprefix("--").replace("-", "_"): flag for flag in flags}
+    by_negation = {
+        negated(f"--{flag}").removeprefix("--").replace("-", "_"): flag for flag in flags
+    }
     normalised: list[str] = []
     for number, argument in enumerate(arguments):
         if argument == "--":
             normalised += arguments[number:]
             break
         name, equals, value = argument.partition("=")
-        if not argument or (name.startswith("--") and equals and not value):
-            before = arguments[number - 1] if number and not argument else name
-            place = before if before.startswith("--") else "An argument"
-            raise UsageError(f"{place} is empty, as of a variable that is not set: give a value.")
         if name.startswith("--") and " " not in name:  # with a space it is some option's value
             option = name[2:].replace("-", "_")
             following = arguments[number + 1] if number + 1 < len(arguments) else ""
@@ -150,10 +165,10 @@ def parse(
                     f"{name} takes no value: give its options, such as "
                     f"--{options.first_of(option)}."
                 )
-            elif option in negated:
+            elif option in by_negation:
                 if equals:
                     raise UsageError(f"{name} takes no value: leave ={value} out.")
-                argument = f"--{negated[option]}=false"
+                argument = f"--{by_negation[option]}=false"
             elif option in flags and not equals:
                 argument += "" if following in ("true", "false") else "=true"
         normalised.append(argument)
@@ -287,10 +302,8 @@ def run(
 def _sentence(error: OSError) -> str:
     if error.filename is None or error.strerror is None:
         return str(error)
-    return (
-        f"{error.filename} cannot be used ({error.strerror}): name another, or mend its "
-        "permissions."
-    )
+    remedy = REMEDIES.get(error.errno or 0, "name another")
+    return f"{error.filename2 or error.filename}: {error.strerror}; {remedy}."
 
 
 def module_main(command: Callable[[Sequence[str]], Any]) -> None:

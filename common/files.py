@@ -80,18 +80,26 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        try:
+        with _named(path):
             opened = temporary.open("wb")
-        except OSError as error:  # nobody knows the temporary name
-            raise OSError(error.errno, error.strerror, str(path)) from error
         with opened as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        with _named(path):
+            temporary.replace(path)
         flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names a file in an OSError, since nobody knows its temporary name."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def make_folder(folder: Path, option: str = "--out") -> None:
@@ -103,7 +111,8 @@ def make_folder(folder: Path, option: str = "--out") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = "a file has its name" if folder.is_file() else error.strerror
+        blocked = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a file is in its place" if blocked else error.strerror
         raise UsageError(
             f"{option} {folder} cannot be a folder ({reason}): name another one."
         ) from error

@@ -25,7 +25,7 @@ class Search:
         repeated: links, hard ones too, to files or folders that are searched already.
         broken: broken links with another extension.
         loops: links to a folder that contains them.
-        closed: folders that cannot be listed, such as those of other users.
+        unlisted: folders that may not be listed, such as those of other users.
     """
 
     folder: Path
@@ -34,7 +34,7 @@ class Search:
     repeated: list[Path] = dataclasses.field(default_factory=list)
     broken: list[Path] = dataclasses.field(default_factory=list)
     loops: list[Path] = dataclasses.field(default_factory=list)
-    closed: list[Path] = dataclasses.field(default_factory=list)
+    unlisted: list[Path] = dataclasses.field(default_factory=list)
 
     def log_unused(self, kind: str) -> None:
         """Logs a line for each kind of skipped entry.
@@ -52,7 +52,7 @@ class Search:
             (self.repeated, "other names of files or folders that are searched already"),
             (self.loops, "links to a folder that contains them"),
             (self.broken, "broken links"),
-            (self.closed, "folders that may not be listed"),
+            (self.unlisted, "folders that may not be listed"),
         ):
             if paths:
                 names = ", ".join(repr(os.path.relpath(p, self.folder)) for p in paths[:EXAMPLES])
@@ -67,7 +67,7 @@ def search(folder: Path, extensions: Collection[str]) -> Search:
     a link in it, as in data sets from before links were followed.
 
     Raises:
-        UsageError: the folder cannot be listed; one inside it is only recorded.
+        UsageError: a folder cannot be listed, but for one inside it that is not permitted.
     """
     result = Search(folder)
     folders: set[tuple[int, int] | None] = set()
@@ -89,13 +89,13 @@ def search(folder: Path, extensions: Collection[str]) -> Search:
         try:
             identity, entries = _entries(current)
         except OSError as error:
-            if current == folder:
-                raise UsageError(
-                    f"The folder {str(folder)!r} cannot be listed ({error.strerror}): mend its "
-                    "permissions, or name another."
-                ) from error
-            result.closed.append(current)
-            continue
+            if current != folder and isinstance(error, PermissionError):
+                result.unlisted.append(current)
+                continue
+            raise UsageError(
+                f"The folder {str(current)!r} cannot be listed ({error.strerror}): mend it, or "
+                "name another."
+            ) from error
         if identity in folders:
             continue  # a real folder below two linked ones
         folders.add(identity)

@@ -18,6 +18,12 @@ KINDS: dict[object, str] = {
 }  # fmt: skip
 
 
+def negated(option: str) -> str:
+    """Option that sets a flag to false: ``--no-masks``, ``--loop.no-checkpoint-activations``."""
+    group, dot, name = option.removeprefix("--").rpartition(".")
+    return f"--{group}{dot}no-{name}"
+
+
 def option_error(message: str, command: str, actions: Sequence[Action]) -> str:
     """One sentence about the option that a parser's message is about, with what it takes.
 
@@ -28,10 +34,15 @@ def option_error(message: str, command: str, actions: Sequence[Action]) -> str:
     """
     listed = f"`{command} --help` lists the options."
     if message.startswith(UNKNOWN):
-        first = message.removeprefix(UNKNOWN).split()[0]
-        near = get_close_matches(first, [_spelled(a) for a in actions], 1, ALIKE)
-        meant = f"; is {near[0]} meant?" if near and first.startswith("-") else "."
-        return f"There is no option or argument {first}{meant} {listed}"
+        unknown = message.removeprefix(UNKNOWN)
+        if not unknown.startswith("-"):
+            return f"There is no place for the argument {unknown!r}; {listed}"
+        option = unknown.split()[0].partition("=")[0].replace("_", "-")
+        names = [_spelled(a) for a in actions if a.option_strings]
+        names += [negated(name) for name in names if _is_flag(name, actions)]
+        near = get_close_matches(option, names, 1, ALIKE)
+        meant = f"; is {near[0]} meant?" if near else "."
+        return f"There is no option {option}{meant} {listed}"
     if message.startswith(REQUIRED):
         names = message.removeprefix(REQUIRED).split(", ")
         by_name = {action.dest: action for action in actions}
@@ -46,7 +57,8 @@ def option_error(message: str, command: str, actions: Sequence[Action]) -> str:
             expected = expected_by(_type_of(action), value)
             if expected is not None:
                 return f"{_spelled(action)} {value}: {expected} is expected."
-    return f"{' '.join(message.split())} {listed}"
+    sentence = " ".join(message.removeprefix("argument ").split()).removesuffix(".")
+    return f"{sentence}. {listed[0].upper()}{listed[1:]}"
 
 
 def expected_by(hint: Any, value: str = "a") -> str | None:
@@ -80,6 +92,10 @@ def _either(words: Iterable[str]) -> str:
 def _joined(kinds: Iterable[str | None]) -> str | None:
     known = list(kinds)
     return None if None in known else _either(str(kind) for kind in known)
+
+
+def _is_flag(name: str, actions: Sequence[Action]) -> bool:
+    return any(_spelled(a) == name and _type_of(a) is bool for a in actions)
 
 
 def _type_of(action: Action) -> Any:

@@ -198,6 +198,7 @@ listed() { # NAME SHARDS OPTIONS...
         cavmae make-scenes "$2" --list "$out/$1.jsonl" --count $scenes "${small[@]}" "${@:3}"
 }
 measured() { # NAME LIST SHARDS OPTIONS...
+    rm -rf "${out:?}/$1" # of an earlier checkpoint
     echo "## $1" | tee "$out/evaluate-$1.md"
     limit "${EVALUATE_SECONDS:-900}" cavmae evaluate "$3" --model "$(newest "$out/speakers")" \
         --list "$out/$2.jsonl" --workers "$workers" --device "$device" --out "$out/$1" "${@:4}" | tee -a "$out/evaluate-$1.md"

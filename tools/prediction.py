@@ -77,7 +77,10 @@ def _predict(
         if is_current(folder, load_events_record(folder), provenance):
             log.info("%s: %s is there already, of the same settings.", source, folder)
             return False
-        log.info("%s: %s is of other settings or not whole: predicted again.", source, folder)
+        log.info(
+            "%s: %s is not of this recording, model and settings, or not whole: made again.",
+            source, folder,
+        )  # fmt: skip
     scratch = scratch_of(folder)
     with locked(scratch, f"Another process is making {folder}."):
         for leftover in scratch.glob("cavmae-*"):  # of a process that was killed

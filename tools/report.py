@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cavmae.common.cli import module_main, parse_settings, parser
 from cavmae.common.errors import UsageError
-from cavmae.common.files import write_atomically
+from cavmae.common.files import open_regular, write_atomically
 
 log = logging.getLogger("cavmae")
 GENERATOR = b'<meta name="generator" content="cavmae report">'  # as in page.html.j2
@@ -46,7 +46,10 @@ def main(words: Sequence[str]) -> int:
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder: name a file, as in {out / 'report.html'}.")
     if out.exists() and not _is_report(out):
-        raise UsageError(f"--out {out} is there already and is no report: name another file.")
+        raise UsageError(
+            f"--out {out} is there already, and no report of this version: name another file, or "
+            "remove it."
+        )
     from cavmae.tools.reporting.fields import Faults
     from cavmae.tools.reporting.page import page
     from cavmae.tools.reporting.sources import sources_of
@@ -67,10 +70,11 @@ def main(words: Sequence[str]) -> int:
 
 def _is_report(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            return GENERATOR in file.read(1000)
-    except OSError:  # it cannot be replaced either
-        return True
+        with open_regular(str(path)) as file:
+            beginning = file.read(1000)
+    except OSError:
+        return False
+    return not beginning or GENERATOR in beginning
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Playback:
         seconds: duration.
         frames: number of grid frames.
         samples: number of audio samples at 16 kHz.
-        last_picture: time of the last video frame in seconds.
+        last_frame_time: time of the last video frame in seconds.
         wanted: number of distinct video frames on the grid.
         missing: number of frames so far that do not decode; the one before stays on screen.
         mixdown: layouts of all audio read so far, as in :class:`.AudioReader`.
@@ -49,7 +49,7 @@ class Playback:
         grid_times = np.arange(self.frames) / VIDEO_RATE
         near = NEAR / max(VIDEO_RATE, info.frame_rate)
         self._index = np.searchsorted(info.frame_times, grid_times + near, side="right") - 1
-        self.last_picture = int(self._index.argmax()) / VIDEO_RATE  # the first of the largest
+        self.last_frame_time = int(self._index.argmax()) / VIDEO_RATE  # the first of the largest
         self._info, self._geometry = info, geometry
         self._first = first
         self._wanted = np.unique(self._index[first:][self._index[first:] >= 0])

@@ -83,6 +83,8 @@ def _merge_rows(first: Input, second: Input) -> Input:
 
 
 def _expand(name: str) -> Iterator[Input]:
+    if not name:
+        raise UsageError("An input is empty, as of a variable that is not set: name a file.")
     if is_url(name):
         try:
             check_address(name)

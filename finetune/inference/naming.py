@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cavmae.common.files import is_url
+from cavmae.common.files import is_url, open_regular
 
 SCRATCH = ".{}.unfinished"  # name of a folder while its files are being written
 LONGEST = 200  # bytes of a name; leaves room for additions of archives and backups
@@ -69,16 +69,20 @@ def source_facts(source: str) -> dict[str, Any]:
     if not is_url(source):
         facts["source_path"] = os.path.realpath(source)
         with contextlib.suppress(OSError):  # it may be gone while its result is still there
-            size = Path(source).stat().st_size
-            facts |= {"source_bytes": size, "source_digest": _digest(Path(source), size)}
+            facts["source_bytes"] = Path(source).stat().st_size
+            facts["source_digest"] = _digest(source, facts["source_bytes"])
     return facts
 
 
-def _digest(path: Path, size: int) -> str:
-    """SHA-256 of the size of a file and of pieces from its beginning to its end."""
+def _digest(path: str, size: int) -> str:
+    """SHA-256 of the size of a file and of pieces from its beginning to its end.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device.
+    """
     digest = hashlib.sha256(str(size).encode())
     last = max(0, size - PIECE)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for start in sorted({last * number // (PIECES - 1) for number in range(PIECES)}):
             file.seek(start)
             digest.update(file.read(PIECE))

@@ -71,7 +71,7 @@ class PreparedMixture(NamedTuple):
     encoding: MixtureEncoding
 
 
-class _Merging(NamedTuple):
+class _MergedSlots(NamedTuple):
     """People among the slots of a window.
 
     Attributes:
@@ -176,16 +176,20 @@ class WindowPredictor:
             encoding=mixture.encoding,
             frame_tokens=tokens,
         )
-        cued = cue is not None
         with self._autocast():
             slot_predictions = self.speaker.predict_masks(inputs)
             # A person has one slot from here on: the lips of a trunk of its own say nothing.
-            parts = self._merge(slot_predictions, slot_predictions.states[-1], letterbox, cued)
+            # The target of a voice is in slot 0 only after voices are compared.
+            has_place = cue is not None and cue.kind != "voice"
+            parts = self._merge(slot_predictions, slot_predictions.states[-1], letterbox, has_place)
             slot_predictions, voice_predictions = self.speaker.predict_voices(
-                inputs, join_slots(slot_predictions, parts.groups), self.thresholds.min_voice_prob
-            )
+                inputs, join_slots(slot_predictions, parts.groups, parts.presence_prob),
+                self.thresholds.min_voice_prob,
+            )  # fmt: skip
         # Motion and audio refine states, so that a further slot may be a person.
-        merging = self._merge(slot_predictions, voice_predictions.states, letterbox, cued)
+        merging = self._merge(
+            slot_predictions, voice_predictions.states, letterbox, cue is not None
+        )
         waves = voice_predictions.waves(mixture.wave.shape[1])[0].float().cpu().numpy()
         key_colors = torch.stack([key_view.colors for key_view in view.key_views]).numpy()
         activity_prob = voice_predictions.activity_logits[0].float().sigmoid().cpu()
@@ -215,15 +219,15 @@ class WindowPredictor:
         return people
 
     def _merge(
-        self, predictions: SlotPredictions, states: Tensor, letterbox: Letterbox, cued: bool
-    ) -> _Merging:
+        self, predictions: SlotPredictions, states: Tensor, letterbox: Letterbox, is_cued: bool
+    ) -> _MergedSlots:
         """People among the slots of a window, by states [1, Q, 4]."""
         masks = letterbox.crop_masks(predictions.masks[-1][0].float().sigmoid()).cpu()
         votes = letterbox.map_votes(predictions.votes[0].float()).cpu()
         probs = states[0, :-1].float().softmax(-1).cpu()
         presence_prob = 1 - probs[:, NONE] - probs[:, OFF_SCREEN]
-        groups = merge_slots(masks, votes, presence_prob, cued, self.thresholds)
-        return _Merging(masks, votes, presence_prob, groups)
+        groups = merge_slots(masks, votes, presence_prob, is_cued, self.thresholds)
+        return _MergedSlots(masks, votes, presence_prob, groups)
 
     @torch.no_grad()
     def encode_key_views(self, key_views: Sequence[KeyView]) -> Tensor:

@@ -78,7 +78,7 @@ def select_people(
         )
     target = recording.people[best]
     remarks: tuple[str, ...] = ()
-    if not _is_at(recording, target, cue):
+    if not is_at(recording, target, cue):
         remarks = (
             f"no mask is at the {cue.kind} at {cue.time:g} s; this is the person that the model "
             "takes for the target all the same, so look at the overlay",
@@ -86,12 +86,15 @@ def select_people(
     return SelectedPeople({best: target}, remarks)
 
 
-def _is_at(recording: FirstPass, sightings: list[Sighting], cue: Cue) -> bool:
-    """Whether a mask of a cued person reaches into the box of the cue, or close to its point."""
+def is_at(recording: FirstPass, sightings: list[Sighting], cue: Cue) -> bool:
+    """Whether a mask of a cued person, near the time of the cue, reaches into its box or point."""
     for sighting in sightings:
         if not sighting.cued:
             continue
-        mask = recording.masks(sighting).max(0) > 127
+        start = recording.starts[sighting.window]
+        distance = np.abs(start + recording.keys - cue.time * VIDEO_RATE)
+        near = distance <= distance.min() + np.diff(recording.keys, prepend=0).max()
+        mask = recording.masks(sighting)[near].max(0) > 127
         left, top, right, bottom = sighting.box
         height, width = mask.shape
         x = (np.array([cue.box[0] - NEAR_CUE, cue.box[2] + NEAR_CUE]) - left) / (right - left)

@@ -27,7 +27,7 @@ from cavmae.finetune.inference.sources import MediaSource
 from cavmae.finetune.inference.unread_media import UnreadMedia
 
 log = logging.getLogger("cavmae")
-STILL_SECONDS = 0.5  # for which the last picture of a recording may stay without a remark
+STILL_SECONDS = 0.5  # for which the last frame of a recording may stay without a remark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def separate_media(
     selected, still = select_people(
         recording, settings.min_seconds, predictor.thresholds.min_movement_fraction, cue
     )
-    remarks = (*recording.remarks, *_remarks_on_pictures(media), *still)
+    remarks = (*recording.remarks, *_remarks_on_a_frozen_frame(media), *still)
     for remark in remarks:
         log.warning("%s: %s.", name, remark)
     # Numbered again, since some people of the first pass are dropped.
@@ -111,11 +111,11 @@ def separate_media(
     return SeparatedRecording(recording, people, voices, mixture, residual, spans, records, remarks)
 
 
-def _remarks_on_pictures(media: MediaSource) -> list[str]:
-    if media.seconds - media.last_picture <= STILL_SECONDS:
+def _remarks_on_a_frozen_frame(media: MediaSource) -> list[str]:
+    if media.seconds - media.last_frame_time <= STILL_SECONDS:
         return []
     return [
-        f"its last picture, of {media.last_picture:.2f} s, stays to its end at "
+        f"its last frame, of {media.last_frame_time:.2f} s, stays to its end at "
         f"{media.seconds:.2f} s; voices from then on follow no lips"
     ]
 

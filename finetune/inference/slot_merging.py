@@ -60,21 +60,25 @@ def merge_slots(
     return people
 
 
-def join_slots(predictions: SlotPredictions, groups: Sequence[Sequence[int]]) -> SlotPredictions:
+def join_slots(
+    predictions: SlotPredictions, groups: Sequence[Sequence[int]], presence_prob: Tensor
+) -> SlotPredictions:
     """Predictions of a single clip in which each person has one slot.
 
-    The first slot of a person gets the masks of all of them; the others hold nobody, so that their
-    lips are not read and they have no voice.
+    The first slot of a person gets the masks of all of them and the state of the most present one;
+    the others hold nobody, so that their lips are not read and they have no voice.
 
     Args:
         predictions: of one clip.
         groups: slots of each person, of :func:`merge_slots`.
+        presence_prob: [Q'].
     """
     if all(len(slots) == 1 for slots in groups):
         return predictions
     masks, states = predictions.masks[-1].clone(), predictions.states[-1].clone()
     for first, *others in groups:
         masks[:, first] = masks[:, [first, *others]].amax(1)
+        states[:, first] = states[:, max((first, *others), key=lambda slot: presence_prob[slot])]
         masks[:, others] = -CERTAIN
         states[:, others] = 0.0
         states[:, others, NONE] = CERTAIN

@@ -24,7 +24,7 @@ class MediaSource(Protocol):
         seconds: duration.
         frames: number of grid frames.
         num_samples: number of audio samples.
-        last_picture: time of the last frame in seconds, which stays from then on.
+        last_frame_time: time of the last frame in seconds, which stays from then on.
         wanted: number of distinct frames of the video on the grid.
         missing: number of frames so far that do not decode.
         mixdown: channel layouts of the audio read so far, each with its downmix.
@@ -33,7 +33,7 @@ class MediaSource(Protocol):
     seconds: float
     frames: int
     num_samples: int
-    last_picture: float
+    last_frame_time: float
     wanted: int
     missing: int
     mixdown: tuple[str, ...]
@@ -80,7 +80,7 @@ class ArraySource:
         size: (height, width) of the frames that are read.
 
     Attributes:
-        seconds, frames, num_samples, last_picture, wanted, missing, mixdown: as in
+        seconds, frames, num_samples, last_frame_time, wanted, missing, mixdown: as in
             :class:`MediaSource`.
         damaged_audio: 0, nothing is decoded.
 
@@ -105,7 +105,7 @@ class ArraySource:
         self._audio = resample(mono, sample_rate)
         self._video, self._size = frames, size
         self._times = np.arange(len(frames)) / frame_rate
-        self.last_picture = float(self._times[-1])
+        self.last_frame_time = float(self._times[-1])
         self._near = NEAR / max(VIDEO_RATE, frame_rate)
 
     @property

@@ -98,3 +98,12 @@ def test_a_folder_that_cannot_be_listed_does_not_stop_the_others(
     assert "skipped, as folders that may not be listed: 'sub'" in caplog.text
     with pytest.raises(UsageError, match=r"sub.*Permission denied"):
         search(tree / "sub", ENDINGS)
+
+    def failing(folder: Path) -> object:
+        if Path(folder).name == "sub":
+            raise OSError(5, "Input/output error", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", failing)  # files may be missed
+    with pytest.raises(UsageError, match=r"sub.*Input/output error"):
+        search(tree, ENDINGS)

@@ -116,8 +116,11 @@ def test_a_flag_may_stand_alone(words: list[str]) -> None:
         ("separate x --target.box 1,2,3", "--target.box [1, 2, 3]: a list of 4 numbers, such as "),
         ("separate x --rate 44100", "--rate 44100: 16000 or input is expected."),
         ("separate x --video-stream a", "--video-stream a: a whole number or null is expected."),
-        ("separate x --overlya", "There is no option or argument --overlya; is --overlay meant? "),
-        ("separate x --nothing", "There is no option or argument --nothing. `cavmae separate --h"),
+        ("separate x --overlya", "There is no option --overlya; is --overlay meant? `cavmae se"),
+        ("separate x --no-overlya=1", "There is no option --no-overlya; is --no-overlay meant? "),
+        ("separate x --nothing", "There is no option --nothing. `cavmae separate --help` lists "),
+        ("separate x --out", "--out: expected one argument. `cavmae separate --help` lists the o"),
+        ("check x y", "There is no place for the argument 'y'; `cavmae check --help` lists the o"),
         ("make-scenes x", "--list and --count are missing; `cavmae make-scenes --help` lists the "),
         ("make-scenes x --list y --count 1 --compose.people [1,1]", "--compose.people [1, 1]: a l"),
         ("make-footage x --out y --kinds [cuts]", "--kinds cuts: a list such as '[plain]', each "),
@@ -135,7 +138,16 @@ def test_a_refused_option_is_one_sentence(
     assert printed.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["", "--out", "o"], ["a", "--out", ""], ["a", "--out="]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["", "--out", "o"],
+        ["a", "--out", ""],
+        ["a", "--out="],
+        ["--out", "o", "--", ""],
+        ["a", "--config", ""],
+    ],
+)
 def test_an_empty_argument_is_not_the_current_folder(words: list[str]) -> None:
     with pytest.raises(UsageError, match="is empty, as of a variable that is not set"):
         dispatch(["separate", *words])
@@ -154,7 +166,7 @@ def test_a_file_in_the_way_of_a_folder_is_named(
         words = [word.replace("FILE", str(tmp_path / "file")) for word in words]
         assert run(dispatch, words) == 2
         printed = capsys.readouterr().err
-        assert "cannot be a folder (a file has its name): name another one." in printed
+        assert "cannot be a folder (a file is in its place): name another one." in printed
         assert printed.count("\n") == 1
 
 

@@ -197,10 +197,10 @@ def test_a_folder_has_one_evaluation(
     (tmp_path / "events").mkdir()
     (tmp_path / "events" / "events.json").write_text("{}")
     for refused, reason in (
-        ([*words, str(tmp_path / "file")], "a file has its name"),
+        ([*words, str(tmp_path / "file")], "a file is in its place"),
         ([*words, str(tmp_path / "events")], "another kind of model"),
-        ([*words, str(out), "--cue", "box"], "another cue"),
-        ([*words, str(out), "--list", str(other)], "another list_sha256"),
+        ([*words, str(out), "--cue", "box"], "another --cue"),
+        ([*words, str(out), "--list", str(other)], "another list of scenes"),
     ):
         with pytest.raises(UsageError, match=reason):
             main(refused)

@@ -166,7 +166,7 @@ def test_files_console_and_resuming(
     assert "1 of 2 videos predicted, 1 there already." in caplog.text
     np.load(out / "b" / "probs.npz")
     assert predict(classifier, out, *words[:1], "--top", "1") == 0
-    assert "is of other settings or not whole: predicted again" in caplog.text
+    assert "is not of this recording, model and settings, or not whole: made again" in caplog.text
     assert len(record_of(out / "a")["timeline"][0]["labels"]) == 1
     assert sorted(p.name for p in out.iterdir()) == ["a", "b"]
 

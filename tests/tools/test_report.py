@@ -307,7 +307,7 @@ def test_folders_that_are_no_source(tmp_path: Path) -> None:
 def test_only_a_report_is_replaced(tmp_path: Path) -> None:
     run, mine = run_folder(tmp_path / "run", 0), tmp_path / "thesis.html"
     mine.write_text("<html><head><title>mine</title>")
-    with pytest.raises(UsageError, match="is there already and is no report"):
+    with pytest.raises(UsageError, match="is there already, and no report"):
         main([str(run), "--out", str(mine)])
     assert "mine" in mine.read_text()
     for _ in range(2):
@@ -320,7 +320,8 @@ def test_evaluations_of_different_lists_are_not_compared_in_silence(tmp_path: Pa
     same = write(tmp_path / "same", "measures.json", record | {"list_sha256": "1"})
     other = record | {"list": "b/scenes.jsonl", "list_sha256": "2"}
     second = write(tmp_path / "second", "measures.json", other)
-    assert "different lists" not in page_of(tmp_path, first, same)
+    former = write(tmp_path / "former", "measures.json", record)
+    assert "different lists" not in page_of(tmp_path, first, same, former)
     text = page_of(tmp_path, first, second)
     assert "These are of different lists of scenes, so do not compare" in text
 

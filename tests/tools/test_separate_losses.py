@@ -138,7 +138,7 @@ def test_pictures_that_end_before_the_sound(
     assert main([str(path), *words(checkpoint, tmp_path / "out")]) == 0
     record = json.loads((tmp_path / "out" / "a" / "result.json").read_text())
     (remark,) = record["remarks"]
-    assert remark.startswith("its last picture, of 0.96 s, stays to its end at 2.18 s")
+    assert remark.startswith("its last frame, of 0.96 s, stays to its end at 2.18 s")
     assert f"a.mkv: {remark}." in caplog.text
     assert record["people"]
     for person in record["people"]:

@@ -318,6 +318,12 @@ def test_another_recording_of_the_same_size_is_another(
     assert "was made with another content of the recording" in caplog.text
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.mp4")
+    facts = source_facts(str(tmp_path / "a.mp4"))
+    assert facts["source_digest"] is None
+
+
 @pytest.mark.parametrize("size", [0, 1, PIECE, PIECE + 1, 5 * PIECE, 40 * PIECE])
 def test_the_digest_is_of_the_whole_of_small_files(size: int, tmp_path: Path) -> None:
     path = tmp_path / "a"

@@ -1,7 +1,8 @@
 """Metrics of an event classifier on a data set: measurement, tables and files."""
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cavmae.common.progress import Progress
 from cavmae.common.quoting import caption, visible
 from cavmae.common.tables import markdown_table
 from cavmae.datasets.format.manifest import Manifest
+from cavmae.datasets.stream.base import data_set_digest
 from cavmae.datasets.stream.loader import Loader
 from cavmae.datasets.stream.shard_reader import Access
 from cavmae.datasets.stream.stream import EvalStream
@@ -26,6 +28,7 @@ from cavmae.finetune.events.data import check_frame_rate, event_view
 from cavmae.finetune.events.labels import ClassList, check_labels, class_list
 from cavmae.finetune.events.metrics import EventMetrics, event_metrics
 from cavmae.finetune.events.model import uses_video
+from cavmae.finetune.inference.event_files import EVENTS
 from cavmae.finetune.inference.event_model import (
     FIGURES,
     checked_frames,
@@ -35,7 +38,7 @@ from cavmae.finetune.inference.event_model import (
 )
 from cavmae.tools.evaluate import EvaluateSettings
 from cavmae.tools.evaluating.measure import finite
-from cavmae.tools.evaluating.out_folder import EVENTS, prepare_out
+from cavmae.tools.evaluating.out_folder import prepare_out
 from cavmae.tools.evaluating.weights_hash import weights_sha256
 
 log = logging.getLogger("cavmae")
@@ -63,9 +66,14 @@ def measure_events(shards: str, settings: EvaluateSettings) -> int:
     if uses_video(mode):
         check_frame_rate(manifest, config, access)
     conditions = Conditions(mode, frames_text(mode, frames, config), weights_text(settings.model))
-    identity = {"weights_sha256": weights_sha256(settings.model), "data": shards}
+    identity = {
+        "weights_sha256": weights_sha256(settings.model),
+        "data_digest": data_set_digest(manifest),
+        "classes_sha256": hashlib.sha256("\0".join(classes.names).encode()).hexdigest(),
+        "conditions": conditions._asdict(),
+    }
     if settings.out:
-        prepare_out(Path(settings.out), EVENTS, identity | {"conditions": conditions._asdict()})
+        prepare_out(Path(settings.out), EVENTS, identity)
     view = event_view(config, mode, task.transform.padding, frames=frames)
     stream = EvalStream(
         manifest, view, settings.batch_size, labels=classes.names, label_ids=classes.ids,
@@ -94,7 +102,7 @@ def measure_events(shards: str, settings: EvaluateSettings) -> int:
     if settings.out:
         _write(
             Path(settings.out), metrics, classes, conditions, f"{text}\n\n{per_class}", settings,
-            shards, len(torch.cat(labels)),
+            shards, len(torch.cat(labels)), identity,
         )  # fmt: skip
     return 0
 
@@ -142,15 +150,15 @@ def _write(
     settings: EvaluateSettings,
     shards: str,
     clips: int,
+    identity: Mapping[str, Any],
 ) -> None:
     beside = conditions._asdict()
     summary = metrics.summary()
     rows = zip(classes.names, metrics.positives, metrics.ap, metrics.auc, strict=True)
     record: dict[str, Any] = {
         "model": settings.model,
-        "weights_sha256": weights_sha256(settings.model),
+        **identity,
         "data": shards,
-        "conditions": beside,
         "clips": clips,
         "figures": {name: {"value": summary.get(name), **beside} for name in FIGURES},
         "classes": [

@@ -57,6 +57,7 @@ def measure(shards: str, settings: EvaluateSettings) -> int:
         "list_sha256": _list_sha256(Path(settings.list)),
         "cue": settings.cue,
         "hints": settings.hints,
+        "references": settings.references,
     }
     if settings.out:
         prepare_out(Path(settings.out), MEASURES, identity)

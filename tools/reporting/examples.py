@@ -54,7 +54,8 @@ def examples(separations: Sequence[Separation]) -> list[PageBlock]:
         values = separation.record.values
         source = [values.get(name) for name in ("source_path", "source", "source_bytes")]
         known = any(isinstance(value, str) for value in source)
-        key = json.dumps(source if source[0] is None else source[0]) if known else number
+        same = source if source[0] is None else [source[0], values.get("source_digest")]
+        key = json.dumps(same) if known else number
         groups.setdefault(key, []).append(separation)
     blocks: list[PageBlock] = []
     for number, group in enumerate(groups.values(), 1):

@@ -230,9 +230,9 @@ def _measures(evaluations: Sequence[Evaluation]) -> list[PageBlock]:
     summaries = {e.name: _summary(e.record) for e in evaluations}
     if len(evaluations) > 1:
         blocks.append(Heading("Side by side"))
-        lists = {e.name: Path(e.record.text("list")).name for e in evaluations}
-        if len({e.record.text("list_sha256") for e in evaluations}) > 1:
-            listed = "; ".join(f"{name}: {scenes}" for name, scenes in lists.items())
+        hashes = [e.record.raw("list_sha256") for e in evaluations]
+        if len({h for h in hashes if isinstance(h, str)}) > 1:
+            listed = "; ".join(f"{e.name}: {e.record.text('list')}" for e in evaluations)
             blocks.append(
                 Paragraph(f"These are of different lists of scenes, so do not compare ({listed}).")
             )

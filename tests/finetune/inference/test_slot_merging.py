@@ -134,14 +134,16 @@ def test_joined_slots_are_one_and_the_others_nobody() -> None:
     before = SlotPredictions(
         empty, empty, [states + 1, states], [logits + 1, logits], empty, empty, empty, empty
     )
-    joined = join_slots(before, [[2, 0], [1]])
+    presence_prob = torch.tensor([0.9, 0.8, 0.85, 0.1])
+    joined = join_slots(before, [[2, 0], [1]], presence_prob)
     assert joined.masks[-1][:, 2].equal(logits[:, [0, 2]].amax(1))
     assert (joined.masks[-1][:, 0].sigmoid() < 1e-6).all()
     assert (joined.states[-1][:, 0].softmax(-1)[:, NONE] > 0.999).all()
     assert joined.masks[-1][:, [1, 3]].equal(logits[:, [1, 3]])
-    assert joined.states[-1][:, 1:].equal(states[:, 1:])
+    assert joined.states[-1][:, 2].equal(states[:, 0])  # the most present of both
+    assert joined.states[-1][:, [1, 3, 4]].equal(states[:, [1, 3, 4]])
     assert joined.masks[0].equal(logits + 1) and joined.states[0].equal(states + 1)
-    assert join_slots(before, [[2], [1]]) is before
+    assert join_slots(before, [[2], [1]], presence_prob) is before
 
 
 def test_parts_touch_in_enough_key_frames() -> None:

@@ -463,3 +463,22 @@ def test_cues_reach_slot_0(kind: str) -> None:
     plain = predictor.predict(view_of(predictor, frames), predictor.prepare(wave))
     cued = predictor.predict(view_of(predictor, frames), predictor.prepare(wave), cue, 1)
     assert [p.presence_prob for p in plain] != [p.presence_prob for p in cued]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("box", [True, True]), ("voice", [False, True])])
+def test_the_target_of_a_voice_is_in_slot_0_once_voices_are_there(
+    kind: str, expected: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cued = []
+    merge = predictor_module.merge_slots
+
+    def recorded(*inputs: Any) -> list[list[int]]:
+        cued.append(inputs[3])
+        return merge(*inputs)
+
+    monkeypatch.setattr(predictor_module, "merge_slots", recorded)
+    predictor = make_predictor()
+    frames, wave = scene()
+    cue = Cue("voice", voice=wave) if kind == "voice" else Cue("box", box=(0.0, 0.0, 0.5, 1.0))
+    predictor.predict(view_of(predictor, frames), predictor.prepare(wave), cue, 1)
+    assert cued == expected
