@@ -82,7 +82,7 @@ class Thresholds:
             touching parts of one person, as a fraction of the frame; a center that is further from
             that in the other key frames has moved.
         max_part_distance: largest vertical distance between the center votes of two touching parts
-            of one person whose centers lie in one column (within 8 % of the width of both
+            of one person whose centers lie in one column (within 10 % of the width of both
             together), as a fraction of the height of both together.
         min_touching_fraction: fraction of the key frames with both parts in which the masks of two
             parts of one person touch at least.

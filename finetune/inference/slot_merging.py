@@ -16,7 +16,7 @@ from cavmae.finetune.speaker.model_tensors import NONE, SlotPredictions
 
 NEIGHBORS = np.ones((3, 3))  # of a pixel, with its corners
 CERTAIN = 20.0  # logit of what is certain
-MAX_COLUMN_DISTANCE = 0.08  # horizontal, of centers in one column, over the width of both parts
+MAX_COLUMN_DISTANCE = 0.1  # horizontal, of centers in one column, over the width of both parts
 
 
 def merge_slots(

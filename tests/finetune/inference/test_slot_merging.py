@@ -112,7 +112,7 @@ def test_each_threshold_of_slots_has_an_effect(
     ("x", "y", "rows", "expected"),
     [
         (0.32, 0.47, 14, [[0, 1]]),  # a head and the trunk below it
-        (0.33, 0.47, 14, [[0], [1]]),  # another column
+        (0.34, 0.47, 14, [[0], [1]]),  # another column
         (0.31, 0.52, 14, [[0], [1]]),  # too far below, as of somebody behind another
         (0.31, 0.47, 4, [[0], [1]]),  # two small people, one above the other
     ],
@@ -120,7 +120,7 @@ def test_each_threshold_of_slots_has_an_effect(
 def test_parts_in_a_column_vote_less_exactly_for_its_height(
     x: float, y: float, rows: int, expected: list[list[int]]
 ) -> None:
-    """Of a person of 18 of 20 rows and 14 of 40 columns, 0.108 and 0.028 of the frame."""
+    """Of a person of 18 of 20 rows and 14 of 40 columns, 0.108 and 0.035 of the frame."""
     head, trunk = block(slice(1, 5), slice(10, 20)), block(slice(5, 5 + rows), slice(8, 22))
     votes = voting((trunk, x, y), (head, 0.3, 0.38))
     assert groups([head, trunk], votes, 0.95, 0.9) == expected
