@@ -67,7 +67,7 @@ class SeparatedFiles:
         """
         try:
             record = read_json(folder / RESULT, remedy=f"remove {folder} to have it made again")
-            if "schema" not in record:
+            if isinstance(record, dict) and "schema" not in record:
                 raise CavmaeError(f"{folder / RESULT} is of another program: name another --out.")
             people = tuple(
                 PersonFiles(

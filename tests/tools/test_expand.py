@@ -159,7 +159,7 @@ def test_a_killed_search_goes_on(words: list[str], tmp_path: Path, trained: list
         (["--data.train", "slow"], "have 10 frames a second, the pathway reads up to 25"),
         (["--data.held-out", "train"], "people or videos of --data.held-out .* trained on, too"),
         (["--minutes", "0"], "--minutes and --lr are above 0"),
-        (["--data.held-out", ""], "expand needs --out FOLDER, and shards"),
+        (["--data.held-out", ""], "--data.held-out is empty"),
     ],
 )
 def test_bad_usage_is_refused(
@@ -168,6 +168,11 @@ def test_bad_usage_is_refused(
     more = [shards.get(word, word) for word in more]
     with pytest.raises(UsageError, match=message):
         main([*words, *budget_of(2), *more])
+
+
+def test_both_data_sets_are_named() -> None:
+    with pytest.raises(UsageError, match="expand needs --out FOLDER, and shards"):
+        main(["--out", "out", "--data.train", "clips"])
 
 
 def test_clips_of_few_frames_do_for_a_pathway_that_leaves_frames_out(

@@ -54,7 +54,7 @@ def test_tables(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("file,start\na.mp4,1\n", "no column 'path'"),
-        ("", "no column 'path'"),
+        ("", "is empty: its first line must name the columns"),
         ("path,start\na.mp4,one\n", "line 2: start 'one'"),
         ("path,end\na.mp4,-1\n", "line 2: end '-1'"),
         ("path,end\na.mp4,nan\n", "line 2: end 'nan'"),

@@ -295,7 +295,7 @@ def test_other_names_of_classes_are_another_model(
     config = tmp_path / "000000001" / "config.json"
     config.write_text(config.read_text().replace(f'"{CLASSES[0]}"', '"renamed"'))
     assert predict(model, tmp_path / "out", path) == 0
-    assert "is predicted again" in caplog.text
+    assert "or not whole: made again" in caplog.text
     names = [label["name"] for label in record_of(tmp_path / "out" / "video")["labels"]]
     assert "renamed" in names and CLASSES[0] not in names
     with pytest.raises(UsageError, match="--classes: name each class once"):

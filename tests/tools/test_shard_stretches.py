@@ -159,7 +159,8 @@ def test_another_stream_by_its_number(tmp_path: Path) -> None:
         assert (info.video_stream, info.mixdown) == (0, "mono")
     out = tmp_path / "3"
     assert make_shards(str(path), out, RUN_SETTINGS, audio_stream=7, **TINY) == 1
-    assert lines(out)[0]["detail"] == "stream 7 is no audio stream; they are 1, 2"
+    assert lines(out)[0]["detail"] == "stream 7 is no audio stream; the audio streams are 1, 2"
+    assert lines(out)[0]["reason"] == "no_stream"
 
 
 @pytest.mark.parametrize("profile", ["speakers", "events"])

@@ -228,5 +228,6 @@ def test_a_run_and_its_evaluation(
         assert run(evaluate.main, [*options, "--frames", count]) == 2
         message = f"--frames {count}: the model takes 3 frames of a clip in one pass; leave it out."
         assert message in capsys.readouterr().err
+    options[-1] = str(tmp_path / "sound")
     assert run(evaluate.main, [*options, "--mode", "missing_video"]) == 0
     assert run(evaluate.main, [*options, "--mode", "missing_video", "--frames", "3"]) == 2

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from cavmae.common.cli import parse_settings, parser
 from cavmae.common.cli import run as run_command
+from cavmae.common.errors import UsageError
 from cavmae.finetune.events.config import EventConfig, Mode
 from cavmae.finetune.events.factory import load_events
 from cavmae.finetune.events.model import EventClassifier
@@ -126,10 +127,12 @@ def test_it_learns_32_clips_by_heart_and_measures_them(
     single = sum(len(labels) == 1 for labels in several(32))
     assert sum(map(sum, record["confusion"])) == single
     # The middle frame, and modalities alone.
-    record = measured(shards, last, out, "--mode", "missing_video")
+    record = measured(shards, last, tmp_path / "sound", "--mode", "missing_video")
     beside = {"mode": "missing_video", "frames": "none", "weights": "not averaged"}
     assert record["figures"]["auc"] | beside == record["figures"]["auc"]
-    record = measured(shards, last, out)
+    with pytest.raises(UsageError, match="another model and another --mode or --frames"):
+        measured(shards, last, out)
+    record = measured(shards, last, tmp_path / "middle")
     assert record["figures"]["mean_ap"]["value"] == pytest.approx(held_out[-1]["mean_ap"])
     assert record["figures"]["mean_ap"]["frames"] == "1, the middle"
 
