@@ -20,6 +20,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from cavmae.common import cli
+from cavmae.common.option_errors import negated
 from cavmae.common.registry import Registry
 from cavmae.finetune.laterals.settings import LATERALS
 from cavmae.finetune.motion.settings import MOTION
@@ -175,7 +176,7 @@ def _row(action: argparse.Action, parser: Any) -> tuple[str, str, str] | None:
     kind = getattr(action, "_typehint", None)
     remarks = []
     if kind is bool:
-        name = f"--{name}, {cli._negated(f'--{name}')}"
+        name = f"--{name}, {negated(f'--{name}')}"
     else:
         name = f"--{name}"
         remarks.append(_kind(kind))
