@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import sys
-from argparse import SUPPRESS, Action
+from argparse import SUPPRESS
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 from cavmae.common.config_files import OptionNames, check_config, holds_tables
 from cavmae.common.entry_options import choose_entries
 from cavmae.common.errors import CavmaeError, UsageError
-from cavmae.common.option_errors import negated, option_error
+from cavmae.common.option_errors import is_flag, negated, option_error
 from cavmae.common.quoting import QuotingFormatter, quoted, visible
 from cavmae.common.registry import registry_of
 from cavmae.common.threads import limit_spinning
@@ -64,7 +64,7 @@ class _Parser(ArgumentParser):
         for action in spelled:
             name = action.dest.replace("_", "-")
             action.option_strings = [f"--{name}"]
-            if _is_flag(action):
+            if is_flag(action):
                 action.option_strings, action.nargs = [f"--{name}", negated(f"--{name}")], 0
             elif action.dest in groups:
                 action.help = SUPPRESS  # a group takes no value: see `parse`
@@ -73,10 +73,6 @@ class _Parser(ArgumentParser):
         finally:
             for action, (strings, nargs, text) in zip(spelled, parsed_as, strict=True):
                 action.option_strings, action.nargs, action.help = strings, nargs, text
-
-
-def _is_flag(action: Action) -> bool:
-    return getattr(action, "_typehint", None) is bool
 
 
 def parser(command: str, description: str) -> ArgumentParser:
@@ -144,7 +140,7 @@ def parse(
     tables = {a.dest for a in actions if holds_tables(getattr(a, "_typehint", None))}
     options = OptionNames(_destinations(command_parser), tables)
     # jsonargparse requires a value for a bool; people write the option alone.
-    flags = {a.dest for a in command_parser._actions if _is_flag(a)}
+    flags = {a.dest for a in command_parser._actions if is_flag(a)}
     by_negation = {
         negated(f"--{flag}").removeprefix("--").replace("-", "_"): flag for flag in flags
     }

@@ -18,6 +18,11 @@ KINDS: dict[object, str] = {
 }  # fmt: skip
 
 
+def is_flag(action: Action) -> bool:
+    """Whether an option is true or false."""
+    return getattr(action, "_typehint", None) is bool
+
+
 def negated(option: str) -> str:
     """Option that sets a flag to false: ``--no-masks``, ``--loop.no-checkpoint-activations``."""
     group, dot, name = option.removeprefix("--").rpartition(".")
@@ -39,7 +44,7 @@ def option_error(message: str, command: str, actions: Sequence[Action]) -> str:
             return f"There is no place for the argument {unknown!r}; {listed}"
         option = unknown.split()[0].partition("=")[0].replace("_", "-")
         names = [_spelled(a) for a in actions if a.option_strings]
-        names += [negated(name) for name in names if _is_flag(name, actions)]
+        names += [negated(_spelled(a)) for a in actions if is_flag(a)]
         near = get_close_matches(option, names, 1, ALIKE)
         meant = f"; is {near[0]} meant?" if near else "."
         return f"There is no option {option}{meant} {listed}"
@@ -62,7 +67,7 @@ def option_error(message: str, command: str, actions: Sequence[Action]) -> str:
 
 
 def expected_by(hint: Any, value: str = "a") -> str | None:
-    """What an option of a type takes, such as "a number or auto"; None: not known.
+    """Description of the values of an option's type, such as "a number or auto"; None: not known.
 
     Args:
         hint: the type.
@@ -92,10 +97,6 @@ def _either(words: Iterable[str]) -> str:
 def _joined(kinds: Iterable[str | None]) -> str | None:
     known = list(kinds)
     return None if None in known else _either(str(kind) for kind in known)
-
-
-def _is_flag(name: str, actions: Sequence[Action]) -> bool:
-    return any(_spelled(a) == name and _type_of(a) is bool for a in actions)
 
 
 def _type_of(action: Action) -> Any:

@@ -105,7 +105,8 @@ def is_result_of(record: Mapping[str, Any], source: str) -> bool:
         return True
     if isinstance(before, str) and os.path.lexists(before):
         return False
-    return record.get("source") == source and is_same_content(record, facts)
+    names = ("source", "source_bytes", "source_digest")
+    return all(record.get(name) == facts[name] for name in names)
 
 
 def _plain(stem: str) -> str:

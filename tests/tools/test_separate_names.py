@@ -1,5 +1,6 @@
 """Result folders of `cavmae separate`: names of any kind, reruns, errors of single recordings."""
 
+import contextlib
 import errno
 import json
 import os
@@ -23,6 +24,7 @@ from cavmae.finetune.inference.naming import (
     PIECE,
     PIECES,
     folder_names,
+    is_result_of,
     is_same_content,
     scratch_of,
     shortened,
@@ -316,6 +318,18 @@ def test_another_recording_of_the_same_size_is_another(
     path.write_bytes(data)
     assert main([str(path), *words(checkpoint, out)]) == 1
     assert "was made with another content of the recording" in caplog.text
+
+
+def test_a_recording_that_is_gone_has_no_result_of_its_name_from_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"recording")
+    record = source_facts(str(path)) | {"source": "a.mp4", "source_path": "/elsewhere/a.mp4"}
+    with contextlib.chdir(tmp_path):
+        assert is_result_of(record, "a.mp4")  # moved
+        path.write_bytes(b"Recording")
+        assert not is_result_of(record, "a.mp4")
+        path.unlink()
+        assert not is_result_of(record, "a.mp4")
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def prepare_out(out: Path, file: str, identity: Mapping[str, Any]) -> None:
 
 
 def _difference(record: Any, is_same_kind: bool, identity: Mapping[str, Any]) -> str | None:
-    """What a folder's evaluation is of, if it is not that of this run."""
+    """Description of how a folder's evaluation differs from that of this run; None: it does not."""
     if is_prediction(record):
         return "a prediction of `cavmae predict`"
     if not is_same_kind or not isinstance(record, dict):

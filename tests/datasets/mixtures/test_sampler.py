@@ -374,3 +374,10 @@ def test_too_few_people(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense(changes: dict, message: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(UsageError, match=message):
         ComposeSettings(**changes)
+
+
+def test_scenes_without_people_take_one_off_screen_voice_at_most(tmp_path: Path) -> None:
+    clips = [clip(0, speaker="one", person=True), clip(1, speaker="one", person=True)]
+    settings = ComposeSettings(without_people_prob=1.0)
+    sampler = SceneSampler(ClipPool(data_set_of(tmp_path / "set", clips)), settings)
+    assert not any(sampler.sample(random.Random(seed)).people for seed in range(20))

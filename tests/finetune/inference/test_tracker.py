@@ -391,7 +391,7 @@ def make_alike(predictor: WindowPredictor) -> None:
 def record_voices(
     predictor: WindowPredictor,
 ) -> list[tuple[SlotPredictions, VoicePredictions]]:
-    """What its speaker model predicts from now on."""
+    """List to which the following predictions of its speaker model are appended."""
     predictions = []
     predict = predictor.speaker.predict_voices
 
