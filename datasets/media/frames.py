@@ -27,12 +27,11 @@ import av
 import numpy as np
 import torch  # noqa: F401 - decord crashes when it is imported before torch
 from av.error import FFmpegError
-from av.video.reformatter import VideoReformatter
 
 from cavmae.datasets.media.container import MediaError, open_container, read_packets
+from cavmae.datasets.media.conversion import FrameConverter
 from cavmae.datasets.media.decoding import LostKeys, decode_in_order, decode_packet
-from cavmae.datasets.media.geometry import Geometry, fit_inside
-from cavmae.datasets.media.hdr import to_sdr
+from cavmae.datasets.media.geometry import Geometry
 from cavmae.datasets.media.packet_plan import DROP, REFERENCES, plan_again, plan_packets
 from cavmae.datasets.media.packets import NO_STAMP, stamp_of
 from cavmae.datasets.media.probe import Probe
@@ -161,15 +160,18 @@ def _check_for_decord(probe: Probe, wanted: np.ndarray) -> None:
 
 
 class PyAVDecoder:
-    """Decoder through PyAV, in one thread, that decodes only what the wanted frames need."""
+    """Decoder through PyAV, in one thread, that decodes only what the wanted frames need.
+
+    Args:
+        packed: frames are packed YUV instead of RGB, as in :class:`.FrameConverter`.
+    """
 
     name = "pyav"
 
-    def __init__(self, probe: Probe, geometry: Geometry, wanted: np.ndarray):
+    def __init__(self, probe: Probe, geometry: Geometry, wanted: np.ndarray, packed: bool = False):
         self._probe = probe
-        self._geometry = geometry
+        self._converter = FrameConverter(probe, geometry, packed)
         self._wanted = frozenset(int(i) for i in wanted)
-        self._reformatter = VideoReformatter()
         self._index_of = {int(stamp): i for i, stamp in enumerate(probe.frame_stamps)}
         self._start(plan_packets(probe, wanted) if probe.listing is None else None)
 
@@ -283,28 +285,8 @@ class PyAVDecoder:
                 return
             index, frame = item
             if index >= indices[0]:
-                self._stash[index] = self._convert(frame)
+                self._stash[index] = self._converter.convert(frame)
                 absent.discard(index)
-
-    def _convert(self, frame: av.VideoFrame) -> np.ndarray:
-        info = self._probe
-        resized = self._geometry.resized
-        inside = resized
-        if (frame.width, frame.height) != (info.width, info.height):
-            # A stream may change its frame size; frames keep their aspect ratio.
-            inside = fit_inside((frame.height, round(frame.width * info.pixel_aspect)), resized)
-        kind = "rgb48le" if info.transfer else "rgb24"
-        small = self._reformatter.reformat(
-            frame, inside[1], inside[0], kind, interpolation="BILINEAR"
-        ).to_ndarray()
-        if info.transfer:
-            small = to_sdr(small, info.transfer)
-        if inside != resized:
-            top, left = (resized[0] - inside[0]) // 2, (resized[1] - inside[1]) // 2
-            whole = np.zeros((*resized, 3), dtype=np.uint8)
-            whole[top : top + inside[0], left : left + inside[1]] = small
-            small = whole
-        return self._geometry.finish(small)
 
 
 def _numbered_packets(

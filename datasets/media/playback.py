@@ -5,8 +5,9 @@ import contextlib
 import numpy as np
 
 from cavmae.datasets.media.audio_reader import AudioReader
-from cavmae.datasets.media.frames import open_decoder
+from cavmae.datasets.media.frames import PyAVDecoder
 from cavmae.datasets.media.geometry import Geometry
+from cavmae.datasets.media.planes import pack_rgb
 from cavmae.datasets.media.probe import Probe
 from cavmae.datasets.stream.features import SAMPLE_RATE
 from cavmae.datasets.stream.rates import VIDEO_RATE
@@ -32,6 +33,7 @@ class Playback:
         info: probe of the file.
         geometry: of the frames.
         first: grid frame before which no frames are read.
+        packed: frames are packed YUV of :mod:`.planes`, which encoders take, instead of RGB.
 
     Attributes:
         seconds: duration.
@@ -43,7 +45,7 @@ class Playback:
         mixdown: layouts of all audio read so far, as in :class:`.AudioReader`.
     """
 
-    def __init__(self, info: Probe, geometry: Geometry, first: int = 0):
+    def __init__(self, info: Probe, geometry: Geometry, first: int = 0, packed: bool = False):
         self.seconds = max(info.span[1], 1 / VIDEO_RATE)
         self.frames, self.num_samples = extent(self.seconds)
         grid_times = np.arange(self.frames) / VIDEO_RATE
@@ -51,7 +53,7 @@ class Playback:
         self._index = np.searchsorted(info.frame_times, grid_times + near, side="right") - 1
         self.last_frame_time = int(self._index.argmax()) / VIDEO_RATE  # the first of the largest
         self._info, self._geometry = info, geometry
-        self._first = first
+        self._first, self._packed = first, packed
         self._wanted = np.unique(self._index[first:][self._index[first:] >= 0])
         self.wanted = len(self._wanted)
         self._closing = contextlib.ExitStack()
@@ -60,7 +62,7 @@ class Playback:
     def rewind(self) -> None:
         """Begin again: what was read before counts no longer."""
         self._closing.close()
-        self._decoder = open_decoder(self._info, self._geometry, self._wanted)
+        self._decoder = PyAVDecoder(self._info, self._geometry, self._wanted, self._packed)
         self._closing.callback(self._decoder.close)
         self._audio = AudioReader(self._info, steady=True)
         self._closing.callback(self._audio.close)
@@ -74,7 +76,7 @@ class Playback:
 
     def reopen(self, first: int) -> "Playback":
         """A second playback of the file, whose frames are read from a grid frame on."""
-        return Playback(self._info, self._geometry, first)
+        return Playback(self._info, self._geometry, first, self._packed)
 
     def __enter__(self) -> "Playback":
         return self
@@ -95,6 +97,8 @@ class Playback:
 
     def read_frames(self, start: int, count: int) -> list[np.ndarray]:
         """Reads grid frames ``start`` to ``start + count``: uint8 RGB [height, width, 3] each.
+
+        Packed ones are uint8 [1.5 height, width].
 
         A frame that stays on screen, or that several segments have, is one array.
 
@@ -118,7 +122,8 @@ class Playback:
         return frames
 
     def _black(self) -> np.ndarray:
-        return np.zeros((*self._geometry.size, 3), dtype=np.uint8)
+        black = np.zeros((*self._geometry.size, 3), dtype=np.uint8)
+        return pack_rgb(black) if self._packed else black
 
     def read_audio(self, start: int, count: int) -> np.ndarray:
         """Reads the audio of a segment of grid frames: float32 [count * 640] at 16 kHz.

@@ -5,12 +5,13 @@ import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import av
 import numpy as np
 import torch
 
+from cavmae.datasets.media.planes import PACKED
 from cavmae.datasets.stream.features import SAMPLE_RATE
 
 AAC_FRAME = 1024  # samples
@@ -36,9 +37,11 @@ class VideoWriter:
         path: of the file.
         size: (width, height) in pixels, even numbers.
         frame_rate: Hz.
-        quality: x264's CRF.
+        quality: x264's CRF, or its QP.
         audio: waveform; None: the file has no audio.
         preset: of x264; faster ones make larger files.
+        quality_as: ``crf``, or ``qp``: for pictures of few colors it takes three quarters of the
+            time, in a smaller file.
         b_frames: code frames from later ones, too; without, `superfast` takes a third less time,
             and files are a tenth larger.
     """
@@ -52,6 +55,7 @@ class VideoWriter:
         audio: Wave | None,
         preset: str = "veryfast",
         b_frames: bool = True,
+        quality_as: Literal["crf", "qp"] = "crf",
     ):
         self._rate = frame_rate
         # `file:` keeps FFmpeg from reading a name with a colon as a protocol.
@@ -60,7 +64,7 @@ class VideoWriter:
         video.width, video.height = size
         video.pix_fmt = "yuv420p"
         # One thread writes the same bytes in any number of processes.
-        video.options = {"preset": preset, "crf": f"{quality:g}", "threads": "1"}
+        video.options = {"preset": preset, quality_as: f"{quality:g}", "threads": "1"}
         if torch.backends.cpu.get_cpu_capability() == "AVX512":
             # x264 with AVX-512 sometimes gives other bytes for the same frames (measured).
             video.options = {**video.options, "x264-params": "asm=AVX2"}
@@ -99,12 +103,19 @@ class VideoWriter:
             self._container.close()
 
     def write(self, number: int, pixels: np.ndarray) -> None:
-        """Writes frame ``number``: uint8 [height, width, 3 or 4], or bool [height, width].
+        """Writes frame ``number``.
+
+        Args:
+            number: of the frame.
+            pixels: uint8 [height, width, 3 or 4]; bool [height, width]; or uint8 [1.5 height,
+                width], packed YUV of :mod:`.planes`, which takes a third of the time of RGB.
 
         Raises:
             ValueError: a frame [height, width] is not bool.
         """
-        if pixels.ndim == 2:
+        if pixels.ndim == 2 and len(pixels) > self._video_stream.height:
+            frame = av.VideoFrame.from_ndarray(pixels, PACKED)
+        elif pixels.ndim == 2:
             frame = _mask_frame(pixels)
         else:
             frame = av.VideoFrame.from_ndarray(pixels, FORMATS[pixels.shape[2]])

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -18,9 +19,9 @@ from cavmae.finetune.inference.mask_tracks import MaskRegion, MaskTrack
 from cavmae.finetune.inference.overlay import draw_people
 from cavmae.finetune.inference.progress import ProgressCallback, part_of
 
-# x264's CRF and preset. A mask exceeds 127 in the same pixels after coding; medium presets would
-# take a third of the time of a separation.
-OVERLAY_QUALITY, OVERLAY_PRESET = 23.0, "superfast"
+# x264's quality and preset. A mask exceeds 127 in the same pixels after coding; medium presets
+# would take a third of the time of a separation.
+OVERLAY_QUALITY, OVERLAY_PRESET = 24.0, "superfast"
 MASK_QUALITY, MASK_PRESET = 20.0, "ultrafast"
 OPEN_MASKS = 8  # mask videos that are written at a time
 FRAMES_PER_READ = 8  # frames that are read together
@@ -107,12 +108,12 @@ def _write_frames(
 
 def _mask_writer(path: Path, size: tuple[int, int]) -> ThreadedVideoWriter:
     return ThreadedVideoWriter(
-        VideoWriter(path, size[::-1], VIDEO_RATE, MASK_QUALITY, None, MASK_PRESET)
+        VideoWriter(path, size[::-1], VIDEO_RATE, MASK_QUALITY, None, MASK_PRESET, quality_as="qp")
     )
 
 
 class _OverlayVideo:
-    """Writer of the overlay video, which reads the frames of the recording."""
+    """Writer of the overlay video, which reads the frames of the recording in another thread."""
 
     def __init__(
         self, path: Path, info: Probe, geometry: Geometry, frames: int,
@@ -120,7 +121,7 @@ class _OverlayVideo:
     ):  # fmt: skip
         self._frames = frames
         self._speaking = {number: _frames_of(spans[number], frames) for number in spans}
-        self._playback = Playback(info, geometry)
+        self._playback = Playback(info, geometry, packed=True)
         self._writer = ThreadedVideoWriter(
             VideoWriter(
                 path,
@@ -132,24 +133,31 @@ class _OverlayVideo:
                 b_frames=False,
             )
         )
-        self._read: list[np.ndarray] = []
+        self._pool = ThreadPoolExecutor(1, "overlay-reader")
+        self._upcoming = self._pool.submit(self._read, 0)
+        self._part: list[np.ndarray] = []
         self._first = 0  # frame of the first of those
+
+    def _read(self, first: int) -> list[np.ndarray]:
+        return self._playback.read_frames(first, min(FRAMES_PER_READ, self._frames - first))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
         with self._playback:
             self._writer.__exit__(kind, *rest)
 
     def write(self, frame: int, regions: Mapping[int, MaskRegion]) -> None:
         """Write a frame; frames come in order."""
-        if frame >= self._first + len(self._read):
-            self._first = frame
-            count = min(FRAMES_PER_READ, self._frames - frame)
-            self._read = self._playback.read_frames(frame, count)
+        if frame >= self._first + len(self._part):
+            self._first, self._part = frame, self._upcoming.result()
+            following = frame + len(self._part)
+            if following < self._frames:
+                self._upcoming = self._pool.submit(self._read, following)
         speaking = [number for number in regions if self._speaking[number][frame]]
-        self._writer.write(frame, draw_people(self._read[frame - self._first], regions, speaking))
+        self._writer.write(frame, draw_people(self._part[frame - self._first], regions, speaking))
 
 
 def _frames_of(spans: Sequence[Span], frames: int) -> np.ndarray:

@@ -62,6 +62,7 @@ class HeadReader(nn.Module):
         # A CPU keeps no more in memory, without gradients, than one slot takes.
         is_split = grey.device.type == "cpu" and not torch.is_grad_enabled()
         groups = slots.split(1) if is_split else [slots]
+        grey = grey.float()  # once for all groups
         embeds, places = [], []
         for group in groups:
             chosen = covered[:, group]

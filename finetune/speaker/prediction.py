@@ -107,8 +107,13 @@ def check_finite_audio(waves: Tensor) -> None:
 
 def _check_finite(predictions: SlotPredictions, voices: VoicePredictions) -> None:
     """Raise NonFiniteError for NaN or Inf: NaN exceeds no threshold and would read as silence."""
-    outputs = (*voices, predictions.masks[-1], predictions.votes)
-    if not bool(torch.stack([output.isfinite().all() for output in outputs]).all()):
+    outputs = (
+        *voices._replace(spectra=torch.view_as_real(voices.spectra)), predictions.masks[-1],
+        predictions.votes,
+    )  # fmt: skip
+    # The extremes are NaN where any value is, and take one pass.
+    extremes = torch.stack([end for output in outputs for end in output.aminmax()])
+    if not bool(extremes.isfinite().all()):
         raise NonFiniteError(
             "The model gives NaN or Inf: its weights or its statistics are damaged, so copy the "
             "model again; if this is not fp32, try --precision fp32."

@@ -92,18 +92,19 @@ def test_frames_that_come_late_are_not_missing(late: int) -> None:
     """A frame that the decoder gives only after others that follow it, at the end of a read."""
     order = [*range(late), *range(late + 1, late + 4), late, *range(late + 4, 40)]
 
+    class Filled:
+        def convert(self, frame: Any) -> np.ndarray:
+            return np.full((1, 1, 3), frame, np.uint8)
+
     class Disordered(frames.PyAVDecoder):
         def __init__(self) -> None:
             self._plan, self._stash, self._last = None, {}, -1
-            self._output = self._numbers()
+            self._output, self._converter = self._numbers(), Filled()
 
         def _numbers(self) -> Any:
             for index in order:
                 self._last = max(self._last, index)
                 yield index, index
-
-        def _convert(self, frame: Any) -> np.ndarray:
-            return np.full((1, 1, 3), frame, np.uint8)
 
     decoder = Disordered()
     for first in range(0, 21, 7):

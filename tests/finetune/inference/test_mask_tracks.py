@@ -3,12 +3,14 @@
 import dataclasses
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from cavmae.common.boxes import WHOLE, Box
+from cavmae.datasets.media.planes import PACKED, pack_rgb, planes_of
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.mask_tracks import MaskRegion, MaskTrack
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
@@ -138,6 +140,12 @@ def test_nobody_where_no_pixel_is_above_the_threshold(tmp_path: Path) -> None:
     assert track.at(12, SIZE) is None  # after the window's end
 
 
+def unpack(packed: np.ndarray) -> np.ndarray:
+    """RGB of a packed frame, int [h, w, 3]."""
+    frame = av.VideoFrame.from_ndarray(packed, PACKED)
+    return frame.reformat(format="rgb24").to_ndarray().astype(int)
+
+
 def disc(radius: float, center: tuple[float, float]) -> MaskRegion:
     """Soft disc in a region 20 pixels below and 30 right of the corner."""
     y, x = np.mgrid[:80, :100].astype(np.float32)
@@ -160,17 +168,32 @@ def test_an_outline_is_closed_where_a_region_ends() -> None:
 
 
 def test_people_are_drawn_in_their_colors_and_speakers_are_tinted() -> None:
-    frame = np.full((120, 160, 3), 100, np.uint8)
+    grey = np.full((120, 160, 3), 100, np.uint8)
+    frame = pack_rgb(grey)
+    before = frame.copy()
     regions = {1: disc(25.0, (80.0, 60.0))}
-    silent = draw_people(frame, regions, ())
-    speaking = draw_people(frame, regions, {1})
-    assert (frame == 100).all()  # the input is left as it is
-    colored = (silent == color_of(1)).all(-1)
-    thick = (speaking == color_of(1)).all(-1)
+    silent, speaking = (unpack(draw_people(frame, regions, numbers)) for numbers in ((), {1}))
+    assert (frame == before).all()  # the input is left as it is
+    color = np.array(color_of(1))
+    colored, thick = (np.abs(drawn - color).max(-1) < 12 for drawn in (silent, speaking))
     assert 0 < colored.sum() <= thick.sum()
-    assert (silent[75, 80] == 100).all()  # inside, away from outline and label
-    np.testing.assert_allclose(speaking[75, 80], 0.7 * 100 + 0.3 * np.array(color_of(1)), atol=1)
-    assert (silent[10, 10] == 100).all() and (speaking[10, 10] == 100).all()
+    distance = np.hypot(*(np.argwhere(colored)[:, ::-1] + 0.5 - (80, 60)).T)
+    label = np.argwhere(colored)[:, 0] < 50  # the disc with the number is at the top
+    assert np.abs(distance[~label] - 25).max() < 2
+    # Inside, away from outline and label:
+    assert np.abs(silent[75, 80] - 100).max() <= 2
+    np.testing.assert_allclose(speaking[75, 80], 0.7 * 100 + 0.3 * color, atol=6)
+    for drawn in (silent, speaking):
+        assert np.abs(drawn[10, 10] - 100).max() <= 2
+
+
+def test_a_tint_covers_a_region_at_odd_places() -> None:
+    """A pixel of chroma belongs to four of luma."""
+    regions = {1: MaskRegion(21, 31, np.ones((41, 51), np.float32))}
+    drawn = draw_people(pack_rgb(np.full((120, 160, 3), 100, np.uint8)), regions, {1})
+    _, chroma = planes_of(drawn)
+    tinted = chroma[15:26, 20:36].astype(int)  # without outline and label
+    assert (tinted == tinted[0, 0]).all() and (tinted[0, 0] != chroma[0, 0]).all()
 
 
 def test_masks_change_at_a_cut(tmp_path: Path) -> None:
