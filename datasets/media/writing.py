@@ -108,7 +108,7 @@ class VideoWriter:
         Args:
             number: of the frame.
             pixels: uint8 [height, width, 3 or 4]; bool [height, width]; or uint8 [1.5 height,
-                width], packed YUV of :mod:`.planes`, which takes a third of the time of RGB.
+                width], packed YUV of :mod:`.planes`, which needs no conversion from RGB.
 
         Raises:
             ValueError: a frame [height, width] is not bool.

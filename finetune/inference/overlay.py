@@ -31,7 +31,7 @@ def draw_people(
     """Frame with people outlined and numbered; those who speak have a thicker line and a tint.
 
     Args:
-        frame: packed YUV of :mod:`~cavmae.datasets.media.planes`, height h.
+        frame: packed YUV of :mod:`~cavmae.datasets.media.planes`, uint8 [1.5 h, w].
         regions: masks by the number of the person, in pixels of luma.
         speaking: numbers of the people who speak.
 

@@ -26,9 +26,9 @@ def to_rgb(packed: np.ndarray) -> np.ndarray:
 def test_colors_are_those_of_ffmpeg() -> None:
     for color in np.random.default_rng(0).integers(0, 256, (50, 3), dtype=np.uint8):
         luma, chroma = planes_of(pack_rgb(np.broadcast_to(color, (16, 32, 3))))
-        found = [luma[0, 0], *chroma[0, 0]]
+        expected = [luma[0, 0], *chroma[0, 0]]
         assert (np.ptp(luma), np.ptp(chroma.reshape(-1, 2), axis=0).max()) == (0, 0)
-        assert np.abs(yuv_of(color).astype(int) - found).max() <= 1
+        assert np.abs(yuv_of(color).astype(int) - expected).max() <= 1
 
 
 def test_planes_are_views_and_pack_to_the_same_frame() -> None:
@@ -76,7 +76,7 @@ def test_packed_frames_are_written_as_rgb_ones(tmp_path: Path) -> None:
         np.stack([(2 * x + 3 * t) % 256, (3 * y) % 256, x + y], axis=-1).astype(np.uint8)
         for t in range(10)
     ]
-    shown = []
+    decoded = []
     for name, frames in (("rgb", pictures), ("packed", [pack_rgb(p) for p in pictures])):
         path = tmp_path / f"{name}.mp4"
         with VideoWriter(path, (96, 64), 25, 10.0, None, "superfast") as writer:
@@ -84,8 +84,8 @@ def test_packed_frames_are_written_as_rgb_ones(tmp_path: Path) -> None:
                 writer.write(number, frame)
         with av.open(str(path)) as container:
             assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
-            shown.append(np.stack([f.to_ndarray() for f in container.decode(video=0)]))
-    assert np.abs(shown[0].astype(int) - shown[1]).max() <= 2
+            decoded.append(np.stack([f.to_ndarray() for f in container.decode(video=0)]))
+    assert np.abs(decoded[0].astype(int) - decoded[1]).max() <= 2
 
 
 @pytest.mark.parametrize("quality_as", ["crf", "qp"])
