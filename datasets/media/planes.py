@@ -20,14 +20,9 @@ def yuv_of(rgb: np.ndarray) -> np.ndarray:
 
 
 def planes_of(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Views of the luma [h, w] and the chroma [h / 2, w / 2, 2] of a packed frame."""
-    height, width = packed.shape[0] * 2 // 3, packed.shape[1]
-    return packed[:height], packed[height:].reshape(height // 2, width // 2, 2)
-
-
-def pack(luma: np.ndarray, chroma: np.ndarray) -> np.ndarray:
-    """Packed frame of luma [h, w] and chroma [h / 2, w / 2, 2]."""
-    return np.concatenate([luma, chroma.reshape(len(chroma), -1)])
+    """Views of the luma [h, w] and the chroma [h / 2, w], in pairs, of a packed frame."""
+    height = packed.shape[0] * 2 // 3
+    return packed[:height], packed[height:]
 
 
 def pack_rgb(rgb: np.ndarray) -> np.ndarray:

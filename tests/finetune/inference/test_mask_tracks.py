@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch.nn import functional
 
 from cavmae.common.boxes import WHOLE, Box
@@ -14,7 +15,7 @@ from cavmae.datasets.media.planes import PACKED, pack_rgb, planes_of
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.mask_tracks import MaskRegion, MaskTrack
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
-from cavmae.finetune.inference.overlay import color_of, draw_people, outlines
+from cavmae.finetune.inference.overlay import color_of, draw_people, outline
 from cavmae.finetune.inference.records import activity_prob, visible_frames
 from cavmae.finetune.inference.shots import interpolate_masks
 
@@ -153,18 +154,19 @@ def disc(radius: float, center: tuple[float, float]) -> MaskRegion:
     return MaskRegion(20, 30, np.clip(0.5 + (radius - distance) / 10, 0, 1).astype(np.float32))
 
 
-def test_outlines_run_along_the_edge_of_the_mask() -> None:
-    (line,) = outlines(disc(25.0, (80.0, 60.0)))
-    distance = np.hypot(line[:, 0] - 80, line[:, 1] - 60)
-    assert np.abs(distance - 25).max() < 0.5
-    np.testing.assert_allclose(line[0], line[-1])  # closed
-
-
-def test_an_outline_is_closed_where_a_region_ends() -> None:
-    """A person whom the edge of the frame cuts off."""
-    (line,) = outlines(disc(25.0, (30.0, 60.0)))
-    np.testing.assert_allclose(line[0], line[-1])
-    assert line[:, 0].min() >= 30 - 4
+@pytest.mark.parametrize("line_width", [1, 2, 3, 6, 11])
+@pytest.mark.parametrize("radius", [0.5, 2, 4, 20])  # of the hole
+def test_an_outline_is_as_wide_in_all_directions(line_width: int, radius: float) -> None:
+    """Inside of a disc that the edge of the array cuts off, and around a hole, large or a pixel."""
+    y, x = np.mgrid[:100, :120]
+    mask = np.hypot(x - 30, y - 50) < 45
+    mask &= np.hypot(x - 35, y - 50) >= radius
+    line = outline(mask, line_width)
+    distance = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]  # from what is not the mask
+    assert not line[~mask].any()
+    assert line[mask & (distance <= 0.8 * line_width)].all()
+    assert not line[distance > 1.25 * line_width + 0.5].any()
+    assert line[30:70, 0].all()  # closed where the array ends
 
 
 def test_people_are_drawn_in_their_colors_and_speakers_are_tinted() -> None:
@@ -192,7 +194,7 @@ def test_a_tint_covers_a_region_at_odd_places() -> None:
     regions = {1: MaskRegion(21, 31, np.ones((41, 51), np.float32))}
     drawn = draw_people(pack_rgb(np.full((120, 160, 3), 100, np.uint8)), regions, {1})
     _, chroma = planes_of(drawn)
-    tinted = chroma[15:26, 20:36].astype(int)  # without outline and label
+    tinted = chroma.reshape(60, 80, 2)[15:26, 20:36].astype(int)  # without outline and label
     assert (tinted == tinted[0, 0]).all() and (tinted[0, 0] != chroma[0, 0]).all()
 
 
