@@ -15,7 +15,7 @@ from cavmae.datasets.stream.transforms import Statistics
 from cavmae.finetune.inference.predictor import WindowPredictor
 from cavmae.pretrain.engine.model_files import COMPLETE, WEIGHTS, write_hashes
 from cavmae.tools.separate import main
-from tests.finetune.inference.test_tracker import view_of
+from tests.finetune.inference.predictors import view_of
 from tests.finetune.speaker.scenes import SAMPLES, model
 
 Maker = Callable[..., Path]

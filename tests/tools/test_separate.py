@@ -30,7 +30,7 @@ from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
 from cavmae.finetune.inference.sources import working_size
 from cavmae.finetune.inference.target import Target
 from cavmae.tools.separate import main
-from tests.finetune.inference.test_tracker import view_of
+from tests.finetune.inference.predictors import view_of
 
 Maker = Callable[..., Path]
 QUICK = SeparateSettings(second_look=False, height=64)

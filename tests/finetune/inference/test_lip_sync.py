@@ -19,7 +19,7 @@ from cavmae.finetune.inference.separation import SeparatedRecording, separate_me
 from cavmae.finetune.inference.settings import SeparateSettings
 from cavmae.finetune.inference.sources import ArraySource
 from cavmae.finetune.inference.views import WindowView
-from tests.finetune.inference.test_tracker import make_predictor
+from tests.finetune.inference.predictors import make_predictor
 
 SAMPLES = 640  # of a frame
 LENGTH = 64

@@ -22,7 +22,7 @@ from cavmae.finetune.inference.settings import SeparateSettings, Thresholds
 from cavmae.finetune.inference.shots import interpolate_masks, split_at_cuts
 from cavmae.finetune.inference.sources import ArraySource
 from cavmae.finetune.inference.views import Letterbox, WindowView
-from tests.finetune.inference.test_tracker import make_predictor
+from tests.finetune.inference.predictors import make_predictor
 
 LENGTH = 16
 KEYS = np.array([2, 6, 10, 14])

@@ -26,7 +26,7 @@ from cavmae.finetune.inference.window_prediction import (
     windows_at_once,
 )
 from cavmae.finetune.inference.window_reader import CropReader, Window, read_windows
-from tests.finetune.inference.test_tracker import make_predictor
+from tests.finetune.inference.predictors import make_predictor
 from tests.finetune.inference.test_window_reader import LENGTH, STARTS, Ahead, source
 
 

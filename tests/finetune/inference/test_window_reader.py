@@ -28,7 +28,7 @@ from cavmae.finetune.inference.views import KeyView, ViewSizes, WindowView
 from cavmae.finetune.inference.window_reader import CropReader, read_windows
 from cavmae.pretrain.temporal.settings import JointOptions
 from cavmae.tools.benchmarks.media import VideoSpec, make_video
-from tests.finetune.inference.test_tracker import make_predictor, view_of
+from tests.finetune.inference.predictors import make_predictor, view_of
 from tests.finetune.speaker.scenes import ENCODER, SHAPE
 from tests.tools.test_separate_losses import spoil
 
