@@ -10,6 +10,7 @@ from tests.datasets.clips import clip, data_set_of
 from tests.finetune.speaker.runs import write
 
 
+@pytest.mark.long
 def test_variants_have_rows_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

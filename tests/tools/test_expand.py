@@ -119,6 +119,7 @@ def test_a_search_and_what_it_leaves(
         main([*words, *budget_of(2.1), "--lr", "0.01"])
 
 
+@pytest.mark.long
 def test_a_killed_search_goes_on(words: list[str], tmp_path: Path, trained: list[str]) -> None:
     out = tmp_path / "out"
     words = [*words, *budget_of(1.01), "--minutes", "0.02", "--evaluations", "4"]

@@ -171,6 +171,7 @@ def test_two_inputs_with_one_hash_are_refused(
         Plan(layout).extend(items[1:])
 
 
+@pytest.mark.long
 def test_a_plan_takes_little_memory(tmp_path: Path) -> None:
     """Growth of the peak with the rows of a list, at first use and at a rerun."""
     peaks = []

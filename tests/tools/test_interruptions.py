@@ -32,7 +32,14 @@ from tests.tools.helpers import (
 )
 
 
-@pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "killer",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+    ],
+)
 def test_the_same_bytes_after_kills_in_mid_run(
     videos: Path,
     reference: Path,

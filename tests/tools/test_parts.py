@@ -197,6 +197,7 @@ def test_tasks_that_start_together_agree(tmp_path: Path) -> None:
     assert [path.name for path in out.iterdir()] == ["array.json"]
 
 
+@pytest.mark.long
 def test_an_array_with_a_killed_task(
     videos: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

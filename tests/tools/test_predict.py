@@ -263,6 +263,7 @@ def test_labels_have_the_times_at_which_they_are_present() -> None:
     assert timeline.labels(1, ("b",), 0.7)[0]["spans"] == []
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_recording(classifier: str, tmp_path: Path) -> None:
     """Of a minute and of a quarter of an hour, without video: quick to make and to read."""
     program = (

@@ -126,6 +126,7 @@ def test_a_kill_before_an_upload_is_recorded(
     assert not shards_in(local)
 
 
+@pytest.mark.long
 def test_a_signal_and_a_kill_in_a_multipart_upload(
     s3: ObjectStore, video: Maker, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def test_the_same_in_any_number_of_processes_and_after_kills(tmp_path: Path) -> 
     assert contents(out) == contents(tmp_path / "one")
 
 
+@pytest.mark.long
 def test_a_longer_corpus_begins_with_the_shorter_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

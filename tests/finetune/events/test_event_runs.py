@@ -184,6 +184,7 @@ def test_learned_positions_and_the_heads_rate(tmp_path: Path, clips: str) -> Non
     assert load_events(str(last)).config.modalities == "audio_only"
 
 
+@pytest.mark.long
 def test_the_command_in_two_processes_with_one_label_a_clip(tmp_path: Path) -> None:
     labels = [(CLASSES[n % 3],) for n in range(6)]
     shards = event_set(tmp_path / "clips", labels).folder

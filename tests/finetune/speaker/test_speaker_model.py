@@ -376,6 +376,7 @@ def test_the_sound_separator_says_when_and_at_which_rate_its_layers_learn() -> N
     assert starts == [0.5, 0, 0]
 
 
+@pytest.mark.long
 def test_a_small_model_learns_a_batch() -> None:
     torch.manual_seed(0)
     speaker_task = task(teacher_forcing_iou=0.0)

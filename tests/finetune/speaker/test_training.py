@@ -139,6 +139,7 @@ def test_a_trained_encoder_moves(clips: Manifest, encoder: Path, tmp_path: Path)
         assert not torch.equal(own[name], source[name]), name
 
 
+@pytest.mark.long
 def test_a_compiled_encoder_that_keeps_no_activations_learns_the_same(
     clips: Manifest, encoder: Path, tmp_path: Path
 ) -> None:

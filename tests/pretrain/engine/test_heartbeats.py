@@ -12,7 +12,7 @@ from tests.pretrain.engine.running import finish, kill, lines, train, wait_for, 
 ENDLESS = {"steps": 100_000, "evaluate_every": 0, "save_every": 0}
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("number", "timeout", "expected"),
     [

@@ -17,7 +17,6 @@ from cavmae.pretrain.engine import checkpoints
 from cavmae.pretrain.model import CAVMAE
 from cavmae.pretrain.train import main
 from tests.pretrain.engine.running import (
-    LAUNCHERS,
     finish,
     free_port,
     kill,
@@ -251,6 +250,7 @@ def test_another_number_of_processes_goes_on_with_the_rest_of_the_epoch(
     assert [line["step"] for line in lines(run)][-1] == 10
 
 
+@pytest.mark.long
 def test_epochs_end_with_their_samples_whatever_the_batches(
     tmp_path: Path, data_set: Manifest
 ) -> None:
@@ -312,7 +312,9 @@ def test_a_shard_that_breaks_during_training_stops_all(tmp_path: Path, copied: P
     assert checkpoints.complete_checkpoints(run)  # what was learnt is kept
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", ["accelerate", pytest.param("torchrun", marks=pytest.mark.long)]
+)
 def test_two_launched_processes_go_on_as_one_run(
     tmp_path: Path, data_set: Manifest, whole: dict[int, Path], launcher: str
 ) -> None:
@@ -339,6 +341,7 @@ SCONTROL = """#!/bin/bash
 """
 
 
+@pytest.mark.long
 def test_the_slurm_script_of_the_guide(
     tmp_path: Path, data_set: Manifest, whole: dict[int, Path]
 ) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 from cavmae.datasets.format.manifest import Manifest
@@ -13,6 +14,7 @@ from tests.finetune.events.event_clips import event_set
 from tests.pretrain.engine.running import finish, lines, trace, train, wait_for, words
 
 
+@pytest.mark.long
 def test_a_run_on_two_data_sets_goes_on_to_the_bit(tmp_path: Path, data_set: Manifest) -> None:
     """Clips of other sizes, lengths and labels; epochs of the small data set end within the run."""
     other = event_set(tmp_path / "other", [("rain",)] * 5)
