@@ -66,7 +66,7 @@ def unfinished(run: Path) -> list[Path]:
     return [p for p in folder.iterdir() if p.suffix == ".tmp"] if folder.is_dir() else []
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_kill_in_a_save_and_between_saves(
     tmp_path: Path, data_set: Manifest, whole: dict[int, Path], processes: int
 ) -> None:
@@ -90,7 +90,10 @@ def test_kill_in_a_save_and_between_saves(
     same_end(run, whole[processes])
 
 
-@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("processes", "number"),
+    [(1, signal.SIGUSR1), pytest.param(2, signal.SIGTERM, marks=pytest.mark.long)],
+)
 def test_a_signal_saves_at_the_next_step(
     tmp_path: Path, data_set: Manifest, whole: dict[int, Path], processes: int, number: int
 ) -> None:
