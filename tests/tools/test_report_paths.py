@@ -2,8 +2,10 @@
 
 import base64
 import copy
+import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -183,3 +185,23 @@ def test_large_files_are_not_read(recording: Path, tmp_path: Path) -> None:
         file.truncate(100 << 20)
     with pytest.raises(CavmaeError, match=r"result\.json has more than 64 MB"):
         page_of(tmp_path, recording)
+
+
+def test_large_images_are_embedded_smaller(tmp_path: Path) -> None:
+    """As the same picture, if not to the bit; small ones stay as they are."""
+    trained = write(tmp_path / "run", "metrics.jsonl", {"step": 1, "kind": "train", "loss": 1})
+    sizes = {"large.png": (600, 500), "small.png": (60, 50)}
+    for name, (width, height) in sizes.items():
+        noise = np.random.default_rng(0).integers(0, 256, (height // 2, width // 2, 3), np.uint8)
+        Image.fromarray(noise).resize((width, height)).save(trained / name)
+    png_bytes = (trained / "large.png").stat().st_size
+    assert png_bytes > 500_000
+    text = page_of(tmp_path, trained)
+    (found,) = re.findall('src="data:image/webp;base64,([^"]+)"', text)
+    data = base64.b64decode(found)
+    assert len(data) < png_bytes / 2
+    with Image.open(io.BytesIO(data)) as shown, Image.open(trained / "large.png") as image:
+        difference = np.asarray(shown.convert("RGB")).astype(int) - np.asarray(image)
+    assert np.abs(difference).mean() < 20
+    small = base64.b64encode((trained / "small.png").read_bytes()).decode()
+    assert f'src="data:image/png;base64,{small}"' in text
