@@ -166,13 +166,12 @@ def _label(number: int, size: tuple[int, ...]) -> _Label:
     font = ImageFont.load_default(size=side * 0.62)
     ink = (255, 255, 255, 255) if dark else (0, 0, 0, 255)
     pen.text((side / 2, side / 2), str(number), fill=ink, font=font, anchor="mm")
-    alpha = image.getchannel("A")
-    small = np.asarray(image.convert("RGB").reduce(2))
-    chroma = yuv_of(small)[..., 1:].reshape(side // 2, side)
+    rgb, alpha = image.convert("RGB"), image.getchannel("A")
+    luma, chroma = yuv_of(np.asarray(rgb))[..., 0], yuv_of(np.asarray(rgb.reduce(2)))[..., 1:]
     return _Label(
-        yuv_of(np.asarray(image.convert("RGB")))[..., 0].astype(np.int16),
+        luma.astype(np.int16),
         _opacity(alpha),
-        chroma.astype(np.int16),
+        chroma.reshape(side // 2, side).astype(np.int16),
         np.repeat(_opacity(alpha.reduce(2)), 2, axis=1),
     )
 

@@ -47,6 +47,7 @@ def test_the_whole_way_with_a_kill_in_the_middle(tmp_path: Path) -> None:
     assert done.stderr.count("done before") >= 3
     assert {path: path.stat().st_mtime_ns for path in kept} == before
     page = (folder / "report.html").read_text()
+    assert len(page) < 15e6
     for text in ("person", "Learning rate", "frames_blanked", "reconstructions"):
         assert text in page
     assert len(list(folder.glob("separated/*/result.json"))) == 2

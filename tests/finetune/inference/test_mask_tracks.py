@@ -11,7 +11,7 @@ from scipy.ndimage import distance_transform_edt
 from torch.nn import functional
 
 from cavmae.common.boxes import WHOLE, Box
-from cavmae.datasets.media.planes import PACKED, pack_rgb, planes_of
+from cavmae.datasets.media.planes import PACKED, pack_rgb, planes_of, yuv_of
 from cavmae.finetune.inference.first_pass import FirstPass, Sighting
 from cavmae.finetune.inference.mask_tracks import MaskRegion, MaskTrack
 from cavmae.finetune.inference.overlap_add import CrossfadeWeights
@@ -187,6 +187,23 @@ def test_people_are_drawn_in_their_colors_and_speakers_are_tinted() -> None:
     np.testing.assert_allclose(speaking[75, 80], 0.7 * 100 + 0.3 * color, atol=6)
     for drawn in (silent, speaking):
         assert np.abs(drawn[10, 10] - 100).max() <= 2
+
+
+def test_all_values_are_blended_without_an_overflow() -> None:
+    """Black to white pixels, those beyond the limited range too."""
+    frame = np.random.default_rng(0).integers(0, 256, (180, 160), dtype=np.uint8)
+    region = disc(25.0, (80.0, 60.0))
+    inside = np.zeros((120, 160), bool)
+    inside[region.place] = region.mask
+    for number in range(1, 8):
+        luma, _ = planes_of(draw_people(frame, {number: region}, {number}))
+        before = planes_of(frame)[0].astype(float)
+        color = float(yuv_of(np.array(color_of(number)))[0])
+        # Below the label, which is at the top: outside, then within the line.
+        np.testing.assert_array_equal(luma[60:][~inside[60:]], before[60:][~inside[60:]])
+        part = np.s_[60:75, 70:90]
+        np.testing.assert_allclose(luma[part], before[part] + 0.3 * (color - before[part]), atol=2)
+        assert luma[84, 80] == color  # on the line
 
 
 def test_a_tint_covers_a_region_at_odd_places() -> None:
